@@ -1,0 +1,419 @@
+"""Contrast files in, disjoint train, validation and test prompts out.
+
+Knows rows, labels and splits. Does not know what a prompt means, how it is tokenised, nor which model reads it.
+"""
+
+import csv
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from rhumbline.errors import ContrastError
+
+Label = Literal["positive", "negative"]
+Split = Literal["train", "val", "test"]
+
+LABELS: tuple[Label, Label] = ("positive", "negative")
+SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
+COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id")
+
+_SHOWN = 20
+_APOSTROPHES = "'’‘"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a contrast."""
+
+    text: str
+    """The instruction, exactly as the file has it."""
+    label: Label
+    id: str
+    """Unique in its contrast."""
+    split: Split | None = None
+    """The split that the file asks for; None leaves it to the seed."""
+    system: str | None = None
+    """The prompt's own system prompt, in place of the run's."""
+    response: str | None = None
+    """Text of the answer, for a contrast of texts."""
+    category: str | None = None
+
+    def __post_init__(self):
+        if not self.text.strip():
+            raise ContrastError(f"Prompt {self.id!r} has no text; give it an instruction.")
+        if self.label not in LABELS:
+            raise ContrastError(f"Prompt {self.id!r} has label {self.label!r}; use one of {', '.join(LABELS)}.")
+        if self.split is not None and self.split not in SPLITS:
+            raise ContrastError(f"Prompt {self.id!r} has split {self.split!r}; use None or one of {', '.join(SPLITS)}.")
+
+    @property
+    def content(self) -> tuple[str, str, str]:
+        """What makes two rows the same: system, instruction and response."""
+        return (self.system or "", self.text, self.response or "")
+
+
+@dataclass(frozen=True)
+class ContrastSet:
+    """The prompts of a contrast, without exact duplicates."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    sha256: str
+    """Of the prompts in order, every field; the same for the same rows as JSON Lines or as CSV."""
+    duplicates: int
+    """Rows that repeated an earlier one and were dropped."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many prompts of each class a sampled split has."""
+
+    train: int = 128
+    val: int = 32
+    test: int = 100
+
+    def __post_init__(self):
+        faults = [f"{split} {size}" for split, size in asdict(self).items() if size < 1]
+        if faults:
+            raise ContrastError(f"Sizes: {', '.join(faults)}; each split needs at least 1 prompt per class.")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The realised splits of one seed. A prompt keeps the `split` of its file, so a sampled one has None."""
+
+    parts: Mapping[Split, Mapping[Label, tuple[Prompt, ...]]]
+    near_duplicates: int
+    """Rows that differ from another row only in case, punctuation or spacing: dropped and kept ones together."""
+    dropped: int
+    """Near duplicates left out of the sample; the others stand in splits that the file decided."""
+    fixed: frozenset[Split]
+    """Splits that the file decided for both classes; a new seed does not change them."""
+
+    def get(self, split: Split, label: Label) -> tuple[Prompt, ...]:
+        """The prompts of one class in one split."""
+        return self.parts[split][label]
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Realised number of prompts, per split and label."""
+        return {split: {label: len(self.get(split, label)) for label in LABELS} for split in SPLITS}
+
+    def ids(self) -> dict[str, dict[str, list[str]]]:
+        """Ids of the prompts, per split and label."""
+        return {split: {label: [p.id for p in self.get(split, label)] for label in LABELS} for split in SPLITS}
+
+
+# -- reading
+
+
+class _Faults:
+    """Every fault of one source, told together: the same fault on many rows is one entry."""
+
+    def __init__(self, source: str):
+        self.source = source
+        self.places: dict[str, list[str]] = {}
+        self.count = 0
+
+    def add(self, place: str, message: str) -> None:
+        self.count += 1
+        self.places.setdefault(message, []).append(place)
+
+    def raise_if_any(self) -> None:
+        if not self.count:
+            return
+        lines = []
+        for message, places in list(self.places.items())[:_SHOWN]:
+            more = f" (and {len(places) - 3} more)" if len(places) > 3 else ""
+            where = ", ".join(places[:3]) + more
+            lines.append(f"  {where}: {message}" if where else f"  {message}")
+        if len(self.places) > _SHOWN:
+            lines.append(f"  ... and {len(self.places) - _SHOWN} further faults")
+        form = (
+            f'A row is {{"prompt": "...", "label": "positive" | "negative"}}, with or without {", ".join(COLUMNS[2:])}.'
+        )
+        raise ContrastError("\n".join([f"{self.source} cannot be used as a contrast:", *lines, form]))
+
+
+def read_contrast(path: str | Path) -> ContrastSet:
+    """Read a contrast file: JSON Lines (.jsonl, .json) or CSV with the same columns.
+
+    An empty optional cell is one that is not given. Raises one ContrastError that lists every fault.
+    """
+    path = Path(path)
+    faults = _Faults(str(path))
+    reader = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}.get(path.suffix.lower())
+    if reader is None:
+        raise ContrastError(f"{path} is not a contrast file: name it .jsonl (JSON Lines) or .csv.")
+    rows = list(reader(_decoded(path), faults))
+    return _assembled(path.stem, rows, faults)
+
+
+def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name: str = "prompts") -> ContrastSet:
+    """A contrast of two lists of instructions, sampled by seed like a file without splits."""
+    faults = _Faults(name)
+    given: dict[Label, Iterable[str]] = {"positive": positive, "negative": negative}
+    rows = []
+    for label, texts in given.items():
+        if isinstance(texts, str):
+            raise ContrastError(f"{name}: {label} is one string; give a list of instructions.")
+        rows += [(f"{label}[{i}]", {"prompt": text, "label": label}) for i, text in enumerate(texts)]
+    return _assembled(name, rows, faults)
+
+
+def _decoded(path: Path) -> str:
+    if path.is_dir():
+        raise ContrastError(f"{path} is a directory; give a contrast file (.jsonl or .csv) in it.")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ContrastError(f"{path} does not exist; give the path of a contrast file (.jsonl or .csv).") from None
+    except OSError as error:
+        raise ContrastError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ContrastError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text.") from None
+
+
+def _json_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+    if text.lstrip().startswith("["):
+        faults.add("", "a JSON array; write JSON Lines, one object a line")
+        return
+    # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        try:
+            pairs = json.loads(line, object_pairs_hook=_Pairs)
+        except json.JSONDecodeError as error:
+            faults.add(place, f"not JSON: {error.msg} at column {error.colno}")
+            continue
+        except (ValueError, RecursionError):  # a number of thousands of digits, or thousands of brackets
+            faults.add(place, "not JSON that can be read")
+            continue
+        if not isinstance(pairs, _Pairs):
+            faults.add(place, f"a JSON {type(pairs).__name__}, not an object")
+            continue
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            faults.add(place, "a column is given twice")
+        yield place, row
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object before its repeated keys are lost."""
+
+
+def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    place = "line 1"
+    try:
+        for cells in reader:
+            line, place = place, f"line {reader.line_num + 1}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                if len(set(header)) < len(header):
+                    faults.add(line, "a column is given twice")
+                    return
+            elif len(cells) != len(header):
+                faults.add(line, f"{len(cells)} cells under a header of {len(header)} columns")
+            else:
+                yield line, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        faults.add(place, f"not CSV: {error}")
+
+
+def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Faults) -> ContrastSet:
+    """Check the rows together, drop exact duplicates and give every prompt an id."""
+    kept: dict[tuple[str, str, str], tuple[str, Prompt]] = {}
+    read = [(place, prompt) for place, row in rows if (prompt := _prompt(place, row, faults)) is not None]
+    for place, prompt in read:
+        if prompt.content not in kept:
+            kept[prompt.content] = (place, prompt)
+            continue
+        first_place, first = kept[prompt.content]
+        if prompt.label != first.label:
+            faults.add(place, f"the prompt of {first_place} again, under the other label; a prompt has one label")
+        elif first.split is None:
+            kept[prompt.content] = (first_place, replace(first, split=prompt.split))
+        elif prompt.split not in (None, first.split):
+            faults.add(place, f"the prompt of {first_place} again, in another split; splits must be disjoint")
+    seen: dict[str, str] = {}
+    for place, prompt in kept.values():
+        if prompt.id in seen:
+            faults.add(place, f"id {_brief(prompt.id)} is the id of {seen[prompt.id]} too; ids are unique")
+        elif prompt.id:
+            seen[prompt.id] = place
+    if not rows and not faults.count:
+        faults.add("", "it has no prompts")
+    elif not faults.count:
+        for label in LABELS:
+            if all(prompt.label != label for _, prompt in read):
+                faults.add("", f"no prompt is labelled {label}; a contrast needs both classes")
+        with_response = sum(prompt.response is not None for _, prompt in read)
+        if 0 < with_response < len(read):
+            faults.add("", f"{with_response} of {len(read)} rows have a response; give it to all rows or to none")
+    faults.raise_if_any()
+    prompts = _with_ids([prompt for _, prompt in kept.values()], set(seen))
+    return ContrastSet(name, prompts, _content_sha256(prompts), duplicates=len(read) - len(prompts))
+
+
+def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
+    """The row as a prompt, with id "" where none is given; None where the row has a fault."""
+    before = faults.count
+    for column in sorted(row.keys() - set(COLUMNS)):
+        faults.add(place, f"unknown column {_brief(column)}; columns are {', '.join(COLUMNS)}")
+    cells: dict[str, str] = {}
+    for column in COLUMNS:
+        value = row.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            if column in ("prompt", "label"):
+                faults.add(place, f"{column} is {'empty' if value is not None else 'missing'}")
+        elif not isinstance(value, str):
+            faults.add(place, f"{column} is {type(value).__name__} {_brief(value)}, not text")
+        elif not _is_unicode(value):
+            faults.add(place, f"{column} holds half of a surrogate pair, which is not text")
+        else:
+            cells[column] = value
+    for column, allowed in (("label", LABELS), ("split", SPLITS)):
+        if column in cells and cells[column] not in allowed:
+            faults.add(place, f"{column} is {_brief(cells[column])}; use one of {', '.join(allowed)}")
+    if faults.count > before:
+        return None
+    fields: dict[str, Any] = {column: cells.get(column) for column in COLUMNS[1:]}
+    return Prompt(cells["prompt"], **{**fields, "id": cells.get("id", "")})
+
+
+def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
+    named = []
+    count = dict.fromkeys(LABELS, 0)
+    for prompt in prompts:
+        count[prompt.label] += 1
+        if not prompt.id:
+            while (made := f"{prompt.label[0]}{count[prompt.label]:04d}") in taken:
+                count[prompt.label] += 1
+            prompt = replace(prompt, id=made)
+        named.append(prompt)
+    return tuple(named)
+
+
+def _content_sha256(prompts: tuple[Prompt, ...]) -> str:
+    rows = [asdict(prompt) for prompt in prompts]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _brief(value: object) -> str:
+    # A shifted column may hold a whole prompt, and messages do not repeat prompts.
+    text = ascii(value)
+    return text if len(text) <= 24 else text[:20] + "..."
+
+
+# -- splitting
+
+
+def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int) -> Splits:
+    """Realise disjoint splits: the file's own where it names them, the rest sampled by seed, per class.
+
+    A pool smaller than the sizes ask for is shared out in proportion to them. The sample depends on the seed and on
+    the texts, not on their order in the file, and it is nested: test is drawn first, then val, then train, so while
+    the pool suffices a larger train size adds prompts and changes no other split.
+    """
+    fixed = [prompt for prompt in contrast.prompts if prompt.split is not None]
+    named = {(prompt.split, prompt.label) for prompt in fixed}
+    wanted: dict[Label, list[Split]] = {
+        label: [split for split in SPLITS if (split, label) not in named] for label in LABELS
+    }
+    pool = [prompt for prompt in contrast.prompts if prompt.split is None and wanted[prompt.label]]
+
+    groups = {_near_key(prompt) for prompt in fixed}
+    repeats = len(fixed) - len(groups)
+    distinct: list[Prompt] = []
+    for prompt in sorted(pool, key=lambda prompt: _lot(prompt, seed)):
+        if (key := _near_key(prompt)) not in groups:
+            groups.add(key)
+            distinct.append(prompt)
+    dropped = len(pool) - len(distinct)
+
+    parts: dict[Split, dict[Label, tuple[Prompt, ...]]] = {
+        split: {label: tuple(p for p in fixed if (p.split, p.label) == (split, label)) for label in LABELS}
+        for split in SPLITS
+    }
+    faults = []
+    for label in LABELS:
+        lots = [prompt for prompt in distinct if prompt.label == label]
+        need = len(wanted[label])
+        if len(lots) < need:
+            faults.append(
+                f"{' and '.join(wanted[label])} of the {label} class need {need} distinct prompts without a split "
+                f"(at least 1 each), and there are {len(lots)}"
+            )
+            continue
+        for split, share in _dealt(lots, wanted[label], sizes).items():
+            parts[split][label] = share
+    if faults:
+        left_out = f" ({dropped} near duplicates left out)" if dropped else ""
+        raise ContrastError(
+            f"{contrast.name} cannot be split: {'; '.join(faults)}{left_out}. Add prompts, or rows with those splits."
+        )
+    decided: set[Split] = {split for split in SPLITS if all((split, label) in named for label in LABELS)}
+    return Splits(parts, near_duplicates=repeats + dropped, dropped=dropped, fixed=frozenset(decided))
+
+
+def _dealt(lots: list[Prompt], wanted: list[Split], sizes: Sizes) -> dict[Split, tuple[Prompt, ...]]:
+    """The lots of one class dealt out to the wanted splits: test first, train last."""
+    asked: dict[Split, int] = {"train": sizes.train, "val": sizes.val, "test": sizes.test}
+    shares = _shares(len(lots), {split: asked[split] for split in wanted})
+    dealt: dict[Split, tuple[Prompt, ...]] = {}
+    start = 0
+    for split in reversed(wanted):
+        dealt[split] = tuple(lots[start : start + shares[split]])
+        start += shares[split]
+    return dealt
+
+
+def _shares(available: int, sizes: Mapping[Split, int]) -> dict[Split, int]:
+    """The sizes, or where fewer are available their largest-remainder shares, each at least 1."""
+    total = sum(sizes.values())
+    if available >= total:
+        return dict(sizes)
+    shares: dict[Split, int] = {split: available * size // total for split, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda split: available * sizes[split] % total, reverse=True)
+    for split in by_remainder[: available - sum(shares.values())]:
+        shares[split] += 1
+    for split in sizes:
+        if shares[split] == 0:
+            shares[max(shares, key=lambda other: shares[other])] -= 1
+            shares[split] = 1
+    return shares
+
+
+def _lot(prompt: Prompt, seed: int) -> str:
+    # A hash, not random.sample: the same on every platform and Python, and one more prompt reorders no other.
+    return hashlib.sha256(json.dumps([seed, *prompt.content]).encode()).hexdigest()
+
+
+def _near_key(prompt: Prompt) -> tuple[str, ...]:
+    return tuple(_near_text(text) for text in prompt.content)
+
+
+def _near_text(text: str) -> str:
+    """The text without case, punctuation, spacing and compatibility forms; as it is if nothing else is in it."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    # Other punctuation becomes a space, so that "3-2" and "32" stay apart.
+    joined = "".join(character for character in folded if character not in _APOSTROPHES)
+    words = "".join(" " if unicodedata.category(c).startswith("P") else c for c in joined).split()
+    return " ".join(words) or folded

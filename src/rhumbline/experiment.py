@@ -1,0 +1,187 @@
+"""START HERE. `run`: a chat model and a contrast in, a run directory with a verdict out; one stage after the other.
+
+    contrast -> chat tokens -> refusal tokens -> means -> candidates -> selection on validation -> nulls
+             -> arms on test -> separation -> results -> report
+
+The protocol is on disk before the first forward pass. A run with the same protocol and directory resumes (stages.py).
+"""
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rhumbline import report
+from rhumbline.chat import Chat
+from rhumbline.contrasts import ContrastSet, Splits, split_contrast
+from rhumbline.directions import difference_in_means
+from rhumbline.errors import ProtocolError
+from rhumbline.interventions import Direction
+from rhumbline.measuring import Timings
+from rhumbline.loading import fingerprint
+from rhumbline.models import ChatModel
+from rhumbline.protocol import Protocol
+from rhumbline.records import RunDirectory, write_json
+from rhumbline.residuals import extract
+from rhumbline.running import Runner
+from rhumbline.stages import SeedStages, separation
+from rhumbline.verification import assemble, sealed
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    path: Path
+    results: Mapping[str, Any]
+    """The content of results.json."""
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of the run."""
+        return self.results["verdict"]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence, with its numbers."""
+        return self.results["sentence"]
+
+    def direction(self, seed: int | None = None) -> Direction | None:
+        """The selected direction of a seed (default: the first), or None where no candidate passed."""
+        return selected_direction(self.path, seed)
+
+
+def run(
+    model: ChatModel,
+    contrast: ContrastSet,
+    out: str | Path,
+    protocol: Protocol,
+    *,
+    progress: Callable[[str, int | None], None] | None = None,
+) -> Result:
+    """Find a direction, select it, intervene with it and with its nulls, decide, and write it all to `out`.
+
+    `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends.
+    """
+    torch.set_grad_enabled(False)
+    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
+    splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with RunDirectory.open(out, describe(model, chat, contrast, splits, protocol)) as directory:
+        timings = Timings(directory.path / "timings.json", model.device, progress)
+        for seed in protocol.seeds:
+            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed).run()
+        results = sealed(assemble(directory), environment(model, started), timings.read(), directory.manifest())
+        write_json(directory.path / "results.json", results)
+        with timings.stage("report", None):
+            report.build(directory.path)
+    return Result(directory.path, results)
+
+
+# -- before the first forward pass ------------------------------------------------------------------------------------
+
+
+def describe(
+    model: ChatModel, chat: Chat, contrast: ContrastSet, splits: Mapping[int, Splits], protocol: Protocol
+) -> dict[str, Any]:
+    """The protocol record: what was decided, and the hashes of what it depends on."""
+    return {
+        **protocol.record(),
+        "model": {**model.record(), "fingerprint": fingerprint(model)},
+        "chat": chat.record(),
+        "contrast": {"name": contrast.name, "sha256": contrast.sha256, "duplicates": contrast.duplicates},
+        "splits": {
+            str(seed): {
+                "sizes": s.sizes(),
+                "near_duplicates": {"found": s.near_duplicates, "dropped": s.dropped},
+                "fixed": sorted(s.fixed),
+            }
+            for seed, s in splits.items()
+        },
+        "versions": {name: version(name) for name in ("rhumbline", "torch", "transformers")} | {"code": code_sha256()},
+    }
+
+
+def code_sha256() -> str:
+    """Hash of the package's own source files."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def environment(model: ChatModel, started: str) -> dict[str, Any]:
+    """Where the run took place; not part of the protocol."""
+    device = model.device
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("rhumbline", "torch", "transformers")},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "started": started,
+    }
+
+
+# -- beside the main job ----------------------------------------------------------------------------------------------
+
+
+def discover(
+    model: ChatModel,
+    contrast: ContrastSet,
+    out: str | Path,
+    protocol: Protocol,
+    *,
+    progress: Callable[[str, int | None], None] | None = None,
+) -> dict[str, Any]:
+    """Extraction only: where the classes separate on validation prompts. Generates nothing, opens no test prompt."""
+    torch.set_grad_enabled(False)
+    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
+    seed = protocol.seeds[0]
+    splits = split_contrast(contrast, protocol.sizes, seed)
+    record = describe(model, chat, contrast, {seed: splits}, protocol) | {"mode": "discover"}
+    with RunDirectory.open(out, record) as directory:
+        timings = Timings(directory.path / "timings.json", model.device, progress)
+        with timings.stage("discover", seed):
+            runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))
+            positions = (chat.instruction_position, *chat.positions)
+            means = [
+                extract(runner, [chat.encode(p) for p in splits.get("train", c)], positions).stats.mean()
+                for c in ("positive", "negative")
+            ]
+            candidates, negative = difference_in_means(*means), means[1].float()
+            directory.save_tensors(
+                directory.seed(seed) / "directions.safetensors",
+                {"candidates": candidates, "negative_mean": negative},
+                {"positions": str(list(positions)), "seed": str(seed), "form": "difference in means"},
+            )
+            grid = separation(runner, chat, splits, "val", positions, candidates, negative, selected=None)
+            found = directory.save(
+                directory.path / "discover.json",
+                {"seed": seed, "model": directory.protocol["model"], "train": splits.sizes()["train"], **grid},
+            )
+        report.build_discover(directory.path)
+    return found
+
+
+def selected_direction(path: str | Path, seed: int | None = None) -> Direction | None:
+    """The selected direction of a run directory (of its first seed unless another is named)."""
+    directory = RunDirectory.read(path)
+    seeds = directory.protocol["seeds"]
+    wanted = seeds[0] if seed is None else seed
+    if wanted not in seeds:
+        raise ProtocolError(f"{path} has no seed {wanted}; it has {', '.join(map(str, seeds))}.")
+    cell = directory.load(directory.seed(wanted) / "selection.json")["selected"]
+    if cell is None:
+        return None
+    positions = directory.load(directory.seed(wanted) / "extraction.json")["positions"]
+    tensors, _ = directory.load_tensors(directory.seed(wanted) / "directions.safetensors")
+    vector = tensors["candidates"][positions.index(cell["position"]), cell["layer"]]
+    return Direction.from_vector(vector, cell["position"], cell["layer"])

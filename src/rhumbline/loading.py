@@ -1,0 +1,99 @@
+"""A hub name or a directory in, a proved `ChatModel` out; and the fingerprint of what was loaded.
+
+Promises: weights that are missing, truncated or not finite are refused; no code that comes with a model runs unless
+asked for.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rhumbline.errors import ModelError
+from rhumbline.models import ChatModel
+from rhumbline.proving import prove
+
+
+def load(
+    source: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    coarse: bool = False,
+    trust_remote_code: bool = False,
+) -> ChatModel:
+    """Load a chat model by hub name or directory and prove its residual stream.
+
+    `dtype` is a torch dtype's name or `auto` (the checkpoint's); `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a device
+    map over all devices) or None for the first accelerator. Remote code is off unless asked for. Raises ModelError.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    looks_local = Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    folder = Path(source).expanduser()
+    if looks_local and not folder.is_dir():
+        raise ModelError(f"{source}: no such directory. Give a directory with a Hugging Face model, or a hub name.")
+    where = str(folder) if folder.is_dir() else source
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"{source}: not a loadable Hugging Face model: {_first_line(error)}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder.")
+    model = _load_weights(source, where, config, dtype, device, trust_remote_code)
+    return prove(model, tokenizer, source, coarse=coarse)
+
+
+def _load_weights(source: str, where: str, config: Any, dtype: str, device: str, remote: bool) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
+    loader = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ModelError(f"dtype {dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16.")
+    try:
+        loaded: Any = loader.from_pretrained(
+            where, dtype=dtype, device_map=device, trust_remote_code=remote, output_loading_info=True
+        )
+        model, info = loaded
+    except Exception as error:
+        raise ModelError(f"{source}: its weights cannot be loaded: {_first_line(error)}") from error
+    faults = {kind: sorted(map(str, info.get(kind) or [])) for kind in ("missing_keys", "mismatched_keys")}
+    for kind, keys in faults.items():
+        if keys:
+            raise ModelError(
+                f"{source}: the checkpoint has {len(keys)} {kind.replace('_keys', '')} tensors ({', '.join(keys[:3])}"
+                f"{', ...' if len(keys) > 3 else ''}), which would be random. Is the download complete?"
+            )
+    for name, tensor in _tensors(model):
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+            raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def fingerprint(chat_model: ChatModel) -> str:
+    """sha256 over every parameter and buffer (name, shape, dtype, bytes) as loaded: what was actually run."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(chat_model.model), key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if tensor.device.type != "meta":
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

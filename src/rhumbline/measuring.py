@@ -1,0 +1,77 @@
+"""Wall time, processor time and peak memory of each stage, kept across interruptions. Knows nothing else."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rhumbline.records import read_json, write_json
+
+Progress = Callable[[str, int | None], None]
+"""Told (stage, None) when a stage begins and (stage, rows) when rows of it are done."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The file that holds what every finished stage took; a resumed run adds to it."""
+
+    path: Path
+    device: torch.device
+    progress: Progress | None = None
+
+    def read(self) -> dict[str, Any]:
+        """{"total_seconds", "stages": [{"stage", "seed", "seconds", "cpu_seconds", "peak_memory_mb"}]}."""
+        stages = read_json(self.path)["stages"] if self.path.exists() else []
+        return {"total_seconds": round(sum(s["seconds"] for s in stages), 3), "stages": stages}
+
+    def tick(self, stage: str, rows: int) -> None:
+        """Tell the progress of a stage."""
+        if self.progress is not None:
+            self.progress(stage, rows)
+
+    @contextmanager
+    def stage(self, name: str, seed: int | None) -> Iterator[None]:
+        """Measure what runs inside, and write it down once it is done."""
+        if self.progress is not None:
+            self.progress(name, None)
+        reset_peak_memory(self.device)
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        taken = {
+            "stage": name,
+            "seed": seed,
+            "seconds": round(time.perf_counter() - wall, 3),
+            "cpu_seconds": round(time.process_time() - cpu, 3),
+            "peak_memory_mb": round(peak_memory(self.device) / 2**20, 1),
+        }
+        write_json(self.path, {"stages": [*self.read()["stages"], taken]})
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring the peak anew, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # Not Linux, or not allowed: the peak is then that of the process so far.
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory in bytes since the reset: of the device where it is an accelerator, of the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,245 @@
+"""What is fixed beforehand: one frozen record per stage, the presets, and the experiment file that overrides them.
+
+Promises: all faults of an experiment file are listed at once; every difference between presets is a named field.
+Does not run anything.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rhumbline.chat import ChatOptions
+from rhumbline.contrasts import Sizes
+from rhumbline.directions import FAMILIES
+from rhumbline.errors import ProtocolError
+from rhumbline.judging import judge
+from rhumbline.selection import ARDITI2024, BLOG2026, SelectionRule
+from rhumbline.verdict import Rule
+from rhumbline.verdict import rule as named_rule
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Where the candidate directions are read."""
+
+    positions: Literal["post-instruction", "last-instruction"] = "post-instruction"
+    """All template tokens after the instruction (the paper), or the last token of the instruction (the blog)."""
+    filter: bool = True
+    """Keep only train and val prompts whose metric has the sign of their class (positives > 0, negatives < 0)."""
+
+    def __post_init__(self):
+        if self.positions not in ("post-instruction", "last-instruction"):
+            raise ProtocolError(
+                f"extraction.positions is {self.positions!r}; use post-instruction or last-instruction."
+            )
+
+
+@dataclass(frozen=True)
+class Nulls:
+    """The control directions that every arm is repeated with."""
+
+    families: tuple[str, ...] = FAMILIES
+    """isotropic: random, norm-matched. shuffled: the same fit on balanced pseudo-classes."""
+    draws: int = 8
+    """Draws of each family; the smallest p-value that they allow is 1 / (draws + 1)."""
+
+    def __post_init__(self):
+        unknown = [f for f in self.families if f not in FAMILIES]
+        if unknown or len(set(self.families)) != len(self.families):
+            raise ProtocolError(
+                f"nulls.families is {list(self.families)}; use each at most once of {', '.join(FAMILIES)}."
+            )
+        if self.draws < 1:
+            raise ProtocolError(f"nulls.draws is {self.draws}; an effect needs at least 1 null draw beside it.")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """How the direction is added on negatives."""
+
+    coefficient: float = 1.0
+    """In units of the difference in means."""
+    positions: Literal["all", "prompt"] = "all"
+    """`all` adds to generated tokens too; `prompt` leaves them alone."""
+
+    def __post_init__(self):
+        if self.positions not in ("all", "prompt"):
+            raise ProtocolError(f"addition.positions is {self.positions!r}; use all or prompt.")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that is decided before the first forward pass."""
+
+    preset: str
+    """The preset that this started from."""
+    behaviour: str = "refusal"
+    """The word for the behaviour in verdicts and reports."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Each seed samples the splits anew and refits the direction."""
+    sizes: Sizes = field(default_factory=Sizes)
+    """Prompts per class in train, val and test, where the contrast does not fix them."""
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    extraction: Extraction = field(default_factory=Extraction)
+    refusal_tokens: Literal["auto"] | tuple[str, ...] = "auto"
+    """First tokens of a refusal. `auto`: those of the model's own baseline refusals of training positives."""
+    selection: SelectionRule = ARDITI2024
+    nulls: Nulls = field(default_factory=Nulls)
+    addition: Addition = field(default_factory=Addition)
+    judge: str = "refusal-opening"
+    """Who reads the completions."""
+    max_new_tokens: int = 64
+    """Length of a completion; a judge that reads too few tokens misses late refusals."""
+    rule: Rule = field(default_factory=lambda: named_rule("rhumbline"))
+    full_grid: bool = True
+    """Score every candidate that the layer cut leaves."""
+    save_completions: bool = False
+    """Write the completions beside their scores."""
+
+    def __post_init__(self):
+        faults = []
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            faults.append(f"seeds is {list(self.seeds)}; give different whole numbers from 0 up")
+        if self.max_new_tokens < 1:
+            faults.append(f"max_new_tokens is {self.max_new_tokens}; give 1 or more")
+        if not self.behaviour.strip():
+            faults.append("behaviour is empty; give a word such as refusal")
+        if self.refusal_tokens != "auto" and not self.refusal_tokens:
+            faults.append("refusal_tokens is empty; use auto, or give the first tokens of a refusal")
+        lacking = sorted(set(self.rule.families) - set(self.nulls.families))
+        if lacking:
+            faults.append(f"rule {self.rule.name} needs null families that are not drawn: {', '.join(lacking)}")
+        if faults:
+            raise ProtocolError("; ".join(faults) + ".")
+        judge(self.judge)
+
+    def record(self) -> dict[str, Any]:
+        """The protocol as JSON."""
+        return _plain(self)
+
+
+PRESETS: Mapping[str, Protocol] = {
+    "rhumbline": Protocol("rhumbline"),
+    # The paper has neither nulls nor a rule: one isotropic draw and the blog's margins stand in for them.
+    "arditi2024": Protocol(
+        "arditi2024",
+        seeds=(42,),
+        nulls=Nulls(("isotropic",), 1),
+        judge="refusal-anywhere-literal",
+        max_new_tokens=512,
+        rule=named_rule("arditi2024"),
+    ),
+    "blog2026": Protocol(
+        "blog2026",
+        extraction=Extraction("last-instruction", filter=False),
+        selection=BLOG2026,
+        nulls=Nulls(("isotropic",), 1),
+        judge="refusal-opening",
+        rule=named_rule("blog2026"),
+    ),
+}
+
+
+def preset(name: str, **changes: Any) -> Protocol:
+    """A preset by name, with fields replaced; ProtocolError lists the known names and fields."""
+    if name not in PRESETS:
+        raise ProtocolError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}.")
+    known = {f.name for f in dataclasses.fields(Protocol)} - {"preset"}
+    if unknown := sorted(set(changes) - known):
+        raise ProtocolError(f"unknown protocol fields {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
+    return replace(PRESETS[name], **changes)
+
+
+def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:
+    """The preset named in an experiment file (TOML) and its tables; checked by `amend`."""
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProtocolError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"{path} is not TOML: {error}.") from error
+    name = table.pop("preset", None)
+    return name, table
+
+
+def amend(protocol: Protocol, changes: Mapping[str, Any], source: str = "experiment") -> Protocol:
+    """`protocol` with the fields of nested tables replaced; every unknown or ill-typed field is listed at once.
+
+    `selection` and `rule` may also be the name of a preset's.
+    """
+    faults: list[str] = []
+    amended = _amend(protocol, changes, "", faults)
+    if faults:
+        raise ProtocolError(f"{source}: " + "; ".join(faults) + ".")
+    return amended
+
+
+_NAMED: Mapping[str, Mapping[str, Any]] = {
+    "selection": {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": ARDITI2024},
+    "rule": {name: named_rule(name) for name in ("arditi2024", "blog2026", "rhumbline")},
+}
+
+
+def _amend(record: Any, changes: Mapping[str, Any], at: str, faults: list[str]) -> Any:
+    hints = typing.get_type_hints(type(record))
+    known = [f.name for f in dataclasses.fields(record) if f.name != "preset"]
+    new: dict[str, Any] = {}
+    for name, value in changes.items():
+        place = f"{at}{name}"
+        if name not in known:
+            faults.append(f"unknown field {place} (known here: {', '.join(known)})")
+            continue
+        old = getattr(record, name)
+        if isinstance(value, str) and place in _NAMED:
+            if value in _NAMED[place]:
+                new[name] = _NAMED[place][value]
+            else:
+                faults.append(f"{place} = {value!r} is unknown; use one of {', '.join(_NAMED[place])} or a table")
+        elif dataclasses.is_dataclass(old) and isinstance(value, Mapping):
+            new[name] = _amend(old, value, f"{place}.", faults)
+        else:
+            value = tuple(value) if isinstance(value, list) else value
+            value = float(value) if isinstance(value, int) and _accepts(hints[name], 0.5) else value
+            if _accepts(hints[name], value):
+                new[name] = value
+            else:
+                faults.append(f"{place} = {value!r} does not fit {_say(hints[name])}")
+    try:
+        return replace(record, **new)
+    except ProtocolError as error:
+        faults.append(str(error).rstrip("."))
+        return record
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_accepts(a, value) for a in arguments)
+    if origin is Literal:
+        return any(value == a and type(value) is type(a) for a in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_accepts(arguments[0], v) for v in value)
+    if origin is not None:
+        return isinstance(value, Mapping) if issubclass(origin, Mapping) else isinstance(value, origin)
+    if hint is int or hint is float:
+        return isinstance(value, hint) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else value is hint
+
+
+def _say(hint: Any) -> str:
+    return str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

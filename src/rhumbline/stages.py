@@ -1,0 +1,338 @@
+"""The stages of one seed: each reads what the earlier ones wrote and writes one artefact of its own.
+
+    splits -> refusal tokens -> extraction -> selection -> nulls -> outcomes -> separation
+
+A stage whose artefact is there is skipped, so a killed run goes on where it was. Test prompts are read after selection.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rhumbline.axes import Candidates
+from rhumbline.chat import Chat
+from rhumbline.contrasts import Label, Split, Splits
+from rhumbline.directions import Null, difference_in_means, nulls
+from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.judging import judge, refusal_metric
+from rhumbline.measuring import Timings
+from rhumbline.models import ChatModel
+from rhumbline.opening import opening_tokens
+from rhumbline.protocol import Protocol
+from rhumbline.records import RunDirectory
+from rhumbline.residuals import Extraction, at_site, extract, projections
+from rhumbline.running import Runner
+from rhumbline.selection import ScoredCandidate, choose, score_candidates
+from rhumbline.statistics import auroc
+
+ROWS_PER_PART = 512
+"""Rows of one part file of outcomes: what a killed run loses at most, and the same for every batch size."""
+
+
+@dataclass(frozen=True)
+class SeedStages:
+    """Everything that the stages of one seed share."""
+
+    directory: RunDirectory
+    timings: Timings
+    model: ChatModel
+    chat: Chat
+    splits: Splits
+    protocol: Protocol
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the artefacts of this seed lie."""
+        return self.directory.seed(self.seed)
+
+    def run(self) -> None:
+        """All stages, in order; each one reads what the earlier ones wrote."""
+        self.directory.stage(self.folder / "splits.json", lambda: {"seed": self.seed, "ids": self.splits.ids()})
+        metric = self._stage("refusal tokens", "metric.json", self.find_tokens)
+        read = partial(refusal_metric, tokens=[t["id"] for t in metric["tokens"]]) if metric["tokens"] else None
+        extraction = self._stage("extraction", "extraction.json", partial(self.extract, read))
+        selection = self._stage("selection", "selection.json", partial(self.select, read, extraction))
+        found: list[Null] = []
+        direction = self.selected(selection)
+        if direction is not None:
+            self._stage("nulls", "nulls.json", partial(self.draw_nulls, direction, extraction))
+            found = self.nulls(direction)
+        self.outcomes(direction, found, read)
+        self._stage("separation", "separation.json", partial(self.separate, selection))
+
+    def _stage(self, name: str, file: str, compute: Callable[[], Mapping[str, Any]]) -> dict:
+        path = self.folder / file
+        if path.is_file():
+            return self.directory.load(path)
+        with self.timings.stage(name, self.seed):
+            return self.directory.save(path, compute())
+
+    def _runner(self, stage: str) -> Runner:
+        return Runner(self.model, tick=lambda rows: self.timings.tick(stage, rows))
+
+    def _sequences(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[list[int]]:
+        prompts = self.splits.get(split, label)
+        return [self.chat.encode(p) for i, p in enumerate(prompts) if kept is None or kept[i]]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where candidates are read."""
+        last = self.protocol.extraction.positions == "last-instruction"
+        return (self.chat.instruction_position,) if last else self.chat.positions
+
+    # Refusal tokens and means, on train
+
+    def find_tokens(self) -> dict[str, Any]:
+        """The tokens of the metric."""
+        given = self.protocol.refusal_tokens
+        return opening_tokens(
+            self._runner("refusal tokens"),
+            self.chat,
+            self._sequences("train", "positive"),
+            self._sequences("train", "negative"),
+            judge(self.protocol.judge),
+            given=None if given == "auto" else given,
+            max_new_tokens=self.protocol.max_new_tokens,
+        )
+
+    def _extract(self, split: Split, label: Label, read: Callable | None) -> Extraction:
+        keep = None
+        if self.protocol.extraction.filter and read is not None:
+            keep = (lambda m: m > 0) if label == "positive" else (lambda m: m < 0)
+        return extract(self._runner("extraction"), self._sequences(split, label), self.positions, read=read, keep=keep)
+
+    def extract(self, read: Callable | None) -> dict[str, Any]:
+        """Candidates from the training means, and which train and val prompts the metric's sign keeps."""
+        found = {(s, c): self._extract(s, c, read) for s in ("train", "val") for c in ("positive", "negative")}
+        positive, negative = (found["train", c].stats.mean() for c in ("positive", "negative"))
+        candidates = difference_in_means(positive, negative)
+        if not all(found["train", c].stats.n for c in ("positive", "negative")):
+            candidates = torch.full_like(candidates, float("nan"))
+        self.directory.save_tensors(
+            self.folder / "directions.safetensors",
+            {"candidates": candidates, "negative_mean": negative.float()},
+            {"positions": str(list(self.positions)), "seed": str(self.seed), "form": "difference in means"},
+        )
+        return {
+            "positions": list(self.positions),
+            "kept": {s: {c: found[s, c].kept.tolist() for c in ("positive", "negative")} for s in ("train", "val")},
+            "n": {s: {c: int(found[s, c].kept.sum()) for c in ("positive", "negative")} for s in ("train", "val")},
+            "metric": {s: {c: found[s, c].metric.tolist() for c in ("positive", "negative")} for s in ("train", "val")},
+        }
+
+    def candidates(self) -> Candidates:
+        """The un-normalised candidates as they lie on disk."""
+        return self.directory.load_tensors(self.folder / "directions.safetensors")[0]["candidates"]
+
+    # Selection, on validation
+
+    def select(self, read: Callable | None, extraction: Mapping[str, Any]) -> dict[str, Any]:
+        """Scores on the kept validation prompts, and what the rule makes of them."""
+        empty = [f"{s} {c}" for s in ("train", "val") for c, n in extraction["n"][s].items() if n == 0]
+        rule = self.protocol.selection
+        if read is None or empty:
+            reason = "no refusal tokens" if read is None else f"no prompt left after filtering in {', '.join(empty)}"
+            return {
+                "selected": None,
+                "reason": f"no candidate passed: {reason}",
+                "survivors": 0,
+                "tied": [],
+                "n": extraction["n"]["val"],
+                "candidates": [],
+            }
+        kept = extraction["kept"]["val"]
+        table = score_candidates(
+            self._runner("selection"),
+            self.candidates(),
+            self.positions,
+            self._sequences("val", "positive", kept["positive"]),
+            self._sequences("val", "negative", kept["negative"]),
+            read,
+            rule,
+        )
+        choice = choose(table, self.model.n_layers, rule)
+        baseline = {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in ("positive", "negative")}
+        return {
+            "selected": _cell(choice.selected) if choice.selected is not None else None,
+            "reason": choice.reason,
+            "survivors": choice.survivors,
+            "tied": [_cell(row) for row in choice.tied],
+            "baseline": baseline,
+            "n": extraction["n"]["val"],
+            "candidates": [asdict(row) for row in choice.candidates],
+        }
+
+    def selected(self, selection: Mapping[str, Any]) -> Direction | None:
+        """The chosen direction, or None where no candidate passed."""
+        cell = selection["selected"]
+        if cell is None:
+            return None
+        vector = self.candidates()[self.positions.index(cell["position"]), cell["layer"]]
+        return Direction.from_vector(vector, cell["position"], cell["layer"])
+
+    # Nulls, from train
+
+    def draw_nulls(self, direction: Direction, extraction: Mapping[str, Any]) -> dict[str, Any]:
+        """Draw and write the null directions; returns their table."""
+        kept = extraction["kept"]["train"]
+        at = {
+            c: at_site(self._runner("nulls"), self._sequences("train", c, kept[c]), direction.position, direction.layer)
+            for c in ("positive", "negative")
+        }
+        plan = self.protocol.nulls
+        found = nulls(
+            direction, at["positive"], at["negative"], families=plan.families, draws=plan.draws, seed=self.seed
+        )
+        self.directory.save_tensors(
+            self.folder / "nulls.safetensors",
+            {"nulls": torch.stack([n.direction.difference for n in found])},
+            {"order": "as in nulls.json"},
+        )
+        return {"nulls": [{"family": n.family, "draw": n.draw, "cosine": n.cosine} for n in found]}
+
+    def nulls(self, direction: Direction) -> list[Null]:
+        """The null directions as they lie on disk."""
+        vectors = self.directory.load_tensors(self.folder / "nulls.safetensors")[0]["nulls"]
+        rows = self.directory.load(self.folder / "nulls.json")["nulls"]
+        return [
+            Null(
+                row["family"], row["draw"], Direction.from_vector(v, direction.position, direction.layer), row["cosine"]
+            )
+            for row, v in zip(rows, vectors, strict=True)
+        ]
+
+    # Arms, on test
+
+    def arms(self, label: Label, direction: Direction | None, found: Sequence[Null]) -> list[Arm]:
+        """Baseline first, the direction's arms next, one arm per null draw last."""
+        if direction is None:
+            return [BASELINE]
+        ablation = Arm("ablation", (Ablate(direction),))
+        if label == "positive":
+            null_arms = [Arm(f"null:{n.family}:{n.draw}:ablation", (Ablate(n.direction),)) for n in found]
+            return [BASELINE, ablation, *null_arms]
+        add = partial(Add, coefficient=self.protocol.addition.coefficient, positions=self.protocol.addition.positions)
+        null_arms = [Arm(f"null:{n.family}:{n.draw}:addition", (add(n.direction),)) for n in found]
+        return [BASELINE, Arm("addition", (add(direction),)), ablation, *null_arms]
+
+    def outcomes(self, direction: Direction | None, found: Sequence[Null], read: Callable | None) -> None:
+        """Every arm on every test prompt, part by part; a part that is there is not run again."""
+        path = self.folder / "outcomes.jsonl"
+        if path.is_file():
+            return
+        parts = []
+        for label in ("positive", "negative"):
+            arms = self.arms(label, direction, found)
+            n_prompts = len(self.splits.get("test", label))
+            size = max(1, ROWS_PER_PART // len(arms))
+            for start in range(0, n_prompts, size):
+                part = self.folder / "parts" / f"{label}-{start:06d}.jsonl"
+                parts.append(part)
+                if not part.is_file():
+                    with self.timings.stage(f"arms on {label}s", self.seed):
+                        rows = self._outcome_rows(label, arms, slice(start, start + size), read)
+                        self.directory.save_rows(part, rows)
+        self.directory.save_rows(path, [row for part in parts for row in self.directory.load_rows(part)])
+        for part in parts:
+            part.unlink()
+        (self.folder / "parts").rmdir()
+
+    def _outcome_rows(
+        self, label: Label, arms: Sequence[Arm], where: slice, read: Callable | None
+    ) -> list[dict[str, Any]]:
+        prompts = self.splits.get("test", label)[where]
+        judged = judge(self.protocol.judge)
+        completions, metric = self._runner(f"arms on {label}s").generate(
+            [self.chat.encode(p) for p in prompts], arms, max_new_tokens=self.protocol.max_new_tokens, read=read
+        )
+        rows = []
+        for a, arm in enumerate(arms):
+            for p, prompt in enumerate(prompts):
+                ids = completions[a][p]
+                text = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
+                score = judged(text)
+                row = {
+                    "arm": arm.name,
+                    "set": label,
+                    "prompt_id": prompt.id,
+                    "class": score.cls,
+                    "score": score.value,
+                    "evidence": score.evidence,
+                    "metric": float(metric[a, p]),
+                    "new_tokens": len(ids),
+                    "category": prompt.category,
+                }
+                rows.append(row | ({"completion": text} if self.protocol.save_completions else {}))
+        return rows
+
+    # Separation, on test
+
+    def separate(self, selection: Mapping[str, Any]) -> dict[str, Any]:
+        """Where the classes separate on test prompts."""
+        return separation(
+            self._runner("separation"),
+            self.chat,
+            self.splits,
+            "test",
+            self.positions,
+            *self._means(),
+            selected=selection["selected"],
+        )
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        tensors, _ = self.directory.load_tensors(self.folder / "directions.safetensors")
+        return tensors["candidates"], tensors["negative_mean"]
+
+
+def separation(
+    runner: Runner,
+    chat: Chat,
+    splits: Splits,
+    split: Split,
+    positions: Sequence[int],
+    candidates: Candidates,
+    negative_mean: Candidates,
+    *,
+    selected: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Where the classes separate on held-out prompts: AUROC of the projection, cosine of the class means, norm."""
+    projected = {
+        c: projections(runner, [chat.encode(p) for p in splits.get(split, c)], candidates, positions).numpy()
+        for c in ("positive", "negative")
+    }
+    means_cosine = torch.cosine_similarity(negative_mean + candidates, negative_mean, dim=-1)
+    norms = candidates.norm(dim=-1)
+    grid = [
+        {
+            "position": position,
+            "layer": layer,
+            "auroc": auroc(projected["positive"][:, p, layer], projected["negative"][:, p, layer]),
+            "cosine": float(means_cosine[p, layer]),
+            "norm": float(norms[p, layer]),
+        }
+        for p, position in enumerate(positions)
+        for layer in range(candidates.shape[1])
+    ]
+    rows = []
+    if selected is not None:
+        p, layer = list(positions).index(selected["position"]), selected["layer"]
+        for label in ("positive", "negative"):
+            for prompt, value in zip(splits.get(split, label), projected[label][:, p, layer], strict=True):
+                rows.append({"prompt_id": prompt.id, "label": label, "projection": float(value)})
+    return {"split": split, "n": splits.sizes()[split], "grid": grid, "projections": rows}
+
+
+def _cell(row: ScoredCandidate) -> dict[str, Any]:
+    return {"position": row.position, "layer": row.layer, "norm": row.norm, "bypass": row.bypass}
+
+
+def _mean(values: Sequence[float | None], kept: Sequence[bool]) -> float | None:
+    known = [v for v, k in zip(values, kept, strict=True) if k and v is not None]
+    return float(np.mean(known)) if known else None

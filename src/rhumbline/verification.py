@@ -1,0 +1,189 @@
+"""A run directory in, its results or the list of what does not hold out. The same code makes results and checks them.
+
+Promises: every rate, effect and verdict comes from the rows on disk; every file is checked against its hash.
+Runs no model.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rhumbline.errors import RhumblineError
+from rhumbline.records import SCHEMA, RunDirectory, finite, read_json, sha256
+from rhumbline.selection import ScoredCandidate, SelectionRule, choose
+from rhumbline.statistics import arm_rates, effects
+from rhumbline.verdict import Rule, Verdict, decide, overall
+
+
+def assemble(directory: RunDirectory) -> dict[str, Any]:
+    """Everything of results.json that follows from the protocol and the rows of the seeds."""
+    protocol = directory.protocol
+    rule = Rule.from_dict(protocol["rule"])
+    seeds, verdicts = [], {}
+    for seed in protocol["seeds"]:
+        summary, verdict = _seed(directory, seed, rule)
+        seeds.append(summary)
+        verdicts[seed] = verdict
+    whole = overall(verdicts)
+    return {
+        "schema": SCHEMA,
+        "verdict": whole.verdict,
+        "reason": whole.reason,
+        "sentence": whole.sentence,
+        "rule": protocol["rule"],
+        "model": protocol["model"],
+        "behaviour": protocol["behaviour"],
+        "preset": protocol["preset"],
+        "protocol_sha256": directory.protocol_sha256,
+        "seeds": seeds,
+        "warnings": _warnings(protocol, seeds),
+    }
+
+
+def _seed(directory: RunDirectory, seed: int, rule: Rule) -> tuple[dict[str, Any], Verdict]:
+    folder = directory.seed(seed)
+    metric = directory.load(folder / "metric.json")
+    extraction = directory.load(folder / "extraction.json")
+    selection = directory.load(folder / "selection.json")
+    rows = directory.load_rows(folder / "outcomes.jsonl")
+    drawn = directory.load(folder / "nulls.json")["nulls"] if selection["selected"] is not None else []
+    arms, moved = arm_rates(rows), effects(rows)
+    reason = selection["reason"]
+    if reason is not None:
+        # `decide` says "no candidate passed" itself.
+        reason = reason.removeprefix("no candidate passed: ")
+    verdict = decide(rule, arms, moved, directory.protocol["behaviour"], reason)
+    planned = directory.protocol["splits"][str(seed)]
+    summary = {
+        "seed": seed,
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "sentence": verdict.sentence,
+        "selected": selection["selected"],
+        "survivors": selection["survivors"],
+        "tied": selection["tied"],
+        "n": {**extraction["n"], "test": planned["sizes"]["test"]},
+        "planned": planned["sizes"],
+        "near_duplicates": planned["near_duplicates"],
+        "refusal_tokens": metric["tokens"],
+        "token_auroc": metric["auroc"],
+        "arms": arms,
+        "effects": moved,
+        "nulls": drawn,
+    }
+    return finite(summary), verdict
+
+
+def _warnings(protocol: Mapping[str, Any], seeds: list[dict[str, Any]]) -> list[str]:
+    """What a careful reader must know beside the verdict."""
+    found = []
+    if protocol["model"]["mode"] == "coarse":
+        found.append(
+            "The residual writers of this model could not be proved: it was run at block inputs and outputs only "
+            "(--coarse), so between the two sublayers of a block an ablated direction may be present."
+        )
+    fixed = {tuple(s["fixed"]) for s in protocol["splits"].values()}
+    if len(seeds) > 1 and any(len(f) == 3 for f in fixed):
+        found.append("The contrast file fixes every split: the seeds share their prompts and differ in the nulls only.")
+    for seed in seeds:
+        near = seed["near_duplicates"]
+        if near["found"] > near["dropped"]:
+            found.append(
+                f"Seed {seed['seed']}: {near['found'] - near['dropped']} near-duplicate prompts stand in splits that "
+                "the contrast file decided."
+            )
+        for split in ("train", "val"):
+            for label, n in seed["n"][split].items():
+                planned = seed["planned"][split][label]
+                if n < planned / 2:
+                    found.append(f"Seed {seed['seed']}: the metric's sign kept {n} of {planned} {split} {label}s.")
+    return found
+
+
+def sealed(
+    results: Mapping[str, Any], environment: Mapping[str, Any], timings: Mapping[str, Any], files: Mapping[str, str]
+) -> dict[str, Any]:
+    """Results with what surrounds them, the hash of every artefact and, last, their own."""
+    whole = finite({**results, "environment": environment, "timings": timings, "files": files})
+    return {**whole, "sha256": sha256(whole)}
+
+
+def verify(path: str | Path) -> list[str]:
+    """What does not hold in a run directory; empty when everything does. Raises OutputError when it is none."""
+    directory = RunDirectory.read(path)
+    results = read_json(directory.path / "results.json")
+    if not isinstance(results, dict):
+        return ["results.json is not a JSON object"]
+    faults = []
+    if results.get("protocol_sha256") != directory.protocol_sha256:
+        faults.append("protocol.json is not the protocol that results.json was made under")
+    if sha256({k: v for k, v in results.items() if k != "sha256"}) != results.get("sha256"):
+        faults.append("results.json was changed after it was written (its own hash does not hold)")
+    faults += _changed_files(directory, results.get("files") or {})
+    try:
+        faults += _differences(assemble(directory), results, "results.json")
+        for seed in directory.protocol["seeds"]:
+            faults += _selection_faults(directory, seed)
+    except RhumblineError as error:
+        faults.append(str(error))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        faults.append(f"the run cannot be recomputed: {type(error).__name__}: {error}")
+    return faults
+
+
+def _changed_files(directory: RunDirectory, recorded: Mapping[str, str]) -> list[str]:
+    found = directory.manifest()
+    gone = [f"{name} is missing" for name in sorted(recorded.keys() - found.keys())]
+    changed = [f"{n} was changed (sha256 differs)" for n in sorted(recorded) if n in found and found[n] != recorded[n]]
+    # Analyses may add files later; the seeds' own artefacts may not change in number.
+    extra = [n for n in sorted(found.keys() - recorded.keys()) if n.startswith("seed-")]
+    return [*gone, *changed, *(f"{name} was not there when the run ended" for name in extra)]
+
+
+def _selection_faults(directory: RunDirectory, seed: int) -> list[str]:
+    name = f"seed-{seed}/selection.json"
+    selection = directory.load(directory.seed(seed) / "selection.json")
+    if not selection["candidates"]:
+        return []
+    rule = SelectionRule(**directory.protocol["selection"])
+    # The layer cut is the rule's own; other reasons (no difference, not needed) were found while scoring.
+    table = [ScoredCandidate(**{**row, "discarded": _kept_reason(row)}) for row in selection["candidates"]]
+    choice = choose(table, directory.protocol["model"]["n_layers"], rule)
+    again = None if choice.selected is None else (choice.selected.position, choice.selected.layer)
+    cell = selection["selected"]
+    said = None if cell is None else (cell["position"], cell["layer"])
+    faults = [] if again == said else [f"{name}: the rule chooses {again} from its scores, the file says {said}"]
+    if choice.survivors != selection["survivors"]:
+        faults.append(f"{name}: {choice.survivors} candidates survive the rule, the file says {selection['survivors']}")
+    return faults
+
+
+def _kept_reason(row: Mapping[str, Any]) -> str | None:
+    scored = all(row[k] is not None for k in ("bypass", "induce", "kl"))
+    return None if scored else row["discarded"]
+
+
+def _differences(expected: Any, found: Any, at: str) -> list[str]:
+    """Places where `found` does not say what was recomputed; fields that were not recomputed are left alone."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return [d for key, value in expected.items() for d in _differences(value, found.get(key), f"{at}: {key}")]
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        return [
+            d for i, value in enumerate(expected) for d in _differences(value, found[i], f"{at}[{_name(value, i)}]")
+        ]
+    if finite(expected) == found:
+        return []
+    return [f"{at} says {_brief(found)}, the rows say {_brief(expected)}"]
+
+
+def _name(value: Any, index: int) -> str:
+    if isinstance(value, dict):
+        for keys in (("arm", "set"), ("name",), ("seed",)):
+            if all(k in value for k in keys):
+                return "/".join(str(value[k]) for k in keys)
+    return str(index)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from rhumbline import running
+from rhumbline.errors import ModelError
+from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.running import Runner
+
+PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9], [8, 8, 2, 9, 5]]
+
+
+def completions(chat_model, budget, **options):
+    direction = Direction.from_vector(torch.arange(1.0, 33.0), -1, 1)
+    arms = [BASELINE, Arm("ablation", (Ablate(direction),))]
+    return Runner(chat_model, budget, **options).generate(PROMPTS, arms, max_new_tokens=8)[0]
+
+
+def test_the_budget_changes_no_completion(family_model):
+    chat_model = family_model("qwen2")
+    assert completions(chat_model, 1) == completions(chat_model, 60) == completions(chat_model, 100_000)
+
+
+def test_generation_equals_transformers_own(family_model):
+    chat_model = family_model("llama")
+    ours = Runner(chat_model).generate(PROMPTS, max_new_tokens=8)[0][0]
+    for ids, text in zip(PROMPTS, ours, strict=True):
+        theirs = chat_model.model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=0,
+        )[0, len(ids) :].tolist()
+        stops = chat_model.stop_tokens()
+        cut = next((i for i, t in enumerate(theirs) if t in stops), len(theirs))
+        assert text == theirs[:cut]
+
+
+def test_a_stopped_row_leaves_and_the_others_go_on(family_model, monkeypatch):
+    chat_model = family_model("qwen2")
+    free = Runner(chat_model).generate(PROMPTS, max_new_tokens=8)[0][0]
+    stop = free[0][2]
+    monkeypatch.setattr(type(chat_model), "stop_tokens", lambda self: frozenset({stop}))
+    stopped = Runner(chat_model).generate(PROMPTS, max_new_tokens=8)[0][0]
+    for whole, text in zip(free, stopped, strict=True):
+        assert text == (whole[: whole.index(stop)] if stop in whole else whole)
+    assert stopped != free
+
+
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing(family_model, monkeypatch, caplog):
+    chat_model = family_model("qwen2")
+    expected = completions(chat_model, 100_000)
+    real = running.forward
+
+    def small_memory(model, ids, *args, **kwargs):
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return real(model, ids, *args, **kwargs)
+
+    monkeypatch.setattr(running, "forward", small_memory)
+    ticks = []
+    assert completions(chat_model, 100_000, tick=ticks.append) == expected
+    assert sum(ticks) == 2 * len(PROMPTS)
+    assert "batches now hold" in caplog.text
+
+
+def test_memory_too_small_for_one_prompt_is_an_error_that_helps(family_model, monkeypatch):
+    def no_memory(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+    monkeypatch.setattr(running, "forward", no_memory)
+    with pytest.raises(ModelError, match="single prompt.*dtype"):
+        list(Runner(family_model("qwen2")).last_logits(PROMPTS))
+
+
+def test_another_error_is_not_mistaken_for_memory(family_model, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(running, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(Runner(family_model("qwen2")).last_logits(PROMPTS))
+
+
+def test_models_that_padding_changes_are_batched_by_length(family_model):
+    from dataclasses import replace
+
+    chat_model = family_model("qwen2")
+    strict = replace(chat_model, proof=replace(chat_model.proof, unpadded=True))
+    for rows in Runner(strict).batches([*PROMPTS, [1, 2, 3, 4]], 2):
+        assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in rows.prompt.tolist()}) == 1
+    assert completions(strict, 1000) == completions(chat_model, 1000)
