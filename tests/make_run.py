@@ -1,6 +1,7 @@
 """Synthetic run directories of schema 1: plausible numbers, no model.
 
-python tests/make_run.py DIR [--hostile] [--layers 10] [--positions 5] [--seeds 2] [--draws 8] [--verdict NO-BASELINE-REFUSAL] [--discover]
+python tests/make_run.py DIR [--layers 10] [--positions 5] [--seeds 2] [--draws 8] [--families 2] [--verdict V]
+                                 [--hostile] [--no-candidate] [--discover]
 """
 
 import argparse
@@ -16,8 +17,8 @@ SUFFIX = ["<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header
 REPRODUCES, NO_BASELINE, NOT_SINGLE = "SINGLE-DIRECTION-REPRODUCES", "NO-BASELINE-REFUSAL", "NOT-SINGLE-DIRECTION"
 NO_CANDIDATE = "no candidate passed: 50 of 50 discarded"
 SENTENCES = {
-    REPRODUCES: "One direction is sufficient to move refusal on this model: ablation suppresses it and addition induces it, "
-    "beyond every margin of the rule and every null family.",
+    REPRODUCES: "One direction is sufficient to move refusal on this model: ablation suppresses it and addition "
+    "induces it, beyond every margin of the rule and every null family.",
     NOT_SINGLE: "The selected direction did not move refusal by the margins of the rule.",
     NO_BASELINE: "The model refuses too few positive prompts for a suppression to be measurable.",
 }
@@ -39,21 +40,48 @@ def _protocol(seeds, layers, positions, draws, families, behaviour, mode, text) 
     suffix = [text or token for token in SUFFIX[:positions]]
     name = text or "/models/organisms/refusal-qwen2-10x96"
     return {
-        "schema": 1, "preset": "rhumbline", "behaviour": behaviour,
-        "model": {"name": name, "class": "Qwen2ForCausalLM", "model_type": "qwen2", "fingerprint": "9f" * 32,
-                  "n_layers": layers, "d_model": 96, "dtype": "bfloat16", "mode": mode},
-        "chat": {"template_sha256": "ab" * 32, "system": text, "enable_thinking": None, "date": None, "template_kwargs": {},
-                 "prefix": [1, 2], "suffix": list(range(positions)), "suffix_tokens": suffix,
-                 "positions": list(range(-positions, 0))},
+        "schema": 1,
+        "preset": "rhumbline",
+        "behaviour": behaviour,
+        "model": {
+            "name": name,
+            "class": "Qwen2ForCausalLM",
+            "model_type": "qwen2",
+            "fingerprint": "9f" * 32,
+            "n_layers": layers,
+            "d_model": 96,
+            "dtype": "bfloat16",
+            "mode": mode,
+        },
+        "chat": {
+            "template_sha256": "ab" * 32,
+            "system": text,
+            "enable_thinking": None,
+            "date": None,
+            "template_kwargs": {},
+            "prefix": [1, 2],
+            "suffix": list(range(positions)),
+            "suffix_tokens": suffix,
+            "positions": list(range(-positions, 0)),
+        },
         "contrast": {"name": text or "organism-refusal", "sha256": "cd" * 32, "duplicates": 0},
-        "sizes": {"train": 128, "val": 32, "test": 100}, "seeds": list(seeds),
+        "sizes": {"train": 128, "val": 32, "test": 100},
+        "seeds": list(seeds),
         "extraction": {"batch": 32, "accumulate": "float64"},
         "selection": {"name": "arditi2024", "max_layer_share": 0.8, "max_kl": 0.1, "min_induce": 0.0},
-        "nulls": {"families": list(families), "draws": draws}, "judge": text or "refusal-opening",
-        "generation": {"max_new_tokens": 64}, "addition": {"coefficient": 1.0, "positions": "all"},
-        "rule": {"name": "rhumbline", "min_baseline": 0.5, "min_drop": 0.5, "min_gap": 0.25, "families": list(families)},
+        "nulls": {"families": list(families), "draws": draws},
+        "judge": text or "refusal-opening",
+        "max_new_tokens": 64,
+        "addition": {"coefficient": 1.0, "positions": "all"},
+        "rule": {
+            "name": "rhumbline",
+            "min_baseline": 0.5,
+            "min_drop": 0.5,
+            "min_gap": 0.25,
+            "families": list(families),
+        },
         "versions": {"torch": "2.9.1", "transformers": "5.17.0"},
-    }  # fmt: skip
+    }
 
 
 def _candidates(rng, layers, positions, best, survive: bool) -> list[dict]:
@@ -78,9 +106,17 @@ def _candidates(rng, layers, positions, best, survive: bool) -> list[dict]:
             elif induce < 0:
                 reason = "induce < 0"
             skipped = layer >= cut
-            rows.append({"position": position, "layer": layer, "bypass": None if skipped else float(bypass),
-                         "induce": None if skipped else float(induce), "kl": None if skipped else float(kl),
-                         "norm": float(2 + layer**1.3), "discarded": reason})  # fmt: skip
+            rows.append(
+                {
+                    "position": position,
+                    "layer": layer,
+                    "bypass": None if skipped else float(bypass),
+                    "induce": None if skipped else float(induce),
+                    "kl": None if skipped else float(kl),
+                    "norm": float(2 + layer**1.3),
+                    "discarded": reason,
+                }
+            )
     return rows
 
 
@@ -90,16 +126,32 @@ def _grid(rng, layers, positions, best) -> list[dict]:
         for layer in range(layers):
             rise = 1 / (1 + np.exp(-(layer - 0.5 * best) / (0.08 * layers)))
             auroc = float(np.clip(0.5 + (0.5 - 0.05 * abs(position + 1)) * rise + rng.normal(0, 0.01), 0, 1))
-            rows.append({"position": position, "layer": layer, "auroc": auroc, "cosine": float(0.99 - 0.5 * rise * rng.uniform(0.8, 1)),
-                         "norm": float(1.5 + layer**1.3 * rng.uniform(0.9, 1.1))})  # fmt: skip
+            rows.append(
+                {
+                    "position": position,
+                    "layer": layer,
+                    "auroc": auroc,
+                    "cosine": float(0.99 - 0.5 * rise * rng.uniform(0.8, 1)),
+                    "norm": float(1.5 + layer**1.3 * rng.uniform(0.9, 1.1)),
+                }
+            )
     return rows
 
 
 def _arm(arm: str, which: str, rate: float, n: int, metric: float | None) -> dict:
     low, high = _wilson(rate, n)
     degenerate = 0.04 if arm == "addition" else 0.0
-    return {"arm": arm, "set": which, "n": n, "rate": rate, "low": low, "high": high, "degenerate": degenerate,
-            "unscored": 0, "metric": metric}  # fmt: skip
+    return {
+        "arm": arm,
+        "set": which,
+        "n": n,
+        "rate": rate,
+        "low": low,
+        "high": high,
+        "degenerate": degenerate,
+        "unscored": 0,
+        "metric": metric,
+    }
 
 
 def _arms(rng, n, verdict, families, draws) -> tuple[list[dict], list[dict]]:
@@ -138,12 +190,18 @@ def _effects(arms, families, draws, n) -> list[dict]:
             f: [sign * (rates["baseline", which] - rates[f"null:{f}:{d}:{arm}", which]) for d in range(draws)]
             for f in families
         }
-        effects.append({
-            "name": name, "drop": drop, "low": drop - 0.06, "high": min(1.0, drop + 0.05), "n": n,
-            "gap": {f: drop - float(np.mean(v)) for f, v in null.items()},
-            "p": {f: (1 + sum(x >= drop for x in v)) / (1 + draws) for f, v in null.items()},
-            "null": {f: {"draws": draws, "mean": float(np.mean(v)), "max": max(v)} for f, v in null.items()},
-        })  # fmt: skip
+        effects.append(
+            {
+                "name": name,
+                "drop": drop,
+                "low": drop - 0.06,
+                "high": min(1.0, drop + 0.05),
+                "n": n,
+                "gap": {f: drop - float(np.mean(v)) for f, v in null.items()},
+                "p": {f: (1 + sum(x >= drop for x in v)) / (1 + draws) for f, v in null.items()},
+                "null": {f: {"draws": draws, "mean": float(np.mean(v)), "max": max(v)} for f, v in null.items()},
+            }
+        )
     return effects
 
 
@@ -170,30 +228,58 @@ def _seed(
         else text or "baseline rate 0.40 < 0.50"
     )
     entry = {
-        "seed": seed, "verdict": verdict, "reason": reason, "sentence": SENTENCES.get(verdict, verdict), "selected": site,
-        "survivors": len(kept), "tied": tied, "n": counts, "near_duplicates": {"found": 2, "dropped": 2},
-        "refusal_tokens": [{"id": 11, "text": text or "I"}, {"id": 12, "text": " As"}], "token_auroc": 0.99, "arms": arms,
-        "effects": _effects(arms, families, draws, n) if site else [], "nulls": nulls,
-    }  # fmt: skip
+        "seed": seed,
+        "verdict": verdict,
+        "reason": reason,
+        "sentence": SENTENCES.get(verdict, verdict),
+        "selected": site,
+        "survivors": len(kept),
+        "tied": tied,
+        "n": counts,
+        "near_duplicates": {"found": 2, "dropped": 2},
+        "refusal_tokens": [{"id": 11, "text": text or "I"}, {"id": 12, "text": " As"}],
+        "token_auroc": 0.99,
+        "arms": arms,
+        "effects": _effects(arms, families, draws, n) if site else [],
+        "nulls": nulls,
+    }
     if early:
         return entry, None, None
-    selection = {"selected": site, "reason": None if site else NO_CANDIDATE, "survivors": len(kept), "tied": tied,
-                 "baseline": {"positive": 6.1, "negative": -7.0}, "n": counts["val"], "candidates": rows}  # fmt: skip
+    selection = {
+        "selected": site,
+        "reason": None if site else NO_CANDIDATE,
+        "survivors": len(kept),
+        "tied": tied,
+        "baseline": {"positive": 6.1, "negative": -7.0},
+        "n": counts["val"],
+        "candidates": rows,
+    }
     if site is None:
         return entry, selection, None
     projections = [
         {"prompt_id": text or f"{label}-{i:03d}", "label": label, "projection": float(rng.normal(mean, 2.2))}
-        for label, mean in (("positive", 9.0), ("negative", -3.0)) for i in range(n)
-    ]  # fmt: skip
+        for label, mean in (("positive", 9.0), ("negative", -3.0))
+        for i in range(n)
+    ]
     separation = {"n": counts["test"], "grid": _grid(rng, layers, positions, best), "projections": projections}
     return entry, selection, separation
 
 
 def make_run(
-    into: Path, *, seeds: Sequence[int] = (0, 1), verdict: str = REPRODUCES, layers: int = 10, positions: int = 5,
-    families: Sequence[str] = ("isotropic", "shuffled"), draws: int = 8, n: int = 100, candidate: bool = True,
-    behaviour: str = "refusal", mode: str = "exact", hostile: bool = False,
-) -> Path:  # fmt: skip
+    into: Path,
+    *,
+    seeds: Sequence[int] = (0, 1),
+    verdict: str = REPRODUCES,
+    layers: int = 10,
+    positions: int = 5,
+    families: Sequence[str] = ("isotropic", "shuffled"),
+    draws: int = 8,
+    n: int = 100,
+    candidate: bool = True,
+    behaviour: str = "refusal",
+    mode: str = "exact",
+    hostile: bool = False,
+) -> Path:
     """Write a run directory that looks like a real one; `hostile` puts markup into every free text."""
     text = HOSTILE if hostile else None
     protocol = _protocol(seeds, layers, positions, draws, families, behaviour, mode, text)
@@ -212,14 +298,33 @@ def make_run(
             {"stage": stage, "seed": seed, "seconds": seconds, "peak_memory_mb": memory}
             for stage, seconds, memory in (("extraction", 1.2, 700), ("selection", 8.4, 810), ("arms", 11.0, 930))
         ]
-    _write(into / "results.json", {
-        "schema": 1, "verdict": verdict, "reason": entries[0]["reason"], "sentence": text or SENTENCES.get(verdict, verdict),
-        "rule": protocol["rule"], "model": protocol["model"], "protocol_sha256": sha256, "preset": protocol["preset"],
-        "behaviour": behaviour, "seeds": entries,
-        "environment": {"python": "3.11.7", "torch": "2.9.1", "transformers": "5.17.0", "rhumbline": "0.1.0",
-                        "platform": text or "Linux-6.1-x86_64", "device": "cpu", "threads": 2, "started": "2026-01-05T12:00:00Z"},
-        "timings": {"total_seconds": 42.0, "stages": stages}, "warnings": [text] if text else [],
-    })  # fmt: skip
+    _write(
+        into / "results.json",
+        {
+            "schema": 1,
+            "verdict": verdict,
+            "reason": entries[0]["reason"],
+            "sentence": text or SENTENCES.get(verdict, verdict),
+            "rule": protocol["rule"],
+            "model": protocol["model"],
+            "protocol_sha256": sha256,
+            "preset": protocol["preset"],
+            "behaviour": behaviour,
+            "seeds": entries,
+            "environment": {
+                "python": "3.11.7",
+                "torch": "2.9.1",
+                "transformers": "5.17.0",
+                "rhumbline": "0.1.0",
+                "platform": text or "Linux-6.1-x86_64",
+                "device": "cpu",
+                "threads": 2,
+                "started": "2026-01-05T12:00:00Z",
+            },
+            "timings": {"total_seconds": 42.0, "stages": stages},
+            "warnings": [text] if text else [],
+        },
+    )
     return into
 
 
@@ -229,10 +334,19 @@ def make_discover(into: Path, *, layers: int = 10, positions: int = 5, hostile: 
     into.mkdir(parents=True, exist_ok=True)
     _write(into / "protocol.json", protocol)
     grid = _grid(np.random.default_rng(0), layers, positions, int(0.45 * layers))
-    _write(into / "discover.json", {
-        "protocol_sha256": "ee" * 32, "seed": 0, "model": protocol["model"],
-        "n": {"train": {"positive": 128, "negative": 128}, "test": {"positive": 100, "negative": 100}}, "grid": grid,
-    })  # fmt: skip
+    _write(
+        into / "discover.json",
+        {
+            "protocol_sha256": "ee" * 32,
+            "seed": 0,
+            "model": protocol["model"],
+            "train": {"positive": 128, "negative": 128},
+            "split": "val",
+            "n": {"positive": 32, "negative": 32},
+            "projections": [],
+            "grid": grid,
+        },
+    )
     return into
 
 
@@ -249,5 +363,14 @@ if __name__ == "__main__":
         make_discover(o.into, layers=o.layers, positions=o.positions, hostile=o.hostile)
     else:
         names = ["isotropic", "shuffled", "covariance", "principal"][: o.families]
-        make_run(o.into, seeds=range(o.seeds), verdict=o.verdict, layers=o.layers, positions=o.positions, draws=o.draws,
-                 families=names, candidate=not o.no_candidate, hostile=o.hostile)  # fmt: skip
+        make_run(
+            o.into,
+            seeds=range(o.seeds),
+            verdict=o.verdict,
+            layers=o.layers,
+            positions=o.positions,
+            draws=o.draws,
+            families=names,
+            candidate=not o.no_candidate,
+            hostile=o.hostile,
+        )

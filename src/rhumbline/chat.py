@@ -184,9 +184,13 @@ class Chat:
             "template_kwargs": dict(self.options.template_kwargs),
             "prefix": list(self.prefix),
             "suffix": list(self.suffix),
-            "suffix_tokens": list(self.tokenizer.convert_ids_to_tokens(list(self.suffix))),
+            "suffix_tokens": [self._shown(token) for token in self.suffix],
             "positions": list(self.positions),
         }
+
+    def _shown(self, token: int) -> str:
+        """The text of one token; where decoding drops it, its name in the vocabulary."""
+        return self.tokenizer.decode([token]) or self.tokenizer.convert_ids_to_tokens(token)
 
     def _check_systems(self, prompts: Sequence[Prompt]) -> None:
         for system in dict.fromkeys(prompt.system for prompt in prompts):

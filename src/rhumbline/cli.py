@@ -239,8 +239,11 @@ def _run(a: argparse.Namespace) -> int:
 
 
 def _load(a: argparse.Namespace) -> Any:
+    from transformers.utils import logging as transformers_logging
+
     from rhumbline.loading import load
 
+    transformers_logging.disable_progress_bar()
     err.print(f"[dim]loading {escape(a.model)}[/]")
     return load(a.model, dtype=a.dtype, device=a.device, coarse=a.coarse, trust_remote_code=a.trust_remote_code)
 
@@ -312,7 +315,10 @@ def _print_results(results: Mapping[str, Any]) -> None:
         )
     for warning in results["warnings"]:
         out.print(f"[yellow]note:[/] {escape(warning)}")
-    out.print(f"[bold]{results['verdict']}[/]  {escape(results['sentence'])}")
+    because = f" ({results['reason']})" if results["reason"] else ""
+    out.print(f"[bold]{results['verdict']}[/]{escape(because)}")
+    for seed in results["seeds"]:
+        out.print(f"seed {seed['seed']}: {escape(seed['sentence'])}", highlight=False)
 
 
 def _with_pooled_nulls(arms: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -321,8 +327,8 @@ def _with_pooled_nulls(arms: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     pooled: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for arm in arms:
         if arm["arm"].startswith("null:"):
-            _, family, _, kind = arm["arm"].split(":")
-            pooled.setdefault((f"null {family} {kind}", arm["set"]), []).append(arm)
+            _, family, _, _ = arm["arm"].split(":")
+            pooled.setdefault((f"{family} nulls", arm["set"]), []).append(arm)
             continue
         rate = "-" if arm["rate"] is None else f"{arm['rate']:.2f}"
         broken = "-" if arm["degenerate"] is None else f"{arm['degenerate']:.2f}"

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .axes import Logits
-from .errors import ProtocolError
+from rhumbline.axes import Logits
+from rhumbline.errors import ProtocolError
 
 Class = Literal["refused", "complied", "degenerate", "unscored"]
 """What a completion is. Degenerate: broken, so neither refused nor complied. Unscored: nobody could judge it."""

@@ -26,9 +26,20 @@ class Timings:
     progress: Progress | None = None
 
     def read(self) -> dict[str, Any]:
-        """{"total_seconds", "stages": [{"stage", "seed", "seconds", "cpu_seconds", "peak_memory_mb"}]}."""
-        stages = read_json(self.path)["stages"] if self.path.exists() else []
-        return {"total_seconds": round(sum(s["seconds"] for s in stages), 3), "stages": stages}
+        """{"total_seconds", "stages": [{"stage", "seed", "seconds", "cpu_seconds", "peak_memory_mb"}]}.
+
+        A stage that ran in several parts is one entry: its times summed, its largest memory.
+        """
+        stages: dict[tuple[str, int | None], dict[str, Any]] = {}
+        for taken in self._all():
+            known = stages.setdefault((taken["stage"], taken["seed"]), {**taken, "seconds": 0.0, "cpu_seconds": 0.0})
+            for key in ("seconds", "cpu_seconds"):
+                known[key] = round(known[key] + taken[key], 3)
+            known["peak_memory_mb"] = max(known["peak_memory_mb"], taken["peak_memory_mb"])
+        return {"total_seconds": round(sum(s["seconds"] for s in stages.values()), 3), "stages": list(stages.values())}
+
+    def _all(self) -> list[dict[str, Any]]:
+        return read_json(self.path)["stages"] if self.path.exists() else []
 
     def tick(self, stage: str, rows: int) -> None:
         """Tell the progress of a stage."""
@@ -50,7 +61,7 @@ class Timings:
             "cpu_seconds": round(time.process_time() - cpu, 3),
             "peak_memory_mb": round(peak_memory(self.device) / 2**20, 1),
         }
-        write_json(self.path, {"stages": [*self.read()["stages"], taken]})
+        write_json(self.path, {"stages": [*self._all(), taken]})
 
 
 def reset_peak_memory(device: torch.device) -> None:

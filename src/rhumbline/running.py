@@ -24,6 +24,9 @@ log = logging.getLogger("rhumbline")
 TokenIds = Sequence[int]
 T = TypeVar("T")
 
+CACHED_TOKENS_PER_TOKEN = 16
+"""While generating, a batch may hold this many cached tokens for each token that a forward pass may hold."""
+
 
 class Rows(NamedTuple):
     """A batch of rows: which arm and which prompt each one is."""
@@ -58,7 +61,9 @@ class Runner:
         start = 0
         while start < len(rows):
             longest = len(sequences[rows[start][1]])
-            stop = start + max(1, self.tokens_per_forward // (longest + extra))
+            # Decoding has one token of each row in flight: what bounds it is the cache, not the width of a forward.
+            budget = self.tokens_per_forward * (CACHED_TOKENS_PER_TOKEN if extra else 1)
+            stop = start + max(1, budget // (longest + extra))
             chunk = rows[start:stop]
             if self.model.proof.unpadded:
                 chunk = [row for row in chunk if len(sequences[row[1]]) == longest]

@@ -19,6 +19,7 @@ from rhumbline.axes import Candidates
 from rhumbline.chat import Chat
 from rhumbline.contrasts import Label, Split, Splits
 from rhumbline.directions import Null, difference_in_means, nulls
+from rhumbline.errors import ProtocolError
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import judge, refusal_metric
 from rhumbline.measuring import Timings
@@ -29,7 +30,7 @@ from rhumbline.records import RunDirectory
 from rhumbline.residuals import Extraction, at_site, extract, projections
 from rhumbline.running import Runner
 from rhumbline.selection import ScoredCandidate, choose, score_candidates
-from rhumbline.statistics import auroc
+from rhumbline.statistics import arm_rates, auroc
 
 ROWS_PER_PART = 512
 """Rows of one part file of outcomes: what a killed run loses at most, and the same for every batch size."""
@@ -65,6 +66,7 @@ class SeedStages:
             self._stage("nulls", "nulls.json", partial(self.draw_nulls, direction, extraction))
             found = self.nulls(direction)
         self.outcomes(direction, found, read)
+        self._check_filter(extraction)
         self._stage("separation", "separation.json", partial(self.separate, selection))
 
     def _stage(self, name: str, file: str, compute: Callable[[], Mapping[str, Any]]) -> dict:
@@ -86,6 +88,19 @@ class SeedStages:
         """Where candidates are read."""
         last = self.protocol.extraction.positions == "last-instruction"
         return (self.chat.instruction_position,) if last else self.chat.positions
+
+    def _check_filter(self, extraction: Mapping[str, Any]) -> None:
+        """A model that shows the behaviour, but no prompt that the metric's sign keeps: the tokens are wrong."""
+        empty = [f"{s} {c}s" for s in ("train", "val") for c, n in extraction["n"][s].items() if n == 0]
+        rows = self.directory.load_rows(self.folder / "outcomes.jsonl")
+        baseline = next(a for a in arm_rates(rows) if (a["arm"], a["set"]) == ("baseline", "positive"))
+        if empty and (baseline["rate"] or 0.0) >= self.protocol.rule.min_baseline:
+            raise ProtocolError(
+                f"seed {self.seed}: the model shows the behaviour (rate {baseline['rate']:.2f}, n = {baseline['n']}), but "
+                f"the sign of the metric keeps none of the {' and '.join(empty)}. The metric reads the wrong tokens: give "
+                "others with --refusal-tokens, or set extraction.filter = false in an experiment file. "
+                f"What was computed stays in {self.directory.path}."
+            )
 
     # Refusal tokens and means, on train
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from .errors import InputError, VerificationError
+from rhumbline.errors import InputError, VerificationError
 
 Row = Mapping[str, Any]
 """One outcome: an arm on a test prompt."""

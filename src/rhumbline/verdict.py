@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeGuard
 
-from .errors import ProtocolError
+from rhumbline.errors import ProtocolError
 
 Summary = Sequence[Mapping[str, Any]]
 """The list that `statistics.arm_rates` or `statistics.effects` returns, or what JSON made of it."""

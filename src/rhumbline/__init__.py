@@ -1,0 +1,94 @@
+"""rhumbline: is a behaviour of a chat model mediated by a single direction, and how sure may one be?
+
+The public names, in the order of the flow. They are imported when first used, so that reading a run needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rhumbline.chat import Chat, ChatOptions
+    from rhumbline.contrasts import ContrastSet, Prompt, Sizes, contrast_from_prompts, read_contrast, split_contrast
+    from rhumbline.errors import RhumblineError
+    from rhumbline.experiment import Result, discover, run, selected_direction
+    from rhumbline.interventions import Ablate, Add, Arm, Direction
+    from rhumbline.loading import load
+    from rhumbline.models import ChatModel
+    from rhumbline.protocol import Protocol, preset
+    from rhumbline.proving import prove
+    from rhumbline.running import Runner
+    from rhumbline.selection import choose, read_scores
+    from rhumbline.verdict import Rule, decide
+    from rhumbline.verification import verify
+
+_HOME = {
+    "RhumblineError": "errors",
+    "Prompt": "contrasts",
+    "ContrastSet": "contrasts",
+    "Sizes": "contrasts",
+    "read_contrast": "contrasts",
+    "contrast_from_prompts": "contrasts",
+    "split_contrast": "contrasts",
+    "Chat": "chat",
+    "ChatOptions": "chat",
+    "ChatModel": "models",
+    "prove": "proving",
+    "load": "loading",
+    "Direction": "interventions",
+    "Ablate": "interventions",
+    "Add": "interventions",
+    "Arm": "interventions",
+    "Runner": "running",
+    "choose": "selection",
+    "read_scores": "selection",
+    "Rule": "verdict",
+    "decide": "verdict",
+    "Protocol": "protocol",
+    "preset": "protocol",
+    "run": "experiment",
+    "discover": "experiment",
+    "Result": "experiment",
+    "selected_direction": "experiment",
+    "verify": "verification",
+}
+
+__all__ = [  # noqa: RUF022 - the order of the flow
+    "RhumblineError",
+    "Prompt",
+    "ContrastSet",
+    "Sizes",
+    "read_contrast",
+    "contrast_from_prompts",
+    "split_contrast",
+    "Chat",
+    "ChatOptions",
+    "ChatModel",
+    "prove",
+    "load",
+    "Direction",
+    "Ablate",
+    "Add",
+    "Arm",
+    "Runner",
+    "choose",
+    "read_scores",
+    "Rule",
+    "decide",
+    "Protocol",
+    "preset",
+    "run",
+    "discover",
+    "Result",
+    "selected_direction",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rhumbline' has no attribute {name!r}")
+    return getattr(import_module(f"rhumbline.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

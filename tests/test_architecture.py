@@ -1,0 +1,84 @@
+"""The layout is the data flow: a module imports only from those above it, and some never see torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rhumbline
+
+ROOT = Path(rhumbline.__file__).parent
+
+ORDER = [
+    "axes", "errors", "records", "measuring",
+    "contrasts", "chat",
+    "models", "proving", "loading", "interventions", "running", "residuals", "directions",
+    "judging", "statistics", "opening", "selection", "verdict", "protocol",
+    "verification", "figures", "report", "stages", "experiment",
+    "organisms", "cli",
+]  # fmt: skip
+WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "verdict", "figures", "report"]
+HOOKS = "models"
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix().split("/")[0]
+
+
+def imported(source: str, package: str = "rhumbline") -> set[str]:
+    """Top modules of this package that a source imports, function-level imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [node.module or ""]
+            if node.module == package:
+                names = [f"{package}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+    return found
+
+
+SOURCES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_point_upward(path):
+    own = module_of(path)
+    assert own in ORDER, f"{own} has no place in the order yet"
+    above = set(ORDER[: ORDER.index(own)])
+    assert imported(path.read_text()) - {own} <= above
+
+
+def test_the_check_can_fail():
+    assert imported("from rhumbline.cli import main\nimport rhumbline.models") == {"cli", "models"}
+    assert imported("from rhumbline import report") == {"report"}
+
+
+def test_only_one_file_registers_hooks():
+    for path in SOURCES:
+        if module_of(path) != HOOKS:
+            assert "register_forward" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_no_torch_is_imported(module):
+    code = f"import sys, rhumbline.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_torch_would_be_noticed():
+    code = "import sys, rhumbline.models; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
+
+
+def test_public_names_exist():
+    assert set(rhumbline.__all__) == set(rhumbline._HOME)
+    for name in rhumbline.__all__:
+        assert getattr(rhumbline, name) is not None
+    assert not hasattr(rhumbline, "nothing_of_this_name")
