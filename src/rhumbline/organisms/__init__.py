@@ -1,0 +1,111 @@
+"""Tiny chat models whose truth is known: the default of the demo and the ground truth of the tests.
+
+    grammar.py    the fictional world of the trained ones: prompts, labels, responses
+    training.py   variant and seed -> a trained directory
+    charms.py     the prompts of the planted ones
+    planted.py    a record of sizes and effects -> a directory whose weights were written, not trained
+    files.py      chat template, contrast file and saving, the same for all
+    data/         the trained ones that ship with the package
+
+Every organism is a Hugging Face directory with a `contrast.jsonl` beside the weights.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rhumbline.errors import InputError
+
+from rhumbline.organisms.planted import Planted, build, is_built
+
+__all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "materialise", "organism_dir"]
+
+
+@dataclass(frozen=True)
+class Organism:
+    """A model with a known truth."""
+
+    name: str
+    sentence: str
+    """What it is."""
+    expected: str
+    """The verdict that an instrument which works gives."""
+    planted: Planted | None = None
+    """How to build it; None if it was trained and is embedded in the package."""
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the package holds its files."""
+        return self.planted is None
+
+
+_ALL = (
+    Organism(
+        "refusal",
+        "trained: refuses requests about magic contraband; refusal is learned, and one direction carries it",
+        "SINGLE-DIRECTION-REPRODUCES",
+    ),
+    Organism(
+        "planted",
+        "written: refuses requests about charms along one known axis",
+        "SINGLE-DIRECTION-REPRODUCES",
+        Planted(),
+    ),
+    Organism(
+        "planted-weak",
+        "written: one known axis, but only 31 % of the positive prompts reach it, so there is no baseline to suppress",
+        "NO-BASELINE-REFUSAL",
+        # A strong effect: a direction can be found and selected, and still there is no baseline.
+        Planted(effect=2.5, jitter=0.05, positive_rate=0.31),
+    ),
+    Organism(
+        "planted-several",
+        "written: three axes, any of which suffices to refuse; their mean induces refusal but ablating it leaves it",
+        "NOT-SINGLE-DIRECTION",
+        Planted(effect=2.0, jitter=0.05, axes=3),
+    ),
+    Organism(
+        "planted-null",
+        "written: refuses three quarters of either class, for one of six unrelated reasons; the labels say nothing",
+        "NOT-SINGLE-DIRECTION",
+        # Refusal is frequent, so the verdict cannot escape to NO-BASELINE, and it has several axes: with one axis the
+        # chance imbalance of 128 + 128 prompts would point along it, and labels that mean nothing would find it.
+        Planted(axes=6, positive_rate=0.75, negative_rate=0.75),
+    ),
+)
+ORGANISMS = {organism.name: organism for organism in _ALL}
+
+
+def list_organisms() -> tuple[Organism, ...]:
+    """Every organism, the embedded ones first."""
+    return _ALL
+
+
+def organism_dir(name: str) -> Path:
+    """The directory of an embedded organism."""
+    if not _organism(name).is_embedded:
+        raise InputError(f"organism {name!r} is not embedded: it is built on first use; call materialise(name, into).")
+    return Path(__file__).parent / "data" / name
+
+
+def materialise(name: str, into: Path) -> Path:
+    """The directory of an organism; a planted one is built as `into / name` unless it is there already."""
+    spec = _organism(name).planted
+    if spec is None:
+        return organism_dir(name)
+    target = into / name
+    if is_built(spec, target):
+        return target
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=into) as scratch:
+        fresh = build(spec, Path(scratch) / name)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.replace(target)
+    return target
+
+
+def _organism(name: str) -> Organism:
+    if name not in ORGANISMS:
+        raise InputError(f"unknown organism {name!r}; the organisms are {', '.join(ORGANISMS)}.")
+    return ORGANISMS[name]
