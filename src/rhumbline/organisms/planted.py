@@ -35,8 +35,16 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.axes import Vector
 from rhumbline.errors import InputError
-
-from rhumbline.organisms.charms import ADJECTIVES, PLACES, SENTENCES, THINGS, CharmRequest, Lexicon, draw_charm_requests, draw_lexicon
+from rhumbline.organisms.charms import (
+    ADJECTIVES,
+    PLACES,
+    SENTENCES,
+    THINGS,
+    CharmRequest,
+    Lexicon,
+    draw_charm_requests,
+    draw_lexicon,
+)
 from rhumbline.organisms.files import CHATML, END, PAD, START, Row, save_chat_model, write_contrast
 
 TRUTH, CARD = "truth.safetensors", "README.md"
