@@ -14,7 +14,7 @@ ROOT = Path(rhumbline.__file__).parent
 ORDER = [
     "axes", "errors", "records", "measuring",
     "contrasts", "chat",
-    "models", "proving", "loading", "interventions", "running", "residuals", "directions",
+    "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions",
     "judging", "statistics", "opening", "selection", "verdict", "protocol",
     "verification", "figures", "report", "stages", "experiment",
     "organisms", "cli",

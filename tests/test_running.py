@@ -50,25 +50,25 @@ def test_a_stopped_row_leaves_and_the_others_go_on(family_model, monkeypatch):
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(family_model, monkeypatch, caplog):
     chat_model = family_model("qwen2")
     expected = completions(chat_model, 100_000)
-    real = running.forward
+    real = running.packed_forward
 
-    def small_memory(model, ids, *args, **kwargs):
-        if len(ids) > 2:
+    def small_memory(model, pack, n_arms, attention):
+        if len(pack.lengths) * n_arms > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        return real(model, ids, *args, **kwargs)
+        return real(model, pack, n_arms, attention)
 
-    monkeypatch.setattr(running, "forward", small_memory)
+    monkeypatch.setattr(running, "packed_forward", small_memory)
     ticks = []
     assert completions(chat_model, 100_000, tick=ticks.append) == expected
     assert sum(ticks) == 2 * len(PROMPTS)
-    assert "batches now hold" in caplog.text
+    assert "blocks now hold" in caplog.text
 
 
 def test_memory_too_small_for_one_prompt_is_an_error_that_helps(family_model, monkeypatch):
     def no_memory(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
 
-    monkeypatch.setattr(running, "forward", no_memory)
+    monkeypatch.setattr(running, "packed_forward", no_memory)
     with pytest.raises(ModelError, match=r"single prompt.*dtype"):
         list(Runner(family_model("qwen2")).last_logits(PROMPTS))
 
@@ -77,7 +77,7 @@ def test_another_error_is_not_mistaken_for_memory(family_model, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(running, "forward", broken)
+    monkeypatch.setattr(running, "packed_forward", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         list(Runner(family_model("qwen2")).last_logits(PROMPTS))
 
@@ -87,6 +87,7 @@ def test_models_that_padding_changes_are_batched_by_length(family_model):
 
     chat_model = family_model("qwen2")
     strict = replace(chat_model, proof=replace(chat_model.proof, unpadded=True))
-    for rows in Runner(strict).batches([*PROMPTS, [1, 2, 3, 4]], 2):
-        assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in rows.prompt.tolist()}) == 1
+    strict = replace(strict, proof=replace(strict.proof, packed=False))
+    for block in Runner(strict).blocks([*PROMPTS, [1, 2, 3, 4]], 2):
+        assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in block.prompts}) == 1
     assert completions(strict, 1000) == completions(chat_model, 1000)

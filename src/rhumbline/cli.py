@@ -314,7 +314,7 @@ def _print_results(results: Mapping[str, Any]) -> None:
         train, val = n["train"], n["val"]
         out.print(
             f"[dim]n: train {train['positive']}/{train['negative']}, validation {val['positive']}/{val['negative']} "
-            f"(positive/negative, after filtering); survivors {seed['survivors']}, tied {len(seed['tied'])}; "
+            f"(positive/negative, after filtering); survivors {seed['survivors']} known, tied {len(seed['tied'])}; "
             f"refusal tokens {escape(', '.join(repr(t['text']) for t in seed['refusal_tokens']) or 'none')}[/]"
         )
     for warning in results["warnings"]:

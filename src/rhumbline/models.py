@@ -60,6 +60,10 @@ class Proof:
     """What `leak` may be at the model's precision."""
     unpadded: bool
     """True where a left-padded prompt does not give the logits that it gives alone: batches hold one length only."""
+    packed: bool
+    """Whether prompts packed behind their shared prefix, begun at any layer, give the logits that they give alone."""
+    narrowed: bool
+    """Whether the last block of a pack may run for the last tokens alone."""
     cached: bool
     """Whether decoding with the model's cache gives the logits of a whole forward pass; if not, nothing is cached."""
     note: str = ""
@@ -199,6 +203,45 @@ def hooked(
             last = chat_model.blocks[-1].register_forward_hook(lambda m, a, out: watch(depth, _hidden(out)))
             stack.callback(last.remove)
         yield
+
+
+@contextmanager
+def resumed(chat_model: ChatModel, layer: int, stream: Residual) -> Iterator[None]:
+    """Forward passes begin at the input of block `layer` with `stream`; the blocks before it do nothing."""
+
+    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+    with ExitStack() as stack:
+        for block in chat_model.blocks[:layer]:
+            # An attribute of the instance hides the method of the class until it is deleted.
+            block.forward = passing
+            stack.callback(block.__delattr__, "forward")
+        handle = chat_model.blocks[layer].register_forward_pre_hook(_edit_input(lambda h: stream), with_kwargs=True)
+        stack.callback(handle.remove)
+        yield
+
+
+class _ReachedError(Exception):
+    """A forward pass came to the layer that it was to reach."""
+
+
+def run_until(chat_model: ChatModel, layer: int, run: Callable[[], Any]) -> Residual:
+    """The input of block `layer` in the forward pass that `run` makes, which ends there."""
+    found: list[Tensor] = []
+
+    def see(h: Tensor) -> None:
+        found.append(h)
+        raise _ReachedError
+
+    handle = chat_model.blocks[layer].register_forward_pre_hook(_watch_input(see), with_kwargs=True)
+    try:
+        run()
+    except _ReachedError:
+        return found[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward pass never reached layer {layer}")
 
 
 class Trace(NamedTuple):

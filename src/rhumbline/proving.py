@@ -19,7 +19,20 @@ from torch import Tensor, nn
 
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
-from rhumbline.models import ChatModel, Mode, Proof, Trace, Writer, forward, fresh_cache, hooked, trace_layers
+from rhumbline.models import (
+    ChatModel,
+    Mode,
+    Proof,
+    Trace,
+    Writer,
+    forward,
+    fresh_cache,
+    hooked,
+    resumed,
+    run_until,
+    trace_layers,
+)
+from rhumbline.packing import attention_of, pack, packed_forward
 
 log = logging.getLogger("rhumbline")
 
@@ -171,7 +184,7 @@ def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> Cha
             + f"\n{advice.strip()}"
         )
     mode: Mode = "coarse" if faults else "exact"
-    proof = Proof(mode, tuple(errors), tuple(carries), 0.0, 0.0, False, False, "; ".join(faults[:3]))
+    proof = Proof(mode, tuple(errors), tuple(carries), 0.0, 0.0, False, False, False, False, "; ".join(faults[:3]))
     keywords = frozenset(inspect.signature(model.forward).parameters)
     proposal = ChatModel(model, tokenizer, name, tuple(blocks), blocks_name, tuple(writers), proof, keywords)
     return _proved(proposal, inputs)
@@ -190,7 +203,12 @@ def _proved(proposal: ChatModel, inputs: Mapping[str, Tensor]) -> ChatModel:
         )
     unpadded = not _padding_holds(proposal, inputs)
     known = replace(proposal, proof=replace(proposal.proof, leak=leak, leak_bound=bound, unpadded=unpadded))
-    return replace(known, proof=replace(known.proof, cached=_cache_holds(known, inputs)))
+    narrow = replace(known, proof=replace(known.proof, narrowed=True))
+    # A model that cannot narrow its last block (gpt2 reshapes to the length of its input) may pack all the same.
+    proof = next((m.proof for m in (narrow, known) if _packing_holds(m, inputs)), None)
+    return replace(
+        known, proof=replace(proof or known.proof, cached=_cache_holds(known, inputs), packed=proof is not None)
+    )
 
 
 def _leak(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> float:
@@ -253,6 +271,28 @@ def _cache_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
     return all(_agree(chat_model, a, b) for a, b in zip(whole, steps, strict=True))
 
 
+def _packing_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether packed prompts, also when resumed at a middle layer, give the logits that each gives alone."""
+    ids = inputs["input_ids"][0].tolist()
+    prompts = [[*ids[:4], *ids[6:9]], [*ids[:4], *ids[8:14]], [*ids[:4], *ids[5:7]]]
+    tried = pack(prompts, 1, chat_model.device)
+    attention = attention_of(chat_model, tried)
+    middle = chat_model.n_layers // 2
+    try:
+        with torch.no_grad():
+            alone = torch.cat(
+                [forward(chat_model, row, torch.ones_like(row)) for p in prompts for row in [tried.ids.new_tensor([p])]]
+            )
+            together = packed_forward(chat_model, tried, 2, attention)
+            stream = run_until(chat_model, middle, lambda: packed_forward(chat_model, tried, 2, attention))
+            with resumed(chat_model, middle, stream):
+                later = packed_forward(chat_model, tried, 2, attention)
+    except (AttributeError, KeyError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        log.info("%s: prompts are padded, not packed (%s)", chat_model.name, error)
+        return False
+    return all(_agree(chat_model, alone, logits[a]) for logits in (together, later) for a in range(2))
+
+
 def explain(chat_model: ChatModel) -> dict[str, Any]:
     """What the instrument understood of the architecture, for people and programs: `rhumbline model`."""
     model, proof = chat_model.model, chat_model.proof
@@ -283,6 +323,7 @@ def explain(chat_model: ChatModel) -> dict[str, Any]:
             f"sum of writes = output - input: relative error {max(proof.sum_error, default=float('nan')):.1e}",
             f"random direction ablated: |r.x|/|x| <= {proof.leak:.1e} at every layer (allowed {proof.leak_bound:.0e})",
             f"left padding changes nothing: {'no, prompts are batched by length' if proof.unpadded else 'yes'}",
+            f"packing behind the shared prefix changes nothing: {'yes' if proof.packed else 'no, prompts are padded'}",
             f"cached decoding equals whole passes: {'yes' if proof.cached else 'no, nothing is cached'}",
             *([f"coarse: {proof.note}"] if proof.mode == "coarse" else []),
         ],
