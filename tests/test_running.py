@@ -91,3 +91,22 @@ def test_models_that_padding_changes_are_batched_by_length(family_model):
     for block in Runner(strict).blocks([*PROMPTS, [1, 2, 3, 4]], 2):
         assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in block.prompts}) == 1
     assert completions(strict, 1000) == completions(chat_model, 1000)
+
+
+def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
+    """A pretended device: 2 MiB for each pass, 1 GiB free."""
+    chat_model = family_model("qwen2")
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.CPU_TOKENS
+    monkeypatch.setattr(type(chat_model), "device", torch.device("cuda"))
+    monkeypatch.setattr(Runner, "last_logits", lambda self, sequences: iter(sequences))
+    memory = {"free": 2**30, "peak": 2 * 2**20}
+    for name in ("reset_peak_memory", "allocated_memory"):
+        monkeypatch.setattr(running, name, lambda device: 0)
+    monkeypatch.setattr(running, "peak_memory", lambda device: memory["peak"])
+    monkeypatch.setattr(running, "free_memory", lambda device: memory["free"])
+    tokens = 1024 // len(PROMPTS[0]) * len(PROMPTS[0])
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == min(65536, int(2**29 / (2 * 2**20 / tokens)))
+    memory["free"] = 2**22
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.LEAST_TOKENS
+    memory |= {"free": 2**40}
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.MOST_TOKENS

@@ -116,7 +116,10 @@ class PackedAttention:
     step: int = -1
     """Tokens generated so far; -1 while the prompt is read."""
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Keys and values by layer, [row, head, key, channel], rows in the order (arm, prompt)."""
+    """Keys and values by layer, [row, key, head, channel], rows in the order (arm, prompt).
+
+    In this order what a row has so far is one stretch of memory; with heads first a step took twice as long.
+    """
     masks: dict[Any, Tensor] = field(default_factory=dict)
     own: Tensor | None = None
     """While decoding: which prompt places of each row hold a token, [row, key]."""
@@ -175,15 +178,16 @@ class PackedAttention:
 
     def _decode(self, attend: Callable, module: Any, query: Tensor, key: Tensor, value: Tensor, kwargs: dict) -> Tensor:
         keys, values = self.kept[module.layer_idx]
-        here = keys.shape[2] - self.room + self.step
-        keys[:, :, here], values[:, :, here] = key[:, :, 0], value[:, :, 0]
+        here = keys.shape[1] - self.room + self.step
+        keys[:, here], values[:, here] = key[:, :, 0], value[:, :, 0]
         mask = self._later_mask(kwargs.get("sliding_window"), query.dtype)
-        return attend(module, query, keys[:, :, : here + 1], values[:, :, : here + 1], mask, **kwargs)[0]
+        seen = (kept[:, : here + 1].transpose(1, 2) for kept in (keys, values))
+        return attend(module, query, *seen, mask, **kwargs)[0]
 
     def _with_room(self, kept: Tensor) -> Tensor:
         rows, heads, length, channels = kept.shape
-        buffer = kept.new_zeros(rows, heads, length + self.room, channels)
-        buffer[:, :, :length] = kept
+        buffer = kept.new_empty(rows, length + self.room, heads, channels)
+        buffer[:, :length] = kept.transpose(1, 2)
         return buffer
 
     def _mask(self, group: int, window: int | None, n_arms: int, dtype: torch.dtype) -> Tensor:

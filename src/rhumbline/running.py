@@ -21,6 +21,7 @@ from rhumbline.axes import Logits, Residual
 from rhumbline.chat import token_batch
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
+from rhumbline.measuring import allocated_memory, free_memory, peak_memory, reset_peak_memory
 from rhumbline.models import ChatModel, can_drop_rows, forward, hooked, new_cache, resumed, run_until
 from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed, packed_forward
 
@@ -30,6 +31,10 @@ TokenIds = Sequence[int]
 Side = Literal["left", "right"]
 T = TypeVar("T")
 
+CPU_TOKENS = 4096
+"""Tokens of a forward pass on a processor: its speed is flat from some hundred tokens on (docs/benchmarks.md)."""
+LEAST_TOKENS, MOST_TOKENS = 1024, 65536
+"""Bounds of a measured budget."""
 CACHED_TOKENS_PER_TOKEN = 16
 """While generating, a block may hold this many cached tokens for each token that a forward pass may hold."""
 DECIDED_EVERY = 8
@@ -68,12 +73,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
+def measured_tokens(model: ChatModel, sequence: TokenIds) -> int:
+    """Tokens of a forward pass for which half of an accelerator's free memory suffices, found by running one.
+
+    A processor's budget is fixed: its memory is not what bounds a pass.
+    """
+    if model.device.type == "cpu":
+        return CPU_TOKENS
+    reset_peak_memory(model.device)
+    before = allocated_memory(model.device)
+    probe = Runner(model, LEAST_TOKENS)
+    copies = max(1, LEAST_TOKENS // len(sequence))
+    for _ in probe.last_logits([sequence] * copies):
+        pass
+    per_token = max(1, peak_memory(model.device) - before) / (copies * len(sequence))
+    return int(min(MOST_TOKENS, max(LEAST_TOKENS, free_memory(model.device) / 2 / per_token)))
+
+
 @dataclass
 class Runner:
     """Runs a model over arms and prompts in blocks of at most `tokens_per_forward` tokens."""
 
     model: ChatModel
-    tokens_per_forward: int = 4096
+    tokens_per_forward: int = CPU_TOKENS
     """Halved, for good, when the device runs out of memory."""
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
     """Called with the number of rows that were finished."""
