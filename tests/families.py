@@ -36,8 +36,10 @@ FAMILIES: dict[str, dict] = {
 }
 
 
-def random_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides) -> torch.nn.Module:
-    """A random model of `family`; weights large enough that every sublayer matters."""
+def random_model(
+    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, gains: bool = False, **overrides
+) -> torch.nn.Module:
+    """A random model of `family`; weights large enough that every sublayer matters, norms of any gain with `gains`."""
     options = {**SMALL, **FAMILIES.get(family, {}), **overrides}
     config = AutoConfig.for_model(family, **options)
     config.initializer_range = 0.3 / options["hidden_size"] ** 0.5 * 2
@@ -47,4 +49,6 @@ def random_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.05)
+            elif gains and parameter.ndim == 1 and "norm" in name:
+                parameter += torch.rand_like(parameter) - 0.5
     return model.eval()

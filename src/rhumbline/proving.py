@@ -134,10 +134,7 @@ def _writers(traces: Sequence[Trace]) -> tuple[list[Writer], list[float], list[f
         for names in found.names:
             # The hook needs rows apart: prefer the innermost alias that returns [row, position, d_model].
             shaped = [n for n in names if trace.outputs[n].shape == trace.before.shape]
-            if not shaped:
-                faults.append(f"layer {layer}: {names[0]} writes, but returns {tuple(trace.outputs[names[0]].shape)}")
-                continue
-            writers.append(Writer(layer, shaped[0], names, found.scale))
+            writers.append(Writer(layer, (shaped or names)[0], names, found.scale, flat=not shaped))
     return writers, errors, carries, faults
 
 
