@@ -32,6 +32,10 @@ FAMILIES: dict[str, dict] = {
     "mixtral": {**MOE},
     "qwen3_moe": {"head_dim": 8, **MOE, "decoder_sparse_step": 2},
     "gpt_oss": {"head_dim": 8, "sliding_window": 8, **MOE},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "bloom": {},
+    "qwen2_moe": {**MOE, "shared_expert_intermediate_size": 48},
+    "jamba": {**MOE, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
     "granite": {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0},
 }
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rhumbline.contrasts import ContrastSet, Prompt, Sizes, contrast_from_prompts, read_contrast, split_contrast
     from rhumbline.errors import RhumblineError
     from rhumbline.experiment import Result, discover, run, selected_direction
+    from rhumbline.applying import applied
     from rhumbline.interventions import Ablate, Add, Arm, Direction
     from rhumbline.loading import load
     from rhumbline.models import ChatModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rhumbline.selection import choose, read_scores
     from rhumbline.verdict import Rule, decide
     from rhumbline.verification import verify
+    from rhumbline.weights import orthogonalized
 
 _HOME = {
     "RhumblineError": "errors",
@@ -50,6 +52,8 @@ _HOME = {
     "Result": "experiment",
     "selected_direction": "experiment",
     "verify": "verification",
+    "applied": "applying",
+    "orthogonalized": "weights",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the flow
@@ -81,6 +85,8 @@ __all__ = [  # noqa: RUF022 - the order of the flow
     "Result",
     "selected_direction",
     "verify",
+    "applied",
+    "orthogonalized",
 ]
 
 

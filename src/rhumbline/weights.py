@@ -196,9 +196,7 @@ def writer_leaks(chat_model: ChatModel, basis: Basis, sequences: Sequence[Sequen
     return {n: a / max((sum(squares[n]) / len(squares[n])) ** 0.5, 1e-30) for n, a in along.items()}
 
 
-def measure_gap(
-    chat_model: ChatModel, change: Change, known: Reference
-) -> tuple[Gap, dict[str, float]]:
+def measure_gap(chat_model: ChatModel, change: Change, known: Reference) -> tuple[Gap, dict[str, float]]:
     """How far an edited model is from the hooked one, and the leak of each of its writers."""
     edited = logits_of(chat_model, known.sequences)
     kl = torch.cat([_kl(a, b) for a, b in zip(known.hooked, edited, strict=True)])
