@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow check format clean
+.PHONY: demo test slow check format clean families
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_architecture.py
+
+families: $(READY)
+	$(BIN)/python benchmarks/families_table.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix

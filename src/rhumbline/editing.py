@@ -63,7 +63,7 @@ class _Call(NamedTuple):
 class Probe:
     """One recorded forward pass of a float32 model whose blocks can be run again, each alone."""
 
-    def __init__(self, chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(self, chat_model: ChatModel, inputs: Mapping[str, Any]) -> None:
         self.chat_model, self.model, self.inputs = chat_model, chat_model.model, dict(inputs)
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters(remove_duplicate=False))
         self.d_model = chat_model.d_model
@@ -98,7 +98,7 @@ class Probe:
 
     def _whole(self) -> None:
         off = {"use_cache": False} if "use_cache" in self.chat_model.keywords else {}
-        self.model(**self.inputs, **off)
+        self.model(**{**self.inputs, **off})
 
     def block_output(self, layer: int) -> Tensor:
         """What a block returns when it is run alone on its recorded input; NaN where it cannot be."""
@@ -351,7 +351,16 @@ def untied(model: Any) -> bool:
     return tied
 
 
-def plan_ablation(chat_model: ChatModel, basis: Basis, inputs: Mapping[str, Tensor], *, oblique: bool = False) -> Plan:
+def _unsolved(probe: Probe, point: Point) -> str:
+    """Why no edit was found, as far as one can tell."""
+    why = "no set of parameters was found whose edit removes the direction from what it writes"
+    if point.layer is None:
+        return f"{why}; something that is not a parameter (a fixed table of positions, say) writes there"
+    kind = type(probe.root(point.layer).get_submodule(point.module)).__name__
+    return f"{why}; what is added to the stream comes out of a {kind}, and what goes into that cannot be edited for it"
+
+
+def plan_ablation(chat_model: ChatModel, basis: Basis, inputs: Mapping[str, Any], *, oblique: bool = False) -> Plan:
     """What to edit so that no residual writer of a float32, untied model writes into the subspace."""
     if chat_model.proof.mode != "exact":
         raise EditError(
@@ -366,9 +375,7 @@ def plan_ablation(chat_model: ChatModel, basis: Basis, inputs: Mapping[str, Tens
     for point, aliases in points:
         found = _solve(probe, point, basis, basis, aliases, "", oblique)
         if found is None:
-            faults.append(
-                f"{point}: no set of parameters was found whose edit removes the direction from what it writes"
-            )
+            faults.append(f"{point}: {_unsolved(probe, point)}")
             continue
         if found.reason is not None:
             reasons.append(found.reason)

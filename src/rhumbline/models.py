@@ -253,7 +253,7 @@ class Trace(NamedTuple):
     outputs: dict[str, Tensor]
 
 
-def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Tensor]) -> list[Trace]:
+def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> list[Trace]:
     """One forward pass that keeps what every submodule of every block returned; the probe of the proof."""
     before: dict[int, Tensor] = {}
     after: dict[int, Tensor] = {}

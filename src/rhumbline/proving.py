@@ -127,7 +127,7 @@ def _writers(traces: Sequence[Trace]) -> tuple[list[Writer], list[float], list[f
             continue
         found = _explain(trace)
         if found is None:
-            faults.append(f"layer {layer}: no set of submodule outputs sums to (output - input)")
+            faults.append(f"layer {layer}: no set of submodule outputs sums to (output - input){_ending(trace)}")
             continue
         errors.append(found.error)
         carries.append(found.carry)
@@ -138,14 +138,21 @@ def _writers(traces: Sequence[Trace]) -> tuple[list[Writer], list[float], list[f
     return writers, errors, carries, faults
 
 
-def _probe_inputs(model: Any, tokenizer: Any) -> dict[str, Tensor]:
+def _ending(trace: Trace) -> str:
+    """Why a block may not be a sum: its output is what one submodule made of the whole stream (a post-norm, say)."""
+    same = [n for n, o in trace.outputs.items() if o.shape == trace.after.shape and torch.equal(o, trace.after)]
+    return f"; its output is what {same[0]} returned, of the whole stream" if same else ""
+
+
+def _probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
     text = "The ship left the harbour at dawn and held one bearing all day long, whatever the wind did."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if tokenizer is not None else []
     vocab = model.get_input_embeddings().weight.shape[0]
     ids = ([i for i in ids if i < vocab] or list(range(1, 17)))[:16]
     device = model.get_input_embeddings().weight.device
     rows = torch.tensor([ids, ids[::-1]], device="cpu" if device.type == "meta" else device)
-    return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    off = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return {"input_ids": rows, "attention_mask": torch.ones_like(rows), **off}
 
 
 def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> ChatModel:
@@ -174,7 +181,7 @@ def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> Cha
     return _proved(proposal, inputs)
 
 
-def _proved(proposal: ChatModel, inputs: Mapping[str, Tensor]) -> ChatModel:
+def _proved(proposal: ChatModel, inputs: Mapping[str, Any]) -> ChatModel:
     """The functional half of the proof: ablate a random direction and look for it everywhere."""
     leak, bound = _leak(proposal, inputs), 1e-5
     if proposal.dtype != torch.float32:
@@ -190,7 +197,7 @@ def _proved(proposal: ChatModel, inputs: Mapping[str, Tensor]) -> ChatModel:
     return replace(known, proof=replace(known.proof, cached=_cache_holds(known, inputs)))
 
 
-def _leak(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> float:
+def _leak(chat_model: ChatModel, inputs: Mapping[str, Any]) -> float:
     r = torch.randn(chat_model.d_model, generator=torch.Generator().manual_seed(0))
     r = r / r.norm()
     worst = 0.0
@@ -216,7 +223,7 @@ def _agree(chat_model: ChatModel, a: Tensor, b: Tensor) -> bool:
     return bool((a.float() - b.float()).abs().max() <= tolerance * a.float().abs().max().clamp_min(1.0))
 
 
-def _padding_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
+def _padding_holds(chat_model: ChatModel, inputs: Mapping[str, Any]) -> bool:
     """Whether a left-padded prompt gives the logits it gives alone."""
     ids = inputs["input_ids"][:1]
     pad = torch.full((1, 3), chat_model.pad_token, device=ids.device, dtype=ids.dtype)
@@ -228,7 +235,7 @@ def _padding_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
         return _agree(chat_model, alone, forward(chat_model, padded, mask)[:1])
 
 
-def _cache_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
+def _cache_holds(chat_model: ChatModel, inputs: Mapping[str, Any]) -> bool:
     """Whether token-by-token decoding with the cache gives the logits of a whole forward pass."""
     ids = inputs["input_ids"]
     mask = torch.ones_like(ids)
