@@ -88,6 +88,8 @@ def _from_run(path: Path, seed: int | None) -> Imported:
         "model": model["name"],
         "fingerprint": model["fingerprint"],
         "dtype": model["dtype"],
+        "model_type": model["model_type"],
+        "n_layers": model["n_layers"],
         "template_sha256": directory.protocol["chat"].get("template_sha256"),
         "verdict": results.get("verdict"),
         "sentence": results.get("sentence"),

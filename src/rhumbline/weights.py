@@ -237,14 +237,14 @@ def edit_in_place(chat_model: ChatModel, change: Change, prompts: Sequence[str] 
     was_tied = untied(chat_model.model)
     rows = probe_rows(known.sequences, chat_model.device)
     plan = plan_ablation(chat_model, change, rows)
-    plan = _better(chat_model, change, known, plan, rows)
+    plan = better_plan(chat_model, change, known, plan, rows)
     carry_out(chat_model.model, plan)
     gap, leaks = measure_gap(chat_model, change, known)
     proof = _judged(chat_model.name, plan.outcome, gap, leaks, known, plan.reasons)
     return Edited(chat_model, proof, plan, tuple(sorted(e.name for e in plan.edits)), was_tied, known)
 
 
-def _better(chat_model: ChatModel, change: Basis, known: Reference, plan: Plan, rows: Mapping[str, Tensor]) -> Plan:
+def better_plan(chat_model: ChatModel, change: Basis, known: Reference, plan: Plan, rows: Mapping[str, Tensor]) -> Plan:
     """Of the two approximate edits of what goes into a norm (orthogonal, oblique), the one with the smaller gap."""
     if plan.outcome == "exact":
         return plan
