@@ -313,6 +313,15 @@ def card(record: Mapping[str, Any]) -> str:
 def summary(record: Mapping[str, Any], out: Path) -> list[str]:
     """The outcome of an edit in a few lines, for a terminal."""
     proof = record["proof"]
+    if record.get("how") == "sharded":
+        small = proof["small_model"]
+        return [
+            f"{record['edit']}, file by file: {record['outcome']}, {len(record['changed'])} tensors"
+            + (", embeddings untied" if record["untied"] else ""),
+            f"largest share of a tensor along it: {proof['leak']:.1e}; on a small model of the same config hooked and edited "
+            f"differ by KL {small['kl']:.2g} nats (the ablation moves it by {small['effect']:.2g})",
+            f"model: {out}",
+        ]
     gap, saved = proof["float32"], proof["saved"]
     lines = [
         f"{record['edit']}: {record['outcome']}, {len(record['changed'])} parameters"
