@@ -348,7 +348,7 @@ def _edit_file(
                 if not torch.isfinite(tensor).all():
                     raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
                 read, write = vectors[rule.norm]
-                tensor = project(tensor.float(), rule.axis, read, write).to(tensor.dtype)
+                tensor = project(tensor, rule.axis, read, write)
                 leaks[name] = _left(tensor, rule.axis, read)
             tensors[name] = tensor
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
