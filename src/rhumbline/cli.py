@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from rhumbline import file_commands
 from rhumbline.errors import InputError, ProtocolError, RhumblineError
 
 out = Console(soft_wrap=True)
@@ -95,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
     select = command("select", _select, "apply a selection rule to a table of scores")
     select.add_argument("scores", metavar="SCORES.json")
     select.add_argument("--preset", default="rhumbline", help="whose rule (default: %(default)s)")
+
+    file_commands.add(command)
 
     organism = command("organism", _organism_list, "the model organisms")
     actions = organism.add_subparsers(required=True, metavar="ACTION")
