@@ -105,8 +105,11 @@ def dequantized(chat_model: ChatModel) -> ChatModel:
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-    model.is_quantized = False
-    return prove(model, chat_model.tokenizer, chat_model.name, coarse=True)
+    # A fresh model: transformers would save this one with the conversions of its quantiser.
+    plain: Any = type(model)._from_config(model.config, dtype=model.get_input_embeddings().weight.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return prove(plain.to(chat_model.device), chat_model.tokenizer, chat_model.name, coarse=True)
 
 
 def _fingerprints(chat_model: ChatModel, found: Imported, source: str, options: EditOptions) -> dict[str, str]:
