@@ -79,5 +79,8 @@ def test_the_training_flag_and_the_model_are_left_alone(model):
 
 
 def test_a_direction_of_another_width_is_refused(model):
-    with pytest.raises(DirectionError, match="width 8"), applied(model, Ablate(Direction.from_vector(torch.ones(8), -1, 0))):
+    with (
+        pytest.raises(DirectionError, match="width 8"),
+        applied(model, Ablate(Direction.from_vector(torch.ones(8), -1, 0))),
+    ):
         pass

@@ -160,7 +160,8 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 
 
 class Steered:
-    """What lm-eval's SteeredModel does with a steering file, written out: the test below compares it with the real one."""
+    """What lm-eval's SteeredModel does with a steering file, written out: the test below compares it with the real
+    one."""
 
     def __init__(self, model, config):
         self.model, self.config = model, config
@@ -217,4 +218,6 @@ def test_lm_evals_own_steered_model(ablate, checkpoint, tmp_path, tokenizer):
 def test_steering_names_every_writer(tokenizer):
     chat_model = proving.prove(random_model("llama", vocab_size=len(tokenizer)), tokenizer, "llama")
     config = steering(some(), chat_model, ExportOptions(ablate=True))
-    assert set(config) == {"embed_tokens"} | {f"layers.{i}.{m}" for i in range(4) for m in ("self_attn.o_proj", "mlp.down_proj")}
+    assert set(config) == {"embed_tokens"} | {
+        f"layers.{i}.{m}" for i in range(4) for m in ("self_attn.o_proj", "mlp.down_proj")
+    }

@@ -66,7 +66,7 @@ def test_hooks_work_and_edits_are_refused(kind, checkpoint, tokenizer):
     ((_, logits),) = Runner(chat_model).last_logits(PROMPTS[:1], arms)
     assert (logits[0] - logits[1]).abs().max() > 1e-2
     assert all(len(text) > 0 for arm in completions(chat_model, direction) for text in arm)
-    with pytest.raises(EditError, match="quantised.*--dequantize"):
+    with pytest.raises(EditError, match=r"quantised.*--dequantize"):
         refuse_quantised(chat_model.model)
 
 

@@ -222,6 +222,29 @@ def test_a_run_of_another_model_is_refused_unless_forced(organism_run, call, tmp
     assert call("edit", other, "--direction", organism_run, "--out", tmp_path / "edited", "--force")[0] == 0
 
 
+def test_a_direction_of_another_template_is_refused_unless_forced(checkpoint, call, tmp_path):
+    from rhumbline.importing import FORMAT
+
+    file = tmp_path / "d.safetensors"
+    save_file({"direction": torch.ones(32)}, file, {"format": FORMAT, "layer": "1", "template_sha256": "0" * 64})
+    command = ("edit", checkpoint(), "--direction", file, "--out", tmp_path / "edited")
+    code, _, messages = call(*command)
+    assert code == 2
+    assert "another chat template" in messages
+    assert call(*command, "--force")[0] == 0
+
+
+def test_export_from_the_command_line(organism_run, call, tmp_path):
+    out = tmp_path / "direction.safetensors"
+    assert call("export", organism_run, "--to", "direction", "--out", out)[0] == 0
+    code, text, messages = call("edit", organism_dir("refusal"), "--direction", out, "--out", tmp_path / "edited")
+    assert code == 0, messages
+    assert "exact" in text
+    code, _, messages = call("export", organism_run, "--to", "direction", "--out", out)
+    assert code == 2
+    assert "exists" in messages
+
+
 def test_what_the_paper_and_others_write_can_be_read(organism_run, tmp_path):
     selected = selected_direction(organism_run)
     torch.save(selected.difference, tmp_path / "direction.pt")

@@ -30,7 +30,8 @@ def checkpoint(tmp_path, tokenizer):
         model.save_pretrained(folder, max_shard_size="40KB")
         tokenizer.save_pretrained(folder)
         save_file(
-            {"direction": torch.randn(32, generator=torch.Generator().manual_seed(3))}, tmp_path / "direction.safetensors"
+            {"direction": torch.randn(32, generator=torch.Generator().manual_seed(3))},
+            tmp_path / "direction.safetensors",
         )
         return folder, tmp_path / "direction.safetensors"
 
@@ -55,7 +56,7 @@ def test_files_and_memory_give_the_same_bits(family, dtype, checkpoint, call, tm
         code, _, messages = call(*common, "--out", tmp_path / "files", "--sharded")
         assert code == 3
         assert "only approximate" in messages
-    code, text, messages = call(*common, "--out", tmp_path / "files", "--sharded", *force)
+    code, _, messages = call(*common, "--out", tmp_path / "files", "--sharded", *force)
     assert code == 0, messages
     assert call(*common, "--out", tmp_path / "memory", "--device", "cpu")[0] == 0
     files, memory, base = (stored(f) for f in (tmp_path / "files", tmp_path / "memory", source))

@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rhumbline.applying import applied
     from rhumbline.chat import Chat, ChatOptions
     from rhumbline.contrasts import ContrastSet, Prompt, Sizes, contrast_from_prompts, read_contrast, split_contrast
     from rhumbline.errors import RhumblineError
     from rhumbline.experiment import Result, discover, run, selected_direction
-    from rhumbline.applying import applied
     from rhumbline.interventions import Ablate, Add, Arm, Direction
     from rhumbline.loading import load
     from rhumbline.models import ChatModel

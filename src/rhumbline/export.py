@@ -36,7 +36,7 @@ class ExportOptions:
     force: bool = False
 
 
-def export(found: Imported, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:  # noqa: B008
+def export(found: Imported, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
     """Write a direction in the format `to`; returns what to tell the user."""
     writers: Mapping[str, Callable[[Imported, Path, ExportOptions], list[str]]] = {
         "direction": _direction,
@@ -60,7 +60,18 @@ def _direction(found: Imported, out: Path, options: ExportOptions) -> list[str]:
     from safetensors.torch import save
 
     del options
-    known = ("model", "fingerprint", "dtype", "template_sha256", "verdict", "sentence", "protocol_sha256", "seed", "model_type", "n_layers")
+    known = (
+        "model",
+        "fingerprint",
+        "dtype",
+        "template_sha256",
+        "verdict",
+        "sentence",
+        "protocol_sha256",
+        "seed",
+        "model_type",
+        "n_layers",
+    )
     metadata = {k: str(found.origin[k]) for k in known if found.origin.get(k) is not None}
     for name, value in (("layer", found.layer), ("position", found.position)):
         if value is not None:
@@ -76,11 +87,14 @@ def _direction(found: Imported, out: Path, options: ExportOptions) -> list[str]:
 def _gguf(found: Imported, out: Path, options: ExportOptions) -> list[str]:
     gguf = extra("gguf", "gguf")
     if options.ablate:
-        raise InputError("a control vector can only be added; for an ablation use rhumbline edit and convert the result.")
+        raise InputError(
+            "a control vector can only be added; for an ablation use rhumbline edit and convert the result."
+        )
     direction = found.direction()
     if direction.layer < 2:
         raise DirectionError(
-            f"the direction acts at the input of block {direction.layer}; a control vector of llama.cpp is added to the "
+            f"the direction acts at the input of block {direction.layer}; a control vector of llama.cpp is added to "
+            "the "
             "output of a block with index 1 or more, so the input of block 2 is the first that it reaches."
         )
     vector = (1.0 if options.coefficient is None else options.coefficient) * direction.difference
@@ -154,7 +168,8 @@ def _proportional(a: Tensor, b: Tensor) -> bool:
 def steering(found: Imported, chat_model: ChatModel, options: ExportOptions) -> dict[str, dict[str, Any]]:
     """lm-eval's steering configuration: what is done at the output of each named module of the base model.
 
-    An ablation is a clamp to 0 at what enters the first block and at every proved writer; an addition acts at the output
+    An ablation is a clamp to 0 at what enters the first block and at every proved writer; an addition acts at the
+    output
     of the block below (of the embedding, for block 0).
     """
     names = {id(m): n for n, m in chat_model.model.base_model.named_modules()}
@@ -190,7 +205,8 @@ def _lm_eval(found: Imported, out: Path, options: ExportOptions) -> list[str]:
     torch.save(config, buffer)
     write_bytes(out, buffer.getvalue())
     return [
-        f"{'ablation' if options.ablate else 'addition'} at {len(config)} modules: lm_eval --model steered --model_args "
+        f"{'ablation' if options.ablate else 'addition'} at {len(config)} modules: lm_eval --model steered "
+        "--model_args "
         f"pretrained=MODEL,steer_path={out.name}",
         "lm-eval opens this file with a loader that can run code: open only files that you made yourself",
     ]

@@ -59,7 +59,7 @@ class EditOptions:
 
 def edit_checkpoint(
     source: str, found: Imported, out: str | Path, options: EditOptions = EditOptions()
-) -> dict[str, Any]:  # noqa: B008
+) -> dict[str, Any]:
     """Edit a checkpoint, prove the edit and save it under `out`; returns the record that lies beside the weights.
 
     EditError (exit code 3) where it cannot be proved; nothing is left under `out` then.
@@ -75,11 +75,8 @@ def edit_checkpoint(
     check_width(chat_model, found.vectors)
     if not options.force:
         check_origin(found, _fingerprints(chat_model, found, source, options), _template(chat_model))
-    change: Change
-    if options.coefficient is None:
-        change = orthonormal(found.vectors)
-    else:
-        change = Add(found.direction(), options.coefficient)
+    c = options.coefficient
+    change: Change = orthonormal(found.vectors) if c is None else Add(found.direction(), c)
     dtypes = dtypes_of(chat_model.model)
     chat_model.model.float()
     edited = edit_in_place(prove(chat_model.model, chat_model.tokenizer, source, coarse=True), change, options.prompts)
@@ -155,7 +152,8 @@ def appearing(target: Path) -> Iterator[Path]:
         folder.rename(target)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}. Nothing was left behind; free the "
+            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}. Nothing was left behind; "
+            "free the "
             "disk or fix the permissions and run the same command again."
         ) from error
     finally:
@@ -197,8 +195,8 @@ def _reloaded(edited: Edited, change: Change, folder: Path, options: EditOptions
     except (ValueError, RuntimeError, KeyError) as error:
         raise EditError(f"what was written cannot be loaded again ({error}); nothing was saved.") from error
     wrong = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
-    theirs = dict(again.named_parameters(remove_duplicate=False))
-    for name, parameter in mine.named_parameters(remove_duplicate=False):
+    theirs = dict([*again.named_parameters(remove_duplicate=False), *again.named_buffers()])
+    for name, parameter in (*mine.named_parameters(remove_duplicate=False), *mine.named_buffers()):
         other = theirs.get(name)
         if other is None or not torch.equal(parameter.cpu().float(), other.cpu().float()):
             wrong.append(name)
@@ -282,7 +280,8 @@ def card(record: Mapping[str, Any]) -> str:
         "---",
         f"# {Path(base).name}, edited",
         "",
-        f"In this copy of `{base}` {what}. It was made by rhumbline {record['versions']['rhumbline']} and loads in plain "
+        f"In this copy of `{base}` {what}. It was made by rhumbline {record['versions']['rhumbline']} and loads in "
+        "plain "
         "transformers.",
         "",
         "| | |",
@@ -321,7 +320,8 @@ def summary(record: Mapping[str, Any], out: Path) -> list[str]:
         return [
             f"{record['edit']}, file by file: {record['outcome']}, {len(record['changed'])} tensors"
             + (", embeddings untied" if record["untied"] else ""),
-            f"largest share of a tensor along it: {proof['leak']:.1e}; on a small model of the same config hooked and edited "
+            f"largest share of a tensor along it: {proof['leak']:.1e}; on a small model of the same config hooked "
+            "and edited "
             f"differ by KL {small['kl']:.2g} nats (the ablation moves it by {small['effect']:.2g})",
             f"model: {out}",
         ]
