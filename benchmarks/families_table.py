@@ -119,6 +119,11 @@ def row_of(family: str) -> dict[str, str]:
     if edited.proof.outcome == "approximate":
         row["note"] += "; " + edited.proof.reasons[-1].split(": ", 1)[-1]
     row["reload"] = reloaded(edited.chat_model.model)
+    if row["reload"] != "equal" and edited.untied:
+        # As saving.py does: an entry that ties more than the head stays on.
+        for part in (model.config, model.config.get_text_config()):
+            part.tie_word_embeddings = True
+        row["reload"] = reloaded(edited.chat_model.model)
     if row["reload"] != "equal":
         row |= {"edit": "refused", "note": f"{row['reload']}; so nothing would be saved", "reload": "differs"}
     return row

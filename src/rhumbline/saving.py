@@ -82,8 +82,7 @@ def edit_checkpoint(
     edited = edit_in_place(prove(chat_model.model, chat_model.tokenizer, source, coarse=True), change, options.prompts)
     cast_back(edited.chat_model.model, dtypes)
     with appearing(target) as folder:
-        _write(edited.chat_model, folder, source)
-        saved = _reloaded(edited, change, folder, options)
+        saved = _written(edited, change, folder, source, options)
         record = _record(edited, saved, change, found, source, chat_model)
         write_json(folder / RECORD, record)
         write_bytes(folder / "README.md", card(record).encode())
@@ -158,6 +157,25 @@ def appearing(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written(edited: Edited, change: Change, folder: Path, source: str, options: EditOptions) -> "_Saved":
+    """Write and load again. Where other weights are tied by the same entry of the config, it stays as it was."""
+    _write(edited.chat_model, folder, source)
+    try:
+        return _reloaded(edited, change, folder, options)
+    except EditError:
+        if not edited.untied:
+            raise
+        # zamba2, say: its blocks share weights under tie_word_embeddings, which then has to stay on. transformers
+        # keeps a head that is stored; whether it did is checked as before.
+        config = edited.chat_model.model.config
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = True
+        for path in folder.iterdir():
+            path.unlink()
+        _write(edited.chat_model, folder, source)
+        return _reloaded(edited, change, folder, options)
 
 
 def _write(chat_model: ChatModel, folder: Path, source: str) -> None:
