@@ -17,7 +17,8 @@ ORDER = [
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions",
     "judging", "statistics", "opening", "selection", "verdict", "protocol",
     "verification", "figures", "report", "stages", "experiment",
-    "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "sharded", "adapters", "export", "file_commands",
+    "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
+    "adapters", "export", "file_commands",
     "organisms", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "verdict", "figures", "report"]

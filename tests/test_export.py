@@ -160,7 +160,8 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 
 
 class Steered:
-    """What lm-eval's SteeredModel does with a steering file, written out: the test below compares it with the real one."""
+    """What lm-eval's SteeredModel does with a steering file, written out: the test below compares it with the real
+    one."""
 
     def __init__(self, model, config):
         self.model, self.config = model, config

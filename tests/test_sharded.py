@@ -56,7 +56,7 @@ def test_files_and_memory_give_the_same_bits(family, dtype, checkpoint, call, tm
         code, _, messages = call(*common, "--out", tmp_path / "files", "--sharded")
         assert code == 3
         assert "only approximate" in messages
-    code, text, messages = call(*common, "--out", tmp_path / "files", "--sharded", *force)
+    code, _, messages = call(*common, "--out", tmp_path / "files", "--sharded", *force)
     assert code == 0, messages
     assert call(*common, "--out", tmp_path / "memory", "--device", "cpu")[0] == 0
     files, memory, base = (stored(f) for f in (tmp_path / "files", tmp_path / "memory", source))

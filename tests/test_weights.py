@@ -159,7 +159,7 @@ def test_an_addition_is_a_bias(family, layer, where, fresh):
 
 def test_an_addition_without_a_place_for_it_is_refused_with_advice(fresh):
     direction = Direction.from_vector(torch.ones(32), -1, 2)
-    with pytest.raises(EditError, match="applied.*gguf"):
+    with pytest.raises(EditError, match=r"applied.*gguf"):
         edit_in_place(fresh("qwen2"), Add(direction))
     with pytest.raises(EditError, match="prompt tokens only"):
         edit_in_place(fresh("qwen2"), Add(direction, positions="prompt"))
@@ -191,7 +191,7 @@ def test_what_cannot_be_edited_is_refused_with_its_reason(fresh, tokenizer):
 def test_wrong_widths_and_vectors_are_refused_before_anything_changes(fresh):
     chat_model = fresh("llama")
     before = copy.deepcopy(chat_model.model.state_dict())
-    with pytest.raises(EditError, match="16 components.*residual stream of 32"):
+    with pytest.raises(EditError, match=r"16 components.*residual stream of 32"):
         edit_in_place(chat_model, basis(1, 16))
     for bad in (torch.zeros(1, 32), torch.full((1, 32), float("nan"))):
         with pytest.raises(EditError, match="finite and not zero"):

@@ -96,10 +96,11 @@ def _targets(model: Any, edits: tuple[ParameterEdit, ...]) -> tuple[set[str], se
 
 
 def _factors(parameter: Tensor, edit: ParameterEdit) -> tuple[Tensor, Tensor]:
-    """(A, B) with change = B A along the edit's axis: A [rank, the other axes], B [d_model, rank]; a bias: its change."""
+    """(A, B) with change = B A along the edit's axis: A [rank, the other axes], B [d_model, rank]; a bias: its
+    change."""
     p = parameter.detach().double()
     read, write = edit.read.double().to(p.device), edit.write.double().to(p.device)
-    a = torch.tensordot(read, p, dims=([1], [edit.axis]))
+    a = torch.tensordot(read, p.movedim(edit.axis, 0), dims=1)
     return a.float(), -write.T.float()
 
 

@@ -44,7 +44,8 @@ def plan_addition(chat_model: ChatModel, layer: int, inputs: Mapping[str, Tensor
             return Bias(name, gain)
     raise EditError(
         f"{chat_model.name}: no bias writes into the stream before block {layer}, so an addition there cannot be "
-        "saved as weights. Use rhumbline.applied, or export a control vector (--to gguf) or a steering file (--to lm-eval)."
+        "saved as weights. Use rhumbline.applied, or export a control vector (--to gguf) or a steering file (--to "
+        "lm-eval)."
     )
 
 

@@ -25,8 +25,10 @@ _PROVED: "WeakKeyDictionary[Any, ChatModel]" = WeakKeyDictionary()
 def applied(model: Any, arm: Arm | Intervention, *, coarse: bool = False) -> Iterator[Any]:
     """Run a transformers model (or a ChatModel) under an arm while open: every row, generated tokens too.
 
-    Contexts nest; the inner one acts last. Nothing is left on the model. ModelError where its residual writers cannot be
-    proved, unless `coarse`. An `Add` at positions "prompt" counts a forward pass with one new token after cached ones (or
+    Contexts nest; the inner one acts last. Nothing is left on the model. ModelError where its residual writers cannot
+    be
+    proved, unless `coarse`. An `Add` at positions "prompt" counts a forward pass with one new token after cached ones
+    (or
     one token longer than the last) as generated.
     """
     chat_model = model if isinstance(model, ChatModel) else _proved(model, coarse)

@@ -343,7 +343,7 @@ def untied(model: Any) -> bool:
     """Give a head that shares the embedding's weight a weight of its own; True where it did."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and getattr(head, "weight", None) is embedding.weight
-    if tied:
+    if head is not None and tied:
         head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         if tied or getattr(config, "tie_word_embeddings", False):
@@ -364,7 +364,8 @@ def plan_ablation(chat_model: ChatModel, basis: Basis, inputs: Mapping[str, Any]
     """What to edit so that no residual writer of a float32, untied model writes into the subspace."""
     if chat_model.proof.mode != "exact":
         raise EditError(
-            f"{chat_model.name}: its residual writers are not proved ({chat_model.proof.note}), so a weight edit cannot "
+            f"{chat_model.name}: its residual writers are not proved ({chat_model.proof.note}), so a weight edit "
+            "cannot "
             "be either. Use interventions at run time instead (rhumbline run --coarse, rhumbline.applied)."
         )
     probe = Probe(chat_model, inputs)

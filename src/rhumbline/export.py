@@ -93,7 +93,8 @@ def _gguf(found: Imported, out: Path, options: ExportOptions) -> list[str]:
     direction = found.direction()
     if direction.layer < 2:
         raise DirectionError(
-            f"the direction acts at the input of block {direction.layer}; a control vector of llama.cpp is added to the "
+            f"the direction acts at the input of block {direction.layer}; a control vector of llama.cpp is added to "
+            "the "
             "output of a block with index 1 or more, so the input of block 2 is the first that it reaches."
         )
     vector = (1.0 if options.coefficient is None else options.coefficient) * direction.difference
@@ -167,7 +168,8 @@ def _proportional(a: Tensor, b: Tensor) -> bool:
 def steering(found: Imported, chat_model: ChatModel, options: ExportOptions) -> dict[str, dict[str, Any]]:
     """lm-eval's steering configuration: what is done at the output of each named module of the base model.
 
-    An ablation is a clamp to 0 at what enters the first block and at every proved writer; an addition acts at the output
+    An ablation is a clamp to 0 at what enters the first block and at every proved writer; an addition acts at the
+    output
     of the block below (of the embedding, for block 0).
     """
     names = {id(m): n for n, m in chat_model.model.base_model.named_modules()}
@@ -203,7 +205,8 @@ def _lm_eval(found: Imported, out: Path, options: ExportOptions) -> list[str]:
     torch.save(config, buffer)
     write_bytes(out, buffer.getvalue())
     return [
-        f"{'ablation' if options.ablate else 'addition'} at {len(config)} modules: lm_eval --model steered --model_args "
+        f"{'ablation' if options.ablate else 'addition'} at {len(config)} modules: lm_eval --model steered "
+        "--model_args "
         f"pretrained=MODEL,steer_path={out.name}",
         "lm-eval opens this file with a loader that can run code: open only files that you made yourself",
     ]

@@ -169,7 +169,8 @@ def _pickled(path: Path) -> Tensor:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise DirectionError(
-            f"{path} cannot be read as tensors alone ({type(error).__name__}); a pickle that would run code is not opened."
+            f"{path} cannot be read as tensors alone ({type(error).__name__}); a pickle that would run code is not "
+            "opened."
         ) from error
     return loaded if isinstance(loaded, Tensor) else _one(path, loaded if isinstance(loaded, Mapping) else {})
 

@@ -96,7 +96,8 @@ def inner_vectors(
 ) -> tuple[Basis, Basis, bool] | None:
     """(read, write, is linear) of the edit of a norm's input that leaves nothing along `basis` in its output.
 
-    With G the norm's response to the unit vectors, r.N(z) is proportional to (G r).z: `read` is G r, for an RMS norm the
+    With G the norm's response to the unit vectors, r.N(z) is proportional to (G r).z: `read` is G r, for an RMS norm
+    the
     gain times r. Two edits remove it: orthogonally (write = read), or obliquely (write = G^-1 r), which keeps every
     other direction of the output as it was up to one scale per token. None where the module is no such thing.
     """

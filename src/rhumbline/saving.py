@@ -75,18 +75,14 @@ def edit_checkpoint(
     check_width(chat_model, found.vectors)
     if not options.force:
         check_origin(found, _fingerprints(chat_model, found, source, options), _template(chat_model))
-    change: Change
-    if options.coefficient is None:
-        change = orthonormal(found.vectors)
-    else:
-        change = Add(found.direction(), options.coefficient)
+    c = options.coefficient
+    change: Change = orthonormal(found.vectors) if c is None else Add(found.direction(), c)
     dtypes = dtypes_of(chat_model.model)
     chat_model.model.float()
     edited = edit_in_place(prove(chat_model.model, chat_model.tokenizer, source, coarse=True), change, options.prompts)
     cast_back(edited.chat_model.model, dtypes)
     with appearing(target) as folder:
-        _write(edited.chat_model, folder, source)
-        saved = _reloaded(edited, change, folder, options)
+        saved = _written(edited, change, folder, source, options)
         record = _record(edited, saved, change, found, source, chat_model)
         write_json(folder / RECORD, record)
         write_bytes(folder / "README.md", card(record).encode())
@@ -105,8 +101,11 @@ def dequantized(chat_model: ChatModel) -> ChatModel:
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-    model.is_quantized = False
-    return prove(model, chat_model.tokenizer, chat_model.name, coarse=True)
+    # A fresh model: transformers would save this one with the conversions of its quantiser.
+    plain: Any = type(model)._from_config(model.config, dtype=model.get_input_embeddings().weight.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return prove(plain.to(chat_model.device), chat_model.tokenizer, chat_model.name, coarse=True)
 
 
 def _fingerprints(chat_model: ChatModel, found: Imported, source: str, options: EditOptions) -> dict[str, str]:
@@ -152,11 +151,31 @@ def appearing(target: Path) -> Iterator[Path]:
         folder.rename(target)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}. Nothing was left behind; free the "
+            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}. Nothing was left behind; "
+            "free the "
             "disk or fix the permissions and run the same command again."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written(edited: Edited, change: Change, folder: Path, source: str, options: EditOptions) -> "_Saved":
+    """Write and load again. Where other weights are tied by the same entry of the config, it stays as it was."""
+    _write(edited.chat_model, folder, source)
+    try:
+        return _reloaded(edited, change, folder, options)
+    except EditError:
+        if not edited.untied:
+            raise
+        # zamba2, say: its blocks share weights under tie_word_embeddings, which then has to stay on. transformers
+        # keeps a head that is stored; whether it did is checked as before.
+        config = edited.chat_model.model.config
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = True
+        for path in folder.iterdir():
+            path.unlink()
+        _write(edited.chat_model, folder, source)
+        return _reloaded(edited, change, folder, options)
 
 
 def _write(chat_model: ChatModel, folder: Path, source: str) -> None:
@@ -194,8 +213,8 @@ def _reloaded(edited: Edited, change: Change, folder: Path, options: EditOptions
     except (ValueError, RuntimeError, KeyError) as error:
         raise EditError(f"what was written cannot be loaded again ({error}); nothing was saved.") from error
     wrong = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
-    theirs = dict(again.named_parameters(remove_duplicate=False))
-    for name, parameter in mine.named_parameters(remove_duplicate=False):
+    theirs = dict([*again.named_parameters(remove_duplicate=False), *again.named_buffers()])
+    for name, parameter in (*mine.named_parameters(remove_duplicate=False), *mine.named_buffers()):
         other = theirs.get(name)
         if other is None or not torch.equal(parameter.cpu().float(), other.cpu().float()):
             wrong.append(name)
@@ -279,7 +298,8 @@ def card(record: Mapping[str, Any]) -> str:
         "---",
         f"# {Path(base).name}, edited",
         "",
-        f"In this copy of `{base}` {what}. It was made by rhumbline {record['versions']['rhumbline']} and loads in plain "
+        f"In this copy of `{base}` {what}. It was made by rhumbline {record['versions']['rhumbline']} and loads in "
+        "plain "
         "transformers.",
         "",
         "| | |",
@@ -318,7 +338,8 @@ def summary(record: Mapping[str, Any], out: Path) -> list[str]:
         return [
             f"{record['edit']}, file by file: {record['outcome']}, {len(record['changed'])} tensors"
             + (", embeddings untied" if record["untied"] else ""),
-            f"largest share of a tensor along it: {proof['leak']:.1e}; on a small model of the same config hooked and edited "
+            f"largest share of a tensor along it: {proof['leak']:.1e}; on a small model of the same config hooked "
+            "and edited "
             f"differ by KL {small['kl']:.2g} nats (the ablation moves it by {small['effect']:.2g})",
             f"model: {out}",
         ]

@@ -102,7 +102,8 @@ Change = Basis | Add
 
 
 def proof_tokens(chat_model: ChatModel, prompts: Sequence[str] = PROMPTS) -> tuple[tuple[int, ...], ...]:
-    """Token ids of the prompts, as chats where the tokenizer has a template; random ones where there is no tokenizer."""
+    """Token ids of the prompts, as chats where the tokenizer has a template; random ones where there is no
+    tokenizer."""
     vocab, tokenizer = chat_model.model.get_input_embeddings().weight.shape[0], chat_model.tokenizer
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
@@ -320,7 +321,8 @@ def refuse_quantised(model: Any) -> None:
         method = getattr(config, "quant_method", None) or (config or {}).get("quant_method", "an unknown method")
         raise EditError(
             f"the weights are quantised ({getattr(method, 'value', method)}), and a quantised matrix cannot be edited "
-            "exactly. Edit the original checkpoint and quantise the result, or give --dequantize. Runs work as they are."
+            "exactly. Edit the original checkpoint and quantise the result, or give --dequantize. Runs work as "
+            "they are."
         )
 
 
