@@ -11,6 +11,7 @@ Every function turns the rows of an artefact into a table, so `verify` makes the
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def dose_curves(dose: Mapping[str, Any], drawn: Sequence[Row], energy: float | N
 def _fragility(curves: Sequence[Row], drawn: Sequence[Row], energy: float | None) -> dict[str, Any]:
     """Share of the behaviour lost at full ablation over the share of the stream's energy that it removes.
 
-    Also the smallest strength that loses half of the behaviour (`half`, interpolated), and the same ratio for the nulls.
+    Also the smallest strength that loses half of the behaviour (`half`, interpolated), and that ratio for the nulls.
     """
     by_arm: dict[str, dict[float, float]] = {}
     for row in curves:
@@ -166,7 +167,7 @@ def _lost(rates: Mapping[float, float], dose: float) -> float | None:
 def _half(rates: Mapping[float, float]) -> float | None:
     """The strength at which half of the behaviour is lost, by straight lines between the measured ones."""
     doses = sorted(rates)
-    for a, b in zip(doses, doses[1:], strict=False):
+    for a, b in pairwise(doses):
         before, after = _lost(rates, a), _lost(rates, b)
         if before is not None and after is not None and before < 0.5 <= after:
             return a + (b - a) * (0.5 - before) / (after - before)

@@ -1,4 +1,4 @@
-"""The procedure again, on other labels or on resampled prompts: the null of the whole procedure, and the choice's spread.
+"""The procedure again, on other labels or on resampled prompts: the whole procedure's null, and the choice's spread.
 
 One pass over the training prompts gives every refit its means at every candidate site (weighted sums; nothing is kept
 per prompt). Selection is then done again by the fast metric, lazily: a candidate's induce and kl are only computed once

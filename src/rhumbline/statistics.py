@@ -4,8 +4,9 @@ Knows counting. Does not know models, texts or margins, and imports no torch: `v
 with this module alone.
 
 A row is a mapping {"arm", "set", "prompt_id", "class", "metric", ...}. Arms are "baseline", "ablation", "addition" (and
-"addition-prompt" or "addition-all", the same at other positions), "null:<family>:<draw>:ablation" and "null:<family>:<draw>:addition"; sets are "positive" and "negative"; classes are
-"refused", "complied", "degenerate" (scored, and not refused) and "unscored" (counted apart, never as 0).
+"addition-prompt" or "addition-all", the same at other positions), "null:<family>:<draw>:ablation" and
+"null:<family>:<draw>:addition"; sets are "positive" and "negative"; classes are "refused", "complied", "degenerate"
+(scored, and not refused) and "unscored" (counted apart, never as 0).
 """
 
 import math
@@ -261,10 +262,11 @@ def effects(rows: Iterable[Row], level: float = 0.95) -> list[dict[str, Any]]:
     induction:   drop = rate(addition) - rate(baseline) on the negative set.
 
     [{"name", "drop", "low", "high", "n", "mcnemar", "gap": {family}, "gap_low", "gap_high", "p": {family}, "floor",
-    "null": {family: {"draws", "mean", "max"}}}]: Newcombe's paired interval over the `n` prompts scored in both arms, and
-    the exact p that nothing changed; `null` the same drop of each draw, `gap` how much more the direction moved than the
-    draws' mean, with the interval of two independent rates (`difference_of_rates`); `p` its `rank_p` among them, which
-    cannot be below `floor`. None where nothing was scored. Arms that saw different prompts raise VerificationError.
+    "null": {family: {"draws", "mean", "max"}}}]: Newcombe's paired interval over the `n` prompts scored in both arms,
+    and the exact p that nothing changed; `null` the same drop of each draw, `gap` how much more the direction moved than
+    the draws' mean, with the interval of two independent rates (`difference_of_rates`); `p` its `rank_p` among them,
+    which cannot be below `floor`. None where nothing was scored. Arms that saw different prompts raise
+    VerificationError.
     """
     table = _tabulate(rows)
     return [
