@@ -49,11 +49,11 @@ class Null:
 class Material:
     """What null directions are made of: training activations at the direction's own site."""
 
-    positive: Activations
-    negative: Activations
+    positive: Float[Tensor, "positive d_model"]
+    negative: Float[Tensor, "negative d_model"]
     topics: Sequence[str | None] = ()
     """Category of each negative; without categories the family `unrelated` needs `contrast`."""
-    contrast: tuple[Activations, Activations] | None = None
+    contrast: tuple[Float[Tensor, "first d_model"], Float[Tensor, "second d_model"]] | None = None
     """Activations of the two classes of another contrast that the user named."""
     top: int = 10
     """Components that span the family `top-pc`."""
@@ -111,7 +111,9 @@ def halves(n: int, rng: np.random.Generator) -> Float[Tensor, " prompt"]:
     return signs
 
 
-def shuffled_site(positive: Activations, negative: Activations, rng: np.random.Generator) -> Vector:
+def shuffled_site(
+    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"], rng: np.random.Generator
+) -> Vector:
     """Difference in means of two pseudo-classes, each with exactly half of either true class.
 
     Balanced, because the chance imbalance of a plain shuffle points along the true direction. An odd prompt is left

@@ -195,8 +195,8 @@ def overall(verdicts: Mapping[int, Verdict]) -> Verdict:
     """The verdict of a run from those of its seeds.
 
     Unanimous seeds give their verdict. Seeds of which some are INCONCLUSIVE and none speaks against the claim are
-    INCONCLUSIVE together. Any other mixture is NOT-SINGLE-DIRECTION with the reason "seeds disagree: ...", seeds without
-    a baseline included: a result that a new sample of prompts undoes was not reproduced.
+    INCONCLUSIVE together. Any other mixture is NOT-SINGLE-DIRECTION with the reason "seeds disagree: ...", seeds
+    without a baseline included: a result that a new sample of prompts undoes was not reproduced.
     """
     if not verdicts:
         raise ProtocolError("A run's verdict needs the verdict of at least one seed; none was given.")
@@ -335,7 +335,8 @@ def _around(effect: Mapping[str, Any], rule: Rule, rates: _Rates, name: str) -> 
         pair = (before, after) if name == "suppression" else (after, before)
         n = prompts_to_settle(*pair, margin=rule.min_drop)
     settle = f"about {n} prompts per class would settle it" if n else "no practical number of prompts would settle it"
-    return f"undecided: {effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}] around {rule.min_drop:.2f}; {settle}"
+    span = f"{effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
+    return f"undecided: {span} around {rule.min_drop:.2f}; {settle}"
 
 
 def _reaches(value: float, margin: float) -> bool:
