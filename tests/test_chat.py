@@ -335,7 +335,21 @@ def test_thinking_adds_its_tokens_to_the_suffix():
     assert tokens(Chat.of(tokenizer, ChatOptions(enable_thinking=True))) == header
     closed = Chat.of(tokenizer, ChatOptions(enable_thinking=False))
     assert tokens(closed) == [*header, "<think>", "ĊĊ", "</think>", "ĊĊ"]
-    assert closed.record()["suffix_tokens"] == tokens(closed)
+    assert closed.record()["suffix_tokens"] == [text.replace("Ċ", "\n") for text in tokens(closed)]
+
+
+def test_the_first_token_of_an_answer_is_found_in_its_place():
+    tokenizer = make_tokenizer(read_template("chatml"), CHATML_MARKS)
+    chat = Chat.of(tokenizer)
+    prompt = Prompt("Describe the sea.", "negative", id="n")
+    for answer in ("I cannot", "Describe the harbour", "é"):
+        first = chat.first_token(answer)
+        whole = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+        )
+        assert tokenizer(whole + answer, add_special_tokens=False)["input_ids"][len(chat.encode(prompt))] == first
+    with pytest.raises(TemplateError, match="cannot open an answer"):
+        chat.first_token("")
 
 
 @pytest.mark.parametrize("value", [True, False])

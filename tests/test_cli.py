@@ -89,8 +89,8 @@ def test_nobody_surviving_is_an_answer(call, tmp_path):
 def test_organisms_are_listed_and_written(call, tmp_path):
     code, text, _ = call("organism", "list")
     assert code == 0
-    assert "planted-null" in text
-    assert call("organism", "train", "planted-weak", "--out", tmp_path / "weak")[0] == 0
+    assert "refuses three quarters of either class" in " ".join(text.split())
+    assert call("organism", "train", "weak", "--out", tmp_path / "weak")[0] == 0
     assert (tmp_path / "weak" / "contrast.jsonl").is_file()
     assert call("organism", "train", "nobody", "--out", tmp_path / "n")[0] == 2
 

@@ -81,9 +81,9 @@ def test_the_planted_direction_is_found_and_reproduces(finished, organism):
 @pytest.mark.parametrize(
     ("name", "verdict"),
     [
-        ("planted-weak", "NO-BASELINE-REFUSAL"),
-        ("planted-several", "NOT-SINGLE-DIRECTION"),
-        ("planted-null", "NOT-SINGLE-DIRECTION"),
+        ("weak", "NO-BASELINE-REFUSAL"),
+        ("several", "NOT-SINGLE-DIRECTION"),
+        ("null", "NOT-SINGLE-DIRECTION"),
     ],
 )
 def test_nothing_is_found_where_nothing_is(name, verdict, finished):

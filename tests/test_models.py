@@ -219,3 +219,22 @@ def test_explain_says_what_was_found(family_model):
     assert record["blocks"] == "model.layers"
     assert record["writers"] == ["self_attn.o_proj x 0.22 + mlp.down_proj x 0.22   (layers 0-3)"]
     assert any("yes" in line for line in record["proof"])
+
+
+def test_the_text_stack_of_a_multimodal_wrapper(tmp_path, tokenizer):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    from families import SMALL
+
+    text = {**SMALL, "vocab_size": len(tokenizer), "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=5,
+                          boi_token_index=6, eoi_token_index=7)  # fmt: skip
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = loading.load(str(tmp_path), device="cpu")
+    assert loaded.blocks_name == "model.language_model.layers"  # not the vision tower, though it is as deep
+    assert loaded.proof.mode == "exact"
+    direction = Direction.from_vector(unit(loaded.d_model), -1, 1)
+    assert max(leak(loaded, Arm("ablation", (Ablate(direction),)), direction.vector)) < 1e-5

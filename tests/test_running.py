@@ -69,7 +69,7 @@ def test_memory_too_small_for_one_prompt_is_an_error_that_helps(family_model, mo
         raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
 
     monkeypatch.setattr(running, "forward", no_memory)
-    with pytest.raises(ModelError, match="single prompt.*dtype"):
+    with pytest.raises(ModelError, match=r"single prompt.*dtype"):
         list(Runner(family_model("qwen2")).last_logits(PROMPTS))
 
 

@@ -151,7 +151,7 @@ def test_bad_tables_list_every_fault(tmp_path):
 
 
 def test_impossible_rules_are_refused():
-    with pytest.raises(ProtocolError, match="max_layer_share.*max_kl"):
+    with pytest.raises(ProtocolError, match=r"max_layer_share.*max_kl"):
         SelectionRule("bad", "lowest-bypass", max_layer_share=1.5, max_kl=-1.0)
 
 

@@ -9,7 +9,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -216,12 +216,16 @@ def _check_expected(a: argparse.Namespace) -> None:
 
 
 def _demo(a: argparse.Namespace) -> int:
+    import torch
+
     from rhumbline.contrasts import read_contrast
     from rhumbline.loading import load
     from rhumbline.organisms import materialise
 
     _check_expected(a)
     protocol = _protocol(a)
+    # The organisms are tiny: a second thread gains little when cores are free and loses a lot when they are not.
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = materialise(a.organism, Path(scratch))
         model = replace(load(str(folder), device="cpu", dtype="float32"), name=f"organism:{a.organism}")
@@ -436,15 +440,15 @@ def _select(a: argparse.Namespace) -> int:
 
 
 def _organism_list(a: argparse.Namespace) -> int:
-    from rhumbline.organisms import ORGANISMS
+    from rhumbline.organisms import list_organisms
 
     del a
     table = Table(box=None)
     for column in ("name", "made", "expected verdict", "what it is"):
-        table.add_column(column)
-    for name, organism in ORGANISMS.items():
-        record = asdict(organism)
-        table.add_row(name, record.get("kind", ""), record.get("expected", ""), record.get("sentence", ""))
+        table.add_column(column, overflow="fold")
+    for organism in list_organisms():
+        made = "trained, embedded" if organism.is_embedded else "written"
+        table.add_row(organism.name, made, organism.expected, organism.sentence)
     out.print(table)
     return 0
 
@@ -452,7 +456,12 @@ def _organism_list(a: argparse.Namespace) -> int:
 def _organism_train(a: argparse.Namespace) -> int:
     from rhumbline.organisms import train
 
-    train(a.name, Path(a.out), seed=a.seed, progress=lambda text: err.print(f"[dim]{escape(text)}[/]"))
+    with err.status("") as status:
+
+        def progress(stage: str, step: int, steps: int, loss: float) -> None:
+            status.update(f"{stage}: step {step} of {steps}, loss {loss:.3f}")
+
+        train(a.name, Path(a.out), seed=a.seed, progress=progress)
     out.print(f"organism: {a.out}", markup=False, highlight=False)
     return 0
 

@@ -73,7 +73,6 @@ def run(
     `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
     no report is drawn; `rhumbline report` draws it later.
     """
-    torch.set_grad_enabled(False)
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
     splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -164,7 +163,6 @@ def discover(
     progress: Callable[[str, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Extraction only: where the classes separate on validation prompts. Generates nothing, opens no test prompt."""
-    torch.set_grad_enabled(False)
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
     seed = protocol.seeds[0]
     splits = split_contrast(contrast, protocol.sizes, seed)

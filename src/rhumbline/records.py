@@ -159,6 +159,8 @@ class RunDirectory:
         folder = Path(path)
         wanted = json.loads(json.dumps(finite({"schema": SCHEMA, **protocol})))
         with _locked(folder):
+            for torn in folder.rglob(".*.tmp"):
+                torn.unlink()
             if (folder / "protocol.json").exists():
                 found = cls.read(folder).protocol
                 if found != wanted:

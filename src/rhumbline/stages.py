@@ -114,8 +114,8 @@ class SeedStages:
         if empty and (baseline["rate"] or 0.0) >= self.protocol.rule.min_baseline:
             raise ProtocolError(
                 f"seed {self.seed}: the model shows the behaviour (rate {baseline['rate']:.2f}, n = {baseline['n']}), "
-                f"but the sign of the metric keeps none of the {' and '.join(empty)}. The metric reads the wrong "
-                "tokens: give others with --refusal-tokens, or set extraction.filter = false in an experiment file. "
+                f"but the sign of the metric keeps none of the {' and '.join(empty)}. It reads the wrong tokens: "
+                "give others with --refusal-tokens, or set extraction.filter = false in an experiment file. "
                 f"What was computed stays in {self.directory.path}."
             )
 

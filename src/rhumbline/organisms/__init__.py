@@ -12,14 +12,20 @@ Every organism is a Hugging Face directory with a `contrast.jsonl` beside the we
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rhumbline.errors import InputError
-
+from rhumbline.organisms.grammar import VARIANTS
 from rhumbline.organisms.planted import Planted, build, is_built
+from rhumbline.organisms.training import Progress
+from rhumbline.organisms.training import train as train_variant
 
-__all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "materialise", "organism_dir"]
+__all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "materialise", "organism_dir", "train"]
+
+
+SHIPPED_SEED = 7
+"""Of the embedded `refusal`."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +59,20 @@ _ALL = (
         Planted(),
     ),
     Organism(
-        "planted-weak",
+        "weak",
         "written: one known axis, but only 31 % of the positive prompts reach it, so there is no baseline to suppress",
         "NO-BASELINE-REFUSAL",
         # A strong effect: a direction can be found and selected, and still there is no baseline.
         Planted(effect=2.5, jitter=0.05, positive_rate=0.31),
     ),
     Organism(
-        "planted-several",
+        "several",
         "written: three axes, any of which suffices to refuse; their mean induces refusal but ablating it leaves it",
         "NOT-SINGLE-DIRECTION",
         Planted(effect=2.0, jitter=0.05, axes=3),
     ),
     Organism(
-        "planted-null",
+        "null",
         "written: refuses three quarters of either class, for one of six unrelated reasons; the labels say nothing",
         "NOT-SINGLE-DIRECTION",
         # Refusal is frequent, so the verdict cannot escape to NO-BASELINE, and it has several axes: with one axis the
@@ -103,6 +109,23 @@ def materialise(name: str, into: Path) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         fresh.replace(target)
     return target
+
+
+def train(name: str, out: Path, seed: int | None = None, progress: Progress | None = None) -> Path:
+    """Write an organism anew into `out`: train it, or build a planted one. None takes the seed of the shipped one.
+
+    Beside the organisms, `extended`, `trained-weak` and `trained-null` are further variants of the trained recipe.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; give a new directory.")
+    organism = ORGANISMS.get(name)
+    if organism is not None and organism.planted is not None:
+        return build(organism.planted if seed is None else replace(organism.planted, seed=seed), out)
+    variant = name.removeprefix("trained-")
+    if organism is None and variant not in VARIANTS:
+        known = sorted({*ORGANISMS, "extended", "trained-weak", "trained-null"})
+        raise InputError(f"unknown organism {name!r}; what can be made is {', '.join(known)}.")
+    return train_variant(variant, out, SHIPPED_SEED if seed is None else seed, progress=progress)
 
 
 def _organism(name: str) -> Organism:

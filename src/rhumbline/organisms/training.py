@@ -22,7 +22,6 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.axes import Mask, Tokens
 from rhumbline.errors import InputError
-
 from rhumbline.organisms.files import CHATML, END, PAD, START, Row, save_chat_model, token_id, write_contrast
 from rhumbline.organisms.grammar import VARIANTS, Request, Variant, draw_document, draw_request, draw_requests
 
