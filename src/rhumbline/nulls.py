@@ -152,10 +152,11 @@ def unrelated(material: Material, rng: np.random.Generator) -> Vector | None:
 def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int], *, seed: int) -> list[Null]:
     """So many draws of each family at the direction's site; `shuffled` is not drawn here, it needs a model.
 
-    A family that the material does not allow (no topics, no spread) has no draws.
+    A family that the material does not allow (no topics, no spread, a class of one prompt) has no draws.
     """
     found: list[Null] = []
     axes = components(material.negative, material.top)
+    alone = min(len(material.positive), len(material.negative)) < 2
     for family, draws in plan.items():
         for draw in range(draws):
             rng = generator(seed, family, draw)
@@ -169,7 +170,7 @@ def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int]
                 case "unrelated":
                     v = unrelated(material, rng)
                 case "shuffled-site":
-                    v = shuffled_site(material.positive, material.negative, rng)
+                    v = None if alone else shuffled_site(material.positive, material.negative, rng)
                 case _:
                     raise ProtocolError(f"unknown null family {family!r}; known: {', '.join(FAMILIES)}.")
             if v is not None and 0 < float(v.norm()) < float("inf"):

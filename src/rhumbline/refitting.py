@@ -125,6 +125,8 @@ def shuffled_refits(
     Every pseudo-difference is given the norm of the true one at its site before it is selected on, so that additions
     are matched. `prompts` validation prompts of either true class are dealt to the pseudo-classes.
     """
+    if draws == 0 or min(len(s) for s in train) < 2:
+        return []
     signs = [torch.stack([halves(len(s), generator(seed, "shuffled", d)) for d in range(draws)]) for s in train]
     sums = [weighted_sums(scorer.runner, s, positions, w) for s, w in zip(train, signs, strict=True)]
     differences = torch.nn.functional.normalize(sums[0] + sums[1], dim=-1).float()
