@@ -1,8 +1,9 @@
 """How often the verdict is wrong: the whole procedure, many times, on models whose truth is known.
 
-    python benchmarks/calibration.py run  [--out docs/calibration/runs.jsonl] [--first 10000] [--only null] [--minutes 60]
-    python benchmarks/calibration.py show [--out docs/calibration/runs.jsonl]      tables on standard output, figures beside
+    python benchmarks/calibration.py run  [--out FILE] [--first 10000] [--only null] [--minutes 60]
+    python benchmarks/calibration.py show [--out FILE]      tables on standard output, figures beside the file
 
+FILE is docs/calibration/runs.jsonl unless another is named.
 One line of JSON per run, written when the run ends: an interrupted study goes on where it was. The runs are a list that
 depends on `--first` alone (their seeds count from there), so that a rule can be tuned on other seeds than it is
 reported on: 10000 is reported, tuning used 500. One process, one thread.
@@ -137,6 +138,13 @@ def protocol_of(case: Case) -> Protocol:
 
 def contrast_of(case: Case, folder: Path) -> ContrastSet:
     """The prompts of the model, with the labels of the case."""
+    if case.planted is not None and case.planted.negative_rate > 0:
+        # Both classes name the same charms: now and then a sentence falls into both. It is kept where it came first.
+        rows = [json.loads(line) for line in (folder / "contrast.jsonl").read_text().splitlines()]
+        first = {row["prompt"]: row["label"] for row in reversed(rows)}
+        return contrast_from_prompts(
+            *([p for p, label in first.items() if label == c] for c in ("positive", "negative"))
+        )
     found = read_contrast(folder / "contrast.jsonl")
     if case.labels == "true":
         return found

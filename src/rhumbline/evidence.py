@@ -40,9 +40,9 @@ def wide_effects(wide: Mapping[str, Any], drawn: Sequence[Row]) -> list[dict[str
     """How far the fast metric moved, beside many draws of every family.
 
     [{"name", "n", "change", "low", "high", "before", "after", "families": {family: {"draws", "mean", "max", "p",
-    "floor", "cosine", "energy"}}}]: `change` the mean change of the metric in the effect's sense (log-odds) with its
-    bootstrap interval; `before` and `after` the share of prompts on which the behaviour is the likelier opening;
-    `cosine` the largest |cosine| of the draws that moved it as far; `energy` their mean share of the stream.
+    "floor", "cosine", "energy", "values"}}}]: `change` the mean change of the metric in the effect's sense
+    (log-odds) with its bootstrap interval, `values` that of every draw; `before` and `after` the share of prompts on
+    which the behaviour is the likelier opening; `cosine` the largest |cosine| of the draws that moved it as far; `energy` their mean share of the stream.
     """
     known = {(n["family"], n["draw"]): n for n in drawn}
     found = []
@@ -84,6 +84,7 @@ def _family(change: float, draws: Sequence[tuple[float, Row]]) -> dict[str, Any]
         "floor": rank_floor(len(values)),
         "cosine": max(as_far, default=None),
         "energy": _known(math.fsum(null["energy"] for _, null in draws) / len(draws)),
+        "values": [float(f"{value:.4g}") for value in values],
     }
 
 

@@ -264,8 +264,8 @@ def effects(rows: Iterable[Row], level: float = 0.95) -> list[dict[str, Any]]:
     [{"name", "drop", "low", "high", "n", "mcnemar", "gap": {family}, "gap_low", "gap_high", "p": {family}, "floor",
     "null": {family: {"draws", "mean", "max"}}}]: Newcombe's paired interval over the `n` prompts scored in both arms,
     and the exact p that nothing changed; `null` the same drop of each draw, `gap` how much further the direction moved
-    than the draws' mean, with the interval of two independent rates (`difference_of_rates`); `p` its `rank_p` among them,
-    which cannot be below `floor`. None where nothing was scored. Arms that saw different prompts raise
+    than the draws' mean, with the interval of two independent rates (`difference_of_rates`); `p` its `rank_p` among
+    them, which cannot be below `floor`. None where nothing was scored. Arms that saw different prompts raise
     VerificationError.
     """
     table = _tabulate(rows)
