@@ -71,6 +71,8 @@ def removed(h: Activations, r: Vector) -> float:
 
 def generator(seed: int, family: str, draw: int) -> np.random.Generator:
     """A draw depends on the seed, its family and its number alone."""
+    if family not in FAMILIES:
+        raise ProtocolError(f"unknown null family {family!r}; known: {', '.join(FAMILIES)}.")
     return np.random.default_rng([seed, FAMILIES.index(family), draw])
 
 
@@ -152,9 +154,11 @@ def unrelated(material: Material, rng: np.random.Generator) -> Vector | None:
 def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int], *, seed: int) -> list[Null]:
     """So many draws of each family at the direction's site; `shuffled` is not drawn here, it needs a model.
 
-    A family that the material does not allow (no topics, no spread, a class of one prompt) has no draws.
+    A family that the material does not allow (no topics, no spread, a class of one prompt) has no draws. Few topics can
+    be halved in few ways: a draw that repeats an earlier one is left out, lest a rank look finer than it is.
     """
     found: list[Null] = []
+    seen: set[bytes] = set()
     axes = components(material.negative, material.top)
     alone = min(len(material.positive), len(material.negative)) < 2
     for family, draws in plan.items():
@@ -172,8 +176,11 @@ def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int]
                 case "shuffled-site":
                     v = None if alone else shuffled_site(material.positive, material.negative, rng)
                 case _:
-                    raise ProtocolError(f"unknown null family {family!r}; known: {', '.join(FAMILIES)}.")
-            if v is not None and 0 < float(v.norm()) < float("inf"):
+                    raise ProtocolError(f"family {family!r} is not drawn at a site.")
+            if v is None or not 0 < float(v.norm()) < float("inf"):
+                continue
+            if (key := v.numpy().tobytes()) not in seen:
+                seen.add(key)
                 found.append(as_null(family, draw, v, direction, material))
     return found
 
