@@ -1,12 +1,12 @@
 """How often the verdict is wrong: the whole procedure, many times, on models whose truth is known.
 
-    python benchmarks/calibration.py run  [--out FILE] [--first 10000] [--only null] [--minutes 60]
+    python benchmarks/calibration.py run  [--out FILE] [--first 20000] [--only null] [--minutes 60]
     python benchmarks/calibration.py show [--out FILE]      tables on standard output, figures beside the file
 
 FILE is docs/calibration/runs.jsonl unless another is named.
 One line of JSON per run, written when the run ends: an interrupted study goes on where it was. The runs are a list that
 depends on `--first` alone (their seeds count from there), so that a rule can be tuned on other seeds than it is
-reported on: 10000 is reported, tuning used 500. One process, one thread.
+reported on: 20000 is reported, tuning used 500 and 10000. One process, one thread.
 """
 
 import argparse
@@ -69,8 +69,8 @@ def cases(first: int) -> Iterator[Case]:
 def _nulls(first: int, rng: random.Random) -> Iterator[Case]:
     """Nothing that the labels say is what the model refuses."""
     seed = first
-    for repeat in range(7):
-        for n in SIZES if repeat < 2 else SIZES[:-1]:
+    for repeat in range(9):
+        for n in SIZES if repeat < 1 else SIZES[:-1]:
             prompts = 3 * n + 16
             for rate in (0.5, 0.75):
                 one = Planted(positive_rate=rate, negative_rate=rate, prompts=prompts, seed=seed)
@@ -80,9 +80,9 @@ def _nulls(first: int, rng: random.Random) -> Iterator[Case]:
             yield Case("null", "planted, labels permuted", n, seed + 2, Planted(prompts=prompts, seed=seed), "permuted")
             seed += 5
         if repeat % 2 == 0:
-            yield Case("null", "planted, never refuses", SIZES[repeat // 2], seed, Planted(effect=0.0, prompts=200))
-    for n in (8, 16, 32):
-        for _ in range(9):
+            yield Case("null", "planted, never refuses", SIZES[repeat // 2 % 4], seed, Planted(effect=0.0, prompts=200))
+    for n in (8, 16):
+        for _ in range(4):
             yield Case("null", "trained, labels permuted", n, seed, None, "permuted")
             yield Case("null", "trained, labels irrelevant", n, seed + 1, None, "category")
             seed += 2
@@ -90,8 +90,8 @@ def _nulls(first: int, rng: random.Random) -> Iterator[Case]:
 
 def _power(first: int, rng: random.Random) -> Iterator[Case]:
     """One axis carries it: effect, noise, width and prompts vary."""
-    for i in range(204):
-        seed, n = first + 3000 + i, rng.choice((8, 16, 32, 64))
+    for i in range(198):
+        seed, n = first + 3000 + i, rng.choice((8, 8, 16, 16, 32, 32, 64))
         spec = Planted(
             effect=rng.choice((0.7, 0.85, 1.0, 1.2, 1.5, 2.0)),
             noise=rng.choice((0.5, 1.0, 2.0, 4.0)),
@@ -104,8 +104,8 @@ def _power(first: int, rng: random.Random) -> Iterator[Case]:
 
 def _several(first: int, rng: random.Random) -> Iterator[Case]:
     """Several axes, any of which suffices."""
-    for i in range(60):
-        seed, n = first + 5000 + i, rng.choice((16, 32, 64))
+    for i in range(36):
+        seed, n = first + 5000 + i, rng.choice((16, 16, 32, 64))
         axes, effect = rng.choice((2, 3, 4, 6)), rng.choice((1.0, 1.1, 1.2, 1.5, 2.0, 2.5))
         spec = Planted(axes=axes, effect=effect, jitter=rng.choice((0.05, 0.15)), prompts=3 * n + 16, seed=seed)
         yield Case("several", f"{axes} planted axes", n, seed, spec)
@@ -113,9 +113,9 @@ def _several(first: int, rng: random.Random) -> Iterator[Case]:
 
 def _wide(first: int, rng: random.Random) -> Iterator[Case]:
     """The largest widths, a few."""
-    for i in range(6):
+    for i in range(4):
         yield Case("several", "trained, extended refusals", (16, 32)[i % 2], first + 7000 + i, None)
-    for i, width in enumerate((1024, 1024, 1024, 4096)):
+    for i, width in enumerate((1024, 1024, 4096)):
         seed = first + 6000 + i
         spec = Planted(effect=rng.choice((0.9, 1.2)), noise=1.0, d_model=width, n_layers=4, prompts=64, seed=seed)
         yield Case("power", "planted", 16, seed, spec)
@@ -127,7 +127,7 @@ def protocol_of(case: Case) -> Protocol:
         "rhumbline",
         seeds=(case.seed,),
         sizes=Sizes(case.n, max(8, case.n // 2), case.n),
-        nulls=Nulls(FAMILIES, draws=2, wide=19, prompts=8, procedure_prompts=4),
+        nulls=Nulls(FAMILIES, draws=2, wide=39, prompts=8, procedure_prompts=4),
         dose=Dose((), ()),
         stability=Stability(refits=0),
         max_new_tokens=10 if case.planted else 64 if "extended" in case.kind else 24,
@@ -206,7 +206,9 @@ def summary(case: Case, seed: Mapping[str, Any]) -> dict[str, Any]:
     no_candidate = None if seed["selected"] else "none"
 
     def verdict(rule: Any) -> str:
-        return decide(rule, seed["arms"], seed["effects"], "refusal", no_candidate, seed["shift"]["kl"]).verdict
+        return decide(
+            rule, seed["arms"], seed["effects"], "refusal", no_candidate, seed["shift"]["kl"], seed["groups"]
+        ).verdict
 
     return {
         "name": case.name,
@@ -226,6 +228,7 @@ def summary(case: Case, seed: Mapping[str, Any]) -> dict[str, Any]:
                 "gap": e["gap"],
                 "null_max": {f: null["max"] for f, null in e["null"].items()},
                 "p": {f: wide["p"] for f, wide in e["wide"].items()},
+                "p_apart": {f: wide["p_apart"] for f, wide in e["wide"].items()},
             }
             for e in seed["effects"]
         },
@@ -237,6 +240,7 @@ def summary(case: Case, seed: Mapping[str, Any]) -> dict[str, Any]:
             for f in FAMILIES
         },
         "energy": seed["energy"],
+        "groups": seed["groups"],
     }
 
 
@@ -255,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "show"))
     parser.add_argument("--out", type=Path, default=Path("docs/calibration/runs.jsonl"))
-    parser.add_argument("--first", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=20_000)
     parser.add_argument("--only", default="", help="a group")
     parser.add_argument("--minutes", type=float, default=1e9)
     a = parser.parse_args()

@@ -24,8 +24,9 @@ def arm(name, side, rate, n=100, degenerate=0.0):
 def effect(name, drop, **gaps):
     return {
         "name": name, "drop": drop, "low": drop - 0.05, "high": drop + 0.05, "n": 100, "gap": gaps,
-        "gap_low": {f: g and g - 0.05 for f, g in gaps.items()}, "gap_high": {f: g and g + 0.05 for f, g in gaps.items()},
-        "p": dict.fromkeys(gaps, 0.1), "wide": {f: {"p": 0.01, "draws": 99} for f in gaps},
+        "gap_low": {f: g and g - 0.05 for f, g in gaps.items()},
+        "gap_high": {f: g and g + 0.05 for f, g in gaps.items()},
+        "p": dict.fromkeys(gaps, 0.1), "wide": {f: {"p": 0.01, "p_apart": 0.01, "draws": 99} for f in gaps},
         "null": {family: {"draws": 9, "mean": 0.0, "max": 0.0} for family in gaps},
     }  # fmt: skip
 
@@ -97,7 +98,7 @@ def test_every_family_of_the_rule_must_be_exceeded():
     assert decide(BLOG2026, arms, close).verdict == REPRODUCES  # that family is only reported there
     found = decide(RHUMBLINE, arms, close)
     assert (found.verdict, found.reason) == (NOT, "NOT-SEPARATED-FROM-NULL: shuffled")
-    outranked = [{**e, "wide": {**e["wide"], "top-pc": {"p": 0.06, "draws": 99}}} for e in moved]
+    outranked = [{**e, "wide": {**e["wide"], "top-pc": {"p_apart": 0.06, "draws": 99}}} for e in moved]
     found = decide(RHUMBLINE, arms, outranked)
     assert (found.verdict, found.reason) == (NOT, "NOT-SEPARATED-FROM-NULL: top-pc")
     assert decide(BLOG2026, arms, outranked).verdict == REPRODUCES
@@ -122,6 +123,17 @@ def test_an_interval_with_the_margin_inside_decides_nothing():
     assert decide(RHUMBLINE, arms, both).reason == "neither suppresses nor induces"
     open_gap = [{**e, "gap_low": {**e["gap_low"], "top-pc": 0.2}} for e in moved]
     assert decide(RHUMBLINE, arms, open_gap).reason.startswith("gap of suppression to top-pc nulls")
+
+
+def test_a_draw_that_is_the_direction_again_is_no_competitor_but_spread_positives_are_a_fault():
+    arms, moved = summary(families=RHUMBLINE.families)
+    again = [{**e, "wide": {**e["wide"], "top-pc": {"p": 0.5, "p_apart": 0.01, "draws": 99}}} for e in moved]
+    assert decide(RHUMBLINE, arms, again).verdict == REPRODUCES
+    assert decide(replace(RHUMBLINE, same_cosine=None), arms, again).verdict == NOT
+    found = decide(RHUMBLINE, arms, moved, group_cosine=0.1)
+    assert (found.verdict, found.reason) == (NOT, "spread: two groups of positives have directions with cosine 0.10")
+    assert decide(RHUMBLINE, arms, moved, group_cosine=0.9).verdict == REPRODUCES
+    assert decide(BLOG2026, arms, moved, group_cosine=0.1).verdict == REPRODUCES
 
 
 def test_damage_is_said_before_the_effects_are_read():
@@ -217,7 +229,7 @@ def test_from_rows_to_the_verdict():
         for family in RHUMBLINE.families:
             rows += rows_of(f"null:{family}:{draw}:ablation", "positive", 63 - draw, 64)
             rows += rows_of(f"null:{family}:{draw}:addition", "negative", draw, 64)
-    ranked = [{**e, "wide": {f: {"p": 0.01, "draws": 99} for f in e["gap"]}} for e in effects(rows)]
+    ranked = [{**e, "wide": {f: {"p": 0.01, "p_apart": 0.01, "draws": 99} for f in e["gap"]}} for e in effects(rows)]
     found = decide(RHUMBLINE, arm_rates(rows), ranked)
     assert found.verdict == REPRODUCES
     assert "from 0.98 [0.92, 1.00] to 0.03 [0.01, 0.11]" in found.sentence

@@ -36,13 +36,15 @@ OWN_ARMS = ("baseline", "ablation", "addition", "addition-prompt", "addition-all
 # -- wide nulls -------------------------------------------------------------------------------------------------------
 
 
-def wide_effects(wide: Mapping[str, Any], drawn: Sequence[Row]) -> list[dict[str, Any]]:
+def wide_effects(wide: Mapping[str, Any], drawn: Sequence[Row], same: float | None = None) -> list[dict[str, Any]]:
     """How far the fast metric moved, beside many draws of every family.
 
     [{"name", "n", "change", "low", "high", "before", "after", "families": {family: {"draws", "mean", "max", "p",
-    "floor", "cosine", "energy", "values"}}}]: `change` the mean change of the metric in the effect's sense
+    "p_apart", "floor", "cosine", "energy", "values"}}}]: `change` the mean change of the metric in the effect's sense
     (log-odds) with its bootstrap interval, `values` that of every draw; `before` and `after` the share of prompts on
-    which the behaviour is the likelier opening; `cosine` the largest |cosine| of the draws that moved it as far; `energy` their mean share of the stream.
+    which the behaviour is the likelier opening; `p_apart` the rank when draws nearer to the direction than |cosine|
+    `same` do not count against it; `cosine` the largest |cosine| of the draws that moved it as far; `energy` their mean
+    share of the stream.
     """
     known = {(n["family"], n["draw"]): n for n in drawn}
     found = []
@@ -67,20 +69,23 @@ def wide_effects(wide: Mapping[str, Any], drawn: Sequence[Row]) -> list[dict[str
                 "high": _known(mean.high),
                 "before": float((base > 0).mean()) if len(base) else None,
                 "after": float((own > 0).mean()) if len(own) else None,
-                "families": {f: _family(mean.mean, draws) for f, draws in families.items()},
+                "families": {f: _family(mean.mean, draws, same) for f, draws in families.items()},
             }
         )
     return found
 
 
-def _family(change: float, draws: Sequence[tuple[float, Row]]) -> dict[str, Any]:
+def _family(change: float, draws: Sequence[tuple[float, Row]], same: float | None) -> dict[str, Any]:
     values = [value for value, _ in draws]
+    # The direction again is no competitor; it stays a draw, so that the floor is what it was.
+    apart = [-math.inf if same is not None and abs(null["cosine"]) > same else value for value, null in draws]
     as_far = [abs(null["cosine"]) for value, null in draws if not value < change]
     return {
         "draws": len(values),
         "mean": _known(math.fsum(values) / len(values)),
         "max": _known(max(values)),
         "p": rank_p(change, values),
+        "p_apart": rank_p(change, apart),
         "floor": rank_floor(len(values)),
         "cosine": max(as_far, default=None),
         "energy": _known(math.fsum(null["energy"] for _, null in draws) / len(draws)),

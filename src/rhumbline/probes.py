@@ -55,7 +55,8 @@ def wide(
 ) -> dict[str, Any]:
     """Every null draw's ablation on positives and addition on negatives, beside the baseline's and the direction's.
 
-    {"prompts": {label: ids}, "rows": [{"arm", "set", "metric": [...]}], "kl": [...]}: kl of ablation on negatives.
+    {"prompts": {label: ids}, "rows": [{"arm", "set", "metric": [...]}], "kl": [...]}: kl of ablation on negatives, None
+    on those that show the behaviour at baseline.
     """
     rows, kl = [], []
     for label in LABELS:
@@ -72,7 +73,9 @@ def wide(
         metric = scorer.read(sequences, arms).metric
         rows += [{"arm": a.name, "set": label, "metric": _short(m)} for a, m in zip(arms, metric, strict=True)]
         if label == "negative":
-            kl = _short(scorer.read(sequences, arms[1:2], scorer.baseline(sequences)).kl[0])
+            moved = scorer.read(sequences, arms[1:2], scorer.baseline(sequences)).kl[0]
+            # Where a negative shows the behaviour at baseline, losing it is the effect and no damage.
+            kl = [k if before <= 0 else None for k, before in zip(_short(moved), metric[0].tolist(), strict=True)]
     return {"prompts": {label: s.ids for label, s in samples.items()}, "rows": rows, "kl": kl}
 
 

@@ -388,9 +388,9 @@ def _arms_figure(run: _Run, draw: page.Canvas) -> page.Html:
             "their family. "
         )
         lines = (
-            f"Dashed line: the baseline moved by the rule's margin ({page.number(rule.get('min_drop'))}); brackets: the "
-            f"mean of a family moved by its margin ({page.number(rule.get('min_gap'))}). Shaded: where the rule asks the "
-            "direction to be. "
+            f"Dashed line: the baseline moved by the rule's margin ({page.number(rule.get('min_drop'))}); brackets: "
+            f"the mean of a family moved by its margin ({page.number(rule.get('min_gap'))}). Shaded: where the rule asks "
+            "the direction to be. "
         )
     if run.results["verdict"].startswith("NO-BASELINE"):
         lines = floor
@@ -544,7 +544,13 @@ def _rule_sentence(rule: Row, families: Sequence[str]) -> str:
     if rule.get("reads") == "interval":
         said.append("with the whole 95 % interval (an interval with a margin inside is inconclusive);")
     if rule.get("max_p") is not None:
-        said.append(f"and if the direction ranks among the wide nulls of every family with p <= {rule['max_p']:g};")
+        said.append(f"and if the direction ranks among the wide nulls of every family with p <= {rule['max_p']:g}")
+        near = rule.get("same_cosine")
+        said.append("" if near is None else f"(draws with a |cosine| above {near:g} are the direction again);")
+    if rule.get("min_group_cosine") is not None:
+        said.append(
+            f"and if two groups of positives have directions with a cosine of {rule['min_group_cosine']:g} or more;"
+        )
     bounds = {
         "max_degenerate": "degenerate completions",
         "max_kl": "KL on negatives",
@@ -554,7 +560,18 @@ def _rule_sentence(rule: Row, families: Sequence[str]) -> str:
     if limits:
         said.append(f"damaged beyond {', '.join(limits)};")
     said.append("otherwise not.")
-    told = {"name", "min_baseline", "min_drop", "min_gap", "families", "reads", "max_p", *bounds}
+    told = {
+        "name",
+        "min_baseline",
+        "min_drop",
+        "min_gap",
+        "families",
+        "reads",
+        "max_p",
+        "same_cosine",
+        "min_group_cosine",
+        *bounds,
+    }
     others = {k: v for k, v in rule.items() if k not in told and v is not None}
     if others:
         said.append("Also: " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in others.items()) + ".")

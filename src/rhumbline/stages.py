@@ -19,7 +19,7 @@ from torch import Tensor
 from rhumbline.axes import Candidates
 from rhumbline.chat import Chat
 from rhumbline.contrasts import Label, Prompt, Split, Splits, read_contrast
-from rhumbline.directions import difference_in_means
+from rhumbline.directions import difference_in_means, group_cosine
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence import OWN_ARMS
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
@@ -284,7 +284,8 @@ class SeedStages:
             }
             for n, ok in zip(found, passed, strict=True)
         ]
-        return {"energy": material.energy(direction.vector), "nulls": rows}
+        groups = group_cosine(material.positive, material.negative)
+        return {"energy": material.energy(direction.vector), "groups": groups, "nulls": rows}
 
     def nulls(self, direction: Direction) -> list[Null]:
         """The null directions as they lie on disk."""

@@ -54,6 +54,12 @@ class Rule:
     max_p: float | None = None
     """Largest rank p by the fast metric, in every family, for both effects. Every one must hold, so each is tested at
     its own level (an intersection-union test): nothing is adjusted. None: not asked for."""
+    same_cosine: float | None = None
+    """A null draw with a |cosine| above this is the direction again, no competitor: the rank does not count it. None:
+    every draw counts."""
+    min_group_cosine: float | None = None
+    """Least cosine between the directions of the two groups into which the positives fall; below it the behaviour is
+    spread over several directions, and no one of them is the single one."""
     max_degenerate: float | None = None
     """Largest share of degenerate completions under an intervention, beyond the baseline's; more is DAMAGED."""
     max_kl: float | None = None
@@ -69,7 +75,7 @@ class Rule:
         ]
         faults += [
             f"{field} is {value}, expected a positive number or nothing"
-            for field in ("max_p", "max_degenerate", "max_kl", "max_accuracy_loss")
+            for field in ("max_p", "same_cosine", "min_group_cosine", "max_degenerate", "max_kl", "max_accuracy_loss")
             if (value := getattr(self, field)) is not None and not (_is_number(value) and value > 0)
         ]
         if self.reads not in ("estimate", "interval"):
@@ -108,6 +114,8 @@ RHUMBLINE = Rule(
     families=("isotropic", "covariance", "top-pc", "shuffled-site", "shuffled"),
     reads="interval",
     max_p=0.05,
+    same_cosine=0.5,
+    min_group_cosine=0.5,
     max_degenerate=0.3,
     max_kl=0.2,
     max_accuracy_loss=0.2,
@@ -144,6 +152,7 @@ def decide(
     behaviour: str = "refusal",
     no_candidate: str | None = None,
     kl: float | None = None,
+    group_cosine: float | None = None,
 ) -> Verdict:
     """Apply the rule to one seed, in this order.
 
@@ -151,8 +160,8 @@ def decide(
        reason, since nothing had to be measured.
     2. Selection left no candidate (`no_candidate` says why): NOT-SINGLE-DIRECTION.
     3. An intervention exceeds a bound of the rule on damage (`kl`: of ablation, on negatives): DAMAGED.
-    4. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`:
-       NOT-SINGLE-DIRECTION, with every failure in the reason.
+    4. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, groups of positives
+       with different directions (`group_cosine`): NOT-SINGLE-DIRECTION, with every failure in the reason.
     5. A condition is undecided (rules that read intervals): INCONCLUSIVE, with the prompts that would settle it.
     6. Otherwise SINGLE-DIRECTION-REPRODUCES.
 
@@ -181,6 +190,9 @@ def decide(
         opening = f"The intervention broke the model by the rule {rule.name} ({damage})"
         return Verdict("DAMAGED", damage, f"{opening}, so that its effect on {behaviour} cannot be read: {found}.")
     failed, undecided = _shortfall(rule, by_name, rates)
+    if rule.min_group_cosine is not None and _is_number(group_cosine) and group_cosine < rule.min_group_cosine:
+        spread = f"spread: two groups of positives have directions with cosine {group_cosine:.2f}"
+        failed = f"{failed}; {spread}" if failed else spread
     if failed:
         opening = f"One direction was not found sufficient to move {behaviour} both ways by the rule {rule.name}"
         return Verdict("NOT-SINGLE-DIRECTION", failed, f"{opening} ({failed}): {found}.")
@@ -303,7 +315,7 @@ def _rank(rule: Rule, effect: Mapping[str, Any], family: str) -> _Stand:
     """Whether the effect's rank among the wide draws of a family is as high as the rule asks."""
     if rule.max_p is None:
         return "met"
-    p = effect.get("wide", {}).get(family, {}).get("p")
+    p = effect.get("wide", {}).get(family, {}).get("p" if rule.same_cosine is None else "p_apart")
     return "unknown" if not _is_number(p) else "met" if p <= rule.max_p + 1e-9 else "failed"
 
 
@@ -378,12 +390,13 @@ def _nulls(rule: Rule, effect: Mapping[str, Any]) -> str:
         )
     family = max(known, key=lambda f: known[f]["mean"])
     said = f"; of {len(known)} families of nulls {family} came nearest, mean {known[family]['mean']:.2f}"
-    ranks = {f: wide for f, wide in effect.get("wide", {}).items() if f in rule.families and _is_number(wide.get("p"))}
+    key = "p" if rule.same_cosine is None else "p_apart"
+    ranks = {f: wide for f, wide in effect.get("wide", {}).items() if f in rule.families and _is_number(wide.get(key))}
     if not ranks:
         return said
-    worst = max(ranks, key=lambda f: ranks[f]["p"])
+    worst = max(ranks, key=lambda f: ranks[f][key])
     return (
-        f"{said}; rank by the fast metric p <= {ranks[worst]['p']:.2g} in each ({worst}: {ranks[worst]['draws']} draws)"
+        f"{said}; rank by the fast metric p <= {ranks[worst][key]:.2g} in each ({worst}: {ranks[worst]['draws']} draws)"
     )
 
 

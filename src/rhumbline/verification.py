@@ -57,18 +57,18 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
     extraction = directory.load(folder / "extraction.json")
     selection = directory.load(folder / "selection.json")
     found = selection["selected"] is not None
-    nulls = directory.load(folder / "nulls.json") if found else {"nulls": [], "energy": None}
+    nulls = directory.load(folder / "nulls.json") if found else {"nulls": [], "energy": None, "groups": None}
     drawn = nulls["nulls"]
     arms, moved = arm_rates(rows), effects(rows)
     wide_rows = directory.load(folder / "wide.json") if found else {"rows": []}
-    wide, moves = wide_effects(wide_rows, drawn), shift(wide_rows)
+    wide, moves = wide_effects(wide_rows, drawn, rule.same_cosine), shift(wide_rows)
     for effect in moved:
         effect["wide"] = next((w["families"] for w in wide if w["name"] == effect["name"]), {})
     reason = selection["reason"]
     if reason is not None:
         # `decide` says "no candidate passed" itself.
         reason = reason.removeprefix("no candidate passed: ")
-    verdict = decide(rule, arms, moved, directory.protocol["behaviour"], reason, moves["kl"])
+    verdict = decide(rule, arms, moved, directory.protocol["behaviour"], reason, moves["kl"], nulls["groups"])
     planned = directory.protocol["splits"][str(seed)]
     summary = {
         "seed": seed,
@@ -87,6 +87,7 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
         "effects": moved,
         "nulls": drawn,
         "energy": nulls["energy"],
+        "groups": nulls["groups"],
         "wide": wide,
         "shift": moves,
         "dose": dose_curves(directory.load(folder / "dose.json"), drawn, nulls["energy"]) if found else None,
