@@ -1,12 +1,12 @@
 """How often the verdict is wrong: the whole procedure, many times, on models whose truth is known.
 
-    python benchmarks/calibration.py run  [--out FILE] [--first 20000] [--only null] [--minutes 60]
+    python benchmarks/calibration.py run  [--out FILE] [--first 30000] [--only null] [--minutes 60]
     python benchmarks/calibration.py show [--out FILE]      tables on standard output, figures beside the file
 
 FILE is docs/calibration/runs.jsonl unless another is named.
 One line of JSON per run, written when the run ends: an interrupted study goes on where it was. The runs are a list that
 depends on `--first` alone (their seeds count from there), so that a rule can be tuned on other seeds than it is
-reported on: 20000 is reported, tuning used 500 and 10000. One process, one thread.
+reported on: 30000 is reported, tuning used 500, 10000 and 20000. One process, one thread.
 """
 
 import argparse
@@ -226,6 +226,7 @@ def summary(case: Case, seed: Mapping[str, Any]) -> dict[str, Any]:
                 "drop": e["drop"],
                 "low": e["low"],
                 "gap": e["gap"],
+                "apart": {f: [gap["gap"], gap["low"], gap["high"]] for f, gap in e["apart"].items()},
                 "null_max": {f: null["max"] for f, null in e["null"].items()},
                 "p": {f: wide["p"] for f, wide in e["wide"].items()},
                 "p_apart": {f: wide["p_apart"] for f, wide in e["wide"].items()},
@@ -249,6 +250,8 @@ def rounded(value: Any) -> Any:
     match value:
         case float():
             return round(value, 4)
+        case list():
+            return [rounded(v) for v in value]
         case dict():
             return {k: rounded(v) for k, v in value.items()}
         case _:
@@ -259,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "show"))
     parser.add_argument("--out", type=Path, default=Path("docs/calibration/runs.jsonl"))
-    parser.add_argument("--first", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=30_000)
     parser.add_argument("--only", default="", help="a group")
     parser.add_argument("--minutes", type=float, default=1e9)
     a = parser.parse_args()

@@ -26,6 +26,7 @@ def effect(name, drop, **gaps):
         "name": name, "drop": drop, "low": drop - 0.05, "high": drop + 0.05, "n": 100, "gap": gaps,
         "gap_low": {f: g and g - 0.05 for f, g in gaps.items()},
         "gap_high": {f: g and g + 0.05 for f, g in gaps.items()},
+        "apart": {f: {"gap": g, "low": g and g - 0.05, "high": g and g + 0.05} for f, g in gaps.items()},
         "p": dict.fromkeys(gaps, 0.1), "wide": {f: {"p": 0.01, "p_apart": 0.01, "draws": 99} for f in gaps},
         "null": {family: {"draws": 9, "mean": 0.0, "max": 0.0} for family in gaps},
     }  # fmt: skip
@@ -93,8 +94,8 @@ def test_margins_hold_in_spite_of_rounding_and_no_further():
 def test_every_family_of_the_rule_must_be_exceeded():
     arms, moved = summary(families=RHUMBLINE.families)
     assert decide(RHUMBLINE, arms, moved).verdict == REPRODUCES
-    near = {"gap": 0.1, "gap_low": 0.0, "gap_high": 0.2}
-    close = [{**e, **{field: {**e[field], "shuffled": value} for field, value in near.items()}} for e in moved]
+    near = {"gap": 0.1, "low": 0.0, "high": 0.2}
+    close = [{**e, "apart": {**e["apart"], "shuffled": near}} for e in moved]
     assert decide(BLOG2026, arms, close).verdict == REPRODUCES  # that family is only reported there
     found = decide(RHUMBLINE, arms, close)
     assert (found.verdict, found.reason) == (NOT, "NOT-SEPARATED-FROM-NULL: shuffled")
@@ -121,7 +122,8 @@ def test_an_interval_with_the_margin_inside_decides_nothing():
     assert decide(RHUMBLINE, arms, refuted).reason == "induces only"
     both = [{**e, "low": 0.2, "high": 0.49} for e in moved]
     assert decide(RHUMBLINE, arms, both).reason == "neither suppresses nor induces"
-    open_gap = [{**e, "gap_low": {**e["gap_low"], "top-pc": 0.2}} for e in moved]
+    around = {"gap": 0.3, "low": 0.2, "high": 0.4}
+    open_gap = [{**e, "apart": {**e["apart"], "top-pc": around}} for e in moved]
     assert decide(RHUMBLINE, arms, open_gap).reason.startswith("gap of suppression to top-pc nulls")
 
 

@@ -87,7 +87,7 @@ def _lines(rows: Sequence[Row], axis: str) -> Any:
         range=[LIGHT["direction"], *(NULL_COLOURS[k % len(NULL_COLOURS)] for k in range(len(families)))],
     )
     dashes = palette(["direction", *families], [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4], [1, 2]])
-    legend = alt.Legend(title=None, orient="bottom", columns=4, symbolType="stroke", symbolSize=220)
+    legend = alt.Legend(title=None, orient="bottom", columns=4, symbolType="stroke", symbolSize=220, symbolOpacity=1)
     x = alt.X("dose:Q", axis=alt.Axis(title=axis, grid=False, tickCount=7))
     y = alt.Y("rate:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="rate (metric > 0)", tickCount=5))
     colour = alt.Color("family:N", scale=scale, legend=legend)

@@ -102,8 +102,8 @@ def _wide(seeds: Sequence[Rows], draw: page.Canvas) -> Html:
         moved = seed.get("shift") or {}
         said = (
             f"The direction's own share of the stream's energy, at its site: {own}. KL that its ablation causes on "
-            f"negative test prompts: {page.number(moved.get('kl'), 4)} nats (n = {moved.get('n', 0)}). Cosine between the "
-            f"directions of the two groups into which the positives fall: {page.number(seed.get('groups'))}."
+            f"negative test prompts: {page.number(moved.get('kl'), 4)} nats (n = {moved.get('n', 0)}). Cosine between "
+            f"the directions of the two groups into which the positives fall: {page.number(seed.get('groups'))}."
         )
         fold = page.fold("Every family in numbers", page.table(head, rows, left=2))
         charts = draw(evidence_figures.wide(seed["seed"], effects))
@@ -112,12 +112,12 @@ def _wide(seeds: Sequence[Rows], draw: page.Canvas) -> Html:
         return Html("")
     note = page.note(
         "Each tick is one null draw, read by the fast metric at the last prompt position; the line is the direction, "
-        "shaded with its interval. p: its rank among the draws, never below the floor 1 / (draws + 1); p apart: the same when "
-        "draws nearer to it than the rule's |cosine| do not count, being the direction again (the rule reads this). Holm: adjusted "
-        "over every claim of the run, for a reader who picks one; the rule needs all of them at once, which needs no "
-        "adjustment. |cosine| as far: how near the direction those draws lie that moved the metric as far as it did; a "
-        "null that works because it is nearly the direction is no competitor. Energy: share of the stream's squared "
-        "norm that a draw's ablation removes. isotropic ablations remove about 1 / d of it and can hardly do anything."
+        "shaded with its interval. p: its rank among the draws, never below the floor 1 / (draws + 1). p apart: the same "
+        "when draws nearer to it than the rule's |cosine| do not count, being the direction again; the rule reads this "
+        "one. Holm: adjusted over every claim of the run, for a reader who picks one; the rule needs all of them at once, "
+        "which needs no adjustment. |cosine| as far: of the draws that moved the metric as far as it did, the nearest to "
+        "it. Energy: share of the stream's squared norm that a draw's ablation removes; isotropic ones remove about 1 / d "
+        "of it and can hardly do anything."
     )
     return page.section("Wide nulls", _per_seed(parts), note)
 

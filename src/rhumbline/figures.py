@@ -29,18 +29,20 @@ PALETTE = {
     "null-b": ("#0b7a5e", "#45bd99"),
     "null-c": ("#95508c", "#d192c8"),
     "null-d": ("#6d6a2b", "#bdb95f"),
+    "null-e": ("#8a4b2f", "#c98e6f"),
+    "null-f": ("#4c6fa0", "#93b3e0"),
     "positive": ("#a93f24", "#ee8a6b"),
     "negative": ("#28707f", "#6cbccc"),
 }
 """Name: (light, dark). Every light value is unique: the page finds a colour by it."""
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
-NULL_SHAPES = ("diamond", "triangle-up", "triangle-down", "cross")
+NULL_SHAPES = ("diamond", "triangle-up", "triangle-down", "cross", "square", "triangle-right")
 DIVERGING = ["#8a3d06", "#cf7523", "#f2bd82", "#f3efe9", "#93bfdd", "#3f83b8", "#0f4c81"]
 SEQUENTIAL = ["#f0e8a8", "#a9c98f", "#5ba58b", "#2b7d87", "#235b87", "#2a3575"]
 
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
-NULL_COLOURS = [LIGHT[f"null-{k}"] for k in "abcd"]
+NULL_COLOURS = [LIGHT[f"null-{k}"] for k in "abcdef"]
 _NAME_OF = {light: name for name, light in LIGHT.items()}
 
 

@@ -22,6 +22,9 @@ from rhumbline.selection import ScoredCandidate, SelectionRule
 ENOUGH = 0.9
 """Share of validation negatives that must open as a refusal for a coefficient to be large enough."""
 
+QUIET = -2.2
+"""A negative with a larger metric at baseline (a probability of the behaviour above 0.1) tends to the behaviour."""
+
 LABELS: tuple[Label, Label] = ("positive", "negative")
 
 
@@ -56,7 +59,7 @@ def wide(
     """Every null draw's ablation on positives and addition on negatives, beside the baseline's and the direction's.
 
     {"prompts": {label: ids}, "rows": [{"arm", "set", "metric": [...]}], "kl": [...]}: kl of ablation on negatives, None
-    on those that show the behaviour at baseline.
+    on those that tend to the behaviour at baseline.
     """
     rows, kl = [], []
     for label in LABELS:
@@ -74,8 +77,8 @@ def wide(
         rows += [{"arm": a.name, "set": label, "metric": _short(m)} for a, m in zip(arms, metric, strict=True)]
         if label == "negative":
             moved = scorer.read(sequences, arms[1:2], scorer.baseline(sequences)).kl[0]
-            # Where a negative shows the behaviour at baseline, losing it is the effect and no damage.
-            kl = [k if before <= 0 else None for k, before in zip(_short(moved), metric[0].tolist(), strict=True)]
+            # Where a negative tends to the behaviour at baseline, losing that is the effect and no damage.
+            kl = [k if before <= QUIET else None for k, before in zip(_short(moved), metric[0].tolist(), strict=True)]
     return {"prompts": {label: s.ids for label, s in samples.items()}, "rows": rows, "kl": kl}
 
 

@@ -301,7 +301,7 @@ def _limits(run: _Run) -> list[str]:
         "One direction is fitted by construction; whether a second would add anything is not asked here.",
         coarse,
     ]
-    draws = protocol.get("nulls", {}).get("draws")
+    draws = max((protocol.get("nulls", {}).get(key) or 0 for key in ("draws", "wide")), default=0)
     if draws and run.results["verdict"] == "SINGLE-DIRECTION-REPRODUCES":
         floor = f"With {page.count(draws, 'draw')} per null family no p-value can be below {1 / (draws + 1):.3g}"
         limits.append(f"{floor}: p says how many draws the direction beat, no more.")
@@ -321,7 +321,8 @@ def _limits(run: _Run) -> list[str]:
 def _key_numbers(run: _Run) -> page.Html:
     families = list(dict.fromkeys(family for seed in run.seeds for effect in seed["effects"] for family in effect["p"]))
     head = ["Seed", "Site", "Norm", "Survivors", "Test", "Baseline → direction", "Drop or rise [95 %]", "n"]
-    head += [_family_head(run, family) for family in families]
+    many = len(families) > MANY_FAMILIES
+    head += ["Nearest null", "Wide p, worst"] if many else [_family_head(run, family) for family in families]
     rows = [row for seed in run.seeds for row in _seed_rows(run, seed, families)]
     layers = run.results["model"]["n_layers"]
     note = page.note(
@@ -329,6 +330,12 @@ def _key_numbers(run: _Run) -> page.Html:
         "effect less the mean effect of its draws) and p (the rank of the direction among them, at least "
         "1 / (draws + 1))."
     )
+    if many:
+        note = page.note(
+            f"Site: position and layer of the selected direction, out of {layers} layers. Nearest null: the family whose "
+            "draws moved the rate most, and the gap to it (the effect less their mean effect). Wide p, worst: the "
+            "largest rank p by the fast metric among the families of the rule. Every family is in the sections below."
+        )
     return page.section("Key numbers", page.table(head, rows, left=2, key=True), note)
 
 
@@ -355,6 +362,8 @@ def _seed_rows(run: _Run, seed: Row, families: Sequence[str]) -> list[list[Any]]
         arms = (arm_of(seed["arms"], name, which) for name in ("baseline", arm))
         rates = [row["rate"] if row else None for row in arms]
         against = [_against(effect, family) for family in families]
+        if len(families) > MANY_FAMILIES:
+            against = _nearest(effect, run.results["rule"].get("families", []))
         test = [
             effect["name"],
             f"{page.number(rates[0])} → {page.number(rates[1])}",
@@ -365,8 +374,23 @@ def _seed_rows(run: _Run, seed: Row, families: Sequence[str]) -> list[list[Any]]
     if not rows:
         baseline = arm_of(seed["arms"], "baseline", "positive")
         rate = page.join([page.interval(baseline, "rate"), " → —"]) if baseline else "—"
-        rows.append([*start, "baseline only", rate, "—", baseline["n"] if baseline else "—", *("—" for _ in families)])
+        empty = ["—"] * (2 if len(families) > MANY_FAMILIES else len(families))
+        rows.append([*start, "baseline only", rate, "—", baseline["n"] if baseline else "—", *empty])
     return rows
+
+
+MANY_FAMILIES = 3
+"""Families that have room for a column each."""
+
+
+def _nearest(effect: Row, families: Sequence[str]) -> list[Any]:
+    """The family that the direction exceeds least, and its worst rank among the wide nulls of the rule's families."""
+    gaps = {f: gap for f, gap in effect["gap"].items() if gap is not None}
+    nearest = min(gaps, key=lambda f: gaps[f], default=None)
+    wide = effect.get("wide") or {}
+    ranks = [p for f in families if (p := wide.get(f, {}).get("p_apart")) is not None]
+    gap = "—" if nearest is None else page.join([page.number(gaps[nearest], signed=True), " ", nearest])
+    return [gap, page.number(max(ranks), 3) if ranks else "—"]
 
 
 def _against(effect: Row, family: str) -> page.Html:
@@ -548,9 +572,7 @@ def _rule_sentence(rule: Row, families: Sequence[str]) -> str:
         near = rule.get("same_cosine")
         said.append("" if near is None else f"(draws with a |cosine| above {near:g} are the direction again);")
     if rule.get("min_group_cosine") is not None:
-        said.append(
-            f"and if two groups of positives have directions with a cosine of {rule['min_group_cosine']:g} or more;"
-        )
+        said.append(f"and if two groups of positives have directions of a cosine >= {rule['min_group_cosine']:g};")
     bounds = {
         "max_degenerate": "degenerate completions",
         "max_kl": "KL on negatives",

@@ -10,7 +10,7 @@ A row is a mapping {"arm", "set", "prompt_id", "class", "metric", ...}. Arms are
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -255,7 +255,7 @@ def _rate(arm: str, side: str, rows: Iterable[Row], level: float) -> dict[str, A
     }
 
 
-def effects(rows: Iterable[Row], level: float = 0.95) -> list[dict[str, Any]]:
+def effects(rows: Iterable[Row], level: float = 0.95, again: Collection[tuple[str, int]] = ()) -> list[dict[str, Any]]:
     """What the direction moved, beside what every null moved; an effect one of whose arms is missing is left out.
 
     suppression: drop = rate(baseline) - rate(ablation) on the positive set;
@@ -265,29 +265,39 @@ def effects(rows: Iterable[Row], level: float = 0.95) -> list[dict[str, Any]]:
     "null": {family: {"draws", "mean", "max"}}}]: Newcombe's paired interval over the `n` prompts scored in both arms,
     and the exact p that nothing changed; `null` the same drop of each draw, `gap` how much further the direction moved
     than the draws' mean, with the interval of two independent rates (`difference_of_rates`); `p` its `rank_p` among
-    them, which cannot be below `floor`. None where nothing was scored. Arms that saw different prompts raise
+    them, which cannot be below `floor`; `apart` the gap and its interval with the draws of `again` (family, draw) left
+    out, which are the direction again, unless no other is left. None where nothing was scored. Arms that saw different prompts raise
     VerificationError.
     """
     table = _tabulate(rows)
     return [
         effect
         for name, arm, side in (("suppression", "ablation", "positive"), ("induction", "addition", "negative"))
-        if (effect := _effect(table, name, arm, side, level)) is not None
+        if (effect := _effect(table, name, arm, side, level, again)) is not None
     ]
 
 
-def _effect(table: Table, name: str, arm: str, side: str, level: float) -> dict[str, Any] | None:
+def _effect(
+    table: Table, name: str, arm: str, side: str, level: float, again: Collection[tuple[str, int]]
+) -> dict[str, Any] | None:
     if ("baseline", side) not in table or (arm, side) not in table:
         return None
     sign = 1 if name == "suppression" else -1
     own = _moved(table, arm, side, sign, level)
     draws: dict[str, list[float]] = {}
+    others: dict[str, list[float]] = {}
     for null, at in sorted(table, key=_place):
         if at == side and (parts := _null_parts(null)) and parts[2] == arm:
-            draws.setdefault(parts[0], []).append(_moved(table, null, side, sign, level).mean)
+            moved = _moved(table, null, side, sign, level).mean
+            draws.setdefault(parts[0], []).append(moved)
+            if (parts[0], parts[1]) not in again:
+                others.setdefault(parts[0], []).append(moved)
     means = {family: math.fsum(drops) / len(drops) for family, drops in draws.items()}
     base = _share(table["baseline", side].values())
     gaps = {f: _gap(base, own, mean, sign, level) for f, mean in means.items()}
+    apart = {
+        f: _gap(base, own, math.fsum(kept) / len(kept), sign, level) for f in draws if (kept := others.get(f, draws[f]))
+    }
     return {
         "name": name,
         "drop": _known(own.mean),
@@ -298,6 +308,9 @@ def _effect(table: Table, name: str, arm: str, side: str, level: float) -> dict[
         "gap": {family: _known(own.mean - mean) for family, mean in means.items()},
         "gap_low": {family: _known(gap.low) for family, gap in gaps.items()},
         "gap_high": {family: _known(gap.high) for family, gap in gaps.items()},
+        "apart": {
+            f: {"gap": _known(gap.mean), "low": _known(gap.low), "high": _known(gap.high)} for f, gap in apart.items()
+        },
         "p": {family: rank_p(own.mean, drops) for family, drops in draws.items()},
         "floor": {family: rank_floor(len(drops)) for family, drops in draws.items()},
         "null": {

@@ -55,8 +55,8 @@ class Rule:
     """Largest rank p by the fast metric, in every family, for both effects. Every one must hold, so each is tested at
     its own level (an intersection-union test): nothing is adjusted. None: not asked for."""
     same_cosine: float | None = None
-    """A null draw with a |cosine| above this is the direction again, no competitor: the rank does not count it. None:
-    every draw counts."""
+    """A null draw with a |cosine| above this is the direction again, no competitor: the rank does not count it, nor the
+    gap unless there is no other. None: every draw counts."""
     min_group_cosine: float | None = None
     """Least cosine between the directions of the two groups into which the positives fall; below it the behaviour is
     spread over several directions, and no one of them is the single one."""
@@ -297,15 +297,16 @@ _Stand = Literal["met", "failed", "open", "unknown"]
 def _stand(rule: Rule, effect: Mapping[str, Any], field: str, family: str | None, margin: float) -> _Stand:
     """Where an effect (or its gap to a family) stands to the margin."""
 
-    def value(name: str) -> Any:
-        return effect.get(name, {}).get(family) if family is not None else effect.get(name)
-
-    estimate = value(field)
+    if family is None:
+        estimate, low, high = (effect.get(name) for name in (field, "low", "high"))
+    elif rule.same_cosine is not None:
+        estimate, low, high = (effect.get("apart", {}).get(family, {}).get(name) for name in ("gap", "low", "high"))
+    else:
+        estimate, low, high = (effect.get(name, {}).get(family) for name in ("gap", "gap_low", "gap_high"))
     if not _is_number(estimate):
         return "unknown"
     if rule.reads == "estimate":
         return "met" if _reaches(estimate, margin) else "failed"
-    low, high = (value(name) for name in (("low", "high") if family is None else ("gap_low", "gap_high")))
     if not (_is_number(low) and _is_number(high)):
         return "unknown"
     return "met" if _reaches(low, margin) else "open" if _reaches(high, margin) else "failed"

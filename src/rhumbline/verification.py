@@ -4,6 +4,7 @@ Promises: every rate, effect and verdict comes from the rows on disk; every file
 Runs no model.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
     found = selection["selected"] is not None
     nulls = directory.load(folder / "nulls.json") if found else {"nulls": [], "energy": None, "groups": None}
     drawn = nulls["nulls"]
-    arms, moved = arm_rates(rows), effects(rows)
+    limit = math.inf if rule.same_cosine is None else rule.same_cosine
+    again = {(n["family"], n["draw"]) for n in drawn if abs(n["cosine"]) > limit}
+    arms, moved = arm_rates(rows), effects(rows, again=again)
     wide_rows = directory.load(folder / "wide.json") if found else {"rows": []}
     wide, moves = wide_effects(wide_rows, drawn, rule.same_cosine), shift(wide_rows)
     for effect in moved:
