@@ -18,10 +18,17 @@ from rhumbline import contrast_from_prompts, discover, load, preset, read_contra
 from rhumbline.contrasts import Sizes
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.organisms import materialise
-from rhumbline.protocol import Nulls, Protocol
+from rhumbline.protocol import Dose, Nulls, Protocol, Stability
 from rhumbline.records import RunDirectory, read_rows
 
-SMALL = preset("rhumbline", sizes=Sizes(24, 12, 20), nulls=Nulls(draws=3), max_new_tokens=12)
+SMALL = preset(
+    "rhumbline",
+    sizes=Sizes(24, 12, 20),
+    nulls=Nulls(draws=2, wide=19, prompts=6, procedure_prompts=4),
+    dose=Dose((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
+    stability=Stability(refits=4, sites=2, prompts=6),
+    max_new_tokens=12,
+)
 
 
 @pytest.fixture(scope="session")
@@ -217,12 +224,21 @@ def test_verify_wants_a_run_directory(tmp_path):
 
 # -- interruption -----------------------------------------------------------------------------------------------------
 
-ARGUMENTS = ["--sizes", "24,12,20", "--nulls", "3", "--max-new-tokens", "12", "--device", "cpu"]
+CONFIG = """
+sizes = {train = 24, val = 12, test = 20}
+max_new_tokens = 12
+nulls = {draws = 2, wide = 19, prompts = 6, procedure_prompts = 4}
+dose = {strengths = [0, 0.5, 1], coefficients = [0, 1], draws = 1, prompts = 6}
+stability = {refits = 4, sites = 2, prompts = 6}
+"""
+"""The protocol SMALL, as an experiment file."""
 
 
 def start(folder: Path, out: Path) -> subprocess.Popen:
+    config = folder.with_suffix(".toml")
+    config.write_text(CONFIG)
     command = [sys.executable, "-m", "rhumbline.cli", "run", str(folder), "--contrast", str(folder / "contrast.jsonl"),
-               "--out", str(out), *ARGUMENTS]  # fmt: skip
+               "--out", str(out), "--device", "cpu", "--config", str(config)]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ})
 
 
@@ -231,8 +247,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-STAGES = ["seed-0/metric.json", "seed-0/directions.safetensors", "seed-0/selection.json", "seed-0/parts",
-          "seed-0/outcomes.jsonl", "seed-1/metric.json"]  # fmt: skip
+STAGES = ["seed-0/metric.json", "seed-0/directions.safetensors", "seed-0/selection.json", "seed-0/nulls.json",
+          "seed-0/outcomes.jsonl", "seed-0/wide.json", "seed-1/metric.json"]  # fmt: skip
 
 
 def test_a_killed_run_resumes_to_the_same_results(finished, organism, tmp_path):

@@ -301,6 +301,7 @@ def test_arm_rates_count_and_order():
     low, high = wilson(9, 10)
     assert table[0] == {
         "arm": "baseline", "set": "positive", "n": 10, "rate": 0.9, "low": low, "high": high,
+        "exact_low": exact_interval(9, 10).low, "exact_high": exact_interval(9, 10).high, "correct": None,
         "degenerate": 0.0, "unscored": 0, "metric": 2.0, "metric_n": 10,
     }  # fmt: skip
     assert table[3]["rate"] == 0.7

@@ -23,7 +23,11 @@ def arm(name, side, rate, n=100, degenerate=0.0):
 
 def effect(name, drop, **gaps):
     return {
-        "name": name, "drop": drop, "low": -1.0, "high": 1.0, "n": 100, "gap": gaps, "p": dict.fromkeys(gaps, 0.1),
+        "name": name, "drop": drop, "low": drop - 0.05, "high": drop + 0.05, "n": 100, "gap": gaps,
+        "gap_low": {f: g and g - 0.05 for f, g in gaps.items()},
+        "gap_high": {f: g and g + 0.05 for f, g in gaps.items()},
+        "apart": {f: {"gap": g, "low": g and g - 0.05, "high": g and g + 0.05} for f, g in gaps.items()},
+        "p": dict.fromkeys(gaps, 0.1), "wide": {f: {"p": 0.01, "p_apart": 0.01, "draws": 99} for f in gaps},
         "null": {family: {"draws": 9, "mean": 0.0, "max": 0.0} for family in gaps},
     }  # fmt: skip
 
@@ -88,14 +92,70 @@ def test_margins_hold_in_spite_of_rounding_and_no_further():
 
 
 def test_every_family_of_the_rule_must_be_exceeded():
-    arms, moved = summary(families=("isotropic", "shuffled"))
+    arms, moved = summary(families=RHUMBLINE.families)
     assert decide(RHUMBLINE, arms, moved).verdict == REPRODUCES
-    close = [{**e, "gap": {**e["gap"], "shuffled": 0.1}} for e in moved]
+    near = {"gap": 0.1, "low": 0.0, "high": 0.2}
+    close = [{**e, "apart": {**e["apart"], "shuffled": near}} for e in moved]
     assert decide(BLOG2026, arms, close).verdict == REPRODUCES  # that family is only reported there
     found = decide(RHUMBLINE, arms, close)
-    assert (found.verdict, found.reason) == (NOT, "not separated from null: shuffled")
-    found = decide(RHUMBLINE, *summary())
+    assert (found.verdict, found.reason) == (NOT, "NOT-SEPARATED-FROM-NULL: shuffled")
+    outranked = [{**e, "wide": {**e["wide"], "top-pc": {"p_apart": 0.06, "draws": 99}}} for e in moved]
+    found = decide(RHUMBLINE, arms, outranked)
+    assert (found.verdict, found.reason) == (NOT, "NOT-SEPARATED-FROM-NULL: top-pc")
+    assert decide(BLOG2026, arms, outranked).verdict == REPRODUCES
+    found = decide(RHUMBLINE, *summary(families=RHUMBLINE.families[:-1]))
     assert (found.verdict, found.reason) == (NOT, "null not measured: shuffled")
+
+
+# -- what the default rule adds
+
+
+def test_an_interval_with_the_margin_inside_decides_nothing():
+    arms, moved = summary(base=1.0, ablated=0.4, families=RHUMBLINE.families)
+    wide = [{**moved[0], "low": 0.45, "high": 0.7}, moved[1]]
+    found = decide(RHUMBLINE, arms, wide)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "suppression undecided: 0.60 [0.45, 0.70] around 0.50" in found.reason
+    assert "prompts per class would settle it" in found.reason
+    assert decide(BLOG2026, arms, wide).verdict == REPRODUCES  # reads the estimate
+    refuted = [{**moved[0], "low": 0.2, "high": 0.49}, moved[1]]
+    assert decide(RHUMBLINE, arms, refuted).reason == "induces only"
+    both = [{**e, "low": 0.2, "high": 0.49} for e in moved]
+    assert decide(RHUMBLINE, arms, both).reason == "neither suppresses nor induces"
+    around = {"gap": 0.3, "low": 0.2, "high": 0.4}
+    open_gap = [{**e, "apart": {**e["apart"], "top-pc": around}} for e in moved]
+    assert decide(RHUMBLINE, arms, open_gap).reason.startswith("gap of suppression to top-pc nulls")
+
+
+def test_a_draw_that_is_the_direction_again_is_no_competitor_but_spread_positives_are_a_fault():
+    arms, moved = summary(families=RHUMBLINE.families)
+    again = [{**e, "wide": {**e["wide"], "top-pc": {"p": 0.5, "p_apart": 0.01, "draws": 99}}} for e in moved]
+    assert decide(RHUMBLINE, arms, again).verdict == REPRODUCES
+    assert decide(replace(RHUMBLINE, same_cosine=None), arms, again).verdict == NOT
+    found = decide(RHUMBLINE, arms, moved, group_cosine=0.1)
+    assert (found.verdict, found.reason) == (NOT, "spread: two groups of positives have directions with cosine 0.10")
+    assert decide(RHUMBLINE, arms, moved, group_cosine=0.9).verdict == REPRODUCES
+    assert decide(BLOG2026, arms, moved, group_cosine=0.1).verdict == REPRODUCES
+
+
+def test_damage_is_said_before_the_effects_are_read():
+    arms, moved = summary(families=RHUMBLINE.families)
+    at = {(a["arm"], a["set"]): i for i, a in enumerate(arms)}
+    broken = list(arms)
+    broken[at["addition", "negative"]] = arm("addition", "negative", 0.6, degenerate=0.4)
+    found = decide(RHUMBLINE, broken, moved)
+    assert (found.verdict, found.reason) == ("DAMAGED", "0.40 degenerate under addition on negatives > 0.3")
+    assert decide(BLOG2026, broken, moved).verdict == REPRODUCES
+    found = decide(RHUMBLINE, arms, moved, kl=0.5)
+    assert (found.verdict, found.reason) == ("DAMAGED", "KL 0.50 > 0.2 under ablation on negatives")
+    assert decide(RHUMBLINE, arms, moved, kl=0.1).verdict == REPRODUCES
+    # A baseline that was degenerate already is not the intervention's damage.
+    arms[at["baseline", "negative"]] = arm("baseline", "negative", 0.0, degenerate=0.4)
+    arms[at["addition", "negative"]] = arm("addition", "negative", 1.0, degenerate=0.5)
+    assert decide(RHUMBLINE, arms, moved).verdict == REPRODUCES
+    right = [{**a, "correct": 1.0 if a["arm"] == "baseline" else 0.5} for a in summary()[0]]
+    right.append({**arm("ablation", "negative", 0.0), "correct": 0.5})
+    assert decide(RHUMBLINE, right, moved).reason == "0.50 of the right answers lost under ablation > 0.2"
 
 
 @pytest.mark.parametrize("unknown", [None, math.nan, math.inf])
@@ -171,14 +231,18 @@ def test_from_rows_to_the_verdict():
         for family in RHUMBLINE.families:
             rows += rows_of(f"null:{family}:{draw}:ablation", "positive", 63 - draw, 64)
             rows += rows_of(f"null:{family}:{draw}:addition", "negative", draw, 64)
-    found = decide(RHUMBLINE, arm_rates(rows), effects(rows))
+    ranked = [{**e, "wide": {f: {"p": 0.01, "p_apart": 0.01, "draws": 99} for f in e["gap"]}} for e in effects(rows)]
+    found = decide(RHUMBLINE, arm_rates(rows), ranked)
     assert found.verdict == REPRODUCES
     assert "from 0.98 [0.92, 1.00] to 0.03 [0.01, 0.11]" in found.sentence
     assert "n = 64" in found.sentence
-    assert "8 shuffled nulls: mean 0.05, p = 0.11" in found.sentence
+    assert "of 5 families of nulls covariance came nearest, mean 0.05" in found.sentence
+    assert "p <= 0.01 in each" in found.sentence
+    assert "8 isotropic nulls: mean 0.05, p = 0.11" in decide(BLOG2026, arm_rates(rows), effects(rows)).sentence
     weak = [row for row in rows if not row["arm"].startswith("null:shuffled")]
     assert decide(BLOG2026, arm_rates(weak), effects(weak)).verdict == REPRODUCES
-    assert decide(RHUMBLINE, arm_rates(weak), effects(weak)).reason == "null not measured: shuffled"
+    found = decide(RHUMBLINE, arm_rates(weak), [{**e, "wide": ranked[0]["wide"]} for e in effects(weak)])
+    assert found.reason == "null not measured: shuffled-site; null not measured: shuffled"
 
 
 # -- the sentence
@@ -188,6 +252,10 @@ def every_verdict():
     arms, moved = summary()
     yield decide(BLOG2026, arms, moved)
     yield decide(RHUMBLINE, arms, moved)
+    whole = summary(families=RHUMBLINE.families)
+    yield decide(RHUMBLINE, *whole)
+    yield decide(RHUMBLINE, *whole, kl=1.0)
+    yield decide(RHUMBLINE, whole[0], [{**e, "low": 0.4} for e in whole[1]])
     yield decide(BLOG2026, arms, [])
     yield decide(BLOG2026, [], moved)
     yield decide(BLOG2026, arms[:1], moved)
@@ -241,6 +309,12 @@ def test_unanimous_seeds_give_their_verdict(name):
     assert overall({0: seed(name, "a"), 1: seed(name, "b")}).reason == "seed 0: a; seed 1: b"
 
 
+def test_an_undecided_seed_beside_one_that_reproduces_leaves_it_open():
+    found = overall({0: seed(REPRODUCES), 1: seed("INCONCLUSIVE", "why")})
+    assert found.verdict == "INCONCLUSIVE"
+    assert overall({0: seed(NOT), 1: seed("INCONCLUSIVE", "why")}).verdict == NOT
+
+
 @pytest.mark.parametrize("other", [NOT, NO_BASELINE])
 def test_seeds_that_disagree_did_not_reproduce(other):
     found = overall({1: seed(other, "why"), 0: seed(REPRODUCES), 2: seed(REPRODUCES)})
@@ -263,7 +337,8 @@ def test_the_named_rules():
     margins = {(r.min_baseline, r.min_drop, r.min_gap) for r in RULES.values()}
     assert margins == {(0.5, 0.5, 0.25)}
     assert replace(ARDITI2024, name="blog2026") == BLOG2026
-    assert RHUMBLINE.families == ("isotropic", "shuffled")
+    assert RHUMBLINE.families == ("isotropic", "covariance", "top-pc", "shuffled-site", "shuffled")
+    assert (BLOG2026.reads, BLOG2026.max_p, BLOG2026.max_kl, BLOG2026.max_degenerate) == ("estimate", None, None, None)
     with pytest.raises(ProtocolError, match=r"'paper'.*arditi2024, blog2026, rhumbline"):
         rule("paper")
 

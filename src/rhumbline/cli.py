@@ -139,9 +139,10 @@ def _protocol_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--sizes", default=None, metavar="128,32,100", help="prompts per class in train, val, test")
     group.add_argument("--judge", default=None, help="refusal-opening, refusal-anywhere, refusal-anywhere-literal")
     group.add_argument("--refusal-tokens", default=None, metavar="auto|I,As", help="first tokens of a refusal")
-    group.add_argument("--nulls", type=int, default=None, metavar="N", help="draws of each null family")
+    group.add_argument("--nulls", type=int, default=None, metavar="N", help="draws of each null family that complete")
+    group.add_argument("--wide-nulls", type=int, default=None, metavar="N", help="draws scored by the fast metric")
     group.add_argument("--max-new-tokens", type=int, default=None, metavar="N", help="length of a completion")
-    group.add_argument("--coefficient", type=float, default=None, metavar="C", help="of the addition, default 1")
+    group.add_argument("--coefficient", default=None, metavar="C", help="of the addition: a number or validation")
     group.add_argument("--add-at", choices=("all", "prompt"), default=None, help="positions of the addition")
     group.add_argument("--full-grid", action="store_true", default=None, help="score every candidate")
     group.add_argument("--save-completions", action="store_true", default=None, help="write the texts too")
@@ -198,13 +199,22 @@ def _protocol(a: argparse.Namespace) -> Any:
         if len(numbers) != 3:
             raise InputError(f"--sizes is {a.sizes!r}; give three numbers: train, val and test per class.")
         changes["sizes"] = dict(zip(("train", "val", "test"), numbers, strict=True))
-    if a.nulls is not None:
-        changes["nulls"] = {"draws": a.nulls}
-    addition = {"coefficient": a.coefficient, "positions": a.add_at}
+    nulls = {"draws": a.nulls, "wide": a.wide_nulls}
+    changes["nulls"] = {k: v for k, v in nulls.items() if v is not None} or None
+    addition = {"coefficient": _coefficient(a.coefficient), "positions": a.add_at}
     changes["addition"] = {k: v for k, v in addition.items() if v is not None} or None
     changes["chat"] = _chat_changes(a) or None
     given = {k: v for k, v in changes.items() if v is not None}
     return amend(protocol, given, "options")
+
+
+def _coefficient(text: str | None) -> float | str | None:
+    if text is None or text == "validation":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--coefficient is {text!r}; give a number, or validation.") from None
 
 
 def _check_expected(a: argparse.Namespace) -> None:
@@ -277,6 +287,7 @@ class _Progress:
 def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any) -> int:
     from rhumbline.experiment import run
 
+    _print_plan(contrast, protocol)
     progress = _Progress()
     try:
         result = run(model, contrast, a.out, protocol, progress=progress)
@@ -291,6 +302,23 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any) ->
         err.print(f"[bold red]rhumbline:[/] expected {a.expect}, the verdict is {result.verdict}.")
         return 1
     return 0
+
+
+def _print_plan(contrast: Any, protocol: Any) -> None:
+    """What the sample can show at all, before it is used."""
+    from rhumbline.contrasts import split_contrast
+    from rhumbline.planning import plan
+
+    sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0]).sizes()
+    found = plan(sizes, protocol.rule.min_drop, protocol.nulls.wide)
+    for label, effect in (("positive", "suppression"), ("negative", "induction")):
+        least, passing = found["any"][label], found["rule"][label]
+        told = "cannot tell any change from nothing" if least is None else f"tells a true change of {least:.2f} from 0"
+        passes = (
+            "no effect would pass the rule's margin" if passing is None else f"one of {passing:.2f} passes the rule"
+        )
+        n = sizes["test"][label]
+        err.print(f"[dim]{effect}: with {n} test {label}s the run {told} with {found['power']:.0%} power; {passes}[/]")
 
 
 def _print_results(results: Mapping[str, Any]) -> None:

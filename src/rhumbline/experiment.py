@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rhumbline.interventions import Direction
 from rhumbline.loading import fingerprint
 from rhumbline.measuring import Timings
 from rhumbline.models import ChatModel
+from rhumbline.planning import plan
 from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory, write_json
 from rhumbline.residuals import extract
@@ -64,10 +66,12 @@ def run(
     protocol: Protocol,
     *,
     progress: Callable[[str, int | None], None] | None = None,
+    page: bool = True,
 ) -> Result:
     """Find a direction, select it, intervene with it and with its nulls, decide, and write it all to `out`.
 
-    `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends.
+    `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
+    no report is drawn; `rhumbline report` draws it later.
     """
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
     splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
@@ -76,11 +80,27 @@ def run(
         timings = Timings(directory.path / "timings.json", model.device, progress)
         for seed in protocol.seeds:
             SeedStages(directory, timings, model, chat, splits[seed], protocol, seed).run()
+        compare_seeds(directory)
         results = sealed(assemble(directory), environment(model, started), timings.read(), directory.manifest())
         write_json(directory.path / "results.json", results)
-        with timings.stage("report", None):
-            report.build(directory.path)
+        if page:
+            with timings.stage("report", None):
+                report.build(directory.path)
     return Result(directory.path, results)
+
+
+def compare_seeds(directory: RunDirectory) -> None:
+    """Write, for every two seeds that chose a direction, whether it is the same one."""
+    found = {s: d for s in directory.protocol["seeds"] if (d := selected_direction(directory.path, s)) is not None}
+    pairs = [
+        {
+            "seeds": [a, b],
+            "cosine": float(found[a].vector @ found[b].vector),
+            "same_site": (found[a].position, found[a].layer) == (found[b].position, found[b].layer),
+        }
+        for a, b in combinations(found, 2)
+    ]
+    directory.save(directory.path / "agreement.json", {"pairs": pairs})
 
 
 # -- before the first forward pass ------------------------------------------------------------------------------------
@@ -100,6 +120,7 @@ def describe(
                 "sizes": s.sizes(),
                 "near_duplicates": {"found": s.near_duplicates, "dropped": s.dropped},
                 "fixed": sorted(s.fixed),
+                "detectable": plan(s.sizes(), protocol.rule.min_drop, protocol.nulls.wide),
             }
             for seed, s in splits.items()
         },
@@ -111,7 +132,7 @@ def code_sha256() -> str:
     """Hash of the package's own source files, but for those that only show results."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
-    shown = {"report.py", "figures.py", "cli.py"}
+    shown = {"report.py", "page.py", "evidence_report.py", "figures.py", "evidence_figures.py", "cli.py"}
     for path in sorted(p for p in root.rglob("*.py") if p.name not in shown):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -29,19 +29,21 @@ PALETTE = {
     "null-b": ("#0b7a5e", "#45bd99"),
     "null-c": ("#95508c", "#d192c8"),
     "null-d": ("#6d6a2b", "#bdb95f"),
+    "null-e": ("#8a4b2f", "#c98e6f"),
+    "null-f": ("#4c6fa0", "#93b3e0"),
     "positive": ("#a93f24", "#ee8a6b"),
     "negative": ("#28707f", "#6cbccc"),
 }
 """Name: (light, dark). Every light value is unique: the page finds a colour by it."""
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
-NULL_SHAPES = ("diamond", "triangle-up", "triangle-down", "cross")
+NULL_SHAPES = ("diamond", "triangle-up", "triangle-down", "cross", "square", "triangle-right")
 DIVERGING = ["#8a3d06", "#cf7523", "#f2bd82", "#f3efe9", "#93bfdd", "#3f83b8", "#0f4c81"]
 SEQUENTIAL = ["#f0e8a8", "#a9c98f", "#5ba58b", "#2b7d87", "#235b87", "#2a3575"]
 
-_LIGHT = {name: light for name, (light, _) in PALETTE.items()}
-NULL_COLOURS = [_LIGHT[f"null-{k}"] for k in "abcd"]
-_NAME_OF = {light: name for name, light in _LIGHT.items()}
+LIGHT = {name: light for name, (light, _) in PALETTE.items()}
+NULL_COLOURS = [LIGHT[f"null-{k}"] for k in "abcdef"]
+_NAME_OF = {light: name for name, light in LIGHT.items()}
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _with_variables(spec: Any) -> Any:
 
 
 def _config() -> Row:
-    ink, muted, hairline = _LIGHT["ink"], _LIGHT["muted"], _LIGHT["hairline"]
+    ink, muted, hairline = LIGHT["ink"], LIGHT["muted"], LIGHT["hairline"]
     text = {
         "labelColor": muted,
         "titleColor": ink,
@@ -116,7 +118,7 @@ def _config() -> Row:
         "titleFontSize": 11,
     }
     return {
-        "background": _LIGHT["paper"],
+        "background": LIGHT["paper"],
         "aria": False,
         "font": FONT,
         "view": {"stroke": None},
@@ -128,7 +130,8 @@ def _config() -> Row:
     }
 
 
-def _chart(name: str, summary: str, body: Any, title: str, rows: Iterable[Row]) -> Chart:
+def finished(name: str, summary: str, body: Any, title: str, rows: Iterable[Row]) -> Chart:
+    """A chart with its data inside."""
     # The data joins the dictionary here: altair copies everything it holds at every step.
     spec = body.properties(title=title).to_dict(validate=False)
     values = [{key: _short(value) for key, value in row.items()} for row in rows]
@@ -149,21 +152,23 @@ def _bare(spec: Any) -> Any:
     return [_bare(value) for value in spec] if isinstance(spec, list) else spec
 
 
-def _tips(*names: str, **numbers: str) -> list[alt.Tooltip]:
+def tips(*names: str, **numbers: str) -> list[alt.Tooltip]:
     """Tooltip lines: texts as they are, numbers in their format."""
     texts = [alt.Tooltip(f"{name}:N") for name in names]
     return texts + [alt.Tooltip(f"{name}:Q", format=form) for name, form in numbers.items()]
 
 
-def _where(expression: str) -> alt.Chart:
+def where(expression: str) -> alt.Chart:
+    """The rows that an expression keeps."""
     return alt.Chart().transform_filter(expression)
 
 
-def _bare_axis(**settings: Any) -> alt.Axis:
+def bare_axis(**settings: Any) -> alt.Axis:
+    """An axis without line and ticks."""
     return alt.Axis(ticks=False, domain=False, **settings)
 
 
-def _palette(names: Sequence[str], of: Sequence[Any]) -> alt.Scale:
+def palette(names: Sequence[str], of: Sequence[Any]) -> alt.Scale:
     """One colour, dash or shape for each name, in a fixed order."""
     return alt.Scale(domain=list(names), range=[of[k % len(of)] for k in range(len(names))])
 
@@ -298,7 +303,7 @@ def arms(seeds: Sequence[Row], rule: Mapping[str, Any]) -> list[Chart]:
         treated = any(row["kind"] == "direction" for row in rows)
         title = f"{panel.capitalize()}: {arm} on {which} prompts" if treated else f"Baseline on {which} prompts"
         summary = f"{title}; rate of the behaviour in every arm, with 95 % intervals"
-        charts.append(_chart(f"arms-{panel}", summary, body, title, rows))
+        charts.append(finished(f"arms-{panel}", summary, body, title, rows))
     return charts
 
 
@@ -307,22 +312,22 @@ MARKS = ("zone", "margin", "gap", "null", "mean", "baseline", "direction")
 
 def _arm_layers(order: list[str], size: float) -> list[alt.Chart]:
     families = [name for name in order if name.startswith("null: ")]
-    labels = _bare_axis(title=None, labelColor=_LIGHT["ink"], minExtent=104)
+    labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=104)
     y = alt.Y("row:N", scale=alt.Scale(domain=order), axis=labels)
-    axis = _bare_axis(title="rate of the behaviour", values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")
+    axis = bare_axis(title="rate of the behaviour", values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")
     x = alt.X("rate:Q", scale=alt.Scale(domain=[-0.03, 1.03], nice=False), axis=axis)
-    colour = alt.Color("row:N", scale=_palette(families, NULL_COLOURS), legend=None)
-    shape = alt.Shape("row:N", scale=_palette(families, NULL_SHAPES), legend=None)
+    colour = alt.Color("row:N", scale=palette(families, NULL_COLOURS), legend=None)
+    shape = alt.Shape("row:N", scale=palette(families, NULL_SHAPES), legend=None)
     offset = alt.YOffset("offset:Q", scale=alt.Scale(domain=[-1, 1], range=[3.5, 21.5]))
-    muted, ink, blue = _LIGHT["muted"], _LIGHT["ink"], _LIGHT["direction"]
-    full = _tips("arm", "seed", rate=".3f", low=".3f", high=".3f", degenerate=".3f", n="d")
-    short = _tips("arm", rate=".3f")
+    muted, ink, blue = LIGHT["muted"], LIGHT["ink"], LIGHT["direction"]
+    full = tips("arm", "seed", rate=".3f", low=".3f", high=".3f", degenerate=".3f", n="d")
+    short = tips("arm", rate=".3f")
     kind = {
-        name: _where(f"datum.kind == '{name}'")
+        name: where(f"datum.kind == '{name}'")
         for name in ("zone", "margin", "gap", "null", "mean", "baseline", "direction")
     }
     layers = [
-        kind["zone"].mark_rect(color=_LIGHT["zone"]).encode(x=x, x2="to:Q", tooltip=_tips("arm")),
+        kind["zone"].mark_rect(color=LIGHT["zone"]).encode(x=x, x2="to:Q", tooltip=tips("arm")),
         kind["margin"].mark_rule(color=muted, strokeDash=[4, 3]).encode(x=x, tooltip=short),
         kind["gap"].mark_rule(color=muted, strokeDash=[2, 2]).encode(x=x, x2="to:Q", y=y),
         kind["gap"].mark_tick(color=muted, thickness=1.5, size=11).encode(x="to:Q", y=y),
@@ -334,7 +339,7 @@ def _arm_layers(order: list[str], size: float) -> list[alt.Chart]:
         layers.append(kind[name].mark_rule(strokeWidth=2, color=tint).encode(x="low:Q", x2="high:Q", y=y))
         point = kind[name].mark_point(shape=mark, filled=True, size=area, opacity=1, color=tint)
         layers.append(point.encode(x=x, y=y, tooltip=full))
-    numbers = _where("isValid(datum.shown)").mark_text(align="left")
+    numbers = where("isValid(datum.shown)").mark_text(align="left")
     return [*layers, numbers.encode(x=alt.value(292), y=y, text="shown:N")]
 
 
@@ -376,13 +381,13 @@ def _heat(name: str, summary: str, rows: Sequence[Row], labels: Mapping, what: _
     columns = ("layer", "position", "state", "status", *fields)
     table = [{key: row.get(key) for key in columns} | {"where": labels[row["position"]]} for row in rows]
     tooltip = [
-        *_tips("layer"),
+        *tips("layer"),
         alt.Tooltip("where:N", title="position"),
-        *_tips(**dict.fromkeys(fields, ".3f")),
-        *_tips("status"),
+        *tips(**dict.fromkeys(fields, ".3f")),
+        *tips("status"),
     ]
-    x_axis = _bare_axis(labelAngle=0, values=ticks, title="layer (resid_pre)")
-    y_axis = _bare_axis(title=None, labelColor=_LIGHT["ink"], labelLimit=150)
+    x_axis = bare_axis(labelAngle=0, values=ticks, title="layer (resid_pre)")
+    y_axis = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=150)
     encoding = {
         "x": alt.X("layer:O", scale=alt.Scale(domain=layers, padding=0), axis=x_axis),
         "y": alt.Y("where:N", scale=alt.Scale(domain=list(labels.values()), padding=0), axis=y_axis),
@@ -390,15 +395,15 @@ def _heat(name: str, summary: str, rows: Sequence[Row], labels: Mapping, what: _
     }
     colour = what.colour(height * len(labels))
     known, discarded = f"isValid(datum.{what.field})", "datum.state == 'discarded'"
-    small, frame = alt.RelativeBandSize(0.45), _where("datum.state == 'selected'")
+    small, frame = alt.RelativeBandSize(0.45), where("datum.state == 'selected'")
     body = alt.layer(
-        alt.Chart().mark_rect(fill="transparent", stroke=_LIGHT["hairline"], strokeWidth=0.6).encode(**encoding),
-        _where(f"{known} && !({discarded})").mark_rect().encode(**encoding, color=colour),
-        _where(f"{known} && {discarded}").mark_rect(width=small, height=small).encode(**encoding, color=colour),
-        frame.mark_rect(fill="transparent", stroke=_LIGHT["paper"], strokeWidth=5).encode(**encoding),
-        frame.mark_rect(fill="transparent", stroke=_LIGHT["ink"], strokeWidth=2.2).encode(**encoding),
+        alt.Chart().mark_rect(fill="transparent", stroke=LIGHT["hairline"], strokeWidth=0.6).encode(**encoding),
+        where(f"{known} && !({discarded})").mark_rect().encode(**encoding, color=colour),
+        where(f"{known} && {discarded}").mark_rect(width=small, height=small).encode(**encoding, color=colour),
+        frame.mark_rect(fill="transparent", stroke=LIGHT["paper"], strokeWidth=5).encode(**encoding),
+        frame.mark_rect(fill="transparent", stroke=LIGHT["ink"], strokeWidth=2.2).encode(**encoding),
     ).properties(width=alt.Step(width), height=alt.Step(height))
-    return _chart(name, summary, body, what.title, table)
+    return finished(name, summary, body, what.title, table)
 
 
 def _in_order(rows: Iterable[Row], labels: Mapping) -> dict:
@@ -472,16 +477,16 @@ def projections(name: str, rows: Sequence[Row]) -> Chart | None:
     x = alt.X("x:Q", scale=alt.Scale(nice=False, padding=8), axis=axis)
     scale = alt.Scale(domain=[-tallest, tallest], nice=False)
     y = alt.Y("y:Q", axis=None, scale=scale)
-    tooltip = [alt.Tooltip("prompt_id:N", title="prompt"), *_tips("label", projection=".3f")]
-    layers = [alt.Chart().mark_rule(color=_LIGHT["muted"]).encode(y=alt.YDatum(0, scale=scale, axis=None))]
+    tooltip = [alt.Tooltip("prompt_id:N", title="prompt"), *tips("label", projection=".3f")]
+    layers = [alt.Chart().mark_rule(color=LIGHT["muted"]).encode(y=alt.YDatum(0, scale=scale, axis=None))]
     for label, sign, filled in (("positive", 1, True), ("negative", -1, False)):
-        points = _where(f"datum.label == '{label}'").mark_point(size=size, filled=filled, opacity=1, strokeWidth=1.2)
-        layers.append(points.encode(x=x, y=y, tooltip=tooltip, color=alt.value(_LIGHT[label])))
+        points = where(f"datum.label == '{label}'").mark_point(size=size, filled=filled, opacity=1, strokeWidth=1.2)
+        layers.append(points.encode(x=x, y=y, tooltip=tooltip, color=alt.value(LIGHT[label])))
         caption = f"{label} (n = {sum(row['label'] == label for row in known)})"
         text = alt.Chart().transform_aggregate(count="count()").mark_text(align="left", text=caption)
         layers.append(text.encode(x=alt.value(4), y=alt.YDatum(sign * 0.86 * tallest, scale=scale, axis=None)))
     body = alt.layer(*layers).properties(width=400, height=height)
-    return _chart(
+    return finished(
         name, "projections of both classes on the selected direction", body, "Projections at the selected site", table
     )
 
@@ -508,7 +513,7 @@ def nulls(seed: Row) -> list[Chart]:
         rows.append({"family": "direction", "draw": "", "cosine": 1.0, "change": change})
         title = f"{panel.capitalize()}, seed {seed['seed']}"
         summary = f"{title}: cosine of every null draw with the direction, beside its effect"
-        charts.append(_chart(f"nulls-seed-{seed['seed']}-{panel}", summary, _scatter(rows), title, rows))
+        charts.append(finished(f"nulls-seed-{seed['seed']}-{panel}", summary, _scatter(rows), title, rows))
     return charts
 
 
@@ -523,14 +528,14 @@ def _scatter(rows: list[Row]) -> Any:
         "y": alt.Y(
             "change:Q", scale=y_scale, axis=alt.Axis(title="change in rate", tickCount=5, format=".2~f", minExtent=28)
         ),
-        "tooltip": _tips("family", "draw", cosine=".3f", change=".3f"),
+        "tooltip": tips("family", "draw", cosine=".3f", change=".3f"),
     }
     style = {
-        "color": alt.Color("family:N", scale=_palette(families, NULL_COLOURS), legend=legend),
-        "shape": alt.Shape("family:N", scale=_palette(families, NULL_SHAPES), legend=legend),
+        "color": alt.Color("family:N", scale=palette(families, NULL_COLOURS), legend=legend),
+        "shape": alt.Shape("family:N", scale=palette(families, NULL_SHAPES), legend=legend),
     }
-    blue, zero = _LIGHT["direction"], alt.Chart().mark_rule(color=_LIGHT["muted"], strokeWidth=0.7)
-    draws, direction = _where("datum.family != 'direction'"), _where("datum.family == 'direction'")
+    blue, zero = LIGHT["direction"], alt.Chart().mark_rule(color=LIGHT["muted"], strokeWidth=0.7)
+    draws, direction = where("datum.family != 'direction'"), where("datum.family == 'direction'")
     return alt.layer(
         zero.encode(y=alt.YDatum(0, scale=y_scale)),
         zero.encode(x=alt.XDatum(0, scale=x_scale)),
@@ -566,17 +571,17 @@ def auroc_lines(name: str, grid: Sequence[Row], labels: Mapping) -> Chart:
     """AUROC over layers, one line per position."""
     rows = [{"layer": row["layer"], "position": labels[row["position"]], "auroc": row["auroc"]} for row in grid]
     names = list(labels.values())
-    ramp = [_LIGHT[c] for c in ("direction", "null-a", "null-b", "null-c", "positive", "ink", "null-d", "negative")]
+    ramp = [LIGHT[c] for c in ("direction", "null-a", "null-b", "null-c", "positive", "ink", "null-d", "negative")]
     dashes = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2]]
     legend = alt.Legend(title="position", symbolType="stroke", symbolSize=300, labelLimit=150)
     x_axis = alt.Axis(title="layer (resid_pre)", grid=False, tickMinStep=1, format="d")
     base = alt.Chart().encode(
         x=alt.X("layer:Q", scale=alt.Scale(nice=False), axis=x_axis),
         y=alt.Y("auroc:Q", scale=alt.Scale(zero=False, domainMax=1.0), axis=alt.Axis(title="AUROC", tickCount=6)),
-        color=alt.Color("position:N", scale=_palette(names, ramp), legend=legend),
-        strokeDash=alt.StrokeDash("position:N", scale=_palette(names, dashes), legend=legend),
-        tooltip=_tips("position", layer="d", auroc=".3f"),
+        color=alt.Color("position:N", scale=palette(names, ramp), legend=legend),
+        strokeDash=alt.StrokeDash("position:N", scale=palette(names, dashes), legend=legend),
+        tooltip=tips("position", layer="d", auroc=".3f"),
     )
     lines, points = base.mark_line(strokeWidth=1.8), base.mark_circle(size=22, opacity=1)
     body = alt.layer(lines, points).properties(width=620, height=240)
-    return _chart(name, "AUROC over layers, one line per position", body, "AUROC over layers", rows)
+    return finished(name, "AUROC over layers, one line per position", body, "AUROC over layers", rows)

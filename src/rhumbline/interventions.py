@@ -54,12 +54,19 @@ class Direction:
 
 @dataclass(frozen=True)
 class Ablate:
-    """Directional ablation, x - r (r.x), at every write and read of the stream, all positions, generated tokens too.
+    """Directional ablation, x - a r (r.x), at every write and read of the stream, all positions, generated tokens too.
 
-    Arditi et al. 2024, section 2.4.
+    Arditi et al. 2024, section 2.4, where a = 1.
     """
 
     direction: Direction
+    strength: float = 1.0
+    """a: 0 changes nothing, 1 removes the direction, 2 reflects it. Where the writers are proved, the share a of all
+    that is written along r is removed; in the coarse mode every block input and output is edited in turn."""
+
+    def __post_init__(self):
+        if not 0 <= self.strength <= 2:
+            raise ProtocolError(f"Ablate.strength is {self.strength}; use 0 (nothing) to 1 (all) or at most 2.")
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class BatchEdits:
 
     sites: tuple[Site, ...]
     ablated: Float[Tensor, "arm d_model"] | None
-    """Unit vector of each arm, zero where the arm does not ablate; None when no arm does."""
+    """Unit vector of each arm times the root of its strength, zero where it does not ablate; None when no arm does."""
     added: Mapping[int, Float[Tensor, "arm d_model"]]
     """Per layer, what each arm adds to prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
@@ -130,10 +137,11 @@ class BatchEdits:
             for intervention in arm.interventions:
                 _check_fits(intervention.direction, chat_model, arm)
                 match intervention:
-                    case Ablate(direction):
+                    case Ablate(direction, strength):
                         if ablated[index].any():
                             raise ProtocolError(f"arm {arm.name!r} ablates twice; give it one ablation.")
-                        ablated[index] = direction.vector
+                        # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
+                        ablated[index] = direction.vector * strength**0.5
                     case Add(direction, coefficient, positions):
                         for store, wanted in ((added, True), (later, positions == "all")):
                             rows = store.setdefault(direction.layer, torch.zeros(len(arms), d_model))

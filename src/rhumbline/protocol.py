@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from rhumbline.chat import ChatOptions
 from rhumbline.contrasts import Sizes
-from rhumbline.directions import FAMILIES
 from rhumbline.errors import ProtocolError
 from rhumbline.judging import judge
+from rhumbline.nulls import FAMILIES
 from rhumbline.selection import ARDITI2024, BLOG2026, SelectionRule
 from rhumbline.verdict import Rule
 from rhumbline.verdict import rule as named_rule
@@ -44,9 +44,24 @@ class Nulls:
     """The control directions that every arm is repeated with."""
 
     families: tuple[str, ...] = FAMILIES
-    """isotropic: random, norm-matched. shuffled: the same fit on balanced pseudo-classes."""
-    draws: int = 8
-    """Draws of each family; the smallest p-value that they allow is 1 / (draws + 1)."""
+    """isotropic: random, norm-matched. covariance: as the negatives' activations spread. top-pc: random in the span of
+    their main axes. unrelated: topics within the negatives, or another contrast. shuffled-site: the same fit on
+    balanced pseudo-classes. shuffled: the whole procedure on them, extraction and selection."""
+    draws: int = 3
+    """Draws of each family that complete every test prompt: the first ones."""
+    wide: int = 99
+    """Draws of each family that are scored by the fast metric; the smallest p that they allow is 1 / (wide + 1). 0:
+    none are, and the rule may not ask for a rank."""
+    procedure: int = 19
+    """The same for `shuffled`, of which every draw extracts and selects anew."""
+    prompts: int = 16
+    """Test prompts per class that the fast metric reads under every draw."""
+    procedure_prompts: int = 8
+    """Validation prompts of either class that a draw of `shuffled` is selected on."""
+    top: int = 10
+    """Components that span `top-pc`."""
+    unrelated: str = ""
+    """File of another contrast for the family `unrelated`; empty: topics (`category`) within the negatives."""
 
     def __post_init__(self):
         unknown = [f for f in self.families if f not in FAMILIES]
@@ -56,20 +71,70 @@ class Nulls:
             )
         if self.draws < 1:
             raise ProtocolError(f"nulls.draws is {self.draws}; an effect needs at least 1 null draw beside it.")
+        for name, least in (("wide", 0), ("procedure", 1), ("prompts", 2), ("procedure_prompts", 2), ("top", 1)):
+            if getattr(self, name) < least:
+                raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; give {least} or more.")
+
+    def total(self, family: str) -> int:
+        """Draws of a family, whether they complete prompts or are only scored."""
+        return max(self.draws, self.wide and (min(self.wide, self.procedure) if family == "shuffled" else self.wide))
+
+
+COEFFICIENTS = (0.5, 0.75, 1.0, 1.5, 2.0)
+"""What a coefficient chosen on validation may be."""
 
 
 @dataclass(frozen=True)
 class Addition:
     """How the direction is added on negatives."""
 
-    coefficient: float = 1.0
-    """In units of the difference in means."""
+    coefficient: float | Literal["validation"] = 1.0
+    """In units of the difference in means. `validation`: the smallest of 0.5, 0.75, 1, 1.5 and 2 under which 9 of 10
+    validation negatives open as a refusal, or else the one under which most do."""
     positions: Literal["all", "prompt"] = "all"
-    """`all` adds to generated tokens too; `prompt` leaves them alone."""
+    """`all` adds to generated tokens too; `prompt` leaves them alone. The other one is run beside it."""
 
     def __post_init__(self):
         if self.positions not in ("all", "prompt"):
             raise ProtocolError(f"addition.positions is {self.positions!r}; use all or prompt.")
+        if isinstance(self.coefficient, str) and self.coefficient != "validation":
+            raise ProtocolError(f"addition.coefficient is {self.coefficient!r}; use a number or validation.")
+
+
+@dataclass(frozen=True)
+class Dose:
+    """The curves over strengths, read by the fast metric on test prompts."""
+
+    strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    """Of the ablation, x - a r r^T x. None: no curve."""
+    coefficients: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    """Of the addition."""
+    draws: int = 2
+    """Draws of each null family that are measured too."""
+    prompts: int = 24
+    """Test prompts per class."""
+
+    def __post_init__(self):
+        if any(not 0 <= a <= 2 for a in self.strengths) or any(c < 0 for c in self.coefficients):
+            raise ProtocolError("dose: strengths lie in 0..2, and coefficients are not negative.")
+        if self.draws < 0 or self.prompts < 2:
+            raise ProtocolError("dose: give draws of 0 or more, and 2 prompts or more.")
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How often, and among how many sites, the choice is made again on resampled prompts."""
+
+    refits: int = 20
+    """Bootstrap refits; 0 leaves the question open."""
+    sites: int = 4
+    """The best surviving candidates, among which a refit chooses."""
+    prompts: int = 16
+    """Validation prompts per class that a refit is chosen on."""
+
+    def __post_init__(self):
+        if self.refits < 0 or self.sites < 1 or self.prompts < 2:
+            raise ProtocolError("stability: give refits of 0 or more, 1 site or more, and 2 prompts or more.")
 
 
 @dataclass(frozen=True)
@@ -91,6 +156,8 @@ class Protocol:
     selection: SelectionRule = ARDITI2024
     nulls: Nulls = field(default_factory=Nulls)
     addition: Addition = field(default_factory=Addition)
+    dose: Dose = field(default_factory=Dose)
+    stability: Stability = field(default_factory=Stability)
     judge: str = "refusal-opening"
     """Who reads the completions."""
     max_new_tokens: int = 64
@@ -114,6 +181,13 @@ class Protocol:
         lacking = sorted(set(self.rule.families) - set(self.nulls.families))
         if lacking:
             faults.append(f"rule {self.rule.name} needs null families that are not drawn: {', '.join(lacking)}")
+        elif self.rule.max_p is not None:
+            draws = min(self.nulls.total(f) if self.nulls.wide else 0 for f in self.rule.families)
+            if 1 / (draws + 1) > self.rule.max_p + 1e-9:
+                faults.append(
+                    f"rule {self.rule.name} asks for p <= {self.rule.max_p:g}, which {draws} draws by the fast metric "
+                    "cannot reach: raise nulls.wide and nulls.procedure (options --wide-nulls N)"
+                )
         if faults:
             raise ProtocolError("; ".join(faults) + ".")
         judge(self.judge)
@@ -129,7 +203,9 @@ PRESETS: Mapping[str, Protocol] = {
     "arditi2024": Protocol(
         "arditi2024",
         seeds=(42,),
-        nulls=Nulls(("isotropic",), 1),
+        nulls=Nulls(("isotropic",), 1, wide=0),
+        dose=Dose((), ()),
+        stability=Stability(refits=0),
         judge="refusal-anywhere-literal",
         full_grid=True,
         max_new_tokens=512,
@@ -139,7 +215,9 @@ PRESETS: Mapping[str, Protocol] = {
         "blog2026",
         extraction=Extraction("last-instruction", filter=False),
         selection=BLOG2026,
-        nulls=Nulls(("isotropic",), 1),
+        nulls=Nulls(("isotropic",), 1, wide=0),
+        dose=Dose((), ()),
+        stability=Stability(refits=0),
         judge="refusal-opening",
         rule=named_rule("blog2026"),
     ),
@@ -205,6 +283,8 @@ def _amend(record: Any, changes: Mapping[str, Any], at: str, faults: list[str]) 
             new[name] = _amend(old, value, f"{place}.", faults)
         else:
             value = tuple(value) if isinstance(value, list) else value
+            if isinstance(value, tuple) and _accepts(hints[name], (0.5,)):
+                value = tuple(float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
             value = float(value) if isinstance(value, int) and _accepts(hints[name], 0.5) else value
             if _accepts(hints[name], value):
                 new[name] = value

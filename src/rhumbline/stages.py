@@ -1,12 +1,13 @@
 """The stages of one seed: each reads what the earlier ones wrote and writes one artefact of its own.
 
-    splits -> refusal tokens -> extraction -> selection -> nulls -> outcomes -> separation
+    splits -> refusal tokens -> extraction -> selection -> nulls -> outcomes -> wide nulls -> dose -> stability
+           -> separation
 
 A stage whose artefact is there is skipped, so a killed run goes on where it was. Test prompts are read after selection.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,28 @@ from torch import Tensor
 
 from rhumbline.axes import Candidates
 from rhumbline.chat import Chat
-from rhumbline.contrasts import Label, Split, Splits
-from rhumbline.directions import Null, difference_in_means, nulls
+from rhumbline.contrasts import Label, Prompt, Split, Splits, read_contrast
+from rhumbline.directions import difference_in_means, group_cosine
 from rhumbline.errors import ProtocolError
+from rhumbline.evidence import OWN_ARMS
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
-from rhumbline.judging import judge, refusal_metric
+from rhumbline.judging import JUDGES, judge, refusal_metric
 from rhumbline.measuring import Timings
 from rhumbline.models import ChatModel
+from rhumbline.nulls import Material, Null, as_null, draw_nulls
 from rhumbline.opening import opening_tokens
+from rhumbline.probes import Sample, additions, best_sites, coefficient_on_validation, dose, sample, scored_sites, wide
 from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory
+from rhumbline.refitting import bootstrap_refits, shuffled_refits
 from rhumbline.residuals import Extraction, at_site, extract, projections
 from rhumbline.running import Runner
-from rhumbline.selection import ScoredCandidate, choose, score_candidates
+from rhumbline.scoring import Scorer
+from rhumbline.selection import Choice, ScoredCandidate, choose, score_candidates
 from rhumbline.statistics import arm_rates, auroc
 
+LENGTHS_READ = (16, 32, 64)
+"""New tokens after which a completion is judged as well, beside the whole of it."""
 ROWS_PER_PART = 512
 """Rows of one part file of outcomes: what a killed run loses at most, and the same for every batch size."""
 
@@ -61,12 +69,21 @@ class SeedStages:
         extraction = self._stage("extraction", "extraction.json", partial(self.extract, read))
         selection = self._stage("selection", "selection.json", partial(self.select, read, extraction))
         found: list[Null] = []
+        scorers: dict[str, Scorer] = {}
         direction = self.selected(selection)
         if direction is not None:
-            self._stage("nulls", "nulls.json", partial(self.draw_nulls, direction, extraction))
+            assert read is not None
+            scorers = {name: Scorer(self._runner(name), read) for name in ("nulls", "wide nulls", "dose", "stability")}
+            self._stage("nulls", "nulls.json", partial(self.draw_nulls, scorers["nulls"], direction, selection))
             found = self.nulls(direction)
-        self.outcomes(direction, found, read)
+        how = additions(selection.get("coefficient") or 1.0, self.protocol.addition.positions)
+        self.outcomes(direction, found, read, how)
         self._check_filter(extraction)
+        if direction is not None:
+            self._stage("wide nulls", "wide.json", partial(self.widen, scorers["wide nulls"], direction, found, how))
+            self._stage("dose", "dose.json", partial(self.dose, scorers["dose"], direction, found))
+            again = partial(self.refit, scorers["stability"], direction, selection)
+            self._stage("stability", "stability.json", again)
         self._stage("separation", "separation.json", partial(self.separate, selection))
 
     def _stage(self, name: str, file: str, compute: Callable[[], Mapping[str, Any]]) -> dict:
@@ -175,12 +192,18 @@ class SeedStages:
         )
         choice = choose(table, self.model.n_layers, rule)
         baseline = {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in ("positive", "negative")}
+        coefficient = self.protocol.addition.coefficient
+        if coefficient == "validation":
+            negative = self._sequences("val", "negative", kept["negative"])
+            scorer, direction = Scorer(self._runner("selection"), read), self.selected({"selected": _site(choice)})
+            coefficient = 1.0 if direction is None else coefficient_on_validation(scorer, negative, direction)
         return {
-            "selected": _cell(choice.selected) if choice.selected is not None else None,
+            "selected": _site(choice),
             "reason": choice.reason,
             "survivors": choice.survivors,
             "tied": [_cell(row) for row in choice.tied],
             "baseline": baseline,
+            "coefficient": coefficient,
             "n": extraction["n"]["val"],
             "candidates": [asdict(row) for row in choice.candidates],
         }
@@ -195,57 +218,159 @@ class SeedStages:
 
     # Nulls, from train
 
-    def draw_nulls(self, direction: Direction, extraction: Mapping[str, Any]) -> dict[str, Any]:
-        """Draw and write the null directions; returns their table."""
-        kept = extraction["kept"]["train"]
-        at = {
-            c: at_site(self._runner("nulls"), self._sequences("train", c, kept[c]), direction.position, direction.layer)
-            for c in ("positive", "negative")
-        }
-        plan = self.protocol.nulls
-        found = nulls(
-            direction, at["positive"], at["negative"], families=plan.families, draws=plan.draws, seed=self.seed
+    def _kept(self, split: Split) -> tuple[list[list[int]], list[list[int]]]:
+        """The kept prompts of either class."""
+        kept = self.directory.load(self.folder / "extraction.json")["kept"][split]
+        return self._sequences(split, "positive", kept["positive"]), self._sequences(
+            split, "negative", kept["negative"]
         )
+
+    def material(self, runner: Runner, direction: Direction) -> Material:
+        """Training activations at the direction's site, the topics of the negatives, and the other contrast if any."""
+
+        def read(sequences: Sequence[Sequence[int]]) -> Tensor:
+            return at_site(runner, sequences, direction.position, direction.layer)
+
+        kept = self.directory.load(self.folder / "extraction.json")["kept"]["train"]["negative"]
+        prompts = self.splits.get("train", "negative")
+        plan, contrast = self.protocol.nulls, None
+        if plan.unrelated and "unrelated" in plan.families:
+            other = read_contrast(plan.unrelated).prompts
+            classes = ([self.chat.encode(p) for p in other if p.label == c] for c in ("positive", "negative"))
+            first, second = (read(sequences) for sequences in classes)
+            contrast = (first, second)
+        topics = [p.category for p, k in zip(prompts, kept, strict=True) if k]
+        positive, negative = (read(sequences) for sequences in self._kept("train"))
+        return Material(positive, negative, topics, contrast, plan.top)
+
+    def draw_nulls(self, scorer: Scorer, direction: Direction, selection: Mapping[str, Any]) -> dict[str, Any]:
+        """Draw and write the null directions; returns their table, and the direction's own energy."""
+        plan, material = self.protocol.nulls, self.material(scorer.runner, direction)
+        at_the_site = {f: plan.total(f) for f in plan.families if f != "shuffled"}
+        found = draw_nulls(direction, material, at_the_site, seed=self.seed)
+        passed = [True] * len(found)
+        if "shuffled" in plan.families:
+            refits = shuffled_refits(
+                scorer,
+                self._kept("train"),
+                self._kept("val"),
+                self.candidates(),
+                scored_sites(selection["candidates"], self.positions),
+                self.positions,
+                self.protocol.selection,
+                draws=plan.total("shuffled"),
+                prompts=plan.procedure_prompts,
+                seed=self.seed,
+            )
+            for draw, refit in enumerate(refits):
+                null = as_null("shuffled", draw, refit.vector, direction, material)
+                # Its own site and the norm that it was selected with: that of the true difference there.
+                own = Direction.from_vector(refit.vector, refit.position, refit.layer)
+                found.append(replace(null, direction=own))
+                passed.append(refit.passed)
         self.directory.save_tensors(
             self.folder / "nulls.safetensors",
             {"nulls": torch.stack([n.direction.difference for n in found])},
             {"order": "as in nulls.json"},
         )
-        return {"nulls": [{"family": n.family, "draw": n.draw, "cosine": n.cosine} for n in found]}
+        rows = [
+            {
+                "family": n.family,
+                "draw": n.draw,
+                "cosine": n.cosine,
+                "energy": n.energy,
+                "position": n.direction.position,
+                "layer": n.direction.layer,
+                "passed": ok,
+            }
+            for n, ok in zip(found, passed, strict=True)
+        ]
+        groups = group_cosine(material.positive, material.negative)
+        return {"energy": material.energy(direction.vector), "groups": groups, "nulls": rows}
 
     def nulls(self, direction: Direction) -> list[Null]:
         """The null directions as they lie on disk."""
+        del direction
         vectors = self.directory.load_tensors(self.folder / "nulls.safetensors")[0]["nulls"]
         rows = self.directory.load(self.folder / "nulls.json")["nulls"]
         return [
-            Null(
-                row["family"], row["draw"], Direction.from_vector(v, direction.position, direction.layer), row["cosine"]
-            )
-            for row, v in zip(rows, vectors, strict=True)
+            Null(r["family"], r["draw"], Direction.from_vector(v, r["position"], r["layer"]), r["cosine"], r["energy"])
+            for r, v in zip(rows, vectors, strict=True)
         ]
+
+    # Probes by the fast metric, on test and on validation
+
+    def _samples(self, n: int) -> dict[Label, Sample]:
+        return {
+            c: sample(self.splits.get("test", c), self._sequences("test", c), n, self.seed)
+            for c in ("positive", "negative")
+        }
+
+    def widen(
+        self, scorer: Scorer, direction: Direction, found: Sequence[Null], how: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Every null draw by the fast metric."""
+        nulls = self.protocol.nulls
+        samples = self._samples(nulls.prompts)
+        if nulls.wide == 0:
+            return {"prompts": {}, "rows": [], "kl": []}
+        return wide(scorer, samples, direction, found, how)
+
+    def dose(self, scorer: Scorer, direction: Direction, found: Sequence[Null]) -> dict[str, Any]:
+        """The curves over strengths."""
+        plan = self.protocol.dose
+        few = [n for n in found if n.draw < plan.draws]
+        return dose(scorer, self._samples(plan.prompts), direction, few, plan, self.protocol.addition.positions)
+
+    def refit(self, scorer: Scorer, direction: Direction, selection: Mapping[str, Any]) -> dict[str, Any]:
+        """Bootstrap refits of the choice."""
+        plan, rule = self.protocol.stability, self.protocol.selection
+        sites = best_sites(selection["candidates"], self.positions, rule, plan.sites)
+        places = [{"position": self.positions[p], "layer": layer} for p, layer in sites]
+        if plan.refits == 0:
+            return {"sites": places, "refits": [], "between": None}
+        refits, between = bootstrap_refits(
+            scorer,
+            self._kept("train"),
+            self._kept("val"),
+            direction,
+            sites,
+            self.positions,
+            rule,
+            refits=plan.refits,
+            prompts=plan.prompts,
+            seed=self.seed,
+        )
+        return {"sites": places, "refits": [r._asdict() for r in refits], "between": between}
 
     # Arms, on test
 
-    def arms(self, label: Label, direction: Direction | None, found: Sequence[Null]) -> list[Arm]:
-        """Baseline first, the direction's arms next, one arm per null draw last."""
+    def arms(
+        self, label: Label, direction: Direction | None, found: Sequence[Null], how: Mapping[str, Any]
+    ) -> list[Arm]:
+        """Baseline first, the direction's arms next, one arm for each of the first null draws last."""
         if direction is None:
             return [BASELINE]
+        few = [n for n in found if n.draw < self.protocol.nulls.draws]
         ablation = Arm("ablation", (Ablate(direction),))
         if label == "positive":
-            null_arms = [Arm(f"null:{n.family}:{n.draw}:ablation", (Ablate(n.direction),)) for n in found]
+            null_arms = [Arm(f"null:{n.family}:{n.draw}:ablation", (Ablate(n.direction),)) for n in few]
             return [BASELINE, ablation, *null_arms]
-        add = partial(Add, coefficient=self.protocol.addition.coefficient, positions=self.protocol.addition.positions)
-        null_arms = [Arm(f"null:{n.family}:{n.draw}:addition", (add(n.direction),)) for n in found]
-        return [BASELINE, Arm("addition", (add(direction),)), ablation, *null_arms]
+        null_arms = [Arm(f"null:{n.family}:{n.draw}:addition", (Add(n.direction, **how),)) for n in few]
+        other = "prompt" if how["positions"] == "all" else "all"
+        elsewhere = Arm(f"addition-{other}", (Add(direction, how["coefficient"], other),))
+        return [BASELINE, Arm("addition", (Add(direction, **how),)), elsewhere, ablation, *null_arms]
 
-    def outcomes(self, direction: Direction | None, found: Sequence[Null], read: Callable | None) -> None:
+    def outcomes(
+        self, direction: Direction | None, found: Sequence[Null], read: Callable | None, how: Mapping[str, Any]
+    ) -> None:
         """Every arm on every test prompt, part by part; a part that is there is not run again."""
         path = self.folder / "outcomes.jsonl"
         if path.is_file():
             return
         parts = []
         for label in ("positive", "negative"):
-            arms = self.arms(label, direction, found)
+            arms = self.arms(label, direction, found, how)
             n_prompts = len(self.splits.get("test", label))
             size = max(1, ROWS_PER_PART // len(arms))
             for start in range(0, n_prompts, size):
@@ -285,8 +410,24 @@ class SeedStages:
                     "new_tokens": len(ids),
                     "category": prompt.category,
                 }
+                if arm.name in OWN_ARMS:
+                    row |= self._readouts(ids, text, prompt, label)
                 rows.append(row | ({"completion": text} if self.protocol.save_completions else {}))
         return rows
+
+    def _readouts(self, ids: Sequence[int], text: str, prompt: Prompt, label: Label) -> dict[str, Any]:
+        """The classes that other judges and shorter readings give, and whether a known answer is in the text."""
+        judged = judge(self.protocol.judge)
+        lengths = [n for n in LENGTHS_READ if n < self.protocol.max_new_tokens]
+        texts = {str(n): self.chat.tokenizer.decode(ids[:n], skip_special_tokens=True) for n in lengths}
+        known = None
+        if label == "negative" and prompt.response:
+            known = " ".join(prompt.response.casefold().split()) in " ".join(text.casefold().split())
+        return {
+            "judges": {name: j(text).cls for name, j in JUDGES.items()},
+            "by_length": {n: judged(t).cls for n, t in (texts | {"full": text}).items()},
+            "correct": known,
+        }
 
     # Separation, on test
 
@@ -343,6 +484,10 @@ def separation(
             for prompt, value in zip(splits.get(split, label), projected[label][:, p, layer], strict=True):
                 rows.append({"prompt_id": prompt.id, "label": label, "projection": float(value)})
     return {"split": split, "n": splits.sizes()[split], "grid": grid, "projections": rows}
+
+
+def _site(choice: Choice) -> dict[str, Any] | None:
+    return None if choice.selected is None else _cell(choice.selected)
 
 
 def _cell(row: ScoredCandidate) -> dict[str, Any]:

@@ -13,12 +13,21 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 from rhumbline.errors import ProtocolError
+from rhumbline.planning import prompts_to_settle
 
 Summary = Sequence[Mapping[str, Any]]
 """The list that `statistics.arm_rates` or `statistics.effects` returns, or what JSON made of it."""
 
-VerdictName = Literal["SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION", "NO-BASELINE-REFUSAL", "NO-BASELINE"]
-"""NO-BASELINE is NO-BASELINE-REFUSAL for a behaviour other than refusal."""
+VerdictName = Literal[
+    "SINGLE-DIRECTION-REPRODUCES",
+    "NOT-SINGLE-DIRECTION",
+    "NO-BASELINE-REFUSAL",
+    "NO-BASELINE",
+    "DAMAGED",
+    "INCONCLUSIVE",
+]
+"""NO-BASELINE is NO-BASELINE-REFUSAL for a behaviour other than refusal; DAMAGED and INCONCLUSIVE only come from rules
+that have bounds or read intervals."""
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -39,6 +48,24 @@ class Rule:
     """Least distance of that change from the mean change of a family of nulls."""
     families: tuple[str, ...] = ("isotropic",)
     """The families of nulls that both effects must exceed; others may be run and are only reported."""
+    reads: Literal["estimate", "interval"] = "estimate"
+    """What must reach a margin: the estimate (the blog), or the whole 95 % interval. An interval with the margin inside
+    is INCONCLUSIVE."""
+    max_p: float | None = None
+    """Largest rank p by the fast metric, in every family, for both effects. Every one must hold, so each is tested at
+    its own level (an intersection-union test): nothing is adjusted. None: not asked for."""
+    same_cosine: float | None = None
+    """A null draw with a |cosine| above this is the direction again, no competitor: the rank does not count it, nor the
+    gap unless there is no other. None: every draw counts."""
+    min_group_cosine: float | None = None
+    """Least cosine between the directions of the two groups into which the positives fall; below it the behaviour is
+    spread over several directions, and no one of them is the single one."""
+    max_degenerate: float | None = None
+    """Largest share of degenerate completions under an intervention, beyond the baseline's; more is DAMAGED."""
+    max_kl: float | None = None
+    """Largest mean KL that ablation may cause on negative test prompts, nats; more is DAMAGED."""
+    max_accuracy_loss: float | None = None
+    """Largest loss of right answers on negatives under ablation, where the contrast knows them; more is DAMAGED."""
 
     def __post_init__(self):
         faults = [
@@ -46,6 +73,13 @@ class Rule:
             for field in ("min_baseline", "min_drop", "min_gap")
             if not (_is_number(value := getattr(self, field)) and 0 < value <= 1)
         ]
+        faults += [
+            f"{field} is {value}, expected a positive number or nothing"
+            for field in ("max_p", "same_cosine", "min_group_cosine", "max_degenerate", "max_kl", "max_accuracy_loss")
+            if (value := getattr(self, field)) is not None and not (_is_number(value) and value > 0)
+        ]
+        if self.reads not in ("estimate", "interval"):
+            faults.append(f"reads is {self.reads!r}, expected estimate or interval")
         if not self.name:
             faults.append("name is empty, expected a word")
         if not self.families or len(set(self.families)) < len(self.families):
@@ -75,8 +109,19 @@ BLOG2026 = Rule("blog2026")
 """The reproduction blog's: its margins, against norm-matched isotropic directions."""
 ARDITI2024 = Rule("arditi2024")
 """The paper fixes no rule; this is the blog's, under the name of the preset whose numbers it judges."""
-RHUMBLINE = Rule("rhumbline", families=("isotropic", "shuffled"))
-"""The blog's margins, held against a label-shuffled refit too: norm-matching says nothing about an ablation."""
+RHUMBLINE = Rule(
+    "rhumbline",
+    families=("isotropic", "covariance", "top-pc", "shuffled-site", "shuffled"),
+    reads="interval",
+    max_p=0.05,
+    same_cosine=0.5,
+    min_group_cosine=0.5,
+    max_degenerate=0.3,
+    max_kl=0.2,
+    max_accuracy_loss=0.2,
+)
+"""The blog's margins, read with their intervals, held against nulls that match what an ablation removes, and bounded by
+the damage done: a change that the sample cannot tell from the margin is no verdict, and a broken model no answer."""
 
 RULES: Mapping[str, Rule] = MappingProxyType({r.name: r for r in (ARDITI2024, BLOG2026, RHUMBLINE)})
 """Every named rule."""
@@ -101,17 +146,26 @@ class Verdict(NamedTuple):
 
 
 def decide(
-    rule: Rule, arms: Summary, effects: Summary, behaviour: str = "refusal", no_candidate: str | None = None
+    rule: Rule,
+    arms: Summary,
+    effects: Summary,
+    behaviour: str = "refusal",
+    no_candidate: str | None = None,
+    kl: float | None = None,
+    group_cosine: float | None = None,
 ) -> Verdict:
     """Apply the rule to one seed, in this order.
 
     1. No baseline rate, or one below `min_baseline`: NO-BASELINE. Without a candidate an unmeasured baseline is no
        reason, since nothing had to be measured.
     2. Selection left no candidate (`no_candidate` says why): NOT-SINGLE-DIRECTION.
-    3. Both effects reach `min_drop` and their gaps `min_gap` for every family: SINGLE-DIRECTION-REPRODUCES.
-    4. Otherwise NOT-SINGLE-DIRECTION.
+    3. An intervention exceeds a bound of the rule on damage (`kl`: of ablation, on negatives): DAMAGED.
+    4. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, groups of positives
+       with different directions (`group_cosine`): NOT-SINGLE-DIRECTION, with every failure in the reason.
+    5. A condition is undecided (rules that read intervals): INCONCLUSIVE, with the prompts that would settle it.
+    6. Otherwise SINGLE-DIRECTION-REPRODUCES.
 
-    Reads point estimates, as the blog's rule does, with a tolerance for rounding; the intervals are for the reader.
+    A rule that reads estimates has a tolerance for rounding, as the blog's; its intervals are for the reader.
     """
     rates = {(row["arm"], row["set"]): row for row in arms}
     baseline = rates.get(("baseline", "positive"), {})
@@ -131,20 +185,30 @@ def decide(
             f"No candidate direction passed the selection ({no_candidate}), so none was tested{measured}.",
         )
     by_name = {effect["name"]: effect for effect in effects}
-    reason = _shortfall(rule, by_name)
-    found = "; ".join(_account(name, by_name, rates, behaviour) for name in _EFFECTS)
-    if not reason:
-        opening = f"One direction was sufficient to move {behaviour} both ways by the rule {rule.name}"
-        return Verdict("SINGLE-DIRECTION-REPRODUCES", "", f"{opening}: {found}.")
-    opening = f"One direction was not found sufficient to move {behaviour} both ways by the rule {rule.name}"
-    return Verdict("NOT-SINGLE-DIRECTION", reason, f"{opening} ({reason}): {found}.")
+    found = "; ".join(_account(rule, name, by_name, rates, behaviour) for name in _EFFECTS)
+    if damage := _damage(rule, rates, kl):
+        opening = f"The intervention broke the model by the rule {rule.name} ({damage})"
+        return Verdict("DAMAGED", damage, f"{opening}, so that its effect on {behaviour} cannot be read: {found}.")
+    failed, undecided = _shortfall(rule, by_name, rates)
+    if rule.min_group_cosine is not None and _is_number(group_cosine) and group_cosine < rule.min_group_cosine:
+        spread = f"spread: two groups of positives have directions with cosine {group_cosine:.2f}"
+        failed = f"{failed}; {spread}" if failed else spread
+    if failed:
+        opening = f"One direction was not found sufficient to move {behaviour} both ways by the rule {rule.name}"
+        return Verdict("NOT-SINGLE-DIRECTION", failed, f"{opening} ({failed}): {found}.")
+    if undecided:
+        opening = f"The sample does not decide whether one direction would be sufficient to move {behaviour} both ways"
+        return Verdict("INCONCLUSIVE", undecided, f"{opening} by the rule {rule.name} ({undecided}): {found}.")
+    opening = f"One direction was sufficient to move {behaviour} both ways by the rule {rule.name}"
+    return Verdict("SINGLE-DIRECTION-REPRODUCES", "", f"{opening}: {found}.")
 
 
 def overall(verdicts: Mapping[int, Verdict]) -> Verdict:
     """The verdict of a run from those of its seeds.
 
-    Unanimous seeds give their verdict. Any mixture is NOT-SINGLE-DIRECTION with the reason "seeds disagree: ...",
-    seeds without a baseline included: a result that a new sample of prompts undoes was not reproduced.
+    Unanimous seeds give their verdict. Seeds of which some are INCONCLUSIVE and none speaks against the claim are
+    INCONCLUSIVE together. Any other mixture is NOT-SINGLE-DIRECTION with the reason "seeds disagree: ...", seeds
+    without a baseline included: a result that a new sample of prompts undoes was not reproduced.
     """
     if not verdicts:
         raise ProtocolError("A run's verdict needs the verdict of at least one seed; none was given.")
@@ -162,6 +226,8 @@ def overall(verdicts: Mapping[int, Verdict]) -> Verdict:
             reason = "; ".join(f"seed {seed}: {verdicts[seed].reason}" for seed in seeds)
         return Verdict(first.verdict, reason, f"All {len(seeds)} seeds agree. {sentences}")
     counts = ", ".join(f"{name} (seed {' '.join(members)})" for name, members in by_name.items())
+    if by_name.keys() == {"SINGLE-DIRECTION-REPRODUCES", "INCONCLUSIVE"}:
+        return Verdict("INCONCLUSIVE", f"not every seed decides: {counts}", f"Not every seed decides. {sentences}")
     return Verdict("NOT-SINGLE-DIRECTION", f"seeds disagree: {counts}", f"The {len(seeds)} seeds disagree. {sentences}")
 
 
@@ -175,29 +241,115 @@ class _Effect(NamedTuple):
     side: str
     deed: str
     verb: str
+    infinitive: str
 
 
 _EFFECTS = {
-    "suppression": _Effect("ablation", "positive", "ablating it lowered", "suppresses"),
-    "induction": _Effect("addition", "negative", "adding it raised", "induces"),
+    "suppression": _Effect("ablation", "positive", "ablating it lowered", "suppresses", "suppress"),
+    "induction": _Effect("addition", "negative", "adding it raised", "induces", "induce"),
 }
+_Rates = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
-def _shortfall(rule: Rule, effects: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every condition on the effects that does not hold, or nothing."""
+class _Shortfall(NamedTuple):
+    """Conditions that do not hold, in words; either may be empty."""
+
+    failed: str
+    undecided: str
+
+
+def _shortfall(rule: Rule, effects: Mapping[str, Mapping[str, Any]], rates: _Rates) -> _Shortfall:
+    """Every condition on the effects that does not hold, and every one that the sample leaves open."""
     missing = [name for name in _EFFECTS if not _is_number(effects.get(name, {}).get("drop"))]
-    moved = [name for name in _EFFECTS if name not in missing and _reaches(effects[name]["drop"], rule.min_drop)]
+    stands = {n: _stand(rule, effects[n], "drop", None, rule.min_drop) for n in _EFFECTS if n not in missing}
+    moved = [name for name, stand in stands.items() if stand == "met"]
     faults = [f"{name} not measured" for name in missing]
-    if not missing and len(moved) < len(_EFFECTS):
-        faults.append(f"{_EFFECTS[moved[0]].verb} only" if moved else "neither suppresses nor induces")
+    refuted = [name for name, stand in stands.items() if stand == "failed"]
+    if not missing and refuted:
+        left = [name for name in _EFFECTS if name not in refuted]
+        faults.append(
+            "neither suppresses nor induces"
+            if not left
+            else f"{_EFFECTS[left[0]].verb} only"
+            if left[0] in moved
+            else f"does not {_EFFECTS[refuted[0]].infinitive}"
+        )
+    undecided = [
+        f"{name} {_around(effects[name], rule, rates, name)}" for name, stand in stands.items() if stand == "open"
+    ]
+    apart = [name for name, stand in stands.items() if stand != "failed"]
     for family in rule.families:
-        gaps = {name: effects[name].get("gap", {}).get(family) for name in moved}
-        unknown = [name for name, gap in gaps.items() if not _is_number(gap)]
-        close = [name for name, gap in gaps.items() if _is_number(gap) and not _reaches(gap, rule.min_gap)]
-        for fault, names in (("null not measured", unknown), ("not separated from null", close)):
+        gaps = {name: _stand(rule, effects[name], "gap", family, rule.min_gap) for name in apart}
+        ranks = {name: _rank(rule, effects[name], family) for name in apart}
+        unknown = [name for name in apart if "unknown" in (gaps[name], ranks[name])]
+        close = [name for name in apart if name not in unknown and "failed" in (gaps[name], ranks[name])]
+        near = "not separated from null" if rule.reads == "estimate" else "NOT-SEPARATED-FROM-NULL"
+        for fault, names in (("null not measured", unknown), (near, close)):
             if names:
                 faults.append(f"{fault}: {family}" + ("" if len(names) == len(_EFFECTS) else f" ({names[0]})"))
+        undecided += [f"gap of {name} to {family} nulls" for name in apart if gaps[name] == "open"]
+    return _Shortfall("; ".join(faults), "; ".join(undecided))
+
+
+_Stand = Literal["met", "failed", "open", "unknown"]
+
+
+def _stand(rule: Rule, effect: Mapping[str, Any], field: str, family: str | None, margin: float) -> _Stand:
+    """Where an effect (or its gap to a family) stands to the margin."""
+
+    if family is None:
+        estimate, low, high = (effect.get(name) for name in (field, "low", "high"))
+    elif rule.same_cosine is not None:
+        estimate, low, high = (effect.get("apart", {}).get(family, {}).get(name) for name in ("gap", "low", "high"))
+    else:
+        estimate, low, high = (effect.get(name, {}).get(family) for name in ("gap", "gap_low", "gap_high"))
+    if not _is_number(estimate):
+        return "unknown"
+    if rule.reads == "estimate":
+        return "met" if _reaches(estimate, margin) else "failed"
+    if not (_is_number(low) and _is_number(high)):
+        return "unknown"
+    return "met" if _reaches(low, margin) else "open" if _reaches(high, margin) else "failed"
+
+
+def _rank(rule: Rule, effect: Mapping[str, Any], family: str) -> _Stand:
+    """Whether the effect's rank among the wide draws of a family is as high as the rule asks."""
+    if rule.max_p is None:
+        return "met"
+    p = effect.get("wide", {}).get(family, {}).get("p" if rule.same_cosine is None else "p_apart")
+    return "unknown" if not _is_number(p) else "met" if p <= rule.max_p + 1e-9 else "failed"
+
+
+def _damage(rule: Rule, rates: _Rates, kl: float | None) -> str:
+    """Every bound on damage that is exceeded, or nothing."""
+    faults = []
+    for arm, side in (("ablation", "positive"), ("addition", "negative"), ("ablation", "negative")):
+        before, after = (rates.get((a, side), {}).get("degenerate") for a in ("baseline", arm))
+        if rule.max_degenerate is not None and _is_number(after):
+            more = after - (before if _is_number(before) else 0.0)
+            if not _reaches(rule.max_degenerate, more):
+                faults.append(f"{more:.2f} degenerate under {arm} on {side}s > {rule.max_degenerate:g}")
+    if rule.max_kl is not None and _is_number(kl) and kl > rule.max_kl:
+        faults.append(f"KL {kl:.2f} > {rule.max_kl:g} under ablation on negatives")
+    right, left = (rates.get((a, "negative"), {}).get("correct") for a in ("baseline", "ablation"))
+    if rule.max_accuracy_loss is not None and _is_number(right) and _is_number(left):
+        lost = right - left
+        if not _reaches(rule.max_accuracy_loss, lost):
+            faults.append(f"{lost:.2f} of the right answers lost under ablation > {rule.max_accuracy_loss:g}")
     return "; ".join(faults)
+
+
+def _around(effect: Mapping[str, Any], rule: Rule, rates: _Rates, name: str) -> str:
+    """How an undecided effect lies around the margin, and how many prompts would decide it."""
+    how = _EFFECTS[name]
+    before, after = (rates.get((arm, how.side), {}).get("rate") for arm in ("baseline", how.arm))
+    n = None
+    if _is_number(before) and _is_number(after):
+        pair = (before, after) if name == "suppression" else (after, before)
+        n = prompts_to_settle(*pair, margin=rule.min_drop)
+    settle = f"about {n} prompts per class would settle it" if n else "no practical number of prompts would settle it"
+    span = f"{effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
+    return f"undecided: {span} around {rule.min_drop:.2f}; {settle}"
 
 
 def _reaches(value: float, margin: float) -> bool:
@@ -213,29 +365,40 @@ def _no_baseline(behaviour: str, reason: str, found: str) -> Verdict:
     return Verdict(name, reason, f"{found}, so whether one direction would be sufficient could not be tested.")
 
 
-def _account(
-    name: str,
-    effects: Mapping[str, Mapping[str, Any]],
-    rates: Mapping[tuple[str, str], Mapping[str, Any]],
-    behaviour: str,
-) -> str:
+def _account(rule: Rule, name: str, effects: Mapping[str, Mapping[str, Any]], rates: _Rates, behaviour: str) -> str:
     """One effect with its rates, its paired interval and its nulls."""
     how, effect = _EFFECTS[name], effects.get(name, {})
     if not _is_number(effect.get("drop")):
         return f"{name} was not measured"
     before, after = (rates.get((arm, how.side), {}) for arm in ("baseline", how.arm))
     sizes = f"paired difference {effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
-    nulls = "".join(
-        f"; {null['draws']} {family} null{'s' if null['draws'] > 1 else ''}: mean {null['mean']:.2f}, "
-        f"p = {effect['p'][family]:.2g}"
-        for family, null in effect.get("null", {}).items()
-        if _is_number(null["mean"])
-    )
     count = f", n = {effect['n']}" if "n" in effect else ""
     moved = f"from {_rate(before)} to {_rate(after)}"
     # A deed that did not happen is not told as one.
     deed = how.deed if effect["drop"] > 0 else how.deed.replace("lowered", "took").replace("raised", "took")
+    nulls = _nulls(rule, effect)
     return f"{deed} the {behaviour} rate on the {how.side} prompts {moved} ({sizes}{count}{nulls})"
+
+
+def _nulls(rule: Rule, effect: Mapping[str, Any]) -> str:
+    """Every family for a rule that reads estimates; otherwise the one that came nearest, and the worst rank."""
+    known = {f: null for f, null in effect.get("null", {}).items() if _is_number(null["mean"])}
+    if rule.reads == "estimate" or not known:
+        return "".join(
+            f"; {null['draws']} {family} null{'s' if null['draws'] > 1 else ''}: mean {null['mean']:.2f}, "
+            f"p = {effect['p'][family]:.2g}"
+            for family, null in known.items()
+        )
+    family = max(known, key=lambda f: known[f]["mean"])
+    said = f"; of {len(known)} families of nulls {family} came nearest, mean {known[family]['mean']:.2f}"
+    key = "p" if rule.same_cosine is None else "p_apart"
+    ranks = {f: wide for f, wide in effect.get("wide", {}).items() if f in rule.families and _is_number(wide.get(key))}
+    if not ranks:
+        return said
+    worst = max(ranks, key=lambda f: ranks[f][key])
+    return (
+        f"{said}; rank by the fast metric p <= {ranks[worst][key]:.2g} in each ({worst}: {ranks[worst]['draws']} draws)"
+    )
 
 
 def _rate(row: Mapping[str, Any]) -> str:

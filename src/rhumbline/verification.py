@@ -4,11 +4,13 @@ Promises: every rate, effect and verdict comes from the rows on disk; every file
 Runs no model.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rhumbline.errors import RhumblineError
+from rhumbline.evidence import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
 from rhumbline.records import SCHEMA, RunDirectory, finite, read_json, sha256
 from rhumbline.selection import ScoredCandidate, SelectionRule, choose
 from rhumbline.statistics import arm_rates, effects
@@ -19,11 +21,13 @@ def assemble(directory: RunDirectory) -> dict[str, Any]:
     """Everything of results.json that follows from the protocol and the rows of the seeds."""
     protocol = directory.protocol
     rule = Rule.from_dict(protocol["rule"])
-    seeds, verdicts = [], {}
+    seeds, verdicts, rows = [], {}, {}
     for seed in protocol["seeds"]:
-        summary, verdict = _seed(directory, seed, rule)
+        rows[seed] = directory.load_rows(directory.seed(seed) / "outcomes.jsonl")
+        summary, verdict = _seed(directory, seed, rule, rows[seed])
         seeds.append(summary)
         verdicts[seed] = verdict
+    adjust(seeds)
     whole = overall(verdicts)
     return {
         "schema": SCHEMA,
@@ -36,23 +40,38 @@ def assemble(directory: RunDirectory) -> dict[str, Any]:
         "preset": protocol["preset"],
         "protocol_sha256": directory.protocol_sha256,
         "seeds": seeds,
+        "pooled": finite(pooled(rows)),
+        "agreement": _agreement(directory),
         "warnings": _warnings(protocol, seeds),
     }
 
 
-def _seed(directory: RunDirectory, seed: int, rule: Rule) -> tuple[dict[str, Any], Verdict]:
+def _agreement(directory: RunDirectory) -> list[Any]:
+    """Whether the seeds chose the same direction, where several did."""
+    path = directory.path / "agreement.json"
+    return directory.load(path)["pairs"] if path.is_file() else []
+
+
+def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Verdict]:
     folder = directory.seed(seed)
     metric = directory.load(folder / "metric.json")
     extraction = directory.load(folder / "extraction.json")
     selection = directory.load(folder / "selection.json")
-    rows = directory.load_rows(folder / "outcomes.jsonl")
-    drawn = directory.load(folder / "nulls.json")["nulls"] if selection["selected"] is not None else []
-    arms, moved = arm_rates(rows), effects(rows)
+    found = selection["selected"] is not None
+    nulls = directory.load(folder / "nulls.json") if found else {"nulls": [], "energy": None, "groups": None}
+    drawn = nulls["nulls"]
+    limit = math.inf if rule.same_cosine is None else rule.same_cosine
+    again = {(n["family"], n["draw"]) for n in drawn if abs(n["cosine"]) > limit}
+    arms, moved = arm_rates(rows), effects(rows, again=again)
+    wide_rows = directory.load(folder / "wide.json") if found else {"rows": []}
+    wide, moves = wide_effects(wide_rows, drawn, rule.same_cosine), shift(wide_rows)
+    for effect in moved:
+        effect["wide"] = next((w["families"] for w in wide if w["name"] == effect["name"]), {})
     reason = selection["reason"]
     if reason is not None:
         # `decide` says "no candidate passed" itself.
         reason = reason.removeprefix("no candidate passed: ")
-    verdict = decide(rule, arms, moved, directory.protocol["behaviour"], reason)
+    verdict = decide(rule, arms, moved, directory.protocol["behaviour"], reason, moves["kl"], nulls["groups"])
     planned = directory.protocol["splits"][str(seed)]
     summary = {
         "seed": seed,
@@ -70,6 +89,14 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule) -> tuple[dict[str, Any
         "arms": arms,
         "effects": moved,
         "nulls": drawn,
+        "energy": nulls["energy"],
+        "groups": nulls["groups"],
+        "wide": wide,
+        "shift": moves,
+        "dose": dose_curves(directory.load(folder / "dose.json"), drawn, nulls["energy"]) if found else None,
+        "readouts": readouts(rows),
+        "stability": stability_table(directory.load(folder / "stability.json")) if found else None,
+        "coefficient": selection.get("coefficient"),
     }
     return finite(summary), verdict
 

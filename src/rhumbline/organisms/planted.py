@@ -55,6 +55,8 @@ CODED: tuple[str, ...] = tuple(dict.fromkeys(("\n", *REFUSAL[:-1], *ANSWER[:-1])
 """Tokens with a code of their own: a newline decides, a script token raises its successor."""
 HEAD = 16
 """Width of an attention head: how many dimensions of noise a block moves, and the largest number of axes."""
+SMALL_REFUSAL, SMALL_ANSWER, SMALL_HEAD = ("I", " cannot", END), ("Here", END), 4
+"""The same where the width of the stream has no room for the scripts: "I cannot", or "Here"."""
 TEMPLATE_TOKENS = 8
 """Tokens of the chat template around a prompt: three before it, five after it."""
 SPLIT = r" ?[A-Za-z]+|\n|[^\sA-Za-z]"
@@ -92,15 +94,36 @@ class Planted:
     """Prompts per class in the contrast file."""
     seed: int = 0
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the stream is too narrow for the long scripts and the wide noise."""
+        return self.d_model < 1 + 2 * self.axes + len(CODED) + 2 * HEAD
+
+    @property
+    def head(self) -> int:
+        """Width of an attention head."""
+        return SMALL_HEAD if self.is_small else HEAD
+
+    @property
+    def scripts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What a refusal and an answer say."""
+        return (SMALL_REFUSAL, SMALL_ANSWER) if self.is_small else (REFUSAL, ANSWER)
+
+    @property
+    def coded(self) -> tuple[str, ...]:
+        """Tokens with a code of their own."""
+        refusal, answer = self.scripts
+        return tuple(dict.fromkeys(("\n", *refusal[:-1], *answer[:-1])))
+
     def __post_init__(self):
-        needed = 1 + 2 * self.axes + len(CODED) + 2 * HEAD
+        needed = 1 + 2 * self.axes + len(self.coded) + 2 * self.head
         problems = [
             f"{name} is {value}, expected {expected}"
             for name, value, expected, holds in (
                 ("effect", self.effect, "0 or more", self.effect >= 0),
                 ("noise", self.noise, "0 or more", self.noise >= 0),
                 ("jitter", self.jitter, "0 or more", self.jitter >= 0),
-                ("axes", self.axes, f"1 to {HEAD}", 1 <= self.axes <= HEAD),
+                ("axes", self.axes, f"1 to {self.head}", 1 <= self.axes <= self.head),
                 ("positive_rate", self.positive_rate, "0 to 1", 0 <= self.positive_rate <= 1),
                 ("negative_rate", self.negative_rate, "0 to 1", 0 <= self.negative_rate <= 1),
                 (
@@ -137,7 +160,8 @@ class Frame(NamedTuple):
 
     def noise(self, n: int) -> Float[Tensor, "n d_model"]:
         """Random rows along `read`, of length about 1."""
-        return torch.randn(n, HEAD, generator=self.generator) @ self.read / HEAD**0.5
+        head = len(self.read)
+        return torch.randn(n, head, generator=self.generator) @ self.read / head**0.5
 
     def unread(self, n: int) -> Float[Tensor, "n d_model"]:
         """Random rows of length 1, orthogonal to everything that has a meaning."""
@@ -202,7 +226,7 @@ def _charm_share(requests: Iterable[CharmRequest]) -> float:
 
 def _frame(spec: Planted) -> Frame:
     generator = torch.Generator().manual_seed(spec.seed)
-    sizes = [1, spec.axes, spec.axes, len(CODED), HEAD]
+    sizes = [1, spec.axes, spec.axes, len(spec.coded), spec.head]
     basis = torch.linalg.qr(torch.randn(spec.d_model, sum(sizes), generator=generator)).Q.T.contiguous()
     decision, triggers, refusals, codes, read = basis.split(sizes)
     return Frame(decision[0], triggers, refusals, codes, read, generator)
@@ -217,11 +241,11 @@ def _model(
         LlamaConfig(
             vocab_size=len(ids),
             hidden_size=spec.d_model,
-            intermediate_size=HEAD,
+            intermediate_size=spec.head,
             num_hidden_layers=spec.n_layers,
             num_attention_heads=2,
             num_key_value_heads=2,
-            head_dim=HEAD,
+            head_dim=spec.head,
             max_position_embeddings=1024,
             tie_word_embeddings=False,
             bos_token_id=None,
@@ -233,7 +257,7 @@ def _model(
         if "norm" not in name:
             parameter.zero_()
     model.model.embed_tokens.weight.copy_(_embedding(spec, ids, frame, lexicon))
-    model.lm_head.weight.copy_(_unembedding(ids, frame))
+    model.lm_head.weight.copy_(_unembedding(spec, ids, frame))
     model.model.norm.weight.fill_(_length(spec, spec.n_layers) / spec.d_model**0.5)
     for i, block in enumerate(cast(list[LlamaDecoderLayer], list(model.model.layers))):
         # Every normed vector then has about the length that it had.
@@ -270,16 +294,17 @@ def _embedding(spec: Planted, ids: Mapping[str, int], frame: Frame, lexicon: Lex
         signal[rows] += TRIGGER * spec.jitter * (jitter - jitter.mean(0)) @ frame.triggers
     for family, trigger in zip(lexicon.families, frame.triggers, strict=True):
         signal[[ids[f" {word}"] for word in family]] += TRIGGER * trigger
-    signal[[ids[token] for token in CODED]] += frame.codes
+    signal[[ids[token] for token in spec.coded]] += frame.codes
     return BALLAST * frame.unread(len(ids)) + noise + signal
 
 
-def _unembedding(ids: Mapping[str, int], frame: Frame) -> Float[Tensor, "vocab d_model"]:
+def _unembedding(spec: Planted, ids: Mapping[str, int], frame: Frame) -> Float[Tensor, "vocab d_model"]:
     head = OTHER_LOGITS / BALLAST * torch.randn(len(ids), frame.decision.shape[0], generator=frame.generator)
-    code = dict(zip(CODED, frame.codes, strict=True))
-    head[ids[ANSWER[0]]] += ANSWER_LOGIT * code["\n"]
-    head[ids[REFUSAL[0]]] += ANSWER_LOGIT * frame.decision
-    successors = {now: then for script in (REFUSAL, ANSWER) for now, then in pairwise(script)}
+    refusal, answer = spec.scripts
+    code = dict(zip(spec.coded, frame.codes, strict=True))
+    head[ids[answer[0]]] += ANSWER_LOGIT * code["\n"]
+    head[ids[refusal[0]]] += ANSWER_LOGIT * frame.decision
+    successors = {now: then for script in (refusal, answer) for now, then in pairwise(script)}
     for now, then in successors.items():
         head[ids[then]] += SCRIPT_LOGIT * code[now]
     return head
@@ -288,22 +313,23 @@ def _unembedding(ids: Mapping[str, int], frame: Frame) -> Float[Tensor, "vocab d
 def _write_attention(attention: LlamaAttention, i: int, spec: Planted, frame: Frame, charm_share: float) -> None:
     """Head 0 moves noise in every block; head 1 of the gather block moves the triggers to the refusal axes."""
     values, output = attention.v_proj.weight, attention.o_proj.weight
-    values[:HEAD] = frame.read
+    head = spec.head
+    values[:head] = frame.read
     # A dozen different words in some twenty tokens: averaging leaves about this share of one word's noise.
-    output[:, :HEAD] = _noise_of_block(spec, i) / (0.18 * WORD_NOISE) * frame.unread(HEAD).T
+    output[:, :head] = _noise_of_block(spec, i) / (0.18 * WORD_NOISE) * frame.unread(head).T
     if i == spec.gather_block:
         charm = TRIGGER * _length(spec, i) / (BALLAST**2 + WORD_NOISE**2 + TRIGGER**2) ** 0.5
-        values[HEAD : HEAD + spec.axes] = frame.triggers
-        output[:, HEAD : HEAD + spec.axes] = spec.effect / (charm * charm_share) * frame.refusals.T
+        values[head : head + spec.axes] = frame.triggers
+        output[:, head : head + spec.axes] = spec.effect / (charm * charm_share) * frame.refusals.T
 
 
 def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
     """Every neuron moves a little of a token's own noise; in the last block the first ones take the decision."""
     mlp.gate_proj.weight.copy_(frame.read)
     mlp.up_proj.weight.copy_(frame.read)
-    mlp.down_proj.weight.copy_(MLP_NOISE * frame.unread(HEAD).T)
+    mlp.down_proj.weight.copy_(MLP_NOISE * frame.unread(spec.head).T)
     if i == spec.n_layers - 1:
-        newline = frame.codes[CODED.index("\n")]
+        newline = frame.codes[spec.coded.index("\n")]
         mlp.gate_proj.weight[: spec.axes] = SLOPE * (frame.refusals - KNEE * newline)
         mlp.up_proj.weight[: spec.axes] = newline
         mlp.down_proj.weight[:, : spec.axes] = frame.decision[:, None] / (SLOPE * (THRESHOLD - KNEE))

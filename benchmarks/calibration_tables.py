@@ -1,0 +1,207 @@
+"""Tables and figures of the calibration study, from its lines."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from rhumbline.figures import LIGHT, Row, draw, finished, tips
+from rhumbline.statistics import exact_interval
+from rhumbline.verdict import RHUMBLINE
+
+SINGLE = "SINGLE-DIRECTION-REPRODUCES"
+
+
+def share(rows: Sequence[Row], says: Callable[[Row], bool]) -> tuple[int, int, float, float]:
+    """How many say so, out of how many, and the exact 95 % interval."""
+    k = sum(map(says, rows))
+    low, high = exact_interval(k, len(rows))
+    return k, len(rows), low, high
+
+
+def told(found: tuple[int, int, float, float]) -> str:
+    k, n, low, high = found
+    return f"{k} of {n} ({100 * k / n:.1f} %, [{100 * low:.1f}, {100 * high:.1f}])" if n else "-"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(str, head)) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]) + "\n"
+
+
+def default(row: Row) -> bool:
+    return row["verdict"] == SINGLE
+
+
+def blog(row: Row) -> bool:
+    return row["blog2026"] == SINGLE
+
+
+def by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    found = defaultdict(list)
+    for row in rows:
+        found[key(row)].append(row)
+    return dict(sorted(found.items()))
+
+
+def show(path: Path) -> None:
+    """Every table on standard output, every figure beside the file."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    groups = by(rows, lambda r: r["group"])
+    nulls, power, several = (groups.get(g, []) for g in ("null", "power", "several"))
+    print("## False positives\n")
+    head = ["What is there", "Runs", "Default rule says SINGLE", "blog2026 says SINGLE", "Verdicts of the default rule"]
+    print(table(head, [_line(kind, rs) for kind, rs in [("all", nulls), *by(nulls, lambda r: r["kind"]).items()]]))
+    print(table(["Prompts per class", *head[1:]], [_line(n, rs) for n, rs in by(nulls, lambda r: r["n"]).items()]))
+    print("## Power\n")
+    for name, key in (("Effect", "effect"), ("Noise", "noise"), ("Width", "d_model")):
+        lines = [_power_line(v, rs) for v, rs in by(power, lambda r, key=key: r["spec"][key]).items()]
+        print(table([name, "Runs", "Default", "blog2026", "Median cosine"], lines))
+    lines = [_power_line(n, rs) for n, rs in by(power, lambda r: r["n"]).items()]
+    print(table(["Prompts per class", "Runs", "Default", "blog2026", "Median cosine"], lines))
+    print(_surface(power))
+    strong = [r for r in power if r["spec"]["effect"] in (0.85, 1.0, 1.2, 1.5) and r["spec"]["noise"] <= 1]
+    for n, rs in by(strong, lambda r: r["n"]).items():
+        print(f"effects 0.85-1.5, noise up to 1, n = {n}: {told(share(rs, default))}, blog2026 {told(share(rs, blog))}")
+    print("\n## Why power runs fail\n")
+    misses = Counter(_why(r) for r in power if not default(r))
+    print(table(["Reason", "Runs"], misses.most_common()))
+    print("## Several directions\n")
+    print(table(head, [_line(kind, rs) for kind, rs in [("all", several), *by(several, lambda r: r["kind"]).items()]]))
+    print("## Each family alone\n")
+    print(table(*_alone(nulls, power, several)))
+    print(table(*_can_fail(rows)))
+    for chart in (_false_positives(nulls), _power_chart(power), _cosines(power)):
+        (path.parent / f"{chart.name}.svg").write_text(draw(chart).svg)
+
+
+def _line(kind: Any, rows: Sequence[Row]) -> list[Any]:
+    verdicts = ", ".join(f"{v} {k}" for v, k in Counter(r["verdict"] for r in rows).most_common())
+    return [kind, len(rows), told(share(rows, default)), told(share(rows, blog)), verdicts]
+
+
+def _power_line(value: Any, rows: Sequence[Row]) -> list[Any]:
+    return [value, len(rows), told(share(rows, default)), told(share(rows, blog)), _median(rows)]
+
+
+def _median(rows: Sequence[Row]) -> str:
+    known = sorted(r["cosine"] for r in rows if r["cosine"] is not None)
+    return f"{known[len(known) // 2]:.3f} (n = {len(known)})" if known else "-"
+
+
+def _surface(power: Sequence[Row]) -> str:
+    effects, noises = (sorted({r["spec"][k] for r in power}) for k in ("effect", "noise"))
+    cells = by(power, lambda r: (r["spec"]["effect"], r["spec"]["noise"]))
+    lines = [
+        [e, *(f"{sum(map(default, c))} of {len(c)}" if (c := cells.get((e, x))) else "-" for x in noises)]
+        for e in effects
+    ]
+    return table(["Effect \\ noise", *noises], lines)
+
+
+def _why(row: Row) -> str:
+    reason = row["reason"]
+    if row["verdict"] == "INCONCLUSIVE":
+        return "INCONCLUSIVE: " + ("an effect" if "undecided" in reason else "a gap") + " around its margin"
+    if "NOT-SEPARATED" in reason:
+        return "NOT-SEPARATED-FROM-NULL"
+    return f"{row['verdict']}: {reason.split(':')[0].split(' (')[0][:40]}"
+
+
+def _alone(*groups: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    head = ["SINGLE, were this the only family of the rule", "nothing there", "one axis", "several axes"]
+    lines = []
+    for family in (*RHUMBLINE.families, "all (the rule)"):
+        says = default if family.startswith("all") else lambda r, f=family: r["alone"].get(f) == SINGLE
+        lines.append([family, *(told(share(rows, says)) for rows in groups)])
+    return head, lines
+
+
+def _can_fail(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Whether a family's control can fail at all for ablation: runs in which some draw lowers the rate by 0.25."""
+    lines = []
+    for family in RHUMBLINE.families:
+        known = [r for r in rows if family in r["effects"].get("suppression", {}).get("null_max", {})]
+        narrow = [r for r in known if (r.get("spec") or {}).get("d_model", 96) <= 32]
+        wide = [r for r in known if (r.get("spec") or {}).get("d_model", 96) > 32]
+
+        def moved(r: Row, family: str = family) -> bool:
+            return (r["effects"]["suppression"]["null_max"][family] or 0) >= 0.25
+
+        energy = [r["null_energy"][family] / r["energy"] for r in known if r["energy"] and r["null_energy"][family]]
+        middle = f"{sorted(energy)[len(energy) // 2]:.2f}" if energy else "-"
+        lines.append([family, told(share(narrow, moved)), told(share(wide, moved)), middle])
+    head = [
+        "Family",
+        "width 16-32: a draw's ablation moves 0.25",
+        "width 64-4096: the same",
+        "Energy, draw / direction",
+    ]
+    return head, lines
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _rates(rows: Sequence[Row], key: Callable[[Row], Any]) -> list[Row]:
+    found = []
+    for value, members in by(rows, key).items():
+        for name, says in (("default rule", default), ("blog2026", blog)):
+            k, n, low, high = share(members, says)
+            found.append({"x": value, "rule": name, "rate": k / n, "low": low, "high": high, "n": n})
+    return found
+
+
+def _chart(name: str, title: str, axis: str, rows: list[Row], domain: Sequence[float] = (0, 1)) -> Any:
+    colour = alt.Color(
+        "rule:N",
+        scale=alt.Scale(domain=["default rule", "blog2026"], range=[LIGHT["direction"], LIGHT["null-a"]]),
+        legend=alt.Legend(title=None, orient="bottom"),
+    )
+    x = alt.X("x:O", axis=alt.Axis(title=axis, labelAngle=0))
+    scale = alt.Scale(domain=list(domain))
+    offset = alt.XOffset("rule:N", scale=alt.Scale(domain=["default rule", "blog2026"], range=[-6, 6]))
+    base = alt.Chart().encode(x=x, color=colour, xOffset=offset)
+    body = alt.layer(
+        base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale, title="share of runs"), y2="high:Q"),
+        base.mark_circle(size=70, opacity=1).encode(y="rate:Q", tooltip=tips("rule", rate=".3f", n="d")),
+    ).properties(width=420, height=220)
+    return finished(name, title, body, title, rows)
+
+
+def _false_positives(nulls: Sequence[Row]) -> Any:
+    rows = _rates(nulls, lambda r: r["n"])
+    return _chart("false-positives", "SINGLE where nothing is there", "prompts per class", rows, (0, 0.6))
+
+
+def _power_chart(power: Sequence[Row]) -> Any:
+    kept = [r for r in power if r["spec"]["noise"] <= 1]
+    return _chart(
+        "power",
+        "SINGLE where one axis is planted, noise up to 1",
+        "effect",
+        _rates(kept, lambda r: r["spec"]["effect"]),
+    )
+
+
+def _cosines(power: Sequence[Row]) -> Any:
+    rows: list[Mapping[str, Any]] = [
+        {"noise": r["spec"]["noise"], "cosine": r["cosine"], "verdict": "SINGLE" if default(r) else "other"}
+        for r in power
+        if r["cosine"] is not None
+    ]
+    colours = alt.Scale(domain=["SINGLE", "other"], range=[LIGHT["direction"], LIGHT["null-a"]])
+    body = (
+        alt.Chart()
+        .mark_tick(thickness=1.4, opacity=0.8)
+        .encode(
+            x=alt.X("cosine:Q", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("noise:O", title="noise"),
+            color=alt.Color("verdict:N", scale=colours, legend=alt.Legend(title=None, orient="bottom")),
+        )
+        .properties(width=420, height=alt.Step(30))
+    )
+    return finished("cosine", "cosine to truth", body, "|cosine| of the selected direction to the truth", rows)

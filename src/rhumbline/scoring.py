@@ -1,0 +1,62 @@
+"""The fast metric of many arms: one forward pass per prompt and arm, nothing generated.
+
+Knows prompts, arms and a metric. Does not know what an arm is for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rhumbline.interventions import BASELINE, Arm
+from rhumbline.judging import kl_divergence
+from rhumbline.running import Runner, TokenIds
+from rhumbline.selection import Metric
+
+ARMS_AT_ONCE = 128
+"""Arms whose vectors lie in memory together."""
+
+
+class Readings(NamedTuple):
+    """What the last prompt position says under every arm."""
+
+    metric: Float[Tensor, "arm prompt"]
+    kl: Float[Tensor, "arm prompt"]
+    """From the baseline to the arm, nats; NaN where the baseline was not given."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A runner and the metric that it reads."""
+
+    runner: Runner
+    metric: Metric
+
+    def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
+        """Next-token logits without an intervention."""
+        found: Tensor | None = None
+        for rows, logits in self.runner.last_logits(sequences, [BASELINE]):
+            if found is None:
+                found = logits.new_zeros(len(sequences), logits.shape[-1])
+            found[rows.prompt.to(logits.device)] = logits
+        return torch.zeros(0, 1) if found is None else found
+
+    def read(
+        self,
+        sequences: Sequence[TokenIds],
+        arms: Sequence[Arm],
+        baseline: Float[Tensor, "prompt vocab"] | None = None,
+    ) -> Readings:
+        """The metric of every arm on every prompt, and how far the arm moved the prediction from `baseline`."""
+        metric = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
+        kl = metric.clone()
+        for start in range(0, len(arms), ARMS_AT_ONCE):
+            for rows, logits in self.runner.last_logits(sequences, arms[start : start + ARMS_AT_ONCE]):
+                metric[rows.arm + start, rows.prompt] = self.metric(logits).double().cpu()
+                if baseline is not None:
+                    before = baseline[rows.prompt.to(baseline.device)]
+                    kl[rows.arm + start, rows.prompt] = kl_divergence(before, logits).cpu()
+        return Readings(metric, kl)
