@@ -35,7 +35,6 @@ FAMILIES: dict[str, dict] = {
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
     "bloom": {},
     "qwen2_moe": {**MOE, "shared_expert_intermediate_size": 48},
-    "jamba": {**MOE, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
     "granite": {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0},
 }
 
@@ -49,6 +48,7 @@ MLA = {
     "num_key_value_heads": 4,
 }
 OTHERS: dict[str, dict] = {
+    "jamba": {**MOE, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {
         "mamba_n_heads": 8,
         "mamba_d_head": 8,
