@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow check format clean
+.PHONY: demo test slow check format bench families clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,12 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_architecture.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+families: $(READY)
+	$(BIN)/python benchmarks/families_table.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -14,10 +14,11 @@ ROOT = Path(rhumbline.__file__).parent
 ORDER = [
     "axes", "errors", "records", "measuring",
     "contrasts", "chat",
-    "models", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
+    "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
     "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
     "stages", "experiment",
+    "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "sharded", "adapters", "export", "file_commands",
     "organisms", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from rhumbline.interventions import Ablate, Add, Arm, BatchEdits, Direction
 from rhumbline.running import Runner
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9]]
+UNPACKED = {"bloom", "jamba"}  # positions by distance, and recurrent layers
 POST_NORM = {"gemma2", "gemma3_text", "olmo2"}
 
 
@@ -46,11 +49,7 @@ def test_writers_are_proved(family, family_model):
     assert chat_model.proof.mode == "exact"
     assert {w.layer for w in chat_model.writers} == set(range(4))
     assert max(chat_model.proof.sum_error) < 1e-5
-    normed = {
-        w.module
-        for w in chat_model.writers
-        if isinstance(chat_model.blocks[0].get_submodule(w.module), nn.Module) and "norm" in w.module
-    }
+    normed = {w.module for w in chat_model.writers if w.module.endswith("norm")}
     assert bool(normed) == (family in POST_NORM)
     assert chat_model.proof.cached
     assert not chat_model.proof.unpadded
@@ -78,9 +77,12 @@ def test_ablation_leaves_nothing_along_the_direction(family, family_model):
     assert max(after) < 1e-5
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_arms_and_prompts_batched_equal_alone(family, family_model):
+def test_arms_and_prompts_batched_equal_alone(family, packed, family_model):
     chat_model = family_model(family)
+    assert chat_model.proof.packed == (family not in UNPACKED)
+    padded = replace(chat_model, proof=replace(chat_model.proof, packed=False))
     direction = Direction.from_vector(unit(chat_model.d_model) * 2, -1, 2)
     arms = [
         Arm("baseline"),
@@ -89,10 +91,10 @@ def test_arms_and_prompts_batched_equal_alone(family, family_model):
         Arm("prompt", (Add(direction, 2.0, "prompt"),)),
         Arm("both", (Ablate(direction), Add(direction, -1.0))),
     ]
-    together = logits_of(Runner(chat_model), arms)
+    together = logits_of(Runner(chat_model if packed else padded), arms)
     for a, arm in enumerate(arms):
         for p in range(len(PROMPTS)):
-            alone = next(iter(Runner(chat_model).last_logits([PROMPTS[p]], [arm])))[1][0]
+            alone = next(iter(Runner(padded).last_logits([PROMPTS[p]], [arm])))[1][0]
             torch.testing.assert_close(together[a, p], alone, atol=2e-5, rtol=1e-4)
     assert (together[0] - together[1]).abs().max() > 1e-3  # the arms do something
     assert (together[0] - together[2]).abs().max() > 1e-3
@@ -107,11 +109,10 @@ def logits_of(runner, arms):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cached_decoding_equals_uncached(family, family_model):
-    from dataclasses import replace
-
+def test_decoding_packed_or_cached_equals_uncached(family, family_model):
     chat_model = family_model(family)
-    uncached = replace(chat_model, proof=replace(chat_model.proof, cached=False))
+    cached = replace(chat_model, proof=replace(chat_model.proof, packed=False))
+    uncached = replace(chat_model, proof=replace(chat_model.proof, packed=False, cached=False))
     direction = Direction.from_vector(unit(chat_model.d_model) * 2, -1, 2)
     arms = [
         Arm("baseline"),
@@ -119,11 +120,12 @@ def test_cached_decoding_equals_uncached(family, family_model):
         Arm("addition", (Add(direction),)),
         Arm("prompt", (Add(direction, 2.0, "prompt"),)),
     ]
-    fast, first = Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=6, read=lambda logits: logits[:, 3])
-    slow, again = Runner(uncached).generate(PROMPTS, arms, max_new_tokens=6, read=lambda logits: logits[:, 3])
-    assert fast == slow
-    torch.testing.assert_close(first, again, atol=1e-5, rtol=1e-4)
-    assert any(len(text) == 6 for arm in fast for text in arm)
+    slow, first = Runner(uncached).generate(PROMPTS, arms, max_new_tokens=12, read=lambda logits: logits[:, 3])
+    for model in (chat_model, cached):
+        fast, again = Runner(model).generate(PROMPTS, arms, max_new_tokens=12, read=lambda logits: logits[:, 3])
+        assert fast == slow
+        torch.testing.assert_close(first, again, atol=1e-5, rtol=1e-4)
+    assert any(len(text) == 12 for arm in slow for text in arm)
 
 
 def test_no_hook_is_left_behind(family_model):

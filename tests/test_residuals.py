@@ -31,16 +31,18 @@ def test_means_equal_the_oracle_at_any_batch_size(family, budget, family_model):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_oss"])
-def test_left_and_right_padding_agree(family, family_model):
+def test_padding_on_either_side_and_packing_agree(family, family_model):
     sides = {}
-    for side in ("left", "right"):
+    for side in ("left", "right", None):
         found = torch.zeros(len(PROMPTS), 2, 4, 32)
         last = torch.zeros(len(PROMPTS), family_model(family).model.config.vocab_size)
-        for prompt, h, logits in Runner(family_model(family)).residuals(PROMPTS, (-2, -1), padding=side):
+        runner = Runner(family_model(family))
+        for prompt, h, logits in runner.residuals(PROMPTS, (-2, -1), padding=side, read=lambda logits: logits):
             found[prompt], last[prompt] = h, logits
         sides[side] = found, last
-    for a, b in zip(*sides.values(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+    for padded in ("right", None):  # None packs them
+        for a, b in zip(sides["left"], sides[padded], strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
 def test_a_filter_leaves_prompts_out_of_the_mean(family_model):

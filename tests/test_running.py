@@ -50,25 +50,25 @@ def test_a_stopped_row_leaves_and_the_others_go_on(family_model, monkeypatch):
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(family_model, monkeypatch, caplog):
     chat_model = family_model("qwen2")
     expected = completions(chat_model, 100_000)
-    real = running.forward
+    real = running.packed_forward
 
-    def small_memory(model, ids, *args, **kwargs):
-        if len(ids) > 2:
+    def small_memory(model, pack, n_arms, attention):
+        if len(pack.lengths) * n_arms > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        return real(model, ids, *args, **kwargs)
+        return real(model, pack, n_arms, attention)
 
-    monkeypatch.setattr(running, "forward", small_memory)
+    monkeypatch.setattr(running, "packed_forward", small_memory)
     ticks = []
     assert completions(chat_model, 100_000, tick=ticks.append) == expected
     assert sum(ticks) == 2 * len(PROMPTS)
-    assert "batches now hold" in caplog.text
+    assert "blocks now hold" in caplog.text
 
 
 def test_memory_too_small_for_one_prompt_is_an_error_that_helps(family_model, monkeypatch):
     def no_memory(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
 
-    monkeypatch.setattr(running, "forward", no_memory)
+    monkeypatch.setattr(running, "packed_forward", no_memory)
     with pytest.raises(ModelError, match=r"single prompt.*dtype"):
         list(Runner(family_model("qwen2")).last_logits(PROMPTS))
 
@@ -77,7 +77,7 @@ def test_another_error_is_not_mistaken_for_memory(family_model, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(running, "forward", broken)
+    monkeypatch.setattr(running, "packed_forward", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         list(Runner(family_model("qwen2")).last_logits(PROMPTS))
 
@@ -87,6 +87,26 @@ def test_models_that_padding_changes_are_batched_by_length(family_model):
 
     chat_model = family_model("qwen2")
     strict = replace(chat_model, proof=replace(chat_model.proof, unpadded=True))
-    for rows in Runner(strict).batches([*PROMPTS, [1, 2, 3, 4]], 2):
-        assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in rows.prompt.tolist()}) == 1
+    strict = replace(strict, proof=replace(strict.proof, packed=False))
+    for block in Runner(strict).blocks([*PROMPTS, [1, 2, 3, 4]], 2):
+        assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in block.prompts}) == 1
     assert completions(strict, 1000) == completions(chat_model, 1000)
+
+
+def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
+    """A pretended device: 2 MiB for each pass, 1 GiB free."""
+    chat_model = family_model("qwen2")
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.CPU_TOKENS
+    monkeypatch.setattr(type(chat_model), "device", torch.device("cuda"))
+    monkeypatch.setattr(Runner, "last_logits", lambda self, sequences: iter(sequences))
+    memory = {"free": 2**30, "peak": 2 * 2**20}
+    for name in ("reset_peak_memory", "allocated_memory"):
+        monkeypatch.setattr(running, name, lambda device: 0)
+    monkeypatch.setattr(running, "peak_memory", lambda device: memory["peak"])
+    monkeypatch.setattr(running, "free_memory", lambda device: memory["free"])
+    tokens = 1024 // len(PROMPTS[0]) * len(PROMPTS[0])
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == min(65536, int(2**29 / (2 * 2**20 / tokens)))
+    memory["free"] = 2**22
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.LEAST_TOKENS
+    memory |= {"free": 2**40}
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.MOST_TOKENS

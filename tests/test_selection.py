@@ -237,3 +237,42 @@ def test_directions_and_arms_fit_the_model(family_model):
         list(Runner(chat_model).last_logits(POSITIVE, [Arm("a", (Ablate(ok), Ablate(ok)))]))
     with hooked(chat_model, {}):
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("rule", [ARDITI2024, BLOG2026, replace(ARDITI2024, max_kl=0.02, min_induce=-1.2)])
+def test_a_lazy_grid_makes_the_choice_of_the_full_one(family, rule, family_model):
+    runner = Runner(family_model(family))
+    for seed in range(3):
+        candidates = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(seed))
+        given = (candidates, (-3, -2, -1), POSITIVE, NEGATIVE, lambda logits: refusal_metric(logits, [17, 20, 33]))
+        full, lazy = (score_candidates(runner, *given, rule, full_grid=full) for full in (True, False))
+        chosen, again = choose(full, 4, rule), choose(lazy, 4, rule)
+        assert (chosen.selected is None) == (again.selected is None)
+        if chosen.selected is not None:
+            assert again.selected.position == chosen.selected.position
+            assert again.selected.layer == chosen.selected.layer
+            assert [(t.position, t.layer) for t in again.tied] == [(t.position, t.layer) for t in chosen.tied]
+        by_cell = {(r.position, r.layer): r for r in full}
+        for row in lazy:
+            for name in ("bypass", "induce", "kl"):
+                score, other = getattr(row, name), getattr(by_cell[row.position, row.layer], name)
+                assert score is None or score == pytest.approx(other, abs=2e-5)
+        # What was left out has its reason, and something was left out.
+        assert all(r.discarded for r in again.candidates if r.kl is None and "kl" in rule.needed())
+        assert sum(r.kl is None for r in lazy) > sum(r.kl is None for r in full)
+
+
+def test_near_ties_are_scored_again_in_one_shape(family_model):
+    runner = Runner(family_model("llama"))
+    candidates = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
+    candidates[1] = candidates[0]  # the same direction twice: an exact tie up to rounding
+    rule = replace(ARDITI2024, max_kl=10.0, min_induce=-100.0)
+    table = score_candidates(runner, candidates, (-2, -1), POSITIVE, NEGATIVE,
+                             lambda logits: refusal_metric(logits, [17]), rule)  # fmt: skip
+    choice = choose(table, 4, rule)
+    assert choice.selected.position == -2  # the earliest position
+    assert choice.selected.rescored
+    assert (choice.tied[0].position, choice.tied[0].layer) == (-1, choice.selected.layer)
+    others = [r for r in table if r.layer not in (3, choice.selected.layer)]
+    assert not any(r.rescored for r in others)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rhumbline.applying import applied
     from rhumbline.chat import Chat, ChatOptions
     from rhumbline.contrasts import ContrastSet, Prompt, Sizes, contrast_from_prompts, read_contrast, split_contrast
     from rhumbline.errors import RhumblineError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rhumbline.selection import choose, read_scores
     from rhumbline.verdict import Rule, decide
     from rhumbline.verification import verify
+    from rhumbline.weights import orthogonalized
 
 _HOME = {
     "RhumblineError": "errors",
@@ -50,6 +52,8 @@ _HOME = {
     "Result": "experiment",
     "selected_direction": "experiment",
     "verify": "verification",
+    "applied": "applying",
+    "orthogonalized": "weights",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the flow
@@ -81,6 +85,8 @@ __all__ = [  # noqa: RUF022 - the order of the flow
     "Result",
     "selected_direction",
     "verify",
+    "applied",
+    "orthogonalized",
 ]
 
 

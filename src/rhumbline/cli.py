@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from rhumbline import file_commands
 from rhumbline.errors import InputError, ProtocolError, RhumblineError
 
 out = Console(soft_wrap=True)
@@ -95,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
     select = command("select", _select, "apply a selection rule to a table of scores")
     select.add_argument("scores", metavar="SCORES.json")
     select.add_argument("--preset", default="rhumbline", help="whose rule (default: %(default)s)")
+
+    file_commands.add(command)
 
     organism = command("organism", _organism_list, "the model organisms")
     actions = organism.add_subparsers(required=True, metavar="ACTION")
@@ -342,7 +345,7 @@ def _print_results(results: Mapping[str, Any]) -> None:
         train, val = n["train"], n["val"]
         out.print(
             f"[dim]n: train {train['positive']}/{train['negative']}, validation {val['positive']}/{val['negative']} "
-            f"(positive/negative, after filtering); survivors {seed['survivors']}, tied {len(seed['tied'])}; "
+            f"(positive/negative, after filtering); survivors {seed['survivors']} known, tied {len(seed['tied'])}; "
             f"refusal tokens {escape(', '.join(repr(t['text']) for t in seed['refusal_tokens']) or 'none')}[/]"
         )
     for warning in results["warnings"]:

@@ -8,6 +8,7 @@
         DirectionError             2   a direction is invalid or does not fit the model
         OutputError                2   a run directory or file cannot be used
       ModelError                   3   the model cannot be loaded or its structure is not understood
+        EditError                  3   a weight edit cannot be proved; nothing was saved
       VerificationError            1   a run directory does not say what its rows say
 
 A message says what was given, what is allowed and what to do next. The command line prints it without a traceback.
@@ -48,6 +49,10 @@ class ModelError(RhumblineError):
     """The model cannot be loaded, or its residual stream is not understood."""
 
     exit_code = 3
+
+
+class EditError(ModelError):
+    """A weight edit cannot be proved on this model; nothing was saved."""
 
 
 class VerificationError(RhumblineError):

@@ -64,6 +64,16 @@ class Timings:
         write_json(self.path, {"stages": [*self._all(), taken]})
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that an accelerator has left."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def allocated_memory(device: torch.device) -> int:
+    """Bytes that tensors hold on an accelerator now."""
+    return torch.cuda.memory_allocated(device)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring the peak anew, where the system allows it."""
     if device.type == "cuda":

@@ -43,6 +43,8 @@ class Writer:
     """Every submodule of the block that returned the same values, innermost first."""
     scale: float
     """The constant the model multiplies this output by before adding it (granite's residual multiplier)."""
+    flat: bool = False
+    """True where the submodule returns [row * position, d_model]."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Proof:
     """What `leak` may be at the model's precision."""
     unpadded: bool
     """True where a left-padded prompt does not give the logits that it gives alone: batches hold one length only."""
+    packed: bool
+    """Whether prompts packed behind their shared prefix, begun at any layer, give the logits that they give alone."""
+    narrowed: bool
+    """Whether the last block of a pack may run for the last tokens alone."""
     cached: bool
     """Whether decoding with the model's cache gives the logits of a whole forward pass; if not, nothing is cached."""
     note: str = ""
@@ -117,12 +123,12 @@ class ChatModel:
         config = getattr(self.model, "generation_config", None)
         found = getattr(config, "eos_token_id", None)
         ids = found if isinstance(found, list) else [found]
-        return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        return frozenset(int(i) for i in [*ids, getattr(self.tokenizer, "eos_token_id", None)] if i is not None)
 
     @property
     def pad_token(self) -> int:
         """A token id to pad with; its value never matters, since padding is masked."""
-        pad = self.tokenizer.pad_token_id
+        pad = getattr(self.tokenizer, "pad_token_id", None)
         return int(pad) if pad is not None else min(self.stop_tokens(), default=0)
 
     def record(self) -> dict:
@@ -153,6 +159,14 @@ def _edit_output(edit: Edit) -> Callable:
     return lambda module, args, output: _with_hidden(output, edit(_hidden(output)))
 
 
+def _edit_flat_output(edit: Edit, shape: Callable[[], torch.Size]) -> Callable:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        hidden = _hidden(output)
+        return _with_hidden(output, edit(hidden.reshape(shape())).reshape(hidden.shape))
+
+    return hook
+
+
 def _edit_input(edit: Edit) -> Callable:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
@@ -180,13 +194,21 @@ def hooked(
     `watch` is called with the input of every block (layer 0 .. L-1) and with layer L for the state before the final
     norm. Leaves no trace. Edits see [row, position, d_model] tensors.
     """
+    flat = {(w.layer, w.module) for w in chat_model.writers if w.flat}
+    shapes: dict[int, torch.Size] = {}
     with ExitStack() as stack:
+        for layer in {layer for layer, module in flat if Site("write", layer, module) in edits}:
+            see = _watch_input(lambda h, layer=layer: shapes.__setitem__(layer, h.shape))
+            stack.callback(chat_model.blocks[layer].register_forward_pre_hook(see, with_kwargs=True).remove)
         for site, edit in edits.items():
             block = chat_model.blocks[site.layer]
             if site.kind == "resid_pre":
                 handle = block.register_forward_pre_hook(_edit_input(edit), with_kwargs=True)
             elif site.kind == "resid_post":
                 handle = block.register_forward_hook(_edit_output(edit))
+            elif (site.layer, site.module) in flat:
+                hook = _edit_flat_output(edit, lambda layer=site.layer: shapes[layer])
+                handle = block.get_submodule(site.module).register_forward_hook(hook)
             else:
                 handle = block.get_submodule(site.module).register_forward_hook(_edit_output(edit))
             stack.callback(handle.remove)
@@ -201,6 +223,71 @@ def hooked(
         yield
 
 
+@contextmanager
+def resumed(chat_model: ChatModel, layer: int, stream: Residual) -> Iterator[None]:
+    """Forward passes begin at the input of block `layer` with `stream`; the blocks before it do nothing."""
+
+    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+    with ExitStack() as stack:
+        for block in chat_model.blocks[:layer]:
+            # An attribute of the instance hides the method of the class until it is deleted.
+            block.forward = passing
+            stack.callback(block.__delattr__, "forward")
+        handle = chat_model.blocks[layer].register_forward_pre_hook(_edit_input(lambda h: stream), with_kwargs=True)
+        stack.callback(handle.remove)
+        yield
+
+
+class _ReachedError(Exception):
+    """A forward pass came to the layer that it was to reach."""
+
+
+def run_until(chat_model: ChatModel, layer: int, run: Callable[[], Any]) -> Residual:
+    """The input of block `layer` in the forward pass that `run` makes, which ends there."""
+    found: list[Tensor] = []
+
+    def see(h: Tensor) -> None:
+        found.append(h)
+        raise _ReachedError
+
+    handle = chat_model.blocks[layer].register_forward_pre_hook(_watch_input(see), with_kwargs=True)
+    try:
+        run()
+    except _ReachedError:
+        return found[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward pass never reached layer {layer}")
+
+
+class Tap(NamedTuple):
+    """A module that is watched, and who is told of its calls."""
+
+    module: nn.Module
+    see: Callable[[tuple, dict, Any], None]
+    """Called with the positional arguments, the keyword arguments and, on side `output`, what the module returned."""
+    side: Literal["input", "output"] = "output"
+
+
+@contextmanager
+def tapped(taps: Sequence[Tap]) -> Iterator[None]:
+    """Tell every tap of its module's calls while open; changes nothing and leaves no trace."""
+    with ExitStack() as stack:
+        for module, see, side in taps:
+            if side == "input":
+                handle = module.register_forward_pre_hook(
+                    lambda m, args, kwargs, see=see: see(args, kwargs, None), with_kwargs=True
+                )
+            else:
+                handle = module.register_forward_hook(
+                    lambda m, args, kwargs, output, see=see: see(args, kwargs, output), with_kwargs=True
+                )
+            stack.callback(handle.remove)
+        yield
+
+
 class Trace(NamedTuple):
     """One layer of the probe: its input, its output, and what its submodules returned, in the order they finished."""
 
@@ -209,7 +296,7 @@ class Trace(NamedTuple):
     outputs: dict[str, Tensor]
 
 
-def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Tensor]) -> list[Trace]:
+def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> list[Trace]:
     """One forward pass that keeps what every submodule of every block returned; the probe of the proof."""
     before: dict[int, Tensor] = {}
     after: dict[int, Tensor] = {}

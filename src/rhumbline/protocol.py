@@ -163,8 +163,8 @@ class Protocol:
     max_new_tokens: int = 64
     """Length of a completion; a judge that reads too few tokens misses late refusals."""
     rule: Rule = field(default_factory=lambda: named_rule("rhumbline"))
-    full_grid: bool = True
-    """Score every candidate that the layer cut leaves."""
+    full_grid: bool = False
+    """Score every candidate that the layer cut leaves; without it only what can decide the choice (the same one)."""
     save_completions: bool = False
     """Write the completions beside their scores."""
 
@@ -207,6 +207,7 @@ PRESETS: Mapping[str, Protocol] = {
         dose=Dose((), ()),
         stability=Stability(refits=0),
         judge="refusal-anywhere-literal",
+        full_grid=True,
         max_new_tokens=512,
         rule=named_rule("arditi2024"),
     ),

@@ -19,7 +19,21 @@ from torch import Tensor, nn
 
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
-from rhumbline.models import ChatModel, Mode, Proof, Trace, Writer, forward, fresh_cache, hooked, trace_layers
+from rhumbline.models import (
+    ChatModel,
+    Edit,
+    Mode,
+    Proof,
+    Trace,
+    Writer,
+    forward,
+    fresh_cache,
+    hooked,
+    resumed,
+    run_until,
+    trace_layers,
+)
+from rhumbline.packing import attention_of, pack, packed_forward
 
 log = logging.getLogger("rhumbline")
 
@@ -127,28 +141,32 @@ def _writers(traces: Sequence[Trace]) -> tuple[list[Writer], list[float], list[f
             continue
         found = _explain(trace)
         if found is None:
-            faults.append(f"layer {layer}: no set of submodule outputs sums to (output - input)")
+            faults.append(f"layer {layer}: no set of submodule outputs sums to (output - input){_ending(trace)}")
             continue
         errors.append(found.error)
         carries.append(found.carry)
         for names in found.names:
             # The hook needs rows apart: prefer the innermost alias that returns [row, position, d_model].
             shaped = [n for n in names if trace.outputs[n].shape == trace.before.shape]
-            if not shaped:
-                faults.append(f"layer {layer}: {names[0]} writes, but returns {tuple(trace.outputs[names[0]].shape)}")
-                continue
-            writers.append(Writer(layer, shaped[0], names, found.scale))
+            writers.append(Writer(layer, (shaped or names)[0], names, found.scale, flat=not shaped))
     return writers, errors, carries, faults
 
 
-def _probe_inputs(model: Any, tokenizer: Any) -> dict[str, Tensor]:
+def _ending(trace: Trace) -> str:
+    """Why a block may not be a sum: its output is what one submodule made of the whole stream (a post-norm, say)."""
+    same = [n for n, o in trace.outputs.items() if o.shape == trace.after.shape and torch.equal(o, trace.after)]
+    return f"; its output is what {same[0]} returned, of the whole stream" if same else ""
+
+
+def _probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
     text = "The ship left the harbour at dawn and held one bearing all day long, whatever the wind did."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if tokenizer is not None else []
     vocab = model.get_input_embeddings().weight.shape[0]
     ids = ([i for i in ids if i < vocab] or list(range(1, 17)))[:16]
     device = model.get_input_embeddings().weight.device
     rows = torch.tensor([ids, ids[::-1]], device="cpu" if device.type == "meta" else device)
-    return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    off = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return {"input_ids": rows, "attention_mask": torch.ones_like(rows), **off}
 
 
 def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> ChatModel:
@@ -171,13 +189,13 @@ def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> Cha
             + f"\n{advice.strip()}"
         )
     mode: Mode = "coarse" if faults else "exact"
-    proof = Proof(mode, tuple(errors), tuple(carries), 0.0, 0.0, False, False, "; ".join(faults[:3]))
+    proof = Proof(mode, tuple(errors), tuple(carries), 0.0, 0.0, False, False, False, False, "; ".join(faults[:3]))
     keywords = frozenset(inspect.signature(model.forward).parameters)
     proposal = ChatModel(model, tokenizer, name, tuple(blocks), blocks_name, tuple(writers), proof, keywords)
     return _proved(proposal, inputs)
 
 
-def _proved(proposal: ChatModel, inputs: Mapping[str, Tensor]) -> ChatModel:
+def _proved(proposal: ChatModel, inputs: Mapping[str, Any]) -> ChatModel:
     """The functional half of the proof: ablate a random direction and look for it everywhere."""
     leak, bound = _leak(proposal, inputs), 1e-5
     if proposal.dtype != torch.float32:
@@ -190,17 +208,30 @@ def _proved(proposal: ChatModel, inputs: Mapping[str, Tensor]) -> ChatModel:
         )
     unpadded = not _padding_holds(proposal, inputs)
     known = replace(proposal, proof=replace(proposal.proof, leak=leak, leak_bound=bound, unpadded=unpadded))
-    return replace(known, proof=replace(known.proof, cached=_cache_holds(known, inputs)))
+    narrow = replace(known, proof=replace(known.proof, narrowed=True))
+    # A model that cannot narrow its last block (gpt2 reshapes to the length of its input) may pack all the same.
+    proof = next((m.proof for m in (narrow, known) if _packing_holds(m, inputs)), None)
+    return replace(
+        known, proof=replace(proof or known.proof, cached=_cache_holds(known, inputs), packed=proof is not None)
+    )
 
 
-def _leak(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> float:
+def _random_direction(chat_model: ChatModel) -> Tensor:
     r = torch.randn(chat_model.d_model, generator=torch.Generator().manual_seed(0))
-    r = r / r.norm()
-    worst = 0.0
+    return r / r.norm()
 
+
+def _ablation(r: Tensor) -> Edit:
     def ablate(h: Residual) -> Residual:
         unit = r.to(h.device)
         return (h.float() - (h.float() @ unit)[..., None] * unit).to(h.dtype)
+
+    return ablate
+
+
+def _leak(chat_model: ChatModel, inputs: Mapping[str, Any]) -> float:
+    r = _random_direction(chat_model)
+    worst = 0.0
 
     def watch(layer: int, h: Residual) -> None:
         nonlocal worst
@@ -208,7 +239,7 @@ def _leak(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> float:
         share = (x @ r.to(h.device)).abs() / x.norm(dim=-1).clamp_min(1e-30)
         worst = max(worst, float(share.max()))
 
-    with torch.no_grad(), hooked(chat_model, dict.fromkeys(chat_model.ablation_sites, ablate), watch):
+    with torch.no_grad(), hooked(chat_model, dict.fromkeys(chat_model.ablation_sites, _ablation(r)), watch):
         chat_model.model(**inputs)
     return worst
 
@@ -219,7 +250,7 @@ def _agree(chat_model: ChatModel, a: Tensor, b: Tensor) -> bool:
     return bool((a.float() - b.float()).abs().max() <= tolerance * a.float().abs().max().clamp_min(1.0))
 
 
-def _padding_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
+def _padding_holds(chat_model: ChatModel, inputs: Mapping[str, Any]) -> bool:
     """Whether a left-padded prompt gives the logits it gives alone."""
     ids = inputs["input_ids"][:1]
     pad = torch.full((1, 3), chat_model.pad_token, device=ids.device, dtype=ids.dtype)
@@ -231,7 +262,7 @@ def _padding_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
         return _agree(chat_model, alone, forward(chat_model, padded, mask)[:1])
 
 
-def _cache_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
+def _cache_holds(chat_model: ChatModel, inputs: Mapping[str, Any]) -> bool:
     """Whether token-by-token decoding with the cache gives the logits of a whole forward pass."""
     ids = inputs["input_ids"]
     mask = torch.ones_like(ids)
@@ -251,6 +282,30 @@ def _cache_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
         log.info("%s: its cache is not used (%s)", chat_model.name, error)
         return False
     return all(_agree(chat_model, a, b) for a, b in zip(whole, steps, strict=True))
+
+
+def _packing_holds(chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether packed prompts, also when resumed at a middle layer, give the logits that each gives alone."""
+    ids = inputs["input_ids"][0].tolist()
+    prompts = [[*ids[:4], *ids[6:9]], [*ids[:4], *ids[8:14]], [*ids[:4], *ids[5:7]]]
+    tried = pack(prompts, 1, chat_model.device)
+    attention = attention_of(chat_model, tried)
+    middle = chat_model.n_layers // 2
+    # Under an edit, since hooks must hold there too.
+    ablated = dict.fromkeys(chat_model.ablation_sites, _ablation(_random_direction(chat_model)))
+    try:
+        with torch.no_grad(), hooked(chat_model, ablated):
+            alone = torch.cat(
+                [forward(chat_model, row, torch.ones_like(row)) for p in prompts for row in [tried.ids.new_tensor([p])]]
+            )
+            together = packed_forward(chat_model, tried, 2, attention)
+            stream = run_until(chat_model, middle, lambda: packed_forward(chat_model, tried, 2, attention))
+            with resumed(chat_model, middle, stream):
+                later = packed_forward(chat_model, tried, 2, attention)
+    except (AttributeError, KeyError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        log.info("%s: prompts are padded, not packed (%s)", chat_model.name, error)
+        return False
+    return all(_agree(chat_model, alone, logits[a]) for logits in (together, later) for a in range(2))
 
 
 def explain(chat_model: ChatModel) -> dict[str, Any]:
@@ -283,6 +338,7 @@ def explain(chat_model: ChatModel) -> dict[str, Any]:
             f"sum of writes = output - input: relative error {max(proof.sum_error, default=float('nan')):.1e}",
             f"random direction ablated: |r.x|/|x| <= {proof.leak:.1e} at every layer (allowed {proof.leak_bound:.0e})",
             f"left padding changes nothing: {'no, prompts are batched by length' if proof.unpadded else 'yes'}",
+            f"packing behind the shared prefix changes nothing: {'yes' if proof.packed else 'no, prompts are padded'}",
             f"cached decoding equals whole passes: {'yes' if proof.cached else 'no, nothing is cached'}",
             *([f"coarse: {proof.note}"] if proof.mode == "coarse" else []),
         ],

@@ -63,9 +63,9 @@ def extract(
     stats = ResidualStats.empty(len(positions), model.n_layers, model.d_model)
     metric = torch.full((len(sequences),), float("nan"), dtype=torch.float64)
     kept = torch.ones(len(sequences), dtype=torch.bool)
-    for prompt, h, logits in runner.residuals(sequences, positions):
-        if read is not None:
-            metric[prompt] = read(logits).double().cpu()
+    for prompt, h, readings in runner.residuals(sequences, positions, read=read):
+        if readings is not None:
+            metric[prompt] = readings.double().cpu()
             if keep is not None:
                 kept[prompt] = keep(metric[prompt])
         stats.update(h[kept[prompt].to(h.device)])

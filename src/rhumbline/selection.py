@@ -5,12 +5,15 @@ candidate has its reason; nobody surviving is an outcome. Sees validation prompt
 """
 
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,6 +22,8 @@ from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Ablate, Add, Arm, Direction
 from rhumbline.judging import kl_divergence
 from rhumbline.running import Runner, TokenIds
+
+log = logging.getLogger("rhumbline")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,12 @@ class SelectionRule:
         if faults:
             raise ProtocolError(f"selection rule {self.name!r}: {'; '.join(faults)}.")
 
+    def needed(self) -> tuple[str, ...]:
+        """The scores without which a candidate cannot be chosen."""
+        swing = self.criterion == "largest-swing"
+        wanted = {"bypass": True, "induce": swing or self.min_induce is not None, "kl": self.max_kl is not None}
+        return tuple(name for name, is_needed in wanted.items() if is_needed)
+
     def first_cut_layer(self, n_layers: int) -> int:
         """The lowest layer that is discarded for its depth."""
         # int(), as the authors' code has it: a literal layer < 0.8 L changes the published choice of Yi-6B.
@@ -74,6 +85,8 @@ class ScoredCandidate:
     """Mean KL(baseline || ablated) of negatives' next-token distributions, nats."""
     norm: float | None = None
     discarded: str | None = None
+    rescored: bool = False
+    """Scored a second time, in one batch shape, because a comparison was closer than rounding."""
 
 
 @dataclass(frozen=True)
@@ -127,19 +140,22 @@ def _discarded(row: ScoredCandidate, n_layers: int, rule: SelectionRule) -> str 
     if row.discarded is not None:
         return row.discarded
     scores = {"bypass": row.bypass, "induce": row.induce, "kl": row.kl}
-    if row.bypass is None or row.induce is None or row.kl is None:
-        return f"not scored ({', '.join(name for name, value in scores.items() if value is None)})"
     broken = [name for name, value in scores.items() if value is not None and not math.isfinite(value)]
     if broken:
         return f"not finite ({', '.join(broken)})"
-    if rule.max_kl is not None and row.kl > rule.max_kl:
+    if rule.max_kl is not None and row.kl is not None and row.kl > rule.max_kl:
         return f"kl too large ({row.kl:.3g} > {rule.max_kl:g})"
-    if rule.min_induce is not None and row.induce < rule.min_induce:
+    if rule.min_induce is not None and row.induce is not None and row.induce < rule.min_induce:
         return f"does not induce ({row.induce:.3g} < {rule.min_induce:g})"
-    return None
+    missing = [name for name in rule.needed() if scores[name] is None]
+    return f"not scored ({', '.join(missing)})" if missing else None
 
 
 Metric = Callable[[Logits], Float[Tensor, " row"]]
+
+
+NOT_NEEDED = "not needed"
+"""Why a lazy grid left a score out: the choice does not depend on it."""
 
 
 def score_candidates(
@@ -150,64 +166,163 @@ def score_candidates(
     negative: Sequence[TokenIds],
     metric: Metric,
     rule: SelectionRule,
+    *,
+    full_grid: bool = True,
 ) -> list[ScoredCandidate]:
     """Bypass, induce and kl of every candidate that the rule's layer cut leaves, on validation prompts.
 
-    `candidates` are the un-normalised differences in means. Arditi et al. 2024, section 2.3 and appendix C.
+    `candidates` are the un-normalised differences in means. Arditi et al. 2024, section 2.3 and appendix C. Without
+    `full_grid` only what can decide the choice is scored: induce of all, bypass of those that pass it, kl in order of
+    the rule's criterion until one passes (and of its ties). The choice is the full grid's.
     """
-    cut = rule.first_cut_layer(runner.model.n_layers)
-    norms = candidates.norm(dim=-1)
-    # Post-instruction tokens that every prompt shares have equal activations at layer 0: a zero vector, not noise.
-    floor = 1e-6 * float(norms.max())
-    baseline = _collect_logits(runner, negative)
-    table = []
-    for p, position in enumerate(positions):
-        for layer in range(runner.model.n_layers):
-            norm = float(norms[p, layer])
-            row = ScoredCandidate(position, layer, None, None, None, norm)
-            if not math.isfinite(norm):
-                row = replace(row, discarded="not finite (direction)")
-            elif norm <= floor:
-                row = replace(row, discarded=f"no difference (norm {norm:.2g})")
-            elif layer < cut:
-                direction = Direction.from_vector(candidates[p, layer], position, layer)
-                row = _score(runner, row, direction, positive, negative, baseline, metric)
-            table.append(row)
-    return table
+    grid = _Grid(runner, candidates, positions, positive, negative, metric, rule)
+    table = {(row.position, row.layer): row for row in grid.rows()}
+    grid.score(table, "induce", _open(table))
+    grid.score(table, "bypass", [c for c in _open(table) if full_grid or grid.passes(table[c])])
+    if full_grid:
+        grid.score(table, "kl", _open(table))
+    else:
+        grid.score_kl_in_order(table)
+    grid.rescore_near_ties(table)
+    return list(table.values())
 
 
-def _collect_logits(runner: Runner, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
-    found: Tensor | None = None
-    for rows, logits in runner.last_logits(sequences):
-        if found is None:
-            found = logits.new_zeros(len(sequences), logits.shape[-1])
-        found[rows.prompt.to(logits.device)] = logits
-    assert found is not None
-    return found
+Cell = tuple[int, int]
+Table = dict[Cell, ScoredCandidate]
 
 
-def _score(
-    runner: Runner,
-    row: ScoredCandidate,
-    direction: Direction,
-    positive: Sequence[TokenIds],
-    negative: Sequence[TokenIds],
-    baseline: Float[Tensor, "prompt vocab"],
-    metric: Metric,
-) -> ScoredCandidate:
-    bypass, kl, induce = 0.0, 0.0, 0.0
-    both = [*positive, *negative]
-    for rows, logits in runner.last_logits(both, [Arm("ablation", (Ablate(direction),))]):
-        prompt = rows.prompt.to(logits.device)
-        is_positive = prompt < len(positive)
-        if bool(is_positive.any()):
-            bypass += float(metric(logits[is_positive]).sum())
-        if not bool(is_positive.all()):
-            before = baseline[prompt[~is_positive] - len(positive)]
-            kl += float(kl_divergence(before, logits[~is_positive]).sum())
-    for _, logits in runner.last_logits(negative, [Arm("addition", (Add(direction),))]):
-        induce += float(metric(logits).sum())
-    return replace(row, bypass=bypass / len(positive), induce=induce / len(negative), kl=kl / len(negative))
+def _open(table: Table) -> list[Cell]:
+    return [cell for cell, row in table.items() if row.discarded is None]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The scores of candidates on one pair of validation sets."""
+
+    runner: Runner
+    candidates: Candidates
+    positions: Sequence[int]
+    positive: Sequence[TokenIds]
+    negative: Sequence[TokenIds]
+    metric: Metric
+    rule: SelectionRule
+
+    def rows(self) -> Iterator[ScoredCandidate]:
+        """The table without scores; what will never be scored has its reason."""
+        cut = self.rule.first_cut_layer(self.runner.model.n_layers)
+        norms = self.candidates.norm(dim=-1)
+        # Post-instruction tokens that every prompt shares have equal activations at layer 0: zero, not noise.
+        floor = 1e-6 * float(norms[norms.isfinite()].max()) if bool(norms.isfinite().any()) else 0.0
+        for p, position in enumerate(self.positions):
+            for layer in range(self.runner.model.n_layers):
+                norm = float(norms[p, layer])
+                reason = None
+                if layer >= cut:
+                    reason = f"too late (layer {layer} >= {cut})"
+                elif not math.isfinite(norm):
+                    reason = "not finite (direction)"
+                elif norm <= floor:
+                    reason = f"no difference (norm {norm:.2g})"
+                yield ScoredCandidate(position, layer, None, None, None, norm, reason)
+
+    def passes(self, row: ScoredCandidate) -> bool:
+        """Whether the scores known so far leave the candidate in the race."""
+        reason = _discarded(row, self.runner.model.n_layers, self.rule)
+        return reason is None or reason.startswith("not scored")
+
+    def direction(self, cell: Cell) -> Direction:
+        """The candidate of a cell."""
+        return Direction.from_vector(self.candidates[self.positions.index(cell[0]), cell[1]], *cell)
+
+    def score(self, table: Table, name: Literal["bypass", "induce", "kl"], cells: Sequence[Cell]) -> None:
+        """Fill in one score of some cells."""
+        values = self._values(self.runner, name, cells)
+        for cell, value in zip(cells, values, strict=True):
+            table[cell] = replace(table[cell], **{name: value})
+
+    def _values(self, runner: Runner, name: str, cells: Sequence[Cell]) -> list[float]:
+        if not cells:
+            return []
+        if name == "induce":
+            at: dict[int, list[Cell]] = {}
+            for cell in cells:
+                at.setdefault(cell[1], []).append(cell)
+            arms = {layer: [Arm("addition", (Add(self.direction(c)),)) for c in some] for layer, some in at.items()}
+            found = runner.readings_from(self.negative, arms, self.metric)
+            means = {c: float(found[layer][i].mean()) for layer, some in at.items() for i, c in enumerate(some)}
+            return [means[cell] for cell in cells]
+        arms = [Arm("ablation", (Ablate(self.direction(cell)),)) for cell in cells]
+        sequences = self.positive if name == "bypass" else self.negative
+        values = torch.zeros(len(arms), len(sequences), dtype=torch.float64)
+        for rows, logits in runner.last_logits(sequences, arms):
+            if name == "bypass":
+                values[rows.arm, rows.prompt] = self.metric(logits).double().cpu()
+            else:
+                before = self.baseline[rows.prompt.to(self.baseline.device)]
+                values[rows.arm, rows.prompt] = kl_divergence(before, logits).cpu()
+        return values.mean(1).tolist()
+
+    @cached_property
+    def baseline(self) -> Float[Tensor, "prompt vocab"]:
+        """Logits of the negatives without intervention."""
+        found: Tensor | None = None
+        for rows, logits in self.runner.last_logits(self.negative):
+            if found is None:
+                found = logits.new_zeros(len(self.negative), logits.shape[-1])
+            found[rows.prompt.to(logits.device)] = logits
+        assert found is not None
+        return found
+
+    def score_kl_in_order(self, table: Table) -> None:
+        """kl of the best candidates until one passes, and of those that tie with it."""
+        racing = [cell for cell in _open(table) if self.passes(table[cell])]
+        racing.sort(key=lambda cell: (_merit(table[cell], self.rule), *cell))
+        best: float | None = None
+        for cell in racing:
+            merit = _merit(table[cell], self.rule)
+            if best is not None and merit - best > self.rule.tie_margin:
+                table[cell] = replace(table[cell], discarded=NOT_NEEDED)
+                continue
+            self.score(table, "kl", [cell])
+            if best is None and self.passes(table[cell]):
+                best = merit
+
+    def rescore_near_ties(self, table: Table) -> None:
+        """Score again, padded and in one batch shape, the candidates whose comparison is closer than rounding."""
+        choice = choose(list(table.values()), self.runner.model.n_layers, self.rule)
+        noise = NOISE if self.runner.model.dtype == torch.float32 else NOISE_16_BIT
+        close = _close(choice, self.rule, noise)
+        if len(close) < 2 and not any(_at_a_bound(table[cell], self.rule, noise) for cell in close):
+            return
+        log.info("%d candidates decide within rounding and are scored again in one batch shape", len(close))
+        model = self.runner.model
+        padded = replace(model, proof=replace(model.proof, packed=False))
+        plain = Runner(padded, self.runner.tokens_per_forward, self.runner.tick)
+        for cell in close:
+            for name in ("induce", "bypass", "kl"):
+                if getattr(table[cell], name) is not None:
+                    (value,) = self._values(plain, name, [cell])
+                    table[cell] = replace(table[cell], **{name: value}, rescored=True)
+
+
+NOISE, NOISE_16_BIT = 2e-5, 0.05
+"""How far a score moves with the shape of its batch: measured for float32, an upper guess at 16 bits."""
+
+
+def _at_a_bound(row: ScoredCandidate, rule: SelectionRule, noise: float) -> bool:
+    bounds = ((row.kl, rule.max_kl), (row.induce, rule.min_induce))
+    return any(v is not None and b is not None and abs(v - b) <= noise for v, b in bounds)
+
+
+def _close(choice: Choice, rule: SelectionRule, noise: float) -> list[Cell]:
+    """The candidates of which rounding could change what the rule makes."""
+    best = choice.selected
+    return [
+        (row.position, row.layer)
+        for row in choice.candidates
+        if _at_a_bound(row, rule, noise)
+        or (row.discarded is None and best is not None and _merit(row, rule) - _merit(best, rule) <= noise)
+    ]
 
 
 def read_scores(path: str | Path) -> tuple[list[ScoredCandidate], int]:

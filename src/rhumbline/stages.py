@@ -188,6 +188,7 @@ class SeedStages:
             self._sequences("val", "negative", kept["negative"]),
             read,
             rule,
+            full_grid=self.protocol.full_grid,
         )
         choice = choose(table, self.model.n_layers, rule)
         baseline = {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in ("positive", "negative")}

@@ -1,0 +1,256 @@
+"""Plain and engine, alternately in one process, on the shapes of docs/benchmarks.md: `make bench` writes its tables.
+
+Processor time of the process, one thread, float32; medians of repeated runs. Where a plain stage would take many
+minutes a part of its candidates is timed (each costs plain the same) and scaled up; the engine's part is scaled alike,
+which is unfavourable to it, since what it shares between candidates is then shared by fewer. `--quick` takes m8 alone.
+"""
+
+import argparse
+import ctypes
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import plain
+import shapes
+from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.judging import refusal_metric
+from rhumbline.measuring import peak_memory, reset_peak_memory
+from rhumbline.models import ChatModel
+from rhumbline.residuals import extract
+from rhumbline.running import Runner
+from rhumbline.selection import ARDITI2024, choose, score_candidates
+
+OUT = Path(__file__).parent.parent / "docs"
+POSITIONS = (-5, -4, -3, -2, -1)
+TOKENS = (5, 9)
+SAMPLED_LAYERS = {"m8": None, "m24": (2, 9, 16), "mv": (1, 3, 5)}
+BARS = {  # with the system prompt / without
+    "extraction": {"m8": (10, 6.5), "m24": (4.5, 3.5), "mv": (20, 12)},
+    "selection, full grid": {"m8": (11, 7.5), "m24": (5, 3.5), "mv": (16, 10)},
+    "selection, lazy": {"m8": (23, 15), "m24": (11, 7.5), "mv": (24, 15)},
+    "generation, plain at batch 8": {"m8": (4.5, 4.5), "m24": (3.5, 3.5), "mv": (3.5, 3.5)},
+    "generation, plain at batch 64": {"m8": (1.7, 1.7), "m24": (1.4, 1.4), "mv": (1.4, 1.4)},
+}
+
+
+def metric(logits: torch.Tensor) -> torch.Tensor:
+    return refusal_metric(logits, TOKENS)
+
+
+def timed(run: Callable[[], Any], repeats: int = 3) -> tuple[float, float, Any]:
+    """Median processor seconds, peak memory in MiB above the start, and the last result."""
+    times, result = [], None
+    # What earlier stages freed goes back to the system first, or it would hide what this one takes.
+    ctypes.CDLL(None).malloc_trim(0)
+    reset_peak_memory(torch.device("cpu"))
+    before = peak_memory(torch.device("cpu"))
+    for _ in range(repeats):
+        start = time.process_time()
+        result = run()
+        times.append(time.process_time() - start)
+    return statistics.median(times), (peak_memory(torch.device("cpu")) - before) / 2**20, result
+
+
+def gemm_seconds(model: ChatModel, n_tokens: int, n_last: int) -> float:
+    """The matrix products of one packed pass alone: all layers on all tokens (the last one but for its keys on the
+    prompts' last tokens) and the unembedding on those."""
+    config = model.model.config
+    d, width = config.hidden_size, config.intermediate_size
+    x, y = torch.randn(n_tokens, d), torch.randn(n_tokens, width)
+    square, up, down = torch.randn(d, d), torch.randn(width, d), torch.randn(d, width)
+    head, last, last_wide = torch.randn(config.vocab_size, d), torch.randn(n_last, d), torch.randn(n_last, width)
+    linear = torch.nn.functional.linear
+
+    def run() -> None:
+        for layer in range(config.num_hidden_layers):
+            is_last = layer == config.num_hidden_layers - 1
+            for _ in range(2 if is_last else 4):
+                linear(x, square)
+            for _ in range(0 if is_last else 2):
+                linear(x, up)
+            if is_last:
+                for w in (square, square, up, up):
+                    linear(last, w)
+                linear(last_wide, down)
+            else:
+                linear(y, down)
+        linear(last, head)
+
+    return timed(run)[0]
+
+
+def between(values: list[float], share: float) -> float:
+    """A bound with this share of the values below it, half-way between two of them."""
+    ordered = sorted(values)
+    at = round(share * len(ordered))
+    return (ordered[at - 1] + ordered[at]) / 2
+
+
+def sampled(candidates: torch.Tensor, layers: tuple[int, ...] | None, n_layers: int) -> tuple[torch.Tensor, float]:
+    """Candidates with the layers that are not timed set to zero, and how many kept ones each timed one stands for."""
+    kept = range(int(0.8 * n_layers))
+    if layers is None:
+        return candidates, 1.0
+    part = torch.zeros_like(candidates)
+    part[:, list(layers)] = candidates[:, list(layers)]
+    return part, len(kept) / len(layers)
+
+
+def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[dict[str, Any]]:
+    shape = shapes.SHAPES[name]
+    model = shapes.random_model(shape)
+    train = [shapes.prompts(128, prefix, shape.vocab, seed) for seed in (1, 2)]
+    positive, negative = (shapes.prompts(32, prefix, shape.vocab, seed) for seed in (3, 4))
+    runner = Runner(model)
+    rows = []
+
+    def row(stage: str, plain_time: float, engine_time: float, plain_mb: float, engine_mb: float, **more: Any) -> None:
+        bar = BARS[stage][name][0 if prefix == shapes.SYSTEM else 1]
+        found = {"shape": name, "system": prefix == shapes.SYSTEM, "stage": stage, "plain": plain_time,
+                 "engine": engine_time, "ratio": plain_time / engine_time, "bar": bar, "plain_mb": plain_mb,
+                 "engine_mb": engine_mb, **more}  # fmt: skip
+        print(json.dumps(found), flush=True)
+        rows.append(found)
+
+    slow, slow_mb, means = timed(lambda: [plain.mean_residuals(model, t, POSITIONS) for t in train], 1)
+    fast, fast_mb, ours = timed(lambda: [extract(runner, t, POSITIONS).stats.mean() for t in train])
+    gap = max(float((a - b).abs().max()) for a, b in zip(means, ours, strict=True))
+    row("extraction", slow, fast, slow_mb, fast_mb, difference=gap)
+
+    candidates = (means[0] - means[1]).float()
+    part, factor = sampled(candidates, SAMPLED_LAYERS[name], shape.n_layers)
+    grid = (part, POSITIONS, positive, negative, metric)
+    open_rule = replace(ARDITI2024, max_kl=1e9, min_induce=-1e9)
+    fast, fast_mb, table = timed(lambda: score_candidates(runner, *grid, open_rule, full_grid=True), 1)
+    layer = (SAMPLED_LAYERS[name] or (3,))[-1]
+    one, slow_mb, scores = timed(
+        lambda: plain.scores(model, candidates[-1:], (-1,), positive, negative, TOKENS, [layer])
+    )
+    slow = one * len(POSITIONS) * shape.n_layers
+    mine = next(r for r in table if (r.position, r.layer) == (-1, layer))
+    gap = max(abs(a - b) for a, b in zip(scores[-1, layer], (mine.bypass, mine.induce, mine.kl), strict=True))
+    tokens = sum(len(p) for p in positive + negative) - (len(positive + negative) - 2) * prefix
+    limit = gemm_seconds(model, tokens, len(positive + negative))
+    scored = [r for r in table if r.bypass is not None]
+    share = sum((shape.n_layers - r.layer) / shape.n_layers for r in scored) / len(scored)
+    least = limit * (1 + share / 2) * len(scored) * factor
+    row(
+        "selection, full grid",
+        slow,
+        fast * factor,
+        slow_mb,
+        fast_mb,
+        difference=gap,
+        gemm_share=least / (fast * factor),
+    )
+
+    # Bounds between two candidates' scores: 40 % pass induce, 60 % pass kl.
+    rule = replace(
+        ARDITI2024,
+        min_induce=between([r.induce for r in scored], 0.6),
+        max_kl=between([r.kl for r in scored], 0.6),
+    )
+    fast, fast_mb, lazy = timed(lambda: score_candidates(runner, *grid, rule, full_grid=False), 1)
+    same = choose(lazy, shape.n_layers, rule).selected
+    full = choose(table, shape.n_layers, rule).selected
+    assert (same is None) == (full is None)
+    assert same is None or (same.position, same.layer) == (full.position, full.layer)
+    row("selection, lazy", slow, fast * factor, slow_mb, fast_mb)
+    if generation:
+        rows += _generation(model, prefix, new_tokens, row)
+    return rows
+
+
+def _generation(model: ChatModel, prefix: int, new_tokens: int, row: Callable[..., None]) -> list[dict[str, Any]]:
+    prompts = shapes.prompts(64, prefix, model.model.config.vocab_size, 5)
+    direction = Direction.from_vector(torch.randn(model.d_model), -1, model.n_layers // 2)
+    arms = [BASELINE, Arm("ablation", (Ablate(direction),)), Arm("addition", (Add(direction),))]
+
+    def slowly(batch: int) -> list[list[list[int]]]:
+        found = [plain.generate(model, prompts, new_tokens, batch)]
+        with plain.ablation(model, direction.vector):
+            found.append(plain.generate(model, prompts, new_tokens, batch))
+        with plain.addition(model, direction.difference, direction.layer):
+            found.append(plain.generate(model, prompts, new_tokens, batch))
+        return found
+
+    fast, fast_mb, ours = timed(lambda: Runner(model).generate(prompts, arms, max_new_tokens=new_tokens)[0], 1)
+    for batch in (8, 64):
+        slow, slow_mb, theirs = timed(lambda batch=batch: slowly(batch), 1)
+        same = sum(a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+        row(
+            f"generation, plain at batch {batch}",
+            slow,
+            fast,
+            slow_mb,
+            fast_mb,
+            identical=f"{same} of {3 * len(prompts)}",
+        )
+    return []
+
+
+def written(rows: list[dict[str, Any]], new_tokens: int) -> str:
+    made = f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, Python {platform.python_version()}"
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` (benchmarks/run.py); running it again overwrites this page.",
+        "",
+        f"One thread, float32, {made}, a shared virtual machine of two x86-64 cores. Plain is benchmarks/plain.py;",
+        "ratios are of processor time. m8: 8 layers, width 256, vocabulary 32k; m24: 24, 512, 32k; mv: 8, 512, 152k.",
+        f"Chat prefix of {shapes.SYSTEM} tokens with a system prompt, {shapes.NO_SYSTEM} without; prompts of 8 to 40",
+        "tokens and five post-instruction tokens; 128 + 128 prompts for extraction, 32 + 32 for selection over five",
+        f"positions, 3 arms x 64 prompts x {new_tokens} tokens for generation.",
+        "",
+        "| stage | shape | system | plain s | engine s | ratio | bar | peak MiB plain / engine | notes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        notes = []
+        if "difference" in r:
+            notes.append(f"largest difference {r['difference']:.1e}")
+        if "gemm_share" in r:
+            notes.append(f"{r['gemm_share']:.0%} of the GEMM limit")
+        if "identical" in r:
+            notes.append(f"identical completions: {r['identical']}")
+        cells = [
+            r["stage"],
+            r["shape"],
+            "yes" if r["system"] else "no",
+            f"{r['plain']:.1f}",
+            f"{r['engine']:.1f}",
+            f"**{r['ratio']:.1f}**",
+            str(r["bar"]),
+            f"{r['plain_mb']:.0f} / {r['engine_mb']:.0f}",
+            "; ".join(notes),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--quick", action="store_true")
+    options.add_argument("--new-tokens", type=int, default=64)
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    rows = []
+    for name in ("m8",) if given.quick else shapes.SHAPES:
+        for prefix in (shapes.SYSTEM, shapes.NO_SYSTEM):
+            rows += measure(name, prefix, given.new_tokens, generation=prefix == shapes.SYSTEM)
+    notes = OUT / "benchmarks-notes.md"
+    page = written(rows, given.new_tokens) + (notes.read_text() if notes.exists() else "")
+    (OUT / "benchmarks.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
