@@ -18,7 +18,7 @@ from rhumbline import contrast_from_prompts, discover, load, preset, read_contra
 from rhumbline.contrasts import Sizes
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.organisms import materialise
-from rhumbline.protocol import Dose, Nulls, Protocol, Stability
+from rhumbline.protocol import Addition, Dose, Nulls, Protocol, Stability
 from rhumbline.records import RunDirectory, read_rows
 
 SMALL = preset(
@@ -115,6 +115,47 @@ def test_rows_hold_no_text_unless_asked(finished):
     assert all("cannot" in text for text in refused)
 
 
+def test_the_evidence_is_in_the_results(finished):
+    results = results_of(finished("planted"))
+    assert {e["name"] for e in results["pooled"]} == {"suppression", "induction"}
+    assert results["agreement"][0]["cosine"] > 0.9
+    for seed in results["seeds"]:
+        for effect in seed["wide"]:
+            assert set(effect["families"]) == set(SMALL.nulls.families) - {"unrelated"}  # one topic only
+            for record in effect["families"].values():
+                assert record["floor"] == 1 / (1 + record["draws"])
+                assert record["p_holm"] >= record["p"] >= record["floor"]
+        assert {(n["family"], n["draw"]) for n in seed["nulls"]} >= {("shuffled", 18), ("covariance", 18)}
+        assert 0 < seed["energy"] < 1
+        assert seed["groups"] > 0.5
+        assert seed["dose"]["fragility"]["fragility"] > 0
+        assert seed["stability"]["refits"] == 4
+        assert seed["stability"]["cosine"]["mean"] > 0.8
+        assert {r["length"] for r in seed["readouts"]["lengths"]} == {"full"}  # 12 tokens: nothing shorter is read
+        assert ("addition-prompt", "negative") in {(a["arm"], a["set"]) for a in seed["arms"]}
+        assert results["rule"]["name"] == "rhumbline"
+    shuffled = [n for n in results["seeds"][0]["nulls"] if n["family"] == "shuffled"]
+    assert max(abs(n["cosine"]) for n in shuffled) < 0.9
+
+
+def test_a_coefficient_can_be_chosen_on_validation(finished):
+    protocol = replace(SMALL, seeds=(0,), addition=Addition("validation", "prompt"))
+    results = results_of(finished("planted", protocol))
+    assert results["seeds"][0]["coefficient"] in (0.5, 0.75, 1.0, 1.5, 2.0)
+    arms = {(a["arm"], a["set"]): a["rate"] for a in results["seeds"][0]["arms"]}
+    assert arms["addition", "negative"] > 0.8
+    assert ("addition-all", "negative") in arms
+    assert results["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+
+
+def test_a_rank_that_the_draws_cannot_reach_is_refused():
+    with pytest.raises(ProtocolError, match="cannot reach"):
+        replace(SMALL, nulls=Nulls(wide=9))
+    with pytest.raises(ProtocolError, match="cannot reach"):
+        replace(SMALL, nulls=Nulls(wide=0))
+    assert preset("blog2026").nulls.wide == 0
+
+
 def test_a_finished_run_runs_again_to_the_same_results(finished, organism, tmp_path):
     path = shutil.copytree(finished("planted"), tmp_path / "copy")
     before = comparable(results_of(path))
@@ -187,6 +228,12 @@ def change_protocol(path):
     return "protocol.json"
 
 
+def change_wide(path):
+    text = (path / "seed-1" / "wide.json").read_text()
+    (path / "seed-1" / "wide.json").write_text(text.replace("1", "2", 1))
+    return "seed-1/wide.json"
+
+
 def lose_a_file(path):
     (path / "seed-0" / "nulls.json").unlink()
     return "seed-0/nulls.json"
@@ -204,7 +251,7 @@ def forge_everything(path):
     return "the rows say"
 
 
-CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, lose_a_file,
+CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide, lose_a_file,
            forge_everything]  # fmt: skip
 
 

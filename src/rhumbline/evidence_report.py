@@ -111,13 +111,13 @@ def _wide(seeds: Sequence[Rows], draw: page.Canvas) -> Html:
     if not parts:
         return Html("")
     note = page.note(
-        "Each tick is one null draw, read by the fast metric at the last prompt position; the line is the direction, "
-        "shaded with its interval. p: its rank among the draws, never below the floor 1 / (draws + 1). p apart: the same "
-        "when draws nearer to it than the rule's |cosine| do not count, being the direction again; the rule reads this "
-        "one. Holm: adjusted over every claim of the run, for a reader who picks one; the rule needs all of them at once, "
-        "which needs no adjustment. |cosine| as far: of the draws that moved the metric as far as it did, the nearest to "
-        "it. Energy: share of the stream's squared norm that a draw's ablation removes; isotropic ones remove about 1 / d "
-        "of it and can hardly do anything."
+        "Each tick is one null draw, read by the fast metric at the last prompt position; the line is the "
+        "direction, shaded with its interval. p: its rank among the draws, never below the floor 1 / (draws + 1). p "
+        "apart: the same when draws nearer to it than the rule's |cosine| do not count, being the direction again; "
+        "the rule reads this one. Holm: adjusted over every claim of the run, for a reader who picks one; the rule "
+        "needs all of them at once, which needs no adjustment. |cosine| as far: of the draws that moved the metric "
+        "as far as it did, the nearest to it. Energy: share of the stream's squared norm that a draw's ablation "
+        "removes; isotropic ones remove about 1 / d of it and can hardly do anything."
     )
     return page.section("Wide nulls", _per_seed(parts), note)
 

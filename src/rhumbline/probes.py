@@ -17,7 +17,7 @@ from rhumbline.protocol import COEFFICIENTS, Dose
 from rhumbline.refitting import Site
 from rhumbline.running import TokenIds
 from rhumbline.scoring import Scorer
-from rhumbline.selection import ScoredCandidate, SelectionRule
+from rhumbline.selection import NOT_NEEDED, ScoredCandidate, SelectionRule
 
 ENOUGH = 0.9
 """Share of validation negatives that must open as a refusal for a coefficient to be large enough."""
@@ -132,17 +132,20 @@ def coefficient_on_validation(scorer: Scorer, negative: Sequence[TokenIds], dire
 
 
 def scored_sites(table: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> list[Site]:
-    """Every cell that was scored: where a refit of the whole procedure may choose."""
-    return [(list(positions).index(r["position"]), r["layer"]) for r in table if r["bypass"] is not None]
+    """Every cell that the rule's layer cut left to be scored: where a refit of the whole procedure may choose."""
+    return [(list(positions).index(r["position"]), r["layer"]) for r in table if r["induce"] is not None]
 
 
 def best_sites(table: Sequence[Mapping[str, Any]], positions: Sequence[int], rule: SelectionRule, n: int) -> list[Site]:
-    """The n survivors that the rule likes best."""
+    """The n candidates that the rule likes best: survivors, and those whose kl was not needed to choose."""
 
     def merit(row: ScoredCandidate) -> float:
         assert row.bypass is not None
         assert row.induce is not None
         return row.bypass if rule.criterion == "lowest-bypass" else row.bypass - row.induce
 
-    alive: Iterator[ScoredCandidate] = (ScoredCandidate(**r) for r in table if r["discarded"] is None)
+    rows = (ScoredCandidate(**r) for r in table if r["bypass"] is not None and r["induce"] is not None)
+    alive: Iterator[ScoredCandidate] = (
+        row for row in rows if row.discarded is None or row.discarded.startswith(NOT_NEEDED)
+    )
     return [(list(positions).index(r.position), r.layer) for r in sorted(alive, key=merit)[:n]]

@@ -332,9 +332,10 @@ def _key_numbers(run: _Run) -> page.Html:
     )
     if many:
         note = page.note(
-            f"Site: position and layer of the selected direction, out of {layers} layers. Nearest null: the family whose "
-            "draws moved the rate most, and the gap to it (the effect less their mean effect). Wide p, worst: the "
-            "largest rank p by the fast metric among the families of the rule. Every family is in the sections below."
+            f"Site: position and layer of the selected direction, out of {layers} layers. Nearest null: the family "
+            "whose draws moved the rate most, and the gap to it (the effect less their mean effect). Wide p, worst: "
+            "the largest rank p by the fast metric among the families of the rule. Every family is in the sections "
+            "below."
         )
     return page.section("Key numbers", page.table(head, rows, left=2, key=True), note)
 
@@ -413,8 +414,8 @@ def _arms_figure(run: _Run, draw: page.Canvas) -> page.Html:
         )
         lines = (
             f"Dashed line: the baseline moved by the rule's margin ({page.number(rule.get('min_drop'))}); brackets: "
-            f"the mean of a family moved by its margin ({page.number(rule.get('min_gap'))}). Shaded: where the rule asks "
-            "the direction to be. "
+            f"the mean of a family moved by its margin ({page.number(rule.get('min_gap'))}). Shaded: where the rule "
+            "asks the direction to be. "
         )
     if run.results["verdict"].startswith("NO-BASELINE"):
         lines = floor

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.interventions import BASELINE, Arm
+from rhumbline.interventions import BASELINE, Add, Arm
 from rhumbline.judging import kl_divergence
 from rhumbline.running import Runner, TokenIds
 from rhumbline.selection import Metric
@@ -25,7 +25,7 @@ class Readings(NamedTuple):
 
     metric: Float[Tensor, "arm prompt"]
     kl: Float[Tensor, "arm prompt"]
-    """From the baseline to the arm, nats; NaN where the baseline was not given."""
+    """From the baseline to the arm, nats; NaN where the baseline was not given, and for additions."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,29 @@ class Scorer:
         arms: Sequence[Arm],
         baseline: Float[Tensor, "prompt vocab"] | None = None,
     ) -> Readings:
-        """The metric of every arm on every prompt, and how far the arm moved the prediction from `baseline`."""
+        """The metric of every arm on every prompt, and how far its ablation moved the prediction from `baseline`."""
         metric = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
         kl = metric.clone()
-        for start in range(0, len(arms), ARMS_AT_ONCE):
-            for rows, logits in self.runner.last_logits(sequences, arms[start : start + ARMS_AT_ONCE]):
-                metric[rows.arm + start, rows.prompt] = self.metric(logits).double().cpu()
+        starts = [_first_layer(arm) for arm in arms]
+        whole = [i for i, layer in enumerate(starts) if layer is None]
+        for start in range(0, len(whole), ARMS_AT_ONCE):
+            now = torch.tensor(whole[start : start + ARMS_AT_ONCE])
+            for rows, logits in self.runner.last_logits(sequences, [arms[i] for i in now.tolist()]):
+                metric[now[rows.arm], rows.prompt] = self.metric(logits).double().cpu()
                 if baseline is not None:
                     before = baseline[rows.prompt.to(baseline.device)]
-                    kl[rows.arm + start, rows.prompt] = kl_divergence(before, logits).cpu()
+                    kl[now[rows.arm], rows.prompt] = kl_divergence(before, logits).cpu()
+        later: dict[int, list[int]] = {}
+        for i, layer in enumerate(starts):
+            if layer is not None:
+                later.setdefault(layer, []).append(i)
+        at = {layer: [arms[i] for i in members] for layer, members in later.items()}
+        for layer, values in self.runner.readings_from(sequences, at, self.metric).items() if at else ():
+            metric[later[layer]] = values
         return Readings(metric, kl)
+
+
+def _first_layer(arm: Arm) -> int | None:
+    """Where an arm of additions alone begins to act; None of any other arm, which needs a whole pass."""
+    layers = [i.direction.layer if isinstance(i, Add) else -1 for i in arm.interventions]
+    return min(layers) if layers and min(layers) >= 0 else None

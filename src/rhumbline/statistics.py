@@ -266,8 +266,8 @@ def effects(rows: Iterable[Row], level: float = 0.95, again: Collection[tuple[st
     and the exact p that nothing changed; `null` the same drop of each draw, `gap` how much further the direction moved
     than the draws' mean, with the interval of two independent rates (`difference_of_rates`); `p` its `rank_p` among
     them, which cannot be below `floor`; `apart` the gap and its interval with the draws of `again` (family, draw) left
-    out, which are the direction again, unless no other is left. None where nothing was scored. Arms that saw different prompts raise
-    VerificationError.
+    out, which are the direction again, unless no other is left. None where nothing was scored. Arms that saw different
+    prompts raise VerificationError.
     """
     table = _tabulate(rows)
     return [
