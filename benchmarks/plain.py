@@ -26,6 +26,13 @@ def padded(sequences: Sequences, pad: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def _run(model: ChatModel, sequences: Sequences) -> Tensor:
+    """Logits of whole padded sequences; positions count real tokens, which absolute ones (gpt2) need to be told."""
+    ids, mask = padded(sequences, model.pad_token)
+    positions = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if "position_ids" in model.keywords else {}
+    return model.model(input_ids=ids, attention_mask=mask, **positions).logits
+
+
 def _with_first(output, edit: Callable[[Tensor], Tensor]):
     return edit(output) if isinstance(output, Tensor) else (edit(output[0]), *output[1:])
 
@@ -62,8 +69,7 @@ def addition(model: ChatModel, direction: Float[Tensor, " d_model"], layer: int)
 def last_logits(model: ChatModel, sequences: Sequences) -> Float[Tensor, "prompt vocab"]:
     found = []
     for i in range(0, len(sequences), BATCH):
-        ids, mask = padded(sequences[i : i + BATCH], model.pad_token)
-        found.append(model.model(input_ids=ids, attention_mask=mask).logits[:, -1].clone())
+        found.append(_run(model, sequences[i : i + BATCH])[:, -1].clone())
     return torch.cat(found)
 
 
@@ -81,9 +87,8 @@ def mean_residuals(
         return keep
 
     for i in range(0, len(sequences), BATCH):
-        ids, mask = padded(sequences[i : i + BATCH], model.pad_token)
         with hooks(model, {layer: see(layer) for layer in range(model.n_layers)}):
-            model.model(input_ids=ids, attention_mask=mask)
+            _run(model, sequences[i : i + BATCH])
     return total / len(sequences)
 
 
