@@ -251,8 +251,8 @@ def forge_everything(path):
     return "the rows say"
 
 
-CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide, lose_a_file,
-           forge_everything]  # fmt: skip
+CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide,
+           lose_a_file, forge_everything]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
