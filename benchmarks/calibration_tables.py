@@ -63,9 +63,15 @@ def show(path: Path) -> None:
     lines = [_power_line(n, rs) for n, rs in by(power, lambda r: r["n"]).items()]
     print(table(["Prompts per class", "Runs", "Default", "blog2026", "Median cosine"], lines))
     print(_surface(power))
-    strong = [r for r in power if r["spec"]["effect"] in (0.85, 1.0, 1.2, 1.5) and r["spec"]["noise"] <= 1]
-    for n, rs in by(strong, lambda r: r["n"]).items():
-        print(f"effects 0.85-1.5, noise up to 1, n = {n}: {told(share(rs, default))}, blog2026 {told(share(rs, blog))}")
+    print(table(["Effect 0.85 and more, noise up to 1", "default", "blog2026"], _regions(power, 1.0)))
+    print(table(["Effect 0.85 and more, noise up to 2", "default", "blog2026"], _regions(power, 2.0)))
+    chosen = [r for r in power if r["cosine"] is not None]
+    print(f"Runs in which a candidate passed the selection: {told(share(chosen, default))}\n")
+    true = [r for r in chosen if r["cosine"] >= 0.9 and default(r)]
+    low = sorted(r["cosine"] for r in chosen if default(r))
+    print(
+        f"Of the runs that say SINGLE, {len(true)} of {len(low)} chose a direction with |cosine| >= 0.9; least {low[0]}."
+    )
     print("\n## Why power runs fail\n")
     misses = Counter(_why(r) for r in power if not default(r))
     print(table(["Reason", "Runs"], misses.most_common()))
@@ -102,12 +108,23 @@ def _surface(power: Sequence[Row]) -> str:
     return table(["Effect \\ noise", *noises], lines)
 
 
+def _regions(power: Sequence[Row], noise: float) -> list[list[Any]]:
+    lines = []
+    kept = [r for r in power if r["spec"]["effect"] >= 0.85 and r["spec"]["noise"] <= noise]
+    for name, wide in (("width 16-32", False), ("width 64 and more", True)):
+        for n, rs in by([r for r in kept if (r["spec"]["d_model"] >= 64) is wide], lambda r: r["n"]).items():
+            lines.append([f"{name}, n = {n}", told(share(rs, default)), told(share(rs, blog))])
+    return lines
+
+
 def _why(row: Row) -> str:
     reason = row["reason"]
     if row["verdict"] == "INCONCLUSIVE":
         return "INCONCLUSIVE: " + ("an effect" if "undecided" in reason else "a gap") + " around its margin"
     if "NOT-SEPARATED" in reason:
         return "NOT-SEPARATED-FROM-NULL"
+    if row["verdict"] in ("DAMAGED", "NO-BASELINE-REFUSAL"):
+        return row["verdict"]
     return f"{row['verdict']}: {reason.split(':')[0].split(' (')[0][:40]}"
 
 

@@ -374,8 +374,8 @@ def test_building_is_fast_and_decided_by_the_seed(tmp_path):
 
 
 def test_faults_of_a_spec_are_listed_together():
-    with pytest.raises(InputError, match=r"effect is -1.*positive_rate is 2.*d_model is 32.*n_layers is 2"):
-        Planted(effect=-1.0, positive_rate=2.0, d_model=32, n_layers=2)
+    with pytest.raises(InputError, match=r"effect is -1.*positive_rate is 2.*d_model is 8.*n_layers is 2"):
+        Planted(effect=-1.0, positive_rate=2.0, d_model=8, n_layers=2)
     with pytest.raises(InputError, match="axes is 20"):
         Planted(axes=20, d_model=128)
 

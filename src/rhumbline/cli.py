@@ -236,6 +236,10 @@ def _demo(a: argparse.Namespace) -> int:
     from rhumbline.organisms import materialise
 
     _check_expected(a)
+    if a.config is None and a.preset is None:
+        # Shorter than a run's defaults, for a first look: no organism writes 40 tokens.
+        a.max_new_tokens = 40 if a.max_new_tokens is None else a.max_new_tokens
+        a.wide_nulls = 39 if a.wide_nulls is None else a.wide_nulls
     protocol = _protocol(a)
     # The organisms are tiny: a second thread gains little when cores are free and loses a lot when they are not.
     torch.set_num_threads(1)

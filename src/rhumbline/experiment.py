@@ -31,7 +31,7 @@ from rhumbline.planning import plan
 from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory, write_json
 from rhumbline.residuals import extract
-from rhumbline.running import Runner
+from rhumbline.running import Runner, measured_tokens
 from rhumbline.stages import SeedStages, separation
 from rhumbline.verification import assemble, sealed
 
@@ -78,8 +78,9 @@ def run(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with RunDirectory.open(out, describe(model, chat, contrast, splits, protocol)) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
+        tokens = measured_tokens(model, chat.encode(contrast.prompts[0]))
         for seed in protocol.seeds:
-            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed).run()
+            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed, tokens).run()
         compare_seeds(directory)
         results = sealed(assemble(directory), environment(model, started), timings.read(), directory.manifest())
         write_json(directory.path / "results.json", results)

@@ -33,7 +33,7 @@ from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory
 from rhumbline.refitting import bootstrap_refits, shuffled_refits
 from rhumbline.residuals import Extraction, at_site, extract, projections
-from rhumbline.running import Runner
+from rhumbline.running import CPU_TOKENS, Runner
 from rhumbline.scoring import Scorer
 from rhumbline.selection import Choice, ScoredCandidate, choose, score_candidates
 from rhumbline.statistics import arm_rates, auroc
@@ -55,6 +55,8 @@ class SeedStages:
     splits: Splits
     protocol: Protocol
     seed: int
+    tokens: int = CPU_TOKENS
+    """Tokens of a forward pass: measured on an accelerator."""
 
     @property
     def folder(self) -> Path:
@@ -94,7 +96,7 @@ class SeedStages:
             return self.directory.save(path, compute())
 
     def _runner(self, stage: str) -> Runner:
-        return Runner(self.model, tick=lambda rows: self.timings.tick(stage, rows))
+        return Runner(self.model, self.tokens, tick=lambda rows: self.timings.tick(stage, rows))
 
     def _sequences(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[list[int]]:
         prompts = self.splits.get(split, label)
