@@ -70,7 +70,8 @@ def show(path: Path) -> None:
     true = [r for r in chosen if r["cosine"] >= 0.9 and default(r)]
     low = sorted(r["cosine"] for r in chosen if default(r))
     print(
-        f"Of the runs that say SINGLE, {len(true)} of {len(low)} chose a direction with |cosine| >= 0.9; least {low[0]}."
+        f"Of the runs that say SINGLE, {len(true)} of {len(low)} chose a direction with |cosine| >= 0.9; "
+        f"least {low[0]}."
     )
     print("\n## Why power runs fail\n")
     misses = Counter(_why(r) for r in power if not default(r))
