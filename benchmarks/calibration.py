@@ -40,7 +40,7 @@ class Case:
     """One run of the study."""
 
     group: str
-    """null, power or several."""
+    """null, power, several, or full (power with the default number of draws)."""
     kind: str
     n: int
     """Train and test prompts per class; validation has half of it, at least 8."""
@@ -64,6 +64,7 @@ def cases(first: int) -> Iterator[Case]:
     # Interleaved in proportion, so that a study cut short is a smaller study of the same mixture.
     keyed = [((i + 1) / len(g) * longest, k, case) for k, g in enumerate(groups) for i, case in enumerate(g)]
     yield from (case for _, _, case in sorted(keyed, key=lambda item: item[:2]))
+    yield from _full(first, random.Random(first))
 
 
 def _nulls(first: int, rng: random.Random) -> Iterator[Case]:
@@ -111,6 +112,14 @@ def _several(first: int, rng: random.Random) -> Iterator[Case]:
         yield Case("several", f"{axes} planted axes", n, seed, spec)
 
 
+def _full(first: int, rng: random.Random) -> Iterator[Case]:
+    """The default number of draws, at a clear effect and moderate noise: where the rule should say SINGLE."""
+    for i in range(40):
+        seed, n = first + 8000 + i, (32, 64)[i % 2]
+        spec = Planted(effect=rng.choice((1.0, 1.2, 1.5)), d_model=rng.choice((64, 128)), prompts=3 * n + 16, seed=seed)
+        yield Case("full", "planted, default draws", n, seed, spec)
+
+
 def _wide(first: int, rng: random.Random) -> Iterator[Case]:
     """The largest widths, a few."""
     for i in range(4):
@@ -123,11 +132,12 @@ def _wide(first: int, rng: random.Random) -> Iterator[Case]:
 
 def protocol_of(case: Case) -> Protocol:
     """The default protocol with fewer draws and prompts; the rule is the default one."""
+    few = Nulls(FAMILIES, draws=2, wide=39, prompts=8, procedure_prompts=4)
     return preset(
         "rhumbline",
         seeds=(case.seed,),
         sizes=Sizes(case.n, max(8, case.n // 2), case.n),
-        nulls=Nulls(FAMILIES, draws=2, wide=39, prompts=8, procedure_prompts=4),
+        nulls=Nulls(FAMILIES) if case.group == "full" else few,
         dose=Dose((), ()),
         stability=Stability(refits=0),
         max_new_tokens=10 if case.planted else 64 if "extended" in case.kind else 24,

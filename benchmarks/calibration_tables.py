@@ -69,10 +69,19 @@ def show(path: Path) -> None:
     print(f"Runs in which a candidate passed the selection: {told(share(chosen, default))}\n")
     true = [r for r in chosen if r["cosine"] >= 0.9 and default(r)]
     low = sorted(r["cosine"] for r in chosen if default(r))
+    print(f"Runs that say SINGLE with |cosine| to the truth of 0.9 or more: {len(true)} of {len(low)}; least {low[0]}")
+    full = groups.get("full", [])
+    lines = [_power_line(f"n = {n}", rs) for n, rs in by(full, lambda r: r["n"]).items()]
     print(
-        f"Of the runs that say SINGLE, {len(true)} of {len(low)} chose a direction with |cosine| >= 0.9; "
-        f"least {low[0]}."
+        "\n"
+        + table(
+            ["Default draws: effect 1-1.5, noise 1, width 64-128", "Runs", "Default", "blog2026", "Median cosine"],
+            lines,
+        )
     )
+    for r in full:
+        if not default(r):
+            print(f"{r['name']}: {r['verdict']}, {r['reason']}")
     print("\n## Why power runs fail\n")
     misses = Counter(_why(r) for r in power if not default(r))
     print(table(["Reason", "Runs"], misses.most_common()))
@@ -192,17 +201,13 @@ def _chart(name: str, title: str, axis: str, rows: list[Row], domain: Sequence[f
 
 def _false_positives(nulls: Sequence[Row]) -> Any:
     rows = _rates(nulls, lambda r: r["n"])
-    return _chart("false-positives", "SINGLE where nothing is there", "prompts per class", rows, (0, 0.6))
+    return _chart("false-positives", "SINGLE where nothing is there", "prompts per class", rows, (0, 0.8))
 
 
 def _power_chart(power: Sequence[Row]) -> Any:
-    kept = [r for r in power if r["spec"]["noise"] <= 1]
-    return _chart(
-        "power",
-        "SINGLE where one axis is planted, noise up to 1",
-        "effect",
-        _rates(kept, lambda r: r["spec"]["effect"]),
-    )
+    kept = [r for r in power if r["spec"]["noise"] <= 2 and r["spec"]["effect"] >= 0.85 and r["spec"]["d_model"] >= 64]
+    title = "SINGLE where one axis is planted: effect from 0.85, noise to 2, width from 64"
+    return _chart("power", title, "prompts per class", _rates(kept, lambda r: r["n"]))
 
 
 def _cosines(power: Sequence[Row]) -> Any:
