@@ -6,10 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-out = Console(soft_wrap=True)
-err = Console(stderr=True)
+from rhumbline.cli.console import err, out
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -1,0 +1,85 @@
+"""The commands that look at what is there: `verify`, `report`, `model` and `select`."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from rhumbline.cli.console import err, out
+from rhumbline.cli.options import load_model, model_options
+
+
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser; `command(name, run, text)` makes one."""
+    verify = command("verify", _verify, "recompute verdict and hashes: 0 when they hold, 1 when not")
+    verify.add_argument("run", metavar="RUN")
+    report = command("report", _report, "rebuild report.html and the figures")
+    report.add_argument("run", metavar="RUN")
+
+    model = command("model", _model, "what the instrument understood of the architecture")
+    model.add_argument("model", metavar="MODEL", help="hub name or directory")
+    model.add_argument("--json", action="store_true", help="print the record on standard output")
+    model_options(model)
+
+    select = command("select", _select, "apply a selection rule to a table of scores")
+    select.add_argument("scores", metavar="SCORES.json")
+    select.add_argument("--preset", default="rhumbline", help="whose rule (default: %(default)s)")
+
+
+def _verify(a: argparse.Namespace) -> int:
+    from rhumbline.verification import verify
+
+    faults = verify(a.run)
+    for fault in faults:
+        err.print(f"[bold red]does not hold:[/] {escape(fault)}", soft_wrap=True)
+    if faults:
+        return 1
+    out.print(f"{a.run}: every hash, rate, effect and the verdict hold.", markup=False, highlight=False)
+    return 0
+
+
+def _report(a: argparse.Namespace) -> int:
+    from rhumbline import report
+
+    folder = Path(a.run)
+    page = report.build_discover(folder) if (folder / "discover.json").is_file() else report.build(folder)
+    out.print(f"report: {page}", markup=False, highlight=False)
+    return 0
+
+
+def _model(a: argparse.Namespace) -> int:
+    from rhumbline.proving import explain
+
+    record = explain(load_model(a))
+    if a.json:
+        print(json.dumps(record, ensure_ascii=False))
+        return 0
+    for name, value in record.items():
+        out.print(f"[bold]{name}[/]")
+        for line in value if isinstance(value, list) else [value]:
+            out.print(f"  {line}", markup=False, highlight=False)
+    return 0
+
+
+def _select(a: argparse.Namespace) -> int:
+    from rhumbline.protocol import preset
+    from rhumbline.selection import choose, read_scores
+
+    table, n_layers = read_scores(a.scores)
+    choice = choose(table, n_layers, preset(a.preset).selection)
+
+    def cell(row: Any) -> dict[str, int]:
+        return {"position": row.position, "layer": row.layer}
+
+    answer: dict[str, Any] = {
+        "selected": cell(choice.selected) if choice.selected else None,
+        "survivors": choice.survivors,
+        "tied": [cell(row) for row in choice.tied],
+    }
+    if choice.reason is not None:
+        answer["reason"] = choice.reason
+    print(json.dumps(answer))
+    return 0

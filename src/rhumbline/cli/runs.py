@@ -1,0 +1,133 @@
+"""The commands that make a run: `demo`, `run` and `discover`."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rhumbline.cli.console import Progress, err, out, print_plan, print_results
+from rhumbline.cli.options import (
+    chat_changes,
+    chat_options,
+    check_expected,
+    load_model,
+    model_options,
+    protocol_of,
+    protocol_options,
+)
+
+
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser; `command(name, run, text)` makes one."""
+    demo = command("demo", _demo, "the main job on the embedded organism")
+    demo.add_argument("--out", default="runs/demo", help="run directory (default: %(default)s)")
+    demo.add_argument("--organism", default="refusal", help="another organism (see: rhumbline organism list)")
+    protocol_options(demo)
+
+    run = command("run", _run, "find, select, test, decide and report, on a model of yours")
+    run.add_argument("model", metavar="MODEL", help="hub name or directory")
+    run.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
+    run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
+    model_options(run)
+    protocol_options(run)
+
+    discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
+    discover.add_argument("model", metavar="MODEL", help="hub name or directory")
+    discover.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
+    discover.add_argument("--out", default=None, metavar="RUN", help="run directory (default: runs/discover-MODEL)")
+    discover.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
+    discover.add_argument("--json", action="store_true", help="print discover.json on standard output")
+    model_options(discover)
+    chat_options(discover)
+
+
+def _demo(a: argparse.Namespace) -> int:
+    import torch
+
+    from rhumbline.contrasts import read_contrast
+    from rhumbline.loading import load
+    from rhumbline.organisms import materialise
+
+    check_expected(a)
+    if a.config is None and a.preset is None:
+        # Shorter than a run's defaults, for a first look: no organism writes 40 tokens.
+        a.max_new_tokens = 40 if a.max_new_tokens is None else a.max_new_tokens
+        a.wide_nulls = 39 if a.wide_nulls is None else a.wide_nulls
+    protocol = protocol_of(a)
+    # The organisms are tiny: a second thread gains little when cores are free and loses a lot when they are not.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = materialise(a.organism, Path(scratch))
+        model = replace(load(str(folder), device="cpu", dtype="float32"), name=f"organism:{a.organism}")
+        contrast = read_contrast(folder / "contrast.jsonl")
+        return _execute(a, model, replace(contrast, name=f"organism:{a.organism}"), protocol)
+
+
+def _run(a: argparse.Namespace) -> int:
+    from rhumbline.contrasts import read_contrast
+
+    check_expected(a)
+    # Cheap checks first: a malformed file is found before a large model is loaded.
+    protocol, contrast = protocol_of(a), read_contrast(a.contrast)
+    return _execute(a, load_model(a), contrast, protocol)
+
+
+def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any) -> int:
+    from rhumbline.experiment import run
+
+    print_plan(contrast, protocol)
+    progress = Progress()
+    try:
+        result = run(model, contrast, a.out, protocol, progress=progress)
+    finally:
+        progress.close()
+    if a.json:
+        print(json.dumps(result.results, ensure_ascii=False))
+    else:
+        print_results(result.results)
+        out.print(f"report: {result.path / 'report.html'}", markup=False, highlight=False)
+    if a.expect is not None and result.verdict != a.expect:
+        err.print(f"[bold red]rhumbline:[/] expected {a.expect}, the verdict is {result.verdict}.")
+        return 1
+    return 0
+
+
+def _discover(a: argparse.Namespace) -> int:
+    from rhumbline.contrasts import read_contrast
+    from rhumbline.experiment import discover
+    from rhumbline.protocol import amend, preset
+
+    chat = chat_changes(a)
+    protocol = amend(preset("rhumbline"), {"seeds": [a.seed]} | ({"chat": chat} if chat else {}), "options")
+    contrast = read_contrast(a.contrast)
+    folder = a.out or f"runs/discover-{Path(a.model).name}"
+    progress = Progress()
+    try:
+        found = discover(load_model(a), contrast, folder, protocol, progress=progress)
+    finally:
+        progress.close()
+    if a.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    best = sorted(found["grid"], key=lambda cell: -(cell["auroc"] or 0))[:8]
+    table = Table(title="where the classes separate best (validation prompts)", title_justify="left", box=None)
+    for column in ("position", "layer", "AUROC", "cosine of the means", "norm"):
+        table.add_column(column, justify="right")
+    for cell in best:
+        values = (
+            cell["position"],
+            cell["layer"],
+            f"{cell['auroc']:.3f}",
+            f"{cell['cosine']:.3f}",
+            f"{cell['norm']:.3g}",
+        )
+        table.add_row(*map(str, values))
+    out.print(table)
+    out.print(f"n: train {found['train']}, held-out {found['n']}", markup=False, highlight=False)
+    out.print(f"report: {Path(folder) / 'report.html'}", markup=False, highlight=False)
+    return 0
