@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+import growth
 import plain
 import shapes
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
@@ -248,7 +249,7 @@ def main() -> None:
         for prefix in (shapes.SYSTEM, shapes.NO_SYSTEM):
             rows += measure(name, prefix, given.new_tokens, generation=prefix == shapes.SYSTEM)
     notes = OUT / "benchmarks-notes.md"
-    page = written(rows, given.new_tokens) + (notes.read_text() if notes.exists() else "")
+    page = written(rows, given.new_tokens) + growth.written(OUT) + (notes.read_text() if notes.exists() else "")
     (OUT / "benchmarks.md").write_text(page)
 
 

@@ -14,16 +14,19 @@ ROOT = Path(rhumbline.__file__).parent
 ORDER = [
     "axes", "errors", "records", "measuring",
     "contrasts", "chat",
-    "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
+    "models", "packing", "proving", "loading", "interventions", "decoding", "running", "residuals", "directions",
+    "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
-    "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
+    "protocol", "probes", "verification", "figures", "run_record", "evidence_figures", "page",
+    "evidence_report", "report_sections", "report_protocol", "report",
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
-                 "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
+                 "evidence_figures", "page", "evidence_report", "run_record", "report_sections",
+                 "report_protocol", "report"]  # fmt: skip
 HOOKS = "models"
 
 

@@ -14,7 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rhumbline import contrast_from_prompts, discover, load, preset, read_contrast, run, selected_direction, verify
+from rhumbline import (
+    contrast_from_prompts,
+    decoding,
+    discover,
+    load,
+    preset,
+    read_contrast,
+    run,
+    selected_direction,
+    verify,
+)
 from rhumbline.contrasts import Sizes
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.organisms import materialise
@@ -146,6 +156,25 @@ def test_a_coefficient_can_be_chosen_on_validation(finished):
     assert arms["addition", "negative"] > 0.8
     assert ("addition-all", "negative") in arms
     assert results["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+
+
+def test_a_null_may_end_once_its_class_is_settled(finished, monkeypatch):
+    monkeypatch.setattr(decoding, "DECIDED_EVERY", 2)  # the planted refusal has seven tokens
+    whole = replace(SMALL, judge="refusal-anywhere-literal")
+    early = replace(whole, early_stop=True)
+    rows, cut = (read_rows(finished("planted", p) / "seed-0" / "outcomes.jsonl") for p in (whole, early))
+    assert [(r["arm"], r["prompt_id"], r["class"]) for r in rows] == [
+        (r["arm"], r["prompt_id"], r["class"]) for r in cut
+    ]
+    shorter = [c["arm"] for r, c in zip(rows, cut, strict=True) if c["new_tokens"] < r["new_tokens"]]
+    assert shorter
+    assert all(arm.startswith("null:") for arm in shorter)
+
+
+@pytest.mark.parametrize("changes", [{"judge": "refusal-opening"}, {"save_completions": True}])
+def test_early_stop_is_refused_where_it_would_change_what_is_read(changes):
+    with pytest.raises(ProtocolError, match="early_stop"):
+        replace(SMALL, **({"judge": "refusal-anywhere-literal", "early_stop": True} | changes))
 
 
 def test_a_rank_that_the_draws_cannot_reach_is_refused():

@@ -307,6 +307,21 @@ def test_the_literal_judge_is_the_references_loop(before, phrase, after):
         assert (LITERAL(completion).cls == "refused") == refused
 
 
+@given(st.text(max_size=60), st.sampled_from(PAPER_PHRASES), st.text(max_size=200))
+def test_what_the_literal_judge_has_settled_stays(before, phrase, after):
+    literal = judge("refusal-anywhere-literal")
+    assert literal.settled(before + phrase)
+    assert literal(before + phrase + after).cls == "refused"
+    assert not literal.settled("Certainly. ")
+
+
+def test_a_judge_that_a_later_degeneration_overrules_settles_nothing():
+    text, broken = "I can't", "I can't" + " ha" * 200
+    for name in ("refusal-opening", "refusal-anywhere"):
+        assert (judge(name)(text).cls, judge(name)(broken).cls) == ("refused", "degenerate")
+        assert not judge(name).settled(text)
+
+
 def test_judges_are_found_by_name_and_are_frozen():
     assert list(JUDGES) == ["refusal-anywhere", "refusal-opening", "refusal-anywhere-literal"]
     assert all(judge(name).name == name for name in JUDGES)

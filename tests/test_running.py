@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rhumbline import running
+from rhumbline import decoding, running
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.running import Runner
@@ -47,17 +47,35 @@ def test_a_stopped_row_leaves_and_the_others_go_on(family_model, monkeypatch):
     assert stopped != free
 
 
+@pytest.mark.parametrize("family", ["qwen2", "falcon_h1"])
+def test_a_decided_row_ends_early_and_no_other_changes(family, family_model):
+    chat_model = family_model(family)
+    direction = Direction.from_vector(torch.arange(1.0, chat_model.d_model + 1), -1, 1)
+    arms = [BASELINE, Arm("ablation", (Ablate(direction),))]
+    whole = Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=20)[0]
+    asked = []
+
+    def decided(arm, tokens):
+        asked.append(arm)
+        return arm == 1 and len(tokens) >= 8
+
+    cut = Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=20, decided=decided)[0]
+    assert cut[0] == whole[0]
+    assert cut[1] == [text[:8] for text in whole[1]] != whole[1]
+    assert set(asked) == {0, 1}
+
+
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(family_model, monkeypatch, caplog):
     chat_model = family_model("qwen2")
     expected = completions(chat_model, 100_000)
-    real = running.packed_forward
+    real = decoding.packed_forward
 
     def small_memory(model, pack, n_arms, attention):
         if len(pack.lengths) * n_arms > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         return real(model, pack, n_arms, attention)
 
-    monkeypatch.setattr(running, "packed_forward", small_memory)
+    monkeypatch.setattr(decoding, "packed_forward", small_memory)
     ticks = []
     assert completions(chat_model, 100_000, tick=ticks.append) == expected
     assert sum(ticks) == 2 * len(PROMPTS)

@@ -231,6 +231,15 @@ class Judge:
     degenerate_first: bool = True
     """A degenerate completion is degenerate even where a phrase matches: a broken model is not a refusing one."""
 
+    @property
+    def can_settle(self) -> bool:
+        """Whether the beginning of a completion can settle its class: a phrase outweighs all that may follow."""
+        return not self.degenerate_first
+
+    def settled(self, text: str) -> bool:
+        """Whether the class of every completion that begins with `text` is known."""
+        return self.can_settle and self.find(text) is not None
+
     def __call__(self, text: str) -> Score:
         """Judge one completion."""
         phrase, broken = self.find(text), degeneration(text)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rhumbline.chat import ChatOptions
 from rhumbline.contrasts import Sizes
 from rhumbline.errors import ProtocolError
-from rhumbline.judging import judge
+from rhumbline.judging import JUDGES, judge
 from rhumbline.nulls import FAMILIES
 from rhumbline.selection import ARDITI2024, BLOG2026, SelectionRule
 from rhumbline.verdict import Rule
@@ -167,6 +167,9 @@ class Protocol:
     """Score every candidate that the layer cut leaves; without it only what can decide the choice (the same one)."""
     save_completions: bool = False
     """Write the completions beside their scores."""
+    early_stop: bool = False
+    """End a null's completion once its class is settled; `new_tokens` then counts up to there. The direction's own
+    arms are always read whole, since other judges and lengths read them too."""
 
     def __post_init__(self):
         faults = []
@@ -188,6 +191,14 @@ class Protocol:
                     f"rule {self.rule.name} asks for p <= {self.rule.max_p:g}, which {draws} draws by the fast metric "
                     "cannot reach: raise nulls.wide and nulls.procedure (options --wide-nulls N)"
                 )
+        if self.early_stop and self.save_completions:
+            faults.append("early_stop cuts completions short, so save_completions would keep parts: use one of them")
+        if self.early_stop and not judge(self.judge).can_settle:
+            able = ", ".join(name for name, j in JUDGES.items() if j.can_settle)
+            faults.append(
+                f"early_stop needs a judge that the beginning of a completion can settle ({able}); {self.judge} reads "
+                "the whole of it, since a later degeneration changes the class"
+            )
         if faults:
             raise ProtocolError("; ".join(faults) + ".")
         judge(self.judge)

@@ -11,7 +11,7 @@ nothing; nothing here knows what an arm is for.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from rhumbline.axes import Logits, Residual
 from rhumbline.chat import token_batch
+from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.measuring import allocated_memory, free_memory, peak_memory, reset_peak_memory
-from rhumbline.models import ChatModel, can_drop_rows, forward, hooked, new_cache, resumed, run_until
-from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed, packed_forward
+from rhumbline.models import ChatModel, forward, hooked, new_cache, resumed, run_until
+from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward
 
 log = logging.getLogger("rhumbline")
 
@@ -37,8 +38,6 @@ LEAST_TOKENS, MOST_TOKENS = 1024, 65536
 """Bounds of a measured budget."""
 CACHED_TOKENS_PER_TOKEN = 16
 """While generating, a block may hold this many cached tokens for each token that a forward pass may hold."""
-DECIDED_EVERY = 8
-"""Steps between two looks at whether a row's class is decided."""
 
 
 class Block(NamedTuple):
@@ -140,6 +139,7 @@ class Runner:
 
         for block in self.blocks(sequences, len(arms)):
             for done, logits in self._within_memory(block, run):
+                self.tick(len(done.arms) * len(done.prompts))
                 yield done.rows(), logits
 
     def readings_from(
@@ -245,6 +245,7 @@ class Runner:
 
         for block in self.blocks(sequences, 1):
             for done, (h, readings) in self._within_memory(block, run):
+                self.tick(len(done.prompts))
                 yield torch.tensor(done.prompts), h, readings
 
     def _batch(
@@ -273,11 +274,11 @@ class Runner:
         *,
         max_new_tokens: int,
         read: Callable[[Logits], Float[Tensor, " row"]] | None = None,
-        decided: Callable[[list[int]], bool] | None = None,
+        decided: Callable[[int, list[int]], bool] | None = None,
     ) -> tuple[list[list[list[int]]], Float[Tensor, "arm prompt"]]:
         """Greedy completions [arm][prompt] (token ids, the stop token left out) and `read` of their first logits.
 
-        A row ends early once `decided` says that what it has written settles everything that is wanted of it.
+        A row ends early once `decided(arm, tokens)` says that its tokens settle everything that is wanted of it.
         """
         edits = BatchEdits.of(arms, self.model)
         completions: list[list[list[int]]] = [[[] for _ in sequences] for _ in arms]
@@ -285,11 +286,12 @@ class Runner:
 
         def run(block: Block) -> tuple[list[list[int]], Tensor | None]:
             start = self._decoder(sequences, block, edits, max_new_tokens)
-            return _decode(start, self.model, max_new_tokens, read, decided)
+            return decode(start, self.model, max_new_tokens, read, decided)
 
         for block in self.blocks(sequences, len(arms), extra=max_new_tokens):
             for done, (texts, first) in self._within_memory(block, run):
                 rows = done.rows()
+                self.tick(len(texts))
                 for arm, prompt, text in zip(rows.arm.tolist(), rows.prompt.tolist(), texts, strict=True):
                     completions[arm][prompt] = text
                 if first is not None:
@@ -298,13 +300,14 @@ class Runner:
 
     def _decoder(
         self, sequences: Sequence[TokenIds], block: Block, edits: BatchEdits, max_new_tokens: int
-    ) -> "_PackedDecoder | _PaddedDecoder":
+    ) -> PackedDecoder | PaddedDecoder:
         arm = self._arm_of_row(block)
         if self.model.proof.packed:
             chosen = self._pack(sequences, block)
             attention = attention_of(self.model, chosen, room=max_new_tokens)
-            return _PackedDecoder(self.model, edits, block, arm, chosen, attention)
-        return _PaddedDecoder(self.model, edits, arm, *self._padded(sequences, block), new_cache(self.model))
+            arms = torch.tensor(block.arms, device=self.model.device)
+            return PackedDecoder(self.model, edits, arms, arm, chosen, attention)
+        return PaddedDecoder(self.model, edits, arm, *self._padded(sequences, block), new_cache(self.model))
 
     def _pack(self, sequences: Sequence[TokenIds], block: Block, n_private: int = 1) -> Pack:
         return pack([sequences[i] for i in block.prompts], n_private, self.model.device)
@@ -337,7 +340,6 @@ class Runner:
                 log.warning("out of memory: blocks now hold at most %d tokens", self.tokens_per_forward)
                 waiting += halves[::-1]
             else:
-                self.tick(len(now.arms) * len(now.prompts))
                 yield now, result
                 continue
             if torch.cuda.is_available():
@@ -351,116 +353,3 @@ class _Batch(NamedTuple):
     row: Int[Tensor, "prompt one"]
     place: Int[Tensor, "prompt position"]
     run: Callable[[], Logits]
-
-
-@dataclass
-class _PackedDecoder:
-    """Reads a pack once, then takes one token per row; keys and values stay in buffers of the full length."""
-
-    model: ChatModel
-    edits: BatchEdits
-    block: Block
-    arm: Int[Tensor, " row"]
-    pack: Pack
-    attention: PackedAttention
-
-    def read(self) -> Logits:
-        """Logits after the prompts."""
-        arms = torch.tensor(self.block.arms, device=self.arm.device)
-        with hooked(self.model, self.edits.on(arms)):
-            logits = packed_forward(self.model, self.pack, len(arms), self.attention).flatten(0, 1)
-        self.attention.begin_decoding(len(arms))
-        self.length = (self.pack.n_shared + torch.tensor(self.pack.lengths, device=self.arm.device)).repeat(len(arms))
-        self.hooks = self.edits.on(self.arm, n_prompt=0)
-        return logits
-
-    def next(self, token: Int[Tensor, " row"]) -> Logits:
-        """Logits after one more token of each row."""
-        self.attention.next_token()
-        with hooked(self.model, self.hooks), packed(self.model, self.attention):
-            logits = self.model.model(
-                input_ids=token[:, None], position_ids=self.length[:, None], use_cache=False, logits_to_keep=1
-            ).logits[:, -1]
-        self.length = self.length + 1
-        return logits
-
-    def keep(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these rows alone."""
-        self.attention.keep_rows(rows)
-        self.arm, self.length = self.arm[rows], self.length[rows]
-        self.hooks = self.edits.on(self.arm, n_prompt=0)
-
-    can_drop = True
-
-
-@dataclass
-class _PaddedDecoder:
-    """Reads padded prompts, then takes one token per row with transformers' own cache, or without one."""
-
-    model: ChatModel
-    edits: BatchEdits
-    arm: Int[Tensor, " row"]
-    ids: Int[Tensor, "row position"]
-    mask: Int[Tensor, "row position"]
-    cache: Any
-
-    def read(self) -> Logits:
-        """Logits after the prompts."""
-        self.n_prompt = self.ids.shape[1]
-        with hooked(self.model, self.edits.on(self.arm)):
-            return forward(self.model, self.ids, self.mask, self.cache)
-
-    def next(self, token: Int[Tensor, " row"]) -> Logits:
-        """Logits after one more token of each row."""
-        self.ids = torch.cat([self.ids, token[:, None]], 1)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        new = self.ids if self.cache is None else self.ids[:, -1:]
-        with hooked(self.model, self.edits.on(self.arm, n_prompt=self.n_prompt if self.cache is None else 0)):
-            return forward(self.model, new, self.mask, self.cache)
-
-    def keep(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these rows alone."""
-        self.arm, self.ids, self.mask = self.arm[rows], self.ids[rows], self.mask[rows]
-        if self.cache is not None:
-            self.cache.batch_select_indices(rows)
-
-    @property
-    def can_drop(self) -> bool:
-        """Whether rows can leave."""
-        return self.cache is None or can_drop_rows(self.cache)
-
-
-def _decode(
-    decoder: _PackedDecoder | _PaddedDecoder,
-    model: ChatModel,
-    max_new_tokens: int,
-    read: Callable[[Logits], Tensor] | None,
-    decided: Callable[[list[int]], bool] | None,
-) -> tuple[list[list[int]], Tensor | None]:
-    """Greedy decoding; finished rows leave the batch."""
-    logits = decoder.read()
-    first = read(logits) if read is not None else None
-    device = logits.device
-    stop = torch.tensor(sorted(model.stop_tokens()), device=device, dtype=torch.long)
-    # One line of the batch is one row until it is done; `row` says which, since finished lines leave.
-    row = torch.arange(len(logits), device=device)
-    done = torch.zeros(len(logits), dtype=torch.bool, device=device)
-    written = torch.full((len(logits), max_new_tokens), -1, dtype=torch.long, device=device)
-    for step in range(max_new_tokens):
-        token = logits.argmax(-1)
-        done = done | torch.isin(token, stop)
-        written[row[~done], step] = token[~done]
-        if decided is not None and step % DECIDED_EVERY == DECIDED_EVERY - 1:
-            texts = written[row, : step + 1].tolist()
-            settled = [bool(d) or decided(text) for d, text in zip(done.tolist(), texts, strict=True)]
-            done = torch.tensor(settled, device=device)
-        n_done = int(done.sum())
-        if step + 1 == max_new_tokens or n_done == len(done):
-            break
-        if n_done >= max(1, len(done) // 4) and decoder.can_drop:
-            # Not at every finished line: each time all that is cached is copied.
-            left = (~done).nonzero()[:, 0]
-            row, done, token = row[left], done[left], token[left]
-            decoder.keep(left)
-        logits = decoder.next(token)
-    return [[t for t in line if t >= 0] for line in written.tolist()], first

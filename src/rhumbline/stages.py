@@ -392,14 +392,22 @@ class SeedStages:
     ) -> list[dict[str, Any]]:
         prompts = self.splits.get("test", label)[where]
         judged = judge(self.protocol.judge)
+
+        def decided(arm: int, tokens: Sequence[int]) -> bool:
+            return arms[arm].name not in OWN_ARMS and judged.settled(self._text(tokens))
+
         completions, metric = self._runner(f"arms on {label}s").generate(
-            [self.chat.encode(p) for p in prompts], arms, max_new_tokens=self.protocol.max_new_tokens, read=read
+            [self.chat.encode(p) for p in prompts],
+            arms,
+            max_new_tokens=self.protocol.max_new_tokens,
+            read=read,
+            decided=decided if self.protocol.early_stop else None,
         )
         rows = []
         for a, arm in enumerate(arms):
             for p, prompt in enumerate(prompts):
                 ids = completions[a][p]
-                text = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
+                text = self._text(ids)
                 score = judged(text)
                 row = {
                     "arm": arm.name,
@@ -417,11 +425,14 @@ class SeedStages:
                 rows.append(row | ({"completion": text} if self.protocol.save_completions else {}))
         return rows
 
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.chat.tokenizer.decode(ids, skip_special_tokens=True)
+
     def _readouts(self, ids: Sequence[int], text: str, prompt: Prompt, label: Label) -> dict[str, Any]:
         """The classes that other judges and shorter readings give, and whether a known answer is in the text."""
         judged = judge(self.protocol.judge)
         lengths = [n for n in LENGTHS_READ if n < self.protocol.max_new_tokens]
-        texts = {str(n): self.chat.tokenizer.decode(ids[:n], skip_special_tokens=True) for n in lengths}
+        texts = {str(n): self._text(ids[:n]) for n in lengths}
         known = None
         if label == "negative" and prompt.response:
             known = " ".join(prompt.response.casefold().split()) in " ".join(text.casefold().split())

@@ -48,6 +48,7 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--coefficient", default=None, metavar="C", help="of the addition: a number or validation")
     group.add_argument("--add-at", choices=("all", "prompt"), default=None, help="positions of the addition")
     group.add_argument("--full-grid", action="store_true", default=None, help="score every candidate")
+    group.add_argument("--early-stop", action="store_true", default=None, help="end a null's row once it is decided")
     group.add_argument("--save-completions", action="store_true", default=None, help="write the texts too")
     group.add_argument("--expect", default=None, metavar="VERDICT", help="exit with 1 on any other verdict")
     group.add_argument("--json", action="store_true", help="print results.json on standard output, and nothing else")
@@ -94,6 +95,7 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "max_new_tokens": a.max_new_tokens,
         "full_grid": a.full_grid,
         "save_completions": a.save_completions,
+        "early_stop": a.early_stop,
         "seeds": _integers(a.seeds, "--seeds") if a.seeds is not None else None,
     }
     if a.refusal_tokens is not None:
