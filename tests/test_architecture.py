@@ -13,17 +13,18 @@ ROOT = Path(rhumbline.__file__).parent
 
 ORDER = [
     "axes", "errors", "records", "measuring",
-    "contrasts", "chat",
+    "contrasts", "texts", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
-    "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
+    "judging", "statistics", "planning", "evidence", "costs", "opening", "selection", "scoring", "refitting", "verdict",
+    "side_effects", "conditions",
     "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
-                 "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
+WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "texts", "verdict",
+                 "figures",                 "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
 HOOKS = "models"
 
 

@@ -303,9 +303,9 @@ class Runner:
     ) -> Iterator[TokenReadings]:
         """`read(logits, tokens)` of the predictions of every document's tokens, under each arm, document by document.
 
-        `logits[:, t]` predict `tokens[t]`; the model's dtype, in pieces of at most `LOGITS_AT_ONCE`. Row 0 of a piece is
-        always the first arm, so that the others can be compared with it. Additions to prompts alone leave the tokens
-        from `start` on.
+        `logits[:, t]` predict `tokens[t]`; the model's dtype, in pieces of at most `LOGITS_AT_ONCE`. Row 0 of a piece
+        is always the first arm, so that the others can be compared with it. Additions to prompts alone leave the
+        tokens from `start` on.
         """
         if faulty := [i for i, d in enumerate(documents) if not 0 < d.start < len(d.ids)]:
             raise InputError(f"documents {faulty[:5]} have no token to predict: a start lies in 1 .. length - 1.")
