@@ -17,14 +17,15 @@ ORDER = [
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "costs", "opening", "selection", "scoring", "refitting", "verdict",
     "side_effects", "conditions",
-    "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
-    "stages", "experiment",
+    "protocol", "probes", "verification", "figures", "evidence_figures", "side_effects_figures",
+    "page", "evidence_report", "side_effects_report", "report", "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "texts", "verdict",
-                 "figures",                 "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
+                 "figures", "evidence_figures", "side_effects_figures", "page", "evidence_report",
+                 "side_effects_report", "report"]  # fmt: skip
 HOOKS = "models"
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from rhumbline.evidence import OWN_ARMS
 from rhumbline.statistics import Row, bootstrap_ratio, paired_difference, wilson
 
+TEXTS = ("text", "responses", "completions")
+"""What is read, in the order of the paper's table."""
 DRAWS = 2000
 """Bootstrap samples of an interval."""
 
@@ -26,7 +28,7 @@ def side_effects(loss_rows: Iterable[Row], outcomes: Sequence[Row]) -> dict[str,
     # A negative that the model refuses to begin with: losing that is the effect, and no cost.
     by_text["completions"] = [row for row in own if row.get("class") != "refused"]
     return {
-        "losses": [entry for text, rows in by_text.items() for entry in losses(text, rows)],
+        "losses": [entry for text in TEXTS for entry in losses(text, by_text.get(text, []))],
         "kl": divergences(by_text["completions"]),
         "left_out": sum(row["arm"] == "baseline" and row.get("class") == "refused" for row in own),
         "negatives": negatives(outcomes),

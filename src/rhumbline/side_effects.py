@@ -27,9 +27,6 @@ from rhumbline.nulls import Null
 from rhumbline.running import Document, Runner
 from rhumbline.texts import LossTexts
 
-TEXTS = ("text", "responses", "completions")
-"""What is read, in the order of the paper's table."""
-
 
 class Source(NamedTuple):
     """A document and where it came from."""

@@ -20,6 +20,7 @@ from rhumbline.axes import Candidates
 from rhumbline.chat import Chat
 from rhumbline.conditions import condition_arms, condition_rows
 from rhumbline.contrasts import LABELS, Label, Prompt, Split, Splits, read_contrast
+from rhumbline.costs import TEXTS
 from rhumbline.directions import difference_in_means, group_cosine
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence import OWN_ARMS
@@ -37,7 +38,7 @@ from rhumbline.residuals import Extraction, at_site, extract, projections
 from rhumbline.running import CPU_TOKENS, Runner
 from rhumbline.scoring import Scorer
 from rhumbline.selection import Choice, ScoredCandidate, choose, score_candidates
-from rhumbline.side_effects import TEXTS, Reading, Source, cost_arms, loss_rows
+from rhumbline.side_effects import Reading, Source, cost_arms, loss_rows
 from rhumbline.statistics import arm_rates, auroc
 from rhumbline.texts import NO_TEXTS, LossTexts
 
