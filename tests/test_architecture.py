@@ -13,20 +13,22 @@ ROOT = Path(rhumbline.__file__).parent
 
 ORDER = [
     "axes", "errors", "records", "measuring",
-    "contrasts", "chat",
+    "contrasts", "texts", "chat",
     "models", "packing", "proving", "loading", "interventions", "decoding", "running", "residuals", "directions",
     "nulls",
-    "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
-    "protocol", "probes", "verification", "figures", "run_record", "evidence_figures", "page",
-    "evidence_report", "report_sections", "report_protocol", "report",
+    "judging", "statistics", "planning", "evidence", "costs", "opening", "selection", "scoring", "refitting", "verdict",
+    "side_effects", "conditions",
+    "protocol", "probes", "verification",
+    "figures", "run_record", "evidence_figures", "side_effects_figures",
+    "page", "evidence_report", "side_effects_report", "report_sections", "report_protocol", "report",
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
-                 "evidence_figures", "page", "evidence_report", "run_record", "report_sections",
-                 "report_protocol", "report"]  # fmt: skip
+WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "texts", "verdict",
+                 "figures", "evidence_figures", "side_effects_figures", "page", "evidence_report",
+                 "side_effects_report", "run_record", "report_sections", "report_protocol", "report"]  # fmt: skip
 HOOKS = "models"
 
 

@@ -149,6 +149,17 @@ class Chat:
         # The template writes the special tokens itself: adding them again would double the first one.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], int]:
+        """Token ids of the chat in which this prompt was answered so, and where the answer's own tokens begin.
+
+        Encoded as one text, as a completion of it would be. A token that merges the end of the template with the answer
+        counts as the answer's.
+        """
+        system = self.options.system if prompt.system is None else prompt.system
+        text = _render(self.tokenizer, self.options, prompt.text, system)
+        ids = list(self.tokenizer(text + answer, add_special_tokens=False)["input_ids"])
+        return ids, len(_common_start([self.encode(prompt), ids]))
+
     def first_token(self, answer: str) -> int:
         """Id of the first token of an answer that begins with this text, encoded where an answer stands."""
         text = _render(self.tokenizer, self.options, PROBES[0], self.options.system)

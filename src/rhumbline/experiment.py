@@ -1,7 +1,7 @@
 """START HERE. `run`: a chat model and a contrast in, a run directory with a verdict out; one stage after the other.
 
     contrast -> chat tokens -> refusal tokens -> means -> candidates -> selection on validation -> nulls
-             -> arms on test -> separation -> results -> report
+             -> arms on test -> separation -> side effects -> conditions -> results -> report
 
 The protocol is on disk before the first forward pass. A run with the same protocol and directory resumes (stages.py).
 """
@@ -20,6 +20,7 @@ import torch
 
 from rhumbline import report
 from rhumbline.chat import Chat
+from rhumbline.conditions import chats_of
 from rhumbline.contrasts import ContrastSet, Splits, split_contrast
 from rhumbline.directions import difference_in_means
 from rhumbline.errors import ProtocolError
@@ -33,6 +34,7 @@ from rhumbline.records import RunDirectory, write_json
 from rhumbline.residuals import extract
 from rhumbline.running import Runner, measured_tokens
 from rhumbline.stages import SeedStages, separation
+from rhumbline.texts import NO_TEXTS, LossTexts
 from rhumbline.verification import assemble, sealed
 
 
@@ -65,22 +67,26 @@ def run(
     out: str | Path,
     protocol: Protocol,
     *,
+    texts: LossTexts = NO_TEXTS,
     progress: Callable[[str, int | None], None] | None = None,
     page: bool = True,
 ) -> Result:
     """Find a direction, select it, intervene with it and with its nulls, decide, and write it all to `out`.
 
+    `texts` is what losses are measured on, beside the model's own completions and the responses of the contrast.
     `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
     no report is drawn; `rhumbline report` draws it later.
     """
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
+    chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, contrast.prompts)
     splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    with RunDirectory.open(out, describe(model, chat, contrast, splits, protocol)) as directory:
+    record = describe(model, chat, contrast, splits, protocol) | {"texts": texts.record()}
+    with RunDirectory.open(out, record) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, chat.encode(contrast.prompts[0]))
         for seed in protocol.seeds:
-            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed, tokens).run()
+            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed, tokens, texts, chats).run()
         compare_seeds(directory)
         results = sealed(assemble(directory), environment(model, started), timings.read(), directory.manifest())
         write_json(directory.path / "results.json", results)
@@ -134,6 +140,7 @@ def code_sha256() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent
     shown = {"report.py", "page.py", "evidence_report.py", "figures.py", "evidence_figures.py", "cli.py"}
+    shown |= {"side_effects_report.py", "side_effects_figures.py"}
     for path in sorted(p for p in root.rglob("*.py") if p.name not in shown):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rhumbline.axes import Residual, Vector
@@ -153,10 +153,13 @@ class BatchEdits:
             {layer: rows.to(device) for layer, rows in later.items()},
         )
 
-    def on(self, arm_of_row: Int[Tensor, " row"], n_prompt: int | None = None) -> dict[Site, Edit]:
+    def on(
+        self, arm_of_row: Int[Tensor, " row"], n_prompt: int | Bool[Tensor, "#row position"] | None = None
+    ) -> dict[Site, Edit]:
         """The edits for a batch whose rows belong to these arms.
 
-        The first `n_prompt` positions of the forward pass are prompt tokens (None: all of them), the rest generated.
+        The first `n_prompt` positions of the forward pass are prompt tokens (None: all of them), the rest generated; or
+        it says of each position whether it is a prompt token, in one row where all rows have the same.
         """
         edits: dict[Site, Edit] = {}
         if self.ablated is not None:
@@ -189,10 +192,15 @@ def _ablation(r: Float[Tensor, "row d_model"]) -> Edit:
 
 
 def _addition(
-    prompt: Float[Tensor, "row d_model"], later: Float[Tensor, "row d_model"], n_prompt: int | None, then: Edit | None
+    prompt: Float[Tensor, "row d_model"],
+    later: Float[Tensor, "row d_model"],
+    n_prompt: int | Bool[Tensor, "#row position"] | None,
+    then: Edit | None,
 ) -> Edit:
     def edit(h: Residual) -> Residual:
-        if n_prompt is None or n_prompt >= h.shape[1]:
+        if isinstance(n_prompt, Tensor):
+            added = torch.where(n_prompt[..., None], prompt[:, None], later[:, None])
+        elif n_prompt is None or n_prompt >= h.shape[1]:
             added = prompt[:, None]
         elif n_prompt == 0:
             added = later[:, None]

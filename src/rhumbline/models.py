@@ -262,6 +262,57 @@ def run_until(chat_model: ChatModel, layer: int, run: Callable[[], Any]) -> Resi
     raise RuntimeError(f"the forward pass never reached layer {layer}")
 
 
+class Final(NamedTuple):
+    """The end of a forward pass: the decoder's last states, and how the model makes logits of some of them."""
+
+    states: Float[Tensor, "row position d_model"]
+    """After the final norm; for a model whose decoder cannot be told from its head, the logits themselves."""
+    logits: Callable[[Float[Tensor, "row position d_model"]], Float[Tensor, "row position vocab"]]
+    """With everything that the model does after its decoder: head, scaling, soft-capping."""
+
+
+def final_states(chat_model: ChatModel, run: Callable[[], Any]) -> Final:
+    """The states that the forward pass of `run` ends in, before the unembedding, which is then done in pieces.
+
+    The whole table of logits of a long batch would be vocab / d_model times larger than its states. The model's own
+    forward is called with its decoder standing still, so that no step after the head is lost.
+    """
+    model = chat_model.model
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    found: list[Any] = []
+
+    def see(module: nn.Module, args: tuple, output: Any) -> None:
+        found.append(output)
+        raise _ReachedError
+
+    if decoder is model:
+        return Final(run(), lambda logits: logits)
+    handle = decoder.register_forward_hook(see)
+    try:
+        run()
+    except _ReachedError:
+        output = found[0]
+    else:
+        raise RuntimeError("the forward pass never went through the model's decoder")
+    finally:
+        handle.remove()
+
+    def logits(states: Tensor) -> Tensor:
+        rows, width = states.shape[:2]
+        ids = torch.zeros(rows, width, dtype=torch.long, device=chat_model.device)
+        # An attribute of the instance hides the method of the class; accelerate's own such attribute is put back.
+        own = vars(decoder).get("forward")
+        decoder.forward = lambda *args, **kwargs: type(output)(last_hidden_state=states)
+        try:
+            return forward(chat_model, ids, torch.ones_like(ids), keep=0)
+        finally:
+            del decoder.forward
+            if own is not None:
+                decoder.forward = own
+
+    return Final(output.last_hidden_state, logits)
+
+
 class Tap(NamedTuple):
     """A module that is watched, and who is told of its calls."""
 

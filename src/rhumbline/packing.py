@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from rhumbline.models import ChatModel
+from rhumbline.models import ChatModel, Final, final_states
 
 NAME = "rhumbline_packed"
 GROUP = 16
@@ -305,6 +305,18 @@ def packed_forward(
             use_cache=False,
             logits_to_keep=0 if narrow else pack.last,
         ).logits
+
+
+def packed_states(chat_model: ChatModel, pack: Pack, n_arms: int, attention: PackedAttention) -> Final:
+    """The final states of every token of a pack under each arm (a row of the batch)."""
+
+    def run() -> Tensor:
+        return chat_model.model(
+            input_ids=pack.ids.expand(n_arms, -1), position_ids=pack.position_ids.expand(n_arms, -1), use_cache=False
+        ).logits
+
+    with packed(chat_model, attention):
+        return final_states(chat_model, run)
 
 
 class _KeysTakenError(Exception):

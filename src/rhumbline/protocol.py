@@ -138,6 +138,26 @@ class Stability:
 
 
 @dataclass(frozen=True)
+class SideEffects:
+    """What the interventions cost elsewhere, measured on whole texts."""
+
+    documents: int = 24
+    """Documents of each text that every arm reads; 0: none."""
+    max_tokens: int = 256
+    """Longest beginning of a plain document, or of an answer, that is read (the paper's)."""
+    controls: tuple[str, ...] = ("isotropic", "covariance")
+    """Null families whose first draw is measured beside the direction, where the run draws them: equal norm, and equal
+    share of the stream."""
+
+    def __post_init__(self):
+        unknown = [f for f in self.controls if f not in FAMILIES]
+        if unknown:
+            raise ProtocolError(f"side_effects.controls is {list(self.controls)}; use some of {', '.join(FAMILIES)}.")
+        if self.documents < 0 or self.max_tokens < 2:
+            raise ProtocolError("side_effects: give documents of 0 or more, and max_tokens of 2 or more.")
+
+
+@dataclass(frozen=True)
 class Protocol:
     """Everything that is decided before the first forward pass."""
 
@@ -158,6 +178,9 @@ class Protocol:
     addition: Addition = field(default_factory=Addition)
     dose: Dose = field(default_factory=Dose)
     stability: Stability = field(default_factory=Stability)
+    side_effects: SideEffects = field(default_factory=SideEffects)
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """Name: system prompt (empty: none) under which the direction of this run is tested again on the test prompts."""
     judge: str = "refusal-opening"
     """Who reads the completions."""
     max_new_tokens: int = 64
@@ -220,6 +243,8 @@ PRESETS: Mapping[str, Protocol] = {
         judge="refusal-anywhere-literal",
         full_grid=True,
         max_new_tokens=512,
+        # 256 batches of 16; of the model's own completions there are no more than test prompts.
+        side_effects=SideEffects(documents=4096, controls=("isotropic",)),
         rule=named_rule("arditi2024"),
     ),
     "blog2026": Protocol(

@@ -205,7 +205,7 @@ class RunDirectory:
         lines = [
             json.dumps(finite({**row, "protocol_sha256": self.protocol_sha256}), ensure_ascii=False) for row in rows
         ]
-        write_bytes(path, ("\n".join(lines) + "\n").encode())
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         return self.load_rows(path)
 
     def load_rows(self, path: Path) -> list[dict]:

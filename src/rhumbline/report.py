@@ -10,7 +10,7 @@ admitted by hash, and every text that came from a model, a path or a prompt is e
 
 from pathlib import Path
 
-from rhumbline import evidence_report, figures, page, report_protocol, report_sections
+from rhumbline import evidence_report, figures, page, report_protocol, report_sections, side_effects_report
 from rhumbline.run_record import read_checked, read_run
 
 
@@ -29,6 +29,7 @@ def build(run_dir: Path) -> Path:
         report_sections.separation(run, draw),
         report_sections.nulls(run, draw),
         *evidence_report.sections(run.protocol, run.results, draw),
+        *side_effects_report.sections(run.results, draw),
         report_sections.arms_table(run),
         report_protocol.protocol(run),
         report_protocol.cite(run),

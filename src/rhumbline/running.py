@@ -20,11 +20,11 @@ from torch import Tensor
 from rhumbline.axes import Logits, Residual
 from rhumbline.chat import token_batch
 from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
-from rhumbline.errors import ModelError
+from rhumbline.errors import InputError, ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.measuring import allocated_memory, free_memory, peak_memory, reset_peak_memory
-from rhumbline.models import ChatModel, forward, hooked, new_cache, resumed, run_until
-from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward
+from rhumbline.models import ChatModel, Final, final_states, forward, hooked, new_cache, resumed, run_until
+from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward, packed_states
 
 log = logging.getLogger("rhumbline")
 
@@ -38,6 +38,8 @@ LEAST_TOKENS, MOST_TOKENS = 1024, 65536
 """Bounds of a measured budget."""
 CACHED_TOKENS_PER_TOKEN = 16
 """While generating, a block may hold this many cached tokens for each token that a forward pass may hold."""
+LOGITS_AT_ONCE = 2**24
+"""Logits that are unembedded together while whole texts are read."""
 
 
 class Block(NamedTuple):
@@ -58,6 +60,23 @@ class Block(NamedTuple):
             return [Block(self.arms, self.prompts[:half]), Block(self.arms, self.prompts[half:])]
         half = len(self.arms) // 2
         return [Block(self.arms[:half], self.prompts), Block(self.arms[half:], self.prompts)] if half else []
+
+
+class Document(NamedTuple):
+    """A text that is read and not generated."""
+
+    ids: TokenIds
+    start: int
+    """The tokens from here on are predicted, each from all before it; what stands before is only context. 1 or more."""
+
+
+class TokenReadings(NamedTuple):
+    """What was read of the predictions of one document's tokens."""
+
+    document: int
+    arms: list[int]
+    values: Float[Tensor, "arm token reading"]
+    """Float64, on the CPU."""
 
 
 class Rows(NamedTuple):
@@ -266,6 +285,74 @@ class Runner:
         return _Batch(
             len(ids), row, length + wanted, lambda: forward(self.model, ids, mask, keep=0)[row[:, 0], length[:, 0] - 1]
         )
+
+    def token_readings(
+        self,
+        documents: Sequence[Document],
+        arms: Sequence[Arm],
+        read: Callable[[Float[Tensor, "arm token vocab"], Int[Tensor, " token"]], Float[Tensor, "arm token reading"]],
+    ) -> Iterator[TokenReadings]:
+        """`read(logits, tokens)` of the predictions of every document's tokens, under each arm, document by document.
+
+        `logits[:, t]` predict `tokens[t]`; the model's dtype, in pieces of at most `LOGITS_AT_ONCE`. Row 0 of a piece
+        is always the first arm, so that the others can be compared with it. Additions to prompts alone leave the
+        tokens from `start` on.
+        """
+        if faulty := [i for i, d in enumerate(documents) if not 0 < d.start < len(d.ids)]:
+            raise InputError(f"documents {faulty[:5]} have no token to predict: a start lies in 1 .. length - 1.")
+        edits = BatchEdits.of(arms, self.model)
+
+        def run(block: Block) -> list[Tensor]:
+            # The first arm comes along where memory made two blocks of the arms.
+            block = block if block.arms[0] == 0 else Block([0, *block.arms], block.prompts)
+            chosen = [documents[i] for i in block.prompts]
+            end, places = self._final(chosen, block, edits)
+            flat = torch.tensor([p for some in places for p in some], device=end.states.device)
+            tokens = torch.tensor([t for d in chosen for t in d.ids[d.start :]], device=end.states.device)
+            pieces = []
+            at_once = 1
+            first = 0
+            while first < len(flat):
+                logits = end.logits(end.states[:, flat[first : first + at_once]])
+                pieces.append(read(logits, tokens[first : first + at_once].to(logits.device)).double().cpu())
+                first += at_once
+                at_once = max(1, LOGITS_AT_ONCE // (logits.shape[0] * logits.shape[2]))
+            return list(torch.cat(pieces, 1).split([len(some) for some in places], 1))
+
+        for block in self.blocks([d.ids for d in documents], len(arms)):
+            for done, readings in self._within_memory(block, run):
+                self.tick(len(done.arms) * len(done.prompts))
+                for document, values in zip(done.prompts, readings, strict=True):
+                    yield TokenReadings(document, done.arms, values[-len(done.arms) :])
+
+    def _final(self, documents: Sequence[Document], block: Block, edits: BatchEdits) -> tuple[Final, list[list[int]]]:
+        """The final states [arm, token, d_model] of the documents of a block, and where their predictions stand."""
+        sequences, device = [d.ids for d in documents], self.model.device
+        arms = torch.tensor(block.arms, device=device)
+        if self.model.proof.packed:
+            # Nothing that one document predicts is another one's context.
+            n_private = min(map(len, sequences)) - min(d.start for d in documents)
+            chosen = pack(sequences, n_private, device)
+            starts = chosen.starts.tolist()
+            given = torch.ones(1, len(chosen.ids), dtype=torch.bool, device=device)
+            places = []
+            for start, document in zip(starts, documents, strict=True):
+                own = [p if p < chosen.n_shared else start + p - chosen.n_shared for p in range(len(document.ids))]
+                given[0, own[document.start :]] = False
+                places.append(own[document.start - 1 : -1])
+            with hooked(self.model, edits.on(arms, given)):
+                return packed_states(self.model, chosen, len(arms), attention_of(self.model, chosen)), places
+        everyone = Block(block.arms, list(range(len(sequences))))
+        ids, mask = self._padded(sequences, everyone)
+        width = ids.shape[1]
+        skipped = torch.tensor([width - len(d.ids) + d.start for d in documents], device=device)
+        given = (torch.arange(width, device=device) < skipped[:, None]).repeat(len(arms), 1)
+        with hooked(self.model, edits.on(self._arm_of_row(everyone), given)):
+            end = final_states(self.model, lambda: forward(self.model, ids, mask, keep=0))
+        states = end.states.unflatten(0, (len(arms), -1)).flatten(1, 2)
+        ends = [(row + 1) * width for row in range(len(documents))]
+        places = [list(range(end - len(d.ids) + d.start - 1, end - 1)) for end, d in zip(ends, documents, strict=True)]
+        return end._replace(states=states), places
 
     def generate(
         self,

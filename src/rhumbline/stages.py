@@ -1,13 +1,13 @@
 """The stages of one seed: each reads what the earlier ones wrote and writes one artefact of its own.
 
     splits -> refusal tokens -> extraction -> selection -> nulls -> outcomes -> wide nulls -> dose -> stability
-           -> separation
+           -> separation -> side effects -> conditions
 
 A stage whose artefact is there is skipped, so a killed run goes on where it was. Test prompts are read after selection.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from rhumbline.axes import Candidates
 from rhumbline.chat import Chat
-from rhumbline.contrasts import Label, Prompt, Split, Splits, read_contrast
+from rhumbline.conditions import condition_arms, condition_rows
+from rhumbline.contrasts import LABELS, Label, Prompt, Split, Splits, read_contrast
+from rhumbline.costs import TEXTS
 from rhumbline.directions import difference_in_means, group_cosine
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence import OWN_ARMS
@@ -36,7 +38,9 @@ from rhumbline.residuals import Extraction, at_site, extract, projections
 from rhumbline.running import CPU_TOKENS, Runner
 from rhumbline.scoring import Scorer
 from rhumbline.selection import Choice, ScoredCandidate, choose, score_candidates
+from rhumbline.side_effects import Reading, Source, cost_arms, loss_rows
 from rhumbline.statistics import arm_rates, auroc
+from rhumbline.texts import NO_TEXTS, LossTexts
 
 LENGTHS_READ = (16, 32, 64)
 """New tokens after which a completion is judged as well, beside the whole of it."""
@@ -57,6 +61,10 @@ class SeedStages:
     seed: int
     tokens: int = CPU_TOKENS
     """Tokens of a forward pass: measured on an accelerator."""
+    texts: LossTexts = NO_TEXTS
+    """What losses are measured on, beside the model's own completions."""
+    chats: Mapping[str, Chat] = field(default_factory=dict)
+    """The chat of every condition."""
 
     @property
     def folder(self) -> Path:
@@ -87,6 +95,9 @@ class SeedStages:
             again = partial(self.refit, scorers["stability"], direction, selection)
             self._stage("stability", "stability.json", again)
         self._stage("separation", "separation.json", partial(self.separate, selection))
+        if direction is not None:
+            self.side_effects(direction, found, how)
+        self.conditions(direction, how)
 
     def _stage(self, name: str, file: str, compute: Callable[[], Mapping[str, Any]]) -> dict:
         path = self.folder / file
@@ -441,6 +452,42 @@ class SeedStages:
             "by_length": {n: judged(t).cls for n, t in (texts | {"full": text}).items()},
             "correct": known,
         }
+
+    # What it costs, and where else it holds
+
+    def side_effects(self, direction: Direction, found: Sequence[Null], how: Mapping[str, Any]) -> None:
+        """The losses of every arm, one artefact for each text."""
+        plan = self.protocol.side_effects
+        arms = cost_arms(direction, found, plan.controls, how)
+        for text in TEXTS if plan.documents else ():
+            path, stage = self.folder / f"losses-{text}.jsonl", f"losses on {text}"
+            if not path.is_file():
+                with self.timings.stage(stage, self.seed):
+                    runner = self._runner(stage)
+                    self.directory.save_rows(path, loss_rows(runner, text, self._sources(text, runner), arms))
+
+    def _sources(self, text: str, runner: Runner) -> list[Source]:
+        plan, negatives = self.protocol.side_effects, self.splits.get("test", "negative")
+        reading = Reading(self.chat, plan.documents, plan.max_tokens)
+        if text == "text":
+            return reading.text(self.texts)
+        if text == "responses":
+            return reading.responses(self.texts, negatives)
+        return reading.completions(runner, negatives, judge(self.protocol.judge), self.protocol.max_new_tokens)
+
+    def conditions(self, direction: Direction | None, how: Mapping[str, Any]) -> None:
+        """The test prompts again under each system prompt, one artefact for each."""
+        for number, (name, chat) in enumerate(self.chats.items()):
+            path, stage = self.folder / f"condition-{number:02d}.jsonl", f"condition {name}"
+            if path.is_file():
+                continue
+            with self.timings.stage(stage, self.seed):
+                rows = []
+                for label in LABELS:
+                    arms, prompts = condition_arms(label, direction, how), self.splits.get("test", label)
+                    judged, longest = judge(self.protocol.judge), self.protocol.max_new_tokens
+                    rows += condition_rows(self._runner(stage), chat, name, label, prompts, arms, judged, longest)
+                self.directory.save_rows(path, rows)
 
     # Separation, on test
 

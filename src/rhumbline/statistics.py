@@ -139,6 +139,30 @@ def bootstrap_mean(
     return Mean(float(values.mean()), float(low), float(high), n)
 
 
+def bootstrap_ratio(
+    sums: Float[np.ndarray, " document"],
+    sizes: Float[np.ndarray, " document"],
+    rng: np.random.Generator,
+    level: float = 0.95,
+    draws: int = 10_000,
+) -> Mean:
+    """sum(sums) / sum(sizes), a mean over the parts of documents, with its percentile bootstrap interval.
+
+    Whole documents are drawn, since the parts of one (its tokens) move together. Of nothing, nan.
+    """
+    n = len(sums)
+    if n == 0 or not sizes.sum():
+        return Mean(math.nan, math.nan, math.nan, n)
+    per_piece = max(1, 1_000_000 // n)
+    pieces = [min(per_piece, draws - start) for start in range(0, draws, per_piece)]
+    ratios = []
+    for size in pieces:
+        rows = rng.integers(n, size=(size, n))
+        ratios.append(sums[rows].sum(1) / sizes[rows].sum(1))
+    low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
+    return Mean(float(sums.sum() / sizes.sum()), float(low), float(high), n)
+
+
 # -- tests ------------------------------------------------------------------------------------------------------------
 
 

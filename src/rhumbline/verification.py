@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rhumbline import costs
 from rhumbline.errors import RhumblineError
 from rhumbline.evidence import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
 from rhumbline.records import SCHEMA, RunDirectory, finite, read_json, sha256
@@ -97,8 +98,17 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
         "readouts": readouts(rows),
         "stability": stability_table(directory.load(folder / "stability.json")) if found else None,
         "coefficient": selection.get("coefficient"),
+        "side_effects": costs.side_effects(_rows(directory, seed, "losses-*.jsonl"), rows) if found else None,
+        "categories": costs.categories(rows),
+        "by_baseline": costs.by_baseline(rows),
+        "conditions": costs.conditions(_rows(directory, seed, "condition-*.jsonl")),
     }
     return finite(summary), verdict
+
+
+def _rows(directory: RunDirectory, seed: int, pattern: str) -> list[dict[str, Any]]:
+    """The rows of all files of a kind, in the order of their names."""
+    return [row for path in sorted(directory.seed(seed).glob(pattern)) for row in directory.load_rows(path)]
 
 
 def _warnings(protocol: Mapping[str, Any], seeds: list[dict[str, Any]]) -> list[str]:

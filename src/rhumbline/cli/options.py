@@ -50,6 +50,10 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--full-grid", action="store_true", default=None, help="score every candidate")
     group.add_argument("--early-stop", action="store_true", default=None, help="end a null's row once it is decided")
     group.add_argument("--save-completions", action="store_true", default=None, help="write the texts too")
+    group.add_argument("--loss-documents", type=int, default=None, metavar="N", help="of each text; 0 measures no loss")
+    group.add_argument(
+        "--systems", default=None, metavar="none,FILE", help="test again under these system prompts (a file holds one)"
+    )
     group.add_argument("--expect", default=None, metavar="VERDICT", help="exit with 1 on any other verdict")
     group.add_argument("--json", action="store_true", help="print results.json on standard output, and nothing else")
     chat_options(command)
@@ -110,8 +114,33 @@ def protocol_of(a: argparse.Namespace) -> Any:
     addition = {"coefficient": _coefficient(a.coefficient), "positions": a.add_at}
     changes["addition"] = {k: v for k, v in addition.items() if v is not None} or None
     changes["chat"] = chat_changes(a) or None
+    changes["side_effects"] = {"documents": a.loss_documents} if a.loss_documents is not None else None
+    changes["conditions"] = _systems(a.systems) if a.systems is not None else None
     given = {k: v for k, v in changes.items() if v is not None}
     return amend(protocol, given, "options")
+
+
+def _systems(text: str) -> dict[str, str]:
+    """Name and text of each system prompt: `none`, or a file that holds one and lends it its name."""
+    found = {}
+    for item in text.split(","):
+        name = "none" if item == "none" else Path(item).stem
+        try:
+            found[name] = "" if item == "none" else Path(item).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--systems {item} cannot be read: {error}. Give none, or files of one prompt.") from error
+        if item != "none" and not found[name]:
+            raise InputError(f"--systems {item} is empty; for no system prompt write none.")
+    if len(found) < len(text.split(",")):
+        raise InputError(f"--systems {text}: two of them have one name.")
+    return found
+
+
+def texts_option(command: argparse.ArgumentParser) -> None:
+    """What losses are measured on."""
+    command.add_argument(
+        "--loss-text", default=None, metavar="FILE", help="texts to measure losses on: JSON Lines or .txt (docs/guide)"
+    )
 
 
 def _coefficient(text: str | None) -> float | str | None:

@@ -19,6 +19,7 @@ from rhumbline.cli.options import (
     model_options,
     protocol_of,
     protocol_options,
+    texts_option,
 )
 
 
@@ -33,6 +34,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     run.add_argument("model", metavar="MODEL", help="hub name or directory")
     run.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
     run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
+    texts_option(run)
     model_options(run)
     protocol_options(run)
 
@@ -52,6 +54,7 @@ def _demo(a: argparse.Namespace) -> int:
     from rhumbline.contrasts import read_contrast
     from rhumbline.loading import load
     from rhumbline.organisms import materialise
+    from rhumbline.organisms.reading import loss_texts
 
     check_expected(a)
     if a.config is None and a.preset is None:
@@ -65,25 +68,28 @@ def _demo(a: argparse.Namespace) -> int:
         folder = materialise(a.organism, Path(scratch))
         model = replace(load(str(folder), device="cpu", dtype="float32"), name=f"organism:{a.organism}")
         contrast = read_contrast(folder / "contrast.jsonl")
-        return _execute(a, model, replace(contrast, name=f"organism:{a.organism}"), protocol)
+        named = replace(contrast, name=f"organism:{a.organism}")
+        return _execute(a, model, named, protocol, loss_texts(a.organism))
 
 
 def _run(a: argparse.Namespace) -> int:
     from rhumbline.contrasts import read_contrast
+    from rhumbline.texts import NO_TEXTS, read_texts
 
     check_expected(a)
     # Cheap checks first: a malformed file is found before a large model is loaded.
     protocol, contrast = protocol_of(a), read_contrast(a.contrast)
-    return _execute(a, load_model(a), contrast, protocol)
+    texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
+    return _execute(a, load_model(a), contrast, protocol, texts)
 
 
-def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any) -> int:
+def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, texts: Any) -> int:
     from rhumbline.experiment import run
 
     print_plan(contrast, protocol)
     progress = Progress()
     try:
-        result = run(model, contrast, a.out, protocol, progress=progress)
+        result = run(model, contrast, a.out, protocol, texts=texts, progress=progress)
     finally:
         progress.close()
     if a.json:
