@@ -13,7 +13,7 @@ ROOT = Path(rhumbline.__file__).parent
 
 ORDER = [
     "axes", "errors", "records", "measuring",
-    "contrasts", "chat",
+    "sampling", "contrasts", "data", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
     "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
@@ -22,7 +22,7 @@ ORDER = [
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
+WITHOUT_TORCH = ["errors", "records", "sampling", "contrasts", "data", "statistics", "planning", "evidence", "verdict", "figures",
                  "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
 HOOKS = "models"
 

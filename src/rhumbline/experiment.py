@@ -8,7 +8,7 @@ The protocol is on disk before the first forward pass. A run with the same proto
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +20,7 @@ import torch
 
 from rhumbline import report
 from rhumbline.chat import Chat
-from rhumbline.contrasts import ContrastSet, Splits, split_contrast
+from rhumbline.contrasts import ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.directions import difference_in_means
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Direction
@@ -73,8 +73,8 @@ def run(
     `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
     no report is drawn; `rhumbline report` draws it later.
     """
-    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
-    splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
+    splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+    chat = Chat.of(model.tokenizer, protocol.chat, prompts_of(contrast, splits.values()))
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with RunDirectory.open(out, describe(model, chat, contrast, splits, protocol)) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
@@ -115,7 +115,7 @@ def describe(
         **protocol.record(),
         "model": {**model.record(), "fingerprint": fingerprint(model)},
         "chat": chat.record(),
-        "contrast": {"name": contrast.name, "sha256": contrast.sha256, "duplicates": contrast.duplicates},
+        "contrast": contrast.record(),
         "splits": {
             str(seed): {
                 "sizes": s.sizes(),
@@ -127,6 +127,13 @@ def describe(
         },
         "versions": {name: version(name) for name in ("rhumbline", "torch", "transformers")} | {"code": code_sha256()},
     }
+
+
+def prompts_of(contrast: ContrastSet, splits: Iterable[Splits]) -> tuple[Prompt, ...]:
+    """The prompts of the run: the whole file, or what was drawn from the pools of a named contrast."""
+    if contrast.pools is None:
+        return contrast.prompts
+    return tuple(dict.fromkeys(p for s in splits for part in s.parts.values() for side in part.values() for p in side))
 
 
 def code_sha256() -> str:
@@ -164,9 +171,9 @@ def discover(
     progress: Callable[[str, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Extraction only: where the classes separate on validation prompts. Generates nothing, opens no test prompt."""
-    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
     seed = protocol.seeds[0]
-    splits = split_contrast(contrast, protocol.sizes, seed)
+    splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
+    chat = Chat.of(model.tokenizer, protocol.chat, prompts_of(contrast, [splits]))
     record = describe(model, chat, contrast, {seed: splits}, protocol) | {"mode": "discover"}
     with RunDirectory.open(out, record) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)

@@ -22,6 +22,22 @@ def model_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
+def contrast_options(command: argparse.ArgumentParser) -> None:
+    """Which prompts are read."""
+    named = "JSON Lines or CSV with prompt and label, or a name (rhumbline data list)"
+    command.add_argument("--contrast", required=True, metavar="FILE|NAME", help=named)
+    command.add_argument("--data-dir", default=None, metavar="DIR", help="local files of named data sets, read first")
+
+
+def open_contrast(a: argparse.Namespace) -> Any:
+    """The contrast that a command names."""
+    from rhumbline.data import open_contrast
+
+    if a.data_dir is not None and not Path(a.data_dir).is_dir():
+        raise InputError(f"--data-dir {a.data_dir} is not a directory.")
+    return open_contrast(a.contrast, a.data_dir)
+
+
 def chat_options(command: argparse.ArgumentParser) -> None:
     """What the chat template is given."""
     group = command.add_argument_group("chat")

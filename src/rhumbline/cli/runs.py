@@ -15,8 +15,10 @@ from rhumbline.cli.options import (
     chat_changes,
     chat_options,
     check_expected,
+    contrast_options,
     load_model,
     model_options,
+    open_contrast,
     protocol_of,
     protocol_options,
 )
@@ -31,14 +33,14 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     run = command("run", _run, "find, select, test, decide and report, on a model of yours")
     run.add_argument("model", metavar="MODEL", help="hub name or directory")
-    run.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
+    contrast_options(run)
     run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
     model_options(run)
     protocol_options(run)
 
     discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
     discover.add_argument("model", metavar="MODEL", help="hub name or directory")
-    discover.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
+    contrast_options(discover)
     discover.add_argument("--out", default=None, metavar="RUN", help="run directory (default: runs/discover-MODEL)")
     discover.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     discover.add_argument("--json", action="store_true", help="print discover.json on standard output")
@@ -69,11 +71,9 @@ def _demo(a: argparse.Namespace) -> int:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from rhumbline.contrasts import read_contrast
-
     check_expected(a)
     # Cheap checks first: a malformed file is found before a large model is loaded.
-    protocol, contrast = protocol_of(a), read_contrast(a.contrast)
+    protocol, contrast = protocol_of(a), open_contrast(a)
     return _execute(a, load_model(a), contrast, protocol)
 
 
@@ -98,13 +98,12 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any) ->
 
 
 def _discover(a: argparse.Namespace) -> int:
-    from rhumbline.contrasts import read_contrast
     from rhumbline.experiment import discover
     from rhumbline.protocol import amend, preset
 
     chat = chat_changes(a)
     protocol = amend(preset("rhumbline"), {"seeds": [a.seed]} | ({"chat": chat} if chat else {}), "options")
-    contrast = read_contrast(a.contrast)
+    contrast = open_contrast(a)
     folder = a.out or f"runs/discover-{Path(a.model).name}"
     progress = Progress()
     try:
