@@ -15,15 +15,16 @@ ORDER = [
     "axes", "errors", "records", "measuring",
     "sampling", "contrasts", "data", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
-    "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
+    "judging", "statistics", "planning", "evidence", "judges", "opening", "selection", "scoring", "refitting",
+    "verdict",
     "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "sampling", "contrasts", "data", "statistics", "planning", "evidence", "verdict", "figures",
-                 "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
+WITHOUT_TORCH = ["errors", "records", "sampling", "contrasts", "data", "statistics", "planning", "evidence", "verdict",
+                 "figures", "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
 HOOKS = "models"
 
 

@@ -112,7 +112,8 @@ def test_a_hub_repository_is_read_through_datasets(mirror, tmp_path, monkeypatch
     (repo / "data").mkdir(parents=True)
     (repo / "data" / "harmful-behaviors.csv").write_bytes((mirror / "harmful-behaviors.csv").read_bytes())
     (repo / "README.md").write_text(
-        "---\nconfigs:\n- config_name: behaviors\n  data_files:\n  - split: harmful\n    path: data/harmful-behaviors.csv\n---\n"
+        "---\nconfigs:\n- config_name: behaviors\n  data_files:\n  - split: harmful\n"
+        "    path: data/harmful-behaviors.csv\n---\n"
     )
     hub = replace(source("jailbreakbench"), hub=str(repo))
     found = load(hub)

@@ -402,7 +402,7 @@ def _split_pools(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sampl
         drawn, dropped = draw_by_lot(pools, asdict(sizes), lambda p: _lot(p, seed), _near_key)
     parts: dict[Split, dict[Label, tuple[Prompt, ...]]] = {s: {c: drawn[s, c] for c in LABELS} for s in SPLITS}
     chosen = [_near_key(p) for part in drawn.values() for p in part]
-    whole = [s for s in SPLITS if all(len(drawn[s, c]) == len(pools[s, c]) for c in LABELS)]
+    whole: list[Split] = [s for s in SPLITS if all(len(drawn[s, c]) == len(pools[s, c]) for c in LABELS)]
     found = dropped + len(chosen) - len(set(chosen))
     return Splits(parts, near_duplicates=found, dropped=dropped, fixed=frozenset(whole))
 
@@ -445,7 +445,10 @@ def _near_key(prompt: Prompt) -> tuple[str, ...]:
 
 
 def near_text(text: str) -> str:
-    """What near duplicates have in common: the text without case, punctuation, spacing and compatibility forms; as it is if nothing else is in it."""
+    """What near duplicates share: the text without case, punctuation, spacing and compatibility forms.
+
+    The text as it is where nothing else is in it.
+    """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     # Other punctuation becomes a space, so that "3-2" and "32" stay apart.
     joined = "".join(character for character in folded if character not in _APOSTROPHES)

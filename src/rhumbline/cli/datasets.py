@@ -1,4 +1,4 @@
-"""The command `data`: which named contrasts and sets there are, and whether they can be had. Computes nothing itself."""
+"""The command `data`: which sets there are, and whether they can be had. Computes nothing itself."""
 
 import argparse
 import json
@@ -19,9 +19,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     show = actions.add_parser("show", help="where a set comes from, what is taken of it, what is expected")
     show.add_argument("name", metavar="NAME")
     show.set_defaults(command=_show)
-    check = actions.add_parser(
-        "check", help="load it and compare it with what is declared: 0 as declared, 1 other rows"
-    )
+    check = actions.add_parser("check", help="load it and compare it with what is declared: 1 for other rows")
     check.add_argument("name", metavar="NAME")
     check.add_argument("--data-dir", default=None, metavar="DIR", help="local files, read first")
     check.set_defaults(command=_check)
@@ -98,12 +96,8 @@ def _check(a: argparse.Namespace) -> int:
     else:
         for f in found:
             expected = {None: "content not declared", True: "as declared", False: "OTHER ROWS than declared"}
-            out.print(
-                f"{f['source']}: {f['rows']} rows of {source(f['source']).rows} expected, {expected[f['as_expected']]}, "
-                f"from {f['from']}",
-                markup=False,
-                highlight=False,
-            )
+            told = f"{f['rows']} rows of {source(f['source']).rows} expected, {expected[f['as_expected']]}"
+            out.print(f"{f['source']}: {told}, from {f['from']}", markup=False, highlight=False)
         if "pools" in record:
             out.print(f"pools: {record['pools']}; left out as repeats: {record['left_out']}", markup=False)
     if faults:

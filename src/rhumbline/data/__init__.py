@@ -47,14 +47,16 @@ def compose(recipe: Recipe, data_dir: str | Path | None = None) -> ContrastSet:
     """
     loaded = {name: load(source(name), data_dir) for name in recipe.sources}
     pools: dict[tuple[Split, Label], list[Prompt]] = {}
-    for label, sides in (("positive", recipe.positive), ("negative", recipe.negative)):
-        for split, found in _split(recipe, sides, loaded, label).items():
+    sides: dict[Label, Mapping[str, tuple[str, ...]]] = {"positive": recipe.positive, "negative": recipe.negative}
+    for label in LABELS:
+        for split, found in _split(recipe, sides[label], loaded, label).items():
             pools[split, label] = found
     elsewhere = {near_text(item.text) for name in recipe.apart_from for item in loaded[name].items}
     dropped = {"train": 0, "val": 0}
+    later: dict[Split, tuple[Split, ...]] = {"train": ("val", "test"), "val": ("test",)}
     if recipe.apart_from:
-        for split, later in (("train", ("val", "test")), ("val", ("test",))):
-            seen = elsewhere | {near_text(p.text) for s in later for p in pools[s, "positive"]}
+        for split, others in later.items():
+            seen = elsewhere | {near_text(p.text) for s in others for p in pools[s, "positive"]}
             kept = [p for p in pools[split, "positive"] if near_text(p.text) not in seen]
             dropped[split] = len(pools[split, "positive"]) - len(kept)
             pools[split, "positive"] = kept

@@ -163,7 +163,7 @@ def _datasets() -> Any:
         import datasets
     except ImportError:
         raise DataError(
-            'Named data sets are read with `datasets`: pip install "rhumbline[data]", or give local files with --data-dir.'
+            'Named data sets need `datasets`: pip install "rhumbline[data]", or give local files with --data-dir.'
         ) from None
     return datasets
 
@@ -217,8 +217,8 @@ def _unavailable(source: Source, error: Exception) -> DataError:
     page = source.publisher
     if any(type(e).__name__ == "GatedRepoError" for e in chain) or "gated" in told.casefold():
         return DataError(
-            f"{source.name}: {source.hub} is gated. Accept its conditions at {page}, then `hf auth login` or set HF_TOKEN; "
-            f"{mirror}."
+            f"{source.name}: {source.hub} is gated. Accept its conditions at {page}, then `hf auth login` or "
+            f"set HF_TOKEN; {mirror}."
         )
     if _is_offline() and not (source.hub and Path(source.hub).is_dir()):
         return DataError(

@@ -69,7 +69,7 @@ def sources() -> Mapping[str, Source]:
     """Every declared source by its name."""
     found = {}
     for name, table in _table("sources.toml").items():
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         found[name] = Source(name=name, **plain)
     return found
 
@@ -100,7 +100,7 @@ def recipes() -> Mapping[str, Recipe]:
     found = {}
     for name, table in _table("contrasts.toml").items():
         sides = {side: {s: tuple(names) for s, names in table.pop(side).items()} for side in ("positive", "negative")}
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         found[name] = Recipe(name=name, **sides, **plain)
     return found
 
