@@ -450,6 +450,7 @@ def test_the_command(kept, classifier, tmp_path, capsys):
     assert main(["judge", str(kept), "--judge", "harmbench", "--model", str(tmp_path / "none")]) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
 def test_a_judge_may_be_an_adapter(organism, tmp_path):
     """The published StrongREJECT evaluator is one: its base is loaded, and the adapter changes what it says."""
     peft = pytest.importorskip("peft")

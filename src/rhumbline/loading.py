@@ -89,7 +89,7 @@ def _load_weights(
 
 def _base_of_adapter(where: str, revision: str | None) -> str | None:
     """The base model that a LoRA adapter was made for, or None for any other checkpoint."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if cached_file(where, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False) is not None:
         return None

@@ -90,7 +90,8 @@ def chat_changes(a: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k, v in changes.items() if v is not None}
 
 
-def _integers(text: str, option: str) -> tuple[int, ...]:
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -110,12 +111,12 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "max_new_tokens": a.max_new_tokens,
         "full_grid": a.full_grid,
         "save_completions": a.save_completions,
-        "seeds": _integers(a.seeds, "--seeds") if a.seeds is not None else None,
+        "seeds": integers(a.seeds, "--seeds") if a.seeds is not None else None,
     }
     if a.refusal_tokens is not None:
         changes["refusal_tokens"] = "auto" if a.refusal_tokens == "auto" else tuple(a.refusal_tokens.split(","))
     if a.sizes is not None:
-        numbers = _integers(a.sizes, "--sizes")
+        numbers = integers(a.sizes, "--sizes")
         if len(numbers) != 3:
             raise InputError(f"--sizes is {a.sizes!r}; give three numbers: train, val and test per class.")
         changes["sizes"] = dict(zip(("train", "val", "test"), numbers, strict=True))
