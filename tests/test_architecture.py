@@ -13,21 +13,22 @@ ROOT = Path(rhumbline.__file__).parent
 
 ORDER = [
     "axes", "errors", "records", "measuring",
-    "contrasts", "texts", "chat",
+    "sampling", "contrasts", "data", "texts", "chat",
     "models", "packing", "proving", "loading", "interventions", "decoding", "running", "residuals", "directions",
     "nulls",
-    "judging", "statistics", "planning", "evidence", "costs", "opening", "selection", "scoring", "refitting", "verdict",
+    "judging", "statistics", "planning", "evidence", "judges", "costs", "opening", "selection", "scoring", "refitting",
+    "verdict",
     "side_effects", "conditions",
-    "protocol", "probes", "verification",
+    "protocol", "presets", "probes", "verification",
     "figures", "run_record", "evidence_figures", "side_effects_figures",
     "page", "evidence_report", "side_effects_report", "report_sections", "report_protocol", "report",
-    "stages", "experiment",
+    "stages", "experiment", "reproducing",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "texts", "verdict",
-                 "figures", "evidence_figures", "side_effects_figures", "page", "evidence_report",
+WITHOUT_TORCH = ["errors", "records", "sampling", "contrasts", "data", "texts", "statistics", "planning", "evidence",
+                 "costs", "verdict", "figures", "evidence_figures", "side_effects_figures", "page", "evidence_report",
                  "side_effects_report", "run_record", "report_sections", "report_protocol", "report"]  # fmt: skip
 HOOKS = "models"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rhumbline.errors import ContrastError
+from rhumbline.sampling import Sampling, draw_as_reference, draw_by_lot
 
 Label = Literal["positive", "negative"]
 Split = Literal["train", "val", "test"]
@@ -67,6 +68,13 @@ class ContrastSet:
     """Of the prompts in order, every field; the same for the same rows as JSON Lines or as CSV."""
     duplicates: int
     """Rows that repeated an earlier one and were dropped."""
+    pools: Mapping[str, Any] | None = None
+    """Of a named contrast: its splits are pools that every seed draws from. Says where the rows came from."""
+
+    def record(self) -> dict[str, Any]:
+        """What a protocol says of the contrast."""
+        found = {"name": self.name, "sha256": self.sha256, "duplicates": self.duplicates}
+        return found if self.pools is None else {**found, "pools": dict(self.pools)}
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,15 @@ def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name
             raise ContrastError(f"{name}: {label} is one string; give a list of instructions.")
         rows += [(f"{label}[{i}]", {"prompt": text, "label": label}) for i, text in enumerate(texts)]
     return _assembled(name, rows, faults)
+
+
+def pooled(name: str, prompts: Iterable[Prompt], record: Mapping[str, Any]) -> ContrastSet:
+    """A contrast whose splits are pools; `record` says where the rows came from. Every prompt names its split."""
+    prompts = tuple(prompts)
+    missing = [f"{s} {c}" for s in SPLITS for c in LABELS if not any((p.split, p.label) == (s, c) for p in prompts)]
+    if missing:
+        raise ContrastError(f"{name} has no prompt for {', '.join(missing)}.")
+    return ContrastSet(name, prompts, _content_sha256(prompts), duplicates=0, pools=record)
 
 
 def _decoded(path: Path) -> str:
@@ -325,13 +342,17 @@ def _brief(value: object) -> str:
 # -- splitting
 
 
-def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int) -> Splits:
+def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sampling = "lots") -> Splits:
     """Realise disjoint splits: the file's own where it names them, the rest sampled by seed, per class.
+
+    A named contrast's splits are pools: each gives up to its size, by lot or (`sampling`) as the paper's code draws.
 
     A pool smaller than the sizes ask for is shared out in proportion to them. The sample depends on the seed and on
     the texts, not on their order in the file, and it is nested: test is drawn first, then val, then train, so while
     the pool suffices a larger train size adds prompts and changes no other split.
     """
+    if contrast.pools is not None:
+        return _split_pools(contrast, sizes, seed, sampling)
     fixed = [prompt for prompt in contrast.prompts if prompt.split is not None]
     named = {(prompt.split, prompt.label) for prompt in fixed}
     wanted: dict[Label, list[Split]] = {
@@ -373,6 +394,19 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int) -> Splits:
     return Splits(parts, near_duplicates=repeats + dropped, dropped=dropped, fixed=frozenset(decided))
 
 
+def _split_pools(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sampling) -> Splits:
+    pools = {(s, c): [p for p in contrast.prompts if (p.split, p.label) == (s, c)] for s in SPLITS for c in LABELS}
+    if sampling == "reference":
+        drawn, dropped = draw_as_reference(pools, asdict(sizes), seed), 0
+    else:
+        drawn, dropped = draw_by_lot(pools, asdict(sizes), lambda p: _lot(p, seed), _near_key)
+    parts: dict[Split, dict[Label, tuple[Prompt, ...]]] = {s: {c: drawn[s, c] for c in LABELS} for s in SPLITS}
+    chosen = [_near_key(p) for part in drawn.values() for p in part]
+    whole: list[Split] = [s for s in SPLITS if all(len(drawn[s, c]) == len(pools[s, c]) for c in LABELS)]
+    found = dropped + len(chosen) - len(set(chosen))
+    return Splits(parts, near_duplicates=found, dropped=dropped, fixed=frozenset(whole))
+
+
 def _dealt(lots: list[Prompt], wanted: list[Split], sizes: Sizes) -> dict[Split, tuple[Prompt, ...]]:
     """The lots of one class dealt out to the wanted splits: test first, train last."""
     asked: dict[Split, int] = {"train": sizes.train, "val": sizes.val, "test": sizes.test}
@@ -407,11 +441,14 @@ def _lot(prompt: Prompt, seed: int) -> str:
 
 
 def _near_key(prompt: Prompt) -> tuple[str, ...]:
-    return tuple(_near_text(text) for text in prompt.content)
+    return tuple(near_text(text) for text in prompt.content)
 
 
-def _near_text(text: str) -> str:
-    """The text without case, punctuation, spacing and compatibility forms; as it is if nothing else is in it."""
+def near_text(text: str) -> str:
+    """What near duplicates share: the text without case, punctuation, spacing and compatibility forms.
+
+    The text as it is where nothing else is in it.
+    """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     # Other punctuation becomes a space, so that "3-2" and "32" stay apart.
     joined = "".join(character for character in folded if character not in _APOSTROPHES)

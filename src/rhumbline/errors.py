@@ -3,6 +3,7 @@
     RhumblineError                 2
       InputError                   2   what the user gave is wrong; the message lists every fault at once
         ContrastError              2   a contrast file or its splits
+        DataError                  2   a named data set cannot be had, or is not what was declared
         TemplateError              2   a chat template or its tokenizer
         ProtocolError              2   a protocol, preset, rule or option
         DirectionError             2   a direction is invalid or does not fit the model
@@ -27,6 +28,10 @@ class InputError(RhumblineError, ValueError):
 
 class ContrastError(InputError):
     """A contrast file is malformed, or its prompts cannot be split as asked."""
+
+
+class DataError(InputError):
+    """A named data set cannot be had, or is not what was declared."""
 
 
 class TemplateError(InputError):

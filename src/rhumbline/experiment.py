@@ -8,7 +8,7 @@ The protocol is on disk before the first forward pass. A run with the same proto
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +21,7 @@ import torch
 from rhumbline import report
 from rhumbline.chat import Chat
 from rhumbline.conditions import chats_of
-from rhumbline.contrasts import ContrastSet, Splits, split_contrast
+from rhumbline.contrasts import ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.directions import difference_in_means
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Direction
@@ -77,9 +77,10 @@ def run(
     `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
     no report is drawn; `rhumbline report` draws it later.
     """
-    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
-    chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, contrast.prompts)
-    splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
+    splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+    prompts = prompts_of(contrast, splits.values())
+    chat = Chat.of(model.tokenizer, protocol.chat, prompts)
+    chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     record = describe(model, chat, contrast, splits, protocol) | {"texts": texts.record()}
     with RunDirectory.open(out, record) as directory:
@@ -121,7 +122,7 @@ def describe(
         **protocol.record(),
         "model": {**model.record(), "fingerprint": fingerprint(model)},
         "chat": chat.record(),
-        "contrast": {"name": contrast.name, "sha256": contrast.sha256, "duplicates": contrast.duplicates},
+        "contrast": contrast.record(),
         "splits": {
             str(seed): {
                 "sizes": s.sizes(),
@@ -135,13 +136,23 @@ def describe(
     }
 
 
+def prompts_of(contrast: ContrastSet, splits: Iterable[Splits]) -> tuple[Prompt, ...]:
+    """The prompts of the run: the whole file, or what was drawn from the pools of a named contrast."""
+    if contrast.pools is None:
+        return contrast.prompts
+    return tuple(dict.fromkeys(p for s in splits for part in s.parts.values() for side in part.values() for p in side))
+
+
 def code_sha256() -> str:
     """Hash of the package's own source files, but for those that only show results."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
-    shown = {"report.py", "page.py", "evidence_report.py", "figures.py", "evidence_figures.py", "cli.py"}
-    shown |= {"side_effects_report.py", "side_effects_figures.py"}
-    for path in sorted(p for p in root.rglob("*.py") if p.name not in shown):
+    # What only draws a finished run, or only reads the command line, changes no number.
+    shown = {"report", "run_record", "page", "cli"}
+    for path in sorted(root.rglob("*.py")):
+        top = path.relative_to(root).with_suffix("").parts[0]
+        if top in shown or top.endswith(("_report", "figures")) or top.startswith("report_"):
+            continue
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -171,9 +182,9 @@ def discover(
     progress: Callable[[str, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Extraction only: where the classes separate on validation prompts. Generates nothing, opens no test prompt."""
-    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
     seed = protocol.seeds[0]
-    splits = split_contrast(contrast, protocol.sizes, seed)
+    splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
+    chat = Chat.of(model.tokenizer, protocol.chat, prompts_of(contrast, [splits]))
     record = describe(model, chat, contrast, {seed: splits}, protocol) | {"mode": "discover"}
     with RunDirectory.open(out, record) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)

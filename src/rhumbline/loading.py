@@ -5,6 +5,7 @@ asked for.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ def load(
     device: str | None = None,
     coarse: bool = False,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> ChatModel:
     """Load a chat model by hub name or directory and prove its residual stream.
 
     `dtype` is a torch dtype's name or `auto` (the checkpoint's); `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a device
-    map over all devices) or None for the first accelerator. Remote code is off unless asked for. Raises ModelError.
+    map over all devices) or None for the first accelerator. Remote code is off unless asked for. `revision` is a
+    commit, branch or tag of a hub name. A LoRA adapter is loaded on its base model (needs peft). Raises ModelError.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -40,17 +43,22 @@ def load(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        base = _base_of_adapter(where, revision)
+        config = AutoConfig.from_pretrained(
+            base or where, trust_remote_code=trust_remote_code, revision=None if base else revision
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:
         raise ModelError(f"{source}: not a loadable Hugging Face model: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder.")
-    model = _load_weights(source, where, config, dtype, device, trust_remote_code)
+    model = _load_weights(source, where, config, dtype, device, trust_remote_code, revision)
     return prove(model, tokenizer, source, coarse=coarse)
 
 
-def _load_weights(source: str, where: str, config: Any, dtype: str, device: str, remote: bool) -> Any:
+def _load_weights(
+    source: str, where: str, config: Any, dtype: str, device: str, remote: bool, revision: str | None
+) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in (
@@ -61,7 +69,7 @@ def _load_weights(source: str, where: str, config: Any, dtype: str, device: str,
         raise ModelError(f"dtype {dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16.")
     try:
         loaded: Any = loader.from_pretrained(
-            where, dtype=dtype, device_map=device, trust_remote_code=remote, output_loading_info=True
+            where, dtype=dtype, device_map=device, trust_remote_code=remote, output_loading_info=True, revision=revision
         )
         model, info = loaded
     except Exception as error:
@@ -77,6 +85,16 @@ def _load_weights(source: str, where: str, config: Any, dtype: str, device: str,
         if tensor.is_floating_point() and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
             raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
     return model
+
+
+def _base_of_adapter(where: str, revision: str | None) -> str | None:
+    """The base model that a LoRA adapter was made for, or None for any other checkpoint."""
+    from transformers.utils.hub import cached_file
+
+    if cached_file(where, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False) is not None:
+        return None
+    adapter = cached_file(where, "adapter_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if adapter is None else json.loads(Path(adapter).read_text())["base_model_name_or_path"]
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from rhumbline.contrasts import Sizes
 from rhumbline.errors import ProtocolError
 from rhumbline.judging import JUDGES, judge
 from rhumbline.nulls import FAMILIES
+from rhumbline.sampling import Sampling
 from rhumbline.selection import ARDITI2024, BLOG2026, SelectionRule
 from rhumbline.verdict import Rule
 from rhumbline.verdict import rule as named_rule
@@ -169,6 +170,8 @@ class Protocol:
     """Each seed samples the splits anew and refits the direction."""
     sizes: Sizes = field(default_factory=Sizes)
     """Prompts per class in train, val and test, where the contrast does not fix them."""
+    sampling: Sampling = "lots"
+    """How the pools of a named contrast are drawn from. `reference`: by the paper's code, in its order."""
     chat: ChatOptions = field(default_factory=ChatOptions)
     extraction: Extraction = field(default_factory=Extraction)
     refusal_tokens: Literal["auto"] | tuple[str, ...] = "auto"
@@ -200,6 +203,8 @@ class Protocol:
             faults.append(f"seeds is {list(self.seeds)}; give different whole numbers from 0 up")
         if self.max_new_tokens < 1:
             faults.append(f"max_new_tokens is {self.max_new_tokens}; give 1 or more")
+        if self.sampling not in typing.get_args(Sampling):
+            faults.append(f"sampling is {self.sampling!r}; use lots or reference")
         if not self.behaviour.strip():
             faults.append("behaviour is empty; give a word such as refusal")
         if self.refusal_tokens != "auto" and not self.refusal_tokens:
@@ -237,6 +242,7 @@ PRESETS: Mapping[str, Protocol] = {
     "arditi2024": Protocol(
         "arditi2024",
         seeds=(42,),
+        sampling="reference",
         nulls=Nulls(("isotropic",), 1, wide=0),
         dose=Dose((), ()),
         stability=Stability(refits=0),

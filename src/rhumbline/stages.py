@@ -433,7 +433,9 @@ class SeedStages:
                 }
                 if arm.name in OWN_ARMS:
                     row |= self._readouts(ids, text, prompt, label)
-                rows.append(row | ({"completion": text} if self.protocol.save_completions else {}))
+                rows.append(
+                    row | ({"prompt": prompt.text, "completion": text} if self.protocol.save_completions else {})
+                )
         return rows
 
     def _text(self, ids: Sequence[int]) -> str:

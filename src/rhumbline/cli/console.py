@@ -37,7 +37,7 @@ def print_plan(contrast: Any, protocol: Any) -> None:
     from rhumbline.contrasts import split_contrast
     from rhumbline.planning import plan
 
-    sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0]).sizes()
+    sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
     found = plan(sizes, protocol.rule.min_drop, protocol.nulls.wide)
     for label, effect in (("positive", "suppression"), ("negative", "induction")):
         least, passing = found["any"][label], found["rule"][label]

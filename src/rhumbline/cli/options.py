@@ -22,6 +22,22 @@ def model_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
+def contrast_options(command: argparse.ArgumentParser) -> None:
+    """Which prompts are read."""
+    named = "JSON Lines or CSV with prompt and label, or a name (rhumbline data list)"
+    command.add_argument("--contrast", required=True, metavar="FILE|NAME", help=named)
+    command.add_argument("--data-dir", default=None, metavar="DIR", help="local files of named data sets, read first")
+
+
+def open_contrast(a: argparse.Namespace) -> Any:
+    """The contrast that a command names."""
+    from rhumbline.data import open_contrast
+
+    if a.data_dir is not None and not Path(a.data_dir).is_dir():
+        raise InputError(f"--data-dir {a.data_dir} is not a directory.")
+    return open_contrast(a.contrast, a.data_dir)
+
+
 def chat_options(command: argparse.ArgumentParser) -> None:
     """What the chat template is given."""
     group = command.add_argument_group("chat")
@@ -79,7 +95,8 @@ def chat_changes(a: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k, v in changes.items() if v is not None}
 
 
-def _integers(text: str, option: str) -> tuple[int, ...]:
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -100,12 +117,12 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "full_grid": a.full_grid,
         "save_completions": a.save_completions,
         "early_stop": a.early_stop,
-        "seeds": _integers(a.seeds, "--seeds") if a.seeds is not None else None,
+        "seeds": integers(a.seeds, "--seeds") if a.seeds is not None else None,
     }
     if a.refusal_tokens is not None:
         changes["refusal_tokens"] = "auto" if a.refusal_tokens == "auto" else tuple(a.refusal_tokens.split(","))
     if a.sizes is not None:
-        numbers = _integers(a.sizes, "--sizes")
+        numbers = integers(a.sizes, "--sizes")
         if len(numbers) != 3:
             raise InputError(f"--sizes is {a.sizes!r}; give three numbers: train, val and test per class.")
         changes["sizes"] = dict(zip(("train", "val", "test"), numbers, strict=True))

@@ -15,8 +15,10 @@ from rhumbline.cli.options import (
     chat_changes,
     chat_options,
     check_expected,
+    contrast_options,
     load_model,
     model_options,
+    open_contrast,
     protocol_of,
     protocol_options,
     texts_option,
@@ -32,7 +34,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     run = command("run", _run, "find, select, test, decide and report, on a model of yours")
     run.add_argument("model", metavar="MODEL", help="hub name or directory")
-    run.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
+    contrast_options(run)
     run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
     texts_option(run)
     model_options(run)
@@ -40,7 +42,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
     discover.add_argument("model", metavar="MODEL", help="hub name or directory")
-    discover.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
+    contrast_options(discover)
     discover.add_argument("--out", default=None, metavar="RUN", help="run directory (default: runs/discover-MODEL)")
     discover.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     discover.add_argument("--json", action="store_true", help="print discover.json on standard output")
@@ -73,12 +75,11 @@ def _demo(a: argparse.Namespace) -> int:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from rhumbline.contrasts import read_contrast
     from rhumbline.texts import NO_TEXTS, read_texts
 
     check_expected(a)
     # Cheap checks first: a malformed file is found before a large model is loaded.
-    protocol, contrast = protocol_of(a), read_contrast(a.contrast)
+    protocol, contrast = protocol_of(a), open_contrast(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
     return _execute(a, load_model(a), contrast, protocol, texts)
 
@@ -104,13 +105,12 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, te
 
 
 def _discover(a: argparse.Namespace) -> int:
-    from rhumbline.contrasts import read_contrast
     from rhumbline.experiment import discover
     from rhumbline.protocol import amend, preset
 
     chat = chat_changes(a)
     protocol = amend(preset("rhumbline"), {"seeds": [a.seed]} | ({"chat": chat} if chat else {}), "options")
-    contrast = read_contrast(a.contrast)
+    contrast = open_contrast(a)
     folder = a.out or f"runs/discover-{Path(a.model).name}"
     progress = Progress()
     try:

@@ -1,0 +1,106 @@
+"""The command `data`: which sets there are, and whether they can be had. Computes nothing itself."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from rhumbline.cli.console import err, out
+
+
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command to the parser; `command(name, run, text)` makes one."""
+    data = command("data", _list, "named contrasts and evaluation sets")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="what there is")
+    listing.set_defaults(command=_list)
+    show = actions.add_parser("show", help="where a set comes from, what is taken of it, what is expected")
+    show.add_argument("name", metavar="NAME")
+    show.set_defaults(command=_show)
+    check = actions.add_parser("check", help="load it and compare it with what is declared: 1 for other rows")
+    check.add_argument("name", metavar="NAME")
+    check.add_argument("--data-dir", default=None, metavar="DIR", help="local files, read first")
+    check.set_defaults(command=_check)
+    for action in (listing, show, check):
+        action.add_argument("--json", action="store_true", help="print JSON on standard output")
+
+
+def _list(a: argparse.Namespace) -> int:
+    from rhumbline.data import recipes, sources
+
+    if a.json:
+        found = {
+            "contrasts": {n: r.title for n, r in recipes().items()},
+            "sets": {n: s.title for n, s in sources().items()},
+        }
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    table = Table(title="contrasts, for --contrast", title_justify="left", box=None)
+    for column in ("name", "what it is", "made of"):
+        table.add_column(column, overflow="fold")
+    for recipe in recipes().values():
+        table.add_row(recipe.name, recipe.title, ", ".join(recipe.sources))
+    out.print(table)
+    table = Table(title="sets", title_justify="left", box=None)
+    for column in ("name", "rows", "pinned", "licence", "what it is"):
+        table.add_column(column, overflow="fold")
+    for s in sources().values():
+        table.add_row(s.name, str(s.rows), "yes" if s.pinned else "no", s.licence, s.title)
+    out.print(table)
+    return 0
+
+
+def _show(a: argparse.Namespace) -> int:
+    from rhumbline.data import recipes, source
+
+    if a.name in recipes():
+        recipe = recipes()[a.name]
+        record: dict[str, Any] = {
+            "name": recipe.name,
+            "title": recipe.title,
+            "positive": {k: list(v) for k, v in recipe.positive.items()},
+            "negative": {k: list(v) for k, v in recipe.negative.items()},
+            "at_most": recipe.at_most,
+            "apart_from": list(recipe.apart_from),
+            "shares": list(recipe.shares),
+            "shuffle": recipe.shuffle,
+        }
+    else:
+        record = source(a.name).record()
+    if a.json:
+        print(json.dumps(record, ensure_ascii=False))
+        return 0
+    for key, value in record.items():
+        if value not in (None, (), [], {}):
+            out.print(f"[bold]{key}[/]")
+            for line in value if isinstance(value, list | tuple) else [value]:
+                out.print(f"  {line}", markup=False, highlight=False)
+    return 0
+
+
+def _check(a: argparse.Namespace) -> int:
+    from rhumbline.data import compose, load, recipes, source
+
+    if a.name in recipes():
+        record = compose(recipes()[a.name], a.data_dir).pools
+        assert record is not None
+        found = record["sources"]
+    else:
+        found = [load(source(a.name), a.data_dir).provenance]
+        record = found[0]
+    faults = [f for f in found if f["as_expected"] is False or f["rows"] != source(f["source"]).rows]
+    if a.json:
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        for f in found:
+            expected = {None: "content not declared", True: "as declared", False: "OTHER ROWS than declared"}
+            told = f"{f['rows']} rows of {source(f['source']).rows} expected, {expected[f['as_expected']]}"
+            out.print(f"{f['source']}: {told}, from {f['from']}", markup=False, highlight=False)
+        if "pools" in record:
+            out.print(f"pools: {record['pools']}; left out as repeats: {record['left_out']}", markup=False)
+    if faults:
+        err.print(f"[bold red]rhumbline:[/] {', '.join(f['source'] for f in faults)}: not the rows that are declared.")
+        return 1
+    return 0
