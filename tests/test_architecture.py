@@ -18,8 +18,8 @@ ORDER = [
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
     "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
     "stages", "experiment",
-    "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
-    "adapters", "export",
+    "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "tensorfiles",
+    "sharded", "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",

@@ -38,6 +38,11 @@ from rhumbline.weights import (
 )
 
 RECORD = "rhumbline-edit.json"
+UNMEASURED = (
+    "how far this checkpoint is from its hooked self was not measured: the gap is the small model's, whose gains are "
+    "random. Edit in memory, without --sharded, to have it measured."
+)
+"""What an approximate outcome means where the model was not built."""
 _SKIPPED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
@@ -341,6 +346,8 @@ def summary(record: Mapping[str, Any], out: Path) -> list[str]:
             f"largest share of a tensor along it: {proof['leak']:.1e}; on a small model of the same config hooked "
             "and edited "
             f"differ by KL {small['kl']:.2g} nats (the ablation moves it by {small['effect']:.2g})",
+            *(f"not exact: {reason}" for reason in record["reasons"][:3]),
+            *([UNMEASURED] if record["outcome"] != "exact" else []),
             f"model: {out}",
         ]
     gap, saved = proof["float32"], proof["saved"]
