@@ -119,7 +119,7 @@ def study(case: Case) -> dict[str, Any]:
 
 def spec_of(case: Case) -> dict[str, Any] | None:
     """What was planted."""
-    names = ("effect", "noise", "d_model", "axes", "jitter")
+    names = ("effect", "noise", "d_model", "axes", "jitter", "overlap", "fragile")
     return None if case.planted is None else {name: getattr(case.planted, name) for name in names}
 
 

@@ -156,4 +156,30 @@ def _more_wide(first: int, rng: random.Random) -> Iterator[Case]:
         yield Case("null", f"planted axis, rate 0.6, width {width}", 16, seed, spec)
 
 
-STUDIES: Mapping[str, Callable[[int], Iterator[Case]]] = MappingProxyType({"first": first_study, "nulls": more_nulls})
+def spread(first: int) -> Iterator[Case]:
+    """Models in which a candidate passes and SINGLE is wrong: cones of axes, and models that any vector moves."""
+    yield from interleaved([list(make(first, random.Random(first))) for make in (_cones, _fragile)])
+
+
+def _cones(first: int, rng: random.Random) -> Iterator[Case]:
+    """Axes at an angle: their mean moves the behaviour both ways, and a prompt stands on one of them only."""
+    shapes = ((2, 0.2), (2, 0.3), (2, 0.4), (3, 0.4), (4, 0.4), (2, 0.6), (2, 0.8))
+    for i in range(42):
+        (axes, overlap), n, seed = shapes[i % 7], rng.choice((16, 32, 64)), first + i
+        effect, noise = rng.choice((1.05, 1.1, 1.15)), rng.choice((0.5, 1.0))
+        sizes = {"jitter": 0.05, "prompts": 3 * n + 16, "seed": seed}
+        spec = Planted(axes=axes, overlap=overlap, effect=effect, noise=noise, **sizes)
+        yield Case("cone", f"{axes} axes, cosine {overlap}", n, seed, spec)
+
+
+def _fragile(first: int, rng: random.Random) -> Iterator[Case]:
+    """The behaviour follows the length of the stream."""
+    for i in range(32):
+        n, seed = (16, 32)[i % 2], first + 1000 + i
+        spec = Planted(effect=3.0, fragile=2.5, noise=0.5, d_model=rng.choice((64, 128)), prompts=3 * n + 16, seed=seed)
+        yield Case("fragile", "any vector moves it", n, seed, spec)
+
+
+STUDIES: Mapping[str, Callable[[int], Iterator[Case]]] = MappingProxyType(
+    {"first": first_study, "nulls": more_nulls, "spread": spread}
+)
