@@ -193,7 +193,7 @@ def main() -> None:
     if a.action == "show":
         from calibration_tables import show
 
-        show(a.out)
+        show(a.out.parent)
         return
     torch.set_num_threads(1)
     a.out.parent.mkdir(parents=True, exist_ok=True)
