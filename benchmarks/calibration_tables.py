@@ -47,15 +47,58 @@ def by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
     return dict(sorted(found.items()))
 
 
-def show(path: Path) -> None:
-    """Every table on standard output, every figure beside the file."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+def show(folder: Path) -> None:
+    """Every table on standard output, every figure into the folder of the runs."""
+    studies = {name: _read(folder / f"{name}.jsonl") for name in ("runs", "nulls", "spread")}
+    rows = [row for found in studies.values() for row in found]
     groups = by(rows, lambda r: r["group"])
-    nulls, power, several = (groups.get(g, []) for g in ("null", "power", "several"))
+    power, several, cones, fragile = (groups.get(g, []) for g in ("power", "several", "cone", "fragile"))
+    # One engine: the second study is reported, and the first one beside it as a whole.
+    nulls, earlier = studies["nulls"], [r for r in studies["runs"] if r["group"] == "null"]
     print("## False positives\n")
     head = ["What is there", "Runs", "Default rule says SINGLE", "blog2026 says SINGLE", "Verdicts of the default rule"]
-    print(table(head, [_line(kind, rs) for kind, rs in [("all", nulls), *by(nulls, lambda r: r["kind"]).items()]]))
+    at_stake = [r for r in nulls if _at_stake(r)]
+    lines = [("all", nulls), ("of them with a baseline and a candidate", at_stake)]
+    print(table(head, [_line(kind, rs) for kind, rs in [*lines, *by(nulls, lambda r: r["kind"]).items()]]))
     print(table(["Prompts per class", *head[1:]], [_line(n, rs) for n, rs in by(nulls, lambda r: r["n"]).items()]))
+    print(table(["The first study", *head[1:]], [_line("all, on the engine before packed passes", earlier)]))
+    _show_power(power, groups.get("full", []))
+    print("## Several directions\n")
+    print(table(head, [_line(kind, rs) for kind, rs in [("all", several), *by(several, lambda r: r["kind"]).items()]]))
+    print("Cones, in which a candidate passes (`groups`: the cosine between the two groups of positives, median):\n")
+    lines = [[*_line(kind, rs), _middle(rs, "groups")] for kind, rs in by(cones, lambda r: r["kind"]).items()]
+    print(table([*head, "groups"], lines))
+    print("## Models that any vector moves\n")
+    print(table(head, [_line(f"n = {n}", rs) for n, rs in by(fragile, lambda r: r["n"]).items()]))
+    print(table(["Reason (a run may have several)", "Runs"], _reasons(fragile)))
+    print("## Each family alone\n")
+    wrong = [r for r in cones if r["spec"]["overlap"] < 0.5]
+    print(table(*_alone(nulls, fragile, [*several, *wrong], power)))
+    print(table(*_can_fail([r for r in rows if r["group"] != "fragile"])))
+    for chart in (_false_positives(nulls), _power_chart(power), _cosines(power)):
+        (folder / f"{chart.name}.svg").write_text(draw(chart).svg)
+
+
+def _read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _at_stake(row: Row) -> bool:
+    """Whether anything stood between the run and SINGLE but the rule: a baseline to suppress, a direction to test."""
+    return row["verdict"] not in ("NO-VERDICT", "NO-BASELINE-REFUSAL") and "no candidate" not in row["reason"]
+
+
+def _middle(rows: Sequence[Row], field: str) -> str:
+    known = sorted(r[field] for r in rows if r.get(field) is not None)
+    return f"{known[len(known) // 2]:.2f}" if known else "-"
+
+
+def _reasons(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    found = Counter(part.strip() for r in rows if not default(r) for part in r["reason"].split(";"))
+    return found.most_common(12)
+
+
+def _show_power(power: Sequence[Row], full: Sequence[Row]) -> None:
     print("## Power\n")
     for name, key in (("Effect", "effect"), ("Noise", "noise"), ("Width", "d_model")):
         lines = [_power_line(v, rs) for v, rs in by(power, lambda r, key=key: r["spec"][key]).items()]
@@ -69,29 +112,18 @@ def show(path: Path) -> None:
     print(f"Runs in which a candidate passed the selection: {told(share(chosen, default))}\n")
     true = [r for r in chosen if r["cosine"] >= 0.9 and default(r)]
     low = sorted(r["cosine"] for r in chosen if default(r))
-    print(f"Runs that say SINGLE with |cosine| to the truth of 0.9 or more: {len(true)} of {len(low)}; least {low[0]}")
-    full = groups.get("full", [])
-    lines = [_power_line(f"n = {n}", rs) for n, rs in by(full, lambda r: r["n"]).items()]
     print(
-        "\n"
-        + table(
-            ["Default draws: effect 1-1.5, noise 1, width 64-128", "Runs", "Default", "blog2026", "Median cosine"],
-            lines,
-        )
+        f"Runs that say SINGLE with |cosine| to the truth of 0.9 or more: {len(true)} of {len(low)}; least {low[0]}\n"
     )
+    lines = [_power_line(f"n = {n}", rs) for n, rs in by(full, lambda r: r["n"]).items()]
+    head = ["Default draws: effect 1-1.5, noise 1, width 64-128", "Runs", "Default", "blog2026", "Median cosine"]
+    print(table(head, lines))
     for r in full:
         if not default(r):
-            print(f"{r['name']}: {r['verdict']}, {r['reason']}")
-    print("\n## Why power runs fail\n")
+            print(f"{r['name']}: {r['verdict']}, {r['reason']}\n")
+    print("## Why power runs fail\n")
     misses = Counter(_why(r) for r in power if not default(r))
     print(table(["Reason", "Runs"], misses.most_common()))
-    print("## Several directions\n")
-    print(table(head, [_line(kind, rs) for kind, rs in [("all", several), *by(several, lambda r: r["kind"]).items()]]))
-    print("## Each family alone\n")
-    print(table(*_alone(nulls, power, several)))
-    print(table(*_can_fail(rows)))
-    for chart in (_false_positives(nulls), _power_chart(power), _cosines(power)):
-        (path.parent / f"{chart.name}.svg").write_text(draw(chart).svg)
 
 
 def _line(kind: Any, rows: Sequence[Row]) -> list[Any]:
@@ -139,7 +171,8 @@ def _why(row: Row) -> str:
 
 
 def _alone(*groups: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    head = ["SINGLE, were this the only family of the rule", "nothing there", "one axis", "several axes"]
+    head = ["SINGLE, were this the only family of the rule", "nothing there", "any vector moves it", "several axes",
+            "one axis"]  # fmt: skip
     lines = []
     for family in (*RHUMBLINE.families, "all (the rule)"):
         says = default if family.startswith("all") else lambda r, f=family: r["alone"].get(f) == SINGLE

@@ -23,8 +23,8 @@ ORDER = [
     "figures", "run_record", "evidence_figures", "side_effects_figures",
     "page", "evidence_report", "side_effects_report", "report_sections", "report_protocol", "report",
     "stages", "experiment", "reproducing",
-    "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
-    "adapters", "export",
+    "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "tensorfiles",
+    "sharded", "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "sampling", "contrasts", "data", "texts", "statistics", "planning", "evidence",

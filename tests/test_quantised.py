@@ -2,15 +2,20 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from families import random_model
-from rhumbline import proving
+from rhumbline import preset, proving, read_contrast, run
+from rhumbline.contrasts import Sizes
 from rhumbline.errors import EditError
 from rhumbline.importing import Imported
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
-from rhumbline.loading import load
+from rhumbline.loading import fingerprint, load
+from rhumbline.organisms import organism_dir
+from rhumbline.records import read_json, read_rows, write_json
 from rhumbline.running import Runner
 from rhumbline.saving import EditOptions, dequantized, edit_checkpoint
+from rhumbline.sharded import edit_sharded
 from rhumbline.weights import edit_in_place, orthonormal, refuse_quantised
 
 WIDTH = 128  # bitsandbytes packs blocks of 64
@@ -108,3 +113,123 @@ def test_layers_on_other_devices_run_all_the_same(where, checkpoint, tokenizer, 
     chat_model = proving.prove(spread, tokenizer, "spread")
     direction = Direction.from_vector(torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)), -1, 1)
     assert completions(chat_model, direction) == completions(whole, direction)
+
+
+def test_a_whole_run_with_offloaded_layers_is_the_plain_run(tmp_path, monkeypatch):
+    """`load(device="auto")`: accelerate says where the layers go; the rows and the verdict do not depend on it."""
+    import transformers.modeling_utils
+
+    def on_disk(model, *args, **kwargs):
+        places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+        return places | {f"model.layers.{i}": "disk" if i in (1, 2) else "cpu" for i in range(10)}
+
+    folder = organism_dir("refusal")
+    whole, changed = (load(str(folder), device="cpu", dtype="float32") for _ in range(2))
+    monkeypatch.setattr(transformers.modeling_utils, "_get_device_map", on_disk)
+    spread = load(str(folder), device="auto", dtype="float32")
+    assert {spread.model.model.layers[i].mlp.down_proj.weight.device.type for i in (1, 2)} == {"meta"}
+    # The offloaded weights count: another model with the same ones in memory is another model.
+    assert fingerprint(spread) == fingerprint(whole)
+    changed.model.model.layers[1].mlp.down_proj.weight.data[0, 0] += 1
+    assert fingerprint(changed) != fingerprint(whole)
+    protocol = preset("blog2026", sizes=Sizes(16, 8, 8), max_new_tokens=12, save_completions=True)
+    found = {}
+    for name, model in (("whole", whole), ("spread", spread)):
+        run(model, read_contrast(folder / "contrast.jsonl"), tmp_path / name, protocol, page=False)
+        found[name] = read_rows(tmp_path / name / "seed-0" / "outcomes.jsonl")
+    results = {name: read_json(tmp_path / name / "results.json") for name in found}
+    assert found["whole"] == found["spread"]
+    assert results["whole"]["verdict"] == results["spread"]["verdict"]
+    first, second = (results[name]["seeds"][0]["selected"] for name in found)
+    assert first is not None
+    assert first == second
+    assert len({row["completion"] for row in found["spread"]}) > 4
+
+
+# -- checkpoints that are stored quantised: mxfp4 and fp8 -------------------------------------------------------------
+
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def as_mxfp4(weight):
+    """(blocks, scales, what they stand for) of an expert matrix [expert, in, out]; 32 inputs share a power of two."""
+    w = weight.float().transpose(1, 2).unflatten(-1, (-1, 32))
+    exponent = (w.abs().amax(-1).clamp_min(1e-12) / 6).log2().ceil().clamp(-100, 100)
+    scaled = w / exponent.exp2()[..., None]
+    nearest = (scaled.abs()[..., None] - E2M1).abs().argmin(-1)
+    code = nearest + 8 * (scaled < 0)
+    blocks = (code[..., 0::2] + 16 * code[..., 1::2]).to(torch.uint8)
+    value = E2M1[nearest] * scaled.sign() * exponent.exp2()[..., None]
+    return blocks, (exponent + 127).to(torch.uint8), value.flatten(-2).transpose(1, 2)
+
+
+def as_fp8(weight, block=128):
+    """(values, scales, what they stand for) of a matrix, in square blocks."""
+    rows, columns = (-(-n // block) for n in weight.shape)
+    w = torch.nn.functional.pad(
+        weight.float(), (0, columns * block - weight.shape[1], 0, rows * block - weight.shape[0])
+    )
+    tiles = w.reshape(rows, block, columns, block)
+    scale = tiles.abs().amax((1, 3)).clamp_min(1e-12) / 448
+    stored = (tiles / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+    value = (stored.float() * scale[:, None, :, None]).reshape(w.shape)[: weight.shape[0], : weight.shape[1]]
+    return stored.reshape(w.shape)[: weight.shape[0], : weight.shape[1]].contiguous(), scale, value
+
+
+@pytest.fixture
+def stored_quantised(tmp_path, tokenizer):
+    """(folder, what its quantised matrices stand for) of a checkpoint whose files hold mxfp4 or fp8."""
+
+    def make(kind):
+        folder, wanted, tensors = tmp_path / kind, {}, {}
+        family = "gpt_oss" if kind == "mxfp4" else "llama"
+        sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "vocab_size": len(tokenizer)}
+        model = random_model(family, **sizes, dtype=torch.bfloat16)
+        for name, tensor in model.state_dict().items():
+            if kind == "mxfp4" and name.endswith(("gate_up_proj", "down_proj")):
+                tensors[f"{name}_blocks"], tensors[f"{name}_scales"], wanted[name] = as_mxfp4(tensor)
+            elif kind == "fp8" and name.endswith(("proj.weight",)) and tensor.ndim == 2 and min(tensor.shape) >= 128:
+                tensors[name], tensors[f"{name}_scale_inv"], wanted[name] = as_fp8(tensor)
+            else:
+                tensors[name] = tensor
+        plain = [n.removesuffix(".weight") for n in model.state_dict() if n not in wanted]
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+        config = read_json(folder / "config.json")
+        config["quantization_config"] = {"quant_method": kind} | (
+            {"modules_to_not_convert": ["self_attn", "router", "embed_tokens", "lm_head"]}
+            if kind == "mxfp4"
+            else {
+                "activation_scheme": "dynamic",
+                "weight_block_size": [128, 128],
+                "modules_to_not_convert": plain,
+            }
+        )
+        write_json(folder / "config.json", config)
+        return folder, wanted
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["mxfp4", "fp8"])
+def test_a_checkpoint_of_four_or_eight_bit_floats(kind, stored_quantised, tmp_path):
+    source, wanted = stored_quantised(kind)
+    chat_model = load(str(source), device="cpu")
+    found = chat_model.model.state_dict()
+    assert len(wanted) >= 8
+    for name, value in wanted.items():
+        assert found[name].dtype == torch.bfloat16
+        torch.testing.assert_close(found[name].float(), value, rtol=8e-3, atol=1e-6)
+    direction = Direction.from_vector(torch.randn(128, generator=torch.Generator().manual_seed(0)), -1, 1)
+    assert all(len(text) > 0 for arm in completions(chat_model, direction) for text in arm)
+    imported, out = Imported(direction.vector[None], 1, -1, "somewhere"), tmp_path / "edited"
+    for way in (edit_checkpoint, edit_sharded):
+        with pytest.raises(EditError, match="quantised"):
+            way(str(source), imported, out)
+        assert not out.exists()
+    record = edit_checkpoint(str(source), imported, out, EditOptions(device="cpu", dequantize=True))
+    assert record["outcome"] == "exact"
+    again = load(str(out), device="cpu").model
+    assert getattr(again.config, "quantization_config", None) is None
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}

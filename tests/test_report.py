@@ -231,6 +231,24 @@ def test_coarse_mode_is_named(tmp_path):
     assert "Coarse mode" in Page(report.build(make_run(tmp_path, seeds=(0,), draws=2, mode="coarse"))).text
 
 
+def test_damage_is_told_beside_its_bounds(tmp_path):
+    """Every reading of damage; an accuracy that cannot be read is said to be unread, and one that can is given."""
+    folder = make_run(tmp_path / "unread", seeds=(0,), draws=2)
+    unread = "not measured: the negatives of this contrast carry no response"
+    text = Page(report.build(folder)).text
+    assert unread in text
+    for said in ("KL of the next token", "degenerate completions, positives, ablation", "Bound of the rule"):
+        assert said in text
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["seeds"][0]["arms"]:
+        if row["set"] == "negative":
+            row["correct"] = 0.875 if row["arm"] == "baseline" else 0.625
+    (folder / "results.json").write_text(json.dumps(results))
+    text = Page(report.build(folder)).text
+    assert unread not in text
+    assert "0.88 to 0.62" in text
+
+
 def test_large_grid_fits_the_page(tmp_path):
     report.build(make_run(tmp_path, seeds=(0,), layers=80, positions=8, draws=2))
     svg = (tmp_path / "figures" / "selection-seed-0-bypass.svg").read_text()

@@ -17,6 +17,7 @@ def sections(protocol: Rows, results: Rows, draw: page.Canvas) -> list[Html]:
     seeds = results["seeds"]
     parts = [
         _sample(protocol, results),
+        _damage(protocol.get("rule") or {}, seeds),
         _wide(seeds, draw),
         _doses(seeds, draw),
         _readouts(protocol, seeds),
@@ -65,6 +66,53 @@ def _sample(protocol: Rows, results: Rows) -> Html:
         "independent, so it is on the wide side."
     )
     return page.section("What the sample can show", page.bullets(said), page.table(head, rows) if rows else "", note)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def _damage(rule: Rows, seeds: Sequence[Rows]) -> Html:
+    """What the interventions break, each reading beside the bound beyond which the rule says DAMAGED."""
+    rows = []
+    for seed in seeds:
+        arms = {(row["arm"], row["set"]): row for row in seed["arms"]}
+        if ("ablation", "negative") not in arms:
+            continue
+        moved = seed.get("shift") or {}
+        kl, low, high = (page.number(moved.get(key), 4) for key in ("kl", "low", "high"))
+        name = "KL of the next token in nats, quiet negatives, ablation"
+        rows.append([seed["seed"], name, f"{kl} [{low}, {high}]", moved.get("n", 0), _bound(rule.get("max_kl"))])
+        for arm, side in (("ablation", "positive"), ("ablation", "negative"), ("addition", "negative")):
+            before, after = arms.get(("baseline", side), {}), arms.get((arm, side), {})
+            read = f"{page.number(before.get('degenerate'))} to {page.number(after.get('degenerate'))}"
+            name = f"degenerate completions, {side}s, {arm}"
+            rows.append([seed["seed"], name, read, after.get("n", 0), _bound(rule.get("max_degenerate"), "more")])
+        before, after = arms.get(("baseline", "negative"), {}), arms["ablation", "negative"]
+        known = before.get("correct") is not None and after.get("correct") is not None
+        read = f"{page.number(before['correct'])} to {page.number(after['correct'])}" if known else UNREAD
+        rows.append([seed["seed"], "harmless accuracy (known answers), negatives, ablation", read,
+                     after.get("n", 0) if known else 0, _bound(rule.get("max_accuracy_loss"), "less")])  # fmt: skip
+    if not rows:
+        return Html("")
+    note = page.note(
+        "Beyond a bound of the rule the verdict is DAMAGED, since the effect of a broken model cannot be read. "
+        "Degenerate: empty or repeating itself; baseline to intervention. Quiet negatives: those that hardly show the "
+        "behaviour at baseline. Harmless accuracy: share of negatives whose answer holds the `response` that the "
+        "contrast gives for it."
+    )
+    head = ["Seed", "Reading", "Measured", "n", "Bound of the rule"]
+    return page.section("Damage", page.table(head, rows, left=3), note)
+
+
+UNREAD = "not measured: the negatives of this contrast carry no response"
+"""What stands where the contrast does not know right answers."""
+
+
+def _bound(value: Any, how: str = "") -> str:
+    return "none" if value is None else f"{value:g} {how}".strip()
+
+
+# -- wide nulls -------------------------------------------------------------------------------------------------------
 
 
 def _wide(seeds: Sequence[Rows], draw: page.Canvas) -> Html:

@@ -82,7 +82,7 @@ def _load_weights(
                 f"{', ...' if len(keys) > 3 else ''}), which would be random. Is the download complete?"
             )
     for name, tensor in _tensors(model):
-        if tensor.is_floating_point() and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(_values(model, name, tensor)).all():
             raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
     return model
 
@@ -107,11 +107,23 @@ def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
+def _values(model: Any, name: str, tensor: Tensor) -> Tensor:
+    """The values of a parameter or buffer, wherever they lie: fetched by accelerate where its layer is offloaded."""
+    if tensor.device.type != "meta":
+        return tensor.detach()
+    from accelerate.utils import align_module_device
+
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    with align_module_device(module, torch.device("cpu")):
+        return getattr(module, leaf).detach().clone()
+
+
 def fingerprint(chat_model: ChatModel) -> str:
     """sha256 over every parameter and buffer (name, shape, dtype, bytes) as loaded: what was actually run."""
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(chat_model.model), key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if tensor.device.type != "meta":
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        values = _values(chat_model.model, name, tensor)
+        digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -3,7 +3,9 @@
 Pure functions and the records of an edit. Knows no model beyond the parameters it is handed, and no file.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from rhumbline.errors import EditError
 
 Basis = Float[Tensor, "rank d_model"]
 
-COLUMNS = 8192
+COLUMNS = 1024
 """Columns of a matrix that are projected at a time: what bounds the memory of the float64 copies."""
 
 Outcome = Literal["exact", "approximate"]
@@ -48,35 +50,38 @@ class Plan:
     """Why the outcome is not exact, writer by writer."""
 
 
-def project(parameter: Tensor, axis: int, read: Basis, write: Basis) -> Tensor:
+def project(parameter: Tensor, axis: int, read: Basis, write: Basis, *, in_place: bool = False) -> Tensor:
     """P - write^T (read . P) along `axis`, computed in float64 matrix by matrix, in the parameter's own dtype.
 
     Matrix by matrix and in float64, so that fused and separate experts, in memory or in a file, get the same bits.
+    `in_place`: the parameter's own memory holds the result, and no second copy of it is made.
     """
-    result = torch.empty_like(parameter)
-    source, target = parameter.movedim(axis, 0), result.movedim(axis, 0)
+    result = parameter if in_place else torch.empty_like(parameter)
     read64, write64 = read.double().to(parameter.device), write.double().to(parameter.device)
-    if source.ndim <= 2:
-        slices = [()]
-    else:
-        # [d, E, ...]: one matrix per expert. The last axis stays, the others are walked through.
-        slices = list(torch.cartesian_prod(*(torch.arange(n) for n in source.shape[1:-1])).reshape(-1, source.ndim - 2))
-    for index in slices:
-        where = (slice(None), *(int(i) for i in index))
-        _project_into(target[where], source[where], read64, write64)
+    for source, target in zip(matrices(parameter, axis), matrices(result, axis), strict=True):
+        _project_into(target, source, read64, write64)
     return result
 
 
-def _project_into(target: Tensor, matrix: Tensor, read: Tensor, write: Tensor) -> None:
-    """One matrix [d_model, n] (or vector [d_model]), in blocks of columns; additions in one order, row after row."""
-    wide, into = (matrix, target) if matrix.ndim == 2 else (matrix[:, None], target[:, None])
-    for block, place in zip(wide.split(COLUMNS, dim=1), into.split(COLUMNS, dim=1), strict=True):
-        x = block.double()
-        share = [(x * r[:, None]).sum(0) for r in read]
-        for r, s in zip(write, share, strict=True):
-            x -= r[:, None] * s
-        # By way of float32, in which the proof computes: the same bits whether the edit ran on float32 or on 16 bits.
-        place.copy_(x.float().to(target.dtype))
+def matrices(parameter: Tensor, axis: int) -> Iterator[Float[Tensor, "d_model columns"]]:
+    """Views of a parameter, with its residual axis first: one per expert, each in blocks of at most COLUMNS columns."""
+    first = parameter.movedim(axis, 0)
+    if first.ndim == 1:
+        yield first[:, None]
+        return
+    # [d, E, ...]: one matrix per expert. The last axis stays, the others are walked through.
+    for index in product(*(range(n) for n in first.shape[1:-1])):
+        yield from first[(slice(None), *index)].split(COLUMNS, dim=1)
+
+
+def _project_into(target: Tensor, block: Tensor, read: Tensor, write: Tensor) -> None:
+    """One block [d_model, columns]; additions in one order, row after row."""
+    x = block.double()
+    share = [(x * r[:, None]).sum(0) for r in read]
+    for r, s in zip(write, share, strict=True):
+        x -= r[:, None] * s
+    # By way of float32, in which the proof computes: the same bits whether the edit ran on float32 or on 16 bits.
+    target.copy_(x.float().to(target.dtype))
 
 
 def orthonormal(vectors: Float[Tensor, "rank d_model"]) -> Basis:

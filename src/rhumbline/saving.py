@@ -38,6 +38,11 @@ from rhumbline.weights import (
 )
 
 RECORD = "rhumbline-edit.json"
+UNMEASURED = (
+    "how far this checkpoint is from its hooked self was not measured: the gap is the small model's, whose gains are "
+    "random. Edit in memory, without --sharded, to have it measured."
+)
+"""What an approximate outcome means where the model was not built."""
 _SKIPPED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
@@ -69,8 +74,15 @@ def edit_checkpoint(
     chat_model = load(
         source, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code, coarse=True
     )
-    if options.dequantize and getattr(chat_model.model, "is_quantized", False):
+    unpacked = _unpacked(chat_model, source, options)
+    if options.dequantize and (unpacked or getattr(chat_model.model, "is_quantized", False)):
         chat_model = dequantized(chat_model)
+    elif unpacked:
+        raise EditError(
+            f"{source} is stored quantised ({unpacked}), and transformers made plain matrices of it here. An edit "
+            f"saves those, at {chat_model.dtype}: give --dequantize if that is wanted, or edit the original checkpoint "
+            "and quantise the result. Runs work as they are."
+        )
     refuse_quantised(chat_model.model)
     check_width(chat_model, found.vectors)
     if not options.force:
@@ -89,10 +101,23 @@ def edit_checkpoint(
     return record
 
 
+def _unpacked(chat_model: ChatModel, source: str, options: EditOptions) -> str | None:
+    """How a checkpoint is stored that transformers dequantised while loading it (mxfp4 and fp8 on a CPU)."""
+    from transformers import AutoConfig
+
+    if getattr(chat_model.model, "is_quantized", False):
+        return None
+    config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
+    stored = getattr(config, "quantization_config", None)
+    return None if stored is None else str(dict(stored).get("quant_method", "an unknown method"))
+
+
 def dequantized(chat_model: ChatModel) -> ChatModel:
-    """The model with plain matrices in place of quantised ones; EditError where its quantiser cannot undo itself."""
+    """The model with plain matrices in place of quantised ones, and no trace of a quantiser; EditError where it cannot
+    undo itself."""
     try:
-        model = chat_model.model.dequantize()
+        quantised = getattr(chat_model.model, "is_quantized", False)
+        model = chat_model.model.dequantize() if quantised else chat_model.model
     except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
         raise EditError(
             f"{chat_model.name}: this quantisation cannot be undone by transformers ({type(error).__name__}). Edit the "
@@ -341,6 +366,8 @@ def summary(record: Mapping[str, Any], out: Path) -> list[str]:
             f"largest share of a tensor along it: {proof['leak']:.1e}; on a small model of the same config hooked "
             "and edited "
             f"differ by KL {small['kl']:.2g} nats (the ablation moves it by {small['effect']:.2g})",
+            *(f"not exact: {reason}" for reason in record["reasons"][:3]),
+            *([UNMEASURED] if record["outcome"] != "exact" else []),
             f"model: {out}",
         ]
     gap, saved = proof["float32"], proof["saved"]

@@ -1,4 +1,4 @@
-"""A safetensors checkpoint edited file by file: the model is never built, memory holds about one file.
+"""A safetensors checkpoint edited file by file: the model is never built, memory holds one tensor.
 
 What to edit comes from a small model of the same config (recipes.py), whose names must be those of the checkpoint. Each
 tensor's values are then edited as the edit in memory would, bit for bit.
@@ -8,9 +8,9 @@ A file that is done is kept, so a killed edit goes on where it was; the director
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from rhumbline.errors import EditError, ModelError, OutputError
 from rhumbline.importing import Imported, check_origin
-from rhumbline.projecting import Basis, inner_vectors, orthonormal, project
+from rhumbline.projecting import Basis, inner_vectors, matrices, orthonormal, project
 from rhumbline.recipes import Recipe, recipe
 from rhumbline.records import canonical, read_json, write_bytes, write_json
-from rhumbline.saving import RECORD, EditOptions, check_target, copy_companions
+from rhumbline.saving import RECORD, UNMEASURED, EditOptions, check_target, copy_companions
+from rhumbline.tensorfiles import TensorFile, write_edited
+from rhumbline.weights import refuse_large
 
 # -- the checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -130,12 +132,10 @@ def edit_sharded(
         raise EditError(f"the direction has {basis.shape[1]} components, but {source} has a stream of {width}.")
     progress("proving the edit on a small model of the same config")
     made = recipe(source, config, len(basis))
-    if made.plan.outcome == "approximate" and not options.force:
-        raise EditError(
-            f"{source}: the edit is only approximate ({made.plan.reasons[0]}), and its gap on this model cannot be "
-            "measured "
-            "without building it. Edit it in memory, or give --force to save it unmeasured."
-        )
+    if made.plan.outcome == "approximate":
+        # Nothing is written along r all the same; how far the scale of the norms moves is measured on the small model
+        # only, and the record and the card say so.
+        refuse_large(f"a small model of the config of {source}", made.gap)
     extra = _check_names(source, shards, made)
     vectors = {"": (basis, basis)}
     for norm in sorted({rule.norm for rule in made.rules.values()} - {""}):
@@ -151,6 +151,10 @@ def edit_sharded(
         if target.exists():
             target.rmdir()
         work.rename(target)
+    except (EditError, ModelError):
+        # Nothing that the same command could go on with.
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     except OSError as error:
         raise OutputError(
             f"{target} cannot be written: {error.strerror or error}. The files that are done wait in {work}: free "
@@ -185,50 +189,40 @@ def _edit_files(
     else:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-    for number, (file, names) in enumerate(shards.tensors.items(), 1):
+    for number, file in enumerate(shards.tensors, 1):
         if file in state["done"]:
             continue
         progress(f"file {number} of {len(shards.tensors)}: {file}")
-        state["done"][file] = _edit_file(shards.folder / file, names, work / file, made, vectors)
+        state["done"][file] = _edit_file(shards.folder / file, work / file, made, vectors)
         write_json(work / "state.json", state)
     return {name: leak for found in state["done"].values() for name, leak in found.items()}
 
 
 def _edit_file(
-    source: Path, names: list[str], target: Path, made: Recipe, vectors: Mapping[str, tuple[Basis, Basis]]
+    source: Path, target: Path, made: Recipe, vectors: Mapping[str, tuple[Basis, Basis]]
 ) -> dict[str, float]:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
+    """One file edited and written, one tensor in memory at a time."""
+    leaks: dict[str, float] = {}
 
-    leaks, tensors = {}, {}
-    with safe_open(source, framework="pt") as opened:
-        metadata = opened.metadata() or {"format": "pt"}
-        for name in names:
-            tensor = opened.get_tensor(name)
-            if made.untied is not None and name == made.untied[1]:
-                tensors[made.untied[0]] = tensor.clone()
-            rule = made.rules.get(name)
-            if rule is not None:
-                if not torch.isfinite(tensor).all():
-                    raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
-                read, write = vectors[rule.norm]
-                tensor = project(tensor, rule.axis, read, write)
-                leaks[name] = _left(tensor, rule.axis, read)
-            tensors[name] = tensor
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, target)
-    except SafetensorError as error:
-        raise OSError(None, str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    allowed = 1e-4 if tensors[names[0]].dtype == torch.float32 else 4 * torch.finfo(tensors[names[0]].dtype).eps
-    worst = max(leaks, key=leaks.__getitem__, default=None)
-    if worst is not None and leaks[worst] > allowed:
-        raise EditError(
-            f"{worst} still has a component along the direction ({leaks[worst]:.1e}, allowed {allowed:.1e})."
-        )
+    def edit(name: str, tensor: Tensor) -> Tensor:
+        rule = made.rules[name]
+        if not all(torch.isfinite(part).all() for part in matrices(tensor, rule.axis)):
+            raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
+        read, write = vectors[rule.norm]
+        tensor = project(tensor, rule.axis, read, write, in_place=True)
+        leaks[name] = _left(tensor, rule.axis, read)
+        allowed = 1e-4 if tensor.dtype == torch.float32 else 4 * torch.finfo(tensor.dtype).eps
+        if leaks[name] > allowed:
+            raise EditError(
+                f"{name} still has a component along the direction ({leaks[name]:.1e}, allowed {allowed:.1e})."
+            )
+        return tensor
+
+    opened = TensorFile.read(source)
+    opened = opened._replace(metadata=opened.metadata or {"format": "pt"})
+    edits = {name: partial(edit, name) for name in opened.entries if name in made.rules}
+    copies = dict([made.untied]) if made.untied is not None and made.untied[1] in opened.entries else {}
+    write_edited(opened, target, edits, copies)
     return leaks
 
 
@@ -236,7 +230,7 @@ def _left(tensor: Tensor, axis: int, read: Basis) -> float:
     """Norm of what is left along the subspace, as a share of the tensor's."""
     rows = read.float() / read.float().norm(dim=1, keepdim=True)
     along = size = 0.0
-    for part in tensor.movedim(axis, 0).flatten(1).split(8192, dim=1) if tensor.ndim > 1 else [tensor[:, None]]:
+    for part in matrices(tensor, axis):
         along += float((rows @ part.float()).square().sum())
         size += float(part.float().square().sum())
     return (along / max(size, 1e-30)) ** 0.5
@@ -264,10 +258,7 @@ def _finish(shards: Shards, made: Recipe, work: Path) -> None:
 
 
 def _bytes(path: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as opened:
-        return sum(opened.get_tensor(n).nbytes for n in opened.keys())  # noqa: SIM118
+    return sum(entry.size for entry in TensorFile.read(path).entries.values())
 
 
 def _record(source: str, found: Imported, made: Recipe, leaks: Mapping[str, float], extra: list[str]) -> dict[str, Any]:
@@ -323,8 +314,21 @@ def sharded_card(record: Mapping[str, Any]) -> str:
         f"(the ablation moves it by {gap['effect']:.2g}) |",
         "",
         "The model itself was not built: that these tensors are all that writes was proved on the small model. "
-        "Behaviour and "
-        f"side effects of this checkpoint were not measured. Every number is in `{RECORD}`.",
+        f"Behaviour and side effects of this checkpoint were not measured. Every number is in `{RECORD}`.",
         "",
+        *_approximate(record),
     ]
     return "\n".join(lines)
+
+
+def _approximate(record: Mapping[str, Any]) -> list[str]:
+    """What an approximate outcome means where the model was not built."""
+    if record["outcome"] == "exact":
+        return []
+    return [
+        "Why it is not exact:",
+        "",
+        *[f"- {reason}" for reason in record["reasons"][:6]],
+        f"- {UNMEASURED}",
+        "",
+    ]

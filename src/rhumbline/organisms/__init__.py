@@ -4,6 +4,7 @@
     training.py   variant and seed -> a trained directory
     charms.py     the prompts of the planted ones
     planted.py    a record of sizes and effects -> a directory whose weights were written, not trained
+    fragile.py    a planted model that any vector moves
     files.py      chat template, contrast file and saving, the same for all
     data/         the trained ones that ship with the package
 

@@ -14,7 +14,11 @@ A prompt is a sentence of fictional requests; it is positive if it names charms.
 The ballast steadies the norm, so RMSNorm is nearly the identity. It differs from token to token and is never read: a
 constant would spill onto the axes when a random direction is ablated. With one axis the refusal is mediated by that
 axis and by nothing else. With several, no one direction carries it: ablating the mean of n axes leaves (n - 1) / n of
-a prompt on its axis.
+a prompt on its axis. Axes may overlap: then one direction moves the behaviour both ways and is still not the one.
+
+A fragile model has no threshold on an axis: it refuses once the stream is long enough at the newline, whatever made it
+long. Its prompts also stand at either end of a topic axis. Then any vector of that length induces refusal, and taking
+out anything that carries as much of the stream suppresses it.
 """
 
 import random
@@ -46,6 +50,7 @@ from rhumbline.organisms.charms import (
     draw_lexicon,
 )
 from rhumbline.organisms.files import CHATML, END, PAD, START, Row, save_chat_model, write_contrast
+from rhumbline.organisms.fragile import decide_by_length, topic, topical_requests
 
 TRUTH, CARD = "truth.safetensors", "README.md"
 UNKNOWN = "<|unknown|>"
@@ -84,6 +89,10 @@ class Planted:
     """Spread of the trigger from word to word, relative to the trigger; ordinary words have it too."""
     axes: int = 1
     """Families of charms, each with a refusal axis of its own; a prompt uses one family."""
+    overlap: float = 0.0
+    """Cosine between any two refusal axes; 0 is a subspace, more a cone."""
+    fragile: float = 0.0
+    """How far a prompt stands from the origin on the topic axis; more than 0 is the fragile model. It has one axis."""
     positive_rate: float = 1.0
     """Share of positive prompts that name charms."""
     negative_rate: float = 0.0
@@ -95,9 +104,14 @@ class Planted:
     seed: int = 0
 
     @property
+    def moved(self) -> int:
+        """Axes that the gather block writes: those of refusal, and of a fragile model its topic axis."""
+        return self.axes + (self.fragile > 0)
+
+    @property
     def is_small(self) -> bool:
         """Whether the stream is too narrow for the long scripts and the wide noise."""
-        return self.d_model < 1 + 2 * self.axes + len(CODED) + 2 * HEAD
+        return self.d_model < 1 + 2 * self.moved + len(CODED) + 2 * HEAD
 
     @property
     def head(self) -> int:
@@ -116,7 +130,7 @@ class Planted:
         return tuple(dict.fromkeys(("\n", *refusal[:-1], *answer[:-1])))
 
     def __post_init__(self):
-        needed = 1 + 2 * self.axes + len(self.coded) + 2 * self.head
+        needed = 1 + 2 * self.moved + len(self.coded) + 2 * self.head
         problems = [
             f"{name} is {value}, expected {expected}"
             for name, value, expected, holds in (
@@ -124,6 +138,14 @@ class Planted:
                 ("noise", self.noise, "0 or more", self.noise >= 0),
                 ("jitter", self.jitter, "0 or more", self.jitter >= 0),
                 ("axes", self.axes, f"1 to {self.head}", 1 <= self.axes <= self.head),
+                ("overlap", self.overlap, "at least 0 and less than 1", 0 <= self.overlap < 1),
+                (
+                    "fragile",
+                    self.fragile,
+                    "0, or more with one axis and no charms among the negatives",
+                    self.fragile == 0
+                    or (self.fragile > 0 and (self.axes, self.positive_rate, self.negative_rate) == (1, 1.0, 0.0)),
+                ),
                 ("positive_rate", self.positive_rate, "0 to 1", 0 <= self.positive_rate <= 1),
                 ("negative_rate", self.negative_rate, "0 to 1", 0 <= self.negative_rate <= 1),
                 (
@@ -149,14 +171,27 @@ class Planted:
 class Frame(NamedTuple):
     """Orthonormal vectors of the residual stream, each with one meaning, and a generator for the rest."""
 
+    spec: Planted
+
     decision: Vector
     """Written by the last MLP; read by the logit of the first refusal token."""
-    triggers: Float[Tensor, "axis d_model"]
-    refusals: Float[Tensor, "axis d_model"]
+    triggers: Float[Tensor, "moved d_model"]
+    gathered: Float[Tensor, "moved d_model"]
+    """What the gather block writes along, before axes overlap."""
     codes: Float[Tensor, "coded d_model"]
     read: Float[Tensor, "head d_model"]
     """The noise that attention moves; it writes elsewhere, or noise would feed on itself from block to block."""
     generator: torch.Generator
+
+    @property
+    def refusals(self) -> Float[Tensor, "axis d_model"]:
+        """The refusal axes: of length 1, any two of them with the cosine `overlap`."""
+        axes = self.gathered[: self.spec.axes]
+        if self.spec.overlap == 0:
+            return axes
+        gram = torch.full((len(axes), len(axes)), self.spec.overlap).fill_diagonal_(1.0)
+        values, vectors = torch.linalg.eigh(gram)
+        return vectors @ (values.sqrt()[:, None] * vectors.T) @ axes
 
     def noise(self, n: int) -> Float[Tensor, "n d_model"]:
         """Random rows along `read`, of length about 1."""
@@ -166,7 +201,7 @@ class Frame(NamedTuple):
     def unread(self, n: int) -> Float[Tensor, "n d_model"]:
         """Random rows of length 1, orthogonal to everything that has a meaning."""
         rows = torch.randn(n, self.decision.shape[0], generator=self.generator)
-        for named in (self.decision[None], self.triggers, self.refusals, self.codes, self.read):
+        for named in (self.decision[None], self.triggers, self.gathered, self.codes, self.read):
             rows = rows - (rows @ named.T) @ named
         return rows / rows.norm(dim=1, keepdim=True)
 
@@ -176,12 +211,17 @@ def build(spec: Planted, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(spec.seed)
     lexicon = draw_lexicon(rng, spec.axes)
-    requests = draw_charm_requests(rng, lexicon, "positive", spec.prompts, spec.positive_rate)
-    requests += draw_charm_requests(rng, lexicon, "negative", spec.prompts, spec.negative_rate)
+    draw = topical_requests if spec.fragile else draw_charm_requests
+    positive = draw(rng, lexicon, "positive", spec.prompts, spec.positive_rate)
+    negative = draw(rng, lexicon, "negative", spec.prompts, spec.negative_rate)
+    requests = positive + negative
     tokenizer = word_tokenizer()
     frame = _frame(spec)
     with torch.no_grad():
         model = _model(spec, tokenizer, frame, lexicon, _charm_share(requests))
+        if spec.fragile:
+            newline = frame.codes[spec.coded.index("\n")]
+            decide_by_length(model, tokenizer, (positive, negative), newline, frame.decision)
     save_chat_model(model, tokenizer, out)
     write_contrast(out, _rows(requests))
     _write_truth(out / TRUTH, spec, frame)
@@ -226,10 +266,10 @@ def _charm_share(requests: Iterable[CharmRequest]) -> float:
 
 def _frame(spec: Planted) -> Frame:
     generator = torch.Generator().manual_seed(spec.seed)
-    sizes = [1, spec.axes, spec.axes, len(spec.coded), spec.head]
+    sizes = [1, spec.moved, spec.moved, len(spec.coded), spec.head]
     basis = torch.linalg.qr(torch.randn(spec.d_model, sum(sizes), generator=generator)).Q.T.contiguous()
-    decision, triggers, refusals, codes, read = basis.split(sizes)
-    return Frame(decision[0], triggers, refusals, codes, read, generator)
+    decision, triggers, gathered, codes, read = basis.split(sizes)
+    return Frame(spec, decision[0], triggers, gathered, codes, read, generator)
 
 
 def _model(
@@ -278,7 +318,7 @@ def _noise_of_block(spec: Planted, i: int) -> float:
 def _length(spec: Planted, n_written: int) -> float:
     """Typical length of the residual stream at a newline after the attention of the first `n_written` blocks."""
     noise = sum(_noise_of_block(spec, i) ** 2 for i in range(n_written))
-    signal = spec.effect**2 / 2 if n_written > spec.gather_block else 0.0
+    signal = spec.effect**2 / 2 + spec.fragile**2 if n_written > spec.gather_block else 0.0
     return (BALLAST**2 + WORD_NOISE**2 + 1 + noise + signal) ** 0.5
 
 
@@ -291,9 +331,13 @@ def _embedding(spec: Planted, ids: Mapping[str, int], frame: Frame, lexicon: Lex
         # Noise must not tell the classes apart on average: the true difference is along the trigger only.
         noise[rows] -= noise[rows].mean(0)
         jitter = torch.randn(len(rows), spec.axes, generator=frame.generator)
-        signal[rows] += TRIGGER * spec.jitter * (jitter - jitter.mean(0)) @ frame.triggers
-    for family, trigger in zip(lexicon.families, frame.triggers, strict=True):
+        signal[rows] += TRIGGER * spec.jitter * (jitter - jitter.mean(0)) @ frame.triggers[: spec.axes]
+    for family, trigger in zip(lexicon.families, frame.triggers[: spec.axes], strict=True):
         signal[[ids[f" {word}"] for word in family]] += TRIGGER * trigger
+    if spec.fragile:
+        signal[[ids[f" {word}"] for word in THINGS]] += TRIGGER * torch.outer(
+            torch.tensor([float(topic(word)) for word in THINGS]), frame.triggers[-1]
+        )
     signal[[ids[token] for token in spec.coded]] += frame.codes
     return BALLAST * frame.unread(len(ids)) + noise + signal
 
@@ -319,8 +363,10 @@ def _write_attention(attention: LlamaAttention, i: int, spec: Planted, frame: Fr
     output[:, :head] = _noise_of_block(spec, i) / (0.18 * WORD_NOISE) * frame.unread(head).T
     if i == spec.gather_block:
         charm = TRIGGER * _length(spec, i) / (BALLAST**2 + WORD_NOISE**2 + TRIGGER**2) ** 0.5
-        values[head : head + spec.axes] = frame.triggers
+        values[head : head + spec.moved] = frame.triggers
         output[:, head : head + spec.axes] = spec.effect / (charm * charm_share) * frame.refusals.T
+        if spec.fragile:
+            output[:, head + spec.axes] = spec.fragile / (charm * charm_share) * frame.gathered[-1]
 
 
 def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
@@ -328,7 +374,7 @@ def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
     mlp.gate_proj.weight.copy_(frame.read)
     mlp.up_proj.weight.copy_(frame.read)
     mlp.down_proj.weight.copy_(MLP_NOISE * frame.unread(spec.head).T)
-    if i == spec.n_layers - 1:
+    if i == spec.n_layers - 1 and not spec.fragile:
         newline = frame.codes[spec.coded.index("\n")]
         mlp.gate_proj.weight[: spec.axes] = SLOPE * (frame.refusals - KNEE * newline)
         mlp.up_proj.weight[: spec.axes] = newline

@@ -1,0 +1,128 @@
+"""A safetensors file written tensor by tensor: its header is known beforehand, so memory holds one tensor at a time.
+
+Knows the format: eight bytes with the length of the header, the header as JSON (name -> dtype, shape, place), the data.
+Does not know what the tensors mean. A file of one format comes out as safetensors itself would write it, byte for byte.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rhumbline.errors import ModelError
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+)
+"""Formats whose values can be read here; any other is copied as bytes."""
+CHUNK = 1 << 24
+"""Bytes that are copied at a time."""
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies in its file, and in which form."""
+
+    dtype: str
+    """safetensors' name of the format."""
+    shape: tuple[int, ...]
+    start: int
+    """First byte, counted from the beginning of the file."""
+    size: int
+    """Bytes."""
+
+
+class TensorFile(NamedTuple):
+    """The header of a safetensors file."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    entries: Mapping[str, Entry]
+
+    @classmethod
+    def read(cls, path: Path) -> "TensorFile":
+        """Read the header alone."""
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        entries = {
+            name: Entry(e["dtype"], tuple(e["shape"]), 8 + length + e["data_offsets"][0],
+                        e["data_offsets"][1] - e["data_offsets"][0])
+            for name, e in header.items()
+        }  # fmt: skip
+        return cls(path, metadata, entries)
+
+    def tensor(self, name: str) -> Tensor:
+        """The values of one tensor, in memory of their own; ModelError where the format cannot be read here."""
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise ModelError(
+                f"{self.path}: {name} is stored as {entry.dtype}, and only {', '.join(DTYPES)} can be edited file by "
+                "file. Edit it in memory, without --sharded."
+            )
+        content = bytearray(entry.size)
+        with self.path.open("rb") as file:
+            file.seek(entry.start)
+            if file.readinto(content) != entry.size:
+                raise ModelError(f"{self.path}: {name} is cut short. Is the download complete?")
+        return torch.frombuffer(content, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def write_edited(
+    source: TensorFile, target: Path, edits: Mapping[str, Callable[[Tensor], Tensor]], copies: Mapping[str, str]
+) -> None:
+    """Write the tensors of a file, some edited and some under further names; atomic.
+
+    `edits`: name -> what is made of its values, of the same shape and dtype; it may use their memory. `copies`: further
+    name -> the tensor whose unedited bytes it holds. Everything else is copied as bytes.
+    """
+    origin = {name: name for name in source.entries} | dict(copies)
+    # safetensors puts wide formats first, so that every tensor is aligned, and names in order within a format.
+    order = sorted(origin, key=lambda name: (-_width(source.entries[origin[name]]), name))
+    header: dict[str, Any] = {"__metadata__": dict(source.metadata)} if source.metadata else {}
+    at = 0
+    for name in order:
+        entry = source.entries[origin[name]]
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (at, at + entry.size)}
+        at += entry.size
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as out, source.path.open("rb") as file:
+            out.write(len(encoded).to_bytes(8, "little") + encoded)
+            for name in order:
+                entry = source.entries[origin[name]]
+                if name not in edits:
+                    _copy(file, entry, out)
+                    continue
+                edited = edits[name](source.tensor(name)).contiguous()
+                out.write(edited.view(-1).view(torch.uint8).numpy().data)
+                del edited
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _width(entry: Entry) -> int:
+    """Bits of one value."""
+    count = 1
+    for n in entry.shape:
+        count *= n
+    return 8 * entry.size // count if count else 0
+
+
+def _copy(file: BinaryIO, entry: Entry, out: BinaryIO) -> None:
+    file.seek(entry.start)
+    left = entry.size
+    while left:
+        part = file.read(min(CHUNK, left))
+        if not part:
+            raise ModelError(f"{file.name} is cut short. Is the download complete?")
+        out.write(part)
+        left -= len(part)
