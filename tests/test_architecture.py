@@ -16,14 +16,16 @@ ORDER = [
     "contrasts", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
-    "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
+    "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report",
+    "analyses_figures", "analyses_report", "report",
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
-    "organisms", "cli",
+    "monitoring", "organisms", "analyses", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
-                 "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
+                 "evidence_figures", "page", "evidence_report",
+                 "analyses_figures", "analyses_report", "report"]  # fmt: skip
 HOOKS = "models"
 
 
