@@ -14,7 +14,8 @@ ROOT = Path(rhumbline.__file__).parent
 ORDER = [
     "axes", "errors", "records", "measuring",
     "contrasts", "chat",
-    "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
+    "models", "packing", "attending", "proving", "loading", "interventions", "running", "residuals",
+    "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
     "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report",
     "analyses_figures", "analyses_report", "report",

@@ -176,17 +176,18 @@ def roc(name: str, title: str, conditions: Sequence[Row]) -> Chart:
     return finished(name, title, alt.layer(diagonal, line).properties(width=260, height=240), title, rows)
 
 
-def bars(name: str, title: str, rows: Sequence[Row], x: str) -> Chart:
+def bars(name: str, title: str, rows: Sequence[Row], x: str, *, colours: Mapping[str, str] | None = None) -> Chart:
     """Horizontal points with intervals: {"what", "series", "value", "low", "high"}, the largest on top."""
     order = list(dict.fromkeys(r["what"] for r in rows))
     names = list(dict.fromkeys(r["series"] for r in rows))
+    shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=60)
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
     offset = alt.YOffset("series:N", scale=alt.Scale(domain=names))
     shared: dict[str, Any] = {
         "y": alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels),
         "yOffset": offset,
-        "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
+        "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend),
     }
     tooltip = tips("what", "series", value=".3f", low=".3f", high=".3f")
     body = alt.layer(

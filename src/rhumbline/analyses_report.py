@@ -98,7 +98,7 @@ def _geometry(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
     cosines = ", ".join(page.number(abs(v)) for v in parts["cosine"])
     n = record["n"]
     note = page.note(
-        f"{_site(record | {'site': at})}. n: train {n['train']['positive']} + {n['train']['negative']}, validation "
+        f"{_site({**record, 'site': at})}. n: train {n['train']['positive']} + {n['train']['negative']}, validation "
         f"{n['val']['positive']} + {n['val']['negative']}. Separation is measured on validation prompts, which no "
         "direction was fitted to; bands are 95 % intervals. Two halves: the mean cosine of directions fitted on two "
         "halves of the training prompts, above which no cosine between fitted directions can be expected. Two random "
@@ -206,8 +206,8 @@ def _monitor(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
         f"{_site(record)}. Threshold {record['threshold']:.3g}, chosen on {record['n']['val']['negative']} validation "
         f"negatives so that at most {record['parameters']['fpr']:.1%} of them lie above it (they cannot resolve a rate "
         f"finer than {record['finest_fpr']:.3f}); everything here is measured on test prompts. AUROC of null "
-        f"directions at the same site, the better sign of each: {nulls}. A detector of what separates these two sets of prompts: "
-        "on prompts of another kind its threshold means nothing."
+        f"directions at the same site, the better sign of each: {nulls}. A detector of what separates these two sets "
+        "of prompts: on prompts of another kind its threshold means nothing."
     )
     fold = page.fold("The suffixes", page.table(["", "Texts"], texts, left=2)) if texts else ""
     return page.section(
@@ -219,7 +219,112 @@ def _monitor(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
     )
 
 
-SECTIONS: Mapping[str, Section] = {"geometry": _geometry, "base": _base, "monitor": _monitor}
+# -- suffix -----------------------------------------------------------------------------------------------------------
+
+
+def _suffix(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
+    del labels
+    conditions = record["conditions"]
+    lines = [
+        {"series": c["name"], "x": r["layer"], "y": r["mean"], "low": r["low"], "high": r["high"]}
+        for c in conditions
+        for r in c["cosine"]
+    ]
+    colours = {c: LIGHT[c] for c in ("positive", "negative")} | {
+        c["name"]: LIGHT[f"null-{'abcdef'[k % 6]}"] for k, c in enumerate(conditions[2:])
+    }
+    names = [c["name"] for c in conditions]
+    heads = [
+        {
+            "what": f"layer {h['layer']}, head {h['head']}",
+            "series": n,
+            "value": v["mean"],
+            "low": v["low"],
+            "high": v["high"],
+        }
+        for h in record["heads"]
+        for n, v in h["contribution"].items()
+    ]
+    looks = [
+        {"what": f"layer {h['layer']}, head {h['head']}", "series": f"{n}: {region}", "value": v["mean"], **_ends(v)}
+        for h in record["heads"]
+        for n, regions in h["attention"].items()
+        if n not in ("positive", "negative")
+        for region, v in regions.items()
+        if region in ("instruction", "suffix")
+    ]
+    drawn = [
+        charts.curves(
+            "suffix-cosine",
+            "Cosine with the direction over layers",
+            lines,
+            "layer (resid_pre)",
+            "cosine",
+            colours=colours,
+        )
+    ]
+    if heads:
+        drawn.append(
+            charts.bars(
+                "suffix-heads", "What the heads write along the direction", heads, "contribution", colours=colours
+            )
+        )
+        drawn.append(charts.bars("suffix-attention", "Where those heads look", looks, "share of attention"))
+    rows = [
+        [
+            c["name"],
+            *(f"{c[k]['mean']:.2f} [{c[k]['low']:.2f}, {c[k]['high']:.2f}]" for k in ("projection", "metric", "rate")),
+            c["projection"]["n"],
+        ]
+        for c in conditions
+    ]
+    effects = [
+        [f"suffix {e['suffix']}", what, *(_mean(e[what][k]) for k in ("drop", "random", "beyond_random"))]
+        for e in record["effects"]
+        for what in ("projection", "metric")
+    ]
+    parts = sorted(record["attribution"]["parts"], key=lambda p: -abs(p["positive"] - p["negative"]))
+    table = [[_part(p), *(page.number(p[n], signed=True) for n in names)] for p in parts[:24]]
+    whole = record["attribution"]["whole"]
+    reasons = "; ".join(f"layer {w['layer']} {w['module']}: {w['reason']}" for w in whole[:6])
+    note = page.note(
+        f"{_site(record)}; n = {record['n']} test prompts. Random suffixes have as many tokens as theirs. "
+        "Contributions: the residual's projection at the site, split into all that wrote it; the parts sum to it "
+        f"up to rounding (largest relative error {record['attribution']['error']:.1e}). Heads are those that differ most "
+        "between the classes on validation prompts. A suffix that lowers the projection on these was not shown "
+        "to do so on others, and a lowered projection is no refusal lifted: read the metric beside it."
+        + (f" Not split into heads: {reasons}." if whole else "")
+    )
+    texts = [[c["name"], ", ".join(repr(printable(t, 60)) for t in c["texts"])] for c in conditions if c["texts"]]
+    return page.section(
+        "Suffixes",
+        draw(drawn),
+        page.table(["Test prompts", "Projection at the site", "Metric (log-odds)", "Rate", "n"], rows),
+        page.table(["", "of the", "Drop", "Drop, random suffixes", "Beyond random"], effects, left=2)
+        if effects
+        else "",
+        page.fold("What writes along the direction, by the difference of the classes", page.table(["", *names], table)),
+        page.fold("The suffixes", page.table(["", "Texts"], texts, left=2)),
+        note,
+    )
+
+
+def _ends(record: Record) -> dict[str, Any]:
+    return {"low": record["low"], "high": record["high"]}
+
+
+def _mean(record: Record) -> str:
+    return f"{record['mean']:+.2f} [{record['low']:+.2f}, {record['high']:+.2f}]"
+
+
+def _part(part: Record) -> str:
+    if part["kind"] == "embedding":
+        return "embedding"
+    what = {"head": f"head {part['head']}", "bias": "output bias", "writer": ""}[part["kind"]]
+    return f"layer {part['layer']} {part['module']} {what}".strip()
+
+
+SECTIONS: Mapping[str, Section] = {"geometry": _geometry, "base": _base, "suffix": _suffix, "monitor": _monitor}
 """Name of an analysis: its section, in the order of the page."""
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.subject import Subject, residuals_at
-from rhumbline.contrasts import LABELS, Label
+from rhumbline.contrasts import LABELS, SPLITS, Label, Split
 from rhumbline.errors import InputError
 from rhumbline.models import ChatModel
 from rhumbline.nulls import covariance, generator, isotropic, shuffled_site
@@ -64,7 +64,7 @@ def analyse(subject: Subject, base: ChatModel, *, draws: int = 99, retokenise: b
 
 def _tokens(subject: Subject, base: ChatModel, retokenise: bool) -> dict[str, Any]:
     """Token ids of every prompt for both models, with the template and without, and whether they are the same."""
-    cells = [(s, c) for s in ("train", "test") for c in LABELS]
+    cells: list[tuple[Split, Label]] = [(s, c) for s in SPLITS for c in LABELS if s != "val"]
     chat_tokenizer, base_tokenizer = subject.model.tokenizer, base.tokenizer
     with_template = {cell: subject.sequences(*cell) for cell in cells}
     texts = {cell: [chat_tokenizer.decode(ids) for ids in with_template[cell]] for cell in cells}
@@ -105,8 +105,7 @@ def _compare(subject: Subject, chat: Sets, base: Sets, own: Tensor | None, draws
     in_base = _differences(base)
     rows = []
     for layer in range(fitted.shape[0]):
-        test = {c: base["test", c][:, layer].double() for c in LABELS}
-        chat_test = {c: chat["test", c][:, layer].double() for c in LABELS}
+        test, chat_test = (_at(sets, layer) for sets in (base, chat))
         r, b = (torch.nn.functional.normalize(v[layer], dim=0) for v in (fitted, in_base))
         cosine, areas = float(r @ b), {"chat_in_base": _area(test, r), "base_in_base": _area(test, b)}
         train = [chat["train", c][:, layer] for c in LABELS]
@@ -115,6 +114,10 @@ def _compare(subject: Subject, chat: Sets, base: Sets, own: Tensor | None, draws
         }
         rows.append({"layer": layer, "cosine": cosine, **areas, "chat_in_chat": _area(chat_test, r), "nulls": nulls})
     return {"layers": rows}
+
+
+def _at(sets: Sets, layer: int) -> dict[Label, Tensor]:
+    return {c: sets["test", c][:, layer].double() for c in LABELS}
 
 
 def _differences(sets: Sets) -> Float[Tensor, "layer d_model"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.subject import Subject, mean_record, residuals_at
-from rhumbline.contrasts import LABELS
+from rhumbline.contrasts import LABELS, SPLITS, Label, Split
 from rhumbline.nulls import generator, halves
 from rhumbline.refitting import weighted_sums
 from rhumbline.residuals import projections
@@ -119,7 +119,7 @@ def _silhouettes(subject: Subject, position: int) -> list[dict[str, Any]]:
 
 def _components(subject: Subject, position: int, layer: int, unit: Tensor, wanted: int) -> dict[str, Any]:
     """Principal components of the training prompts of both classes, and where prompts lie on the first two."""
-    cells = [(s, c) for s in ("train", "val") for c in LABELS]
+    cells: list[tuple[Split, Label]] = [(s, c) for s in SPLITS for c in LABELS if s != "test"]
     h = {cell: subject.runner.stream(subject.sequences(*cell), position, layer).double() for cell in cells}
     train = torch.cat([h["train", c] for c in LABELS])
     centre = train.mean(0)

@@ -39,12 +39,15 @@ def analyse(
     val = {c: monitor.score_ids(encoded(subject.chat, subject.splits.get("val", c))) for c in LABELS}
     threshold = threshold_at(val["negative"], fpr)
     prompts = {c: subject.splits.get("test", c) for c in LABELS}
-    plain = {c: monitor.score_ids(encoded(subject.chat, prompts[c])) for c in LABELS}
+
+    def read(suffix: str | None) -> dict[Label, np.ndarray]:
+        return {c: monitor.score_ids(encoded(subject.chat, prompts[c], suffix)) for c in LABELS}
+
+    plain = read(None)
     conditions = [_condition("none", [], [plain], threshold)]
     for k, text in enumerate([] if suffix is None else read_suffixes(suffix), 1):
         for name, texts in ((f"suffix {k}", [text]), (f"random {k}", random_suffixes(subject.chat, text, draws, k))):
-            read = [{c: monitor.score_ids(encoded(subject.chat, prompts[c], t)) for c in LABELS} for t in texts]
-            conditions.append(_condition(name, texts, read, threshold))
+            conditions.append(_condition(name, texts, [read(t) for t in texts], threshold))
     record = {
         "threshold": threshold,
         "finest_fpr": 1 / len(val["negative"]),

@@ -56,6 +56,8 @@ class Subject:
     """Which train and val prompts the metric's sign kept."""
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
     """Told the number of rows that were finished."""
+    page: bool = True
+    """Draw the report anew when a record is written."""
 
     @property
     def runner(self) -> Runner:
@@ -91,11 +93,12 @@ class Subject:
         return [p.id for p, k in zip(prompts, kept, strict=True) if k]
 
     def save(self, name: str, parameters: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-        """Write RUN/analyses/NAME.json and draw the report anew; returns the record as it will be read."""
+        """Write RUN/analyses/NAME.json and (where `page`) draw the report anew; returns the record as it will be read."""
         site = None if self.direction is None else {"position": self.direction.position, "layer": self.direction.layer}
         head = {"analysis": name, "seed": self.seed, "site": site, "parameters": dict(parameters)}
         saved = self.directory.save(self.directory.path / "analyses" / f"{name}.json", {**head, **record})
-        report.build(self.directory.path)
+        if self.page:
+            report.build(self.directory.path)
         return saved
 
 

@@ -109,6 +109,10 @@ def _ci(record: Mapping[str, Any], key: str) -> str:
     return f"{record[key]:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
 
 
+def _mean(record: Mapping[str, Any]) -> str:
+    return f"{record['mean']:.2f} [{record['low']:.2f}, {record['high']:.2f}]"
+
+
 # -- geometry ---------------------------------------------------------------------------------------------------------
 
 
@@ -186,8 +190,35 @@ def _monitor(a: argparse.Namespace) -> int:
     return analysed(a, lambda s: monitor.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
 
 
+# -- suffix -----------------------------------------------------------------------------------------------------------
+
+
+def _suffix_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    parser.add_argument(
+        "--suffix", required=True, metavar="FILE", help="your suffixes, one a line; none is searched for"
+    )
+    parser.add_argument("--random", type=int, default=3, metavar="N", help="random suffixes beside each (default: 3)")
+    parser.add_argument("--prompts", type=int, default=50, metavar="N", help="test prompts per class (default: 50)")
+    parser.add_argument("--heads", type=int, default=8, metavar="N", help="heads to look at closer (default: 8)")
+
+
+def _suffix(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import suffix
+
+    def show(record: Mapping[str, Any]) -> None:
+        for c in record["conditions"]:
+            said = ", ".join(f"{k} {_mean(c[k])}" for k in ("projection", "metric"))
+            _say(f"  {c['name']:10s}  {said}")
+        found = record["attribution"]
+        _say(f"attribution: {len(found['parts'])} parts, relative error {found['error']:.1e}")
+
+    return analysed(a, lambda s: suffix.analyse(s, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads), show)
+
+
 ANALYSES = (
     Analysis("geometry", "how candidates and classes lie to each other", _geometry_options, _geometry),
     Analysis("base", "the chat model's direction in its base model", _base_options, _base),
+    Analysis("suffix", "what your suffixes do to the direction, and which heads write it", _suffix_options, _suffix),
     Analysis("monitor", "the projection as a detector on unseen prompts", _monitor_options, _monitor),
 )
