@@ -14,7 +14,7 @@ A prompt is a sentence of fictional requests; it is positive if it names charms.
 The ballast steadies the norm, so RMSNorm is nearly the identity. It differs from token to token and is never read: a
 constant would spill onto the axes when a random direction is ablated. With one axis the refusal is mediated by that
 axis and by nothing else. With several, no one direction carries it: ablating the mean of n axes leaves (n - 1) / n of
-a prompt on its axis.
+a prompt on its axis, unless the decision reads the sum of the axes (`readout`).
 """
 
 import random
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -84,6 +84,9 @@ class Planted:
     """Spread of the trigger from word to word, relative to the trigger; ordinary words have it too."""
     axes: int = 1
     """Families of charms, each with a refusal axis of its own; a prompt uses one family."""
+    readout: Literal["any", "sum"] = "any"
+    """When the last block decides to refuse: once any one axis passes the threshold, or once their sum does. With
+    `sum` each axis alone induces (a cone of directions does), and one direction, their mean, takes all of it away."""
     positive_rate: float = 1.0
     """Share of positive prompts that name charms."""
     negative_rate: float = 0.0
@@ -123,6 +126,7 @@ class Planted:
                 ("effect", self.effect, "0 or more", self.effect >= 0),
                 ("noise", self.noise, "0 or more", self.noise >= 0),
                 ("jitter", self.jitter, "0 or more", self.jitter >= 0),
+                ("readout", self.readout, "any or sum", self.readout in ("any", "sum")),
                 ("axes", self.axes, f"1 to {self.head}", 1 <= self.axes <= self.head),
                 ("positive_rate", self.positive_rate, "0 to 1", 0 <= self.positive_rate <= 1),
                 ("negative_rate", self.negative_rate, "0 to 1", 0 <= self.negative_rate <= 1),
@@ -330,9 +334,10 @@ def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
     mlp.down_proj.weight.copy_(MLP_NOISE * frame.unread(spec.head).T)
     if i == spec.n_layers - 1:
         newline = frame.codes[spec.coded.index("\n")]
-        mlp.gate_proj.weight[: spec.axes] = SLOPE * (frame.refusals - KNEE * newline)
-        mlp.up_proj.weight[: spec.axes] = newline
-        mlp.down_proj.weight[:, : spec.axes] = frame.decision[:, None] / (SLOPE * (THRESHOLD - KNEE))
+        read = frame.refusals if spec.readout == "any" else frame.refusals.sum(0, keepdim=True)
+        mlp.gate_proj.weight[: len(read)] = SLOPE * (read - KNEE * newline)
+        mlp.up_proj.weight[: len(read)] = newline
+        mlp.down_proj.weight[:, : len(read)] = frame.decision[:, None] / (SLOPE * (THRESHOLD - KNEE))
 
 
 def _rows(requests: Iterable[CharmRequest]) -> list[Row]:
