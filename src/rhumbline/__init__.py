@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rhumbline.interventions import Ablate, Add, Arm, Direction
     from rhumbline.loading import load
     from rhumbline.models import ChatModel
+    from rhumbline.monitoring import Monitor
     from rhumbline.protocol import Protocol, preset
     from rhumbline.proving import prove
     from rhumbline.running import Runner
@@ -54,6 +55,7 @@ _HOME = {
     "verify": "verification",
     "applied": "applying",
     "orthogonalized": "weights",
+    "Monitor": "monitoring",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the flow
@@ -87,6 +89,7 @@ __all__ = [  # noqa: RUF022 - the order of the flow
     "verify",
     "applied",
     "orthogonalized",
+    "Monitor",
 ]
 
 

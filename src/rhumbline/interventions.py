@@ -70,6 +70,19 @@ class Ablate:
 
 
 @dataclass(frozen=True)
+class AblateSpan:
+    """Ablation of a whole subspace, x - B^T B x with the rows of B orthonormal, where `Ablate` acts too."""
+
+    basis: Float[Tensor, "rank d_model"]
+    """Orthonormal rows, float32, on the CPU; which basis of the subspace does not matter."""
+
+    def __post_init__(self):
+        apart = self.basis @ self.basis.T - torch.eye(len(self.basis))
+        if not (len(self.basis) and float(apart.abs().max()) < 1e-3):
+            raise DirectionError("AblateSpan.basis must have orthonormal rows, at least one; use torch.linalg.qr.")
+
+
+@dataclass(frozen=True)
 class Add:
     """Activation addition, x + coefficient * norm * r, at the input of one block.
 
@@ -83,7 +96,7 @@ class Add:
     """`prompt` leaves the generated tokens alone."""
 
 
-Intervention = Ablate | Add
+Intervention = Ablate | AblateSpan | Add
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,13 @@ def ablate_rows(h: Residual, r: Float[Tensor, "row d_model"]) -> Residual:
     return torch.addcmul(x, share[..., None], r[:, None, :], value=-1).to(h.dtype)
 
 
+def ablate_spans(h: Residual, basis: Float[Tensor, "row rank d_model"]) -> Residual:
+    """h - B^T B h with another set of orthonormal (or zero) rows for each row of the batch, in float32."""
+    x = h.float()
+    share = torch.einsum("rpd,rkd->rpk", x, basis)
+    return (x - torch.einsum("rpk,rkd->rpd", share, basis)).to(h.dtype)
+
+
 @dataclass(frozen=True)
 class BatchEdits:
     """The edits of a batch in which every row has its arm: one function per site.
@@ -119,8 +139,9 @@ class BatchEdits:
     """
 
     sites: tuple[Site, ...]
-    ablated: Float[Tensor, "arm d_model"] | None
-    """Unit vector of each arm times the root of its strength, zero where it does not ablate; None when no arm does."""
+    ablated: Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None
+    """Unit vector of each arm times the root of its strength, zero where it does not ablate; None when no arm does.
+    Where an arm ablates a subspace, the orthonormal rows of every arm, filled up with zeros."""
     added: Mapping[int, Float[Tensor, "arm d_model"]]
     """Per layer, what each arm adds to prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
@@ -130,25 +151,29 @@ class BatchEdits:
     def of(cls, arms: Sequence[Arm], chat_model: ChatModel) -> "BatchEdits":
         """Compile `arms`; an arm may hold one ablation and any number of additions."""
         device, d_model = chat_model.device, chat_model.d_model
-        ablated = torch.zeros(len(arms), d_model)
+        taken: list[Tensor | None] = [None] * len(arms)
         added: dict[int, Tensor] = {}
         later: dict[int, Tensor] = {}
         for index, arm in enumerate(arms):
             for intervention in arm.interventions:
-                _check_fits(intervention.direction, chat_model, arm)
+                if isinstance(intervention, Ablate | AblateSpan) and taken[index] is not None:
+                    raise ProtocolError(f"arm {arm.name!r} ablates twice; give it one ablation.")
                 match intervention:
                     case Ablate(direction, strength):
-                        if ablated[index].any():
-                            raise ProtocolError(f"arm {arm.name!r} ablates twice; give it one ablation.")
+                        _check_fits(direction, chat_model, arm)
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
-                        ablated[index] = direction.vector * strength**0.5
+                        taken[index] = direction.vector[None] * strength**0.5
+                    case AblateSpan(basis):
+                        _check_fits(Direction.from_vector(basis[0], -1, 0), chat_model, arm)
+                        taken[index] = basis
                     case Add(direction, coefficient, positions):
+                        _check_fits(direction, chat_model, arm)
                         for store, wanted in ((added, True), (later, positions == "all")):
                             rows = store.setdefault(direction.layer, torch.zeros(len(arms), d_model))
                             rows[index] += coefficient * direction.difference if wanted else 0.0
         return cls(
             chat_model.ablation_sites,
-            ablated.to(device) if ablated.any() else None,
+            _stacked(taken, d_model, device),
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
         )
@@ -171,6 +196,19 @@ class BatchEdits:
         return edits
 
 
+def _stacked(
+    taken: Sequence[Tensor | None], d_model: int, device: torch.device
+) -> Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None:
+    rank = max((len(rows) for rows in taken if rows is not None), default=0)
+    ablated = torch.zeros(len(taken), rank, d_model)
+    for index, rows in enumerate(taken):
+        if rows is not None:
+            ablated[index, : len(rows)] = rows
+    if not ablated.any():
+        return None
+    return (ablated[:, 0] if rank == 1 else ablated).to(device)
+
+
 def _check_fits(direction: Direction, chat_model: ChatModel, arm: Arm) -> None:
     width, depth = direction.vector.shape[0], chat_model.n_layers
     if width != chat_model.d_model or not 0 <= direction.layer < depth:
@@ -180,10 +218,12 @@ def _check_fits(direction: Direction, chat_model: ChatModel, arm: Arm) -> None:
         )
 
 
-def _ablation(r: Float[Tensor, "row d_model"]) -> Edit:
+def _ablation(r: Float[Tensor, "row d_model"] | Float[Tensor, "row rank d_model"]) -> Edit:
     one_for_all = r[0] if bool((r == r[0]).all()) else None
 
     def edit(h: Residual) -> Residual:
+        if r.ndim == 3:
+            return ablate_spans(h, r.to(h.device))
         if one_for_all is not None:
             return ablate(h, one_for_all.to(h.device))
         return ablate_rows(h, r.to(h.device))

@@ -10,7 +10,15 @@ admitted by hash, and every text that came from a model, a path or a prompt is e
 
 from pathlib import Path
 
-from rhumbline import evidence_report, figures, page, report_protocol, report_sections, side_effects_report
+from rhumbline import (
+    analyses_report,
+    evidence_report,
+    figures,
+    page,
+    report_protocol,
+    report_sections,
+    side_effects_report,
+)
 from rhumbline.run_record import read_checked, read_run
 
 
@@ -30,6 +38,7 @@ def build(run_dir: Path) -> Path:
         report_sections.nulls(run, draw),
         *evidence_report.sections(run.protocol, run.results, draw),
         *side_effects_report.sections(run.results, draw),
+        *analyses_report.sections(run_dir, run.protocol, run.results["protocol_sha256"], draw),
         report_sections.arms_table(run),
         report_protocol.protocol(run),
         report_protocol.cite(run),

@@ -267,6 +267,21 @@ class Runner:
                 self.tick(len(done.prompts))
                 yield torch.tensor(done.prompts), h, readings
 
+    def stream(self, sequences: Sequence[TokenIds], position: int, layer: int) -> Float[Tensor, "prompt d_model"]:
+        """The input of one block at one (negative) position of each prompt, float32 on the CPU; passes end there."""
+        found = torch.zeros(len(sequences), self.model.d_model)
+        wanted = torch.tensor([position], device=self.model.device)
+
+        def run(block: Block) -> Tensor:
+            batch = self._batch(sequences, block, wanted, None)
+            h = run_until(self.model, layer, batch.run)
+            return h[batch.row.to(h.device), batch.place.to(h.device)][:, 0]
+
+        for block in self.blocks(sequences, 1):
+            for done, h in self._within_memory(block, run):
+                found[done.prompts] = h.float().cpu()
+        return found
+
     def _batch(
         self, sequences: Sequence[TokenIds], block: Block, wanted: Int[Tensor, " position"], padding: Side | None
     ) -> "_Batch":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
+from scipy import optimize, stats
 
 from rhumbline.errors import InputError, VerificationError
 
@@ -230,6 +230,30 @@ def auroc(positive: Float[np.ndarray, " positive"], negative: Float[np.ndarray, 
         return math.nan
     rank_sum = stats.rankdata(both)[: len(positive)].sum()
     return float((rank_sum / len(positive) - (len(positive) + 1) / 2) / len(negative))
+
+
+def auroc_interval(value: float, n_positive: int, n_negative: int, level: float = 0.95) -> Interval:
+    """Interval of an AUROC, inside [0, 1] and of a width above 0 for a value of 0 or 1 too; of a NaN, (0, 1).
+
+    Newcombe 2006 (Stat Med 25:559), method 5: all theta with |theta - value| <= z sqrt(V(theta)), where
+
+        V(theta) = theta (1 - theta) [1 + k (1 - theta) / (2 - theta) + k theta / (1 + theta)] / (m n)
+
+    is Hanley and McNeil's variance with both sample sizes in the bracket replaced: k = (m + n) / 2 - 1.
+    """
+    if math.isnan(value) or not (n_positive and n_negative):
+        return Interval(0.0, 1.0)
+    z, k = float(stats.norm.ppf((1 + level) / 2)), (n_positive + n_negative) / 2 - 1
+
+    def excess(theta: float) -> float:
+        inner = 1 + k * (1 - theta) / (2 - theta) + k * theta / (1 + theta)
+        return abs(theta - value) - z * math.sqrt(theta * (1 - theta) * inner / (n_positive * n_negative))
+
+    # At 0 and 1 the variance vanishes, so the root there is not the bound that is sought.
+    edge = 1e-9
+    low = 0.0 if value <= edge else optimize.root_scalar(excess, bracket=(0.0, min(value, 1 - edge))).root
+    high = 1.0 if value >= 1 - edge else optimize.root_scalar(excess, bracket=(max(value, edge), 1.0)).root
+    return Interval(float(low), float(high))
 
 
 # -- the summary of a run's rows --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ A prompt is a sentence of fictional requests; it is positive if it names charms.
 The ballast steadies the norm, so RMSNorm is nearly the identity. It differs from token to token and is never read: a
 constant would spill onto the axes when a random direction is ablated. With one axis the refusal is mediated by that
 axis and by nothing else. With several, no one direction carries it: ablating the mean of n axes leaves (n - 1) / n of
-a prompt on its axis. Axes may overlap: then one direction moves the behaviour both ways and is still not the one.
+a prompt on its axis, unless the decision reads the sum of the axes (`readout`). Axes may overlap: then one direction moves the behaviour both ways and is still not the one.
 
 A fragile model has no threshold on an axis: it refuses once the stream is long enough at the newline, whatever made it
 long. Its prompts also stand at either end of a topic axis. Then any vector of that length induces refusal, and taking
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -93,6 +93,9 @@ class Planted:
     """Cosine between any two refusal axes; 0 is a subspace, more a cone."""
     fragile: float = 0.0
     """How far a prompt stands from the origin on the topic axis; more than 0 is the fragile model. It has one axis."""
+    readout: Literal["any", "sum"] = "any"
+    """When the last block decides to refuse: once any one axis passes the threshold, or once their sum does. With
+    `sum` each axis alone induces (a cone of directions does), and one direction, their mean, takes all of it away."""
     positive_rate: float = 1.0
     """Share of positive prompts that name charms."""
     negative_rate: float = 0.0
@@ -137,6 +140,7 @@ class Planted:
                 ("effect", self.effect, "0 or more", self.effect >= 0),
                 ("noise", self.noise, "0 or more", self.noise >= 0),
                 ("jitter", self.jitter, "0 or more", self.jitter >= 0),
+                ("readout", self.readout, "any or sum", self.readout in ("any", "sum")),
                 ("axes", self.axes, f"1 to {self.head}", 1 <= self.axes <= self.head),
                 ("overlap", self.overlap, "at least 0 and less than 1", 0 <= self.overlap < 1),
                 (
@@ -376,9 +380,10 @@ def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
     mlp.down_proj.weight.copy_(MLP_NOISE * frame.unread(spec.head).T)
     if i == spec.n_layers - 1 and not spec.fragile:
         newline = frame.codes[spec.coded.index("\n")]
-        mlp.gate_proj.weight[: spec.axes] = SLOPE * (frame.refusals - KNEE * newline)
-        mlp.up_proj.weight[: spec.axes] = newline
-        mlp.down_proj.weight[:, : spec.axes] = frame.decision[:, None] / (SLOPE * (THRESHOLD - KNEE))
+        read = frame.refusals if spec.readout == "any" else frame.refusals.sum(0, keepdim=True)
+        mlp.gate_proj.weight[: len(read)] = SLOPE * (read - KNEE * newline)
+        mlp.up_proj.weight[: len(read)] = newline
+        mlp.down_proj.weight[:, : len(read)] = frame.decision[:, None] / (SLOPE * (THRESHOLD - KNEE))
 
 
 def _rows(requests: Iterable[CharmRequest]) -> list[Row]:

@@ -1,0 +1,136 @@
+"""Further directions and subspaces: where they come from, and the random ones that they are held against.
+
+Knows vectors and activations. Does not know prompts, nor what a direction does to a model. A span does not depend on
+the order of its members: every basis is made by QR, and an ablation depends on the subspace alone.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rhumbline.axes import Vector
+from rhumbline.nulls import covariance, isotropic, removed
+
+Basis = Float[Tensor, "rank d_model"]
+
+
+def span_of(vectors: Float[Tensor, "member d_model"], least: float = 1e-3) -> Basis:
+    """Orthonormal rows that span the vectors, float32, by QR; members that add nothing are left out."""
+    basis: list[Tensor] = []
+    for v in vectors.double():
+        rest = v / v.norm()
+        for _ in range(2):  # twice is enough (Kahan): the rest is then orthogonal to rounding
+            for b in basis:
+                rest = rest - (rest @ b) * b
+        if float(rest.norm()) > least:
+            basis.append(rest / rest.norm())
+    q = torch.linalg.qr(torch.stack(basis).T).Q.T
+    return q.float().contiguous()
+
+
+def energy(h: Float[Tensor, "prompt d_model"], basis: Basis) -> float:
+    """Share of the squared norm of the rows that lies in the span: what its ablation removes there."""
+    return sum(removed(h, b) for b in basis)
+
+
+# -- prototypes of the positives --------------------------------------------------------------------------------------
+
+
+def k_means(
+    h: Float[Tensor, "prompt d_model"], k: int, rng: np.random.Generator, restarts: int = 10
+) -> Float[Tensor, "cluster d_model"]:
+    """Centroids of Lloyd's algorithm, the best of several starts by k-means++ (Arthur and Vassilvitskii 2007)."""
+    x = h.double()
+    best, least = x[:1], float("inf")
+    for _ in range(restarts):
+        centres = x[rng.integers(len(x))][None]
+        while len(centres) < min(k, len(x)):
+            near = torch.cdist(x, centres).min(1).values ** 2
+            total = float(near.sum())
+            if total <= 0:
+                break
+            centres = torch.cat([centres, x[rng.choice(len(x), p=(near / near.sum()).numpy())][None]])
+        for _ in range(100):
+            own = torch.cdist(x, centres).argmin(1)
+            moved = torch.stack([x[own == c].mean(0) if (own == c).any() else centres[c] for c in range(len(centres))])
+            if torch.equal(moved, centres):
+                break
+            centres = moved
+        spread = float((torch.cdist(x, centres).min(1).values ** 2).sum())
+        if spread < least:
+            best, least = centres, spread
+    return best.float()
+
+
+def self_organising_map(
+    h: Float[Tensor, "prompt d_model"], side: int, rng: np.random.Generator, steps: int = 2000
+) -> Float[Tensor, "neuron d_model"]:
+    """Neurons of a small square map (Kohonen 1982); Piras et al. 2025 use it on the positives.
+
+    The neuron nearest to a drawn prompt and its neighbours move towards it, by a rate (0.5 to 0.01) and a Gaussian
+    neighbourhood (from half the side to 0.3) that both shrink geometrically.
+    """
+    x = h.double()
+    place = torch.tensor([(i, j) for i in range(side) for j in range(side)], dtype=torch.float64)
+    axes = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:2]
+    scale = (x - x.mean(0)).std(0).norm() / max(1, side - 1)
+    neurons = x.mean(0) + (place - place.mean(0))[:, : len(axes)] @ axes * scale
+    for step in range(steps):
+        share = step / steps
+        rate, width = 0.5 * (0.01 / 0.5) ** share, max(0.5, side / 2) * (0.3 / max(0.5, side / 2)) ** share
+        prompt = x[rng.integers(len(x))]
+        winner = int((neurons - prompt).norm(dim=1).argmin())
+        pull = torch.exp(-((place - place[winner]) ** 2).sum(1) / (2 * width**2))
+        neurons = neurons + rate * pull[:, None] * (prompt - neurons)
+    return neurons.float()
+
+
+def prototypes(
+    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"], how: str, k: int, seed: int
+) -> Float[Tensor, "member d_model"]:
+    """Prototypes of the positives minus the negatives' mean, as unit vectors; `how` is `clusters` or `som`."""
+    rng = np.random.default_rng([seed, k])
+    if how == "clusters":
+        found = k_means(positive, k, rng)
+    else:
+        found = self_organising_map(positive, max(2, round(k**0.5)), rng)
+    return torch.nn.functional.normalize(found - negative.mean(0), dim=-1)
+
+
+# -- random subspaces -------------------------------------------------------------------------------------------------
+
+
+def random_span(
+    given: Basis, rank: int, h: Float[Tensor, "prompt d_model"], rng: np.random.Generator, match: float | None
+) -> Basis:
+    """`given` and random directions beside it, up to `rank`.
+
+    Without `match` the further ones are isotropic. With it they are turned between isotropic draws and draws from the
+    covariance of `h` until the whole span removes the share `match` of the energy of `h`; where no mixture reaches it,
+    the nearest one stands.
+    """
+    further = rank - len(given)
+    plain = torch.stack([_unit(isotropic(h.shape[1], rng)) for _ in range(further)])
+    if match is None:
+        return span_of(torch.cat([given, plain]))
+    spread = torch.stack([_unit(covariance(h, rng)) for _ in range(further)])
+
+    def mixed(share: float) -> Basis:
+        return span_of(torch.cat([given, (1 - share) * plain + share * spread]))
+
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if energy(h, mixed(middle)) < match else (low, middle)
+    return mixed((low + high) / 2)
+
+
+def cone_samples(members: Float[Tensor, "member d_model"], n: int, rng: np.random.Generator) -> list[Vector]:
+    """Unit vectors drawn in the cone of the members: sums with non-negative weights (Wollschlaeger et al. 2025)."""
+    weights = torch.tensor(np.abs(rng.standard_normal((n, len(members)))), dtype=torch.float32)
+    return list(torch.nn.functional.normalize(weights @ members, dim=-1))
+
+
+def _unit(v: Vector) -> Vector:
+    return v / v.norm()

@@ -1,0 +1,224 @@
+"""`analyze`: further questions, asked of a finished run. Options and printing; computes nothing itself.
+
+An analysis is a row of `ANALYSES`: its name, one line of help, its options and what runs it.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rhumbline.cli.console import Progress, err, out
+
+
+class Analysis(NamedTuple):
+    """One `rhumbline analyze NAME`."""
+
+    name: str
+    text: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command to the parser; `command(name, run, text)` makes one."""
+    analyze = command("analyze", _list, "further questions, asked of a finished run")
+    names = analyze.add_subparsers(required=True, metavar="NAME")
+    for analysis in ANALYSES:
+        parser = names.add_parser(analysis.name, help=analysis.text, description=analysis.text)
+        analysis.options(parser)
+        parser.add_argument("--json", action="store_true", help="print the record on standard output, and nothing else")
+        parser.set_defaults(command=analysis.run)
+
+
+def _list(a: argparse.Namespace) -> int:
+    del a  # argparse asks for a NAME before it comes to this
+    return 2
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """What every analysis of a run takes."""
+    parser.add_argument("run", metavar="RUN", help="directory of a finished run")
+    group = parser.add_argument_group("run", "a run directory holds no prompts and no weights")
+    group.add_argument("--contrast", default=None, metavar="FILE", help="the run's contrast; organisms bring their own")
+    group.add_argument("--model", default=None, metavar="MODEL", help="default: the model that the run names")
+    group.add_argument("--seed", type=int, default=None, help="of the run; default: its first")
+    group.add_argument("--chat-template", default=None, metavar="FILE", help="where the run was given one")
+    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, auto; default: the first GPU")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def subject_of(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
+    """The run that a command names, opened with its model and prompts."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from rhumbline.analyses.subject import ORGANISM, open_subject
+    from rhumbline.errors import InputError
+
+    template = None
+    if a.chat_template is not None:
+        try:
+            template = Path(a.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--chat-template {a.chat_template} cannot be read: {error}") from error
+    transformers_logging.disable_progress_bar()
+    subject = open_subject(
+        a.run,
+        a.model,
+        a.contrast,
+        seed=a.seed,
+        device=a.device,
+        template=template,
+        trust_remote_code=a.trust_remote_code,
+        tick=tick,
+    )
+    if subject.model.name.startswith(ORGANISM):
+        # The organisms are tiny: a second thread loses more than it gains when cores are busy.
+        torch.set_num_threads(1)
+    return subject
+
+
+def analysed(
+    a: argparse.Namespace, compute: Callable[[Any], Mapping[str, Any]], show: Callable[[Mapping], None]
+) -> int:
+    """Open the run, compute, and print the record or what it says."""
+    progress = Progress()
+    try:
+        progress("opening the run", None)
+        subject = subject_of(a, lambda rows: progress("", rows))
+        progress("measuring", None)
+        record = compute(subject)
+    finally:
+        progress.close()
+    if a.json:
+        print(json.dumps(record, ensure_ascii=False))
+        return 0
+    show(record)
+    out.print(f"record: {subject.directory.path / 'analyses' / record['analysis']}.json", markup=False, highlight=False)
+    out.print(f"report: {subject.directory.path / 'report.html'}", markup=False, highlight=False)
+    return 0
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, highlight=False)
+
+
+def _ci(record: Mapping[str, Any], key: str) -> str:
+    return f"{record[key]:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
+
+
+def _mean(record: Mapping[str, Any]) -> str:
+    return f"{record['mean']:.2f} [{record['low']:.2f}, {record['high']:.2f}]"
+
+
+# -- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def _geometry_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    parser.add_argument("--components", type=int, default=5, metavar="N", help="principal components (default: 5)")
+
+
+def _geometry(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import geometry
+
+    def show(record: Mapping[str, Any]) -> None:
+        at = record["read_at"]
+        _say(f"position {at['position']}, by layer: AUROC on validation, cosine with the site's direction, the next")
+        for row in record["grid"]:
+            if row["position"] == at["position"]:
+                later = "-" if row["next"] is None else f"{row['next']:+.2f}"
+                _say(f"  layer {row['layer']:2d}  {_ci(row, 'auroc')}  {row['cosine']:+.2f}  {later}")
+
+    return analysed(a, lambda subject: geometry.analyse(subject, components=a.components), show)
+
+
+# -- base -------------------------------------------------------------------------------------------------------------
+
+
+def _base_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    parser.add_argument("--base", required=True, metavar="MODEL", help="hub name, directory or organism:NAME")
+    parser.add_argument("--draws", type=int, default=99, metavar="N", help="of each null family (default: 99)")
+    parser.add_argument("--retokenise", action="store_true", help="feed the same text where the tokenizers differ")
+
+
+def _base(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import base
+    from rhumbline.analyses.subject import load_named
+
+    def compute(subject: Any) -> Mapping[str, Any]:
+        err.print(f"[dim]loading {a.base}[/]")
+        dtype = subject.directory.protocol["model"]["dtype"]
+        other = load_named(a.base, dtype=dtype, device=a.device, remote=a.trust_remote_code)
+        return base.analyse(subject, other, draws=a.draws, retokenise=a.retokenise)
+
+    def show(record: Mapping[str, Any]) -> None:
+        _say(f"{record['finding']['answer']}: {record['finding']['reason']}")
+        for name, condition in record["conditions"].items():
+            _say(f"{name}: cosine; AUROC in the base of the chat's direction, and of its own")
+            for row in condition["layers"]:
+                areas = "  ".join(_ci(row[k], "value") for k in ("chat_in_base", "base_in_base"))
+                _say(f"  layer {row['layer']:2d}  {row['cosine']:+.2f}  {areas}")
+
+    return analysed(a, compute, show)
+
+
+# -- monitor ----------------------------------------------------------------------------------------------------------
+
+
+def _monitor_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    parser.add_argument("--fpr", type=float, default=0.01, help="false positive rate of the threshold (default: 0.01)")
+    parser.add_argument("--suffix", default=None, metavar="FILE", help="suffixes to read as well, one a line")
+    parser.add_argument("--random", type=int, default=3, metavar="N", help="random suffixes beside each (default: 3)")
+
+
+def _monitor(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import monitor
+
+    def show(record: Mapping[str, Any]) -> None:
+        _say(f"threshold {record['threshold']:.4g}, chosen on {record['n']['val']['negative']} validation negatives")
+        for c in record["conditions"]:
+            rates = ", ".join(
+                f"{side} {_ci(c[key], 'rate')}" for key, side in (("tpr", "positives flagged"), ("fpr", "negatives"))
+            )
+            _say(f"  {c['name']:10s}  AUROC {_ci(c['auroc'], 'value')}  {rates}")
+
+    return analysed(a, lambda s: monitor.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
+
+
+# -- suffix -----------------------------------------------------------------------------------------------------------
+
+
+def _suffix_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    parser.add_argument(
+        "--suffix", required=True, metavar="FILE", help="your suffixes, one a line; none is searched for"
+    )
+    parser.add_argument("--random", type=int, default=3, metavar="N", help="random suffixes beside each (default: 3)")
+    parser.add_argument("--prompts", type=int, default=50, metavar="N", help="test prompts per class (default: 50)")
+    parser.add_argument("--heads", type=int, default=8, metavar="N", help="heads to look at closer (default: 8)")
+
+
+def _suffix(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import suffix
+
+    def show(record: Mapping[str, Any]) -> None:
+        for c in record["conditions"]:
+            said = ", ".join(f"{k} {_mean(c[k])}" for k in ("projection", "metric"))
+            _say(f"  {c['name']:10s}  {said}")
+        found = record["attribution"]
+        _say(f"attribution: {len(found['parts'])} parts, relative error {found['error']:.1e}")
+
+    return analysed(a, lambda s: suffix.analyse(s, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads), show)
+
+
+ANALYSES = (
+    Analysis("geometry", "how candidates and classes lie to each other", _geometry_options, _geometry),
+    Analysis("base", "the chat model's direction in its base model", _base_options, _base),
+    Analysis("suffix", "what your suffixes do to the direction, and which heads write it", _suffix_options, _suffix),
+    Analysis("monitor", "the projection as a detector on unseen prompts", _monitor_options, _monitor),
+)
