@@ -14,7 +14,8 @@ A prompt is a sentence of fictional requests; it is positive if it names charms.
 The ballast steadies the norm, so RMSNorm is nearly the identity. It differs from token to token and is never read: a
 constant would spill onto the axes when a random direction is ablated. With one axis the refusal is mediated by that
 axis and by nothing else. With several, no one direction carries it: ablating the mean of n axes leaves (n - 1) / n of
-a prompt on its axis, unless the decision reads the sum of the axes (`readout`). Axes may overlap: then one direction moves the behaviour both ways and is still not the one.
+a prompt on its axis, unless the decision reads the sum of the axes (`readout`). Axes may overlap: then one direction
+moves the behaviour both ways and is still not the one.
 
 A fragile model has no threshold on an axis: it refuses once the stream is long enough at the newline, whatever made it
 long. Its prompts also stand at either end of a topic axis. Then any vector of that length induces refusal, and taking
