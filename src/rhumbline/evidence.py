@@ -10,7 +10,7 @@ Every function turns the rows of an artefact into a table, so `verify` makes the
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -295,9 +295,3 @@ def pooled(by_seed: Mapping[int, Sequence[Row]]) -> list[dict[str, Any]]:
 
 def _known(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def strongest(families: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]] | None:
-    """The family that came nearest to the direction: the largest p, then the largest draw."""
-    ranked: Iterable[tuple[str, Mapping[str, Any]]] = families.items()
-    return max(ranked, key=lambda item: (item[1]["p"], item[1]["max"] or 0.0), default=None)

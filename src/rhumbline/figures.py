@@ -307,9 +307,6 @@ def arms(seeds: Sequence[Row], rule: Mapping[str, Any]) -> list[Chart]:
     return charts
 
 
-MARKS = ("zone", "margin", "gap", "null", "mean", "baseline", "direction")
-
-
 def _arm_layers(order: list[str], size: float) -> list[alt.Chart]:
     families = [name for name in order if name.startswith("null: ")]
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=104)

@@ -181,10 +181,6 @@ class RunDirectory:
         """The folder of one seed."""
         return self.path / f"seed-{seed}"
 
-    def has(self, path: Path) -> bool:
-        """Whether an artefact of this protocol is already there (a torn or foreign file counts as absent)."""
-        return path.is_file()
-
     def save(self, path: Path, value: Mapping[str, Any]) -> dict:
         """Write a JSON artefact with the protocol's hash, and return it as it will be read."""
         write_json(path, {"protocol_sha256": self.protocol_sha256, **value})

@@ -50,6 +50,7 @@ class Gap:
     kl: float
     """Mean KL(hooked || edited), nats."""
     kl_max: float
+    """The largest of any token."""
     effect: float
     """Mean KL(unedited || hooked): what the intervention does."""
     leak: float
