@@ -66,6 +66,9 @@ class LlamaCpp:
         self.model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 64, 64, 1, 1
+        # Keys and values at 16 bits are its default; we compare rounding only.
+        params.type_k = params.type_v = api.GGML_TYPE_F32
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.context = api.llama_init_from_model(self.model, params)
 
@@ -95,7 +98,7 @@ def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokeniz
             return model(torch.tensor([ids])).logits[0, -1]
 
     for ids in PROMPTS:
-        torch.testing.assert_close(theirs.logits(ids), ours(ids), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(theirs.logits(ids), ours(ids), atol=1e-5, rtol=1e-4)
     vector = 3 * torch.randn(width, generator=torch.Generator().manual_seed(4))
     for layer in (2, 3):
         file = tmp_path / f"vector-{layer}.gguf"
@@ -112,8 +115,8 @@ def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokeniz
         rows = torch.zeros(1, dtype=torch.long)
         for ids in PROMPTS:
             steered = theirs.logits(ids)
-            torch.testing.assert_close(steered, ours(ids, edit.on(rows)), atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(steered, ours(ids, edit.on(rows)), atol=1e-5, rtol=1e-4)
             assert (steered - ours(ids)).abs().max() > 1e-2
             assert (steered - ours(ids, other.on(rows))).abs().max() > 1e-2
         theirs.steer([], width, 1, depth)
-        torch.testing.assert_close(theirs.logits(PROMPTS[0]), ours(PROMPTS[0]), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(theirs.logits(PROMPTS[0]), ours(PROMPTS[0]), atol=1e-5, rtol=1e-4)
