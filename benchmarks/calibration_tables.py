@@ -13,6 +13,8 @@ from rhumbline.statistics import exact_interval
 from rhumbline.verdict import RHUMBLINE
 
 SINGLE = "SINGLE-DIRECTION-REPRODUCES"
+WIDTH = 420
+"""Of a figure, in pixels."""
 
 
 def share(rows: Sequence[Row], says: Callable[[Row], bool]) -> tuple[int, int, float, float]:
@@ -221,20 +223,23 @@ def _chart(name: str, title: str, axis: str, rows: list[Row], domain: Sequence[f
         scale=alt.Scale(domain=["default rule", "blog2026"], range=[LIGHT["direction"], LIGHT["null-a"]]),
         legend=alt.Legend(title=None, orient="bottom"),
     )
-    x = alt.X("x:O", axis=alt.Axis(title=axis, labelAngle=0))
+    x = alt.X("x:O", axis=alt.Axis(title=axis, labelAngle=0), scale=alt.Scale(type="band", padding=0))
     scale = alt.Scale(domain=list(domain))
-    offset = alt.XOffset("rule:N", scale=alt.Scale(domain=["default rule", "blog2026"], range=[-6, 6]))
+    # An offset counts from the left edge of a band, whose middle the tick marks.
+    middle = WIDTH / len({row["x"] for row in rows}) / 2
+    places = [middle - 6, middle + 6]
+    offset = alt.XOffset("rule:N", scale=alt.Scale(domain=["default rule", "blog2026"], range=places))
     base = alt.Chart().encode(x=x, color=colour, xOffset=offset)
     body = alt.layer(
         base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale, title="share of runs"), y2="high:Q"),
         base.mark_circle(size=70, opacity=1).encode(y="rate:Q", tooltip=tips("rule", rate=".3f", n="d")),
-    ).properties(width=420, height=220)
+    ).properties(width=WIDTH, height=220)
     return finished(name, title, body, title, rows)
 
 
 def _false_positives(nulls: Sequence[Row]) -> Any:
     rows = _rates(nulls, lambda r: r["n"])
-    return _chart("false-positives", "SINGLE where nothing is there", "prompts per class", rows, (0, 0.8))
+    return _chart("false-positives", "SINGLE where nothing is there", "prompts per class", rows, (0, 0.5))
 
 
 def _power_chart(power: Sequence[Row]) -> Any:
@@ -258,6 +263,6 @@ def _cosines(power: Sequence[Row]) -> Any:
             y=alt.Y("noise:O", title="noise"),
             color=alt.Color("verdict:N", scale=colours, legend=alt.Legend(title=None, orient="bottom")),
         )
-        .properties(width=420, height=alt.Step(30))
+        .properties(width=WIDTH, height=alt.Step(30))
     )
     return finished("cosine", "cosine to truth", body, "|cosine| of the selected direction to the truth", rows)
