@@ -113,9 +113,13 @@ def commands(page: str) -> list[str]:
 
 
 def in_miniature(command: str, organism: Path, mirror: Path, runs: Path) -> list[str]:
-    """The command as the guide has it, with a tiny model, miniature data and another place for runs."""
+    """The command as the guide has it, with a tiny model, miniature data and another place for runs.
+
+    The organism speaks ChatML, so the preset that it stands in for is one of that template.
+    """
     program, *words = shlex.split(command)
     assert program == "rhumbline"
+    words = ["yi-6b" if w == "llama-3-8b" else w for w in words]
     words = [str(runs / w.removeprefix("runs/")) if w.startswith("runs/") else w for w in words]
     match words:
         case ["data", "check", *_]:
