@@ -18,7 +18,7 @@ ORDER = [
     "judging", "statistics", "planning", "evidence", "judges", "opening", "selection", "scoring", "refitting",
     "verdict",
     "protocol", "presets", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
-    "stages", "experiment", "reproducing",
+    "stages", "experiment", "reproducing", "inspecting",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
