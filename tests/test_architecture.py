@@ -17,14 +17,15 @@ ORDER = [
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "judges", "opening", "selection", "scoring", "refitting",
     "verdict",
-    "protocol", "presets", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
+    "protocol", "presets", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report",
+    "judges_report", "report",
     "stages", "experiment", "reproducing", "inspecting",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "sampling", "contrasts", "data", "statistics", "planning", "evidence", "verdict",
-                 "figures", "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
+                 "figures", "evidence_figures", "page", "evidence_report", "judges_report", "report"]  # fmt: skip
 HOOKS = "models"
 
 

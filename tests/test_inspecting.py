@@ -61,7 +61,9 @@ def test_an_evaluation_of_an_arm_is_the_runs_own_arm(finished, tmp_path):
     assert rates["ablation"] < 0.1
 
 
-@pytest.mark.parametrize("arm", ["addition", "null:isotropic:0:addition", "null:isotropic:0:ablation"])
+@pytest.mark.parametrize(
+    "arm", ["addition", "addition-prompt", "null:isotropic:0:addition", "null:isotropic:0:ablation"]
+)
 def test_every_arm_can_be_named(finished, organism, arm):
     side = "positive" if arm.endswith("ablation") else "negative"
     rows = rows_of(finished, arm, side)[:4]

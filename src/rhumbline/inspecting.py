@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from inspect_ai.model import (
@@ -41,7 +41,10 @@ GATHER = 0.02
 
 
 def arm_of_run(path: str | Path, name: str, seed: int | None = None) -> Arm:
-    """An arm by its name in outcomes.jsonl: baseline, ablation, addition, or null:FAMILY:DRAW:ablation and :addition."""
+    """An arm by its name in outcomes.jsonl.
+
+    baseline, ablation, addition, addition-all, addition-prompt, null:FAMILY:DRAW:ablation or null:FAMILY:DRAW:addition.
+    """
     directory = RunDirectory.read(path)
     if name == "baseline":
         return BASELINE
@@ -52,12 +55,16 @@ def arm_of_run(path: str | Path, name: str, seed: int | None = None) -> Arm:
     kind = name.rpartition(":")[2]
     if name.startswith("null:") and name.count(":") == 3:
         direction = _null(directory, number, name)
-    elif name not in ("ablation", "addition"):
-        raise InputError(f"arm {name!r} is unknown: baseline, ablation, addition or null:FAMILY:DRAW:ablation.")
+    elif name not in ("ablation", "addition", "addition-all", "addition-prompt"):
+        raise InputError(
+            f"arm {name!r} is unknown: baseline, ablation, addition, addition-prompt or null:FAMILY:DRAW:ablation."
+        )
     if kind == "ablation":
         return Arm(name, (Ablate(direction),))
     selection = directory.load(directory.seed(number) / "selection.json")
-    positions = directory.protocol["addition"]["positions"]
+    positions: Literal["all", "prompt"] = "prompt" if name == "addition-prompt" else "all"
+    if not name.startswith("addition-"):
+        positions = directory.protocol["addition"]["positions"]
     return Arm(name, (Add(direction, selection.get("coefficient") or 1.0, positions),))
 
 

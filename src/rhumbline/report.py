@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from rhumbline import evidence_report, figures, page
+from rhumbline import evidence_report, figures, judges_report, page
 from rhumbline.errors import OutputError
 from rhumbline.figures import Row, arm_of, printable
 
@@ -690,6 +690,7 @@ def build(run_dir: Path) -> Path:
         _separation(run, draw),
         _nulls(run, draw),
         *evidence_report.sections(run.protocol, run.results, draw),
+        judges_report.section(run_dir),
         _arms_table(run),
         _protocol(run),
         _cite(run),
