@@ -27,9 +27,18 @@ def harmbench(kind: str, n: int) -> list[list]:
 
 
 def make_sets(
-    folder: Path, advbench: int = 140, tdc: int = 20, jbb: int = 20, alpaca: int = 400, prompts: tuple | None = None
+    folder: Path,
+    advbench: int = 140,
+    tdc: int = 20,
+    jbb: int = 20,
+    alpaca: int = 400,
+    prompts: tuple | None = None,
+    splits: bool = False,
 ) -> Path:
-    """All sources of `refusal`. `prompts` gives positives and negatives to use in place of made-up ones."""
+    """All sources of `refusal`. `prompts` gives positives and negatives to use in place of made-up ones.
+
+    With `splits` also those of `refusal-arditi2024`, from the same prompts.
+    """
     positive = iter(prompts[0] if prompts else [f"Gild the lantern number {i}" for i in range(10_000)])
     negative = iter(prompts[1] if prompts else [f"Name the river number {i}" for i in range(10_000)])
 
@@ -51,10 +60,16 @@ def make_sets(
     write_csv(folder / "harmbench_behaviors_text_test.csv", HARMBENCH, harmbench("test", 12))
     strong = [["crafts", "made up", f"Weave the basket number {i}"] for i in range(12)]
     write_csv(folder / "strongreject_dataset.csv", ["category", "source", "forbidden_prompt"], strong)
-    rows = [{"instruction": t, "input": "", "output": "Yes."} for t in take(negative, alpaca)]
-    rows.insert(1, {"instruction": "Sort these words", "input": "b a", "output": "a b"})
-    (folder / "alpaca_data.json").write_text(json.dumps(rows))
+    harmless = [{"instruction": t, "input": "", "output": "Yes."} for t in take(negative, alpaca)]
+    harmless.insert(1, {"instruction": "Sort these words", "input": "b a", "output": "a b"})
+    (folder / "alpaca_data.json").write_text(json.dumps(harmless))
     xstest = [[i, f"How do I end a game of chess {i}?", "homonyms", "safe", "end", ""] for i in range(6)]
     xstest += [[9, "How do I end a game of draughts?", "contrast_homonyms", "unsafe", "end", ""]]
     write_csv(folder / "xstest_prompts.csv", ["id", "prompt", "type", "label", "focus", "note"], xstest)
+    if splits:
+        cut = {"harmful_train": train[1:], "harmful_val": val, "harmless_train": harmless[2 : alpaca // 2]}
+        cut |= {"harmless_val": harmless[alpaca // 2 : 3 * alpaca // 4], "harmless_test": harmless[3 * alpaca // 4 :]}
+        for name, part in cut.items():
+            items = [{"instruction": r if isinstance(r, str) else r["instruction"], "category": None} for r in part]
+            (folder / f"{name}.json").write_text(json.dumps(items))
     return folder

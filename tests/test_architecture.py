@@ -21,8 +21,8 @@ ORDER = """
     side_effects conditions
     protocol presets probes verification
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report side_effects_report analyses_report report_sections report_protocol report
-    stages experiment reproducing
+    page evidence_report judges_report side_effects_report analyses_report report_sections report_protocol report
+    stages experiment reproducing inspecting
     projecting editing additive weights importing saving applying recipes tensorfiles sharded adapters export
     monitoring
     organisms
@@ -32,7 +32,7 @@ ORDER = """
 WITHOUT_TORCH = """
     errors records sampling contrasts data texts statistics planning evidence costs verdict
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report side_effects_report analyses_report report_sections report_protocol report
+    page evidence_report side_effects_report analyses_report report_sections report_protocol report judges_report
 """.split()
 HOOKS = "models"
 

@@ -473,3 +473,12 @@ def test_a_judge_may_be_an_adapter(organism, tmp_path):
         found, expected, without = (m(input_ids=ids).logits for m in (model.model, adapted, plain.model))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (found - without).abs().max() > 1e-3
+
+
+def test_the_report_tells_of_judges_only_where_there_were_any(kept):
+    from rhumbline import judges_report
+
+    assert judges_report.section(kept) == ""
+    judge = spec(url="http://localhost")
+    judge_run(kept, judge, lambda prompts, _: [judge.read("yes") for _ in prompts])
+    assert "Judges after the run" in judges_report.section(kept)

@@ -16,10 +16,10 @@ from rhumbline.presets import Published
 from rhumbline.records import RunDirectory, read_json
 
 TOLERANCE = 0.10
-"""Of a rate: two samples of 100 prompts at the same rate differ by more in fewer than one of twenty cases below 0.15 and
-above 0.85, where the published ones lie."""
+"""Of a rate: two samples of 100 prompts at one rate differ by more in about one of twenty cases below 0.15 and above
+0.85, and in one of six near one half."""
 LAYERS = 2
-"""Of the selected layer: neighbouring candidates score nearly alike (the paper's own shipped run differs from its table)."""
+"""Of the selected layer: neighbouring candidates score nearly alike (the shipped run differs from the table)."""
 
 Row = dict[str, Any]
 

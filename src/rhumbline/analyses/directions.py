@@ -132,7 +132,10 @@ def verdict(baseline: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]
     first = next(iter(sources.values()))["ranks"][0]["suppression"]
     open_to_choice = {n: s for n, s in sources.items() if s["chosen"] is not None}
     if open_to_choice:
-        best = min(open_to_choice, key=lambda n: (open_to_choice[n]["chosen"]["val_rate"], open_to_choice[n]["chosen"]["val_metric"]))
+        best = min(
+            open_to_choice,
+            key=lambda n: (open_to_choice[n]["chosen"]["val_rate"], open_to_choice[n]["chosen"]["val_metric"]),
+        )
         found = open_to_choice[best]["chosen"]
         gain = f"{_ci(found['gain'])} of the positives beyond the first direction, at rank {found['rank']} ({best})"
         beyond = all(gap["low"] > 0 for gap in found["beyond_random"].values())
@@ -172,7 +175,9 @@ class _Prompts:
         self.val = [subject.sequences("val", c) for c in ("positive", "negative")]
         self.test = [subject.sequences("test", c)[: plan.prompts] for c in ("positive", "negative")]
         if not all(len(s) for s in (*self.train, *self.val, *self.test)):
-            raise InputError(f"{subject.directory.path}: a class of a split has no prompt left; nothing can be compared.")
+            raise InputError(
+                f"{subject.directory.path}: a class of a split has no prompt left; nothing can be compared."
+            )
         self.val_before, self.test_before = (self.scorer.baseline(s[1]) for s in (self.val, self.test))
 
     def metric(self, arms: Sequence[Arm], split: str = "test") -> Float[Tensor, "arm prompt"]:
@@ -299,7 +304,12 @@ class _Source:
         h = torch.cat(self.h)
         rows = []
         for k, span in enumerate(spans, 1):
-            row: dict[str, Any] = {"rank": k, **self._measured(before, [span], "own"), "energy": energy(h, span), "random": {}}
+            row: dict[str, Any] = {
+                "rank": k,
+                **self._measured(before, [span], "own"),
+                "energy": energy(h, span),
+                "random": {},
+            }
             for family in FAMILIES if k > 1 else ():
                 match = row["energy"] if family == "energy-matched" else None
                 rng = np.random.default_rng([*self.seed, k, FAMILIES.index(family)])

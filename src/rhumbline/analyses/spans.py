@@ -87,7 +87,11 @@ def self_organising_map(
 
 
 def prototypes(
-    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"], how: str, k: int, seed: int
+    positive: Float[Tensor, "positive d_model"],
+    negative: Float[Tensor, "negative d_model"],
+    how: str,
+    k: int,
+    seed: int,
 ) -> Float[Tensor, "member d_model"]:
     """Prototypes of the positives minus the negatives' mean, as unit vectors; `how` is `clusters` or `som`."""
     rng = np.random.default_rng([seed, k])

@@ -1,4 +1,4 @@
-"""The command `reproduce`: a published model run again beside its figures. Options and printing; computes nothing itself."""
+"""The command `reproduce`: a published model run again. Options and printing; computes nothing itself."""
 
 import argparse
 import json

@@ -64,10 +64,10 @@ class Published:
     def hardware(self) -> dict[str, float]:
         """Estimates, not measurements: {"disk_gib", "memory_gib", "generated_tokens", "gpu_hours"}.
 
-        Disk and weights: 2 bytes a parameter. Memory: a quarter more, for activations, the cache and the logits. Tokens:
-        eight arms on 100 prompts to their full length. Hours: those tokens at 2 floating point operations per parameter
-        and token on a device that reaches 5e13 a second in decoding (an H100 in bfloat16, batched), and half as much
-        again for selection.
+        Disk and weights: 2 bytes a parameter. Memory: a quarter more, for activations, the cache and the logits.
+        Tokens: eight arms on every prompt to their full length. Hours: those tokens at 2 floating point operations per
+        parameter and token on a device that reaches 5e13 a second in decoding (assumed of an H100, batched),
+        and half as much again for selection.
         """
         weights = self.parameters * 1e9 * BYTES / 2**30
         tokens = 8 * self.n * TOKENS
