@@ -15,15 +15,16 @@ ORDER = [
     "axes", "errors", "records", "measuring",
     "contrasts", "texts", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
-    "judging", "statistics", "planning", "evidence", "costs", "opening", "selection", "scoring", "refitting", "verdict",
-    "side_effects", "conditions",
+    "judging", "statistics", "planning", "evidence", "costs", "comparing", "opening", "selection", "scoring",
+    "refitting", "verdict", "side_effects", "conditions",
     "protocol", "probes", "verification", "figures", "evidence_figures", "side_effects_figures",
     "page", "evidence_report", "side_effects_report", "report", "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
-    "adapters", "export",
+    "adapters", "export", "harness", "evaluating",
     "organisms", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "texts", "verdict",
+WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "comparing", "texts",
+                 "verdict",
                  "figures", "evidence_figures", "side_effects_figures", "page", "evidence_report",
                  "side_effects_report", "report"]  # fmt: skip
 HOOKS = "models"

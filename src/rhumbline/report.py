@@ -80,6 +80,10 @@ _SHAPES: dict[str, Any] = {
         "grid": _GRID,
         "projections": [{"label": str, "projection": _MAYBE}],
     },
+    "comparison.json": {
+        "settings": {"seed": int},
+        "rows": [_INTERVAL | {"task": str, "metric": str, "filter": str, "arm": str, "n": int, "change": _MAYBE}],
+    },
     "discover.json": {
         "protocol_sha256": str,
         "model": _MODEL,
@@ -690,12 +694,17 @@ def build(run_dir: Path) -> Path:
         _separation(run, draw),
         _nulls(run, draw),
         *evidence_report.sections(run.protocol, run.results, draw),
-        *side_effects_report.sections(run.results, draw),
+        *side_effects_report.sections(run.results, _evaluations(run_dir), draw),
         _arms_table(run),
         _protocol(run),
         _cite(run),
     ]
     return page.publish(run_dir, f"{run.results['model']['name']}: {run.protocol['behaviour']}", body, draw.drawings)
+
+
+def _evaluations(run_dir: Path) -> list[Row]:
+    """What `evaluate` found, one record for each setting."""
+    return [_read(path) for path in sorted(run_dir.glob("evaluations/*/comparison.json"))]
 
 
 def build_discover(run_dir: Path) -> Path:
