@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,21 @@ def task_manager(tasks: Sequence[str], include_path: str | Path | None) -> Any:
         manager = TaskManager(include_path=folder, include_defaults=False)
         if all(task in manager.all_tasks for task in tasks):
             return manager
-    manager = TaskManager(include_path=folder)
+    manager = _defaults() if folder is None else TaskManager(include_path=folder)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise InputError(
             f"unknown tasks {', '.join(unknown)}. Known are the names of lm-evaluation-harness "
             "(`lm_eval ls tasks`) and those of the YAML files in --include-path DIR."
         )
     return manager
+
+
+@cache
+def _defaults() -> Any:
+    """The harness's own tasks, whose index takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _one(
