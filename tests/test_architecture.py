@@ -15,15 +15,15 @@ ORDER = [
     "axes", "errors", "records", "measuring",
     "contrasts", "texts", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
-    "judging", "statistics", "planning", "evidence", "costs", "comparing", "opening", "selection", "scoring",
+    "judging", "statistics", "planning", "evidence", "costs", "pairing", "opening", "selection", "scoring",
     "refitting", "verdict", "side_effects", "conditions",
     "protocol", "probes", "verification", "figures", "evidence_figures", "side_effects_figures",
     "page", "evidence_report", "side_effects_report", "report", "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export", "harness", "evaluating",
-    "organisms", "cli",
+    "organisms", "sizing", "forecasting", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "comparing", "texts",
+WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "costs", "pairing", "texts",
                  "verdict",
                  "figures", "evidence_figures", "side_effects_figures", "page", "evidence_report",
                  "side_effects_report", "report"]  # fmt: skip

@@ -12,13 +12,13 @@ import pytest
 
 from rhumbline import load, preset, read_contrast, run, verify
 from rhumbline.cli import main
-from rhumbline.comparing import comparison
 from rhumbline.contrasts import Sizes
 from rhumbline.errors import InputError, ModelError, VerificationError
 from rhumbline.evaluating import Settings, arms_of_run, evaluate, task_manager
 from rhumbline.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
 from rhumbline.organisms.grammar import draw_requests
+from rhumbline.pairing import comparison
 from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
 from rhumbline.records import RunDirectory, read_json
 from rhumbline.statistics import mcnemar

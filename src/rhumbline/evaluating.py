@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rhumbline.comparing import compare
 from rhumbline.errors import InputError, ModelError
 from rhumbline.experiment import selected_direction
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm
 from rhumbline.loading import fingerprint
 from rhumbline.models import ChatModel
+from rhumbline.pairing import compare
 from rhumbline.probes import additions
 from rhumbline.records import RunDirectory, file_sha256, finite, sha256
 from rhumbline.stages import read_nulls
@@ -158,8 +158,9 @@ def _one(
 
     answers.parent.mkdir(parents=True, exist_ok=True)
     harnessed = ArmModel(model, arm, Answers(answers), batch_size=batch_size)
+    ask: Any = simple_evaluate  # its decorator hides its signature
     try:
-        found = simple_evaluate(
+        found = ask(
             model=harnessed,
             tasks=[task],
             task_manager=manager,

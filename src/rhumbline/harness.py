@@ -64,7 +64,8 @@ class ArmModel(HFLM):
 
     def __init__(self, chat_model: ChatModel, arm: Arm, answers: Answers, *, batch_size: int = 16):
         self.chat_model, self.arm, self.answers = chat_model, arm, answers
-        super().__init__(
+        make: Any = super().__init__  # a decorator hides its signature
+        make(
             pretrained=chat_model.model,
             tokenizer=chat_model.tokenizer,
             backend="causal",
