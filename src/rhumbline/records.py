@@ -236,7 +236,7 @@ class RunDirectory:
             name: file_sha256(p)
             for name, p in inside.items()
             if name not in skip
-            and not name.startswith(("figures/", "judgements/", "analyses/"))
+            and not name.startswith(("figures/", "judgements/", "analyses/", "evaluations/"))
             and not any(part[0] == "." for part in name.split("/"))
         }
 

@@ -20,6 +20,7 @@ from rhumbline import (
     report_sections,
     side_effects_report,
 )
+from rhumbline.figures import Row
 from rhumbline.run_record import read_checked, read_run
 
 
@@ -39,13 +40,18 @@ def build(run_dir: Path) -> Path:
         report_sections.nulls(run, draw),
         *evidence_report.sections(run.protocol, run.results, draw),
         judges_report.section(run_dir),
-        *side_effects_report.sections(run.results, draw),
+        *side_effects_report.sections(run.results, _evaluations(run_dir), draw),
         *analyses_report.sections(run_dir, run.protocol, run.results["protocol_sha256"], draw),
         report_sections.arms_table(run),
         report_protocol.protocol(run),
         report_protocol.cite(run),
     ]
     return page.publish(run_dir, f"{run.results['model']['name']}: {run.protocol['behaviour']}", body, draw.drawings)
+
+
+def _evaluations(run_dir: Path) -> list[Row]:
+    """What `evaluate` found, one record for each setting."""
+    return [read_checked(path) for path in sorted(run_dir.glob("evaluations/*/comparison.json"))]
 
 
 def build_discover(run_dir: Path) -> Path:

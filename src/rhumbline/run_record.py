@@ -68,6 +68,10 @@ _SHAPES: dict[str, Any] = {
         "grid": _GRID,
         "projections": [{"label": str, "projection": _MAYBE}],
     },
+    "comparison.json": {
+        "settings": {"seed": int},
+        "rows": [_INTERVAL | {"task": str, "metric": str, "filter": str, "arm": str, "n": int, "change": _MAYBE}],
+    },
     "discover.json": {
         "protocol_sha256": str,
         "model": _MODEL,

@@ -13,10 +13,10 @@ from rhumbline.side_effects_figures import TITLES, arm_label
 Rows = Mapping[str, Any]
 
 
-def sections(results: Rows, draw: page.Canvas) -> list[Html]:
-    """Every section that the run has numbers for."""
+def sections(results: Rows, evaluations: Sequence[Rows], draw: page.Canvas) -> list[Html]:
+    """Every section that the run, or an evaluation of it, has numbers for."""
     seeds = results["seeds"]
-    parts = [_side_effects(seeds, draw), _conditions(seeds), _breakdowns(seeds)]
+    parts = [_side_effects(seeds, draw), _benchmarks(evaluations, draw), _conditions(seeds), _breakdowns(seeds)]
     return [part for part in parts if part]
 
 
@@ -158,6 +158,52 @@ def _tables(found: Rows) -> list[Html]:
         ],
     )
     return [losses, kl, negatives]
+
+
+# -- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+def _benchmarks(evaluations: Sequence[Rows], draw: page.Canvas) -> Html:
+    parts = []
+    for number, found in enumerate(evaluations):
+        rows = [{**r, "name": _score_name(r)} for r in found["rows"]]
+        if not rows:
+            continue
+        head = ["Task", "Score", "Arm", "Documents", "Mean", "Change [95 %]", "p (McNemar)"]
+        body = [
+            [
+                r["task"],
+                _score_name(r).removeprefix(r["task"]).strip(", "),
+                arm_label(r["arm"]),
+                r["n"],
+                page.number(r["score"], 3),
+                _spread(r, "change", "low", "high", 3, signed=True),
+                "—" if r["p"] is None else f"{r['p']:.2g}",
+            ]
+            for r in rows
+        ]
+        changed = [{**r, "task": r["name"]} for r in rows if r["change"] is not None]
+        settings = found["settings"]
+        title = f"Benchmarks, seed {settings['seed']}"
+        charts = draw([side_effects_figures.scores(f"benchmarks-{number}", title, changed)] if changed else [])
+        limit = "all documents" if settings.get("limit") is None else f"the first {settings['limit']} documents"
+        shots = "" if settings.get("fewshot") is None else f", {settings['fewshot']} examples in the prompt"
+        asked = (
+            f"Seed {settings['seed']}; {limit}{shots}{', through the chat template' if settings.get('chat') else ''}"
+        )
+        parts.append((asked, page.join([charts, page.table(head, body, left=3)])))
+    if not parts:
+        return Html("")
+    note = page.note(
+        "Tasks of lm-evaluation-harness on the model under each arm. Changes are paired, on the same documents: "
+        "Newcombe's interval and McNemar's exact p for scores of 0 and 1, a bootstrap of documents for others."
+    )
+    return page.section("Benchmarks", _folded(parts), note)
+
+
+def _score_name(row: Rows) -> str:
+    kind = "" if row["filter"] == "none" else f" ({row['filter']})"
+    return f"{row['task']}, {row['metric']}{kind}"
 
 
 # -- conditions and breakdowns ----------------------------------------------------------------------------------------

@@ -304,12 +304,7 @@ class SeedStages:
     def nulls(self, direction: Direction) -> list[Null]:
         """The null directions as they lie on disk."""
         del direction
-        vectors = self.directory.load_tensors(self.folder / "nulls.safetensors")[0]["nulls"]
-        rows = self.directory.load(self.folder / "nulls.json")["nulls"]
-        return [
-            Null(r["family"], r["draw"], Direction.from_vector(v, r["position"], r["layer"]), r["cosine"], r["energy"])
-            for r, v in zip(rows, vectors, strict=True)
-        ]
+        return read_nulls(self.directory, self.seed)
 
     # Probes by the fast metric, on test and on validation
 
@@ -508,6 +503,16 @@ class SeedStages:
     def _means(self) -> tuple[Tensor, Tensor]:
         tensors, _ = self.directory.load_tensors(self.folder / "directions.safetensors")
         return tensors["candidates"], tensors["negative_mean"]
+
+
+def read_nulls(directory: RunDirectory, seed: int) -> list[Null]:
+    """The null directions of a seed as they lie on disk."""
+    folder = directory.seed(seed)
+    vectors = directory.load_tensors(folder / "nulls.safetensors")[0]["nulls"]
+    return [
+        Null(r["family"], r["draw"], Direction.from_vector(v, r["position"], r["layer"]), r["cosine"], r["energy"])
+        for r, v in zip(directory.load(folder / "nulls.json")["nulls"], vectors, strict=True)
+    ]
 
 
 def separation(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rhumbline import costs
+from rhumbline import costs, pairing
 from rhumbline.errors import RhumblineError
 from rhumbline.evidence import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
 from rhumbline.records import SCHEMA, RunDirectory, finite, read_json, sha256
@@ -161,6 +161,9 @@ def verify(path: str | Path) -> list[str]:
         faults += _differences(assemble(directory), results, "results.json")
         for seed in directory.protocol["seeds"]:
             faults += _selection_faults(directory, seed)
+        for path in sorted(directory.path.glob("evaluations/*/comparison.json")):
+            name = path.relative_to(directory.path).as_posix()
+            faults += _differences(pairing.compare(directory, path.parent), directory.load(path), name)
     except RhumblineError as error:
         faults.append(str(error))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """What the commands print with: results to standard output, everything else to standard error."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -12,20 +13,38 @@ err = Console(stderr=True)
 
 
 class Progress:
-    """Prints each stage as it begins, and the rows it has done on a terminal."""
+    """Prints each stage as it begins, and on a terminal the rows it has done, how fast, and how long it will go on."""
 
-    def __init__(self) -> None:
-        self.rows = 0
+    def __init__(self, expected: Mapping[str, int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.expected = expected or {}
+        """Rows that a stage is likely to have, where that was counted beforehand."""
+        self.clock = clock
+        self.stage = ""
+        self.rows: dict[str, int] = {}
+        self.begun = (clock(), 0)
         self.status = err.status("")
         self.status.start()
 
     def __call__(self, stage: str, rows: int | None) -> None:
         """A stage begins (no rows), or has done some more rows."""
         if rows is None:
-            self.rows = 0
-            err.print(f"[dim]{stage}[/]")
-        self.rows += rows or 0
-        self.status.update(f"{stage}: {self.rows} rows" if self.rows else stage)
+            err.print(f"[dim]{escape(stage)}[/]")
+            if stage != self.stage:  # of another seed, where it is not the next part of the same
+                self.stage, self.rows[stage] = stage, 0
+            self.begun = (self.clock(), self.rows.get(stage, 0))
+        self.rows[stage] = self.rows.get(stage, 0) + (rows or 0)
+        self.status.update(escape(self.line(stage)))
+
+    def line(self, stage: str) -> str:
+        """Rows so far, rows per second since the stage began or went on, and what remains where that is known."""
+        done, (start, before) = self.rows[stage], self.begun
+        seconds = self.clock() - start
+        if done == before or seconds <= 0:
+            return stage
+        rate = (done - before) / seconds
+        said = f"{stage}: {done:,} rows, {rate:,.0f} rows/s"
+        left = self.expected.get(stage, 0) - done
+        return said + (f", about {left / rate:,.0f} s left" if left > 0 else "")
 
     def close(self) -> None:
         """Leave the terminal as it was."""

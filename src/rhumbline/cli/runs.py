@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from rhumbline.cli.console import Progress, err, out, print_plan, print_results
+from rhumbline.cli.forecasts import expected_rows, print_forecast
 from rhumbline.cli.options import (
     chat_changes,
     chat_options,
@@ -37,6 +38,14 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     contrast_options(run)
     run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
     texts_option(run)
+    run.add_argument(
+        "--plan",
+        nargs="?",
+        const="headers",
+        default=None,
+        choices=("headers", "measured"),
+        help="say what the run will take, and stop: without loading the model, or with a short measurement",
+    )
     model_options(run)
     protocol_options(run)
 
@@ -81,6 +90,8 @@ def _run(a: argparse.Namespace) -> int:
     # Cheap checks first: a malformed file is found before a large model is loaded.
     protocol, contrast = protocol_of(a), open_contrast(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
+    if a.plan is not None:
+        return print_forecast(a, contrast, protocol, texts)
     return _execute(a, load_model(a), contrast, protocol, texts)
 
 
@@ -88,7 +99,7 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, te
     from rhumbline.experiment import run
 
     print_plan(contrast, protocol)
-    progress = Progress()
+    progress = Progress(expected_rows(model, contrast, protocol, texts))
     try:
         result = run(model, contrast, a.out, protocol, texts=texts, progress=progress)
     finally:
