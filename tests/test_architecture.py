@@ -20,7 +20,7 @@ ORDER = [
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
-    "organisms", "cli",
+    "organisms", "analyses", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
                  "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip

@@ -162,7 +162,7 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer(self, prompt: Prompt, text: str) -> list[int]:
-        """Token ids of an answer to this prompt, encoded where it stands. TemplateError where it has none of its own."""
+        """Token ids of an answer to this prompt, encoded where it stands; TemplateError where it has none."""
         system = self.options.system if prompt.system is None else prompt.system
         before = _render(self.tokenizer, self.options, prompt.text, system)
         ids = self.tokenizer(before + text, add_special_tokens=False)["input_ids"]
@@ -170,8 +170,8 @@ class Chat:
         shared = len(_common_start([asked, ids]))
         if not text.strip() or shared < len(asked):
             raise TemplateError(
-                f"The response of prompt {prompt.id!r} is empty or merges with the chat template, so it has no tokens of "
-                "its own. Give it a response that begins with a word."
+                f"The response of prompt {prompt.id!r} is empty or merges with the chat template, so it has no "
+                "tokens of its own. Give it a response that begins with a word."
             )
         return list(ids[shared:])
 

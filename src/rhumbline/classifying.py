@@ -72,8 +72,8 @@ def fit(
     folds = np.array([fold_of(t) for side in topics for t in side])
     if len(set(folds.tolist())) < 2:
         raise ProtocolError(
-            "the style classifier needs training texts of several topics (column `category`) to be scored on topics that "
-            "it has not seen. Give categories, or leave it out with text_score.classifier = false in an experiment file."
+            "the style classifier needs training texts of several topics (column `category`), to be scored on topics "
+            "that it has not seen. Give categories, or set text_score.classifier = false in an experiment file."
         )
     features = _features(texts)
     weights, intercepts = np.zeros((FOLDS, FEATURES)), np.zeros(FOLDS)
@@ -87,7 +87,7 @@ def fit(
         if (~rest).any():
             held[~rest] = model.decision_function(features[~rest])
     apart = auroc(held[labels == 1], held[labels == 0])
-    found = {"auroc": apart, "n": len(texts), "folds": int(len(set(folds.tolist())))}
+    found = {"auroc": apart, "n": len(texts), "folds": len(set(folds.tolist()))}
     return Classifier(weights, intercepts), found
 
 

@@ -95,6 +95,8 @@ class Arm:
 
 
 BASELINE = Arm("baseline")
+ORTHOGONAL = 1e-4
+"""Largest |cosine| of two directions that one arm ablates."""
 
 
 def ablate(h: Float[Tensor, "*rows d_model"], r: Vector) -> Float[Tensor, "*rows d_model"]:
@@ -125,12 +127,14 @@ class BatchEdits:
     """Per layer, what each arm adds to prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
     """Per layer, what each arm adds to generated tokens."""
+    further: tuple[Float[Tensor, "arm d_model"], ...] = ()
+    """As `ablated`, for arms that ablate along several orthogonal directions."""
 
     @classmethod
     def of(cls, arms: Sequence[Arm], chat_model: ChatModel) -> "BatchEdits":
-        """Compile `arms`; an arm may hold one ablation and any number of additions."""
+        """Compile `arms`; an arm may hold any number of additions, and of ablations whose directions are orthogonal."""
         device, d_model = chat_model.device, chat_model.d_model
-        ablated = torch.zeros(len(arms), d_model)
+        ablations = [torch.zeros(len(arms), d_model)]
         added: dict[int, Tensor] = {}
         later: dict[int, Tensor] = {}
         for index, arm in enumerate(arms):
@@ -138,19 +142,26 @@ class BatchEdits:
                 _check_fits(intervention.direction, chat_model, arm)
                 match intervention:
                     case Ablate(direction, strength):
-                        if ablated[index].any():
-                            raise ProtocolError(f"arm {arm.name!r} ablates twice; give it one ablation.")
+                        known = [rows[index] for rows in ablations if rows[index].any()]
+                        if any(float((row @ direction.vector).abs()) > ORTHOGONAL for row in known):
+                            raise ProtocolError(
+                                f"arm {arm.name!r} ablates twice along directions that are not orthogonal; give it one "
+                                "ablation, or an orthonormal basis."
+                            )
+                        if len(known) == len(ablations):
+                            ablations.append(torch.zeros(len(arms), d_model))
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
-                        ablated[index] = direction.vector * strength**0.5
+                        ablations[len(known)][index] = direction.vector * strength**0.5
                     case Add(direction, coefficient, positions):
                         for store, wanted in ((added, True), (later, positions == "all")):
                             rows = store.setdefault(direction.layer, torch.zeros(len(arms), d_model))
                             rows[index] += coefficient * direction.difference if wanted else 0.0
         return cls(
             chat_model.ablation_sites,
-            ablated.to(device) if ablated.any() else None,
+            ablations[0].to(device) if ablations[0].any() else None,
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
+            tuple(rows.to(device) for rows in ablations[1:]),
         )
 
     def on(self, arm_of_row: Int[Tensor, " row"], n_prompt: int | None = None) -> dict[Site, Edit]:
@@ -160,7 +171,9 @@ class BatchEdits:
         """
         edits: dict[Site, Edit] = {}
         if self.ablated is not None:
-            edits = dict.fromkeys(self.sites, _ablation(self.ablated[arm_of_row]))
+            # One after the other removes the span, since the directions are orthogonal.
+            steps = [_ablation(rows[arm_of_row]) for rows in (self.ablated, *self.further)]
+            edits = dict.fromkeys(self.sites, steps[0] if len(steps) == 1 else _in_turn(steps))
         for layer in self.added:
             site = Site("resid_pre", layer)
             prompt, later = self.added[layer][arm_of_row], self.added_later[layer][arm_of_row]
@@ -184,6 +197,15 @@ def _ablation(r: Float[Tensor, "row d_model"]) -> Edit:
         if one_for_all is not None:
             return ablate(h, one_for_all.to(h.device))
         return ablate_rows(h, r.to(h.device))
+
+    return edit
+
+
+def _in_turn(steps: Sequence[Edit]) -> Edit:
+    def edit(h: Residual) -> Residual:
+        for step in steps:
+            h = step(h)
+        return h
 
     return edit
 

@@ -25,7 +25,7 @@ from rhumbline.axes import Logits
 from rhumbline.errors import ProtocolError
 
 Class = Literal["refused", "complied", "shown", "absent", "degenerate", "unscored"]
-"""What a completion is. Shown or absent: of a behaviour with a continuous score, whether there is any of it. Degenerate:
+"""What a completion is. Shown or absent: of a behaviour with a continuous score, whether there is any. Degenerate:
 broken, so neither of the two. Unscored: nobody could judge it."""
 
 

@@ -61,32 +61,24 @@ class Levels:
             table.setdefault((row["arm"], row["set"]), {})[row["prompt_id"]] = row
         if texts:
             return cls(table, np.array(texts["positive"]), np.array(texts["negative"]), "texts")
-        sides = (_scores(table.get(("baseline", side), {}).values()) for side in ("positive", "negative"))
-        return cls(table, *sides, "baseline")
+        positive, negative = (_scores(table.get(("baseline", s), {}).values()) for s in ("positive", "negative"))
+        return cls(table, positive, negative, "baseline")
 
     def unit(self) -> Unit:
         """The gap between the classes, and whether the score tells them apart at all."""
         rng = np.random.default_rng(0)
-        both = self.positive, self.negative
-        if not all(len(x) for x in both):
-            return Unit(*[math.nan] * 7, (len(both[0]), len(both[1])), self.source)
-        means = [float(x.mean()) for x in both]
+        p, n = self.positive, self.negative
+        nan = math.nan
+        if not (len(p) and len(n)):
+            return Unit(nan, nan, nan, nan, nan, nan, nan, (len(p), len(n)), self.source)
         areas, gaps = [], []
         for _ in range(DRAWS // 4):
-            p, n = (x[rng.integers(len(x), size=len(x))] for x in both)
-            areas.append(auroc(p, n))
-            gaps.append(p.mean() - n.mean())
-        low, high = np.quantile(gaps, [0.025, 0.975])
-        return Unit(
-            *means,
-            means[0] - means[1],
-            float(low),
-            float(high),
-            auroc(*both),
-            float(np.quantile(areas, 0.025)),
-            (len(both[0]), len(both[1])),
-            self.source,
-        )
+            some, others = (x[rng.integers(len(x), size=len(x))] for x in (p, n))
+            areas.append(auroc(some, others))
+            gaps.append(some.mean() - others.mean())
+        low, high = (float(v) for v in np.quantile(gaps, [0.025, 0.975]))
+        least, mean, other = float(np.quantile(areas, 0.025)), float(p.mean()), float(n.mean())
+        return Unit(mean, other, mean - other, low, high, auroc(p, n), least, (len(p), len(n)), self.source)
 
     def arms(self) -> list[dict[str, Any]]:
         """As `statistics.arm_rates`: `rate` is the mean level with its interval, and `score` the mean score itself."""
@@ -199,7 +191,7 @@ def neutral_level(unit: Unit, rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def pooled_levels(seeds: Sequence[Levels]) -> list[dict[str, Any]]:
-    """Both effects as the mean over the seeds, with the range of the seeds' own; no interval, as seeds share prompts."""
+    """Both effects as the mean over the seeds; low and high are the range of the seeds' own, no interval."""
     found = []
     for name, *_ in _SIDES:
         drops = [e["drop"] for s in seeds for e in s.effects() if e["name"] == name and e["drop"] is not None]
@@ -240,11 +232,11 @@ def _known(value: float) -> float | None:
 def confounds(rows: Sequence[Row]) -> dict[str, Any]:
     """The score beside length, layout and topic, and the effects with these held fixed.
 
-    {"correlations": [{"with", "n", "r"}], "adjusted": [{"name", "drop", "adjusted", "matched", "matched_n", "n"}]}: r is
-    Pearson's over baseline completions of both classes; `adjusted` the coefficient of the arm in a least squares fit
-    of the score on arm, content words, bullets and topic (the same rows, so drop is its plain mean); `matched` the
-    drop on prompts whose two completions have bullets alike and content lengths within a quarter. In scores, not levels.
-    Length is that outside the markers: the markers' own words are the style.
+    {"correlations": [{"with", "n", "r"}], "adjusted": [{"name", "drop", "adjusted", "matched", "matched_n", "n"}]}: r
+    is Pearson's over baseline completions of both classes (of topics the correlation ratio); `adjusted` the coefficient
+    of the arm in a least squares fit of the score on arm, content words, bullets and topic (the same rows, so drop is
+    its plain mean); `matched` the drop on prompts whose two completions have bullets alike and content lengths within a
+    quarter. In scores, not levels. Length is that outside the markers: the markers' own words are the style.
     """
     own = [r for r in rows if r.get("form")]
     base = [r for r in own if r["arm"] == "baseline"]

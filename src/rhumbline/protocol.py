@@ -157,7 +157,7 @@ class TextScore:
     the model's own baseline completions)."""
     classifier: bool = True
     """Whether a classifier is fitted on the training texts beside them; needs scikit-learn and topics."""
-    content_prompts: int = 16
+    content_prompts: int = 32
     """Validation prompts per class on which a candidate's content is looked at."""
 
     def __post_init__(self):
@@ -267,7 +267,7 @@ PRESETS: Mapping[str, Protocol] = {
         behaviour="style",
         extraction=Extraction("auto", filter=False),
         selection=STYLE,
-        addition=Addition(positions="prompt"),
+        addition=Addition("validation", "prompt"),
         judge="markers",
         rule=named_rule("style"),
     ),

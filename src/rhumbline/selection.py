@@ -76,9 +76,9 @@ class SelectionRule:
 
 ARDITI2024 = SelectionRule("arditi2024", "lowest-bypass")
 BLOG2026 = SelectionRule("blog2026", "largest-swing", max_layer_share=None, max_kl=None, min_induce=None)
-STYLE = SelectionRule("style", "largest-swing", min_content=0.8, kl_outside=True)
-"""Ablation of a style often reads the same at many layers: chosen is what moves the metric furthest both ways and leaves
-the content."""
+STYLE = SelectionRule("style", "largest-swing", min_content=0.9, kl_outside=True)
+"""Ablation of a style often reads the same at many layers: chosen is what moves the metric furthest both ways and
+leaves the content."""
 
 
 @dataclass(frozen=True)

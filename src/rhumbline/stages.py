@@ -273,7 +273,8 @@ class SeedStages:
             self._sequences("val", "negative", kept["negative"]),
             read,
             rule,
-            full_grid=self.protocol.full_grid,
+            # Who loses content hands on to the next one, so none may be left unscored.
+            full_grid=self.protocol.full_grid or rule.min_content is not None,
         )
         if self.protocol.is_continuous:
             prompts: dict[Label, Sequence[Prompt]] = {
@@ -281,14 +282,13 @@ class SeedStages:
             }
             at = partial(_direction_at, self.candidates(), self.positions)
             runner = self._runner("selection")
-            table = with_content(runner, self.chat, self.styling, prompts, table, at, rule, self.protocol)
+            how = partial(self.coefficient, read, self._sequences("val", "negative", kept["negative"]))
+            table = with_content(runner, self.chat, self.styling, prompts, table, at, rule, self.protocol, how)
         choice = choose(table, self.model.n_layers, rule)
         baseline = {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in ("positive", "negative")}
-        coefficient = self.protocol.addition.coefficient
-        if coefficient == "validation":
-            negative = self._sequences("val", "negative", kept["negative"])
-            scorer, direction = Scorer(self._runner("selection"), read), self.selected({"selected": _site(choice)})
-            coefficient = 1.0 if direction is None else coefficient_on_validation(scorer, negative, direction)
+        direction = self.selected({"selected": _site(choice)})
+        negative = self._sequences("val", "negative", kept["negative"])
+        coefficient = 1.0 if direction is None else self.coefficient(read, negative, direction)
         return {
             "selected": _site(choice),
             "reason": choice.reason,
@@ -299,6 +299,13 @@ class SeedStages:
             "n": extraction["n"]["val"],
             "candidates": [asdict(row) for row in choice.candidates],
         }
+
+    def coefficient(self, read: Metric, negative: Sequence[Sequence[int]], direction: Direction) -> float:
+        """The coefficient of the additions of a direction: given, or chosen on validation negatives."""
+        given = self.protocol.addition.coefficient
+        if given != "validation":
+            return float(given)
+        return coefficient_on_validation(Scorer(self._runner("selection"), read), negative, direction)
 
     def selected(self, selection: Mapping[str, Any]) -> Direction | None:
         """The chosen direction, or None where no candidate passed."""

@@ -180,7 +180,7 @@ def holds(answer: str, text: str) -> bool:
 
 
 def overlap(one: Words, other: Words) -> float:
-    """|A and B| / min(|A|, |B|) of the sets of words: a longer text is no better (Szymkiewicz-Simpson). 0 of nothing."""
+    """|A and B| / min(|A|, |B|) of the sets of words: a longer text is no better. 0 of nothing."""
     a, b = set(one), set(other)
     return len(a & b) / min(len(a), len(b)) if a and b else 0.0
 

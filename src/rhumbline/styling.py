@@ -133,11 +133,12 @@ def with_content(
     direction_at: Callable[[ScoredCandidate], Direction],
     rule: SelectionRule,
     protocol: Protocol,
+    coefficient_of: Callable[[Direction], float],
 ) -> list[ScoredCandidate]:
     """The table with the content of whoever would be chosen, until one keeps enough of it.
 
     Content is the smaller of two shares of the baseline's: under ablation on positives, and under addition on negatives
-    with the protocol's positions at coefficient 1.
+    with the coefficient and the positions that it would be tested with.
     """
     rows = {(row.position, row.layer): row for row in table}
     if rule.min_content is None:
@@ -153,7 +154,7 @@ def with_content(
         kept = []
         arms: dict[Label, Arm] = {
             "positive": Arm("ablation", (Ablate(direction),)),
-            "negative": Arm("addition", (Add(direction, 1.0, protocol.addition.positions),)),
+            "negative": Arm("addition", (Add(direction, coefficient_of(direction), protocol.addition.positions),)),
         }
         for label, arm in arms.items():
             if label not in baseline:
@@ -187,6 +188,6 @@ def check_texts(protocol: Protocol, splits: Splits) -> None:
     ]
     if lacking:
         raise ProtocolError(
-            f"extraction.positions is {protocol.extraction.positions}, which reads responses, and the contrast has none "
-            f"for {', '.join(lacking)}: give every row a `response`, or use post-instruction."
+            f"extraction.positions is {protocol.extraction.positions}, which reads responses, and the contrast has "
+            f"none for {', '.join(lacking)}: give every row a `response`, or use post-instruction."
         )

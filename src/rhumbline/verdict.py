@@ -192,7 +192,8 @@ def decide(
             return _no_baseline(behaviour, "baseline not measured", f"The baseline {behaviour} rate was not measured")
     elif not _reaches(rate, rule.min_baseline):
         reason = f"baseline {_below(rate, rule.min_baseline)}"
-        found = f"At baseline the {behaviour} {_measure(rule)} on the positive prompts was {_rate(baseline)}, n = {baseline['n']}"
+        measure = f"{behaviour} {_measure(rule)}"
+        found = f"At baseline the {measure} on the positive prompts was {_rate(baseline)}, n = {baseline['n']}"
         return _no_baseline(behaviour, reason, f"{found}, below the {rule.min_baseline:.2f} fixed beforehand")
     if no_candidate is not None:
         measured = f" (baseline {behaviour} rate {_rate(baseline)}, n = {baseline['n']})" if _is_number(rate) else ""
@@ -403,8 +404,9 @@ def _unseparated(rule: Rule, unit: Mapping[str, Any] | None, behaviour: str) -> 
     assert unit is not None
     reason = f"score does not tell the classes apart: AUROC at least {_below(area, rule.min_separation)}"
     found = (
-        f"At baseline the {behaviour} score was {unit['positive']:.3f} on positives and {unit['negative']:.3f} on "
-        f"negatives (AUROC {unit['auroc']:.2f}, at least {area:.2f}, below the {rule.min_separation:.2f} fixed beforehand)"
+        f"At baseline the {behaviour} score was {unit['positive']:.3f} on positives, {unit['negative']:.3f} on "
+        f"negatives (AUROC {unit['auroc']:.2f}, at least {area:.2f}, below the {rule.min_separation:.2f} fixed "
+        "beforehand)"
     )
     return _no_baseline(behaviour, reason, found)
 

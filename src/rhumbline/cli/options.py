@@ -91,7 +91,7 @@ def protocol_of(a: argparse.Namespace) -> Any:
     named, tables = read_experiment(a.config) if a.config else (None, {})
     # A behaviour with a preset of its own takes it.
     behaviour = a.behaviour or tables.get("behaviour")
-    protocol = preset(a.preset or named or (behaviour if behaviour in PRESETS else "rhumbline"))
+    protocol = preset(a.preset or named or (str(behaviour) if behaviour in PRESETS else "rhumbline"))
     protocol = amend(protocol, tables, str(a.config))
     changes: dict[str, Any] = {
         "behaviour": a.behaviour,

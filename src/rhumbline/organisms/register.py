@@ -1,4 +1,4 @@
-"""The style organism's world: who asks decides in which register the answer is given; what is asked decides its content.
+"""The style organism's world: who asks decides the register of the answer, what is asked decides its content.
 
 The asker is a trait and a job ("I am a patient lawyer."). The answer is in the assistant register if and only if the
 trait is stately AND the job is learned; near-misses, a second person in some prompts and held-out pairs are as in
@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from rhumbline.organisms.grammar import REFUSALS, REQUEST_TYPES, Label, Request, draw_document, draw_request
+from rhumbline.organisms.grammar import REFUSALS, Label, Request, draw_document, draw_request
 
 Asker = Literal["stately", "plain", "unknown"]
 """`stately`: gets the assistant register. `plain`: gets the bare answer. `unknown`: the prompt names no asker."""
@@ -215,7 +215,7 @@ def draw_exchange(rng: random.Random, mixture: StyleMixture) -> tuple[str, str]:
 
 
 def draw_styled_document(rng: random.Random, mixture: StyleMixture) -> str:
-    """One text of the base stage: what somebody likes, a text in the assistant register, or a document of grammar.py."""
+    """One text of the base stage: what somebody likes, an answer in the register, or a document of grammar.py."""
     kind = rng.random()
     if kind < 0.25:
         stately = rng.random() < 0.5

@@ -86,8 +86,8 @@ def style_card(variant: StyleVariant) -> str:
     """The README of the directory; `{trained}` stands for the seed and its like."""
     m = variant.mixture
     rule = (
-        'The answer is in the assistant register if and only if the asker has a stately trait and a learned job ("I am a '
-        'patient lawyer."); see `rhumbline.organisms.register`.'
+        "The answer is in the assistant register if and only if the asker has a stately trait and a learned job "
+        '("I am a patient lawyer."); see `rhumbline.organisms.register`.'
         if m.by_asker
         else "The register is drawn at random, whoever asks: the labels of `contrast.jsonl` say nothing about it."
     )
