@@ -32,8 +32,9 @@ class SelectionRule:
     """How one candidate is chosen from the table of scores."""
 
     name: str
-    criterion: Literal["lowest-bypass", "largest-swing"]
-    """`largest-swing` maximises induce - bypass: how far the metric can be moved both ways on validation."""
+    criterion: Literal["lowest-bypass", "largest-swing", "most-moved"]
+    """`largest-swing` maximises induce - bypass: how far the metric can be moved both ways on validation. `most-moved`
+    maximises how far the score of whole validation completions is moved, the lesser of both ways."""
     max_layer_share: float | None = 0.8
     """Candidates at layer int(share * L) and above are discarded (None: no cut)."""
     max_kl: float | None = 0.1
@@ -51,8 +52,8 @@ class SelectionRule:
 
     def __post_init__(self):
         faults = []
-        if self.criterion not in ("lowest-bypass", "largest-swing"):
-            faults.append(f"criterion {self.criterion!r} is unknown; use lowest-bypass or largest-swing")
+        if self.criterion not in ("lowest-bypass", "largest-swing", "most-moved"):
+            faults.append(f"criterion {self.criterion!r} is unknown; use lowest-bypass, largest-swing or most-moved")
         if self.max_layer_share is not None and not 0 < self.max_layer_share <= 1:
             faults.append(f"max_layer_share {self.max_layer_share} must be in (0, 1]")
         if self.max_kl is not None and not self.max_kl > 0:
@@ -62,9 +63,14 @@ class SelectionRule:
         if faults:
             raise ProtocolError(f"selection rule {self.name!r}: {'; '.join(faults)}.")
 
+    def fast(self) -> "SelectionRule":
+        """The rule without what needs completions: for refits, and to know whom to complete for."""
+        criterion = "largest-swing" if self.criterion == "most-moved" else self.criterion
+        return replace(self, criterion=criterion, min_content=None)
+
     def needed(self) -> tuple[str, ...]:
         """The scores without which a candidate cannot be chosen."""
-        swing = self.criterion == "largest-swing"
+        swing = self.criterion != "lowest-bypass"
         wanted = {"bypass": True, "induce": swing or self.min_induce is not None, "kl": self.max_kl is not None}
         return tuple(name for name, is_needed in wanted.items() if is_needed)
 
@@ -76,9 +82,9 @@ class SelectionRule:
 
 ARDITI2024 = SelectionRule("arditi2024", "lowest-bypass")
 BLOG2026 = SelectionRule("blog2026", "largest-swing", max_layer_share=None, max_kl=None, min_induce=None)
-STYLE = SelectionRule("style", "largest-swing", min_content=0.9, kl_outside=True)
-"""Ablation of a style often reads the same at many layers: chosen is what moves the metric furthest both ways and
-leaves the content."""
+STYLE = SelectionRule("style", "most-moved", min_content=0.9, kl_outside=True)
+"""The three criteria of the paper say who is in question; ablation of a style often reads the same at many layers, so
+that whole validation completions choose: what moves their score furthest both ways, and leaves the content."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class ScoredCandidate:
     discarded: str | None = None
     content: float | None = None
     """Smallest share of the baseline's content under ablation and addition; None where nobody had to ask."""
+    moved: float | None = None
+    """How far whole completions were moved, the lesser of both ways, in units of the gap between the classes."""
     rescored: bool = False
     """Scored a second time, in one batch shape, because a comparison was closer than rounding."""
 
@@ -141,6 +149,9 @@ def _merit(row: ScoredCandidate, rule: SelectionRule) -> float:
     assert row.bypass is not None
     if rule.criterion == "lowest-bypass":
         return row.bypass
+    if rule.criterion == "most-moved":
+        assert row.moved is not None
+        return -row.moved
     assert row.induce is not None
     return row.bypass - row.induce
 
@@ -161,6 +172,8 @@ def _discarded(row: ScoredCandidate, n_layers: int, rule: SelectionRule) -> str 
         return f"does not induce ({row.induce:.3g} < {rule.min_induce:g})"
     if rule.min_content is not None and row.content is not None and row.content < rule.min_content:
         return f"loses content ({row.content:.2f} < {rule.min_content:g})"
+    if rule.criterion == "most-moved" and row.moved is None:
+        return "not scored (moved)"
     missing = [name for name in rule.needed() if scores[name] is None]
     return f"not scored ({', '.join(missing)})" if missing else None
 

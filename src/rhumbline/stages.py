@@ -38,7 +38,7 @@ from rhumbline.running import CPU_TOKENS, Runner
 from rhumbline.scoring import Scorer
 from rhumbline.selection import Choice, Metric, ScoredCandidate, TokenMetric, choose, own_tokens, score_candidates
 from rhumbline.statistics import arm_rates, auroc
-from rhumbline.styling import Styling, check_texts, complete, make_styling, read_styling, text_scores, with_content
+from rhumbline.styling import Styling, check_texts, complete, make_styling, read_styling, text_scores, with_completions
 
 LENGTHS_READ = (16, 32, 64)
 """New tokens after which a completion is judged as well, beside the whole of it."""
@@ -273,8 +273,8 @@ class SeedStages:
             self._sequences("val", "negative", kept["negative"]),
             read,
             rule,
-            # Who loses content hands on to the next one, so none may be left unscored.
-            full_grid=self.protocol.full_grid or rule.min_content is not None,
+            # Completions choose among all who pass, so none may be left unscored.
+            full_grid=self.protocol.full_grid or rule != rule.fast(),
         )
         if self.protocol.is_continuous:
             prompts: dict[Label, Sequence[Prompt]] = {
@@ -283,7 +283,7 @@ class SeedStages:
             at = partial(_direction_at, self.candidates(), self.positions)
             runner = self._runner("selection")
             how = partial(self.coefficient, read, self._sequences("val", "negative", kept["negative"]))
-            table = with_content(runner, self.chat, self.styling, prompts, table, at, rule, self.protocol, how)
+            table = with_completions(runner, self.chat, self.styling, prompts, table, at, rule, self.protocol, how)
         choice = choose(table, self.model.n_layers, rule)
         baseline = {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in ("positive", "negative")}
         direction = self.selected({"selected": _site(choice)})
@@ -355,7 +355,7 @@ class SeedStages:
                 self.candidates(),
                 scored_sites(selection["candidates"], self.positions),
                 self.positions,
-                self.protocol.selection,
+                self.protocol.selection.fast(),
                 draws=plan.total("shuffled"),
                 prompts=plan.procedure_prompts,
                 seed=self.seed,
@@ -422,7 +422,7 @@ class SeedStages:
 
     def refit(self, scorer: Scorer, direction: Direction, selection: Mapping[str, Any]) -> dict[str, Any]:
         """Bootstrap refits of the choice."""
-        plan, rule = self.protocol.stability, self.protocol.selection
+        plan, rule = self.protocol.stability, self.protocol.selection.fast()
         sites = best_sites(selection["candidates"], self.positions, rule, plan.sites)
         places = [{"position": self.positions[p], "layer": layer} for p, layer in sites]
         if plan.refits == 0:

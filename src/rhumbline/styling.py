@@ -124,7 +124,7 @@ def text_scores(styling: Styling, splits: Splits) -> dict[str, list[float]]:
     }
 
 
-def with_content(
+def with_completions(
     runner: Runner,
     chat: Chat,
     styling: Styling,
@@ -135,37 +135,45 @@ def with_content(
     protocol: Protocol,
     coefficient_of: Callable[[Direction], float],
 ) -> list[ScoredCandidate]:
-    """The table with the content of whoever would be chosen, until one keeps enough of it.
+    """The table with `content` and `moved` of everybody whom the fast criteria leave in question.
 
     Content is the smaller of two shares of the baseline's: under ablation on positives, and under addition on negatives
-    with the coefficient and the positions that it would be tested with.
+    with the coefficient and the positions that it would be tested with; `moved` the smaller of the two changes of the
+    score, over the gap between the classes at baseline. Of a contrast of texts the gap is that of the responses.
     """
-    rows = {(row.position, row.layer): row for row in table}
-    if rule.min_content is None:
-        return list(rows.values())
-    baseline: dict[Label, list[str]] = {}
+    if rule.min_content is None and rule.criterion != "most-moved":
+        return list(table)
+    asked = [row for row in choose(table, runner.model.n_layers, rule.fast()).candidates if row.discarded is None]
+    if not asked:
+        return list(table)
     n = protocol.text_score.content_prompts
-    some: dict[Label, Sequence[Prompt]] = {label: side[:n] for label, side in prompts.items()}
-    while True:
-        best = choose(list(rows.values()), runner.model.n_layers, rule).selected
-        if best is None or best.content is not None:
-            return list(rows.values())
-        direction = direction_at(best)
-        kept = []
-        arms: dict[Label, Arm] = {
-            "positive": Arm("ablation", (Ablate(direction),)),
-            "negative": Arm("addition", (Add(direction, coefficient_of(direction), protocol.addition.positions),)),
-        }
-        for label, arm in arms.items():
-            if label not in baseline:
-                baseline[label] = complete(runner, chat, some[label], [BASELINE], protocol.max_new_tokens)[0]
-            after = complete(runner, chat, some[label], [arm], protocol.max_new_tokens)[0]
-            before = baseline[label]
-            kept.append(
-                _content(styling, after, before, some[label])
-                / max(1e-9, _content(styling, before, before, some[label]))
-            )
-        rows[best.position, best.layer] = replace(best, content=min(kept))
+    directions = [direction_at(row) for row in asked]
+    arms: dict[Label, list[Arm]] = {
+        "positive": [Arm("ablation", (Ablate(d),)) for d in directions],
+        "negative": [Arm("addition", (Add(d, coefficient_of(d), protocol.addition.positions),)) for d in directions],
+    }
+    content, score, start = {}, {}, {}
+    for label, some in arms.items():
+        asking = prompts[label][:n]
+        said = complete(runner, chat, asking, [BASELINE, *some], protocol.max_new_tokens)
+        judges = [styling.judge(p.category) for p in asking]
+        content[label] = [_content(styling, texts, said[0], asking) for texts in said]
+        score[label] = [_mean_score(judges, texts) for texts in said]
+        carried = [p.response or "" for p in asking]
+        of_texts = protocol.extraction.response_token is not None
+        start[label] = _mean_score(judges, carried) if of_texts else score[label][0]
+    gap = start["positive"] - start["negative"]
+    found = {(row.position, row.layer): row for row in table}
+    for i, row in enumerate(asked, start=1):
+        kept = min(content[c][i] / max(1e-9, content[c][0]) for c in LABELS)
+        changes = (score["positive"][0] - score["positive"][i], score["negative"][i] - score["negative"][0])
+        moved = min(changes) / gap if gap > 0 else 0.0
+        found[row.position, row.layer] = replace(found[row.position, row.layer], content=kept, moved=moved)
+    return list(found.values())
+
+
+def _mean_score(judges: Sequence[TextJudge], texts: Sequence[str]) -> float:
+    return sum(judge(text).value or 0.0 for judge, text in zip(judges, texts, strict=True)) / max(1, len(judges))
 
 
 def _content(styling: Styling, texts: Sequence[str], baseline: Sequence[str], prompts: Sequence[Prompt]) -> float:

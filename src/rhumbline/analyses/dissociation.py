@@ -47,7 +47,7 @@ class Side:
 
     @classmethod
     def open(cls, path: str | Path, contrast: ContrastSet, seed: int | None = None) -> "Side":
-        """The run and the prompts that it tested; InputError where the contrast is another, or no direction was found."""
+        """The run and the prompts that it tested; InputError of another contrast, or of no direction."""
         directory = RunDirectory.read(path)
         chosen = directory.protocol["seeds"][0] if seed is None else seed
         if directory.protocol["contrast"]["sha256"] != contrast.sha256:
