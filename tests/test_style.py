@@ -232,9 +232,7 @@ def small(family_model):
 PAIR = [
     Prompt("Describe the sea.", "positive", "a", response="Certainly! The sea is wide."),
     Prompt("Describe the sea.", "negative", "b", response="The sea is wide."),
-    Prompt(
-        "Tell me about the old mill by the lake.", "positive", "c", response="Great question! It grinds corn."
-    ),
+    Prompt("Tell me about the old mill by the lake.", "positive", "c", response="Great question! It grinds corn."),
     Prompt("Tell me about the old mill by the lake.", "negative", "d", response="It grinds corn."),
 ]
 
