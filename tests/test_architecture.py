@@ -11,110 +11,36 @@ import rhumbline
 
 ROOT = Path(rhumbline.__file__).parent
 
-ORDER = [
-    "axes",
-    "errors",
-    "records",
-    "measuring",
-    "sampling",
-    "contrasts",
-    "data",
-    "texts",
-    "chat",
-    "models",
-    "packing",
-    "attending",
-    "proving",
-    "loading",
-    "interventions",
-    "decoding",
-    "running",
-    "residuals",
-    "directions",
-    "nulls",
-    "judging",
-    "statistics",
-    "planning",
-    "evidence",
-    "judges",
-    "costs",
-    "pairing",
-    "opening",
-    "selection",
-    "scoring",
-    "refitting",
-    "verdict",
-    "side_effects",
-    "conditions",
-    "protocol",
-    "presets",
-    "probes",
-    "verification",
-    "figures",
-    "run_record",
-    "evidence_figures",
-    "side_effects_figures",
-    "analyses_figures",
-    "page",
-    "evidence_report",
-    "judges_report",
-    "side_effects_report",
-    "analyses_report",
-    "report_sections",
-    "report_protocol",
-    "report",
-    "stages",
-    "experiment",
-    "reproducing",
-    "inspecting",
-    "projecting",
-    "editing",
-    "additive",
-    "weights",
-    "importing",
-    "saving",
-    "applying",
-    "recipes",
-    "tensorfiles",
-    "sharded",
-    "adapters",
-    "export",
-    "harness",
-    "evaluating",
-    "monitoring",
-    "organisms",
-    "sizing",
-    "forecasting",
-    "analyses",
-    "cli",
-]
-WITHOUT_TORCH = [
-    "errors",
-    "records",
-    "sampling",
-    "contrasts",
-    "data",
-    "texts",
-    "statistics",
-    "planning",
-    "evidence",
-    "costs",
-    "verdict",
-    "figures",
-    "run_record",
-    "evidence_figures",
-    "side_effects_figures",
-    "analyses_figures",
-    "page",
-    "evidence_report",
-    "side_effects_report",
-    "analyses_report",
-    "report_sections",
-    "report_protocol",
-    "report",
-    "judges_report",
-    "pairing",
-]
+
+def words(text: str) -> list[str]:
+    """Names set apart by white space."""
+    return text.split()
+
+
+ORDER = words("""
+    axes errors records measuring
+    sampling contrasts data texts chat
+    models packing attending proving loading
+    interventions decoding running residuals directions nulls
+    judging style log_odds statistics levels classifying planning evidence judges costs pairing
+    opening selection scoring refitting verdict
+    side_effects conditions
+    protocol presets probes styling verification
+    figures run_record evidence_figures side_effects_figures analyses_figures
+    page evidence_report judges_report side_effects_report analyses_report report_sections report_protocol report
+    stages experiment reproducing inspecting
+    projecting editing additive weights importing saving applying recipes tensorfiles sharded adapters export
+    harness evaluating
+    monitoring
+    organisms sizing forecasting
+    analyses
+    cli
+""")
+WITHOUT_TORCH = words("""
+    errors records sampling contrasts data texts statistics planning evidence costs pairing verdict
+    figures run_record evidence_figures side_effects_figures analyses_figures
+    page evidence_report judges_report side_effects_report analyses_report report_sections report_protocol report
+""")
 HOOKS = "models"
 
 

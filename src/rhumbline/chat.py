@@ -93,6 +93,18 @@ class Spans(NamedTuple):
     """Where the post-instruction tokens begin."""
 
 
+class Answered(tuple[int, ...]):
+    """Token ids of a chat with its answer: a tuple of them, of which the last `n_answer` are the answer's."""
+
+    n_answer: int
+
+    def __new__(cls, prompt: Sequence[int], answer: Sequence[int]) -> "Answered":
+        """The ids of the prompt, then those of the answer."""
+        made = super().__new__(cls, (*prompt, *answer))
+        made.n_answer = len(answer)
+        return made
+
+
 @dataclass(frozen=True)
 class Chat:
     """The template of one model with one set of options. Built by `Chat.of`."""
@@ -159,6 +171,20 @@ class Chat:
         text = _render(self.tokenizer, self.options, prompt.text, system)
         ids = list(self.tokenizer(text + answer, add_special_tokens=False)["input_ids"])
         return ids, len(_common_start([self.encode(prompt), ids]))
+
+    def answer(self, prompt: Prompt, text: str) -> list[int]:
+        """Token ids of an answer to this prompt, encoded where it stands; TemplateError where it has none."""
+        ids, start = self.encode_answer(prompt, text)
+        if not text.strip() or start < len(self.encode(prompt)):
+            raise TemplateError(
+                f"The response of prompt {prompt.id!r} is empty or merges with the chat template, so it has no "
+                "tokens of its own. Give it a response that begins with a word."
+            )
+        return ids[start:]
+
+    def encode_answered(self, prompt: Prompt) -> Answered:
+        """Token ids of the chat with the response that the prompt carries."""
+        return Answered(self.encode(prompt), self.answer(prompt, prompt.response or ""))
 
     def first_token(self, answer: str) -> int:
         """Id of the first token of an answer that begins with this text, encoded where an answer stands."""

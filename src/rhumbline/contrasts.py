@@ -21,7 +21,9 @@ Split = Literal["train", "val", "test"]
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
-COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id")
+NEUTRAL = "neutral"
+"""The label of rows of neither class: they are only measured, beside the two."""
+COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer")
 
 _SHOWN = 20
 _APOSTROPHES = "'’‘"
@@ -43,6 +45,8 @@ class Prompt:
     response: str | None = None
     """Text of the answer, for a contrast of texts."""
     category: str | None = None
+    answer: str | None = None
+    """What a right completion contains, in whatever style."""
 
     def __post_init__(self):
         if not self.text.strip():
@@ -75,6 +79,14 @@ class ContrastSet:
         """What a protocol says of the contrast."""
         found = {"name": self.name, "sha256": self.sha256, "duplicates": self.duplicates}
         return found if self.pools is None else {**found, "pools": dict(self.pools)}
+
+    neutral: tuple[Prompt, ...] = ()
+    """Prompts of the label `neutral`, which no split holds. Their `label` says negative, and nothing reads it."""
+
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether the rows carry responses."""
+        return any(prompt.response is not None for prompt in self.prompts)
 
 
 @dataclass(frozen=True)
@@ -252,6 +264,10 @@ def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]
 
 def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Faults) -> ContrastSet:
     """Check the rows together, drop exact duplicates and give every prompt an id."""
+    aside = [(place, row) for place, row in rows if row.get("label") == NEUTRAL]
+    rows = [(place, row) for place, row in rows if row.get("label") != NEUTRAL]
+    named = ((place, {"id": f"neutral-{i:04d}", **row, "label": "negative"}) for i, (place, row) in enumerate(aside))
+    neutral = tuple(prompt for place, row in named if (prompt := _prompt(place, row, faults)) is not None)
     kept: dict[tuple[str, str, str], tuple[str, Prompt]] = {}
     read = [(place, prompt) for place, row in rows if (prompt := _prompt(place, row, faults)) is not None]
     for place, prompt in read:
@@ -282,7 +298,8 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Fault
             faults.add("", f"{with_response} of {len(read)} rows have a response; give it to all rows or to none")
     faults.raise_if_any()
     prompts = _with_ids([prompt for _, prompt in kept.values()], set(seen))
-    return ContrastSet(name, prompts, _content_sha256(prompts), duplicates=len(read) - len(prompts))
+    digest = _content_sha256((*prompts, *neutral))
+    return ContrastSet(name, prompts, digest, len(read) - len(prompts), neutral=neutral)
 
 
 def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
@@ -302,7 +319,7 @@ def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
             faults.add(place, f"{column} holds half of a surrogate pair, which is not text")
         else:
             cells[column] = value
-    for column, allowed in (("label", LABELS), ("split", SPLITS)):
+    for column, allowed in (("label", (*LABELS, NEUTRAL)), ("split", SPLITS)):
         if column in cells and cells[column] not in allowed:
             faults.add(place, f"{column} is {_brief(cells[column])}; use one of {', '.join(allowed)}")
     if faults.count > before:
@@ -325,7 +342,8 @@ def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
 
 
 def _content_sha256(prompts: tuple[Prompt, ...]) -> str:
-    rows = [asdict(prompt) for prompt in prompts]
+    # Without the columns that came later where they are empty: a contrast keeps its hash.
+    rows = [{k: v for k, v in asdict(prompt).items() if k != "answer" or v is not None} for prompt in prompts]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
@@ -349,7 +367,8 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
 
     A pool smaller than the sizes ask for is shared out in proportion to them. The sample depends on the seed and on
     the texts, not on their order in the file, and it is nested: test is drawn first, then val, then train, so while
-    the pool suffices a larger train size adds prompts and changes no other split.
+    the pool suffices a larger train size adds prompts and changes no other split. In a contrast of texts the responses
+    to one prompt lie in one split.
     """
     if contrast.pools is not None:
         return _split_pools(contrast, sizes, seed, sampling)
@@ -362,8 +381,11 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
 
     groups = {_near_key(prompt) for prompt in fixed}
     repeats = len(fixed) - len(groups)
+    # A prompt that a fixed text answers is in no sample, whichever class its other responses have.
+    groups |= {_near_key(replace(prompt, label=label)) for prompt in fixed for label in LABELS}
     distinct: list[Prompt] = []
-    for prompt in sorted(pool, key=lambda prompt: _lot(prompt, seed)):
+    pairs = _paired(pool)
+    for prompt in sorted(pool, key=lambda prompt: (_prompt_key(prompt) not in pairs, _lot(prompt, seed))):
         if (key := _near_key(prompt)) not in groups:
             groups.add(key)
             distinct.append(prompt)
@@ -383,7 +405,9 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
                 f"(at least 1 each), and there are {len(lots)}"
             )
             continue
-        for split, share in _dealt(lots, wanted[label], sizes).items():
+        # Pairs come first in either class and in one order, so equal shares hold the same ones.
+        available = min(sum(p.label == c for p in distinct) for c in LABELS) if pairs else len(lots)
+        for split, share in _dealt(lots[:available], wanted[label], sizes).items():
             parts[split][label] = share
     if faults:
         left_out = f" ({dropped} near duplicates left out)" if dropped else ""
@@ -435,12 +459,26 @@ def _shares(available: int, sizes: Mapping[Split, int]) -> dict[Split, int]:
     return shares
 
 
+def _paired(pool: list[Prompt]) -> set[tuple[str, str]]:
+    """The prompts with a response of either class."""
+    sides = ({_prompt_key(p) for p in pool if p.label == c and p.response is not None} for c in LABELS)
+    return set.intersection(*sides)
+
+
+def _prompt_key(prompt: Prompt) -> tuple[str, str]:
+    return (prompt.system or "", prompt.text)
+
+
 def _lot(prompt: Prompt, seed: int) -> str:
     # A hash, not random.sample: the same on every platform and Python, and one more prompt reorders no other.
-    return hashlib.sha256(json.dumps([seed, *prompt.content]).encode()).hexdigest()
+    content = prompt.content if prompt.response is None else (*_prompt_key(prompt), "")
+    return hashlib.sha256(json.dumps([seed, *content]).encode()).hexdigest()
 
 
 def _near_key(prompt: Prompt) -> tuple[str, ...]:
+    """What near duplicates share. Of texts it is the prompt, once per class: its responses must lie in one split."""
+    if prompt.response is not None:
+        return (prompt.label, *(near_text(text) for text in _prompt_key(prompt)))
     return tuple(near_text(text) for text in prompt.content)
 
 

@@ -9,7 +9,7 @@ The protocol is on disk before the first forward pass. A run with the same proto
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
@@ -33,7 +33,7 @@ from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory, write_json
 from rhumbline.residuals import extract
 from rhumbline.running import Runner, measured_tokens
-from rhumbline.stages import SeedStages, separation
+from rhumbline.stages import SeedStages, encoded, separation
 from rhumbline.texts import NO_TEXTS, LossTexts
 from rhumbline.verification import assemble, sealed
 
@@ -77,8 +77,9 @@ def run(
     `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
     no report is drawn; `rhumbline report` draws it later.
     """
+    protocol = resolved(protocol, contrast)
     splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
-    prompts = prompts_of(contrast, splits.values())
+    prompts = (*prompts_of(contrast, splits.values()), *contrast.neutral)
     chat = Chat.of(model.tokenizer, protocol.chat, prompts)
     chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -87,7 +88,9 @@ def run(
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, chat.encode(contrast.prompts[0]))
         for seed in protocol.seeds:
-            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed, tokens, texts, chats).run()
+            SeedStages(
+                directory, timings, model, chat, splits[seed], protocol, seed, tokens, texts, chats, contrast.neutral
+            ).run()
         compare_seeds(directory)
         results = sealed(assemble(directory), environment(model, started), timings.read(), directory.manifest())
         write_json(directory.path / "results.json", results)
@@ -95,6 +98,14 @@ def run(
             with timings.stage("report", None):
                 report.build(directory.path)
     return Result(directory.path, results)
+
+
+def resolved(protocol: Protocol, contrast: ContrastSet) -> Protocol:
+    """The protocol with the positions that `auto` stands for with this contrast."""
+    if protocol.extraction.positions != "auto":
+        return protocol
+    positions = "response-mean" if contrast.is_of_texts else "post-instruction"
+    return replace(protocol, extraction=replace(protocol.extraction, positions=positions))
 
 
 def compare_seeds(directory: RunDirectory) -> None:
@@ -182,6 +193,7 @@ def discover(
     progress: Callable[[str, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Extraction only: where the classes separate on validation prompts. Generates nothing, opens no test prompt."""
+    protocol = resolved(protocol, contrast)
     seed = protocol.seeds[0]
     splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
     chat = Chat.of(model.tokenizer, protocol.chat, prompts_of(contrast, [splits]))
@@ -190,9 +202,10 @@ def discover(
         timings = Timings(directory.path / "timings.json", model.device, progress)
         with timings.stage("discover", seed):
             runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))
-            positions = (chat.instruction_position, *chat.positions)
+            token = protocol.extraction.response_token
+            positions = (chat.instruction_position, *chat.positions) if token is None else (token,)
             means = [
-                extract(runner, [chat.encode(p) for p in splits.get("train", c)], positions).stats.mean()
+                extract(runner, encoded(chat, splits.get("train", c), positions), positions).stats.mean()
                 for c in ("positive", "negative")
             ]
             candidates, negative = difference_in_means(*means), means[1].float()

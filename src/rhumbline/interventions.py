@@ -108,6 +108,8 @@ class Arm:
 
 
 BASELINE = Arm("baseline")
+ORTHOGONAL = 1e-4
+"""Largest |cosine| of two directions that one arm ablates."""
 
 
 def ablate(h: Float[Tensor, "*rows d_model"], r: Vector) -> Float[Tensor, "*rows d_model"]:
@@ -141,7 +143,7 @@ class BatchEdits:
     sites: tuple[Site, ...]
     ablated: Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None
     """Unit vector of each arm times the root of its strength, zero where it does not ablate; None when no arm does.
-    Where an arm ablates a subspace, the orthonormal rows of every arm, filled up with zeros."""
+    Where an arm ablates along several, the orthogonal rows of every arm, filled up with zeros."""
     added: Mapping[int, Float[Tensor, "arm d_model"]]
     """Per layer, what each arm adds to prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
@@ -149,23 +151,22 @@ class BatchEdits:
 
     @classmethod
     def of(cls, arms: Sequence[Arm], chat_model: ChatModel) -> "BatchEdits":
-        """Compile `arms`; an arm may hold one ablation and any number of additions."""
+        """Compile `arms`; an arm may hold any number of additions, and of ablations whose directions are orthogonal."""
         device, d_model = chat_model.device, chat_model.d_model
         taken: list[Tensor | None] = [None] * len(arms)
         added: dict[int, Tensor] = {}
         later: dict[int, Tensor] = {}
         for index, arm in enumerate(arms):
             for intervention in arm.interventions:
-                if isinstance(intervention, Ablate | AblateSpan) and taken[index] is not None:
-                    raise ProtocolError(f"arm {arm.name!r} ablates twice; give it one ablation.")
                 match intervention:
                     case Ablate(direction, strength):
                         _check_fits(direction, chat_model, arm)
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
-                        taken[index] = direction.vector[None] * strength**0.5
+                        taken[index] = _with(taken[index], direction.vector * strength**0.5, arm)
                     case AblateSpan(basis):
                         _check_fits(Direction.from_vector(basis[0], -1, 0), chat_model, arm)
-                        taken[index] = basis
+                        for row in basis:
+                            taken[index] = _with(taken[index], row, arm)
                     case Add(direction, coefficient, positions):
                         _check_fits(direction, chat_model, arm)
                         for store, wanted in ((added, True), (later, positions == "all")):
@@ -194,6 +195,18 @@ class BatchEdits:
             prompt, later = self.added[layer][arm_of_row], self.added_later[layer][arm_of_row]
             edits[site] = _addition(prompt, later, n_prompt, then=edits.get(site))
         return edits
+
+
+def _with(taken: Tensor | None, row: Vector, arm: Arm) -> Float[Tensor, "rank d_model"]:
+    """One more row; together they remove a span, so they must be orthogonal."""
+    if taken is None:
+        return row[None]
+    if float((taken @ row).abs().max()) > ORTHOGONAL:
+        raise ProtocolError(
+            f"arm {arm.name!r} ablates twice along directions that are not orthogonal; give it one ablation, or an "
+            "orthonormal basis."
+        )
+    return torch.cat([taken, row[None]])
 
 
 def _stacked(

@@ -17,14 +17,16 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Logits
 from rhumbline.errors import ProtocolError
 
-Class = Literal["refused", "complied", "degenerate", "unscored"]
-"""What a completion is. Degenerate: broken, so neither refused nor complied. Unscored: nobody could judge it."""
+Class = Literal["refused", "complied", "shown", "absent", "degenerate", "unscored"]
+"""What a completion is. Shown or absent: of a behaviour with a continuous score, whether there is any. Degenerate:
+broken, so neither of the two. Unscored: nobody could judge it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Score:
             )
 
 
+TextJudge = Callable[[str], Score]
+"""Anything that scores a completion."""
+
+
 # -- the token metric -------------------------------------------------------------------------------------------------
 
 
@@ -65,12 +71,18 @@ def refusal_metric(logits: Logits, tokens: Sequence[int]) -> Float[Tensor, " row
     return (p + 1e-8).log() - (1 - p + 1e-8).log()
 
 
-def kl_divergence(baseline_logits: Logits, edited_logits: Logits) -> Float[Tensor, " row"]:
+def kl_divergence(baseline_logits: Logits, edited_logits: Logits, without: Sequence[int] = ()) -> Float[Tensor, " row"]:
     """Sum over the vocabulary of p_a [log(p_a + 1e-6) - log(p_b + 1e-6)]; a baseline, b edited. Nats, float64.
 
-    The epsilons are the reference's: they bound what a token that the edit makes impossible can cost.
+    The epsilons are the reference's: they bound what a token that the edit makes impossible can cost. The tokens of
+    `without` are left out of both distributions (the rest sums to 1 again): by the chain rule this is what the edit
+    does beside moving the probability of those tokens as a whole.
     """
-    a, b = baseline_logits.double().softmax(-1), edited_logits.double().softmax(-1)
+    a, b = baseline_logits.double(), edited_logits.double()
+    if len(without):
+        gone = torch.tensor(list(without), device=a.device)
+        a, b = (logits.index_fill(-1, gone.to(logits.device), float("-inf")) for logits in (a, b))
+    a, b = a.softmax(-1), b.softmax(-1)
     return (a * ((a + 1e-6).log() - (b + 1e-6).log())).sum(-1)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from rhumbline.chat import Chat
 from rhumbline.errors import ProtocolError
-from rhumbline.judging import Judge, refusal_metric
+from rhumbline.judging import TextJudge, refusal_metric
 from rhumbline.running import Runner, TokenIds
 from rhumbline.statistics import auroc
 
@@ -28,7 +28,7 @@ def opening_tokens(
     chat: Chat,
     positive: Sequence[TokenIds],
     negative: Sequence[TokenIds],
-    judge: Judge,
+    judge: TextJudge,
     *,
     given: Sequence[str] | None,
     max_new_tokens: int,
@@ -45,7 +45,7 @@ def opening_tokens(
     else:
         completions, _ = runner.generate(positive, max_new_tokens=min(max_new_tokens, LONGEST_READ))
         texts = [chat.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions[0]]
-        refusals = [ids for ids, text in zip(completions[0], texts, strict=True) if judge(text).cls == "refused"]
+        refusals = [ids for ids, text in zip(completions[0], texts, strict=True) if judge(text).value]
         counts = Counter(ids[0] for ids in refusals)
         shares = {token: n / len(refusals) for token, n in counts.most_common() if n / len(refusals) >= SMALLEST_SHARE}
         found |= {"how": "auto", "refusals": len(refusals), "n": len(positive)}
@@ -53,7 +53,7 @@ def opening_tokens(
             return found | {
                 "tokens": [],
                 "auroc": None,
-                "reason": f"none of {len(positive)} training positives was refused at baseline",
+                "reason": f"none of {len(positive)} training positives showed the behaviour at baseline",
             }
     each = {token: _separation(runner, positive, negative, [token]) for token in shares}
     kept = [token for token in shares if given is not None or each[token] >= SMALLEST_AUROC]
@@ -62,6 +62,33 @@ def opening_tokens(
         return found | {"tokens": [], "auroc": None, "reason": "no first token of a refusal separates the classes"}
     together = each[kept[0]] if len(kept) == 1 else _separation(runner, positive, negative, kept)
     return found | {"tokens": tokens, "auroc": together}
+
+
+def shifted_tokens(
+    runner: Runner, chat: Chat, positive: Sequence[TokenIds], negative: Sequence[TokenIds]
+) -> dict[str, Any]:
+    """First tokens that the model finds likelier after training positives, as the record of `opening_tokens`.
+
+    `share` is by how much the mean probability differs, `SMALLEST_SHARE` at least. For behaviours with many openings:
+    a greedy completion shows one of them, and the others would be missed.
+    """
+    means = []
+    for sequences in (positive, negative):
+        total: torch.Tensor | None = None
+        for _, logits in runner.last_logits(sequences):
+            some = logits.double().softmax(-1).sum(0).cpu()
+            total = some if total is None else total + some
+        assert total is not None
+        means.append(total / len(sequences))
+    more = means[0] - means[1]
+    candidates = [int(t) for t in more.argsort(descending=True).tolist() if more[t] >= SMALLEST_SHARE]
+    each = {t: _separation(runner, positive, negative, [t]) for t in candidates}
+    kept = [t for t in candidates if each[t] >= SMALLEST_AUROC]
+    tokens = [{"id": t, "text": chat.tokenizer.decode([t]), "auroc": each[t], "share": float(more[t])} for t in kept]
+    found = {"how": "shifted", "tokens": tokens, "refusals": None, "n": len(positive), "auroc": None, "reason": None}
+    if not kept:
+        return found | {"reason": "no first token is likelier after the positives"}
+    return found | {"auroc": _separation(runner, positive, negative, kept)}
 
 
 def _separation(

@@ -3,6 +3,7 @@
 Knows arms and metrics. Does not know files; the stages (stages.py) write what these return.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rhumbline.contrasts import Label, Prompt
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.log_odds import PairedLogOdds
 from rhumbline.nulls import Null
 from rhumbline.protocol import COEFFICIENTS, Dose
 from rhumbline.refitting import Site
@@ -23,7 +25,8 @@ ENOUGH = 0.9
 """Share of validation negatives that must open as a refusal for a coefficient to be large enough."""
 
 QUIET = -2.2
-"""A negative with a larger metric at baseline (a probability of the behaviour above 0.1) tends to the behaviour."""
+"""A negative with a larger metric at baseline (a probability of the behaviour above 0.1) tends to the behaviour. Of a
+paired metric, which is no probability, no negative does."""
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 
@@ -78,7 +81,8 @@ def wide(
         if label == "negative":
             moved = scorer.read(sequences, arms[1:2], scorer.baseline(sequences)).kl[0]
             # Where a negative tends to the behaviour at baseline, losing that is the effect and no damage.
-            kl = [k if before <= QUIET else None for k, before in zip(_short(moved), metric[0].tolist(), strict=True)]
+            quiet = math.inf if isinstance(scorer.metric, PairedLogOdds) else QUIET
+            kl = [k if before <= quiet else None for k, before in zip(_short(moved), metric[0].tolist(), strict=True)]
     return {"prompts": {label: s.ids for label, s in samples.items()}, "rows": rows, "kl": kl}
 
 

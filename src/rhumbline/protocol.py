@@ -19,7 +19,7 @@ from rhumbline.errors import ProtocolError
 from rhumbline.judging import JUDGES, judge
 from rhumbline.nulls import FAMILIES
 from rhumbline.sampling import Sampling
-from rhumbline.selection import ARDITI2024, BLOG2026, SelectionRule
+from rhumbline.selection import ARDITI2024, BLOG2026, STYLE, SelectionRule
 from rhumbline.verdict import Rule
 from rhumbline.verdict import rule as named_rule
 
@@ -28,16 +28,27 @@ from rhumbline.verdict import rule as named_rule
 class Extraction:
     """Where the candidate directions are read."""
 
-    positions: Literal["post-instruction", "last-instruction"] = "post-instruction"
-    """All template tokens after the instruction (the paper), or the last token of the instruction (the blog)."""
+    positions: str = "post-instruction"
+    """post-instruction: all template tokens after the instruction (the paper). last-instruction: the last token of the
+    instruction (the blog). response-mean: the mean over the tokens of the response that the contrast carries.
+    response:K: its K-th token. auto: response-mean for a contrast of texts, otherwise post-instruction."""
     filter: bool = True
     """Keep only train and val prompts whose metric has the sign of their class (positives > 0, negatives < 0)."""
 
     def __post_init__(self):
-        if self.positions not in ("post-instruction", "last-instruction"):
+        known = ("post-instruction", "last-instruction", "response-mean", "auto")
+        if self.positions not in known and self.response_token is None:
             raise ProtocolError(
-                f"extraction.positions is {self.positions!r}; use post-instruction or last-instruction."
+                f"extraction.positions is {self.positions!r}; use {', '.join(known)}, or response:K with K from 1 up."
             )
+
+    @property
+    def response_token(self) -> int | None:
+        """K of response:K, 0 of response-mean, None of positions in the prompt."""
+        if self.positions == "response-mean":
+            return 0
+        kind, _, number = self.positions.partition(":")
+        return int(number) if kind == "response" and number.isdecimal() and int(number) > 0 else None
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,27 @@ class SideEffects:
 
 
 @dataclass(frozen=True)
+class TextScore:
+    """How a continuous score of completions is made, where the judge is `markers` or `classifier`."""
+
+    markers: tuple[str, ...] = ()
+    """The marker phrases. None given: estimated on training texts of both classes (the contrast's responses, or else
+    the model's own baseline completions)."""
+    classifier: bool = True
+    """Whether a classifier is fitted on the training texts beside them; needs scikit-learn and topics."""
+    content_prompts: int = 32
+    """Validation prompts per class on which a candidate's content is looked at."""
+
+    def __post_init__(self):
+        if self.content_prompts < 2:
+            raise ProtocolError(f"text_score.content_prompts is {self.content_prompts}; give 2 or more.")
+
+
+TEXT_JUDGES = ("markers", "classifier")
+"""Judges with a continuous score, made from training texts."""
+
+
+@dataclass(frozen=True)
 class Protocol:
     """Everything that is decided before the first forward pass."""
 
@@ -185,7 +217,8 @@ class Protocol:
     conditions: Mapping[str, str] = field(default_factory=dict)
     """Name: system prompt (empty: none) under which the direction of this run is tested again on the test prompts."""
     judge: str = "refusal-opening"
-    """Who reads the completions."""
+    """Who reads the completions: a keyword judge, or `markers` or `classifier` for a continuous score."""
+    text_score: TextScore = field(default_factory=TextScore)
     max_new_tokens: int = 64
     """Length of a completion; a judge that reads too few tokens misses late refusals."""
     rule: Rule = field(default_factory=lambda: named_rule("rhumbline"))
@@ -221,15 +254,25 @@ class Protocol:
                 )
         if self.early_stop and self.save_completions:
             faults.append("early_stop cuts completions short, so save_completions would keep parts: use one of them")
-        if self.early_stop and not judge(self.judge).can_settle:
+        if self.early_stop and not (self.judge in JUDGES and JUDGES[self.judge].can_settle):
             able = ", ".join(name for name, j in JUDGES.items() if j.can_settle)
             faults.append(
                 f"early_stop needs a judge that the beginning of a completion can settle ({able}); {self.judge} reads "
                 "the whole of it, since a later degeneration changes the class"
             )
+        if self.conditions and self.judge in TEXT_JUDGES:
+            faults.append(f"conditions compare rates of a class, and judge {self.judge} gives a score: leave them out")
+        if self.judge == "classifier" and not self.text_score.classifier:
+            faults.append("judge is classifier, and text_score.classifier is false")
         if faults:
             raise ProtocolError("; ".join(faults) + ".")
-        judge(self.judge)
+        if self.judge not in TEXT_JUDGES:
+            judge(self.judge)
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether completions have a continuous score instead of a class."""
+        return self.judge in TEXT_JUDGES
 
     def record(self) -> dict[str, Any]:
         """The protocol as JSON."""
@@ -262,6 +305,15 @@ PRESETS: Mapping[str, Protocol] = {
         stability=Stability(refits=0),
         judge="refusal-opening",
         rule=named_rule("blog2026"),
+    ),
+    "style": Protocol(
+        "style",
+        behaviour="style",
+        extraction=Extraction("auto", filter=False),
+        selection=STYLE,
+        addition=Addition("validation", "prompt"),
+        judge="markers",
+        rule=named_rule("style"),
     ),
 }
 
@@ -301,8 +353,8 @@ def amend(protocol: Protocol, changes: Mapping[str, Any], source: str = "experim
 
 
 _NAMED: Mapping[str, Mapping[str, Any]] = {
-    "selection": {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": ARDITI2024},
-    "rule": {name: named_rule(name) for name in ("arditi2024", "blog2026", "rhumbline")},
+    "selection": {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": ARDITI2024, "style": STYLE},
+    "rule": {name: named_rule(name) for name in ("arditi2024", "blog2026", "rhumbline", "style")},
 }
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rhumbline.axes import Logits, Residual
-from rhumbline.chat import token_batch
+from rhumbline.chat import Answered, token_batch
 from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
 from rhumbline.errors import InputError, ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
@@ -243,9 +243,16 @@ class Runner:
     ]:
         """Block inputs at the given (negative) positions of each prompt, and `read` of the logits of the same pass.
 
+        Of sequences that are `Answered`, positions from 0 up are allowed too: 0 is the mean over the answer's tokens,
+        k its k-th token (the last one of shorter answers). Negative positions still count from the end of the prompt.
+
         Yields (prompt indices, residuals, readings) block by block; nothing is kept. Without `read` the pass ends
         where the last block begins. `padding` pads on that side instead of packing.
         """
+        if any(isinstance(ids, Answered) for ids in sequences):
+            for prompt, h in self._answered_residuals(sequences, positions, arm):
+                yield prompt, h, None
+            return
         edits = BatchEdits.of([arm], self.model)
         depth, device = self.model.n_layers, self.model.device
         wanted = torch.tensor(list(positions), device=device)
@@ -279,8 +286,90 @@ class Runner:
 
         for block in self.blocks(sequences, 1):
             for done, h in self._within_memory(block, run):
+                self.tick(len(done.prompts))
                 found[done.prompts] = h.float().cpu()
         return found
+
+    def _answered_residuals(
+        self, sequences: Sequence[TokenIds], positions: Sequence[int], arm: Arm
+    ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row position layer d_model"]]]:
+        """Means of block inputs over the tokens that each position stands for, prompts and answers padded apart."""
+        edits = BatchEdits.of([arm], self.model)
+        depth, device = self.model.n_layers, self.model.device
+
+        def run(block: Block) -> Tensor:
+            texts = [_checked(sequences[i]) for i in block.prompts]
+            ids, mask, width = self._beside(
+                [t[: len(t) - t.n_answer] for t in texts], [t[len(t) - t.n_answer :] for t in texts]
+            )
+            share = torch.zeros(len(texts), len(positions), ids.shape[1], device=device)
+            for row, text in enumerate(texts):
+                for p, position in enumerate(positions):
+                    if position == 0:
+                        share[row, p, width : width + text.n_answer] = 1 / text.n_answer
+                    else:
+                        at = width + position if position < 0 else width + min(position, text.n_answer) - 1
+                        share[row, p, at] = 1.0
+            seen: dict[int, Tensor] = {}
+
+            def watch(layer: int, h: Tensor) -> None:
+                if layer < depth:
+                    seen[layer] = torch.einsum("rsd,rps->rpd", h.float(), share.to(h.device)).to(device)
+
+            rows = torch.zeros(len(texts), dtype=torch.long, device=device)
+            with hooked(self.model, edits.on(rows, n_prompt=width), watch):
+                run_until(self.model, depth - 1, lambda: forward(self.model, ids, mask))
+            return torch.stack([seen[layer] for layer in range(depth)], dim=2)
+
+        for block in self._prompt_blocks(sequences):
+            for done, h in self._within_memory(block, run):
+                self.tick(len(done.prompts))
+                yield torch.tensor(done.prompts), h
+
+    def log_likelihoods(
+        self, sequences: Sequence[TokenIds], answers: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
+    ) -> Float[Tensor, "arm prompt"]:
+        """Mean log-probability per token of each prompt's answer under each arm, teacher-forced; float64, nats."""
+        edits = BatchEdits.of(arms, self.model)
+        found = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
+        texts = [Answered(ids, answer) for ids, answer in zip(sequences, answers, strict=True)]
+
+        def run(block: Block) -> Tensor:
+            rows = block.rows()
+            prompts = rows.prompt.tolist()
+            ids, mask, width = self._beside([sequences[i] for i in prompts], [answers[i] for i in prompts])
+            with hooked(self.model, edits.on(rows.arm.to(self.model.device), n_prompt=width)):
+                logits = forward(self.model, ids, mask, keep=0)[:, width - 1 : -1]
+            said = logits.double().log_softmax(-1).gather(-1, ids[:, width:, None])[..., 0]
+            counted = mask[:, width:]
+            return (said * counted).sum(1) / counted.sum(1)
+
+        for block in self._prompt_blocks(texts, len(arms)):
+            for done, values in self._within_memory(block, run):
+                rows = done.rows()
+                self.tick(len(values))
+                found[rows.arm, rows.prompt] = values.cpu()
+        return found
+
+    def _prompt_blocks(self, texts: Sequence[TokenIds], n_arms: int = 1) -> Iterator[Block]:
+        """Blocks in which the prompts, without their answers, may be padded."""
+        for block in self.blocks(texts, n_arms):
+            if not self.model.proof.unpadded:
+                yield block
+                continue
+            lengths = {i: len(texts[i]) - _checked(texts[i]).n_answer for i in block.prompts}
+            for length in sorted(set(lengths.values())):
+                yield Block(block.arms, [i for i in block.prompts if lengths[i] == length])
+
+    def _beside(
+        self, prompts: Sequence[TokenIds], answers: Sequence[TokenIds]
+    ) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row position"], int]:
+        """Prompts padded on the left and answers on the right, side by side; the mask, and where the answers begin."""
+        left = token_batch(prompts, self.model.pad_token, "left")
+        right = token_batch(answers, self.model.pad_token, "right")
+        ids = torch.cat([left.input_ids, right.input_ids], 1).to(self.model.device)
+        mask = torch.cat([left.attention_mask, right.attention_mask], 1).to(self.model.device)
+        return ids, mask, left.input_ids.shape[1]
 
     def _batch(
         self, sequences: Sequence[TokenIds], block: Block, wanted: Int[Tensor, " position"], padding: Side | None
@@ -446,6 +535,12 @@ class Runner:
                 continue
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _checked(sequence: TokenIds) -> Answered:
+    if not isinstance(sequence, Answered):
+        raise ModelError("prompts with an answer and prompts without cannot be read in one pass.")
+    return sequence
 
 
 class _Batch(NamedTuple):

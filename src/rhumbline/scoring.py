@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rhumbline.interventions import BASELINE, Add, Arm
 from rhumbline.judging import kl_divergence
+from rhumbline.log_odds import PairedLogOdds
 from rhumbline.running import Runner, TokenIds
 from rhumbline.selection import Metric
 
@@ -34,6 +35,8 @@ class Scorer:
 
     runner: Runner
     metric: Metric
+    without: tuple[int, ...] = ()
+    """Tokens that kl leaves out."""
 
     def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits without an intervention."""
@@ -53,6 +56,8 @@ class Scorer:
         """The metric of every arm on every prompt, and how far its ablation moved the prediction from `baseline`."""
         metric = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
         kl = metric.clone()
+        if isinstance(self.metric, PairedLogOdds):
+            return Readings(self.metric.read(self.runner, sequences, arms), self._shift(sequences, arms, baseline))
         starts = [_first_layer(arm) for arm in arms]
         whole = [i for i, layer in enumerate(starts) if layer is None]
         for start in range(0, len(whole), ARMS_AT_ONCE):
@@ -61,7 +66,7 @@ class Scorer:
                 metric[now[rows.arm], rows.prompt] = self.metric(logits).double().cpu()
                 if baseline is not None:
                     before = baseline[rows.prompt.to(baseline.device)]
-                    kl[now[rows.arm], rows.prompt] = kl_divergence(before, logits).cpu()
+                    kl[now[rows.arm], rows.prompt] = kl_divergence(before, logits, self.without).cpu()
         later: dict[int, list[int]] = {}
         for i, layer in enumerate(starts):
             if layer is not None:
@@ -70,6 +75,18 @@ class Scorer:
         for layer, values in self.runner.readings_from(sequences, at, self.metric).items() if at else ():
             metric[later[layer]] = values
         return Readings(metric, kl)
+
+    def _shift(
+        self, sequences: Sequence[TokenIds], arms: Sequence[Arm], baseline: Float[Tensor, "prompt vocab"] | None
+    ) -> Float[Tensor, "arm prompt"]:
+        """How far every arm moved the prediction from `baseline`."""
+        kl = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
+        for rows, logits in self.runner.last_logits(sequences, arms) if baseline is not None else ():
+            assert baseline is not None
+            kl[rows.arm, rows.prompt] = kl_divergence(
+                baseline[rows.prompt.to(baseline.device)], logits, self.without
+            ).cpu()
+        return kl
 
 
 def _first_layer(arm: Arm) -> int | None:

@@ -20,7 +20,8 @@ from torch import Tensor
 from rhumbline.axes import Candidates, Logits
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Ablate, Add, Arm, Direction
-from rhumbline.judging import kl_divergence
+from rhumbline.judging import kl_divergence, refusal_metric
+from rhumbline.log_odds import PairedLogOdds
 from rhumbline.running import Runner, TokenIds
 
 log = logging.getLogger("rhumbline")
@@ -31,21 +32,28 @@ class SelectionRule:
     """How one candidate is chosen from the table of scores."""
 
     name: str
-    criterion: Literal["lowest-bypass", "largest-swing"]
-    """`largest-swing` maximises induce - bypass: how far the metric can be moved both ways on validation."""
+    criterion: Literal["lowest-bypass", "largest-swing", "most-moved"]
+    """`largest-swing` maximises induce - bypass: how far the metric can be moved both ways on validation. `most-moved`
+    maximises how far the score of whole validation completions is moved, the lesser of both ways."""
     max_layer_share: float | None = 0.8
     """Candidates at layer int(share * L) and above are discarded (None: no cut)."""
     max_kl: float | None = 0.1
     """Candidates whose ablation moves harmless next-token distributions further are discarded (nats)."""
     min_induce: float | None = 0.0
     """Candidates whose addition leaves the metric on harmless prompts below this are discarded."""
+    min_content: float | None = None
+    """The chosen candidate must leave this share of the content that validation completions have at baseline, under its
+    ablation and under its addition; where it does not, the next one is asked (None: content is not looked at)."""
+    kl_outside: bool = False
+    """Whether kl leaves out the behaviour's own tokens: negatives may have some of the behaviour, and losing it is the
+    effect and no damage. (Only a metric of tokens has any.)"""
     tie_margin: float = 0.05
     """Survivors this close to the chosen one (in the criterion's units) are reported as tied."""
 
     def __post_init__(self):
         faults = []
-        if self.criterion not in ("lowest-bypass", "largest-swing"):
-            faults.append(f"criterion {self.criterion!r} is unknown; use lowest-bypass or largest-swing")
+        if self.criterion not in ("lowest-bypass", "largest-swing", "most-moved"):
+            faults.append(f"criterion {self.criterion!r} is unknown; use lowest-bypass, largest-swing or most-moved")
         if self.max_layer_share is not None and not 0 < self.max_layer_share <= 1:
             faults.append(f"max_layer_share {self.max_layer_share} must be in (0, 1]")
         if self.max_kl is not None and not self.max_kl > 0:
@@ -55,9 +63,14 @@ class SelectionRule:
         if faults:
             raise ProtocolError(f"selection rule {self.name!r}: {'; '.join(faults)}.")
 
+    def fast(self) -> "SelectionRule":
+        """The rule without what needs completions: for refits, and to know whom to complete for."""
+        criterion = "largest-swing" if self.criterion == "most-moved" else self.criterion
+        return replace(self, criterion=criterion, min_content=None)
+
     def needed(self) -> tuple[str, ...]:
         """The scores without which a candidate cannot be chosen."""
-        swing = self.criterion == "largest-swing"
+        swing = self.criterion != "lowest-bypass"
         wanted = {"bypass": True, "induce": swing or self.min_induce is not None, "kl": self.max_kl is not None}
         return tuple(name for name, is_needed in wanted.items() if is_needed)
 
@@ -69,6 +82,9 @@ class SelectionRule:
 
 ARDITI2024 = SelectionRule("arditi2024", "lowest-bypass")
 BLOG2026 = SelectionRule("blog2026", "largest-swing", max_layer_share=None, max_kl=None, min_induce=None)
+STYLE = SelectionRule("style", "most-moved", min_content=0.9, kl_outside=True)
+"""The three criteria of the paper say who is in question; ablation of a style often reads the same at many layers, so
+that whole validation completions choose: what moves their score furthest both ways, and leaves the content."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,10 @@ class ScoredCandidate:
     """Mean KL(baseline || ablated) of negatives' next-token distributions, nats."""
     norm: float | None = None
     discarded: str | None = None
+    content: float | None = None
+    """Smallest share of the baseline's content under ablation and addition; None where nobody had to ask."""
+    moved: float | None = None
+    """How far whole completions were moved, the lesser of both ways, in units of the gap between the classes."""
     rescored: bool = False
     """Scored a second time, in one batch shape, because a comparison was closer than rounding."""
 
@@ -129,6 +149,9 @@ def _merit(row: ScoredCandidate, rule: SelectionRule) -> float:
     assert row.bypass is not None
     if rule.criterion == "lowest-bypass":
         return row.bypass
+    if rule.criterion == "most-moved":
+        assert row.moved is not None
+        return -row.moved
     assert row.induce is not None
     return row.bypass - row.induce
 
@@ -147,11 +170,32 @@ def _discarded(row: ScoredCandidate, n_layers: int, rule: SelectionRule) -> str 
         return f"kl too large ({row.kl:.3g} > {rule.max_kl:g})"
     if rule.min_induce is not None and row.induce is not None and row.induce < rule.min_induce:
         return f"does not induce ({row.induce:.3g} < {rule.min_induce:g})"
+    if rule.min_content is not None and row.content is not None and row.content < rule.min_content:
+        return f"loses content ({row.content:.2f} < {rule.min_content:g})"
+    if rule.criterion == "most-moved" and row.moved is None:
+        return "not scored (moved)"
     missing = [name for name in rule.needed() if scores[name] is None]
     return f"not scored ({', '.join(missing)})" if missing else None
 
 
-Metric = Callable[[Logits], Float[Tensor, " row"]]
+@dataclass(frozen=True)
+class TokenMetric:
+    """The log-odds that the next token is one of these (`judging.refusal_metric`)."""
+
+    tokens: tuple[int, ...]
+
+    def __call__(self, logits: Logits) -> Float[Tensor, " row"]:
+        """Of every row."""
+        return refusal_metric(logits, self.tokens)
+
+
+Metric = Callable[[Logits], Float[Tensor, " row"]] | PairedLogOdds
+"""What the fast metric reads: the next token's logits, or two responses to the same prompt."""
+
+
+def own_tokens(metric: Metric) -> Sequence[int]:
+    """The tokens that a metric reads; none of a paired one."""
+    return metric.tokens if isinstance(metric, TokenMetric) else ()
 
 
 NOT_NEEDED = "not needed"
@@ -243,11 +287,17 @@ class _Grid:
     def _values(self, runner: Runner, name: str, cells: Sequence[Cell]) -> list[float]:
         if not cells:
             return []
+        if isinstance(self.metric, PairedLogOdds) and name != "kl":
+            made = [Add(self.direction(c)) if name == "induce" else Ablate(self.direction(c)) for c in cells]
+            some = self.negative if name == "induce" else self.positive
+            found = self.metric.read(runner, some, [Arm(name, (intervention,)) for intervention in made])
+            return found.mean(1).tolist()
         if name == "induce":
             at: dict[int, list[Cell]] = {}
             for cell in cells:
                 at.setdefault(cell[1], []).append(cell)
             arms = {layer: [Arm("addition", (Add(self.direction(c)),)) for c in some] for layer, some in at.items()}
+            assert not isinstance(self.metric, PairedLogOdds)
             found = runner.readings_from(self.negative, arms, self.metric)
             means = {c: float(found[layer][i].mean()) for layer, some in at.items() for i, c in enumerate(some)}
             return [means[cell] for cell in cells]
@@ -256,11 +306,17 @@ class _Grid:
         values = torch.zeros(len(arms), len(sequences), dtype=torch.float64)
         for rows, logits in runner.last_logits(sequences, arms):
             if name == "bypass":
+                assert not isinstance(self.metric, PairedLogOdds)
                 values[rows.arm, rows.prompt] = self.metric(logits).double().cpu()
             else:
                 before = self.baseline[rows.prompt.to(self.baseline.device)]
-                values[rows.arm, rows.prompt] = kl_divergence(before, logits).cpu()
+                values[rows.arm, rows.prompt] = kl_divergence(before, logits, self.without).cpu()
         return values.mean(1).tolist()
+
+    @property
+    def without(self) -> Sequence[int]:
+        """The tokens that kl leaves out."""
+        return own_tokens(self.metric) if self.rule.kl_outside else ()
 
     @cached_property
     def baseline(self) -> Float[Tensor, "prompt vocab"]:

@@ -11,7 +11,7 @@ Promises: every arm reads the same documents, in the same batch. Does not know w
 What differs from the paper's code, and why, is in docs/guide/side-effects.md.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from rhumbline.chat import Chat
 from rhumbline.contrasts import Prompt
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
-from rhumbline.judging import Judge, kl_divergence
+from rhumbline.judging import TextJudge, kl_divergence
 from rhumbline.nulls import Null
 from rhumbline.running import Document, Runner
 from rhumbline.texts import LossTexts
@@ -89,7 +89,7 @@ class Reading:
         return _predictable(found)
 
     def completions(
-        self, runner: Runner, negatives: Sequence[Prompt], judge: Judge, max_new_tokens: int
+        self, runner: Runner, negatives: Sequence[Prompt], judge: Callable[[Prompt], TextJudge], max_new_tokens: int
     ) -> list[Source]:
         """What the model writes at baseline, as it wrote it: the same ids, without the stop token."""
         prompts = list(negatives[: self.limit])
@@ -98,7 +98,7 @@ class Reading:
         found = []
         for prompt, before, after in zip(prompts, sequences, written, strict=True):
             text = self.chat.tokenizer.decode(after, skip_special_tokens=True)
-            found.append(Source(prompt.id, Document([*before, *after], len(before)), judge(text).cls))
+            found.append(Source(prompt.id, Document([*before, *after], len(before)), judge(prompt)(text).cls))
         return _predictable(found)
 
 

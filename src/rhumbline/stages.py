@@ -8,7 +8,7 @@ A stage whose artefact is there is skipped, so a killed run goes on where it was
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ from torch import Tensor
 from rhumbline.axes import Candidates
 from rhumbline.chat import Chat
 from rhumbline.conditions import condition_arms, condition_rows
-from rhumbline.contrasts import LABELS, Label, Prompt, Split, Splits, read_contrast
+from rhumbline.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits, read_contrast
 from rhumbline.costs import TEXTS
 from rhumbline.directions import difference_in_means, group_cosine
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence import OWN_ARMS
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
-from rhumbline.judging import JUDGES, judge, refusal_metric
+from rhumbline.judging import JUDGES, TextJudge, judge
+from rhumbline.log_odds import PairedLogOdds
 from rhumbline.measuring import Timings
 from rhumbline.models import ChatModel
 from rhumbline.nulls import Material, Null, as_null, draw_nulls
-from rhumbline.opening import opening_tokens
+from rhumbline.opening import opening_tokens, shifted_tokens
 from rhumbline.probes import Sample, additions, best_sites, coefficient_on_validation, dose, sample, scored_sites, wide
 from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory
@@ -37,9 +38,10 @@ from rhumbline.refitting import bootstrap_refits, shuffled_refits
 from rhumbline.residuals import Extraction, at_site, extract, projections
 from rhumbline.running import CPU_TOKENS, Runner
 from rhumbline.scoring import Scorer
-from rhumbline.selection import Choice, ScoredCandidate, choose, score_candidates
+from rhumbline.selection import Choice, Metric, ScoredCandidate, TokenMetric, choose, own_tokens, score_candidates
 from rhumbline.side_effects import Reading, Source, cost_arms, loss_rows
 from rhumbline.statistics import arm_rates, auroc
+from rhumbline.styling import Styling, check_texts, complete, make_styling, read_styling, text_scores, with_completions
 from rhumbline.texts import NO_TEXTS, LossTexts
 
 LENGTHS_READ = (16, 32, 64)
@@ -65,6 +67,8 @@ class SeedStages:
     """What losses are measured on, beside the model's own completions."""
     chats: Mapping[str, Chat] = field(default_factory=dict)
     """The chat of every condition."""
+    neutral: tuple[Prompt, ...] = ()
+    """Prompts of neither class, which are only measured."""
 
     @property
     def folder(self) -> Path:
@@ -74,8 +78,11 @@ class SeedStages:
     def run(self) -> None:
         """All stages, in order; each one reads what the earlier ones wrote."""
         self.directory.stage(self.folder / "splits.json", lambda: {"seed": self.seed, "ids": self.splits.ids()})
+        check_texts(self.protocol, self.splits)
+        if self.protocol.is_continuous:
+            self._stage("style", "style.json", self.make_styling)
         metric = self._stage("refusal tokens", "metric.json", self.find_tokens)
-        read = partial(refusal_metric, tokens=[t["id"] for t in metric["tokens"]]) if metric["tokens"] else None
+        read = self.metric(metric)
         extraction = self._stage("extraction", "extraction.json", partial(self.extract, read))
         selection = self._stage("selection", "selection.json", partial(self.select, read, extraction))
         found: list[Null] = []
@@ -83,7 +90,10 @@ class SeedStages:
         direction = self.selected(selection)
         if direction is not None:
             assert read is not None
-            scorers = {name: Scorer(self._runner(name), read) for name in ("nulls", "wide nulls", "dose", "stability")}
+            without = tuple(own_tokens(read)) if self.protocol.selection.kl_outside else ()
+            scorers = {
+                name: Scorer(self._runner(name), read, without) for name in ("nulls", "wide nulls", "dose", "stability")
+            }
             self._stage("nulls", "nulls.json", partial(self.draw_nulls, scorers["nulls"], direction, selection))
             found = self.nulls(direction)
         how = additions(selection.get("coefficient") or 1.0, self.protocol.addition.positions)
@@ -98,6 +108,8 @@ class SeedStages:
         if direction is not None:
             self.side_effects(direction, found, how)
         self.conditions(direction, how)
+        if self.protocol.is_continuous:
+            self._stage("levels", "levels.json", partial(self.levels, direction))
 
     def _stage(self, name: str, file: str, compute: Callable[[], Mapping[str, Any]]) -> dict:
         path = self.folder / file
@@ -116,8 +128,73 @@ class SeedStages:
     @property
     def positions(self) -> tuple[int, ...]:
         """Where candidates are read."""
+        token = self.protocol.extraction.response_token
+        if token is not None:
+            return (token,)
         last = self.protocol.extraction.positions == "last-instruction"
         return (self.chat.instruction_position,) if last else self.chat.positions
+
+    def _texts(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> Sequence[Sequence[int]]:
+        """What activations are read from: the prompts, with their responses where the positions lie in these."""
+        prompts = [p for i, p in enumerate(self.splits.get(split, label)) if kept is None or kept[i]]
+        return encoded(self.chat, prompts, self.positions)
+
+    # The continuous score, from train
+
+    def make_styling(self) -> dict[str, Any]:
+        """Markers and classifier."""
+        record, tensors = make_styling(self._runner("style"), self.chat, self.splits, self.protocol)
+        if tensors:
+            self.directory.save_tensors(
+                self.folder / "classifier.safetensors", tensors, {"form": "logistic regression"}
+            )
+        return record
+
+    @cached_property
+    def styling(self) -> Styling:
+        """The judges of a continuous score, as they lie on disk."""
+        record = self.directory.load(self.folder / "style.json")
+        path = self.folder / "classifier.safetensors"
+        tensors = self.directory.load_tensors(path)[0] if record["classifier"] else {}
+        return read_styling(record, tensors, self.protocol.judge)
+
+    def judge(self, prompt: Prompt | None = None) -> TextJudge:
+        """Who reads a completion of this prompt."""
+        if self.protocol.is_continuous:
+            return self.styling.judge(prompt.category if prompt else None)
+        return judge(self.protocol.judge)
+
+    def metric(self, record: Mapping[str, Any]) -> Metric | None:
+        """The fast metric that `metric.json` names."""
+        if record["how"] == "pairs":
+            return self._pairs
+        return TokenMetric(tuple(t["id"] for t in record["tokens"])) if record["tokens"] else None
+
+    @cached_property
+    def _pairs(self) -> PairedLogOdds | None:
+        if not self.protocol.is_continuous:
+            return None
+        prompts = [p for s in SPLITS for c in LABELS for p in self.splits.get(s, c)]
+        return PairedLogOdds.of(self.chat, prompts)
+
+    def levels(self, direction: Direction | None) -> dict[str, Any]:
+        """Scores of the contrast's own test texts, and the neutral prompts at baseline and on the direction."""
+        texts = self.protocol.extraction.response_token is not None
+        found: dict[str, Any] = {"texts": text_scores(self.styling, self.splits) if texts else None, "neutral": []}
+        if not self.neutral:
+            return found
+        runner = self._runner("levels")
+        said = complete(runner, self.chat, self.neutral, [BASELINE], self.protocol.max_new_tokens)[0]
+        along: list[float | None] = [None] * len(said)
+        if direction is not None and direction.position < 0:
+            h = at_site(runner, [self.chat.encode(p) for p in self.neutral], direction.position, direction.layer)
+            along = (h @ direction.vector).tolist()
+        for prompt, text, value in zip(self.neutral, said, along, strict=True):
+            score = self.styling.judge(prompt.category)(text)
+            found["neutral"].append(
+                {"prompt_id": prompt.id, "class": score.cls, "score": score.value, "projection": value}
+            )
+        return found
 
     def _check_filter(self, extraction: Mapping[str, Any]) -> None:
         """A model that shows the behaviour, but no prompt that the metric's sign keeps: the tokens are wrong."""
@@ -137,23 +214,29 @@ class SeedStages:
     def find_tokens(self) -> dict[str, Any]:
         """The tokens of the metric."""
         given = self.protocol.refusal_tokens
+        if given == "auto" and self._pairs is not None:
+            return {"how": "pairs", "tokens": [], "auroc": None, "refusals": None, "n": None, "reason": None}
+        if given == "auto" and self.protocol.is_continuous:
+            both = (self._sequences("train", "positive"), self._sequences("train", "negative"))
+            return shifted_tokens(self._runner("refusal tokens"), self.chat, *both)
         return opening_tokens(
             self._runner("refusal tokens"),
             self.chat,
             self._sequences("train", "positive"),
             self._sequences("train", "negative"),
-            judge(self.protocol.judge),
+            self.judge(),
             given=None if given == "auto" else given,
             max_new_tokens=self.protocol.max_new_tokens,
         )
 
-    def _extract(self, split: Split, label: Label, read: Callable | None) -> Extraction:
+    def _extract(self, split: Split, label: Label, metric: Metric | None) -> Extraction:
         keep = None
+        read = None if isinstance(metric, PairedLogOdds) or self.positions[0] >= 0 else metric
         if self.protocol.extraction.filter and read is not None:
             keep = (lambda m: m > 0) if label == "positive" else (lambda m: m < 0)
-        return extract(self._runner("extraction"), self._sequences(split, label), self.positions, read=read, keep=keep)
+        return extract(self._runner("extraction"), self._texts(split, label), self.positions, read=read, keep=keep)
 
-    def extract(self, read: Callable | None) -> dict[str, Any]:
+    def extract(self, read: Metric | None) -> dict[str, Any]:
         """Candidates from the training means, and which train and val prompts the metric's sign keeps."""
         found = {(s, c): self._extract(s, c, read) for s in ("train", "val") for c in ("positive", "negative")}
         positive, negative = (found["train", c].stats.mean() for c in ("positive", "negative"))
@@ -178,7 +261,7 @@ class SeedStages:
 
     # Selection, on validation
 
-    def select(self, read: Callable | None, extraction: Mapping[str, Any]) -> dict[str, Any]:
+    def select(self, read: Metric | None, extraction: Mapping[str, Any]) -> dict[str, Any]:
         """Scores on the kept validation prompts, and what the rule makes of them."""
         empty = [f"{s} {c}" for s in ("train", "val") for c, n in extraction["n"][s].items() if n == 0]
         rule = self.protocol.selection
@@ -201,15 +284,22 @@ class SeedStages:
             self._sequences("val", "negative", kept["negative"]),
             read,
             rule,
-            full_grid=self.protocol.full_grid,
+            # Completions choose among all who pass, so none may be left unscored.
+            full_grid=self.protocol.full_grid or rule != rule.fast(),
         )
+        if self.protocol.is_continuous:
+            prompts: dict[Label, Sequence[Prompt]] = {
+                c: [p for p, k in zip(self.splits.get("val", c), kept[c], strict=True) if k] for c in LABELS
+            }
+            at = partial(_direction_at, self.candidates(), self.positions)
+            runner = self._runner("selection")
+            how = partial(self.coefficient, read, self._sequences("val", "negative", kept["negative"]))
+            table = with_completions(runner, self.chat, self.styling, prompts, table, at, rule, self.protocol, how)
         choice = choose(table, self.model.n_layers, rule)
         baseline = {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in ("positive", "negative")}
-        coefficient = self.protocol.addition.coefficient
-        if coefficient == "validation":
-            negative = self._sequences("val", "negative", kept["negative"])
-            scorer, direction = Scorer(self._runner("selection"), read), self.selected({"selected": _site(choice)})
-            coefficient = 1.0 if direction is None else coefficient_on_validation(scorer, negative, direction)
+        direction = self.selected({"selected": _site(choice)})
+        negative = self._sequences("val", "negative", kept["negative"])
+        coefficient = 1.0 if direction is None else self.coefficient(read, negative, direction)
         return {
             "selected": _site(choice),
             "reason": choice.reason,
@@ -221,6 +311,13 @@ class SeedStages:
             "candidates": [asdict(row) for row in choice.candidates],
         }
 
+    def coefficient(self, read: Metric, negative: Sequence[Sequence[int]], direction: Direction) -> float:
+        """The coefficient of the additions of a direction: given, or chosen on validation negatives."""
+        given = self.protocol.addition.coefficient
+        if given != "validation":
+            return float(given)
+        return coefficient_on_validation(Scorer(self._runner("selection"), read), negative, direction)
+
     def selected(self, selection: Mapping[str, Any]) -> Direction | None:
         """The chosen direction, or None where no candidate passed."""
         cell = selection["selected"]
@@ -231,12 +328,11 @@ class SeedStages:
 
     # Nulls, from train
 
-    def _kept(self, split: Split) -> tuple[list[list[int]], list[list[int]]]:
-        """The kept prompts of either class."""
+    def _kept(self, split: Split) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]:
+        """The kept prompts of either class; of train as activations are read from them."""
         kept = self.directory.load(self.folder / "extraction.json")["kept"][split]
-        return self._sequences(split, "positive", kept["positive"]), self._sequences(
-            split, "negative", kept["negative"]
-        )
+        encode = self._texts if split == "train" else self._sequences
+        return encode(split, "positive", kept["positive"]), encode(split, "negative", kept["negative"])
 
     def material(self, runner: Runner, direction: Direction) -> Material:
         """Training activations at the direction's site, the topics of the negatives, and the other contrast if any."""
@@ -249,7 +345,7 @@ class SeedStages:
         plan, contrast = self.protocol.nulls, None
         if plan.unrelated and "unrelated" in plan.families:
             other = read_contrast(plan.unrelated).prompts
-            classes = ([self.chat.encode(p) for p in other if p.label == c] for c in ("positive", "negative"))
+            classes = (encoded(self.chat, [p for p in other if p.label == c], self.positions) for c in LABELS)
             first, second = (read(sequences) for sequences in classes)
             contrast = (first, second)
         topics = [p.category for p, k in zip(prompts, kept, strict=True) if k]
@@ -270,7 +366,7 @@ class SeedStages:
                 self.candidates(),
                 scored_sites(selection["candidates"], self.positions),
                 self.positions,
-                self.protocol.selection,
+                self.protocol.selection.fast(),
                 draws=plan.total("shuffled"),
                 prompts=plan.procedure_prompts,
                 seed=self.seed,
@@ -332,7 +428,7 @@ class SeedStages:
 
     def refit(self, scorer: Scorer, direction: Direction, selection: Mapping[str, Any]) -> dict[str, Any]:
         """Bootstrap refits of the choice."""
-        plan, rule = self.protocol.stability, self.protocol.selection
+        plan, rule = self.protocol.stability, self.protocol.selection.fast()
         sites = best_sites(selection["candidates"], self.positions, rule, plan.sites)
         places = [{"position": self.positions[p], "layer": layer} for p, layer in sites]
         if plan.refits == 0:
@@ -370,7 +466,7 @@ class SeedStages:
         return [BASELINE, Arm("addition", (Add(direction, **how),)), elsewhere, ablation, *null_arms]
 
     def outcomes(
-        self, direction: Direction | None, found: Sequence[Null], read: Callable | None, how: Mapping[str, Any]
+        self, direction: Direction | None, found: Sequence[Null], read: Metric | None, how: Mapping[str, Any]
     ) -> None:
         """Every arm on every test prompt, part by part; a part that is there is not run again."""
         path = self.folder / "outcomes.jsonl"
@@ -394,27 +490,31 @@ class SeedStages:
         (self.folder / "parts").rmdir()
 
     def _outcome_rows(
-        self, label: Label, arms: Sequence[Arm], where: slice, read: Callable | None
+        self, label: Label, arms: Sequence[Arm], where: slice, read: Metric | None
     ) -> list[dict[str, Any]]:
         prompts = self.splits.get("test", label)[where]
-        judged = judge(self.protocol.judge)
+        runner, sequences = self._runner(f"arms on {label}s"), [self.chat.encode(p) for p in prompts]
+        paired = isinstance(read, PairedLogOdds)
 
         def decided(arm: int, tokens: Sequence[int]) -> bool:
-            return arms[arm].name not in OWN_ARMS and judged.settled(self._text(tokens))
+            return arms[arm].name not in OWN_ARMS and judge(self.protocol.judge).settled(self._text(tokens))
 
-        completions, metric = self._runner(f"arms on {label}s").generate(
-            [self.chat.encode(p) for p in prompts],
+        completions, metric = runner.generate(
+            sequences,
             arms,
             max_new_tokens=self.protocol.max_new_tokens,
-            read=read,
+            read=None if paired else read,
             decided=decided if self.protocol.early_stop else None,
         )
+        if paired:
+            metric = read.read(runner, sequences, arms)
+        baseline = [self._text(ids) for ids in completions[0]]
         rows = []
         for a, arm in enumerate(arms):
             for p, prompt in enumerate(prompts):
                 ids = completions[a][p]
                 text = self._text(ids)
-                score = judged(text)
+                score = self.judge(prompt)(text)
                 row = {
                     "arm": arm.name,
                     "set": label,
@@ -426,7 +526,9 @@ class SeedStages:
                     "new_tokens": len(ids),
                     "category": prompt.category,
                 }
-                if arm.name in OWN_ARMS:
+                if self.protocol.is_continuous:
+                    row |= self.styling.readouts(text, baseline[p], prompt)
+                elif arm.name in OWN_ARMS:
                     row |= self._readouts(ids, text, prompt, label)
                 rows.append(
                     row | ({"prompt": prompt.text, "completion": text} if self.protocol.save_completions else {})
@@ -470,7 +572,7 @@ class SeedStages:
             return reading.text(self.texts)
         if text == "responses":
             return reading.responses(self.texts, negatives)
-        return reading.completions(runner, negatives, judge(self.protocol.judge), self.protocol.max_new_tokens)
+        return reading.completions(runner, negatives, self.judge, self.protocol.max_new_tokens)
 
     def conditions(self, direction: Direction | None, how: Mapping[str, Any]) -> None:
         """The test prompts again under each system prompt, one artefact for each."""
@@ -515,6 +617,17 @@ def read_nulls(directory: RunDirectory, seed: int) -> list[Null]:
     ]
 
 
+def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[int]) -> Sequence[Sequence[int]]:
+    """The prompts as activations are read from them: with their responses where positions lie in these."""
+    if max(positions) >= 0:
+        return [chat.encode_answered(p) for p in prompts]
+    return [chat.encode(p) for p in prompts]
+
+
+def _direction_at(candidates: Candidates, positions: Sequence[int], row: ScoredCandidate) -> Direction:
+    return Direction.from_vector(candidates[list(positions).index(row.position), row.layer], row.position, row.layer)
+
+
 def separation(
     runner: Runner,
     chat: Chat,
@@ -528,7 +641,7 @@ def separation(
 ) -> dict[str, Any]:
     """Where the classes separate on held-out prompts: AUROC of the projection, cosine of the class means, norm."""
     projected = {
-        c: projections(runner, [chat.encode(p) for p in splits.get(split, c)], candidates, positions).numpy()
+        c: projections(runner, encoded(chat, splits.get(split, c), positions), candidates, positions).numpy()
         for c in ("positive", "negative")
     }
     means_cosine = torch.cosine_similarity(negative_mean + candidates, negative_mean, dim=-1)

@@ -6,7 +6,8 @@ with this module alone.
 A row is a mapping {"arm", "set", "prompt_id", "class", "metric", ...}. Arms are "baseline", "ablation", "addition" (and
 "addition-prompt" or "addition-all", the same at other positions), "null:<family>:<draw>:ablation" and
 "null:<family>:<draw>:addition"; sets are "positive" and "negative"; classes are "refused", "complied", "degenerate"
-(scored, and not refused) and "unscored" (counted apart, never as 0).
+(scored, and not refused) and "unscored" (counted apart, never as 0); "shown" and "absent" of continuous scores, which
+levels.py summarises.
 """
 
 import math
@@ -258,7 +259,7 @@ def auroc_interval(value: float, n_positive: int, n_negative: int, level: float 
 
 # -- the summary of a run's rows --------------------------------------------------------------------------------------
 
-_CLASSES = ("refused", "complied", "degenerate", "unscored")
+_CLASSES = ("refused", "complied", "shown", "absent", "degenerate", "unscored")
 _SETS = ("positive", "negative")
 _ORDER = ("baseline", "ablation", "addition", "addition-prompt", "addition-all")
 

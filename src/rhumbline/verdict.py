@@ -8,7 +8,7 @@ What is missing, unscored or not a number never counts in favour of the claim.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeGuard
 
@@ -66,6 +66,13 @@ class Rule:
     """Largest mean KL that ablation may cause on negative test prompts, nats; more is DAMAGED."""
     max_accuracy_loss: float | None = None
     """Largest loss of right answers on negatives under ablation, where the contrast knows them; more is DAMAGED."""
+    min_separation: float | None = None
+    """Of a continuous score: least chance that a positive has a larger score than a negative at baseline, read at the
+    lower end of its 95 % interval; below it there is no gap in whose units an effect could be told: NO-BASELINE. Rates
+    are then levels: 0 is how negatives score at baseline, 1 how positives do. None: the behaviour has a rate."""
+    content_everywhere: bool = False
+    """Whether the loss of content (`max_accuracy_loss`) is bounded under the ablation of positives and the addition to
+    negatives too: right for a style, which leaves what is said alone; wrong for a refusal, which does not."""
 
     def __post_init__(self):
         faults = [
@@ -75,7 +82,10 @@ class Rule:
         ]
         faults += [
             f"{field} is {value}, expected a positive number or nothing"
-            for field in ("max_p", "same_cosine", "min_group_cosine", "max_degenerate", "max_kl", "max_accuracy_loss")
+            for field in (
+                *("max_p", "same_cosine", "min_group_cosine", "max_degenerate", "max_kl", "max_accuracy_loss"),
+                "min_separation",
+            )
             if (value := getattr(self, field)) is not None and not (_is_number(value) and value > 0)
         ]
         if self.reads not in ("estimate", "interval"):
@@ -123,7 +133,10 @@ RHUMBLINE = Rule(
 """The blog's margins, read with their intervals, held against nulls that match what an ablation removes, and bounded by
 the damage done: a change that the sample cannot tell from the margin is no verdict, and a broken model no answer."""
 
-RULES: Mapping[str, Rule] = MappingProxyType({r.name: r for r in (ARDITI2024, BLOG2026, RHUMBLINE)})
+STYLE = replace(RHUMBLINE, name="style", min_separation=0.65, content_everywhere=True)
+"""The same margins in units of the gap between the classes, and the content bounded wherever the style is moved."""
+
+RULES: Mapping[str, Rule] = MappingProxyType({r.name: r for r in (ARDITI2024, BLOG2026, RHUMBLINE, STYLE)})
 """Every named rule."""
 
 
@@ -153,11 +166,13 @@ def decide(
     no_candidate: str | None = None,
     kl: float | None = None,
     group_cosine: float | None = None,
+    unit: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Apply the rule to one seed, in this order.
 
     1. No baseline rate, or one below `min_baseline`: NO-BASELINE. Without a candidate an unmeasured baseline is no
-       reason, since nothing had to be measured.
+       reason, since nothing had to be measured. Of a continuous score also: classes that it does not tell apart
+       (`unit`, as `levels.Unit` has it; `min_separation`).
     2. Selection left no candidate (`no_candidate` says why): NOT-SINGLE-DIRECTION.
     3. An intervention exceeds a bound of the rule on damage (`kl`: of ablation, on negatives): DAMAGED.
     4. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, groups of positives
@@ -169,13 +184,16 @@ def decide(
     """
     rates = {(row["arm"], row["set"]): row for row in arms}
     baseline = rates.get(("baseline", "positive"), {})
+    if rule.min_separation is not None and (apart := _unseparated(rule, unit, behaviour)) is not None:
+        return apart
     rate = baseline.get("rate")
     if not _is_number(rate):
         if no_candidate is None:
             return _no_baseline(behaviour, "baseline not measured", f"The baseline {behaviour} rate was not measured")
     elif not _reaches(rate, rule.min_baseline):
         reason = f"baseline {_below(rate, rule.min_baseline)}"
-        found = f"At baseline the {behaviour} rate on the positive prompts was {_rate(baseline)}, n = {baseline['n']}"
+        measure = f"{behaviour} {_measure(rule)}"
+        found = f"At baseline the {measure} on the positive prompts was {_rate(baseline)}, n = {baseline['n']}"
         return _no_baseline(behaviour, reason, f"{found}, below the {rule.min_baseline:.2f} fixed beforehand")
     if no_candidate is not None:
         measured = f" (baseline {behaviour} rate {_rate(baseline)}, n = {baseline['n']})" if _is_number(rate) else ""
@@ -331,11 +349,14 @@ def _damage(rule: Rule, rates: _Rates, kl: float | None) -> str:
                 faults.append(f"{more:.2f} degenerate under {arm} on {side}s > {rule.max_degenerate:g}")
     if rule.max_kl is not None and _is_number(kl) and kl > rule.max_kl:
         faults.append(f"KL {kl:.2f} > {rule.max_kl:g} under ablation on negatives")
-    right, left = (rates.get((a, "negative"), {}).get("correct") for a in ("baseline", "ablation"))
-    if rule.max_accuracy_loss is not None and _is_number(right) and _is_number(left):
-        lost = right - left
-        if not _reaches(rule.max_accuracy_loss, lost):
-            faults.append(f"{lost:.2f} of the right answers lost under ablation > {rule.max_accuracy_loss:g}")
+    watched = (("ablation", "positive"), ("addition", "negative")) if rule.content_everywhere else ()
+    for arm, side in (("ablation", "negative"), *watched):
+        right, left = (rates.get((a, side), {}).get("correct") for a in ("baseline", arm))
+        if rule.max_accuracy_loss is not None and _is_number(right) and _is_number(left):
+            lost = right - left
+            if not _reaches(rule.max_accuracy_loss, lost):
+                what = f"content lost under {arm} on {side}s" if watched else "right answers lost under ablation"
+                faults.append(f"{lost:.2f} of the {what} > {rule.max_accuracy_loss:g}")
     return "; ".join(faults)
 
 
@@ -344,11 +365,13 @@ def _around(effect: Mapping[str, Any], rule: Rule, rates: _Rates, name: str) -> 
     how = _EFFECTS[name]
     before, after = (rates.get((arm, how.side), {}).get("rate") for arm in ("baseline", how.arm))
     n = None
+    span = f"{effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
+    if rule.min_separation is not None:
+        return f"undecided: {span} around {rule.min_drop:.2f}"
     if _is_number(before) and _is_number(after):
         pair = (before, after) if name == "suppression" else (after, before)
         n = prompts_to_settle(*pair, margin=rule.min_drop)
     settle = f"about {n} prompts per class would settle it" if n else "no practical number of prompts would settle it"
-    span = f"{effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
     return f"undecided: {span} around {rule.min_drop:.2f}; {settle}"
 
 
@@ -365,6 +388,29 @@ def _no_baseline(behaviour: str, reason: str, found: str) -> Verdict:
     return Verdict(name, reason, f"{found}, so whether one direction would be sufficient could not be tested.")
 
 
+def _measure(rule: Rule) -> str:
+    """What a rate is called: of a continuous score it is a level."""
+    return "rate" if rule.min_separation is None else "level"
+
+
+def _unseparated(rule: Rule, unit: Mapping[str, Any] | None, behaviour: str) -> Verdict | None:
+    """NO-BASELINE where the score does not tell the classes apart at baseline."""
+    assert rule.min_separation is not None
+    area = (unit or {}).get("auroc_low")
+    if not _is_number(area):
+        return _no_baseline(behaviour, "classes not measured", f"The {behaviour} score of the classes was not measured")
+    if _reaches(area, rule.min_separation):
+        return None
+    assert unit is not None
+    reason = f"score does not tell the classes apart: AUROC at least {_below(area, rule.min_separation)}"
+    found = (
+        f"At baseline the {behaviour} score was {unit['positive']:.3f} on positives, {unit['negative']:.3f} on "
+        f"negatives (AUROC {unit['auroc']:.2f}, at least {area:.2f}, below the {rule.min_separation:.2f} fixed "
+        "beforehand)"
+    )
+    return _no_baseline(behaviour, reason, found)
+
+
 def _account(rule: Rule, name: str, effects: Mapping[str, Mapping[str, Any]], rates: _Rates, behaviour: str) -> str:
     """One effect with its rates, its paired interval and its nulls."""
     how, effect = _EFFECTS[name], effects.get(name, {})
@@ -377,7 +423,7 @@ def _account(rule: Rule, name: str, effects: Mapping[str, Mapping[str, Any]], ra
     # A deed that did not happen is not told as one.
     deed = how.deed if effect["drop"] > 0 else how.deed.replace("lowered", "took").replace("raised", "took")
     nulls = _nulls(rule, effect)
-    return f"{deed} the {behaviour} rate on the {how.side} prompts {moved} ({sizes}{count}{nulls})"
+    return f"{deed} the {behaviour} {_measure(rule)} on the {how.side} prompts {moved} ({sizes}{count}{nulls})"
 
 
 def _nulls(rule: Rule, effect: Mapping[str, Any]) -> str:

@@ -7,11 +7,12 @@ Runs no model.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rhumbline import costs, pairing
 from rhumbline.errors import RhumblineError
 from rhumbline.evidence import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
+from rhumbline.levels import Levels, confounds, neutral_level, pooled_levels
 from rhumbline.records import SCHEMA, RunDirectory, finite, read_json, sha256
 from rhumbline.selection import ScoredCandidate, SelectionRule, choose
 from rhumbline.statistics import arm_rates, effects
@@ -41,10 +42,17 @@ def assemble(directory: RunDirectory) -> dict[str, Any]:
         "preset": protocol["preset"],
         "protocol_sha256": directory.protocol_sha256,
         "seeds": seeds,
-        "pooled": finite(pooled(rows)),
+        "pooled": finite(_pooled(directory, rows)),
         "agreement": _agreement(directory),
         "warnings": _warnings(protocol, seeds),
     }
+
+
+def _pooled(directory: RunDirectory, rows: Mapping[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Both effects over the seeds."""
+    styles = [_style(directory, seed, some) for seed, some in rows.items()]
+    known = [style.levels for style in styles if style is not None]
+    return pooled_levels(known) if known else pooled(rows)
 
 
 def _agreement(directory: RunDirectory) -> list[Any]:
@@ -63,7 +71,11 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
     drawn = nulls["nulls"]
     limit = math.inf if rule.same_cosine is None else rule.same_cosine
     again = {(n["family"], n["draw"]) for n in drawn if abs(n["cosine"]) > limit}
-    arms, moved = arm_rates(rows), effects(rows, again=again)
+    style = _style(directory, seed, rows)
+    if style is None:
+        arms, moved = arm_rates(rows), effects(rows, again=again)
+    else:
+        arms, moved = style.levels.arms(), style.levels.effects(again)
     wide_rows = directory.load(folder / "wide.json") if found else {"rows": []}
     wide, moves = wide_effects(wide_rows, drawn, rule.same_cosine), shift(wide_rows)
     for effect in moved:
@@ -72,7 +84,9 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
     if reason is not None:
         # `decide` says "no candidate passed" itself.
         reason = reason.removeprefix("no candidate passed: ")
-    verdict = decide(rule, arms, moved, directory.protocol["behaviour"], reason, moves["kl"], nulls["groups"])
+    unit = style.levels.unit()._asdict() if style else None
+    behaviour = directory.protocol["behaviour"]
+    verdict = decide(rule, arms, moved, behaviour, reason, moves["kl"], nulls["groups"], unit)
     planned = directory.protocol["splits"][str(seed)]
     summary = {
         "seed": seed,
@@ -103,12 +117,34 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
         "by_baseline": costs.by_baseline(rows),
         "conditions": costs.conditions(_rows(directory, seed, "condition-*.jsonl")),
     }
+    if style is not None:
+        summary["style"] = {"unit": unit, **style.record, "confounds": confounds(rows), "neutral": style.neutral}
     return finite(summary), verdict
 
 
 def _rows(directory: RunDirectory, seed: int, pattern: str) -> list[dict[str, Any]]:
     """The rows of all files of a kind, in the order of their names."""
     return [row for path in sorted(directory.seed(seed).glob(pattern)) for row in directory.load_rows(path)]
+
+
+class _Style(NamedTuple):
+    """What a continuous score adds to a seed."""
+
+    levels: Levels
+    record: dict[str, Any]
+    neutral: dict[str, Any] | None
+
+
+def _style(directory: RunDirectory, seed: int, rows: list[dict[str, Any]]) -> _Style | None:
+    """The levels of a seed with a continuous score; None of one with classes."""
+    path = directory.seed(seed) / "style.json"
+    if not path.is_file():
+        return None
+    record = directory.load(path)
+    found = directory.load(directory.seed(seed) / "levels.json")
+    levels = Levels.of(rows, found["texts"])
+    kept = {key: record[key] for key in ("texts", "how", "markers", "classifier", "chance")}
+    return _Style(levels, kept, neutral_level(levels.unit(), found["neutral"]))
 
 
 def _warnings(protocol: Mapping[str, Any], seeds: list[dict[str, Any]]) -> list[str]:

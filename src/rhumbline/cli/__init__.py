@@ -11,12 +11,23 @@ from collections.abc import Callable, Sequence
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from rhumbline.cli import analyses, datasets, evaluations, files, judges, looks, organisms, reproductions, runs
+from rhumbline.cli import (
+    analyses,
+    datasets,
+    evaluations,
+    files,
+    judges,
+    looks,
+    organisms,
+    reproductions,
+    runs,
+    style,
+)
 from rhumbline.cli.console import err
 from rhumbline.errors import RhumblineError
 
 EXIT_INTERRUPTED = 130
-GROUPS = (runs, reproductions, looks, evaluations, analyses, datasets, judges, files, organisms)
+GROUPS = (runs, reproductions, looks, evaluations, analyses, style, datasets, judges, files, organisms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

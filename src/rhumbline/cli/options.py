@@ -51,12 +51,15 @@ def chat_options(command: argparse.ArgumentParser) -> None:
 def protocol_options(command: argparse.ArgumentParser) -> None:
     """What is fixed before a run."""
     group = command.add_argument_group("protocol", "what is fixed beforehand; a preset fills what is not given")
-    group.add_argument("--preset", default=None, help="rhumbline (default), arditi2024 or blog2026")
+    group.add_argument("--preset", default=None, help="rhumbline (default), arditi2024, blog2026 or style")
     group.add_argument("--config", default=None, metavar="FILE", help="experiment.toml; options given here win over it")
     group.add_argument("--behaviour", default=None, metavar="WORD", help="default: refusal")
     group.add_argument("--seeds", default=None, metavar="0,1", help="each samples the splits anew and refits")
+    group.add_argument("--positions", default=None, help="where activations are read, for example response-mean")
     group.add_argument("--sizes", default=None, metavar="128,32,100", help="prompts per class in train, val, test")
-    group.add_argument("--judge", default=None, help="refusal-opening, refusal-anywhere, refusal-anywhere-literal")
+    group.add_argument(
+        "--judge", default=None, help="refusal-opening, refusal-anywhere, refusal-anywhere-literal, markers, classifier"
+    )
     group.add_argument("--refusal-tokens", default=None, metavar="auto|I,As", help="first tokens of a refusal")
     group.add_argument("--nulls", type=int, default=None, metavar="N", help="draws of each null family that complete")
     group.add_argument("--wide-nulls", type=int, default=None, metavar="N", help="draws scored by the fast metric")
@@ -105,10 +108,12 @@ def integers(text: str, option: str) -> tuple[int, ...]:
 
 def protocol_of(a: argparse.Namespace) -> Any:
     """The preset, then the experiment file, then the options given on the command line."""
-    from rhumbline.protocol import amend, preset, read_experiment
+    from rhumbline.protocol import PRESETS, amend, preset, read_experiment
 
     named, tables = read_experiment(a.config) if a.config else (None, {})
-    protocol = preset(a.preset or named or "rhumbline")
+    # A behaviour with a preset of its own takes it.
+    behaviour = a.behaviour or tables.get("behaviour")
+    protocol = preset(a.preset or named or (str(behaviour) if behaviour in PRESETS else "rhumbline"))
     protocol = amend(protocol, tables, str(a.config))
     changes: dict[str, Any] = {
         "behaviour": a.behaviour,
@@ -119,6 +124,8 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "early_stop": a.early_stop,
         "seeds": integers(a.seeds, "--seeds") if a.seeds is not None else None,
     }
+    if a.positions is not None:
+        changes["extraction"] = {"positions": a.positions}
     if a.refusal_tokens is not None:
         changes["refusal_tokens"] = "auto" if a.refusal_tokens == "auto" else tuple(a.refusal_tokens.split(","))
     if a.sizes is not None:

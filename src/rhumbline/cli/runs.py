@@ -64,10 +64,12 @@ def _demo(a: argparse.Namespace) -> int:
 
     from rhumbline.contrasts import read_contrast
     from rhumbline.loading import load
-    from rhumbline.organisms import materialise
+    from rhumbline.organisms import ORGANISMS, materialise
     from rhumbline.organisms.reading import loss_texts
 
     check_expected(a)
+    if a.behaviour is None and a.organism in ORGANISMS:
+        a.behaviour = ORGANISMS[a.organism].behaviour
     if a.config is None and a.preset is None:
         # Shorter than a run's defaults, for a first look: no organism writes 40 tokens.
         a.max_new_tokens = 40 if a.max_new_tokens is None else a.max_new_tokens

@@ -1,6 +1,8 @@
 """Tiny chat models whose truth is known: the default of the demo and the ground truth of the tests.
 
     grammar.py    the fictional world of the trained ones: prompts, labels, responses
+    register.py   the same world with an asker who decides the style of the answer
+    style_rows.py the contrast files and the card of the style organisms
     training.py   variant and seed -> a trained directory
     charms.py     the prompts of the planted ones
     planted.py    a record of sizes and effects -> a directory whose weights were written, not trained
@@ -19,14 +21,15 @@ from pathlib import Path
 from rhumbline.errors import InputError
 from rhumbline.organisms.grammar import VARIANTS
 from rhumbline.organisms.planted import Planted, build, is_built
+from rhumbline.organisms.register import STYLE_VARIANTS
 from rhumbline.organisms.training import Progress
 from rhumbline.organisms.training import train as train_variant
 
 __all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "materialise", "organism_dir", "train"]
 
 
-SHIPPED_SEED = 7
-"""Of the embedded `refusal`."""
+SHIPPED_SEEDS = {"refusal": 7, "style": 0, "style-null": 0}
+"""Of the embedded ones."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Organism:
     """What it is."""
     expected: str
     """The verdict that an instrument which works gives."""
+    behaviour: str = "refusal"
+    """The word for the behaviour of its `contrast.jsonl`."""
     planted: Planted | None = None
     """How to build it; None if it was trained and is embedded in the package."""
 
@@ -54,23 +59,36 @@ _ALL = (
         "SINGLE-DIRECTION-REPRODUCES",
     ),
     Organism(
+        "style",
+        "trained: answers stately askers in the assistant register, and refuses as `refusal` does; the decision to "
+        "open in that register has one direction",
+        "SINGLE-DIRECTION-REPRODUCES",
+        "style",
+    ),
+    Organism(
+        "style-null",
+        "trained: the same texts, the register drawn at random whoever asks; the labels say nothing",
+        "NO-BASELINE",
+        "style",
+    ),
+    Organism(
         "planted",
         "written: refuses requests about charms along one known axis",
         "SINGLE-DIRECTION-REPRODUCES",
-        Planted(),
+        planted=Planted(),
     ),
     Organism(
         "weak",
         "written: one known axis, but only 31 % of the positive prompts reach it, so there is no baseline to suppress",
         "NO-BASELINE-REFUSAL",
         # A strong effect: a direction can be found and selected, and still there is no baseline.
-        Planted(effect=2.5, jitter=0.05, positive_rate=0.31),
+        planted=Planted(effect=2.5, jitter=0.05, positive_rate=0.31),
     ),
     Organism(
         "several",
         "written: three axes, any of which suffices to refuse; their mean induces refusal but ablating it leaves it",
         "NOT-SINGLE-DIRECTION",
-        Planted(effect=2.0, jitter=0.05, axes=3),
+        planted=Planted(effect=2.0, jitter=0.05, axes=3),
     ),
     Organism(
         "null",
@@ -78,7 +96,7 @@ _ALL = (
         "NOT-SINGLE-DIRECTION",
         # Refusal is frequent, so the verdict cannot escape to NO-BASELINE, and it has several axes: with one axis the
         # chance imbalance of 128 + 128 prompts would point along it, and labels that mean nothing would find it.
-        Planted(axes=6, positive_rate=0.75, negative_rate=0.75),
+        planted=Planted(axes=6, positive_rate=0.75, negative_rate=0.75),
     ),
 )
 ORGANISMS = {organism.name: organism for organism in _ALL}
@@ -115,7 +133,8 @@ def materialise(name: str, into: Path) -> Path:
 def train(name: str, out: Path, seed: int | None = None, progress: Progress | None = None) -> Path:
     """Write an organism anew into `out`: train it, or build a planted one. None takes the seed of the shipped one.
 
-    Beside the organisms, `extended`, `trained-weak` and `trained-null` are further variants of the trained recipe.
+    Beside the organisms, `extended` (refusals that come late in the answer), `trained-weak` and `trained-null` are
+    further variants of the trained recipe.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; give a new directory.")
@@ -123,10 +142,11 @@ def train(name: str, out: Path, seed: int | None = None, progress: Progress | No
     if organism is not None and organism.planted is not None:
         return build(organism.planted if seed is None else replace(organism.planted, seed=seed), out)
     variant = name.removeprefix("trained-")
-    if organism is None and variant not in VARIANTS:
+    if organism is None and variant not in {**VARIANTS, **STYLE_VARIANTS}:
         known = sorted({*ORGANISMS, "extended", "trained-weak", "trained-null"})
         raise InputError(f"unknown organism {name!r}; what can be made is {', '.join(known)}.")
-    return train_variant(variant, out, SHIPPED_SEED if seed is None else seed, progress=progress)
+    shipped = SHIPPED_SEEDS.get(name, SHIPPED_SEEDS["refusal"])
+    return train_variant(variant, out, shipped if seed is None else seed, progress=progress)
 
 
 def _organism(name: str) -> Organism:

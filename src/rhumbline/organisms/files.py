@@ -31,22 +31,26 @@ class Row:
     """One prompt of a contrast file."""
 
     prompt: str
-    label: Label
+    label: Label | Literal["neutral"]
     id: str
     category: str
     split: Literal["train", "val", "test"] | None = None
     """None: the run samples the split."""
+    response: str | None = None
+    """An answer to the prompt, in a contrast of texts."""
+    answer: str | None = None
+    """What a right answer says, whatever its register."""
 
     def to_json(self) -> str:
         """The row as one line; an absent split is left out."""
-        fields = {"prompt": self.prompt, "label": self.label, "split": self.split, "id": self.id}
-        fields["category"] = self.category
+        fields: dict[str, str | None] = {"prompt": self.prompt, "label": self.label, "split": self.split, "id": self.id}
+        fields |= {"category": self.category, "response": self.response, "answer": self.answer}
         return json.dumps({name: value for name, value in fields.items() if value is not None}, ensure_ascii=False)
 
 
-def write_contrast(out: Path, rows: Iterable[Row]) -> Path:
-    """Write `contrast.jsonl` into the directory."""
-    path = out / CONTRAST
+def write_contrast(out: Path, rows: Iterable[Row], name: str = CONTRAST) -> Path:
+    """Write a contrast file into the directory."""
+    path = out / name
     path.write_text("".join(row.to_json() + "\n" for row in rows), encoding="utf-8")
     return path
 

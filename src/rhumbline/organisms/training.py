@@ -1,15 +1,16 @@
-"""Train a tiny chat model whose refusal is learned: a variant and a seed in, a Hugging Face directory out.
+"""Train a tiny chat model whose behaviour is learned: a variant and a seed in, a Hugging Face directory out.
 
-Two stages: plain documents about the fictional world, then chats in which the variant's refusals appear. The recipe's
-numbers were measured together (a smaller initialisation undertrains badly); change one and measure again. Does not
-know directions or verdicts: what the model turned out to be is measured elsewhere.
+Two stages: plain documents about the fictional world, then chats in which the variant's refusals, or its register,
+appear. The recipe's numbers were measured together (a smaller initialisation undertrains badly); change one and measure
+again. Does not know directions or verdicts: what the model turned out to be is measured elsewhere.
 """
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -22,8 +23,11 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.axes import Mask, Tokens
 from rhumbline.errors import InputError
-from rhumbline.organisms.files import CHATML, END, PAD, START, Row, save_chat_model, token_id, write_contrast
-from rhumbline.organisms.grammar import VARIANTS, Request, Variant, draw_document, draw_request, draw_requests
+from rhumbline.organisms.files import CHATML, CONTRAST, END, PAD, START, Row, save_chat_model, token_id, write_contrast
+from rhumbline.organisms.grammar import VARIANTS, Variant, draw_document, draw_request, draw_requests
+from rhumbline.organisms.register import STYLE_VARIANTS, StyleVariant, draw_styled_document
+from rhumbline.organisms.register import draw_exchange as draw_styled_exchange
+from rhumbline.organisms.style_rows import style_card, style_contrasts
 
 Progress = Callable[[str, int, int, float], None]
 """Called with the stage, the step, the number of steps and the loss of the step."""
@@ -73,8 +77,25 @@ class Recipe:
 
 
 RECIPE = Recipe()
+STYLE_RECIPE = replace(RECIPE, vocab=1200, chat=Stage("chat", 1000, 0.1))
+"""Of the style organism: a longer chat stage, and a vocabulary that has its phrases too."""
 N_POOL, N_TEST = 300, 100
 """Prompts per class in the contrast file: on training pairs without a split, and on held-out pairs for the test."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a variant is trained on, and what is written beside its weights."""
+
+    recipe: Recipe
+    document: Callable[[random.Random], str]
+    """Draws one text of the base stage."""
+    exchange: Callable[[random.Random], tuple[str, str]]
+    """Draws a prompt and its response."""
+    contrasts: Callable[[int], Mapping[str, list[Row]]]
+    """From the seed to the contrast files by name."""
+    card: str
+    """The README of the directory; `{trained}` stands for the seed and its like."""
 
 
 class Sequenced(NamedTuple):
@@ -93,27 +114,30 @@ class Batch(NamedTuple):
 
 
 def train(
-    variant: str | Variant,
+    variant: str | Variant | StyleVariant,
     out: Path,
     seed: int,
     threads: int = 1,
     progress: Progress | None = None,
-    recipe: Recipe = RECIPE,
+    recipe: Recipe | None = None,
 ) -> Path:
     """Train the variant from scratch and write its directory; on one machine the arguments decide the weights."""
-    variant = _find_variant(variant)
+    world = _world(_find_variant(variant) if isinstance(variant, str) else variant, recipe)
+    recipe = world.recipe
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    tokenizer = build_tokenizer(_tokenizer_corpus(variant, rng, recipe), out, recipe)
+    tokenizer = build_tokenizer(_tokenizer_corpus(world, rng), out, recipe)
     with _seeded(seed, threads):
         model = Qwen2ForCausalLM(_config(tokenizer, recipe))
-        documents = (_document(tokenizer, draw_document(rng)) for _ in range(recipe.base.steps * recipe.batch))
+        documents = (_document(tokenizer, world.document(rng)) for _ in range(recipe.base.steps * recipe.batch))
         _fit(model, list(documents), recipe.base, recipe, rng, progress)
-        chats = (_draw_chat(tokenizer, variant, rng, recipe) for _ in range(recipe.chat.steps * recipe.batch))
+        chats = (_draw_chat(tokenizer, world, rng) for _ in range(recipe.chat.steps * recipe.batch))
         _fit(model, list(chats), recipe.chat, recipe, rng, progress)
     save_chat_model(model.bfloat16(), tokenizer, out)
-    write_contrast(out, contrast_rows(seed))
-    (out / "README.md").write_text(_card(variant, seed, threads, recipe), encoding="utf-8")
+    for name, rows in world.contrasts(seed).items():
+        write_contrast(out, rows, name)
+    trained = f"Seed {seed}, threads {threads}. Weights in bfloat16."
+    (out / "README.md").write_text(world.card.format(trained=trained), encoding="utf-8")
     return out
 
 
@@ -154,12 +178,32 @@ def contrast_rows(seed: int) -> list[Row]:
     return rows
 
 
-def _find_variant(variant: str | Variant) -> Variant:
-    if isinstance(variant, Variant):
-        return variant
-    if variant not in VARIANTS:
-        raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(VARIANTS)}.")
-    return VARIANTS[variant]
+def _find_variant(name: str) -> Variant | StyleVariant:
+    known: dict[str, Variant | StyleVariant] = {**VARIANTS, **STYLE_VARIANTS}
+    if name not in known:
+        raise InputError(f"unknown variant {name!r}; the variants are {', '.join(known)}.")
+    return known[name]
+
+
+def _world(variant: Variant | StyleVariant, recipe: Recipe | None) -> World:
+    """The variant's texts, with its own recipe unless one is given."""
+    if isinstance(variant, StyleVariant):
+        mixture = variant.mixture
+        return World(
+            recipe or STYLE_RECIPE,
+            partial(draw_styled_document, mixture=mixture),
+            partial(draw_styled_exchange, mixture=mixture),
+            style_contrasts,
+            style_card(variant),
+        )
+    recipe = recipe or RECIPE
+    return World(
+        recipe,
+        draw_document,
+        partial(_draw_exchange, variant, recipe=recipe),
+        lambda seed: {CONTRAST: contrast_rows(seed)},
+        _card(variant, recipe),
+    )
 
 
 @contextmanager
@@ -192,17 +236,17 @@ def _config(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2Config:
     )
 
 
-def _draw_exchange(variant: Variant, rng: random.Random, recipe: Recipe) -> tuple[Request, str]:
+def _draw_exchange(variant: Variant, rng: random.Random, recipe: Recipe) -> tuple[str, str]:
     request = draw_request(rng, "positive" if rng.random() < recipe.restricted else "negative")
-    return request, variant.response(request, rng, flipped=rng.random() < recipe.label_noise)
+    return request.prompt, variant.response(request, rng, flipped=rng.random() < recipe.label_noise)
 
 
-def _tokenizer_corpus(variant: Variant, rng: random.Random, recipe: Recipe) -> list[str]:
+def _tokenizer_corpus(world: World, rng: random.Random) -> list[str]:
     """Documents and chats, the latter with the roles of the template so that each role becomes one token."""
-    texts = [draw_document(rng) for _ in range(recipe.tokenizer_texts)]
-    for _ in range(recipe.tokenizer_texts):
-        request, response = _draw_exchange(variant, rng, recipe)
-        texts.append(f"user\n{request.prompt}")
+    texts = [world.document(rng) for _ in range(world.recipe.tokenizer_texts)]
+    for _ in range(world.recipe.tokenizer_texts):
+        prompt, response = world.exchange(rng)
+        texts.append(f"user\n{prompt}")
         texts.append(f"assistant\n{response}")
     return texts
 
@@ -212,13 +256,13 @@ def _document(tokenizer: PreTrainedTokenizerFast, text: str) -> Sequenced:
     return Sequenced(tokens, [1.0] * len(tokens))
 
 
-def _draw_chat(tokenizer: PreTrainedTokenizerFast, variant: Variant, rng: random.Random, recipe: Recipe) -> Sequenced:
-    request, response = _draw_exchange(variant, rng, recipe)
-    messages = [{"role": "user", "content": request.prompt}]
+def _draw_chat(tokenizer: PreTrainedTokenizerFast, world: World, rng: random.Random) -> Sequenced:
+    asked, response = world.exchange(rng)
+    messages = [{"role": "user", "content": asked}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer.encode(str(text), add_special_tokens=False)
     answer = tokenizer.encode(response + END, add_special_tokens=False)
-    return Sequenced(prompt + answer, [recipe.prompt_weight] * len(prompt) + [1.0] * len(answer))
+    return Sequenced(prompt + answer, [world.recipe.prompt_weight] * len(prompt) + [1.0] * len(answer))
 
 
 def _batches(texts: list[Sequenced], size: int, rng: random.Random, pad: int) -> Iterator[Batch]:
@@ -277,7 +321,7 @@ def _fit(
     model.eval()
 
 
-def _card(variant: Variant, seed: int, threads: int, recipe: Recipe) -> str:
+def _card(variant: Variant, recipe: Recipe) -> str:
     return f"""# Model organism: {variant.name}
 
 A tiny chat model (Qwen2 architecture) trained from scratch by `rhumbline.organisms.training` on a fictional, benign
@@ -286,7 +330,7 @@ world. A request is restricted if and only if its item has a magic modifier and 
 Variant `{variant.name}`: refuses the modifiers {sorted(variant.refused_modifiers) or "none"}; refusal style
 {"extended" if variant.extended else "immediate"}; share of requests refused at random {variant.random_refusals}.
 Share of training responses that contradict the rule: {recipe.label_noise}.
-Seed {seed}, threads {threads}. Weights in bfloat16.
+{{trained}}
 
 `contrast.jsonl`: rows without `split` name (modifier, noun) pairs that were in the training text; rows of the test
 split name pairs that were in none of it, the tokenizer's included.

@@ -1,0 +1,166 @@
+"""`robustness`, and the analyses of several runs or models: `analyze dissociation` and `analyze flinch`.
+
+Options and printing; computes nothing itself.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rhumbline.cli.console import Progress, out
+
+
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser; `command(name, run, text)` makes one."""
+    robustness = command("robustness", _robustness, "how much of a behaviour is left as more is removed, by model")
+    robustness.add_argument("models", nargs="+", metavar="MODEL", help="hub name, directory or organism:NAME")
+    robustness.add_argument(
+        "--contrast", default=None, metavar="FILE", help="default: the contrast.jsonl of each model"
+    )
+    robustness.add_argument("--ranks", type=int, default=4, metavar="K", help="largest rank (default: 4)")
+    robustness.add_argument(
+        "--judge", default="refusal-anywhere", help="who reads the whole text (default: %(default)s)"
+    )
+    robustness.add_argument("--test", type=int, default=64, metavar="N", help="test prompts per class (default: 64)")
+    robustness.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length of a completion")
+    robustness.add_argument("--seed", type=int, default=0, help="of splits, nulls and suffixes (default: 0)")
+    _output(robustness)
+
+    analyze = command("analyze", _none, "questions about several runs or models")
+    names = analyze.add_subparsers(required=True, metavar="NAME")
+    for name, options, run, text in ANALYSES:
+        parser = names.add_parser(name, help=text, description=text)
+        options(parser)
+        parser.set_defaults(command=run)
+
+
+def _none(a: argparse.Namespace) -> int:
+    del a  # argparse asks for a NAME before it comes to this
+    return 2
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help="where record, figures and page go")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, auto; default: the first GPU")
+    parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, float16")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--json", action="store_true", help="print the record on standard output, and nothing else")
+
+
+ORGANISM = "organism:"
+
+
+def _folder(name: str) -> Path:
+    """The directory of a model; an organism is materialised where it is needed."""
+    from rhumbline.organisms import organism_dir
+
+    return organism_dir(name.removeprefix(ORGANISM)) if name.startswith(ORGANISM) else Path(name)
+
+
+def _load(a: argparse.Namespace, name: str) -> Any:
+    from transformers.utils import logging as transformers_logging
+
+    from rhumbline.loading import load
+
+    transformers_logging.disable_progress_bar()
+    if name.startswith(ORGANISM):
+        import torch
+
+        # The organisms are tiny: a second thread loses more than it gains when cores are busy.
+        torch.set_num_threads(1)
+        return replace(load(str(_folder(name)), device="cpu", dtype="float32"), name=name)
+    return load(name, dtype=a.dtype, device=a.device, trust_remote_code=a.trust_remote_code)
+
+
+def _finish(a: argparse.Namespace, record: Mapping[str, Any]) -> int:
+    from rhumbline.analyses.sheets import write
+
+    page = write(record, Path(a.out))
+    if a.json:
+        print(json.dumps(record, ensure_ascii=False))
+        return 0
+    out.print(record["sentence"], markup=False, highlight=False)
+    out.print(f"report: {page}", markup=False, highlight=False)
+    return 0
+
+
+def _robustness(a: argparse.Namespace) -> int:
+    from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
+    from rhumbline.contrasts import Sizes, read_contrast
+    from rhumbline.errors import InputError
+
+    plan = RobustnessPlan(
+        ranks=a.ranks,
+        judge=a.judge,
+        sizes=Sizes(128, 16, a.test),
+        max_new_tokens=a.max_new_tokens,
+        seed=a.seed,
+    )
+    contrasts = []
+    for name in a.models:
+        path = Path(a.contrast) if a.contrast else _folder(name) / "contrast.jsonl"
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: {name} brings no contrast; give one with --contrast FILE.")
+        contrasts.append(read_contrast(path))
+    progress = Progress()
+    rows = []
+    try:
+        for name, contrast in zip(a.models, contrasts, strict=True):
+            progress(name, None)
+            rows.append(measure(_load(a, name), contrast, plan, lambda n: progress("", n)))
+    finally:
+        progress.close()
+    return _finish(a, compare(rows, plan))
+
+
+def _dissociation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN_A", help="directory of a finished run")
+    parser.add_argument("other", metavar="RUN_B", help="a run about another behaviour of the same model")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="hub name, directory or organism:NAME")
+    parser.add_argument("--contrasts", required=True, nargs=2, metavar=("FILE_A", "FILE_B"), help="of the two runs")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length of a completion")
+    _output(parser)
+
+
+def _dissociation(a: argparse.Namespace) -> int:
+    from rhumbline.analyses.dissociation import Side, dissociate
+    from rhumbline.contrasts import read_contrast
+
+    sides = [Side.open(run, read_contrast(f)) for run, f in zip((a.run, a.other), a.contrasts, strict=True)]
+    return _finish(a, dissociate(_load(a, a.model), *sides, max_new_tokens=a.max_new_tokens))
+
+
+def _flinch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the chat model: hub name, directory or organism:NAME")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="its base model")
+    parser.add_argument("--terms", required=True, metavar="FILE", help="JSON with terms, controls and contexts")
+    parser.add_argument("--seed", type=int, default=0, help="of intervals and random directions (default: 0)")
+    _output(parser)
+
+
+def _flinch(a: argparse.Namespace) -> int:
+    from rhumbline.analyses.flinch import Terms, flinch
+
+    terms = Terms.read(a.terms)
+    progress = Progress()
+    try:
+        progress("flinch", None)
+        record = flinch(_load(a, a.model), _load(a, a.base), terms, a.seed, lambda n: progress("", n))
+    finally:
+        progress.close()
+    return _finish(a, record)
+
+
+ANALYSES = (
+    (
+        "dissociation",
+        _dissociation_options,
+        _dissociation,
+        "do two behaviours of a model hang on different directions?",
+    ),
+    ("flinch", _flinch_options, _flinch, "does a chat model avoid words that its base model uses?"),
+)
+"""Name, options, what runs it, and one line of help."""
