@@ -18,7 +18,7 @@ ORDER = [
     "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
     "protocol", "probes", "verification", "figures", "evidence_figures", "page", "evidence_report",
-    "analyses_figures", "analyses_report", "report",
+    "analyses_figures", "reading_report", "span_report", "analyses_report", "report",
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",

@@ -134,7 +134,7 @@ def code_sha256() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent
     shown = {"report.py", "page.py", "evidence_report.py", "figures.py", "evidence_figures.py", "cli.py"}
-    shown |= {"analyses_report.py", "analyses_figures.py"}
+    shown |= {"analyses_report.py", "reading_report.py", "span_report.py", "analyses_figures.py"}
     for path in sorted(p for p in root.rglob("*.py") if p.name not in shown):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -87,7 +87,11 @@ def self_organising_map(
 
 
 def prototypes(
-    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"], how: str, k: int, seed: int
+    positive: Float[Tensor, "positive d_model"],
+    negative: Float[Tensor, "negative d_model"],
+    how: str,
+    k: int,
+    seed: int,
 ) -> Float[Tensor, "member d_model"]:
     """Prototypes of the positives minus the negatives' mean, as unit vectors; `how` is `clusters` or `som`."""
     rng = np.random.default_rng([seed, k])
@@ -102,7 +106,11 @@ def prototypes(
 
 
 def random_span(
-    given: Basis, rank: int, h: Float[Tensor, "prompt d_model"], rng: np.random.Generator, match: float | None
+    given: Float[Tensor, "given d_model"],
+    rank: int,
+    h: Float[Tensor, "prompt d_model"],
+    rng: np.random.Generator,
+    match: float | None,
 ) -> Basis:
     """`given` and random directions beside it, up to `rank`.
 
