@@ -198,8 +198,8 @@ def monitor(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
     )
     note = page.note(
         f"{site_of(record)}. Threshold {record['threshold']:.3g}, chosen on {record['n']['val']['negative']} "
-        f"validation negatives so that at most {record['parameters']['fpr']:.1%} of them lie above it (they cannot resolve a rate "
-        f"finer than {record['finest_fpr']:.3f}); everything here is measured on test prompts. AUROC of null "
+        f"validation negatives so that at most {record['parameters']['fpr']:.1%} of them lie above it (they resolve "
+        f"no rate finer than {record['finest_fpr']:.3f}); everything here is measured on test prompts. AUROC of null "
         f"directions at the same site, the better sign of each: {nulls}. A detector of what separates these two sets "
         "of prompts: on prompts of another kind its threshold means nothing."
     )

@@ -187,10 +187,10 @@ def several(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
     ]
     said = page.tag("p", page.tag("b", verdict["answer"]), f": {verdict['reason']}.")
     note = page.note(
-        f"{site_of(record)}. Baseline rate {record['baseline']['rate']:.2f}, n = {record['baseline']['n']} positive test "
-        "prompts, by the fast metric. Members were found on training prompts, order and rank on validation prompts. "
-        f"Rule, fixed beforehand: MORE-HELPS if the source that validation prefers takes {rule['margin']:g} of the rate "
-        "more with its whole interval, more than random spans of its rank, at a mean KL of at most "
+        f"{site_of(record)}. Baseline rate {record['baseline']['rate']:.2f}, n = {record['baseline']['n']} test "
+        "positives, by the fast metric. Members were found on training prompts, order and rank on validation prompts. "
+        f"Rule, fixed beforehand: MORE-HELPS if the source that validation prefers takes {rule['margin']:g} of the "
+        "rate more with its whole interval, more than random spans of its rank, at a mean KL of at most "
         f"{rule['max_kl']:g}; ONE-IS-ENOUGH if the first direction takes {rule['min_drop']:g} and no source takes "
         f"{rule['margin']:g} more, again by whole intervals; otherwise undetermined. Enough for this readout, among "
         "these sources: one that was not tried may find more. Members that move the behaviour alone are no second "

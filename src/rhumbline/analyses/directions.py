@@ -271,7 +271,7 @@ class _Source:
         rule = SelectionRule(**self.subject.directory.protocol["selection"])
         return rule.first_cut_layer(self.subject.model.n_layers)
 
-    def _ordered(self, found: Tensor) -> tuple[Tensor, list[Basis], list[dict[str, Any]]]:
+    def _ordered(self, found: Tensor) -> tuple[Tensor, list[Tensor], list[dict[str, Any]]]:
         """Members one by one: at each rank the one under which validation positives lose most, if it does no damage."""
         members, spans = self.direction.vector[None], [self.direction.vector[None]]
         validation = [self._on_validation(spans[0])]
@@ -290,7 +290,7 @@ class _Source:
             left = [left[i] for i in grown if i != best]
         return members, spans, validation
 
-    def _given(self, found: Tensor) -> tuple[Tensor, list[Basis], list[dict[str, Any]]]:
+    def _given(self, found: Tensor) -> tuple[Tensor, list[Tensor], list[dict[str, Any]]]:
         """The same for members that come in an order of their own."""
         members = torch.cat([self.direction.vector[None], found])
         spans = [span_of(members[: k + 1]) for k in range(len(members))]
@@ -306,7 +306,7 @@ class _Source:
             "n": len(metric),
         }
 
-    def _ranks(self, members: Tensor, spans: Sequence[Basis]) -> list[dict[str, Any]]:
+    def _ranks(self, members: Tensor, spans: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Suppression, side effects and energy at every rank on test prompts, and those of random subspaces."""
         before = self.prompts.metric([BASELINE])[0]
         h = torch.cat(self.h)
@@ -325,7 +325,7 @@ class _Source:
             rows.append(row)
         return rows
 
-    def _measured(self, before: Tensor, spans: Sequence[Basis], what: str) -> dict[str, Any]:
+    def _measured(self, before: Tensor, spans: Sequence[Tensor], what: str) -> dict[str, Any]:
         """Suppression on positives and KL on negatives, over the draws of a family together."""
         arms = [_ablating(s) for s in spans]
         metric, kl = self.prompts.metric(arms), self.prompts.kl(arms).mean(0)
