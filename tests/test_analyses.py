@@ -18,8 +18,10 @@ from rhumbline.analyses.geometry import silhouette
 from rhumbline.analyses.monitor import roc, threshold_at
 from rhumbline.analyses.subject import open_subject
 from rhumbline.analyses.suffixes import encoded, length, random_suffixes, read_suffixes
+from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError, ProtocolError
-from rhumbline.interventions import Direction
+from rhumbline.interventions import BASELINE, Direction
+from rhumbline.models import hooked
 from rhumbline.organisms import Planted, build
 from rhumbline.statistics import auroc, auroc_interval
 
@@ -191,8 +193,6 @@ def searched(subject, tokens=8, tries=30):
     like = " ".join(["cake"] * tokens)
     found = random_suffixes(subject.chat, like, tries, 1)
     scorer = subject.scorer
-    from rhumbline.interventions import BASELINE
-
     score = [float(scorer.read(encoded(subject.chat, prompts, s), [BASELINE]).metric.mean()) for s in found]
     return found[int(np.argmin(score))]
 
@@ -263,8 +263,6 @@ def test_a_monitor_in_anyones_code(planted, tmp_path):
 
 
 def test_a_monitor_ends_its_pass_at_the_layer(planted):
-    from rhumbline.models import hooked
-
     reached = []
     found = rhumbline.Monitor.from_run(planted.directory.path, planted.model)
     with hooked(planted.model, {}, lambda layer, h: reached.append(layer)):
@@ -290,6 +288,31 @@ def test_the_area_under_the_corners_is_the_auroc(a, b):
     points = roc(positive, negative)
     area = np.trapezoid([p["tpr"] for p in points], [p["fpr"] for p in points])
     assert area == pytest.approx(auroc(positive, negative))
+
+
+# -- the command line
+
+
+def test_commands_print_a_record_or_say_what_is_wrong(refusal, capsys, tmp_path):
+    path = str(refusal.directory.path)
+    assert main(["analyze", "monitor", path, "--fpr", "0.1", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["parameters"]["fpr"] == 0.1
+    assert main(["analyze", "geometry", str(tmp_path)]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    assert main(["analyze", "suffix", path, "--suffix", str(tmp_path / "none.txt")]) == 2
+    assert main(["analyze", "monitor", path, "--fpr", "3"]) == 2
+    assert main(["analyze", "directions", path, "--sources", "best"]) == 2
+    assert main(["analyze", "base", path, "--base", "./nowhere"]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_run_of_a_file_needs_the_file_again(tmp_path):
+    subject = finished_run(Planted(prompts=120), tmp_path)
+    path = str(subject.directory.path)
+    assert main(["analyze", "geometry", path]) == 2
+    contrast = str(tmp_path / "model" / "contrast.jsonl")
+    assert main(["analyze", "geometry", path, "--contrast", contrast]) == 0
 
 
 # -- the run directory

@@ -27,7 +27,7 @@ ORDER = words("""
     side_effects conditions
     protocol presets probes styling verification
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report judges_report side_effects_report analyses_report report_sections report_protocol report
+    page evidence_report judges_report side_effects_report reading_report span_report analyses_report report_sections report_protocol report
     stages experiment reproducing inspecting
     projecting editing additive weights importing saving applying recipes tensorfiles sharded adapters export
     harness evaluating
@@ -39,7 +39,7 @@ ORDER = words("""
 WITHOUT_TORCH = words("""
     errors records sampling contrasts data texts statistics planning evidence costs pairing verdict
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report judges_report side_effects_report analyses_report report_sections report_protocol report
+    page evidence_report judges_report side_effects_report reading_report span_report analyses_report report_sections report_protocol report
 """)
 HOOKS = "models"
 

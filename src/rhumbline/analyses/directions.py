@@ -29,7 +29,8 @@ from rhumbline.analyses.subject import Subject, mean_record
 from rhumbline.errors import InputError
 from rhumbline.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
 from rhumbline.records import read_json, sha256
-from rhumbline.statistics import difference_of_rates, paired_difference, wilson
+from rhumbline.selection import SelectionRule
+from rhumbline.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
 
 NAME = "directions"
 SOURCES = ("candidates", "clusters", "som", "gradient", "cone")
@@ -67,9 +68,9 @@ class Plan:
     """Prototypes of `clusters` and `som`, vectors of a `cone` at most `max_rank` of them."""
     draws: int = 3
     """Random subspaces of either family at each rank."""
-    samples: int = 6
+    samples: int = 4
     """Directions drawn in the cone of the members at each rank."""
-    prompts: int = 100
+    prompts: int = 64
     """Test prompts per class, at most."""
     steps: int = 60
     """Of each gradient search."""
@@ -133,8 +134,7 @@ def verdict(baseline: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]
     open_to_choice = {n: s for n, s in sources.items() if s["chosen"] is not None}
     if open_to_choice:
         best = min(
-            open_to_choice,
-            key=lambda n: (open_to_choice[n]["chosen"]["val_rate"], open_to_choice[n]["chosen"]["val_metric"]),
+            open_to_choice, key=lambda n: tuple(open_to_choice[n]["chosen"][k] for k in ("val_rate", "val_metric"))
         )
         found = open_to_choice[best]["chosen"]
         gain = f"{_ci(found['gain'])} of the positives beyond the first direction, at rank {found['rank']} ({best})"
@@ -175,9 +175,7 @@ class _Prompts:
         self.val = [subject.sequences("val", c) for c in ("positive", "negative")]
         self.test = [subject.sequences("test", c)[: plan.prompts] for c in ("positive", "negative")]
         if not all(len(s) for s in (*self.train, *self.val, *self.test)):
-            raise InputError(
-                f"{subject.directory.path}: a class of a split has no prompt left; nothing can be compared."
-            )
+            raise InputError(f"{subject.directory.path}: a class of a split has no prompt left to compare.")
         self.val_before, self.test_before = (self.scorer.baseline(s[1]) for s in (self.val, self.test))
 
     def metric(self, arms: Sequence[Arm], split: str = "test") -> Float[Tensor, "arm prompt"]:
@@ -217,7 +215,8 @@ class _Source:
         found = self._found(first)
         members, spans, validation = self._ordered(found) if self.name != "gradient" else self._given(found)
         ranks = self._ranks(members, spans)
-        chosen = min(validation[1:], key=lambda v: (v["rate"], v["rank"]), default=None)
+        harmless = [v for v in validation[1:] if v["kl"] <= self.rule.max_kl]
+        chosen = min(harmless or validation[1:], key=lambda v: (v["rate"], v["rank"]), default=None)
         return {
             "members": [
                 {"rank": k + 1, "cosine": float(m @ self.direction.vector), **self._alone(m)}
@@ -228,11 +227,13 @@ class _Source:
             "ranks": ranks,
             "gains": [self._gain(ranks[k - 1], ranks[k]) for k in range(1, len(ranks))],
             "chosen": None if chosen is None else self._chosen(chosen, ranks),
-        } | {"cone": [self._cone(members[: k + 1]) for k in range(1, len(members))]}
+            "cone": [self._cone(self._in_cone(members, k)) for k in range(1, len(members) + 1)],
+        }
 
     def _found(self, first: Basis) -> Float[Tensor, "member d_model"]:
         """Members from training prompts, unit vectors."""
         subject, plan, d = self.subject, self.plan, self.direction
+        positive, negative = self.prompts.train
         match self.name:
             case "candidates":
                 return self._other_candidates()
@@ -242,7 +243,7 @@ class _Source:
                 span = first
                 for k in range(1, plan.max_rank):
                     u = found_by_gradient(
-                        subject.model, *self.prompts.train, subject.tokens, d, span, steps=plan.steps, seed=k
+                        subject.model, positive, negative, subject.tokens, d, span, steps=plan.steps, seed=k
                     )
                     span = torch.cat([span, u])
                 return span[1:]
@@ -250,20 +251,27 @@ class _Source:
                 none = first[:0]
                 n = min(plan.max_rank, plan.members) - 1
                 return found_by_gradient(
-                    subject.model, *self.prompts.train, subject.tokens, d, none, n=n, steps=plan.steps, seed=0
+                    subject.model, positive, negative, subject.tokens, d, none, n=n, steps=plan.steps, seed=0
                 )
 
     def _other_candidates(self) -> Float[Tensor, "member d_model"]:
-        """The run's scored candidates with the lowest bypass (a validation score), the selected one left out."""
-        folder = self.subject.directory.seed(self.subject.seed)
-        table = self.subject.directory.load(folder / "selection.json")["candidates"]
-        here = (self.direction.position, self.direction.layer)
-        scored = [r for r in table if r["bypass"] is not None and (r["position"], r["layer"]) != here]
-        best = sorted(scored, key=lambda r: r["bypass"])[: self.plan.pool]
-        rows = [self.subject.candidates[self.subject.positions.index(r["position"]), r["layer"]] for r in best]
-        return torch.stack([r / r.norm() for r in rows if r.norm() > 0]) if rows else self.direction.vector[None][:0]
+        """The run's other candidates below the rule's layer cut with the lowest bypass on validation prompts."""
+        # Scored here: a run scores only what can decide its choice.
+        subject, cut = self.subject, self._first_cut_layer()
+        here = (subject.positions.index(self.direction.position), self.direction.layer)
+        cells = [(p, k) for p in range(len(subject.positions)) for k in range(cut) if (p, k) != here]
+        rows = [subject.candidates[cell] for cell in cells]
+        units = [v / v.norm() for v in rows if 0 < float(v.norm()) < math.inf]
+        if not units:
+            return self.direction.vector[None][:0]
+        bypass = self.prompts.metric([_ablating(u[None]) for u in units], "val").mean(1)
+        return torch.stack(units)[bypass.argsort()[: self.plan.pool]]
 
-    def _ordered(self, found: Tensor) -> tuple[Tensor, list[Basis], list[dict[str, Any]]]:
+    def _first_cut_layer(self) -> int:
+        rule = SelectionRule(**self.subject.directory.protocol["selection"])
+        return rule.first_cut_layer(self.subject.model.n_layers)
+
+    def _ordered(self, found: Tensor) -> tuple[Tensor, list[Tensor], list[dict[str, Any]]]:
         """Members one by one: at each rank the one under which validation positives lose most, if it does no damage."""
         members, spans = self.direction.vector[None], [self.direction.vector[None]]
         validation = [self._on_validation(spans[0])]
@@ -282,7 +290,7 @@ class _Source:
             left = [left[i] for i in grown if i != best]
         return members, spans, validation
 
-    def _given(self, found: Tensor) -> tuple[Tensor, list[Basis], list[dict[str, Any]]]:
+    def _given(self, found: Tensor) -> tuple[Tensor, list[Tensor], list[dict[str, Any]]]:
         """The same for members that come in an order of their own."""
         members = torch.cat([self.direction.vector[None], found])
         spans = [span_of(members[: k + 1]) for k in range(len(members))]
@@ -298,18 +306,14 @@ class _Source:
             "n": len(metric),
         }
 
-    def _ranks(self, members: Tensor, spans: Sequence[Basis]) -> list[dict[str, Any]]:
+    def _ranks(self, members: Tensor, spans: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Suppression, side effects and energy at every rank on test prompts, and those of random subspaces."""
         before = self.prompts.metric([BASELINE])[0]
         h = torch.cat(self.h)
         rows = []
         for k, span in enumerate(spans, 1):
-            row: dict[str, Any] = {
-                "rank": k,
-                **self._measured(before, [span], "own"),
-                "energy": energy(h, span),
-                "random": {},
-            }
+            row: dict[str, Any] = {"rank": k, **self._measured(before, [span], "own"), "energy": energy(h, span)}
+            row["random"] = {}
             for family in FAMILIES if k > 1 else ():
                 match = row["energy"] if family == "energy-matched" else None
                 rng = np.random.default_rng([*self.seed, k, FAMILIES.index(family)])
@@ -321,7 +325,7 @@ class _Source:
             rows.append(row)
         return rows
 
-    def _measured(self, before: Tensor, spans: Sequence[Basis], what: str) -> dict[str, Any]:
+    def _measured(self, before: Tensor, spans: Sequence[Tensor], what: str) -> dict[str, Any]:
         """Suppression on positives and KL on negatives, over the draws of a family together."""
         arms = [_ablating(s) for s in spans]
         metric, kl = self.prompts.metric(arms), self.prompts.kl(arms).mean(0)
@@ -380,17 +384,30 @@ class _Source:
             found[name] = {"rate": shown / len(metric), "low": low, "high": high, "n": len(metric)}
         return found
 
+    def _in_cone(self, members: Tensor, k: int) -> Tensor:
+        """Members whose cone is asked about at rank k: the first k, or of `cone` those that were trained to be one."""
+        return members[1:k] if self.name == "cone" and k > 1 else members[:k]
+
     def _cone(self, members: Tensor) -> dict[str, Any]:
-        """Directions drawn in the cone of the members, one by one: the mean and the worst of what they do."""
+        """Directions drawn in the cone of the members, one by one: the mean and the worst of what they do.
+
+        `random`: the same in the cone of the run's direction and random ones, as many as there are members.
+        """
         rng = np.random.default_rng([*self.seed, len(members), 9])
+        noise = torch.tensor(rng.standard_normal((len(members) - 1, members.shape[1])), dtype=torch.float32)
+        control = torch.cat([self.direction.vector[None], torch.nn.functional.normalize(noise, dim=-1)])
+        found: dict[str, Any] = {"members": len(members), "samples": self.plan.samples}
+        return found | self._drawn(members, rng) | {"random": self._drawn(control, rng)}
+
+    def _drawn(self, members: Tensor, rng: np.random.Generator) -> dict[str, Any]:
         drawn = [self._as_direction(v) for v in cone_samples(members, self.plan.samples, rng)]
         ablated = (self.prompts.metric([Arm("drawn", (Ablate(d),)) for d in drawn]) > 0).double().mean(1)
-        added = (self.prompts.induced([Arm("drawn", (Add(d),)) for d in drawn]) > 0).double().mean(1)
+        shown = self.prompts.induced([Arm("drawn", (Add(d),)) for d in drawn]) > 0
+        added = shown.double().mean(1)
+        low, high = wilson_of_rate(float(added.mean()), shown.shape[1])
         return {
-            "members": len(members),
-            "samples": len(drawn),
             "suppressed": {"mean": float(ablated.mean()), "worst": float(ablated.max())},
-            "induced": {"mean": float(added.mean()), "worst": float(added.min())},
+            "induced": {"mean": float(added.mean()), "worst": float(added.min()), "low": low, "high": high},
         }
 
     def _independence(self, members: Tensor) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Vector
-from rhumbline.nulls import covariance, isotropic, removed
+from rhumbline.nulls import isotropic, removed
 
 Basis = Float[Tensor, "rank d_model"]
 
@@ -106,35 +106,38 @@ def prototypes(
 
 
 def random_span(
-    given: Basis, rank: int, h: Float[Tensor, "prompt d_model"], rng: np.random.Generator, match: float | None
+    given: Float[Tensor, "given d_model"],
+    rank: int,
+    h: Float[Tensor, "prompt d_model"],
+    rng: np.random.Generator,
+    match: float | None,
 ) -> Basis:
     """`given` and random directions beside it, up to `rank`.
 
-    Without `match` the further ones are isotropic. With it they are turned between isotropic draws and draws from the
-    covariance of `h` until the whole span removes the share `match` of the energy of `h`; where no mixture reaches it,
-    the nearest one stands.
+    Without `match` the further ones are isotropic. With it they are drawn along the spread of `h`, each of its axes
+    weighted by its variance to a power t (0: isotropic, 1/2: a draw from the covariance, large: the main axis), with t
+    such that the whole span removes the share `match` of the energy of `h`; where none does, the nearest one stands.
     """
-    further = rank - len(given)
-    plain = torch.stack([_unit(isotropic(h.shape[1], rng)) for _ in range(further)])
+    plain = torch.stack([isotropic(h.shape[1], rng) for _ in range(rank - len(given))])
     if match is None:
         return span_of(torch.cat([given, plain]))
-    spread = torch.stack([_unit(covariance(h, rng)) for _ in range(further)])
+    x = h.double()
+    _, values, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    share = (values / values[0]).clamp_min(1e-3) ** 2
+    along = plain.double() @ axes.T
+    rest = plain.double() - along @ axes
 
-    def mixed(share: float) -> Basis:
-        return span_of(torch.cat([given, (1 - share) * plain + share * spread]))
+    def drawn(t: float) -> Basis:
+        return span_of(torch.cat([given, (rest * float(share[-1]) ** t + (along * share**t) @ axes).float()]))
 
-    low, high = 0.0, 1.0
+    low, high = 0.0, 4.0
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (middle, high) if energy(h, mixed(middle)) < match else (low, middle)
-    return mixed((low + high) / 2)
+        low, high = (middle, high) if energy(h, drawn(middle)) < match else (low, middle)
+    return drawn((low + high) / 2)
 
 
 def cone_samples(members: Float[Tensor, "member d_model"], n: int, rng: np.random.Generator) -> list[Vector]:
     """Unit vectors drawn in the cone of the members: sums with non-negative weights (Wollschlaeger et al. 2025)."""
     weights = torch.tensor(np.abs(rng.standard_normal((n, len(members)))), dtype=torch.float32)
     return list(torch.nn.functional.normalize(weights @ members, dim=-1))
-
-
-def _unit(v: Vector) -> Vector:
-    return v / v.norm()

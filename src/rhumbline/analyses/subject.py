@@ -93,7 +93,7 @@ class Subject:
         return [p.id for p, k in zip(prompts, kept, strict=True) if k]
 
     def save(self, name: str, parameters: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-        """Write RUN/analyses/NAME.json and (where `page`) draw the report anew; returns the record as it will be read."""
+        """Write RUN/analyses/NAME.json (and the report, where `page`); returns the record as it will be read."""
         site = None if self.direction is None else {"position": self.direction.position, "layer": self.direction.layer}
         head = {"analysis": name, "seed": self.seed, "site": site, "parameters": dict(parameters)}
         saved = self.directory.save(self.directory.path / "analyses" / f"{name}.json", {**head, **record})

@@ -216,9 +216,48 @@ def _suffix(a: argparse.Namespace) -> int:
     return analysed(a, lambda s: suffix.analyse(s, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads), show)
 
 
+# -- directions -------------------------------------------------------------------------------------------------------
+
+
+def _directions_options(parser: argparse.ArgumentParser) -> None:
+    from_plan = "candidates, clusters, som, gradient, cone (default: all)"
+    run_options(parser)
+    parser.add_argument("--sources", default=None, metavar="A,B", help=from_plan)
+    for name, text in (
+        ("max-rank", "largest rank (default: 4)"),
+        ("draws", "random subspaces of either family at each rank (default: 3)"),
+        ("samples", "directions drawn in each cone (default: 4)"),
+        ("prompts", "test prompts per class, at most (default: 64)"),
+        ("steps", "of each gradient search (default: 60)"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=None, metavar="N", help=text)
+    parser.add_argument("--margin", type=float, default=None, help="a further loss of the rate that counts (0.1)")
+
+
+def _directions(a: argparse.Namespace) -> int:
+    from rhumbline.analyses.directions import Plan, Rule, analyse
+
+    numbers = {k: getattr(a, k) for k in ("max_rank", "draws", "samples", "prompts", "steps")}
+    given = {k: v for k, v in numbers.items() if v is not None}
+    if a.sources is not None:
+        given["sources"] = tuple(part.strip() for part in a.sources.split(","))
+    plan, rule = Plan(**given), Rule() if a.margin is None else Rule(margin=a.margin)
+
+    def show(record: Mapping[str, Any]) -> None:
+        for name, source in record["sources"].items():
+            rates = "  ".join(f"{r['rank']}: {r['suppression']['rate']:.2f}" for r in source["ranks"])
+            _say(f"  {name:11s} rate by rank ablated  {rates}")
+        _say(f"{record['verdict']['answer']}: {record['verdict']['reason']}")
+
+    return analysed(a, lambda subject: analyse(subject, plan, rule), show)
+
+
 ANALYSES = (
     Analysis("geometry", "how candidates and classes lie to each other", _geometry_options, _geometry),
     Analysis("base", "the chat model's direction in its base model", _base_options, _base),
     Analysis("suffix", "what your suffixes do to the direction, and which heads write it", _suffix_options, _suffix),
+    Analysis(
+        "directions", "is one direction enough? ranks, sources, cones, a verdict", _directions_options, _directions
+    ),
     Analysis("monitor", "the projection as a detector on unseen prompts", _monitor_options, _monitor),
 )
