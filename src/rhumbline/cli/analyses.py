@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rhumbline.cli import style
 from rhumbline.cli.console import Progress, err, out
 
 
@@ -260,4 +261,5 @@ ANALYSES = (
         "directions", "is one direction enough? ranks, sources, cones, a verdict", _directions_options, _directions
     ),
     Analysis("monitor", "the projection as a detector on unseen prompts", _monitor_options, _monitor),
+    *(Analysis(name, text, options, run) for name, options, run, text in style.ANALYSES),
 )

@@ -28,18 +28,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     robustness.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length of a completion")
     robustness.add_argument("--seed", type=int, default=0, help="of splits, nulls and suffixes (default: 0)")
     _output(robustness)
-
-    analyze = command("analyze", _none, "questions about several runs or models")
-    names = analyze.add_subparsers(required=True, metavar="NAME")
-    for name, options, run, text in ANALYSES:
-        parser = names.add_parser(name, help=text, description=text)
-        options(parser)
-        parser.set_defaults(command=run)
-
-
-def _none(a: argparse.Namespace) -> int:
-    del a  # argparse asks for a NAME before it comes to this
-    return 2
+    robustness.add_argument("--json", action="store_true", help="print the record, and nothing else")
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +36,6 @@ def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, auto; default: the first GPU")
     parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, float16")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.add_argument("--json", action="store_true", help="print the record on standard output, and nothing else")
 
 
 ORGANISM = "organism:"
