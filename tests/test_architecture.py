@@ -12,7 +12,7 @@ import rhumbline
 ROOT = Path(rhumbline.__file__).parent
 
 ORDER = [
-    "axes", "errors", "records", "measuring",
+    "axes", "errors", "records", "measuring", "engines",
     "contrasts", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
@@ -20,9 +20,10 @@ ORDER = [
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
-    "organisms", "cli",
+    "organisms", "sources", "replicas", "sizing", "comparing", "comparison_page", "sweeping", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
+WITHOUT_TORCH = ["errors", "records", "engines", "sizing", "comparing", "comparison_page",
+                 "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
                  "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
 HOOKS = "models"
 

@@ -22,6 +22,7 @@ from rhumbline import report
 from rhumbline.chat import Chat
 from rhumbline.contrasts import ContrastSet, Splits, split_contrast
 from rhumbline.directions import difference_in_means
+from rhumbline.engines import Pool
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Direction
 from rhumbline.loading import fingerprint
@@ -67,11 +68,14 @@ def run(
     *,
     progress: Callable[[str, int | None], None] | None = None,
     page: bool = True,
+    pool: Pool | None = None,
+    engine: str = "local",
 ) -> Result:
     """Find a direction, select it, intervene with it and with its nulls, decide, and write it all to `out`.
 
     `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
-    no report is drawn; `rhumbline report` draws it later.
+    no report is drawn; `rhumbline report` draws it later. The blocks of the stages run on the workers of `pool`
+    (replicas.py says how they are made), else here; `engine` is the name that the results give it.
     """
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
     splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
@@ -80,9 +84,11 @@ def run(
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, chat.encode(contrast.prompts[0]))
         for seed in protocol.seeds:
-            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed, tokens).run()
+            SeedStages(directory, timings, model, chat, splits[seed], protocol, seed, tokens, pool).run()
         compare_seeds(directory)
-        results = sealed(assemble(directory), environment(model, started), timings.read(), directory.manifest())
+        results = sealed(
+            assemble(directory), {**environment(model, started), "engine": engine}, timings.read(), directory.manifest()
+        )
         write_json(directory.path / "results.json", results)
         if page:
             with timings.stage("report", None):
@@ -133,8 +139,8 @@ def code_sha256() -> str:
     """Hash of the package's own source files, but for those that only show results."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
-    shown = {"report.py", "page.py", "evidence_report.py", "figures.py", "evidence_figures.py", "cli.py"}
-    for path in sorted(p for p in root.rglob("*.py") if p.name not in shown):
+    shown = {"report.py", "page.py", "evidence_report.py", "figures.py", "evidence_figures.py", "comparison_page.py"}
+    for path in sorted(p for p in root.rglob("*.py") if p.name not in shown and p.parent.name != "cli"):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

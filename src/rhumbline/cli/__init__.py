@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from rhumbline.cli import files, looks, organisms, runs
+from rhumbline.cli import files, looks, organisms, runs, sweeps
 from rhumbline.cli.console import err
 from rhumbline.errors import RhumblineError
 
 EXIT_INTERRUPTED = 130
-GROUPS = (runs, looks, files, organisms)
+GROUPS = (runs, sweeps, looks, files, organisms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,32 @@ def model_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
+def engine_options(command: argparse.ArgumentParser) -> None:
+    """Where the work takes place."""
+    group = command.add_argument_group("engine", "where the work takes place; it changes no result")
+    group.add_argument("--engine", default="local", help="local, ray (here, or at RAY_ADDRESS), ray://HOST:PORT")
+    group.add_argument("--gpus-per-replica", type=float, default=0, metavar="N", help="GPUs of one copy of the model")
+    group.add_argument(
+        "--replicas", type=int, default=None, metavar="N", help="at most; default: what there is room for"
+    )
+
+
+def engine_of(a: argparse.Namespace) -> Any:
+    """The engine that was asked for. Raises InputError."""
+    from rhumbline.engines import engine
+
+    if a.gpus_per_replica < 0 or (a.replicas is not None and a.replicas < 1):
+        raise InputError("--gpus-per-replica must not be negative, and --replicas is 1 or more.")
+    return engine(a.engine, gpus_per_replica=a.gpus_per_replica, replicas=a.replicas)
+
+
+def source_of(a: argparse.Namespace) -> Any:
+    """Where the model that a command names comes from."""
+    from rhumbline.sources import Source
+
+    return Source(a.model, a.dtype, a.device, a.coarse, a.trust_remote_code)
+
+
 def chat_options(command: argparse.ArgumentParser) -> None:
     """What the chat template is given."""
     group = command.add_argument_group("chat")

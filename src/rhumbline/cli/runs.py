@@ -15,10 +15,13 @@ from rhumbline.cli.options import (
     chat_changes,
     chat_options,
     check_expected,
+    engine_of,
+    engine_options,
     load_model,
     model_options,
     protocol_of,
     protocol_options,
+    source_of,
 )
 
 
@@ -34,6 +37,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     run.add_argument("--contrast", required=True, metavar="FILE", help="JSON Lines or CSV with prompt and label")
     run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
     model_options(run)
+    engine_options(run)
     protocol_options(run)
 
     discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
@@ -73,17 +77,27 @@ def _run(a: argparse.Namespace) -> int:
 
     check_expected(a)
     # Cheap checks first: a malformed file is found before a large model is loaded.
-    protocol, contrast = protocol_of(a), read_contrast(a.contrast)
-    return _execute(a, load_model(a), contrast, protocol)
+    protocol, contrast, engine = protocol_of(a), read_contrast(a.contrast), engine_of(a)
+    model = load_model(a)
+    if not engine.is_remote:
+        return _execute(a, model, contrast, protocol)
+    from rhumbline.loading import fingerprint
+    from rhumbline.replicas import replica_worker
+
+    err.print("[dim]starting workers[/]")
+    with engine.pool(replica_worker(source_of(a), contrast, protocol, fingerprint(model))) as pool:
+        return _execute(a, model, contrast, protocol, pool, engine.name)
 
 
-def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any) -> int:
+def _execute(
+    a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, pool: Any = None, engine: str = "local"
+) -> int:
     from rhumbline.experiment import run
 
     print_plan(contrast, protocol)
     progress = Progress()
     try:
-        result = run(model, contrast, a.out, protocol, progress=progress)
+        result = run(model, contrast, a.out, protocol, progress=progress, pool=pool, engine=engine)
     finally:
         progress.close()
     if a.json:

@@ -1,0 +1,152 @@
+"""What a run will need, said before anything is loaded: bytes from the checkpoint's headers, work from the protocol.
+
+Reads the headers of safetensors files and nothing behind them. Imports no torch. The estimates name their assumptions.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rhumbline.errors import ModelError
+
+BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1,
+         "U8": 1, "BOOL": 1}  # fmt: skip
+LOADED = {"float32": 4, "bfloat16": 2, "float16": 2}
+PROMPT_TOKENS = 60
+"""Tokens of a prompt with its template, where nothing is known of the prompts."""
+
+
+class Checkpoint(NamedTuple):
+    """What the headers say."""
+
+    parameters: int
+    bytes: int
+    """Of the weights in the files."""
+    largest: int
+    """Bytes of the largest tensor, which loading holds twice for a moment."""
+    layers: int | None
+    d_model: int | None
+    kv_bytes_per_token: int | None
+    """Keys and values of one token, at the files' dtype; None where the config does not say."""
+
+
+def find_folder(model: str) -> Path | None:
+    """The directory of a model: itself, or the hub cache's newest snapshot; None where this machine has neither."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"{model}: no such directory.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Sizes from the headers of all safetensors files of a directory. ModelError where there is none, or a torn one."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in _header(path).items():
+            count = prod(entry["shape"])
+            sizes[name] = (count, count * BYTES.get(entry["dtype"], 4))
+    if not sizes:
+        raise ModelError(f"{folder} has no safetensors files, whose headers say how large a model is.")
+    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    config = config.get("text_config") or config
+    parameters, total = (sum(column) for column in zip(*sizes.values(), strict=True))
+    layers, width = config.get("num_hidden_layers"), config.get("hidden_size")
+    heads = config.get("num_attention_heads")
+    kv = None
+    if layers and width and heads:
+        channels = config.get("head_dim") or width // heads
+        kv = 2 * layers * (config.get("num_key_value_heads") or heads) * channels * max(1, round(total / parameters))
+    return Checkpoint(parameters, total, max(size for _, size in sizes.values()), layers, width, kv)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            header = json.loads(f.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise ModelError(f"{path} is not a safetensors file: {error}") from error
+    header.pop("__metadata__", None)
+    return header
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a GPU (or a processor) is taken to do; change it to what yours does."""
+
+    name: str = "H100-like"
+    flops: float = 3.5e14
+    """Per second in the matrix products of a prefill: what is reached, not the data sheet's peak."""
+    bandwidth: float = 2.0e12
+    """Bytes per second of weights and cache while decoding, reached."""
+    memory: float = 80e9
+
+
+class Estimate(NamedTuple):
+    """Of one run."""
+
+    memory_per_gpu: float
+    """Bytes: weights, one block of completions with its cache, and room for a forward pass."""
+    seconds: float | None
+    """Of one replica; None where the depth is not known."""
+    fits: bool
+
+
+def estimate(
+    found: Checkpoint,
+    protocol: Mapping[str, Any],
+    *,
+    gpus: float = 1,
+    dtype: str = "auto",
+    device: Device | None = None,
+) -> Estimate:
+    """Memory and time of one run, from the record of its protocol.
+
+    A prefill takes 2 x parameters operations a token; a decoding step reads all weights once for a block of rows.
+    """
+    device, spread = device or Device(), max(1.0, gpus)
+    weights = found.bytes if dtype == "auto" else found.parameters * LOADED.get(dtype, 4)
+    rows = 512
+    length = PROMPT_TOKENS + protocol["max_new_tokens"]
+    cache = rows * length * (found.kv_bytes_per_token or 0)
+    memory = (1.1 * (weights + cache) + 2 * found.largest) / spread + 1e9
+    if not found.layers:
+        return Estimate(memory, None, memory <= device.memory)
+    passes, steps = work(protocol, found.layers)
+    prefill = 2 * found.parameters * passes * PROMPT_TOKENS / (device.flops * spread)
+    decode = steps * (weights + cache) / (device.bandwidth * spread)
+    return Estimate(memory, prefill + decode, memory <= device.memory)
+
+
+def work(protocol: Mapping[str, Any], layers: int, positions: int = 5) -> tuple[float, float]:
+    """(prompts that go through the model, decoding steps of blocks of 512 rows) of all seeds of a run."""
+    sizes, nulls = protocol["sizes"], protocol["nulls"]
+    families = len(nulls["families"])
+    share = protocol["selection"]["max_layer_share"] or 1.0
+    cells = positions * int(share * layers)
+    draws = nulls["wide"] * max(0, families - 1)
+    procedure = min(nulls["wide"], nulls["procedure"]) if "shuffled" in nulls["families"] else 0
+    once = (
+        2 * (sizes["train"] + sizes["val"] + 2 * sizes["train"])  # extraction, and the refits' sums
+        + cells * sizes["val"] * 1.5  # ablations, and additions that begin at their layer
+        + (draws + procedure) * nulls["prompts"] * 1.5
+        + procedure * (cells + 8) * 2 * nulls["procedure_prompts"]
+        + protocol["stability"]["refits"] * protocol["stability"]["sites"] * 3 * protocol["stability"]["prompts"]
+        + 14 * (1 + protocol["dose"]["draws"] * families) * protocol["dose"]["prompts"]
+        + 2 * sizes["test"]
+    )
+    completions = sizes["test"] * ((2 + families * nulls["draws"]) + (4 + families * nulls["draws"]))
+    steps = completions / 512 * protocol["max_new_tokens"]
+    return len(protocol["seeds"]) * once, len(protocol["seeds"]) * steps
