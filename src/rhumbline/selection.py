@@ -242,8 +242,8 @@ class Grid:
 
     def score(self, table: Table, name: Score, cells: Sequence[Cell]) -> None:
         """Fill in one score of some cells; a single one is not worth a way."""
-        here = self.elsewhere is None or len(cells) < 2
-        values = self.values(name, cells) if here else self.elsewhere(name, cells)
+        compute = self.values if self.elsewhere is None or len(cells) < 2 else self.elsewhere
+        values = compute(name, cells)
         for cell, value in zip(cells, values, strict=True):
             table[cell] = replace(table[cell], **{name: value})
 

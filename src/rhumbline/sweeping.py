@@ -83,7 +83,8 @@ class Sweep:
             raise InputError(" ".join(faults))
         for model, contrast, name, seed in product(self.models, self.contrasts, self.presets, self.seeds):
             protocol = replace(amend(preset(name), self.protocol), seeds=(seed,))
-            parts = [_slug(Path(model).name if Path(model).is_absolute() else model), _slug(Path(contrast).stem), name, f"seed-{seed}"]
+            short = Path(model).name if Path(model).is_absolute() else model
+            parts = [_slug(short), _slug(Path(contrast).stem), name, f"seed-{seed}"]
             found.append(Cell("--".join(parts), Source(model, **self.model), contrast, protocol))
         return _told_apart(found)
 
