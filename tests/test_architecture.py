@@ -12,7 +12,7 @@ import rhumbline
 ROOT = Path(rhumbline.__file__).parent
 
 ORDER = [
-    "axes", "errors", "records", "measuring", "engines",
+    "axes", "errors", "records", "measuring", "engines", "ranks",
     "contrasts", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
     "judging", "statistics", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",

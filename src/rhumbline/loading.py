@@ -5,13 +5,15 @@ asked for.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from rhumbline import ranks
 from rhumbline.errors import ModelError
 from rhumbline.models import ChatModel
 from rhumbline.proving import prove
@@ -24,11 +26,13 @@ def load(
     device: str | None = None,
     coarse: bool = False,
     trust_remote_code: bool = False,
+    tensor_parallel: bool = False,
 ) -> ChatModel:
     """Load a chat model by hub name or directory and prove its residual stream.
 
     `dtype` is a torch dtype's name or `auto` (the checkpoint's); `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a device
-    map over all devices) or None for the first accelerator. Remote code is off unless asked for. Raises ModelError.
+    map over all devices) or None for the first accelerator. Remote code is off unless asked for. With `tensor_parallel`
+    every rank that torchrun started holds a part of each matrix, by transformers' own plan. Raises ModelError.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -46,11 +50,14 @@ def load(
         raise ModelError(f"{source}: not a loadable Hugging Face model: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder.")
-    model = _load_weights(source, where, config, dtype, device, trust_remote_code)
+    how: dict[str, Any] = {"device_map": device}
+    if tensor_parallel:
+        how = {"distributed_config": _tensor_parallel(source, config)}
+    model = _load_weights(source, where, config, dtype, how, trust_remote_code)
     return prove(model, tokenizer, source, coarse=coarse)
 
 
-def _load_weights(source: str, where: str, config: Any, dtype: str, device: str, remote: bool) -> Any:
+def _load_weights(source: str, where: str, config: Any, dtype: str, how: Mapping[str, Any], remote: bool) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in (
@@ -61,7 +68,7 @@ def _load_weights(source: str, where: str, config: Any, dtype: str, device: str,
         raise ModelError(f"dtype {dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16.")
     try:
         loaded: Any = loader.from_pretrained(
-            where, dtype=dtype, device_map=device, trust_remote_code=remote, output_loading_info=True
+            where, dtype=dtype, trust_remote_code=remote, output_loading_info=True, **how
         )
         model, info = loaded
     except Exception as error:
@@ -73,10 +80,23 @@ def _load_weights(source: str, where: str, config: Any, dtype: str, device: str,
                 f"{source}: the checkpoint has {len(keys)} {kind.replace('_keys', '')} tensors ({', '.join(keys[:3])}"
                 f"{', ...' if len(keys) > 3 else ''}), which would be random. Is the download complete?"
             )
-    for name, tensor in _tensors(model):
+    for name, held in _tensors(model):
+        tensor = held.to_local() if isinstance(held, DTensor) else held
         if tensor.is_floating_point() and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
             raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
     return model
+
+
+def _tensor_parallel(source: str, config: Any) -> Any:
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    if not getattr(config.get_text_config(), "base_model_tp_plan", None):
+        raise ModelError(
+            f"{source}: transformers has no tensor-parallel plan for {config.model_type}; use --device auto, which "
+            "spreads whole layers over the GPUs."
+        )
+    ranks.join()
+    return DistributedConfig(tp_plan="auto")
 
 
 def _first_line(error: Exception) -> str:
@@ -94,6 +114,8 @@ def fingerprint(chat_model: ChatModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(chat_model.model), key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
         if tensor.device.type != "meta":
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

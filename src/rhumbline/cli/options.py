@@ -156,7 +156,7 @@ def check_expected(a: argparse.Namespace) -> None:
         raise ProtocolError(f"--expect {a.expect} is no verdict; the verdicts are {', '.join(known)}.")
 
 
-def load_model(a: argparse.Namespace) -> Any:
+def load_model(a: argparse.Namespace, tensor_parallel: bool = False) -> Any:
     """The model that a command names, loaded and proved."""
     from transformers.utils import logging as transformers_logging
 
@@ -164,4 +164,5 @@ def load_model(a: argparse.Namespace) -> Any:
 
     transformers_logging.disable_progress_bar()
     err.print(f"[dim]loading {escape(a.model)}[/]")
-    return load(a.model, dtype=a.dtype, device=a.device, coarse=a.coarse, trust_remote_code=a.trust_remote_code)
+    options = {"coarse": a.coarse, "trust_remote_code": a.trust_remote_code, "tensor_parallel": tensor_parallel}
+    return load(a.model, dtype=a.dtype, device=a.device, **options)

@@ -23,6 +23,7 @@ from rhumbline.cli.options import (
     protocol_options,
     source_of,
 )
+from rhumbline.errors import InputError
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -38,6 +39,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
     model_options(run)
     engine_options(run)
+    run.add_argument(
+        "--tensor-parallel", action="store_true", help="under torchrun: every process holds a part of each matrix"
+    )
     protocol_options(run)
 
     discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
@@ -78,6 +82,8 @@ def _run(a: argparse.Namespace) -> int:
     check_expected(a)
     # Cheap checks first: a malformed file is found before a large model is loaded.
     protocol, contrast, engine = protocol_of(a), read_contrast(a.contrast), engine_of(a)
+    if a.tensor_parallel:
+        return _run_tensor_parallel(a, contrast, protocol, engine)
     model = load_model(a)
     if not engine.is_remote:
         return _execute(a, model, contrast, protocol)
@@ -89,15 +95,41 @@ def _run(a: argparse.Namespace) -> int:
         return _execute(a, model, contrast, protocol, pool, engine.name)
 
 
+def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, engine: Any) -> int:
+    from rhumbline import ranks
+
+    if engine.is_remote or a.device is not None:
+        raise InputError(
+            "--tensor-parallel splits one model over the processes of torchrun: leave --engine and --device."
+        )
+    ranks.join()
+    is_first = ranks.rank() == 0
+    out.quiet = err.quiet = not is_first
+    try:
+        model = load_model(a, tensor_parallel=True)
+        with ranks.directory(a.out) as folder:
+            a.out, a.json = str(folder), a.json and is_first
+            name = f"torchrun, {ranks.world()} ranks"
+            return _execute(a, model, contrast, protocol, engine=name, page=is_first)
+    finally:
+        ranks.part()
+
+
 def _execute(
-    a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, pool: Any = None, engine: str = "local"
+    a: argparse.Namespace,
+    model: Any,
+    contrast: Any,
+    protocol: Any,
+    pool: Any = None,
+    engine: str = "local",
+    page: bool = True,
 ) -> int:
     from rhumbline.experiment import run
 
     print_plan(contrast, protocol)
     progress = Progress()
     try:
-        result = run(model, contrast, a.out, protocol, progress=progress, pool=pool, engine=engine)
+        result = run(model, contrast, a.out, protocol, progress=progress, pool=pool, engine=engine, page=page)
     finally:
         progress.close()
     if a.json:

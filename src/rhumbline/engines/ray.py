@@ -50,6 +50,9 @@ class Replica:
             value = json.dumps(self.do(kind, json.loads(arguments), shared))
         except RhumblineError as raised:
             error = str(raised)
+        except MemoryError:
+            # This process has grown too large; a fresh one may do. What it held goes with it.
+            os._exit(1)
         except Exception as raised:
             # The traceback stays on the worker (Ray's log of it); one bad job does not stop the others.
             traceback.print_exc()
