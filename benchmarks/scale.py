@@ -13,7 +13,9 @@ import os
 import platform
 import statistics
 import tempfile
+import textwrap
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ from rhumbline.engines.ray import Ray  # noqa: E402
 from rhumbline.interventions import Ablate, Arm, Direction  # noqa: E402
 from rhumbline.protocol import preset  # noqa: E402
 from rhumbline.running import Runner  # noqa: E402
-from rhumbline.sizing import Device, work  # noqa: E402
+from rhumbline.sizing import PROMPT_TOKENS, Device, work  # noqa: E402
 
 OUT = HERE.parent / "docs"
 
@@ -154,13 +156,11 @@ class Assumed(NamedTuple):
     models: int = 13
     seeds: int = 3
     prefix_sharing: float = 2.0
-    """How many times fewer tokens packed prompts with several arms have (docs/benchmarks.md has more with a system prompt)."""
+    """How many times fewer tokens packed prompts have (docs/benchmarks.md)."""
 
 
 BLOCKS = {"candidates": 10, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 9, "dose": 2}
 """Blocks of each stage of one seed at 80 layers (stages.py)."""
-SHARES = {"candidates": 0.11, "shuffled": 0.73, "wide": 0.09, "refits": 0.03, "outcomes": 0.02, "dose": 0.02}
-"""Of a seed's forward passes at 80 layers, by sizing.work; what is left (extraction, separation) is serial."""
 
 
 def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -> dict[str, Any]:
@@ -168,9 +168,10 @@ def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -
     passes, steps = work(preset("rhumbline", seeds=(0,)).record(), a.layers)
     rate = a.gpus_per_replica * a.parallel_efficiency
     weights = a.parameters * a.bytes_per_parameter
-    prefill = 2 * a.parameters * passes * 60 / a.prefix_sharing / (device.flops * rate)
-    decode = steps * 1.15 * weights / (device.bandwidth * rate)
-    run = prefill + decode
+    second = 2 * a.parameters * PROMPT_TOKENS / a.prefix_sharing / (device.flops * rate)
+    seconds = {kind: n * second for kind, n in passes.items()}
+    seconds["outcomes"] += steps * 1.15 * weights / (device.bandwidth * rate)
+    run = sum(seconds.values())
     replicas = max(1, gpus // a.gpus_per_replica)
     runs = a.models * a.seeds
     at_once = min(replicas, runs)
@@ -178,116 +179,138 @@ def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -
     per_run = max(1, replicas // runs)
     job_cost = measured["by_size"][-1]["cost_ms"] / 1000
     inputs = 4 * a.d_model * (2 * 5 * a.layers + 514)
-    serial = run * max(0.0, 1 - sum(SHARES.values()))
-    inside = serial + sum(
-        run * SHARES[s] * math.ceil(b / per_run) / b
-        + math.ceil(b / per_run) * job_cost
-        + (per_run * inputs / a.network if per_run > 1 else 0)
-        for s, b in BLOCKS.items()
-    )
+    computing = seconds["serial"] + sum(seconds[k] * math.ceil(n / per_run) / n for k, n in BLOCKS.items())
+    engine = sum(math.ceil(n / per_run) * job_cost + per_run * inputs / a.network for n in BLOCKS.values())
+    inside = computing + (engine if per_run > 1 else 0.0)
     waves = math.ceil(runs / replicas)
     total = waves * (load + inside)
-    busy = runs * run / (replicas * total)
-    bound = (
-        "computing" if inside > 2 * load else "reading weights" if load > inside else "computing and reading weights"
-    )
-    if replicas > runs * max(BLOCKS.values()):
-        bound = "too few blocks"
-    elif per_run > 1:
-        bound += ", blocks of a stage"
+    used = runs * run / (replicas * total)
+    bound = "reading weights" if load > inside else "computing"
+    if waves * replicas > 1.5 * runs and per_run == 1:
+        bound += "; the last wave is half empty"
+    elif per_run > 1 and bound == "computing":
+        bound = "few blocks in a stage"
     return {
         "gpus": gpus,
         "replicas": replicas,
         "per_run": per_run,
         "load": load,
         "run": inside,
+        "engine": (engine if per_run > 1 else 0.0) / inside,
         "hours": total / 3600,
         "gpu_hours": total / 3600 * gpus,
-        "busy": busy,
+        "busy": used,
         "bound": bound,
     }
 
 
+def paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120)
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def written(found: dict[str, Any]) -> str:
     a, device = Assumed(), Device()
-    rows = [projected(g, found, a, device) for g in (8, 16, 32, 64, 128, 256, 512)]
+    projections = [projected(g, found, a, device) for g in (8, 16, 32, 64, 128, 256, 512)]
     one, two = found["ray_1"], found["ray_2"]
-    lines = [
-        "# Scale: what engines cost, and what follows",
-        "",
-        "Written by `python benchmarks/scale.py`; running it again overwrites this page. How to use engines and sweeps is in",
-        "[guide/scale.md](guide/scale.md).",
-        "",
-        "## Measured",
-        "",
-        f"{found['when']}, torch {torch.__version__}, Ray {found['ray']}, Python {platform.python_version()}, a shared virtual",
-        f"machine of two x86-64 cores, one thread per worker, load average {found['load_average']:.1f} at the start"
-        + (" (**busy: preliminary figures**)." if found["load_average"] > 1 else "."),
-        f"Work: {found['jobs']} blocks of 16 ablations x 16 prompts on m24 (24 layers, width 512, vocabulary 32k), medians of the",
-        "repeats. The values were the same bit for bit on every engine.",
-        "",
-        "| engine | wall s | inside the jobs s | start-up s | |",
-        "|---|---|---|---|---|",
-        f"| local | {found['local']['wall']:.1f} | {found['local']['busy']:.1f} | | |",
-        f"| ray, 1 worker | {one['wall']:.1f} | {one['busy']:.1f} | {one['start']:.1f} | overhead **{one['overhead']:+.1%}** of local's "
-        f"wall time; outside of the jobs {one['engine_share']:.1%} |",
-        f"| ray, 2 workers | {two['wall']:.1f} | {two['busy']:.1f} | {two['start']:.1f} | efficiency **{two['efficiency']:.2f}** |",
-        "",
-        "Targets: overhead at most 5 % beyond start-up, efficiency at least 0.85.",
-        "",
-        "Cost of a job beside its work (one worker): sending, waiting, the answer on disk (fsync).",
-        "",
-        "| rows of a block | seconds of work | cost, ms | share |",
-        "|---|---|---|---|",
-        *(
-            f"| {r['rows']} | {r['seconds']:.2f} | {r['cost_ms']:.1f} | {r['cost_ms'] / 1000 / r['seconds']:.1%} |"
-            for r in found["by_size"]
-        ),
-        "",
-        "| MiB that all jobs of a call share | cost of a job that does nothing, ms |",
-        "|---|---|",
-        *(f"| {r['mib']} | {r['cost_ms']:.1f} |" for r in found["by_bytes"]),
-        "",
-        "**How large a block is.** Its bounds belong to the protocol, so that every engine runs the same passes. A block should",
-        "last a second or more, which makes the cost of a job negligible, and a stage should have more blocks than a run has",
-        "replicas. 32 candidates, 128 null draws, 3 draws of the whole procedure, 4 refits and 512 completions do both: on m24",
-        "a block lasts seconds, on a 70B model a minute or so, and a stage has 2 to 10 blocks.",
-        "",
-        f"## A model of 8 to 512 GPUs: {a.models} models of {a.parameters / 1e9:.0f}B, {a.seeds} seeds",
-        "",
-        "Not measured: no such cluster was at hand. It follows from the cost per job above, from the passes that the default",
-        "protocol makes (`rhumbline.sizing.work`) and from these assumptions:",
-        "",
-        f"- a GPU reaches {device.flops / 1e12:.0f} TFLOP/s on prompts and {device.bandwidth / 1e12:.1f} TB/s while generating; a replica has {a.gpus_per_replica} GPUs of 80 GB,",
-        f"  {a.parallel_efficiency:.0%} of them effective under tensor parallelism (with `--device auto` they take turns: divide by {a.gpus_per_replica * a.parallel_efficiency:.1f});",
-        f"- weights of {a.parameters * a.bytes_per_parameter / 1e9:.0f} GB are read at {a.disk / 1e9:.0f} GB/s by a node, at {a.shared_disk / 1e9:.0f} GB/s by all together; artefacts travel at {a.network / 1e9:.1f} GB/s;",
-        f"- packing saves {a.prefix_sharing:.0f}x of the tokens; prompts have 60 of them; a sweep gives each run to one replica, and spare",
-        "  replicas take blocks of runs (`run --engine ray` once for each run).",
-        "",
-        "| GPUs | replicas | per run | reading weights, min | a run, min | sweep, h | GPU-hours | busy | bound by |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {r['gpus']} | {r['replicas']} | {r['per_run']} | {r['load'] / 60:.1f} | {r['run'] / 60:.1f} | {r['hours']:.1f} | "
-            f"{r['gpu_hours']:.0f} | {r['busy']:.0%} | {r['bound']} |"
-            for r in rows
-        ),
-        "",
-        *_reading(rows, a),
+    busy = " (**busy: preliminary figures**)" if found["load_average"] > 1 else ""
+    engines = [
+        ["local", f"{found['local']['wall']:.1f}", f"{found['local']['busy']:.1f}", "", ""],
+        ["ray, 1 worker", f"{one['wall']:.1f}", f"{one['busy']:.1f}", f"{one['start']:.1f}",
+         f"overhead **{one['overhead']:+.1%}** of local's wall time; outside of the jobs {one['engine_share']:.1%}"],
+        ["ray, 2 workers", f"{two['wall']:.1f}", f"{two['busy']:.1f}", f"{two['start']:.1f}",
+         f"efficiency **{two['efficiency']:.2f}**"],
+    ]  # fmt: skip
+    sizes = [
+        [f"{r['rows']}", f"{r['seconds']:.2f}", f"{r['cost_ms']:.1f}", f"{r['cost_ms'] / 1000 / r['seconds']:.1%}"]
+        for r in found["by_size"]
     ]
-    return "\n".join(lines) + "\n"
+    clusters = [
+        [f"{r['gpus']}", f"{r['replicas']}", f"{r['per_run']}", f"{r['load'] / 60:.1f}", f"{r['run'] / 60:.1f}",
+         f"{r['engine']:.2%}", f"{r['hours']:.1f}", f"{r['gpu_hours']:.0f}", f"{r['busy']:.0%}", r["bound"]]
+        for r in projections
+    ]  # fmt: skip
+    turns = a.gpus_per_replica * a.parallel_efficiency
+    weights = a.parameters * a.bytes_per_parameter / 1e9
+    return "\n\n".join(
+        [
+            "# Scale: what engines cost, and what follows",
+            paragraph(
+                "Written by `python benchmarks/scale.py`; running it again overwrites this page. How to use engines and "
+                "sweeps is in [guide/scale.md](guide/scale.md)."
+            ),
+            "## Measured",
+            paragraph(
+                f"{found['when']}, torch {torch.__version__}, Ray {found['ray']}, Python {platform.python_version()}, a "
+                f"shared virtual machine of two x86-64 cores, one thread per worker, load average "
+                f"{found['load_average']:.1f} at the start{busy}. Work: {found['jobs']} blocks of 16 ablations x 16 "
+                "prompts on m24 (24 layers, width 512, vocabulary 32k); medians of the repeats. The values are the same "
+                "bit for bit on every engine; the script checks it."
+            ),
+            table(["engine", "wall s", "inside the jobs s", "start-up s", ""], engines),
+            "Targets: overhead at most 5 % beyond start-up, efficiency at least 0.85.",
+            "Cost of a job beside its work (one worker): sending, waiting, and the answer on disk (fsync).",
+            table(["rows of a block", "seconds of work", "cost, ms", "share"], sizes),
+            table(
+                ["MiB that all jobs of a call share", "cost of a job that does nothing, ms"],
+                [[f"{r['mib']}", f"{r['cost_ms']:.1f}"] for r in found["by_bytes"]],
+            ),
+            paragraph(
+                "**How large a block is.** Its bounds belong to the protocol, so that every engine runs the same passes. "
+                "A block should last a second or more, against which the cost of a job is small, and a stage should have "
+                "more blocks than a run has replicas: 32 candidates, 128 null draws, 3 draws of the whole procedure, 4 "
+                "refits, 512 completions."
+            ),
+            f"## A model of 8 to 512 GPUs: {a.models} models of {a.parameters / 1e9:.0f}B, {a.seeds} seeds",
+            paragraph(
+                "Not measured: no such cluster was at hand. It follows from the cost per job above, from the passes that "
+                "the default protocol makes (`rhumbline.sizing.work`), and from these assumptions:"
+            ),
+            "\n".join(
+                textwrap.fill(" ".join(text.split()), 120, initial_indent="- ", subsequent_indent="  ")
+                for text in (
+                    f"a GPU reaches {device.flops / 1e12:.0f} TFLOP/s on prompts and {device.bandwidth / 1e12:.1f} TB/s "
+                    f"while generating; a replica has {a.gpus_per_replica} GPUs of 80 GB, {a.parallel_efficiency:.0%} of "
+                    "them effective under tensor parallelism (with `--device auto` they take turns: a run takes "
+                    f"{turns:.1f} times as long);",
+                    f"weights of {weights:.0f} GB are read at {a.disk / 1e9:.0f} GB/s by a node, at "
+                    f"{a.shared_disk / 1e9:.0f} GB/s by all together; artefacts travel at {a.network / 1e9:.1f} GB/s;",
+                    f"packing saves {a.prefix_sharing:.0f}x of the tokens, prompts have {PROMPT_TOKENS} of them;",
+                    "a run has one replica, and where there are more replicas than runs, each run's blocks are spread "
+                    "over several (`run --engine ray` for each run; `sweep` itself gives whole runs only).",
+                )
+            ),
+            table(
+                ["GPUs", "replicas", "per run", "reading weights, min", "a run, min", "engine", "sweep, h", "GPU-hours",
+                 "busy", "bound by"],
+                clusters,
+            ),
+            *_reading(projections, a),
+        ]
+    ) + "\n"  # fmt: skip
 
 
-def _reading(rows: list[dict[str, Any]], a: Assumed) -> list[str]:
+def _reading(projections: list[dict[str, Any]], a: Assumed) -> list[str]:
     runs = a.models * a.seeds
-    least = min(rows, key=lambda r: r["gpu_hours"])
+    least = min(projections, key=lambda r: r["gpu_hours"])
+    first = next((r for r in projections if r["bound"] != "computing"), projections[-1])
+    most = max(r["engine"] for r in projections)
     return [
-        f"What saturates first is the number of runs: {runs} runs keep {runs * a.gpus_per_replica} GPUs busy, and beyond that a replica can only take",
-        "blocks of somebody else's run, of which a stage has few. The next bound is the disk that all read their weights from;",
-        "the engine itself (messages, artefacts, answers) stays below a percent throughout. The cheapest row here is that with",
-        f"{least['gpus']} GPUs ({least['gpu_hours']:.0f} GPU-hours).",
-        "",
-        "What the model leaves out: queues, stragglers, failures (a lost node costs its unfinished blocks and one loading),",
-        "models that differ in size, and the judge where it is a model.",
+        paragraph(
+            f"Computing binds up to {first['gpus']} GPUs, where it becomes {first['bound']}. {runs} runs keep "
+            f"{runs * a.gpus_per_replica} GPUs busy; beyond that a replica can only take blocks of a run, of which a "
+            f"stage has {min(BLOCKS.values())} to {max(BLOCKS.values())}. The engine (messages, artefacts, answers) takes "
+            f"at most {most:.1%} of a run. The cheapest row is that of {least['gpus']} GPUs: {least['gpu_hours']:.0f} "
+            f"GPU-hours, {least['hours']:.1f} h."
+        ),
+        paragraph(
+            "What the model leaves out: queues, stragglers, failures (a lost node costs its unfinished blocks and one "
+            "loading), models that differ in size, and a judge that is a model."
+        ),
     ]
 
 

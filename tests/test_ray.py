@@ -223,7 +223,7 @@ def begun(folder: Path) -> bool:
 
 
 def test_an_interrupted_sweep_leaves_no_process(tmp_path):
-    process = start_sweep(tmp_path, RAY_AUTH_MODE="token")
+    process = start_sweep(tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef" * 4)
     wait_until(lambda: begun(tmp_path) or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     family = psutil.Process(process.pid).children(recursive=True)
@@ -236,7 +236,10 @@ def test_an_interrupted_sweep_leaves_no_process(tmp_path):
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
+def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path, monkeypatch):
+    # The head listens on more than the loopback: with a token, as it must.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
     head = Cluster(initialize_head=True, head_node_args=options)
     try:
