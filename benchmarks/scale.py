@@ -1,6 +1,6 @@
 """What an engine costs, and what follows for many GPUs: writes docs/scale.md.
 
-python benchmarks/scale.py [--quick] [--model-only]      about 6 minutes on two free cores; --quick about 2
+python benchmarks/scale.py [--quick] [--shape m24] [--model-only]      about 6 minutes on two free cores; --quick 2
 
 Measured here: one Ray worker against this process, two workers on two cores, cost per job against its size and against
 the bytes that jobs share. From these and from named assumptions: 8 to 512 GPUs (`projected`).
@@ -89,11 +89,11 @@ def warmed(pool: Pool, workers: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    spec = Worker("scale:make", {"shape": "m24"})
-    n, repeats = (6, 1) if quick else (12, 3)
-    found: dict[str, Any] = {"shape": "m24", "jobs": n, "load_average": os.getloadavg()[0]}
-    block = reading(16, 16, n)
+def measure(quick: bool, shape: str) -> dict[str, Any]:
+    spec = Worker("scale:make", {"shape": shape})
+    n, repeats = (4, 1) if quick else (8, 2)
+    found: dict[str, Any] = {"shape": shape, "jobs": n, "load_average": os.getloadavg()[0]}
+    block = reading(8, 8, n)
     with Local().pool(spec) as pool:
         mapped(pool, reading(1, 4, 2))
         local = [mapped(pool, block) for _ in range(repeats)]
@@ -111,7 +111,7 @@ def measure(quick: bool) -> dict[str, Any]:
             if workers == 1:
                 entry["overhead"] = wall / best - 1
                 entry["engine_share"] = statistics.median((t.wall - t.busy) / t.busy for t in times)
-                found["by_size"] = [sized(pool, arms, quick) for arms in (1, 4, 16, 64)]
+                found["by_size"] = [sized(pool, arms) for arms in (1, 4, 16)]
                 found["by_bytes"] = [shared(pool, mib) for mib in (0, 1, 16, 128)]
             else:
                 entry["efficiency"] = best / (workers * wall)
@@ -120,8 +120,8 @@ def measure(quick: bool) -> dict[str, Any]:
     return found
 
 
-def sized(pool: Pool, arms: int, quick: bool) -> dict[str, float]:
-    n = max(2, (32 if quick else 96) // arms)
+def sized(pool: Pool, arms: int) -> dict[str, float]:
+    n = max(2, 16 // arms)
     taken = mapped(pool, reading(arms, 8, n))
     return {"rows": arms * 8, "seconds": taken.busy / n, "cost_ms": 1000 * (taken.wall - taken.busy) / n}
 
@@ -240,15 +240,16 @@ def written(found: dict[str, Any]) -> str:
         [
             "# Scale: what engines cost, and what follows",
             paragraph(
-                "Written by `python benchmarks/scale.py`; running it again overwrites this page. How to use engines and "
-                "sweeps is in [guide/scale.md](guide/scale.md)."
+                "Written by `python benchmarks/scale.py`; running it again overwrites this page. How to use engines "
+                "and sweeps is in [guide/scale.md](guide/scale.md)."
             ),
             "## Measured",
             paragraph(
-                f"{found['when']}, torch {torch.__version__}, Ray {found['ray']}, Python {platform.python_version()}, a "
+                f"{found['when']}, torch {torch.__version__}, Ray {found['ray']}, Python {platform.python_version()}, "
+                "a "
                 f"shared virtual machine of two x86-64 cores, one thread per worker, load average "
-                f"{found['load_average']:.1f} at the start{busy}. Work: {found['jobs']} blocks of 16 ablations x 16 "
-                "prompts on m24 (24 layers, width 512, vocabulary 32k); medians of the repeats. The values are the same "
+                f"{found['load_average']:.1f} at the start{busy}. Work: {found['jobs']} blocks of 8 ablations x 8 "
+                f"prompts on {found['shape']} (docs/benchmarks.md); medians of the repeats. The values are the same "
                 "bit for bit on every engine; the script checks it."
             ),
             table(["engine", "wall s", "inside the jobs s", "start-up s", ""], engines),
@@ -260,21 +261,26 @@ def written(found: dict[str, Any]) -> str:
                 [[f"{r['mib']}", f"{r['cost_ms']:.1f}"] for r in found["by_bytes"]],
             ),
             paragraph(
-                "**How large a block is.** Its bounds belong to the protocol, so that every engine runs the same passes. "
-                "A block should last a second or more, against which the cost of a job is small, and a stage should have "
+                "**How large a block is.** Its bounds belong to the protocol, so that every engine runs the same "
+                "passes. "
+                "A block should last a second or more, against which the cost of a job is small, and a stage should "
+                "have "
                 "more blocks than a run has replicas: 32 candidates, 128 null draws, 3 draws of the whole procedure, 4 "
                 "refits, 512 completions."
             ),
             f"## A model of 8 to 512 GPUs: {a.models} models of {a.parameters / 1e9:.0f}B, {a.seeds} seeds",
             paragraph(
-                "Not measured: no such cluster was at hand. It follows from the cost per job above, from the passes that "
+                "Not measured: no such cluster was at hand. It follows from the cost per job above, from the passes "
+                "that "
                 "the default protocol makes (`rhumbline.sizing.work`), and from these assumptions:"
             ),
             "\n".join(
                 textwrap.fill(" ".join(text.split()), 120, initial_indent="- ", subsequent_indent="  ")
                 for text in (
-                    f"a GPU reaches {device.flops / 1e12:.0f} TFLOP/s on prompts and {device.bandwidth / 1e12:.1f} TB/s "
-                    f"while generating; a replica has {a.gpus_per_replica} GPUs of 80 GB, {a.parallel_efficiency:.0%} of "
+                    f"a GPU reaches {device.flops / 1e12:.0f} TFLOP/s on prompts and {device.bandwidth / 1e12:.1f} "
+                    "TB/s "
+                    f"while generating; a replica has {a.gpus_per_replica} GPUs of 80 GB, {a.parallel_efficiency:.0%} "
+                    "of "
                     "them effective under tensor parallelism (with `--device auto` they take turns: a run takes "
                     f"{turns:.1f} times as long);",
                     f"weights of {weights:.0f} GB are read at {a.disk / 1e9:.0f} GB/s by a node, at "
@@ -303,7 +309,8 @@ def _reading(projections: list[dict[str, Any]], a: Assumed) -> list[str]:
         paragraph(
             f"Computing binds up to {first['gpus']} GPUs, where it becomes {first['bound']}. {runs} runs keep "
             f"{runs * a.gpus_per_replica} GPUs busy; beyond that a replica can only take blocks of a run, of which a "
-            f"stage has {min(BLOCKS.values())} to {max(BLOCKS.values())}. The engine (messages, artefacts, answers) takes "
+            f"stage has {min(BLOCKS.values())} to {max(BLOCKS.values())}. The engine (messages, artefacts, answers) "
+            "takes "
             f"at most {most:.1%} of a run. The cheapest row is that of {least['gpus']} GPUs: {least['gpu_hours']:.0f} "
             f"GPU-hours, {least['hours']:.1f} h."
         ),
@@ -317,6 +324,7 @@ def _reading(projections: list[dict[str, Any]], a: Assumed) -> list[str]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true")
+    options.add_argument("--shape", default="m24", choices=shapes.SHAPES)
     options.add_argument("--model-only", action="store_true", help="redo the page from the last measurements")
     given = options.parse_args()
     kept = OUT / "scale.json"
@@ -325,7 +333,7 @@ def main() -> None:
     else:
         import ray
 
-        found = {**measure(given.quick), "ray": ray.__version__, "when": time.strftime("%Y-%m-%d")}
+        found = {**measure(given.quick, given.shape), "ray": ray.__version__, "when": time.strftime("%Y-%m-%d")}
         kept.write_text(json.dumps(found, indent=1) + "\n")
     (OUT / "scale.md").write_text(written(found))
 

@@ -236,11 +236,10 @@ def test_an_interrupted_sweep_leaves_no_process(tmp_path):
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path, monkeypatch):
-    # The head listens on more than the loopback: with a token, as it must.
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
+    # Without a token, so on the loopback alone.
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    options["node_ip_address"] = "127.0.0.1"
     head = Cluster(initialize_head=True, head_node_args=options)
     try:
         process = start_sweep(tmp_path, RAY_ADDRESS=head.address)
