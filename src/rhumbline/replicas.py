@@ -38,6 +38,16 @@ def replica_worker(source: Source, contrast: ContrastSet, protocol: Protocol, fi
     return Worker("rhumbline.replicas:Replica", options)
 
 
+def check_code(expected: str) -> None:
+    """ModelError where this node's rhumbline is not the one that the work was planned with."""
+    here = code_sha256()
+    if here != expected:
+        raise ModelError(
+            f"this node has another rhumbline ({here[:12]}, the command's is {expected[:12]}). "
+            "Install the same version on every node."
+        )
+
+
 def read_protocol(record: Mapping[str, Any]) -> Protocol:
     """A protocol from its record."""
     changes = {name: value for name, value in record.items() if name != "preset"}
@@ -48,11 +58,7 @@ class Replica:
     """A loaded model with the prompts and the protocol of one run, and a mirror of its artefacts."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        if options["code"] != (here := code_sha256()):
-            raise ModelError(
-                f"this node has another rhumbline ({here[:12]}, the run's is {options['code'][:12]}). "
-                "Install the same version on every node."
-            )
+        check_code(options["code"])
         self.model = Source(**options["source"]).load()
         found = fingerprint(self.model)
         if found != options["fingerprint"]:

@@ -23,9 +23,11 @@ from rhumbline.contrasts import ContrastSet, read_contrast
 from rhumbline.engines import Answer, Engine, Job, JobError, Log, Shared, Worker
 from rhumbline.engines.local import Local
 from rhumbline.errors import InputError, OutputError, ProtocolError, RhumblineError
+from rhumbline.experiment import code_sha256, run
 from rhumbline.models import ChatModel
 from rhumbline.protocol import Protocol, amend, preset
 from rhumbline.records import RunDirectory, appending, finite, locked, write_json
+from rhumbline.replicas import check_code, read_protocol
 from rhumbline.sizing import Device, Estimate, estimate, find_folder, read_checkpoint
 from rhumbline.sources import ORGANISM, Source
 
@@ -190,6 +192,7 @@ class RunWorker:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.out, self.engine = Path(options["out"]), options["engine"]
+        check_code(options["code"])
         if not (self.out / "sweep.json").is_file():
             raise OutputError(
                 f"{self.out} cannot be seen from this node. A sweep writes its runs to a disk that all nodes share."
@@ -219,9 +222,6 @@ class RunWorker:
             return {"verdict": verdict}
 
     def _run(self, cell: Mapping[str, Any], say: Callable[[str], None]) -> str:
-        from rhumbline.experiment import run
-        from rhumbline.replicas import read_protocol
-
         source, protocol = Source(**cell["source"]), read_protocol(cell["protocol"])
         contrast = contrast_of(source, cell["contrast"])
         if self.loaded is None or self.loaded[0] != source:
@@ -292,7 +292,8 @@ def _run_cells(
     todo: list[Cell], n_all: int, out: Path, engine: Engine, progress: Callable[[str], None]
 ) -> dict[str, str]:
     jobs = [Job("run", {"cell": cell.record()}, group=cell.source.model, name=cell.name) for cell in todo]
-    worker = Worker("rhumbline.sweeping:RunWorker", {"out": str(out), "engine": engine.name})
+    options = {"out": str(out), "engine": engine.name, "code": code_sha256()}
+    worker = Worker("rhumbline.sweeping:RunWorker", options)
     done: dict[int, Answer] = {}
     log = Log(out / "jobs.log")
     with engine.pool(worker) as pool:
@@ -311,8 +312,6 @@ def _is_done(path: Path, cell: Cell) -> bool:
     """Whether a run has results of this very protocol; what it cannot tell cheaply, the run itself refuses."""
     if not (path / "results.json").is_file() or not (path / "report.html").is_file():
         return False
-    from rhumbline.experiment import code_sha256
-
     fixed = RunDirectory.read(path).protocol
     wanted = finite(cell.protocol.record())
     return fixed["versions"]["code"] == code_sha256() and all(

@@ -62,8 +62,8 @@ class Replica:
 
 def _imported() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A driver without GPUs must not hide those of its workers (the coming default of Ray; said aloud, it warns not).
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A worker that asked for no GPU sees none. It is Ray's default, which is going to change and warns of it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     try:
         import ray
     except ImportError as error:
