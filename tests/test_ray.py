@@ -211,7 +211,7 @@ def start_sweep(folder: Path, **more: str) -> subprocess.Popen:
     )
 
 
-def wait_until(said, seconds: float = 240) -> None:
+def wait_until(said, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not said():
         assert time.monotonic() < end, "waited in vain"
