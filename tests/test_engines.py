@@ -139,6 +139,12 @@ def test_authentication_stays_on_beyond_the_loopback(monkeypatch):
         engine("ray://10.0.0.5:10001").pool(Worker("test_engines:make_squares")),
     ):
         pass
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(InputError, match="with a cluster of this machine"),
+        engine("ray").pool(Worker("test_engines:make_squares")),
+    ):
+        pass
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -116,17 +116,18 @@ class Ray:
 
     def _connect(self, ray: Any) -> None:
         address = self.address or os.environ.get("RAY_ADDRESS") or None
-        if address and not is_loopback(address) and os.environ.get("RAY_AUTH_MODE", "token") == "disabled":
+        # A cluster that is started here listens on every interface, whatever address it is given.
+        is_open = address is None or not is_loopback(address)
+        if is_open and os.environ.setdefault("RAY_AUTH_MODE", "token") == "disabled":
             raise InputError(
-                f"RAY_AUTH_MODE=disabled with {address}: whoever reaches a Ray cluster may run code on it. "
+                f"RAY_AUTH_MODE=disabled with {address or 'a cluster of this machine'}: whoever reaches a Ray cluster may run code on it. "
                 "Unset it and give the cluster's token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             )
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address:
             options["address"] = address
         else:
-            # Of this machine alone: nothing listens beyond the loopback.
-            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            options["include_dashboard"] = False
         try:
             ray.init(**options)
         except Exception as error:
