@@ -18,7 +18,7 @@ def words(text: str) -> list[str]:
 
 
 ORDER = words("""
-    axes errors records measuring
+    axes errors records measuring engines ranks
     sampling contrasts data texts chat
     models packing attending proving loading
     interventions decoding running residuals directions nulls
@@ -27,19 +27,23 @@ ORDER = words("""
     side_effects conditions
     protocol presets probes styling verification
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report judges_report side_effects_report reading_report span_report analyses_report report_sections report_protocol report
+    page evidence_report judges_report side_effects_report
+    reading_report span_report analyses_report report_sections report_protocol report
     stages experiment reproducing inspecting
-    projecting editing additive weights importing saving applying recipes tensorfiles sharded adapters export
+    projecting editing additive weights
+    importing saving applying recipes tensorfiles sharded adapters export
     harness evaluating
     monitoring
-    organisms sizing forecasting
+    organisms sources replicas sizing comparing comparison_page sweeping forecasting
     analyses
     cli
 """)
 WITHOUT_TORCH = words("""
-    errors records sampling contrasts data texts statistics planning evidence costs pairing verdict
+    errors records engines sizing comparing comparison_page
+    sampling contrasts data texts statistics planning evidence costs pairing verdict
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report judges_report side_effects_report reading_report span_report analyses_report report_sections report_protocol report
+    page evidence_report judges_report side_effects_report
+    reading_report span_report analyses_report report_sections report_protocol report
 """)
 HOOKS = "models"
 

@@ -23,6 +23,7 @@ from rhumbline.chat import Chat
 from rhumbline.conditions import chats_of
 from rhumbline.contrasts import ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.directions import difference_in_means
+from rhumbline.engines import Pool
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Direction
 from rhumbline.loading import fingerprint
@@ -70,12 +71,15 @@ def run(
     texts: LossTexts = NO_TEXTS,
     progress: Callable[[str, int | None], None] | None = None,
     page: bool = True,
+    pool: Pool | None = None,
+    engine: str = "local",
 ) -> Result:
     """Find a direction, select it, intervene with it and with its nulls, decide, and write it all to `out`.
 
     `texts` is what losses are measured on, beside the model's own completions and the responses of the contrast.
     `progress(stage, rows)` is told of every stage that begins (rows None) and of every batch that ends. Without `page`
-    no report is drawn; `rhumbline report` draws it later.
+    no report is drawn; `rhumbline report` draws it later. The blocks of the stages run on the workers of `pool`
+    (replicas.py says how they are made), else here; `engine` is the name that the results give it.
     """
     protocol = resolved(protocol, contrast)
     splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
@@ -89,10 +93,23 @@ def run(
         tokens = measured_tokens(model, chat.encode(contrast.prompts[0]))
         for seed in protocol.seeds:
             SeedStages(
-                directory, timings, model, chat, splits[seed], protocol, seed, tokens, texts, chats, contrast.neutral
+                directory,
+                timings,
+                model,
+                chat,
+                splits[seed],
+                protocol,
+                seed,
+                tokens,
+                texts=texts,
+                chats=chats,
+                neutral=contrast.neutral,
+                pool=pool,
             ).run()
         compare_seeds(directory)
-        results = sealed(assemble(directory), environment(model, started), timings.read(), directory.manifest())
+        results = sealed(
+            assemble(directory), {**environment(model, started), "engine": engine}, timings.read(), directory.manifest()
+        )
         write_json(directory.path / "results.json", results)
         if page:
             with timings.stage("report", None):

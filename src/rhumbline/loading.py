@@ -6,13 +6,15 @@ asked for.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from rhumbline import ranks
 from rhumbline.errors import ModelError
 from rhumbline.models import ChatModel
 from rhumbline.proving import prove
@@ -26,12 +28,14 @@ def load(
     coarse: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    tensor_parallel: bool = False,
 ) -> ChatModel:
     """Load a chat model by hub name or directory and prove its residual stream.
 
     `dtype` is a torch dtype's name or `auto` (the checkpoint's); `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a device
     map over all devices) or None for the first accelerator. Remote code is off unless asked for. `revision` is a
-    commit, branch or tag of a hub name. A LoRA adapter is loaded on its base model (needs peft). Raises ModelError.
+    commit, branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
+    matrix, by transformers' own plan. A LoRA adapter is loaded on its base model (needs peft). Raises ModelError.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -52,12 +56,15 @@ def load(
         raise ModelError(f"{source}: not a loadable Hugging Face model: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder.")
-    model = _load_weights(source, where, config, dtype, device, trust_remote_code, revision)
+    how: dict[str, Any] = {"device_map": device}
+    if tensor_parallel:
+        how = {"distributed_config": _tensor_parallel(source, config)}
+    model = _load_weights(source, where, config, dtype, how, trust_remote_code, revision)
     return prove(model, tokenizer, source, coarse=coarse)
 
 
 def _load_weights(
-    source: str, where: str, config: Any, dtype: str, device: str, remote: bool, revision: str | None
+    source: str, where: str, config: Any, dtype: str, how: Mapping[str, Any], remote: bool, revision: str | None
 ) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -69,7 +76,7 @@ def _load_weights(
         raise ModelError(f"dtype {dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16.")
     try:
         loaded: Any = loader.from_pretrained(
-            where, dtype=dtype, device_map=device, trust_remote_code=remote, output_loading_info=True, revision=revision
+            where, dtype=dtype, trust_remote_code=remote, output_loading_info=True, revision=revision, **how
         )
         model, info = loaded
     except Exception as error:
@@ -81,7 +88,8 @@ def _load_weights(
                 f"{source}: the checkpoint has {len(keys)} {kind.replace('_keys', '')} tensors ({', '.join(keys[:3])}"
                 f"{', ...' if len(keys) > 3 else ''}), which would be random. Is the download complete?"
             )
-    for name, tensor in _tensors(model):
+    for name, held in _tensors(model):
+        tensor = held.to_local() if isinstance(held, DTensor) else held
         if tensor.is_floating_point() and not torch.isfinite(_values(model, name, tensor)).all():
             raise ModelError(f"{source}: the weights hold NaN or infinity (first in {name}).")
     return model
@@ -95,6 +103,18 @@ def _base_of_adapter(where: str, revision: str | None) -> str | None:
         return None
     adapter = cached_file(where, "adapter_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if adapter is None else json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+
+
+def _tensor_parallel(source: str, config: Any) -> Any:
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    if not getattr(config.get_text_config(), "base_model_tp_plan", None):
+        raise ModelError(
+            f"{source}: transformers has no tensor-parallel plan for {config.model_type}; use --device auto, which "
+            "spreads whole layers over the GPUs."
+        )
+    ranks.join()
+    return DistributedConfig(tp_plan="auto")
 
 
 def _first_line(error: Exception) -> str:
@@ -124,6 +144,7 @@ def fingerprint(chat_model: ChatModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(chat_model.model), key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        values = _values(chat_model.model, name, tensor)
-        digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        values = _values(chat_model.model, name, whole)
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -66,7 +66,9 @@ def _writing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # On a disk that went read-only not even this can be removed; the next run removes it.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}. Nothing that was already there is lost; "
             "free the disk or fix the permissions and run the same command again."
@@ -85,6 +87,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, readable, with NaN as null."""
     write_bytes(path, (json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """A text file that lines are added to, each on disk at its end; OutputError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+    with log:
+        yield log
 
 
 def read_json(path: Path) -> Any:
@@ -158,7 +172,7 @@ class RunDirectory:
         """
         folder = Path(path)
         wanted = json.loads(json.dumps(finite({"schema": SCHEMA, **protocol})))
-        with _locked(folder):
+        with locked(folder):
             for torn in folder.rglob(".*.tmp"):
                 torn.unlink()
             if (folder / "protocol.json").exists():
@@ -249,7 +263,11 @@ class RunDirectory:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a directory, made if need be, while open; OutputError where another process does.
+
+    The lock is the process's and goes with it: a lock file that a dead process left behind holds nobody up.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / _LOCK, "a")  # noqa: SIM115

@@ -107,32 +107,45 @@ def _refit(row: ScoredCandidate, positions: Sequence[int], candidates: Candidate
 # -- other labels: the null of the whole procedure --------------------------------------------------------------------
 
 
+def shuffled_differences(
+    runner: Runner,
+    train: tuple[Sequence[TokenIds], Sequence[TokenIds]],
+    candidates: Candidates,
+    positions: Sequence[int],
+    *,
+    draws: int,
+    seed: int,
+) -> Float[Tensor, "draw position layer d_model"] | None:
+    """Differences in means of balanced pseudo-classes, each with half of either true class; None of too few prompts.
+
+    Every one is given the norm of the true difference at its site, so that additions are matched.
+    """
+    if draws == 0 or min(len(s) for s in train) < 2:
+        return None
+    signs = [torch.stack([halves(len(s), generator(seed, "shuffled", d)) for d in range(draws)]) for s in train]
+    sums = [weighted_sums(runner, s, positions, w) for s, w in zip(train, signs, strict=True)]
+    differences = torch.nn.functional.normalize(sums[0] + sums[1], dim=-1).float()
+    return differences * candidates.float().norm(dim=-1, keepdim=True)
+
+
 def shuffled_refits(
     scorer: Scorer,
-    train: tuple[Sequence[TokenIds], Sequence[TokenIds]],
+    differences: Float[Tensor, "draw position layer d_model"],
     val: tuple[Sequence[TokenIds], Sequence[TokenIds]],
-    candidates: Candidates,
     sites: Sequence[Site],
     positions: Sequence[int],
     rule: SelectionRule,
     *,
-    draws: int,
+    draws: Sequence[int],
     prompts: int,
     seed: int,
 ) -> list[Refit]:
-    """Extraction and selection on balanced pseudo-classes; each has half of either true class, in train and in val.
+    """Selection on balanced pseudo-classes, for some draws of pseudo-differences.
 
-    Every pseudo-difference is given the norm of the true one at its site before it is selected on, so that additions
-    are matched. `prompts` validation prompts of either true class are dealt to the pseudo-classes.
+    `prompts` validation prompts of either true class are dealt to the pseudo-classes.
     """
-    if draws == 0 or min(len(s) for s in train) < 2:
-        return []
-    signs = [torch.stack([halves(len(s), generator(seed, "shuffled", d)) for d in range(draws)]) for s in train]
-    sums = [weighted_sums(scorer.runner, s, positions, w) for s, w in zip(train, signs, strict=True)]
-    differences = torch.nn.functional.normalize(sums[0] + sums[1], dim=-1).float()
-    differences *= candidates.float().norm(dim=-1, keepdim=True)
     found = []
-    for draw in range(draws):
+    for draw in draws:
         rng = np.random.default_rng([seed, draw, prompts])
         taken = [[s[i] for i in rng.permutation(len(s))[:prompts]] for s in val]
         first, second = ([x for s in taken for x in s[half::2]] for half in (0, 1))
@@ -161,39 +174,62 @@ class BootstrapRefit(NamedTuple):
     cosine: float
 
 
-def bootstrap_refits(
+class Resampled(NamedTuple):
+    """What every bootstrap refit is made of."""
+
+    differences: Float[Tensor, "refit position layer d_model"]
+    val: tuple[Sequence[TokenIds], Sequence[TokenIds]]
+    baseline: Float[Tensor, "negative vocab"]
+    shares: list[tuple[Float[Tensor, " positive"], Float[Tensor, " negative"]]]
+    """Of every validation prompt, refit by refit."""
+
+
+def resample(
     scorer: Scorer,
     train: tuple[Sequence[TokenIds], Sequence[TokenIds]],
     val: tuple[Sequence[TokenIds], Sequence[TokenIds]],
-    direction: Direction,
-    sites: Sequence[Site],
     positions: Sequence[int],
-    rule: SelectionRule,
     *,
     refits: int,
     prompts: int,
     seed: int,
-) -> tuple[list[BootstrapRefit], float | None]:
-    """Refits on prompts drawn with replacement from train, chosen among `sites` on prompts so drawn from validation.
-
-    Also the mean cosine between two refits, at the direction's site. `prompts` validation prompts per class are read.
-    """
+) -> Resampled:
+    """Prompts drawn with replacement from train and from `prompts` validation prompts per class."""
     rng = np.random.default_rng([seed, refits, prompts])
     means = []
     for sequences in train:
         n = len(sequences)
         weights = torch.tensor(rng.multinomial(n, np.full(n, 1 / n), size=refits) / n)
         means.append(weighted_sums(scorer.runner, sequences, positions, weights))
-    differences = (means[0] - means[1]).float()
-    here = torch.nn.functional.normalize(differences[:, list(positions).index(direction.position), direction.layer])
-    taken = [[s[i] for i in rng.permutation(len(s))[:prompts]] for s in val]
-    baseline = scorer.baseline(taken[1])
+    first, second = ([s[i] for i in rng.permutation(len(s))[:prompts]] for s in val)
+
+    def shares(n: int) -> Tensor:
+        return torch.tensor(rng.multinomial(n, np.full(n, 1 / n)) / n)
+
+    drawn = [(shares(len(first)), shares(len(second))) for _ in range(refits)]
+    return Resampled((means[0] - means[1]).float(), (first, second), scorer.baseline(second), drawn)
+
+
+def bootstrap_refits(
+    scorer: Scorer,
+    resampled: Resampled,
+    direction: Direction,
+    sites: Sequence[Site],
+    positions: Sequence[int],
+    rule: SelectionRule,
+    *,
+    refits: Sequence[int],
+) -> tuple[list[BootstrapRefit], float | None]:
+    """Some of the refits, each chosen among `sites`.
+
+    Also the mean cosine between two of all refits, at the direction's site.
+    """
+    at = resampled.differences[:, list(positions).index(direction.position), direction.layer]
+    here = torch.nn.functional.normalize(at)
     found = []
-    for refit in range(refits):
-        shares = [torch.tensor(rng.multinomial(len(s), np.full(len(s), 1 / len(s))) / len(s)) for s in taken]
-        again = choose_again(
-            scorer, differences[refit], sites, positions, Validation(taken[0], taken[1], baseline, *shares), rule
-        )
+    for refit in refits:
+        validation = Validation(*resampled.val, resampled.baseline, *resampled.shares[refit])
+        again = choose_again(scorer, resampled.differences[refit], sites, positions, validation, rule)
         chosen = again if again is not None and again.passed else None
         cosine = float(here[refit] @ direction.vector)
         found.append(
@@ -201,6 +237,6 @@ def bootstrap_refits(
             if chosen is None
             else BootstrapRefit(chosen.position, chosen.layer, cosine)
         )
-    gram = here @ here.T
-    between = float((gram.sum() - gram.trace()) / (refits * (refits - 1))) if refits > 1 else None
+    gram, n = here @ here.T, len(here)
+    between = float((gram.sum() - gram.trace()) / (n * (n - 1))) if n > 1 else None
     return found, between

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rhumbline import ranks
 from rhumbline.axes import Logits, Residual
 from rhumbline.chat import Answered, token_batch
 from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
@@ -105,7 +106,7 @@ def measured_tokens(model: ChatModel, sequence: TokenIds) -> int:
     for _ in probe.last_logits([sequence] * copies):
         pass
     per_token = max(1, peak_memory(model.device) - before) / (copies * len(sequence))
-    return int(min(MOST_TOKENS, max(LEAST_TOKENS, free_memory(model.device) / 2 / per_token)))
+    return ranks.least(int(min(MOST_TOKENS, max(LEAST_TOKENS, free_memory(model.device) / 2 / per_token))))
 
 
 @dataclass
@@ -521,6 +522,11 @@ class Runner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if ranks.world() > 1:
+                    raise ModelError(
+                        f"{self.model.name}: rank {ranks.rank()} ran out of memory. Ranks cannot make their blocks "
+                        "smaller apart from each other: use more of them, or a smaller dtype. What was done is kept."
+                    ) from error
                 halves = now.halves()
                 if not halves:
                     raise ModelError(

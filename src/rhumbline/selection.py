@@ -198,6 +198,12 @@ def own_tokens(metric: Metric) -> Sequence[int]:
     return metric.tokens if isinstance(metric, TokenMetric) else ()
 
 
+Cell = tuple[int, int]
+Score = Literal["bypass", "induce", "kl"]
+Values = Callable[[Score, Sequence[Cell]], list[float]]
+"""One score of some cells."""
+
+
 NOT_NEEDED = "not needed"
 """Why a lazy grid left a score out: the choice does not depend on it."""
 
@@ -212,14 +218,16 @@ def score_candidates(
     rule: SelectionRule,
     *,
     full_grid: bool = True,
+    values: Values | None = None,
 ) -> list[ScoredCandidate]:
     """Bypass, induce and kl of every candidate that the rule's layer cut leaves, on validation prompts.
 
     `candidates` are the un-normalised differences in means. Arditi et al. 2024, section 2.3 and appendix C. Without
     `full_grid` only what can decide the choice is scored: induce of all, bypass of those that pass it, kl in order of
-    the rule's criterion until one passes (and of its ties). The choice is the full grid's.
+    the rule's criterion until one passes (and of its ties). The choice is the full grid's. `values` scores many cells
+    at once elsewhere (as `Grid.values` does here).
     """
-    grid = _Grid(runner, candidates, positions, positive, negative, metric, rule)
+    grid = Grid(runner, candidates, positions, positive, negative, metric, rule, values)
     table = {(row.position, row.layer): row for row in grid.rows()}
     grid.score(table, "induce", _open(table))
     grid.score(table, "bypass", [c for c in _open(table) if full_grid or grid.passes(table[c])])
@@ -231,7 +239,6 @@ def score_candidates(
     return list(table.values())
 
 
-Cell = tuple[int, int]
 Table = dict[Cell, ScoredCandidate]
 
 
@@ -240,7 +247,7 @@ def _open(table: Table) -> list[Cell]:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """The scores of candidates on one pair of validation sets."""
 
     runner: Runner
@@ -250,6 +257,7 @@ class _Grid:
     negative: Sequence[TokenIds]
     metric: Metric
     rule: SelectionRule
+    elsewhere: Values | None = None
 
     def rows(self) -> Iterator[ScoredCandidate]:
         """The table without scores; what will never be scored has its reason."""
@@ -278,13 +286,18 @@ class _Grid:
         """The candidate of a cell."""
         return Direction.from_vector(self.candidates[self.positions.index(cell[0]), cell[1]], *cell)
 
-    def score(self, table: Table, name: Literal["bypass", "induce", "kl"], cells: Sequence[Cell]) -> None:
-        """Fill in one score of some cells."""
-        values = self._values(self.runner, name, cells)
+    def score(self, table: Table, name: Score, cells: Sequence[Cell]) -> None:
+        """Fill in one score of some cells; a single one is not worth a way."""
+        compute = self.values if self.elsewhere is None or len(cells) < 2 else self.elsewhere
+        values = compute(name, cells)
         for cell, value in zip(cells, values, strict=True):
             table[cell] = replace(table[cell], **{name: value})
 
-    def _values(self, runner: Runner, name: str, cells: Sequence[Cell]) -> list[float]:
+    def values(self, name: Score, cells: Sequence[Cell]) -> list[float]:
+        """One score of some cells."""
+        return self._values(self.runner, name, cells)
+
+    def _values(self, runner: Runner, name: Score, cells: Sequence[Cell]) -> list[float]:
         if not cells:
             return []
         if isinstance(self.metric, PairedLogOdds) and name != "kl":

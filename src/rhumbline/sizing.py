@@ -125,28 +125,32 @@ def estimate(
     if not found.layers:
         return Estimate(memory, None, memory <= device.memory)
     passes, steps = work(protocol, found.layers)
-    prefill = 2 * found.parameters * passes * PROMPT_TOKENS / (device.flops * spread)
+    prefill = 2 * found.parameters * sum(passes.values()) * PROMPT_TOKENS / (device.flops * spread)
     decode = steps * (weights + cache) / (device.bandwidth * spread)
     return Estimate(memory, prefill + decode, memory <= device.memory)
 
 
-def work(protocol: Mapping[str, Any], layers: int, positions: int = 5) -> tuple[float, float]:
-    """(prompts that go through the model, decoding steps of blocks of 512 rows) of all seeds of a run."""
-    sizes, nulls = protocol["sizes"], protocol["nulls"]
-    families = len(nulls["families"])
-    share = protocol["selection"]["max_layer_share"] or 1.0
-    cells = positions * int(share * layers)
-    draws = nulls["wide"] * max(0, families - 1)
+def work(protocol: Mapping[str, Any], layers: int, positions: int = 5) -> tuple[dict[str, float], float]:
+    """Prompts that go through the model, by kind of block, and decoding steps of 512 rows; of all seeds of a run.
+
+    An upper guess: packed prompts share their prefix, additions begin at their layer (taken as one half of a pass), and
+    the lazy grid leaves scores out. `serial` is what is not cut into blocks.
+    """
+    sizes, nulls, stability, dose = (protocol[name] for name in ("sizes", "nulls", "stability", "dose"))
+    families, seeds = len(nulls["families"]), len(protocol["seeds"])
+    cells = positions * int((protocol["selection"]["max_layer_share"] or 1.0) * layers)
     procedure = min(nulls["wide"], nulls["procedure"]) if "shuffled" in nulls["families"] else 0
-    once = (
-        2 * (sizes["train"] + sizes["val"] + 2 * sizes["train"])  # extraction, and the refits' sums
-        + cells * sizes["val"] * 1.5  # ablations, and additions that begin at their layer
-        + (draws + procedure) * nulls["prompts"] * 1.5
-        + procedure * (cells + 8) * 2 * nulls["procedure_prompts"]
-        + protocol["stability"]["refits"] * protocol["stability"]["sites"] * 3 * protocol["stability"]["prompts"]
-        + 14 * (1 + protocol["dose"]["draws"] * families) * protocol["dose"]["prompts"]
-        + 2 * sizes["test"]
-    )
-    completions = sizes["test"] * ((2 + families * nulls["draws"]) + (4 + families * nulls["draws"]))
-    steps = completions / 512 * protocol["max_new_tokens"]
-    return len(protocol["seeds"]) * once, len(protocol["seeds"]) * steps
+    draws = nulls["wide"] * (families - (procedure > 0)) + procedure
+    strengths = len(dose["strengths"]) + len(dose["coefficients"]) / 2
+    completions = sizes["test"] * (6 + 2 * families * nulls["draws"])
+    passes = {
+        "serial": 2 * (sizes["train"] + sizes["val"] + sizes["test"]),
+        "candidates": 1.5 * cells * sizes["val"],
+        # One pass over train for the pseudo-differences (and for the refits); then bypass everywhere, and 4 cells more.
+        "shuffled": 2 * sizes["train"] + procedure * (cells + 6) * nulls["procedure_prompts"],
+        "outcomes": completions,
+        "wide": 1.5 * draws * nulls["prompts"],
+        "dose": strengths * (1 + dose["draws"] * families) * dose["prompts"],
+        "refits": 2 * sizes["train"] + 3 * stability["refits"] * stability["sites"] * stability["prompts"],
+    }
+    return {kind: seeds * n for kind, n in passes.items()}, seeds * completions / 512 * protocol["max_new_tokens"]

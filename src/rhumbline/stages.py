@@ -4,8 +4,13 @@
            -> separation -> side effects -> conditions
 
 A stage whose artefact is there is skipped, so a killed run goes on where it was. Test prompts are read after selection.
+
+What is dear is cut into blocks that depend on artefacts and on nothing else: candidates, null draws, refits, arms on
+prompts. A block's bounds are the protocol's, never the engine's: every engine runs the same forward passes. Blocks run
+here or on the workers of a pool (replicas.py); their answers lie in `.answers` until the stage's artefact stands.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -22,6 +27,8 @@ from rhumbline.conditions import condition_arms, condition_rows
 from rhumbline.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits, read_contrast
 from rhumbline.costs import TEXTS
 from rhumbline.directions import difference_in_means, group_cosine
+from rhumbline.engines import Job, Log, Pool, answered
+from rhumbline.engines.local import LocalPool
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence import OWN_ARMS
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
@@ -33,21 +40,48 @@ from rhumbline.nulls import Material, Null, as_null, draw_nulls
 from rhumbline.opening import opening_tokens, shifted_tokens
 from rhumbline.probes import Sample, additions, best_sites, coefficient_on_validation, dose, sample, scored_sites, wide
 from rhumbline.protocol import Protocol
-from rhumbline.records import RunDirectory
-from rhumbline.refitting import bootstrap_refits, shuffled_refits
+from rhumbline.records import RunDirectory, file_sha256
+from rhumbline.refitting import Resampled, bootstrap_refits, resample, shuffled_differences, shuffled_refits
 from rhumbline.residuals import Extraction, at_site, extract, projections
 from rhumbline.running import CPU_TOKENS, Runner
 from rhumbline.scoring import Scorer
-from rhumbline.selection import Choice, Metric, ScoredCandidate, TokenMetric, choose, own_tokens, score_candidates
+from rhumbline.selection import (
+    Cell,
+    Choice,
+    Grid,
+    Metric,
+    Score,
+    ScoredCandidate,
+    TokenMetric,
+    choose,
+    own_tokens,
+    score_candidates,
+)
 from rhumbline.side_effects import Reading, Source, cost_arms, loss_rows
 from rhumbline.statistics import arm_rates, auroc
 from rhumbline.styling import Styling, check_texts, complete, make_styling, read_styling, text_scores, with_completions
 from rhumbline.texts import NO_TEXTS, LossTexts
 
+ANSWERS = ".answers"
+"""Where the answers of blocks wait, beside the artefacts of a seed."""
+BLOCKS = {
+    "candidates": "score_block",
+    "shuffled": "shuffled_block",
+    "outcomes": "outcome_block",
+    "wide": "wide_block",
+    "dose": "dose_block",
+    "refits": "refit_block",
+}
+"""What a block is called, and the method that computes it."""
 LENGTHS_READ = (16, 32, 64)
 """New tokens after which a completion is judged as well, beside the whole of it."""
-ROWS_PER_PART = 512
-"""Rows of one part file of outcomes: what a killed run loses at most, and the same for every batch size."""
+ROWS_PER_BLOCK = 512
+"""Completions of one block: what a killed run loses at most, and the same for every batch size and engine."""
+CANDIDATES_PER_BLOCK, NULLS_PER_BLOCK, DRAWS_PER_BLOCK, REFITS_PER_BLOCK = 32, 128, 3, 4
+"""Of the other stages (docs/scale.md: a block should last seconds, and a stage have several)."""
+INPUTS = ("style.json", "classifier.safetensors", "metric.json", "extraction.json", "selection.json", "nulls.json",
+          "directions.safetensors", "nulls.safetensors")  # fmt: skip
+"""Artefacts that a block may read; those that are there when it runs go with it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +97,8 @@ class SeedStages:
     seed: int
     tokens: int = CPU_TOKENS
     """Tokens of a forward pass: measured on an accelerator."""
+    pool: Pool | None = None
+    """Workers for the blocks; None: they run here."""
     texts: LossTexts = NO_TEXTS
     """What losses are measured on, beside the model's own completions."""
     chats: Mapping[str, Chat] = field(default_factory=dict)
@@ -81,42 +117,96 @@ class SeedStages:
         check_texts(self.protocol, self.splits)
         if self.protocol.is_continuous:
             self._stage("style", "style.json", self.make_styling)
-        metric = self._stage("refusal tokens", "metric.json", self.find_tokens)
-        read = self.metric(metric)
-        extraction = self._stage("extraction", "extraction.json", partial(self.extract, read))
-        selection = self._stage("selection", "selection.json", partial(self.select, read, extraction))
-        found: list[Null] = []
-        scorers: dict[str, Scorer] = {}
-        direction = self.selected(selection)
-        if direction is not None:
-            assert read is not None
-            without = tuple(own_tokens(read)) if self.protocol.selection.kl_outside else ()
-            scorers = {
-                name: Scorer(self._runner(name), read, without) for name in ("nulls", "wide nulls", "dose", "stability")
-            }
-            self._stage("nulls", "nulls.json", partial(self.draw_nulls, scorers["nulls"], direction, selection))
-            found = self.nulls(direction)
-        how = additions(selection.get("coefficient") or 1.0, self.protocol.addition.positions)
-        self.outcomes(direction, found, read, how)
+        self._stage("refusal tokens", "metric.json", self.find_tokens)
+        extraction = self._stage("extraction", "extraction.json", partial(self.extract, self.read))
+        selection = self._stage("selection", "selection.json", partial(self.select, self.read, extraction))
+        if self.direction is not None:
+            self._stage("nulls", "nulls.json", partial(self.draw_nulls, self.direction))
+        self.outcomes()
         self._check_filter(extraction)
-        if direction is not None:
-            self._stage("wide nulls", "wide.json", partial(self.widen, scorers["wide nulls"], direction, found, how))
-            self._stage("dose", "dose.json", partial(self.dose, scorers["dose"], direction, found))
-            again = partial(self.refit, scorers["stability"], direction, selection)
-            self._stage("stability", "stability.json", again)
+        if self.direction is not None:
+            self._stage("wide nulls", "wide.json", self.widen)
+            self._stage("dose", "dose.json", self.dose)
+            self._stage("stability", "stability.json", self.refit)
         self._stage("separation", "separation.json", partial(self.separate, selection))
-        if direction is not None:
-            self.side_effects(direction, found, how)
-        self.conditions(direction, how)
+        if self.direction is not None:
+            self.side_effects(self.direction, self.drawn, self.how)
+        self.conditions(self.direction, self.how)
         if self.protocol.is_continuous:
-            self._stage("levels", "levels.json", partial(self.levels, direction))
+            self._stage("levels", "levels.json", partial(self.levels, self.direction))
 
     def _stage(self, name: str, file: str, compute: Callable[[], Mapping[str, Any]]) -> dict:
         path = self.folder / file
         if path.is_file():
             return self.directory.load(path)
         with self.timings.stage(name, self.seed):
-            return self.directory.save(path, compute())
+            found = self.directory.save(path, compute())
+        shutil.rmtree(self.folder / ANSWERS, ignore_errors=True)
+        return found
+
+    # Blocks
+
+    def answer(self, block: str, arguments: Mapping[str, Any]) -> Any:
+        """What a block of work gives, as JSON, from the artefacts that are there."""
+        return getattr(self, BLOCKS[block])(**arguments)
+
+    def _blocks(self, block: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The answers of several blocks, in order; those that are on disk already are not computed again."""
+        artefacts = {f"{self.folder.name}/{name}": self.folder / name for name in INPUTS}
+        inputs = {name: path for name, path in artefacts.items() if path.is_file()}
+        depends = {
+            "protocol": self.directory.protocol_sha256,
+            "seed": self.seed,
+            "tokens": self.tokens,
+            "inputs": {name: file_sha256(path) for name, path in inputs.items()},
+        }
+        if self.pool is None:
+            jobs = [Job(block, a, depends) for a in arguments]
+            return answered(LocalPool(lambda kind, a, shared: self.answer(kind, a)), jobs, self.folder / ANSWERS)
+        jobs = [
+            Job(block, {"seed": self.seed, "tokens": self.tokens, "arguments": a}, depends, name=f"{block} {i}")
+            for i, a in enumerate(arguments)
+        ]
+        inputs["protocol.json"] = self.directory.path / "protocol.json"
+        shared = {name: path.read_bytes() for name, path in inputs.items()}
+        return answered(
+            self.pool,
+            jobs,
+            self.folder / ANSWERS,
+            shared,
+            log=Log(self.directory.path / "jobs.log"),
+            told=lambda job, answer: self.timings.tick(job.kind, len(answer.value)),
+        )
+
+    @cached_property
+    def read(self) -> Metric | None:
+        """The fast metric, from its artefact; None where the model has no refusal tokens."""
+        return self.metric(self.directory.load(self.folder / "metric.json"))
+
+    @cached_property
+    def selection(self) -> dict[str, Any]:
+        """The artefact of the selection."""
+        return self.directory.load(self.folder / "selection.json")
+
+    @cached_property
+    def direction(self) -> Direction | None:
+        """The chosen direction, from its artefact."""
+        return self.selected(self.selection)
+
+    @cached_property
+    def drawn(self) -> list[Null]:
+        """The null directions, from their artefact; none where nothing was selected."""
+        return [] if self.direction is None else self.nulls(self.direction)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The arguments of every addition."""
+        return additions(self.selection.get("coefficient") or 1.0, self.protocol.addition.positions)
+
+    def _scorer(self, stage: str) -> Scorer:
+        assert self.read is not None
+        without = tuple(own_tokens(self.read)) if self.protocol.selection.kl_outside else ()
+        return Scorer(self._runner(stage), self.read, without)
 
     def _runner(self, stage: str) -> Runner:
         return Runner(self.model, self.tokens, tick=lambda rows: self.timings.tick(stage, rows))
@@ -286,6 +376,7 @@ class SeedStages:
             rule,
             # Completions choose among all who pass, so none may be left unscored.
             full_grid=self.protocol.full_grid or rule != rule.fast(),
+            values=self._values,
         )
         if self.protocol.is_continuous:
             prompts: dict[Label, Sequence[Prompt]] = {
@@ -317,6 +408,26 @@ class SeedStages:
         if given != "validation":
             return float(given)
         return coefficient_on_validation(Scorer(self._runner("selection"), read), negative, direction)
+
+    def _values(self, name: Score, cells: Sequence[Cell]) -> list[float]:
+        # By layer: a pass of additions climbs from one layer to the next.
+        order = sorted(range(len(cells)), key=lambda i: (cells[i][1], cells[i][0]))
+        blocks = [[list(cells[i]) for i in order[a:b]] for a, b in cuts(len(cells), CANDIDATES_PER_BLOCK)]
+        found = self._blocks("candidates", [{"name": name, "cells": block} for block in blocks])
+        values = dict(zip(order, (v for block in found for v in block), strict=True))
+        return [values[i] for i in range(len(cells))]
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The candidates on the kept validation prompts."""
+        assert self.read is not None
+        positive, negative = self._kept("val")
+        runner, rule = self._runner("selection"), self.protocol.selection
+        return Grid(runner, self.candidates(), self.positions, positive, negative, self.read, rule)
+
+    def score_block(self, name: Score, cells: Sequence[Sequence[int]]) -> list[float]:
+        """One score of some candidates."""
+        return self.grid.values(name, [(position, layer) for position, layer in cells])
 
     def selected(self, selection: Mapping[str, Any]) -> Direction | None:
         """The chosen direction, or None where no candidate passed."""
@@ -352,31 +463,22 @@ class SeedStages:
         positive, negative = (read(sequences) for sequences in self._kept("train"))
         return Material(positive, negative, topics, contrast, plan.top)
 
-    def draw_nulls(self, scorer: Scorer, direction: Direction, selection: Mapping[str, Any]) -> dict[str, Any]:
+    def draw_nulls(self, direction: Direction) -> dict[str, Any]:
         """Draw and write the null directions; returns their table, and the direction's own energy."""
-        plan, material = self.protocol.nulls, self.material(scorer.runner, direction)
+        plan, material = self.protocol.nulls, self.material(self._runner("nulls"), direction)
         at_the_site = {f: plan.total(f) for f in plan.families if f != "shuffled"}
         found = draw_nulls(direction, material, at_the_site, seed=self.seed)
         passed = [True] * len(found)
         if "shuffled" in plan.families:
-            refits = shuffled_refits(
-                scorer,
-                self._kept("train"),
-                self._kept("val"),
-                self.candidates(),
-                scored_sites(selection["candidates"], self.positions),
-                self.positions,
-                self.protocol.selection.fast(),
-                draws=plan.total("shuffled"),
-                prompts=plan.procedure_prompts,
-                seed=self.seed,
-            )
-            for draw, refit in enumerate(refits):
-                null = as_null("shuffled", draw, refit.vector, direction, material)
+            spans = cuts(plan.total("shuffled"), DRAWS_PER_BLOCK)
+            parts = self._blocks("shuffled", [{"first": a, "end": b} for a, b in spans])
+            for draw, refit in enumerate(refit for part in parts for refit in part):
+                vector = torch.tensor(refit["vector"])
+                null = as_null("shuffled", draw, vector, direction, material)
                 # Its own site and the norm that it was selected with: that of the true difference there.
-                own = Direction.from_vector(refit.vector, refit.position, refit.layer)
+                own = Direction.from_vector(vector, refit["position"], refit["layer"])
                 found.append(replace(null, direction=own))
-                passed.append(refit.passed)
+                passed.append(refit["passed"])
         self.directory.save_tensors(
             self.folder / "nulls.safetensors",
             {"nulls": torch.stack([n.direction.difference for n in found])},
@@ -397,6 +499,31 @@ class SeedStages:
         groups = group_cosine(material.positive, material.negative)
         return {"energy": material.energy(direction.vector), "groups": groups, "nulls": rows}
 
+    @cached_property
+    def pseudo_differences(self) -> Tensor | None:
+        """Of every draw of `shuffled`; one pass over the training prompts, once per worker."""
+        draws, runner = self.protocol.nulls.total("shuffled"), self._runner("nulls")
+        return shuffled_differences(
+            runner, self._kept("train"), self.candidates(), self.positions, draws=draws, seed=self.seed
+        )
+
+    def shuffled_block(self, first: int, end: int) -> list[dict[str, Any]]:
+        """The whole procedure on some draws of pseudo-classes."""
+        if self.pseudo_differences is None:
+            return []
+        refits = shuffled_refits(
+            self._scorer("nulls"),
+            self.pseudo_differences,
+            self._kept("val"),
+            scored_sites(self.selection["candidates"], self.positions),
+            self.positions,
+            self.protocol.selection.fast(),
+            draws=range(first, end),
+            prompts=self.protocol.nulls.procedure_prompts,
+            seed=self.seed,
+        )
+        return [{**r._asdict(), "vector": r.vector.tolist()} for r in refits]
+
     def nulls(self, direction: Direction) -> list[Null]:
         """The null directions as they lie on disk."""
         del direction
@@ -410,42 +537,70 @@ class SeedStages:
             for c in ("positive", "negative")
         }
 
-    def widen(
-        self, scorer: Scorer, direction: Direction, found: Sequence[Null], how: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def widen(self) -> dict[str, Any]:
         """Every null draw by the fast metric."""
-        nulls = self.protocol.nulls
-        samples = self._samples(nulls.prompts)
-        if nulls.wide == 0:
+        if self.protocol.nulls.wide == 0:
             return {"prompts": {}, "rows": [], "kl": []}
-        return wide(scorer, samples, direction, found, how)
+        spans = cuts(len(self.drawn), NULLS_PER_BLOCK) or [(0, 0)]
+        parts = self._blocks("wide", [{"first": a, "end": b} for a, b in spans])
+        # What is no null is in every block; the first one's counts.
+        more = [row for part in parts[1:] for row in part["rows"] if row["arm"].startswith("null:")]
+        rows = [row for c in LABELS for row in [*parts[0]["rows"], *more] if row["set"] == c]
+        return {**parts[0], "rows": rows}
 
-    def dose(self, scorer: Scorer, direction: Direction, found: Sequence[Null]) -> dict[str, Any]:
+    def wide_block(self, first: int, end: int) -> dict[str, Any]:
+        """Some null draws by the fast metric, beside the baseline and the direction."""
+        assert self.direction is not None
+        samples = self._samples(self.protocol.nulls.prompts)
+        return wide(self._scorer("wide nulls"), samples, self.direction, self.drawn[first:end], self.how)
+
+    def dose(self) -> dict[str, Any]:
         """The curves over strengths."""
-        plan = self.protocol.dose
-        few = [n for n in found if n.draw < plan.draws]
-        return dose(scorer, self._samples(plan.prompts), direction, few, plan, self.protocol.addition.positions)
+        parts = self._blocks("dose", [{"label": label} for label in LABELS])
+        return {**parts[0], "rows": [row for part in parts for row in part["rows"]]}
 
-    def refit(self, scorer: Scorer, direction: Direction, selection: Mapping[str, Any]) -> dict[str, Any]:
+    def dose_block(self, label: Label) -> dict[str, Any]:
+        """The curves of one class."""
+        assert self.direction is not None
+        plan = self.protocol.dose
+        few = [n for n in self.drawn if n.draw < plan.draws]
+        own = replace(plan, coefficients=()) if label == "positive" else replace(plan, strengths=())
+        samples = self._samples(plan.prompts)
+        return dose(self._scorer("dose"), samples, self.direction, few, own, self.protocol.addition.positions)
+
+    def refit(self) -> dict[str, Any]:
         """Bootstrap refits of the choice."""
-        plan, rule = self.protocol.stability, self.protocol.selection.fast()
-        sites = best_sites(selection["candidates"], self.positions, rule, plan.sites)
-        places = [{"position": self.positions[p], "layer": layer} for p, layer in sites]
-        if plan.refits == 0:
-            return {"sites": places, "refits": [], "between": None}
+        plan = self.protocol.stability
+        places = [{"position": self.positions[p], "layer": layer} for p, layer in self._best_sites()]
+        spans = cuts(plan.refits, REFITS_PER_BLOCK)
+        parts = self._blocks("refits", [{"first": a, "end": b} for a, b in spans])
+        refits = [refit for part in parts for refit in part["refits"]]
+        return {"sites": places, "refits": refits, "between": parts[0]["between"] if parts else None}
+
+    def _best_sites(self) -> list[tuple[int, int]]:
+        rule, n = self.protocol.selection.fast(), self.protocol.stability.sites
+        return best_sites(self.selection["candidates"], self.positions, rule, n)
+
+    @cached_property
+    def resampled(self) -> Resampled:
+        """What the bootstrap refits are made of; one pass over the training prompts, once per worker."""
+        plan, scorer = self.protocol.stability, self._scorer("stability")
+        sets, seed = (self._kept("train"), self._kept("val")), self.seed
+        return resample(scorer, *sets, self.positions, refits=plan.refits, prompts=plan.prompts, seed=seed)
+
+    def refit_block(self, first: int, end: int) -> dict[str, Any]:
+        """Some bootstrap refits."""
+        assert self.direction is not None
         refits, between = bootstrap_refits(
-            scorer,
-            self._kept("train"),
-            self._kept("val"),
-            direction,
-            sites,
+            self._scorer("stability"),
+            self.resampled,
+            self.direction,
+            self._best_sites(),
             self.positions,
-            rule,
-            refits=plan.refits,
-            prompts=plan.prompts,
-            seed=self.seed,
+            self.protocol.selection.fast(),
+            refits=range(first, end),
         )
-        return {"sites": places, "refits": [r._asdict() for r in refits], "between": between}
+        return {"refits": [r._asdict() for r in refits], "between": between}
 
     # Arms, on test
 
@@ -465,36 +620,27 @@ class SeedStages:
         elsewhere = Arm(f"addition-{other}", (Add(direction, how["coefficient"], other),))
         return [BASELINE, Arm("addition", (Add(direction, **how),)), elsewhere, ablation, *null_arms]
 
-    def outcomes(
-        self, direction: Direction | None, found: Sequence[Null], read: Metric | None, how: Mapping[str, Any]
-    ) -> None:
-        """Every arm on every test prompt, part by part; a part that is there is not run again."""
+    def outcomes(self) -> None:
+        """Every arm on every test prompt, block by block."""
         path = self.folder / "outcomes.jsonl"
         if path.is_file():
             return
-        parts = []
-        for label in ("positive", "negative"):
-            arms = self.arms(label, direction, found, how)
-            n_prompts = len(self.splits.get("test", label))
-            size = max(1, ROWS_PER_PART // len(arms))
-            for start in range(0, n_prompts, size):
-                part = self.folder / "parts" / f"{label}-{start:06d}.jsonl"
-                parts.append(part)
-                if not part.is_file():
-                    with self.timings.stage(f"arms on {label}s", self.seed):
-                        rows = self._outcome_rows(label, arms, slice(start, start + size), read)
-                        self.directory.save_rows(part, rows)
-        self.directory.save_rows(path, [row for part in parts for row in self.directory.load_rows(part)])
-        for part in parts:
-            part.unlink()
-        (self.folder / "parts").rmdir()
+        rows: list[dict[str, Any]] = []
+        for label in LABELS:
+            n_arms = len(self.arms(label, self.direction, self.drawn, self.how))
+            spans = cuts(len(self.splits.get("test", label)), max(1, ROWS_PER_BLOCK // n_arms))
+            with self.timings.stage(f"arms on {label}s", self.seed):
+                arguments = [{"label": label, "first": a, "end": b} for a, b in spans]
+                rows += [row for part in self._blocks("outcomes", arguments) for row in part]
+        self.directory.save_rows(path, rows)
+        shutil.rmtree(self.folder / ANSWERS, ignore_errors=True)
 
-    def _outcome_rows(
-        self, label: Label, arms: Sequence[Arm], where: slice, read: Metric | None
-    ) -> list[dict[str, Any]]:
-        prompts = self.splits.get("test", label)[where]
+    def outcome_block(self, label: Label, first: int, end: int) -> list[dict[str, Any]]:
+        """Every arm on some test prompts: completions, judged."""
+        arms = self.arms(label, self.direction, self.drawn, self.how)
+        prompts = self.splits.get("test", label)[first:end]
         runner, sequences = self._runner(f"arms on {label}s"), [self.chat.encode(p) for p in prompts]
-        paired = isinstance(read, PairedLogOdds)
+        pairs, read = (self.read, None) if isinstance(self.read, PairedLogOdds) else (None, self.read)
 
         def decided(arm: int, tokens: Sequence[int]) -> bool:
             return arms[arm].name not in OWN_ARMS and judge(self.protocol.judge).settled(self._text(tokens))
@@ -503,11 +649,11 @@ class SeedStages:
             sequences,
             arms,
             max_new_tokens=self.protocol.max_new_tokens,
-            read=None if paired else read,
+            read=read,
             decided=decided if self.protocol.early_stop else None,
         )
-        if paired:
-            metric = read.read(runner, sequences, arms)
+        if pairs is not None:
+            metric = pairs.read(runner, sequences, arms)
         baseline = [self._text(ids) for ids in completions[0]]
         rows = []
         for a, arm in enumerate(arms):
@@ -626,6 +772,11 @@ def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[int]) -> 
 
 def _direction_at(candidates: Candidates, positions: Sequence[int], row: ScoredCandidate) -> Direction:
     return Direction.from_vector(candidates[list(positions).index(row.position), row.layer], row.position, row.layer)
+
+
+def cuts(n: int, size: int) -> list[tuple[int, int]]:
+    """0..n in spans of `size`: (first, end)."""
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def separation(

@@ -22,12 +22,13 @@ from rhumbline.cli import (
     reproductions,
     runs,
     style,
+    sweeps,
 )
 from rhumbline.cli.console import err
 from rhumbline.errors import RhumblineError
 
 EXIT_INTERRUPTED = 130
-GROUPS = (runs, reproductions, looks, evaluations, analyses, style, datasets, judges, files, organisms)
+GROUPS = (runs, sweeps, reproductions, looks, evaluations, analyses, style, datasets, judges, files, organisms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,6 +38,32 @@ def open_contrast(a: argparse.Namespace) -> Any:
     return open_contrast(a.contrast, a.data_dir)
 
 
+def engine_options(command: argparse.ArgumentParser) -> None:
+    """Where the work takes place."""
+    group = command.add_argument_group("engine", "where the work takes place; it changes no result")
+    group.add_argument("--engine", default="local", help="local, ray (here, or at RAY_ADDRESS), ray://HOST:PORT")
+    group.add_argument("--gpus-per-replica", type=float, default=0, metavar="N", help="GPUs of one copy of the model")
+    group.add_argument(
+        "--replicas", type=int, default=None, metavar="N", help="at most; default: what there is room for"
+    )
+
+
+def engine_of(a: argparse.Namespace) -> Any:
+    """The engine that was asked for. Raises InputError."""
+    from rhumbline.engines import engine
+
+    if a.gpus_per_replica < 0 or (a.replicas is not None and a.replicas < 1):
+        raise InputError("--gpus-per-replica must not be negative, and --replicas is 1 or more.")
+    return engine(a.engine, gpus_per_replica=a.gpus_per_replica, replicas=a.replicas)
+
+
+def source_of(a: argparse.Namespace) -> Any:
+    """Where the model that a command names comes from."""
+    from rhumbline.sources import Source
+
+    return Source(a.model, a.dtype, a.device, a.coarse, a.trust_remote_code)
+
+
 def chat_options(command: argparse.ArgumentParser) -> None:
     """What the chat template is given."""
     group = command.add_argument_group("chat")
@@ -185,7 +211,7 @@ def check_expected(a: argparse.Namespace) -> None:
         raise ProtocolError(f"--expect {a.expect} is no verdict; the verdicts are {', '.join(known)}.")
 
 
-def load_model(a: argparse.Namespace) -> Any:
+def load_model(a: argparse.Namespace, tensor_parallel: bool = False) -> Any:
     """The model that a command names, loaded and proved."""
     from transformers.utils import logging as transformers_logging
 
@@ -193,4 +219,5 @@ def load_model(a: argparse.Namespace) -> Any:
 
     transformers_logging.disable_progress_bar()
     err.print(f"[dim]loading {escape(a.model)}[/]")
-    return load(a.model, dtype=a.dtype, device=a.device, coarse=a.coarse, trust_remote_code=a.trust_remote_code)
+    options = {"coarse": a.coarse, "trust_remote_code": a.trust_remote_code, "tensor_parallel": tensor_parallel}
+    return load(a.model, dtype=a.dtype, device=a.device, **options)

@@ -17,13 +17,17 @@ from rhumbline.cli.options import (
     chat_options,
     check_expected,
     contrast_options,
+    engine_of,
+    engine_options,
     load_model,
     model_options,
     open_contrast,
     protocol_of,
     protocol_options,
+    source_of,
     texts_option,
 )
+from rhumbline.errors import InputError
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -47,6 +51,10 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="say what the run will take, and stop: without loading the model, or with a short measurement",
     )
     model_options(run)
+    engine_options(run)
+    run.add_argument(
+        "--tensor-parallel", action="store_true", help="under torchrun: every process holds a part of each matrix"
+    )
     protocol_options(run)
 
     discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
@@ -90,20 +98,61 @@ def _run(a: argparse.Namespace) -> int:
 
     check_expected(a)
     # Cheap checks first: a malformed file is found before a large model is loaded.
-    protocol, contrast = protocol_of(a), open_contrast(a)
+    protocol, contrast, engine = protocol_of(a), open_contrast(a), engine_of(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
     if a.plan is not None:
         return print_forecast(a, contrast, protocol, texts)
-    return _execute(a, load_model(a), contrast, protocol, texts)
+    if a.tensor_parallel:
+        return _run_tensor_parallel(a, contrast, protocol, texts, engine)
+    model = load_model(a)
+    if not engine.is_remote:
+        return _execute(a, model, contrast, protocol, texts)
+    from rhumbline.loading import fingerprint
+    from rhumbline.replicas import replica_worker
+
+    err.print("[dim]starting workers[/]")
+    with engine.pool(replica_worker(source_of(a), contrast, protocol, fingerprint(model))) as pool:
+        return _execute(a, model, contrast, protocol, texts, pool, engine.name)
 
 
-def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, texts: Any) -> int:
+def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any, engine: Any) -> int:
+    from rhumbline import ranks
+
+    if engine.is_remote or a.device is not None:
+        raise InputError(
+            "--tensor-parallel splits one model over the processes of torchrun: leave --engine and --device."
+        )
+    ranks.join()
+    is_first = ranks.rank() == 0
+    out.quiet = err.quiet = not is_first
+    try:
+        model = load_model(a, tensor_parallel=True)
+        with ranks.directory(a.out) as folder:
+            a.out, a.json = str(folder), a.json and is_first
+            name = f"torchrun, {ranks.world()} ranks"
+            return _execute(a, model, contrast, protocol, texts, engine=name, page=is_first)
+    finally:
+        ranks.part()
+
+
+def _execute(
+    a: argparse.Namespace,
+    model: Any,
+    contrast: Any,
+    protocol: Any,
+    texts: Any,
+    pool: Any = None,
+    engine: str = "local",
+    page: bool = True,
+) -> int:
     from rhumbline.experiment import run
 
     print_plan(contrast, protocol)
     progress = Progress(expected_rows(model, contrast, protocol, texts))
     try:
-        result = run(model, contrast, a.out, protocol, texts=texts, progress=progress)
+        result = run(
+            model, contrast, a.out, protocol, texts=texts, progress=progress, page=page, pool=pool, engine=engine
+        )
     finally:
         progress.close()
     if a.json:

@@ -1,0 +1,342 @@
+"""What an engine costs, and what follows for many GPUs: writes docs/scale.md.
+
+python benchmarks/scale.py [--quick] [--shape m24] [--model-only]      about 6 minutes on two free cores; --quick 2
+
+Measured here: one Ray worker against this process, two workers on two cores, cost per job against its size and against
+the bytes that jobs share. From these and from named assumptions: 8 to 512 GPUs (`projected`).
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent / "src"), str(HERE), os.environ.get("PYTHONPATH", "")])
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+import shapes  # noqa: E402
+from rhumbline.engines import Job, Pool, Worker, answered  # noqa: E402
+from rhumbline.engines.local import Local  # noqa: E402
+from rhumbline.engines.ray import Ray  # noqa: E402
+from rhumbline.interventions import Ablate, Arm, Direction  # noqa: E402
+from rhumbline.protocol import preset  # noqa: E402
+from rhumbline.running import Runner  # noqa: E402
+from rhumbline.sizing import PROMPT_TOKENS, Device, work  # noqa: E402
+
+OUT = HERE.parent / "docs"
+
+
+def make(options: dict[str, Any]) -> Any:
+    """A worker: a random model of a shape; a job reads so many (arm, prompt) rows, or does nothing."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    model = shapes.random_model(shapes.SHAPES[options["shape"]])
+    prompts = shapes.prompts(32, shapes.SYSTEM, shapes.SHAPES[options["shape"]].vocab, 1)
+
+    def do(kind: str, arguments: dict[str, Any], shared: Any) -> Any:
+        if kind == "nothing":
+            return len(shared)
+        g = torch.Generator().manual_seed(arguments["seed"])
+        arms = [
+            Arm(f"{i}", (Ablate(Direction.from_vector(torch.randn(model.d_model, generator=g), -1, 3)),))
+            for i in range(arguments["arms"])
+        ]
+        found = torch.zeros(len(arms), arguments["prompts"], dtype=torch.float64)
+        for rows, logits in Runner(model).last_logits(prompts[: arguments["prompts"]], arms):
+            found[rows.arm, rows.prompt] = logits[:, 5].double()
+        return found.mean(1).tolist()
+
+    return do
+
+
+class Taken(NamedTuple):
+    wall: float
+    busy: float
+    """Seconds inside the jobs, summed over workers."""
+    values: list[Any]
+
+
+def mapped(pool: Pool, jobs: list[Job], shared: dict[str, bytes] | None = None) -> Taken:
+    with tempfile.TemporaryDirectory() as folder:
+        busy = []
+        start = time.perf_counter()
+        values = answered(pool, jobs, Path(folder), shared, told=lambda job, answer: busy.append(answer.seconds))
+        return Taken(time.perf_counter() - start, sum(busy), values)
+
+
+def reading(arms: int, prompts: int, n: int) -> list[Job]:
+    return [Job("read", {"arms": arms, "prompts": prompts, "seed": i}) for i in range(n)]
+
+
+def warmed(pool: Pool, workers: int) -> float:
+    """Until so many workers have answered once: the start-up."""
+    start = time.perf_counter()
+    for _ in range(60):
+        mapped(pool, reading(1, 4, 2 * workers))
+        if workers == 1 or len(pool.actors) - len(pool.starting) >= workers:  # type: ignore[attr-defined]
+            break
+    return time.perf_counter() - start
+
+
+def measure(quick: bool, shape: str) -> dict[str, Any]:
+    spec = Worker("scale:make", {"shape": shape})
+    n, repeats = (4, 1) if quick else (8, 2)
+    found: dict[str, Any] = {"shape": shape, "jobs": n, "load_average": os.getloadavg()[0]}
+    block = reading(8, 8, n)
+    with Local().pool(spec) as pool:
+        mapped(pool, reading(1, 4, 2))
+        local = [mapped(pool, block) for _ in range(repeats)]
+    best = statistics.median(t.wall for t in local)
+    found["local"] = {"wall": best, "busy": statistics.median(t.busy for t in local)}
+    for workers in (1, 2):
+        begin = time.perf_counter()
+        with Ray(replicas=workers).pool(spec) as pool:
+            up = time.perf_counter() - begin
+            first = warmed(pool, workers)
+            times = [mapped(pool, block) for _ in range(repeats)]
+            assert all(t.values == local[0].values for t in times)  # the same numbers, bit for bit
+            wall = statistics.median(t.wall for t in times)
+            entry = {"start": up + first, "wall": wall, "busy": statistics.median(t.busy for t in times)}
+            if workers == 1:
+                entry["overhead"] = wall / best - 1
+                entry["engine_share"] = statistics.median((t.wall - t.busy) / t.busy for t in times)
+                found["by_size"] = [sized(pool, arms) for arms in (1, 4, 16)]
+                found["by_bytes"] = [shared(pool, mib) for mib in (0, 1, 16, 128)]
+            else:
+                entry["efficiency"] = best / (workers * wall)
+        found[f"ray_{workers}"] = entry
+        print(json.dumps({f"ray_{workers}": entry}), flush=True)
+    return found
+
+
+def sized(pool: Pool, arms: int) -> dict[str, float]:
+    n = max(2, 16 // arms)
+    taken = mapped(pool, reading(arms, 8, n))
+    return {"rows": arms * 8, "seconds": taken.busy / n, "cost_ms": 1000 * (taken.wall - taken.busy) / n}
+
+
+def shared(pool: Pool, mib: int) -> dict[str, float]:
+    n = 8
+    data = {"file": os.urandom(mib * 2**20)}
+    mapped(pool, [Job("nothing", {"i": -1})], data)
+    taken = mapped(pool, [Job("nothing", {"i": i}) for i in range(n)], data)
+    return {"mib": mib, "cost_ms": 1000 * taken.wall / n}
+
+
+# -- many GPUs --------------------------------------------------------------------------------------------------------
+
+
+class Assumed(NamedTuple):
+    """What is not measured here. Change it to what your cluster does."""
+
+    parameters: float = 70e9
+    layers: int = 80
+    d_model: int = 8192
+    bytes_per_parameter: float = 2
+    gpus_per_replica: int = 4
+    parallel_efficiency: float = 0.7
+    """Of tensor parallelism over the GPUs of a replica."""
+    disk: float = 2e9
+    """Bytes per second with which one node reads weights."""
+    shared_disk: float = 20e9
+    """The same of all nodes together."""
+    network: float = 2.5e9
+    """Bytes per second from the driver to the nodes."""
+    models: int = 13
+    seeds: int = 3
+    prefix_sharing: float = 2.0
+    """How many times fewer tokens packed prompts have (docs/benchmarks.md)."""
+
+
+BLOCKS = {"candidates": 10, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 9, "dose": 2}
+"""Blocks of each stage of one seed at 80 layers (stages.py)."""
+
+
+def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -> dict[str, Any]:
+    """Hours of the sweep, and what bounds it."""
+    passes, steps = work(preset("rhumbline", seeds=(0,)).record(), a.layers)
+    rate = a.gpus_per_replica * a.parallel_efficiency
+    weights = a.parameters * a.bytes_per_parameter
+    second = 2 * a.parameters * PROMPT_TOKENS / a.prefix_sharing / (device.flops * rate)
+    seconds = {kind: n * second for kind, n in passes.items()}
+    seconds["outcomes"] += steps * 1.15 * weights / (device.bandwidth * rate)
+    run = sum(seconds.values())
+    replicas = max(1, gpus // a.gpus_per_replica)
+    runs = a.models * a.seeds
+    at_once = min(replicas, runs)
+    load = max(weights / a.disk, at_once * weights / a.shared_disk)
+    per_run = max(1, replicas // runs)
+    job_cost = measured["by_size"][-1]["cost_ms"] / 1000
+    inputs = 4 * a.d_model * (2 * 5 * a.layers + 514)
+    computing = seconds["serial"] + sum(seconds[k] * math.ceil(n / per_run) / n for k, n in BLOCKS.items())
+    engine = sum(math.ceil(n / per_run) * job_cost + per_run * inputs / a.network for n in BLOCKS.values())
+    inside = computing + (engine if per_run > 1 else 0.0)
+    waves = math.ceil(runs / replicas)
+    total = waves * (load + inside)
+    used = runs * run / (replicas * total)
+    bound = "reading weights" if load > inside else "computing"
+    if waves * replicas > 1.5 * runs and per_run == 1:
+        bound += "; the last wave is half empty"
+    elif per_run > 1 and bound == "computing":
+        bound = "few blocks in a stage"
+    return {
+        "gpus": gpus,
+        "replicas": replicas,
+        "per_run": per_run,
+        "load": load,
+        "run": inside,
+        "engine": (engine if per_run > 1 else 0.0) / inside,
+        "hours": total / 3600,
+        "gpu_hours": total / 3600 * gpus,
+        "busy": used,
+        "bound": bound,
+    }
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120)
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def written(found: dict[str, Any]) -> str:
+    a, device = Assumed(), Device()
+    projections = [projected(g, found, a, device) for g in (8, 16, 32, 64, 128, 256, 512)]
+    one, two = found["ray_1"], found["ray_2"]
+    busy = " (**busy: preliminary figures**)" if found["load_average"] > 1 else ""
+    engines = [
+        ["local", f"{found['local']['wall']:.1f}", f"{found['local']['busy']:.1f}", "", ""],
+        ["ray, 1 worker", f"{one['wall']:.1f}", f"{one['busy']:.1f}", f"{one['start']:.1f}",
+         f"overhead **{one['overhead']:+.1%}** of local's wall time; outside of the jobs {one['engine_share']:.1%}"],
+        ["ray, 2 workers", f"{two['wall']:.1f}", f"{two['busy']:.1f}", f"{two['start']:.1f}",
+         f"efficiency **{two['efficiency']:.2f}**"],
+    ]  # fmt: skip
+    sizes = [
+        [f"{r['rows']}", f"{r['seconds']:.2f}", f"{r['cost_ms']:.1f}", f"{r['cost_ms'] / 1000 / r['seconds']:.1%}"]
+        for r in found["by_size"]
+    ]
+    clusters = [
+        [f"{r['gpus']}", f"{r['replicas']}", f"{r['per_run']}", f"{r['load'] / 60:.1f}", f"{r['run'] / 60:.1f}",
+         f"{r['engine']:.2%}", f"{r['hours']:.1f}", f"{r['gpu_hours']:.0f}", f"{r['busy']:.0%}", r["bound"]]
+        for r in projections
+    ]  # fmt: skip
+    turns = a.gpus_per_replica * a.parallel_efficiency
+    weights = a.parameters * a.bytes_per_parameter / 1e9
+    return "\n\n".join(
+        [
+            "# Scale: what engines cost, and what follows",
+            paragraph(
+                "Written by `python benchmarks/scale.py`; running it again overwrites this page. How to use engines "
+                "and sweeps is in [guide/scale.md](guide/scale.md)."
+            ),
+            "## Measured",
+            paragraph(
+                f"{found['when']}, torch {torch.__version__}, Ray {found['ray']}, Python {platform.python_version()}, "
+                "a "
+                f"shared virtual machine of two x86-64 cores, one thread per worker, load average "
+                f"{found['load_average']:.1f} at the start{busy}. Work: {found['jobs']} blocks of 8 ablations x 8 "
+                f"prompts on {found['shape']} (docs/benchmarks.md); medians of the repeats. The values are the same "
+                "bit for bit on every engine; the script checks it."
+            ),
+            table(["engine", "wall s", "inside the jobs s", "start-up s", ""], engines),
+            "Targets: overhead at most 5 % beyond start-up, efficiency at least 0.85.",
+            "Cost of a job beside its work (one worker): sending, waiting, and the answer on disk (fsync).",
+            table(["rows of a block", "seconds of work", "cost, ms", "share"], sizes),
+            table(
+                ["MiB that all jobs of a call share", "cost of a job that does nothing, ms"],
+                [[f"{r['mib']}", f"{r['cost_ms']:.1f}"] for r in found["by_bytes"]],
+            ),
+            paragraph(
+                "**How large a block is.** Its bounds belong to the protocol, so that every engine runs the same "
+                "passes. "
+                "A block should last a second or more, against which the cost of a job is small, and a stage should "
+                "have "
+                "more blocks than a run has replicas: 32 candidates, 128 null draws, 3 draws of the whole procedure, 4 "
+                "refits, 512 completions."
+            ),
+            f"## A model of 8 to 512 GPUs: {a.models} models of {a.parameters / 1e9:.0f}B, {a.seeds} seeds",
+            paragraph(
+                "Not measured: no such cluster was at hand. It follows from the cost per job above, from the passes "
+                "that "
+                "the default protocol makes (`rhumbline.sizing.work`), and from these assumptions:"
+            ),
+            "\n".join(
+                textwrap.fill(" ".join(text.split()), 120, initial_indent="- ", subsequent_indent="  ")
+                for text in (
+                    f"a GPU reaches {device.flops / 1e12:.0f} TFLOP/s on prompts and {device.bandwidth / 1e12:.1f} "
+                    "TB/s "
+                    f"while generating; a replica has {a.gpus_per_replica} GPUs of 80 GB, {a.parallel_efficiency:.0%} "
+                    "of "
+                    "them effective under tensor parallelism (with `--device auto` they take turns: a run takes "
+                    f"{turns:.1f} times as long);",
+                    f"weights of {weights:.0f} GB are read at {a.disk / 1e9:.0f} GB/s by a node, at "
+                    f"{a.shared_disk / 1e9:.0f} GB/s by all together; artefacts travel at {a.network / 1e9:.1f} GB/s;",
+                    f"packing saves {a.prefix_sharing:.0f}x of the tokens, prompts have {PROMPT_TOKENS} of them;",
+                    "a run has one replica, and where there are more replicas than runs, each run's blocks are spread "
+                    "over several (`run --engine ray` for each run; `sweep` itself gives whole runs only).",
+                )
+            ),
+            table(
+                ["GPUs", "replicas", "per run", "reading weights, min", "a run, min", "engine", "sweep, h", "GPU-hours",
+                 "busy", "bound by"],
+                clusters,
+            ),
+            *_reading(projections, a),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _reading(projections: list[dict[str, Any]], a: Assumed) -> list[str]:
+    runs = a.models * a.seeds
+    least = min(projections, key=lambda r: r["gpu_hours"])
+    first = next((r for r in projections if r["bound"] != "computing"), projections[-1])
+    most = max(r["engine"] for r in projections)
+    return [
+        paragraph(
+            f"Computing binds up to {first['gpus']} GPUs, where it becomes {first['bound']}. {runs} runs keep "
+            f"{runs * a.gpus_per_replica} GPUs busy; beyond that a replica can only take blocks of a run, of which a "
+            f"stage has {min(BLOCKS.values())} to {max(BLOCKS.values())}. The engine (messages, artefacts, answers) "
+            "takes "
+            f"at most {most:.1%} of a run. The cheapest row is that of {least['gpus']} GPUs: {least['gpu_hours']:.0f} "
+            f"GPU-hours, {least['hours']:.1f} h."
+        ),
+        paragraph(
+            "What the model leaves out: queues, stragglers, failures (a lost node costs its unfinished blocks and one "
+            "loading), models that differ in size, and a judge that is a model."
+        ),
+    ]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true")
+    options.add_argument("--shape", default="m24", choices=shapes.SHAPES)
+    options.add_argument("--model-only", action="store_true", help="redo the page from the last measurements")
+    given = options.parse_args()
+    kept = OUT / "scale.json"
+    if given.model_only:
+        found = json.loads(kept.read_text())
+    else:
+        import ray
+
+        found = {**measure(given.quick, given.shape), "ray": ray.__version__, "when": time.strftime("%Y-%m-%d")}
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+    (OUT / "scale.md").write_text(written(found))
+
+
+if __name__ == "__main__":
+    main()

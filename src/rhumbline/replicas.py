@@ -1,0 +1,96 @@
+"""The workers of a run: a replica loads the model once and answers blocks of any stage from the artefacts it is sent.
+
+Promises: a replica whose weights, code or protocol are not the run's refuses to start, on every node. Needs no shared
+disk: what a block reads is sent with it. Does not know which engine it runs on.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rhumbline.chat import Chat
+from rhumbline.contrasts import ContrastSet, Prompt, split_contrast
+from rhumbline.engines import Shared, Worker
+from rhumbline.errors import ModelError
+from rhumbline.experiment import code_sha256
+from rhumbline.loading import fingerprint
+from rhumbline.measuring import Timings
+from rhumbline.protocol import Protocol, amend, preset
+from rhumbline.records import RunDirectory, sha256, write_bytes
+from rhumbline.sources import Source
+from rhumbline.stages import SeedStages
+
+
+def replica_worker(source: Source, contrast: ContrastSet, protocol: Protocol, fingerprint: str) -> Worker:
+    """How a replica of a run is made. `fingerprint` is that of the weights that the run itself has loaded."""
+    options = {
+        "source": asdict(source),
+        "contrast": asdict(contrast),
+        "protocol": protocol.record(),
+        "fingerprint": fingerprint,
+        "code": code_sha256(),
+    }
+    return Worker("rhumbline.replicas:Replica", options)
+
+
+def check_code(expected: str) -> None:
+    """ModelError where this node's rhumbline is not the one that the work was planned with."""
+    here = code_sha256()
+    if here != expected:
+        raise ModelError(
+            f"this node has another rhumbline ({here[:12]}, the command's is {expected[:12]}). "
+            "Install the same version on every node."
+        )
+
+
+def read_protocol(record: Mapping[str, Any]) -> Protocol:
+    """A protocol from its record."""
+    changes = {name: value for name, value in record.items() if name != "preset"}
+    return amend(preset(record["preset"]), changes, "record")
+
+
+class Replica:
+    """A loaded model with the prompts and the protocol of one run, and a mirror of its artefacts."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        check_code(options["code"])
+        self.model = Source(**options["source"]).load()
+        found = fingerprint(self.model)
+        if found != options["fingerprint"]:
+            raise ModelError(
+                f"{self.model.name} has other weights on this node ({found[:12]}, the run's are "
+                f"{options['fingerprint'][:12]}). Give a shared path, or the same revision in every hub cache."
+            )
+        given = options["contrast"]
+        self.contrast = ContrastSet(**{**given, "prompts": tuple(Prompt(**p) for p in given["prompts"])})
+        self.protocol = read_protocol(options["protocol"])
+        self.chat = Chat.of(self.model.tokenizer, self.protocol.chat, self.contrast.prompts)
+        self.mirror = Path(tempfile.mkdtemp(prefix="rhumbline-replica-"))
+        weakref.finalize(self, shutil.rmtree, self.mirror, ignore_errors=True)
+        self.known: tuple[Any, SeedStages] | None = None
+
+    def __call__(self, kind: str, arguments: Mapping[str, Any], shared: Shared) -> Any:
+        """The answer of a block."""
+        state = (
+            arguments["seed"],
+            arguments["tokens"],
+            sha256({n: hashlib.sha256(d).hexdigest() for n, d in shared.items()}),
+        )
+        if self.known is None or self.known[0] != state:
+            # What a stage keeps between its blocks is kept with it, and goes when the artefacts change.
+            self.known = (state, self._stages(arguments["seed"], arguments["tokens"], shared))
+        return self.known[1].answer(kind, arguments["arguments"])
+
+    def _stages(self, seed: int, tokens: int, shared: Shared) -> SeedStages:
+        shutil.rmtree(self.mirror, ignore_errors=True)
+        for name, data in shared.items():
+            write_bytes(self.mirror / name, data)
+        directory = RunDirectory.read(self.mirror)
+        splits = split_contrast(self.contrast, self.protocol.sizes, seed)
+        timings = Timings(self.mirror / "timings.json", self.model.device)
+        return SeedStages(directory, timings, self.model, self.chat, splits, self.protocol, seed, tokens)

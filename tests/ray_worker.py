@@ -1,0 +1,35 @@
+"""A worker for the tests of the Ray engine: counts what it is asked, and dies when told to."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def make(options):
+    folder = Path(options["folder"])
+
+    def do(kind, arguments, shared):
+        x = arguments["x"]
+        with open(folder / f"asked-{x}", "a") as f:
+            f.write(".")
+        first = (folder / f"asked-{x}").stat().st_size == 1
+        if kind == "killed" and x == options.get("at", 2) and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "starved" and x == 2 and first:
+            raise MemoryError
+        if kind == "poison" and x == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "broken" and x == 2:
+            raise ZeroDivisionError("two")
+        if kind == "slow":
+            time.sleep(1.0)
+        return {"square": x * x, "shared": {name: len(data) for name, data in shared.items()}}
+
+    return do
+
+
+def refuse(options):
+    from rhumbline.errors import ModelError
+
+    raise ModelError("other weights on this node")
