@@ -1,7 +1,8 @@
 """What makes a planted model fragile: it decides by the length of the stream, and its prompts have topics.
 
 Nothing of the behaviour lies along the axis that tells the classes apart; that axis only lengthens the stream. So any
-vector of that length induces the behaviour, and taking out whatever carries as much of the stream suppresses it.
+vector of that length, or its opposite, induces the behaviour, and taking out whatever carries as much of the stream
+suppresses it.
 """
 
 import random

@@ -17,8 +17,8 @@ axis and by nothing else. With several, no one direction carries it: ablating th
 a prompt on its axis. Axes may overlap: then one direction moves the behaviour both ways and is still not the one.
 
 A fragile model has no threshold on an axis: it refuses once the stream is long enough at the newline, whatever made it
-long. Its prompts also stand at either end of a topic axis. Then any vector of that length induces refusal, and taking
-out anything that carries as much of the stream suppresses it.
+long. Its prompts also stand at either end of a topic axis. Then any vector of that length, or its opposite, induces
+refusal, and taking out anything that carries as much of the stream suppresses it.
 """
 
 import random
