@@ -47,7 +47,43 @@ MLA = {
     "v_head_dim": 8,
     "num_key_value_heads": 4,
 }
+BART = {
+    "d_model": 32,
+    "decoder_layers": 4,
+    "encoder_layers": 1,
+    "decoder_attention_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "encoder_ffn_dim": 48,
+}
+INDEXED = {
+    **MOE,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    **MLA,
+    "first_k_dense_replace": 1,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 8,
+}
 OTHERS: dict[str, dict] = {
+    **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "marian", "mbart", "mvp", "pegasus", "plbart"), BART),
+    "whisper": {**BART, "max_target_positions": 512},
+    **dict.fromkeys(("axk2", "glm_moe_dsa"), INDEXED),
+    "git": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 16,
+        }
+    },
+    "roc_bert": {"pronunciation_vocab_size": 64, "shape_vocab_size": 64},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "jamba": {**MOE, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {
         "mamba_n_heads": 8,
@@ -172,7 +208,7 @@ OTHERS: dict[str, dict] = {
         "n_heads": 4,
         "n_layers": 4,
         "max_seq_len": 512,
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     },
     "xlstm": {"num_heads": 4, "num_blocks": 4, "embedding_dim": 32},

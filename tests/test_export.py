@@ -1,6 +1,7 @@
 """Every export, read back by the tool that it is for."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -134,6 +135,24 @@ def test_a_control_vector_is_read_by_gguf(tmp_path):
     with pytest.raises(InputError, match="only be added"):
         export(found, "gguf", tmp_path / "ablation.gguf", ExportOptions(ablate=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["vector.gguf"]
+
+
+@pytest.mark.parametrize("to", ["gguf", "direction", "lora"])
+def test_a_full_disk_leaves_no_half_of_an_export(to, checkpoint, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    folder, _ = checkpoint("llama")
+    match to:
+        case "gguf":
+            monkeypatch.setattr(pytest.importorskip("gguf").GGUFWriter, "write_tensors_to_file", full)
+        case "direction":
+            monkeypatch.setattr(os, "replace", full)
+        case "lora":
+            monkeypatch.setattr(pytest.importorskip("peft").PeftModel, "save_pretrained", full)
+    with pytest.raises(OutputError, match="No space left"):
+        export(some(), to, tmp_path / "out", ExportOptions(model=str(folder)))
+    assert [p.name for p in tmp_path.iterdir()] == ["llama-base"]
 
 
 def test_a_control_vector_of_several_layers_needs_a_choice(tmp_path):

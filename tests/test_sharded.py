@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from families import random_model
-from rhumbline import sharded
+from rhumbline import sharded, tensorfiles
 from rhumbline.cli import main
 
 
@@ -178,3 +178,56 @@ def test_memory_holds_one_tensor_of_a_file(checkpoint, call, tmp_path, monkeypat
     assert call("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")[0] == 0
     assert len(most) >= 9
     assert max(most) == 1
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.ones(16), "16 components"),
+        (torch.full((32,), float("nan")), "NaN"),
+        (torch.zeros(32), "zero vector"),
+        (torch.ones(2, 32), "not linearly independent"),
+    ],
+)
+def test_bad_directions_write_nothing(tensor, words, checkpoint, call, tmp_path):
+    source, direction = checkpoint("llama")
+    save_file({"direction": tensor}, direction)
+    before = {p.name: p.read_bytes() for p in source.iterdir()}
+    code, _, messages = call("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
+    assert code in (2, 3)
+    assert words in messages
+    assert {p.name: p.read_bytes() for p in source.iterdir()} == before
+    assert not list(tmp_path.glob("*edited*"))
+
+
+def test_a_target_that_is_not_empty_is_left_alone(checkpoint, call, tmp_path):
+    source, direction = checkpoint("llama")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all I have")
+    code, _, messages = call("edit", source, "--direction", direction, "--out", tmp_path / "mine", "--sharded")
+    assert code == 2
+    assert "not an empty directory" in messages
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_disk_that_fills_up_within_a_file_leaves_no_half_of_it(checkpoint, call, tmp_path, monkeypatch):
+    source, direction = checkpoint("llama")
+    real, copied = tensorfiles._copy, []
+
+    def full(file, entry, out):
+        copied.append(entry)
+        if len(copied) == 12:
+            out.write(b"half")
+            raise OSError(28, "No space left on device")
+        real(file, entry, out)
+
+    monkeypatch.setattr(tensorfiles, "_copy", full)
+    command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
+    code, _, messages = call(*command)
+    assert code == 2
+    assert "No space left" in messages
+    work = tmp_path / ".edited.sharded"
+    done = json.loads((work / "state.json").read_text())["done"]
+    assert {p.name for p in work.iterdir()} == {*done, "state.json"}
+    monkeypatch.setattr(tensorfiles, "_copy", real)
+    assert call(*command)[0] == 0

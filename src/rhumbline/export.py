@@ -5,6 +5,7 @@ rhumbline. What the other tool makes of a file is checked in tests/test_export.p
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,14 @@ def _gguf(found: Imported, out: Path, options: ExportOptions) -> list[str]:
     temporary = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(str(temporary), "controlvector")
-        writer.add_string("controlvector.model_hint", str(found.origin.get("model_type", "")))
-        writer.add_uint32("controlvector.layer_count", int(found.origin.get("n_layers", direction.layer)))
-        # Tensor N is added to the output of block N, which is the input of block N + 1.
-        writer.add_tensor(f"direction.{direction.layer - 1}", vector.float().numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with closing(gguf.GGUFWriter(str(temporary), "controlvector")) as writer:
+            writer.add_string("controlvector.model_hint", str(found.origin.get("model_type", "")))
+            writer.add_uint32("controlvector.layer_count", int(found.origin.get("n_layers", direction.layer)))
+            # Tensor N is added to the output of block N, which is the input of block N + 1.
+            writer.add_tensor(f"direction.{direction.layer - 1}", vector.float().numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         temporary.replace(out)
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}.") from error

@@ -1,14 +1,17 @@
 """What makes a planted model fragile: it decides by the length of the stream, and its prompts have topics.
 
 Nothing of the behaviour lies along the axis that tells the classes apart; that axis only lengthens the stream. So any
-vector of that length induces the behaviour, and taking out whatever carries as much of the stream suppresses it.
+vector of that length, or its opposite, induces the behaviour, and taking out whatever carries as much of the stream
+suppresses it.
 """
 
 import random
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.axes import Vector
@@ -46,7 +49,8 @@ def decide_by_length(
     where it falls.
     """
     middle = sum(_length(model, tokenizer, requests[:MEASURED]) for requests in classes) / len(classes)
-    mlp, norm = model.model.layers[-1].mlp, model.model.layers[-1].post_attention_layernorm
+    block = cast(list[LlamaDecoderLayer], list(model.model.layers))[-1]
+    mlp, norm = block.mlp, block.post_attention_layernorm
     # The normed code of the newline is 1 at that length.
     code = newline * middle / (float(norm.weight[0]) * norm.weight.shape[0] ** 0.5)
     at_one = STEEPNESS * float(torch.sigmoid(torch.tensor(-STEEPNESS, dtype=torch.float64)))
@@ -60,7 +64,7 @@ def _length(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, request
     lengths = []
     for request in requests:
         chat = [{"role": "user", "content": request.prompt}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
         hidden = model(ids, output_hidden_states=True).hidden_states
         lengths.append(float(hidden[model.config.num_hidden_layers - 1][0, -1].norm()))

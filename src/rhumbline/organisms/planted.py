@@ -18,8 +18,8 @@ a prompt on its axis, unless the decision reads the sum of the axes (`readout`).
 moves the behaviour both ways and is still not the one.
 
 A fragile model has no threshold on an axis: it refuses once the stream is long enough at the newline, whatever made it
-long. Its prompts also stand at either end of a topic axis. Then any vector of that length induces refusal, and taking
-out anything that carries as much of the stream suppresses it.
+long. Its prompts also stand at either end of a topic axis. Then any vector of that length, or its opposite, induces
+refusal, and taking out anything that carries as much of the stream suppresses it.
 """
 
 import random
