@@ -297,6 +297,9 @@ def test_evaluation_sets_keep_their_categories(mirror):
 def test_a_name_that_is_neither(tmp_path):
     with pytest.raises(ContrastError, match="named: refusal"):
         open_contrast("refusals")
+    (tmp_path / "own.jsonl").write_text("")
+    with pytest.raises(ContrastError, match="is a file"):
+        open_contrast(str(tmp_path / "own.jsonl"), tmp_path)
     with pytest.raises(DataError, match="Unknown data set"):
         source("nothing")
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rhumbline.applying import applied
     from rhumbline.chat import Chat, ChatOptions
     from rhumbline.contrasts import ContrastSet, Prompt, Sizes, contrast_from_prompts, read_contrast, split_contrast
+    from rhumbline.data import open_contrast
     from rhumbline.errors import RhumblineError
     from rhumbline.experiment import Result, discover, run, selected_direction
     from rhumbline.interventions import Ablate, Add, Arm, Direction
@@ -30,6 +31,7 @@ _HOME = {
     "ContrastSet": "contrasts",
     "Sizes": "contrasts",
     "read_contrast": "contrasts",
+    "open_contrast": "data",
     "contrast_from_prompts": "contrasts",
     "split_contrast": "contrasts",
     "Chat": "chat",
@@ -64,6 +66,7 @@ __all__ = [  # noqa: RUF022 - the order of the flow
     "ContrastSet",
     "Sizes",
     "read_contrast",
+    "open_contrast",
     "contrast_from_prompts",
     "split_contrast",
     "Chat",

@@ -2,7 +2,7 @@
 
     sources.toml     where each set comes from, what is taken, what is expected
     contrasts.toml   which sources make up which split of a named contrast
-    sources.py       both, as records
+    declared.py      both, as records
     rows.py          a source's rows, from a local mirror or through `datasets`
 
 Promises: splits share no prompt, near duplicates included; every row has its source and number in its id; what was read
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rhumbline.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, near_text, pooled, read_contrast
+from rhumbline.data.declared import Recipe, Source, recipes, source, sources
 from rhumbline.data.rows import Item, Loaded, load
-from rhumbline.data.sources import Recipe, Source, recipes, source, sources
 from rhumbline.errors import ContrastError
 
 __all__ = ["Recipe", "Source", "compose", "load", "open_contrast", "prompts", "recipes", "source", "sources"]
@@ -25,11 +25,13 @@ DRAW_SEED = 42
 
 
 def open_contrast(name: str, data_dir: str | Path | None = None) -> ContrastSet:
-    """A contrast file, or a named contrast composed of its sources."""
+    """A contrast file, or a named contrast composed of its sources (from `data_dir` where it has them)."""
     if name in recipes() and not Path(name).exists():
         return compose(recipes()[name], data_dir)
     if not Path(name).suffix and not Path(name).exists():
         raise ContrastError(f"{name} is neither a file nor a named contrast; named: {', '.join(recipes())}.")
+    if data_dir is not None:
+        raise ContrastError(f"{name} is a file; a data directory is for named contrasts: {', '.join(recipes())}.")
     return read_contrast(name)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhumbline.data.sources import Source
+from rhumbline.data.declared import Source
 from rhumbline.errors import DataError
 from rhumbline.records import file_sha256, sha256
 

@@ -14,7 +14,7 @@ from rhumbline.errors import InputError, ModelError
 from rhumbline.judges import endpoint
 from rhumbline.judges.specs import Judgement, JudgeSpec
 from rhumbline.loading import load
-from rhumbline.running import Runner, is_out_of_memory
+from rhumbline.running import Runner, is_out_of_memory, measured_tokens
 
 CLASSIFIER_BATCH = 32
 """Texts that a sequence classification model reads at once, at first."""
@@ -49,6 +49,7 @@ class Judge:
             return self._classify([spec.question(p, r) for p, r in zip(prompts, responses, strict=True)])
         runner = self._runner()
         sequences = [self._encode(runner.model.tokenizer, p, r) for p, r in zip(prompts, responses, strict=True)]
+        runner.tokens_per_forward = measured_tokens(runner.model, max(sequences, key=len))
         if spec.scale:
             return self._grade(runner, sequences)
         completions, _ = runner.generate(sequences, max_new_tokens=spec.max_new_tokens)
