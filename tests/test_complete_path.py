@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 GUIDE = Path(__file__).parent.parent / "docs" / "guide" / "side-effects.md"
 SMALL = [
-    *("--seeds", "0", "--sizes", "32,12,16", "--nulls", "1", "--wide-nulls", "19", "--max-new-tokens", "24"),
+    *("--seeds", "0", "--sizes", "64,20,16", "--nulls", "1", "--wide-nulls", "19", "--max-new-tokens", "24"),
     *("--device", "cpu", "--dtype", "float32"),
 ]
 NAMES = {

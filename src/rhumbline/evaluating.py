@@ -97,6 +97,8 @@ def evaluate(
         )
     known = arms_of_run(directory, settings.seed)
     wanted = list(dict.fromkeys(["baseline", *arms]))
+    if len(known) == 1 and len(wanted) > 1:
+        raise InputError(f"{path} chose no direction in seed {settings.seed}: only --arms baseline can be evaluated.")
     if unknown := [name for name in wanted if name not in known]:
         raise InputError(
             f"unknown arms {', '.join(unknown)}; this run has {', '.join(n for n in known if ':' not in n)}"
