@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,11 @@ from rhumbline.errors import InputError, ModelError, VerificationError
 from rhumbline.evaluating import Settings, arms_of_run, evaluate, task_manager
 from rhumbline.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
-from rhumbline.organisms.grammar import draw_requests
 from rhumbline.pairing import comparison
 from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
 from rhumbline.records import RunDirectory, read_json
 from rhumbline.statistics import mcnemar
+from tiny_tasks import write_tasks
 
 pytest.importorskip("lm_eval")
 # The harness's own notes on models that lie in memory, and what its dependencies say while they are imported.
@@ -62,26 +61,7 @@ def finished(made, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """`answers`: the right one of two answers to a harmless request. `help`: what it says to a restricted one."""
-    folder = tmp_path_factory.mktemp("tasks")
-    rng = random.Random(3)
-    harmless, restricted = (draw_requests(rng, label, N, held_out=True) for label in ("negative", "positive"))
-    choices = [{"q": r.prompt, "two": [r.answer, harmless[i - 5].answer]} for i, r in enumerate(harmless)]
-    for name, rows in (("answers", choices), ("help", [{"q": r.prompt, "a": r.answer} for r in restricted])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = "dataset_path: json\ntest_split: test\ndoc_to_text: '{{q}}'\n"
-    (folder / "answers.yaml").write_text(
-        f"task: answers\noutput_type: multiple_choice\n{common}"
-        f"dataset_kwargs: {{data_files: {{test: {folder}/answers.jsonl}}}}\n"
-        "doc_to_choice: '{{two}}'\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n"
-    )
-    (folder / "help.yaml").write_text(
-        f"task: help\noutput_type: generate_until\n{common}"
-        f"dataset_kwargs: {{data_files: {{test: {folder}/help.jsonl}}}}\n"
-        "doc_to_target: '{{a}}'\ngeneration_kwargs: {until: ['<|im_end|>'], max_gen_toks: 24, do_sample: false}\n"
-        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
-    )
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"), N)
 
 
 ARMS = ("ablation", "addition", "null:isotropic:0:ablation")
@@ -219,10 +199,8 @@ def test_the_names_of_the_issue_are_known_and_their_data_is_asked_for(finished, 
     names = ["mmlu", "arc_challenge", "gsm8k", "truthfulqa_mc2", "winogrande", "tinyHellaswag"]
     manager = task_manager(names, None)
     assert set(names) <= set(manager.all_tasks)
-    from rhumbline.evaluating import _one
-
     with pytest.raises(InputError, match=r"data of task arc_challenge cannot be had.*Offline"):
-        _one(organism, BASELINE, "arc_challenge", manager, Settings(0), finished / "x.answers", 1)
+        evaluate(finished, organism, ["arc_challenge"], [], Settings(0))
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch, finished, capsys):

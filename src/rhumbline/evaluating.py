@@ -10,11 +10,12 @@ of tasks and answers are not kept. Knows no statistics, and no task by name.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rhumbline.errors import InputError, ModelError
 from rhumbline.experiment import selected_direction
@@ -96,6 +97,8 @@ def evaluate(
         )
     known = arms_of_run(directory, settings.seed)
     wanted = list(dict.fromkeys(["baseline", *arms]))
+    if len(known) == 1 and len(wanted) > 1:
+        raise InputError(f"{path} chose no direction in seed {settings.seed}: only --arms baseline can be evaluated.")
     if unknown := [name for name in wanted if name not in known]:
         raise InputError(
             f"unknown arms {', '.join(unknown)}; this run has {', '.join(n for n in known if ':' not in n)}"
@@ -110,11 +113,52 @@ def evaluate(
         for name, (of, arm) in models.items():
             target = folder / _slug(task) / f"{_slug(name)}.json"
             if not target.is_file():
+                if name == "baseline":
+                    with _data_of(task):
+                        manager.load([task])
                 progress(f"{task}, {name}")
                 assert of is not None
                 record = _one(of, arm, task, manager, settings, target.with_suffix(".answers"), batch_size)
                 directory.save(target, {"task": task, "arm": name, **record})
     return directory.save(folder / "comparison.json", compare(directory, folder))
+
+
+class Planned(NamedTuple):
+    """What a task asks of one arm."""
+
+    task: str
+    documents: int
+    requests: int
+    words: int
+    """Of all prompts and continuations together."""
+
+
+def planned(tasks: Sequence[str], manager: Any, settings: Settings) -> list[Planned]:
+    """The requests of every task, built as the harness builds them; the model is not needed."""
+    found = []
+    for task in tasks:
+        with _data_of(task):
+            loaded = manager.load([task])["tasks"]
+        for name, one in loaded.items():
+            if settings.fewshot is not None:
+                one.set_config(key="num_fewshot", value=settings.fewshot)
+            one.build_all_requests(limit=settings.limit, rank=0, world_size=1)
+            asked = [str(part) for i in one.instances for part in i.args if isinstance(part, str)]
+            documents = len({i.doc_id for i in one.instances})
+            found.append(Planned(name, documents, len(one.instances), sum(len(a.split()) for a in asked)))
+    return found
+
+
+@contextmanager
+def _data_of(task: str) -> Iterator[None]:
+    """Says what to do where the data of a task cannot be had."""
+    try:
+        yield
+    except (OSError, ConnectionError) as error:
+        raise InputError(
+            f"the data of task {task} cannot be had: {str(error).splitlines()[0]}. Offline, only tasks whose data is "
+            "in the cache (HF_HOME) or in local files work: run once with access, or give --include-path DIR."
+        ) from error
 
 
 def task_manager(tasks: Sequence[str], include_path: str | Path | None) -> Any:
@@ -159,22 +203,16 @@ def _one(
     answers.parent.mkdir(parents=True, exist_ok=True)
     harnessed = ArmModel(model, arm, Answers(answers), batch_size=batch_size)
     ask: Any = simple_evaluate  # its decorator hides its signature
-    try:
-        found = ask(
-            model=harnessed,
-            tasks=[task],
-            task_manager=manager,
-            num_fewshot=settings.fewshot,
-            limit=settings.limit,
-            apply_chat_template=settings.chat,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-    except (OSError, ConnectionError) as error:
-        raise InputError(
-            f"the data of task {task} cannot be had: {str(error).splitlines()[0]}. Offline, only tasks whose data is "
-            "in the cache (HF_HOME) or in local files work: run once with access, or give --include-path DIR."
-        ) from error
+    found = ask(
+        model=harnessed,
+        tasks=[task],
+        task_manager=manager,
+        num_fewshot=settings.fewshot,
+        limit=settings.limit,
+        apply_chat_template=settings.chat,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
     assert found is not None
     record = json.loads(json.dumps(finite(_plain(_without_texts(found)))))
     answers.unlink(missing_ok=True)

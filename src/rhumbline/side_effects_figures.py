@@ -112,7 +112,7 @@ def _forest(rows: Sequence[Row]) -> Any:
 
 
 def _names() -> alt.Axis:
-    return bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=130, labelLimit=200)
+    return bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=130, labelLimit=200, labelPadding=8)
 
 
 def scores(name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Chart:

@@ -31,6 +31,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--seed", type=int, default=None, help="of the run; default: its first")
     evaluate.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
     evaluate.add_argument("--model", default=None, metavar="MODEL", help="where the run's model is now")
+    evaluate.add_argument("--plan", action="store_true", help="say what would be asked, and stop")
     evaluate.add_argument("--json", action="store_true", help="print comparison.json on standard output")
     model_options(evaluate)
 
@@ -40,7 +41,7 @@ def _evaluate(a: argparse.Namespace) -> int:
 
     # Its notes on models in memory and on defaults of task files are for those who call it themselves.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evaluating import Settings, evaluate, task_manager
+    from rhumbline.evaluating import Settings, evaluate, planned, task_manager
     from rhumbline.loading import load
     from rhumbline.records import RunDirectory
 
@@ -48,7 +49,17 @@ def _evaluate(a: argparse.Namespace) -> int:
     seed = directory.protocol["seeds"][0] if a.seed is None else a.seed
     settings = Settings(seed, a.limit, a.fewshot, a.chat)
     tasks, arms = (tuple(filter(None, text.split(","))) for text in (a.tasks, a.arms))
-    task_manager(tasks, a.include_path)  # before a large model is loaded
+    manager = task_manager(tasks, a.include_path)  # before a large model is loaded
+    if a.plan:
+        n_arms = len({"baseline", *arms}) + bool(a.edited)
+        for task in planned(tasks, manager, settings):
+            out.print(
+                f"{task.task}: {task.documents} documents, {task.requests} requests x {n_arms} arms, "
+                f"{task.words * n_arms:,} words",
+                markup=False,
+                highlight=False,
+            )
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
         model = _model_of(a, directory.protocol["model"], Path(scratch))
         found = evaluate(
