@@ -220,7 +220,7 @@ def test_random_spans_hold_what_is_given_and_match_the_energy():
     rng = np.random.default_rng(0)
     h = torch.randn(200, 24) * torch.linspace(3, 0.1, 24)
     given_, own = torch.eye(24)[20:21], torch.eye(24)[[20, 3]]
-    plain = random_span(given_, 2, h, rng, None)
+    plain = random_span(given_, 2, h, rng)
     matched = random_span(given_, 2, h, rng, energy(h, own))
     for span in (plain, matched):
         assert (given_ - given_ @ span.T @ span).abs().max() < 1e-5

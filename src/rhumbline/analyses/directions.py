@@ -317,7 +317,7 @@ class _Source:
             for family in FAMILIES if k > 1 else ():
                 match = row["energy"] if family == "energy-matched" else None
                 rng = np.random.default_rng([*self.seed, k, FAMILIES.index(family)])
-                drawn = [random_span(spans[0], k, h, rng, match) for _ in range(self.plan.draws)]
+                drawn = [random_span(spans[0], k, self.h[1], rng, match, h) for _ in range(self.plan.draws)]
                 row["random"][family] = {
                     **self._measured(before, drawn, family),
                     "energy": float(np.mean([energy(h, s) for s in drawn])),

@@ -108,20 +108,23 @@ def prototypes(
 def random_span(
     given: Float[Tensor, "given d_model"],
     rank: int,
-    h: Float[Tensor, "prompt d_model"],
+    negative: Float[Tensor, "negative d_model"],
     rng: np.random.Generator,
-    match: float | None,
+    match: float | None = None,
+    h: Float[Tensor, "prompt d_model"] | None = None,
 ) -> Basis:
     """`given` and random directions beside it, up to `rank`.
 
-    Without `match` the further ones are isotropic. With it they are drawn along the spread of `h`, each of its axes
-    weighted by its variance to a power t (0: isotropic, 1/2: a draw from the covariance, large: the main axis), with t
-    such that the whole span removes the share `match` of the energy of `h`; where none does, the nearest one stands.
+    Without `match` the further ones are isotropic. With it they are drawn along the spread of the negatives, which
+    knows nothing of the behaviour: each of its axes is weighted by its variance to a power t (0: isotropic, 1/2: a draw
+    from the covariance, large: the main axis), with t such that the whole span removes the share `match` of the energy
+    of `h` (default: the negatives). Where no t does, the nearest span stands.
     """
-    plain = torch.stack([isotropic(h.shape[1], rng) for _ in range(rank - len(given))])
+    plain = torch.stack([isotropic(negative.shape[1], rng) for _ in range(rank - len(given))])
     if match is None:
         return span_of(torch.cat([given, plain]))
-    x = h.double()
+    measured = negative if h is None else h
+    x = negative.double()
     _, values, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     share = (values / values[0]).clamp_min(1e-3) ** 2
     along = plain.double() @ axes.T
@@ -133,7 +136,7 @@ def random_span(
     low, high = 0.0, 4.0
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (middle, high) if energy(h, drawn(middle)) < match else (low, middle)
+        low, high = (middle, high) if energy(measured, drawn(middle)) < match else (low, middle)
     return drawn((low + high) / 2)
 
 
