@@ -15,15 +15,18 @@ ORDER = [
     "axes", "errors", "records", "measuring",
     "contrasts", "chat",
     "models", "packing", "proving", "loading", "interventions", "running", "residuals", "directions", "nulls",
-    "judging", "style", "pairing", "statistics", "levels", "classifying", "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
-    "protocol", "probes", "styling", "verification", "figures", "evidence_figures", "page", "evidence_report", "report",
+    "judging", "style", "pairing", "statistics", "levels", "classifying",
+    "planning", "evidence", "opening", "selection", "scoring", "refitting", "verdict",
+    "protocol", "probes", "styling", "verification", "figures", "evidence_figures", "page",
+    "evidence_report", "style_report", "report",
     "stages", "experiment",
     "projecting", "editing", "additive", "weights", "importing", "saving", "applying", "recipes", "sharded",
     "adapters", "export",
     "organisms", "analyses", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["errors", "records", "contrasts", "statistics", "planning", "evidence", "verdict", "figures",
-                 "evidence_figures", "page", "evidence_report", "report"]  # fmt: skip
+                 "evidence_figures", "page", "evidence_report", "style_report", "report",
+                 "levels"]  # fmt: skip
 HOOKS = "models"
 
 

@@ -143,7 +143,15 @@ def code_sha256() -> str:
     """Hash of the package's own source files, but for those that only show results."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
-    shown = {"report.py", "page.py", "evidence_report.py", "figures.py", "evidence_figures.py", "cli.py"}
+    shown = {
+        "report.py",
+        "page.py",
+        "evidence_report.py",
+        "style_report.py",
+        "figures.py",
+        "evidence_figures.py",
+        "cli.py",
+    }
     for path in sorted(p for p in root.rglob("*.py") if p.name not in shown):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

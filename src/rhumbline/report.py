@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from rhumbline import evidence_report, figures, page
+from rhumbline import evidence_report, figures, page, style_report
 from rhumbline.errors import OutputError
 from rhumbline.figures import Row, arm_of, printable
 
@@ -689,6 +689,7 @@ def build(run_dir: Path) -> Path:
         _selection(run, draw),
         _separation(run, draw),
         _nulls(run, draw),
+        style_report.section(run.protocol, run.results["seeds"]),
         *evidence_report.sections(run.protocol, run.results, draw),
         _arms_table(run),
         _protocol(run),
