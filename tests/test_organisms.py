@@ -344,7 +344,7 @@ def test_reloading_the_tokenizer_changes_no_text(name, tmp_path):
 
 def test_unknown_organisms_are_refused_with_the_known_ones(tmp_path):
     for call in (lambda: organism_dir("planetd"), lambda: materialise("planetd", tmp_path)):
-        with pytest.raises(InputError, match="refusal, planted"):
+        with pytest.raises(InputError, match="refusal, style, style-null, planted"):
             call()
     with pytest.raises(InputError, match="materialise"):
         organism_dir("planted")
