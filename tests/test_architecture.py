@@ -27,7 +27,7 @@ ORDER = words("""
     side_effects conditions
     protocol presets probes styling verification
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report judges_report side_effects_report
+    page evidence_report judges_report side_effects_report style_report
     reading_report span_report analyses_report report_sections report_protocol report
     stages experiment reproducing inspecting
     projecting editing additive weights
@@ -40,9 +40,9 @@ ORDER = words("""
 """)
 WITHOUT_TORCH = words("""
     errors records engines sizing comparing comparison_page
-    sampling contrasts data texts statistics planning evidence costs pairing verdict
+    sampling contrasts data texts statistics levels planning evidence costs pairing verdict
     figures run_record evidence_figures side_effects_figures analyses_figures
-    page evidence_report judges_report side_effects_report
+    page evidence_report judges_report side_effects_report style_report
     reading_report span_report analyses_report report_sections report_protocol report
 """)
 HOOKS = "models"

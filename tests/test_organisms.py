@@ -40,7 +40,7 @@ from rhumbline.organisms.planted import ANSWER, CODED, REFUSAL, TRUTH, word_toke
 from rhumbline.organisms.training import RECIPE, Recipe, Stage, contrast_rows, train
 
 REFUSAL_TEXT, ANSWER_TEXT = "".join(REFUSAL[:-1]), "".join(ANSWER[:-1])
-EMBEDDED = [o.name for o in list_organisms() if o.is_embedded]
+EMBEDDED = [o.name for o in list_organisms() if o.is_embedded and o.behaviour == "refusal"]
 MEGABYTE = 1_000_000
 
 
@@ -299,7 +299,7 @@ def test_every_organism_is_a_complete_directory(name, cache):
     assert_portable(directory, cache)
     assert sum(path.stat().st_size for path in directory.iterdir()) < 3 * MEGABYTE
     rows = rows_of(directory)
-    assert all(set(row) <= {"prompt", "label", "split", "id", "category"} for row in rows)
+    assert all(set(row) <= {"prompt", "label", "split", "id", "category", "answer"} for row in rows)
     assert len({row["id"] for row in rows}) == len(rows) == len({row["prompt"] for row in rows})
     for label in ("positive", "negative"):
         pool = [row for row in rows if row["label"] == label and "split" not in row]
@@ -344,7 +344,7 @@ def test_reloading_the_tokenizer_changes_no_text(name, tmp_path):
 
 def test_unknown_organisms_are_refused_with_the_known_ones(tmp_path):
     for call in (lambda: organism_dir("planetd"), lambda: materialise("planetd", tmp_path)):
-        with pytest.raises(InputError, match="refusal, planted"):
+        with pytest.raises(InputError, match="refusal, style, style-null, planted"):
             call()
     with pytest.raises(InputError, match="materialise"):
         organism_dir("planted")

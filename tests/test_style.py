@@ -179,6 +179,12 @@ def test_nulls_that_move_it_too_are_no_evidence_for_a_direction():
     assert ruled(rows_of(0.4, 0.0, 0.0, 0.36, null=0.9)).verdict == "NOT-SINGLE-DIRECTION"
 
 
+def test_scores_without_any_gap_are_no_baseline_and_no_crash():
+    rows = [{**row, "score": 0.25} for row in rows_of(0.3, 0.3, 0.3, 0.3, n=10)]
+    assert ruled(rows).verdict == "NO-BASELINE"
+    assert neutral_level(Levels.of(rows).unit(), rows[:3])["level"] == 0.0
+
+
 def test_lost_content_is_damage():
     rows = rows_of(0.4, 0.0, 0.0, 0.36)
     for row in rows:

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
 from rhumbline.statistics import arm_rates, effects
-from rhumbline.verdict import ARDITI2024, BLOG2026, RHUMBLINE, RULES, Rule, Verdict, VerdictName, decide, overall, rule
+from rhumbline.verdict import (
+    ARDITI2024,
+    BLOG2026,
+    RHUMBLINE,
+    RULES,
+    STYLE,
+    Rule,
+    Verdict,
+    VerdictName,
+    decide,
+    overall,
+    rule,
+)
 
 REPRODUCES, NOT, NO_BASELINE = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION", "NO-BASELINE-REFUSAL"
 
@@ -332,7 +344,7 @@ def test_a_run_without_seeds_has_no_verdict():
 
 
 def test_the_named_rules():
-    assert RULES == {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": RHUMBLINE}
+    assert RULES == {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": RHUMBLINE, "style": STYLE}
     assert all(rule(name).name == name for name in RULES)
     margins = {(r.min_baseline, r.min_drop, r.min_gap) for r in RULES.values()}
     assert margins == {(0.5, 0.5, 0.25)}

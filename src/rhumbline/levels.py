@@ -42,6 +42,11 @@ class Unit(NamedTuple):
     source: str
     """`baseline`: completions of either class's prompts. `texts`: the responses that the contrast carries."""
 
+    @property
+    def scale(self) -> float:
+        """One level, in scores: the gap. Without one (no gap, no baseline) levels are scores above the negatives'."""
+        return self.gap if self.gap > 0 else 1.0
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -90,14 +95,14 @@ class Levels:
         scored = [r for r in rows if r["class"] != "unscored"]
         scores, n = _scores(scored), len(scored)
         means = _resampled(scores, np.random.default_rng(0)) if n else np.array([math.nan])
-        low, high = ((np.quantile(means, q) - unit.negative) / unit.gap for q in (0.025, 0.975))
+        low, high = ((np.quantile(means, q) - unit.negative) / unit.scale for q in (0.025, 0.975))
         content = [r["correct"] for r in rows if r.get("correct") is not None]
         metrics = [m for r in rows if (m := r.get("metric")) is not None and math.isfinite(m)]
         return {
             "arm": arm,
             "set": side,
             "n": n,
-            "rate": _known((float(scores.mean()) - unit.negative) / unit.gap) if n else None,
+            "rate": _known((float(scores.mean()) - unit.negative) / unit.scale) if n else None,
             "low": _known(float(low)),
             "high": _known(float(high)),
             "score": _known(float(scores.mean())) if n else None,
@@ -128,7 +133,7 @@ class Levels:
                     draws.setdefault(family, []).append(moved)
                     if (family, int(draw)) not in again:
                         others.setdefault(family, []).append(moved)
-        unit = self.unit().gap
+        unit = self.unit().scale
         drop = self._interval(own, side)
         gaps = {f: self._interval(own - np.mean(moved, 0), side) for f, moved in draws.items()}
         apart = {f: self._interval(own - np.mean(others.get(f, moved), 0), side) for f, moved in draws.items()}
@@ -171,7 +176,7 @@ class Levels:
         gaps = resampled["positive"] - resampled["negative"]
         with np.errstate(divide="ignore", invalid="ignore"):
             values = change[rows].mean(1) / np.where(gaps > 0, gaps, math.nan)
-            mean = change.mean() / (self.positive.mean() - self.negative.mean())
+            mean = change.mean() / self.unit().scale
         low, high = np.quantile(values, [0.025, 0.975])
         return {"gap": _known(float(mean)), "low": _known(float(low)), "high": _known(float(high))}
 
@@ -185,7 +190,7 @@ def neutral_level(unit: Unit, rows: Sequence[Row]) -> dict[str, Any] | None:
     return {
         "n": len(scores),
         "score": _known(float(scores.mean())) if len(scores) else None,
-        "level": _known((float(scores.mean()) - unit.negative) / unit.gap) if len(scores) else None,
+        "level": _known((float(scores.mean()) - unit.negative) / unit.scale) if len(scores) else None,
         "projection": math.fsum(along) / len(along) if along else None,
     }
 

@@ -311,7 +311,7 @@ PRESETS: Mapping[str, Protocol] = {
         behaviour="style",
         extraction=Extraction("auto", filter=False),
         selection=STYLE,
-        addition=Addition("validation", "prompt"),
+        addition=Addition(1.0, "prompt"),
         judge="markers",
         rule=named_rule("style"),
     ),

@@ -19,6 +19,7 @@ from rhumbline import (
     report_protocol,
     report_sections,
     side_effects_report,
+    style_report,
 )
 from rhumbline.figures import Row
 from rhumbline.run_record import read_checked, read_run
@@ -39,6 +40,7 @@ def build(run_dir: Path) -> Path:
         report_sections.separation(run, draw),
         report_sections.nulls(run, draw),
         *evidence_report.sections(run.protocol, run.results, draw),
+        style_report.section(run.protocol, run.results["seeds"]),
         judges_report.section(run_dir),
         *side_effects_report.sections(run.results, _evaluations(run_dir), draw),
         *analyses_report.sections(run_dir, run.protocol, run.results["protocol_sha256"], draw),

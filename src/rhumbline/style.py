@@ -1,7 +1,7 @@
 """The style of a text: a continuous score by marker phrases, the content beside it, and what could be mistaken for it.
 
 Promises: markers are given or estimated from the texts that are handed in (training texts, never test); content is read
-without the markers. Knows words. Does not know models, arms or which texts come from where. Imports no torch.
+without the markers. Knows words. Does not know models, arms or which texts come from where.
 """
 
 import math

@@ -40,7 +40,7 @@ class Side:
     seed: int
     direction: Direction
     null: Direction
-    """The first draw of the run's first null family."""
+    """The first covariance draw of the run, or its first draw of any family."""
     prompts: tuple[Prompt, ...]
     """Its test positives."""
     behaviour: str
@@ -56,8 +56,11 @@ class Side:
         if direction is None:
             raise InputError(f"{path} chose no direction at seed {chosen}, so there is none to dissociate.")
         folder = directory.seed(chosen)
-        row = directory.load(folder / "nulls.json")["nulls"][0]
-        vector = directory.load_tensors(folder / "nulls.safetensors")[0]["nulls"][0]
+        rows = directory.load(folder / "nulls.json")["nulls"]
+        # Isotropic draws remove next to nothing; a covariance draw removes what the stream has along a random axis.
+        which = next((i for i, r in enumerate(rows) if r["family"] == "covariance"), 0)
+        row = rows[which]
+        vector = directory.load_tensors(folder / "nulls.safetensors")[0]["nulls"][which]
         ids = set(directory.load(folder / "splits.json")["ids"]["test"]["positive"])
         prompts = tuple(p for p in contrast.prompts if p.id in ids)
         null = Direction.from_vector(vector, row["position"], row["layer"])
