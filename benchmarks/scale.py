@@ -186,8 +186,10 @@ def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -
     total = waves * (load + inside)
     used = runs * run / (replicas * total)
     bound = "reading weights" if load > inside else "computing"
-    if waves * replicas > 1.5 * runs and per_run == 1:
-        bound += "; the last wave is half empty"
+    if bound == "computing" and load > inside / 2:
+        bound = "computing and the shared disk"
+    if waves == 1 and per_run == 1 and replicas > runs:
+        bound += ", more replicas than runs"
     elif per_run > 1 and bound == "computing":
         bound = "few blocks in a stage"
     return {
@@ -287,7 +289,8 @@ def written(found: dict[str, Any]) -> str:
                     f"{a.shared_disk / 1e9:.0f} GB/s by all together; artefacts travel at {a.network / 1e9:.1f} GB/s;",
                     f"packing saves {a.prefix_sharing:.0f}x of the tokens, prompts have {PROMPT_TOKENS} of them;",
                     "a run has one replica, and where there are more replicas than runs, each run's blocks are spread "
-                    "over several (`run --engine ray` for each run; `sweep` itself gives whole runs only).",
+                    "over several (`run --engine ray` for each run; `sweep` itself gives whole runs only);",
+                    "every run loads its model anew, though a replica keeps it between runs of one model.",
                 )
             ),
             table(
@@ -307,7 +310,7 @@ def _reading(projections: list[dict[str, Any]], a: Assumed) -> list[str]:
     most = max(r["engine"] for r in projections)
     return [
         paragraph(
-            f"Computing binds up to {first['gpus']} GPUs, where it becomes {first['bound']}. {runs} runs keep "
+            f"Computing alone binds below {first['gpus']} GPUs; from there on: {first['bound']}. {runs} runs keep "
             f"{runs * a.gpus_per_replica} GPUs busy; beyond that a replica can only take blocks of a run, of which a "
             f"stage has {min(BLOCKS.values())} to {max(BLOCKS.values())}. The engine (messages, artefacts, answers) "
             "takes "

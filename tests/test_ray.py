@@ -248,7 +248,10 @@ def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
     finally:
         ray.shutdown()
         head.shutdown()  # every process of the head node is killed
-    said, _ = process.communicate(timeout=300)
+    try:
+        said, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode != 0, said
     done = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/results.json")}
     assert 1 <= len(done) < 6

@@ -120,7 +120,8 @@ class Ray:
         is_open = address is None or not is_loopback(address)
         if is_open and os.environ.setdefault("RAY_AUTH_MODE", "token") == "disabled":
             raise InputError(
-                f"RAY_AUTH_MODE=disabled with {address or 'a cluster of this machine'}: whoever reaches a Ray cluster may run code on it. "
+                f"RAY_AUTH_MODE=disabled with {address or 'a cluster of this machine'}: whoever reaches a Ray cluster "
+                "may run code on it. "
                 "Unset it and give the cluster's token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             )
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
