@@ -17,7 +17,7 @@ from rhumbline.chat import Chat
 from rhumbline.contrasts import ContrastSet, Prompt, split_contrast
 from rhumbline.engines import Shared, Worker
 from rhumbline.errors import ModelError
-from rhumbline.experiment import code_sha256
+from rhumbline.experiment import code_sha256, prompts_of, resolved
 from rhumbline.loading import fingerprint
 from rhumbline.measuring import Timings
 from rhumbline.protocol import Protocol, amend, preset
@@ -67,9 +67,13 @@ class Replica:
                 f"{options['fingerprint'][:12]}). Give a shared path, or the same revision in every hub cache."
             )
         given = options["contrast"]
-        self.contrast = ContrastSet(**{**given, "prompts": tuple(Prompt(**p) for p in given["prompts"])})
-        self.protocol = read_protocol(options["protocol"])
-        self.chat = Chat.of(self.model.tokenizer, self.protocol.chat, self.contrast.prompts)
+        read = {name: tuple(Prompt(**p) for p in given[name]) for name in ("prompts", "neutral")}
+        contrast = ContrastSet(**{**given, **read})
+        self.protocol = resolved(read_protocol(options["protocol"]), contrast)
+        sizes, sampling = self.protocol.sizes, self.protocol.sampling
+        self.splits = {seed: split_contrast(contrast, sizes, seed, sampling) for seed in self.protocol.seeds}
+        prompts = (*prompts_of(contrast, self.splits.values()), *contrast.neutral)
+        self.chat = Chat.of(self.model.tokenizer, self.protocol.chat, prompts)
         self.mirror = Path(tempfile.mkdtemp(prefix="rhumbline-replica-"))
         weakref.finalize(self, shutil.rmtree, self.mirror, ignore_errors=True)
         self.known: tuple[Any, SeedStages] | None = None
@@ -91,6 +95,5 @@ class Replica:
         for name, data in shared.items():
             write_bytes(self.mirror / name, data)
         directory = RunDirectory.read(self.mirror)
-        splits = split_contrast(self.contrast, self.protocol.sizes, seed)
         timings = Timings(self.mirror / "timings.json", self.model.device)
-        return SeedStages(directory, timings, self.model, self.chat, splits, self.protocol, seed, tokens)
+        return SeedStages(directory, timings, self.model, self.chat, self.splits[seed], self.protocol, seed, tokens)
