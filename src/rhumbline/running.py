@@ -87,6 +87,13 @@ class Rows(NamedTuple):
     prompt: Int[Tensor, " row"]
 
 
+def _log_probability(
+    logits: Float[Tensor, "arm token vocab"], tokens: Int[Tensor, " token"]
+) -> Float[Tensor, "arm token 1"]:
+    """Of each token, in float64."""
+    return logits.double().log_softmax(-1).gather(-1, tokens.expand(len(logits), -1)[..., None])
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device (or the host) ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
@@ -331,30 +338,15 @@ class Runner:
         self, sequences: Sequence[TokenIds], answers: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
     ) -> Float[Tensor, "arm prompt"]:
         """Mean log-probability per token of each prompt's answer under each arm, teacher-forced; float64, nats."""
-        edits = BatchEdits.of(arms, self.model)
-        found = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
-        texts = [Answered(ids, answer) for ids, answer in zip(sequences, answers, strict=True)]
-
-        def run(block: Block) -> Tensor:
-            rows = block.rows()
-            prompts = rows.prompt.tolist()
-            ids, mask, width = self._beside([sequences[i] for i in prompts], [answers[i] for i in prompts])
-            with hooked(self.model, edits.on(rows.arm.to(self.model.device), n_prompt=width)):
-                logits = forward(self.model, ids, mask, keep=0)[:, width - 1 : -1]
-            said = logits.double().log_softmax(-1).gather(-1, ids[:, width:, None])[..., 0]
-            counted = mask[:, width:]
-            return (said * counted).sum(1) / counted.sum(1)
-
-        for block in self._prompt_blocks(texts, len(arms)):
-            for done, values in self._within_memory(block, run):
-                rows = done.rows()
-                self.tick(len(values))
-                found[rows.arm, rows.prompt] = values.cpu()
+        documents = [Document([*ids, *answer], len(ids)) for ids, answer in zip(sequences, answers, strict=True)]
+        found = torch.full((len(arms), len(documents)), float("nan"), dtype=torch.float64)
+        for document, here, values in self.token_readings(documents, arms, _log_probability):
+            found[here, document] = values[..., 0].mean(-1)
         return found
 
-    def _prompt_blocks(self, texts: Sequence[TokenIds], n_arms: int = 1) -> Iterator[Block]:
+    def _prompt_blocks(self, texts: Sequence[TokenIds]) -> Iterator[Block]:
         """Blocks in which the prompts, without their answers, may be padded."""
-        for block in self.blocks(texts, n_arms):
+        for block in self.blocks(texts, 1):
             if not self.model.proof.unpadded:
                 yield block
                 continue
