@@ -132,14 +132,23 @@ def test_no_hook_is_left_behind(family_model):
     chat_model = family_model("qwen2")
     direction = Direction.from_vector(unit(chat_model.d_model), -1, 1)
     before = logits_of(Runner(chat_model), [Arm("baseline")])
-    with (
-        pytest.raises(RuntimeError, match="on purpose"),
-        models.hooked(
-            chat_model, BatchEdits.of([Arm("a", (Ablate(direction),))], chat_model).on(torch.zeros(1, dtype=torch.long))
-        ),
-    ):
-        raise RuntimeError("on purpose")
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in chat_model.model.modules())
+
+    def hooks() -> int:
+        # transformers' own, once hidden states were asked for, stay for good.
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in chat_model.model.modules())
+
+    known, edits = hooks(), BatchEdits.of([Arm("a", (Ablate(direction),))], chat_model)
+    during = []
+
+    def fail() -> None:
+        with models.hooked(chat_model, edits.on(torch.zeros(1, dtype=torch.long))):
+            during.append(hooks())
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
+    assert during[0] > known
+    assert hooks() == known
     torch.testing.assert_close(logits_of(Runner(chat_model), [Arm("baseline")]), before, atol=0, rtol=0)
 
 

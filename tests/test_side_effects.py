@@ -106,7 +106,7 @@ def test_no_intervention_costs_nothing_and_a_large_one_does(organism):
         replace(direction, norm=60.0), [], (), {"coefficient": 1.0, "positions": "all"}
     )[1:]]  # fmt: skip
     runner = Runner(organism)
-    sources = Reading(chat, 3, 256).completions(runner, prompts, judge("refusal-opening"), 12)
+    sources = Reading(chat, 3, 256).completions(runner, prompts, lambda prompt: judge("refusal-opening"), 12)
     rows = loss_rows(runner, "completions", sources, arms)
     loss = {r["arm"]: r for r in costs.losses("completions", rows)}
     kl = {r["arm"]: r for r in costs.divergences(rows)}

@@ -398,7 +398,7 @@ def test_arms_on_different_prompts_are_refused(arm):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"class": "refusal"}, "refused, complied, degenerate, unscored"),
+        ({"class": "refusal"}, "refused, complied, shown, absent, degenerate, unscored"),
         ({"set": "harmful"}, "positive, negative"),
         ({"arm": None}, "must be strings"),
         ({"prompt_id": 3}, "must be strings"),

@@ -12,10 +12,11 @@ from typing import NamedTuple
 from rhumbline.chat import Chat
 from rhumbline.contrasts import LABELS, SPLITS, Splits
 from rhumbline.models import ChatModel
-from rhumbline.protocol import Protocol
+from rhumbline.protocol import COEFFICIENTS, Protocol
 from rhumbline.refitting import IN_QUESTION
 from rhumbline.running import Runner
 from rhumbline.side_effects import Reading
+from rhumbline.stages import NULLS_PER_BLOCK
 from rhumbline.texts import NO_TEXTS, LossTexts
 
 OPENINGS = 20
@@ -63,13 +64,13 @@ def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, text
     if protocol.nulls.wide:
         draws = sum(protocol.nulls.total(f) for f in families)
         p, q = min(protocol.nulls.prompts, ep), min(protocol.nulls.prompts, en)
-        found.append(stage("wide nulls", p * (2 + draws) + q * (6 + draws)))
+        blocks = -(-draws // NULLS_PER_BLOCK)  # each has the baseline and the direction's own arms too
+        found.append(stage("wide nulls", p * (2 * blocks + draws) + q * (5 * blocks + draws)))
     dose = protocol.dose
     p, q = min(dose.prompts, ep), min(dose.prompts, en)
     curves = 1 + len(families) * min(dose.draws, protocol.nulls.draws if not protocol.nulls.wide else dose.draws)
     if dose.strengths or dose.coefficients:
-        clean = q if dose.coefficients else 0
-        found.append(stage("dose", curves * (p * len(dose.strengths) + q * len(dose.coefficients)) + clean))
+        found.append(stage("dose", curves * (p * len(dose.strengths) + q * len(dose.coefficients))))
     if protocol.stability.refits:
         plan = protocol.stability
         likely, most = _refit(protocol, plan.sites, min(plan.prompts, vp), min(plan.prompts, vn))
@@ -92,18 +93,18 @@ def _openings(protocol: Protocol, tp: int, tn: int, stage: Callable[..., Stage])
 
 
 def _selection(protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., Stage]) -> Stage:
-    """Induce and the clean pass of all, then bypass, then kl; candidates within rounding are scored again."""
+    """Induce of all, then bypass, then kl; candidates within rounding are scored again."""
     again = cells * (vp + 2 * vn)
-    validation = 6 * vn if protocol.addition.coefficient == "validation" else 0
-    everything = cells * (vp + 2 * vn) + 2 * vn + validation
-    likely = everything if protocol.full_grid else cells * vn + cells * vp // 2 + 4 * vn + validation
+    validation = len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0
+    everything = cells * (vp + 2 * vn) + vn + validation
+    likely = everything if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn + validation
     return stage("selection", likely, everything + again)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
     """Rows of one choice among some sites: bypass of all, then kl and induce of a few at a time, until one passes."""
     step = min(sites, IN_QUESTION) if protocol.selection.criterion == "lowest-bypass" else sites
-    return sites * p + step * 2 * q + q, sites * p + sites * 3 * q
+    return sites * p + step * 2 * q, sites * p + sites * 3 * q
 
 
 def _nulls(protocol: Protocol, cells: int, train: int, stage: Callable[..., Stage]) -> Stage:
