@@ -234,8 +234,8 @@ def _measured_rows(seed: Row, panel: str) -> list[Row]:
     rows: list[Row] = []
     for kind, name in (("baseline", "baseline"), ("direction", arm)):
         if row := arm_of(seed["arms"], name, which):
-            interval = "" if row["low"] is None else f"  [{row['low']:.2f}, {row['high']:.2f}]"
-            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row['rate']:.2f}{interval}"})
+            interval = "" if row["low"] is None else f"  [{row['low']:z.2f}, {row['high']:z.2f}]"
+            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row['rate']:z.2f}{interval}"})
     for family, draws in draws_of(seed["arms"], arm, which).items():
         rates = [row["rate"] for row in draws]
         name, mean = _null_name(family), math.fsum(rates) / len(rates)
