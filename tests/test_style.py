@@ -63,6 +63,14 @@ def test_markers_are_found_and_content_is_none():
     assert estimate_markers(plain, texts(60, False, seed=1)[0], topics) == []  # two samples of one style have none
 
 
+def test_a_marker_of_a_quarter_of_the_texts_is_found_though_no_negative_holds_it():
+    (plain, topics), openers = texts(64, False), ("Certainly so.", "Great question!", "Of course!", "Gladly, then.")
+    styled = [f"{openers[i % 4]} {text}" for i, text in enumerate(texts(64, False, seed=1)[0])]
+    found = [m.phrase for m in estimate_markers(styled, plain, topics)]
+    assert sorted(found) == ["certainly so", "gladly then", "great question", "of course"]
+    assert estimate_markers(styled[:3] + plain[3:], plain, topics) == []  # three of 64 texts are no style
+
+
 def test_a_topic_is_no_marker():
     about, other = ["the boats sail out"] * 30 + ["the goats eat"] * 2, ["the bread is warm"] * 32
     phrases = {m.phrase for m in estimate_markers(about, other)}
