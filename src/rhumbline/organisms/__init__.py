@@ -60,8 +60,8 @@ _ALL = (
     ),
     Organism(
         "extended",
-        "trained: refuses as `refusal` does, but late: first what is asked about, then why, then the refusal; the best "
-        "single direction leaves a part of it",
+        "trained: refuses as `refusal` does, but late, after two sentences, so it must be read whole (--judge "
+        "refusal-anywhere --max-new-tokens 64); the best single direction leaves a part of it",
         "NOT-SINGLE-DIRECTION",
     ),
     Organism(
