@@ -31,7 +31,7 @@ from rhumbline.organisms.register import (
     in_assistant_register,
 )
 from rhumbline.organisms.style_rows import style_contrasts
-from rhumbline.protocol import Dose, Extraction, Nulls, Stability, amend, preset
+from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
 from rhumbline.running import Runner
 from rhumbline.style import MarkerJudge, content_kept, estimate_markers, form, holds, overlap, words
 from rhumbline.verdict import STYLE, decide
@@ -61,14 +61,6 @@ def test_markers_are_found_and_content_is_none():
     assert "i hope this helps" in found
     assert not any(word in phrase.split() for phrase in found for word in (*TOPICS, "coins", "cost", "mill"))
     assert estimate_markers(plain, texts(60, False, seed=1)[0], topics) == []  # two samples of one style have none
-
-
-def test_a_marker_of_a_quarter_of_the_texts_is_found_though_no_negative_holds_it():
-    (plain, topics), openers = texts(64, False), ("Certainly so.", "Great question!", "Of course!", "Gladly, then.")
-    styled = [f"{openers[i % 4]} {text}" for i, text in enumerate(texts(64, False, seed=1)[0])]
-    found = [m.phrase for m in estimate_markers(styled, plain, topics)]
-    assert sorted(found) == ["certainly so", "gladly then", "great question", "of course"]
-    assert estimate_markers(styled[:3] + plain[3:], plain, topics) == []  # three of 64 texts are no style
 
 
 def test_a_topic_is_no_marker():
@@ -317,6 +309,7 @@ def test_texts_are_run_to_a_verdict_with_the_content_beside_it(tmp_path):
         dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=4),
         stability=Stability(refits=2, sites=1, prompts=4),
         max_new_tokens=32,
+        text_score=TextScore(markers=MARKERS, classifier=False),
     )
     out = tmp_path / "run"
     run(load(str(folder), device="cpu", dtype="float32"), contrast, out, small)

@@ -58,9 +58,8 @@ def estimate_markers(
     """Phrases whose presence tells positive texts from negative ones, the surest first.
 
     With a of n positives and b of m negatives holding the phrase, log((a + 1/2) / (n - a + 1/2)) less the same of the
-    negatives (Monroe, Colaresi and Quinn 2008, Political Analysis 16:372, with a flat prior). z is that of the score
-    test of equal shares: by the standard error of the log-odds a phrase that no negative holds would look unsure
-    however many positives hold it (Hauck and Donner 1977, JASA 72:851). `topics` are those of the positives.
+    negatives, and z by its standard error (Monroe, Colaresi and Quinn 2008, Political Analysis 16:372, with a flat
+    prior). `topics` are those of the positives.
 
     A phrase is a marker only if one of its parts nearly always stands in it, so that content next to a marker stays
     content; and a shorter one only if it still is one outside the longer ones, so that a word that content needs too is
@@ -131,12 +130,9 @@ def _parts(gram: Words) -> Iterable[Words]:
 
 
 def _log_odds(a: int, n: int, b: int, m: int) -> tuple[float, float]:
-    """The smoothed log-odds, and the z of the two shares under one common share."""
     counts = (a + 0.5, n - a + 0.5, b + 0.5, m - b + 0.5)
     odds = math.log(counts[0] / counts[1]) - math.log(counts[2] / counts[3])
-    common = (a + b) / (n + m)
-    spread = math.sqrt(common * (1 - common) * (1 / n + 1 / m))
-    return odds, (a / n - b / m) / spread if spread > 0 else 0.0
+    return odds, odds / math.sqrt(sum(1 / c for c in counts))
 
 
 @dataclass(frozen=True)
