@@ -305,7 +305,7 @@ def test_texts_are_run_to_a_verdict_with_the_content_beside_it(tmp_path):
         "style",
         seeds=(0,),
         sizes=Sizes(24, 8, 10),
-        nulls=Nulls(draws=1, wide=3, prompts=4, procedure_prompts=4),
+        nulls=Nulls(draws=1, wide=19, prompts=4, procedure_prompts=4),
         dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=4),
         stability=Stability(refits=2, sites=1, prompts=4),
         max_new_tokens=32,
