@@ -297,6 +297,7 @@ def test_a_pair_of_texts_lies_in_one_split(tmp_path):
         assert [p.text for p in splits.get(split, "positive")] == [p.text for p in splits.get(split, "negative")]
 
 
+@pytest.mark.slow
 def test_texts_are_run_to_a_verdict_with_the_content_beside_it(tmp_path):
     """The whole job on the responses of the style organism; which verdict is no theorem, that it reads texts is."""
     folder = organism_dir("style")
