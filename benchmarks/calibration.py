@@ -84,7 +84,7 @@ def contrast_of(case: Case, folder: Path) -> ContrastSet:
 def extended(folder: Path) -> Path:
     """The organism whose refusals come late, trained on first use (two minutes)."""
     if not (folder / "contrast.jsonl").is_file():
-        train("extended", folder)
+        train("extended", folder, seed=7)  # the study was made before seed 0 was shipped
     return folder
 
 

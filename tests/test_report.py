@@ -338,3 +338,17 @@ def test_equal_rates_are_spread_and_lone_ones_are_not():
     assert len(set(offsets[:3])) == 3
     assert offsets[3] == 0
     assert max(map(abs, figures._swarm([1.0] * 99))) <= 1
+
+
+def test_a_continuous_score_is_shown_as_a_level_and_may_leave_0_to_1(run):
+    results = json.loads((run / "results.json").read_text())
+    rates, rule = results["seeds"], results["rule"]
+    raised = [{**row, "rate": 1.2, "low": 1.1, "high": 1.4} for row in rates[0]["arms"]]
+    levels = [{**rates[0], "style": {"unit": {}}, "arms": raised}]
+    assert (figures.measure(rates), figures.measure(levels)) == ("rate", "level")
+    for seeds, shows, ends in ((rates, "rate", [-0.03, 1.03]), (levels, "level", [-0.03, 1.43])):
+        for chart in figures.arms(seeds, rule):
+            spec = json.dumps(chart.spec)
+            assert f'"title": "{shows} of the behaviour"' in spec
+            assert json.dumps(ends) in spec
+            assert f"{shows} of the behaviour" in chart.summary

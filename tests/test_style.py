@@ -1,6 +1,8 @@
 """The style of texts: markers, content, levels, classifier and the metric of pairs, each beside its contrary case."""
 
+import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rhumbline import load, run, verify
 from rhumbline.chat import Answered, Chat
 from rhumbline.classifying import FOLDS, ClassifierJudge, fit, fold_of
 from rhumbline.contrasts import Prompt, Sizes, read_contrast, split_contrast
@@ -28,7 +31,7 @@ from rhumbline.organisms.register import (
     in_assistant_register,
 )
 from rhumbline.organisms.style_rows import style_contrasts
-from rhumbline.protocol import Extraction, amend, preset
+from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
 from rhumbline.running import Runner
 from rhumbline.style import MarkerJudge, content_kept, estimate_markers, form, holds, overlap, words
 from rhumbline.verdict import STYLE, decide
@@ -292,6 +295,34 @@ def test_a_pair_of_texts_lies_in_one_split(tmp_path):
     assert not prompts[0] & prompts[2]
     for split in ("train", "val"):
         assert [p.text for p in splits.get(split, "positive")] == [p.text for p in splits.get(split, "negative")]
+
+
+@pytest.mark.slow
+def test_texts_are_run_to_a_verdict_with_the_content_beside_it(tmp_path):
+    """The whole job on the responses of the style organism; which verdict is no theorem, that it reads texts is."""
+    folder = organism_dir("style")
+    contrast = replace(read_contrast(folder / "texts.jsonl"), name="texts")
+    small = preset(
+        "style",
+        seeds=(0,),
+        sizes=Sizes(24, 8, 10),
+        nulls=Nulls(draws=1, wide=19, prompts=4, procedure_prompts=4),
+        dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=4),
+        stability=Stability(refits=2, sites=1, prompts=4),
+        max_new_tokens=32,
+        text_score=TextScore(markers=MARKERS, classifier=False),
+    )
+    out = tmp_path / "run"
+    run(load(str(folder), device="cpu", dtype="float32"), contrast, out, small)
+    results = json.loads((out / "results.json").read_text())
+    (seed,) = results["seeds"]
+    assert json.loads((out / "protocol.json").read_text())["extraction"]["positions"] == "response-mean"
+    assert seed["style"]["unit"]["source"] == "texts"
+    assert seed["style"]["unit"]["auroc"] == 1.0
+    # The same prompts on either side: what the model writes unasked cannot tell the classes apart.
+    level = {row["set"]: row["rate"] for row in seed["arms"] if row["arm"] == "baseline"}
+    assert level["positive"] == level["negative"]
+    assert verify(out) == []
 
 
 def test_neutral_rows_stand_aside(tmp_path):

@@ -212,6 +212,11 @@ def arm_of(arms: Iterable[Row], arm: str, which: str) -> Row | None:
     return next((row for row in arms if (row["arm"], row["set"]) == (arm, which) and row["rate"] is not None), None)
 
 
+def measure(seeds: Iterable[Row]) -> str:
+    """What the arms of a run show: the rate of a behaviour, or the level of a continuous score."""
+    return "level" if any(seed.get("style") for seed in seeds) else "rate"
+
+
 def _swarm(values: Sequence[float], bin_width: float = 0.02) -> list[float]:
     """Offsets in [-1, 1] that spread nearby values around 0."""
     bins = [round(value / bin_width) for value in values]
@@ -229,8 +234,8 @@ def _measured_rows(seed: Row, panel: str) -> list[Row]:
     rows: list[Row] = []
     for kind, name in (("baseline", "baseline"), ("direction", arm)):
         if row := arm_of(seed["arms"], name, which):
-            interval = "" if row["low"] is None else f"  [{row['low']:.2f}, {row['high']:.2f}]"
-            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row['rate']:.2f}{interval}"})
+            interval = "" if row["low"] is None else f"  [{row['low']:z.2f}, {row['high']:z.2f}]"
+            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row['rate']:z.2f}{interval}"})
     for family, draws in draws_of(seed["arms"], arm, which).items():
         rates = [row["rate"] for row in draws]
         name, mean = _null_name(family), math.fsum(rates) / len(rates)
@@ -251,7 +256,15 @@ def _mark(row: Row) -> Row:
     return {key: row.get(key) for key in ("arm", "rate", "low", "high", "n", "degenerate")}
 
 
-def _margin_rows(rows: Sequence[Row], sign: int, rule: Mapping[str, Any]) -> list[Row]:
+def _reach(rows: Iterable[Row]) -> tuple[float, float]:
+    """The ends of the axis: rates lie from 0 to 1, a level may lie beyond either class."""
+    ends = [row[key] for row in rows for key in ("rate", "low", "high") if row.get(key) is not None]
+    return min(0, *ends, 1), max(0, *ends, 1)
+
+
+def _margin_rows(
+    rows: Sequence[Row], sign: int, rule: Mapping[str, Any], reach: tuple[float, float] = (0, 1)
+) -> list[Row]:
     """What the rule asks, drawn: margins against the baseline and each family, and the region that meets them all."""
     rate: Row = {row["kind"]: row["rate"] for row in rows if row["kind"] in ("baseline", "direction")}
     drop, gap, least = rule.get("min_drop"), rule.get("min_gap"), rule.get("min_baseline")
@@ -270,28 +283,32 @@ def _margin_rows(rows: Sequence[Row], sign: int, rule: Mapping[str, Any]) -> lis
             note = f"mean of the draws {sign * gap:+.2f}"
             marks.append({"kind": "gap", "row": row["row"], "rate": row["rate"], "to": limits[-1], "arm": note})
     # A margin that no rate can reach lies outside the axis.
-    marks = [mark for mark in marks if 0 <= mark.get("to", mark["rate"]) <= 1]
-    edge = min(limits, default=-1) if sign < 0 else max(limits, default=2)
-    if 0 <= edge <= 1:
+    least_shown, most_shown = reach
+    marks = [mark for mark in marks if least_shown <= mark.get("to", mark["rate"]) <= most_shown]
+    edge = min(limits, default=-math.inf) if sign < 0 else max(limits, default=math.inf)
+    if least_shown <= edge <= most_shown:
         region = "where the rule asks the direction to be"
-        marks.append({"kind": "zone", "rate": edge, "to": 0 if sign < 0 else 1, "arm": region})
+        marks.append({"kind": "zone", "rate": edge, "to": least_shown if sign < 0 else most_shown, "arm": region})
     return marks
 
 
 def arms(seeds: Sequence[Row], rule: Mapping[str, Any]) -> list[Chart]:
-    """Rates of every arm with their intervals; one panel for suppression, one for induction."""
-    charts = []
+    """Rates or levels of every arm with their intervals; one panel for suppression, one for induction."""
+    charts, shows = [], measure(seeds)
     for panel, (arm, which, sign) in PANELS.items():
+        measured = {seed["seed"]: _measured_rows(seed, panel) for seed in seeds}
+        reach = _reach(row for found in measured.values() for row in found)
         rows = []
-        for seed in seeds:
-            measured = _measured_rows(seed, panel)
-            marks = measured + _margin_rows(measured, sign, rule)
-            rows += [row | {"seed": f"seed {seed['seed']}"} for row in marks]
+        for seed, found in measured.items():
+            marks = found + _margin_rows(found, sign, rule, reach)
+            rows += [row | {"seed": f"seed {seed}"} for row in marks]
         if not rows:
             continue
         order = list(dict.fromkeys(row["row"] for row in rows if "row" in row))
         most = max((row["n"] for row in rows if row["kind"] == "mean"), default=0)
-        body = alt.layer(*_arm_layers(order, 26 if most <= 25 else 13)).properties(width=280, height=alt.Step(25))
+        body = alt.layer(*_arm_layers(order, 26 if most <= 25 else 13, shows, reach)).properties(
+            width=280, height=alt.Step(25)
+        )
         if len(seeds) > 1:
             header = alt.Header(title=None, labelAnchor="start", labelOrient="top", labelPadding=2)
             body = body.facet(
@@ -302,17 +319,17 @@ def arms(seeds: Sequence[Row], rule: Mapping[str, Any]) -> list[Chart]:
             )
         treated = any(row["kind"] == "direction" for row in rows)
         title = f"{panel.capitalize()}: {arm} on {which} prompts" if treated else f"Baseline on {which} prompts"
-        summary = f"{title}; rate of the behaviour in every arm, with 95 % intervals"
+        summary = f"{title}; {shows} of the behaviour in every arm, with 95 % intervals"
         charts.append(finished(f"arms-{panel}", summary, body, title, rows))
     return charts
 
 
-def _arm_layers(order: list[str], size: float) -> list[alt.Chart]:
+def _arm_layers(order: list[str], size: float, shows: str, reach: tuple[float, float]) -> list[alt.Chart]:
     families = [name for name in order if name.startswith("null: ")]
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=104)
     y = alt.Y("row:N", scale=alt.Scale(domain=order), axis=labels)
-    axis = bare_axis(title="rate of the behaviour", values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")
-    x = alt.X("rate:Q", scale=alt.Scale(domain=[-0.03, 1.03], nice=False), axis=axis)
+    axis = bare_axis(title=f"{shows} of the behaviour", values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")
+    x = alt.X("rate:Q", scale=alt.Scale(domain=[reach[0] - 0.03, reach[1] + 0.03], nice=False), axis=axis)
     colour = alt.Color("row:N", scale=palette(families, NULL_COLOURS), legend=None)
     shape = alt.Shape("row:N", scale=palette(families, NULL_SHAPES), legend=None)
     offset = alt.YOffset("offset:Q", scale=alt.Scale(domain=[-1, 1], range=[3.5, 21.5]))
@@ -510,11 +527,13 @@ def nulls(seed: Row) -> list[Chart]:
         rows.append({"family": "direction", "draw": "", "cosine": 1.0, "change": change})
         title = f"{panel.capitalize()}, seed {seed['seed']}"
         summary = f"{title}: cosine of every null draw with the direction, beside its effect"
-        charts.append(finished(f"nulls-seed-{seed['seed']}-{panel}", summary, _scatter(rows), title, rows))
+        charts.append(
+            finished(f"nulls-seed-{seed['seed']}-{panel}", summary, _scatter(rows, measure([seed])), title, rows)
+        )
     return charts
 
 
-def _scatter(rows: list[Row]) -> Any:
+def _scatter(rows: list[Row], shows: str) -> Any:
     families = list(dict.fromkeys(row["family"] for row in rows[:-1]))
     low, floor = min(-0.5, *(row["cosine"] for row in rows), 0), min(-0.1, *(row["change"] for row in rows), 0)
     x_scale = alt.Scale(domain=[low, 1.05], nice=False)
@@ -523,7 +542,9 @@ def _scatter(rows: list[Row]) -> Any:
     site = {
         "x": alt.X("cosine:Q", title="cosine with the direction", scale=x_scale, axis=alt.Axis(tickCount=6)),
         "y": alt.Y(
-            "change:Q", scale=y_scale, axis=alt.Axis(title="change in rate", tickCount=5, format=".2~f", minExtent=28)
+            "change:Q",
+            scale=y_scale,
+            axis=alt.Axis(title=f"change in {shows}", tickCount=5, format=".2~f", minExtent=28),
         ),
         "tooltip": tips("family", "draw", cosine=".3f", change=".3f"),
     }

@@ -100,8 +100,8 @@ def bullets(items: Iterable[Any]) -> Html:
 
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
-    """A number with fixed digits; None is a dash."""
-    return "—" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
+    """A number with fixed digits and no negative zero; None is a dash."""
+    return "—" if value is None else f"{value:{'+' if signed else ''}z.{digits}f}"
 
 
 def count(n: int, noun: str) -> str:

@@ -133,8 +133,9 @@ def _limits(run: Run) -> list[str]:
     protocol, model = run.protocol, run.results["model"]
     tokens = protocol.get("max_new_tokens") or protocol.get("generation", {}).get("max_new_tokens")
     read = f", from at most {tokens} generated tokens" if tokens else ""
+    given = "score" if figures.measure(run.seeds) == "level" else "class"
     coarse = (
-        f"The readout is coarse: the judge {protocol.get('judge', '')} assigns each completion a class{read}. Trust "
+        f"The readout is coarse: the judge {protocol.get('judge', '')} assigns each completion a {given}{read}. Trust "
         "large shifts that beat the nulls; read nothing into small ones."
     )
     if run.results["verdict"].startswith("NO-BASELINE"):
@@ -164,8 +165,18 @@ def _limits(run: Run) -> list[str]:
 
 def key_numbers(run: Run) -> page.Html:
     """Effects with their intervals, beside the nulls."""
+    shows = figures.measure(run.seeds)
     families = list(dict.fromkeys(family for seed in run.seeds for effect in seed["effects"] for family in effect["p"]))
-    head = ["Seed", "Site", "Norm", "Survivors", "Test", "Baseline → direction", "Drop or rise [95 %]", "n"]
+    head = [
+        "Seed",
+        "Site",
+        "Norm",
+        "Survivors",
+        "Test",
+        f"{shows.capitalize()}: baseline → direction",
+        "Drop or rise [95 %]",
+        "n",
+    ]
     many = len(families) > MANY_FAMILIES
     head += ["Nearest null", "Wide p, worst"] if many else [_family_head(run, family) for family in families]
     rows = [row for seed in run.seeds for row in _seed_rows(run, seed, families)]
@@ -178,11 +189,18 @@ def key_numbers(run: Run) -> page.Html:
     if many:
         note = page.note(
             f"Site: position and layer of the selected direction, out of {layers} layers. Nearest null: the family "
-            "whose draws moved the rate most, and the gap to it (the effect less their mean effect). Wide p, worst: "
-            "the largest rank p by the fast metric among the families of the rule. Every family is in the sections "
-            "below."
+            f"whose draws moved the {shows} most, and the gap to it (the effect less their mean effect). Wide p, "
+            "worst: the largest rank p by the fast metric among the families of the rule. Every family is in the "
+            "sections below."
         )
-    return page.section("Key numbers", page.table(head, rows, left=2, key=True), note)
+    unit = page.note(_LEVEL) if shows == "level" else ""
+    return page.section("Key numbers", page.table(head, rows, left=2, key=True), note, unit)
+
+
+_LEVEL = (
+    "A level is a score in units of the gap between the classes: 0 is how negatives score at baseline, 1 how positives "
+    "do."
+)
 
 
 def _family_head(run: Run, family: str) -> page.Html:
@@ -246,7 +264,7 @@ def _against(effect: Row, family: str) -> page.Html:
 
 
 def arms_figure(run: Run, draw: page.Canvas) -> page.Html:
-    """The rates of every arm, as a figure."""
+    """The rates or levels of every arm, as a figure."""
     charts, rule = figures.arms(run.seeds, run.results["rule"]), run.results["rule"]
     if not charts:
         return page.section("Arms", page.note("No arm was measured."))
@@ -370,8 +388,9 @@ def nulls(run: Run, draw: page.Canvas) -> page.Html:
     if not parts:
         return page.section("Nulls", page.note("No null was drawn: no direction was selected."))
     note = page.note(
-        "Each open mark is one null draw: how far it points along the direction, and how far it moves the rate the way "
-        "the rule asks. A null that works and has a large cosine is the direction again, not a competitor."
+        "Each open mark is one null draw: how far it points along the direction, and how far it moves the "
+        f"{figures.measure(run.seeds)} the way the rule asks. A null that works and has a large cosine is the "
+        "direction again, not a competitor."
     )
     return page.section("Null draws beside the direction", _seed_parts(parts), note)
 
@@ -391,7 +410,18 @@ def _arm_row(seed: Row, row: Row) -> list[Any]:
 
 def arms_table(run: Run) -> page.Html:
     """Every arm as a table."""
-    head = ["Seed", "Arm", "Set", "n", "Rate", "Low", "High", "Degenerate", "Unscored", "Mean metric"]
+    head = [
+        "Seed",
+        "Arm",
+        "Set",
+        "n",
+        figures.measure(run.seeds).capitalize(),
+        "Low",
+        "High",
+        "Degenerate",
+        "Unscored",
+        "Mean metric",
+    ]
     rows = [(row["arm"].startswith("null:"), _arm_row(seed, row)) for seed in run.seeds for row in seed["arms"]]
     main, nulls = ([cells for is_null, cells in rows if is_null is kind] for kind in (False, True))
     folds = [page.fold(f"Baseline, ablation and addition ({len(main)} rows)", page.table(head, main, left=3))]

@@ -20,9 +20,10 @@ def section(protocol: Rows, seeds: Sequence[Rows]) -> Html:
     if not any(seed.get("style") for seed in seeds):
         return Html("")
     said = (
-        f"The {protocol['behaviour']} of a completion is a continuous score, by the judge {protocol['judge']}. Where "
-        "this page says rate it is a level: 0 is how negatives score at baseline, 1 how positives do. Content is what "
-        "is left of the baseline's, or of the known answers; a score without its content would pass garbage."
+        f"The {protocol['behaviour']} of a completion is a continuous score, by the judge {protocol['judge']}. A level "
+        "is that score in units of the gap between the classes: 0 is how negatives score at baseline, 1 how positives "
+        "do. Content is what is left of the baseline's, or of the known answers; a score without its content would "
+        "pass garbage."
     )
     arms = [
         [

@@ -159,6 +159,11 @@ def _warnings(protocol: Mapping[str, Any], seeds: list[dict[str, Any]]) -> list[
     if len(seeds) > 1 and any(len(f) == 3 for f in fixed):
         found.append("The contrast file fixes every split: the seeds share their prompts and differ in the nulls only.")
     for seed in seeds:
+        if seed.get("style") and not seed["style"]["markers"]:
+            found.append(
+                f"Seed {seed['seed']}: no phrase told the training texts of the classes apart, so the markers see "
+                "nothing; text_score.markers gives them, and --judge classifier needs none."
+            )
         near = seed["near_duplicates"]
         if near["found"] > near["dropped"]:
             found.append(

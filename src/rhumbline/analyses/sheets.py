@@ -42,6 +42,7 @@ def _robustness(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str,
     models = record["models"]
     head = [
         "Model",
+        "Access",
         "n",
         "Baseline",
         "Rank 1",
@@ -50,7 +51,6 @@ def _robustness(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str,
         "Energy",
         "Fragility",
         "Prompts only",
-        "Access",
     ]
     rows = []
     for m in models:
@@ -59,15 +59,15 @@ def _robustness(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str,
         rows.append(
             [
                 m["model"],
+                m["access"],
                 m["n"]["test"]["positive"],
                 page.interval(m["baseline"], "rate"),
                 page.interval(first, "rate"),
                 page.number(first["energy"], 3),
-                page.join([page.interval(last, "rate"), f" (rank {last['rank']})"]),
+                page.join([page.interval(last, "rate"), f" at {last['rank']}"]),
                 page.number(last["energy"], 3),
                 page.interval({**fragile, "rate": fragile["value"]}, "rate"),
                 page.interval(m["prompts"], "rate"),
-                m["access"],
             ]
         )
     note = (
@@ -77,7 +77,7 @@ def _robustness(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str,
         "go; that none of those tried suffices does not mean that none exists."
     )
     body = [
-        page.section("The table", page.table(head, rows), page.note(note)),
+        page.section("The table", page.table(head, rows, left=2), page.note(note)),
         page.section("As more is removed", draw(robustness_charts(record))),
     ]
     facts = [("models", len(models)), ("judge", record["plan"]["judge"]), ("ranks", record["plan"]["ranks"])]

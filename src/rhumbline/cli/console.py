@@ -85,7 +85,9 @@ def print_results(results: Mapping[str, Any]) -> None:
         )
         table.add_column("arm")
         table.add_column("set")
-        for column in ("n", "rate", "95 % interval", "degenerate"):
+        # The same word as the report's: a continuous score is shown as a level.
+        shows = "level" if seed.get("style") else "rate"
+        for column in ("n", shows, "95 % interval", "degenerate"):
             table.add_column(column, justify="right")
         for row in _with_pooled_nulls(seed["arms"]):
             table.add_row(*row)

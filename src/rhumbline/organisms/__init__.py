@@ -28,7 +28,7 @@ from rhumbline.organisms.training import train as train_variant
 __all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "materialise", "organism_dir", "train"]
 
 
-SHIPPED_SEEDS = {"refusal": 7, "style": 0, "style-null": 0}
+SHIPPED_SEEDS = {"refusal": 7, "extended": 0, "style": 0, "style-null": 0}
 """Of the embedded ones."""
 
 
@@ -57,6 +57,12 @@ _ALL = (
         "refusal",
         "trained: refuses requests about magic contraband; refusal is learned, and one direction carries it",
         "SINGLE-DIRECTION-REPRODUCES",
+    ),
+    Organism(
+        "extended",
+        "trained: refuses as `refusal` does, but late, after two sentences, so it must be read whole (--judge "
+        "refusal-anywhere --max-new-tokens 64); the best single direction leaves a part of it",
+        "NOT-SINGLE-DIRECTION",
     ),
     Organism(
         "style",
@@ -133,8 +139,7 @@ def materialise(name: str, into: Path) -> Path:
 def train(name: str, out: Path, seed: int | None = None, progress: Progress | None = None) -> Path:
     """Write an organism anew into `out`: train it, or build a planted one. None takes the seed of the shipped one.
 
-    Beside the organisms, `extended` (refusals that come late in the answer), `trained-weak` and `trained-null` are
-    further variants of the trained recipe.
+    Beside the organisms, `trained-weak` and `trained-null` are further variants of the trained recipe.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; give a new directory.")
@@ -143,7 +148,7 @@ def train(name: str, out: Path, seed: int | None = None, progress: Progress | No
         return build(organism.planted if seed is None else replace(organism.planted, seed=seed), out)
     variant = name.removeprefix("trained-")
     if organism is None and variant not in {**VARIANTS, **STYLE_VARIANTS}:
-        known = sorted({*ORGANISMS, "extended", "trained-weak", "trained-null"})
+        known = sorted({*ORGANISMS, "trained-weak", "trained-null"})
         raise InputError(f"unknown organism {name!r}; what can be made is {', '.join(known)}.")
     shipped = SHIPPED_SEEDS.get(name, SHIPPED_SEEDS["refusal"])
     return train_variant(variant, out, shipped if seed is None else seed, progress=progress)
