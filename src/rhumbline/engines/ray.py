@@ -5,7 +5,6 @@ node is known to be dead. A worker that dies costs the job that it held; a job t
 What crosses the wire is text and bytes. Knows resources and failures. Does not know what a job is.
 """
 
-import atexit
 import json
 import logging
 import os
@@ -147,10 +146,7 @@ class Ray:
             yield pool
         finally:
             pool.close()
-            if pool.is_headless:
-                # Ray's farewell to a head that is gone does not come back; its workers end with their node.
-                atexit.unregister(ray.shutdown)
-            elif ours:
+            if ours:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
