@@ -11,8 +11,8 @@ from rhumbline.errors import EditError
 from rhumbline.importing import Imported
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.loading import fingerprint, load
-from rhumbline.organisms import organism_dir
 from rhumbline.models import forward
+from rhumbline.organisms import organism_dir
 from rhumbline.records import read_json, read_rows, write_json
 from rhumbline.running import Runner
 from rhumbline.saving import EditOptions, dequantized, edit_checkpoint

@@ -12,8 +12,8 @@ from rhumbline.errors import ModelError
 from rhumbline.experiment import run
 from rhumbline.loading import fingerprint
 from rhumbline.protocol import PRESETS, Dose, Nulls, SideEffects, Stability, preset
-from rhumbline.replicas import Replica, check_code, read_protocol, replica_worker
 from rhumbline.records import read_rows
+from rhumbline.replicas import Replica, check_code, read_protocol, replica_worker
 from rhumbline.sources import Source
 
 SMALL = preset(
