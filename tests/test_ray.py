@@ -254,8 +254,11 @@ def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
     assert head.stdout is not None
     process = start_sweep(tmp_path, RAY_ADDRESS=head.stdout.readline().strip(), **token)
     try:
-        wait_until(lambda: len(list(tmp_path.glob("out/runs/*/results.json"))) >= 1 or process.poll() is not None)
+        # A run has results before it has a page; it is done when its answer is logged.
+        log = tmp_path / "out" / "jobs.log"
+        wait_until(lambda: (log.is_file() and log.read_text().strip()) or process.poll() is not None)
         assert process.poll() is None, process.communicate()
+        finished = [json.loads(line)["job"] for line in log.read_text().splitlines()]
         node = psutil.Process(head.pid)
         family = [*node.children(recursive=True), node]
         assert len(family) > 3
@@ -270,7 +273,7 @@ def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
     assert process.returncode == 2, said
     assert "the head node of the Ray cluster is gone" in " ".join(said.split())
     assert "Traceback" not in said
-    done = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/results.json")}
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs" / n / "results.json" for n in finished)}
     assert 1 <= len(done) < 6
     again = run_sweep(read_sweep(tmp_path / "sweep.toml"), tmp_path / "out")
     assert again.failures == []
