@@ -67,6 +67,7 @@ def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
     assert not list(tmp_path.rglob(".answers"))
 
 
+@pytest.mark.slow
 def test_a_continuous_score_on_replicas_is_that_of_one_process(tmp_path):
     """The judges are fitted once, by the run; a replica reads them from the artefacts that come with a block."""
     source = Source("organism:style", device="cpu")
