@@ -9,8 +9,9 @@ from rhumbline import preset, proving, read_contrast, run
 from rhumbline.contrasts import Sizes
 from rhumbline.errors import EditError
 from rhumbline.importing import Imported
-from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.loading import fingerprint, load
+from rhumbline.models import forward
 from rhumbline.organisms import organism_dir
 from rhumbline.records import read_json, read_rows, write_json
 from rhumbline.running import Runner
@@ -113,6 +114,31 @@ def test_layers_on_other_devices_run_all_the_same(where, checkpoint, tokenizer, 
     chat_model = proving.prove(spread, tokenizer, "spread")
     direction = Direction.from_vector(torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)), -1, 1)
     assert completions(chat_model, direction) == completions(whole, direction)
+
+
+def test_a_pass_begun_in_the_middle_leaves_offloaded_layers_as_they_were(checkpoint, tokenizer, tmp_path):
+    """accelerate wraps the `forward` of every block; what runs another one for a while puts that back."""
+    from accelerate import dispatch_model
+
+    model = random_model("llama", vocab_size=len(tokenizer), **SIZES)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{i}": "disk" if i in (0, 1, 3) else "cpu" for i in range(4)}
+    spread = dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path / "offload"), force_hooks=True)
+    chat_model = proving.prove(spread, tokenizer, "spread")
+    assert chat_model.proof.packed
+    assert chat_model.proof.narrowed
+    wrapped = [vars(block)["forward"] for block in chat_model.blocks]
+    ids = torch.tensor(PROMPTS)
+    before = forward(chat_model, ids, torch.ones_like(ids))
+    direction = Direction.from_vector(torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)), -1, 2)
+    added = {2: [Arm("addition", (Add(direction),))]}
+    found = Runner(chat_model).readings_from(PROMPTS, added, lambda logits: logits[:, 7])
+    assert [vars(block)["forward"] for block in chat_model.blocks] == wrapped
+    assert forward(chat_model, ids, torch.ones_like(ids)).equal(before)
+    whole = proving.prove(random_model("llama", vocab_size=len(tokenizer), **SIZES), tokenizer, "whole")
+    there = Runner(whole).readings_from(PROMPTS, added, lambda logits: logits[:, 7])
+    torch.testing.assert_close(found[2], there[2], atol=1e-5, rtol=1e-5)
+    assert (found[2][0] - before[:, 7].double()).abs().max() > 1e-3
 
 
 def test_a_whole_run_with_offloaded_layers_is_the_plain_run(tmp_path, monkeypatch):

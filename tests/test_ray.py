@@ -236,24 +236,44 @@ def test_an_interrupted_sweep_leaves_no_process(tmp_path):
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
+# A process of its own: what Ray takes from the environment, it takes once.
+HEAD = """
+import sys
+from ray.cluster_utils import Cluster
+options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+print(Cluster(initialize_head=True, head_node_args=options).address, flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
-    # Without a token, so on the loopback alone.
-    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
-    options["node_ip_address"] = "127.0.0.1"
-    head = Cluster(initialize_head=True, head_node_args=options)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | token
+    )
+    assert head.stdout is not None
+    process = start_sweep(tmp_path, RAY_ADDRESS=head.stdout.readline().strip(), **token)
     try:
-        process = start_sweep(tmp_path, RAY_ADDRESS=head.address)
-        wait_until(lambda: len(list(tmp_path.glob("out/runs/*/results.json"))) >= 1 or process.poll() is not None)
+        # A run has results before it has a page; it is done when its answer is logged.
+        log = tmp_path / "out" / "jobs.log"
+        wait_until(lambda: (log.is_file() and log.read_text().strip()) or process.poll() is not None)
         assert process.poll() is None, process.communicate()
-    finally:
-        ray.shutdown()
-        head.shutdown()  # every process of the head node is killed
-    try:
-        said, _ = process.communicate(timeout=300)
+        finished = [json.loads(line)["job"] for line in log.read_text().splitlines()]
+        node = psutil.Process(head.pid)
+        family = [*node.children(recursive=True), node]
+        assert len(family) > 3
+        for member in family:
+            member.kill()
+        head.wait()
+        psutil.wait_procs(family, timeout=30)
+        said, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode != 0, said
-    done = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/results.json")}
+        head.kill()
+    assert process.returncode == 2, said
+    assert "the head node of the Ray cluster is gone" in " ".join(said.split())
+    assert "Traceback" not in said
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs" / n / "results.json" for n in finished)}
     assert 1 <= len(done) < 6
     again = run_sweep(read_sweep(tmp_path / "sweep.toml"), tmp_path / "out")
     assert again.failures == []

@@ -1,6 +1,7 @@
 """Replicas: what a worker is told suffices to answer as the run would; what is not the run's is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,8 @@ from rhumbline.engines.mock import Mock
 from rhumbline.errors import ModelError
 from rhumbline.experiment import run
 from rhumbline.loading import fingerprint
-from rhumbline.protocol import PRESETS, Dose, Nulls, Stability, preset
+from rhumbline.protocol import PRESETS, Dose, Nulls, SideEffects, Stability, preset
+from rhumbline.records import read_rows
 from rhumbline.replicas import Replica, check_code, read_protocol, replica_worker
 from rhumbline.sources import Source
 
@@ -22,6 +24,19 @@ SMALL = preset(
     dose=Dose((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
     stability=Stability(refits=6, sites=2, prompts=6),
     max_new_tokens=12,
+    side_effects=SideEffects(documents=6),
+    conditions={"brief": "Be brief."},
+)
+STYLED = preset(
+    "style",
+    seeds=(0,),
+    sizes=Sizes(16, 6, 6),
+    nulls=Nulls(draws=1, wide=19, prompts=6, procedure_prompts=4),
+    dose=Dose((), ()),
+    stability=Stability(refits=0),
+    max_new_tokens=16,
+    judge="classifier",
+    side_effects=SideEffects(documents=4),
 )
 SOURCE = Source("organism:planted", device="cpu")
 
@@ -45,10 +60,31 @@ def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
         there = run(model, contrast, tmp_path / "there", SMALL, pool=pool, engine=engine.name, page=False).results
     for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):
         assert there[name] == here[name]
-    for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json"):
+    for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json",
+                 "losses-completions.jsonl", "condition-00.jsonl"):  # fmt: skip
         assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
     assert (here["environment"]["engine"], there["environment"]["engine"]) == ("local", "mock")
     assert not list(tmp_path.rglob(".answers"))
+
+
+@pytest.mark.slow
+def test_a_continuous_score_on_replicas_is_that_of_one_process(tmp_path):
+    """The judges are fitted once, by the run; a replica reads them from the artefacts that come with a block."""
+    source = Source("organism:style", device="cpu")
+    model, found = source.load(), source.own_contrast()
+    # Sampled anew, so that the splits are as small as the protocol says.
+    contrast = replace(found, prompts=tuple(p for p in found.prompts if p.split is None), neutral=found.neutral[:6])
+    here = run(model, contrast, tmp_path / "here", STYLED, page=False).results
+    engine = Mock(2, repeats=0.3)
+    with engine.pool(replica_worker(source, contrast, STYLED, fingerprint(model))) as pool:
+        there = run(model, contrast, tmp_path / "there", STYLED, pool=pool, engine=engine.name, page=False).results
+    for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):
+        assert there[name] == here[name]
+    files = ("style.json", "classifier.safetensors", "outcomes.jsonl", "selection.json", "nulls.json", "levels.json")
+    for name in files:
+        assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
+    rows = read_rows(tmp_path / "there" / "seed-0" / "outcomes.jsonl")
+    assert len({row["score"] for row in rows}) > 2
 
 
 def test_other_weights_and_other_code_are_refused(organism):

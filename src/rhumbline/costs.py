@@ -117,7 +117,9 @@ def negatives(outcomes: Sequence[Row]) -> list[dict[str, Any]]:
         shown = sum(r["class"] == "refused" for r in scored)
         low, high = wilson(shown, len(scored))
         pairs = [(base[p], r) for p, r in rows.items() if "unscored" not in (r["class"], base[p]["class"])]
-        known = [(b["correct"], a["correct"]) for b, a in pairs if None not in (b.get("correct"), a.get("correct"))]
+        # With a continuous score `correct` is a share of the content, which is no right answer; levels.py has it.
+        answers = [(b.get("correct"), a.get("correct")) for b, a in pairs]
+        known = [(b, a) for b, a in answers if isinstance(b, bool) and isinstance(a, bool)]
         change = _change([(b["class"] == "refused", a["class"] == "refused") for b, a in pairs])
         right = _change(known)
         found.append(

@@ -224,6 +224,23 @@ def hooked(
 
 
 @contextmanager
+def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """`module` runs `forward` for its own while open; its hooks stay.
+
+    An attribute of the instance hides the method of the class. Where the instance had one before (accelerate wraps
+    `forward` so, to bring weights and inputs to their device), it is put back.
+    """
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+@contextmanager
 def resumed(chat_model: ChatModel, layer: int, stream: Residual) -> Iterator[None]:
     """Forward passes begin at the input of block `layer` with `stream`; the blocks before it do nothing."""
 
@@ -232,9 +249,7 @@ def resumed(chat_model: ChatModel, layer: int, stream: Residual) -> Iterator[Non
 
     with ExitStack() as stack:
         for block in chat_model.blocks[:layer]:
-            # An attribute of the instance hides the method of the class until it is deleted.
-            block.forward = passing
-            stack.callback(block.__delattr__, "forward")
+            stack.enter_context(forward_replaced(block, passing))
         handle = chat_model.blocks[layer].register_forward_pre_hook(_edit_input(lambda h: stream), with_kwargs=True)
         stack.callback(handle.remove)
         yield
@@ -300,15 +315,8 @@ def final_states(chat_model: ChatModel, run: Callable[[], Any]) -> Final:
     def logits(states: Tensor) -> Tensor:
         rows, width = states.shape[:2]
         ids = torch.zeros(rows, width, dtype=torch.long, device=chat_model.device)
-        # An attribute of the instance hides the method of the class; accelerate's own such attribute is put back.
-        own = vars(decoder).get("forward")
-        decoder.forward = lambda *args, **kwargs: type(output)(last_hidden_state=states)
-        try:
+        with forward_replaced(decoder, lambda *args, **kwargs: type(output)(last_hidden_state=states)):
             return forward(chat_model, ids, torch.ones_like(ids), keep=0)
-        finally:
-            del decoder.forward
-            if own is not None:
-                decoder.forward = own
 
     return Final(output.last_hidden_state, logits)
 

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from rhumbline.models import ChatModel, Final, final_states
+from rhumbline.models import ChatModel, Final, final_states, forward_replaced
 
 NAME = "rhumbline_packed"
 GROUP = 16
@@ -346,8 +346,5 @@ def _last_tokens_only(chat_model: ChatModel, pack: Pack, attention: PackedAttent
             attention.only = attention.last_keys = None
         raise RuntimeError("the last block has no attention of the kind that packing needs")
 
-    block.forward = forward
-    try:
+    with forward_replaced(block, forward):
         yield
-    finally:
-        del block.forward

@@ -29,6 +29,9 @@ LOOK_SECONDS = 2.0
 """How often the cluster's size is looked at while nothing is answered."""
 PATIENCE_SECONDS = 600.0
 """How long no worker may be alive before the engine gives up."""
+HEAD_SECONDS = 20.0
+"""How long the head may be out of reach before it is held to be gone. Ray itself ends the process, without a word,
+after 60 s, or as soon as this process asks the store of a node that is gone: nothing is asked of Ray meanwhile."""
 
 
 class Replica:
@@ -42,12 +45,16 @@ class Replica:
             return f"{socket.gethostname()}: {error}"
         return ""
 
-    def ask(self, kind: str, arguments: str, shared: Shared) -> tuple[str, str | None, str, float]:
+    def hold(self, shared: Shared) -> None:
+        """The files that the jobs from now on need."""
+        self.shared = shared
+
+    def ask(self, kind: str, arguments: str) -> tuple[str, str | None, str, float]:
         """(value as JSON, error, where, seconds)."""
         start = time.perf_counter()
         value, error = "null", None
         try:
-            value = json.dumps(self.do(kind, json.loads(arguments), shared))
+            value = json.dumps(self.do(kind, json.loads(arguments), self.shared))
         except RhumblineError as raised:
             error = str(raised)
         except MemoryError:
@@ -75,6 +82,34 @@ def is_loopback(address: str) -> bool:
     """Whether an address `ray://HOST:PORT` or `HOST:PORT` is this machine's own loopback."""
     host = urlsplit(address if "://" in address else f"ray://{address}").hostname or ""
     return host in ("localhost", "::1", "auto", "local") or host.startswith("127.")
+
+
+class Head:
+    """The head node of the cluster, looked at beside Ray, whose own calls do not come back from a head that is gone."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.is_gone = address, False
+
+    def is_up(self) -> bool:
+        """Whether it takes connections."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_SECONDS):
+                return True
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """EngineError where it is gone; waits where it is out of reach for a while."""
+        end = time.monotonic() + HEAD_SECONDS
+        while not self.is_up():
+            if time.monotonic() > end:
+                self.is_gone = True
+                raise EngineError(
+                    "the head node of the Ray cluster is gone. What was done is kept: start the cluster again (or "
+                    "choose another engine) and give the same command; it goes on from there."
+                )
+            time.sleep(LOOK_SECONDS / 4)
 
 
 @dataclass(frozen=True)
@@ -129,6 +164,15 @@ class Ray:
             options["address"] = address
         else:
             options["include_dashboard"] = False
+        if address and "://" not in address and ":" in address:
+            # Ray knocks for a quarter of an hour, and takes a loopback address for that of this node.
+            port = address.rpartition(":")[2]
+            head = Head(f"{ray.util.get_node_ip_address()}:{port}" if is_loopback(address) else address)
+            if not head.is_up():
+                raise EngineError(
+                    f"no Ray cluster at {head.address}: nobody takes connections there. Is its head node up, and is "
+                    "RAY_ADDRESS or --engine its address?"
+                )
         try:
             ray.init(**options)
         except Exception as error:
@@ -149,6 +193,13 @@ class RayPool:
         self.idle: list[Any] = []
         self.last_group: dict[Any, str] = {}
         self.alive_at = time.monotonic()
+        # Ray's client (ray://) has no address of its own, and says by itself that the connection is lost.
+        address = ray.get_runtime_context().gcs_address if not ray.util.client.ray.is_connected() else None
+        self.head = Head(address) if address else None
+
+    def _check_head(self) -> None:
+        if self.head is not None:
+            self.head.check()
 
     def capacity(self) -> int:
         """Replicas that the nodes alive have room for."""
@@ -161,18 +212,24 @@ class RayPool:
     def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[Answer]:
         """Answers as they come. Infrastructure failures send a job again; what the job itself raised is its answer."""
         lost_to = _lost_to(self.ray)
-        sent = self._put(dict(shared or {}))
+        files, holders = dict(shared or {}), set[Any]()
         queue, held = deque(range(len(jobs))), {}
         attempts: Counter[int] = Counter()
         done = 0
         try:
             while done < len(jobs):
+                self._check_head()
                 self._grow(len(jobs) - done)
                 while queue and self.idle:
                     actor, index = self._match(queue, jobs)
                     attempts[index] += 1
                     job = jobs[index]
-                    reference = actor.ask.remote(job.kind, json.dumps(job.arguments), sent)
+                    if actor not in holders:
+                        # Once for each worker, and nothing stays in the store: a driver that has something in the
+                        # store of a node that dies is ended by Ray, without a word.
+                        holders.add(actor)
+                        actor.hold.remote(self._put(files) if files else files)
+                    reference = actor.ask.remote(job.kind, json.dumps(job.arguments))
                     held[reference] = (index, actor)
                 ready, _ = self.ray.wait([*held, *self.starting], num_returns=1, timeout=LOOK_SECONDS)
                 self._check_patience(bool(held))
@@ -184,7 +241,7 @@ class RayPool:
                     try:
                         value, error, where, seconds = self.ray.get(reference)
                     except lost_to as lost:
-                        self._drop(actor)
+                        self._lose(actor)
                         if attempts[index] < MOST_LOSSES:
                             log.warning("a worker was lost (%s); its job runs again", type(lost).__name__)
                             queue.append(index)
@@ -239,7 +296,7 @@ class RayPool:
             reason = self.ray.get(reference)
         except lost_to as lost:
             log.warning("a worker was lost while it started (%s)", type(lost).__name__)
-            self._drop(actor)
+            self._lose(actor)
             return
         except self.ray.exceptions.RayTaskError as error:
             raise EngineError(f"a worker cannot start: {_brief(error)}") from error
@@ -255,16 +312,28 @@ class RayPool:
                 f"no worker came up within {PATIENCE_SECONDS:.0f} s. Are the nodes up? The same command goes on."
             )
 
+    def _lose(self, actor: Any) -> None:
+        # A head that dies takes its time to close its ports, and its workers are the first to go.
+        time.sleep(LOOK_SECONDS)
+        self._check_head()
+        self._drop(actor)
+
+    @property
+    def is_headless(self) -> bool:
+        """Whether the cluster is gone, and nothing may be asked of Ray."""
+        return self.head is not None and self.head.is_gone
+
     def _drop(self, actor: Any) -> None:
         self.actors.remove(actor)
         self.last_group.pop(actor, None)
         if actor in self.idle:
             self.idle.remove(actor)
-        self.ray.kill(actor, no_restart=True)
+        if not self.is_headless:
+            self.ray.kill(actor, no_restart=True)
 
     def close(self) -> None:
         """End every worker."""
-        for actor in self.actors:
+        for actor in [] if self.is_headless else self.actors:
             self.ray.kill(actor, no_restart=True)
         self.actors, self.idle, self.starting = [], [], {}
 
