@@ -72,7 +72,7 @@ def _imported() -> Any:
     # A worker that asked for no GPU sees none. It is Ray's default, which is going to change and warns of it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("--engine ray needs the extra `ray`: pip install 'rhumbline[ray]'.") from error
     return ray
