@@ -4,6 +4,7 @@ import torch
 from families import random_model
 from make_tokenizer import make_tokenizer
 from rhumbline import models, proving
+from rhumbline.cli import main
 
 torch.set_num_threads(1)
 
@@ -30,3 +31,16 @@ def family_model(tokenizer):
         return built[family, dtype]
 
     return get
+
+
+@pytest.fixture
+def call(capsys):
+    """Run one command: exit code, standard output, and standard error on one line; no command may trace back."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, " ".join(captured.err.split())
+
+    return run

@@ -20,17 +20,6 @@ def planted(tmp_path_factory):
     return materialise("planted", tmp_path_factory.mktemp("organisms"))
 
 
-@pytest.fixture
-def call(capsys):
-    def run(*arguments) -> tuple[int, str, str]:
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, " ".join(captured.err.split())
-
-    return run
-
-
 def test_a_run_from_start_to_verification(call, planted, tmp_path):
     out = tmp_path / "run"
     command = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", out, *SMALL]

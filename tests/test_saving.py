@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from families import random_model
 from rhumbline import read_contrast, run, selected_direction
 from rhumbline.chat import Chat, ChatOptions
-from rhumbline.cli import main
 from rhumbline.contrasts import Sizes
 from rhumbline.importing import read_directions
 from rhumbline.judging import judge
@@ -20,17 +19,6 @@ from rhumbline.loading import load
 from rhumbline.organisms import organism_dir
 from rhumbline.protocol import Nulls, preset
 from rhumbline.records import RunDirectory, read_rows
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments) -> tuple[int, str, str]:
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, " ".join(captured.err.split())
-
-    return run
 
 
 @pytest.fixture

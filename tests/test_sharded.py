@@ -9,18 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from families import random_model
 from rhumbline import sharded, tensorfiles
-from rhumbline.cli import main
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments) -> tuple[int, str, str]:
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, " ".join(captured.err.split())
-
-    return run
 
 
 @pytest.fixture
