@@ -180,6 +180,25 @@ def _fragile(first: int, rng: random.Random) -> Iterator[Case]:
         yield Case("fragile", "any vector moves it", n, seed, spec)
 
 
+def narrow(first: int) -> Iterator[Case]:
+    """Narrow cones, whose mean moves every axis, beside one axis with the same sizes: where one direction ends."""
+    rng = random.Random(first)
+    shapes = ((1, 0.0), (2, 0.6), (2, 0.7), (2, 0.8), (3, 0.8), (2, 0.9))
+    for i in range(90):
+        axes, overlap = shapes[i % 6]
+        n, seed = rng.choice((16, 32, 64)), first + i
+        effect, noise = rng.choice((1.05, 1.1, 1.15)), rng.choice((0.5, 1.0))
+        spec = Planted(
+            axes=axes, overlap=overlap, effect=effect, noise=noise, jitter=0.05, prompts=3 * n + 16, seed=seed
+        )
+        kind = f"{axes} axes, cosine {overlap}" if axes > 1 else "one axis"
+        yield Case("narrow", kind, n, seed, spec)
+    yield from (
+        replace(case, seed=case.seed + 1, planted=case.planted and replace(case.planted, seed=case.seed + 1))
+        for case in _full(first, rng)
+    )
+
+
 STUDIES: Mapping[str, Callable[[int], Iterator[Case]]] = MappingProxyType(
-    {"first": first_study, "nulls": more_nulls, "spread": spread}
+    {"first": first_study, "nulls": more_nulls, "spread": spread, "narrow": narrow}
 )

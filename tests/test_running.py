@@ -1,5 +1,10 @@
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rhumbline import decoding, running
 from rhumbline.errors import ModelError
@@ -101,8 +106,6 @@ def test_another_error_is_not_mistaken_for_memory(family_model, monkeypatch):
 
 
 def test_models_that_padding_changes_are_batched_by_length(family_model):
-    from dataclasses import replace
-
     chat_model = family_model("qwen2")
     strict = replace(chat_model, proof=replace(chat_model.proof, unpadded=True))
     strict = replace(strict, proof=replace(strict.proof, packed=False))
@@ -128,3 +131,39 @@ def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
     assert running.measured_tokens(chat_model, PROMPTS[0]) == running.LEAST_TOKENS
     memory |= {"free": 2**40}
     assert running.measured_tokens(chat_model, PROMPTS[0]) == running.MOST_TOKENS
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_accelerator_decodes_as_many_rows_as_half_of_its_memory_caches(family_model, monkeypatch, packed):
+    """A pretended device: 1 KiB more after each reading, and so much free that 100 tokens of that size are one half."""
+    chat_model = family_model("qwen2")
+    chat_model = replace(chat_model, proof=replace(chat_model.proof, packed=packed))
+    longest, seen = max(map(len, PROMPTS)), []
+    clock = itertools.count()
+    room = 7 if packed else 0  # transformers' cache has no room beforehand
+    monkeypatch.setattr(running, "allocated_memory", lambda device: 1024 * (longest + room) * next(clock))
+    monkeypatch.setattr(running, "free_memory", lambda device: 2 * 1024 * 100)
+    blocks = Runner.blocks
+    monkeypatch.setattr(Runner, "blocks", lambda self, *given: seen.append(given[-1]) or blocks(self, *given))
+    plain = Runner(chat_model).generate(PROMPTS, max_new_tokens=7)[0]
+    monkeypatch.setattr(running, "is_processor", lambda device: False)
+    assert Runner(chat_model).generate(PROMPTS, max_new_tokens=7)[0] == plain
+    assert seen == [2 * running.CPU_TOKENS, 100]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    arms=st.integers(1, 9),
+    extra=st.integers(1, 60),
+    cached=st.integers(1, 600),
+)
+def test_blocks_hold_every_row_once_and_cache_no_more_than_they_may(family_model, lengths, arms, extra, cached):
+    runner = Runner(family_model("qwen2"), tokens_per_forward=300)
+    sequences = [[1] * n for n in lengths]
+    found = list(runner.blocks(sequences, arms, extra, cached))
+    rows = [(a, p) for block in found for a in block.arms for p in block.prompts]
+    assert sorted(rows) == [(a, p) for a in range(arms) for p in range(len(lengths))]
+    for block in found:
+        n, longest = len(block.arms) * len(block.prompts), max(lengths[p] for p in block.prompts)
+        assert n == 1 or (n * (longest + extra) <= cached and n * longest <= 300)
+    assert len(list(runner.blocks(sequences, arms))) <= len(found)

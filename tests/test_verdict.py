@@ -147,6 +147,12 @@ def test_a_draw_that_is_the_direction_again_is_no_competitor_but_spread_positive
     found = decide(RHUMBLINE, arms, moved, group_cosine=0.1)
     assert (found.verdict, found.reason) == (NOT, "spread: two groups of positives have directions with cosine 0.10")
     assert decide(RHUMBLINE, arms, moved, group_cosine=0.9).verdict == REPRODUCES
+    narrow = decide(RHUMBLINE, arms, moved, group_cosine=0.84)
+    assert narrow.verdict == "INCONCLUSIVE"
+    assert narrow.reason.startswith(
+        "one direction or a narrow cone of several: two groups of positives have directions"
+    )
+    assert decide(replace(RHUMBLINE, one_group_cosine=None), arms, moved, group_cosine=0.84).verdict == REPRODUCES
     assert decide(BLOG2026, arms, moved, group_cosine=0.1).verdict == REPRODUCES
 
 

@@ -33,6 +33,11 @@ class PackedDecoder:
     pack: Pack
     attention: PackedAttention
 
+    @property
+    def room(self) -> int:
+        """Tokens of a row that are not there yet and already have their place in the cache."""
+        return self.attention.room
+
     def read(self) -> Logits:
         """Logits after the prompts."""
         n_arms = len(self.arms)
@@ -72,6 +77,9 @@ class PaddedDecoder:
     ids: Int[Tensor, "row position"]
     mask: Int[Tensor, "row position"]
     cache: Any
+
+    room = 0
+    """transformers' cache grows as tokens come."""
 
     def read(self) -> Logits:
         """Logits after the prompts."""

@@ -64,6 +64,11 @@ class Timings:
         write_json(self.path, {"stages": [*self._all(), taken]})
 
 
+def is_processor(device: torch.device) -> bool:
+    """Whether nothing can be asked of the device's own memory."""
+    return device.type != "cuda"
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that an accelerator has left."""
     return torch.cuda.mem_get_info(device)[0]

@@ -28,7 +28,11 @@ def _rule_sentence(rule: Row, families: Sequence[str]) -> str:
         near = rule.get("same_cosine")
         said.append("" if near is None else f"(draws with a |cosine| above {near:g} are the direction again);")
     if rule.get("min_group_cosine") is not None:
-        said.append(f"and if two groups of positives have directions of a cosine >= {rule['min_group_cosine']:g};")
+        one = rule.get("one_group_cosine")
+        band = "" if one is None else f" (inconclusive below {one:g})"
+        said.append(
+            f"and if two groups of positives have directions of a cosine >= {rule['min_group_cosine']:g}{band};"
+        )
     bounds = {
         "max_degenerate": "degenerate completions",
         "max_kl": "KL on negatives",
@@ -48,6 +52,7 @@ def _rule_sentence(rule: Row, families: Sequence[str]) -> str:
         "max_p",
         "same_cosine",
         "min_group_cosine",
+        "one_group_cosine",
         *bounds,
     }
     others = {k: v for k, v in rule.items() if k not in told and v is not None}

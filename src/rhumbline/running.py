@@ -23,7 +23,7 @@ from rhumbline.chat import Answered, token_batch
 from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
 from rhumbline.errors import InputError, ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
-from rhumbline.measuring import allocated_memory, free_memory, peak_memory, reset_peak_memory
+from rhumbline.measuring import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
 from rhumbline.models import ChatModel, Final, final_states, forward, hooked, new_cache, resumed, run_until
 from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward, packed_states
 
@@ -37,8 +37,9 @@ CPU_TOKENS = 4096
 """Tokens of a forward pass on a processor: its speed is flat from some hundred tokens on (docs/benchmarks.md)."""
 LEAST_TOKENS, MOST_TOKENS = 1024, 65536
 """Bounds of a measured budget."""
-CACHED_TOKENS_PER_TOKEN = 16
-"""While generating, a block may hold this many cached tokens for each token that a forward pass may hold."""
+CACHED_TOKENS_PER_TOKEN = 2
+"""While generating on a processor, a block may cache this many tokens for each token of a forward pass: 8 times as many
+are little faster and take 5 times the memory (docs/benchmarks.md)."""
 LOGITS_AT_ONCE = 2**24
 """Logits that are unembedded together while whole texts are read."""
 
@@ -104,7 +105,7 @@ def measured_tokens(model: ChatModel, sequence: TokenIds) -> int:
 
     A processor's budget is fixed: its memory is not what bounds a pass.
     """
-    if model.device.type == "cpu":
+    if is_processor(model.device):
         return CPU_TOKENS
     reset_peak_memory(model.device)
     before = allocated_memory(model.device)
@@ -126,23 +127,24 @@ class Runner:
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
     """Called with the number of rows that were finished."""
 
-    def blocks(self, sequences: Sequence[TokenIds], n_arms: int, extra: int = 0) -> Iterator[Block]:
+    def blocks(
+        self, sequences: Sequence[TokenIds], n_arms: int, extra: int = 0, cached: int | None = None
+    ) -> Iterator[Block]:
         """All arms on all prompts, longest prompts first, in blocks within the budget.
 
-        `extra` tokens per row are reserved for what will be generated. Where the model's proof found that padding
-        changes a row, a block holds prompts of one length only.
+        Rows to which `extra` tokens will be added hold at most `cached` tokens together. Where the model's proof found
+        that padding changes a row, a block holds prompts of one length only.
         """
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         start = 0
         while start < len(order):
-            longest = len(sequences[order[start]]) + extra
-            # Decoding has one token of each row in flight: what bounds it is the cache, not the width of a forward.
-            budget = self.tokens_per_forward * (CACHED_TOKENS_PER_TOKEN if extra else 1)
-            rows = max(1, budget // longest)
+            longest = len(sequences[order[start]])
+            rows = self.tokens_per_forward // longest
+            rows = max(1, rows if cached is None else min(rows, cached // (longest + extra)))
             together = min(n_arms, rows)
             prompts = order[start : start + rows // together]
             if self.model.proof.unpadded:
-                prompts = [p for p in prompts if len(sequences[p]) + extra == longest]
+                prompts = [p for p in prompts if len(sequences[p]) == longest]
             start += len(prompts)
             for first in range(0, n_arms, together):
                 yield Block(list(range(first, min(first + together, n_arms))), prompts)
@@ -472,7 +474,8 @@ class Runner:
             start = self._decoder(sequences, block, edits, max_new_tokens)
             return decode(start, self.model, max_new_tokens, read, decided)
 
-        for block in self.blocks(sequences, len(arms), extra=max_new_tokens):
+        cached = self._cached_tokens(sequences, edits, max_new_tokens)
+        for block in self.blocks(sequences, len(arms), max_new_tokens, cached):
             for done, (texts, first) in self._within_memory(block, run):
                 rows = done.rows()
                 self.tick(len(texts))
@@ -481,6 +484,25 @@ class Runner:
                 if first is not None:
                     readings[rows.arm, rows.prompt] = first.double().cpu()
         return completions, readings
+
+    def _cached_tokens(self, sequences: Sequence[TokenIds], edits: BatchEdits, max_new_tokens: int) -> int:
+        """Tokens that the rows of a block may cache: on an accelerator half of its free memory, by reading one prompt.
+
+        A processor's are fixed, as its forward passes are.
+        """
+        device = self.model.device
+        if is_processor(device) or not sequences:
+            return CACHED_TOKENS_PER_TOKEN * self.tokens_per_forward
+        longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
+
+        def taken(block: Block) -> float:
+            before = allocated_memory(device)
+            probe = self._decoder(sequences, block, edits, max_new_tokens)
+            probe.read()
+            return max(1, allocated_memory(device) - before) / (len(sequences[longest]) + probe.room)
+
+        ((_, per_token),) = self._within_memory(Block([0], [longest]), taken)
+        return ranks.least(int(free_memory(device) / 2 / per_token))
 
     def _decoder(
         self, sequences: Sequence[TokenIds], block: Block, edits: BatchEdits, max_new_tokens: int

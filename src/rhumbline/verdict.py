@@ -60,6 +60,9 @@ class Rule:
     min_group_cosine: float | None = None
     """Least cosine between the directions of the two groups into which the positives fall; below it the behaviour is
     spread over several directions, and no one of them is the single one."""
+    one_group_cosine: float | None = None
+    """From this cosine on the two directions are taken for one. Between `min_group_cosine` and this they are one
+    direction under noise or a narrow cone of several, and the verdict is INCONCLUSIVE. None: there is no such band."""
     max_degenerate: float | None = None
     """Largest share of degenerate completions under an intervention, beyond the baseline's; more is DAMAGED."""
     max_kl: float | None = None
@@ -83,8 +86,8 @@ class Rule:
         faults += [
             f"{field} is {value}, expected a positive number or nothing"
             for field in (
-                *("max_p", "same_cosine", "min_group_cosine", "max_degenerate", "max_kl", "max_accuracy_loss"),
-                "min_separation",
+                *("max_p", "same_cosine", "min_group_cosine", "one_group_cosine", "max_degenerate", "max_kl"),
+                *("max_accuracy_loss", "min_separation"),
             )
             if (value := getattr(self, field)) is not None and not (_is_number(value) and value > 0)
         ]
@@ -126,6 +129,7 @@ RHUMBLINE = Rule(
     max_p=0.05,
     same_cosine=0.5,
     min_group_cosine=0.5,
+    one_group_cosine=0.85,
     max_degenerate=0.3,
     max_kl=0.2,
     max_accuracy_loss=0.2,
@@ -177,7 +181,8 @@ def decide(
     3. An intervention exceeds a bound of the rule on damage (`kl`: of ablation, on negatives): DAMAGED.
     4. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, groups of positives
        with different directions (`group_cosine`): NOT-SINGLE-DIRECTION, with every failure in the reason.
-    5. A condition is undecided (rules that read intervals): INCONCLUSIVE, with the prompts that would settle it.
+    5. A condition is undecided (an interval around a margin, directions of groups that nearly agree): INCONCLUSIVE,
+       with the prompts that would settle it.
     6. Otherwise SINGLE-DIRECTION-REPRODUCES.
 
     A rule that reads estimates has a tolerance for rounding, as the blog's; its intervals are for the reader.
@@ -208,9 +213,9 @@ def decide(
         opening = f"The intervention broke the model by the rule {rule.name} ({damage})"
         return Verdict("DAMAGED", damage, f"{opening}, so that its effect on {behaviour} cannot be read: {found}.")
     failed, undecided = _shortfall(rule, by_name, rates)
-    if rule.min_group_cosine is not None and _is_number(group_cosine) and group_cosine < rule.min_group_cosine:
-        spread = f"spread: two groups of positives have directions with cosine {group_cosine:.2f}"
-        failed = f"{failed}; {spread}" if failed else spread
+    failed, undecided = (
+        "; ".join(filter(None, said)) for said in zip((failed, undecided), _spread(rule, group_cosine), strict=True)
+    )
     if failed:
         opening = f"One direction was not found sufficient to move {behaviour} both ways by the rule {rule.name}"
         return Verdict("NOT-SINGLE-DIRECTION", failed, f"{opening} ({failed}): {found}.")
@@ -336,6 +341,18 @@ def _rank(rule: Rule, effect: Mapping[str, Any], family: str) -> _Stand:
         return "met"
     p = effect.get("wide", {}).get(family, {}).get("p" if rule.same_cosine is None else "p_apart")
     return "unknown" if not _is_number(p) else "met" if p <= rule.max_p + 1e-9 else "failed"
+
+
+def _spread(rule: Rule, cosine: float | None) -> _Shortfall:
+    """Whether the behaviour lies along several directions, as far as the groups of positives tell."""
+    if not _is_number(cosine):
+        return _Shortfall("", "")
+    if rule.min_group_cosine is not None and cosine < rule.min_group_cosine:
+        return _Shortfall(f"spread: two groups of positives have directions with cosine {cosine:.2f}", "")
+    if rule.one_group_cosine is not None and cosine < rule.one_group_cosine:
+        between = f"two groups of positives have directions with cosine {cosine:.2f} < {rule.one_group_cosine:g}"
+        return _Shortfall("", f"one direction or a narrow cone of several: {between}")
+    return _Shortfall("", "")
 
 
 def _damage(rule: Rule, rates: _Rates, kl: float | None) -> str:
