@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhumbline import decoding, running
+from rhumbline.blocks import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.running import Runner
@@ -117,7 +118,7 @@ def test_models_that_padding_changes_are_batched_by_length(family_model):
 def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
     """A pretended device: 2 MiB for each pass, 1 GiB free."""
     chat_model = family_model("qwen2")
-    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.CPU_TOKENS
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == CPU_TOKENS
     monkeypatch.setattr(type(chat_model), "device", torch.device("cuda"))
     monkeypatch.setattr(Runner, "last_logits", lambda self, sequences: iter(sequences))
     memory = {"free": 2**30, "peak": 2 * 2**20}
@@ -128,9 +129,9 @@ def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
     tokens = 1024 // len(PROMPTS[0]) * len(PROMPTS[0])
     assert running.measured_tokens(chat_model, PROMPTS[0]) == min(65536, int(2**29 / (2 * 2**20 / tokens)))
     memory["free"] = 2**22
-    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.LEAST_TOKENS
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == LEAST_TOKENS
     memory |= {"free": 2**40}
-    assert running.measured_tokens(chat_model, PROMPTS[0]) == running.MOST_TOKENS
+    assert running.measured_tokens(chat_model, PROMPTS[0]) == MOST_TOKENS
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -148,7 +149,7 @@ def test_an_accelerator_decodes_as_many_rows_as_half_of_its_memory_caches(family
     plain = Runner(chat_model).generate(PROMPTS, max_new_tokens=7)[0]
     monkeypatch.setattr(running, "is_processor", lambda device: False)
     assert Runner(chat_model).generate(PROMPTS, max_new_tokens=7)[0] == plain
-    assert seen == [2 * running.CPU_TOKENS, 100]
+    assert seen == [2 * CPU_TOKENS, 100]
 
 
 @given(

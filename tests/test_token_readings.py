@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline import running
+from rhumbline import documents
+from rhumbline.documents import Document, token_readings
 from rhumbline.errors import InputError
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, BatchEdits, Direction
 from rhumbline.models import forward, hooked
-from rhumbline.running import Document, Runner
+from rhumbline.running import Runner
 
 DOCUMENTS = [
     Document([1, 9, 70, 11, 33, 8, 5, 6], 3),
@@ -48,7 +49,7 @@ def plain(chat_model, document: Document, arm: Arm):
 
 def losses(chat_model, documents, arms, budget=4096, **options) -> dict[tuple[int, int], torch.Tensor]:
     found = {}
-    for document, these, values in Runner(chat_model, budget, **options).token_readings(documents, arms, loss):
+    for document, these, values in token_readings(Runner(chat_model, budget, **options), documents, arms, loss):
         for arm, value in zip(these, values, strict=True):
             assert (document, arm) not in found
             found[document, arm] = value[:, 0].float()
@@ -106,8 +107,8 @@ def test_few_logits_at_once_change_nothing(family_model, monkeypatch):
         sizes.append(logits.numel())
         return loss(logits, tokens)
 
-    monkeypatch.setattr(running, "LOGITS_AT_ONCE", 5000)
-    for _ in Runner(chat_model).token_readings(DOCUMENTS, arms, seen):
+    monkeypatch.setattr(documents, "LOGITS_AT_ONCE", 5000)
+    for _ in token_readings(Runner(chat_model), DOCUMENTS, arms, seen):
         pass
     assert max(sizes) <= 5000
     assert len(sizes) > 4
@@ -117,7 +118,7 @@ def test_few_logits_at_once_change_nothing(family_model, monkeypatch):
 def test_the_first_arm_is_always_there_to_compare_with(family_model, monkeypatch):
     """Memory for two rows only: the arms are split, and each half sees the baseline in row 0."""
     chat_model = family_model("llama")
-    real, arms = running.packed_states, arms_of(chat_model)
+    real, arms = documents.packed_states, arms_of(chat_model)
 
     def moved(logits, tokens):
         found = loss(logits, tokens)
@@ -128,9 +129,9 @@ def test_the_first_arm_is_always_there_to_compare_with(family_model, monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         return real(model, pack, n_arms, attention)
 
-    monkeypatch.setattr(running, "packed_states", small)
+    monkeypatch.setattr(documents, "packed_states", small)
     seen = 0
-    for document, these, values in Runner(chat_model).token_readings(DOCUMENTS, arms, moved):
+    for document, these, values in token_readings(Runner(chat_model), DOCUMENTS, arms, moved):
         for arm, value in zip(these, values.float(), strict=True):
             base, own = (plain(chat_model, DOCUMENTS[document], arms[a]) for a in (0, arm))
             torch.testing.assert_close(value, torch.stack([own, own - base], -1), atol=2e-4, rtol=2e-4)
@@ -141,11 +142,11 @@ def test_the_first_arm_is_always_there_to_compare_with(family_model, monkeypatch
 @pytest.mark.parametrize("start", [0, 3, 4])
 def test_a_document_without_a_token_to_predict_is_refused(start, family_model):
     with pytest.raises(InputError, match="no token to predict"):
-        list(Runner(family_model("qwen2")).token_readings([Document([1, 2, 3], start)], [BASELINE], loss))
+        list(token_readings(Runner(family_model("qwen2")), [Document([1, 2, 3], start)], [BASELINE], loss))
 
 
 def test_nothing_is_left_behind(family_model):
     chat_model = family_model("qwen2")
-    list(Runner(chat_model).token_readings(DOCUMENTS, arms_of(chat_model), loss))
+    list(token_readings(Runner(chat_model), DOCUMENTS, arms_of(chat_model), loss))
     assert "forward" not in vars(chat_model.model.get_decoder())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in chat_model.model.modules())

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.blocks import TokenIds
 from rhumbline.chat import Chat
 from rhumbline.contrasts import Prompt
+from rhumbline.documents import log_likelihoods
 from rhumbline.interventions import Arm
-from rhumbline.running import Runner, TokenIds
+from rhumbline.running import Runner
 
 
 @dataclass(frozen=True)
@@ -42,5 +44,5 @@ class PairedLogOdds:
     def read(self, runner: Runner, sequences: Sequence[TokenIds], arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
         """The metric of every prompt under every arm."""
         pairs = [self.pairs[tuple(ids)] for ids in sequences]
-        positive, negative = (runner.log_likelihoods(sequences, [pair[k] for pair in pairs], arms) for k in (0, 1))
+        positive, negative = (log_likelihoods(runner, sequences, [pair[k] for pair in pairs], arms) for k in (0, 1))
         return positive - negative

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from rhumbline.blocks import TokenIds
 from rhumbline.chat import Chat
 from rhumbline.errors import ProtocolError
 from rhumbline.judging import TextJudge, refusal_metric
-from rhumbline.running import Runner, TokenIds
+from rhumbline.running import Runner
 from rhumbline.statistics import auroc
 
 LONGEST_READ = 64

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.blocks import TokenIds
 from rhumbline.contrasts import Label, Prompt
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.log_odds import PairedLogOdds
 from rhumbline.nulls import Null
 from rhumbline.protocol import COEFFICIENTS, Dose
 from rhumbline.refitting import Site
-from rhumbline.running import TokenIds
 from rhumbline.scoring import Scorer
 from rhumbline.selection import NOT_NEEDED, ScoredCandidate, SelectionRule
 

@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates
+from rhumbline.blocks import TokenIds
 from rhumbline.interventions import Ablate, Add, Arm, Direction
 from rhumbline.nulls import generator, halves
-from rhumbline.running import Runner, TokenIds
+from rhumbline.running import Runner
 from rhumbline.scoring import Scorer
 from rhumbline.selection import ScoredCandidate, SelectionRule, choose
 

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates, Logits
-from rhumbline.running import Runner, TokenIds
+from rhumbline.blocks import TokenIds
+from rhumbline.running import Runner
 
 
 @dataclass

@@ -19,85 +19,29 @@ from torch import Tensor
 
 from rhumbline import ranks
 from rhumbline.axes import Logits, Residual
+from rhumbline.blocks import (
+    CACHED_TOKENS_PER_TOKEN,
+    CPU_TOKENS,
+    LEAST_TOKENS,
+    MOST_TOKENS,
+    Block,
+    Rows,
+    TokenIds,
+    is_out_of_memory,
+    rectangles,
+)
 from rhumbline.chat import Answered, token_batch
 from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
-from rhumbline.errors import InputError, ModelError
+from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.measuring import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
-from rhumbline.models import ChatModel, Final, final_states, forward, hooked, new_cache, resumed, run_until
-from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward, packed_states
+from rhumbline.models import ChatModel, forward, hooked, new_cache, resumed, run_until
+from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward
 
 log = logging.getLogger("rhumbline")
 
-TokenIds = Sequence[int]
 Side = Literal["left", "right"]
 T = TypeVar("T")
-
-CPU_TOKENS = 4096
-"""Tokens of a forward pass on a processor: its speed is flat from some hundred tokens on (docs/benchmarks.md)."""
-LEAST_TOKENS, MOST_TOKENS = 1024, 65536
-"""Bounds of a measured budget."""
-CACHED_TOKENS_PER_TOKEN = 2
-"""While generating on a processor, a block may cache this many tokens for each token of a forward pass: 8 times as many
-are little faster and take 5 times the memory (docs/benchmarks.md)."""
-LOGITS_AT_ONCE = 2**24
-"""Logits that are unembedded together while whole texts are read."""
-
-
-class Block(NamedTuple):
-    """Some arms on some prompts: one batch with rows in the order (arm, prompt)."""
-
-    arms: list[int]
-    prompts: list[int]
-
-    def rows(self) -> "Rows":
-        """Arm and prompt of every row."""
-        arms, prompts = torch.tensor(self.arms), torch.tensor(self.prompts)
-        return Rows(arms.repeat_interleave(len(prompts)), prompts.repeat(len(arms)))
-
-    def halves(self) -> "list[Block]":
-        """Two smaller blocks, by prompts while there are several; empty when there is one row."""
-        if len(self.prompts) > 1:
-            half = len(self.prompts) // 2
-            return [Block(self.arms, self.prompts[:half]), Block(self.arms, self.prompts[half:])]
-        half = len(self.arms) // 2
-        return [Block(self.arms[:half], self.prompts), Block(self.arms[half:], self.prompts)] if half else []
-
-
-class Document(NamedTuple):
-    """A text that is read and not generated."""
-
-    ids: TokenIds
-    start: int
-    """The tokens from here on are predicted, each from all before it; what stands before is only context. 1 or more."""
-
-
-class TokenReadings(NamedTuple):
-    """What was read of the predictions of one document's tokens."""
-
-    document: int
-    arms: list[int]
-    values: Float[Tensor, "arm token reading"]
-    """Float64, on the CPU."""
-
-
-class Rows(NamedTuple):
-    """Which arm and which prompt each row is."""
-
-    arm: Int[Tensor, " row"]
-    prompt: Int[Tensor, " row"]
-
-
-def _log_probability(
-    logits: Float[Tensor, "arm token vocab"], tokens: Int[Tensor, " token"]
-) -> Float[Tensor, "arm token 1"]:
-    """Of each token, in float64."""
-    return logits.double().log_softmax(-1).gather(-1, tokens.expand(len(logits), -1)[..., None])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device (or the host) ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def measured_tokens(model: ChatModel, sequence: TokenIds) -> int:
@@ -135,19 +79,9 @@ class Runner:
         Rows to which `extra` tokens will be added hold at most `cached` tokens together. Where the model's proof found
         that padding changes a row, a block holds prompts of one length only.
         """
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        start = 0
-        while start < len(order):
-            longest = len(sequences[order[start]])
-            rows = self.tokens_per_forward // longest
-            rows = max(1, rows if cached is None else min(rows, cached // (longest + extra)))
-            together = min(n_arms, rows)
-            prompts = order[start : start + rows // together]
-            if self.model.proof.unpadded:
-                prompts = [p for p in prompts if len(sequences[p]) == longest]
-            start += len(prompts)
-            for first in range(0, n_arms, together):
-                yield Block(list(range(first, min(first + together, n_arms))), prompts)
+        alike = self.model.proof.unpadded
+        lengths = [len(s) for s in sequences]
+        return rectangles(lengths, n_arms, self.tokens_per_forward, extra=extra, cached=cached, alike=alike)
 
     def last_logits(
         self, sequences: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
@@ -157,17 +91,17 @@ class Runner:
 
         def run(block: Block) -> Logits:
             if self.model.proof.packed:
-                chosen = self._pack(sequences, block)
+                chosen = self.pack(sequences, block)
                 arms_here = torch.tensor(block.arms, device=self.model.device)
                 with hooked(self.model, edits.on(arms_here)):
                     attention = attention_of(self.model, chosen)
                     return packed_forward(self.model, chosen, len(arms_here), attention).flatten(0, 1)
-            ids, mask = self._padded(sequences, block)
-            with hooked(self.model, edits.on(self._arm_of_row(block))):
+            ids, mask = self.padded(sequences, block)
+            with hooked(self.model, edits.on(self.arm_of_row(block))):
                 return forward(self.model, ids, mask)
 
         for block in self.blocks(sequences, len(arms)):
-            for done, logits in self._within_memory(block, run):
+            for done, logits in self.within_memory(block, run):
                 self.tick(len(done.arms) * len(done.prompts))
                 yield done.rows(), logits
 
@@ -196,7 +130,7 @@ class Runner:
             return list(self._climb(sequences, block.prompts, arms_at, read))
 
         for block in self.blocks(sequences, 1):
-            for _, readings in self._within_memory(block, run):
+            for _, readings in self.within_memory(block, run):
                 for layer, rows, values in readings:
                     found[layer][rows.arm, rows.prompt] = values
         return found
@@ -208,7 +142,7 @@ class Runner:
         arms_at: Mapping[int, Sequence[Arm]],
         read: Callable[[Logits], Float[Tensor, " row"]],
     ) -> Iterator[tuple[int, Rows, Tensor]]:
-        chosen = self._pack(sequences, Block([0], prompts))
+        chosen = self.pack(sequences, Block([0], prompts))
         attention = attention_of(self.model, chosen)
         together = max(1, self.tokens_per_forward // len(chosen.ids))
         stream, at = None, 0
@@ -280,7 +214,7 @@ class Runner:
             return torch.stack([seen[layer] for layer in range(depth)], dim=2), None if read is None else read(logits)
 
         for block in self.blocks(sequences, 1):
-            for done, (h, readings) in self._within_memory(block, run):
+            for done, (h, readings) in self.within_memory(block, run):
                 self.tick(len(done.prompts))
                 yield torch.tensor(done.prompts), h, readings
 
@@ -295,7 +229,7 @@ class Runner:
             return h[batch.row.to(h.device), batch.place.to(h.device)][:, 0]
 
         for block in self.blocks(sequences, 1):
-            for done, h in self._within_memory(block, run):
+            for done, h in self.within_memory(block, run):
                 self.tick(len(done.prompts))
                 found[done.prompts] = h.float().cpu()
         return found
@@ -332,19 +266,9 @@ class Runner:
             return torch.stack([seen[layer] for layer in range(depth)], dim=2)
 
         for block in self._prompt_blocks(sequences):
-            for done, h in self._within_memory(block, run):
+            for done, h in self.within_memory(block, run):
                 self.tick(len(done.prompts))
                 yield torch.tensor(done.prompts), h
-
-    def log_likelihoods(
-        self, sequences: Sequence[TokenIds], answers: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
-    ) -> Float[Tensor, "arm prompt"]:
-        """Mean log-probability per token of each prompt's answer under each arm, teacher-forced; float64, nats."""
-        documents = [Document([*ids, *answer], len(ids)) for ids, answer in zip(sequences, answers, strict=True)]
-        found = torch.full((len(arms), len(documents)), float("nan"), dtype=torch.float64)
-        for document, here, values in self.token_readings(documents, arms, _log_probability):
-            found[here, document] = values[..., 0].mean(-1)
-        return found
 
     def _prompt_blocks(self, texts: Sequence[TokenIds]) -> Iterator[Block]:
         """Blocks in which the prompts, without their answers, may be padded."""
@@ -372,11 +296,11 @@ class Runner:
         """The prompts of a block as one batch without arms, and where their positions stand in it."""
         device = self.model.device
         if padding is None and self.model.proof.packed:
-            chosen = self._pack(sequences, block, n_private=max(1, -int(wanted.min())))
+            chosen = self.pack(sequences, block, n_private=max(1, -int(wanted.min())))
             row, place = torch.zeros(1, 1, dtype=torch.long, device=device), chosen.last[:, None] + 1 + wanted
             attention = attention_of(self.model, chosen)
             return _Batch(1, row, place, lambda: packed_forward(self.model, chosen, 1, attention)[0])
-        ids, mask = self._padded(sequences, block, padding or "left")
+        ids, mask = self.padded(sequences, block, padding or "left")
         row = torch.arange(len(ids), device=device)[:, None]
         if padding != "right":
             return _Batch(len(ids), row, mask.shape[1] + wanted[None], lambda: forward(self.model, ids, mask))
@@ -384,74 +308,6 @@ class Runner:
         return _Batch(
             len(ids), row, length + wanted, lambda: forward(self.model, ids, mask, keep=0)[row[:, 0], length[:, 0] - 1]
         )
-
-    def token_readings(
-        self,
-        documents: Sequence[Document],
-        arms: Sequence[Arm],
-        read: Callable[[Float[Tensor, "arm token vocab"], Int[Tensor, " token"]], Float[Tensor, "arm token reading"]],
-    ) -> Iterator[TokenReadings]:
-        """`read(logits, tokens)` of the predictions of every document's tokens, under each arm, document by document.
-
-        `logits[:, t]` predict `tokens[t]`; the model's dtype, in pieces of at most `LOGITS_AT_ONCE`. Row 0 of a piece
-        is always the first arm, so that the others can be compared with it. Additions to prompts alone leave the
-        tokens from `start` on.
-        """
-        if faulty := [i for i, d in enumerate(documents) if not 0 < d.start < len(d.ids)]:
-            raise InputError(f"documents {faulty[:5]} have no token to predict: a start lies in 1 .. length - 1.")
-        edits = BatchEdits.of(arms, self.model)
-
-        def run(block: Block) -> list[Tensor]:
-            # The first arm comes along where memory made two blocks of the arms.
-            block = block if block.arms[0] == 0 else Block([0, *block.arms], block.prompts)
-            chosen = [documents[i] for i in block.prompts]
-            end, places = self._final(chosen, block, edits)
-            flat = torch.tensor([p for some in places for p in some], device=end.states.device)
-            tokens = torch.tensor([t for d in chosen for t in d.ids[d.start :]], device=end.states.device)
-            pieces = []
-            at_once = 1
-            first = 0
-            while first < len(flat):
-                logits = end.logits(end.states[:, flat[first : first + at_once]])
-                pieces.append(read(logits, tokens[first : first + at_once].to(logits.device)).double().cpu())
-                first += at_once
-                at_once = max(1, LOGITS_AT_ONCE // (logits.shape[0] * logits.shape[2]))
-            return list(torch.cat(pieces, 1).split([len(some) for some in places], 1))
-
-        for block in self.blocks([d.ids for d in documents], len(arms)):
-            for done, readings in self._within_memory(block, run):
-                self.tick(len(done.arms) * len(done.prompts))
-                for document, values in zip(done.prompts, readings, strict=True):
-                    yield TokenReadings(document, done.arms, values[-len(done.arms) :])
-
-    def _final(self, documents: Sequence[Document], block: Block, edits: BatchEdits) -> tuple[Final, list[list[int]]]:
-        """The final states [arm, token, d_model] of the documents of a block, and where their predictions stand."""
-        sequences, device = [d.ids for d in documents], self.model.device
-        arms = torch.tensor(block.arms, device=device)
-        if self.model.proof.packed:
-            # Nothing that one document predicts is another one's context.
-            n_private = min(map(len, sequences)) - min(d.start for d in documents)
-            chosen = pack(sequences, n_private, device)
-            starts = chosen.starts.tolist()
-            given = torch.ones(1, len(chosen.ids), dtype=torch.bool, device=device)
-            places = []
-            for start, document in zip(starts, documents, strict=True):
-                own = [p if p < chosen.n_shared else start + p - chosen.n_shared for p in range(len(document.ids))]
-                given[0, own[document.start :]] = False
-                places.append(own[document.start - 1 : -1])
-            with hooked(self.model, edits.on(arms, given)):
-                return packed_states(self.model, chosen, len(arms), attention_of(self.model, chosen)), places
-        everyone = Block(block.arms, list(range(len(sequences))))
-        ids, mask = self._padded(sequences, everyone)
-        width = ids.shape[1]
-        skipped = torch.tensor([width - len(d.ids) + d.start for d in documents], device=device)
-        given = (torch.arange(width, device=device) < skipped[:, None]).repeat(len(arms), 1)
-        with hooked(self.model, edits.on(self._arm_of_row(everyone), given)):
-            end = final_states(self.model, lambda: forward(self.model, ids, mask, keep=0))
-        states = end.states.unflatten(0, (len(arms), -1)).flatten(1, 2)
-        ends = [(row + 1) * width for row in range(len(documents))]
-        places = [list(range(end - len(d.ids) + d.start - 1, end - 1)) for end, d in zip(ends, documents, strict=True)]
-        return end._replace(states=states), places
 
     def generate(
         self,
@@ -476,7 +332,7 @@ class Runner:
 
         cached = self._cached_tokens(sequences, edits, max_new_tokens)
         for block in self.blocks(sequences, len(arms), max_new_tokens, cached):
-            for done, (texts, first) in self._within_memory(block, run):
+            for done, (texts, first) in self.within_memory(block, run):
                 rows = done.rows()
                 self.tick(len(texts))
                 for arm, prompt, text in zip(rows.arm.tolist(), rows.prompt.tolist(), texts, strict=True):
@@ -501,31 +357,36 @@ class Runner:
             probe.read()
             return max(1, allocated_memory(device) - before) / (len(sequences[longest]) + probe.room)
 
-        ((_, per_token),) = self._within_memory(Block([0], [longest]), taken)
+        ((_, per_token),) = self.within_memory(Block([0], [longest]), taken)
         return ranks.least(int(free_memory(device) / 2 / per_token))
 
     def _decoder(
         self, sequences: Sequence[TokenIds], block: Block, edits: BatchEdits, max_new_tokens: int
     ) -> PackedDecoder | PaddedDecoder:
-        arm = self._arm_of_row(block)
+        arm = self.arm_of_row(block)
         if self.model.proof.packed:
-            chosen = self._pack(sequences, block)
+            chosen = self.pack(sequences, block)
             attention = attention_of(self.model, chosen, room=max_new_tokens)
             arms = torch.tensor(block.arms, device=self.model.device)
             return PackedDecoder(self.model, edits, arms, arm, chosen, attention)
-        return PaddedDecoder(self.model, edits, arm, *self._padded(sequences, block), new_cache(self.model))
+        return PaddedDecoder(self.model, edits, arm, *self.padded(sequences, block), new_cache(self.model))
 
-    def _pack(self, sequences: Sequence[TokenIds], block: Block, n_private: int = 1) -> Pack:
+    def pack(self, sequences: Sequence[TokenIds], block: Block, n_private: int = 1) -> Pack:
+        """The prompts of a block behind what they share."""
         return pack([sequences[i] for i in block.prompts], n_private, self.model.device)
 
-    def _arm_of_row(self, block: Block) -> Int[Tensor, " row"]:
+    def arm_of_row(self, block: Block) -> Int[Tensor, " row"]:
+        """The arm of every row of a block, on the model's device."""
         return block.rows().arm.to(self.model.device)
 
-    def _padded(self, sequences: Sequence[TokenIds], block: Block, side: Side = "left") -> tuple[Tensor, Tensor]:
+    def padded(
+        self, sequences: Sequence[TokenIds], block: Block, side: Side = "left"
+    ) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row position"]]:
+        """Token ids of every row of a block, and the mask of those that are no padding."""
         batch = token_batch([sequences[i] for i in block.rows().prompt.tolist()], self.model.pad_token, side)
         return batch.input_ids.to(self.model.device), batch.attention_mask.to(self.model.device)
 
-    def _within_memory(self, block: Block, run: Callable[[Block], T]) -> Iterator[tuple[Block, T]]:
+    def within_memory(self, block: Block, run: Callable[[Block], T]) -> Iterator[tuple[Block, T]]:
         """`run` the block, in halves of halves where memory does not suffice."""
         waiting = [block]
         while waiting:

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.blocks import TokenIds
 from rhumbline.interventions import BASELINE, Add, Arm
 from rhumbline.judging import kl_divergence
 from rhumbline.log_odds import PairedLogOdds
-from rhumbline.running import Runner, TokenIds
+from rhumbline.running import Runner
 from rhumbline.selection import Metric
 
 ARMS_AT_ONCE = 128

@@ -18,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates, Logits
+from rhumbline.blocks import TokenIds
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Ablate, Add, Arm, Direction
 from rhumbline.judging import kl_divergence, refusal_metric
 from rhumbline.log_odds import PairedLogOdds
-from rhumbline.running import Runner, TokenIds
+from rhumbline.running import Runner
 
 log = logging.getLogger("rhumbline")
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from rhumbline.chat import Chat
 from rhumbline.contrasts import Prompt
+from rhumbline.documents import Document, token_readings
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import TextJudge, kl_divergence
 from rhumbline.nulls import Null
-from rhumbline.running import Document, Runner
+from rhumbline.running import Runner
 from rhumbline.texts import LossTexts
 
 
@@ -135,7 +136,7 @@ def loss_rows(runner: Runner, text: str, sources: Sequence[Source], arms: Sequen
     with_kl = text == "completions"
     read = cross_entropy_and_kl if with_kl else cross_entropy
     rows = {}
-    for index, here, values in runner.token_readings([s.document for s in sources], arms, read):
+    for index, here, values in token_readings(runner, [s.document for s in sources], arms, read):
         for arm, found in zip(here, values, strict=True):
             row = {
                 "text": text,

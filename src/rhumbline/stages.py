@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rhumbline.axes import Candidates
+from rhumbline.blocks import CPU_TOKENS
 from rhumbline.chat import Chat
 from rhumbline.conditions import condition_arms, condition_rows
 from rhumbline.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits, read_contrast
@@ -43,7 +44,7 @@ from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory, file_sha256
 from rhumbline.refitting import Resampled, bootstrap_refits, resample, shuffled_differences, shuffled_refits
 from rhumbline.residuals import Extraction, at_site, extract, projections
-from rhumbline.running import CPU_TOKENS, Runner
+from rhumbline.running import Runner
 from rhumbline.scoring import Scorer
 from rhumbline.selection import (
     Cell,

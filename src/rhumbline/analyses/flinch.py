@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from rhumbline.documents import log_likelihoods
 from rhumbline.errors import InputError
 from rhumbline.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.models import ChatModel
@@ -167,7 +168,7 @@ def _encode(chat: ChatModel, base: ChatModel, words: Sequence[str], contexts: Se
 
 
 def _likelihoods(runner: Runner, cells: _Cells, arms: Sequence[Arm]) -> Float[np.ndarray, "arm term context"]:
-    found = runner.log_likelihoods(cells.before, cells.after, arms).numpy()
+    found = log_likelihoods(runner, cells.before, cells.after, arms).numpy()
     return found.reshape(len(arms), *cells.shape)
 
 

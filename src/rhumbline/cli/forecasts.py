@@ -17,10 +17,10 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     """Rows and tokens of every stage, memory and time; nothing is run but, where asked for, a short measurement."""
     from transformers import AutoConfig, AutoTokenizer
 
+    from rhumbline.blocks import CPU_TOKENS
     from rhumbline.chat import Chat
     from rhumbline.contrasts import split_contrast
     from rhumbline.forecasting import forecast, measured_speed, total
-    from rhumbline.running import CPU_TOKENS
     from rhumbline.sizing import find_folder
 
     folder = find_folder(a.model)

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from rhumbline.blocks import is_out_of_memory
 from rhumbline.errors import InputError, ModelError
 from rhumbline.judges import endpoint
 from rhumbline.judges.specs import Judgement, JudgeSpec
 from rhumbline.loading import load
-from rhumbline.running import Runner, is_out_of_memory, measured_tokens
+from rhumbline.running import Runner, measured_tokens
 
 CLASSIFIER_BATCH = 32
 """Texts that a sequence classification model reads at once, at first."""
