@@ -21,7 +21,7 @@ import torch
 import growth
 import plain
 import shapes
-from rhumbline.blocks import CACHED_TOKENS_PER_TOKEN
+from rhumbline.batching import CACHED_TOKENS_PER_TOKEN
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import refusal_metric
 from rhumbline.measuring import peak_memory, reset_peak_memory

@@ -21,7 +21,7 @@ ORDER = words("""
     axes errors records measuring engines ranks
     sampling contrasts data texts chat
     models packing attending proving loading
-    interventions decoding blocks running documents residuals directions nulls
+    interventions decoding batching running documents residuals directions nulls
     judging style log_odds statistics levels classifying planning evidence judges costs pairing
     opening selection scoring refitting verdict
     side_effects conditions

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhumbline import decoding, running
-from rhumbline.blocks import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS
+from rhumbline.batching import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.running import Runner

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rhumbline.blocks import Block, TokenIds
+from rhumbline.batching import Block, TokenIds
 from rhumbline.errors import InputError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.models import Final, final_states, forward, hooked

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.blocks import TokenIds
+from rhumbline.batching import TokenIds
 from rhumbline.chat import Chat
 from rhumbline.contrasts import Prompt
 from rhumbline.documents import log_likelihoods

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rhumbline.blocks import TokenIds
+from rhumbline.batching import TokenIds
 from rhumbline.chat import Chat
 from rhumbline.errors import ProtocolError
 from rhumbline.judging import TextJudge, refusal_metric

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.blocks import TokenIds
+from rhumbline.batching import TokenIds
 from rhumbline.contrasts import Label, Prompt
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.log_odds import PairedLogOdds

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates
-from rhumbline.blocks import TokenIds
+from rhumbline.batching import TokenIds
 from rhumbline.interventions import Ablate, Add, Arm, Direction
 from rhumbline.nulls import generator, halves
 from rhumbline.running import Runner

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates, Logits
-from rhumbline.blocks import TokenIds
+from rhumbline.batching import TokenIds
 from rhumbline.running import Runner
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rhumbline import ranks
 from rhumbline.axes import Logits, Residual
-from rhumbline.blocks import (
+from rhumbline.batching import (
     CACHED_TOKENS_PER_TOKEN,
     CPU_TOKENS,
     LEAST_TOKENS,

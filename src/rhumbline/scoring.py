@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.blocks import TokenIds
+from rhumbline.batching import TokenIds
 from rhumbline.interventions import BASELINE, Add, Arm
 from rhumbline.judging import kl_divergence
 from rhumbline.log_odds import PairedLogOdds

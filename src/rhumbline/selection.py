@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates, Logits
-from rhumbline.blocks import TokenIds
+from rhumbline.batching import TokenIds
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Ablate, Add, Arm, Direction
 from rhumbline.judging import kl_divergence, refusal_metric

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rhumbline.axes import Candidates
-from rhumbline.blocks import CPU_TOKENS
+from rhumbline.batching import CPU_TOKENS
 from rhumbline.chat import Chat
 from rhumbline.conditions import condition_arms, condition_rows
 from rhumbline.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits, read_contrast

@@ -17,7 +17,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     """Rows and tokens of every stage, memory and time; nothing is run but, where asked for, a short measurement."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from rhumbline.blocks import CPU_TOKENS
+    from rhumbline.batching import CPU_TOKENS
     from rhumbline.chat import Chat
     from rhumbline.contrasts import split_contrast
     from rhumbline.forecasting import forecast, measured_speed, total

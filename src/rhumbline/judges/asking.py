@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rhumbline.blocks import is_out_of_memory
+from rhumbline.batching import is_out_of_memory
 from rhumbline.errors import InputError, ModelError
 from rhumbline.judges import endpoint
 from rhumbline.judges.specs import Judgement, JudgeSpec
