@@ -29,7 +29,7 @@ ORDER = words("""
     figures run_record evidence_figures side_effects_figures analyses_figures
     page evidence_report judges_report side_effects_report style_report
     reading_report span_report analyses_report report_sections report_protocol report
-    stages experiment reproducing inspecting
+    seed_run blocks finding controls testing stages experiment reproducing inspecting
     projecting editing additive weights
     importing saving applying recipes tensorfiles sharded adapters export
     harness evaluating

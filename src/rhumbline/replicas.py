@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rhumbline.blocks import Blocks
 from rhumbline.chat import Chat
 from rhumbline.contrasts import ContrastSet, Prompt, split_contrast
 from rhumbline.engines import Shared, Worker
@@ -22,8 +23,9 @@ from rhumbline.loading import fingerprint
 from rhumbline.measuring import Timings
 from rhumbline.protocol import Protocol, amend, preset
 from rhumbline.records import RunDirectory, sha256, write_bytes
+from rhumbline.seed_run import SeedRun
 from rhumbline.sources import Source
-from rhumbline.stages import SeedStages
+from rhumbline.stages import BLOCKS
 
 
 def replica_worker(source: Source, contrast: ContrastSet, protocol: Protocol, fingerprint: str) -> Worker:
@@ -76,7 +78,7 @@ class Replica:
         self.chat = Chat.of(self.model.tokenizer, self.protocol.chat, prompts)
         self.mirror = Path(tempfile.mkdtemp(prefix="rhumbline-replica-"))
         weakref.finalize(self, shutil.rmtree, self.mirror, ignore_errors=True)
-        self.known: tuple[Any, SeedStages] | None = None
+        self.known: tuple[Any, Blocks] | None = None
 
     def __call__(self, kind: str, arguments: Mapping[str, Any], shared: Shared) -> Any:
         """The answer of a block."""
@@ -87,13 +89,14 @@ class Replica:
         )
         if self.known is None or self.known[0] != state:
             # What a stage keeps between its blocks is kept with it, and goes when the artefacts change.
-            self.known = (state, self._stages(arguments["seed"], arguments["tokens"], shared))
+            self.known = (state, self._blocks(arguments["seed"], arguments["tokens"], shared))
         return self.known[1].answer(kind, arguments["arguments"])
 
-    def _stages(self, seed: int, tokens: int, shared: Shared) -> SeedStages:
+    def _blocks(self, seed: int, tokens: int, shared: Shared) -> Blocks:
         shutil.rmtree(self.mirror, ignore_errors=True)
         for name, data in shared.items():
             write_bytes(self.mirror / name, data)
         directory = RunDirectory.read(self.mirror)
         timings = Timings(self.mirror / "timings.json", self.model.device)
-        return SeedStages(directory, timings, self.model, self.chat, self.splits[seed], self.protocol, seed, tokens)
+        run = SeedRun(directory, timings, self.model, self.chat, self.splits[seed], self.protocol, seed, tokens)
+        return Blocks(run, BLOCKS)
