@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rhumbline.blocks import DRAWS_PER_BLOCK, NULLS_PER_BLOCK, REFITS_PER_BLOCK, Ask, Block, spans
-from rhumbline.contrasts import LABELS, Label, read_contrast
+from rhumbline.contrast_files import read_contrast
+from rhumbline.contrasts import LABELS, Label
 from rhumbline.directions import group_cosine
 from rhumbline.interventions import Direction
 from rhumbline.nulls import Material, as_null, draw_nulls
