@@ -19,7 +19,7 @@ from rhumbline.directions import group_cosine
 from rhumbline.interventions import Direction
 from rhumbline.nulls import Material, as_null, draw_nulls
 from rhumbline.probes import Sample, best_sites, dose, sample, scored_sites, wide
-from rhumbline.refitting import Site, bootstrap_refits, resample, shuffled_differences, shuffled_refits
+from rhumbline.refitting import Choosing, Site, bootstrap_refits, resample, shuffled_differences, shuffled_refits
 from rhumbline.residuals import at_site
 from rhumbline.running import TokenIds
 from rhumbline.seed_run import SeedRun
@@ -95,13 +95,11 @@ def shuffled_block(run: SeedRun) -> Block:
     def refits(first: int, end: int) -> list[dict[str, Any]]:
         if differences is None:
             return []
+        sites = scored_sites(run.selection["candidates"], run.positions)
         found = shuffled_refits(
-            run.scorer("nulls"),
+            Choosing(run.scorer("nulls"), sites, run.positions, run.protocol.selection.fast()),
             differences,
             run.kept("val"),
-            scored_sites(run.selection["candidates"], run.positions),
-            run.positions,
-            run.protocol.selection.fast(),
             draws=range(first, end),
             prompts=plan.procedure_prompts,
             seed=run.seed,
@@ -183,15 +181,8 @@ def refit_block(run: SeedRun) -> Block:
     resampled = resample(scorer, *sets, run.positions, refits=plan.refits, prompts=plan.prompts, seed=run.seed)
 
     def refits(first: int, end: int) -> dict[str, Any]:
-        found, between = bootstrap_refits(
-            scorer,
-            resampled,
-            direction,
-            _best_sites(run),
-            run.positions,
-            run.protocol.selection.fast(),
-            refits=range(first, end),
-        )
+        choosing = Choosing(scorer, _best_sites(run), run.positions, run.protocol.selection.fast())
+        found, between = bootstrap_refits(choosing, resampled, direction, refits=range(first, end))
         return {"refits": [r._asdict() for r in found], "between": between}
 
     return refits
