@@ -62,3 +62,18 @@ def test_nobody_at_the_address_is_unscored():
 def test_a_wrong_key_or_model_ends_the_whole(status):
     with Endpoint(lambda n, q: (status, b"")) as server, pytest.raises(InputError, match=str(status)):
         ask(spec(url=server.url), QUESTIONS)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_question_that_is_refused_is_unscored_and_the_others_go_on(status):
+    with Endpoint(lambda n, q: (status, b"") if "5" in q else None) as server:
+        found = ask(spec(url=server.url, concurrency=1), QUESTIONS, no_wait)
+        asked = len(server.seen)
+    assert [i for i, answer in enumerate(found) if answer.text is None] == [5]
+    assert found[5].failure == f"endpoint: HTTP {status}"
+    assert asked == len(QUESTIONS)  # and it is not asked again
+
+
+def test_a_server_that_refuses_every_question_ends_the_whole():
+    with Endpoint(lambda n, q: (400, b"")) as server, pytest.raises(InputError, match="refuses every question"):
+        ask(spec(url=server.url), QUESTIONS)

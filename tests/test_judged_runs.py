@@ -12,8 +12,8 @@ from make_judge import RUBRIC, Endpoint, spec
 from rhumbline import load, read_contrast, run, verify
 from rhumbline.cli import main
 from rhumbline.contrasts import Sizes
-from rhumbline.errors import OutputError
-from rhumbline.judges import published
+from rhumbline.errors import InputError, OutputError
+from rhumbline.judges import Judgement, judgements, published
 from rhumbline.judges.asking import Judge
 from rhumbline.judges.judgements import judge_run, read_judgements
 from rhumbline.records import RunDirectory, read_rows
@@ -69,6 +69,39 @@ def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
         assert len(server.seen) == len(unscored)
         other = replace(judge, template="Other words: {response}")
         assert judge_run(kept, other, Judge(other))["judges"]["mine"]["asked"] == asked  # another judge: nothing known
+
+
+def test_a_retry_that_is_killed_leaves_the_run_readable(kept, monkeypatch):
+    """What was unscored stays in the file until another try has replaced it: others can be compared with it."""
+    monkeypatch.setattr(judgements, "AT_ONCE", 4)
+    first, other = spec(url="http://localhost"), replace(spec(url="http://localhost"), name="other")
+    unscored = Judgement("unscored", None, "down")
+    judge_run(kept, first, lambda prompts, _: [unscored for _ in prompts])
+    asked: list[int] = []
+
+    def dies(prompts, responses):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return [first.read("yes") for _ in prompts]
+
+    with pytest.raises(KeyboardInterrupt):
+        judge_run(kept, first, dies)
+    rows = list(read_judgements(RunDirectory.read(kept), "mine"))
+    assert {r["class"] for r in rows} == {"refused", "unscored"}
+    changed = replace(first, template="Other words: {response}")
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        judge_run(kept, changed, dies)
+    summary = judge_run(kept, other, lambda prompts, _: [other.read("no") for _ in prompts])
+    assert ["mine", "other"] in [p["judges"] for p in summary["agreement"]]
+    assert 0 < len(list(read_judgements(RunDirectory.read(kept), "mine"))) < len(rows)
+
+
+def test_a_judge_with_the_name_of_a_keyword_judge_is_refused(kept):
+    judge = replace(spec(url="http://localhost"), name="refusal-opening")
+    with pytest.raises(InputError, match="give it another"):
+        judge_run(kept, judge, lambda prompts, _: [judge.read("yes") for _ in prompts])
 
 
 def test_judging_leaves_no_text_and_the_run_as_it_was(kept):

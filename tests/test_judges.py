@@ -5,7 +5,7 @@ import torch
 
 from make_judge import spec
 from rhumbline import load
-from rhumbline.errors import InputError
+from rhumbline.errors import InputError, ModelError
 from rhumbline.judges import Judgement, published, read_judge
 from rhumbline.judges.asking import Judge
 
@@ -93,6 +93,20 @@ def test_the_id_changes_with_what_may_change_a_judgement():
         ("asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'", "answers or a scale"),
         ("asks = 'harm'\nform = 'endpoint'\nmodel = 'm'\ntemplate = '{response}'\n[answers]\na = 'safe'", "url is ''"),
         ("asks = 'harm'\nform = 'chat'\nmodel = 'm'\ncolour = 'red'", "unknown fields colour"),
+        (
+            "asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n[answers]\nyes = 1",
+            "answers of the wrong type",
+        ),
+        (
+            "asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\nscale = [1, 2]",
+            "scale of the wrong type",
+        ),
+        ("asks = 'harm'\nform = 'chat'\nmodel = 'm'\nretries = true", "retries of the wrong type"),
+        (
+            "name = '../other'\nasks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n"
+            "[answers]\na = 'safe'",
+            "files are named by it",
+        ),
         ("asks = ", "not TOML"),
         ("asks = 'harm'\nform = 'chat'\nmodel = 1", "wrong type"),
     ],
@@ -187,3 +201,22 @@ def test_a_judge_may_be_an_adapter(planted_folder, tmp_path):
         found, expected, without = (m(input_ids=ids).logits for m in (model.model, adapted, plain.model))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (found - without).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_classifier_is_loaded_as_asked(classifier, dtype):
+    judge = Judge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu", dtype=dtype)
+    assert judge._classifier()[0].dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("nowhere", "auto"), ("cpu", "float33")])
+def test_a_device_or_dtype_that_is_none_is_refused(classifier, device, dtype):
+    with pytest.raises(ModelError):
+        Judge(spec(form="classifier", model=str(classifier), answers=COPY), device=device, dtype=dtype)(["a"], ["b"])
+
+
+def test_a_model_without_a_classifiers_head_is_refused(planted_folder):
+    """transformers would draw the head at random, and warn."""
+    judge = spec(form="classifier", model=str(planted_folder), answers={"label_0": "refused", "label_1": "complied"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights of a classifier \(score.weight\), which would be random"):
+        Judge(judge, device="cpu")(["Name a river"], ["Yes."])

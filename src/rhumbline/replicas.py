@@ -1,7 +1,7 @@
 """The workers of a run: a replica loads the model once and answers blocks of any stage from the artefacts it is sent.
 
-Promises: a replica whose weights, code or protocol are not the run's refuses to start, on every node. Needs no shared
-disk: what a block reads is sent with it. Does not know which engine it runs on.
+Promises: a replica whose weights, code, libraries or protocol are not the run's refuses to start, on every node. Needs
+no shared disk: what a block reads is sent with it. Does not know which engine it runs on.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def replica_worker(source: Source, contrast: ContrastSet, protocol: Protocol, fi
         "protocol": protocol.record(),
         "fingerprint": fingerprint,
         "code": code_sha256(),
+        "versions": versions(),
     }
     return Worker("rhumbline.replicas:Replica", options)
 
@@ -50,6 +52,18 @@ def check_code(expected: str) -> None:
         )
 
 
+def versions() -> dict[str, str]:
+    """Releases of what computes; the builds for one accelerator or another ("+cpu") may differ from node to node."""
+    return {name: version(name).partition("+")[0] for name in ("torch", "transformers")}
+
+
+def check_versions(expected: Mapping[str, str]) -> None:
+    """ModelError where this node has other releases of torch or transformers: its numbers would be others."""
+    here = versions()
+    if other := [f"{name} {here[name]} (the command's is {v})" for name, v in expected.items() if here[name] != v]:
+        raise ModelError(f"this node has {' and '.join(other)}. Install the same releases on every node.")
+
+
 def read_protocol(record: Mapping[str, Any]) -> Protocol:
     """A protocol from its record."""
     changes = {name: value for name, value in record.items() if name != "preset"}
@@ -61,6 +75,7 @@ class Replica:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         check_code(options["code"])
+        check_versions(options["versions"])
         self.model = Source(**options["source"]).load()
         found = fingerprint(self.model)
         if found != options["fingerprint"]:
