@@ -4,6 +4,7 @@ Every function is one stage: it takes the seed's run, reads the artefacts of the
 content of its own. Sees training and validation prompts only.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -156,7 +157,8 @@ def _scores(ask: Ask, name: Score, cells: Sequence[Cell]) -> list[float]:
     order = sorted(range(len(cells)), key=lambda i: (cells[i][1], cells[i][0]))
     blocks = [[list(cells[i]) for i in order[a:b]] for a, b in cuts(len(cells), CANDIDATES_PER_BLOCK)]
     found = ask("candidates", [{"name": name, "cells": block} for block in blocks])
-    values = dict(zip(order, (v for block in found for v in block), strict=True))
+    # JSON has no NaN: null is a score that is not finite, and not one that nobody asked for.
+    values = dict(zip(order, (math.nan if v is None else v for block in found for v in block), strict=True))
     return [values[i] for i in range(len(cells))]
 
 
