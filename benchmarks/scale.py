@@ -160,7 +160,7 @@ class Assumed(NamedTuple):
 
 
 BLOCKS = {"candidates": 10, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 9, "dose": 2}
-"""Blocks of each stage of one seed at 80 layers (stages.py)."""
+"""Blocks of each stage of one seed at 80 layers (blocks.py)."""
 
 
 def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -> dict[str, Any]:

@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from families import random_model
+from make_judge import make_classifier
 from make_tokenizer import make_tokenizer
-from rhumbline import models, proving
+from rhumbline import load, models, preset, proving, read_contrast, run
 from rhumbline.cli import main
+from rhumbline.contrasts import Sizes
+from rhumbline.organisms import materialise
+from rhumbline.records import read_rows
 
 torch.set_num_threads(1)
 
@@ -31,6 +37,33 @@ def family_model(tokenizer):
         return built[family, dtype]
 
     return get
+
+
+TEXTS = preset("arditi2024", seeds=(0,), sizes=Sizes(16, 8, 12), max_new_tokens=12, save_completions=True)
+"""The protocol of `texts_run`."""
+
+
+@pytest.fixture(scope="session")
+def planted_folder(tmp_path_factory) -> Path:
+    """The planted organism."""
+    return materialise("planted", tmp_path_factory.mktemp("organisms"))
+
+
+@pytest.fixture(scope="session")
+def texts_run(planted_folder, tmp_path_factory) -> Path:
+    """A finished run of it that kept its texts; tests that write in it work on copies."""
+    out = tmp_path_factory.mktemp("runs") / "texts"
+    contrast = read_contrast(planted_folder / "contrast.jsonl")
+    run(load(str(planted_folder), device="cpu"), contrast, out, TEXTS, page=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def classifier(planted_folder, texts_run, tmp_path_factory) -> Path:
+    """A judge that copies a rule: does the answer say "cannot"?"""
+    rows = [r for r in read_rows(texts_run / "seed-0" / "outcomes.jsonl") if r["arm"].startswith("null")]
+    refused = ["cannot" in r["completion"] for r in rows]
+    return make_classifier(tmp_path_factory.mktemp("judge"), planted_folder, rows, refused)
 
 
 @pytest.fixture

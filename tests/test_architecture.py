@@ -19,17 +19,17 @@ def words(text: str) -> list[str]:
 
 ORDER = words("""
     axes errors records measuring engines ranks
-    sampling contrasts data texts chat
+    sampling contrasts contrast_files data texts chat
     models packing attending proving loading
     interventions decoding batching running documents residuals directions nulls
     judging style log_odds statistics levels classifying planning evidence judges costs pairing
     opening selection scoring refitting verdict
     side_effects conditions
     protocol presets probes styling verification
-    figures run_record evidence_figures side_effects_figures analyses_figures
+    figures arm_figures site_figures run_record evidence_figures side_effects_figures analyses_figures
     page evidence_report judges_report side_effects_report style_report
     reading_report span_report analyses_report report_sections report_protocol report
-    stages experiment reproducing inspecting
+    seed_run blocks finding controls testing stages experiment reproducing inspecting
     projecting editing additive weights
     importing saving applying recipes tensorfiles sharded adapters export
     harness evaluating
@@ -40,8 +40,8 @@ ORDER = words("""
 """)
 WITHOUT_TORCH = words("""
     errors records engines sizing comparing comparison_page
-    sampling contrasts data texts statistics levels planning evidence costs pairing verdict
-    figures run_record evidence_figures side_effects_figures analyses_figures
+    sampling contrasts contrast_files data texts statistics levels planning evidence costs pairing verdict
+    figures arm_figures site_figures run_record evidence_figures side_effects_figures analyses_figures
     page evidence_report judges_report side_effects_report style_report
     reading_report span_report analyses_report report_sections report_protocol report
 """)

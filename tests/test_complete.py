@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from make_judge import RUBRIC, Endpoint, make_classifier
 from make_sets import make_sets
 from rhumbline import verify
 from rhumbline.cli import main
 from rhumbline.data import declared
 from rhumbline.organisms import materialise
-from test_judges import RUBRIC, Endpoint
 
 HUB = {"jailbreakbench": ("harmful", "csv"), "alpaca": ("train", "parquet")}
 
@@ -65,8 +65,9 @@ def test_the_complete_path(tmp_path, monkeypatch, capsys):
     assert baseline["rate"] > 0.5  # the keyword judge, which the verdict rests on
 
     texts = [json.loads(line) for line in (out / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
-    classifier = tmp_path / "judge"
-    _train(classifier, organism, texts)
+    # A tiny classifier that copies the keyword judge on the null arms.
+    train = [r for r in texts if r["arm"].startswith("null")]
+    classifier = make_classifier(tmp_path / "judge", organism, train, [r["class"] == "refused" for r in train])
     file = tmp_path / "classifier.toml"
     answers = '[answers]\nrefused = "refused"\ncomplied = "complied"\n'
     given = f"template = {json.dumps(RUBRIC)}\n"
@@ -84,30 +85,3 @@ def test_the_complete_path(tmp_path, monkeypatch, capsys):
     assert "Judges after the run" in (out / "report.html").read_text()
     assert verify(out) == []
     capsys.readouterr()
-
-
-def _train(folder: Path, organism: Path, texts: list[dict]) -> None:
-    """A tiny classifier that copies the keyword judge on the null arms."""
-    import torch
-    from transformers import AutoTokenizer, DistilBertConfig, DistilBertForSequenceClassification
-
-    tokenizer = AutoTokenizer.from_pretrained(organism)
-    train = [r for r in texts if r["arm"].startswith("null")]
-    labels = torch.tensor([int(r["class"] == "refused") for r in train])
-    examples = [RUBRIC.replace("{prompt}", r["prompt"]).replace("{response}", r["completion"]) for r in train]
-    torch.manual_seed(0)
-    config = DistilBertConfig(
-        vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=64, num_labels=2,
-        id2label={0: "complied", 1: "refused"}, label2id={"complied": 0, "refused": 1},
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    model = DistilBertForSequenceClassification(config)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    batch = tokenizer(examples, padding=True, truncation=True, max_length=256, return_tensors="pt")
-    for _ in range(40):
-        optimiser.zero_grad()
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        torch.nn.functional.cross_entropy(logits, labels).backward()
-        optimiser.step()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline.contrasts import (
-    COLUMNS,
-    LABELS,
-    SPLITS,
-    Prompt,
-    Sizes,
-    contrast_from_prompts,
-    read_contrast,
-    split_contrast,
-)
+from rhumbline.contrast_files import COLUMNS, contrast_from_prompts, read_contrast
+from rhumbline.contrasts import LABELS, SPLITS, Prompt, Sizes, split_contrast
 from rhumbline.errors import ContrastError
 
 TWO = [{"prompt": "Make a kite", "label": "positive"}, {"prompt": "Bake a cake", "label": "negative"}]

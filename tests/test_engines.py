@@ -6,7 +6,8 @@ import pytest
 
 from rhumbline.engines import Answer, EngineError, Job, JobError, Log, Worker, answered, engine
 from rhumbline.engines.local import Local, LocalPool
-from rhumbline.engines.mock import Mock
+from rhumbline.engines.mock import Mock, MockPool
+from rhumbline.engines.ray import Replica
 from rhumbline.errors import InputError, ModelError, OutputError
 
 
@@ -156,3 +157,20 @@ def test_without_ray_the_extra_is_named(monkeypatch):
         engine("ray").pool(Worker("test_engines:make_squares")),
     ):
         pass
+
+
+def test_a_failed_job_exits_as_what_it_raised(tmp_path):
+    """A model that cannot be handled is none, wherever that is found out: 3, and 2 of bad input."""
+    for error, code in ((ModelError("below zero"), 3), (InputError("none"), 2)):
+
+        def do(kind, arguments, shared, error=error):
+            raise error
+
+        for pool in (LocalPool(do), MockPool(do, 0, 0.5)):
+            with pytest.raises(JobError, match=str(error)) as raised:
+                answered(pool, JOBS[:2], tmp_path)
+            assert raised.value.exit_code == code
+        replica = Replica()
+        replica.do = do
+        replica.hold({})
+        assert replica.ask("square", "{}")[:3] == ("null", str(error), code)

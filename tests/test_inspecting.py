@@ -1,7 +1,6 @@
 """An arm as a model of Inspect AI: the same completions as the run's, in a real evaluation."""
 
 import warnings
-from dataclasses import replace
 
 import pytest
 
@@ -16,40 +15,24 @@ with warnings.catch_warnings():
 
     from rhumbline import inspecting
 
-from rhumbline import load, preset, read_contrast, run
-from rhumbline.contrasts import Sizes
+from rhumbline import load
 from rhumbline.errors import InputError, ModelError
 from rhumbline.organisms import materialise
 from rhumbline.records import read_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-PROTOCOL = preset("arditi2024", seeds=(0,), sizes=Sizes(16, 8, 12), max_new_tokens=12, save_completions=True)
+
+def rows_of(texts_run, arm, side):
+    return [r for r in read_rows(texts_run / "seed-0" / "outcomes.jsonl") if (r["arm"], r["set"]) == (arm, side)]
 
 
-@pytest.fixture(scope="module")
-def organism(tmp_path_factory):
-    return materialise("planted", tmp_path_factory.mktemp("organisms"))
-
-
-@pytest.fixture(scope="module")
-def finished(organism, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "planted"
-    contrast = read_contrast(organism / "contrast.jsonl")
-    run(load(str(organism), device="cpu"), contrast, out, replace(PROTOCOL, nulls=PROTOCOL.nulls), page=False)
-    return out
-
-
-def rows_of(finished, arm, side):
-    return [r for r in read_rows(finished / "seed-0" / "outcomes.jsonl") if (r["arm"], r["set"]) == (arm, side)]
-
-
-def test_an_evaluation_of_an_arm_is_the_runs_own_arm(finished, tmp_path):
+def test_an_evaluation_of_an_arm_is_the_runs_own_arm(texts_run, tmp_path):
     rates = {}
     for arm in ("baseline", "ablation"):
-        rows = rows_of(finished, arm, "positive")
+        rows = rows_of(texts_run, arm, "positive")
         samples = [Sample(input=r["prompt"], target="I cannot", id=r["prompt_id"]) for r in rows]
-        model = get_model(f"rhumbline/{finished}", arm=arm, device="cpu", memoize=False)
+        model = get_model(f"rhumbline/{texts_run}", arm=arm, device="cpu", memoize=False)
         log = inspect_eval(
             Task(dataset=samples, scorer=includes()), model=model, log_dir=str(tmp_path), display="none"
         )[0]
@@ -64,39 +47,39 @@ def test_an_evaluation_of_an_arm_is_the_runs_own_arm(finished, tmp_path):
 @pytest.mark.parametrize(
     "arm", ["addition", "addition-prompt", "null:isotropic:0:addition", "null:isotropic:0:ablation"]
 )
-def test_every_arm_can_be_named(finished, organism, arm):
+def test_every_arm_can_be_named(texts_run, planted_folder, arm):
     side = "positive" if arm.endswith("ablation") else "negative"
-    rows = rows_of(finished, arm, side)[:4]
-    model = load(str(organism), device="cpu")
+    rows = rows_of(texts_run, arm, side)[:4]
+    model = load(str(planted_folder), device="cpu")
     from rhumbline.chat import Chat
     from rhumbline.contrasts import Prompt
     from rhumbline.running import Runner
 
     chat = Chat.of(model.tokenizer)
     ids = [chat.encode(Prompt(r["prompt"], "positive", r["prompt_id"])) for r in rows]
-    found, _ = Runner(model).generate(ids, [inspecting.arm_of_run(finished, arm)], max_new_tokens=12)
+    found, _ = Runner(model).generate(ids, [inspecting.arm_of_run(texts_run, arm)], max_new_tokens=12)
     texts = [model.tokenizer.decode(text, skip_special_tokens=True) for text in found[0]]
     assert texts == [r["completion"] for r in rows]
 
 
-def test_what_an_arm_cannot_do_is_refused(finished, organism, tmp_path):
+def test_what_an_arm_cannot_do_is_refused(texts_run, planted_folder, tmp_path):
     with pytest.raises(InputError, match="unknown"):
-        inspecting.arm_of_run(finished, "ablate")
+        inspecting.arm_of_run(texts_run, "ablate")
     with pytest.raises(InputError, match="the run drew isotropic"):
-        inspecting.arm_of_run(finished, "null:covariance:0:ablation")
+        inspecting.arm_of_run(texts_run, "null:covariance:0:ablation")
     with pytest.raises(InputError, match="unknown arguments colour"):
-        inspecting.RhumblineAPI(f"{finished}?colour=red")
+        inspecting.RhumblineAPI(f"{texts_run}?colour=red")
     other = materialise("null", tmp_path)
     with pytest.raises(ModelError, match="another fingerprint"):
-        inspecting.RhumblineAPI(f"{finished}?arm=ablation", model=str(other), device="cpu")
+        inspecting.RhumblineAPI(f"{texts_run}?arm=ablation", model=str(other), device="cpu")
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"num_choices": 2}])
-async def test_sampling_is_refused(finished, settings, anyio_backend):
+async def test_sampling_is_refused(texts_run, settings, anyio_backend):
     from inspect_ai.model import ChatMessageUser, GenerateConfig
 
-    api = inspecting.RhumblineAPI(f"{finished}?arm=ablation", device="cpu")
+    api = inspecting.RhumblineAPI(f"{texts_run}?arm=ablation", device="cpu")
     with pytest.raises(InputError, match="greedily"):
         await api.generate([ChatMessageUser(content="Go")], [], "auto", GenerateConfig(**settings))
     cut = await api.generate([ChatMessageUser(content="Go")], [], "auto", GenerateConfig(max_tokens=4, stop_seqs=[" "]))

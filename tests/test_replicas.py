@@ -100,3 +100,5 @@ def test_other_weights_and_other_code_are_refused(organism):
         Replica(options)
     with pytest.raises(ModelError, match="another rhumbline"):
         check_code("0" * 64)
+    with pytest.raises(ModelError, match=r"has transformers .* \(the command's is 1.0\)"):
+        Replica({**options, "versions": {**options["versions"], "transformers": "1.0"}})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from make_run import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES, make_discover, make_run
-from rhumbline import figures, report
+from rhumbline import arm_figures, figures, report, site_figures
 from rhumbline.errors import OutputError
 
 
@@ -316,7 +316,7 @@ def test_files_of_two_runs_are_refused(tmp_path):
 # -- small parts ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [report, figures])
+@pytest.mark.parametrize("module", [report, figures, arm_figures, site_figures])
 def test_report_needs_no_torch(module):
     nodes = list(ast.walk(ast.parse(Path(module.__file__).read_text())))
     named = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
@@ -334,10 +334,10 @@ def test_positions_are_written_with_their_token():
 
 
 def test_equal_rates_are_spread_and_lone_ones_are_not():
-    offsets = figures._swarm([0.5, 0.5, 0.5, 0.9])
+    offsets = arm_figures._swarm([0.5, 0.5, 0.5, 0.9])
     assert len(set(offsets[:3])) == 3
     assert offsets[3] == 0
-    assert max(map(abs, figures._swarm([1.0] * 99))) <= 1
+    assert max(map(abs, arm_figures._swarm([1.0] * 99))) <= 1
 
 
 def test_a_continuous_score_is_shown_as_a_level_and_may_leave_0_to_1(run):
@@ -345,9 +345,9 @@ def test_a_continuous_score_is_shown_as_a_level_and_may_leave_0_to_1(run):
     rates, rule = results["seeds"], results["rule"]
     raised = [{**row, "rate": 1.2, "low": 1.1, "high": 1.4} for row in rates[0]["arms"]]
     levels = [{**rates[0], "style": {"unit": {}}, "arms": raised}]
-    assert (figures.measure(rates), figures.measure(levels)) == ("rate", "level")
+    assert (arm_figures.measure(rates), arm_figures.measure(levels)) == ("rate", "level")
     for seeds, shows, ends in ((rates, "rate", [-0.03, 1.03]), (levels, "level", [-0.03, 1.43])):
-        for chart in figures.arms(seeds, rule):
+        for chart in arm_figures.arms(seeds, rule):
             spec = json.dumps(chart.spec)
             assert f'"title": "{shows} of the behaviour"' in spec
             assert json.dumps(ends) in spec

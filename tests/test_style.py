@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rhumbline import load, run, verify
 from rhumbline.chat import Answered, Chat
 from rhumbline.classifying import FOLDS, ClassifierJudge, fit, fold_of
-from rhumbline.contrasts import Prompt, Sizes, read_contrast, split_contrast
+from rhumbline.contrast_files import read_contrast
+from rhumbline.contrasts import Prompt, Sizes, split_contrast
 from rhumbline.errors import ContrastError, ProtocolError, TemplateError
 from rhumbline.interventions import BASELINE
 from rhumbline.levels import Levels, confounds, neutral_level

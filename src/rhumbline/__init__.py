@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rhumbline.applying import applied
     from rhumbline.chat import Chat, ChatOptions
-    from rhumbline.contrasts import ContrastSet, Prompt, Sizes, contrast_from_prompts, read_contrast, split_contrast
+    from rhumbline.contrast_files import contrast_from_prompts, read_contrast
+    from rhumbline.contrasts import ContrastSet, Prompt, Sizes, split_contrast
     from rhumbline.data import open_contrast
     from rhumbline.errors import RhumblineError
     from rhumbline.experiment import Result, discover, run, selected_direction
@@ -30,9 +31,9 @@ _HOME = {
     "Prompt": "contrasts",
     "ContrastSet": "contrasts",
     "Sizes": "contrasts",
-    "read_contrast": "contrasts",
+    "read_contrast": "contrast_files",
     "open_contrast": "data",
-    "contrast_from_prompts": "contrasts",
+    "contrast_from_prompts": "contrast_files",
     "split_contrast": "contrasts",
     "Chat": "chat",
     "ChatOptions": "chat",

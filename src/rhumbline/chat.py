@@ -104,6 +104,11 @@ class Answered(tuple[int, ...]):
         made.n_answer = len(answer)
         return made
 
+    @property
+    def start(self) -> int:
+        """Where the answer's own tokens begin."""
+        return len(self) - self.n_answer
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -156,31 +161,33 @@ class Chat:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the chat that asks this prompt, up to where the answer begins."""
+        return self._encode(prompt, "")
+
+    def _encode(self, prompt: Prompt, answer: str) -> list[int]:
         system = self.options.system if prompt.system is None else prompt.system
         text = _render(self.tokenizer, self.options, prompt.text, system)
         # The template writes the special tokens itself: adding them again would double the first one.
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text + answer, add_special_tokens=False)["input_ids"])
 
-    def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], int]:
-        """Token ids of the chat in which this prompt was answered so, and where the answer's own tokens begin.
+    def encode_answer(self, prompt: Prompt, answer: str) -> Answered:
+        """Token ids of the chat in which this prompt was answered so.
 
         Encoded as one text, as a completion of it would be. A token that merges the end of the template with the answer
         counts as the answer's.
         """
-        system = self.options.system if prompt.system is None else prompt.system
-        text = _render(self.tokenizer, self.options, prompt.text, system)
-        ids = list(self.tokenizer(text + answer, add_special_tokens=False)["input_ids"])
-        return ids, len(_common_start([self.encode(prompt), ids]))
+        ids = self._encode(prompt, answer)
+        start = len(_common_start([self.encode(prompt), ids]))
+        return Answered(ids[:start], ids[start:])
 
     def answer(self, prompt: Prompt, text: str) -> list[int]:
         """Token ids of an answer to this prompt, encoded where it stands; TemplateError where it has none."""
-        ids, start = self.encode_answer(prompt, text)
-        if not text.strip() or start < len(self.encode(prompt)):
+        found = self.encode_answer(prompt, text)
+        if not text.strip() or found.start < len(self.encode(prompt)):
             raise TemplateError(
                 f"The response of prompt {prompt.id!r} is empty or merges with the chat template, so it has no "
                 "tokens of its own. Give it a response that begins with a word."
             )
-        return ids[start:]
+        return list(found[found.start :])
 
     def encode_answered(self, prompt: Prompt) -> Answered:
         """Token ids of the chat with the response that the prompt carries."""

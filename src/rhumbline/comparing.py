@@ -14,8 +14,6 @@ from rhumbline.records import RunDirectory, finite, read_json, write_bytes, writ
 
 Row = dict[str, Any]
 
-COSTS = ("seconds", "cpu_seconds", "peak_memory_mb", "engine", "device")
-"""Columns that say where and how long, and nothing of what was found."""
 TABLE = "comparison"
 """Stem of the files."""
 

@@ -25,7 +25,7 @@ from rhumbline.models import ChatModel
 from rhumbline.pairing import compare
 from rhumbline.probes import additions
 from rhumbline.records import RunDirectory, file_sha256, finite, sha256
-from rhumbline.stages import read_nulls
+from rhumbline.seed_run import read_nulls
 
 EDITED = "edited"
 """Name of the arm that is a checkpoint of its own."""

@@ -6,7 +6,7 @@ Reads what results.json and protocol.json hold; a run of an older version has le
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rhumbline import evidence_figures, figures, page
+from rhumbline import arm_figures, evidence_figures, page
 from rhumbline.page import Html
 
 Rows = Mapping[str, Any]
@@ -58,7 +58,7 @@ def _sample(protocol: Rows, results: Rows) -> Html:
             )
         if known.get("rank_floor"):
             said.append(f"No rank among the wide nulls can be below p = {known['rank_floor']:.3g}.")
-    shows = figures.measure(results["seeds"])
+    shows = arm_figures.measure(results["seeds"])
     head = ["Effect, all seeds", f"Change of the {shows} [95 %]", "Distinct prompts", "Range over seeds"]
     rows = [[e["name"], page.interval(e, "drop"), e["n"], page.number(e["spread"])] for e in pooled]
     note = page.note(

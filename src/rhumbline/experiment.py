@@ -3,7 +3,10 @@
     contrast -> chat tokens -> refusal tokens -> means -> candidates -> selection on validation -> nulls
              -> arms on test -> separation -> side effects -> conditions -> results -> report
 
-The protocol is on disk before the first forward pass. A run with the same protocol and directory resumes (stages.py).
+The protocol is on disk before the first forward pass. A run with the same protocol and directory resumes.
+
+Read on: stages.py (the order), finding.py (tokens, candidates, the choice), controls.py (what the direction is held
+against), testing.py (held-out prompts), verification.py (results and verdict).
 """
 
 import hashlib
@@ -34,7 +37,9 @@ from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory, write_json
 from rhumbline.residuals import extract
 from rhumbline.running import Runner, measured_tokens
-from rhumbline.stages import SeedStages, encoded, separation
+from rhumbline.seed_run import SeedRun, encoded
+from rhumbline.stages import run_stages
+from rhumbline.testing import separation
 from rhumbline.texts import NO_TEXTS, LossTexts
 from rhumbline.verification import assemble, sealed
 
@@ -92,20 +97,8 @@ def run(
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, chat.encode(contrast.prompts[0]))
         for seed in protocol.seeds:
-            SeedStages(
-                directory,
-                timings,
-                model,
-                chat,
-                splits[seed],
-                protocol,
-                seed,
-                tokens,
-                texts=texts,
-                chats=chats,
-                neutral=contrast.neutral,
-                pool=pool,
-            ).run()
+            given = (directory, timings, model, chat, splits[seed], protocol, seed, tokens)
+            run_stages(SeedRun(*given, texts, chats, contrast.neutral), pool)
         compare_seeds(directory)
         results = sealed(
             assemble(directory), {**environment(model, started), "engine": engine}, timings.read(), directory.manifest()

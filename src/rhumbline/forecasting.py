@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from rhumbline.blocks import NULLS_PER_BLOCK
 from rhumbline.chat import Chat
 from rhumbline.contrasts import LABELS, SPLITS, Splits
 from rhumbline.models import ChatModel
@@ -16,7 +17,6 @@ from rhumbline.protocol import COEFFICIENTS, Protocol
 from rhumbline.refitting import IN_QUESTION
 from rhumbline.running import Runner
 from rhumbline.side_effects import Reading
-from rhumbline.stages import NULLS_PER_BLOCK
 from rhumbline.texts import NO_TEXTS, LossTexts
 
 OPENINGS = 20

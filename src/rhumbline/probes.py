@@ -1,6 +1,6 @@
 """What the fast metric is asked on test prompts: many nulls, and strengths. And how the choice is probed on validation.
 
-Knows arms and metrics. Does not know files; the stages (stages.py) write what these return.
+Knows arms and metrics. Does not know files; the stages (controls.py) write what these return.
 """
 
 import math

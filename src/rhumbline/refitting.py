@@ -63,18 +63,22 @@ class Refit(NamedTuple):
     """False where no candidate passed the rule: this is then the one with the best bypass."""
 
 
-def choose_again(
-    scorer: Scorer,
-    candidates: Candidates,
-    sites: Sequence[Site],
-    positions: Sequence[int],
-    validation: Validation,
-    rule: SelectionRule,
-) -> Refit | None:
-    """Selection among `sites` by the rule, with induce and kl computed only where they can decide; None of nothing."""
+@dataclass(frozen=True)
+class Choosing:
+    """What every refit has in common: the sites that it may choose, and how it chooses."""
+
+    scorer: Scorer
+    sites: Sequence[Site]
+    positions: Sequence[int]
+    rule: SelectionRule
+
+
+def choose_again(choosing: Choosing, candidates: Candidates, validation: Validation) -> Refit | None:
+    """Selection among the sites by the rule, induce and kl computed only where they can decide; None of nothing."""
+    scorer, positions, rule = choosing.scorer, choosing.positions, choosing.rule
     directions = {
         (p, layer): Direction.from_vector(candidates[p, layer], positions[p], layer)
-        for p, layer in sites
+        for p, layer in choosing.sites
         if 0 < float(candidates[p, layer].norm()) < float("inf")
     }
     if not directions:
@@ -130,12 +134,9 @@ def shuffled_differences(
 
 
 def shuffled_refits(
-    scorer: Scorer,
+    choosing: Choosing,
     differences: Float[Tensor, "draw position layer d_model"],
     val: tuple[Sequence[TokenIds], Sequence[TokenIds]],
-    sites: Sequence[Site],
-    positions: Sequence[int],
-    rule: SelectionRule,
     *,
     draws: Sequence[int],
     prompts: int,
@@ -152,8 +153,7 @@ def shuffled_refits(
         first, second = ([x for s in taken for x in s[half::2]] for half in (0, 1))
         if not (first and second):
             continue
-        validation = _equally(scorer, first, second)
-        refit = choose_again(scorer, differences[draw], sites, positions, validation, rule)
+        refit = choose_again(choosing, differences[draw], _equally(choosing.scorer, first, second))
         if refit is not None:
             found.append(refit)
     return found
@@ -212,25 +212,18 @@ def resample(
 
 
 def bootstrap_refits(
-    scorer: Scorer,
-    resampled: Resampled,
-    direction: Direction,
-    sites: Sequence[Site],
-    positions: Sequence[int],
-    rule: SelectionRule,
-    *,
-    refits: Sequence[int],
+    choosing: Choosing, resampled: Resampled, direction: Direction, *, refits: Sequence[int]
 ) -> tuple[list[BootstrapRefit], float | None]:
-    """Some of the refits, each chosen among `sites`.
+    """Some of the refits.
 
     Also the mean cosine between two of all refits, at the direction's site.
     """
-    at = resampled.differences[:, list(positions).index(direction.position), direction.layer]
+    at = resampled.differences[:, list(choosing.positions).index(direction.position), direction.layer]
     here = torch.nn.functional.normalize(at)
     found = []
     for refit in refits:
         validation = Validation(*resampled.val, resampled.baseline, *resampled.shares[refit])
-        again = choose_again(scorer, resampled.differences[refit], sites, positions, validation, rule)
+        again = choose_again(choosing, resampled.differences[refit], validation)
         chosen = again if again is not None and again.passed else None
         cosine = float(here[refit] @ direction.vector)
         found.append(

@@ -1,7 +1,7 @@
 """The workers of a run: a replica loads the model once and answers blocks of any stage from the artefacts it is sent.
 
-Promises: a replica whose weights, code or protocol are not the run's refuses to start, on every node. Needs no shared
-disk: what a block reads is sent with it. Does not know which engine it runs on.
+Promises: a replica whose weights, code, libraries or protocol are not the run's refuses to start, on every node. Needs
+no shared disk: what a block reads is sent with it. Does not know which engine it runs on.
 """
 
 import hashlib
@@ -10,9 +10,11 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rhumbline.blocks import Blocks
 from rhumbline.chat import Chat
 from rhumbline.contrasts import ContrastSet, Prompt, split_contrast
 from rhumbline.engines import Shared, Worker
@@ -22,8 +24,9 @@ from rhumbline.loading import fingerprint
 from rhumbline.measuring import Timings
 from rhumbline.protocol import Protocol, amend, preset
 from rhumbline.records import RunDirectory, sha256, write_bytes
+from rhumbline.seed_run import SeedRun
 from rhumbline.sources import Source
-from rhumbline.stages import SeedStages
+from rhumbline.stages import BLOCKS
 
 
 def replica_worker(source: Source, contrast: ContrastSet, protocol: Protocol, fingerprint: str) -> Worker:
@@ -34,6 +37,7 @@ def replica_worker(source: Source, contrast: ContrastSet, protocol: Protocol, fi
         "protocol": protocol.record(),
         "fingerprint": fingerprint,
         "code": code_sha256(),
+        "versions": versions(),
     }
     return Worker("rhumbline.replicas:Replica", options)
 
@@ -48,6 +52,18 @@ def check_code(expected: str) -> None:
         )
 
 
+def versions() -> dict[str, str]:
+    """Releases of what computes; the builds for one accelerator or another ("+cpu") may differ from node to node."""
+    return {name: version(name).partition("+")[0] for name in ("torch", "transformers")}
+
+
+def check_versions(expected: Mapping[str, str]) -> None:
+    """ModelError where this node has other releases of torch or transformers: its numbers would be others."""
+    here = versions()
+    if other := [f"{name} {here[name]} (the command's is {v})" for name, v in expected.items() if here[name] != v]:
+        raise ModelError(f"this node has {' and '.join(other)}. Install the same releases on every node.")
+
+
 def read_protocol(record: Mapping[str, Any]) -> Protocol:
     """A protocol from its record."""
     changes = {name: value for name, value in record.items() if name != "preset"}
@@ -59,6 +75,7 @@ class Replica:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         check_code(options["code"])
+        check_versions(options["versions"])
         self.model = Source(**options["source"]).load()
         found = fingerprint(self.model)
         if found != options["fingerprint"]:
@@ -76,7 +93,7 @@ class Replica:
         self.chat = Chat.of(self.model.tokenizer, self.protocol.chat, prompts)
         self.mirror = Path(tempfile.mkdtemp(prefix="rhumbline-replica-"))
         weakref.finalize(self, shutil.rmtree, self.mirror, ignore_errors=True)
-        self.known: tuple[Any, SeedStages] | None = None
+        self.known: tuple[Any, Blocks] | None = None
 
     def __call__(self, kind: str, arguments: Mapping[str, Any], shared: Shared) -> Any:
         """The answer of a block."""
@@ -87,13 +104,14 @@ class Replica:
         )
         if self.known is None or self.known[0] != state:
             # What a stage keeps between its blocks is kept with it, and goes when the artefacts change.
-            self.known = (state, self._stages(arguments["seed"], arguments["tokens"], shared))
+            self.known = (state, self._blocks(arguments["seed"], arguments["tokens"], shared))
         return self.known[1].answer(kind, arguments["arguments"])
 
-    def _stages(self, seed: int, tokens: int, shared: Shared) -> SeedStages:
+    def _blocks(self, seed: int, tokens: int, shared: Shared) -> Blocks:
         shutil.rmtree(self.mirror, ignore_errors=True)
         for name, data in shared.items():
             write_bytes(self.mirror / name, data)
         directory = RunDirectory.read(self.mirror)
         timings = Timings(self.mirror / "timings.json", self.model.device)
-        return SeedStages(directory, timings, self.model, self.chat, self.splits[seed], self.protocol, seed, tokens)
+        run = SeedRun(directory, timings, self.model, self.chat, self.splits[seed], self.protocol, seed, tokens)
+        return Blocks(run, BLOCKS)

@@ -1,8 +1,8 @@
 """The report: a run directory in, one self-contained page and its figures out.
 
 Reads the JSON files of schema 1 and nothing else: no tensors, no models, no network. It decides nothing; every number
-on the page is a number of the files, and `figures.py` draws them. The page loads nothing from anywhere, its scripts are
-admitted by hash, and every text that came from a model, a path or a prompt is escaped.
+on the page is a number of the files, and the modules `*figures.py` draw them. The page loads nothing from anywhere, its
+scripts are admitted by hash, and every text that came from a model, a path or a prompt is escaped.
 
     build(run_dir)            results.json of `run`            -> RUN/report.html, RUN/figures/*
     build_discover(run_dir)   discover.json of `discover`      -> the same, smaller
@@ -19,6 +19,7 @@ from rhumbline import (
     report_protocol,
     report_sections,
     side_effects_report,
+    site_figures,
     style_report,
 )
 from rhumbline.figures import Row
@@ -87,7 +88,7 @@ def build_discover(run_dir: Path) -> Path:
     note = page.note(
         f"AUROC of the projection of {found['split']} prompts on the difference in means of train prompts."
     )
-    charts = figures.discover(found["grid"], labels) if found["grid"] else []
+    charts = site_figures.discover(found["grid"], labels) if found["grid"] else []
     sizes_table = page.table(["Split", "Positive", "Negative"], sizes)
     body = [
         report_sections.heading("discover  ·  Where do the classes separate in the residual stream?", model, facts),

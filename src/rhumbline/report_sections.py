@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rhumbline import figures, page
-from rhumbline.figures import Row, arm_of
+from rhumbline import arm_figures, page, site_figures
+from rhumbline.arm_figures import arm_of
+from rhumbline.figures import Row
 from rhumbline.run_record import Run
 
 _BADGES = {
@@ -133,7 +134,7 @@ def _limits(run: Run) -> list[str]:
     protocol, model = run.protocol, run.results["model"]
     tokens = protocol.get("max_new_tokens") or protocol.get("generation", {}).get("max_new_tokens")
     read = f", from at most {tokens} generated tokens" if tokens else ""
-    given = "score" if figures.measure(run.seeds) == "level" else "class"
+    given = "score" if arm_figures.measure(run.seeds) == "level" else "class"
     coarse = (
         f"The readout is coarse: the judge {protocol.get('judge', '')} assigns each completion a {given}{read}. Trust "
         "large shifts that beat the nulls; read nothing into small ones."
@@ -165,7 +166,7 @@ def _limits(run: Run) -> list[str]:
 
 def key_numbers(run: Run) -> page.Html:
     """Effects with their intervals, beside the nulls."""
-    shows = figures.measure(run.seeds)
+    shows = arm_figures.measure(run.seeds)
     families = list(dict.fromkeys(family for seed in run.seeds for effect in seed["effects"] for family in effect["p"]))
     head = [
         "Seed",
@@ -222,7 +223,7 @@ def _seed_rows(run: Run, seed: Row, families: Sequence[str]) -> list[list[Any]]:
     ]
     rows = []
     for effect in seed["effects"]:
-        arm, which, _ = figures.PANELS.get(effect["name"], ("", "", 1))
+        arm, which, _ = arm_figures.PANELS.get(effect["name"], ("", "", 1))
         arms = (arm_of(seed["arms"], name, which) for name in ("baseline", arm))
         rates = [row["rate"] if row else None for row in arms]
         against = [_against(effect, family) for family in families]
@@ -265,7 +266,7 @@ def _against(effect: Row, family: str) -> page.Html:
 
 def arms_figure(run: Run, draw: page.Canvas) -> page.Html:
     """The rates or levels of every arm, as a figure."""
-    charts, rule = figures.arms(run.seeds, run.results["rule"]), run.results["rule"]
+    charts, rule = arm_figures.arms(run.seeds, run.results["rule"]), run.results["rule"]
     if not charts:
         return page.section("Arms", page.note("No arm was measured."))
     marks = "■ baseline, with its 95 % interval. "
@@ -293,7 +294,7 @@ def selection(run: Run, draw: page.Canvas) -> page.Html:
         return page.section("Selection", page.note("No candidate was scored: the run ended before selection."))
     parts = []
     for seed, selection in run.selections.items():
-        charts = figures.selection(seed, selection, run.labels, rule.get("max_kl"))
+        charts = site_figures.selection(seed, selection, run.labels, rule.get("max_kl"))
         parts.append((f"Seed {seed}: {_outcome(run, selection)}", [_selection_text(run, selection), draw(charts)]))
     settings = ", ".join(f"{key} = {value}" for key, value in rule.items() if key != "name" and value is not None)
     note = page.note(
@@ -366,9 +367,9 @@ def separation(run: Run, draw: page.Canvas) -> page.Html:
         title = (
             f"Seed {seed['seed']}: AUROC {page.number(aurocs.get(_key(site)), 3)} at {run.site(site)}{_of(separation)}"
         )
-        charts = [figures.projections(f"{name}-projections", separation["projections"])]
+        charts = [site_figures.projections(f"{name}-projections", separation["projections"])]
         if separation["grid"]:
-            charts.insert(0, figures.auroc_map(f"{name}-auroc", separation["grid"], run.labels, site))
+            charts.insert(0, site_figures.auroc_map(f"{name}-auroc", separation["grid"], run.labels, site))
         parts.append((title, [draw(charts)]))
     note = page.note(
         "AUROC of the projection on each candidate; held-out test prompts, no intervention. Classes that separate are "
@@ -383,13 +384,13 @@ def _key(site: Row | None) -> tuple | None:
 
 def nulls(run: Run, draw: page.Canvas) -> page.Html:
     """Each null draw: its cosine and its effect."""
-    charts = {seed["seed"]: figures.nulls(seed) for seed in run.seeds if seed["selected"]}
+    charts = {seed["seed"]: arm_figures.nulls(seed) for seed in run.seeds if seed["selected"]}
     parts = [(f"Seed {seed}", [draw(found)]) for seed, found in charts.items() if found]
     if not parts:
         return page.section("Nulls", page.note("No null was drawn: no direction was selected."))
     note = page.note(
         "Each open mark is one null draw: how far it points along the direction, and how far it moves the "
-        f"{figures.measure(run.seeds)} the way the rule asks. A null that works and has a large cosine is the "
+        f"{arm_figures.measure(run.seeds)} the way the rule asks. A null that works and has a large cosine is the "
         "direction again, not a competitor."
     )
     return page.section("Null draws beside the direction", _seed_parts(parts), note)
@@ -415,7 +416,7 @@ def arms_table(run: Run) -> page.Html:
         "Arm",
         "Set",
         "n",
-        figures.measure(run.seeds).capitalize(),
+        arm_figures.measure(run.seeds).capitalize(),
         "Low",
         "High",
         "Degenerate",

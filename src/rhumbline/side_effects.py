@@ -85,8 +85,8 @@ class Reading:
         asked = asked or [(p, p.response) for p in negatives if p.response]
         found = []
         for prompt, response in asked[: self.limit]:
-            ids, start = self.chat.encode_answer(prompt, response)
-            found.append(Source(prompt.id, Document(ids[: start + self.max_tokens], start)))
+            ids = self.chat.encode_answer(prompt, response)
+            found.append(Source(prompt.id, Document(ids[: ids.start + self.max_tokens], ids.start)))
         return _predictable(found)
 
     def completions(

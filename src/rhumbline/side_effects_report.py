@@ -20,12 +20,16 @@ def sections(results: Rows, evaluations: Sequence[Rows], draw: page.Canvas) -> l
     return [part for part in parts if part]
 
 
-def _folded(items: Sequence[tuple[str, Any]]) -> Html:
+def _section(title: str, items: Sequence[tuple[str, Any]], note: str) -> Html:
+    """A section of one part for each seed or evaluation, folded where there are many; nothing where there is none."""
+    if not items:
+        return Html("")
     opened = len(items) if len(items) <= 2 else 1
-    return page.join(
-        page.tag("div", page.tag("h3", title), content) if k < opened else page.fold(title, content, class_="seed")
-        for k, (title, content) in enumerate(items)
+    folded = page.join(
+        page.tag("div", page.tag("h3", name), content) if k < opened else page.fold(name, content, class_="seed")
+        for k, (name, content) in enumerate(items)
     )
+    return page.section(title, folded, page.note(note))
 
 
 def _spread(row: Rows, key: str, low: str, high: str, digits: int = 3, signed: bool = False) -> Html:
@@ -34,6 +38,11 @@ def _spread(row: Rows, key: str, low: str, high: str, digits: int = 3, signed: b
         return Html("—")
     ends = f"[{page.number(row[low], digits)}, {page.number(row[high], digits)}]"
     return page.join([page.tag("b", page.number(row[key], digits, signed)), " ", page.tag("span", ends, class_="ci")])
+
+
+def _rate_and_change(row: Rows) -> tuple[Html, Html]:
+    change = _spread(row, "change", "change_low", "change_high", 2, signed=True)
+    return _spread(row, "rate", "low", "high", 2), change
 
 
 # -- side effects -----------------------------------------------------------------------------------------------------
@@ -49,9 +58,7 @@ def _side_effects(seeds: Sequence[Rows], draw: page.Canvas) -> Html:
         charts.append(draw(side_effects_figures.losses(seed["seed"], found["losses"])))
         tables = page.fold("Losses, divergences and negatives in numbers", *_tables(found))
         parts.append((f"Seed {seed['seed']}", page.join([_said(found), *charts, tables])))
-    if not parts:
-        return Html("")
-    note = page.note(
+    note = (
         "Cross-entropy of the next token in float32, the mean weighted by tokens; every arm reads the same documents, "
         "and the intervals are of the paired change, by a bootstrap of documents. Plain text: the documents given with "
         "--loss-text. Responses: answers to harmless prompts, given the prompt. Own completions: what the model wrote "
@@ -59,7 +66,7 @@ def _side_effects(seeds: Sequence[Rows], draw: page.Canvas) -> Html:
         "Subtraction: the addition with its sign turned, which is what the paper's table calls activation addition. A "
         "null of equal norm (isotropic) or equal share of the stream (covariance) says what any such edit costs."
     )
-    return page.section("Side effects", _folded(parts), note)
+    return _section("Side effects", parts, note)
 
 
 def _said(found: Rows) -> Html:
@@ -147,8 +154,7 @@ def _tables(found: Rows) -> list[Html]:
             [
                 r["arm"],
                 r["n"],
-                _spread(r, "rate", "low", "high", 2),
-                _spread(r, "change", "change_low", "change_high", 2, signed=True),
+                *_rate_and_change(r),
                 page.number(r["degenerate"]),
                 page.number(r["correct"]),
                 r["correct_n"] or None,
@@ -192,13 +198,11 @@ def _benchmarks(evaluations: Sequence[Rows], draw: page.Canvas) -> Html:
             f"Seed {settings['seed']}; {limit}{shots}{', through the chat template' if settings.get('chat') else ''}"
         )
         parts.append((asked, page.join([charts, page.table(head, body, left=3)])))
-    if not parts:
-        return Html("")
-    note = page.note(
+    note = (
         "Tasks of lm-evaluation-harness on the model under each arm. Changes are paired, on the same documents: "
         "Newcombe's interval and McNemar's exact p for scores of 0 and 1, a bootstrap of documents for others."
     )
-    return page.section("Benchmarks", _folded(parts), note)
+    return _section("Benchmarks", parts, note)
 
 
 def _score_name(row: Rows) -> str:
@@ -220,19 +224,16 @@ def _conditions(seeds: Sequence[Rows]) -> Html:
                     r["arm"],
                     r["set"],
                     r["n"],
-                    _spread(r, "rate", "low", "high", 2),
-                    _spread(r, "change", "change_low", "change_high", 2, signed=True),
+                    *_rate_and_change(r),
                 ]
                 for r in rows
             ]
             parts.append((f"Seed {seed['seed']}", page.table(head, body, left=3)))
-    if not parts:
-        return Html("")
-    note = page.note(
+    note = (
         "The direction that the run found with its own chat, tested again on the same test prompts under other system "
         "prompts; nothing was fitted or chosen again. Changes are paired, within the condition."
     )
-    return page.section("System prompts", _folded(parts), note)
+    return _section("System prompts", parts, note)
 
 
 def _breakdowns(seeds: Sequence[Rows]) -> Html:
@@ -248,13 +249,11 @@ def _breakdowns(seeds: Sequence[Rows]) -> Html:
             shown.append(page.fold("Rates by category", *table))
         if shown:
             parts.append((f"Seed {seed['seed']}", page.join(shown)))
-    if not parts:
-        return Html("")
-    note = page.note(
+    note = (
         "Only positives that the model refuses at baseline can lose a refusal; those that it does not are kept apart "
         "here. Categories are the contrast's own; n is small in each, so read the intervals."
     )
-    return page.section("Which prompts", _folded(parts), note)
+    return _section("Which prompts", parts, note)
 
 
 def _by_category(rows: Sequence[Rows]) -> list[Html]:

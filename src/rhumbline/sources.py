@@ -8,7 +8,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rhumbline.contrasts import ContrastSet, read_contrast
+from rhumbline.contrast_files import read_contrast
+from rhumbline.contrasts import ContrastSet
 from rhumbline.models import ChatModel
 
 ORGANISM = "organism:"

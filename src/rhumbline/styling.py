@@ -1,7 +1,7 @@
 """What a continuous behaviour adds to the stages of one seed: its judge, made from training texts, and its content.
 
 Promises: markers and classifier see training texts only. Knows prompts, completions and the judge. Does not know
-directions; the arms are those of stages.py.
+directions; the arms are those of testing.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence

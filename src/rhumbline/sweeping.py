@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from rhumbline import comparing, comparison_page
 from rhumbline.comparing import Failure
-from rhumbline.contrasts import ContrastSet, read_contrast
+from rhumbline.contrast_files import read_contrast
+from rhumbline.contrasts import ContrastSet
 from rhumbline.engines import Answer, Engine, Job, JobError, Log, Shared, Worker
 from rhumbline.engines.local import Local
 from rhumbline.errors import InputError, OutputError, ProtocolError, RhumblineError

@@ -19,7 +19,8 @@ from torch import Tensor
 from rhumbline import report
 from rhumbline.axes import Candidates
 from rhumbline.chat import Chat, ChatOptions
-from rhumbline.contrasts import ContrastSet, Label, Sizes, Split, Splits, read_contrast, split_contrast
+from rhumbline.contrast_files import read_contrast
+from rhumbline.contrasts import ContrastSet, Label, Sizes, Split, Splits, split_contrast
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.interventions import Direction
 from rhumbline.judging import refusal_metric

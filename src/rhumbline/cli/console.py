@@ -51,6 +51,14 @@ class Progress:
         self.status.stop()
 
 
+def text_table(*columns: str, title: str | None = None) -> Table:
+    """A table of texts, folded where they are long."""
+    table = Table(title=title, title_justify="left", box=None)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def print_plan(contrast: Any, protocol: Any) -> None:
     """What the sample can show at all, before it is used."""
     from rhumbline.contrasts import split_contrast

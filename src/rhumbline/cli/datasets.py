@@ -5,9 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from rich.table import Table
-
-from rhumbline.cli.console import err, out
+from rhumbline.cli.console import err, out, text_table
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -37,15 +35,11 @@ def _list(a: argparse.Namespace) -> int:
         }
         print(json.dumps(found, ensure_ascii=False))
         return 0
-    table = Table(title="contrasts, for --contrast", title_justify="left", box=None)
-    for column in ("name", "what it is", "made of"):
-        table.add_column(column, overflow="fold")
+    table = text_table("name", "what it is", "made of", title="contrasts, for --contrast")
     for recipe in recipes().values():
         table.add_row(recipe.name, recipe.title, ", ".join(recipe.sources))
     out.print(table)
-    table = Table(title="sets", title_justify="left", box=None)
-    for column in ("name", "rows", "pinned", "licence", "what it is"):
-        table.add_column(column, overflow="fold")
+    table = text_table("name", "rows", "pinned", "licence", "what it is", title="sets")
     for s in sources().values():
         table.add_row(s.name, str(s.rows), "yes" if s.pinned else "no", s.licence, s.title)
     out.print(table)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rhumbline.cli.console import Progress, out
+from rhumbline.cli.console import Progress, out, text_table
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -61,9 +61,7 @@ def _judge(a: argparse.Namespace) -> int:
 def _list() -> int:
     from rhumbline.judges import published
 
-    table = Table(box=None)
-    for column in ("name", "asks", "model", "licence", "what it says"):
-        table.add_column(column, overflow="fold")
+    table = text_table("name", "asks", "model", "licence", "what it says")
     for spec in published().values():
         table.add_row(spec.name, spec.asks, spec.model, spec.licence, spec.title)
     out.print(table)

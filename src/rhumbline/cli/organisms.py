@@ -4,9 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.table import Table
-
-from rhumbline.cli.console import err, out
+from rhumbline.cli.console import err, out, text_table
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -26,9 +24,7 @@ def _organism_list(a: argparse.Namespace) -> int:
     from rhumbline.organisms import list_organisms
 
     del a
-    table = Table(box=None)
-    for column in ("name", "made", "expected verdict", "what it is"):
-        table.add_column(column, overflow="fold")
+    table = text_table("name", "made", "expected verdict", "what it is")
     for organism in list_organisms():
         made = "trained, embedded" if organism.is_embedded else "written"
         table.add_row(organism.name, made, organism.expected, organism.sentence)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from rhumbline.cli.console import Progress, out, print_plan, print_results
+from rhumbline.cli.console import Progress, out, print_plan, print_results, text_table
 from rhumbline.cli.options import load_model, model_options
 from rhumbline.errors import InputError
 
@@ -55,9 +55,7 @@ def _list(a: argparse.Namespace) -> int:
     if a.json:
         print(json.dumps({n: {"hub": m.hub, "sites": m.sites(), **m.hardware()} for n, m in models().items()}))
         return 0
-    table = Table(box=None)
-    for column in ("name", "hub", "selected", "disk, GiB*", "GPU memory, GiB*", "H100 hours*", "licence"):
-        table.add_column(column, overflow="fold")
+    table = text_table("name", "hub", "selected", "disk, GiB*", "GPU memory, GiB*", "H100 hours*", "licence")
     for m in models().values():
         need = m.hardware()
         site = ", ".join(map(str, m.sites())) or (f"layer {m.selected_layer}" if m.selected_layer else "-")

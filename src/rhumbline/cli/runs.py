@@ -70,7 +70,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _demo(a: argparse.Namespace) -> int:
     import torch
 
-    from rhumbline.contrasts import read_contrast
+    from rhumbline.contrast_files import read_contrast
     from rhumbline.loading import load
     from rhumbline.organisms import ORGANISMS, materialise
     from rhumbline.organisms.reading import loss_texts

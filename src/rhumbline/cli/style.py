@@ -77,7 +77,8 @@ def _finish(a: argparse.Namespace, record: Mapping[str, Any]) -> int:
 
 def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
-    from rhumbline.contrasts import Sizes, read_contrast
+    from rhumbline.contrast_files import read_contrast
+    from rhumbline.contrasts import Sizes
     from rhumbline.errors import InputError
 
     plan = RobustnessPlan(
@@ -115,7 +116,7 @@ def _dissociation_options(parser: argparse.ArgumentParser) -> None:
 
 def _dissociation(a: argparse.Namespace) -> int:
     from rhumbline.analyses.dissociation import Side, dissociate
-    from rhumbline.contrasts import read_contrast
+    from rhumbline.contrast_files import read_contrast
 
     sides = [Side.open(run, read_contrast(f)) for run, f in zip((a.run, a.other), a.contrasts, strict=True)]
     return _finish(a, dissociate(_load(a, a.model), *sides, max_new_tokens=a.max_new_tokens))

@@ -13,7 +13,8 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from rhumbline.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, near_text, pooled, read_contrast
+from rhumbline.contrast_files import read_contrast
+from rhumbline.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, near_text, pooled
 from rhumbline.data.declared import Recipe, Source, recipes, source, sources
 from rhumbline.data.rows import Item, Loaded, load
 from rhumbline.errors import ContrastError

@@ -32,7 +32,11 @@ class EngineError(RhumblineError):
 
 
 class JobError(RhumblineError):
-    """A job failed by itself; another try would fail again."""
+    """A job failed by itself; another try would fail again. Its exit code is that of what the job raised."""
+
+    def __init__(self, message: str, exit_code: int = RhumblineError.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Answer(NamedTuple):
     worker: str = ""
     seconds: float = 0.0
     attempts: int = 1
+    exit_code: int = RhumblineError.exit_code
+    """Of what it raised, where it failed."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,8 @@ def answered(
         index, answer = min(failed.items())
         raise JobError(
             f"{len(failed)} of {len(jobs)} jobs failed; the first, {jobs[index].name or jobs[index].kind}: "
-            f"{answer.error}. What was answered is kept; the same command goes on."
+            f"{answer.error}. What was answered is kept; the same command goes on.",
+            answer.exit_code,
         )
     lost = [i for i in range(len(jobs)) if i not in found]
     if lost:

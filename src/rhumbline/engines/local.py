@@ -19,12 +19,12 @@ class LocalPool:
         """Answers in the order of the jobs. Errors that were raised on purpose fail the job; others go through."""
         for index, job in enumerate(jobs):
             start = time.perf_counter()
-            value, error = None, None
+            value, error, code = None, None, RhumblineError.exit_code
             try:
                 value = self.do(job.kind, job.arguments, shared or {})
             except RhumblineError as raised:
-                error = str(raised)
-            yield Answer(index, value, error, "local", time.perf_counter() - start)
+                error, code = str(raised), raised.exit_code
+            yield Answer(index, value, error, "local", time.perf_counter() - start, exit_code=code)
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,14 @@ class Replica:
         """The files that the jobs from now on need."""
         self.shared = shared
 
-    def ask(self, kind: str, arguments: str) -> tuple[str, str | None, str, float]:
-        """(value as JSON, error, where, seconds)."""
+    def ask(self, kind: str, arguments: str) -> tuple[str, str | None, int, str, float]:
+        """(value as JSON, error, its exit code, where, seconds)."""
         start = time.perf_counter()
-        value, error = "null", None
+        value, error, code = "null", None, RhumblineError.exit_code
         try:
             value = json.dumps(self.do(kind, json.loads(arguments), self.shared))
         except RhumblineError as raised:
-            error = str(raised)
+            error, code = str(raised), raised.exit_code
         except MemoryError:
             # This process has grown too large; a fresh one may do. What it held goes with it.
             os._exit(1)
@@ -64,7 +64,7 @@ class Replica:
             # The traceback stays on the worker (Ray's log of it); one bad job does not stop the others.
             traceback.print_exc()
             error = f"{type(raised).__name__}: {raised}"
-        return value, error, f"{socket.gethostname()}:{os.getpid()}", time.perf_counter() - start
+        return value, error, code, f"{socket.gethostname()}:{os.getpid()}", time.perf_counter() - start
 
 
 def _imported() -> Any:
@@ -239,19 +239,19 @@ class RayPool:
                         continue
                     index, actor = held.pop(reference)
                     try:
-                        value, error, where, seconds = self.ray.get(reference)
+                        value, error, code, where, seconds = self.ray.get(reference)
                     except lost_to as lost:
                         self._lose(actor)
                         if attempts[index] < MOST_LOSSES:
                             log.warning("a worker was lost (%s); its job runs again", type(lost).__name__)
                             queue.append(index)
                             continue
-                        value, where, seconds = "null", "", 0.0
+                        value, code, where, seconds = "null", RhumblineError.exit_code, "", 0.0
                         error = f"{attempts[index]} workers died under it ({_brief(lost)})"
                     else:
                         self.idle.append(actor)
                     done += 1
-                    yield Answer(index, json.loads(value), error, where, seconds, attempts[index])
+                    yield Answer(index, json.loads(value), error, where, seconds, attempts[index], code)
         finally:
             for _, actor in held.values():
                 self._drop(actor)

@@ -123,14 +123,23 @@ class Judge:
         if self._loaded is None:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-            name = self.spec.model
+            name, revision = self.spec.model, self.spec.revision
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+                raise ModelError(f"dtype {self.dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16.")
             try:
-                tokenizer = AutoTokenizer.from_pretrained(name, revision=self.spec.revision)
-                model = AutoModelForSequenceClassification.from_pretrained(name, revision=self.spec.revision)
-            except (OSError, ValueError) as error:
-                first = str(error).splitlines()[0] if str(error) else ""
+                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    name, revision=revision, dtype=self.dtype, device_map=device, output_loading_info=True
+                )
+            except Exception as error:
+                first = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ModelError(f"judge {self.spec.name}: {name} cannot be loaded: {first}") from error
+            if random := sorted(map(str, {*(info.get("missing_keys") or ()), *(info.get("mismatched_keys") or ())})):
+                raise ModelError(
+                    f"judge {self.spec.name}: {name} lacks {len(random)} weights of a classifier "
+                    f"({', '.join(random[:3])}), which would be random. Give a sequence classification model."
+                )
             known = {str(label).casefold() for label in model.config.id2label.values()}
             if missing := [a for a in self.spec.answers if not any(k.startswith(a.casefold()) for k in known)]:
                 raise InputError(
@@ -139,5 +148,5 @@ class Judge:
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             model.config.pad_token_id = tokenizer.pad_token_id
-            self._loaded = model.to(device).eval(), tokenizer
+            self._loaded = model.eval(), tokenizer
         return self._loaded

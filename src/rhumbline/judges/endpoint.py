@@ -1,7 +1,8 @@
 """A judge behind an OpenAI-compatible address: many questions at once, tried again while the server is busy.
 
 Promises: a question that gets no answer is told as a failure with its reason, and the others go on; a wrong key,
-address or model ends the whole. Knows HTTP; does not know what an answer means.
+address or model ends the whole, and so does a server that refuses every question. Knows HTTP; does not know what an
+answer means.
 """
 
 import json
@@ -17,8 +18,10 @@ from typing import NamedTuple
 from rhumbline.errors import InputError
 from rhumbline.judges.specs import JudgeSpec
 
-FATAL = {400, 401, 403, 404, 405, 422}
+FATAL = {401, 403, 404, 405}
 """Answers that a further try does not change: the judge file is wrong, or the key."""
+REFUSED = {400, 413, 422}
+"""The same of one question (too long for the model, say), unless every question is answered so."""
 LONGEST_WAIT = 30.0
 """Seconds between two tries, at most."""
 
@@ -29,12 +32,20 @@ class Answer(NamedTuple):
     text: str | None
     failure: str = ""
     """Why there is no text."""
+    is_refused: bool = False
+    """Whether the server refused this question, so that a further try would fail too."""
 
 
 def ask(spec: JudgeSpec, questions: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> list[Answer]:
     """The endpoint's answers, in the order of the questions. Raises InputError for what no further try would mend."""
     with ThreadPoolExecutor(spec.concurrency) as pool:
-        return list(pool.map(lambda question: _ask_one(spec, question, sleep), questions))
+        answers = list(pool.map(lambda question: _ask_one(spec, question, sleep), questions))
+    if answers and all(answer.is_refused for answer in answers):
+        raise InputError(
+            f"judge {spec.name}: {spec.url} refuses every question ({answers[0].failure}). Check model and "
+            "max_new_tokens, and whether the model reads texts of this length."
+        )
+    return answers
 
 
 def _ask_one(spec: JudgeSpec, question: str, sleep: Callable[[float], None]) -> Answer:
@@ -63,6 +74,8 @@ def _ask_one(spec: JudgeSpec, question: str, sleep: Callable[[float], None]) -> 
                         f"key in {spec.key_env}."
                     ) from None
                 failure = f"HTTP {error.code}"
+                if error.code in REFUSED:
+                    return Answer(None, f"endpoint: {failure}", is_refused=True)
                 told = error.headers.get("Retry-After", "")
                 wait = float(told) if told.isdigit() else wait
         except (urllib.error.URLError, HTTPException, OSError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rhumbline.errors import OutputError
+from rhumbline.errors import InputError, OutputError
 from rhumbline.evidence import OWN_ARMS
 from rhumbline.judges.specs import CLASSES, Judgement, JudgeSpec
 from rhumbline.records import RunDirectory, read_json, sha256
@@ -32,15 +32,20 @@ def judge_run(
 ) -> dict[str, Any]:
     """Judge the completions of a run and return the summary of all its judges (see `summarise`).
 
-    The direction's own arms, or with `every_arm` those of the nulls too. Raises OutputError for a run without texts.
+    The direction's own arms, or with `every_arm` those of the nulls too. Raises OutputError for a run without texts,
+    InputError for a judge that bears the name of one of the run's keyword judges.
     """
     directory = RunDirectory.read(path)
     rows = [row for row in _completions(directory) if every_arm or row["arm"] in OWN_ARMS]
+    if any(spec.name in (row.get("judges") or {}) for row in rows):
+        raise InputError(f"judge {spec.name}: a keyword judge of the run has this name; give it another (name = ...).")
     file = directory.path / "judgements" / f"{spec.name}.jsonl"
     known = {r["key"]: r for r in directory.load_rows(file)} if file.is_file() else {}
-    known = {key: r for key, r in known.items() if r["judge"] == spec.id and r["class"] != "unscored"}
+    # What is unscored stays in the file until another try has replaced it: the index of the last call names it.
+    known = {key: r for key, r in known.items() if r["judge"] == spec.id}
+    scored = {key for key, r in known.items() if r["class"] != "unscored"}
     keys = [_key(row) for row in rows]
-    left = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+    left = {key: row for key, row in zip(keys, rows, strict=True) if key not in scored}
     waiting = list(left.items())
     for start in range(0, len(waiting), AT_ONCE):
         part = waiting[start : start + AT_ONCE]
@@ -133,11 +138,15 @@ def agreement(directory: RunDirectory, judges: Mapping[str, Row]) -> list[dict[s
 
 
 def read_judgements(directory: RunDirectory, name: str) -> Iterator[dict[str, Any]]:
-    """Rows of one judge: {"seed", "arm", "set", "prompt_id", "class", "value", "evidence"}."""
+    """Rows of one judge: {"seed", "arm", "set", "prompt_id", "class", "value", "evidence"}.
+
+    Those that it has judged so far: a judge that was changed, and killed before its end, knows some of its index only.
+    """
     folder = directory.path / "judgements"
     known = {r["key"]: r for r in directory.load_rows(folder / f"{name}.jsonl")}
     for where in directory.load_rows(folder / f"{name}.index.jsonl"):
-        yield {**where, **known[where["key"]]}
+        if where["key"] in known:
+            yield {**where, **known[where["key"]]}
 
 
 def _read_summary(directory: RunDirectory) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Promises: an answer that fits no rule is "unscored", never the milder class; every fault of a judge file is told.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -77,6 +78,8 @@ class JudgeSpec:
 
     def __post_init__(self):
         faults = []
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            faults.append(f"name is {self.name!r}; files are named by it: use letters, digits, dots and dashes")
         if not self.model:
             faults.append("model is empty; give a hub name or a directory")
         if self.form != "conversation" and "{response}" not in self.template:
@@ -182,7 +185,10 @@ def _spec(name: str, table: Mapping[str, Any], source: str) -> JudgeSpec:
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     kinds = {"concurrency": int, "retries": int, "max_new_tokens": int, "least_words": int}
     kinds |= {"timeout": int | float, "threshold": int | float, "answers": dict, "scale": tuple}
-    wrong = [k for k, v in given.items() if not isinstance(v, kinds.get(k, str))]
+    wrong = [k for k, v in given.items() if not isinstance(v, kinds.get(k, str)) or isinstance(v, bool)]
+    texts = {"answers": given.get("answers"), "scale": given.get("scale")}
+    lists = {k: v.values() if isinstance(v, dict) else v for k, v in texts.items() if k not in wrong and v is not None}
+    wrong += [k for k, v in lists.items() if not all(isinstance(x, str) for x in v)]
     if wrong:
         raise InputError(f"{source}: {', '.join(wrong)} of the wrong type.")
     return JudgeSpec(name=name, **given)
