@@ -178,6 +178,16 @@ def test_a_classifier_reads_batches_as_it_reads_one(classifier):
         Judge(spec(form="classifier", model=str(classifier), answers={"kind": "refused"}), device="cpu")(["a"], ["b"])
 
 
+def test_a_text_that_is_too_long_for_a_classifier_is_unscored_and_the_others_are_not(classifier):
+    judge = Judge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu")
+    most = judge._classifier()[0].config.max_position_embeddings
+    short, long = judge(["a", "a"], ["b", "b " * most])
+    assert short.cls != "unscored"
+    assert (long.cls, long.value) == ("unscored", None)
+    assert long.evidence.startswith("too long: ")
+    assert long.evidence.endswith(f"tokens of {most}")
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
 def test_a_judge_may_be_an_adapter(planted_folder, tmp_path):
     """The published StrongREJECT evaluator is one: its base is loaded, and the adapter changes what it says."""

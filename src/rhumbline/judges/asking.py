@@ -4,6 +4,7 @@ A causal judge runs on the same machinery as any model here: its questions share
 once per batch, and batches halve when memory does not suffice. Knows models; does not know runs.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,13 +97,19 @@ class Judge:
     def _classify(self, texts: Sequence[str]) -> list[Judgement]:
         model, tokenizer = self._classifier()
         labels = model.config.id2label
+        # transformers says 1e30 of a tokenizer that knows no limit.
+        most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
+        lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+        # A text that was cut is another text: nobody judged the whole of it.
+        found = {
+            i: Judgement("unscored", None, f"too long: {n} tokens of {most}") for i, n in enumerate(lengths) if n > most
+        }
         # Longest first, so that too large a batch is met at once; each text is judged by itself.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        found: dict[int, Judgement] = {}
+        order = sorted(set(range(len(texts))) - found.keys(), key=lambda i: -lengths[i])
         size = CLASSIFIER_BATCH
         while order:
             batch = order[:size]
-            inputs = tokenizer([texts[i] for i in batch], padding=True, truncation=True, return_tensors="pt")
+            inputs = tokenizer([texts[i] for i in batch], padding=True, return_tensors="pt")
             try:
                 with torch.inference_mode():
                     logits = model(**inputs.to(model.device)).logits.float().cpu()
