@@ -6,7 +6,7 @@
 FILE is docs/calibration/runs.jsonl unless another is named.
 One line of JSON per run, written when the run ends: an interrupted study goes on where it was. The runs are a list that
 depends on `--first` alone (their seeds count from there), so that a rule can be tuned on other seeds than it is
-reported on: 30000 is reported, tuning used 500, 10000 and 20000. One process, one thread.
+reported on: tuning used 500, 10000 and 20000, docs/calibration.md says which are reported. One process, one thread.
 """
 
 import argparse

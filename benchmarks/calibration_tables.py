@@ -51,10 +51,12 @@ def by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
 
 def show(folder: Path) -> None:
     """Every table on standard output, every figure into the folder of the runs."""
-    studies = {name: _read(folder / f"{name}.jsonl") for name in ("runs", "nulls", "spread")}
+    studies = {name: _read(folder / f"{name}.jsonl") for name in ("runs", "nulls", "spread", "narrow", "power")}
     rows = [row for found in studies.values() for row in found]
     groups = by(rows, lambda r: r["group"])
-    power, several, cones, fragile = (groups.get(g, []) for g in ("power", "several", "cone", "fragile"))
+    several, cones, fragile, narrow = (groups.get(g, []) for g in ("several", "cone", "fragile", "narrow"))
+    # Version 4 of the rule reports its power on seeds of its own.
+    power, full = studies["power"], [r for r in studies["narrow"] if r["group"] == "full"]
     # One engine: the second study is reported, and the first one beside it as a whole.
     nulls, earlier = studies["nulls"], [r for r in studies["runs"] if r["group"] == "null"]
     print("## False positives\n")
@@ -64,21 +66,26 @@ def show(folder: Path) -> None:
     print(table(head, [_line(kind, rs) for kind, rs in [*lines, *by(nulls, lambda r: r["kind"]).items()]]))
     print(table(["Prompts per class", *head[1:]], [_line(n, rs) for n, rs in by(nulls, lambda r: r["n"]).items()]))
     print(table(["The first study", *head[1:]], [_line("all, on the engine before packed passes", earlier)]))
-    _show_power(power, groups.get("full", []))
+    _show_power(power, full)
     print("## Several directions\n")
     print(table(head, [_line(kind, rs) for kind, rs in [("all", several), *by(several, lambda r: r["kind"]).items()]]))
-    print("Cones, in which a candidate passes (`groups`: the cosine between the two groups of positives, median):\n")
-    lines = [[*_line(kind, rs), _middle(rs, "groups")] for kind, rs in by(cones, lambda r: r["kind"]).items()]
-    print(table([*head, "groups"], lines))
+    print("Narrow cones beside one axis (`groups`: the cosine between the two groups of positives, median):\n")
+    print(table([*head, "groups"], _with_groups(narrow)))
+    print("Wider cones, by version 3 of the rule (no band between spread and one direction):\n")
+    print(table([*head, "groups"], _with_groups(cones)))
     print("## Models that any vector moves\n")
     print(table(head, [_line(f"n = {n}", rs) for n, rs in by(fragile, lambda r: r["n"]).items()]))
     print(table(["Reason (a run may have several)", "Runs"], _reasons(fragile)))
     print("## Each family alone\n")
     wrong = [r for r in cones if r["spec"]["overlap"] < 0.5]
     print(table(*_alone(nulls, fragile, [*several, *wrong], power)))
-    print(table(*_can_fail([r for r in rows if r["group"] != "fragile"])))
+    print(table(*_can_fail([r for r in rows if r["group"] not in ("fragile", "narrow")])))
     for chart in (_false_positives(nulls), _power_chart(power), _cosines(power)):
         (folder / f"{chart.name}.svg").write_text(draw(chart).svg)
+
+
+def _with_groups(rows: Sequence[Row]) -> list[list[Any]]:
+    return [[*_line(kind, rs), _middle(rs, "groups")] for kind, rs in by(rows, lambda r: r["kind"]).items()]
 
 
 def _read(path: Path) -> list[Row]:
@@ -163,6 +170,8 @@ def _regions(power: Sequence[Row], noise: float) -> list[list[Any]]:
 
 def _why(row: Row) -> str:
     reason = row["reason"]
+    if row["verdict"] == "INCONCLUSIVE" and reason.startswith("one direction or"):
+        return "INCONCLUSIVE: one direction or a narrow cone, and nothing else"
     if row["verdict"] == "INCONCLUSIVE":
         return "INCONCLUSIVE: " + ("an effect" if "undecided" in reason else "a gap") + " around its margin"
     if "NOT-SEPARATED" in reason:
