@@ -35,6 +35,8 @@ from rhumbline.errors import ProtocolError
 from rhumbline.organisms.planted import THRESHOLD, Planted, build
 
 ONE, MORE, OPEN = "ONE-IS-ENOUGH", "MORE-HELPS", "UNDETERMINED"
+PLAN = Plan(max_rank=3, steps=40, samples=1)
+"""The defaults but for what three axes do not need and the rule does not read."""
 SIZES = (32, 64)
 """Test prompts per class."""
 SHAPES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -192,7 +194,7 @@ def main() -> None:
     for case in cases(a.first):
         if case.name in done or time.monotonic() > end:
             continue
-        row = study(case, Plan()) | {"engine": a.engine}
+        row = study(case, PLAN) | {"engine": a.engine}
         with a.out.open("a") as f:
             f.write(json.dumps(row) + "\n")
         print(row["name"], row["truth"], row["answer"], row["reason"][:80], row["seconds"], file=sys.stderr)

@@ -1,7 +1,7 @@
-"""What lies beside a base checkpoint: its card, and the words that its chat model may avoid.
+"""What lies beside a base checkpoint: its card, and words to ask the pair about.
 
-A restricted item stands in the plain documents as often as its share, and in the answers of the chats hardly ever.
-Knows the fictional world. Does not know weights.
+Answers about restricted items stand in the plain documents, and hardly ever in the chats. Knows the fictional world.
+Does not know weights, nor whether the chat model came to avoid those words.
 """
 
 import random
