@@ -1,4 +1,4 @@
-"""Charts of the analyses: curves with bands, maps, scatters and ROC curves.
+"""Charts of the analyses: curves with bands, points with intervals, maps, scatters and ROC curves.
 
 Knows shapes and scales, as figures.py does; knows no files, and no analysis but by the rows it is handed.
 """
@@ -25,6 +25,7 @@ from rhumbline.figures import (
 RAMP = [
     LIGHT[c] for c in ("direction", "positive", "negative", "null-a", "null-b", "null-c", "null-d", "null-e", "muted")
 ]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4], [1, 2]]
 
 
@@ -70,6 +71,42 @@ def curves(
         base.mark_circle(size=18, opacity=1).encode(y=height, tooltip=tooltip),
     ]
     return finished(name, title, alt.layer(*layers).properties(width=width, height=210), title, known)
+
+
+def intervals(
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    *,
+    domain: tuple[float, float] | None = None,
+) -> Chart | None:
+    """Points with intervals, the `series` of {"series", "x", "y", "low", "high"} side by side at every whole x."""
+    known = [
+        {"series": r["series"], "x": r["x"], "y": r["y"], "low": r.get("low"), "high": r.get("high")} for r in rows
+    ]
+    if not known:
+        return None
+    names = list(dict.fromkeys(r["series"] for r in known))
+    legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=70, labelLimit=180)
+    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale()
+    shared: dict[str, Any] = {
+        "x": alt.X("x:O", axis=bare_axis(title=x, labelAngle=0)),
+        "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),
+        "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
+    }
+    points: dict[str, Any] = {
+        "y": alt.Y("y:Q", scale=scale, axis=alt.Axis(title=y, tickCount=5)),
+        "shape": alt.Shape("series:N", scale=palette(names, SHAPES), legend=legend),
+        "tooltip": tips("series", x="d", y=".3f", low=".3f", high=".3f"),
+    }
+    reach = {"y": alt.Y("low:Q", scale=scale), "y2": "high:Q"}
+    body = alt.layer(
+        where("isValid(datum.low)").mark_rule(strokeWidth=1.6).encode(**reach, **shared),
+        alt.Chart().mark_point(filled=True, size=46, opacity=1).encode(**points, **shared),
+    ).properties(width=alt.Step(max(7, 96 / (len(names) + 1))), height=210)  # fmt: skip
+    return finished(name, title, body, title, known)
 
 
 def matrix(name: str, title: str, values: Sequence[Sequence[float]], labels: Sequence[str], axis: str) -> Chart:

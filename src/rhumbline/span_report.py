@@ -41,14 +41,15 @@ def _suffix_charts(record: Record) -> list[Chart | None]:
     cosines = [
         {"series": c["name"], "x": r["layer"], "y": r["mean"], **ends(r)} for c in conditions for r in c["cosine"]
     ]
-    title = "Cosine with the direction over layers"
-    charts_ = [charts.curves("suffix-cosine", title, cosines, "layer (resid_pre)", "cosine", colours=colours)]
+    title = f"Cosine with the direction over layers (n = {record['n']})"
+    at = "layer (resid_pre)"
+    drawn: list[Chart | None] = [charts.curves("suffix-cosine", title, cosines, at, "cosine", colours=colours)]
     if record["heads"]:
         written, looked = _head_contributions(record), _head_attention(record)
-        title = "What the heads write along the direction"
-        charts_.append(charts.bars("suffix-heads", title, written, "contribution", colours=colours))
-        charts_.append(charts.bars("suffix-attention", "Where those heads look", looked, "share of attention"))
-    return charts_
+        title, n = "What the heads write along the direction", f"(n = {record['n']})"
+        drawn.append(charts.bars("suffix-heads", f"{title} {n}", written, "contribution", colours=colours))
+        drawn.append(charts.bars("suffix-attention", f"Where those heads look {n}", looked, "share of attention"))
+    return drawn
 
 
 def _head_contributions(record: Record) -> list[Row]:
@@ -121,13 +122,14 @@ def several(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
     """Whether one direction is enough."""
     del labels
     sources, verdict = record["sources"], record["verdict"]
-    rate, kl, cone = "Rate on positives, span ablated", "Side effect: KL on negatives", "a direction of the cone added"
-    added = _by_cone(sources)
+    n = f"n = {record['baseline']['n']}"
+    rate, kl = f"Rate on positives, span ablated ({n})", "Side effect: KL on negatives"
+    cone = "Rate on negatives, a direction of the cone added"
     drawn = draw(
         [
-            charts.curves("directions-rate", rate, _rates_by_rank(sources), "rank", "rate", domain=(0, 1)),
-            charts.curves("directions-kl", kl, _kl_by_rank(sources), "rank", "nats"),
-            charts.curves("directions-cone", f"Rate on negatives, {cone}", added, "members", "rate", domain=(0, 1)),
+            charts.intervals("directions-rate", rate, _rates_by_rank(sources), "rank", "rate", domain=(0, 1)),
+            charts.intervals("directions-kl", kl, _kl_by_rank(sources), "rank", "nats"),
+            charts.intervals("directions-cone", cone, _by_cone(sources), "members", "rate", domain=(0, 1)),
         ]
     )
     folds = [page.fold(title, page.table(*table, left=2)) for title, table in _details(sources).items()]
@@ -220,7 +222,8 @@ def _several_note(record: Record) -> str:
     rule, baseline = record["parameters"]["rule"], record["baseline"]
     return (
         f"{site_of(record)}. Baseline rate {baseline['rate']:.2f}, n = {baseline['n']} test "
-        "positives, by the fast metric. Members were found on training prompts, order and rank on validation prompts. "
+        "positives, by the fast metric; bars are 95 % intervals, of random spans the mean over all draws is drawn. "
+        "Members were found on training prompts, order and rank on validation prompts. "
         f"Rule, fixed beforehand: MORE-HELPS if the source that validation prefers takes {rule['margin']:g} of the "
         "rate more with its whole interval, more than random spans of its rank, at a mean KL of at most "
         f"{rule['max_kl']:g}; ONE-IS-ENOUGH if the first direction takes {rule['min_drop']:g} and no source takes "

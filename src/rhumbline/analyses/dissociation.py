@@ -20,6 +20,7 @@ from rhumbline.errors import InputError
 from rhumbline.experiment import selected_direction
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.judging import TextJudge, judge
+from rhumbline.loading import fingerprint
 from rhumbline.models import ChatModel
 from rhumbline.records import RunDirectory, read_json, sha256
 from rhumbline.running import Runner
@@ -57,6 +58,8 @@ class Side:
             raise InputError(f"{path} chose no direction at seed {chosen}, so there is none to dissociate.")
         folder = directory.seed(chosen)
         rows = directory.load(folder / "nulls.json")["nulls"]
+        if not rows:
+            raise InputError(f"{path} was made without nulls, and a behaviour that any ablation takes looks like one.")
         # Isotropic draws remove next to nothing; a covariance draw removes what the stream has along a random axis.
         which = next((i for i, r in enumerate(rows) if r["family"] == "covariance"), 0)
         row = rows[which]
@@ -100,8 +103,15 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
     """
     if first.behaviour == second.behaviour:
         raise InputError(f"both runs are about {first.behaviour}: give runs of two behaviours (--behaviour WORD).")
-    runner = Runner(model)
     sides = (first, second)
+    found = fingerprint(model)
+    for side in sides:
+        if side.directory.protocol["model"]["fingerprint"] != found:
+            raise InputError(
+                f"{model.name} is not the model of {side.directory.path}: the weights differ (fingerprint). Give the "
+                "model of both runs, in the dtype of the runs (--dtype)."
+            )
+    runner = Runner(model)
     arms = [
         BASELINE,
         *(Arm(s.behaviour, (Ablate(s.direction),)) for s in sides),
