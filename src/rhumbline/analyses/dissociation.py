@@ -97,9 +97,9 @@ class Side:
 def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> dict[str, Any]:
     """Ablate either direction, and a null of either run, on the positives of both; and the cosine of the candidates.
 
-    {"analysis", "behaviours", "table": [{"behaviour", "ablated", "n", "level", "drop", "low", "high"}], "cosine":
-    {"selected", "by_layer": [{"layer", "cosine"}]}, "finding", "sentence"}: `drop` the paired fall of the level below
-    the baseline with a bootstrap interval.
+    {"analysis", "model", "behaviours", "table": [{"behaviour", "ablated", "n", "level", "drop", "low", "high"}],
+    "cosine": {"selected", "by_layer": [{"layer", "cosine"}]}, "finding", "sentence"}: `drop` the paired fall of the
+    level below the baseline with a bootstrap interval. InputError of another model than that of both runs.
     """
     if first.behaviour == second.behaviour:
         raise InputError(f"both runs are about {first.behaviour}: give runs of two behaviours (--behaviour WORD).")
@@ -138,6 +138,7 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
     finding = _finding(table, first.behaviour, second.behaviour)
     return {
         "analysis": "dissociation",
+        "model": model.name,
         "runs": [{"sha256": s.directory.protocol_sha256, "seed": s.seed} for s in sides],
         "behaviours": [s.behaviour for s in sides],
         "margins": {"taken": OWN, "left": CROSS},

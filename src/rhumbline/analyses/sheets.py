@@ -146,7 +146,8 @@ def _dissociation(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[st
         page.section("Each direction on each behaviour", page.table(head, rows, left=2), page.note(note)),
         page.section("The two directions", page.tag("p", said), draw(dissociation_charts(record))),
     ]
-    facts = [("behaviours", " and ".join(record["behaviours"])), ("finding", record["finding"])]
+    behaviours = " and ".join(record["behaviours"])
+    facts = [("model", record["model"]), ("behaviours", behaviours), ("finding", record["finding"])]
     return "Do two behaviours hang on different directions?", facts, body
 
 
@@ -222,7 +223,7 @@ def _flinch(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str, Any
         "the controls."
     )
     n = record["n"]
-    facts = [(k, v) for k, v in n.items()] + [("finding", record["finding"])]
+    facts = [*record["models"].items(), *n.items(), ("finding", record["finding"])]
     body = [page.section("Term by term", draw(flinch_charts(record)), page.table(head, rows), page.note(note))]
     return "Does the chat model avoid words that its base model uses?", facts, body
 
@@ -243,7 +244,8 @@ def flinch_charts(record: Record) -> list[Chart]:
             y=y, tooltip=tips("term", flinch=".2f", low=".2f", high=".2f"),
         ),
     ).properties(width=420, height=alt.Step(20))  # fmt: skip
-    return [finished("flinch", "How far the chat model avoids each term", body, "Flinch of each term", rows)]
+    title = f"Flinch of each term ({record['n']['contexts']} contexts)"
+    return [finished("flinch", "How far the chat model avoids each term", body, title, rows)]
 
 
 _SHEETS = {"robustness": _robustness, "dissociation": _dissociation, "flinch": _flinch}
