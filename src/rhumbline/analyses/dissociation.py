@@ -24,6 +24,7 @@ from rhumbline.loading import fingerprint
 from rhumbline.models import ChatModel
 from rhumbline.records import RunDirectory, read_json, sha256
 from rhumbline.running import Runner
+from rhumbline.statistics import paired_difference
 from rhumbline.styling import complete, read_styling
 
 OWN, CROSS = 0.5, 0.25
@@ -99,7 +100,7 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
 
     {"analysis", "model", "behaviours", "table": [{"behaviour", "ablated", "n", "level", "drop", "low", "high"}],
     "cosine": {"selected", "by_layer": [{"layer", "cosine"}]}, "finding", "sentence"}: `drop` the paired fall of the
-    level below the baseline with a bootstrap interval. InputError of another model than that of both runs.
+    level below the baseline with its interval. InputError of another model than that of both runs.
     """
     if first.behaviour == second.behaviour:
         raise InputError(f"both runs are about {first.behaviour}: give runs of two behaviours (--behaviour WORD).")
@@ -132,7 +133,7 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
                     "behaviour": side.behaviour,
                     "ablated": arm.name,
                     "level": float(level.mean()),
-                    **_drop(levels[0] - level),
+                    **_drop(levels[0], level),
                 }
             )
     finding = _finding(table, first.behaviour, second.behaviour)
@@ -153,8 +154,12 @@ def _options(side: Side) -> ChatOptions:
     return ChatOptions(known["system"], known["enable_thinking"], known["date"], known["template_kwargs"])
 
 
-def _drop(change: Drops) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
+def _drop(before: Drops, after: Drops) -> dict[str, Any]:
+    """The paired fall; of a rate the interval is the one of `paired_difference`, a bootstrap of 0 or 1 has no width."""
+    if set(before) | set(after) <= {0.0, 1.0}:
+        d = paired_difference(before > 0, after > 0)
+        return {"n": d.n, "drop": d.mean, "low": d.low, "high": d.high}
+    change, rng = before - after, np.random.default_rng(0)
     means = change[rng.integers(len(change), size=(DRAWS, len(change)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {"n": len(change), "drop": float(change.mean()), "low": float(low), "high": float(high)}
