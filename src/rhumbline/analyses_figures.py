@@ -92,7 +92,7 @@ def intervals(
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=70, labelLimit=180)
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale()
     shared: dict[str, Any] = {
-        "x": alt.X("x:O", axis=bare_axis(title=x, labelAngle=0)),
+        "x": alt.X("x:O", axis=bare_axis(title=x, labelAngle=0, labelPadding=6)),
         "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),
         "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
     }
@@ -214,25 +214,44 @@ def roc(name: str, title: str, conditions: Sequence[Row]) -> Chart:
 
 
 def bars(name: str, title: str, rows: Sequence[Row], x: str, *, colours: Mapping[str, str] | None = None) -> Chart:
-    """Horizontal points with intervals: {"what", "series", "value", "low", "high"}, the largest on top."""
+    """Horizontal points with intervals: {"what", "series", "value", "low", "high"}, the largest on top.
+
+    Rows with a `mark` as well have a point for each mark of a series, told apart by its shape. Every other `what`
+    stands on a band, so that its points are seen to belong together.
+    """
     order = list(dict.fromkeys(r["what"] for r in rows))
     names = list(dict.fromkeys(r["series"] for r in rows))
+    marks = list(dict.fromkeys(r["mark"] for r in rows if "mark" in r))
     shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
+    table = [
+        {k: r[k] for k in ("what", "series", "value", "low", "high")}
+        | {
+            "mark": r.get("mark", ""),
+            "place": f"{r['series']} {r.get('mark', '')}",
+            "banded": order.index(r["what"]) % 2,
+        }
+        for r in rows
+    ]
+    places = [f"{n} {m}" for n in names for m in marks or [""]]
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=60)
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
-    offset = alt.YOffset("series:N", scale=alt.Scale(domain=names))
+    y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
     shared: dict[str, Any] = {
-        "y": alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels),
-        "yOffset": offset,
+        "y": y,
+        "yOffset": alt.YOffset("place:N", scale=alt.Scale(domain=places)),
         "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend),
     }
-    tooltip = tips("what", "series", value=".3f", low=".3f", high=".3f")
+    points: dict[str, Any] = {
+        "x": alt.X("value:Q", axis=alt.Axis(title=x, tickCount=6, grid=False)),
+        "tooltip": tips("what", "series", *(["mark"] if marks else []), value=".3f", low=".3f", high=".3f"),
+    }
+    if marks:
+        points["shape"] = alt.Shape("mark:N", scale=palette(marks, SHAPES), legend=legend)
+    band = where("datum.banded == 1").transform_aggregate(count="count()", groupby=["what"])
     body = alt.layer(
-        alt.Chart().mark_rule(color=LIGHT["hairline"]).encode(x=alt.XDatum(0)),
+        band.mark_rect(color=LIGHT["hairline"], opacity=0.4).encode(y=y),
+        alt.Chart().mark_rule(color=LIGHT["muted"], strokeWidth=0.7).encode(x=alt.XDatum(0)),
         alt.Chart().mark_rule(strokeWidth=1.4).encode(x="low:Q", x2="high:Q", **shared),
-        alt.Chart().mark_circle(size=34, opacity=1).encode(
-            x=alt.X("value:Q", axis=alt.Axis(title=x, tickCount=6, grid=False)), tooltip=tooltip, **shared
-        ),
-    ).properties(width=330, height=alt.Step(max(9, 26 / max(1, len(names)))))  # fmt: skip
-    table = [{k: r[k] for k in ("what", "series", "value", "low", "high")} for r in rows]
+        alt.Chart().mark_point(filled=True, size=34, opacity=1).encode(**points, **shared),
+    ).properties(width=330, height=len(order) * max(26, 8 + 8 * len(places)))
     return finished(name, title, body, title, table)

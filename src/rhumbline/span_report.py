@@ -48,7 +48,11 @@ def _suffix_charts(record: Record) -> list[Chart | None]:
         written, looked = _head_contributions(record), _head_attention(record)
         title, n = "What the heads write along the direction", f"(n = {record['n']})"
         drawn.append(charts.bars("suffix-heads", f"{title} {n}", written, "contribution", colours=colours))
-        drawn.append(charts.bars("suffix-attention", f"Where those heads look {n}", looked, "share of attention"))
+        drawn.append(
+            charts.bars(
+                "suffix-attention", f"Where those heads look {n}", looked, "share of attention", colours=colours
+            )
+        )
     return drawn
 
 
@@ -62,7 +66,13 @@ def _head_contributions(record: Record) -> list[Row]:
 
 def _head_attention(record: Record) -> list[Row]:
     return [
-        {"what": f"layer {h['layer']}, head {h['head']}", "series": f"{name}: {region}", "value": v["mean"], **ends(v)}
+        {
+            "what": f"layer {h['layer']}, head {h['head']}",
+            "series": name,
+            "mark": f"to the {region}",
+            "value": v["mean"],
+            **ends(v),
+        }
         for h in record["heads"]
         for name, regions in h["attention"].items()
         if name not in ("positive", "negative")

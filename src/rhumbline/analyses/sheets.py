@@ -131,7 +131,13 @@ def _lines(names: Sequence[str], title: str, form: str) -> Any:
 
 def _dissociation(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str, Any]], list[Any]]:
     rows = [
-        [r["behaviour"], r["ablated"], r["n"], page.number(r["level"]), page.interval(r, "drop", signed=True)]
+        [
+            r["behaviour"],
+            r["ablated"],
+            r["n"],
+            page.number(r["level"]),
+            "—" if r["ablated"] == "baseline" else page.interval(r, "drop", signed=True),
+        ]
         for r in record["table"]
     ]
     head = ["Behaviour", "Ablated", "n", "Level", "Drop below the baseline"]
@@ -175,11 +181,9 @@ def dissociation_charts(record: Record) -> list[Chart]:
             x=x, y=y, yOffset=shift, color=colour, tooltip=tips("ablated", "behaviour", drop=".2f")
         ),
     ).properties(width=280, height=alt.Step(22))  # fmt: skip
-    charts = [
-        finished(
-            "dissociation-drops", "Drop of each behaviour under each ablation", bars, "What each ablation takes", rows
-        )
-    ]
+    n = " and ".join(str(k) for k in dict.fromkeys(r["n"] for r in record["table"]))
+    title = f"What each ablation takes (n = {n} positives)"
+    charts = [finished("dissociation-drops", "Drop of each behaviour under each ablation", bars, title, rows)]
     by_layer = [
         {"layer": r["layer"], "cosine": r["cosine"]} for r in record["cosine"]["by_layer"] if r["cosine"] is not None
     ]
