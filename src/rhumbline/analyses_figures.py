@@ -246,11 +246,13 @@ def bars(name: str, title: str, rows: Sequence[Row], x: str, *, colours: Mapping
         "tooltip": tips("what", "series", *(["mark"] if marks else []), value=".3f", low=".3f", high=".3f"),
     }
     if marks:
-        points["shape"] = alt.Shape("mark:N", scale=palette(marks, SHAPES), legend=legend)
+        ink = alt.Legend(title=None, orient="bottom", symbolSize=60, symbolFillColor=LIGHT["ink"], symbolStrokeWidth=0)
+        points["shape"] = alt.Shape("mark:N", scale=palette(marks, SHAPES), legend=ink)
     band = where("datum.banded == 1").transform_aggregate(count="count()", groupby=["what"])
+    zero = alt.Chart().transform_aggregate(count="count()")
     body = alt.layer(
         band.mark_rect(color=LIGHT["hairline"], opacity=0.4).encode(y=y),
-        alt.Chart().mark_rule(color=LIGHT["muted"], strokeWidth=0.7).encode(x=alt.XDatum(0)),
+        zero.mark_rule(color=LIGHT["muted"], strokeWidth=0.7).encode(x=alt.XDatum(0)),
         alt.Chart().mark_rule(strokeWidth=1.4).encode(x="low:Q", x2="high:Q", **shared),
         alt.Chart().mark_point(filled=True, size=34, opacity=1).encode(**points, **shared),
     ).properties(width=330, height=len(order) * max(26, 8 + 8 * len(places)))

@@ -101,20 +101,19 @@ def robustness_charts(record: Record) -> list[Chart]:
             strengths.append(
                 {"model": name, "kind": "own", "x": row["strength"], **{k: row[k] for k in ("rate", "low", "high")}}
             )
+    n = " and ".join(str(k) for k in dict.fromkeys(m["n"]["test"]["positive"] for m in record["models"]))
     first = "Rate of the behaviour as the rank grows (dashed: random subspaces of the main axes)"
     second = "Rate of the behaviour over the strength of the ablation of the first direction"
+    by_rank = _lines(names, "rank of what is removed", "d", sorted({r["x"] for r in ranks}))
+    by_strength = _lines(names, "strength of the ablation", ".1f", sorted({r["x"] for r in strengths}))
     return [
-        finished(
-            "robustness-rank", first, _lines(names, "rank of what is removed", "d"), "By rank (dashed: random)", ranks
-        ),
-        finished(
-            "robustness-strength", second, _lines(names, "strength of the ablation", ".1f"), "By strength", strengths
-        ),
+        finished("robustness-rank", first, by_rank, f"By rank (n = {n}; dashed: random)", ranks),
+        finished("robustness-strength", second, by_strength, f"By strength (n = {n})", strengths),
     ]
 
 
-def _lines(names: Sequence[str], title: str, form: str) -> Any:
-    x = alt.X("x:Q", axis=alt.Axis(title=title, grid=False, format=form, tickMinStep=1 if form == "d" else 0.5))
+def _lines(names: Sequence[str], title: str, form: str, ticks: Sequence[float]) -> Any:
+    x = alt.X("x:Q", axis=alt.Axis(title=title, grid=False, format=form, values=list(ticks)))
     y = alt.Y("rate:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="rate", tickCount=5))
     colour = alt.Color("model:N", scale=palette(names, NULL_COLOURS), legend=alt.Legend(title=None, orient="bottom"))
     own, null = where("datum.kind == 'own'"), where("datum.kind == 'null'")
