@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoConfig, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import rhumbline
 from make_subject import finished_run
@@ -151,7 +151,7 @@ def test_a_parent_is_told_from_a_stranger_and_had_no_refusal(refusal, tmp_path):
     """`refusal` was trained from `refusal-base`, which read about the same items and was never asked to decide."""
     parent = load_named("organism:refusal-base", dtype="float32")
     torch.manual_seed(0)
-    Qwen2ForCausalLM(AutoConfig.from_pretrained(organism_dir("refusal-base"))).save_pretrained(tmp_path)
+    Qwen2ForCausalLM(Qwen2Config.from_pretrained(organism_dir("refusal-base"))).save_pretrained(tmp_path)
     parent.tokenizer.save_pretrained(tmp_path)
     stranger = rhumbline.load(str(tmp_path), device="cpu", dtype="float32")
     records = [base.analyse(refusal, model, draws=39) for model in (parent, stranger)]

@@ -79,7 +79,8 @@ def test_a_real_pair_is_read_in_the_same_words_and_does_not_flinch():
     """Restricted items are refused when asked for; in the open they are no rarer than others (docs/log.md)."""
     terms = Terms.read(organism_dir("refusal-base") / "terms.json")
     some = replace(terms, controls=terms.controls[:10], contexts=terms.contexts[:4])
-    found = flinch(*(load_named(f"organism:{name}", dtype="float32") for name in ("refusal", "refusal-base")), some)
+    chat, base = (load_named(f"organism:{name}", dtype="float32") for name in ("refusal", "refusal-base"))
+    found = flinch(chat, base, some)
     assert found["finding"] == "NO-FLINCH"
     assert max(abs(row["gap"]) for row in found["terms"]) > 0.1  # the models do differ
     assert found["mean"]["low"] < 0 < found["mean"]["high"] or found["mean"]["p"] > 0.05

@@ -132,9 +132,10 @@ def several(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
     """Whether one direction is enough."""
     del labels
     sources, verdict = record["sources"], record["verdict"]
-    n = f"n = {record['baseline']['n']}"
-    rate, kl = f"Rate on positives, span ablated ({n})", "Side effect: KL on negatives"
-    cone = "Rate on negatives, a direction of the cone added"
+    first = next(iter(sources.values()))["ranks"][0]
+    negatives = f"negatives (n = {first['kl']['n']})"
+    rate = f"Rate on positives, span ablated (n = {record['baseline']['n']})"
+    kl, cone = f"Side effect: KL on {negatives}", f"Rate on {negatives}, a direction of the cone added"
     drawn = draw(
         [
             charts.intervals("directions-rate", rate, _rates_by_rank(sources), "rank", "rate", domain=(0, 1)),
