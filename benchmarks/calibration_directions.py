@@ -10,7 +10,8 @@ sizes. One process, one thread.
 The truth is by construction. A prompt stands on one of n axes, at `effect` times its share of charms; any two axes have
 the cosine `overlap`. Ablating their mean leaves it at effect * (1 - (1 + (n - 1) overlap) / n) on its axis, and the
 decision is made at 0.55: well above that more directions are needed, well below it one is enough. Where the decision
-reads the sum of the axes, the mean takes all of it. Cases near the threshold are not among these.
+reads the sum of the axes, the mean takes all of it. SHAPES lie well away from the threshold, NEAR at it; prompts differ
+in how far they stand out, so that there a part of them is on either side.
 """
 
 import argparse
@@ -47,6 +48,12 @@ SHAPES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("two axes, cosine 0.7", {"axes": 2, "overlap": 0.7, "effect": 1.5, "jitter": 0.05}),
     ("two axes, cosine 0.3", {"axes": 2, "overlap": 0.3, "effect": 2.5, "jitter": 0.05}),
 )
+NEAR: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("near: two axes, effect 1.2", {"axes": 2, "effect": 1.2, "jitter": 0.05}),
+    ("near: one axis, effect 0.85, noise 2", {"effect": 0.85, "noise": 2.0}),
+    ("near: two axes, effect 1.0", {"axes": 2, "effect": 1.0, "jitter": 0.05}),
+)
+"""Shapes whose prompts stand close to the threshold, before or after the ablation."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,13 @@ class Case:
         return MORE if left > THRESHOLD else ONE
 
 
-def cases(first: int, repeats: int = 20) -> Iterator[Case]:
-    """Every shape, over and over, so that a study cut short is a smaller one of the same mixture."""
-    for repeat in range(repeats):
-        for k, (kind, spec) in enumerate(SHAPES):
-            seed = first + 100 * repeat + k
-            yield Case(kind, N, seed, Planted(prompts=3 * N + 16, seed=seed, **spec))
+def cases(first: int, repeats: int = 8) -> Iterator[Case]:
+    """Every shape, over and over, so that a study cut short is a smaller one of the same mixture; then those near."""
+    for shapes, offset in ((SHAPES, 0), (NEAR, 50)):
+        for repeat in range(repeats):
+            for k, (kind, spec) in enumerate(shapes):
+                seed = first + 100 * repeat + offset + k
+                yield Case(kind, N, seed, Planted(prompts=3 * N + 16, seed=seed, **spec))
 
 
 def study(case: Case, plan: Plan) -> dict[str, Any]:
@@ -137,7 +145,8 @@ def show(path: Path) -> None:
     asked = [r for r in rows if r["answer"] != "NO-DIRECTION"]
     head = ["What is there", "Truth", "Runs", "Right", "Undetermined", "Wrong", "Answers"]
     print(table(head, [_line(kind, some) for kind, some in by(rows, lambda r: r["kind"]).items()]))
-    everything = [_line("all", some) for some in by(asked, lambda r: r["truth"]).values()]
+    far = [r for r in asked if not r["kind"].startswith("near")]
+    everything = [_line("all but those near", some) for some in by(far, lambda r: r["truth"]).values()]
     print(table(head, everything))
     print(table(["Reason of an UNDETERMINED", "Truth", "Runs"], _reasons(asked)))
     spent = [r["seconds"]["analysis"] for r in asked]
