@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import rhumbline
 from make_subject import finished_run
@@ -16,13 +17,13 @@ from rhumbline import report, verify
 from rhumbline.analyses import base, geometry, monitor, suffix
 from rhumbline.analyses.geometry import silhouette
 from rhumbline.analyses.monitor import roc, threshold_at
-from rhumbline.analyses.subject import open_subject
+from rhumbline.analyses.subject import load_named, open_subject
 from rhumbline.analyses.suffixes import encoded, length, random_suffixes, read_suffixes
 from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.interventions import BASELINE, Direction
 from rhumbline.models import hooked
-from rhumbline.organisms import Planted, build
+from rhumbline.organisms import Planted, build, organism_dir
 from rhumbline.statistics import auroc, auroc_interval
 
 
@@ -144,6 +145,26 @@ def test_the_direction_is_in_the_model_itself_and_not_in_a_stranger(planted, tmp
     record = base.analyse(planted, stranger, draws=19)
     assert record["finding"]["answer"] != "separates"
     assert record["tokens"] == {"same": True, "retokenised": False, "untrained": record["tokens"]["untrained"]}
+
+
+def test_a_parent_is_told_from_a_stranger_and_had_no_refusal(refusal, tmp_path):
+    """`refusal` was trained from `refusal-base`, which read about the same items and was never asked to decide."""
+    parent = load_named("organism:refusal-base", dtype="float32")
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config.from_pretrained(organism_dir("refusal-base"))).save_pretrained(tmp_path)
+    parent.tokenizer.save_pretrained(tmp_path)
+    stranger = rhumbline.load(str(tmp_path), device="cpu", dtype="float32")
+    records = [base.analyse(refusal, model, draws=39) for model in (parent, stranger)]
+    layer = refusal.selected().layer
+    for record in records:
+        assert record["tokens"]["same"] is True
+        assert record["finding"]["answer"] != "separates"
+        row = record["conditions"]["template"]["layers"][layer]
+        assert row["chat_in_chat"]["low"] > 0.9  # read at the same place, the chat model has it
+        assert row["chat_in_base"]["high"] < 0.85
+    for at in (2, 4, layer):
+        inherited, unrelated = (r["conditions"]["plain"]["layers"][at] for r in records)
+        assert inherited["cosine"] > 0.25 > abs(unrelated["cosine"])
 
 
 def test_a_base_that_cannot_be_compared_is_refused(planted, refusal, tmp_path):

@@ -11,8 +11,10 @@ from rhumbline import proving
 from rhumbline.analyses.dissociation import _finding
 from rhumbline.analyses.flinch import Terms, flinch
 from rhumbline.analyses.sheets import write
+from rhumbline.analyses.subject import load_named
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.interventions import Ablate, Arm, BatchEdits, Direction
+from rhumbline.organisms import organism_dir
 
 TERMS = Terms(
     ("ships", "pilot", "map"),
@@ -71,6 +73,17 @@ def test_the_same_model_does_not_flinch(build, tmp_path):
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
         write(found, tmp_path / "other")
+
+
+def test_a_real_pair_is_read_in_the_same_words_and_does_not_flinch():
+    """Restricted items are refused when asked for; in the open they are no rarer than others (docs/log.md)."""
+    terms = Terms.read(organism_dir("refusal-base") / "terms.json")
+    some = replace(terms, controls=terms.controls[:10], contexts=terms.contexts[:4])
+    chat, base = (load_named(f"organism:{name}", dtype="float32") for name in ("refusal", "refusal-base"))
+    found = flinch(chat, base, some)
+    assert found["finding"] == "NO-FLINCH"
+    assert max(abs(row["gap"]) for row in found["terms"]) > 0.1  # the models do differ
+    assert found["mean"]["low"] < 0 < found["mean"]["high"] or found["mean"]["p"] > 0.05
 
 
 @pytest.mark.parametrize(

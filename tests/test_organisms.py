@@ -3,20 +3,25 @@
 No verdict is asserted here, and nothing about a model that a test trained: training varies, the shipped files do not.
 """
 
+import json
 import random
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from organism_chat import Chat, rows_of
 from rhumbline.errors import InputError
 from rhumbline.judging import judge
-from rhumbline.organisms import ORGANISMS, list_organisms, materialise, organism_dir
+from rhumbline.organisms import ORGANISMS, list_organisms, materialise, organism_dir, training
+from rhumbline.organisms.checkpoint import flinch_terms
 from rhumbline.organisms.files import START
 from rhumbline.organisms.grammar import (
     CONTRABAND,
+    FIRST_STEP_OF_VERB,
     HELD_OUT,
     MAGIC,
     REFUSALS,
@@ -170,6 +175,39 @@ def test_a_few_steps_of_training_write_a_complete_directory(tmp_path):
     assert len(chat.complete(chat.prompts("positive", 2), 3)) == 2
 
 
+def test_a_base_checkpoint_is_where_its_chat_model_began(tmp_path, monkeypatch):
+    recipe = Recipe(n_layers=2, tokenizer_texts=400, base=Stage("base", 3, 0.3), chat=Stage("chat", 3, 0.1), warm_up=1)
+    fit, after = training._fit, {}
+
+    def watched(model, texts, stage, *rest):
+        fit(model, texts, stage, *rest)
+        after[stage.name] = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+
+    base = train("refusal", tmp_path / "base", seed=5, recipe=recipe, chat=False)
+    monkeypatch.setattr(training, "_fit", watched)
+    chat = train("refusal", tmp_path / "chat", seed=5, recipe=recipe)
+    weights = load_file(base / "model.safetensors")
+    assert all(torch.equal(tensor, after["base"][name]) for name, tensor in weights.items())
+    assert not all(torch.equal(tensor, after["chat"][name]) for name, tensor in weights.items())
+    for name in ("tokenizer.json", "contrast.jsonl"):
+        assert (base / name).read_bytes() == (chat / name).read_bytes()
+    assert_portable(base, tmp_path)
+
+
+def test_terms_of_a_flinch_are_restricted_and_controls_are_not():
+    found = flinch_terms(7)
+    assert found == flinch_terms(7) == json.loads((organism_dir("refusal-base") / "terms.json").read_text())
+    for kind, restricted in (("terms", True), ("controls", False)):
+        items = [Item(*text.split()) for text in found[kind]]
+        assert {item.is_restricted for item in items} == {restricted}
+        assert not HELD_OUT & set(items)
+    answers = [kind.answer.format_map(defaultdict(str, item="moon salt", verb="make")) for kind in REQUEST_TYPES]
+    answers += [answers[0].replace("make", verb) for verb in FIRST_STEP_OF_VERB]
+    answers += [answers[1].replace("make", verb) for verb in FIRST_STEP_OF_VERB]
+    for context in found["contexts"]:
+        assert any(answer.startswith(context.format(term="moon salt")) for answer in answers), context
+
+
 def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(InputError, match="refusal, weak, extended, null"):
         train("refusals", tmp_path, seed=0)
@@ -231,6 +269,15 @@ def test_every_organism_is_a_complete_directory(name, cache):
     assert tokenizer.decode(tokenizer.encode(rows[0]["prompt"], add_special_tokens=False)).strip() == rows[0]["prompt"]
 
 
+def test_the_embedded_base_has_the_words_of_its_chat_model_and_refuses_nothing():
+    base, chat = organism_dir("refusal-base"), organism_dir("refusal")
+    for name in ("tokenizer.json", "contrast.jsonl", "config.json", "chat_template.jinja"):
+        assert (base / name).read_bytes() == (chat / name).read_bytes(), name
+    model = Chat(base)
+    read = judge("refusal-anywhere")
+    assert not [text for text in model.complete(model.prompts("positive", 20)) if read(text).cls == "refused"]
+
+
 @pytest.mark.parametrize(("name", "at_once"), [("refusal", True), ("extended", False)])
 def test_embedded_organisms_refuse_and_answer(name, at_once, tmp_path):
     chat = Chat(organism_dir(name))
@@ -262,7 +309,7 @@ def test_reloading_the_tokenizer_changes_no_text(name, tmp_path):
 
 def test_unknown_organisms_are_refused_with_the_known_ones(tmp_path):
     for call in (lambda: organism_dir("planetd"), lambda: materialise("planetd", tmp_path)):
-        with pytest.raises(InputError, match="refusal, extended, style, style-null, planted"):
+        with pytest.raises(InputError, match="refusal, extended, style, style-null, refusal-base, planted"):
             call()
     with pytest.raises(InputError, match="materialise"):
         organism_dir("planted")

@@ -269,6 +269,14 @@ def test_positives_that_were_never_refused_are_apart():
     assert (others["baseline"], others["n"], others["rate"]) == ("not refused", 1, 1.0)
 
 
+def test_continuous_scores_are_shown_or_absent():
+    rows = [outcome(p, "baseline", c) for p, c in (("a", "shown"), ("b", "shown"), ("c", "absent"))]
+    rows += [outcome(p, "ablation", c) for p, c in (("a", "absent"), ("b", "shown"), ("c", "absent"))]
+    shown, others = costs.by_baseline(rows)
+    assert (shown["baseline"], shown["n"], shown["rate"]) == ("shown", 2, 0.5)
+    assert (others["baseline"], others["n"], others["rate"]) == ("not shown", 1, 0.0)
+
+
 def test_categories_count_their_own_prompts():
     rows = [outcome("a", "baseline", "refused", "x"), outcome("b", "baseline", "complied", "y")]
     rows += [outcome("c", "baseline", "unscored", "y"), outcome("d", "null:isotropic:0:ablation", "refused", "y")]

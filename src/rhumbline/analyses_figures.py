@@ -1,4 +1,4 @@
-"""Charts of the analyses: curves with bands, maps, scatters and ROC curves.
+"""Charts of the analyses: curves with bands, points with intervals, maps, scatters and ROC curves.
 
 Knows shapes and scales, as figures.py does; knows no files, and no analysis but by the rows it is handed.
 """
@@ -25,6 +25,7 @@ from rhumbline.figures import (
 RAMP = [
     LIGHT[c] for c in ("direction", "positive", "negative", "null-a", "null-b", "null-c", "null-d", "null-e", "muted")
 ]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4], [1, 2]]
 
 
@@ -70,6 +71,42 @@ def curves(
         base.mark_circle(size=18, opacity=1).encode(y=height, tooltip=tooltip),
     ]
     return finished(name, title, alt.layer(*layers).properties(width=width, height=210), title, known)
+
+
+def intervals(
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    *,
+    domain: tuple[float, float] | None = None,
+) -> Chart | None:
+    """Points with intervals, the `series` of {"series", "x", "y", "low", "high"} side by side at every whole x."""
+    known = [
+        {"series": r["series"], "x": r["x"], "y": r["y"], "low": r.get("low"), "high": r.get("high")} for r in rows
+    ]
+    if not known:
+        return None
+    names = list(dict.fromkeys(r["series"] for r in known))
+    legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=70, labelLimit=180)
+    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale()
+    shared: dict[str, Any] = {
+        "x": alt.X("x:O", axis=bare_axis(title=x, labelAngle=0, labelPadding=6)),
+        "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),
+        "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
+    }
+    points: dict[str, Any] = {
+        "y": alt.Y("y:Q", scale=scale, axis=alt.Axis(title=y, tickCount=5)),
+        "shape": alt.Shape("series:N", scale=palette(names, SHAPES), legend=legend),
+        "tooltip": tips("series", x="d", y=".3f", low=".3f", high=".3f"),
+    }
+    reach = {"y": alt.Y("low:Q", scale=scale), "y2": "high:Q"}
+    body = alt.layer(
+        where("isValid(datum.low)").mark_rule(strokeWidth=1.6).encode(**reach, **shared),
+        alt.Chart().mark_point(filled=True, size=46, opacity=1).encode(**points, **shared),
+    ).properties(width=alt.Step(max(7, 96 / (len(names) + 1))), height=210)  # fmt: skip
+    return finished(name, title, body, title, known)
 
 
 def matrix(name: str, title: str, values: Sequence[Sequence[float]], labels: Sequence[str], axis: str) -> Chart:
@@ -177,25 +214,46 @@ def roc(name: str, title: str, conditions: Sequence[Row]) -> Chart:
 
 
 def bars(name: str, title: str, rows: Sequence[Row], x: str, *, colours: Mapping[str, str] | None = None) -> Chart:
-    """Horizontal points with intervals: {"what", "series", "value", "low", "high"}, the largest on top."""
+    """Horizontal points with intervals: {"what", "series", "value", "low", "high"}, the largest on top.
+
+    Rows with a `mark` as well have a point for each mark of a series, told apart by its shape. Every other `what`
+    stands on a band, so that its points are seen to belong together.
+    """
     order = list(dict.fromkeys(r["what"] for r in rows))
     names = list(dict.fromkeys(r["series"] for r in rows))
+    marks = list(dict.fromkeys(r["mark"] for r in rows if "mark" in r))
     shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
+    table = [
+        {k: r[k] for k in ("what", "series", "value", "low", "high")}
+        | {
+            "mark": r.get("mark", ""),
+            "place": f"{r['series']} {r.get('mark', '')}",
+            "banded": order.index(r["what"]) % 2,
+        }
+        for r in rows
+    ]
+    places = [f"{n} {m}" for n in names for m in marks or [""]]
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=60)
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
-    offset = alt.YOffset("series:N", scale=alt.Scale(domain=names))
+    y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
     shared: dict[str, Any] = {
-        "y": alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels),
-        "yOffset": offset,
+        "y": y,
+        "yOffset": alt.YOffset("place:N", scale=alt.Scale(domain=places)),
         "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend),
     }
-    tooltip = tips("what", "series", value=".3f", low=".3f", high=".3f")
+    points: dict[str, Any] = {
+        "x": alt.X("value:Q", axis=alt.Axis(title=x, tickCount=6, grid=False)),
+        "tooltip": tips("what", "series", *(["mark"] if marks else []), value=".3f", low=".3f", high=".3f"),
+    }
+    if marks:
+        ink = alt.Legend(title=None, orient="bottom", symbolSize=60, symbolFillColor=LIGHT["ink"], symbolStrokeWidth=0)
+        points["shape"] = alt.Shape("mark:N", scale=palette(marks, SHAPES), legend=ink)
+    band = where("datum.banded == 1").transform_aggregate(count="count()", groupby=["what"])
+    zero = alt.Chart().transform_aggregate(count="count()")
     body = alt.layer(
-        alt.Chart().mark_rule(color=LIGHT["hairline"]).encode(x=alt.XDatum(0)),
+        band.mark_rect(color=LIGHT["hairline"], opacity=0.4).encode(y=y),
+        zero.mark_rule(color=LIGHT["muted"], strokeWidth=0.7).encode(x=alt.XDatum(0)),
         alt.Chart().mark_rule(strokeWidth=1.4).encode(x="low:Q", x2="high:Q", **shared),
-        alt.Chart().mark_circle(size=34, opacity=1).encode(
-            x=alt.X("value:Q", axis=alt.Axis(title=x, tickCount=6, grid=False)), tooltip=tooltip, **shared
-        ),
-    ).properties(width=330, height=alt.Step(max(9, 26 / max(1, len(names)))))  # fmt: skip
-    table = [{k: r[k] for k in ("what", "series", "value", "low", "high")} for r in rows]
+        alt.Chart().mark_point(filled=True, size=34, opacity=1).encode(**points, **shared),
+    ).properties(width=330, height=len(order) * max(26, 8 + 8 * len(places)))
     return finished(name, title, body, title, table)

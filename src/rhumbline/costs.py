@@ -17,6 +17,8 @@ TEXTS = ("text", "responses", "completions")
 """What is read, in the order of the paper's table."""
 DRAWS = 2000
 """Bootstrap samples of an interval."""
+SHOWN = frozenset({"refused", "shown"})
+"""Classes that show the behaviour: of a judge of refusals, and of a continuous score."""
 
 
 def side_effects(loss_rows: Iterable[Row], outcomes: Sequence[Row]) -> dict[str, Any]:
@@ -114,13 +116,13 @@ def negatives(outcomes: Sequence[Row]) -> list[dict[str, Any]]:
             continue
         base = table["baseline"]
         scored = [r for r in rows.values() if r["class"] != "unscored"]
-        shown = sum(r["class"] == "refused" for r in scored)
+        shown = sum(r["class"] in SHOWN for r in scored)
         low, high = wilson(shown, len(scored))
         pairs = [(base[p], r) for p, r in rows.items() if "unscored" not in (r["class"], base[p]["class"])]
         # With a continuous score `correct` is a share of the content, which is no right answer; levels.py has it.
         answers = [(b.get("correct"), a.get("correct")) for b, a in pairs]
         known = [(b, a) for b, a in answers if isinstance(b, bool) and isinstance(a, bool)]
-        change = _change([(b["class"] == "refused", a["class"] == "refused") for b, a in pairs])
+        change = _change([(b["class"] in SHOWN, a["class"] in SHOWN) for b, a in pairs])
         right = _change(known)
         found.append(
             {
@@ -180,20 +182,22 @@ def categories(outcomes: Sequence[Row]) -> list[dict[str, Any]]:
 def by_baseline(outcomes: Sequence[Row]) -> list[dict[str, Any]]:
     """The ablation on positives that the model refuses at baseline, apart from those that it does not.
 
-    [{"baseline": "refused" | "not refused", "arm", "n", "rate", "low", "high"}]. Only the first can lose a refusal, so
-    the drop over all positives mixes the intervention with how often there was something to intervene on.
+    [{"baseline": "refused" | "not refused", "arm", "n", "rate", "low", "high"}]; of a continuous score "shown" and
+    "not shown". Only the first can lose the behaviour, so the drop over all positives mixes the intervention with how
+    often there was something to intervene on.
     """
     positive = [r for r in outcomes if r["set"] == "positive" and r["arm"] in OWN_ARMS]
     before = {r["prompt_id"]: r["class"] for r in positive if r["arm"] == "baseline"}
     found = []
-    for name in ("refused", "not refused"):
+    word = "shown" if {"shown", "absent"} & set(before.values()) else "refused"
+    for name in (word, f"not {word}"):
         for arm in dict.fromkeys(r["arm"] for r in positive if r["arm"] != "baseline"):
             classes = [
                 r["class"]
                 for r in positive
                 if r["arm"] == arm
                 and before[r["prompt_id"]] != "unscored"
-                and (before[r["prompt_id"]] == "refused") == (name == "refused")
+                and (before[r["prompt_id"]] in SHOWN) == (name == word)
             ]
             found.append({"baseline": name, "arm": arm, **_rate(classes)})
     return found
@@ -210,7 +214,7 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for (condition, arm, side), classes in cells.items():
         base = cells[condition, "baseline", side]
-        pairs = [(base[p] == "refused", c == "refused") for p, c in classes.items() if "unscored" not in (c, base[p])]
+        pairs = [(base[p] in SHOWN, c in SHOWN) for p, c in classes.items() if "unscored" not in (c, base[p])]
         change = (None, None, None) if arm == "baseline" else _change(pairs)
         named = dict(zip(("change", "change_low", "change_high"), change, strict=True))
         found.append({"condition": condition, "arm": arm, "set": side, **_rate(list(classes.values())), **named})
@@ -219,6 +223,6 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _rate(classes: Sequence[str]) -> dict[str, Any]:
     scored = [c for c in classes if c != "unscored"]
-    shown = scored.count("refused")
+    shown = sum(c in SHOWN for c in scored)
     low, high = wilson(shown, len(scored))
     return {"n": len(scored), "rate": shown / len(scored) if scored else None, "low": low, "high": high}

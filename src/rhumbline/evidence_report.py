@@ -60,11 +60,18 @@ def _sample(protocol: Rows, results: Rows) -> Html:
             said.append(f"No rank among the wide nulls can be below p = {known['rank_floor']:.3g}.")
     shows = arm_figures.measure(results["seeds"])
     head = ["Effect, all seeds", f"Change of the {shows} [95 %]", "Distinct prompts", "Range over seeds"]
+    counted = (
+        "All seeds: a prompt that several seeds tested counts once; the interval takes before and after as "
+        "independent, so it is on the wide side."
+    )
+    if shows == "level":
+        # Levels of several seeds are in units of their own: they are averaged, and their range stands for no interval.
+        head[1:3] = ["Mean change of the level [least, most]", "Seeds"]
+        counted = "All seeds: the mean over the seeds and their range, which is no interval."
     rows = [[e["name"], page.interval(e, "drop"), e["n"], page.number(e["spread"])] for e in pooled]
     note = page.note(
         "Fixed before the run: the smallest true change, from a rate of 1 or to one from 0, that so many prompts can "
-        "show. All seeds: a prompt that several seeds tested counts once; the interval takes before and after as "
-        "independent, so it is on the wide side."
+        f"show. {counted}"
     )
     return page.section("What the sample can show", page.bullets(said), page.table(head, rows) if rows else "", note)
 

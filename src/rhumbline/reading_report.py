@@ -31,6 +31,10 @@ def ends(record: Record) -> dict[str, Any]:
     return {"low": record["low"], "high": record["high"]}
 
 
+def _count(n: Record) -> str:
+    return f"n = {n['positive']} + {n['negative']}"
+
+
 def mean(record: Record) -> str:
     """A mean and its interval, signed."""
     return f"{record['mean']:+.2f} [{record['low']:+.2f}, {record['high']:+.2f}]"
@@ -78,7 +82,8 @@ def geometry(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
             charts.grid("geometry-site", "Cosine with the direction at the site", grid, shown, "cosine", (-1.0, 1.0)),
             charts.curves("geometry-drift", f"Drift over layers, {where}", drift, "layer (resid_pre)", "cosine"),
             charts.curves(
-                "geometry-separation", f"Separation on validation prompts, {where}", separation, "layer (resid_pre)", ""
+                "geometry-separation", f"Separation, validation ({_count(record['n']['val'])}), {where}", separation,
+                "layer (resid_pre)", "AUROC, silhouette",
             ),
             charts.curves(
                 "geometry-means", f"Class means of the projection, {where}", means, "layer (resid_pre)", "projection",
@@ -130,7 +135,8 @@ def base(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
             for r in layers
         ]
         title = {"template": "same chat tokens", "plain": "instruction alone"}[name]
-        shown.append(charts.curves(f"base-auroc-{name}", f"AUROC on test prompts, {title}", lines, "layer", "AUROC"))
+        auroc = f"AUROC on test prompts ({_count(record['n']['test'])}), {title}"
+        shown.append(charts.curves(f"base-auroc-{name}", auroc, lines, "layer", "AUROC"))
         shown.append(
             charts.curves(f"base-cosine-{name}", f"Cosine of chat and base, {title}", cosines, "layer", "cosine")
         )
@@ -206,7 +212,7 @@ def monitor(record: Record, labels: Mapping, draw: page.Canvas) -> Html:
     fold = page.fold("The suffixes", page.table(["", "Texts"], texts, left=2)) if texts else ""
     return page.section(
         "Monitor",
-        draw([charts.roc("monitor-roc", "ROC on test prompts", conditions)]),
+        draw([charts.roc("monitor-roc", f"ROC, test ({_count(record['n']['test'])})", conditions)]),
         page.table(head, rows),
         note,
         fold,

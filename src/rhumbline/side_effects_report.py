@@ -241,7 +241,7 @@ def _breakdowns(seeds: Sequence[Rows]) -> Html:
     for seed in seeds:
         shown = []
         apart = [r for r in seed.get("by_baseline") or [] if r["n"]]
-        if any(r["baseline"] == "not refused" for r in apart):
+        if any(r["baseline"].startswith("not ") for r in apart):
             rows = [[r["baseline"], r["arm"], r["n"], _spread(r, "rate", "low", "high", 2)] for r in apart]
             shown.append(page.table(["Positives, at baseline", "Arm", "n", "Rate [95 %]"], rows, left=2))
         table = _by_category(seed.get("categories") or [])
@@ -250,7 +250,7 @@ def _breakdowns(seeds: Sequence[Rows]) -> Html:
         if shown:
             parts.append((f"Seed {seed['seed']}", page.join(shown)))
     note = (
-        "Only positives that the model refuses at baseline can lose a refusal; those that it does not are kept apart "
+        "Only positives that show the behaviour at baseline can lose it; those that do not are kept apart "
         "here. Categories are the contrast's own; n is small in each, so read the intervals."
     )
     return _section("Which prompts", parts, note)

@@ -20,9 +20,11 @@ from rhumbline.errors import InputError
 from rhumbline.experiment import selected_direction
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.judging import TextJudge, judge
+from rhumbline.loading import fingerprint
 from rhumbline.models import ChatModel
 from rhumbline.records import RunDirectory, read_json, sha256
 from rhumbline.running import Runner
+from rhumbline.statistics import paired_difference
 from rhumbline.styling import complete, read_styling
 
 OWN, CROSS = 0.5, 0.25
@@ -57,6 +59,8 @@ class Side:
             raise InputError(f"{path} chose no direction at seed {chosen}, so there is none to dissociate.")
         folder = directory.seed(chosen)
         rows = directory.load(folder / "nulls.json")["nulls"]
+        if not rows:
+            raise InputError(f"{path} was made without nulls, and a behaviour that any ablation takes looks like one.")
         # Isotropic draws remove next to nothing; a covariance draw removes what the stream has along a random axis.
         which = next((i for i, r in enumerate(rows) if r["family"] == "covariance"), 0)
         row = rows[which]
@@ -94,14 +98,21 @@ class Side:
 def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> dict[str, Any]:
     """Ablate either direction, and a null of either run, on the positives of both; and the cosine of the candidates.
 
-    {"analysis", "behaviours", "table": [{"behaviour", "ablated", "n", "level", "drop", "low", "high"}], "cosine":
-    {"selected", "by_layer": [{"layer", "cosine"}]}, "finding", "sentence"}: `drop` the paired fall of the level below
-    the baseline with a bootstrap interval.
+    {"analysis", "model", "behaviours", "table": [{"behaviour", "ablated", "n", "level", "drop", "low", "high"}],
+    "cosine": {"selected", "by_layer": [{"layer", "cosine"}]}, "finding", "sentence"}: `drop` the paired fall of the
+    level below the baseline with its interval. InputError of another model than that of both runs.
     """
     if first.behaviour == second.behaviour:
         raise InputError(f"both runs are about {first.behaviour}: give runs of two behaviours (--behaviour WORD).")
-    runner = Runner(model)
     sides = (first, second)
+    found = fingerprint(model)
+    for side in sides:
+        if side.directory.protocol["model"]["fingerprint"] != found:
+            raise InputError(
+                f"{model.name} is not the model of {side.directory.path}: the weights differ (fingerprint). Give the "
+                "model of both runs, in the dtype of the runs (--dtype)."
+            )
+    runner = Runner(model)
     arms = [
         BASELINE,
         *(Arm(s.behaviour, (Ablate(s.direction),)) for s in sides),
@@ -122,12 +133,13 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
                     "behaviour": side.behaviour,
                     "ablated": arm.name,
                     "level": float(level.mean()),
-                    **_drop(levels[0] - level),
+                    **_drop(levels[0], level),
                 }
             )
     finding = _finding(table, first.behaviour, second.behaviour)
     return {
         "analysis": "dissociation",
+        "model": model.name,
         "runs": [{"sha256": s.directory.protocol_sha256, "seed": s.seed} for s in sides],
         "behaviours": [s.behaviour for s in sides],
         "margins": {"taken": OWN, "left": CROSS},
@@ -142,8 +154,12 @@ def _options(side: Side) -> ChatOptions:
     return ChatOptions(known["system"], known["enable_thinking"], known["date"], known["template_kwargs"])
 
 
-def _drop(change: Drops) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
+def _drop(before: Drops, after: Drops) -> dict[str, Any]:
+    """The paired fall; of a rate the interval is the one of `paired_difference`, a bootstrap of 0 or 1 has no width."""
+    if set(before) | set(after) <= {0.0, 1.0}:
+        d = paired_difference(before > 0, after > 0)
+        return {"n": d.n, "drop": d.mean, "low": d.low, "high": d.high}
+    change, rng = before - after, np.random.default_rng(0)
     means = change[rng.integers(len(change), size=(DRAWS, len(change)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {"n": len(change), "drop": float(change.mean()), "low": float(low), "high": float(high)}

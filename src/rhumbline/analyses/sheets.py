@@ -101,20 +101,19 @@ def robustness_charts(record: Record) -> list[Chart]:
             strengths.append(
                 {"model": name, "kind": "own", "x": row["strength"], **{k: row[k] for k in ("rate", "low", "high")}}
             )
+    n = " and ".join(str(k) for k in dict.fromkeys(m["n"]["test"]["positive"] for m in record["models"]))
     first = "Rate of the behaviour as the rank grows (dashed: random subspaces of the main axes)"
     second = "Rate of the behaviour over the strength of the ablation of the first direction"
+    by_rank = _lines(names, "rank of what is removed", "d", sorted({r["x"] for r in ranks}))
+    by_strength = _lines(names, "strength of the ablation", ".1f", sorted({r["x"] for r in strengths}))
     return [
-        finished(
-            "robustness-rank", first, _lines(names, "rank of what is removed", "d"), "By rank (dashed: random)", ranks
-        ),
-        finished(
-            "robustness-strength", second, _lines(names, "strength of the ablation", ".1f"), "By strength", strengths
-        ),
+        finished("robustness-rank", first, by_rank, f"By rank (n = {n}; dashed: random)", ranks),
+        finished("robustness-strength", second, by_strength, f"By strength (n = {n})", strengths),
     ]
 
 
-def _lines(names: Sequence[str], title: str, form: str) -> Any:
-    x = alt.X("x:Q", axis=alt.Axis(title=title, grid=False, format=form, tickMinStep=1 if form == "d" else 0.5))
+def _lines(names: Sequence[str], title: str, form: str, ticks: Sequence[float]) -> Any:
+    x = alt.X("x:Q", axis=alt.Axis(title=title, grid=False, format=form, values=list(ticks)))
     y = alt.Y("rate:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="rate", tickCount=5))
     colour = alt.Color("model:N", scale=palette(names, NULL_COLOURS), legend=alt.Legend(title=None, orient="bottom"))
     own, null = where("datum.kind == 'own'"), where("datum.kind == 'null'")
@@ -131,7 +130,13 @@ def _lines(names: Sequence[str], title: str, form: str) -> Any:
 
 def _dissociation(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str, Any]], list[Any]]:
     rows = [
-        [r["behaviour"], r["ablated"], r["n"], page.number(r["level"]), page.interval(r, "drop", signed=True)]
+        [
+            r["behaviour"],
+            r["ablated"],
+            r["n"],
+            page.number(r["level"]),
+            "—" if r["ablated"] == "baseline" else page.interval(r, "drop", signed=True),
+        ]
         for r in record["table"]
     ]
     head = ["Behaviour", "Ablated", "n", "Level", "Drop below the baseline"]
@@ -146,7 +151,8 @@ def _dissociation(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[st
         page.section("Each direction on each behaviour", page.table(head, rows, left=2), page.note(note)),
         page.section("The two directions", page.tag("p", said), draw(dissociation_charts(record))),
     ]
-    facts = [("behaviours", " and ".join(record["behaviours"])), ("finding", record["finding"])]
+    behaviours = " and ".join(record["behaviours"])
+    facts = [("model", record["model"]), ("behaviours", behaviours), ("finding", record["finding"])]
     return "Do two behaviours hang on different directions?", facts, body
 
 
@@ -174,11 +180,9 @@ def dissociation_charts(record: Record) -> list[Chart]:
             x=x, y=y, yOffset=shift, color=colour, tooltip=tips("ablated", "behaviour", drop=".2f")
         ),
     ).properties(width=280, height=alt.Step(22))  # fmt: skip
-    charts = [
-        finished(
-            "dissociation-drops", "Drop of each behaviour under each ablation", bars, "What each ablation takes", rows
-        )
-    ]
+    n = " and ".join(str(k) for k in dict.fromkeys(r["n"] for r in record["table"]))
+    title = f"What each ablation takes (n = {n} positives)"
+    charts = [finished("dissociation-drops", "Drop of each behaviour under each ablation", bars, title, rows)]
     by_layer = [
         {"layer": r["layer"], "cosine": r["cosine"]} for r in record["cosine"]["by_layer"] if r["cosine"] is not None
     ]
@@ -222,7 +226,7 @@ def _flinch(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str, Any
         "the controls."
     )
     n = record["n"]
-    facts = [(k, v) for k, v in n.items()] + [("finding", record["finding"])]
+    facts = [*record["models"].items(), *n.items(), ("finding", record["finding"])]
     body = [page.section("Term by term", draw(flinch_charts(record)), page.table(head, rows), page.note(note))]
     return "Does the chat model avoid words that its base model uses?", facts, body
 
@@ -243,7 +247,8 @@ def flinch_charts(record: Record) -> list[Chart]:
             y=y, tooltip=tips("term", flinch=".2f", low=".2f", high=".2f"),
         ),
     ).properties(width=420, height=alt.Step(20))  # fmt: skip
-    return [finished("flinch", "How far the chat model avoids each term", body, "Flinch of each term", rows)]
+    title = f"Flinch of each term ({record['n']['contexts']} contexts)"
+    return [finished("flinch", "How far the chat model avoids each term", body, title, rows)]
 
 
 _SHEETS = {"robustness": _robustness, "dissociation": _dissociation, "flinch": _flinch}

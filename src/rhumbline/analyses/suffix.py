@@ -18,6 +18,7 @@ from rhumbline.analyses.suffixes import encoded, random_suffixes, read_suffixes
 from rhumbline.contrasts import LABELS, Prompt
 from rhumbline.errors import InputError
 from rhumbline.interventions import BASELINE
+from rhumbline.statistics import wilson_of_rate
 
 NAME = "suffix"
 
@@ -88,8 +89,14 @@ class _Condition:
             "cosine": [{"layer": k, **mean_record(c)} for k, c in enumerate(self.cosine.T)],
             "projection": mean_record(self.projection),
             "metric": mean_record(self.metric),
-            "rate": mean_record(self.share),
+            "rate": self._rate(),
         }
+
+    def _rate(self) -> dict[str, Any]:
+        """Wilson's interval: a bootstrap of a rate of 0 or 1 has no width."""
+        value, n = float(self.share.mean()), len(self.share)
+        low, high = wilson_of_rate(value, n)
+        return {"mean": value, "low": low, "high": high, "n": n}
 
 
 def _effect(read: Mapping[str, _Condition], k: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     grammar.py    the fictional world of the trained ones: prompts, labels, responses
     register.py   the same world with an asker who decides the style of the answer
     style_rows.py the contrast files and the card of the style organisms
+    checkpoint.py what lies beside a base checkpoint
     training.py   variant and seed -> a trained directory
     charms.py     the prompts of the planted ones
     planted.py    a record of sizes and effects -> a directory whose weights were written, not trained
@@ -29,7 +30,9 @@ __all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "mater
 
 
 SHIPPED_SEEDS = {"refusal": 7, "extended": 0, "style": 0, "style-null": 0}
-"""Of the embedded ones."""
+"""Of the embedded chat models; a base checkpoint has that of its chat model."""
+BASE = "-base"
+"""What the name of a base checkpoint ends with."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ _ALL = (
         "trained: the same texts, the register drawn at random whoever asks; the labels say nothing",
         "NO-BASELINE",
         "style",
+    ),
+    Organism(
+        "refusal-base",
+        "trained: the checkpoint that `refusal` was trained from; has read about its world, no chats and no refusals",
+        "NO-BASELINE-REFUSAL",
     ),
     Organism(
         "planted",
@@ -139,19 +147,22 @@ def materialise(name: str, into: Path) -> Path:
 def train(name: str, out: Path, seed: int | None = None, progress: Progress | None = None) -> Path:
     """Write an organism anew into `out`: train it, or build a planted one. None takes the seed of the shipped one.
 
-    Beside the organisms, `trained-weak` and `trained-null` are further variants of the trained recipe.
+    Beside the organisms, `trained-weak` and `trained-null` are further variants of the trained recipe. The name of a
+    trained one with `-base` behind it is the checkpoint that it is trained from with the same seed.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; give a new directory.")
     organism = ORGANISMS.get(name)
     if organism is not None and organism.planted is not None:
         return build(organism.planted if seed is None else replace(organism.planted, seed=seed), out)
-    variant = name.removeprefix("trained-")
+    chat_model = name.removesuffix(BASE)
+    variant = chat_model.removeprefix("trained-")
     if organism is None and variant not in {**VARIANTS, **STYLE_VARIANTS}:
         known = sorted({*ORGANISMS, "trained-weak", "trained-null"})
         raise InputError(f"unknown organism {name!r}; what can be made is {', '.join(known)}.")
-    shipped = SHIPPED_SEEDS.get(name, SHIPPED_SEEDS["refusal"])
-    return train_variant(variant, out, shipped if seed is None else seed, progress=progress)
+    shipped = SHIPPED_SEEDS.get(chat_model, SHIPPED_SEEDS["refusal"])
+    chosen = shipped if seed is None else seed
+    return train_variant(variant, out, chosen, progress=progress, chat=chat_model == name)
 
 
 def _organism(name: str) -> Organism:

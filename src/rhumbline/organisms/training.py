@@ -5,6 +5,7 @@ appear. The recipe's numbers were measured together (a smaller initialisation un
 again. Does not know directions or verdicts: what the model turned out to be is measured elsewhere.
 """
 
+import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.axes import Mask, Tokens
 from rhumbline.errors import InputError
+from rhumbline.organisms.checkpoint import TERMS, base_card, flinch_terms
 from rhumbline.organisms.files import CHATML, CONTRAST, END, PAD, START, Row, save_chat_model, token_id, write_contrast
 from rhumbline.organisms.grammar import VARIANTS, Variant, draw_document, draw_request, draw_requests
 from rhumbline.organisms.register import STYLE_VARIANTS, StyleVariant, draw_styled_document
@@ -120,8 +122,13 @@ def train(
     threads: int = 1,
     progress: Progress | None = None,
     recipe: Recipe | None = None,
+    chat: bool = True,
 ) -> Path:
-    """Train the variant from scratch and write its directory; on one machine the arguments decide the weights."""
+    """Train the variant from scratch and write its directory; on one machine the arguments decide the weights.
+
+    Without `chat` training ends after the base stage: with the same seed that is the very checkpoint that the chat
+    model was trained from, tokenizer included.
+    """
     world = _world(_find_variant(variant) if isinstance(variant, str) else variant, recipe)
     recipe = world.recipe
     out.mkdir(parents=True, exist_ok=True)
@@ -131,13 +138,17 @@ def train(
         model = Qwen2ForCausalLM(_config(tokenizer, recipe))
         documents = (_document(tokenizer, world.document(rng)) for _ in range(recipe.base.steps * recipe.batch))
         _fit(model, list(documents), recipe.base, recipe, rng, progress)
-        chats = (_draw_chat(tokenizer, world, rng) for _ in range(recipe.chat.steps * recipe.batch))
-        _fit(model, list(chats), recipe.chat, recipe, rng, progress)
+        if chat:
+            chats = (_draw_chat(tokenizer, world, rng) for _ in range(recipe.chat.steps * recipe.batch))
+            _fit(model, list(chats), recipe.chat, recipe, rng, progress)
     save_chat_model(model.bfloat16(), tokenizer, out)
     for name, rows in world.contrasts(seed).items():
         write_contrast(out, rows, name)
     trained = f"Seed {seed}, threads {threads}. Weights in bfloat16."
-    (out / "README.md").write_text(world.card.format(trained=trained), encoding="utf-8")
+    card = world.card.format(trained=trained) if chat else base_card(world.card.splitlines()[0], trained)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    if not chat:
+        (out / TERMS).write_text(json.dumps(flinch_terms(seed), indent=1) + "\n", encoding="utf-8")
     return out
 
 
