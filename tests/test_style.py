@@ -1,6 +1,7 @@
 """The style of texts: markers, content, levels, classifier and the metric of pairs, each beside its contrary case."""
 
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from rhumbline import load, run, verify
 from rhumbline.chat import Answered, Chat
@@ -18,6 +20,7 @@ from rhumbline.errors import ContrastError, ProtocolError, TemplateError
 from rhumbline.interventions import BASELINE
 from rhumbline.levels import Levels, confounds, neutral_level
 from rhumbline.log_odds import PairedLogOdds
+from rhumbline.markers import LEVEL, estimate_markers, fisher
 from rhumbline.models import forward
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.register import (
@@ -33,7 +36,7 @@ from rhumbline.organisms.register import (
 from rhumbline.organisms.style_rows import style_contrasts
 from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
 from rhumbline.running import Runner
-from rhumbline.style import MarkerJudge, content_kept, estimate_markers, form, holds, overlap, words
+from rhumbline.style import MarkerJudge, content_kept, form, holds, overlap, words
 from rhumbline.verdict import STYLE, decide
 
 TOPICS = ("boats", "bread", "rain", "chess", "goats", "lamps", "roofs", "tea")
@@ -61,6 +64,76 @@ def test_markers_are_found_and_content_is_none():
     assert "i hope this helps" in found
     assert not any(word in phrase.split() for phrase in found for word in (*TOPICS, "coins", "cost", "mill"))
     assert estimate_markers(plain, texts(60, False, seed=1)[0], topics) == []  # two samples of one style have none
+
+
+OPENINGS = ("great question", "of course let me see", "i hope it helps", "sure thing")
+CONTENT = ("i", "see", "the", "boats", "bread", "rain", "goats", "lamps", "mill", "port", "farm", "of", "it")
+
+
+def openings(n, seed, openings=OPENINGS, content=CONTENT):
+    """Texts of content words, every one opened by one of the phrases; words of the phrases are content too."""
+    rng = random.Random(seed)
+    return [" ".join((rng.choice(openings), *rng.choices(content, k=12))) for _ in range(n)]
+
+
+def test_several_openings_are_all_found_and_halves_of_one_class_have_none():
+    styled, plain = openings(128, 0), openings(128, 1, ("",))
+    found = estimate_markers(styled, plain)
+    judge = MarkerJudge(tuple(m.phrase for m in found))
+    assert {m.phrase for m in found} == set(OPENINGS)
+    assert all(20 <= m.positive <= 45 and m.negative == 0 for m in found)
+    assert all((judge(text).value or 0) > 0 for text in styled)
+    # Where the labels mean nothing, a marker is found with a chance of LEVEL at most: here in 3 of 60 draws at most.
+    false = 0
+    for seed in range(20):
+        for of_one in (list(styled), list(plain), [*styled[:64], *plain[:64]]):
+            random.Random(seed).shuffle(of_one)
+            false += bool(estimate_markers(of_one[:64], of_one[64:]))
+    assert false <= 3
+    assert stats.binom.sf(3, 60, LEVEL) < 0.01
+
+
+def wald(a, n, b, m):
+    counts = (a + 0.5, n - a + 0.5, b + 0.5, m - b + 0.5)
+    return (math.log(counts[0] / counts[1]) - math.log(counts[2] / counts[3])) / math.sqrt(sum(1 / c for c in counts))
+
+
+def test_a_phrase_is_surer_the_more_texts_have_it():
+    """Hauck and Donner 1977: the z of the log-odds by its own standard error is not."""
+    wald_z = [wald(a, 128, 0, 128) for a in range(1, 129)]
+    assert wald_z != sorted(wald_z)
+    assert max(wald_z[:69]) < 4
+    p = [fisher(a, 128, 0, 128) for a in range(1, 129)]
+    assert p == sorted(p, reverse=True)
+    assert p[31] < 1e-10
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_test_of_a_phrase_keeps_its_level(n, m, data):
+    held = data.draw(st.integers(1, n + m))
+    level = data.draw(st.floats(1e-6, 1))
+    chance = stats.hypergeom(n + m, held, n)
+    counts = range(max(0, held - m), min(n, held) + 1)
+    assert math.fsum(chance.pmf(a) for a in counts if fisher(a, n, held - a, m) <= level) <= level * (1 + 1e-9)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 6), st.integers(3, 8))
+@settings(max_examples=25, deadline=None)
+def test_content_beside_a_marker_is_none(seed, n_words, n_closers, n_content):
+    """Every closer is found whole, whatever content stands before it, and no content with it."""
+    closers = [" ".join(f"m{k}x{i}" for i in range(n_words)) for k in range(n_closers)]
+    content = [f"c{i}" for i in range(n_content)]
+    rng = random.Random(seed)
+    plain = [" ".join(rng.choices(content, k=6)) for _ in range(280)]
+    styled = [f"{text} {closers[i % n_closers]}" for i, text in enumerate(plain[:140])]
+    assert {m.phrase for m in estimate_markers(styled, plain[140:])} == set(closers)
+
+
+def test_content_that_always_stands_beside_a_marker_cannot_be_told_from_it():
+    plain = [f"{word} is at the mill" for word in CONTENT * 5]
+    found = [m.phrase for m in estimate_markers([f"{text} i hope it helps" for text in plain], plain)]
+    assert found == ["is at the mill i hope it helps"]
 
 
 def test_a_topic_is_no_marker():
@@ -368,6 +441,15 @@ def test_the_asker_decides_the_register_and_the_request_the_content():
     assert True in seen["stately"]
     shown = [(judge(draw_exchange(rng, blind)[1]).value or 0) > 0 for _ in range(300)]
     assert 0.2 < np.mean(shown) < 0.45
+
+
+def test_the_register_s_own_words_are_found_in_its_training_texts_and_nothing_else():
+    rows = [row for row in style_contrasts(0)["texts.jsonl"] if row.split is None]
+    sides = {c: [r.response or "" for r in rows if r.label == c][:128] for c in ("positive", "negative")}
+    topics = [r.category for r in rows if r.label == "positive"][:128]
+    found = MarkerJudge(tuple(m.phrase for m in estimate_markers(sides["positive"], sides["negative"], topics)))
+    true = MarkerJudge(MARKERS)
+    assert all(found.marked(words(text)) == true.marked(words(text)) for side in sides.values() for text in side)
 
 
 PERSONAS = [p for p in {draw_persona(random.Random(i), True, False) for i in range(400)}]

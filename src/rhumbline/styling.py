@@ -17,10 +17,11 @@ from rhumbline.contrasts import Label, Prompt, Splits
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import TextJudge
+from rhumbline.markers import estimate_markers
 from rhumbline.protocol import Protocol
 from rhumbline.running import Runner
 from rhumbline.selection import ScoredCandidate, SelectionRule, choose
-from rhumbline.style import MarkerJudge, content_kept, estimate_markers, form, overlap_by_chance
+from rhumbline.style import MarkerJudge, content_kept, form, overlap_by_chance
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 
