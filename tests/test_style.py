@@ -33,7 +33,7 @@ from rhumbline.organisms.register import (
     draw_styled,
     in_assistant_register,
 )
-from rhumbline.organisms.style_rows import style_contrasts
+from rhumbline.organisms.style_rows import asked_rows, style_contrasts
 from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
 from rhumbline.running import Runner
 from rhumbline.style import MarkerJudge, content_kept, form, holds, overlap, words
@@ -113,9 +113,10 @@ def test_a_phrase_is_surer_the_more_texts_have_it():
 def test_the_test_of_a_phrase_keeps_its_level(n, m, data):
     held = data.draw(st.integers(1, n + m))
     level = data.draw(st.floats(1e-6, 1))
-    chance = stats.hypergeom(n + m, held, n)
     counts = range(max(0, held - m), min(n, held) + 1)
-    assert math.fsum(chance.pmf(a) for a in counts if fisher(a, n, held - a, m) <= level) <= level * (1 + 1e-9)
+    assert math.fsum(
+        stats.hypergeom.pmf(a, n + m, held, n) for a in counts if fisher(a, n, held - a, m) <= level
+    ) <= level * (1 + 1e-9)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 6), st.integers(3, 8))
@@ -352,6 +353,42 @@ def test_the_paired_metric_is_the_difference_of_mean_log_likelihoods(small):
         assert float(found[k]) == pytest.approx(means[0] - means[1], abs=1e-4)
 
 
+ASKED = [
+    replace(PAIR[0], other_response=PAIR[1].response),
+    replace(PAIR[3], other_response=PAIR[2].response),
+]
+
+
+def test_the_other_response_makes_the_pair(small):
+    chat = Chat.of(small.tokenizer)
+    whole = PairedLogOdds.of(chat, PAIR, PAIR)
+    assert PairedLogOdds.of(chat, ASKED, ASKED) == whole
+    assert whole is not None
+    # What opens the positive responses, and no negative one.
+    certainly, it = (chat.answer(PAIR[k], PAIR[k].response or "")[0] for k in (0, 3))
+    assert certainly in whole.own
+    assert it not in whole.own
+
+
+def test_both_answers_are_read_and_every_prompt_is_asked_once(tmp_path):
+    rows = asked_rows(random.Random(0), {"positive": "stately", "negative": "plain"}, 60, 10)
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(row.to_json() + "\n" for row in rows))
+    splits = split_contrast(read_contrast(path), Sizes(20, 8, 10), seed=0)
+    true = MarkerJudge(MARKERS)
+    for label, other in (("positive", "negative"), ("negative", "positive")):
+        asked, read = splits.get("train", label), splits.texts("train", label)
+        assert len(asked) == 20
+        assert {p.text for p in read} == {p.text for p in (*asked, *splits.get("train", other))}
+        assert {(true(p.response or "").value or 0) > 0 for p in read} == {label == "positive"}
+    # Without other responses the texts of a class are its rows.
+    plain = split_contrast(read_contrast(organism_dir("style") / "texts.jsonl"), Sizes(20, 8, 10), seed=0)
+    assert plain.texts("train", "positive") == plain.get("train", "positive")
+    path.write_text('{"prompt": "a b", "label": "positive", "other_response": "c"}\n')
+    with pytest.raises(ContrastError, match="without a response"):
+        read_contrast(path)
+
+
 def test_a_response_needs_tokens_of_its_own(small):
     chat = Chat.of(small.tokenizer)
     with pytest.raises(TemplateError, match="tokens of its own"):
@@ -368,6 +405,36 @@ def test_a_pair_of_texts_lies_in_one_split(tmp_path):
     assert not prompts[0] & prompts[2]
     for split in ("train", "val"):
         assert [p.text for p in splits.get(split, "positive")] == [p.text for p in splits.get(split, "negative")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("askers", [("stately", "plain"), ("stately", "stately")], ids=" ".join)
+def test_texts_are_run_to_a_verdict_by_who_asks(tmp_path, askers):
+    """With plain askers there is room to induce; with stately ones alone the style is there on every prompt."""
+    asked = dict(zip(("positive", "negative"), askers, strict=True))
+    path = tmp_path / "asked.jsonl"
+    rows = asked_rows(random.Random(1), asked, 40, 20)
+    path.write_text("".join(row.to_json() + "\n" for row in rows))
+    small = preset(
+        "style",
+        seeds=(0,),
+        sizes=Sizes(24, 8, 20),
+        nulls=Nulls(draws=1, wide=19, prompts=4, procedure_prompts=4),
+        dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=4),
+        stability=Stability(refits=2, sites=1, prompts=4),
+        max_new_tokens=32,
+        text_score=TextScore(markers=MARKERS, classifier=False),
+    )
+    out = tmp_path / "run"
+    run(load(str(organism_dir("style")), device="cpu", dtype="float32"), read_contrast(path), out, small)
+    selection = json.loads((out / "seed-0" / "selection.json").read_text())
+    (seed,) = json.loads((out / "results.json").read_text())["seeds"]
+    level = {row["set"]: row["rate"] for row in seed["arms"] if row["arm"] == "baseline"}
+    assert level["positive"] > 0.5
+    assert seed["verdict"] != "NO-BASELINE"
+    assert selection["room"] == (level["negative"] <= 0.5) == (askers[1] == "plain")
+    assert ("induction was not tested" in seed["sentence"]) == (not selection["room"])
+    assert verify(out) == []
 
 
 @pytest.mark.slow
@@ -465,7 +532,7 @@ def test_held_out_personas_are_in_no_training_prompt():
 
 @pytest.mark.parametrize("name", ["style", "style-null"])
 def test_the_shipped_ones_bring_their_contrasts(name):
-    for file in ("contrast.jsonl", "texts.jsonl", "refusal.jsonl"):
+    for file in ("contrast.jsonl", "texts.jsonl", "asked.jsonl", "refusal.jsonl"):
         contrast = read_contrast(organism_dir(name) / file)
         assert all(p.answer for p in contrast.prompts)
     assert len(read_contrast(organism_dir(name) / "contrast.jsonl").neutral) == 60

@@ -23,7 +23,7 @@ LABELS: tuple[Label, Label] = ("positive", "negative")
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
 NEUTRAL = "neutral"
 """The label of rows of neither class: they are only measured, beside the two."""
-COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer")
+COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 
 _SHOWN = 20
 _APOSTROPHES = "'’‘"
@@ -47,6 +47,8 @@ class Prompt:
     category: str | None = None
     answer: str | None = None
     """What a right completion contains, in whatever style."""
+    other_response: str | None = None
+    """An answer of the other class to the same prompt, where the label says which class the prompt itself draws out."""
 
     def __post_init__(self):
         if not self.text.strip():
@@ -118,6 +120,12 @@ class Splits:
     def get(self, split: Split, label: Label) -> tuple[Prompt, ...]:
         """The prompts of one class in one split."""
         return self.parts[split][label]
+
+    def texts(self, split: Split, label: Label) -> tuple[Prompt, ...]:
+        """The rows of one class as texts: with the responses of this class to prompts of the other one."""
+        other = LABELS[1 - LABELS.index(label)]
+        answered = (p for p in self.get(split, other) if p.other_response is not None)
+        return (*self.get(split, label), *(replace(p, label=label, response=p.other_response) for p in answered))
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Realised number of prompts, per split and label."""
@@ -322,6 +330,8 @@ def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
     for column, allowed in (("label", (*LABELS, NEUTRAL)), ("split", SPLITS)):
         if column in cells and cells[column] not in allowed:
             faults.add(place, f"{column} is {_brief(cells[column])}; use one of {', '.join(allowed)}")
+    if "other_response" in cells and "response" not in cells:
+        faults.add(place, "other_response is given without a response; give both")
     if faults.count > before:
         return None
     fields: dict[str, Any] = {column: cells.get(column) for column in COLUMNS[1:]}
@@ -343,7 +353,8 @@ def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
 
 def _content_sha256(prompts: tuple[Prompt, ...]) -> str:
     # Without the columns that came later where they are empty: a contrast keeps its hash.
-    rows = [{k: v for k, v in asdict(prompt).items() if k != "answer" or v is not None} for prompt in prompts]
+    later = ("answer", "other_response")
+    rows = [{k: v for k, v in asdict(prompt).items() if k not in later or v is not None} for prompt in prompts]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 

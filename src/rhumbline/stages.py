@@ -52,6 +52,7 @@ from rhumbline.selection import (
     Metric,
     Score,
     ScoredCandidate,
+    SelectionRule,
     TokenMetric,
     choose,
     own_tokens,
@@ -59,7 +60,16 @@ from rhumbline.selection import (
 )
 from rhumbline.side_effects import Reading, Source, cost_arms, loss_rows
 from rhumbline.statistics import arm_rates, auroc
-from rhumbline.styling import Styling, check_texts, complete, make_styling, read_styling, text_scores, with_completions
+from rhumbline.styling import (
+    Styling,
+    check_texts,
+    complete,
+    has_room,
+    make_styling,
+    read_styling,
+    text_scores,
+    with_completions,
+)
 from rhumbline.texts import NO_TEXTS, LossTexts
 
 ANSWERS = ".answers"
@@ -189,6 +199,12 @@ class SeedStages:
         return self.directory.load(self.folder / "selection.json")
 
     @cached_property
+    def rule(self) -> SelectionRule:
+        """The rule that the direction was chosen by."""
+        rule = self.protocol.selection
+        return rule if self.selection.get("room", True) else rule.without_room()
+
+    @cached_property
     def direction(self) -> Direction | None:
         """The chosen direction, from its artefact."""
         return self.selected(self.selection)
@@ -226,8 +242,13 @@ class SeedStages:
 
     def _texts(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> Sequence[Sequence[int]]:
         """What activations are read from: the prompts, with their responses where the positions lie in these."""
-        prompts = [p for i, p in enumerate(self.splits.get(split, label)) if kept is None or kept[i]]
+        prompts = [p for i, p in enumerate(self._read(split, label)) if kept is None or kept[i]]
         return encoded(self.chat, prompts, self.positions)
+
+    def _read(self, split: Split, label: Label) -> Sequence[Prompt]:
+        """The rows that activations are read from. Validation prompts are asked, so each is there once."""
+        of_texts = self.protocol.extraction.response_token is not None
+        return self.splits.texts(split, label) if of_texts and split != "val" else self.splits.get(split, label)
 
     # The continuous score, from train
 
@@ -265,7 +286,7 @@ class SeedStages:
         if not self.protocol.is_continuous:
             return None
         prompts = [p for s in SPLITS for c in LABELS for p in self.splits.get(s, c)]
-        return PairedLogOdds.of(self.chat, prompts)
+        return PairedLogOdds.of(self.chat, prompts, [p for c in LABELS for p in self.splits.get("train", c)])
 
     def levels(self, direction: Direction | None) -> dict[str, Any]:
         """Scores of the contrast's own test texts, and the neutral prompts at baseline and on the direction."""
@@ -354,7 +375,7 @@ class SeedStages:
     def select(self, read: Metric | None, extraction: Mapping[str, Any]) -> dict[str, Any]:
         """Scores on the kept validation prompts, and what the rule makes of them."""
         empty = [f"{s} {c}" for s in ("train", "val") for c, n in extraction["n"][s].items() if n == 0]
-        rule = self.protocol.selection
+        rule, room = self.protocol.selection, True
         if read is None or empty:
             reason = "no refusal tokens" if read is None else f"no prompt left after filtering in {', '.join(empty)}"
             return {
@@ -366,6 +387,12 @@ class SeedStages:
                 "candidates": [],
             }
         kept = extraction["kept"]["val"]
+        prompts: dict[Label, Sequence[Prompt]] = {
+            c: [p for p, k in zip(self.splits.get("val", c), kept[c], strict=True) if k] for c in LABELS
+        }
+        if self.protocol.is_continuous:
+            room = has_room(self._runner("selection"), self.chat, self.styling, prompts, self.protocol)
+            rule = rule if room else rule.without_room()
         table = score_candidates(
             self._runner("selection"),
             self.candidates(),
@@ -379,13 +406,12 @@ class SeedStages:
             values=self._values,
         )
         if self.protocol.is_continuous:
-            prompts: dict[Label, Sequence[Prompt]] = {
-                c: [p for p, k in zip(self.splits.get("val", c), kept[c], strict=True) if k] for c in LABELS
-            }
             at = partial(_direction_at, self.candidates(), self.positions)
             runner = self._runner("selection")
             how = partial(self.coefficient, read, self._sequences("val", "negative", kept["negative"]))
-            table = with_completions(runner, self.chat, self.styling, prompts, table, at, rule, self.protocol, how)
+            table = with_completions(
+                runner, self.chat, self.styling, prompts, table, at, rule, self.protocol, how, room
+            )
         choice = choose(table, self.model.n_layers, rule)
         baseline = {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in ("positive", "negative")}
         direction = self.selected({"selected": _site(choice)})
@@ -398,6 +424,7 @@ class SeedStages:
             "tied": [_cell(row) for row in choice.tied],
             "baseline": baseline,
             "coefficient": coefficient,
+            "room": room,
             "n": extraction["n"]["val"],
             "candidates": [asdict(row) for row in choice.candidates],
         }
@@ -452,7 +479,7 @@ class SeedStages:
             return at_site(runner, sequences, direction.position, direction.layer)
 
         kept = self.directory.load(self.folder / "extraction.json")["kept"]["train"]["negative"]
-        prompts = self.splits.get("train", "negative")
+        prompts = self._read("train", "negative")
         plan, contrast = self.protocol.nulls, None
         if plan.unrelated and "unrelated" in plan.families:
             other = read_contrast(plan.unrelated).prompts
@@ -517,7 +544,7 @@ class SeedStages:
             self._kept("val"),
             scored_sites(self.selection["candidates"], self.positions),
             self.positions,
-            self.protocol.selection.fast(),
+            self.rule.fast(),
             draws=range(first, end),
             prompts=self.protocol.nulls.procedure_prompts,
             seed=self.seed,
@@ -578,7 +605,7 @@ class SeedStages:
         return {"sites": places, "refits": refits, "between": parts[0]["between"] if parts else None}
 
     def _best_sites(self) -> list[tuple[int, int]]:
-        rule, n = self.protocol.selection.fast(), self.protocol.stability.sites
+        rule, n = self.rule.fast(), self.protocol.stability.sites
         return best_sites(self.selection["candidates"], self.positions, rule, n)
 
     @cached_property
@@ -597,7 +624,7 @@ class SeedStages:
             self.direction,
             self._best_sites(),
             self.positions,
-            self.protocol.selection.fast(),
+            self.rule.fast(),
             refits=range(first, end),
         )
         return {"refits": [r._asdict() for r in refits], "between": between}
@@ -791,9 +818,10 @@ def separation(
     selected: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Where the classes separate on held-out prompts: AUROC of the projection, cosine of the class means, norm."""
+    read = {c: splits.texts(split, c) if max(positions) >= 0 else splits.get(split, c) for c in LABELS}
     projected = {
-        c: projections(runner, encoded(chat, splits.get(split, c), positions), candidates, positions).numpy()
-        for c in ("positive", "negative")
+        c: projections(runner, encoded(chat, some, positions), candidates, positions).numpy()
+        for c, some in read.items()
     }
     means_cosine = torch.cosine_similarity(negative_mean + candidates, negative_mean, dim=-1)
     norms = candidates.norm(dim=-1)
@@ -812,9 +840,9 @@ def separation(
     if selected is not None:
         p, layer = list(positions).index(selected["position"]), selected["layer"]
         for label in ("positive", "negative"):
-            for prompt, value in zip(splits.get(split, label), projected[label][:, p, layer], strict=True):
+            for prompt, value in zip(read[label], projected[label][:, p, layer], strict=True):
                 rows.append({"prompt_id": prompt.id, "label": label, "projection": float(value)})
-    return {"split": split, "n": splits.sizes()[split], "grid": grid, "projections": rows}
+    return {"split": split, "n": {c: len(some) for c, some in read.items()}, "grid": grid, "projections": rows}
 
 
 def _site(choice: Choice) -> dict[str, Any] | None:
