@@ -58,9 +58,7 @@ def section(protocol: Rows, seeds: Sequence[Rows]) -> Html:
         page.tag("h3", "What a level is counted in"),
         page.table(unit_head, units, left=2),
         page.tag("h3", "Markers"),
-        page.table(marker_head, found, left=2)
-        if found
-        else page.note("No phrase told the texts apart."),
+        page.table(marker_head, found, left=2) if found else page.note("No phrase told the texts apart."),
         page.note(_origin(seeds[0])),
         page.tag("h3", "What could be mistaken for it"),
         page.table(held_head, held, left=2) if held else "",
