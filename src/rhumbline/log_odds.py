@@ -15,6 +15,9 @@ from rhumbline.contrasts import LABELS, Prompt
 from rhumbline.interventions import Arm
 from rhumbline.running import Runner, TokenIds
 
+SMALLEST_SHARE = 0.05
+"""Share of prompts by which a token must open positive responses more often to be the behaviour's own."""
+
 
 @dataclass(frozen=True)
 class PairedLogOdds:
@@ -49,7 +52,7 @@ class PairedLogOdds:
         pairs = {ids: (both["positive"], both["negative"]) for ids, both in found.items()}
         asked = {tuple(chat.encode(p)) for p in train}
         first, second = (Counter(pairs[ids][k][0] for ids in asked) for k in (0, 1))
-        return cls(pairs, tuple(sorted(t for t, n in first.items() if n > second[t])))
+        return cls(pairs, tuple(sorted(t for t, n in first.items() if n - second[t] >= SMALLEST_SHARE * len(asked))))
 
     def read(self, runner: Runner, sequences: Sequence[TokenIds], arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
         """The metric of every prompt under every arm."""
