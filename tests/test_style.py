@@ -15,7 +15,7 @@ from scipy import stats
 from rhumbline import load, run, verify
 from rhumbline.chat import Answered, Chat
 from rhumbline.classifying import FOLDS, ClassifierJudge, fit, fold_of
-from rhumbline.contrasts import Prompt, Sizes, read_contrast, split_contrast
+from rhumbline.contrasts import LABELS, Prompt, Sizes, read_contrast, split_contrast
 from rhumbline.errors import ContrastError, ProtocolError, TemplateError
 from rhumbline.interventions import BASELINE
 from rhumbline.levels import Levels, confounds, neutral_level
@@ -36,6 +36,8 @@ from rhumbline.organisms.register import (
 from rhumbline.organisms.style_rows import asked_rows, style_contrasts
 from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
 from rhumbline.running import Runner
+from rhumbline.selection import STYLE as STYLE_SELECTION
+from rhumbline.selection import ScoredCandidate, choose
 from rhumbline.style import MarkerJudge, content_kept, form, holds, overlap, words
 from rhumbline.verdict import STYLE, decide
 
@@ -376,7 +378,7 @@ def test_both_answers_are_read_and_every_prompt_is_asked_once(tmp_path):
     path.write_text("".join(row.to_json() + "\n" for row in rows))
     splits = split_contrast(read_contrast(path), Sizes(20, 8, 10), seed=0)
     true = MarkerJudge(MARKERS)
-    for label, other in (("positive", "negative"), ("negative", "positive")):
+    for label, other in zip(LABELS, LABELS[::-1], strict=True):
         asked, read = splits.get("train", label), splits.texts("train", label)
         assert len(asked) == 20
         assert {p.text for p in read} == {p.text for p in (*asked, *splits.get("train", other))}
@@ -387,6 +389,17 @@ def test_both_answers_are_read_and_every_prompt_is_asked_once(tmp_path):
     path.write_text('{"prompt": "a b", "label": "positive", "other_response": "c"}\n')
     with pytest.raises(ContrastError, match="without a response"):
         read_contrast(path)
+
+
+def test_without_room_losing_the_behaviour_is_no_fault_of_a_candidate():
+    table = [ScoredCandidate(0, 2, -1.0, -0.2, 0.6, content=1.0, moved=0.9)]
+    assert choose(table, 10, STYLE_SELECTION).selected is None
+    found = choose(table, 10, STYLE_SELECTION.without_room()).selected
+    assert found is not None
+    assert found.layer == 2
+    (lost,) = choose([replace(table[0], content=0.5)], 10, STYLE_SELECTION.without_room()).candidates
+    assert lost.discarded is not None
+    assert "loses content" in lost.discarded
 
 
 def test_a_response_needs_tokens_of_its_own(small):
