@@ -62,8 +62,8 @@ def estimate_markers(
     known = {t for t in topics or () if t}
     by_topic = topics if topics and len(known) >= LEAST_TOPICS else None
     counts = _Counts.of(*said, by_topic)
-    tried = sum(1 for gram, a in counts.positive.items() if a + counts.negative[gram] >= counts.least)
-    tried += sum(1 for gram, b in counts.negative.items() if gram not in counts.positive and b >= counts.least)
+    held = counts.positive + counts.negative
+    tried = sum(n >= counts.least for n in held.values())
     found = {gram for gram in counts.positive if counts.qualifies(gram, tried)}
     whole: set[Words] = set()
     for gram in sorted(found, key=len):
