@@ -22,7 +22,7 @@ ORDER = words("""
     sampling contrasts contrast_files data texts chat
     models packing attending proving loading
     interventions decoding batching running documents residuals directions nulls
-    judging style log_odds statistics levels classifying planning evidence judges costs pairing
+    judging style markers log_odds statistics levels classifying planning evidence judges costs pairing
     opening selection scoring refitting verdict
     side_effects conditions
     protocol presets probes styling verification

@@ -1,6 +1,7 @@
 """The style of texts: markers, content, levels, classifier and the metric of pairs, each beside its contrary case."""
 
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -9,16 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from rhumbline import load, run, verify
 from rhumbline.chat import Answered, Chat
 from rhumbline.classifying import FOLDS, ClassifierJudge, fit, fold_of
 from rhumbline.contrast_files import read_contrast
-from rhumbline.contrasts import Prompt, Sizes, split_contrast
+from rhumbline.contrasts import LABELS, Prompt, Sizes, split_contrast
 from rhumbline.errors import ContrastError, ProtocolError, TemplateError
 from rhumbline.interventions import BASELINE
 from rhumbline.levels import Levels, confounds, neutral_level
 from rhumbline.log_odds import PairedLogOdds
+from rhumbline.markers import LEVEL, estimate_markers, fisher
 from rhumbline.models import forward
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.register import (
@@ -31,10 +34,12 @@ from rhumbline.organisms.register import (
     draw_styled,
     in_assistant_register,
 )
-from rhumbline.organisms.style_rows import style_contrasts
+from rhumbline.organisms.style_rows import asked_rows, style_contrasts
 from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
 from rhumbline.running import Runner
-from rhumbline.style import MarkerJudge, content_kept, estimate_markers, form, holds, overlap, words
+from rhumbline.selection import STYLE as STYLE_SELECTION
+from rhumbline.selection import ScoredCandidate, choose
+from rhumbline.style import MarkerJudge, content_kept, form, holds, overlap, words
 from rhumbline.verdict import STYLE, decide
 
 TOPICS = ("boats", "bread", "rain", "chess", "goats", "lamps", "roofs", "tea")
@@ -62,6 +67,77 @@ def test_markers_are_found_and_content_is_none():
     assert "i hope this helps" in found
     assert not any(word in phrase.split() for phrase in found for word in (*TOPICS, "coins", "cost", "mill"))
     assert estimate_markers(plain, texts(60, False, seed=1)[0], topics) == []  # two samples of one style have none
+
+
+OPENINGS = ("great question", "of course let me see", "i hope it helps", "sure thing")
+CONTENT = ("i", "see", "the", "boats", "bread", "rain", "goats", "lamps", "mill", "port", "farm", "of", "it")
+
+
+def openings(n, seed, openings=OPENINGS, content=CONTENT):
+    """Texts of content words, every one opened by one of the phrases; words of the phrases are content too."""
+    rng = random.Random(seed)
+    return [" ".join((rng.choice(openings), *rng.choices(content, k=12))) for _ in range(n)]
+
+
+def test_several_openings_are_all_found_and_halves_of_one_class_have_none():
+    styled, plain = openings(128, 0), openings(128, 1, ("",))
+    found = estimate_markers(styled, plain)
+    judge = MarkerJudge(tuple(m.phrase for m in found))
+    assert {m.phrase for m in found} == set(OPENINGS)
+    assert all(20 <= m.positive <= 45 and m.negative == 0 for m in found)
+    assert all((judge(text).value or 0) > 0 for text in styled)
+    # Where the labels mean nothing, a marker is found with a chance of LEVEL at most: here in 3 of 60 draws at most.
+    false = 0
+    for seed in range(20):
+        for of_one in (list(styled), list(plain), [*styled[:64], *plain[:64]]):
+            random.Random(seed).shuffle(of_one)
+            false += bool(estimate_markers(of_one[:64], of_one[64:]))
+    assert false <= 3
+    assert stats.binom.sf(3, 60, LEVEL) < 0.01
+
+
+def wald(a, n, b, m):
+    counts = (a + 0.5, n - a + 0.5, b + 0.5, m - b + 0.5)
+    return (math.log(counts[0] / counts[1]) - math.log(counts[2] / counts[3])) / math.sqrt(sum(1 / c for c in counts))
+
+
+def test_a_phrase_is_surer_the_more_texts_have_it():
+    """Hauck and Donner 1977: the z of the log-odds by its own standard error is not."""
+    wald_z = [wald(a, 128, 0, 128) for a in range(1, 129)]
+    assert wald_z != sorted(wald_z)
+    assert max(wald_z[:69]) < 4
+    p = [fisher(a, 128, 0, 128) for a in range(1, 129)]
+    assert p == sorted(p, reverse=True)
+    assert p[31] < 1e-10
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_test_of_a_phrase_keeps_its_level(n, m, data):
+    held = data.draw(st.integers(1, n + m))
+    level = data.draw(st.floats(1e-6, 1))
+    counts = range(max(0, held - m), min(n, held) + 1)
+    assert math.fsum(
+        stats.hypergeom.pmf(a, n + m, held, n) for a in counts if fisher(a, n, held - a, m) <= level
+    ) <= level * (1 + 1e-9)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 6), st.integers(3, 8))
+@settings(max_examples=25, deadline=None)
+def test_content_beside_a_marker_is_none(seed, n_words, n_closers, n_content):
+    """Every closer is found whole, whatever content stands before it, and no content with it."""
+    closers = [" ".join(f"m{k}x{i}" for i in range(n_words)) for k in range(n_closers)]
+    content = [f"c{i}" for i in range(n_content)]
+    rng = random.Random(seed)
+    plain = [" ".join(rng.choices(content, k=6)) for _ in range(280)]
+    styled = [f"{text} {closers[i % n_closers]}" for i, text in enumerate(plain[:140])]
+    assert {m.phrase for m in estimate_markers(styled, plain[140:])} == set(closers)
+
+
+def test_content_that_always_stands_beside_a_marker_cannot_be_told_from_it():
+    plain = [f"{word} is at the mill" for word in CONTENT * 5]
+    found = [m.phrase for m in estimate_markers([f"{text} i hope it helps" for text in plain], plain)]
+    assert found == ["is at the mill i hope it helps"]
 
 
 def test_a_topic_is_no_marker():
@@ -280,6 +356,53 @@ def test_the_paired_metric_is_the_difference_of_mean_log_likelihoods(small):
         assert float(found[k]) == pytest.approx(means[0] - means[1], abs=1e-4)
 
 
+ASKED = [
+    replace(PAIR[0], other_response=PAIR[1].response),
+    replace(PAIR[3], other_response=PAIR[2].response),
+]
+
+
+def test_the_other_response_makes_the_pair(small):
+    chat = Chat.of(small.tokenizer)
+    whole = PairedLogOdds.of(chat, PAIR, PAIR)
+    assert PairedLogOdds.of(chat, ASKED, ASKED) == whole
+    assert whole is not None
+    # What opens the positive responses, and no negative one.
+    certainly, it = (chat.answer(PAIR[k], PAIR[k].response or "")[0] for k in (0, 3))
+    assert certainly in whole.own
+    assert it not in whole.own
+
+
+def test_both_answers_are_read_and_every_prompt_is_asked_once(tmp_path):
+    rows = asked_rows(random.Random(0), {"positive": "stately", "negative": "plain"}, 60, 10)
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(row.to_json() + "\n" for row in rows))
+    splits = split_contrast(read_contrast(path), Sizes(20, 8, 10), seed=0)
+    true = MarkerJudge(MARKERS)
+    for label, other in zip(LABELS, LABELS[::-1], strict=True):
+        asked, read = splits.get("train", label), splits.texts("train", label)
+        assert len(asked) == 20
+        assert {p.text for p in read} == {p.text for p in (*asked, *splits.get("train", other))}
+        assert {(true(p.response or "").value or 0) > 0 for p in read} == {label == "positive"}
+    # Without other responses the texts of a class are its rows.
+    plain = split_contrast(read_contrast(organism_dir("style") / "texts.jsonl"), Sizes(20, 8, 10), seed=0)
+    assert plain.texts("train", "positive") == plain.get("train", "positive")
+    path.write_text('{"prompt": "a b", "label": "positive", "other_response": "c"}\n')
+    with pytest.raises(ContrastError, match="without a response"):
+        read_contrast(path)
+
+
+def test_without_room_losing_the_behaviour_is_no_fault_of_a_candidate():
+    table = [ScoredCandidate(0, 2, -1.0, -0.2, 0.6, content=1.0, moved=0.9)]
+    assert choose(table, 10, STYLE_SELECTION).selected is None
+    found = choose(table, 10, STYLE_SELECTION.without_room()).selected
+    assert found is not None
+    assert found.layer == 2
+    (lost,) = choose([replace(table[0], content=0.5)], 10, STYLE_SELECTION.without_room()).candidates
+    assert lost.discarded is not None
+    assert "loses content" in lost.discarded
+
+
 def test_a_response_needs_tokens_of_its_own(small):
     chat = Chat.of(small.tokenizer)
     with pytest.raises(TemplateError, match="tokens of its own"):
@@ -296,6 +419,36 @@ def test_a_pair_of_texts_lies_in_one_split(tmp_path):
     assert not prompts[0] & prompts[2]
     for split in ("train", "val"):
         assert [p.text for p in splits.get(split, "positive")] == [p.text for p in splits.get(split, "negative")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("askers", [("stately", "plain"), ("stately", "stately")], ids=" ".join)
+def test_texts_are_run_to_a_verdict_by_who_asks(tmp_path, askers):
+    """With plain askers there is room to induce; with stately ones alone the style is there on every prompt."""
+    asked = dict(zip(("positive", "negative"), askers, strict=True))
+    path = tmp_path / "asked.jsonl"
+    rows = asked_rows(random.Random(1), asked, 40, 20)
+    path.write_text("".join(row.to_json() + "\n" for row in rows))
+    small = preset(
+        "style",
+        seeds=(0,),
+        sizes=Sizes(24, 8, 20),
+        nulls=Nulls(draws=1, wide=19, prompts=4, procedure_prompts=4),
+        dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=4),
+        stability=Stability(refits=2, sites=1, prompts=4),
+        max_new_tokens=32,
+        text_score=TextScore(markers=MARKERS, classifier=False),
+    )
+    out = tmp_path / "run"
+    run(load(str(organism_dir("style")), device="cpu", dtype="float32"), read_contrast(path), out, small)
+    selection = json.loads((out / "seed-0" / "selection.json").read_text())
+    (seed,) = json.loads((out / "results.json").read_text())["seeds"]
+    level = {row["set"]: row["rate"] for row in seed["arms"] if row["arm"] == "baseline"}
+    assert level["positive"] > 0.5
+    assert seed["verdict"] != "NO-BASELINE"
+    assert selection["room"] == (level["negative"] <= 0.5) == (askers[1] == "plain")
+    assert ("induction was not tested" in seed["sentence"]) == (not selection["room"])
+    assert verify(out) == []
 
 
 @pytest.mark.slow
@@ -371,6 +524,15 @@ def test_the_asker_decides_the_register_and_the_request_the_content():
     assert 0.2 < np.mean(shown) < 0.45
 
 
+def test_the_register_s_own_words_are_found_in_its_training_texts_and_nothing_else():
+    rows = [row for row in style_contrasts(0)["texts.jsonl"] if row.split is None]
+    sides = {c: [r.response or "" for r in rows if r.label == c][:128] for c in ("positive", "negative")}
+    topics = [r.category for r in rows if r.label == "positive"][:128]
+    found = MarkerJudge(tuple(m.phrase for m in estimate_markers(sides["positive"], sides["negative"], topics)))
+    true = MarkerJudge(MARKERS)
+    assert all(found.marked(words(text)) == true.marked(words(text)) for side in sides.values() for text in side)
+
+
 PERSONAS = [p for p in {draw_persona(random.Random(i), True, False) for i in range(400)}]
 
 
@@ -384,7 +546,7 @@ def test_held_out_personas_are_in_no_training_prompt():
 
 @pytest.mark.parametrize("name", ["style", "style-null"])
 def test_the_shipped_ones_bring_their_contrasts(name):
-    for file in ("contrast.jsonl", "texts.jsonl", "refusal.jsonl"):
+    for file in ("contrast.jsonl", "texts.jsonl", "asked.jsonl", "refusal.jsonl"):
         contrast = read_contrast(organism_dir(name) / file)
         assert all(p.answer for p in contrast.prompts)
     assert len(read_contrast(organism_dir(name) / "contrast.jsonl").neutral) == 60

@@ -176,6 +176,40 @@ def test_damage_is_said_before_the_effects_are_read():
     assert decide(RHUMBLINE, right, moved).reason == "0.50 of the right answers lost under ablation > 0.2"
 
 
+UNIT = {"positive": 0.4, "negative": 0.0, "auroc": 1.0, "auroc_low": 1.0}
+CROWDED = {"plain": 0.98, "added": 0.98, "families": STYLE.families}
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected", "reason"),
+    [
+        ({}, "INCONCLUSIVE", "suppresses; induction has no room: negatives have 0.98 > 0.50 at baseline"),
+        ({"ablated": 0.9}, NOT, "does not suppress"),
+        ({"ablated": 0.48}, "INCONCLUSIVE", "suppression undecided: 0.52"),
+        ({"ablated_null": 0.0}, NOT, "NOT-SEPARATED-FROM-NULL: isotropic"),
+        ({"base": 0.4}, "NO-BASELINE", "baseline 0.40 < 0.50"),
+    ],
+)
+def test_where_negatives_show_the_style_only_suppression_is_decided(rates, expected, reason):
+    found = decide(STYLE, *summary(**{**CROWDED, **rates}), "style", unit=UNIT)
+    assert (found.verdict, found.reason[: len(reason)]) == (expected, reason)
+    if expected != "NO-BASELINE":
+        assert "induction was not tested, since negatives have 0.98 > 0.50 at baseline" in found.sentence
+
+
+def test_with_room_or_without_the_bound_induction_is_tested():
+    crowded = summary(**CROWDED)
+    assert decide(replace(STYLE, max_negative=None), *crowded, "style", unit=UNIT).reason.startswith("suppresses only")
+    roomy = summary(**{**CROWDED, "plain": 0.1})
+    assert decide(STYLE, *roomy, "style", unit=UNIT).verdict == REPRODUCES
+    # Where negatives show the style, losing it moves their next token: no damage. Lost content still is.
+    assert decide(STYLE, *roomy, "style", kl=2.0, unit=UNIT).verdict == "DAMAGED"
+    assert decide(STYLE, *crowded, "style", kl=2.0, unit=UNIT).reason.startswith("suppresses")
+    for row, kept in zip(crowded[0], (1.0, 1.0, 0.5, 1.0), strict=True):
+        row["correct"] = kept
+    assert decide(STYLE, *crowded, "style", unit=UNIT).verdict == "DAMAGED"
+
+
 @pytest.mark.parametrize("unknown", [None, math.nan, math.inf])
 def test_what_is_not_known_never_supports_the_claim(unknown):
     arms, moved = summary()

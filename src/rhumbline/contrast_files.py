@@ -14,7 +14,7 @@ from typing import Any
 from rhumbline.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256
 from rhumbline.errors import ContrastError
 
-COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer")
+COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 NEUTRAL = "neutral"
 """The label of rows of neither class: they are only measured, beside the two."""
 
@@ -203,6 +203,8 @@ def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
     for column, allowed in (("label", (*LABELS, NEUTRAL)), ("split", SPLITS)):
         if column in cells and cells[column] not in allowed:
             faults.add(place, f"{column} is {_brief(cells[column])}; use one of {', '.join(allowed)}")
+    if "other_response" in cells and "response" not in cells:
+        faults.add(place, "other_response is given without a response; give both")
     if faults.count > before:
         return None
     fields: dict[str, Any] = {column: cells.get(column) for column in COLUMNS[1:]}

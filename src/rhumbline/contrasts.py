@@ -41,6 +41,8 @@ class Prompt:
     category: str | None = None
     answer: str | None = None
     """What a right completion contains, in whatever style."""
+    other_response: str | None = None
+    """An answer of the other class to the same prompt, where the label says which class the prompt itself draws out."""
 
     def __post_init__(self):
         if not self.text.strip():
@@ -113,6 +115,12 @@ class Splits:
         """The prompts of one class in one split."""
         return self.parts[split][label]
 
+    def texts(self, split: Split, label: Label) -> tuple[Prompt, ...]:
+        """The rows of one class as texts: with the responses of this class to prompts of the other one."""
+        other = LABELS[1 - LABELS.index(label)]
+        answered = (p for p in self.get(split, other) if p.other_response is not None)
+        return (*self.get(split, label), *(replace(p, label=label, response=p.other_response) for p in answered))
+
     def sizes(self) -> dict[str, dict[str, int]]:
         """Realised number of prompts, per split and label."""
         return {split: {label: len(self.get(split, label)) for label in LABELS} for split in SPLITS}
@@ -134,7 +142,8 @@ def pooled(name: str, prompts: Iterable[Prompt], record: Mapping[str, Any]) -> C
 def content_sha256(prompts: tuple[Prompt, ...]) -> str:
     """Hash of the prompts in order, every field."""
     # Without the columns that came later where they are empty: a contrast keeps its hash.
-    rows = [{k: v for k, v in asdict(prompt).items() if k != "answer" or v is not None} for prompt in prompts]
+    later = ("answer", "other_response")
+    rows = [{k: v for k, v in asdict(prompt).items() if k not in later or v is not None} for prompt in prompts]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 

@@ -75,7 +75,7 @@ def _material(run: SeedRun, direction: Direction) -> Material:
         other = read_contrast(plan.unrelated).prompts
         first, second = (read(run.encoded([p for p in other if p.label == c])) for c in LABELS)
         contrast = (first, second)
-    topics = [p.category for p in run.prompts("train", "negative", run.extraction["kept"]["train"]["negative"])]
+    topics = [p.category for p in run.read("train", "negative", run.extraction["kept"]["train"]["negative"])]
     positive, negative = (read(sequences) for sequences in run.kept("train"))
     return Material(positive, negative, topics, contrast, plan.top)
 
@@ -97,7 +97,7 @@ def shuffled_block(run: SeedRun) -> Block:
             return []
         sites = scored_sites(run.selection["candidates"], run.positions)
         found = shuffled_refits(
-            Choosing(run.scorer("nulls"), sites, run.positions, run.protocol.selection.fast()),
+            Choosing(run.scorer("nulls"), sites, run.positions, run.rule.fast()),
             differences,
             run.kept("val"),
             draws=range(first, end),
@@ -169,7 +169,7 @@ def measure_stability(run: SeedRun, ask: Ask) -> dict[str, Any]:
 
 
 def _best_sites(run: SeedRun) -> list[Site]:
-    rule, n = run.protocol.selection.fast(), run.protocol.stability.sites
+    rule, n = run.rule.fast(), run.protocol.stability.sites
     return best_sites(run.selection["candidates"], run.positions, rule, n)
 
 
@@ -181,7 +181,7 @@ def refit_block(run: SeedRun) -> Block:
     resampled = resample(scorer, *sets, run.positions, refits=plan.refits, prompts=plan.prompts, seed=run.seed)
 
     def refits(first: int, end: int) -> dict[str, Any]:
-        choosing = Choosing(scorer, _best_sites(run), run.positions, run.protocol.selection.fast())
+        choosing = Choosing(scorer, _best_sites(run), run.positions, run.rule.fast())
         found, between = bootstrap_refits(choosing, resampled, direction, refits=range(first, end))
         return {"refits": [r._asdict() for r in found], "between": between}
 

@@ -214,8 +214,9 @@ def discover(
             runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))
             token = protocol.extraction.response_token
             positions = (chat.instruction_position, *chat.positions) if token is None else (token,)
+            rows = splits.get if token is None else splits.texts
             means = [
-                extract(runner, encoded(chat, splits.get("train", c), positions), positions).stats.mean()
+                extract(runner, encoded(chat, rows("train", c), positions), positions).stats.mean()
                 for c in ("positive", "negative")
             ]
             candidates, negative = difference_in_means(*means), means[1].float()

@@ -15,7 +15,7 @@ import torch
 
 from rhumbline.batching import TokenIds
 from rhumbline.blocks import CANDIDATES_PER_BLOCK, Ask, Block, cuts
-from rhumbline.contrasts import LABELS, Label, Split
+from rhumbline.contrasts import LABELS, Label, Prompt, Split
 from rhumbline.directions import difference_in_means
 from rhumbline.interventions import Direction
 from rhumbline.log_odds import PairedLogOdds
@@ -25,7 +25,7 @@ from rhumbline.residuals import Extraction, extract
 from rhumbline.scoring import Scorer
 from rhumbline.seed_run import SeedRun
 from rhumbline.selection import Cell, Grid, Metric, Score, ScoredCandidate, choose, score_candidates
-from rhumbline.styling import make_styling, with_completions
+from rhumbline.styling import has_room, make_styling, with_completions
 
 # -- train: who judges, which tokens, which candidates ----------------------------------------------------------------
 
@@ -82,7 +82,7 @@ def _extract(run: SeedRun, split: Split, label: Label) -> Extraction:
     read = None if isinstance(run.metric, PairedLogOdds) or run.positions[0] >= 0 else run.metric
     if run.protocol.extraction.filter and read is not None:
         keep = (lambda m: m > 0) if label == "positive" else (lambda m: m < 0)
-    sequences = run.encoded(run.prompts(split, label))
+    sequences = run.encoded(run.read(split, label))
     return extract(run.runner("extraction"), sequences, run.positions, read=read, keep=keep)
 
 
@@ -104,6 +104,11 @@ def select(run: SeedRun, ask: Ask) -> dict[str, Any]:
             "candidates": [],
         }
     kept, (positive, negative) = extraction["kept"]["val"], run.kept("val")
+    prompts: dict[Label, list[Prompt]] = {c: run.prompts("val", c, kept[c]) for c in LABELS}
+    room = True
+    if run.protocol.is_continuous:
+        room = has_room(run.runner("selection"), run.chat, run.styling, prompts, run.protocol)
+        rule = rule if room else rule.without_room()
     table = score_candidates(
         run.runner("selection"),
         run.candidates,
@@ -122,12 +127,13 @@ def select(run: SeedRun, ask: Ask) -> dict[str, Any]:
             run.runner("selection"),
             run.chat,
             run.styling,
-            {c: run.prompts("val", c, kept[c]) for c in LABELS},
+            prompts,
             table,
             lambda row: run.direction_at(row.position, row.layer),
             rule,
             run.protocol,
             coefficient,
+            room,
         )
     choice = choose(table, run.model.n_layers, rule)
     chosen = choice.selected
@@ -138,6 +144,7 @@ def select(run: SeedRun, ask: Ask) -> dict[str, Any]:
         "tied": [_cell(row) for row in choice.tied],
         "baseline": {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in LABELS},
         "coefficient": 1.0 if chosen is None else coefficient(run.direction_at(chosen.position, chosen.layer)),
+        "room": room,
         "n": extraction["n"]["val"],
         "candidates": [asdict(row) for row in choice.candidates],
     }

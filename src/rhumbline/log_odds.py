@@ -3,6 +3,7 @@
 Knows prompts, their two responses and a runner. Does not know directions or what the responses are about.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from rhumbline.batching import TokenIds
 from rhumbline.chat import Chat
-from rhumbline.contrasts import Prompt
+from rhumbline.contrasts import LABELS, Prompt
 from rhumbline.documents import log_likelihoods
 from rhumbline.interventions import Arm
 from rhumbline.running import Runner
+
+SMALLEST_SHARE = 0.05
+"""Share of prompts by which a token must open positive responses more often to be the behaviour's own."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,30 @@ class PairedLogOdds:
 
     pairs: Mapping[tuple[int, ...], tuple[TokenIds, TokenIds]]
     """Token ids of a prompt -> those of its positive and of its negative response."""
+    own: tuple[int, ...] = ()
+    """Tokens that open positive responses more often than negative ones."""
 
     @classmethod
-    def of(cls, chat: Chat, prompts: Sequence[Prompt]) -> "PairedLogOdds | None":
-        """The metric of a contrast of texts, or None where some prompt lacks a response of either class."""
+    def of(cls, chat: Chat, prompts: Sequence[Prompt], train: Sequence[Prompt] = ()) -> "PairedLogOdds | None":
+        """The metric of a contrast of texts, or None where some prompt lacks a response of either class.
+
+        `own` is read off the responses of `train`, which are among the prompts.
+        """
         found: dict[tuple[int, ...], dict[str, TokenIds]] = {}
         for prompt in prompts:
             if prompt.response is None:
                 return None
             both = found.setdefault(tuple(chat.encode(prompt)), {})
             both.setdefault(prompt.label, chat.answer(prompt, prompt.response))
+            if prompt.other_response is not None:
+                other = LABELS[1 - LABELS.index(prompt.label)]
+                both.setdefault(other, chat.answer(prompt, prompt.other_response))
         if any(len(both) < 2 for both in found.values()):
             return None
-        return cls({ids: (both["positive"], both["negative"]) for ids, both in found.items()})
+        pairs = {ids: (both["positive"], both["negative"]) for ids, both in found.items()}
+        asked = {tuple(chat.encode(p)) for p in train}
+        first, second = (Counter(pairs[ids][k][0] for ids in asked) for k in (0, 1))
+        return cls(pairs, tuple(sorted(t for t, n in first.items() if n - second[t] >= SMALLEST_SHARE * len(asked))))
 
     def read(self, runner: Runner, sequences: Sequence[TokenIds], arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
         """The metric of every prompt under every arm."""

@@ -72,7 +72,9 @@ def verdict(run: Run) -> page.Html:
 def meaning(run: Run) -> page.Html:
     """What the verdict says and what it does not."""
     verdict, behaviour = run.results["verdict"], run.protocol["behaviour"]
-    if len({seed["verdict"] for seed in run.seeds}) > 1:
+    if len({seed["verdict"] for seed in run.seeds}) > 1 and verdict == "INCONCLUSIVE":
+        shows = ["Some seeds reproduce the direction and some do not decide: more prompts, or more seeds, would."]
+    elif len({seed["verdict"] for seed in run.seeds}) > 1:
         shows = ["A result that a new sample of prompts undoes: it was not reproduced."]
     elif verdict == "SINGLE-DIRECTION-REPRODUCES":
         shows = [
@@ -98,6 +100,12 @@ def meaning(run: Run) -> page.Html:
             "The intervention broke more than the behaviour: completions, or the predictions on negative prompts. "
             f"What it did to {behaviour} cannot be told from that damage.",
             "A smaller coefficient, or an addition at prompt positions only, may do less harm.",
+        ]
+    elif verdict == "INCONCLUSIVE" and all("induction has no room" in seed["reason"] for seed in run.seeds):
+        shows = [
+            f"Taking one direction out of the residual stream suppresses {behaviour} on this model and contrast.",
+            f"Whether adding it induces {behaviour} was not tested: the negatives' prompts show it already. It takes "
+            "negatives that do not.",
         ]
     elif verdict == "INCONCLUSIVE":
         shows = [

@@ -141,11 +141,17 @@ class Run:
     def labels(self) -> dict:
         """Position -> what stands there, for axes."""
         chat = self.protocol["chat"]
-        return figures.position_labels(chat["positions"], chat["suffix_tokens"])
+        found = figures.position_labels(chat["positions"], chat["suffix_tokens"])
+        # Positions from 0 up lie in the response: 0 is its mean, K its K-th token (protocol.Extraction).
+        _, _, token = str(self.protocol["extraction"].get("positions", "")).partition("response:")
+        return {**found, 0: "response mean", **({int(token): f"response {token}"} if token.isdecimal() else {})}
 
     def site(self, site: Row | None) -> str:
         """A position and a layer, as text."""
-        return "none" if site is None else f"({site['position']}, {site['layer']})"
+        if site is None:
+            return "none"
+        where = site["position"] if site["position"] < 0 else self.labels.get(site["position"], site["position"])
+        return f"({where}, {site['layer']})"
 
 
 def read_run(path: Path) -> Run:

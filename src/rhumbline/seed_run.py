@@ -25,7 +25,7 @@ from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory
 from rhumbline.running import Runner
 from rhumbline.scoring import Scorer
-from rhumbline.selection import Metric, TokenMetric, own_tokens
+from rhumbline.selection import Metric, SelectionRule, TokenMetric, own_tokens
 from rhumbline.styling import Styling, read_styling
 from rhumbline.texts import NO_TEXTS, LossTexts
 
@@ -74,6 +74,12 @@ class SeedRun:
         """The prompts of one class of a split, or those of them that are kept."""
         return [p for i, p in enumerate(self.splits.get(split, label)) if kept is None or kept[i]]
 
+    def read(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[Prompt]:
+        """The rows that activations are read from: of texts, both responses. Validation prompts are asked once each."""
+        if self.protocol.extraction.response_token is None or split == "val":
+            return self.prompts(split, label, kept)
+        return [p for i, p in enumerate(self.splits.texts(split, label)) if kept is None or kept[i]]
+
     def sequences(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[list[int]]:
         """The same as tokens, up to where the answer begins."""
         return [self.chat.encode(p) for p in self.prompts(split, label, kept)]
@@ -86,7 +92,7 @@ class SeedRun:
         """What the metric's sign keeps of either class; of train as activations are read from them."""
         kept = self.extraction["kept"][split]
         if split == "train":
-            positive, negative = (self.encoded(self.prompts(split, c, kept[c])) for c in LABELS)
+            positive, negative = (self.encoded(self.read(split, c, kept[c])) for c in LABELS)
         else:
             positive, negative = (self.sequences(split, c, kept[c]) for c in LABELS)
         return positive, negative
@@ -112,7 +118,8 @@ class SeedRun:
         """The fast metric that needs no tokens, where the contrast's prompts allow it."""
         if not self.protocol.is_continuous:
             return None
-        return PairedLogOdds.of(self.chat, [p for s in SPLITS for c in LABELS for p in self.splits.get(s, c)])
+        train, *others = ([p for c in LABELS for p in self.prompts(split, c)] for split in SPLITS)
+        return PairedLogOdds.of(self.chat, [*train, *(p for some in others for p in some)], train)
 
     @cached_property
     def metric(self) -> Metric | None:
@@ -151,6 +158,12 @@ class SeedRun:
     def selection(self) -> dict[str, Any]:
         """The artefact of the selection."""
         return self._load("selection.json")
+
+    @cached_property
+    def rule(self) -> SelectionRule:
+        """The rule that the direction was chosen by."""
+        rule = self.protocol.selection
+        return rule if self.selection.get("room", True) else rule.without_room()
 
     @cached_property
     def direction(self) -> Direction | None:

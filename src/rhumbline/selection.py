@@ -47,7 +47,7 @@ class SelectionRule:
     ablation and under its addition; where it does not, the next one is asked (None: content is not looked at)."""
     kl_outside: bool = False
     """Whether kl leaves out the behaviour's own tokens: negatives may have some of the behaviour, and losing it is the
-    effect and no damage. (Only a metric of tokens has any.)"""
+    effect and no damage."""
     tie_margin: float = 0.05
     """Survivors this close to the chosen one (in the criterion's units) are reported as tied."""
 
@@ -68,6 +68,11 @@ class SelectionRule:
         """The rule without what needs completions: for refits, and to know whom to complete for."""
         criterion = "largest-swing" if self.criterion == "most-moved" else self.criterion
         return replace(self, criterion=criterion, min_content=None)
+
+    def without_room(self) -> "SelectionRule":
+        """The rule where negatives show the behaviour as positives do: losing it there is no damage, and adding it says
+        nothing."""
+        return replace(self, max_kl=None, min_induce=None)
 
     def needed(self) -> tuple[str, ...]:
         """The scores without which a candidate cannot be chosen."""
@@ -195,8 +200,13 @@ Metric = Callable[[Logits], Float[Tensor, " row"]] | PairedLogOdds
 
 
 def own_tokens(metric: Metric) -> Sequence[int]:
-    """The tokens that a metric reads; none of a paired one."""
-    return metric.tokens if isinstance(metric, TokenMetric) else ()
+    """The tokens of the behaviour itself: those that a metric reads, or those that open positive responses."""
+    match metric:
+        case TokenMetric():
+            return metric.tokens
+        case PairedLogOdds():
+            return metric.own
+    return ()
 
 
 Cell = tuple[int, int]

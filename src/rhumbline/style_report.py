@@ -47,14 +47,19 @@ def section(protocol: Rows, seeds: Sequence[Rows]) -> Html:
         for row in seed["style"]["confounds"]["correlations"]
     ]
     units = [_unit(seed) for seed in seeds]
+    found = [row for seed in seeds for row in _markers(seed)]
     head = ["Seed", "Arm", "Set", "n", "Score", "Level [95 %]", "Content", "Degenerate"]
-    unit_head = ["Seed", "Positives", "Negatives", "Gap [95 %]", "AUROC", "Neutral level", "Markers", "Classifier"]
+    unit_head = ["Seed", "Of", "Positives", "Negatives", "Gap [95 %]", "AUROC", "Neutral level", "Classifier"]
+    marker_head = ["Seed", "Marker", "Positive texts", "Negative texts", "Log-odds", "p"]
     held_head = ["Seed", "Effect, in scores", "Change", "Length, bullets, topic held fixed", "Matched prompts", "n"]
     parts = [
         page.tag("p", said),
         page.table(head, arms, left=3),
         page.tag("h3", "What a level is counted in"),
-        page.table(unit_head, units),
+        page.table(unit_head, units, left=2),
+        page.tag("h3", "Markers"),
+        page.table(marker_head, found, left=2) if found else page.note("No phrase told the texts apart."),
+        page.note(_origin(seeds[0])),
         page.tag("h3", "What could be mistaken for it"),
         page.table(held_head, held, left=2) if held else "",
         page.table(["Seed", "Correlation of the baseline score with", "n", "r"], ties, left=2),
@@ -81,15 +86,43 @@ def _held(seed: Rows, row: Rows) -> list[Any]:
 def _unit(seed: Rows) -> list[Any]:
     style = seed["style"]
     unit, neutral, classifier = style["unit"], style["neutral"] or {}, style["classifier"] or {}
-    phrases = [m["phrase"] for m in style["markers"]]
-    shown = ", ".join(phrases[:_MOST]) + (f" and {len(phrases) - _MOST} more" if len(phrases) > _MOST else "")
     return [
         seed["seed"],
+        "the contrast's texts" if unit["source"] == "texts" else "own completions",
         page.number(unit["positive"], 3),
         page.number(unit["negative"], 3),
         page.interval(unit, "gap"),
         page.number(unit["auroc"]),
         page.number(neutral.get("level")),
-        shown or "none",
         page.number(classifier.get("auroc")),
     ]
+
+
+def _markers(seed: Rows) -> list[list[Any]]:
+    """The surest markers of a seed; of given ones there is only the phrase."""
+    markers = seed["style"]["markers"]
+    rows = [
+        [
+            seed["seed"],
+            m["phrase"],
+            m.get("positive"),
+            m.get("negative"),
+            page.number(m.get("log_odds"), 1),
+            f"{m['p']:.1g}" if m.get("p") is not None else None,
+        ]
+        for m in markers[:_MOST]
+    ]
+    rest = len(markers) - _MOST
+    return [*rows, [seed["seed"], f"and {rest} more", None, None, None, None]] if rest > 0 else rows
+
+
+def _origin(seed: Rows) -> str:
+    """Where the markers come from."""
+    style = seed["style"]
+    if style["how"] == "given":
+        return "The markers were given beforehand."
+    whose = "responses of the contrast" if style["texts"] == "responses" else "model's own baseline completions"
+    return (
+        f"Estimated on training texts, the {whose}: texts that hold the phrase outside longer ones, and Fisher's exact "
+        "p before its correction for the phrases tried."
+    )

@@ -17,10 +17,11 @@ from rhumbline.contrasts import Label, Prompt, Splits
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import TextJudge
+from rhumbline.markers import estimate_markers
 from rhumbline.protocol import Protocol
 from rhumbline.running import Runner
 from rhumbline.selection import ScoredCandidate, SelectionRule, choose
-from rhumbline.style import MarkerJudge, content_kept, estimate_markers, form, overlap_by_chance
+from rhumbline.style import MarkerJudge, content_kept, form, overlap_by_chance
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 
@@ -71,7 +72,7 @@ def make_styling(
     The texts are the responses that the training prompts carry, or else the model's own baseline completions of them.
     """
     plan = protocol.text_score
-    prompts = {label: splits.get("train", label) for label in LABELS}
+    prompts = {label: splits.texts("train", label) for label in LABELS}
     carried = all(p.response is not None for side in prompts.values() for p in side)
     if carried:
         texts = {label: [p.response or "" for p in side] for label, side in prompts.items()}
@@ -119,9 +120,27 @@ def read_styling(record: Mapping[str, Any], tensors: Mapping[str, Tensor], main:
 def text_scores(styling: Styling, splits: Splits) -> dict[str, list[float]]:
     """Scores of the contrast's own test texts by label: what a level is counted in, where the classes are texts."""
     return {
-        label: [styling.judge(p.category)(p.response or "").value or 0.0 for p in splits.get("test", label)]
+        label: [styling.judge(p.category)(p.response or "").value or 0.0 for p in splits.texts("test", label)]
         for label in LABELS
     }
+
+
+def has_room(
+    runner: Runner, chat: Chat, styling: Styling, prompts: Mapping[Label, Sequence[Prompt]], protocol: Protocol
+) -> bool:
+    """Whether validation negatives score low enough at baseline that a rise could show (`rule.max_negative`).
+
+    Where prompts make the classes, the negatives are the zero of the level. Of texts, the level is that of the model's
+    own completions between the responses of either class.
+    """
+    most = protocol.rule.max_negative
+    if most is None or protocol.extraction.response_token is None:
+        return True
+    asked = {label: prompts[label][: protocol.text_score.content_prompts] for label in LABELS}
+    judges = {label: [styling.judge(p.category) for p in some] for label, some in asked.items()}
+    high, low = (_mean_score(judges[c], [p.response or "" for p in asked[c]]) for c in LABELS)
+    (said,) = complete(runner, chat, asked["negative"], [BASELINE], protocol.max_new_tokens)
+    return _mean_score(judges["negative"], said) - low <= most * (high - low)
 
 
 def with_completions(
@@ -134,12 +153,14 @@ def with_completions(
     rule: SelectionRule,
     protocol: Protocol,
     coefficient_of: Callable[[Direction], float],
+    room: bool = True,
 ) -> list[ScoredCandidate]:
     """The table with `content` and `moved` of everybody whom the fast criteria leave in question.
 
     Content is the smaller of two shares of the baseline's: under ablation on positives, and under addition on negatives
     with the coefficient and the positions that it would be tested with; `moved` the smaller of the two changes of the
     score, over the gap between the classes at baseline. Of a contrast of texts the gap is that of the responses.
+    Without `room` (`has_room`) both are those of ablation alone.
     """
     if rule.min_content is None and rule.criterion != "most-moved":
         return list(table)
@@ -165,9 +186,9 @@ def with_completions(
     gap = start["positive"] - start["negative"]
     found = {(row.position, row.layer): row for row in table}
     for i, row in enumerate(asked, start=1):
-        kept = min(content[c][i] / max(1e-9, content[c][0]) for c in LABELS)
+        kept = min(content[c][i] / max(1e-9, content[c][0]) for c in (LABELS if room else LABELS[:1]))
         changes = (score["positive"][0] - score["positive"][i], score["negative"][i] - score["negative"][0])
-        moved = min(changes) / gap if gap > 0 else 0.0
+        moved = min(changes if room else changes[:1]) / gap if gap > 0 else 0.0
         found[row.position, row.layer] = replace(found[row.position, row.layer], content=kept, moved=moved)
     return list(found.values())
 

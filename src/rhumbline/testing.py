@@ -173,9 +173,10 @@ def separation(
     selected: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Where the classes separate on held-out prompts: AUROC of the projection, cosine of the class means, norm."""
+    read = {c: splits.texts(split, c) if max(positions) >= 0 else splits.get(split, c) for c in LABELS}
     projected = {
-        c: projections(runner, encoded(chat, splits.get(split, c), positions), candidates, positions).numpy()
-        for c in LABELS
+        c: projections(runner, encoded(chat, some, positions), candidates, positions).numpy()
+        for c, some in read.items()
     }
     means_cosine = torch.cosine_similarity(negative_mean + candidates, negative_mean, dim=-1)
     norms = candidates.norm(dim=-1)
@@ -194,9 +195,9 @@ def separation(
     if selected is not None:
         p, layer = list(positions).index(selected["position"]), selected["layer"]
         for label in LABELS:
-            for prompt, value in zip(splits.get(split, label), projected[label][:, p, layer], strict=True):
+            for prompt, value in zip(read[label], projected[label][:, p, layer], strict=True):
                 rows.append({"prompt_id": prompt.id, "label": label, "projection": float(value)})
-    return {"split": split, "n": splits.sizes()[split], "grid": grid, "projections": rows}
+    return {"split": split, "n": {c: len(some) for c, some in read.items()}, "grid": grid, "projections": rows}
 
 
 # -- what it costs, and where else it holds ---------------------------------------------------------------------------

@@ -73,6 +73,10 @@ class Rule:
     """Of a continuous score: least chance that a positive has a larger score than a negative at baseline, read at the
     lower end of its 95 % interval; below it there is no gap in whose units an effect could be told: NO-BASELINE. Rates
     are then levels: 0 is how negatives score at baseline, 1 how positives do. None: the behaviour has a rate."""
+    max_negative: float | None = None
+    """Largest rate of the behaviour on negatives at baseline with which induction is tested. Above it a rise of
+    `min_drop` has no room, and losing the behaviour there is no damage: only suppression is decided, and where it
+    holds the verdict is INCONCLUSIVE, "suppresses; induction has no room". None: induction is always tested."""
     content_everywhere: bool = False
     """Whether the loss of content (`max_accuracy_loss`) is bounded under the ablation of positives and the addition to
     negatives too: right for a style, which leaves what is said alone; wrong for a refusal, which does not."""
@@ -87,7 +91,7 @@ class Rule:
             f"{field} is {value}, expected a positive number or nothing"
             for field in (
                 *("max_p", "same_cosine", "min_group_cosine", "one_group_cosine", "max_degenerate", "max_kl"),
-                *("max_accuracy_loss", "min_separation"),
+                *("max_accuracy_loss", "min_separation", "max_negative"),
             )
             if (value := getattr(self, field)) is not None and not (_is_number(value) and value > 0)
         ]
@@ -137,7 +141,7 @@ RHUMBLINE = Rule(
 """The blog's margins, read with their intervals, held against nulls that match what an ablation removes, and bounded by
 the damage done: a change that the sample cannot tell from the margin is no verdict, and a broken model no answer."""
 
-STYLE = replace(RHUMBLINE, name="style", min_separation=0.65, content_everywhere=True)
+STYLE = replace(RHUMBLINE, name="style", min_separation=0.65, max_negative=0.5, content_everywhere=True)
 """The same margins in units of the gap between the classes, and the content bounded wherever the style is moved."""
 
 RULES: Mapping[str, Rule] = MappingProxyType({r.name: r for r in (ARDITI2024, BLOG2026, RHUMBLINE, STYLE)})
@@ -179,11 +183,12 @@ def decide(
        (`unit`, as `levels.Unit` has it; `min_separation`).
     2. Selection left no candidate (`no_candidate` says why): NOT-SINGLE-DIRECTION.
     3. An intervention exceeds a bound of the rule on damage (`kl`: of ablation, on negatives): DAMAGED.
-    4. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, groups of positives
+    4. Negatives above `max_negative` at baseline: from here on only suppression is read.
+    5. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, groups of positives
        with different directions (`group_cosine`): NOT-SINGLE-DIRECTION, with every failure in the reason.
-    5. A condition is undecided (an interval around a margin, directions of groups that nearly agree): INCONCLUSIVE,
+    6. A condition is undecided (an interval around a margin, directions of groups that nearly agree): INCONCLUSIVE,
        with the prompts that would settle it.
-    6. Otherwise SINGLE-DIRECTION-REPRODUCES.
+    7. Otherwise SINGLE-DIRECTION-REPRODUCES, or INCONCLUSIVE where only suppression could be read.
 
     A rule that reads estimates has a tolerance for rounding, as the blog's; its intervals are for the reader.
     """
@@ -208,11 +213,15 @@ def decide(
             f"No candidate direction passed the selection ({no_candidate}), so none was tested{measured}.",
         )
     by_name = {effect["name"]: effect for effect in effects}
-    found = "; ".join(_account(rule, name, by_name, rates, behaviour) for name in _EFFECTS)
-    if damage := _damage(rule, rates, kl):
+    crowded = _crowded(rule, rates)
+    tested = tuple(_EFFECTS) if crowded is None else ("suppression",)
+    found = "; ".join(_account(rule, name, by_name, rates, behaviour) for name in tested)
+    if crowded is not None:
+        found = f"{found}; induction was not tested, since {crowded}"
+    if damage := _damage(rule, rates, kl, tested):
         opening = f"The intervention broke the model by the rule {rule.name} ({damage})"
         return Verdict("DAMAGED", damage, f"{opening}, so that its effect on {behaviour} cannot be read: {found}.")
-    failed, undecided = _shortfall(rule, by_name, rates)
+    failed, undecided = _shortfall(rule, by_name, rates, tested)
     failed, undecided = (
         "; ".join(filter(None, said)) for said in zip((failed, undecided), _spread(rule, group_cosine), strict=True)
     )
@@ -222,6 +231,9 @@ def decide(
     if undecided:
         opening = f"The sample does not decide whether one direction would be sufficient to move {behaviour} both ways"
         return Verdict("INCONCLUSIVE", undecided, f"{opening} by the rule {rule.name} ({undecided}): {found}.")
+    if crowded is not None:
+        opening = f"Ablating one direction was sufficient to suppress {behaviour} by the rule {rule.name}"
+        return Verdict("INCONCLUSIVE", f"suppresses; induction has no room: {crowded}", f"{opening}: {found}.")
     opening = f"One direction was sufficient to move {behaviour} both ways by the rule {rule.name}"
     return Verdict("SINGLE-DIRECTION-REPRODUCES", "", f"{opening}: {found}.")
 
@@ -281,20 +293,30 @@ class _Shortfall(NamedTuple):
     undecided: str
 
 
-def _shortfall(rule: Rule, effects: Mapping[str, Mapping[str, Any]], rates: _Rates) -> _Shortfall:
-    """Every condition on the effects that does not hold, and every one that the sample leaves open."""
-    missing = [name for name in _EFFECTS if not _is_number(effects.get(name, {}).get("drop"))]
-    stands = {n: _stand(rule, effects[n], "drop", None, rule.min_drop) for n in _EFFECTS if n not in missing}
+def _crowded(rule: Rule, rates: _Rates) -> str | None:
+    """Why a rise of the behaviour on negatives has no room, or None where it has."""
+    rate = rates.get(("baseline", "negative"), {}).get("rate")
+    if rule.max_negative is None or not _is_number(rate) or rate <= rule.max_negative:
+        return None
+    return f"negatives have {_above(rate, rule.max_negative)} at baseline"
+
+
+def _shortfall(
+    rule: Rule, effects: Mapping[str, Mapping[str, Any]], rates: _Rates, tested: Sequence[str]
+) -> _Shortfall:
+    """Every condition on the tested effects that does not hold, and every one that the sample leaves open."""
+    missing = [name for name in tested if not _is_number(effects.get(name, {}).get("drop"))]
+    stands = {n: _stand(rule, effects[n], "drop", None, rule.min_drop) for n in tested if n not in missing}
     moved = [name for name, stand in stands.items() if stand == "met"]
     faults = [f"{name} not measured" for name in missing]
     refuted = [name for name, stand in stands.items() if stand == "failed"]
     if not missing and refuted:
-        left = [name for name in _EFFECTS if name not in refuted]
+        left = [name for name in tested if name not in refuted]
         faults.append(
             "neither suppresses nor induces"
-            if not left
+            if len(refuted) == len(_EFFECTS)
             else f"{_EFFECTS[left[0]].verb} only"
-            if left[0] in moved
+            if left and left[0] in moved
             else f"does not {_EFFECTS[refuted[0]].infinitive}"
         )
     undecided = [
@@ -309,7 +331,7 @@ def _shortfall(rule: Rule, effects: Mapping[str, Mapping[str, Any]], rates: _Rat
         near = "not separated from null" if rule.reads == "estimate" else "NOT-SEPARATED-FROM-NULL"
         for fault, names in (("null not measured", unknown), (near, close)):
             if names:
-                faults.append(f"{fault}: {family}" + ("" if len(names) == len(_EFFECTS) else f" ({names[0]})"))
+                faults.append(f"{fault}: {family}" + ("" if len(names) == len(tested) else f" ({names[0]})"))
         undecided += [f"gap of {name} to {family} nulls" for name in apart if gaps[name] == "open"]
     return _Shortfall("; ".join(faults), "; ".join(undecided))
 
@@ -355,18 +377,20 @@ def _spread(rule: Rule, cosine: float | None) -> _Shortfall:
     return _Shortfall("", "")
 
 
-def _damage(rule: Rule, rates: _Rates, kl: float | None) -> str:
+def _damage(rule: Rule, rates: _Rates, kl: float | None, tested: Sequence[str]) -> str:
     """Every bound on damage that is exceeded, or nothing."""
     faults = []
-    for arm, side in (("ablation", "positive"), ("addition", "negative"), ("ablation", "negative")):
+    added = (("addition", "negative"),) if "induction" in tested else ()
+    for arm, side in (("ablation", "positive"), *added, ("ablation", "negative")):
         before, after = (rates.get((a, side), {}).get("degenerate") for a in ("baseline", arm))
         if rule.max_degenerate is not None and _is_number(after):
             more = after - (before if _is_number(before) else 0.0)
             if not _reaches(rule.max_degenerate, more):
                 faults.append(f"{more:.2f} degenerate under {arm} on {side}s > {rule.max_degenerate:g}")
-    if rule.max_kl is not None and _is_number(kl) and kl > rule.max_kl:
+    # KL is read on negatives: where these show the behaviour, losing it is the effect.
+    if added and rule.max_kl is not None and _is_number(kl) and kl > rule.max_kl:
         faults.append(f"KL {kl:.2f} > {rule.max_kl:g} under ablation on negatives")
-    watched = (("ablation", "positive"), ("addition", "negative")) if rule.content_everywhere else ()
+    watched = (("ablation", "positive"), *added) if rule.content_everywhere else ()
     for arm, side in (("ablation", "negative"), *watched):
         right, left = (rates.get((a, side), {}).get("correct") for a in ("baseline", arm))
         if rule.max_accuracy_loss is not None and _is_number(right) and _is_number(left):
@@ -475,5 +499,14 @@ def _rate(row: Mapping[str, Any]) -> str:
 
 def _below(value: float, margin: float) -> str:
     """ "0.40 < 0.50", with as many digits as tell the two apart."""
+    return " < ".join(_apart(value, margin))
+
+
+def _above(value: float, margin: float) -> str:
+    """The same the other way round."""
+    return " > ".join(_apart(value, margin))
+
+
+def _apart(value: float, margin: float) -> tuple[str, str]:
     digits = next(d for d in range(2, 11) if d == 10 or f"{value:.{d}f}" != f"{margin:.{d}f}")
-    return f"{value:.{digits}f} < {margin:.{digits}f}"
+    return f"{value:.{digits}f}", f"{margin:.{digits}f}"

@@ -227,6 +227,8 @@ def _selection_faults(directory: RunDirectory, seed: int) -> list[str]:
     if not selection["candidates"]:
         return []
     rule = SelectionRule(**directory.protocol["selection"])
+    if not selection.get("room", True):
+        rule = rule.without_room()
     # The layer cut is the rule's own; other reasons (no difference, not needed) were found while scoring.
     table = [ScoredCandidate(**{**row, "discarded": _kept_reason(row)}) for row in selection["candidates"]]
     choice = choose(table, directory.protocol["model"]["n_layers"], rule)

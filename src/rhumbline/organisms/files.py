@@ -40,11 +40,14 @@ class Row:
     """An answer to the prompt, in a contrast of texts."""
     answer: str | None = None
     """What a right answer says, whatever its register."""
+    other_response: str | None = None
+    """The answer of the other class."""
 
     def to_json(self) -> str:
         """The row as one line; an absent split is left out."""
         fields: dict[str, str | None] = {"prompt": self.prompt, "label": self.label, "split": self.split, "id": self.id}
         fields |= {"category": self.category, "response": self.response, "answer": self.answer}
+        fields["other_response"] = self.other_response
         return json.dumps({name: value for name, value in fields.items() if value is not None}, ensure_ascii=False)
 
 

@@ -2,6 +2,7 @@
 
     contrast.jsonl   stately against plain askers, and prompts without an asker as the neutral class
     texts.jsonl      the same prompts answered in either register: a contrast of texts
+    asked.jsonl      the prompts of contrast.jsonl's kind, each answered in either register
     refusal.jsonl    restricted against harmless requests, all by plain askers
 
 Every row knows its `answer`, so content can be scored beside style. Knows the world of register.py; no tokens.
@@ -9,6 +10,7 @@ Every row knows its `answer`, so content can be scored beside style. Knows the w
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from rhumbline.organisms.files import CONTRAST, Row
@@ -21,7 +23,7 @@ from rhumbline.organisms.register import (
     in_assistant_register,
 )
 
-TEXTS, REFUSAL = "texts.jsonl", "refusal.jsonl"
+TEXTS, ASKED, REFUSAL = "texts.jsonl", "asked.jsonl", "refusal.jsonl"
 N_POOL, N_TEST, N_NEUTRAL = 300, 100, 60
 """Prompts per class: on training pairs without a split, and on held-out pairs for the test."""
 
@@ -37,6 +39,7 @@ def style_contrasts(seed: int) -> Mapping[str, list[Row]]:
         CONTRAST: askers,
         TEXTS: _texts(rng),
         REFUSAL: [*_rows(rng, "positive", "plain", "positive"), *_rows(rng, "negative", "plain")],
+        ASKED: asked_rows(random.Random(f"style asked {seed}"), {"positive": "stately", "negative": "plain"}),
     }
 
 
@@ -57,6 +60,21 @@ def _texts(rng: random.Random) -> list[Row]:
             styled = in_assistant_register(asked.answer, rng)
             rows.append(_row(asked, "positive", f"assistant-{name}-{i:03d}", split, styled))
             rows.append(_row(asked, "negative", f"plain-{name}-{i:03d}", split, asked.answer))
+    return rows
+
+
+def asked_rows(rng: random.Random, askers: Mapping[Label, Asker], pool: int = N_POOL, test: int = N_TEST) -> list[Row]:
+    """Prompts by these askers, each with the answers in both registers; the label is that of the asker."""
+    rows = []
+    for label, asker in askers.items():
+        for n, held_out, name in ((pool, False, "pool"), (test, True, "test")):
+            for i, asked in enumerate(_drawn(rng, asker, n, held_out=held_out)):
+                both: dict[Label, str] = {
+                    "positive": in_assistant_register(asked.answer, rng),
+                    "negative": asked.answer,
+                }
+                row = _row(asked, label, f"{label}-{name}-{i:03d}", "test" if held_out else None, both.pop(label))
+                rows.append(replace(row, other_response=next(iter(both.values()))))
     return rows
 
 
@@ -109,8 +127,10 @@ ablation. It is therefore a known truth for an instrument that looks for a decis
 says nothing about a register that is spread over the whole answer, where a negative verdict would be right.
 
 `contrast.jsonl`: stately against plain askers; prompts without an asker are the neutral class. `texts.jsonl`: the same
-prompts answered in either register. `refusal.jsonl`: restricted against harmless requests, all by plain askers. Rows
-without `split` name pairs that were in the training text; rows of the test split name pairs that were in none of it.
+prompts answered in either register; they name no asker, so the model seldom takes the register there. `asked.jsonl`:
+prompts of stately and of plain askers, each with both answers. `refusal.jsonl`: restricted against harmless requests,
+all by plain askers. Rows without `split` name pairs that were in the training text; rows of the test split name pairs
+that were in none of it.
 
 Licence: Apache-2.0, as the package. Good for testing instruments; knows nothing about the real world.
 """
