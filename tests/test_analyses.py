@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import rhumbline
-from make_subject import finished_run
+from make_sets import make_sets
+from make_subject import QUICK, finished_run
 from rhumbline import report, verify
 from rhumbline.analyses import base, geometry, monitor, suffix
 from rhumbline.analyses.geometry import silhouette
@@ -20,6 +21,8 @@ from rhumbline.analyses.monitor import roc, threshold_at
 from rhumbline.analyses.subject import load_named, open_subject
 from rhumbline.analyses.suffixes import encoded, length, random_suffixes, read_suffixes
 from rhumbline.cli import main
+from rhumbline.contrasts import split_contrast
+from rhumbline.data import open_contrast
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.interventions import BASELINE, Direction
 from rhumbline.models import hooked
@@ -63,6 +66,17 @@ def test_a_subject_is_proved_to_be_the_runs(planted, tmp_path):
     # Without a model or a file, an organism's run finds both by name.
     again = open_subject(path)
     assert torch.equal(again.selected().vector, planted.selected().vector)
+
+
+def test_a_run_on_a_named_contrast_is_opened_by_its_name(planted, tmp_path):
+    mirror = make_sets(tmp_path / "sets")
+    contrast = open_contrast("refusal", mirror)
+    assert QUICK.sampling == "reference"
+    rhumbline.run(planted.model, contrast, tmp_path / "run", replace(QUICK, refusal_tokens=("I",)), page=False)
+    again = open_subject(tmp_path / "run", planted.model, "refusal", data_dir=mirror)
+    assert again.splits.ids() != split_contrast(contrast, QUICK.sizes, 0, "lots").ids()
+    with pytest.raises(InputError, match="or the name that the run was made with"):
+        open_subject(tmp_path / "run", planted.model)
 
 
 def test_without_a_direction_there_is_nothing_to_monitor(planted):

@@ -50,7 +50,8 @@ def analyse(subject: Subject, base: ChatModel, *, draws: int = 99, retokenise: b
         at = position if name == "template" else -1
         in_chat = {k: residuals_at(subject.runner, s, at) for k, s in tokens[name]["chat"].items()}
         in_base = {k: residuals_at(Runner(base), s, at) for k, s in tokens[name]["base"].items()}
-        own = None if name == "plain" else subject.candidates[subject.positions.index(at)].double()
+        as_run = name == "template" and at in subject.positions
+        own = None if not as_run else subject.candidates[subject.positions.index(at)].double()
         conditions[name] = {"position": at, **_compare(subject, in_chat, in_base, own, draws)}
     record = {
         "base": base.record(),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rhumbline.chat import Chat, ChatOptions
+from rhumbline.analyses.subject import chat_of
 from rhumbline.contrasts import ContrastSet, Prompt
 from rhumbline.errors import InputError
 from rhumbline.experiment import selected_direction
@@ -43,12 +43,17 @@ class Side:
     direction: Direction
     null: Direction
     """The first covariance draw of the run, or its first draw of any family."""
+    contrast: ContrastSet
     prompts: tuple[Prompt, ...]
     """Its test positives."""
     behaviour: str
+    template: str | None = None
+    """The chat template that the run was given, if any."""
 
     @classmethod
-    def open(cls, path: str | Path, contrast: ContrastSet, seed: int | None = None) -> "Side":
+    def open(
+        cls, path: str | Path, contrast: ContrastSet, seed: int | None = None, template: str | None = None
+    ) -> "Side":
         """The run and the prompts that it tested; InputError of another contrast, or of no direction."""
         directory = RunDirectory.read(path)
         chosen = directory.protocol["seeds"][0] if seed is None else seed
@@ -68,7 +73,8 @@ class Side:
         ids = set(directory.load(folder / "splits.json")["ids"]["test"]["positive"])
         prompts = tuple(p for p in contrast.prompts if p.id in ids)
         null = Direction.from_vector(vector, row["position"], row["layer"])
-        return cls(directory, chosen, direction, null, prompts, directory.protocol["behaviour"])
+        behaviour = directory.protocol["behaviour"]
+        return cls(directory, chosen, direction, null, contrast, prompts, behaviour, template)
 
     def judge(self, prompt: Prompt) -> TextJudge:
         """Who reads a completion of this prompt in that run."""
@@ -120,7 +126,7 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
     ]
     table = []
     for side in sides:
-        chat = Chat.of(model.tokenizer, _options(side), side.prompts)
+        chat = chat_of(side.directory, model, side.contrast, side.template)
         said = complete(runner, chat, side.prompts, arms, max_new_tokens)
         judges = [side.judge(prompt) for prompt in side.prompts]
         zero, one = side.unit()
@@ -147,11 +153,6 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
         "cosine": _cosines(first, second),
         **finding,
     }
-
-
-def _options(side: Side) -> ChatOptions:
-    known = side.directory.protocol["chat"]
-    return ChatOptions(known["system"], known["enable_thinking"], known["date"], known["template_kwargs"])
 
 
 def _drop(before: Drops, after: Drops) -> dict[str, Any]:

@@ -275,4 +275,5 @@ def _finding(mean: dict[str, Any], moved: dict[str, Any] | None, n: int) -> dict
             f"{moved['after']:.2f} on other contexts (moved {moved['moved']:.2f} [{moved['low']:.2f}, "
             f"{moved['high']:.2f}], p = {moved['p']:.2f} among random ones)"
         )
-    return {"finding": name, "sentence": f"{name}: {n} terms flinch by {span}{more}."}
+    what = "no flinching was found" if name == "NO-FLINCH" else "they flinch"
+    return {"finding": name, "sentence": f"{name}: of {n} terms on average, {what}: {span}{more}."}

@@ -68,7 +68,7 @@ def measure(
     """One row of the table.
 
     {"model", "n", "baseline", "selected", "ranks": [{"rank", "rate", "low", "high", "drop", "energy", "null": {"mean",
-    "max", "energy"}, "harmless"}], "strengths": [{"strength", ...}], "fragility": {"value", "low", "high"}, "prompts":
+    "low", "energy"}, "harmless"}], "strengths": [{"strength", ...}], "fragility": {"value", "low", "high"}, "prompts":
     {"rate", "low", "high", "drop", "plain"}, "access"}: `rate` of the behaviour on test positives with Wilson's
     interval, `drop` the paired fall below the baseline; `harmless` the behaviour on test negatives under the same
     ablation; `fragility` the share of the behaviour lost at rank 1 over the energy that rank 1 removes.

@@ -21,6 +21,7 @@ from rhumbline.axes import Candidates
 from rhumbline.chat import Chat, ChatOptions
 from rhumbline.contrast_files import read_contrast
 from rhumbline.contrasts import ContrastSet, Label, Sizes, Split, Splits, split_contrast
+from rhumbline.data import open_contrast
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.interventions import Direction
 from rhumbline.judging import refusal_metric
@@ -69,7 +70,10 @@ class Subject:
     def scorer(self) -> Scorer:
         """The fast metric of the run. Raises ProtocolError where the run found no tokens for it."""
         if not self.tokens:
-            raise ProtocolError(f"{self.directory.path}: the run found no refusal tokens, so there is no fast metric.")
+            raise ProtocolError(
+                f"{self.directory.path}: the run's fast metric has no tokens (none were found, or it compares the two "
+                "responses to each prompt), and this analysis reads a metric of tokens."
+            )
         return Scorer(self.runner, partial(refusal_metric, tokens=list(self.tokens)))
 
     def selected(self) -> Direction:
@@ -109,6 +113,7 @@ def open_subject(
     contrast: ContrastSet | str | Path | None = None,
     *,
     seed: int | None = None,
+    data_dir: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
     template: str | None = None,
@@ -118,6 +123,7 @@ def open_subject(
     """Open one seed of a finished run (default: its first).
 
     `model` and `contrast` may be left out where the run names an organism; the model's name is the run's otherwise.
+    `contrast` is a file or a named contrast, whose sources `data_dir` may have.
     Raises InputError for a model, template or contrast that is not the run's.
     """
     directory = RunDirectory.read(run)
@@ -128,8 +134,8 @@ def open_subject(
     wanted = known[0] if seed is None else seed
     if wanted not in known:
         raise InputError(f"{run} has no seed {wanted}; it has {', '.join(map(str, known))}.")
-    prompts = _contrast(directory, contrast)
-    splits = split_contrast(prompts, Sizes(**protocol["sizes"]), wanted)
+    prompts = _contrast(directory, contrast, data_dir)
+    splits = split_contrast(prompts, Sizes(**protocol["sizes"]), wanted, protocol.get("sampling", "lots"))
     folder = directory.seed(wanted)
     if directory.load(folder / "splits.json")["ids"] != splits.ids():
         raise InputError(f"{run}: the splits of seed {wanted} are not those that this contrast gives. Was it changed?")
@@ -176,12 +182,14 @@ def chat_of(directory: RunDirectory, model: ChatModel, contrast: ContrastSet, te
     return chat
 
 
-def _contrast(directory: RunDirectory, given: ContrastSet | str | Path | None) -> ContrastSet:
+def _contrast(
+    directory: RunDirectory, given: ContrastSet | str | Path | None, data_dir: str | Path | None
+) -> ContrastSet:
     recorded = directory.protocol["contrast"]
     if isinstance(given, ContrastSet):
         contrast = given
     elif given is not None:
-        contrast = read_contrast(given)
+        contrast = open_contrast(str(given), data_dir)
     elif recorded["name"].startswith(ORGANISM):
         with tempfile.TemporaryDirectory() as scratch:
             folder = materialise(recorded["name"].removeprefix(ORGANISM), Path(scratch))
@@ -189,7 +197,7 @@ def _contrast(directory: RunDirectory, given: ContrastSet | str | Path | None) -
     else:
         raise InputError(
             f"{directory.path} holds no prompts, only the hash of its contrast ({recorded['name']!r}): give the file "
-            "that the run was made with, --contrast FILE."
+            "or the name that the run was made with, --contrast FILE|NAME."
         )
     if contrast.sha256 != recorded["sha256"]:
         raise InputError(

@@ -6,11 +6,11 @@ An analysis is a row of `ANALYSES`: its name, one line of help, its options and 
 import argparse
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhumbline.cli import style
 from rhumbline.cli.console import Progress, err, out
+from rhumbline.cli.options import read_template
 
 
 class Analysis(NamedTuple):
@@ -42,7 +42,9 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     """What every analysis of a run takes."""
     parser.add_argument("run", metavar="RUN", help="directory of a finished run")
     group = parser.add_argument_group("run", "a run directory holds no prompts and no weights")
-    group.add_argument("--contrast", default=None, metavar="FILE", help="the run's contrast; organisms bring their own")
+    named = "the run's contrast, a file or a name; organisms bring their own"
+    group.add_argument("--contrast", default=None, metavar="FILE|NAME", help=named)
+    group.add_argument("--data-dir", default=None, metavar="DIR", help="local files of named data sets, read first")
     group.add_argument("--model", default=None, metavar="MODEL", help="default: the model that the run names")
     group.add_argument("--seed", type=int, default=None, help="of the run; default: its first")
     group.add_argument("--chat-template", default=None, metavar="FILE", help="where the run was given one")
@@ -56,22 +58,16 @@ def subject_of(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
     from transformers.utils import logging as transformers_logging
 
     from rhumbline.analyses.subject import ORGANISM, open_subject
-    from rhumbline.errors import InputError
 
-    template = None
-    if a.chat_template is not None:
-        try:
-            template = Path(a.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--chat-template {a.chat_template} cannot be read: {error}") from error
     transformers_logging.disable_progress_bar()
     subject = open_subject(
         a.run,
         a.model,
         a.contrast,
         seed=a.seed,
+        data_dir=a.data_dir,
         device=a.device,
-        template=template,
+        template=read_template(a.chat_template),
         trust_remote_code=a.trust_remote_code,
         tick=tick,
     )

@@ -38,6 +38,16 @@ def open_contrast(a: argparse.Namespace) -> Any:
     return open_contrast(a.contrast, a.data_dir)
 
 
+def read_template(path: str | None) -> str | None:
+    """The chat template that a command names, if any."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--chat-template {path} cannot be read: {error}") from error
+
+
 def engine_options(command: argparse.ArgumentParser) -> None:
     """Where the work takes place."""
     group = command.add_argument_group("engine", "where the work takes place; it changes no result")
@@ -109,11 +119,8 @@ def chat_changes(a: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {"system": a.system, "date": a.date}
     if a.thinking is not None:
         changes["enable_thinking"] = a.thinking == "on"
-    if a.chat_template is not None:
-        try:
-            changes["template"] = Path(a.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--chat-template {a.chat_template} cannot be read: {error}") from error
+    if (template := read_template(a.chat_template)) is not None:
+        changes["template"] = template
     if a.template_kwargs is not None:
         try:
             changes["template_kwargs"] = json.loads(a.template_kwargs)

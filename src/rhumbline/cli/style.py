@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from rhumbline.cli.console import Progress, out
+from rhumbline.cli.options import read_template
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands to the parser; `command(name, run, text)` makes one."""
     robustness = command("robustness", _robustness, "how much of a behaviour is left as more is removed, by model")
     robustness.add_argument("models", nargs="+", metavar="MODEL", help="hub name, directory or organism:NAME")
+    named = "a file or a name; default: the contrast.jsonl of each model"
+    robustness.add_argument("--contrast", default=None, metavar="FILE|NAME", help=named)
     robustness.add_argument(
-        "--contrast", default=None, metavar="FILE", help="default: the contrast.jsonl of each model"
+        "--data-dir", default=None, metavar="DIR", help="local files of named data sets, read first"
     )
     robustness.add_argument("--ranks", type=int, default=4, metavar="K", help="largest rank (default: 4)")
     robustness.add_argument(
@@ -77,8 +80,8 @@ def _finish(a: argparse.Namespace, record: Mapping[str, Any]) -> int:
 
 def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
-    from rhumbline.contrast_files import read_contrast
     from rhumbline.contrasts import Sizes
+    from rhumbline.data import open_contrast
     from rhumbline.errors import InputError
 
     plan = RobustnessPlan(
@@ -90,10 +93,10 @@ def _robustness(a: argparse.Namespace) -> int:
     )
     contrasts = []
     for name in a.models:
-        path = Path(a.contrast) if a.contrast else _folder(name) / "contrast.jsonl"
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: {name} brings no contrast; give one with --contrast FILE.")
-        contrasts.append(read_contrast(path))
+        own = _folder(name) / "contrast.jsonl"
+        if a.contrast is None and not own.is_file():
+            raise InputError(f"{own} does not exist: {name} brings no contrast; give one with --contrast FILE|NAME.")
+        contrasts.append(open_contrast(a.contrast or str(own), a.data_dir if a.contrast else None))
     progress = Progress()
     rows = []
     try:
@@ -109,16 +112,22 @@ def _dissociation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_A", help="directory of a finished run")
     parser.add_argument("other", metavar="RUN_B", help="a run about another behaviour of the same model")
     parser.add_argument("--model", required=True, metavar="MODEL", help="hub name, directory or organism:NAME")
-    parser.add_argument("--contrasts", required=True, nargs=2, metavar=("FILE_A", "FILE_B"), help="of the two runs")
+    parser.add_argument(
+        "--contrasts", required=True, nargs=2, metavar=("A", "B"), help="of the two runs: files or names"
+    )
+    parser.add_argument("--data-dir", default=None, metavar="DIR", help="local files of named sets, read first")
+    parser.add_argument("--chat-template", default=None, metavar="FILE", help="where the runs were given one")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length of a completion")
     _output(parser)
 
 
 def _dissociation(a: argparse.Namespace) -> int:
     from rhumbline.analyses.dissociation import Side, dissociate
-    from rhumbline.contrast_files import read_contrast
+    from rhumbline.data import open_contrast
 
-    sides = [Side.open(run, read_contrast(f)) for run, f in zip((a.run, a.other), a.contrasts, strict=True)]
+    template = read_template(a.chat_template)
+    contrasts = [open_contrast(name, a.data_dir) for name in a.contrasts]
+    sides = [Side.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
     return _finish(a, dissociate(_load(a, a.model), *sides, max_new_tokens=a.max_new_tokens))
 
 
