@@ -174,3 +174,24 @@ def test_a_failed_job_exits_as_what_it_raised(tmp_path):
         replica.do = do
         replica.hold({})
         assert replica.ask("square", "{}")[:3] == ("null", str(error), code)
+
+
+class _Inits:
+    """Ray as far as a connection asks for it."""
+
+    def __init__(self):
+        self.options = {}
+
+    def init(self, **options):
+        self.options = options
+
+
+@pytest.mark.parametrize(("address", "given"), [(None, "local"), ("auto", "auto")])
+def test_ray_starts_a_cluster_of_its_own_unless_it_is_told_of_one(monkeypatch, address, given):
+    from rhumbline.engines.ray import Ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    ray = _Inits()
+    Ray(address)._connect(ray)
+    assert ray.options["address"] == given

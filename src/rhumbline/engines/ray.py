@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 import traceback
 from collections import Counter, deque
@@ -132,6 +133,7 @@ class Ray:
         """Workers made from the description, on as many replicas as there is room for; none is left behind."""
         if not isinstance(worker, Worker):
             raise TypeError("a Ray engine makes its own workers")
+        self._secure()
         ray = _imported()
         ours = not ray.is_initialized()
         if ours:
@@ -149,21 +151,34 @@ class Ray:
             if ours:
                 ray.shutdown()
 
-    def _connect(self, ray: Any) -> None:
-        address = self.address or os.environ.get("RAY_ADDRESS") or None
+    @property
+    def _cluster(self) -> str | None:
+        """Where the cluster is; None for one that is started here."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
+
+    def _secure(self) -> None:
+        """Authentication stays on. Ray reads its mode when it is imported: set later, workers would be refused."""
         # A cluster that is started here listens on every interface, whatever address it is given.
-        is_open = address is None or not is_loopback(address)
-        if is_open and os.environ.setdefault("RAY_AUTH_MODE", "token") == "disabled":
+        if self._cluster is not None and is_loopback(self._cluster):
+            return
+        if os.environ.get("RAY_AUTH_MODE") == "disabled":
             raise InputError(
-                f"RAY_AUTH_MODE=disabled with {address or 'a cluster of this machine'}: whoever reaches a Ray cluster "
-                "may run code on it. "
+                f"RAY_AUTH_MODE=disabled with {self._cluster or 'a cluster of this machine'}: whoever reaches a Ray "
+                "cluster may run code on it. "
                 "Unset it and give the cluster's token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             )
+        # Where Ray was imported before, it switches authentication on itself for a cluster that it starts.
+        if self._cluster is not None or "ray" not in sys.modules:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+    def _connect(self, ray: Any) -> None:
+        address = self._cluster
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address:
             options["address"] = address
         else:
-            options["include_dashboard"] = False
+            # Without one Ray looks for this machine's last cluster, and knocks for minutes where that is gone.
+            options |= {"address": "local", "include_dashboard": False}
         if address and "://" not in address and ":" in address:
             # Ray knocks for a quarter of an hour, and takes a loopback address for that of this node.
             port = address.rpartition(":")[2]
