@@ -133,9 +133,11 @@ class Ray:
         """Workers made from the description, on as many replicas as there is room for; none is left behind."""
         if not isinstance(worker, Worker):
             raise TypeError("a Ray engine makes its own workers")
-        self._secure()
+        # Whoever has connected Ray in this process has also said how.
+        ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+        if ours:
+            self._secure()
         ray = _imported()
-        ours = not ray.is_initialized()
         if ours:
             self._connect(ray)
         pool = RayPool(ray, worker, self.gpus_per_replica, self.replicas)
