@@ -134,7 +134,8 @@ class Ray:
         if not isinstance(worker, Worker):
             raise TypeError("a Ray engine makes its own workers")
         # Whoever has connected Ray in this process has also said how.
-        ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+        loaded = sys.modules.get("ray")
+        ours = loaded is None or not loaded.is_initialized()
         if ours:
             self._secure()
         ray = _imported()
