@@ -31,7 +31,8 @@ from rhumbline.errors import ProtocolError
 from rhumbline.organisms import materialise, train
 from rhumbline.organisms.planted import TRUTH, build
 from rhumbline.protocol import Dose, Nulls, Protocol, Stability
-from rhumbline.verdict import BLOG2026, RHUMBLINE, decide
+from rhumbline.rules import BLOG2026, RHUMBLINE
+from rhumbline.verdict import decide
 
 FAMILIES = RHUMBLINE.families
 

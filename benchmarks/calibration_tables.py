@@ -9,8 +9,8 @@ from typing import Any
 import altair as alt
 
 from rhumbline.figures import LIGHT, Row, draw, finished, tips
+from rhumbline.rules import RHUMBLINE
 from rhumbline.statistics import exact_interval
-from rhumbline.verdict import RHUMBLINE
 
 SINGLE = "SINGLE-DIRECTION-REPRODUCES"
 WIDTH = 420

@@ -14,11 +14,12 @@ import torch
 
 import plain
 import shapes
+from rhumbline.choosing import ARDITI2024
 from rhumbline.figures import LIGHT, Row, draw, finished
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.judging import refusal_metric
 from rhumbline.running import Runner
-from rhumbline.selection import ARDITI2024, score_candidates
+from rhumbline.selection import score_candidates
 
 TOKENS = (5, 9)
 NAME = "benchmarks-growth"

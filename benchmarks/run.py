@@ -22,13 +22,14 @@ import growth
 import plain
 import shapes
 from rhumbline.batching import CACHED_TOKENS_PER_TOKEN
+from rhumbline.choosing import ARDITI2024, choose
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import refusal_metric
 from rhumbline.measuring import peak_memory, reset_peak_memory
 from rhumbline.models import ChatModel
 from rhumbline.residuals import extract
 from rhumbline.running import Runner
-from rhumbline.selection import ARDITI2024, choose, score_candidates
+from rhumbline.selection import score_candidates
 
 OUT = Path(__file__).parent.parent / "docs"
 POSITIONS = (-5, -4, -3, -2, -1)

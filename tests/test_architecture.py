@@ -23,7 +23,7 @@ ORDER = words("""
     models packing attending proving loading
     interventions decoding batching running documents residuals directions nulls
     judging style markers log_odds statistics levels classifying planning evidence judges costs pairing
-    opening selection scoring refitting verdict
+    opening choosing selection scoring refitting rules verdict
     side_effects conditions
     protocol presets probes styling verification
     figures arm_figures site_figures run_record evidence_figures side_effects_figures analyses_figures
@@ -40,7 +40,8 @@ ORDER = words("""
 """)
 WITHOUT_TORCH = words("""
     errors records engines sizing comparing comparison_page
-    sampling contrasts contrast_files data texts statistics levels planning evidence costs pairing verdict
+    sampling contrasts contrast_files data texts statistics levels planning evidence costs pairing
+    choosing rules verdict
     figures arm_figures site_figures run_record evidence_figures side_effects_figures analyses_figures
     page evidence_report judges_report side_effects_report style_report
     reading_report span_report analyses_report report_sections report_protocol report

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 import plain
 from families import FAMILIES
+from rhumbline.choosing import ARDITI2024, choose
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import refusal_metric
 from rhumbline.residuals import extract
 from rhumbline.running import Runner
-from rhumbline.selection import ARDITI2024, choose, score_candidates
+from rhumbline.selection import score_candidates
 
 TOKENS = st.integers(5, 250)
 KEPT = settings(

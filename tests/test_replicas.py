@@ -54,14 +54,19 @@ def test_a_protocol_survives_its_record(name):
     assert read_protocol(json.loads(json.dumps(protocol.record()))) == protocol
 
 
-def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
-    model, contrast = organism
-    here = run(model, contrast, tmp_path / "here", SMALL, page=False).results
-    engine = Mock(5, repeats=0.5)
-    with engine.pool(replica_worker(SOURCE, contrast, SMALL, fingerprint(model))) as pool:
-        there = run(model, contrast, tmp_path / "there", SMALL, pool=pool, engine=engine.name, page=False).results
+def run_both(tmp_path, source, model, contrast, protocol, engine):
+    """The results in this process and over the engine's replicas, which must be equal."""
+    here = run(model, contrast, tmp_path / "here", protocol, page=False).results
+    with engine.pool(replica_worker(source, contrast, protocol, fingerprint(model))) as pool:
+        there = run(model, contrast, tmp_path / "there", protocol, pool=pool, engine=engine.name, page=False).results
     for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):
         assert there[name] == here[name]
+    return here, there
+
+
+def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
+    model, contrast = organism
+    here, there = run_both(tmp_path, SOURCE, model, contrast, SMALL, Mock(5, repeats=0.5))
     for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json",
                  "losses-completions.jsonl", "condition-00.jsonl"):  # fmt: skip
         assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
@@ -76,12 +81,7 @@ def test_a_continuous_score_on_replicas_is_that_of_one_process(tmp_path):
     model, found = source.load(), source.own_contrast()
     # Sampled anew, so that the splits are as small as the protocol says.
     contrast = replace(found, prompts=tuple(p for p in found.prompts if p.split is None), neutral=found.neutral[:6])
-    here = run(model, contrast, tmp_path / "here", STYLED, page=False).results
-    engine = Mock(2, repeats=0.3)
-    with engine.pool(replica_worker(source, contrast, STYLED, fingerprint(model))) as pool:
-        there = run(model, contrast, tmp_path / "there", STYLED, pool=pool, engine=engine.name, page=False).results
-    for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):
-        assert there[name] == here[name]
+    run_both(tmp_path, source, model, contrast, STYLED, Mock(2, repeats=0.3))
     # safetensors writes its metadata in any order: the tensors are what must be equal.
     judges = [load_file(tmp_path / run_ / "seed-0" / "classifier.safetensors") for run_ in ("here", "there")]
     assert judges[0].keys() == judges[1].keys()

@@ -8,20 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rhumbline.choosing import ARDITI2024, BLOG2026, ScoredCandidate, SelectionRule, choose, read_scores
 from rhumbline.errors import ProtocolError
 from rhumbline.interventions import Ablate, Add, Arm, Direction, ablate
 from rhumbline.judging import kl_divergence, refusal_metric
 from rhumbline.models import hooked
 from rhumbline.running import Runner
-from rhumbline.selection import (
-    ARDITI2024,
-    BLOG2026,
-    ScoredCandidate,
-    SelectionRule,
-    choose,
-    read_scores,
-    score_candidates,
-)
+from rhumbline.selection import score_candidates
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 

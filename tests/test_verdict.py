@@ -8,20 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
+from rhumbline.rules import ARDITI2024, BLOG2026, RHUMBLINE, RULES, STYLE, Rule, rule
 from rhumbline.statistics import arm_rates, effects
-from rhumbline.verdict import (
-    ARDITI2024,
-    BLOG2026,
-    RHUMBLINE,
-    RULES,
-    STYLE,
-    Rule,
-    Verdict,
-    VerdictName,
-    decide,
-    overall,
-    rule,
-)
+from rhumbline.verdict import Verdict, VerdictName, decide, overall
 
 REPRODUCES, NOT, NO_BASELINE = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION", "NO-BASELINE-REFUSAL"
 

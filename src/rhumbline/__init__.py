@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rhumbline.applying import applied
     from rhumbline.chat import Chat, ChatOptions
+    from rhumbline.choosing import choose, read_scores
     from rhumbline.contrast_files import contrast_from_prompts, read_contrast
     from rhumbline.contrasts import ContrastSet, Prompt, Sizes, split_contrast
     from rhumbline.data import open_contrast
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from rhumbline.monitoring import Monitor
     from rhumbline.protocol import Protocol, preset
     from rhumbline.proving import prove
+    from rhumbline.rules import Rule
     from rhumbline.running import Runner
-    from rhumbline.selection import choose, read_scores
-    from rhumbline.verdict import Rule, decide
+    from rhumbline.verdict import decide
     from rhumbline.verification import verify
     from rhumbline.weights import orthogonalized
 
@@ -45,9 +46,9 @@ _HOME = {
     "Add": "interventions",
     "Arm": "interventions",
     "Runner": "running",
-    "choose": "selection",
-    "read_scores": "selection",
-    "Rule": "verdict",
+    "choose": "choosing",
+    "read_scores": "choosing",
+    "Rule": "rules",
     "decide": "verdict",
     "Protocol": "protocol",
     "preset": "protocol",

@@ -15,6 +15,7 @@ import torch
 
 from rhumbline.batching import TokenIds
 from rhumbline.blocks import CANDIDATES_PER_BLOCK, Ask, Block, cuts
+from rhumbline.choosing import ScoredCandidate, choose
 from rhumbline.contrasts import LABELS, Label, Prompt, Split
 from rhumbline.directions import difference_in_means
 from rhumbline.interventions import Direction
@@ -24,7 +25,7 @@ from rhumbline.probes import coefficient_on_validation
 from rhumbline.residuals import Extraction, extract
 from rhumbline.scoring import Scorer
 from rhumbline.seed_run import SeedRun
-from rhumbline.selection import Cell, Grid, Metric, Score, ScoredCandidate, choose, score_candidates
+from rhumbline.selection import Cell, Grid, Metric, Score, score_candidates
 from rhumbline.styling import has_room, make_styling, with_completions
 
 # -- train: who judges, which tokens, which candidates ----------------------------------------------------------------

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.batching import TokenIds
+from rhumbline.choosing import NOT_NEEDED, ScoredCandidate, SelectionRule
 from rhumbline.contrasts import Label, Prompt
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.log_odds import PairedLogOdds
@@ -19,7 +20,6 @@ from rhumbline.nulls import Null
 from rhumbline.protocol import COEFFICIENTS, Dose
 from rhumbline.refitting import Site
 from rhumbline.scoring import Scorer
-from rhumbline.selection import NOT_NEEDED, ScoredCandidate, SelectionRule
 
 ENOUGH = 0.9
 """Share of validation negatives that must open as a refusal for a coefficient to be large enough."""

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rhumbline.chat import ChatOptions
+from rhumbline.choosing import ARDITI2024, BLOG2026, STYLE, SelectionRule
 from rhumbline.contrasts import Sizes
 from rhumbline.errors import ProtocolError
 from rhumbline.judging import JUDGES, judge
 from rhumbline.nulls import FAMILIES
+from rhumbline.rules import Rule
+from rhumbline.rules import rule as named_rule
 from rhumbline.sampling import Sampling
-from rhumbline.selection import ARDITI2024, BLOG2026, STYLE, SelectionRule
-from rhumbline.verdict import Rule
-from rhumbline.verdict import rule as named_rule
 
 
 @dataclass(frozen=True)

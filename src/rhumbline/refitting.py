@@ -17,11 +17,11 @@ from torch import Tensor
 
 from rhumbline.axes import Candidates
 from rhumbline.batching import TokenIds
+from rhumbline.choosing import ScoredCandidate, SelectionRule, choose
 from rhumbline.interventions import Ablate, Add, Arm, Direction
 from rhumbline.nulls import generator, halves
 from rhumbline.running import Runner
 from rhumbline.scoring import Scorer
-from rhumbline.selection import ScoredCandidate, SelectionRule, choose
 
 IN_QUESTION = 4
 """Candidates whose induce and kl are computed together, in the order of their bypass."""

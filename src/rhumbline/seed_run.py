@@ -13,6 +13,7 @@ from typing import Any
 from rhumbline.axes import Candidates
 from rhumbline.batching import CPU_TOKENS, TokenIds
 from rhumbline.chat import Chat
+from rhumbline.choosing import SelectionRule
 from rhumbline.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits
 from rhumbline.interventions import Direction
 from rhumbline.judging import TextJudge, judge
@@ -25,7 +26,7 @@ from rhumbline.protocol import Protocol
 from rhumbline.records import RunDirectory
 from rhumbline.running import Runner
 from rhumbline.scoring import Scorer
-from rhumbline.selection import Metric, SelectionRule, TokenMetric, own_tokens
+from rhumbline.selection import Metric, TokenMetric, own_tokens
 from rhumbline.styling import Styling, read_styling
 from rhumbline.texts import NO_TEXTS, LossTexts
 

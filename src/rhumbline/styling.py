@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rhumbline.chat import Chat
+from rhumbline.choosing import ScoredCandidate, SelectionRule, choose
 from rhumbline.classifying import Classifier, ClassifierJudge, fit
 from rhumbline.contrasts import Label, Prompt, Splits
 from rhumbline.errors import ProtocolError
@@ -20,7 +21,6 @@ from rhumbline.judging import TextJudge
 from rhumbline.markers import estimate_markers
 from rhumbline.protocol import Protocol
 from rhumbline.running import Runner
-from rhumbline.selection import ScoredCandidate, SelectionRule, choose
 from rhumbline.style import MarkerJudge, content_kept, form, overlap_by_chance
 
 LABELS: tuple[Label, Label] = ("positive", "negative")

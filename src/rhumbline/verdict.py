@@ -6,14 +6,12 @@ Knows margins and words. Does not know rows, models or files: it reads what `sta
 What is missing, unscored or not a number never counts in favour of the claim.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
 from rhumbline.errors import ProtocolError
 from rhumbline.planning import prompts_to_settle
+from rhumbline.rules import Rule, is_number
 
 Summary = Sequence[Mapping[str, Any]]
 """The list that `statistics.arm_rates` or `statistics.effects` returns, or what JSON made of it."""
@@ -28,131 +26,6 @@ VerdictName = Literal[
 ]
 """NO-BASELINE is NO-BASELINE-REFUSAL for a behaviour other than refusal; DAMAGED and INCONCLUSIVE only come from rules
 that have bounds or read intervals."""
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When one direction counts as sufficient: both effects reach `min_drop`, and exceed every null by `min_gap`."""
-
-    name: str
-    """What the report calls it."""
-    min_baseline: float = 0.5
-    """Least rate of the behaviour on the positive set at baseline; below it there is too little to suppress."""
-    min_drop: float = 0.5
-    """Least change of the rate against baseline: the fall under ablation, the rise under addition."""
-    min_gap: float = 0.25
-    """Least distance of that change from the mean change of a family of nulls."""
-    families: tuple[str, ...] = ("isotropic",)
-    """The families of nulls that both effects must exceed; others may be run and are only reported."""
-    reads: Literal["estimate", "interval"] = "estimate"
-    """What must reach a margin: the estimate (the blog), or the whole 95 % interval. An interval with the margin inside
-    is INCONCLUSIVE."""
-    max_p: float | None = None
-    """Largest rank p by the fast metric, in every family, for both effects. Every one must hold, so each is tested at
-    its own level (an intersection-union test): nothing is adjusted. None: not asked for."""
-    same_cosine: float | None = None
-    """A null draw with a |cosine| above this is the direction again, no competitor: the rank does not count it, nor the
-    gap unless there is no other. None: every draw counts."""
-    min_group_cosine: float | None = None
-    """Least cosine between the directions of the two groups into which the positives fall; below it the behaviour is
-    spread over several directions, and no one of them is the single one."""
-    one_group_cosine: float | None = None
-    """From this cosine on the two directions are taken for one. Between `min_group_cosine` and this they are one
-    direction under noise or a narrow cone of several, and the verdict is INCONCLUSIVE. None: there is no such band."""
-    max_degenerate: float | None = None
-    """Largest share of degenerate completions under an intervention, beyond the baseline's; more is DAMAGED."""
-    max_kl: float | None = None
-    """Largest mean KL that ablation may cause on negative test prompts, nats; more is DAMAGED."""
-    max_accuracy_loss: float | None = None
-    """Largest loss of right answers on negatives under ablation, where the contrast knows them; more is DAMAGED."""
-    min_separation: float | None = None
-    """Of a continuous score: least chance that a positive has a larger score than a negative at baseline, read at the
-    lower end of its 95 % interval; below it there is no gap in whose units an effect could be told: NO-BASELINE. Rates
-    are then levels: 0 is how negatives score at baseline, 1 how positives do. None: the behaviour has a rate."""
-    max_negative: float | None = None
-    """Largest rate of the behaviour on negatives at baseline with which induction is tested. Above it a rise of
-    `min_drop` has no room, and losing the behaviour there is no damage: only suppression is decided, and where it
-    holds the verdict is INCONCLUSIVE, "suppresses; induction has no room". None: induction is always tested."""
-    content_everywhere: bool = False
-    """Whether the loss of content (`max_accuracy_loss`) is bounded under the ablation of positives and the addition to
-    negatives too: right for a style, which leaves what is said alone; wrong for a refusal, which does not."""
-
-    def __post_init__(self):
-        faults = [
-            f"{field} is {value}, expected a number in (0, 1]"
-            for field in ("min_baseline", "min_drop", "min_gap")
-            if not (_is_number(value := getattr(self, field)) and 0 < value <= 1)
-        ]
-        faults += [
-            f"{field} is {value}, expected a positive number or nothing"
-            for field in (
-                *("max_p", "same_cosine", "min_group_cosine", "one_group_cosine", "max_degenerate", "max_kl"),
-                *("max_accuracy_loss", "min_separation", "max_negative"),
-            )
-            if (value := getattr(self, field)) is not None and not (_is_number(value) and value > 0)
-        ]
-        if self.reads not in ("estimate", "interval"):
-            faults.append(f"reads is {self.reads!r}, expected estimate or interval")
-        if not self.name:
-            faults.append("name is empty, expected a word")
-        if not self.families or len(set(self.families)) < len(self.families):
-            faults.append(f"families is {self.families}, expected one or more distinct names")
-        faults += [f"family {f!r} is empty or contains a colon" for f in self.families if not f or ":" in f]
-        if faults:
-            raise ProtocolError(f"Rule {self.name!r}: {'; '.join(faults)}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What goes into protocol.json."""
-        return {**asdict(self), "families": list(self.families)}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> "Rule":
-        """The rule that `to_dict` wrote; a field left out has its default."""
-        known = [field.name for field in fields(cls)]
-        if not set(given) <= set(known) or "name" not in given:
-            raise ProtocolError(
-                f"A rule has the fields {', '.join(known)}, of which `name` is required; "
-                f"given: {', '.join(given) or 'none'}."
-            )
-        families = given.get("families", cls.families)
-        return cls(**{**given, "families": (families,) if isinstance(families, str) else tuple(families)})
-
-
-BLOG2026 = Rule("blog2026")
-"""The reproduction blog's: its margins, against norm-matched isotropic directions."""
-ARDITI2024 = Rule("arditi2024")
-"""The paper fixes no rule; this is the blog's, under the name of the preset whose numbers it judges."""
-RHUMBLINE = Rule(
-    "rhumbline",
-    families=("isotropic", "covariance", "top-pc", "shuffled-site", "shuffled"),
-    reads="interval",
-    max_p=0.05,
-    same_cosine=0.5,
-    min_group_cosine=0.5,
-    one_group_cosine=0.85,
-    max_degenerate=0.3,
-    max_kl=0.2,
-    max_accuracy_loss=0.2,
-)
-"""The blog's margins, read with their intervals, held against nulls that match what an ablation removes, and bounded by
-the damage done: a change that the sample cannot tell from the margin is no verdict, and a broken model no answer."""
-
-STYLE = replace(RHUMBLINE, name="style", min_separation=0.65, max_negative=0.5, content_everywhere=True)
-"""The same margins in units of the gap between the classes, and the content bounded wherever the style is moved."""
-
-RULES: Mapping[str, Rule] = MappingProxyType({r.name: r for r in (ARDITI2024, BLOG2026, RHUMBLINE, STYLE)})
-"""Every named rule."""
-
-
-def rule(name: str) -> Rule:
-    """The rule of that name."""
-    if name not in RULES:
-        raise ProtocolError(f"Unknown rule {name!r}; the rules are {', '.join(RULES)}.")
-    return RULES[name]
 
 
 class Verdict(NamedTuple):
@@ -193,25 +66,8 @@ def decide(
     A rule that reads estimates has a tolerance for rounding, as the blog's; its intervals are for the reader.
     """
     rates = {(row["arm"], row["set"]): row for row in arms}
-    baseline = rates.get(("baseline", "positive"), {})
-    if rule.min_separation is not None and (apart := _unseparated(rule, unit, behaviour)) is not None:
-        return apart
-    rate = baseline.get("rate")
-    if not _is_number(rate):
-        if no_candidate is None:
-            return _no_baseline(behaviour, "baseline not measured", f"The baseline {behaviour} rate was not measured")
-    elif not _reaches(rate, rule.min_baseline):
-        reason = f"baseline {_below(rate, rule.min_baseline)}"
-        measure = f"{behaviour} {_measure(rule)}"
-        found = f"At baseline the {measure} on the positive prompts was {_rate(baseline)}, n = {baseline['n']}"
-        return _no_baseline(behaviour, reason, f"{found}, below the {rule.min_baseline:.2f} fixed beforehand")
-    if no_candidate is not None:
-        measured = f" (baseline {behaviour} rate {_rate(baseline)}, n = {baseline['n']})" if _is_number(rate) else ""
-        return Verdict(
-            "NOT-SINGLE-DIRECTION",
-            f"no candidate passed: {no_candidate}",
-            f"No candidate direction passed the selection ({no_candidate}), so none was tested{measured}.",
-        )
+    if (untested := _untested(rule, rates, behaviour, no_candidate, unit)) is not None:
+        return untested
     by_name = {effect["name"]: effect for effect in effects}
     crowded = _crowded(rule, rates)
     tested = tuple(_EFFECTS) if crowded is None else ("suppression",)
@@ -286,6 +142,32 @@ _EFFECTS = {
 _Rates = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
+def _untested(
+    rule: Rule, rates: _Rates, behaviour: str, no_candidate: str | None, unit: Mapping[str, Any] | None
+) -> Verdict | None:
+    """The verdict where there was no baseline to move or no candidate to move it with; None where there was."""
+    baseline = rates.get(("baseline", "positive"), {})
+    if rule.min_separation is not None and (apart := _unseparated(rule, unit, behaviour)) is not None:
+        return apart
+    rate = baseline.get("rate")
+    if not is_number(rate):
+        if no_candidate is None:
+            return _no_baseline(behaviour, "baseline not measured", f"The baseline {behaviour} rate was not measured")
+    elif not _reaches(rate, rule.min_baseline):
+        reason = f"baseline {_below(rate, rule.min_baseline)}"
+        measure = f"{behaviour} {_measure(rule)}"
+        found = f"At baseline the {measure} on the positive prompts was {_rate(baseline)}, n = {baseline['n']}"
+        return _no_baseline(behaviour, reason, f"{found}, below the {rule.min_baseline:.2f} fixed beforehand")
+    if no_candidate is not None:
+        measured = f" (baseline {behaviour} rate {_rate(baseline)}, n = {baseline['n']})" if is_number(rate) else ""
+        return Verdict(
+            "NOT-SINGLE-DIRECTION",
+            f"no candidate passed: {no_candidate}",
+            f"No candidate direction passed the selection ({no_candidate}), so none was tested{measured}.",
+        )
+    return None
+
+
 class _Shortfall(NamedTuple):
     """Conditions that do not hold, in words; either may be empty."""
 
@@ -296,7 +178,7 @@ class _Shortfall(NamedTuple):
 def _crowded(rule: Rule, rates: _Rates) -> str | None:
     """Why a rise of the behaviour on negatives has no room, or None where it has."""
     rate = rates.get(("baseline", "negative"), {}).get("rate")
-    if rule.max_negative is None or not _is_number(rate) or rate <= rule.max_negative:
+    if rule.max_negative is None or not is_number(rate) or rate <= rule.max_negative:
         return None
     return f"negatives have {_above(rate, rule.max_negative)} at baseline"
 
@@ -305,7 +187,7 @@ def _shortfall(
     rule: Rule, effects: Mapping[str, Mapping[str, Any]], rates: _Rates, tested: Sequence[str]
 ) -> _Shortfall:
     """Every condition on the tested effects that does not hold, and every one that the sample leaves open."""
-    missing = [name for name in tested if not _is_number(effects.get(name, {}).get("drop"))]
+    missing = [name for name in tested if not is_number(effects.get(name, {}).get("drop"))]
     stands = {n: _stand(rule, effects[n], "drop", None, rule.min_drop) for n in tested if n not in missing}
     moved = [name for name, stand in stands.items() if stand == "met"]
     faults = [f"{name} not measured" for name in missing]
@@ -348,11 +230,11 @@ def _stand(rule: Rule, effect: Mapping[str, Any], field: str, family: str | None
         estimate, low, high = (effect.get("apart", {}).get(family, {}).get(name) for name in ("gap", "low", "high"))
     else:
         estimate, low, high = (effect.get(name, {}).get(family) for name in ("gap", "gap_low", "gap_high"))
-    if not _is_number(estimate):
+    if not is_number(estimate):
         return "unknown"
     if rule.reads == "estimate":
         return "met" if _reaches(estimate, margin) else "failed"
-    if not (_is_number(low) and _is_number(high)):
+    if not (is_number(low) and is_number(high)):
         return "unknown"
     return "met" if _reaches(low, margin) else "open" if _reaches(high, margin) else "failed"
 
@@ -362,12 +244,12 @@ def _rank(rule: Rule, effect: Mapping[str, Any], family: str) -> _Stand:
     if rule.max_p is None:
         return "met"
     p = effect.get("wide", {}).get(family, {}).get("p" if rule.same_cosine is None else "p_apart")
-    return "unknown" if not _is_number(p) else "met" if p <= rule.max_p + 1e-9 else "failed"
+    return "unknown" if not is_number(p) else "met" if p <= rule.max_p + 1e-9 else "failed"
 
 
 def _spread(rule: Rule, cosine: float | None) -> _Shortfall:
     """Whether the behaviour lies along several directions, as far as the groups of positives tell."""
-    if not _is_number(cosine):
+    if not is_number(cosine):
         return _Shortfall("", "")
     if rule.min_group_cosine is not None and cosine < rule.min_group_cosine:
         return _Shortfall(f"spread: two groups of positives have directions with cosine {cosine:.2f}", "")
@@ -383,17 +265,17 @@ def _damage(rule: Rule, rates: _Rates, kl: float | None, tested: Sequence[str]) 
     added = (("addition", "negative"),) if "induction" in tested else ()
     for arm, side in (("ablation", "positive"), *added, ("ablation", "negative")):
         before, after = (rates.get((a, side), {}).get("degenerate") for a in ("baseline", arm))
-        if rule.max_degenerate is not None and _is_number(after):
-            more = after - (before if _is_number(before) else 0.0)
+        if rule.max_degenerate is not None and is_number(after):
+            more = after - (before if is_number(before) else 0.0)
             if not _reaches(rule.max_degenerate, more):
                 faults.append(f"{more:.2f} degenerate under {arm} on {side}s > {rule.max_degenerate:g}")
     # KL is read on negatives: where these show the behaviour, losing it is the effect.
-    if added and rule.max_kl is not None and _is_number(kl) and kl > rule.max_kl:
+    if added and rule.max_kl is not None and is_number(kl) and kl > rule.max_kl:
         faults.append(f"KL {kl:.2f} > {rule.max_kl:g} under ablation on negatives")
     watched = (("ablation", "positive"), *added) if rule.content_everywhere else ()
     for arm, side in (("ablation", "negative"), *watched):
         right, left = (rates.get((a, side), {}).get("correct") for a in ("baseline", arm))
-        if rule.max_accuracy_loss is not None and _is_number(right) and _is_number(left):
+        if rule.max_accuracy_loss is not None and is_number(right) and is_number(left):
             lost = right - left
             if not _reaches(rule.max_accuracy_loss, lost):
                 what = f"content lost under {arm} on {side}s" if watched else "right answers lost under ablation"
@@ -409,7 +291,7 @@ def _around(effect: Mapping[str, Any], rule: Rule, rates: _Rates, name: str) -> 
     span = f"{effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
     if rule.min_separation is not None:
         return f"undecided: {span} around {rule.min_drop:.2f}"
-    if _is_number(before) and _is_number(after):
+    if is_number(before) and is_number(after):
         pair = (before, after) if name == "suppression" else (after, before)
         n = prompts_to_settle(*pair, margin=rule.min_drop)
     settle = f"about {n} prompts per class would settle it" if n else "no practical number of prompts would settle it"
@@ -438,7 +320,7 @@ def _unseparated(rule: Rule, unit: Mapping[str, Any] | None, behaviour: str) -> 
     """NO-BASELINE where the score does not tell the classes apart at baseline."""
     assert rule.min_separation is not None
     area = (unit or {}).get("auroc_low")
-    if not _is_number(area):
+    if not is_number(area):
         return _no_baseline(behaviour, "classes not measured", f"The {behaviour} score of the classes was not measured")
     if _reaches(area, rule.min_separation):
         return None
@@ -455,7 +337,7 @@ def _unseparated(rule: Rule, unit: Mapping[str, Any] | None, behaviour: str) -> 
 def _account(rule: Rule, name: str, effects: Mapping[str, Mapping[str, Any]], rates: _Rates, behaviour: str) -> str:
     """One effect with its rates, its paired interval and its nulls."""
     how, effect = _EFFECTS[name], effects.get(name, {})
-    if not _is_number(effect.get("drop")):
+    if not is_number(effect.get("drop")):
         return f"{name} was not measured"
     before, after = (rates.get((arm, how.side), {}) for arm in ("baseline", how.arm))
     sizes = f"paired difference {effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
@@ -469,7 +351,7 @@ def _account(rule: Rule, name: str, effects: Mapping[str, Mapping[str, Any]], ra
 
 def _nulls(rule: Rule, effect: Mapping[str, Any]) -> str:
     """Every family for a rule that reads estimates; otherwise the one that came nearest, and the worst rank."""
-    known = {f: null for f, null in effect.get("null", {}).items() if _is_number(null["mean"])}
+    known = {f: null for f, null in effect.get("null", {}).items() if is_number(null["mean"])}
     if rule.reads == "estimate" or not known:
         return "".join(
             f"; {null['draws']} {family} null{'s' if null['draws'] > 1 else ''}: mean {null['mean']:.2f}, "
@@ -479,7 +361,7 @@ def _nulls(rule: Rule, effect: Mapping[str, Any]) -> str:
     family = max(known, key=lambda f: known[f]["mean"])
     said = f"; of {len(known)} families of nulls {family} came nearest, mean {known[family]['mean']:.2f}"
     key = "p" if rule.same_cosine is None else "p_apart"
-    ranks = {f: wide for f, wide in effect.get("wide", {}).items() if f in rule.families and _is_number(wide.get(key))}
+    ranks = {f: wide for f, wide in effect.get("wide", {}).items() if f in rule.families and is_number(wide.get(key))}
     if not ranks:
         return said
     worst = max(ranks, key=lambda f: ranks[f][key])
@@ -490,10 +372,10 @@ def _nulls(rule: Rule, effect: Mapping[str, Any]) -> str:
 
 def _rate(row: Mapping[str, Any]) -> str:
     """A rate with its interval, and the share of broken completions where there are any."""
-    if not _is_number(row.get("rate")):
+    if not is_number(row.get("rate")):
         return "an unmeasured rate"
     degenerate = row.get("degenerate")
-    broken = f" ({degenerate:.2f} degenerate)" if _is_number(degenerate) and degenerate else ""
+    broken = f" ({degenerate:.2f} degenerate)" if is_number(degenerate) and degenerate else ""
     return f"{row['rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{broken}"
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhumbline import costs, pairing
+from rhumbline.choosing import ScoredCandidate, SelectionRule, choose
 from rhumbline.errors import RhumblineError
 from rhumbline.evidence import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
 from rhumbline.levels import Levels, confounds, neutral_level, pooled_levels
 from rhumbline.records import SCHEMA, RunDirectory, finite, read_json, sha256
-from rhumbline.selection import ScoredCandidate, SelectionRule, choose
+from rhumbline.rules import Rule
 from rhumbline.statistics import arm_rates, effects
-from rhumbline.verdict import Rule, Verdict, decide, overall
+from rhumbline.verdict import Verdict, decide, overall
 
 
 def assemble(directory: RunDirectory) -> dict[str, Any]:

@@ -65,8 +65,8 @@ def _model(a: argparse.Namespace) -> int:
 
 
 def _select(a: argparse.Namespace) -> int:
+    from rhumbline.choosing import choose, read_scores
     from rhumbline.protocol import preset
-    from rhumbline.selection import choose, read_scores
 
     table, n_layers = read_scores(a.scores)
     choice = choose(table, n_layers, preset(a.preset).selection)
