@@ -4,6 +4,7 @@ Selection is the full grid at m8's width, and generation 16 prompts x 32 tokens.
 scaled to the grid: each costs it the same.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,11 @@ from rhumbline.choosing import ARDITI2024
 from rhumbline.figures import LIGHT, Row, draw, finished
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.judging import refusal_metric
+from rhumbline.residuals import extract
 from rhumbline.running import Runner
 from rhumbline.selection import score_candidates
 
-TOKENS = (5, 9)
+TOKENS, POSITIONS = (5, 9), (-5, -4, -3, -2, -1)
 NAME = "benchmarks-growth"
 
 
@@ -52,6 +54,18 @@ def selection(n_prompts: int = 32, n_layers: int = 8, n_positions: int = 1) -> t
     return one * n_positions * n_layers, engine
 
 
+def extraction(mlp: int) -> tuple[float, float]:
+    """Seconds of the means of one class, plain and engine, with an MLP of this width."""
+    shape = shapes.Shape(8, 256, 32_000, 4, mlp)
+    model = shapes.random_model(shape)
+    prompts = shapes.prompts(128, shapes.SYSTEM, shape.vocab, 1)
+    runner = Runner(model)
+    return (
+        seconds(lambda: plain.mean_residuals(model, prompts, POSITIONS)),
+        statistics.median(seconds(lambda: extract(runner, prompts, POSITIONS)) for _ in range(3)),
+    )
+
+
 def generation(n_arms: int) -> tuple[float, float]:
     """Seconds of one baseline and further ablations, plain (batches of 8) and engine."""
     shape = shapes.SHAPES["m8"]
@@ -75,7 +89,9 @@ AXES: dict[str, tuple[Callable[[int], tuple[float, float]], tuple[int, ...]]] = 
     "layers": (lambda n: selection(n_layers=n), (4, 8, 16)),
     "positions": (lambda n: selection(n_positions=n), (1, 2, 5)),
     "arms": (generation, (1, 2, 4, 8)),
+    "MLP width": (extraction, (256, 672, 1376)),
 }
+STAGE = {"arms": "generation", "MLP width": "extraction"}
 
 
 def measure() -> Iterator[Row]:
@@ -96,14 +112,14 @@ def figure(rows: list[Row]) -> str:
     )
     panels = []
     for axis, (_, sizes) in AXES.items():
-        stage = "generation" if axis == "arms" else "selection"
+        stage = STAGE.get(axis, "selection")
         x = alt.X("size:Q", title=axis, axis=alt.Axis(values=list(sizes), grid=False))
         x.scale = alt.Scale(type="log", domain=[sizes[0], sizes[-1]])
         y = alt.Y("seconds:Q", title="processor seconds" if not panels else "", scale=alt.Scale(type="log"))
         lines = alt.Chart().mark_line(point=True).encode(x=x, y=y, color=colour)
         lines = lines.transform_filter(f"datum.axis === '{axis}'")
         panels.append(lines.properties(width=150, height=170, title=stage))
-    summary = "Processor seconds of plain and engine against prompts, layers, positions and arms."
+    summary = "Processor seconds of plain and engine against prompts, layers, positions, arms and the width of the MLP."
     return draw(finished(NAME, summary, alt.hconcat(*panels), "How the cost grows", rows)).svg
 
 
@@ -123,6 +139,7 @@ def written(folder: Path) -> str:
     return (
         "\n## How the cost grows\n\n"
         "Width 256, vocabulary 32k, with a system prompt; selection over the full grid of 32 + 32 prompts, 8 layers\n"
-        "and one position, generation of 16 prompts x 32 tokens, one of these varied at a time, once each.\n\n"
+        "and one position, generation of 16 prompts x 32 tokens, extraction of 128 prompts; one of these varied at a\n"
+        "time, once each.\n\n"
         f"![Cost against size]({NAME}.svg)\n\n{table(rows)}"
     )

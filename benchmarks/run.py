@@ -21,7 +21,7 @@ import torch
 import growth
 import plain
 import shapes
-from rhumbline.batching import CACHED_TOKENS_PER_TOKEN
+from rhumbline.batching import MOST_CPU_ROWS, rectangles
 from rhumbline.choosing import ARDITI2024, choose
 from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging import refusal_metric
@@ -34,7 +34,7 @@ from rhumbline.selection import score_candidates
 OUT = Path(__file__).parent.parent / "docs"
 POSITIONS = (-5, -4, -3, -2, -1)
 TOKENS = (5, 9)
-SAMPLED_LAYERS = {"m8": None, "m24": (2, 9, 16), "mv": (1, 3, 5)}
+SAMPLED_LAYERS = {"m8": None, "m24": (1, 4, 7, 10, 13, 16), "mv": None}
 BARS = {  # with the system prompt / without
     "extraction": {"m8": (10, 6.5), "m24": (4.5, 3.5), "mv": (20, 12)},
     "selection, full grid": {"m8": (11, 7.5), "m24": (5, 3.5), "mv": (16, 10)},
@@ -89,9 +89,8 @@ def gemm_seconds(model: ChatModel, n_tokens: int, n_last: int | None) -> float:
 
 def gemm_seconds_generating(model: ChatModel, prompts: list[list[int]], arms: int, prefix: int, new: int) -> float:
     """The same of reading all prompts under all arms and then writing, in the engine's own blocks."""
-    runner = Runner(model)
     total = 0.0
-    for block in runner.blocks(prompts, arms, new, CACHED_TOKENS_PER_TOKEN * runner.tokens_per_forward):
+    for block in rectangles([len(p) for p in prompts], arms, 10**9, extra=new, rows=MOST_CPU_ROWS):
         rows = len(block.arms) * len(block.prompts)
         own = prefix + sum(len(prompts[i]) - prefix for i in block.prompts)
         total += gemm_seconds(model, len(block.arms) * own, rows)

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhumbline import decoding, running
-from rhumbline.batching import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS
+from rhumbline.batching import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS, n_shared, packs, rectangles
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.measuring import memory_limits
 from rhumbline.running import Runner
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9], [8, 8, 2, 9, 5]]
@@ -135,36 +136,111 @@ def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_accelerator_decodes_as_many_rows_as_half_of_its_memory_caches(family_model, monkeypatch, packed):
-    """A pretended device: 1 KiB more after each reading, and so much free that 100 tokens of that size are one half."""
+def test_as_many_rows_are_decoded_as_half_of_the_memory_caches(family_model, monkeypatch, packed):
+    """Three rows fit at first, then all, then (nothing is cached and every step reads everything) what a pass holds."""
     chat_model = family_model("qwen2")
     chat_model = replace(chat_model, proof=replace(chat_model.proof, packed=packed))
-    longest, seen = max(map(len, PROMPTS)), []
-    clock = itertools.count()
-    room = 7 if packed else 0  # transformers' cache has no room beforehand
-    monkeypatch.setattr(running, "allocated_memory", lambda device: 1024 * (longest + room) * next(clock))
-    monkeypatch.setattr(running, "free_memory", lambda device: 2 * 1024 * 100)
-    blocks = Runner.blocks
-    monkeypatch.setattr(Runner, "blocks", lambda self, *given: seen.append(given[-1]) or blocks(self, *given))
-    plain = Runner(chat_model).generate(PROMPTS, max_new_tokens=7)[0]
-    monkeypatch.setattr(running, "is_processor", lambda device: False)
-    assert Runner(chat_model).generate(PROMPTS, max_new_tokens=7)[0] == plain
-    assert seen == [2 * CPU_TOKENS, 100]
+    config = chat_model.model.config
+    heads, channels = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    row = 2 * 4 * chat_model.n_layers * heads * channels * (max(map(len, PROMPTS)) + 7)
+    seen = []
+    decoder = Runner._decoder
+    monkeypatch.setattr(
+        Runner,
+        "_decoder",
+        lambda self, *given: seen.append(len(given[1].arms) * len(given[1].prompts)) or decoder(self, *given),
+    )
+
+    def rows(runner, free):
+        monkeypatch.setattr(running, "free_memory", lambda device: free)
+        seen.clear()
+        found = runner.generate(PROMPTS, [BASELINE, BASELINE], max_new_tokens=7)[0]
+        assert found[0] == found[1]
+        return found, seen[1:]  # the first one measures
+
+    few, together = rows(Runner(chat_model), 2 * 3 * row)
+    assert together[0] == 2  # both arms of the longest prompt; a second prompt would be four rows
+    many, together = rows(Runner(chat_model), 2 * 8 * row)
+    assert together == [8]
+    assert few == many
+    uncached = replace(chat_model, proof=replace(chat_model.proof, cached=False, packed=False))
+    again, together = rows(Runner(uncached, tokens_per_forward=4 * (max(map(len, PROMPTS)) + 7)), 0)
+    assert together[0] == 4
+    assert again == many
+
+
+@pytest.mark.parametrize(("fitting", "rows"), [(2 * 64, 64), (16 * 80, 80), (10**6, 192)])
+def test_a_processor_decodes_more_rows_where_memory_is_plentiful(family_model, monkeypatch, fitting, rows):
+    """With free memory for so many rows, of which a sixteenth is plenty and one half the most; the blocks are equal."""
+    chat_model = family_model("qwen2")
+    config = chat_model.model.config
+    channels = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    row = 2 * 4 * chat_model.n_layers * channels * (5 + 1)
+    monkeypatch.setattr(running, "free_memory", lambda device: fitting * row)
+    seen = []
+    decode = running.decode
+    monkeypatch.setattr(running, "decode", lambda start, *given: seen.append(len(start.arm)) or decode(start, *given))
+    Runner(chat_model).generate([[5, 9, 70, 11, i] for i in range(2 * rows - 2)], max_new_tokens=1)
+    assert seen == [rows - 1] * 2
+
+
+def test_limits_of_control_groups_count(tmp_path):
+    """Both versions, the limits of the groups above included; "max" is no limit, and no groups are none."""
+    assert memory_limits(tmp_path / "none", tmp_path) == []
+    groups = tmp_path / "cgroup"
+    groups.write_text("4:memory:/job/step\n3:cpu:/job\n0::/slice/run\n")
+    for path, limit in {
+        "memory/job/memory.limit_in_bytes": "2000",
+        "memory/memory.limit_in_bytes": "9000",
+        "cpu/job/memory.limit_in_bytes": "1",
+        "slice/run/memory.max": "max",
+        "slice/memory.max": "5000",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(limit + "\n")
+    assert memory_limits(groups, tmp_path) == [2000, 9000, 5000]
+
+
+LENGTHS = st.lists(st.integers(2, 50), min_size=1, max_size=30)
 
 
 @given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    lengths=LENGTHS,
     arms=st.integers(1, 9),
-    extra=st.integers(1, 60),
-    cached=st.integers(1, 600),
+    extra=st.integers(0, 60),
+    tokens=st.integers(1, 600),
+    rows=st.integers(1, 40),
 )
-def test_blocks_hold_every_row_once_and_cache_no_more_than_they_may(family_model, lengths, arms, extra, cached):
-    runner = Runner(family_model("qwen2"), tokens_per_forward=300)
-    sequences = [[1] * n for n in lengths]
-    found = list(runner.blocks(sequences, arms, extra, cached))
-    rows = [(a, p) for block in found for a in block.arms for p in block.prompts]
-    assert sorted(rows) == [(a, p) for a in range(arms) for p in range(len(lengths))]
+def test_rectangles_hold_every_row_once_within_their_bounds(lengths, arms, extra, tokens, rows):
+    found = list(rectangles(lengths, arms, tokens, extra=extra, rows=rows))
+    assert sorted((a, p) for b in found for a in b.arms for p in b.prompts) == sorted(
+        itertools.product(range(arms), range(len(lengths)))
+    )
     for block in found:
         n, longest = len(block.arms) * len(block.prompts), max(lengths[p] for p in block.prompts)
-        assert n == 1 or (n * (longest + extra) <= cached and n * longest <= 300)
-    assert len(list(runner.blocks(sequences, arms))) <= len(found)
+        assert n == 1 or (n * (longest + extra) <= tokens and n <= rows)
+    free = list(rectangles(lengths, arms, 10**6))
+    assert len(free) == 1 <= len(found)
+
+
+@given(lengths=LENGTHS, arms=st.integers(1, 9), tokens=st.integers(1, 600), data=st.data())
+def test_packs_hold_every_row_once_within_their_budget(lengths, arms, tokens, data):
+    shared = data.draw(st.integers(0, min(lengths) - 1))
+    found = list(packs(lengths, shared, arms, tokens))
+    assert sorted((a, p) for b in found for a in b.arms for p in b.prompts) == sorted(
+        itertools.product(range(arms), range(len(lengths)))
+    )
+    for block in found:
+        held = shared + sum(lengths[p] - shared for p in block.prompts)
+        assert len(block.prompts) == len(block.arms) == 1 or len(block.arms) * held <= tokens or len(block.arms) == 1
+        assert len(block.prompts) == 1 or held <= tokens
+    # Prompts come before arms: who can hold all prompts does.
+    if shared + sum(n - shared for n in lengths) <= tokens:
+        assert all(len(block.prompts) == len(lengths) for block in found)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_what_sequences_share(sequences):
+    n = n_shared(sequences)
+    assert len({tuple(s[:n]) for s in sequences}) == 1
+    assert n == min(map(len, sequences)) or len({tuple(s[: n + 1]) for s in sequences}) > 1

@@ -12,13 +12,14 @@ from torch import Tensor
 
 TokenIds = Sequence[int]
 
-CPU_TOKENS = 4096
-"""Tokens of a forward pass on a processor: its speed is flat from some hundred tokens on (docs/benchmarks.md)."""
+CPU_TOKENS = 1024
+"""Tokens of a forward pass on a processor: its products are as fast from some hundred tokens on, and what lies between
+them still fits its caches (docs/benchmarks.md)."""
+CPU_ROWS, MOST_CPU_ROWS = 64, 192
+"""Rows that a processor decodes together. More than the first are somewhat faster and take memory in proportion, so
+they are taken where memory is plentiful; more than the second are not faster (docs/benchmarks.md)."""
 LEAST_TOKENS, MOST_TOKENS = 1024, 65536
 """Bounds of a measured budget."""
-CACHED_TOKENS_PER_TOKEN = 2
-"""While generating on a processor, a block may cache this many tokens for each token of a forward pass: 8 times as many
-are little faster and take 5 times the memory (docs/benchmarks.md)."""
 
 
 class Rows(NamedTuple):
@@ -54,27 +55,61 @@ def rectangles(
     tokens: int,
     *,
     extra: int = 0,
-    cached: int | None = None,
+    rows: int | None = None,
     alike: bool = False,
 ) -> Iterator[Block]:
-    """All arms on all prompts, longest prompts first, in blocks of at most `tokens` tokens (or of one row).
+    """All arms on all prompts, longest prompts first, for rows of one length: padded ones, or those that are decoded.
 
-    Rows to which `extra` tokens will be added hold at most `cached` tokens together. With `alike` a block holds prompts
-    of one length only.
+    A block's rows, each as long as its longest prompt and `extra`, hold at most `tokens` tokens (or are one), and are
+    at most `rows`. With `alike` a block holds prompts of one length only.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
-        within = [tokens // longest] + ([] if cached is None else [cached // (longest + extra)])
-        rows = max(1, min(within))
-        together = min(n_arms, rows)
-        prompts = order[start : start + rows // together]
+        within = max(1, min(tokens // (longest + extra), rows or len(lengths) * n_arms))
+        together = min(n_arms, within)
+        left = len(order) - start
+        # As many blocks as there must be, and the prompts that are left spread over them evenly.
+        prompts = order[start : start + _evenly(left, within // together)]
         if alike:
             prompts = [p for p in prompts if lengths[p] == longest]
         start += len(prompts)
         for first in range(0, n_arms, together):
             yield Block(list(range(first, min(first + together, n_arms))), prompts)
+
+
+def packs(lengths: Sequence[int], n_shared: int, n_arms: int, tokens: int) -> Iterator[Block]:
+    """All arms on all prompts, longest prompts first, for prompts that are laid end to end behind `n_shared` tokens.
+
+    A block holds at most `tokens` tokens (or one row). Prompts come before arms: each further pack repeats what is
+    shared.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    own = [lengths[i] - n_shared for i in order]
+    n_packs = -(-sum(own) // max(1, tokens - n_shared))
+    fair = sum(own) / max(1, n_packs)
+    start = 0
+    while start < len(order):
+        end, held = start + 1, own[start]
+        while end < len(order) and n_shared + held + own[end] <= tokens and held + own[end] / 2 <= fair:
+            held += own[end]
+            end += 1
+        together = _evenly(n_arms, max(1, tokens // (n_shared + held)))
+        for first in range(0, n_arms, together):
+            yield Block(list(range(first, min(first + together, n_arms))), order[start:end])
+        start = end
+
+
+def _evenly(n: int, most: int) -> int:
+    """The size of parts of at most `most` that `n` things are cut into, as equal as they can be."""
+    return -(-n // -(-n // most))
+
+
+def n_shared(sequences: Sequence[TokenIds]) -> int:
+    """Leading tokens that all sequences have in common."""
+    least, greatest = min(map(list, sequences)), max(map(list, sequences))
+    return next((i for i, (a, b) in enumerate(zip(least, greatest, strict=False)) if a != b), len(least))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,13 +1,13 @@
 """Greedy decoding: prompts are read once, then every row takes one token after the other; finished rows leave.
 
-A decoder holds one batch of rows. The packed one keeps keys and values in buffers of the full length (packing.py); the
-padded one uses transformers' own cache, or none where the model has none that can be trusted. Promises the same tokens
-either way; knows neither prompts nor arms by name.
+A decoder holds one batch of rows. The packed one reads its prompts in packs and keeps keys and values in lines of the
+full length (packing.py); the padded one uses transformers' own cache, or none where the model has none that can be
+trusted. Promises the same tokens either way; knows neither prompts nor arms by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -16,53 +16,65 @@ from torch import Tensor
 from rhumbline.axes import Logits
 from rhumbline.interventions import BatchEdits
 from rhumbline.models import ChatModel, can_drop_rows, forward, hooked
-from rhumbline.packing import Pack, PackedAttention, packed, packed_forward
+from rhumbline.packing import Kept, KeptAttention, Pack, PackedAttention, own_implementation, packed, packed_forward
 
 DECIDED_EVERY = 8
 """Steps between two looks at whether a row's class is decided."""
 
 
+class Piece(NamedTuple):
+    """Some rows of a batch that are read together."""
+
+    pack: Pack
+    arms: Int[Tensor, " arm"]
+    rows: Int[Tensor, "arm prompt"]
+    """Where they stand in the batch."""
+
+
 @dataclass
 class PackedDecoder:
-    """Reads a pack once, then takes one token per row; keys and values stay in buffers of the full length."""
+    """Reads pack after pack, then takes one token per row; keys and values stay in lines of the full length."""
 
     model: ChatModel
     edits: BatchEdits
-    arms: Int[Tensor, " arm"]
     arm: Int[Tensor, " row"]
-    pack: Pack
-    attention: PackedAttention
-
-    @property
-    def room(self) -> int:
-        """Tokens of a row that are not there yet and already have their place in the cache."""
-        return self.attention.room
+    pieces: Sequence[Piece]
+    kept: Kept
 
     def read(self) -> Logits:
         """Logits after the prompts."""
-        n_arms = len(self.arms)
-        with hooked(self.model, self.edits.on(self.arms)):
-            logits = packed_forward(self.model, self.pack, n_arms, self.attention).flatten(0, 1)
-        self.attention.begin_decoding(n_arms)
-        self.length = (self.pack.n_shared + torch.tensor(self.pack.lengths, device=self.arm.device)).repeat(n_arms)
+        plain, found = own_implementation(self.model), None
+        for pack, arms, rows in self.pieces:
+            attention = PackedAttention(pack, plain, self.kept, rows)
+            with hooked(self.model, self.edits.on(arms)):
+                logits = packed_forward(self.model, pack, len(arms), attention)
+            if found is None:
+                found = logits.new_zeros(len(self.arm), logits.shape[-1])
+            found[rows.flatten()] = logits.flatten(0, 1)
+        assert found is not None
         self.hooks = self.edits.on(self.arm, n_prompt=0)
-        return logits
+        self.plain = plain
+        return found
 
     def next(self, token: Int[Tensor, " row"]) -> Logits:
         """Logits after one more token of each row."""
-        self.attention.next_token()
-        with hooked(self.model, self.hooks), packed(self.model, self.attention):
+        with hooked(self.model, self.hooks), packed(self.model, KeptAttention(self.kept, self.plain)):
             logits = self.model.model(
-                input_ids=token[:, None], position_ids=self.length[:, None], use_cache=False, logits_to_keep=1
+                input_ids=token[:, None], position_ids=self.kept.length[:, None], use_cache=False, logits_to_keep=1
             ).logits[:, -1]
-        self.length = self.length + 1
+        self.kept.advance()
         return logits
 
     def keep(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these rows alone."""
-        self.attention.keep_rows(rows)
-        self.arm, self.length = self.arm[rows], self.length[rows]
+        self.kept.keep(rows)
+        self.arm = self.arm[rows]
         self.hooks = self.edits.on(self.arm, n_prompt=0)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What keys and values of one token of one row take."""
+        return self.kept.n_bytes / (len(self.kept.length) * self.kept.room)
 
     can_drop = True
 
@@ -77,9 +89,6 @@ class PaddedDecoder:
     ids: Int[Tensor, "row position"]
     mask: Int[Tensor, "row position"]
     cache: Any
-
-    room = 0
-    """transformers' cache grows as tokens come."""
 
     def read(self) -> Logits:
         """Logits after the prompts."""
@@ -100,6 +109,12 @@ class PaddedDecoder:
         self.arm, self.ids, self.mask = self.arm[rows], self.ids[rows], self.mask[rows]
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What transformers' cache holds of one token of one row; 0 where there is none."""
+        states = [x for layer in getattr(self.cache, "layers", ()) for x in vars(layer).values()]
+        return sum(x.numel() * x.element_size() for x in states if isinstance(x, Tensor)) / self.mask.numel()
 
     @property
     def can_drop(self) -> bool:

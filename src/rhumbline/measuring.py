@@ -70,8 +70,31 @@ def is_processor(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that an accelerator has left."""
-    return torch.cuda.mem_get_info(device)[0]
+    """Bytes that an accelerator has left; of a processor, what the machine has, within the limits of this process."""
+    if not is_processor(device):
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    held = psutil.Process().memory_info().rss
+    return max(0, min(psutil.virtual_memory().available, *(limit - held for limit in memory_limits())))
+
+
+def memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes that this process's control groups allow: containers and job schedulers set them, the machine's own figures
+    do not know them. Empty where there are none."""
+    found = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        # The second version has one tree, the first a tree for each kind.
+        tree, name = (root / kinds, "memory.limit_in_bytes") if kinds else (root, "memory.max")
+        inner = tree / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(tree) and (folder / name).exists():
+                limit = (folder / name).read_text().strip()
+                found += [int(limit)] if limit.isdigit() else []  # "max" is none
+    return found
 
 
 def allocated_memory(device: torch.device) -> int:

@@ -20,25 +20,31 @@ from torch import Tensor
 from rhumbline import ranks
 from rhumbline.axes import Logits, Residual
 from rhumbline.batching import (
-    CACHED_TOKENS_PER_TOKEN,
+    CPU_ROWS,
     CPU_TOKENS,
     LEAST_TOKENS,
+    MOST_CPU_ROWS,
     MOST_TOKENS,
     Block,
     Rows,
     TokenIds,
     is_out_of_memory,
+    n_shared,
+    packs,
     rectangles,
 )
 from rhumbline.chat import Answered, token_batch
-from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
+from rhumbline.decoding import PackedDecoder, PaddedDecoder, Piece, decode
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.measuring import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
 from rhumbline.models import ChatModel, forward, hooked, new_cache, resumed, run_until
-from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward
+from rhumbline.packing import Kept, Pack, PackedAttention, attention_of, pack, packed_forward
 
 log = logging.getLogger("rhumbline")
+
+CACHE_SHARE, PLENTIFUL = 0.5, 1 / 16
+"""Share of the free memory that may hold what is cached while generating, and the one that nobody will miss."""
 
 Side = Literal["left", "right"]
 T = TypeVar("T")
@@ -55,7 +61,9 @@ def measured_tokens(model: ChatModel, sequence: TokenIds) -> int:
     before = allocated_memory(model.device)
     probe = Runner(model, LEAST_TOKENS)
     copies = max(1, LEAST_TOKENS // len(sequence))
-    for _ in probe.last_logits([sequence] * copies):
+    # Turned round, so that they share no prefix, which would be read once.
+    turned = [[*sequence[i % len(sequence) :], *sequence[: i % len(sequence)]] for i in range(copies)]
+    for _ in probe.last_logits(turned):
         pass
     per_token = max(1, peak_memory(model.device) - before) / (copies * len(sequence))
     return ranks.least(int(min(MOST_TOKENS, max(LEAST_TOKENS, free_memory(model.device) / 2 / per_token))))
@@ -71,17 +79,17 @@ class Runner:
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
     """Called with the number of rows that were finished."""
 
-    def blocks(
-        self, sequences: Sequence[TokenIds], n_arms: int, extra: int = 0, cached: int | None = None
-    ) -> Iterator[Block]:
+    def blocks(self, sequences: Sequence[TokenIds], n_arms: int, n_private: int = 1) -> Iterator[Block]:
         """All arms on all prompts, longest prompts first, in blocks within the budget.
 
-        Rows to which `extra` tokens will be added hold at most `cached` tokens together. Where the model's proof found
-        that padding changes a row, a block holds prompts of one length only.
+        Each prompt keeps at least its last `n_private` tokens to itself. Where the model's proof found that padding
+        changes a row, a block holds prompts of one length only.
         """
-        alike = self.model.proof.unpadded
         lengths = [len(s) for s in sequences]
-        return rectangles(lengths, n_arms, self.tokens_per_forward, extra=extra, cached=cached, alike=alike)
+        if self.model.proof.packed and lengths:
+            shared = max(0, min(n_shared(sequences), min(lengths) - n_private))
+            return packs(lengths, shared, n_arms, self.tokens_per_forward)
+        return rectangles(lengths, n_arms, self.tokens_per_forward, alike=self.model.proof.unpadded)
 
     def last_logits(
         self, sequences: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
@@ -330,8 +338,7 @@ class Runner:
             start = self._decoder(sequences, block, edits, max_new_tokens)
             return decode(start, self.model, max_new_tokens, read, decided)
 
-        cached = self._cached_tokens(sequences, edits, max_new_tokens)
-        for block in self.blocks(sequences, len(arms), max_new_tokens, cached):
+        for block in self._decoded_together(sequences, len(arms), edits, max_new_tokens):
             for done, (texts, first) in self.within_memory(block, run):
                 rows = done.rows()
                 self.tick(len(texts))
@@ -341,35 +348,50 @@ class Runner:
                     readings[rows.arm, rows.prompt] = first.double().cpu()
         return completions, readings
 
-    def _cached_tokens(self, sequences: Sequence[TokenIds], edits: BatchEdits, max_new_tokens: int) -> int:
-        """Tokens that the rows of a block may cache: on an accelerator half of its free memory, by reading one prompt.
+    def _decoded_together(
+        self, sequences: Sequence[TokenIds], n_arms: int, edits: BatchEdits, new: int
+    ) -> Iterator[Block]:
+        """Blocks whose rows a share of the free memory can cache.
 
-        A processor's are fixed, as its forward passes are.
+        How much a token takes is found by reading one prompt. Where nothing is cached, every step is a forward pass
+        over all tokens, and its budget counts.
         """
-        device = self.model.device
-        if is_processor(device) or not sequences:
-            return CACHED_TOKENS_PER_TOKEN * self.tokens_per_forward
-        longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
+        if not sequences:
+            return iter(())
+        device, lengths = self.model.device, [len(s) for s in sequences]
+        longest = max(range(len(sequences)), key=lambda i: lengths[i])
 
-        def taken(block: Block) -> float:
-            before = allocated_memory(device)
-            probe = self._decoder(sequences, block, edits, max_new_tokens)
+        def read(block: Block) -> float:
+            probe = self._decoder(sequences, block, edits, new)
             probe.read()
-            return max(1, allocated_memory(device) - before) / (len(sequences[longest]) + probe.room)
+            return probe.bytes_per_token
 
-        ((_, per_token),) = self.within_memory(Block([0], [longest]), taken)
-        return ranks.least(int(free_memory(device) / 2 / per_token))
+        ((_, each),) = self.within_memory(Block([0], [longest]), read)
+        room = free_memory(device) / each if each else self.tokens_per_forward / CACHE_SHARE
+        tokens = ranks.least(int(room * CACHE_SHARE))
+        if is_processor(device):
+            rows = min(MOST_CPU_ROWS, max(CPU_ROWS, int(room * PLENTIFUL) // (lengths[longest] + new)))
+        else:
+            # What is not packed is read at once.
+            rows = None if self.model.proof.packed else max(1, self.tokens_per_forward // lengths[longest])
+        return rectangles(lengths, n_arms, tokens, extra=new, rows=rows, alike=self.model.proof.unpadded)
 
     def _decoder(
         self, sequences: Sequence[TokenIds], block: Block, edits: BatchEdits, max_new_tokens: int
     ) -> PackedDecoder | PaddedDecoder:
         arm = self.arm_of_row(block)
-        if self.model.proof.packed:
-            chosen = self.pack(sequences, block)
-            attention = attention_of(self.model, chosen, room=max_new_tokens)
-            arms = torch.tensor(block.arms, device=self.model.device)
-            return PackedDecoder(self.model, edits, arms, arm, chosen, attention)
-        return PaddedDecoder(self.model, edits, arm, *self.padded(sequences, block), new_cache(self.model))
+        if not self.model.proof.packed:
+            return PaddedDecoder(self.model, edits, arm, *self.padded(sequences, block), new_cache(self.model))
+        texts = [sequences[i] for i in block.prompts]
+        lengths = torch.tensor([len(t) for t in texts], device=self.model.device).repeat(len(block.arms))
+        kept = Kept(lengths, int(lengths.max()), int(lengths.max()) + max_new_tokens)
+        arms = torch.tensor(block.arms, device=self.model.device)
+        rows = torch.arange(len(arm), device=self.model.device).view(len(arms), len(texts))
+        pieces = [
+            Piece(self.pack(texts, piece), arms[piece.arms], rows[piece.arms][:, piece.prompts])
+            for piece in self.blocks(texts, len(arms))
+        ]
+        return PackedDecoder(self.model, edits, arm, pieces, kept)
 
     def pack(self, sequences: Sequence[TokenIds], block: Block, n_private: int = 1) -> Pack:
         """The prompts of a block behind what they share."""

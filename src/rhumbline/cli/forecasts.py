@@ -93,12 +93,12 @@ def _memory(device: str | None) -> tuple[float, str]:
     """Free bytes, and of what."""
     import torch
 
+    from rhumbline.measuring import free_memory
+
     if torch.cuda.is_available() and device != "cpu":
         each = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
         return (sum(each), f"{len(each)} GPUs") if device == "auto" else (each[0], torch.cuda.get_device_name(0))
-    import psutil
-
-    return float(psutil.virtual_memory().available), "this machine"
+    return float(free_memory(torch.device("cpu"))), "this machine"
 
 
 def _print_time(whole: Any, folder: Path | None) -> None:
