@@ -1,4 +1,5 @@
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -143,20 +144,13 @@ def test_as_many_rows_are_decoded_as_half_of_the_memory_caches(family_model, mon
     config = chat_model.model.config
     heads, channels = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
     row = 2 * 4 * chat_model.n_layers * heads * channels * (max(map(len, PROMPTS)) + 7)
-    seen = []
-    decoder = Runner._decoder
-    monkeypatch.setattr(
-        Runner,
-        "_decoder",
-        lambda self, *given: seen.append(len(given[1].arms) * len(given[1].prompts)) or decoder(self, *given),
-    )
 
     def rows(runner, free):
         monkeypatch.setattr(running, "free_memory", lambda device: free)
-        seen.clear()
-        found = runner.generate(PROMPTS, [BASELINE, BASELINE], max_new_tokens=7)[0]
+        with watched(monkeypatch) as seen:
+            found = runner.generate(PROMPTS, [BASELINE, BASELINE], max_new_tokens=7)[0]
         assert found[0] == found[1]
-        return found, seen[1:]  # the first one measures
+        return found, seen
 
     few, together = rows(Runner(chat_model), 2 * 3 * row)
     assert together[0] == 2  # both arms of the longest prompt; a second prompt would be four rows
@@ -169,19 +163,91 @@ def test_as_many_rows_are_decoded_as_half_of_the_memory_caches(family_model, mon
     assert again == many
 
 
+@contextmanager
+def watched(monkeypatch):
+    """How many rows were begun together, each time that prompts were read for decoding (but to measure)."""
+    seen = []
+    real = decoding.Lines.begin
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding.Lines, "begin", lambda self, begun: seen.append(len(begun.row)) or real(self, begun))
+        yield seen
+
+
+def ends_early(monkeypatch, chat_model):
+    """Completions of many prompts end at different lengths: some token that they write has become a stop token."""
+    prompts = [[5 + i, 9, 70 + 3 * i, 11, *range(20, 20 + i)] for i in range(12)]
+    free = Runner(chat_model).generate(prompts, max_new_tokens=12)[0][0]
+    written = sorted({t for text in free for t in text}, key=lambda t: sum(text.index(t) for text in free if t in text))
+    stops = frozenset(written[: len(written) // 3])
+    monkeypatch.setattr(type(chat_model), "stop_tokens", lambda self: stops)
+    return prompts
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "mistral", "gpt2"])
+def test_rows_that_wait_take_the_places_of_finished_ones(family, family_model, monkeypatch):
+    """With sliding windows, absolute positions and several arms; whoever is decoded alone writes the same."""
+    chat_model = family_model(family)
+    prompts = ends_early(monkeypatch, chat_model)
+    direction = Direction.from_vector(torch.arange(1.0, chat_model.d_model + 1), -1, 1)
+    arms = [BASELINE, Arm("ablation", (Ablate(direction),))]
+    metric = dict(max_new_tokens=12, read=lambda logits: logits[:, 7])
+    alone = [Runner(chat_model).generate([p], arms, **metric) for p in prompts]
+    monkeypatch.setattr(running, "CPU_ROWS", 6)
+    monkeypatch.setattr(running, "PLENTIFUL", 0.0)
+    ticks = []
+    with watched(monkeypatch) as seen:
+        texts, first = Runner(chat_model, tick=ticks.append).generate(prompts, arms, **metric)
+    for arm in range(2):
+        assert texts[arm] == [found[0][arm][0] for found in alone]
+        torch.testing.assert_close(first[arm], torch.cat([found[1][arm] for found in alone]), atol=1e-5, rtol=1e-4)
+    assert len({len(text) for text in texts[0]}) > 1
+    assert seen[0] == 6
+    assert len(seen) > 2
+    assert sum(seen) == sum(ticks) == 2 * len(prompts)
+
+
+def test_more_arms_than_rows_are_cut(family_model, monkeypatch):
+    chat_model = family_model("qwen2")
+    monkeypatch.setattr(running, "PLENTIFUL", 0.0)
+    arms = [BASELINE] * 5
+    whole = Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=4)[0]
+    monkeypatch.setattr(running, "CPU_ROWS", 2)
+    with watched(monkeypatch) as seen:
+        assert Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=4)[0] == whole
+    assert max(seen) == 2
+
+
+def test_memory_that_runs_out_while_decoding_loses_nothing(family_model, monkeypatch):
+    """After some rows have ended: they are done again, and counted once."""
+    chat_model = family_model("qwen2")
+    prompts = ends_early(monkeypatch, chat_model)
+    expected = Runner(chat_model).generate(prompts, max_new_tokens=12)[0]
+    monkeypatch.setattr(running, "PLENTIFUL", 0.0)
+    monkeypatch.setattr(running, "CPU_ROWS", 6)
+    real, ticks = decoding.PackedDecoder.refill, []
+
+    def small_memory(self, free):
+        if len(self.kept.length) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return real(self, free)
+
+    monkeypatch.setattr(decoding.PackedDecoder, "refill", small_memory)
+    assert Runner(chat_model, tick=ticks.append).generate(prompts, max_new_tokens=12)[0] == expected
+    assert min(ticks) < 0
+    assert sum(ticks) == len(prompts)
+
+
 @pytest.mark.parametrize(("fitting", "rows"), [(2 * 64, 64), (16 * 80, 80), (10**6, 192)])
 def test_a_processor_decodes_more_rows_where_memory_is_plentiful(family_model, monkeypatch, fitting, rows):
-    """With free memory for so many rows, of which a sixteenth is plenty and one half the most; the blocks are equal."""
+    """With free memory for so many rows, of which a sixteenth is plenty and one half the most."""
     chat_model = family_model("qwen2")
     config = chat_model.model.config
     channels = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     row = 2 * 4 * chat_model.n_layers * channels * (5 + 1)
     monkeypatch.setattr(running, "free_memory", lambda device: fitting * row)
-    seen = []
-    decode = running.decode
-    monkeypatch.setattr(running, "decode", lambda start, *given: seen.append(len(start.arm)) or decode(start, *given))
-    Runner(chat_model).generate([[5, 9, 70, 11, i] for i in range(2 * rows - 2)], max_new_tokens=1)
-    assert seen == [rows - 1] * 2
+    with watched(monkeypatch) as seen:
+        Runner(chat_model).generate([[5, 9, 70, 11, i] for i in range(2 * rows - 2)], max_new_tokens=1)
+    assert seen == [rows, rows - 2]
 
 
 def test_limits_of_control_groups_count(tmp_path):

@@ -71,12 +71,11 @@ def rectangles(
         together = min(n_arms, within)
         left = len(order) - start
         # As many blocks as there must be, and the prompts that are left spread over them evenly.
-        prompts = order[start : start + _evenly(left, within // together)]
+        prompts = order[start : start + len(evenly(left, within // together)[0])]
         if alike:
             prompts = [p for p in prompts if lengths[p] == longest]
         start += len(prompts)
-        for first in range(0, n_arms, together):
-            yield Block(list(range(first, min(first + together, n_arms))), prompts)
+        yield from (Block(arms, prompts) for arms in evenly(n_arms, together))
 
 
 def packs(lengths: Sequence[int], n_shared: int, n_arms: int, tokens: int) -> Iterator[Block]:
@@ -95,15 +94,14 @@ def packs(lengths: Sequence[int], n_shared: int, n_arms: int, tokens: int) -> It
         while end < len(order) and n_shared + held + own[end] <= tokens and held + own[end] / 2 <= fair:
             held += own[end]
             end += 1
-        together = _evenly(n_arms, max(1, tokens // (n_shared + held)))
-        for first in range(0, n_arms, together):
-            yield Block(list(range(first, min(first + together, n_arms))), order[start:end])
+        yield from (Block(arms, order[start:end]) for arms in evenly(n_arms, max(1, tokens // (n_shared + held))))
         start = end
 
 
-def _evenly(n: int, most: int) -> int:
-    """The size of parts of at most `most` that `n` things are cut into, as equal as they can be."""
-    return -(-n // -(-n // most))
+def evenly(n: int, most: int) -> list[list[int]]:
+    """0 .. n - 1 in as few parts of at most `most` as there must be, as equal as they can be."""
+    size = -(-n // -(-n // most))
+    return [list(range(first, min(first + size, n))) for first in range(0, n, size)]
 
 
 def n_shared(sequences: Sequence[TokenIds]) -> int:

@@ -119,6 +119,11 @@ class Kept:
     as long for heads of 128 channels, and 0.6 to 1.1 times for those of 64.
     """
 
+    def begin(self, lines: Int[Tensor, " row"], length: Int[Tensor, " row"]) -> None:
+        """Give some lines to new rows, whose prompts have this length."""
+        self.length[lines] = length
+        self.longest = int(self.length.max())
+
     def put(self, layer: int, lines: Int[Tensor, " row"], keys: Tensor, values: Tensor) -> None:
         """Write [row, head, token, channel] at the start of some lines; what lies beyond a row's length is not read."""
         if layer not in self.layers:
@@ -137,10 +142,11 @@ class Kept:
             found.append(kept[:, : self.longest + 1].transpose(1, 2))
         return found[0], found[1]
 
-    def advance(self) -> None:
-        """The token that was appended in every layer counts from now on."""
-        self.length = self.length + 1
-        self.longest += 1
+    def advance(self, alive: Bool[Tensor, " row"]) -> None:
+        """The token that was appended in every layer counts from now on, in the lines that are alive."""
+        self.length = self.length + alive
+        # An upper bound until rows begin or leave, so that the device need not be asked.
+        self.longest = min(self.longest + 1, self.room - 1)
 
     def keep(self, rows: Int[Tensor, " row"]) -> None:
         """Forget all other rows."""

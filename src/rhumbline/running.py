@@ -28,18 +28,19 @@ from rhumbline.batching import (
     Block,
     Rows,
     TokenIds,
+    evenly,
     is_out_of_memory,
     n_shared,
     packs,
     rectangles,
 )
 from rhumbline.chat import Answered, token_batch
-from rhumbline.decoding import PackedDecoder, PaddedDecoder, Piece, decode
+from rhumbline.decoding import PackedDecoder, PaddedDecoder, decode
 from rhumbline.errors import ModelError
 from rhumbline.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.measuring import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
 from rhumbline.models import ChatModel, forward, hooked, new_cache, resumed, run_until
-from rhumbline.packing import Kept, Pack, PackedAttention, attention_of, pack, packed_forward
+from rhumbline.packing import Pack, PackedAttention, attention_of, pack, packed_forward
 
 log = logging.getLogger("rhumbline")
 
@@ -334,14 +335,28 @@ class Runner:
         completions: list[list[list[int]]] = [[[] for _ in sequences] for _ in arms]
         readings = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
 
-        def run(block: Block) -> tuple[list[list[int]], Tensor | None]:
-            start = self._decoder(sequences, block, edits, max_new_tokens)
-            return decode(start, self.model, max_new_tokens, read, decided)
+        n_lines, blocks = self._decoded_together(sequences, len(arms), edits, max_new_tokens)
+        whole = self.tokens_per_forward
 
-        for block in self._decoded_together(sequences, len(arms), edits, max_new_tokens):
+        def run(block: Block) -> tuple[list[list[int]], Tensor | None]:
+            # Where memory ran out, fewer rows are decoded together too.
+            here = max(len(block.arms), n_lines * self.tokens_per_forward // whole)
+            start = self._decoder(sequences, block, edits, max_new_tokens, here)
+            ended: list[int] = []
+
+            def tick(n: int) -> None:
+                ended.append(n)
+                self.tick(n)
+
+            try:
+                return decode(start, self.model, max_new_tokens, read, decided, tick)
+            except BaseException:
+                self.tick(-sum(ended))  # They will be done again.
+                raise
+
+        for block in blocks:
             for done, (texts, first) in self.within_memory(block, run):
                 rows = done.rows()
-                self.tick(len(texts))
                 for arm, prompt, text in zip(rows.arm.tolist(), rows.prompt.tolist(), texts, strict=True):
                     completions[arm][prompt] = text
                 if first is not None:
@@ -350,48 +365,50 @@ class Runner:
 
     def _decoded_together(
         self, sequences: Sequence[TokenIds], n_arms: int, edits: BatchEdits, new: int
-    ) -> Iterator[Block]:
-        """Blocks whose rows a share of the free memory can cache.
+    ) -> tuple[int, Iterator[Block]]:
+        """How many rows are decoded together, as a share of the free memory can cache them, and the blocks.
 
         How much a token takes is found by reading one prompt. Where nothing is cached, every step is a forward pass
-        over all tokens, and its budget counts.
+        over all tokens, and its budget counts. A packed block holds all prompts: they come as others finish.
         """
         if not sequences:
-            return iter(())
+            return 0, iter(())
         device, lengths = self.model.device, [len(s) for s in sequences]
         longest = max(range(len(sequences)), key=lambda i: lengths[i])
 
         def read(block: Block) -> float:
-            probe = self._decoder(sequences, block, edits, new)
+            probe = self._decoder(sequences, block, edits, new, 1)
             probe.read()
             return probe.bytes_per_token
 
         ((_, each),) = self.within_memory(Block([0], [longest]), read)
-        room = free_memory(device) / each if each else self.tokens_per_forward / CACHE_SHARE
-        tokens = ranks.least(int(room * CACHE_SHARE))
+        room = ranks.least(int(free_memory(device) / each if each else self.tokens_per_forward / CACHE_SHARE))
+        tokens, width = int(room * CACHE_SHARE), lengths[longest] + new
+        rows = n_arms * len(sequences)
         if is_processor(device):
-            rows = min(MOST_CPU_ROWS, max(CPU_ROWS, int(room * PLENTIFUL) // (lengths[longest] + new)))
-        else:
+            rows = min(MOST_CPU_ROWS, max(CPU_ROWS, int(room * PLENTIFUL) // width))
+        elif not self.model.proof.packed:
             # What is not packed is read at once.
-            rows = None if self.model.proof.packed else max(1, self.tokens_per_forward // lengths[longest])
-        return rectangles(lengths, n_arms, tokens, extra=new, rows=rows, alike=self.model.proof.unpadded)
+            rows = max(1, self.tokens_per_forward // lengths[longest])
+        if not self.model.proof.packed:
+            return rows, rectangles(lengths, n_arms, tokens, extra=new, rows=rows, alike=self.model.proof.unpadded)
+        n_lines = max(1, min(rows, tokens // width))
+        return n_lines, (Block(arms, list(range(len(sequences)))) for arms in evenly(n_arms, n_lines))
 
     def _decoder(
-        self, sequences: Sequence[TokenIds], block: Block, edits: BatchEdits, max_new_tokens: int
+        self, sequences: Sequence[TokenIds], block: Block, edits: BatchEdits, new: int, n_lines: int
     ) -> PackedDecoder | PaddedDecoder:
-        arm = self.arm_of_row(block)
         if not self.model.proof.packed:
-            return PaddedDecoder(self.model, edits, arm, *self.padded(sequences, block), new_cache(self.model))
-        texts = [sequences[i] for i in block.prompts]
-        lengths = torch.tensor([len(t) for t in texts], device=self.model.device).repeat(len(block.arms))
-        kept = Kept(lengths, int(lengths.max()), int(lengths.max()) + max_new_tokens)
+            ids, mask = self.padded(sequences, block)
+            return PaddedDecoder(self.model, edits, self.arm_of_row(block), ids, mask, new_cache(self.model))
         arms = torch.tensor(block.arms, device=self.model.device)
-        rows = torch.arange(len(arm), device=self.model.device).view(len(arms), len(texts))
-        pieces = [
-            Piece(self.pack(texts, piece), arms[piece.arms], rows[piece.arms][:, piece.prompts])
-            for piece in self.blocks(texts, len(arms))
-        ]
-        return PackedDecoder(self.model, edits, arm, pieces, kept)
+        return PackedDecoder(
+            self.model, edits, arms, [sequences[i] for i in block.prompts], n_lines, new, self._packs_of
+        )
+
+    def _packs_of(self, texts: Sequence[TokenIds], n_arms: int) -> Iterator[tuple[Pack, Block]]:
+        for block in self.blocks(texts, n_arms):
+            yield self.pack(texts, block), block
 
     def pack(self, sequences: Sequence[TokenIds], block: Block, n_private: int = 1) -> Pack:
         """The prompts of a block behind what they share."""
