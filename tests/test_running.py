@@ -122,7 +122,8 @@ def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
     chat_model = family_model("qwen2")
     assert running.measured_tokens(chat_model, PROMPTS[0]) == CPU_TOKENS
     monkeypatch.setattr(type(chat_model), "device", torch.device("cuda"))
-    monkeypatch.setattr(Runner, "last_logits", lambda self, sequences: iter(sequences))
+    read = []
+    monkeypatch.setattr(Runner, "last_logits", lambda self, sequences: read.extend(sequences) or iter(sequences))
     memory = {"free": 2**30, "peak": 2 * 2**20}
     for name in ("reset_peak_memory", "allocated_memory"):
         monkeypatch.setattr(running, name, lambda device: 0)
@@ -130,6 +131,8 @@ def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
     monkeypatch.setattr(running, "free_memory", lambda device: memory["free"])
     tokens = 1024 // len(PROMPTS[0]) * len(PROMPTS[0])
     assert running.measured_tokens(chat_model, PROMPTS[0]) == min(65536, int(2**29 / (2 * 2**20 / tokens)))
+    assert sum(map(len, read)) == tokens
+    assert n_shared(read[: len(PROMPTS[0])]) == 0  # what prompts share is read once, and would make it look cheap
     memory["free"] = 2**22
     assert running.measured_tokens(chat_model, PROMPTS[0]) == LEAST_TOKENS
     memory |= {"free": 2**40}
