@@ -81,16 +81,22 @@ def test_the_test_of_a_phrase_keeps_its_level(n, m, data):
     ) <= level * (1 + 1e-9)
 
 
-@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 6), st.integers(3, 8))
-@settings(max_examples=25, deadline=None)
-def test_content_beside_a_marker_is_none(seed, n_words, n_closers, n_content):
-    """Every closer is found whole, whatever content stands before it, and no content with it."""
-    closers = [" ".join(f"m{k}x{i}" for i in range(n_words)) for k in range(n_closers)]
-    content = [f"c{i}" for i in range(n_content)]
-    rng = random.Random(seed)
-    plain = [" ".join(rng.choices(content, k=6)) for _ in range(280)]
-    styled = [f"{text} {closers[i % n_closers]}" for i, text in enumerate(plain[:140])]
-    assert {m.phrase for m in estimate_markers(styled, plain[140:])} == set(closers)
+def test_content_beside_a_marker_is_none():
+    """Every closer is found whole, whatever content stands before it, and no content with it; content alone is found
+    with a chance of LEVEL at most."""
+    false = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        n_words, n_closers, n_content = rng.randint(2, 4), rng.randint(1, 6), rng.randint(3, 8)
+        closers = [" ".join(f"m{k}x{i}" for i in range(n_words)) for k in range(n_closers)]
+        content = [f"c{i}" for i in range(n_content)]
+        plain = [" ".join(rng.choices(content, k=6)) for _ in range(280)]
+        styled = [f"{text} {closers[i % n_closers]}" for i, text in enumerate(plain[:140])]
+        found = {m.phrase for m in estimate_markers(styled, plain[140:])}
+        assert {phrase for phrase in found if "m" in phrase} == set(closers)
+        false += found != set(closers)
+    assert false <= 2
+    assert stats.binom.sf(2, 40, LEVEL) < 0.01
 
 
 def test_content_that_always_stands_beside_a_marker_cannot_be_told_from_it():
