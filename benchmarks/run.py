@@ -88,7 +88,7 @@ def gemm_seconds(model: ChatModel, n_tokens: int, n_last: int | None) -> float:
 
 
 def gemm_seconds_generating(model: ChatModel, prompts: list[list[int]], arms: int, prefix: int, new: int) -> float:
-    """The same of reading all prompts under all arms and then writing, in the engine's own blocks."""
+    """The same of reading all prompts under all arms and then writing, with as many rows together as there may be."""
     total = 0.0
     for block in rectangles([len(p) for p in prompts], arms, 10**9, extra=new, rows=MOST_CPU_ROWS):
         rows = len(block.arms) * len(block.prompts)

@@ -21,7 +21,7 @@ ORDER = words("""
     axes errors records measuring engines ranks
     sampling contrasts contrast_files data texts chat
     models batching packing attending proving loading
-    interventions decoding running documents residuals directions nulls
+    interventions answered decoding running documents residuals directions nulls
     judging style markers log_odds statistics levels classifying planning evidence judges costs pairing
     opening choosing selection scoring refitting rules verdict
     side_effects conditions

@@ -71,7 +71,10 @@ def token_readings(
             at_once = max(1, LOGITS_AT_ONCE // (logits.shape[0] * logits.shape[2]))
         return list(torch.cat(pieces, 1).split([len(some) for some in places], 1))
 
-    for block in runner.blocks([d.ids for d in documents], len(arms)):
+    sequences = [d.ids for d in documents]
+    # What is predicted is nobody else's context, so it counts as a document's own.
+    n_private = min(map(len, sequences), default=1) - min((d.start for d in documents), default=0)
+    for block in runner.blocks(sequences, len(arms), n_private):
         for done, readings in runner.within_memory(block, run):
             runner.tick(len(done.arms) * len(done.prompts))
             for document, values in zip(done.prompts, readings, strict=True):

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rhumbline import ranks
+from rhumbline.answered import answered, answered_blocks, answered_residuals
 from rhumbline.axes import Logits, Residual
 from rhumbline.batching import (
     CPU_ROWS,
@@ -203,8 +204,7 @@ class Runner:
         where the last block begins. `padding` pads on that side instead of packing.
         """
         if any(isinstance(ids, Answered) for ids in sequences):
-            for prompt, h in self._answered_residuals(sequences, positions, arm):
-                yield prompt, h, None
+            yield from self._answered(sequences, positions, arm)
             return
         edits = BatchEdits.of([arm], self.model)
         depth, device = self.model.n_layers, self.model.device
@@ -227,6 +227,19 @@ class Runner:
                 self.tick(len(done.prompts))
                 yield torch.tensor(done.prompts), h, readings
 
+    def _answered(
+        self, sequences: Sequence[TokenIds], positions: Sequence[int], arm: Arm
+    ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row position layer d_model"], None]]:
+        texts, edits = answered(sequences), BatchEdits.of([arm], self.model)
+
+        def run(block: Block) -> Tensor:
+            return answered_residuals(self.model, [texts[i] for i in block.prompts], positions, edits)
+
+        for block in answered_blocks(texts, self.tokens_per_forward, alike=self.model.proof.unpadded):
+            for done, h in self.within_memory(block, run):
+                self.tick(len(done.prompts))
+                yield torch.tensor(done.prompts), h, None
+
     def stream(self, sequences: Sequence[TokenIds], position: int, layer: int) -> Float[Tensor, "prompt d_model"]:
         """The input of one block at one (negative) position of each prompt, float32 on the CPU; passes end there."""
         found = torch.zeros(len(sequences), self.model.d_model)
@@ -242,62 +255,6 @@ class Runner:
                 self.tick(len(done.prompts))
                 found[done.prompts] = h.float().cpu()
         return found
-
-    def _answered_residuals(
-        self, sequences: Sequence[TokenIds], positions: Sequence[int], arm: Arm
-    ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row position layer d_model"]]]:
-        """Means of block inputs over the tokens that each position stands for, prompts and answers padded apart."""
-        edits = BatchEdits.of([arm], self.model)
-        depth, device = self.model.n_layers, self.model.device
-
-        def run(block: Block) -> Tensor:
-            texts = [_checked(sequences[i]) for i in block.prompts]
-            ids, mask, width = self._beside(
-                [t[: len(t) - t.n_answer] for t in texts], [t[len(t) - t.n_answer :] for t in texts]
-            )
-            share = torch.zeros(len(texts), len(positions), ids.shape[1], device=device)
-            for row, text in enumerate(texts):
-                for p, position in enumerate(positions):
-                    if position == 0:
-                        share[row, p, width : width + text.n_answer] = 1 / text.n_answer
-                    else:
-                        at = width + position if position < 0 else width + min(position, text.n_answer) - 1
-                        share[row, p, at] = 1.0
-            seen: dict[int, Tensor] = {}
-
-            def watch(layer: int, h: Tensor) -> None:
-                if layer < depth:
-                    seen[layer] = torch.einsum("rsd,rps->rpd", h.float(), share.to(h.device)).to(device)
-
-            rows = torch.zeros(len(texts), dtype=torch.long, device=device)
-            with hooked(self.model, edits.on(rows, n_prompt=width), watch):
-                run_until(self.model, depth - 1, lambda: forward(self.model, ids, mask))
-            return torch.stack([seen[layer] for layer in range(depth)], dim=2)
-
-        for block in self._prompt_blocks(sequences):
-            for done, h in self.within_memory(block, run):
-                self.tick(len(done.prompts))
-                yield torch.tensor(done.prompts), h
-
-    def _prompt_blocks(self, texts: Sequence[TokenIds]) -> Iterator[Block]:
-        """Blocks in which the prompts, without their answers, may be padded."""
-        for block in self.blocks(texts, 1):
-            if not self.model.proof.unpadded:
-                yield block
-                continue
-            lengths = {i: len(texts[i]) - _checked(texts[i]).n_answer for i in block.prompts}
-            for length in sorted(set(lengths.values())):
-                yield Block(block.arms, [i for i in block.prompts if lengths[i] == length])
-
-    def _beside(
-        self, prompts: Sequence[TokenIds], answers: Sequence[TokenIds]
-    ) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row position"], int]:
-        """Prompts padded on the left and answers on the right, side by side; the mask, and where the answers begin."""
-        left = token_batch(prompts, self.model.pad_token, "left")
-        right = token_batch(answers, self.model.pad_token, "right")
-        ids = torch.cat([left.input_ids, right.input_ids], 1).to(self.model.device)
-        mask = torch.cat([left.attention_mask, right.attention_mask], 1).to(self.model.device)
-        return ids, mask, left.input_ids.shape[1]
 
     def _batch(
         self, sequences: Sequence[TokenIds], block: Block, wanted: Int[Tensor, " position"], padding: Side | None
@@ -455,12 +412,6 @@ class Runner:
                 continue
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-
-def _checked(sequence: TokenIds) -> Answered:
-    if not isinstance(sequence, Answered):
-        raise ModelError("prompts with an answer and prompts without cannot be read in one pass.")
-    return sequence
 
 
 class _Batch(NamedTuple):
