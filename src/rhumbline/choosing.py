@@ -4,7 +4,6 @@ Promises: a rule is a pure function of the table, so a table can be re-read by a
 reason; nobody surviving is an outcome. Knows scores. Does not know models or prompts, and imports no torch.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from rhumbline.errors import ProtocolError
+from rhumbline.records import read_given
 
 NOT_NEEDED = "not needed"
 """Why a lazy grid left a score out: the choice does not depend on it."""
@@ -179,14 +179,10 @@ def read_scores(path: str | Path) -> tuple[list[ScoredCandidate], int]:
 
     ProtocolError lists every fault at once.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProtocolError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ProtocolError(f"{path} is not JSON: {error}.") from error
+    form = 'an object with "n_layers" and a list "candidates"'
+    content = read_given(Path(path), ProtocolError, form)
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
-        raise ProtocolError(f'{path}: expected an object with "n_layers" and a list "candidates".')
+        raise ProtocolError(f"{path}: expected {form}.")
     n_layers = content.get("n_layers")
     if not (_is_count(n_layers) and n_layers > 0):
         raise ProtocolError(f"{path}: n_layers is {n_layers!r}, expected the number of layers.")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rhumbline.errors import OutputError, ProtocolError
+from rhumbline.errors import OutputError, ProtocolError, RhumblineError
 
 SCHEMA = 1
 _LOCK = ".lock"
@@ -109,6 +109,16 @@ def read_json(path: Path) -> Any:
         raise OutputError(f"{path} is missing: is this a finished run directory?") from None
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read: {error}") from error
+
+
+def read_given(path: Path, wrong: type[RhumblineError], expected: str) -> Any:
+    """Read a JSON file that the user gave; `wrong` says what is the matter with it, and what was expected."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise wrong(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise wrong(f"{path} is not JSON: {error}. Give {expected}.") from error
 
 
 def read_rows(path: Path) -> list[dict]:

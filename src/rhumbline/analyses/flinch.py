@@ -8,7 +8,6 @@ where the term would begin, chosen by layer on some contexts and subtracted from
 random directions of its length. Knows texts and two models; judges no term.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from rhumbline.documents import log_likelihoods
 from rhumbline.errors import InputError
 from rhumbline.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.models import ChatModel
+from rhumbline.records import read_given
 from rhumbline.running import Runner
 from rhumbline.statistics import holm, rank_p
 
@@ -59,21 +59,16 @@ class Terms:
     @classmethod
     def read(cls, path: str | Path) -> "Terms":
         """A JSON file {"terms": [...], "controls": [...], "contexts": ["The harbor sells {term}", ...]}."""
-        form = f'{path}: give a JSON object {{"terms": [...], "controls": [...], "contexts": ["... {SLOT}"]}} of texts'
-        try:
-            given = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
-            raise InputError(f"{form} (not JSON: {error}).") from error
+        form = f'a JSON object {{"terms": [...], "controls": [...], "contexts": ["... {SLOT}"]}} of texts'
+        given = read_given(Path(path), InputError, form)
         names = ("terms", "controls", "contexts")
         if not isinstance(given, dict) or sorted(given) != sorted(names):
-            raise InputError(f"{form}.")
+            raise InputError(f"{path}: give {form}.")
         lists = [given[name] for name in names]
         if any(
             not isinstance(part, list) or any(not isinstance(x, str) or not x.strip() for x in part) for part in lists
         ):
-            raise InputError(f"{form}.")
+            raise InputError(f"{path}: give {form}.")
         return cls(*(tuple(dict.fromkeys(part)) for part in lists))
 
 
