@@ -26,13 +26,13 @@ from safetensors.torch import load_file
 
 from calibration_cases import STUDIES, Case
 from rhumbline import contrast_from_prompts, load, preset, read_contrast, run, selected_direction
-from rhumbline.contrasts import ContrastSet, Sizes
 from rhumbline.errors import ProtocolError
+from rhumbline.evidence.verdict import decide
+from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.organisms import materialise, train
 from rhumbline.organisms.planted import TRUTH, build
+from rhumbline.prompts.contrasts import ContrastSet, Sizes
 from rhumbline.protocol import Dose, Nulls, Protocol, Stability
-from rhumbline.rules import BLOG2026, RHUMBLINE
-from rhumbline.verdict import decide
 
 FAMILIES = RHUMBLINE.families
 

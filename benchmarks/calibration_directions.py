@@ -31,9 +31,9 @@ from calibration_tables import by, share, table, told
 from rhumbline import load, preset, read_contrast, run
 from rhumbline.analyses.directions import Plan, analyse
 from rhumbline.analyses.subject import open_subject
-from rhumbline.contrasts import Sizes
 from rhumbline.errors import ProtocolError
 from rhumbline.organisms.planted import THRESHOLD, Planted, build
+from rhumbline.prompts.contrasts import Sizes
 
 ONE, MORE, OPEN = "ONE-IS-ENOUGH", "MORE-HELPS", "UNDETERMINED"
 PLAN = Plan(sources=("candidates", "clusters", "gradient"), max_rank=3, steps=40, samples=1)

@@ -8,9 +8,9 @@ from typing import Any
 
 import altair as alt
 
-from rhumbline.figures import LIGHT, Row, draw, finished, tips
-from rhumbline.rules import RHUMBLINE
-from rhumbline.statistics import exact_interval
+from rhumbline.evidence.statistics import exact_interval
+from rhumbline.evidence.verdict_rules import RHUMBLINE
+from rhumbline.report.figures import LIGHT, Row, draw, finished, tips
 
 SINGLE = "SINGLE-DIRECTION-REPRODUCES"
 WIDTH = 420

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import shapes
-from rhumbline import running
-from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
-from rhumbline.models import ChatModel
-from rhumbline.running import Runner
+from rhumbline.inference import runner as running
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.models.chat_model import ChatModel
 from run import timed
 
 ROWS = (32, 64, 96, 192)

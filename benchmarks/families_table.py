@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from families import FAMILIES, MOE, OTHERS, random_model  # noqa: E402
-from rhumbline import proving  # noqa: E402
+from rhumbline.edits.projection import orthonormal  # noqa: E402
+from rhumbline.edits.proved_edit import edit_in_place  # noqa: E402
 from rhumbline.errors import ModelError, RhumblineError  # noqa: E402
-from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction  # noqa: E402
-from rhumbline.projecting import orthonormal  # noqa: E402
-from rhumbline.running import Runner  # noqa: E402
-from rhumbline.weights import edit_in_place  # noqa: E402
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction  # noqa: E402
+from rhumbline.inference.runner import Runner  # noqa: E402
+from rhumbline.models import proving  # noqa: E402
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9]]
 GUESS = {**MOE, "head_dim": 8, "moe_num_experts": 4, "n_routed_experts": 4}

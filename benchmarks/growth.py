@@ -15,13 +15,13 @@ import torch
 
 import plain
 import shapes
-from rhumbline.choosing import ARDITI2024
-from rhumbline.figures import LIGHT, Row, draw, finished
-from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
-from rhumbline.judging import refusal_metric
-from rhumbline.residuals import extract
-from rhumbline.running import Runner
-from rhumbline.selection import score_candidates
+from rhumbline.evidence.selection_rules import ARDITI2024
+from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.inference.residuals import extract
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.metric import refusal_metric
+from rhumbline.report.figures import LIGHT, Row, draw, finished
+from rhumbline.stages.selection import score_candidates
 
 TOKENS, POSITIONS = (5, 9), (-5, -4, -3, -2, -1)
 NAME = "benchmarks-growth"

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.judging import kl_divergence, refusal_metric
-from rhumbline.models import ChatModel
+from rhumbline.judging.metric import kl_divergence, refusal_metric
+from rhumbline.models.chat_model import ChatModel
 
 Sequences = Sequence[Sequence[int]]
 BATCH = 32

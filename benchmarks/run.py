@@ -21,15 +21,15 @@ import torch
 import growth
 import plain
 import shapes
-from rhumbline.batching import MOST_CPU_ROWS, rectangles
-from rhumbline.choosing import ARDITI2024, choose
-from rhumbline.interventions import BASELINE, Ablate, Add, Arm, Direction
-from rhumbline.judging import refusal_metric
-from rhumbline.measuring import peak_memory, reset_peak_memory
-from rhumbline.models import ChatModel
-from rhumbline.residuals import extract
-from rhumbline.running import Runner
-from rhumbline.selection import score_candidates
+from rhumbline.evidence.selection_rules import ARDITI2024, choose
+from rhumbline.inference.batching import MOST_CPU_ROWS, rectangles
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.inference.memory import peak_memory, reset_peak_memory
+from rhumbline.inference.residuals import extract
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.metric import refusal_metric
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.stages.selection import score_candidates
 
 OUT = Path(__file__).parent.parent / "docs"
 POSITIONS = (-5, -4, -3, -2, -1)

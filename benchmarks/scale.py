@@ -26,13 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 import shapes  # noqa: E402
-from rhumbline.engines import Job, Pool, Worker, answered  # noqa: E402
+from rhumbline.engines.jobs import Job, Pool, Worker, answered  # noqa: E402
 from rhumbline.engines.local import Local  # noqa: E402
 from rhumbline.engines.ray import Ray  # noqa: E402
-from rhumbline.interventions import Ablate, Arm, Direction  # noqa: E402
+from rhumbline.inference.interventions import Ablate, Arm, Direction  # noqa: E402
+from rhumbline.inference.runner import Runner  # noqa: E402
+from rhumbline.jobs.sizing import PROMPT_TOKENS, Device, work  # noqa: E402
 from rhumbline.protocol import preset  # noqa: E402
-from rhumbline.running import Runner  # noqa: E402
-from rhumbline.sizing import PROMPT_TOKENS, Device, work  # noqa: E402
 
 OUT = HERE.parent / "docs"
 
@@ -274,7 +274,7 @@ def written(found: dict[str, Any]) -> str:
             paragraph(
                 "Not measured: no such cluster was at hand. It follows from the cost per job above, from the passes "
                 "that "
-                "the default protocol makes (`rhumbline.sizing.work`), and from these assumptions:"
+                "the default protocol makes (`rhumbline.jobs.sizing.work`), and from these assumptions:"
             ),
             "\n".join(
                 textwrap.fill(" ".join(text.split()), 120, initial_indent="- ", subsequent_indent="  ")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rhumbline.models import ChatModel
-from rhumbline.proving import prove
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.proving import prove
 
 
 @dataclass(frozen=True)

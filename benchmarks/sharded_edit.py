@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rhumbline.tensorfiles import TensorFile
+from rhumbline.edits.tensor_file import TensorFile
 
 FILE = 1_000_000_000
 """Bytes of a file, at most; a larger tensor has a file of its own."""

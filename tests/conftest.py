@@ -6,11 +6,13 @@ import torch
 from families import random_model
 from make_judge import make_classifier
 from make_tokenizer import make_tokenizer
-from rhumbline import load, models, preset, proving, read_contrast, run
+from rhumbline import load, preset, read_contrast, run
 from rhumbline.cli import main
-from rhumbline.contrasts import Sizes
+from rhumbline.models import chat_model as models
+from rhumbline.models import proving
 from rhumbline.organisms import materialise
-from rhumbline.records import read_rows
+from rhumbline.prompts.contrasts import Sizes
+from rhumbline.records.files import read_rows
 
 torch.set_num_threads(1)
 

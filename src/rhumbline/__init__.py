@@ -7,49 +7,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rhumbline.applying import applied
-    from rhumbline.chat import Chat, ChatOptions
-    from rhumbline.choosing import choose, read_scores
-    from rhumbline.contrast_files import contrast_from_prompts, read_contrast
-    from rhumbline.contrasts import ContrastSet, Prompt, Sizes, split_contrast
-    from rhumbline.data import open_contrast
+    from rhumbline.edits.proved_edit import orthogonalized
     from rhumbline.errors import RhumblineError
+    from rhumbline.evals.monitor import Monitor
+    from rhumbline.evidence.selection_rules import choose, read_scores
+    from rhumbline.evidence.verdict import decide
+    from rhumbline.evidence.verdict_rules import Rule
     from rhumbline.experiment import Result, discover, run, selected_direction
-    from rhumbline.interventions import Ablate, Add, Arm, Direction
-    from rhumbline.loading import load
-    from rhumbline.models import ChatModel
-    from rhumbline.monitoring import Monitor
+    from rhumbline.inference.applied import applied
+    from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
+    from rhumbline.inference.runner import Runner
+    from rhumbline.models.chat import Chat, ChatOptions
+    from rhumbline.models.chat_model import ChatModel
+    from rhumbline.models.loading import load
+    from rhumbline.models.proving import prove
+    from rhumbline.prompts.contrast_files import contrast_from_prompts, read_contrast
+    from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes, split_contrast
+    from rhumbline.prompts.named_sets import open_contrast
     from rhumbline.protocol import Protocol, preset
-    from rhumbline.proving import prove
-    from rhumbline.rules import Rule
-    from rhumbline.running import Runner
-    from rhumbline.verdict import decide
     from rhumbline.verification import verify
-    from rhumbline.weights import orthogonalized
 
 _HOME = {
     "RhumblineError": "errors",
-    "Prompt": "contrasts",
-    "ContrastSet": "contrasts",
-    "Sizes": "contrasts",
-    "read_contrast": "contrast_files",
-    "open_contrast": "data",
-    "contrast_from_prompts": "contrast_files",
-    "split_contrast": "contrasts",
-    "Chat": "chat",
-    "ChatOptions": "chat",
-    "ChatModel": "models",
-    "prove": "proving",
-    "load": "loading",
-    "Direction": "interventions",
-    "Ablate": "interventions",
-    "Add": "interventions",
-    "Arm": "interventions",
-    "Runner": "running",
-    "choose": "choosing",
-    "read_scores": "choosing",
-    "Rule": "rules",
-    "decide": "verdict",
+    "Prompt": "prompts.contrasts",
+    "ContrastSet": "prompts.contrasts",
+    "Sizes": "prompts.contrasts",
+    "read_contrast": "prompts.contrast_files",
+    "open_contrast": "prompts.named_sets",
+    "contrast_from_prompts": "prompts.contrast_files",
+    "split_contrast": "prompts.contrasts",
+    "Chat": "models.chat",
+    "ChatOptions": "models.chat",
+    "ChatModel": "models.chat_model",
+    "prove": "models.proving",
+    "load": "models.loading",
+    "Direction": "inference.interventions",
+    "Ablate": "inference.interventions",
+    "Add": "inference.interventions",
+    "Arm": "inference.interventions",
+    "Runner": "inference.runner",
+    "choose": "evidence.selection_rules",
+    "read_scores": "evidence.selection_rules",
+    "Rule": "evidence.verdict_rules",
+    "decide": "evidence.verdict",
     "Protocol": "protocol",
     "preset": "protocol",
     "run": "experiment",
@@ -57,9 +57,9 @@ _HOME = {
     "Result": "experiment",
     "selected_direction": "experiment",
     "verify": "verification",
-    "applied": "applying",
-    "orthogonalized": "weights",
-    "Monitor": "monitoring",
+    "applied": "inference.applied",
+    "orthogonalized": "edits.proved_edit",
+    "Monitor": "evals.monitor",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the flow

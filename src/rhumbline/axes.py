@@ -11,6 +11,8 @@ candidate   a (position, layer) pair
 rank        directions of a subspace
 """
 
+from collections.abc import Sequence
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -26,3 +28,6 @@ Mask = Bool[Tensor, "row position"] | Int[Tensor, "row position"]
 """Which tokens of a padded batch are real."""
 Logits = Float[Tensor, "row vocab"]
 """Next-token logits at the last position of each row."""
+
+
+TokenIds = Sequence[int]

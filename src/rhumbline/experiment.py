@@ -21,26 +21,27 @@ from typing import Any
 
 import torch
 
-from rhumbline import report
-from rhumbline.chat import Chat
-from rhumbline.conditions import chats_of
-from rhumbline.contrasts import ContrastSet, Prompt, Splits, split_contrast
-from rhumbline.directions import difference_in_means
-from rhumbline.engines import Pool
+from rhumbline.engines.jobs import Pool
 from rhumbline.errors import ProtocolError
-from rhumbline.interventions import Direction
-from rhumbline.loading import fingerprint
-from rhumbline.measuring import Timings
-from rhumbline.models import ChatModel
-from rhumbline.planning import plan
+from rhumbline.evidence.power import plan
+from rhumbline.inference.interventions import Direction
+from rhumbline.inference.residuals import extract
+from rhumbline.inference.runner import Runner, measured_tokens
+from rhumbline.models.chat import Chat
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.loading import fingerprint
+from rhumbline.prompts.contrasts import ContrastSet, Prompt, Splits, split_contrast
+from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
-from rhumbline.records import RunDirectory, write_json
-from rhumbline.residuals import extract
-from rhumbline.running import Runner, measured_tokens
-from rhumbline.seed_run import SeedRun, encoded
-from rhumbline.stages import run_stages
-from rhumbline.testing import separation
-from rhumbline.texts import NO_TEXTS, LossTexts
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.files import write_json
+from rhumbline.report import build as report
+from rhumbline.stages.directions import difference_in_means
+from rhumbline.stages.held_out import separation
+from rhumbline.stages.order import run_stages
+from rhumbline.stages.seed_run import SeedRun, encoded
+from rhumbline.stages.system_prompts import chats_of
+from rhumbline.stages.timings import Timings
 from rhumbline.verification import assemble, sealed
 
 

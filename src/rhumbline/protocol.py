@@ -13,15 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rhumbline.chat import ChatOptions
-from rhumbline.choosing import ARDITI2024, BLOG2026, STYLE, SelectionRule
-from rhumbline.contrasts import Sizes
 from rhumbline.errors import ProtocolError
-from rhumbline.judging import JUDGES, judge
-from rhumbline.nulls import FAMILIES
-from rhumbline.rules import Rule
-from rhumbline.rules import rule as named_rule
-from rhumbline.sampling import Sampling
+from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, STYLE, SelectionRule
+from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.evidence.verdict_rules import rule as named_rule
+from rhumbline.judging.keyword_judges import JUDGES, judge
+from rhumbline.models.chat import ChatOptions
+from rhumbline.prompts.contrasts import Sizes
+from rhumbline.prompts.sampling import Sampling
+
+FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
+"""Null families, weakest first; the place in this list seeds the draws."""
 
 
 @dataclass(frozen=True)

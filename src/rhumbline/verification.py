@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhumbline import costs, pairing
-from rhumbline.choosing import ScoredCandidate, SelectionRule, choose
 from rhumbline.errors import RhumblineError
-from rhumbline.evidence import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
-from rhumbline.levels import Levels, confounds, neutral_level, pooled_levels
-from rhumbline.records import SCHEMA, RunDirectory, finite, read_json, sha256
-from rhumbline.rules import Rule
-from rhumbline.statistics import arm_rates, effects
-from rhumbline.verdict import Verdict, decide, overall
+from rhumbline.evidence import paired_benchmarks as pairing
+from rhumbline.evidence import side_effects as costs
+from rhumbline.evidence.continuous_scores import Levels, confounds, neutral_level, pooled_levels
+from rhumbline.evidence.selection_rules import ScoredCandidate, SelectionRule, choose
+from rhumbline.evidence.statistics import arm_rates, effects
+from rhumbline.evidence.summaries import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
+from rhumbline.evidence.verdict import Verdict, decide, overall
+from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.records.directory import SCHEMA, RunDirectory
+from rhumbline.records.files import finite, read_json, sha256
 
 
 def assemble(directory: RunDirectory) -> dict[str, Any]:

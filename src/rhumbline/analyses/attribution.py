@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rhumbline.attending import watched_attention
 from rhumbline.axes import Vector
 from rhumbline.errors import ModelError
-from rhumbline.models import ChatModel, Tap, Writer, forward, hooked, run_until, tapped
+from rhumbline.models.attention import watched_attention
+from rhumbline.models.chat_model import ChatModel, Writer, forward
+from rhumbline.models.hooks import Tap, hooked, run_until, tapped
 
 UNSEEN = "attention of this block does not go through transformers' interface"
 OTHER_INPUT = "it reads something else than the heads' outputs (a norm or a gate stands between)"

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.subject import Subject, residuals_at
-from rhumbline.contrasts import LABELS, SPLITS, Label, Split
 from rhumbline.errors import InputError
-from rhumbline.models import ChatModel
-from rhumbline.nulls import covariance, generator, isotropic, shuffled_site
-from rhumbline.running import Runner
-from rhumbline.statistics import auroc, auroc_interval, rank_p
+from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p
+from rhumbline.inference.runner import Runner
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Split
+from rhumbline.stages.nulls import covariance, generator, isotropic, shuffled_site
 
 NAME = "base"
 FAMILIES = ("isotropic", "covariance", "shuffled-site")

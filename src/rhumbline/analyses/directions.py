@@ -26,11 +26,11 @@ from torch import Tensor
 from rhumbline.analyses.gradient import found_by_gradient
 from rhumbline.analyses.spans import Basis, cone_samples, energy, prototypes, random_span, span_of
 from rhumbline.analyses.subject import Subject, mean_record
-from rhumbline.choosing import SelectionRule
 from rhumbline.errors import InputError
-from rhumbline.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
-from rhumbline.records import read_json, sha256
-from rhumbline.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
+from rhumbline.evidence.selection_rules import SelectionRule
+from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
+from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
+from rhumbline.records.files import read_json, sha256
 
 NAME = "directions"
 SOURCES = ("candidates", "clusters", "som", "gradient", "cone")

@@ -15,17 +15,19 @@ import torch
 from jaxtyping import Float
 
 from rhumbline.analyses.subject import chat_of
-from rhumbline.contrasts import ContrastSet, Prompt
 from rhumbline.errors import InputError
+from rhumbline.evidence.statistics import paired_difference
 from rhumbline.experiment import selected_direction
-from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
-from rhumbline.judging import TextJudge, judge
-from rhumbline.loading import fingerprint
-from rhumbline.models import ChatModel
-from rhumbline.records import RunDirectory, read_json, sha256
-from rhumbline.running import Runner
-from rhumbline.statistics import paired_difference
-from rhumbline.styling import complete, read_styling
+from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.keyword_judges import judge
+from rhumbline.judging.score import TextJudge
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.loading import fingerprint
+from rhumbline.prompts.contrasts import ContrastSet, Prompt
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.files import read_json, sha256
+from rhumbline.stages.style_judge import complete, read_styling
 
 OWN, CROSS = 0.5, 0.25
 """A behaviour is taken if the interval of its drop lies above the first, and left if it lies below the second."""

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rhumbline.documents import log_likelihoods
 from rhumbline.errors import InputError
-from rhumbline.interventions import BASELINE, Add, Arm, Direction
-from rhumbline.models import ChatModel
-from rhumbline.records import read_given
-from rhumbline.running import Runner
-from rhumbline.statistics import holm, rank_p
+from rhumbline.evidence.statistics import holm, rank_p
+from rhumbline.inference.documents import log_likelihoods
+from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.records.files import read_given
 
 MATCHED = 3
 """Controls that each term is compared with."""

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.subject import Subject, mean_record, residuals_at
-from rhumbline.contrasts import LABELS, SPLITS, Label, Split
-from rhumbline.nulls import generator, halves
-from rhumbline.refitting import weighted_sums
-from rhumbline.residuals import projections
-from rhumbline.statistics import auroc, auroc_interval
+from rhumbline.evidence.statistics import auroc, auroc_interval
+from rhumbline.inference.residuals import projections
+from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Split
+from rhumbline.stages.nulls import generator, halves
+from rhumbline.stages.refits import weighted_sums
 
 NAME = "geometry"
 

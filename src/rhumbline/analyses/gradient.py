@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.chat import token_batch
-from rhumbline.interventions import Direction
-from rhumbline.models import ChatModel, Edit, Site, forward, hooked
+from rhumbline.inference.interventions import Direction
+from rhumbline.models.chat import token_batch
+from rhumbline.models.chat_model import ChatModel, Edit, Site, forward
+from rhumbline.models.hooks import hooked
 
 BATCH = 8
 """Prompts of either class in a step."""

@@ -13,11 +13,11 @@ from jaxtyping import Float
 
 from rhumbline.analyses.subject import Subject
 from rhumbline.analyses.suffixes import encoded, random_suffixes, read_suffixes
-from rhumbline.contrasts import LABELS, Label, Split
 from rhumbline.errors import InputError
-from rhumbline.monitoring import Monitor
-from rhumbline.nulls import Material, draw_nulls
-from rhumbline.statistics import auroc, auroc_interval, rank_p, wilson_of_rate
+from rhumbline.evals.monitor import Monitor
+from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p, wilson_of_rate
+from rhumbline.prompts.contrasts import LABELS, Label, Split
+from rhumbline.stages.nulls import Material, draw_nulls
 
 NAME = "monitor"
 FAMILIES = ("isotropic", "covariance", "shuffled-site")

@@ -17,17 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.chat import Chat
-from rhumbline.contrasts import ContrastSet, Label, Prompt, Sizes, Splits, split_contrast
-from rhumbline.directions import difference_in_means
 from rhumbline.errors import InputError
-from rhumbline.interventions import BASELINE, Ablate, Arm, Direction
-from rhumbline.judging import judge
-from rhumbline.models import ChatModel
-from rhumbline.nulls import removed
-from rhumbline.residuals import at_site, extract
-from rhumbline.running import Runner
-from rhumbline.statistics import paired_difference, wilson
+from rhumbline.evidence.statistics import paired_difference, wilson
+from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.inference.residuals import at_site, extract
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.keyword_judges import judge
+from rhumbline.models.chat import Chat
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.prompts.contrasts import ContrastSet, Label, Prompt, Sizes, Splits, split_contrast
+from rhumbline.stages.directions import difference_in_means
+from rhumbline.stages.nulls import removed
 
 TOP = 10
 """Main axes of the activations in whose span random subspaces lie: they remove as much energy as a direction may."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import altair as alt
 
-from rhumbline import page
 from rhumbline.errors import OutputError
-from rhumbline.figures import LIGHT, NULL_COLOURS, Chart, finished, palette, printable, tips, where
-from rhumbline.records import write_json
+from rhumbline.records.files import write_json
+from rhumbline.report import page
+from rhumbline.report.figures import LIGHT, NULL_COLOURS, Chart, finished, palette, printable, tips, where
 
 Record = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Vector
-from rhumbline.nulls import isotropic, removed
+from rhumbline.stages.nulls import isotropic, removed
 
 Basis = Float[Tensor, "rank d_model"]
 

@@ -16,22 +16,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline import report
 from rhumbline.axes import Candidates
-from rhumbline.chat import Chat, ChatOptions
-from rhumbline.contrast_files import read_contrast
-from rhumbline.contrasts import ContrastSet, Label, Sizes, Split, Splits, split_contrast
-from rhumbline.data import open_contrast
 from rhumbline.errors import InputError, ProtocolError
-from rhumbline.interventions import Direction
-from rhumbline.judging import refusal_metric
-from rhumbline.loading import fingerprint, load
-from rhumbline.models import ChatModel
+from rhumbline.evidence.statistics import bootstrap_mean
+from rhumbline.inference.interventions import Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.metric import refusal_metric
+from rhumbline.judging.scorer import Scorer
+from rhumbline.models.chat import Chat, ChatOptions
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.loading import fingerprint, load
 from rhumbline.organisms import materialise
-from rhumbline.records import RunDirectory
-from rhumbline.running import Runner
-from rhumbline.scoring import Scorer
-from rhumbline.statistics import bootstrap_mean
+from rhumbline.prompts.contrast_files import read_contrast
+from rhumbline.prompts.contrasts import ContrastSet, Label, Sizes, Split, Splits, split_contrast
+from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.records.directory import RunDirectory
+from rhumbline.report import build as report
 
 ORGANISM = "organism:"
 """What the name of an organism's model and contrast begins with."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from rhumbline.analyses.attribution import Attribution, Part, attribute
 from rhumbline.analyses.subject import Subject, mean_record, residuals_at
 from rhumbline.analyses.suffixes import encoded, random_suffixes, read_suffixes
-from rhumbline.contrasts import LABELS, Prompt
 from rhumbline.errors import InputError
-from rhumbline.interventions import BASELINE
-from rhumbline.statistics import wilson_of_rate
+from rhumbline.evidence.statistics import wilson_of_rate
+from rhumbline.inference.interventions import BASELINE
+from rhumbline.prompts.contrasts import LABELS, Prompt
 
 NAME = "suffix"
 

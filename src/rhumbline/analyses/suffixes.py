@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rhumbline.chat import Chat
-from rhumbline.contrasts import Prompt
 from rhumbline.errors import InputError
+from rhumbline.models.chat import Chat
+from rhumbline.prompts.contrasts import Prompt
 
 TRIES = 200
 """Draws of a random suffix before its length counts as out of reach."""

@@ -61,8 +61,8 @@ def text_table(*columns: str, title: str | None = None) -> Table:
 
 def print_plan(contrast: Any, protocol: Any) -> None:
     """What the sample can show at all, before it is used."""
-    from rhumbline.contrasts import split_contrast
-    from rhumbline.planning import plan
+    from rhumbline.evidence.power import plan
+    from rhumbline.prompts.contrasts import split_contrast
 
     sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
     found = plan(sizes, protocol.rule.min_drop, protocol.nulls.wide)

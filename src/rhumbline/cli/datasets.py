@@ -26,7 +26,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _list(a: argparse.Namespace) -> int:
-    from rhumbline.data import recipes, sources
+    from rhumbline.prompts.named_sets import recipes, sources
 
     if a.json:
         found = {
@@ -47,7 +47,7 @@ def _list(a: argparse.Namespace) -> int:
 
 
 def _show(a: argparse.Namespace) -> int:
-    from rhumbline.data import recipes, source
+    from rhumbline.prompts.named_sets import recipes, source
 
     if a.name in recipes():
         recipe = recipes()[a.name]
@@ -75,7 +75,7 @@ def _show(a: argparse.Namespace) -> int:
 
 
 def _check(a: argparse.Namespace) -> int:
-    from rhumbline.data import compose, load, recipes, source
+    from rhumbline.prompts.named_sets import compose, load, recipes, source
 
     if a.name in recipes():
         record = compose(recipes()[a.name], a.data_dir).pools

@@ -37,13 +37,13 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _evaluate(a: argparse.Namespace) -> int:
-    from rhumbline import report
+    from rhumbline.report import build as report
 
     # Its notes on models in memory and on defaults of task files are for those who call it themselves.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evaluating import Settings, evaluate, planned, task_manager
-    from rhumbline.loading import load
-    from rhumbline.records import RunDirectory
+    from rhumbline.evals.evaluate import Settings, evaluate, planned, task_manager
+    from rhumbline.models.loading import load
+    from rhumbline.records.directory import RunDirectory
 
     directory = RunDirectory.read(a.run)
     seed = directory.protocol["seeds"][0] if a.seed is None else a.seed

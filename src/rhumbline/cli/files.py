@@ -49,7 +49,7 @@ def _direction_options(command: argparse.ArgumentParser) -> None:
 
 
 def _found(a: argparse.Namespace, source: str) -> Any:
-    from rhumbline.importing import read_directions
+    from rhumbline.edits.read_direction import read_directions
 
     return read_directions(source, seed=a.seed, layer=a.layer, position=a.position, rank=a.rank)
 
@@ -57,7 +57,7 @@ def _found(a: argparse.Namespace, source: str) -> Any:
 def _edit(a: argparse.Namespace) -> int:
     from transformers.utils import logging as transformers_logging
 
-    from rhumbline.saving import EditOptions, check_target, edit_checkpoint, summary
+    from rhumbline.edits.save import EditOptions, check_target, edit_checkpoint, summary
 
     # Cheap checks first: a bad direction or target is found before a large model is loaded.
     check_target(Path(a.out))
@@ -72,7 +72,7 @@ def _edit(a: argparse.Namespace) -> int:
         trust_remote_code=a.trust_remote_code,
     )
     if a.sharded:
-        from rhumbline.sharded import edit_sharded
+        from rhumbline.edits.sharded import edit_sharded
 
         record = edit_sharded(a.model, found, a.out, options, progress=lambda text: err.print(f"[dim]{text}[/]"))
     else:
@@ -86,7 +86,7 @@ def _edit(a: argparse.Namespace) -> int:
 
 
 def _export(a: argparse.Namespace) -> int:
-    from rhumbline.export import ExportOptions, export
+    from rhumbline.edits.export import ExportOptions, export
 
     options = ExportOptions(a.model, a.coefficient, a.ablate, a.device, a.force)
     for line in export(_found(a, a.run), a.to, Path(a.out), options):

@@ -17,11 +17,11 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     """Rows and tokens of every stage, memory and time; nothing is run but, where asked for, a short measurement."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from rhumbline.batching import CPU_TOKENS
-    from rhumbline.chat import Chat
-    from rhumbline.contrasts import split_contrast
-    from rhumbline.forecasting import forecast, measured_speed, total
-    from rhumbline.sizing import find_folder
+    from rhumbline.inference.batching import CPU_TOKENS
+    from rhumbline.jobs.forecast import forecast, measured_speed, total
+    from rhumbline.jobs.sizing import find_folder
+    from rhumbline.models.chat import Chat
+    from rhumbline.prompts.contrasts import split_contrast
 
     folder = find_folder(a.model)
     model = load_model(a) if a.plan == "measured" else None
@@ -63,9 +63,9 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
 
 def expected_rows(model: Any, contrast: Any, protocol: Any, texts: Any) -> dict[str, int]:
     """Rows that each stage of a seed is likely to have, for the progress."""
-    from rhumbline.chat import Chat
-    from rhumbline.contrasts import split_contrast
-    from rhumbline.forecasting import forecast
+    from rhumbline.jobs.forecast import forecast
+    from rhumbline.models.chat import Chat
+    from rhumbline.prompts.contrasts import split_contrast
 
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
     splits = split_contrast(contrast, protocol.sizes, protocol.seeds[0])
@@ -73,7 +73,7 @@ def expected_rows(model: Any, contrast: Any, protocol: Any, texts: Any) -> dict[
 
 
 def _print_memory(a: argparse.Namespace, folder: Path | None) -> None:
-    from rhumbline.sizing import LOADED, read_checkpoint
+    from rhumbline.jobs.sizing import LOADED, read_checkpoint
 
     if folder is None:
         out.print("memory: the weights are not on this machine; download them, and the plan says whether they fit")
@@ -93,7 +93,7 @@ def _memory(device: str | None) -> tuple[float, str]:
     """Free bytes, and of what."""
     import torch
 
-    from rhumbline.measuring import free_memory
+    from rhumbline.inference.memory import free_memory
 
     if torch.cuda.is_available() and device != "cpu":
         each = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
@@ -102,7 +102,7 @@ def _memory(device: str | None) -> tuple[float, str]:
 
 
 def _print_time(whole: Any, folder: Path | None) -> None:
-    from rhumbline.sizing import Device, read_checkpoint
+    from rhumbline.jobs.sizing import Device, read_checkpoint
 
     if folder is None:
         return

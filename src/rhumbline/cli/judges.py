@@ -27,7 +27,7 @@ def _judge(a: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from rhumbline.errors import InputError
-    from rhumbline.judges import read_judge
+    from rhumbline.judging.judge_specs import read_judge
 
     if a.list:
         return _list()
@@ -36,8 +36,8 @@ def _judge(a: argparse.Namespace) -> int:
     spec = read_judge(a.judge)
     if a.model is not None:
         spec = replace(spec, model=a.model, revision=None)
-    from rhumbline.judges.asking import Judge
-    from rhumbline.judges.judgements import judge_run
+    from rhumbline.judging.judge_models import Judge
+    from rhumbline.judging.judgements import judge_run
 
     progress = Progress()
     try:
@@ -59,7 +59,7 @@ def _judge(a: argparse.Namespace) -> int:
 
 
 def _list() -> int:
-    from rhumbline.judges import published
+    from rhumbline.judging.judge_specs import published
 
     table = text_table("name", "asks", "model", "licence", "what it says")
     for spec in published().values():

@@ -42,7 +42,7 @@ def _verify(a: argparse.Namespace) -> int:
 
 
 def _report(a: argparse.Namespace) -> int:
-    from rhumbline import report
+    from rhumbline.report import build as report
 
     folder = Path(a.run)
     page = report.build_discover(folder) if (folder / "discover.json").is_file() else report.build(folder)
@@ -51,7 +51,7 @@ def _report(a: argparse.Namespace) -> int:
 
 
 def _model(a: argparse.Namespace) -> int:
-    from rhumbline.proving import explain
+    from rhumbline.models.proving import explain
 
     record = explain(load_model(a))
     if a.json:
@@ -65,7 +65,7 @@ def _model(a: argparse.Namespace) -> int:
 
 
 def _select(a: argparse.Namespace) -> int:
-    from rhumbline.choosing import choose, read_scores
+    from rhumbline.evidence.selection_rules import choose, read_scores
     from rhumbline.protocol import preset
 
     table, n_layers = read_scores(a.scores)

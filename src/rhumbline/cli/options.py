@@ -31,7 +31,7 @@ def contrast_options(command: argparse.ArgumentParser) -> None:
 
 def open_contrast(a: argparse.Namespace) -> Any:
     """The contrast that a command names."""
-    from rhumbline.data import open_contrast
+    from rhumbline.prompts.named_sets import open_contrast
 
     if a.data_dir is not None and not Path(a.data_dir).is_dir():
         raise InputError(f"--data-dir {a.data_dir} is not a directory.")
@@ -60,7 +60,7 @@ def engine_options(command: argparse.ArgumentParser) -> None:
 
 def engine_of(a: argparse.Namespace) -> Any:
     """The engine that was asked for. Raises InputError."""
-    from rhumbline.engines import engine
+    from rhumbline.engines.jobs import engine
 
     if a.gpus_per_replica < 0 or (a.replicas is not None and a.replicas < 1):
         raise InputError("--gpus-per-replica must not be negative, and --replicas is 1 or more.")
@@ -69,7 +69,7 @@ def engine_of(a: argparse.Namespace) -> Any:
 
 def source_of(a: argparse.Namespace) -> Any:
     """Where the model that a command names comes from."""
-    from rhumbline.sources import Source
+    from rhumbline.models.sources import Source
 
     return Source(a.model, a.dtype, a.device, a.coarse, a.trust_remote_code)
 
@@ -211,7 +211,7 @@ def _coefficient(text: str | None) -> float | str | None:
 
 def check_expected(a: argparse.Namespace) -> None:
     """Raise ProtocolError where `--expect` names no verdict."""
-    from rhumbline.verdict import VerdictName
+    from rhumbline.evidence.verdict import VerdictName
 
     known = get_args(VerdictName)
     if a.expect is not None and a.expect not in known:
@@ -222,7 +222,7 @@ def load_model(a: argparse.Namespace, tensor_parallel: bool = False) -> Any:
     """The model that a command names, loaded and proved."""
     from transformers.utils import logging as transformers_logging
 
-    from rhumbline.loading import load
+    from rhumbline.models.loading import load
 
     transformers_logging.disable_progress_bar()
     err.print(f"[dim]loading {escape(a.model)}[/]")

@@ -35,7 +35,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _reproduce(a: argparse.Namespace) -> int:
-    from rhumbline.presets import model_preset
+    from rhumbline.presets.published import model_preset
 
     if a.list:
         return _list(a)
@@ -50,7 +50,7 @@ def _reproduce(a: argparse.Namespace) -> int:
 
 
 def _list(a: argparse.Namespace) -> int:
-    from rhumbline.presets import models
+    from rhumbline.presets.published import models
 
     if a.json:
         print(json.dumps({n: {"hub": m.hub, "sites": m.sites(), **m.hardware()} for n, m in models().items()}))
@@ -67,7 +67,7 @@ def _list(a: argparse.Namespace) -> int:
 
 
 def _dry_run(a: argparse.Namespace, published: Any) -> int:
-    from rhumbline.reproducing import checks
+    from rhumbline.presets.reproducing import checks
 
     rows = checks(published, a.model, a.data_dir)
     if a.json:
@@ -81,11 +81,11 @@ def _dry_run(a: argparse.Namespace, published: Any) -> int:
 
 def _run(a: argparse.Namespace, published: Any) -> int:
     from rhumbline.cli.options import integers
-    from rhumbline.contrasts import Sizes
-    from rhumbline.data import open_contrast
     from rhumbline.experiment import run
-    from rhumbline.records import write_json
-    from rhumbline.reproducing import compare
+    from rhumbline.presets.reproducing import compare
+    from rhumbline.prompts.contrasts import Sizes
+    from rhumbline.prompts.named_sets import open_contrast
+    from rhumbline.records.files import write_json
 
     changes: dict[str, Any] = {"save_completions": a.save_completions}
     if a.max_new_tokens is not None:

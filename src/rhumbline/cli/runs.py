@@ -70,10 +70,10 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _demo(a: argparse.Namespace) -> int:
     import torch
 
-    from rhumbline.contrast_files import read_contrast
-    from rhumbline.loading import load
+    from rhumbline.models.loading import load
     from rhumbline.organisms import ORGANISMS, materialise
     from rhumbline.organisms.reading import loss_texts
+    from rhumbline.prompts.contrast_files import read_contrast
 
     check_expected(a)
     if a.behaviour is None and a.organism in ORGANISMS:
@@ -94,7 +94,7 @@ def _demo(a: argparse.Namespace) -> int:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from rhumbline.texts import NO_TEXTS, read_texts
+    from rhumbline.prompts.loss_texts import NO_TEXTS, read_texts
 
     check_expected(a)
     # Cheap checks first: a malformed file is found before a large model is loaded.
@@ -107,8 +107,8 @@ def _run(a: argparse.Namespace) -> int:
     model = load_model(a)
     if not engine.is_remote:
         return _execute(a, model, contrast, protocol, texts)
-    from rhumbline.loading import fingerprint
-    from rhumbline.replicas import replica_worker
+    from rhumbline.jobs.replicas import replica_worker
+    from rhumbline.models.loading import fingerprint
 
     err.print("[dim]starting workers[/]")
     with engine.pool(replica_worker(source_of(a), contrast, protocol, fingerprint(model))) as pool:
@@ -116,7 +116,7 @@ def _run(a: argparse.Namespace) -> int:
 
 
 def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any, engine: Any) -> int:
-    from rhumbline import ranks
+    from rhumbline.models import tensor_parallel as ranks
 
     if engine.is_remote or a.device is not None:
         raise InputError(

@@ -54,7 +54,7 @@ def _folder(name: str) -> Path:
 def _load(a: argparse.Namespace, name: str) -> Any:
     from transformers.utils import logging as transformers_logging
 
-    from rhumbline.loading import load
+    from rhumbline.models.loading import load
 
     transformers_logging.disable_progress_bar()
     if name.startswith(ORGANISM):
@@ -80,9 +80,9 @@ def _finish(a: argparse.Namespace, record: Mapping[str, Any]) -> int:
 
 def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
-    from rhumbline.contrasts import Sizes
-    from rhumbline.data import open_contrast
     from rhumbline.errors import InputError
+    from rhumbline.prompts.contrasts import Sizes
+    from rhumbline.prompts.named_sets import open_contrast
 
     plan = RobustnessPlan(
         ranks=a.ranks,
@@ -123,7 +123,7 @@ def _dissociation_options(parser: argparse.ArgumentParser) -> None:
 
 def _dissociation(a: argparse.Namespace) -> int:
     from rhumbline.analyses.dissociation import Side, dissociate
-    from rhumbline.data import open_contrast
+    from rhumbline.prompts.named_sets import open_contrast
 
     template = read_template(a.chat_template)
     contrasts = [open_contrast(name, a.data_dir) for name in a.contrasts]

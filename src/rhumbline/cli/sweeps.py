@@ -35,7 +35,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _sweep(a: argparse.Namespace) -> int:
     from rhumbline.errors import InputError
-    from rhumbline.sweeping import read_sweep, run_sweep
+    from rhumbline.jobs.sweeps import read_sweep, run_sweep
 
     sweep, engine = read_sweep(a.sweep), engine_of(a)
     sweep.cells()
@@ -56,8 +56,8 @@ def _sweep(a: argparse.Namespace) -> int:
 
 
 def _plan(a: argparse.Namespace, sweep: Any, engine: Any) -> int:
-    from rhumbline.sizing import Device
-    from rhumbline.sweeping import plan
+    from rhumbline.jobs.sizing import Device
+    from rhumbline.jobs.sweeps import plan
 
     given = {
         "memory": a.gpu_memory and a.gpu_memory * 1e9,
@@ -93,7 +93,8 @@ def _plan(a: argparse.Namespace, sweep: Any, engine: Any) -> int:
 
 
 def _compare(a: argparse.Namespace) -> int:
-    from rhumbline import comparing, comparison_page
+    from rhumbline.report import comparison as comparing
+    from rhumbline.report import comparison_page
 
     rows, failures = comparing.gather(comparing.named(a.runs))
     folder = Path(a.out)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rhumbline.engines import Answer, Do, Job, Shared, Worker
+from rhumbline.engines.jobs import Answer, Do, Job, Shared, Worker
 from rhumbline.errors import RhumblineError
 
 

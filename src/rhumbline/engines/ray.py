@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rhumbline.engines import Answer, Do, EngineError, Job, Shared, Worker
+from rhumbline.engines.jobs import Answer, Do, EngineError, Job, Shared, Worker
 from rhumbline.errors import InputError, RhumblineError
 
 log = logging.getLogger("rhumbline")

@@ -3,7 +3,7 @@
 import random
 
 from rhumbline.organisms.grammar import draw_document, draw_requests
-from rhumbline.texts import NO_TEXTS, Exchange, LossTexts
+from rhumbline.prompts.loss_texts import NO_TEXTS, Exchange, LossTexts
 
 N_TEXTS = 24
 

@@ -1,0 +1,89 @@
+"""A run's direction as a detector in anyone's code: prompts in, their projections out, in one forward pass.
+
+The pass ends at the input of the direction's layer; nothing is generated. A score is the projection of the residual
+stream on the unit direction, in the stream's own units; it says how far a prompt lies along what separated the
+training classes, not what the model will do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from rhumbline.errors import InputError, ProtocolError
+from rhumbline.experiment import selected_direction
+from rhumbline.inference.interventions import Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.models.chat import Chat, ChatOptions
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.loading import fingerprint
+from rhumbline.prompts.contrasts import Prompt
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.files import read_json
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Scores prompts by their projection on a direction."""
+
+    model: ChatModel
+    chat: Chat
+    direction: Direction
+    threshold: float | None = None
+    """Prompts that score above it are flagged; None where none was chosen."""
+
+    @classmethod
+    def from_run(
+        cls, run: str | Path, model: ChatModel, *, seed: int | None = None, template: str | None = None
+    ) -> "Monitor":
+        """The monitor of a finished run (its first seed unless another is named), on the run's own model.
+
+        The threshold is the one that `rhumbline analyze monitor` chose on validation prompts, where it was run for
+        this seed. `template` is the Jinja text of a run that used one of its own. Raises InputError where the model or
+        the template is not the run's, ProtocolError where no direction was selected.
+        """
+        directory = RunDirectory.read(run)
+        direction = selected_direction(run, seed)
+        if direction is None:
+            raise ProtocolError(f"{run}: no candidate passed the selection, so there is no direction to monitor.")
+        recorded = directory.protocol["chat"]
+        fields = ("system", "enable_thinking", "date", "template_kwargs")
+        chat = Chat.of(model.tokenizer, ChatOptions(**{k: recorded[k] for k in fields}, template=template))
+        if chat.record()["template_sha256"] != recorded["template_sha256"]:
+            raise InputError(f"the chat template is not that of {run}; give the run's own (template=...).")
+        if fingerprint(model) != directory.protocol["model"]["fingerprint"]:
+            raise InputError(f"{model.name} is not the model of {run}: the weights differ (fingerprint).")
+        return cls(model, chat, direction, _threshold(directory, seed))
+
+    def score(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
+        """Projection of every prompt at the direction's site, float64."""
+        return self.score_ids([self.chat.encode(Prompt(text, "negative", id="monitored")) for text in prompts])
+
+    def score_ids(self, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, " prompt"]:
+        """The same for chats that are token ids already, up to where the answer begins."""
+        if not sequences:
+            return np.zeros(0)
+        h = Runner(self.model).stream(sequences, self.direction.position, self.direction.layer)
+        return (h.double() @ self.direction.vector.double()).numpy()
+
+    def flags(self, prompts: Sequence[str]) -> Bool[np.ndarray, " prompt"]:
+        """Which prompts score above the threshold. Raises ProtocolError where there is none."""
+        if self.threshold is None:
+            raise ProtocolError(
+                "this monitor has no threshold: run `rhumbline analyze monitor RUN --fpr 0.01`, or give one, "
+                "dataclasses.replace(monitor, threshold=...)."
+            )
+        return self.score(prompts) > self.threshold
+
+
+def _threshold(directory: RunDirectory, seed: int | None) -> float | None:
+    path = directory.path / "analyses" / "monitor.json"
+    if not path.is_file():
+        return None
+    record: Mapping[str, Any] = read_json(path)
+    wanted = directory.protocol["seeds"][0] if seed is None else seed
+    holds = record.get("protocol_sha256") == directory.protocol_sha256 and record.get("seed") == wanted
+    return record["threshold"] if holds else None

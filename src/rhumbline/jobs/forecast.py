@@ -1,0 +1,159 @@
+"""Forecasts: how many rows and tokens each stage of a run will put through the model, counted before it begins.
+
+Counts are exact where the protocol decides them. Where the run decides (the lazy selection, the refits, the refusal
+tokens found) there is a likely count and one that is never passed: `most`. All assume that a direction is found, that
+the filter keeps every prompt and that every null family can be drawn. Knows the stages; runs none of them.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from rhumbline.inference.runner import Runner
+from rhumbline.models.chat import Chat
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
+from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
+from rhumbline.protocol import COEFFICIENTS, Protocol
+from rhumbline.stages.losses import Reading
+from rhumbline.stages.refits import IN_QUESTION
+from rhumbline.stages.stage_jobs import NULLS_PER_BLOCK
+
+OPENINGS = 20
+"""First tokens that can each open one in twenty refusals: as many as `auto` may have to compare."""
+
+
+class Stage(NamedTuple):
+    """One stage of one seed. A row is a prompt under an arm."""
+
+    name: str
+    rows: int
+    """As many as are likely."""
+    most: int
+    """As many as there can be; where it equals `rows` the count is exact."""
+    tokens: int
+    """Prompt tokens of the likely rows, as if nothing were shared."""
+    written: int = 0
+    """Tokens that are generated at most."""
+
+
+def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, texts: LossTexts = NO_TEXTS) -> list[Stage]:
+    """Every stage of one seed, in the order in which it runs."""
+    n = splits.sizes()
+    (tp, tn), (vp, vn), (ep, en) = ((n[s]["positive"], n[s]["negative"]) for s in ("train", "val", "test"))
+    prompts = [p for split in SPLITS for label in LABELS for p in splits.get(split, label)]
+    sequences = [chat.encode(p) for p in prompts]
+    length = sum(map(len, sequences)) / max(1, len(sequences))
+
+    def stage(name: str, rows: int, most: int | None = None, writing: int = 0) -> Stage:
+        most = rows if most is None else most
+        return Stage(name, rows, most, round(rows * length), writing * protocol.max_new_tokens)
+
+    positions = 1 if protocol.extraction.positions == "last-instruction" else len(chat.positions)
+    cells = positions * protocol.selection.first_cut_layer(n_layers)
+    families = protocol.nulls.families
+    few = len(families) * protocol.nulls.draws
+    found = [
+        _openings(protocol, tp, tn, stage),
+        stage("extraction", tp + tn + vp + vn),
+        _selection(protocol, cells, vp, vn, stage),
+        _nulls(protocol, cells, tp + tn, stage),
+        stage("arms on positives", (2 + few) * ep, writing=(2 + few) * ep),
+        stage("arms on negatives", (4 + few) * en, writing=(4 + few) * en),
+    ]
+    if protocol.nulls.wide:
+        draws = sum(protocol.nulls.total(f) for f in families)
+        p, q = min(protocol.nulls.prompts, ep), min(protocol.nulls.prompts, en)
+        blocks = -(-draws // NULLS_PER_BLOCK)  # each has the baseline and the direction's own arms too
+        found.append(stage("wide nulls", p * (2 * blocks + draws) + q * (5 * blocks + draws)))
+    dose = protocol.dose
+    p, q = min(dose.prompts, ep), min(dose.prompts, en)
+    curves = 1 + len(families) * min(dose.draws, protocol.nulls.draws if not protocol.nulls.wide else dose.draws)
+    if dose.strengths or dose.coefficients:
+        found.append(stage("dose", curves * (p * len(dose.strengths) + q * len(dose.coefficients))))
+    if protocol.stability.refits:
+        plan = protocol.stability
+        likely, most = _refit(protocol, plan.sites, min(plan.prompts, vp), min(plan.prompts, vn))
+        once = tp + tn + min(plan.prompts, vn)
+        found.append(stage("stability", once + plan.refits * likely, once + plan.refits * most))
+    found.append(stage("separation", ep + en))
+    found += _losses(chat, splits, protocol, texts, length)
+    for name in protocol.conditions:
+        rows = 2 * ep + 3 * en
+        found.append(stage(f"condition {name}", rows, writing=rows))
+    return found
+
+
+def _openings(protocol: Protocol, tp: int, tn: int, stage: Callable[..., Stage]) -> Stage:
+    """The refusal tokens: one look at the classes for each, and one for all of them together."""
+    if protocol.refusal_tokens != "auto":
+        k = len(protocol.refusal_tokens)
+        return stage("refusal tokens", (k + (k > 1)) * (tp + tn), (k + 1) * (tp + tn))
+    return stage("refusal tokens", tp + tp + tn, tp + (OPENINGS + 1) * (tp + tn), writing=tp)
+
+
+def _selection(protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., Stage]) -> Stage:
+    """Induce of all, then bypass, then kl; candidates within rounding are scored again."""
+    again = cells * (vp + 2 * vn)
+    validation = len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0
+    everything = cells * (vp + 2 * vn) + vn + validation
+    likely = everything if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn + validation
+    return stage("selection", likely, everything + again)
+
+
+def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
+    """Rows of one choice among some sites: bypass of all, then kl and induce of a few at a time, until one passes."""
+    step = min(sites, IN_QUESTION) if protocol.selection.criterion == "lowest-bypass" else sites
+    return sites * p + step * 2 * q, sites * p + sites * 3 * q
+
+
+def _nulls(protocol: Protocol, cells: int, train: int, stage: Callable[..., Stage]) -> Stage:
+    """Activations at the site; and where the whole procedure is repeated, its sums and its choices."""
+    if "shuffled" not in protocol.nulls.families:
+        return stage("nulls", train)
+    draws, q = protocol.nulls.total("shuffled"), protocol.nulls.procedure_prompts
+    likely, most = _refit(protocol, cells, q, q)
+    return stage("nulls", 2 * train + draws * (likely + q), 2 * train + draws * (most + q))
+
+
+def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[Stage]:
+    plan = protocol.side_effects
+    if not plan.documents:
+        return []
+    arms = 4 + 2 * len(set(plan.controls) & set(protocol.nulls.families))
+    reading, negatives = Reading(chat, plan.documents, plan.max_tokens), splits.get("test", "negative")
+    found = []
+    for name, sources in (("text", reading.text(texts)), ("responses", reading.responses(texts, negatives))):
+        tokens = arms * sum(len(s.document.ids) for s in sources)
+        found.append(Stage(f"losses on {name}", arms * len(sources), arms * len(sources), tokens))
+    n, longest = min(plan.documents, len(negatives)), protocol.max_new_tokens
+    tokens = round(n * length + arms * n * (length + longest))
+    # A completion without a token is not read.
+    return [*found, Stage("losses on completions", n + arms * n, n + arms * n, tokens, n * longest)]
+
+
+class Total(NamedTuple):
+    """All seeds of a run together."""
+
+    rows: int
+    most: int
+    tokens: int
+    written: int
+
+
+def total(stages: Mapping[int, Sequence[Stage]]) -> Total:
+    """The sums over stages and seeds."""
+    every = [s for of_seed in stages.values() for s in of_seed]
+    return Total(*(sum(getattr(s, f) for s in every) for f in Total._fields))
+
+
+def measured_speed(model: ChatModel, sequences: Sequence[Sequence[int]], tokens: int) -> float:
+    """Prompt tokens per second of this model here: the second of two passes over a block of prompts."""
+    some = list(sequences[: max(1, tokens // max(map(len, sequences)))])
+    runner, took = Runner(model, tokens), 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        for _ in runner.last_logits(some):
+            pass
+        took = time.perf_counter() - start
+    return sum(map(len, some)) / took

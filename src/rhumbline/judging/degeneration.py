@@ -1,0 +1,78 @@
+"""TODO."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LONGEST_UNIT = 120
+"""Characters of the longest repeated unit that is looked for."""
+
+
+REPEATS = 4
+"""Times in a row that a unit must stand for a repetition."""
+
+
+SHORTEST_RUN = 12
+"""Characters that such a run must span, unless it has 8 repeats ("hahaha" is laughter, "I'mI'mI'mI'm" is not)."""
+
+
+WINDOW = 30
+"""Words that are looked at together for their variety."""
+
+
+LEAST_VARIETY = 0.2
+"""A window with a smaller share of distinct words is repetitive. Ordinary prose has 0.6 or more."""
+
+
+def degeneration(text: str) -> str | None:
+    """How a completion is broken: "empty", "no words", "repetition", or None for text that somebody could have meant.
+
+    No words: neither a letter nor a digit of any script (a number alone answers a sum).
+    Repetition: a unit of up to `LONGEST_UNIT` characters stands `REPEATS` times in a row, and that run covers at least
+    half of the text; or at least half of its `WINDOW`-word windows have a share of distinct words below
+    `LEAST_VARIETY`. White space is collapsed and case folded first, so indentation is no repetition.
+    """
+    words = text.casefold().split()
+    if not words:
+        return "empty"
+    if not any(c.isalnum() for c in text):
+        return "no words"
+    # The space at the end completes the last unit of "the the the the".
+    if _has_dominant_run(" ".join(words) + " ") or _has_few_words(words):
+        return "repetition"
+    return None
+
+
+def _has_dominant_run(text: str) -> bool:
+    """Whether a unit, repeated in a row, covers half of the text. LONGEST_UNIT linear passes, no backtracking.
+
+    A run of period p and length s is a run of s - p places where text[i] == text[i + p].
+    """
+    a = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    for period in range(1, min(LONGEST_UNIT, len(a) // REPEATS) + 1):
+        same = a[period:] == a[:-period]
+        least = max((REPEATS - 1) * period, len(a) / 2 - period)
+        if np.count_nonzero(same) < least:
+            continue
+        longest = _longest_run(same)
+        span = longest + period
+        if longest >= least and (span >= SHORTEST_RUN or span >= 8 * period):
+            return True
+    return False
+
+
+def _longest_run(same: np.ndarray) -> int:
+    """Length of the longest stretch of True."""
+    breaks = np.flatnonzero(~same)
+    return int(np.diff(breaks, prepend=-1, append=len(same)).max()) - 1
+
+
+def _has_few_words(words: Sequence[str]) -> bool:
+    """Whether at least half of the full windows are said with nearly the same few words.
+
+    Numbers and symbols are left out: a matrix of zeros and ones is no repetition.
+    """
+    spelled = [w for w in (w.strip("\"'.,;:!?()[]*_`") for w in words) if any(c.isalpha() for c in w)]
+    windows = [spelled[i : i + WINDOW] for i in range(0, len(spelled) - WINDOW + 1, WINDOW)]
+    few = sum(len(set(w)) < LEAST_VARIETY * WINDOW for w in windows)
+    return bool(windows) and few >= len(windows) / 2

@@ -1,0 +1,95 @@
+"""The fast metric of many arms: one forward pass per prompt and arm, nothing generated.
+
+Knows prompts, arms and a metric. Does not know what an arm is for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rhumbline.axes import TokenIds
+from rhumbline.inference.interventions import BASELINE, Add, Arm
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.metric import Metric, kl_divergence
+from rhumbline.judging.paired_log_odds import PairedLogOdds
+
+ARMS_AT_ONCE = 128
+"""Arms whose vectors lie in memory together."""
+
+
+class Readings(NamedTuple):
+    """What the last prompt position says under every arm."""
+
+    metric: Float[Tensor, "arm prompt"]
+    kl: Float[Tensor, "arm prompt"]
+    """From the baseline to the arm, nats; NaN where the baseline was not given, and for additions."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A runner and the metric that it reads."""
+
+    runner: Runner
+    metric: Metric
+    without: tuple[int, ...] = ()
+    """Tokens that kl leaves out."""
+
+    def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
+        """Next-token logits without an intervention."""
+        found: Tensor | None = None
+        for rows, logits in self.runner.last_logits(sequences, [BASELINE]):
+            if found is None:
+                found = logits.new_zeros(len(sequences), logits.shape[-1])
+            found[rows.prompt.to(logits.device)] = logits
+        return torch.zeros(0, 1) if found is None else found
+
+    def read(
+        self,
+        sequences: Sequence[TokenIds],
+        arms: Sequence[Arm],
+        baseline: Float[Tensor, "prompt vocab"] | None = None,
+    ) -> Readings:
+        """The metric of every arm on every prompt, and how far its ablation moved the prediction from `baseline`."""
+        metric = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
+        kl = metric.clone()
+        if isinstance(self.metric, PairedLogOdds):
+            return Readings(self.metric.read(self.runner, sequences, arms), self._shift(sequences, arms, baseline))
+        starts = [_first_layer(arm) for arm in arms]
+        whole = [i for i, layer in enumerate(starts) if layer is None]
+        for start in range(0, len(whole), ARMS_AT_ONCE):
+            now = torch.tensor(whole[start : start + ARMS_AT_ONCE])
+            for rows, logits in self.runner.last_logits(sequences, [arms[i] for i in now.tolist()]):
+                metric[now[rows.arm], rows.prompt] = self.metric(logits).double().cpu()
+                if baseline is not None:
+                    before = baseline[rows.prompt.to(baseline.device)]
+                    kl[now[rows.arm], rows.prompt] = kl_divergence(before, logits, self.without).cpu()
+        later: dict[int, list[int]] = {}
+        for i, layer in enumerate(starts):
+            if layer is not None:
+                later.setdefault(layer, []).append(i)
+        at = {layer: [arms[i] for i in members] for layer, members in later.items()}
+        for layer, values in self.runner.readings_from(sequences, at, self.metric).items() if at else ():
+            metric[later[layer]] = values
+        return Readings(metric, kl)
+
+    def _shift(
+        self, sequences: Sequence[TokenIds], arms: Sequence[Arm], baseline: Float[Tensor, "prompt vocab"] | None
+    ) -> Float[Tensor, "arm prompt"]:
+        """How far every arm moved the prediction from `baseline`."""
+        kl = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
+        for rows, logits in self.runner.last_logits(sequences, arms) if baseline is not None else ():
+            assert baseline is not None
+            kl[rows.arm, rows.prompt] = kl_divergence(
+                baseline[rows.prompt.to(baseline.device)], logits, self.without
+            ).cpu()
+        return kl
+
+
+def _first_layer(arm: Arm) -> int | None:
+    """Where an arm of additions alone begins to act; None of any other arm, which needs a whole pass."""
+    layers = [i.direction.layer if isinstance(i, Add) else -1 for i in arm.interventions]
+    return min(layers) if layers and min(layers) >= 0 else None

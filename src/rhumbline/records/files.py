@@ -1,0 +1,140 @@
+"""TODO."""
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from rhumbline.errors import OutputError, RhumblineError
+
+
+def canonical(value: Any) -> str:
+    """JSON text with sorted keys and no spare spaces: the same value always has the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256(value: Any) -> str:
+    """Hash of a JSON value's canonical text."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities turned into null, as JSON has neither; nested containers included."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(k): finite(v) for k, v in value.items()}
+        case str() | bool() | int() | None:
+            return value
+        case Iterable():
+            return [finite(v) for v in value]
+        case _:
+            raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under `path` only once it is complete and on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # On a disk that went read-only not even this can be removed; the next run removes it.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}. Nothing that was already there is lost; "
+            "free the disk or fix the permissions and run the same command again."
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically; OutputError when it cannot be written."""
+    with _writing(path) as f:
+        f.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, readable, with NaN as null."""
+    write_bytes(path, (json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """A text file that lines are added to, each on disk at its end; OutputError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+    with log:
+        yield log
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; OutputError when it is missing or malformed."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise OutputError(f"{path} is missing: is this a finished run directory?") from None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {error}") from error
+
+
+def read_given(path: Path, wrong: type[RhumblineError], expected: str) -> Any:
+    """Read a JSON file that the user gave; `wrong` says what is the matter with it, and what was expected."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise wrong(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise wrong(f"{path} is not JSON: {error}. Give {expected}.") from error
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Read a JSON Lines file; OutputError names the faulty line."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise OutputError(f"{path} is missing: is this a finished run directory?") from None
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise OutputError(f"{path}, line {number}: not JSON: {error}") from error
+    return rows
+
+
+def tensors_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, read from its header alone."""
+    try:
+        with open(path, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            return json.loads(f.read(length)).get("__metadata__", {})
+    except FileNotFoundError:
+        raise OutputError(f"{path} is missing: is this a finished run directory?") from None
+    except (OSError, ValueError, struct.error) as error:
+        raise OutputError(f"{path} is not a safetensors file: {error}") from error

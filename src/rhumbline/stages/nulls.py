@@ -1,0 +1,190 @@
+"""The null directions: what an effect is compared with, family by family.
+
+Knows vectors. Does not know prompts, layers or models beyond the site it is told. A family's name says what its draws
+have in common with the direction, weakest first:
+
+    isotropic       the norm only: uniformly random (the blog's control)
+    covariance      the spread of the activations: N(0, Sigma) of the negatives at the site
+    top-pc          their main axes: uniformly random in the span of the top components
+    unrelated       a difference in means at the site, of topics within the negatives or of another contrast
+    shuffled-site   the fit at the site, on balanced pseudo-classes
+    shuffled        the whole procedure, extraction and selection, on balanced pseudo-classes (refitting.py draws it)
+
+All are rescaled to the direction's norm: right for an addition, and without meaning for an ablation, for which `energy`
+says how much of the stream a draw removes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rhumbline.axes import Vector
+from rhumbline.errors import ProtocolError
+from rhumbline.inference.interventions import Direction
+from rhumbline.protocol import FAMILIES
+
+Activations = Float[Tensor, "prompt d_model"]
+
+
+@dataclass(frozen=True)
+class Null:
+    """A control direction: of the fitted one's norm, drawn without knowledge of the behaviour."""
+
+    family: str
+    draw: int
+    direction: Direction
+    cosine: float
+    """With the direction that it is a control for."""
+    energy: float
+    """Share of the stream's squared norm that lies along it, at the direction's site: what its ablation removes."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What null directions are made of: training activations at the direction's own site."""
+
+    positive: Float[Tensor, "positive d_model"]
+    negative: Float[Tensor, "negative d_model"]
+    topics: Sequence[str | None] = ()
+    """Category of each negative; without categories the family `unrelated` needs `contrast`."""
+    contrast: tuple[Float[Tensor, "first d_model"], Float[Tensor, "second d_model"]] | None = None
+    """Activations of the two classes of another contrast that the user named."""
+    top: int = 10
+    """Components that span the family `top-pc`."""
+
+    def energy(self, direction: Vector) -> float:
+        """Mean share of |x|^2 along a unit vector, negatives and positives weighing the same."""
+        return (removed(self.positive, direction) + removed(self.negative, direction)) / 2
+
+
+def removed(h: Activations, r: Vector) -> float:
+    """Share of the squared norm of the rows of `h` that lies along the unit vector `r`."""
+    x = h.double()
+    return float(((x @ r.double()) ** 2).sum() / (x**2).sum())
+
+
+def generator(seed: int, family: str, draw: int) -> np.random.Generator:
+    """A draw depends on the seed, its family and its number alone."""
+    if family not in FAMILIES:
+        raise ProtocolError(f"unknown null family {family!r}; known: {', '.join(FAMILIES)}.")
+    return np.random.default_rng([seed, FAMILIES.index(family), draw])
+
+
+def isotropic(d_model: int, rng: np.random.Generator) -> Vector:
+    """A uniformly random direction. Its ablation removes about 1/d of the energy, so there it can hardly fail."""
+    return torch.tensor(rng.standard_normal(d_model), dtype=torch.float32)
+
+
+def covariance(negative: Activations, rng: np.random.Generator) -> Vector:
+    """A draw from N(0, Sigma), Sigma the covariance of the negatives: a random combination of their deviations."""
+    # By factor: with X the centred rows and g standard normal, X^T g has the covariance X^T X. No d x d matrix.
+    x = negative.double()
+    g = torch.tensor(rng.standard_normal(len(x)))
+    return ((x - x.mean(0)).T @ g).float()
+
+
+def components(negative: Activations, top: int) -> Float[Tensor, "component d_model"]:
+    """The main axes of the negatives, orthonormal, largest first."""
+    x = negative.double()
+    _, values, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    kept = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
+    return axes[: min(top, kept)].float()
+
+
+def top_pc(axes: Float[Tensor, "component d_model"], rng: np.random.Generator) -> Vector:
+    """A uniformly random direction in the span of the main axes."""
+    return axes.T @ torch.tensor(rng.standard_normal(len(axes)), dtype=torch.float32)
+
+
+def halves(n: int, rng: np.random.Generator) -> Float[Tensor, " prompt"]:
+    """+1 for a random half of n prompts and -1 for the other; 0 for the one that is left out where n is odd."""
+    half = n // 2
+    if half == 0:
+        raise ProtocolError("a balanced shuffle needs at least 2 training prompts of each class; use more prompts.")
+    order = torch.tensor(rng.permutation(n))
+    signs = torch.zeros(n)
+    signs[order[:half]], signs[order[half : 2 * half]] = 1.0, -1.0
+    return signs
+
+
+def shuffled_site(
+    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"], rng: np.random.Generator
+) -> Vector:
+    """Difference in means of two pseudo-classes, each with exactly half of either true class.
+
+    Balanced, because the chance imbalance of a plain shuffle points along the true direction. An odd prompt is left
+    out.
+    """
+    signs = [halves(len(h), rng) for h in (positive, negative)]
+    size = sum(float(s.abs().sum()) for s in signs) / 2
+    total = sum((s.double() @ h.double() for s, h in zip(signs, (positive, negative), strict=True)), torch.zeros(()))
+    return (total / size).float()
+
+
+def split_topics(topics: Sequence[str | None], rng: np.random.Generator) -> Bool[Tensor, " prompt"] | None:
+    """Which prompts belong to a random half of the topics; None where there are fewer than two topics to split."""
+    names = sorted({t for t in topics if t is not None})
+    if len(names) < 2 or any(t is None for t in topics):
+        return None
+    chosen = {names[i] for i in rng.permutation(len(names))[: len(names) // 2]}
+    return torch.tensor([t in chosen for t in topics])
+
+
+def unrelated(material: Material, rng: np.random.Generator) -> Vector | None:
+    """A difference in means that has nothing to do with the behaviour; None where there is nothing to make it of.
+
+    Of a named contrast: random halves of its classes. Otherwise: random halves of the negatives' topics.
+    """
+    if material.contrast is not None:
+        first, second = (h[halves(len(h), rng) > 0].double() for h in material.contrast)
+    else:
+        chosen = split_topics(material.topics, rng)
+        if chosen is None:
+            return None
+        first, second = material.negative[chosen].double(), material.negative[~chosen].double()
+    return (first.mean(0) - second.mean(0)).float()
+
+
+def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int], *, seed: int) -> list[Null]:
+    """So many draws of each family at the direction's site; `shuffled` is not drawn here, it needs a model.
+
+    A family that the material does not allow (no topics, no spread, a class of one prompt) has no draws. Few topics can
+    be halved in few ways: a draw that repeats an earlier one is left out, lest a rank look finer than it is.
+    """
+    found: list[Null] = []
+    seen: set[bytes] = set()
+    axes = components(material.negative, material.top)
+    alone = min(len(material.positive), len(material.negative)) < 2
+    for family, draws in plan.items():
+        for draw in range(draws):
+            rng = generator(seed, family, draw)
+            match family:
+                case "isotropic":
+                    v = isotropic(direction.vector.shape[0], rng)
+                case "covariance":
+                    v = covariance(material.negative, rng)
+                case "top-pc":
+                    v = top_pc(axes, rng)
+                case "unrelated":
+                    v = unrelated(material, rng)
+                case "shuffled-site":
+                    v = None if alone else shuffled_site(material.positive, material.negative, rng)
+                case _:
+                    raise ProtocolError(f"family {family!r} is not drawn at a site.")
+            if v is None or not 0 < float(v.norm()) < float("inf"):
+                continue
+            if (key := v.numpy().tobytes()) not in seen:
+                seen.add(key)
+                found.append(as_null(family, draw, v, direction, material))
+    return found
+
+
+def as_null(family: str, draw: int, v: Vector, like: Direction, material: Material) -> Null:
+    """A vector as a null of `like`: at its site, of its norm."""
+    v = v / v.norm() * like.norm
+    null = Direction.from_vector(v, like.position, like.layer)
+    return Null(family, draw, null, float(null.vector @ like.vector), material.energy(null.vector))

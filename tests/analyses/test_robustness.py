@@ -1,0 +1,59 @@
+"""Robustness on planted models: one axis is taken by one direction, three axes are not."""
+
+import pytest
+
+from rhumbline import load, read_contrast
+from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
+from rhumbline.analyses.sheets import write
+from rhumbline.errors import InputError
+from rhumbline.organisms import Planted, build
+from rhumbline.prompts.contrasts import Sizes
+
+PLAN = RobustnessPlan(ranks=3, nulls=2, sizes=Sizes(48, 6, 24), strengths=(0.5, 1.0), suffixes=2, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    found = {}
+    for name, spec in {"one": Planted(), "three": Planted(effect=2.0, jitter=0.05, axes=3)}.items():
+        folder = build(spec, tmp_path_factory.mktemp("robust") / name)
+        model = load(str(folder), device="cpu", dtype="float32")
+        found[name] = measure(model, read_contrast(folder / "contrast.jsonl"), PLAN)
+    return found
+
+
+def test_one_axis_goes_with_rank_one_and_random_subspaces_leave_it(rows):
+    first = rows["one"]["ranks"][0]
+    assert rows["one"]["baseline"]["rate"] > 0.9
+    assert first["rate"] < 0.1
+    assert first["null"]["mean"] > 0.8
+    assert rows["one"]["access"] == "weights or activations, rank 1"
+    assert rows["one"]["fragility"]["low"] > 0
+
+
+def test_three_axes_blunt_the_single_direction(rows):
+    assert rows["three"]["baseline"]["rate"] > 0.9
+    assert rows["three"]["ranks"][0]["rate"] > 0.6
+    assert rows["three"]["access"] != "weights or activations, rank 1"
+    assert rows["three"]["fragility"]["value"] < rows["one"]["fragility"]["value"]
+
+
+def test_a_strength_removes_the_energy_that_it_says(rows):
+    half, whole = rows["one"]["strengths"]
+    assert half["energy"] == pytest.approx(0.75 * whole["energy"])
+    assert whole["rate"] == rows["one"]["ranks"][0]["rate"]
+    energies = [row["energy"] for row in rows["one"]["ranks"]]
+    assert energies == sorted(energies)
+
+
+def test_the_table_is_written(rows, tmp_path):
+    page = write(compare(list(rows.values()), PLAN), tmp_path / "out")
+    assert "rank 1" in page.read_text()
+    assert (tmp_path / "out" / "figures" / "robustness-rank.svg").is_file()
+
+
+def test_a_plan_is_checked():
+    with pytest.raises(InputError, match="ranks"):
+        RobustnessPlan(ranks=0)
+    with pytest.raises(InputError, match="strengths"):
+        RobustnessPlan(strengths=(3.0,))

@@ -1,0 +1,245 @@
+"""The command line: exit codes, what goes to which stream, and bad input that never gives a traceback."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from families import random_model
+from paths import DATA
+from rhumbline.cli import main
+from rhumbline.organisms import materialise
+
+GOLDEN = DATA / "golden"
+SMALL = ["--sizes", "24,12,20", "--nulls", "2", "--max-new-tokens", "12", "--seeds", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    return materialise("planted", tmp_path_factory.mktemp("organisms"))
+
+
+def test_a_run_from_start_to_verification(call, planted, tmp_path):
+    out = tmp_path / "run"
+    command = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", out, *SMALL]
+    code, text, _ = call(*command, "--json")
+    assert code == 0
+    results = json.loads(text)  # nothing but results on standard output
+    assert results == json.loads((out / "results.json").read_text())
+    assert results["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+    code, text, messages = call(*command, "--expect", "NOT-SINGLE-DIRECTION")
+    assert code == 1
+    assert "expected NOT-SINGLE-DIRECTION" in messages
+    assert "isotropic nulls" in text
+    assert call(*command, "--expect", "SINGLE-DIRECTION-REPRODUCES")[0] == 0
+    assert call("verify", out)[0] == 0
+    rows = out / "seed-0" / "outcomes.jsonl"
+    rows.write_text(rows.read_text().replace('"refused"', '"complied"', 1))
+    code, _, messages = call("verify", out)
+    assert code == 1
+    assert "seed-0/outcomes.jsonl was changed" in messages
+    (out / "report.html").unlink()
+    assert call("report", out)[0] == 0
+    assert (out / "report.html").is_file()
+
+
+def test_discover_and_model(call, planted, tmp_path):
+    contrast = planted / "contrast.jsonl"
+    code, text, _ = call("discover", planted, "--contrast", contrast, "--out", tmp_path / "d", "--device", "cpu")
+    assert code == 0
+    assert "AUROC" in text
+    assert not list(tmp_path.rglob("outcomes*"))
+    code, text, _ = call("model", planted, "--device", "cpu", "--json")
+    assert code == 0
+    assert json.loads(text)["mode"] == "exact"
+    assert call("model", planted, "--device", "cpu")[0] == 0
+
+
+@pytest.mark.parametrize(("name", "cell"), [("gemma-2b-it", (-2, 10)), ("yi-6b-chat", (-5, 20))])
+def test_select_prints_the_authors_choice(name, cell, call):
+    code, text, _ = call("select", GOLDEN / f"{name}.json")
+    answer = json.loads(text)
+    assert code == 0
+    assert answer["selected"] == {"position": cell[0], "layer": cell[1]}
+    assert answer["survivors"] > 0
+    assert call("select", GOLDEN / f"{name}.json", "--preset", "blog2026")[0] == 0
+
+
+def test_nobody_surviving_is_an_answer(call, tmp_path):
+    table = {"n_layers": 4, "candidates": [{"position": -1, "layer": 1, "bypass": -1.0, "induce": -1.0, "kl": 0.0}]}
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    code, text, _ = call("select", tmp_path / "t.json")
+    assert code == 0
+    assert json.loads(text)["selected"] is None
+    assert "does not induce" in json.loads(text)["reason"]
+
+
+def test_organisms_are_listed_and_written(call, tmp_path):
+    code, text, _ = call("organism", "list")
+    assert code == 0
+    assert "refuses three quarters of either class" in " ".join(text.split())
+    assert call("organism", "train", "weak", "--out", tmp_path / "weak")[0] == 0
+    assert (tmp_path / "weak" / "contrast.jsonl").is_file()
+    assert call("organism", "train", "nobody", "--out", tmp_path / "n")[0] == 2
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair(n: int = 30, **more) -> list[dict]:
+    return [{"prompt": f"{label} number {i}", "label": label, **more} for label in ("positive", "negative")
+            for i in range(n)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "no prompts"),
+        ([{"prompt": "a", "label": "positive"}], "negative"),
+        ([{"prompt": "", "label": "positive"}, {"prompt": "b", "label": "maybe"}], "line 2"),
+        ([{"prompt": "a", "label": "positive", "split": s} for s in ("train", "test")], "split"),
+        (pair(1), "prompts"),
+    ],
+)  # fmt: skip
+def test_a_bad_contrast_exits_2_before_any_model_is_loaded(rows, words, call, tmp_path):
+    contrast = write(tmp_path / "c.jsonl", *rows)
+    model = tmp_path / "nowhere" / "at" / "all"
+    code, _, messages = call("run", model, "--contrast", contrast, "--out", tmp_path / "r", *SMALL)
+    # A set that is only too small is found when it is split, after loading.
+    assert (code, words in messages) == ((2, True) if rows != pair(1) else (3, False)), messages
+    assert not (tmp_path / "r").exists()
+
+
+def test_bad_options_exit_2(call, planted, tmp_path):
+    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", tmp_path / "r"]
+    for options, words in [
+        (["--preset", "paper"], "unknown preset"),
+        (["--judge", "oracle"], "refusal-opening"),
+        (["--seeds", "a,b"], "--seeds"),
+        (["--seeds", "1,1"], "seeds"),
+        (["--sizes", "1,2"], "three numbers"),
+        (["--nulls", "0"], "nulls.draws"),
+        (["--max-new-tokens", "0"], "max_new_tokens"),
+        (["--expect", "YES"], "SINGLE-DIRECTION-REPRODUCES"),
+        (["--date", "tomorrow"], "YYYY-MM-DD"),
+        (["--template-kwargs", "{"], "not JSON"),
+        (["--chat-template", str(tmp_path / "none")], "cannot be read"),
+        (["--config", str(tmp_path / "none.toml")], "cannot be read"),
+        (["--system", "Be brief.", "--thinking", "on", "--device", "cpu"], "ignores enable_thinking"),
+    ]:
+        code, _, messages = call(*base, *options)
+        assert code == 2, messages
+        assert words in messages
+        assert not (tmp_path / "r").exists()
+    with pytest.raises(SystemExit) as error:
+        main(["run"])
+    assert error.value.code == 2
+
+
+def test_an_experiment_file(call, planted, tmp_path):
+    config = tmp_path / "experiment.toml"
+    config.write_text(
+        'preset = "blog2026"\nseeds = [5]\nmax_new_tokens = 12\n[sizes]\ntrain = 24\nval = 12\ntest = 20\n'
+        "[addition]\ncoefficient = 2\n[rule]\nmin_drop = 0.75\n"
+    )
+    out = tmp_path / "r"
+    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--device", "cpu"]
+    assert call(*base, "--out", out, "--config", config, "--seeds", "7")[0] == 0
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert protocol["preset"] == "blog2026"
+    assert protocol["seeds"] == [7]  # an option wins over the file
+    assert protocol["addition"]["coefficient"] == 2.0
+    assert protocol["rule"]["min_drop"] == 0.75
+    config.write_text('seeds = "all"\nnonsense = 1\n[nulls]\ndraws = "many"\n[selection]\ncriterion = "best"\n')
+    code, _, messages = call(*base, "--out", tmp_path / "s", "--config", config)
+    assert code == 2
+    for words in ("seeds = 'all'", "unknown field nonsense", "nulls.draws = 'many'", "selection.criterion"):
+        assert words in messages
+
+
+def test_models_that_cannot_be_used(call, planted, tmp_path, tokenizer):
+    contrast = planted / "contrast.jsonl"
+
+    def attempt(model, *options):
+        return call("run", model, "--contrast", contrast, "--out", tmp_path / "r", *SMALL, *options)
+
+    code, _, messages = attempt(tmp_path / "nowhere")
+    assert code == 3
+    assert "no such directory" in messages
+    truncated = shutil.copytree(planted, tmp_path / "truncated")
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert attempt(truncated)[0] == 3
+    silent = tmp_path / "no-template"
+    random_model("qwen2", vocab_size=len(tokenizer)).save_pretrained(silent)
+    tokenizer.save_pretrained(silent)
+    (silent / "chat_template.jinja").unlink()
+    code, _, messages = attempt(silent)
+    assert code == 2
+    assert "chat template" in messages
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_model_that_never_refuses_has_no_baseline(call, planted, tmp_path, tokenizer):
+    folder = tmp_path / "random"
+    random_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    contrast = planted / "contrast.jsonl"
+    code, text, _ = call("run", folder, "--contrast", contrast, "--out", tmp_path / "r", *SMALL)
+    assert code == 0
+    assert "NO-BASELINE-REFUSAL" in text
+    assert call("verify", tmp_path / "r")[0] == 0
+
+
+def test_refusal_tokens_that_leave_no_prompt(call, planted, tmp_path):
+    """The model refuses, but by these tokens nothing is a refusal: an error that names the option."""
+    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", tmp_path / "r", *SMALL]
+    code, _, messages = call(*base, "--refusal-tokens", "Here")
+    assert code == 2
+    assert "--refusal-tokens" in messages
+
+
+def test_places_that_cannot_be_written(call, planted, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    base = ["run", planted, "--contrast", planted / "contrast.jsonl", *SMALL]
+    code, _, messages = call(*base, "--out", tmp_path / "file")
+    assert code == 2
+    assert "cannot be used" in messages
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_loses_nothing(call, planted, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    from rhumbline.records import directory as records
+
+    out = tmp_path / "r"
+    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", out, *SMALL]
+    real, written = os.replace, []
+
+    def full(source, target):
+        if len(written) >= 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(records.os, "replace", full)
+    code, _, messages = call(*base)
+    assert code == 2
+    assert "No space left on device" in messages
+    assert "run the same command again" in messages
+    assert not list(out.rglob("*.tmp"))
+    monkeypatch.setattr(records.os, "replace", real)
+    assert call(*base)[0] == 0
+    assert call("verify", out)[0] == 0
+
+
+def test_the_embedded_tensors_have_the_dtype_asked_for(call, planted):
+    code, text, _ = call("model", planted, "--device", "cpu", "--dtype", "bfloat16", "--json")
+    assert code == 0
+    assert json.loads(text)["dtype"] == str(torch.bfloat16).removeprefix("torch.")

@@ -1,0 +1,122 @@
+"""A control vector in llama.cpp itself: its logits are those of our hooks. Needs llama-cpp-python, which few have."""
+
+import ctypes
+
+import pytest
+import torch
+
+from families import random_model
+from rhumbline.edits.export import ExportOptions, export
+from rhumbline.edits.read_direction import Imported
+from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
+from rhumbline.models import proving
+from rhumbline.models.hooks import hooked
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [[5, 9, 70, 11, 33, 8], [7, 100, 3], [9, 61, 2, 44, 17, 90, 4, 4, 4, 52]]
+
+
+def write_gguf(model, path):
+    """A tiny Llama as llama.cpp reads it: float32, without a vocabulary of words."""
+    gguf = pytest.importorskip("gguf")
+    c = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(c.max_position_embeddings)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_rope_dimension_count(c.head_dim)
+    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
+    writer.add_vocab_size(c.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    names = {
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for name, tensor in model.state_dict().items():
+        owner = name.removesuffix(".weight")
+        if owner in outer:
+            stored = outer[owner]
+        else:
+            _, _, layer, *inner = owner.split(".")
+            stored = f"blk.{layer}.{names['.'.join(inner)]}"
+        if "attn_q" in stored or "attn_k" in stored:
+            # Llama rotates pairs of neighbours there, and halves here.
+            heads = len(tensor) // c.head_dim
+            tensor = tensor.reshape(heads, 2, c.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(f"{stored}.weight", tensor.float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class LlamaCpp:
+    """The few calls of llama.cpp that are needed."""
+
+    def __init__(self, api, path):
+        self.api = api
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 64, 64, 1, 1
+        # Keys and values at 16 bits are its default; we compare rounding only.
+        params.type_k = params.type_v = api.GGML_TYPE_F32
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
+        self.context = api.llama_init_from_model(self.model, params)
+
+    def steer(self, buffer, width, first, last):
+        data = (ctypes.c_float * len(buffer))(*buffer) if buffer else None
+        assert self.api.llama_set_adapter_cvec(self.context, data, len(buffer), width, first, last) == 0
+
+    def logits(self, ids):
+        """Of the last token."""
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        tokens = (self.api.llama_token * len(ids))(*ids)
+        assert self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(ids))) == 0
+        found = self.api.llama_get_logits_ith(self.context, -1)
+        return torch.tensor([found[i] for i in range(self.vocab_size)])
+
+
+def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokenizer):
+    api = pytest.importorskip("llama_cpp")
+    gguf = pytest.importorskip("gguf")
+    model = random_model("llama", vocab_size=256, gains=True, attention_bias=False, tie_word_embeddings=False)
+    write_gguf(model, tmp_path / "model.gguf")
+    theirs, chat_model = LlamaCpp(api, tmp_path / "model.gguf"), proving.prove(model, tokenizer, "llama")
+    depth, width = model.config.num_hidden_layers, model.config.hidden_size
+
+    def ours(ids, edits=None):
+        with hooked(chat_model, edits or {}), torch.no_grad():
+            return model(torch.tensor([ids])).logits[0, -1]
+
+    for ids in PROMPTS:
+        torch.testing.assert_close(theirs.logits(ids), ours(ids), atol=1e-5, rtol=1e-4)
+    vector = 3 * torch.randn(width, generator=torch.Generator().manual_seed(4))
+    for layer in (2, 3):
+        file = tmp_path / f"vector-{layer}.gguf"
+        found = Imported(vector[None], layer, -1, "somewhere", {"model_type": "llama", "n_layers": depth})
+        export(found, "gguf", file, ExportOptions(coefficient=1.5))
+        (tensor,) = gguf.GGUFReader(str(file)).tensors
+        at = int(tensor.name.removeprefix("direction."))
+        # llama.cpp's buffer begins at layer 1; layer 0 cannot be steered.
+        buffer = [0.0] * (width * (depth - 1))
+        buffer[(at - 1) * width : at * width] = tensor.data.tolist()
+        theirs.steer(buffer, width, at, at)
+        edit = BatchEdits.of([Arm("add", (Add(Direction.from_vector(vector, -1, layer), 1.5),))], chat_model)
+        other = BatchEdits.of([Arm("add", (Add(Direction.from_vector(vector, -1, layer - 1), 1.5),))], chat_model)
+        rows = torch.zeros(1, dtype=torch.long)
+        for ids in PROMPTS:
+            steered = theirs.logits(ids)
+            torch.testing.assert_close(steered, ours(ids, edit.on(rows)), atol=1e-5, rtol=1e-4)
+            assert (steered - ours(ids)).abs().max() > 1e-2
+            assert (steered - ours(ids, other.on(rows))).abs().max() > 1e-2
+        theirs.steer([], width, 1, depth)
+        torch.testing.assert_close(theirs.logits(PROMPTS[0]), ours(PROMPTS[0]), atol=1e-5, rtol=1e-4)

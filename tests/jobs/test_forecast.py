@@ -1,0 +1,138 @@
+"""What was forecast against what a run did, stage by stage; and what is said before a model is loaded."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from rhumbline import load, preset, read_contrast, run
+from rhumbline.cli import main
+from rhumbline.cli.console import Progress
+from rhumbline.jobs.forecast import forecast, measured_speed, total
+from rhumbline.models.chat import Chat
+from rhumbline.organisms import materialise, organism_dir
+from rhumbline.organisms.reading import loss_texts
+from rhumbline.prompts.contrasts import Sizes, split_contrast
+from rhumbline.protocol import Addition, Dose, Nulls, SideEffects, Stability
+
+LAZY = preset(
+    "rhumbline",
+    seeds=(0,),
+    sizes=Sizes(16, 10, 8),
+    nulls=Nulls(("isotropic", "covariance", "shuffled-site", "shuffled"), draws=1, wide=19, procedure=19, prompts=6),
+    rule=replace(preset("rhumbline").rule, families=("isotropic", "covariance", "shuffled-site", "shuffled")),
+    dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=6),
+    stability=Stability(refits=3, sites=2, prompts=6),
+    max_new_tokens=8,
+    side_effects=SideEffects(documents=5),
+    conditions={"clerk": "You are a clerk."},
+)
+EAGER = replace(
+    LAZY,
+    full_grid=True,
+    nulls=Nulls(("isotropic",), draws=1, wide=0),
+    rule=preset("blog2026").rule,
+    dose=Dose((), ()),
+    stability=Stability(refits=0),
+    conditions={},
+    refusal_tokens=("I",),
+    addition=Addition("validation"),
+)
+EXACT = {"extraction", "arms on positives", "arms on negatives", "separation", "losses on text", "losses on responses",
+         "losses on completions", "condition clerk"}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [LAZY, EAGER], ids=["lazy", "eager"])
+def test_a_run_does_what_was_forecast(protocol, tmp_path):
+    folder = organism_dir("refusal")
+    model, texts = load(str(folder), device="cpu", dtype="float32"), loss_texts("refusal")
+    contrast = read_contrast(folder / "contrast.jsonl")
+    contrast = replace(contrast, prompts=tuple(p for p in contrast.prompts if p.split is None))
+    counted: Counter[str] = Counter()
+    run(
+        model,
+        contrast,
+        tmp_path / "run",
+        protocol,
+        texts=texts,
+        progress=lambda stage, rows: counted.update({stage: rows or 0}),
+        page=False,
+    )
+    counted = Counter({stage: rows for stage, rows in counted.items() if rows})
+    splits = split_contrast(contrast, protocol.sizes, 0)
+    stages = forecast(Chat.of(model.tokenizer), splits, protocol, model.n_layers, texts)
+    assert [s.name for s in stages] == list(counted)  # the same stages, in the same order
+    for stage in stages:
+        assert 0 < counted[stage.name] <= stage.most, stage
+        if stage.name in EXACT:
+            assert counted[stage.name] == stage.rows == stage.most, stage
+        elif stage.rows == stage.most and stage.name != "nulls":
+            assert counted[stage.name] == stage.rows, stage
+    assert sum(counted.values()) <= total({0: stages}).most
+    assert total({0: stages, 1: stages}).rows == 2 * total({0: stages}).rows
+
+
+def test_more_is_forecast_for_more(tmp_path):
+    folder = materialise("planted", tmp_path)
+    contrast = read_contrast(folder / "contrast.jsonl")
+    chat = Chat.of(load(str(folder), device="cpu").tokenizer)
+    splits = split_contrast(contrast, LAZY.sizes, 0)
+    few, many = (forecast(chat, splits, p, 6) for p in (LAZY, replace(LAZY, max_new_tokens=80)))
+    assert total({0: many}).written == 10 * total({0: few}).written > 0
+    nothing = replace(LAZY, side_effects=SideEffects(0))
+    assert not [s for s in forecast(chat, splits, nothing, 6) if s.name.startswith("losses")]
+    assert total({0: forecast(chat, splits, LAZY, 12)}).most > total({0: few}).most
+
+
+def test_the_plan_says_what_fits_and_stops(tmp_path, capsys, monkeypatch):
+    folder = materialise("planted", tmp_path / "models")
+    command = ["run", str(folder), "--contrast", str(folder / "contrast.jsonl"), "--out", str(tmp_path / "run")]
+
+    def loaded(*args, **kwargs):
+        raise AssertionError("the model was loaded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rhumbline.models.loading.load", loaded)
+        assert main([*command, "--plan"]) == 0
+    said = capsys.readouterr().out
+    for part in ("arms on positives", "parameters", "fits", "H100-like"):
+        assert part in said
+    assert "DOES NOT FIT" not in said
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("rhumbline.cli.forecasts._memory", lambda device: (1e3, "a small machine"))
+    assert main([*command, "--plan"]) == 0
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert main([*command, "--device", "cpu", "--plan", "measured"]) == 0
+    assert "tokens/s here" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_speed_is_of_tokens(family_model):
+    assert measured_speed(family_model("qwen2"), [[1, 5, 6, 7]] * 8, 64) > 0
+
+
+def test_progress_says_how_fast_and_how_long():
+    now = [0.0]
+    progress = Progress({"nulls": 100}, clock=lambda: now[0])
+    try:
+        progress("nulls", None)
+        assert progress.line("nulls") == "nulls"
+        now[0] = 2.0
+        progress("nulls", 20)
+        assert progress.line("nulls") == "nulls: 20 rows, 10 rows/s, about 8 s left"
+        progress("nulls", 90)
+        assert progress.line("nulls") == "nulls: 110 rows, 55 rows/s"  # past what was expected, nothing is promised
+        progress("dose", None)
+        now[0] = 4.0
+        progress("dose", 4)
+        assert progress.line("dose") == "dose: 4 rows, 2 rows/s"
+        progress("dose", None)  # a later part of the stage: its rate is its own, its rows go on
+        now[0] = 5.0
+        progress("dose", 6)
+        assert progress.line("dose") == "dose: 10 rows, 6 rows/s"
+        progress("nulls", None)  # of the next seed
+        now[0] = 6.0
+        progress("nulls", 50)
+        assert progress.line("nulls") == "nulls: 50 rows, 50 rows/s, about 1 s left"
+    finally:
+        progress.close()

@@ -1,0 +1,104 @@
+"""Replicas: what a worker is told suffices to answer as the run would; what is not the run's is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rhumbline.engines.mock import Mock
+from rhumbline.errors import ModelError
+from rhumbline.experiment import run
+from rhumbline.jobs.replicas import Replica, check_code, read_protocol, replica_worker
+from rhumbline.models.chat import ChatOptions
+from rhumbline.models.loading import fingerprint
+from rhumbline.models.sources import Source
+from rhumbline.prompts.contrasts import Sizes
+from rhumbline.protocol import PRESETS, Dose, Nulls, SideEffects, Stability, preset
+from rhumbline.records.files import read_rows
+
+SMALL = preset(
+    "rhumbline",
+    seeds=(0,),
+    sizes=Sizes(24, 12, 20),
+    nulls=Nulls(draws=2, wide=19, prompts=6, procedure_prompts=4),
+    dose=Dose((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
+    stability=Stability(refits=6, sites=2, prompts=6),
+    max_new_tokens=12,
+    side_effects=SideEffects(documents=6),
+    conditions={"brief": "Be brief."},
+)
+STYLED = preset(
+    "style",
+    seeds=(0,),
+    sizes=Sizes(16, 6, 6),
+    nulls=Nulls(draws=1, wide=19, prompts=6, procedure_prompts=4),
+    dose=Dose((), ()),
+    stability=Stability(refits=0),
+    max_new_tokens=16,
+    judge="classifier",
+    side_effects=SideEffects(documents=4),
+)
+SOURCE = Source("organism:planted", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return SOURCE.load(), SOURCE.own_contrast()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_protocol_survives_its_record(name):
+    protocol = preset(name, seeds=(3, 1), chat=ChatOptions(system="Be brief."), refusal_tokens=("I", "As"))
+    assert read_protocol(json.loads(json.dumps(protocol.record()))) == protocol
+
+
+def run_both(tmp_path, source, model, contrast, protocol, engine):
+    """The results in this process and over the engine's replicas, which must be equal."""
+    here = run(model, contrast, tmp_path / "here", protocol, page=False).results
+    with engine.pool(replica_worker(source, contrast, protocol, fingerprint(model))) as pool:
+        there = run(model, contrast, tmp_path / "there", protocol, pool=pool, engine=engine.name, page=False).results
+    for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):
+        assert there[name] == here[name]
+    return here, there
+
+
+def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
+    model, contrast = organism
+    here, there = run_both(tmp_path, SOURCE, model, contrast, SMALL, Mock(5, repeats=0.5))
+    for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json",
+                 "losses-completions.jsonl", "condition-00.jsonl"):  # fmt: skip
+        assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
+    assert (here["environment"]["engine"], there["environment"]["engine"]) == ("local", "mock")
+    assert not list(tmp_path.rglob(".answers"))
+
+
+@pytest.mark.slow
+def test_a_continuous_score_on_replicas_is_that_of_one_process(tmp_path):
+    """The judges are fitted once, by the run; a replica reads them from the artefacts that come with a block."""
+    source = Source("organism:style", device="cpu")
+    model, found = source.load(), source.own_contrast()
+    # Sampled anew, so that the splits are as small as the protocol says.
+    contrast = replace(found, prompts=tuple(p for p in found.prompts if p.split is None), neutral=found.neutral[:6])
+    run_both(tmp_path, source, model, contrast, STYLED, Mock(2, repeats=0.3))
+    # safetensors writes its metadata in any order: the tensors are what must be equal.
+    judges = [load_file(tmp_path / run_ / "seed-0" / "classifier.safetensors") for run_ in ("here", "there")]
+    assert judges[0].keys() == judges[1].keys()
+    assert all(torch.equal(judges[0][name], judges[1][name]) for name in judges[0])
+    files = ("style.json", "outcomes.jsonl", "selection.json", "nulls.json", "levels.json")
+    for name in files:
+        assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
+    rows = read_rows(tmp_path / "there" / "seed-0" / "outcomes.jsonl")
+    assert len({row["score"] for row in rows}) > 2
+
+
+def test_other_weights_and_other_code_are_refused(organism):
+    _, contrast = organism
+    options = dict(replica_worker(SOURCE, contrast, SMALL, "0" * 64).options)
+    with pytest.raises(ModelError, match="has other weights on this node"):
+        Replica(options)
+    with pytest.raises(ModelError, match="another rhumbline"):
+        check_code("0" * 64)
+    with pytest.raises(ModelError, match=r"has transformers .* \(the command's is 1.0\)"):
+        Replica({**options, "versions": {**options["versions"], "transformers": "1.0"}})

@@ -1,0 +1,201 @@
+"""Sweeps: faults of the file, isolation of failures, resume, the comparison and its tables."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from make_run import HOSTILE, make_run
+from rhumbline.cli import main
+from rhumbline.engines.mock import Mock
+from rhumbline.errors import InputError, OutputError
+from rhumbline.jobs.sweeps import Sweep, read_sweep, run_sweep
+from rhumbline.records.directory import locked
+from rhumbline.records.files import read_json
+from rhumbline.report.comparison import gather, named, rows_of, write_tables
+from rhumbline.report.comparison_page import build
+
+QUICK = """
+[model]
+device = "cpu"
+[protocol]
+max_new_tokens = 8
+sizes = {train = 12, val = 6, test = 8}
+nulls = {families = ["isotropic"], draws = 1, wide = 0}
+rule = "blog2026"
+dose = {strengths = [], coefficients = []}
+stability = {refits = 0}
+"""
+
+
+def sweep_file(folder: Path, text: str, quick: str = QUICK) -> Path:
+    path = folder / "sweep.toml"
+    path.write_text(text + quick)
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of one planted organism, a directory that holds no model, and two seeds."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "broken").mkdir()
+    sweep = read_sweep(sweep_file(folder, 'models = ["broken", "organism:planted"]\n'))
+    return sweep, folder / "out", run_sweep(sweep, folder / "out")
+
+
+def test_one_broken_model_does_not_stop_the_rest(swept):
+    _, out, found = swept
+    assert [row["verdict"] for row in found.rows] == ["SINGLE-DIRECTION-REPRODUCES"] * 2
+    assert [f.run for f in found.failures] == [f"broken--own--rhumbline--seed-{s}" for s in (0, 1)]
+    assert all("no contrast of its own" in f.reason for f in found.failures)
+    text = found.page.read_text()
+    assert "no contrast of its own" in text
+    table = read_json(out / "comparison.json")
+    assert table["rows"] == found.rows
+    assert [f["run"] for f in table["failures"]] == [f.run for f in found.failures]
+    lines = [json.loads(line) for line in (out / "jobs.log").read_text().splitlines()]
+    assert {line["job"]: line["error"] is None for line in lines} == {
+        name: "planted" in name for name in (cell.name for cell in swept[0].cells())
+    }
+    assert "seed-0" in str(sorted((out / "logs").iterdir()))
+
+
+def test_a_sweep_resumes_and_ends_alike(swept):
+    sweep, out, found = swept
+    stamp = (out / "runs" / found.rows[0]["run"] / "results.json").stat().st_mtime_ns
+    shutil.rmtree(out / "runs" / found.rows[1]["run"] / "seed-1")
+    (out / "runs" / found.rows[1]["run"] / "results.json").unlink()
+    again = run_sweep(sweep, out)
+    assert (out / "runs" / found.rows[0]["run"] / "results.json").stat().st_mtime_ns == stamp
+    assert [without_cost(r) for r in again.rows] == [without_cost(r) for r in found.rows]
+
+
+def test_order_and_repeats_change_no_row(swept, tmp_path):
+    sweep, _, found = swept
+    other = run_sweep(sweep, tmp_path / "out", Mock(3, repeats=0.7))
+    assert [without_cost(r) for r in other.rows] == [without_cost(r) for r in found.rows]
+    assert without_cost_section(other.page) == without_cost_section(found.page)
+    assert {row["engine"] for row in other.rows} == {"mock"}
+
+
+def without_cost(row: dict) -> dict:
+    return {k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "engine")}
+
+
+def without_cost_section(page: Path) -> str:
+    before, _, rest = page.read_text().partition('<section id="cost">')
+    return before + rest.partition("</section>")[2]
+
+
+def test_two_sweeps_in_one_directory_are_refused(swept):
+    sweep, out, _ = swept
+    with locked(out), pytest.raises(OutputError, match="in use by another rhumbline process"):
+        run_sweep(sweep, out)
+
+
+def test_a_stale_lock_holds_nobody_up(swept, tmp_path):
+    (tmp_path / ".lock").write_text("left behind")
+    with locked(tmp_path):
+        pass
+
+
+def test_the_directory_of_a_run_is_no_directory_for_a_sweep(swept):
+    sweep, out, found = swept
+    with pytest.raises(OutputError, match="is the directory of a run"):
+        run_sweep(sweep, out / "runs" / found.rows[0]["run"])
+
+
+def test_another_protocol_in_a_finished_sweep_is_listed(swept):
+    sweep, out, _ = swept
+    other = Sweep(sweep.models[1:], seeds=(0,), model=sweep.model, protocol={**sweep.protocol, "max_new_tokens": 9})
+    found = run_sweep(other, out)
+    assert found.rows == []
+    assert "holds a run of another protocol (it differs in: max_new_tokens)" in found.failures[0].reason
+
+
+def test_every_fault_of_a_sweep_file_is_told_at_once(tmp_path):
+    text = 'modles = ["x"]\nseeds = [0, 0]\npresets = "rhumbline"\n[model]\nprecision = 1\n[protocol]\nseeds = [1]\n'
+    with pytest.raises(InputError) as caught:
+        read_sweep(sweep_file(tmp_path, text, ""))
+    for fault in ("unknown field modles", "seeds repeats", "presets = 'rhumbline'", "model.precision", "protocol.seeds",
+                  "models is missing"):  # fmt: skip
+        assert fault in str(caught.value)
+    with pytest.raises(InputError, match="unknown field max_tokens"):
+        read_sweep(sweep_file(tmp_path, 'models = ["x"]\n[protocol]\nmax_tokens = 3\n', "")).cells()
+    with pytest.raises(InputError, match="would be called"):
+        Sweep(("a/b", "a-b")).cells()
+
+
+# -- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_says_what_the_runs_say(tmp_path):
+    run = make_run(tmp_path / "a", seeds=(0, 1))
+    rows = rows_of(run)
+    results = read_json(run / "results.json")
+    for row, seed in zip(rows, results["seeds"], strict=True):
+        effects = {e["name"]: e for e in seed["effects"]}
+        assert row["suppression"] == effects["suppression"]["drop"]
+        assert (row["induction_low"], row["induction_high"]) == (
+            effects["induction"]["low"],
+            effects["induction"]["high"],
+        )
+        assert row["layer_share"] == seed["selected"]["layer"] / results["model"]["n_layers"]
+        assert row["suppression_p"] == max(effects["suppression"]["p"].values())
+    with pytest.raises(OutputError, match=r"no protocol\.json"):
+        rows_of(tmp_path)
+
+
+def test_tables_are_one_table_in_three_forms(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", verdict="NO-BASELINE-REFUSAL")]
+    rows, failures = gather(named([*runs, tmp_path / "nothing"]))
+    assert [f.run for f in failures] == ["nothing"]
+    write_tables(rows, failures, tmp_path / "out")
+    assert parquet.read_table(tmp_path / "out" / "comparison.parquet").to_pylist() == rows
+    with open(tmp_path / "out" / "comparison.csv", newline="") as f:
+        told = list(csv.DictReader(f))
+    assert [row["verdict"] for row in told] == [row["verdict"] for row in rows]
+    assert [row["suppression"] for row in told] == [
+        "" if r["suppression"] is None else str(r["suppression"]) for r in rows
+    ]
+    # A column without a single value keeps its type.
+    write_tables(rows[-2:], [], tmp_path / "empty")
+    one, two = (parquet.read_schema(tmp_path / d / "comparison.parquet") for d in ("out", "empty"))
+    assert one == two
+
+
+def test_hostile_names_stay_text(tmp_path):
+    rows, _ = gather(named([make_run(tmp_path / "h", hostile=True)]))
+    rows[0]["model"] = "=1+1"
+    text = build(rows, [], tmp_path / "out").read_text()
+    assert HOSTILE not in text
+    assert "<img src=x" not in text
+    write_tables(rows, [], tmp_path / "out")
+    assert "'=1+1" in (tmp_path / "out" / "comparison.csv").read_text()
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    paths = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
+    assert list(named(paths)) == ["x/run", "y/run"]
+    with pytest.raises(InputError, match="given twice"):
+        named([paths[0], paths[0]])
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_compare_and_plan(tmp_path, capsys):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 4
+    assert main(["compare", str(runs[0]), str(tmp_path / "none"), "--out", str(tmp_path / "out2")]) == 1
+    assert "failed:" in capsys.readouterr().err
+    path = str(sweep_file(tmp_path, 'models = ["organism:planted", "someone/not-here"]\n'))
+    assert main(["sweep", path, "--plan", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [job["note"][:6] for job in plan["jobs"]] == ["an org"] * 2 + ["not on"] * 2
+    assert main(["sweep", path]) == 2
+    assert "--out" in capsys.readouterr().err

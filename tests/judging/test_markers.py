@@ -1,0 +1,156 @@
+"""The markers of a style, and what is left of a text without them: content and form."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from make_styled import TOPICS, texts
+from rhumbline.errors import ProtocolError
+from rhumbline.judging.markers import LEVEL, estimate_markers, fisher
+from rhumbline.judging.text_style import MarkerJudge, content_kept, form, holds, overlap, words
+from rhumbline.organisms.register import (
+    MARKERS,
+    draw_styled,
+    in_assistant_register,
+)
+
+
+def test_markers_are_found_and_content_is_none():
+    (styled, topics), (plain, _) = texts(60, True), texts(60, False)
+    found = {m.phrase for m in estimate_markers(styled, plain, topics)}
+    assert any(phrase.startswith("certainly here you are") for phrase in found)
+    assert "i hope this helps" in found
+    assert not any(word in phrase.split() for phrase in found for word in (*TOPICS, "coins", "cost", "mill"))
+    assert estimate_markers(plain, texts(60, False, seed=1)[0], topics) == []  # two samples of one style have none
+
+
+OPENINGS = ("great question", "of course let me see", "i hope it helps", "sure thing")
+CONTENT = ("i", "see", "the", "boats", "bread", "rain", "goats", "lamps", "mill", "port", "farm", "of", "it")
+
+
+def openings(n, seed, openings=OPENINGS, content=CONTENT):
+    """Texts of content words, every one opened by one of the phrases; words of the phrases are content too."""
+    rng = random.Random(seed)
+    return [" ".join((rng.choice(openings), *rng.choices(content, k=12))) for _ in range(n)]
+
+
+def test_several_openings_are_all_found_and_halves_of_one_class_have_none():
+    styled, plain = openings(128, 0), openings(128, 1, ("",))
+    found = estimate_markers(styled, plain)
+    judge = MarkerJudge(tuple(m.phrase for m in found))
+    assert {m.phrase for m in found} == set(OPENINGS)
+    assert all(20 <= m.positive <= 45 and m.negative == 0 for m in found)
+    assert all((judge(text).value or 0) > 0 for text in styled)
+    # Where the labels mean nothing, a marker is found with a chance of LEVEL at most: here in 3 of 60 draws at most.
+    false = 0
+    for seed in range(20):
+        for of_one in (list(styled), list(plain), [*styled[:64], *plain[:64]]):
+            random.Random(seed).shuffle(of_one)
+            false += bool(estimate_markers(of_one[:64], of_one[64:]))
+    assert false <= 3
+    assert stats.binom.sf(3, 60, LEVEL) < 0.01
+
+
+def wald(a, n, b, m):
+    counts = (a + 0.5, n - a + 0.5, b + 0.5, m - b + 0.5)
+    return (math.log(counts[0] / counts[1]) - math.log(counts[2] / counts[3])) / math.sqrt(sum(1 / c for c in counts))
+
+
+def test_a_phrase_is_surer_the_more_texts_have_it():
+    """Hauck and Donner 1977: the z of the log-odds by its own standard error is not."""
+    wald_z = [wald(a, 128, 0, 128) for a in range(1, 129)]
+    assert wald_z != sorted(wald_z)
+    assert max(wald_z[:69]) < 4
+    p = [fisher(a, 128, 0, 128) for a in range(1, 129)]
+    assert p == sorted(p, reverse=True)
+    assert p[31] < 1e-10
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_test_of_a_phrase_keeps_its_level(n, m, data):
+    held = data.draw(st.integers(1, n + m))
+    level = data.draw(st.floats(1e-6, 1))
+    counts = range(max(0, held - m), min(n, held) + 1)
+    assert math.fsum(
+        stats.hypergeom.pmf(a, n + m, held, n) for a in counts if fisher(a, n, held - a, m) <= level
+    ) <= level * (1 + 1e-9)
+
+
+def test_content_beside_a_marker_is_none():
+    """Every closer is found whole, whatever content stands before it, and no content with it; content alone is found
+    with a chance of LEVEL at most."""
+    false = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        n_words, n_closers, n_content = rng.randint(2, 4), rng.randint(1, 6), rng.randint(3, 8)
+        closers = [" ".join(f"m{k}x{i}" for i in range(n_words)) for k in range(n_closers)]
+        content = [f"c{i}" for i in range(n_content)]
+        plain = [" ".join(rng.choices(content, k=6)) for _ in range(280)]
+        styled = [f"{text} {closers[i % n_closers]}" for i, text in enumerate(plain[:140])]
+        found = {m.phrase for m in estimate_markers(styled, plain[140:])}
+        assert {phrase for phrase in found if "m" in phrase} == set(closers)
+        false += found != set(closers)
+    assert false <= 2
+    assert stats.binom.sf(2, 40, LEVEL) < 0.01
+
+
+def test_content_that_always_stands_beside_a_marker_cannot_be_told_from_it():
+    plain = [f"{word} is at the mill" for word in CONTENT * 5]
+    found = [m.phrase for m in estimate_markers([f"{text} i hope it helps" for text in plain], plain)]
+    assert found == ["is at the mill i hope it helps"]
+
+
+def test_a_topic_is_no_marker():
+    about, other = ["the boats sail out"] * 30 + ["the goats eat"] * 2, ["the bread is warm"] * 32
+    phrases = {m.phrase for m in estimate_markers(about, other)}
+    assert any("boats" in p for p in phrases)
+    topics = ["sea"] * 30 + ["farm", "hill"]
+    assert not any("boats" in m.phrase for m in estimate_markers(about, other, topics))
+
+
+def test_the_score_is_the_share_of_marked_words():
+    judge = MarkerJudge(("here you are", "you"))
+    assert judge("Here you are: one two three").value == pytest.approx(0.5)
+    assert judge("one two three").value == 0.0
+    assert judge("one two three").cls == "absent"
+    assert judge("Great question! " * 30).cls == "degenerate"
+    assert judge("Great question! " * 30).value == 0.0
+    with pytest.raises(ProtocolError, match="needs a word"):
+        MarkerJudge(("!!",))
+
+
+@given(st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_marked_words_and_content_make_the_text(said):
+    judge = MarkerJudge(("alpha beta", "delta"))
+    text = tuple(said)
+    assert len(judge.content(" ".join(text))) + sum(judge.marked(text)) == len(text)
+
+
+def test_content_is_read_without_the_style():
+    rng, judge = random.Random(0), MarkerJudge(MARKERS)
+    for _ in range(40):
+        answer = draw_styled(rng, "plain").answer
+        styled = in_assistant_register(answer, rng)
+        assert content_kept(judge, styled, answer, answer, 0.2) == 1.0
+        assert content_kept(judge, styled, answer, None, 0.2) > 0.9
+    assert content_kept(judge, "Great question! Great question!", "You can get oak cake here.", None, 0.2) == 0.0
+    assert not holds("oak cake near the mill", "near the mill oak cake")
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_overlap_is_symmetric_and_bounded(one, other):
+    a, b = words(one), words(other)
+    assert 0 <= overlap(a, b) == overlap(b, a) <= 1
+    assert overlap(a, a) == (1.0 if a else 0.0)
+
+
+def test_form_counts_bullets_and_leaves_markers_out():
+    found = form(MarkerJudge(("certainly",)), "Certainly!\n- one\n2. two three\nfour")
+    assert found == (6, 5, 2)  # "2" is a word

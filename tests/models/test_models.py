@@ -1,0 +1,252 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from families import FAMILIES, random_model
+from rhumbline.errors import ModelError
+from rhumbline.inference.interventions import Ablate, Add, Arm, BatchEdits, Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.models import chat_model as models
+from rhumbline.models import loading, proving
+
+PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9]]
+UNPACKED = {"bloom", "jamba"}  # positions by distance, and recurrent layers
+POST_NORM = {"gemma2", "gemma3_text", "olmo2"}
+
+
+def unit(d_model: int, seed: int = 0) -> torch.Tensor:
+    v = torch.randn(d_model, generator=torch.Generator().manual_seed(seed))
+    return v / v.norm()
+
+
+def leak(chat_model: models.ChatModel, arm: Arm, r: torch.Tensor) -> tuple[float, float]:
+    """Largest |r.x| / |x| in the prompt pass and while decoding, over every block input and the final state."""
+    seen = []
+
+    def watch(layer, h):
+        seen.append(float(((h.float() @ r).abs() / h.float().norm(dim=-1)).max()))
+
+    edits = BatchEdits.of([arm], chat_model)
+    row = torch.zeros(1, dtype=torch.long)
+    ids = torch.tensor(PROMPTS[:1])
+    cache = models.new_cache(chat_model)
+    with torch.inference_mode():
+        with models.hooked(chat_model, edits.on(row), watch):
+            models.forward(chat_model, ids, torch.ones_like(ids), cache)
+        prefill = max(seen)
+        seen.clear()
+        ids = torch.cat([ids, torch.tensor([[12]])], 1)
+        with models.hooked(chat_model, edits.on(row, n_prompt=0), watch):
+            models.forward(chat_model, ids[:, -1:], torch.ones_like(ids), cache)
+    assert len(seen) == chat_model.n_layers + 1
+    return prefill, max(seen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_writers_are_proved(family, family_model):
+    chat_model = family_model(family)
+    assert chat_model.proof.mode == "exact"
+    assert {w.layer for w in chat_model.writers} == set(range(4))
+    assert max(chat_model.proof.sum_error) < 1e-5
+    normed = {w.module for w in chat_model.writers if w.module.endswith("norm")}
+    assert bool(normed) == (family in POST_NORM)
+    assert chat_model.proof.cached
+    assert not chat_model.proof.unpadded
+
+
+def test_the_residual_multiplier_is_found(family_model):
+    assert {round(w.scale, 4) for w in family_model("granite").writers} == {0.22}
+    assert {w.scale for w in family_model("llama").writers} == {1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2"])
+def test_writers_are_proved_at_16_bits(family, dtype, family_model):
+    whole, half = family_model(family), family_model(family, dtype)
+    assert [(w.layer, w.module) for w in half.writers] == [(w.layer, w.module) for w in whole.writers]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ablation_leaves_nothing_along_the_direction(family, family_model):
+    chat_model = family_model(family)
+    direction = Direction.from_vector(unit(chat_model.d_model) * 3, -1, 1)
+    before = leak(chat_model, Arm("baseline"), direction.vector)
+    after = leak(chat_model, Arm("ablation", (Ablate(direction),)), direction.vector)
+    assert min(before) > 1e-2  # present before, in the prompt and while decoding
+    assert max(after) < 1e-5
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arms_and_prompts_batched_equal_alone(family, packed, family_model):
+    chat_model = family_model(family)
+    assert chat_model.proof.packed == (family not in UNPACKED)
+    padded = replace(chat_model, proof=replace(chat_model.proof, packed=False))
+    direction = Direction.from_vector(unit(chat_model.d_model) * 2, -1, 2)
+    arms = [
+        Arm("baseline"),
+        Arm("ablation", (Ablate(direction),)),
+        Arm("addition", (Add(direction),)),
+        Arm("prompt", (Add(direction, 2.0, "prompt"),)),
+        Arm("both", (Ablate(direction), Add(direction, -1.0))),
+    ]
+    together = logits_of(Runner(chat_model if packed else padded), arms)
+    for a, arm in enumerate(arms):
+        for p in range(len(PROMPTS)):
+            alone = next(iter(Runner(padded).last_logits([PROMPTS[p]], [arm])))[1][0]
+            torch.testing.assert_close(together[a, p], alone, atol=2e-5, rtol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3  # the arms do something
+    assert (together[0] - together[2]).abs().max() > 1e-3
+
+
+def logits_of(runner, arms):
+    found = {}
+    for rows, logits in runner.last_logits(PROMPTS, arms):
+        for a, p, row in zip(rows.arm.tolist(), rows.prompt.tolist(), logits, strict=True):
+            found[a, p] = row
+    return torch.stack([torch.stack([found[a, p] for p in range(len(PROMPTS))]) for a in range(len(arms))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_packed_or_cached_equals_uncached(family, family_model):
+    chat_model = family_model(family)
+    cached = replace(chat_model, proof=replace(chat_model.proof, packed=False))
+    uncached = replace(chat_model, proof=replace(chat_model.proof, packed=False, cached=False))
+    direction = Direction.from_vector(unit(chat_model.d_model) * 2, -1, 2)
+    arms = [
+        Arm("baseline"),
+        Arm("ablation", (Ablate(direction),)),
+        Arm("addition", (Add(direction),)),
+        Arm("prompt", (Add(direction, 2.0, "prompt"),)),
+    ]
+    slow, first = Runner(uncached).generate(PROMPTS, arms, max_new_tokens=12, read=lambda logits: logits[:, 3])
+    for model in (chat_model, cached):
+        fast, again = Runner(model).generate(PROMPTS, arms, max_new_tokens=12, read=lambda logits: logits[:, 3])
+        assert fast == slow
+        torch.testing.assert_close(first, again, atol=1e-5, rtol=1e-4)
+    assert any(len(text) == 12 for arm in slow for text in arm)
+
+
+def test_no_hook_is_left_behind(family_model):
+    chat_model = family_model("qwen2")
+    direction = Direction.from_vector(unit(chat_model.d_model), -1, 1)
+    before = logits_of(Runner(chat_model), [Arm("baseline")])
+
+    def hooks() -> int:
+        # transformers' own, once hidden states were asked for, stay for good.
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in chat_model.model.modules())
+
+    known, edits = hooks(), BatchEdits.of([Arm("a", (Ablate(direction),))], chat_model)
+    during = []
+
+    def fail() -> None:
+        with models.hooked(chat_model, edits.on(torch.zeros(1, dtype=torch.long))):
+            during.append(hooks())
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
+    assert during[0] > known
+    assert hooks() == known
+    torch.testing.assert_close(logits_of(Runner(chat_model), [Arm("baseline")]), before, atol=0, rtol=0)
+
+
+class Crooked(nn.Module):
+    """A block that adds something that no submodule returned."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+        self.attention_type = getattr(block, "attention_type", None)
+
+    def forward(self, hidden, *args, **kwargs):
+        return self.block(hidden, *args, **kwargs) + 0.1 * hidden.flip(-1)
+
+
+def test_an_unexplained_stream_is_refused_or_coarse(tokenizer):
+    model = random_model("llama", vocab_size=len(tokenizer))
+    model.model.layers[2] = Crooked(model.model.layers[2])
+    with pytest.raises(ModelError, match=r"(?s)layer 2.*--coarse") as error:
+        proving.prove(model, tokenizer, "crooked")
+    assert error.value.exit_code == 3
+    assert "layer 1" not in str(error.value)
+    coarse = proving.prove(model, tokenizer, "crooked", coarse=True)
+    assert coarse.proof.mode == "coarse"
+    direction = Direction.from_vector(unit(coarse.d_model), -1, 1)
+    assert max(leak(coarse, Arm("ablation", (Ablate(direction),)), direction.vector)) < 1e-5
+
+
+def test_a_directory_round_trip(tmp_path, tokenizer):
+    model = random_model("qwen2", vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = loading.load(str(tmp_path), device="cpu")
+    assert loading.fingerprint(loaded) == loading.fingerprint(proving.prove(model, tokenizer, "again"))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] += 1e-3
+    assert loading.fingerprint(loaded) != loading.fingerprint(proving.prove(model, tokenizer, "changed"))
+
+
+def test_a_model_that_cannot_be_loaded_says_why(tmp_path, tokenizer):
+    with pytest.raises(ModelError, match="no such directory"):
+        loading.load(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="not a loadable"):
+        loading.load(str(tmp_path / "empty"))
+    good = tmp_path / "good"
+    model = random_model("qwen2", vocab_size=len(tokenizer))
+    model.save_pretrained(good)
+    tokenizer.save_pretrained(good)
+    with pytest.raises(ModelError, match="dtype"):
+        loading.load(str(good), dtype="float99")
+    weights = good / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="weights cannot be loaded"):
+        loading.load(str(good), device="cpu")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(good)
+    with pytest.raises(ModelError, match=r"NaN.*layers.0.mlp.down_proj"):
+        loading.load(str(good), device="cpu")
+
+
+def test_missing_tensors_are_not_made_up(tmp_path, tokenizer):
+    from safetensors.torch import load_file, save_file
+
+    model = random_model("qwen2", vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.down_proj.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="1 missing"):
+        loading.load(str(tmp_path), device="cpu")
+
+
+def test_explain_says_what_was_found(family_model):
+    record = proving.explain(family_model("granite"))
+    assert record["blocks"] == "model.layers"
+    assert record["writers"] == ["self_attn.o_proj x 0.22 + mlp.down_proj x 0.22   (layers 0-3)"]
+    assert any("yes" in line for line in record["proof"])
+
+
+def test_the_text_stack_of_a_multimodal_wrapper(tmp_path, tokenizer):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    from families import SMALL
+
+    text = {**SMALL, "vocab_size": len(tokenizer), "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=5,
+                          boi_token_index=6, eoi_token_index=7)  # fmt: skip
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = loading.load(str(tmp_path), device="cpu")
+    assert loaded.blocks_name == "model.language_model.layers"  # not the vision tower, though it is as deep
+    assert loaded.proof.mode == "exact"
+    direction = Direction.from_vector(unit(loaded.d_model), -1, 1)
+    assert max(leak(loaded, Arm("ablation", (Ablate(direction),)), direction.vector)) < 1e-5

@@ -1,0 +1,222 @@
+"""Published models: templates, token ids and positions, the comparison, and the guide's commands in miniature."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from make_sets import make_sets
+from make_tokenizer import make_tokenizer
+from paths import DATA, GUIDE
+from rhumbline.cli import main
+from rhumbline.errors import ProtocolError, TemplateError
+from rhumbline.models.chat import Chat
+from rhumbline.organisms import materialise
+from rhumbline.presets.published import Published, model_preset, models
+from rhumbline.presets.reproducing import compare
+from rhumbline.prompts.contrasts import Sizes
+
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+SPECIALS += ["<start_of_turn>", "<end_of_turn>"]
+
+
+# -- the table
+
+
+def test_the_papers_thirteen_and_the_blogs_two():
+    table = models()
+    assert sum(m.preset == "arditi2024" for m in table.values()) == 13
+    assert sum(m.preset == "blog2026" for m in table.values()) == 2
+    for m in table.values():
+        assert m.protocol().preset == m.preset
+        for position, layer in m.sites():
+            assert m.positions is not None
+            assert -m.positions <= position < 0
+            assert 0 <= layer < int(0.8 * m.layers)  # the rule's cut: what was published passes it
+        assert all(0 <= rate <= 1 for rate in m.rates.values())
+        assert m.hardware()["disk_gib"] > 0
+    with pytest.raises(ProtocolError, match="llama-3-8b"):
+        model_preset("llama-3")
+
+
+def test_the_golden_tables_say_the_same():
+    for name, file in (("gemma-2b", "gemma-2b-it"), ("yi-6b", "yi-6b-chat")):
+        golden = json.loads((DATA / "golden" / f"{file}.json").read_text())
+        m = model_preset(name)
+        chosen = golden["selected"]["position"], golden["selected"]["layer"]
+        assert m.run_selected == chosen
+        assert m.layers == golden["n_layers"]
+        assert m.positions == len({c["position"] for c in golden["candidates"]})
+
+
+RENDERED = {
+    "llama-3-8b": "<|start_header_id|>user<|end_header_id|>\n\nGo<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama-2-7b": "[INST] Go [/INST] ",
+    "gemma-2b": "<start_of_turn>user\nGo<end_of_turn>\n<start_of_turn>model\n",
+    "qwen-1.8b": "<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n",
+    "yi-6b": "<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n",
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_templates_are_those_of_the_papers_code(name):
+    """pipeline/model_utils at 9d852fa; what the tokenizer adds there (the beginning token) is written out here."""
+    tokenizer = make_tokenizer("{{ messages }}", SPECIALS)
+    tokenizer.bos_token = "<s>"
+    begins = name.startswith(("llama", "gemma"))
+    template = model_preset(name).template
+
+    def rendered(messages: list[dict]) -> str:
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+
+    assert rendered([{"role": "user", "content": "Go"}]) == ("<s>" if begins else "") + RENDERED[name]
+
+
+def test_positions_of_a_preset_are_counted_by_its_template():
+    tokenizer = make_tokenizer("{{ messages }}", SPECIALS)
+    chat = Chat.of(tokenizer, model_preset("llama-3-8b").protocol().chat)
+    assert chat.positions[-1] == -1
+    with pytest.raises(TemplateError):
+        Chat.of(tokenizer, model_preset("gemma-2b").protocol(chat=_with_system("gemma-2b")).chat)
+
+
+def _with_system(name: str):
+    from rhumbline.models.chat import ChatOptions
+
+    return ChatOptions(system="Be kind", template=model_preset(name).template)
+
+
+# -- a miniature of the whole
+
+
+@pytest.fixture(scope="module")
+def organism(tmp_path_factory):
+    return materialise("planted", tmp_path_factory.mktemp("organisms"))
+
+
+@pytest.fixture(scope="module")
+def mirror(organism, tmp_path_factory):
+    rows = [json.loads(line) for line in (organism / "contrast.jsonl").read_text().splitlines()]
+    both = tuple(list(dict.fromkeys(r["prompt"] for r in rows if r["label"] == c)) for c in ("positive", "negative"))
+    return make_sets(tmp_path_factory.mktemp("sets"), advbench=30, tdc=10, jbb=12, alpaca=60, prompts=both, splits=True)
+
+
+MINIATURE = ["--sizes", "16,8,12", "--max-new-tokens", "12", "--device", "cpu", "--dtype", "float32"]
+
+
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (GUIDE / page).read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def in_miniature(command: str, organism: Path, mirror: Path, runs: Path) -> list[str]:
+    """The command as the guide has it, with a tiny model, miniature data and another place for runs.
+
+    The organism speaks ChatML, so the preset that it stands in for is one of that template.
+    """
+    program, *words = shlex.split(command)
+    assert program == "rhumbline"
+    words = ["yi-6b" if w == "llama-3-8b" else w for w in words]
+    words = [str(runs / w.removeprefix("runs/")) if w.startswith("runs/") else w for w in words]
+    match words:
+        case ["data", "check", *_]:
+            words += ["--data-dir", str(mirror)]
+        case ["reproduce", name, "--dry-run"] if not name.startswith("-"):
+            words += ["--model", str(organism), "--data-dir", str(mirror)]
+        case ["reproduce", name, *_] if not name.startswith("-"):
+            words += ["--model", str(organism), "--data-dir", str(mirror), *MINIATURE]
+        case ["run", _, *rest]:
+            short = ["--preset", "blog2026", "--nulls", "1", "--seeds", "0"]
+            words = ["run", str(organism), *rest, "--data-dir", str(mirror), *short, *MINIATURE]
+        case ["judge", run, *_] if not run.startswith("-"):
+            words += ["--model", str(organism), "--device", "cpu"]
+    return words
+
+
+def test_every_command_of_the_chapter_works_in_miniature(organism, mirror, tmp_path, capsys):
+    found = commands("reproduce.md")
+    assert len(found) >= 12
+    for command in found:
+        code = main(in_miniature(command, organism, mirror, tmp_path))
+        told = capsys.readouterr()
+        # Miniature rows and a tiny model are not the declared ones, and a check that could not say so would be none.
+        expected = 1 if "--dry-run" in command or "data check" in command else 0
+        assert code == expected, f"{command}: {code}\n{told.out}\n{told.err}"
+    rows = json.loads((tmp_path / "llama-3-8b" / "reproduction.json").read_text())["rows"]
+    by = {r["what"]: r for r in rows}
+    for figure in ("harmful baseline refusal", "harmful ablation refusal", "harmful ablation safety"):
+        assert by[figure]["agrees"] is not None, figure  # the safety score too, since the run was judged
+    protocol = json.loads((tmp_path / "llama-3-8b" / "protocol.json").read_text())
+    assert protocol["sampling"] == "reference"
+    read = {s["source"]: s for s in protocol["contrast"]["pools"]["sources"]}
+    assert read["jailbreakbench"]["rows"] == 12
+    assert len(read["jailbreakbench"]["sha256"]) == 64
+
+
+def test_the_other_chapter_works_in_miniature(organism, mirror, tmp_path, capsys):
+    base = ["run", str(organism), "--contrast", "refusal", "--data-dir", str(mirror), "--nulls", "1", "--seeds", "0"]
+    base += ["--preset", "arditi2024", "--save-completions", "--out", str(tmp_path / "mine"), *MINIATURE]
+    assert main(base) == 0
+    for command in commands("data-and-judges.md"):
+        code = main(in_miniature(command, organism, mirror, tmp_path))
+        told = capsys.readouterr()
+        assert code == (1 if "data check" in command else 0), f"{command}\n{told.err}"
+    rows = [json.loads(line) for line in (tmp_path / "mine" / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
+    arms = {(r["arm"], r["set"]) for r in rows}
+    expected = {
+        place: sum(r["class"] == "refused" for r in rows if (r["arm"], r["set"]) == place) / 12 for place in arms
+    }
+    blocks = re.findall(r"```python\n(.*?)```", (GUIDE / "data-and-judges.md").read_text(), re.DOTALL)
+    for block, tool in zip(blocks, ("rhumbline", "pandas", "polars", "duckdb"), strict=True):
+        pytest.importorskip(tool)
+        scope: dict = {}
+        code = block.replace("runs/mine", str(tmp_path / "mine")).replace('"sets"', repr(str(mirror)))
+        exec(compile(code, tool, "exec"), scope)
+        match tool:
+            case "rhumbline":
+                assert scope["contrast"].name == "refusal"
+                assert len(scope["over_refusal"]) == 6
+            case "pandas":
+                assert scope["rates"].to_dict() == pytest.approx(expected)
+            case "polars":
+                assert {(a, s): v for a, s, v in scope["rates"].rows()} == pytest.approx(expected)
+            case "duckdb":
+                assert {(a, s): v for a, s, v in scope["rates"]} == pytest.approx(expected)
+
+
+def test_a_figure_that_differs_does_not_agree(tmp_path):
+    arms = [{"arm": "baseline", "set": "positive", "rate": 0.84}, {"arm": "ablation", "set": "positive", "rate": 0.06}]
+    seed = {"seed": 42, "selected": {"position": -5, "layer": 15}, "tied": [], "arms": arms}
+    (tmp_path / "protocol.json").write_text(json.dumps({"schema": 1, "seeds": [42]}))
+
+    def told(**changes) -> dict:
+        (tmp_path / "results.json").write_text(json.dumps({"verdict": "V", "seeds": [{**seed, **changes}]}))
+        return {r["what"]: r["agrees"] for r in compare(model_preset("llama-3-8b"), tmp_path)}
+
+    found = told()
+    assert found["selected (position, layer)"] is False  # three layers away
+    assert found["harmful baseline refusal"] is False  # 0.84 against 0.95
+    assert found["harmful ablation refusal"] is True  # 0.06 against 0
+    assert found["harmless addition refusal"] is None  # not measured
+    assert found["harmful ablation safety"] is None
+    assert told(selected={"position": -5, "layer": 14})["selected (position, layer)"] is True
+    assert told(selected={"position": -4, "layer": 12})["selected (position, layer)"] is False
+    assert told(tied=[{"position": -5, "layer": 12}])["selected (position, layer)"] is True
+    assert told(selected=None)["selected (position, layer)"] is False
+
+
+def test_sizes_of_a_model_that_was_run_on_other_numbers():
+    blog = model_preset("qwen2.5-1.5b")
+    assert isinstance(blog, Published)
+    assert blog.protocol().sizes == Sizes(test=32)
+
+
+def test_remote_code_is_asked_for(capsys, tmp_path):
+    assert main(["reproduce", "qwen-1.8b", "--out", str(tmp_path)]) == 2
+    assert "--trust-remote-code" in capsys.readouterr().err
+    assert main(["reproduce"]) == 2
+    assert main(["reproduce", "--list", "--json"]) == 0
+    assert "llama-3-70b" in json.loads(capsys.readouterr().out)
