@@ -1,4 +1,4 @@
-# The environment is made on first use; every target stands alone on a fresh machine with Python 3.11 or later.
+# Every target creates the environment if it is missing and works on a fresh machine with Python 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow check format bench families clean
+.PHONY: demo test slow check lint types order format bench families clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,10 +25,16 @@ test: $(READY)
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
 
-check: $(READY)
+check: lint types order
+
+lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: $(READY)
 	$(BIN)/pyright
+
+order: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_architecture.py
 
 bench: $(READY)
