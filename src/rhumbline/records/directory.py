@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rhumbline.errors import OutputError, ProtocolError
+from rhumbline.records.artefacts import OF_RUN, OF_SEED
+from rhumbline.records.codec import R, convert, to_json
 from rhumbline.records.files import (
     file_sha256,
     finite,
@@ -83,6 +87,47 @@ class RunDirectory:
     def seed(self, seed: int) -> Path:
         """The folder of one seed."""
         return self.path / f"seed-{seed}"
+
+    def file_of(self, kind: type, seed: int | None = None) -> Path:
+        """The file of a record: in the folder of `seed`, or beside the seeds where the record belongs to the run."""
+        if kind in OF_RUN:
+            return self.path / OF_RUN[kind]
+        if seed is None:
+            raise ValueError(f"{kind.__name__} is a file of a seed: give the seed.")
+        return self.seed(seed) / OF_SEED[kind]
+
+    def has(self, kind: type, seed: int | None = None) -> bool:
+        """Whether the file of a record is there."""
+        return self.file_of(kind, seed).is_file()
+
+    def read_record(self, kind: type[R], seed: int | None = None) -> R:
+        """The record of a seed or of the run, from its file. Raises OutputError."""
+        return self.read_as(kind, self.file_of(kind, seed))
+
+    def write_record(self, record: R, seed: int | None = None) -> R:
+        """Write a record to its file with the protocol's hash; returns it as it will be read."""
+        return self.write_as(record, self.file_of(type(record), seed))
+
+    def read_rows(self, kind: type[R], seed: int) -> list[R]:
+        """The rows of a JSON Lines file of a seed. Raises OutputError."""
+        return self.read_rows_as(kind, self.file_of(kind, seed))
+
+    def read_as(self, kind: type[R], path: Path) -> R:
+        """A record from any file of the run directory. Raises OutputError that names the faulty field."""
+        return _converted(self.load(path), kind, path)
+
+    def write_as(self, record: R, path: Path) -> R:
+        """Write a record to any file of the run directory; returns it as it will be read."""
+        self.save(path, to_json(record))
+        return self.read_as(type(record), path)
+
+    def read_rows_as(self, kind: type[R], path: Path) -> list[R]:
+        """Rows from any JSON Lines file of the run directory. Raises OutputError."""
+        return [_converted(row, kind, path) for row in self.load_rows(path)]
+
+    def write_rows_as(self, rows: Iterable[R], path: Path) -> None:
+        """Write rows to any JSON Lines file of the run directory, each with the protocol's hash."""
+        self.save_rows(path, [to_json(row) for row in rows])
 
     def save(self, path: Path, value: Mapping[str, Any]) -> dict:
         """Write a JSON artefact with the protocol's hash, and return it as it will be read."""
@@ -181,3 +226,12 @@ def _differing(a: Any, b: Any, at: str = "") -> list[str]:
             d for k in sorted(a.keys() | b.keys()) for d in _differing(a.get(k), b.get(k), f"{at}.{k}" if at else k)
         ]
     return [] if a == b else [at]
+
+
+def _converted(value: Any, kind: type[R], path: Path) -> R:
+    try:
+        return convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise OutputError(
+            f"{path} is not what rhumbline writes there: {error}. Compute it again, or use the version that made it."
+        ) from error

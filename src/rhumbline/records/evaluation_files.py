@@ -1,0 +1,99 @@
+"""evaluations/: benchmarks of lm-evaluation-harness on the arms of a run, as records."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+from rhumbline.records.arms import ArmId
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """evaluations/<key>/settings.json: what the key is the hash of; in comparison.json without the protocol's hash."""
+
+    protocol_sha256: str | UnsetType = UNSET
+    seed: int
+    limit: int | None
+    """First documents of each task that are read; null: all."""
+    fewshot: int | None
+    """Examples in each prompt; null: the task's own number."""
+    chat: bool
+    """Whether tasks go through the chat template."""
+    tasks: dict[str, str]
+    """Path of every task file of the user's folder, and its sha256; empty without a folder."""
+    versions: dict[str, str]
+    """Version of the harness."""
+
+
+class DocumentScores(Struct, frozen=True, kw_only=True):
+    """Scores of one document of a task under one arm."""
+
+    doc_id: int
+    """Its number within the task."""
+    doc_hash: str
+    """Hash of its content."""
+    filter: str
+    """Filter of the harness that read the answer."""
+    scores: dict[str, Any]
+    """Score by metric, as the harness gives it: mostly a number."""
+
+
+class TaskResult(Struct, frozen=True, kw_only=True):
+    """evaluations/<key>/<task>/<arm>.json: the harness's own results, and the scores of every document."""
+
+    protocol_sha256: str
+    task: str
+    """Task or group that was asked for."""
+    arm: ArmId
+    results: dict[str, dict[str, Any]]
+    """Harness's results by task: text or numbers by `metric,filter`."""
+    groups: dict[str, dict[str, Any]] | UnsetType = UNSET
+    """Harness's results by group; absent where there is no group."""
+    group_subtasks: dict[str, list[str]] | UnsetType = UNSET
+    """Tasks of each group."""
+    versions: dict[str, Any] | UnsetType = UNSET
+    """Version of each task."""
+    n_shot: dict[str, Any] | UnsetType = field(default=UNSET, name="n-shot")
+    """Examples in each prompt by task."""
+    higher_is_better: dict[str, Any] | UnsetType = UNSET
+    """By task and metric."""
+    n_samples: dict[str, dict[str, int]] | UnsetType = field(default=UNSET, name="n-samples")
+    """Documents of each task: `original` and `effective`."""
+    samples: dict[str, tuple[DocumentScores, ...]]
+    """Scores of every document by task."""
+
+
+@dataclass(frozen=True)
+class ComparedScore:
+    """One score of one task under one arm, beside the baseline on the same documents."""
+
+    task: str
+    metric: str
+    """The metric."""
+    filter: str
+    """Filter of the harness; `none` where there is none."""
+    arm: ArmId
+    n: int
+    """Documents."""
+    score: float | None
+    """Mean score; null of none."""
+    change: float | None
+    """Mean score less the baseline's; null of the baseline."""
+    low: float | None
+    high: float | None
+    p: float | None
+    """McNemar's exact p; null of the baseline, and unless every score is 0 or 1."""
+    test: Literal["mcnemar", "bootstrap"] | None
+    """How change and interval were computed; null of the baseline."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """evaluations/<key>/comparison.json: arms against the baseline, document by document."""
+
+    protocol_sha256: str
+    settings: EvaluationSettings
+    """What was asked."""
+    rows: tuple[ComparedScore, ...]
+    """Every score of every task under every arm."""

@@ -1,0 +1,107 @@
+"""Parts of results.json: what a continuous score adds to a seed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec import Struct, field
+
+from rhumbline.records.shared import (
+    ClassifierFit,
+    EffectName,
+    Marker,
+)
+
+
+@dataclass(frozen=True)
+class LevelUnit:
+    """What a level is counted in: the gap between the classes at baseline. Null throughout where a class is empty."""
+
+    positive: float | None
+    """Mean score of the positives."""
+    negative: float | None
+    """Mean score of the negatives."""
+    gap: float | None
+    """positive - negative, in scores."""
+    low: float | None
+    high: float | None
+    auroc: float | None
+    """Chance that a positive has the larger score."""
+    auroc_low: float | None
+    n: tuple[int, int]
+    """Scored positives and negatives."""
+    source: Literal["baseline", "texts"]
+    """Completions at baseline, or the responses that the contrast carries."""
+
+
+class ScoreCorrelation(Struct, frozen=True, kw_only=True):
+    """Correlation of the baseline score with something else."""
+
+    other: Literal["words", "content_words", "bullets", "topic"] = field(name="with")
+    """What it is correlated with."""
+    n: int
+    """Baseline completions."""
+    r: float | None
+    """Pearson's r (of topics the correlation ratio); null without variance or of fewer than three."""
+
+
+@dataclass(frozen=True)
+class AdjustedEffect:
+    """An effect with length, layout and topic held fixed, in scores."""
+
+    name: EffectName
+    drop: float | None
+    """Mean change of the score; null where a completion was unscored."""
+    adjusted: float | None
+    """Coefficient of the arm in a least squares fit on arm, content words, bullets and topic."""
+    matched: float | None
+    """Mean change on prompts whose two completions match in layout and length; null of none."""
+    matched_n: int
+    """Such prompts."""
+    n: int
+    """Prompts in both arms."""
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """What could be mistaken for the behaviour."""
+
+    correlations: tuple[ScoreCorrelation, ...]
+    """Of the baseline score with length, layout and topic."""
+    adjusted: tuple[AdjustedEffect, ...]
+    """The effects with these held fixed."""
+
+
+@dataclass(frozen=True)
+class NeutralLevel:
+    """Where the neutral class lies between the two others."""
+
+    n: int
+    """Scored completions."""
+    score: float | None
+    """Mean score; null of none."""
+    level: float | None
+    """The same as a level."""
+    projection: float | None
+    """Mean projection on the selected direction; null without one at a prompt position."""
+
+
+@dataclass(frozen=True)
+class StyleSummary:
+    """What a continuous score adds to a seed."""
+
+    unit: LevelUnit
+    """What a level is counted in."""
+    texts: Literal["responses", "completions"]
+    """Training texts that the judges were made from."""
+    how: Literal["given", "estimated"]
+    """Where the markers come from."""
+    markers: tuple[Marker, ...]
+    """The markers, the surest first; empty where none was found."""
+    classifier: ClassifierFit | None
+    """The style classifier; null where none was fitted."""
+    chance: float
+    """Mean content overlap of texts on different prompts, 0 to 1."""
+    confounds: Confounds
+    """What could be mistaken for the score."""
+    neutral: NeutralLevel | None
+    """The neutral class; null where the contrast has none."""
