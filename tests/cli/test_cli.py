@@ -216,7 +216,7 @@ def test_a_full_disk_loses_nothing(call, planted, tmp_path, monkeypatch):
     import errno
     import os
 
-    from rhumbline.records import directory as records
+    from rhumbline.records import files
 
     out = tmp_path / "r"
     base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", out, *SMALL]
@@ -228,13 +228,13 @@ def test_a_full_disk_loses_nothing(call, planted, tmp_path, monkeypatch):
         written.append(target)
         real(source, target)
 
-    monkeypatch.setattr(records.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     code, _, messages = call(*base)
     assert code == 2
     assert "No space left on device" in messages
     assert "run the same command again" in messages
     assert not list(out.rglob("*.tmp"))
-    monkeypatch.setattr(records.os, "replace", real)
+    monkeypatch.setattr(files.os, "replace", real)
     assert call(*base)[0] == 0
     assert call("verify", out)[0] == 0
 

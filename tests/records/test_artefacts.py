@@ -48,10 +48,25 @@ def test_a_faulty_field_is_named(texts_run, tmp_path):
         directory.read_as(Selection, path)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["baseline", "ablation", "addition", "addition-all", "addition-prompt", "subtraction", "edited", "direction", "null:isotropic:0:ablation", "null:top-pc:12:addition", "null:shuffled-site:3"],
-)
+ARMS = ["baseline", "ablation", "addition", "addition-all", "addition-prompt", "subtraction", "edited", "direction"]
+NULL_ARMS = ["null:isotropic:0:ablation", "null:top-pc:12:addition", "null:shuffled-site:3"]
+NO_ARMS = [
+    "Baseline",
+    "ablation:0",
+    "null",
+    "null:isotropic",
+    "null::0",
+    "null:isotropic:x",
+    "null:isotropic:-1",
+    "null:isotropic:01",
+    "dose:1",
+    "null:isotropic:0:baseline",
+    "null:isotropic:0:addition-all",
+    "null:a:0:ablation:1",
+]
+
+
+@pytest.mark.parametrize("text", [*ARMS, *NULL_ARMS])
 def test_the_text_of_an_arm_is_its_inverse(text):
     arm = ArmId.parse(text)
     assert str(arm) == text
@@ -60,13 +75,7 @@ def test_the_text_of_an_arm_is_its_inverse(text):
     assert convert(to_json(arm), ArmId) == arm
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        *["Baseline", "ablation:0", "null", "null:isotropic", "null::0", "null:isotropic:x", "null:isotropic:-1", "null:isotropic:01", "null:isotropic:0:baseline", "null:isotropic:0:addition-all", "null:a:0:ablation:1", "dose:1"],
-    ],
-)
+@pytest.mark.parametrize("text", ["", *NO_ARMS])
 def test_any_other_text_is_no_arm(text):
     with pytest.raises(InputError, match="is unknown: use baseline"):
         ArmId.parse(text)
