@@ -55,27 +55,27 @@ def show(folder: Path) -> None:
     rows = [row for found in studies.values() for row in found]
     groups = by(rows, lambda r: r["group"])
     several, cones, fragile, narrow = (groups.get(g, []) for g in ("several", "cone", "fragile", "narrow"))
-    # Version 4 of the rule reports its power on seeds of its own.
+    # Version 4 of the rule reports its power on separate seeds.
     power, full = studies["power"], [r for r in studies["narrow"] if r["group"] == "full"]
-    # One engine: the second study is reported, and the first one beside it as a whole.
+    # One engine: the second study is reported, and the first one as a whole.
     nulls, earlier = studies["nulls"], [r for r in studies["runs"] if r["group"] == "null"]
     print("## False positives\n")
-    head = ["What is there", "Runs", "Default rule says SINGLE", "blog2026 says SINGLE", "Verdicts of the default rule"]
+    head = ["Model", "Runs", "Default rule returns SINGLE", "blog2026 returns SINGLE", "Verdicts of the default rule"]
     at_stake = [r for r in nulls if _at_stake(r)]
-    lines = [("all", nulls), ("of them with a baseline and a candidate", at_stake)]
+    lines = [("all", nulls), ("those with a baseline and a candidate", at_stake)]
     print(table(head, [_line(kind, rs) for kind, rs in [*lines, *by(nulls, lambda r: r["kind"]).items()]]))
     print(table(["Prompts per class", *head[1:]], [_line(n, rs) for n, rs in by(nulls, lambda r: r["n"]).items()]))
-    print(table(["The first study", *head[1:]], [_line("all, on the engine before packed passes", earlier)]))
+    print(table(["First study", *head[1:]], [_line("all, on the engine before packed passes", earlier)]))
     _show_power(power, full)
     print("## Several directions\n")
     print(table(head, [_line(kind, rs) for kind, rs in [("all", several), *by(several, lambda r: r["kind"]).items()]]))
-    print("Narrow cones beside one axis (`groups`: the cosine between the two groups of positives, median):\n")
+    print("Narrow cones compared with one axis (`groups`: median group cosine):\n")
     print(table([*head, "groups"], _with_groups(narrow)))
     print("Wider cones, by version 3 of the rule (no band between spread and one direction):\n")
     print(table([*head, "groups"], _with_groups(cones)))
-    print("## Models that any vector moves\n")
+    print("## Models in which any vector has an effect\n")
     print(table(head, [_line(f"n = {n}", rs) for n, rs in by(fragile, lambda r: r["n"]).items()]))
-    print(table(["Reason (a run may have several)", "Runs"], _reasons(fragile)))
+    print(table(["Reason (a run can have several)", "Runs"], _reasons(fragile)))
     print("## Each family alone\n")
     wrong = [r for r in cones if r["spec"]["overlap"] < 0.5]
     print(table(*_alone(nulls, fragile, [*several, *wrong], power)))
@@ -93,7 +93,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def _at_stake(row: Row) -> bool:
-    """Whether anything stood between the run and SINGLE but the rule: a baseline to suppress, a direction to test."""
+    """Whether only the rule could prevent SINGLE: there is a baseline to suppress and a direction to test."""
     return row["verdict"] not in ("NO-VERDICT", "NO-BASELINE-REFUSAL") and "no candidate" not in row["reason"]
 
 
@@ -122,7 +122,7 @@ def _show_power(power: Sequence[Row], full: Sequence[Row]) -> None:
     true = [r for r in chosen if r["cosine"] >= 0.9 and default(r)]
     low = sorted(r["cosine"] for r in chosen if default(r))
     print(
-        f"Runs that say SINGLE with |cosine| to the truth of 0.9 or more: {len(true)} of {len(low)}; least {low[0]}\n"
+        f"Runs that return SINGLE with a |cosine| of 0.9 or more with the truth: {len(true)} of {len(low)}; least {low[0]}\n"
     )
     lines = [_power_line(f"n = {n}", rs) for n, rs in by(full, lambda r: r["n"]).items()]
     head = ["Default draws: effect 1-1.5, noise 1, width 64-128", "Runs", "Default", "blog2026", "Median cosine"]
@@ -171,9 +171,9 @@ def _regions(power: Sequence[Row], noise: float) -> list[list[Any]]:
 def _why(row: Row) -> str:
     reason = row["reason"]
     if row["verdict"] == "INCONCLUSIVE" and reason.startswith("one direction or"):
-        return "INCONCLUSIVE: one direction or a narrow cone, and nothing else"
+        return "INCONCLUSIVE: one direction or a narrow cone, and no other reason"
     if row["verdict"] == "INCONCLUSIVE":
-        return "INCONCLUSIVE: " + ("an effect" if "undecided" in reason else "a gap") + " around its margin"
+        return f"INCONCLUSIVE: the interval of {'an effect' if 'undecided' in reason else 'a gap'} contains its margin"
     if "NOT-SEPARATED" in reason:
         return "NOT-SEPARATED-FROM-NULL"
     if row["verdict"] in ("DAMAGED", "NO-BASELINE-REFUSAL"):
@@ -182,8 +182,8 @@ def _why(row: Row) -> str:
 
 
 def _alone(*groups: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    head = ["SINGLE, were this the only family of the rule", "nothing there", "any vector moves it", "several axes",
-            "one axis"]  # fmt: skip
+    head = ["SINGLE if this were the only family of the rule", "no direction", "any vector has an effect",
+            "several axes", "one axis"]  # fmt: skip
     lines = []
     for family in (*RHUMBLINE.families, "all (the rule)"):
         says = default if family.startswith("all") else lambda r, f=family: r["alone"].get(f) == SINGLE
@@ -207,7 +207,7 @@ def _can_fail(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
         lines.append([family, told(share(narrow, moved)), told(share(wide, moved)), middle])
     head = [
         "Family",
-        "width 16-32: a draw's ablation moves 0.25",
+        "width 16-32: a draw's ablation changes the rate by 0.25",
         "width 64-4096: the same",
         "Energy, draw / direction",
     ]
