@@ -1,18 +1,36 @@
 """Which record is which file of a run directory.
 
-A seed's files lie in `seed-S/`. Losses and conditions have several files each, so their rows are read by path. The
-files of analyses, judgements and evaluations are named by their packages.
+The files of a seed are in `seed-S/`. Losses and conditions have several files each, so their rows are read by path. The
+files of judgements and evaluations are named by their packages; the parts of an unfinished analysis by the analysis.
 """
 
 from collections.abc import Mapping
 
+from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
 from rhumbline.records.selection_files import Extracted, FastMetric, Selection, SplitIds, StyleJudges
+from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
+from rhumbline.records.suffix_file import SuffixRecord
 from rhumbline.records.test_files import LevelTexts, Outcome, Separation
 
-OF_RUN: Mapping[type, str] = {Results: "results.json", Agreement: "agreement.json", Discovery: "discover.json"}
+AnalysisRecord = GeometryRecord | BaseRecord | SuffixRecord | DirectionsRecord | MonitorRecord
+"""Result of an analysis of a run."""
+SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
+"""Result of an analysis of several runs or models."""
+
+OF_RUN: Mapping[type, str] = {
+    Results: "results.json",
+    Agreement: "agreement.json",
+    Discovery: "discover.json",
+    GeometryRecord: "analyses/geometry.json",
+    BaseRecord: "analyses/base.json",
+    SuffixRecord: "analyses/suffix.json",
+    DirectionsRecord: "analyses/directions.json",
+    MonitorRecord: "analyses/monitor.json",
+}
 """Record: its file in the run directory."""
 OF_SEED: Mapping[type, str] = {
     SplitIds: "splits.json",
@@ -29,3 +47,9 @@ OF_SEED: Mapping[type, str] = {
     LevelTexts: "levels.json",
 }
 """Record: its file in the folder of a seed. `Outcome` is a row of its file."""
+OF_SHEET: Mapping[type, str] = {
+    RobustnessRecord: "robustness.json",
+    DissociationRecord: "dissociation.json",
+    FlinchRecord: "flinch.json",
+}
+"""Record: its file in a directory of its own."""

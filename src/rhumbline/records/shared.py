@@ -129,8 +129,8 @@ class OpeningToken:
     is larger after positives. None of a token that was given."""
 
 
-class ModelFacts(Struct, frozen=True, kw_only=True):
-    """The model that was run."""
+class ModelDescription(Struct, frozen=True, kw_only=True):
+    """A loaded model, without a hash of its weights."""
 
     name: str
     """Hub name, directory, .gguf file or `organism:NAME`, as given."""
@@ -146,6 +146,11 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """dtype of the weights without the prefix `torch.`."""
     mode: Literal["exact", "coarse"]
     """`exact`: its residual writers are proved. `coarse`: it is edited at block inputs and outputs only."""
+
+
+class ModelFacts(ModelDescription, frozen=True, kw_only=True):
+    """The model of a run."""
+
     fingerprint: str
     """sha256 over every parameter and buffer as loaded."""
 

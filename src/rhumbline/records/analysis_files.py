@@ -1,0 +1,292 @@
+"""analyses/geometry.json, base.json and monitor.json of a run, as records."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rhumbline.records.analysis_values import Auroc, LayerMean, Mean, NullRank, Rate, TrainTest, ValTest
+from rhumbline.records.positions import Position
+from rhumbline.records.shared import ByLabel, Label, ModelDescription, Site, TrainVal
+
+# -- geometry.json ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GeometryParameters:
+    """Arguments of the analysis."""
+
+    components: int
+    """Principal components."""
+    splits: int
+    """Random halvings of the training prompts."""
+
+
+@dataclass(frozen=True)
+class ReadSite:
+    """The site that cosines and components refer to."""
+
+    position: Position
+    layer: int
+    selected: bool
+    """True if it is the selected site; otherwise it is the candidate with the largest AUROC."""
+
+
+@dataclass(frozen=True)
+class GeometryCell:
+    """One candidate: how well it separates the classes, and its cosines with others."""
+
+    position: Position
+    layer: int
+    auroc: float | None
+    """AUROC of the projections of validation prompts on the candidate."""
+    low: float
+    high: float
+    positive: Mean
+    """Projection of validation positives, in units of the residual stream."""
+    negative: Mean
+    """Projection of validation negatives, in units of the residual stream."""
+    cosine: float | None
+    """Cosine with the direction at `GeometryRecord.read_at`."""
+    next: float | None
+    """Cosine with the candidate of the next layer; None in the last layer."""
+    ceiling: float | None
+    """Mean cosine of the directions of two halves of the training prompts; None with fewer than two prompts."""
+    norm: float | None
+    """Norm of the difference in means, in units of the residual stream."""
+
+
+@dataclass(frozen=True)
+class ComponentPoint:
+    """One prompt on the first two principal components."""
+
+    prompt_id: str
+    label: Label
+    split: Literal["train", "val"]
+    x: float | None
+    """Coordinate on the first component, in units of the residual stream."""
+    y: float | None
+    """Coordinate on the second component, in units of the residual stream."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of the training prompts at `GeometryRecord.read_at`."""
+
+    explained: tuple[float | None, ...]
+    """Share of the variance along each component, 0 to 1."""
+    cosine: tuple[float | None, ...]
+    """Cosine of each component with the direction."""
+    points: tuple[ComponentPoint, ...]
+    """Training and validation prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometryRecord:
+    """analyses/geometry.json: cosines between candidates, and separation of the classes."""
+
+    analysis: Literal["geometry"] = "geometry"
+    seed: int
+    site: Site | None
+    """Selected site; None if no candidate passed."""
+    parameters: GeometryParameters
+    read_at: ReadSite
+    split: Literal["val"]
+    """Split on which separation is measured."""
+    n: TrainVal[ByLabel[int]]
+    """Prompts that are read."""
+    random: float
+    """Mean |cosine| of two random directions of this width."""
+    grid: tuple[GeometryCell, ...]
+    """Every candidate, by position and layer."""
+    between_layers: tuple[tuple[float | None, ...], ...]
+    """Cosines of the candidates of two layers, at the position of `read_at`."""
+    between_positions: tuple[tuple[float | None, ...], ...]
+    """Cosines of the candidates of two positions, in the layer of `read_at`."""
+    silhouette: tuple[LayerMean, ...]
+    """Mean silhouette of the validation prompts by layer, -1 to 1, at the position of `read_at`."""
+    components: Components
+
+
+# -- base.json --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaseParameters:
+    """Arguments of the analysis."""
+
+    base: str
+    """Name of the base model."""
+    draws: int
+    """Draws of each null family."""
+    retokenise: bool
+    """Whether the texts may be tokenised again for a base model with another tokenizer."""
+
+
+@dataclass(frozen=True)
+class TokenComparison:
+    """Whether both models read the same tokens."""
+
+    same: bool
+    """Whether both tokenizers give the same ids."""
+    retokenised: bool
+    """Whether each model read its own tokens; the opposite of `same`."""
+    untrained: tuple[str, ...]
+    """Template tokens whose embedding in the base model has an unusual norm."""
+
+
+@dataclass(frozen=True)
+class BaseNull:
+    """One null family of the chat model, read in the base model."""
+
+    draws: int
+    """Number of draws."""
+    auroc: NullRank
+    """AUROC of a draw, the larger of both signs."""
+    cosine: NullRank
+    """|cosine| of a draw with the base model's own direction."""
+
+
+@dataclass(frozen=True)
+class BaseLayer:
+    """Directions of both models in one layer."""
+
+    layer: int
+    cosine: float | None
+    """Cosine of the chat model's direction with the base model's own direction."""
+    chat_in_base: Auroc
+    """Chat model's direction on the activations of the base model."""
+    base_in_base: Auroc
+    """Base model's own direction on the activations of the base model."""
+    chat_in_chat: Auroc
+    """Chat model's direction on the activations of the chat model."""
+    nulls: dict[str, BaseNull]
+    """Nulls by family."""
+
+
+@dataclass(frozen=True)
+class BaseCondition:
+    """One form of the prompts, read in both models."""
+
+    position: Position
+    """Position that is read."""
+    layers: tuple[BaseLayer, ...]
+    """Every layer."""
+
+
+@dataclass(frozen=True)
+class BaseConditions:
+    """Both forms of the prompts."""
+
+    template: BaseCondition
+    """The tokens of the chat, template included."""
+    plain: BaseCondition
+    """The instruction alone, read at its last token."""
+
+
+@dataclass(frozen=True)
+class BaseFinding:
+    """Whether the chat model's direction separates the classes in the base model, at the selected layer."""
+
+    answer: Literal["separates", "not separated beyond nulls", "undetermined"]
+    reason: str
+    """The numbers that the answer follows from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRecord:
+    """analyses/base.json: the chat model's directions on the activations of its base model."""
+
+    analysis: Literal["base"] = "base"
+    seed: int
+    site: Site | None
+    """Selected site; None if no candidate passed."""
+    parameters: BaseParameters
+    base: ModelDescription
+    """The base model."""
+    tokens: TokenComparison
+    n: TrainTest[ByLabel[int]]
+    """Prompts that are read."""
+    conditions: BaseConditions
+    finding: BaseFinding
+    """The answer at the selected layer."""
+
+
+# -- monitor.json -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MonitorParameters:
+    """Arguments of the analysis."""
+
+    fpr: float
+    """Share of validation negatives above the threshold, at most."""
+    suffix: str | None
+    """Name of the file of suffixes; None without one."""
+    draws: int
+    """Random suffixes for each suffix."""
+    nulls: int
+    """Draws of each null family."""
+
+
+@dataclass(frozen=True)
+class RocPoint:
+    """A corner of a ROC curve."""
+
+    fpr: float
+    """Share of negatives with at least a score."""
+    tpr: float
+    """Share of positives with at least this score."""
+
+
+@dataclass(frozen=True)
+class MonitorCondition:
+    """The detector on test prompts with one kind of suffix; every value is a mean over the suffixes of that kind."""
+
+    name: str
+    """`none`, `suffix K` or `random K`, K from 1."""
+    texts: tuple[str, ...]
+    """The suffixes; empty for `none`."""
+    auroc: Auroc
+    """AUROC of the projection."""
+    tpr: Rate
+    """Share of positives above the threshold."""
+    fpr: Rate
+    """Share of negatives above the threshold."""
+    means: ByLabel[float | None]
+    """Mean projection of each class, in units of the residual stream."""
+    roc: tuple[RocPoint, ...]
+    """Corners of the ROC curve, from (0, 0) to (1, 1)."""
+
+
+@dataclass(frozen=True)
+class MonitorNull:
+    """AUROC of the draws of one null family at the same site, the larger of both signs."""
+
+    draws: int
+    """Number of draws."""
+    mean: float | None
+    """Mean over the draws."""
+    max: float | None
+    """Largest of the draws."""
+    p: float
+    """Rank p of the direction among the draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorRecord:
+    """analyses/monitor.json: the projection as a detector on test prompts."""
+
+    analysis: Literal["monitor"] = "monitor"
+    seed: int
+    site: Site
+    """Selected site."""
+    parameters: MonitorParameters
+    threshold: float
+    """Projection above which a prompt is flagged, in units of the residual stream."""
+    finest_fpr: float
+    """Smallest false positive rate above 0 that the validation negatives resolve."""
+    n: ValTest[ByLabel[int]]
+    """Prompts that are read; the metric's filter is not applied to validation prompts."""
+    conditions: tuple[MonitorCondition, ...]
+    """No suffix, then each suffix and its random suffixes."""
+    nulls: dict[str, MonitorNull]
+    """Nulls by family."""

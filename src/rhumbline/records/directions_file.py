@@ -1,0 +1,297 @@
+"""analyses/directions.json of a run, and its parts while the analysis is unfinished, as records."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from msgspec import Struct, field
+
+from rhumbline.errors import InputError
+from rhumbline.records.analysis_values import Mean, MeanRate, Rate
+from rhumbline.records.shared import Site
+
+SourceName = Literal["candidates", "clusters", "som", "gradient", "cone"]
+"""Source of further directions."""
+SOURCES: tuple[SourceName, ...] = get_args(SourceName)
+SpanFamily = Literal["isotropic", "energy-matched"]
+"""Family of random spans."""
+SPAN_FAMILIES: tuple[SpanFamily, ...] = get_args(SpanFamily)
+
+
+@dataclass(frozen=True)
+class DirectionsPlan:
+    """What is measured."""
+
+    sources: tuple[SourceName, ...] = SOURCES
+    max_rank: int = 4
+    """Largest rank of a span."""
+    pool: int = 12
+    """Other candidates that can be added: those with the lowest bypass scores."""
+    members: int = 4
+    """Prototypes of `clusters` and `som`; with `max_rank`, bounds the vectors of a `cone`."""
+    draws: int = 3
+    """Random spans of each family at each rank."""
+    samples: int = 4
+    """Directions drawn in the cone of the members at each rank."""
+    prompts: int = 64
+    """Test prompts per class, at most."""
+    steps: int = 60
+    """Steps of each gradient search."""
+
+    def __post_init__(self):
+        faults = []
+        if unknown := sorted(set(self.sources) - set(SOURCES)):
+            faults.append(f"unknown sources {', '.join(unknown)} (known: {', '.join(SOURCES)})")
+        if not self.sources:
+            faults.append("no source is named")
+        if self.max_rank < 2:
+            faults.append(f"max_rank is {self.max_rank}, expected 2 or more")
+        small = [n for n in ("pool", "members", "draws", "samples", "steps") if getattr(self, n) < 1]
+        if small:
+            faults.append(f"{', '.join(small)} too small, expected 1 or more")
+        if self.prompts < 2:
+            faults.append(f"prompts is {self.prompts}, expected 2 or more")
+        if faults:
+            raise InputError(f"directions: {'; '.join(faults)}.")
+
+
+@dataclass(frozen=True)
+class DirectionsRule:
+    """When one direction is enough and when more help; fixed before the test prompts are read."""
+
+    min_baseline: float = 0.5
+    """Smallest rate of the behaviour on test positives at baseline."""
+    min_drop: float = 0.5
+    """Smallest decrease of the rate by the first direction; the whole interval must reach it."""
+    margin: float = 0.1
+    """Smallest further decrease of the rate; the whole interval must lie above it, or below it."""
+    max_kl: float = 0.2
+    """Largest mean KL divergence on negatives, nats; a larger one is damage."""
+
+    def __post_init__(self):
+        if not (0 < self.margin < 1 and 0 <= self.min_baseline <= 1 and 0 <= self.min_drop <= 1 and self.max_kl > 0):
+            raise InputError(
+                f"directions: margin is {self.margin} (expected between 0 and 1), min_baseline {self.min_baseline} "
+                f"and min_drop {self.min_drop} (expected 0 to 1), max_kl {self.max_kl} (expected above 0)."
+            )
+
+
+@dataclass(frozen=True)
+class DirectionsParameters:
+    """Arguments of the analysis."""
+
+    plan: DirectionsPlan
+    rule: DirectionsRule
+
+
+@dataclass(frozen=True)
+class Member:
+    """Effects of one member of a span by itself."""
+
+    rank: int
+    """Rank of the first span that contains it; 1 is the run's direction."""
+    cosine: float
+    """Cosine with the run's direction."""
+    suppressed: Rate
+    """Rate on positives under its ablation."""
+    induced: Rate
+    """Rate on negatives under its addition."""
+
+
+@dataclass(frozen=True)
+class CosineChange:
+    """Change of the residual stream's cosine with one member under ablation of another."""
+
+    ablated: int
+    """Number of the ablated member, from 1."""
+    read: int
+    """Number of the member whose cosine is read, from 1."""
+    change: float
+    """Mean |change| of the cosine over validation positives and layers."""
+
+
+@dataclass(frozen=True)
+class ValidationRank:
+    """One rank on validation prompts."""
+
+    rank: int
+    """Dimension of the span."""
+    rate: float
+    """Rate on positives under ablation of the span."""
+    metric: float | None
+    """Mean token metric on positives, log-odds."""
+    kl: float | None
+    """Mean KL divergence on negatives, nats."""
+    n: int
+    """Validation positives."""
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """Effect of the ablation of a span on test positives."""
+
+    rate: float
+    """Remaining rate; for random spans the mean over the draws."""
+    drop: MeanRate
+    """Rate at baseline minus the remaining rate."""
+    metric: Mean
+    """Token metric, log-odds."""
+
+
+@dataclass(frozen=True)
+class RandomSpans:
+    """Random spans of one family and rank."""
+
+    suppression: Suppression
+    kl: Mean
+    """KL divergence on test negatives, nats."""
+    energy: float
+    """Mean share of the squared norm of the residual stream in a span."""
+
+
+@dataclass(frozen=True)
+class RankedSpan:
+    """The span of one rank on test prompts."""
+
+    rank: int
+    """Dimension of the span."""
+    suppression: Suppression
+    kl: Mean
+    """KL divergence on test negatives, nats."""
+    values: tuple[float | None, ...]
+    """Token metric of every test positive, log-odds, to five decimals."""
+    energy: float
+    """Share of the squared norm of the residual stream in the span."""
+    random: dict[SpanFamily, RandomSpans]
+    """Random spans of the same rank; empty at rank 1."""
+
+
+class Gain(Struct, frozen=True, kw_only=True):
+    """Further decrease of the rate by a wider span, compared with a narrower span on the same prompts."""
+
+    lower: int = field(name="from")
+    """Rank of the narrower span."""
+    higher: int = field(name="to")
+    """Rank of the wider span."""
+    mean: float
+    """Further decrease of the rate, -1 to 1, with Newcombe's interval."""
+    low: float
+    high: float
+    n: int
+    """Test positives."""
+    metric: Mean
+    """Further decrease of the token metric, log-odds."""
+
+
+@dataclass(frozen=True)
+class ChosenRank:
+    """The best rank on validation prompts, measured on test prompts."""
+
+    rank: int
+    val_rate: float
+    """Rate on validation positives."""
+    val_metric: float | None
+    """Mean token metric on validation positives, log-odds."""
+    gain: Gain
+    """Compared with rank 1."""
+    beyond_random: dict[SpanFamily, MeanRate]
+    """Decrease of the rate minus that by random spans of the same rank."""
+    kl: Mean
+    """KL divergence on test negatives, nats."""
+
+
+@dataclass(frozen=True)
+class ConeSuppression:
+    """Rates on positives under ablation of single directions of a cone."""
+
+    mean: float
+    """Mean over the directions."""
+    worst: float
+    """Largest over the directions."""
+
+
+@dataclass(frozen=True)
+class ConeInduction:
+    """Rates on negatives under addition of single directions of a cone."""
+
+    mean: float
+    """Mean over the directions, with Wilson's interval."""
+    worst: float
+    """Smallest over the directions."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ConeEffects:
+    """Effects of directions that are drawn in one cone."""
+
+    suppressed: ConeSuppression
+    induced: ConeInduction
+
+
+@dataclass(frozen=True)
+class Cone:
+    """Effects of directions that are drawn in the cone of some members, and in a random cone."""
+
+    members: int
+    """Vectors that span the cone."""
+    samples: int
+    """Directions drawn."""
+    suppressed: ConeSuppression
+    induced: ConeInduction
+    random: ConeEffects
+    """In the cone of the run's direction and random vectors, of the same number."""
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """Results for one source of further directions."""
+
+    members: tuple[Member, ...]
+    """The run's direction, then the further members in order."""
+    independence: tuple[CosineChange, ...]
+    """Every ordered pair of members."""
+    validation: tuple[ValidationRank, ...]
+    """Every rank on validation prompts."""
+    ranks: tuple[RankedSpan, ...]
+    """Every rank on test prompts."""
+    gains: tuple[Gain, ...]
+    """Every rank compared with the rank below."""
+    chosen: ChosenRank | None
+    """None if no member could be added."""
+    cone: tuple[Cone, ...]
+    """The cone of the members at every rank."""
+
+
+@dataclass(frozen=True)
+class DirectionsVerdict:
+    """Whether one direction is enough."""
+
+    answer: Literal["ONE-IS-ENOUGH", "MORE-HELPS", "UNDETERMINED", "NO-BASELINE"]
+    reason: str
+    """The numbers that the answer follows from."""
+    source: SourceName | None = None
+    """The source whose further directions decrease the rate; None unless more directions help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionsRecord:
+    """analyses/directions.json: suppression, induction and side effects by rank."""
+
+    analysis: Literal["directions"] = "directions"
+    seed: int
+    site: Site
+    """Selected site."""
+    parameters: DirectionsParameters
+    baseline: Rate
+    """Rate on test positives at baseline: the share with a token metric above 0."""
+    sources: dict[SourceName, SourceRecord]
+    """Results by source, in the order of the plan."""
+    verdict: DirectionsVerdict
+
+
+@dataclass(frozen=True)
+class DirectionsPart:
+    """analyses/parts/directions-<source>-<key>.json: one finished source of an unfinished analysis."""
+
+    source: SourceRecord
