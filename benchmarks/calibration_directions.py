@@ -143,14 +143,22 @@ def show(path: Path) -> None:
     """How often the answer is right, open or wrong, by what was planted and by the number of prompts."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     asked = [r for r in rows if r["answer"] != "NO-DIRECTION"]
-    head = ["What is there", "Truth", "Runs", "Right", "Undetermined", "Wrong", "Answers"]
-    print(table(head, [_line(kind, some) for kind, some in by(rows, lambda r: r["kind"]).items()]))
+    head = ["Model", "Truth", "Runs", "Right", "Undetermined", "Wrong", "Answers"]
+    print(
+        table(
+            head,
+            [
+                _line(kind.replace("near:", "near the threshold:"), some)
+                for kind, some in by(rows, lambda r: r["kind"]).items()
+            ],
+        )
+    )
     far = [r for r in asked if not r["kind"].startswith("near")]
-    everything = [_line("all but those near", some) for some in by(far, lambda r: r["truth"]).values()]
+    everything = [_line("all except near the threshold", some) for some in by(far, lambda r: r["truth"]).values()]
     print(table(head, everything))
-    print(table(["Reason of an UNDETERMINED", "Truth", "Runs"], _reasons(asked)))
+    print(table(["Reason for UNDETERMINED", "Truth", "Runs"], _reasons(asked)))
     spent = [r["seconds"]["analysis"] for r in asked]
-    print(f"Processor seconds of an analysis: median {sorted(spent)[len(spent) // 2]:.0f}, most {max(spent):.0f}")
+    print(f"Processor seconds of an analysis: median {sorted(spent)[len(spent) // 2]:.0f}, maximum {max(spent):.0f}")
 
 
 def _line(kind: str, rows: Sequence[dict[str, Any]]) -> list[Any]:
@@ -167,7 +175,9 @@ def _told(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _reasons(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    found = Counter((r["reason"].split("(")[0].split(" takes ")[0], r["truth"]) for r in rows if r["answer"] == OPEN)
+    found = Counter(
+        (r["reason"].split("(")[0].split(" takes ")[0].strip(), r["truth"]) for r in rows if r["answer"] == OPEN
+    )
     return [[reason, truth, k] for (reason, truth), k in found.most_common()]
 
 

@@ -122,7 +122,8 @@ def _show_power(power: Sequence[Row], full: Sequence[Row]) -> None:
     true = [r for r in chosen if r["cosine"] >= 0.9 and default(r)]
     low = sorted(r["cosine"] for r in chosen if default(r))
     print(
-        f"Runs that return SINGLE with a |cosine| of 0.9 or more with the truth: {len(true)} of {len(low)}; least {low[0]}\n"
+        f"Runs that return SINGLE with a |cosine| of 0.9 or more with the truth: {len(true)} of {len(low)}; "
+        f"least {low[0]}\n"
     )
     lines = [_power_line(f"n = {n}", rs) for n, rs in by(full, lambda r: r["n"]).items()]
     head = ["Default draws: effect 1-1.5, noise 1, width 64-128", "Runs", "Default", "blog2026", "Median cosine"]
