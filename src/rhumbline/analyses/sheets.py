@@ -61,13 +61,13 @@ def _robustness(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str,
                 m["model"],
                 m["access"],
                 m["n"]["test"]["positive"],
-                page.interval(m["baseline"], "rate"),
-                page.interval(first, "rate"),
+                _rate(m["baseline"]),
+                _rate(first),
                 page.number(first["energy"], 3),
-                page.join([page.interval(last, "rate"), f" at {last['rank']}"]),
+                page.join([_rate(last), f" at {last['rank']}"]),
                 page.number(last["energy"], 3),
-                page.interval({**fragile, "rate": fragile["value"]}, "rate"),
-                page.interval(m["prompts"], "rate"),
+                page.interval(fragile["value"], fragile["low"], fragile["high"]),
+                _rate(m["prompts"]),
             ]
         )
     note = (
@@ -82,6 +82,10 @@ def _robustness(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str,
     ]
     facts = [("models", len(models)), ("judge", record["plan"]["judge"]), ("ranks", record["plan"]["ranks"])]
     return "How much is left as more is removed?", facts, body
+
+
+def _rate(row: Record) -> page.Html:
+    return page.interval(row["rate"], row["low"], row["high"])
 
 
 def robustness_charts(record: Record) -> list[Chart]:
@@ -135,7 +139,7 @@ def _dissociation(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[st
             r["ablated"],
             r["n"],
             page.number(r["level"]),
-            "—" if r["ablated"] == "baseline" else page.interval(r, "drop", signed=True),
+            "—" if r["ablated"] == "baseline" else page.interval(r["drop"], r["low"], r["high"], signed=True),
         ]
         for r in record["table"]
     ]
@@ -213,7 +217,7 @@ def _flinch(record: Record, draw: page.Canvas) -> tuple[str, list[tuple[str, Any
             page.number(r["chat"]),
             page.number(r["gap"], signed=True),
             page.number(r["control_gap"], signed=True),
-            page.interval(r, "flinch", signed=True),
+            page.interval(r["flinch"], r["low"], r["high"], signed=True),
             page.number(r["p_holm"], 3),
             ", ".join(r["controls"]),
         ]

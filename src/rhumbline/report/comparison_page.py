@@ -83,7 +83,7 @@ def _interval(row: Row, effect: str) -> Html | str:
     if row[effect] is None:
         return "—"
     low, high = row[f"{effect}_low"], row[f"{effect}_high"]
-    found = page.interval({"drop": row[effect], "low": low, "high": high}, "drop")
+    found = page.interval(row[effect], low, high)
     return tag("span", found, style="white-space:nowrap")
 
 

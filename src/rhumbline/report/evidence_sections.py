@@ -69,7 +69,9 @@ def _sample(protocol: Rows, results: Rows) -> Html:
         # Levels of several seeds are in units of their own: they are averaged, and their range stands for no interval.
         head[1:3] = ["Mean change of the level [least, most]", "Seeds"]
         counted = "All seeds: the mean over the seeds and their range, which is no interval."
-    rows = [[e["name"], page.interval(e, "drop"), e["n"], page.number(e["spread"])] for e in pooled]
+    rows = [
+        [e["name"], page.interval(e["drop"], e["low"], e["high"]), e["n"], page.number(e["spread"])] for e in pooled
+    ]
     note = page.note(
         "Fixed before the run: the smallest true change, from a rate of 1 or to one from 0, that so many prompts can "
         f"show. {counted}"
@@ -269,7 +271,7 @@ def _stability(seeds: Sequence[Rows], pairs: Sequence[Rows]) -> Html:
                 found["refits"],
                 chosen or "none",
                 f"{found['none']:.0%}",
-                page.interval(cosine, "mean"),
+                page.interval(cosine["mean"], cosine["low"], cosine["high"]),
                 page.number(found["between"]),
                 len(seed.get("tied") or []),
             ]

@@ -240,13 +240,15 @@ def _seed_rows(run: Run, seed: Row, families: Sequence[str]) -> list[list[Any]]:
         test = [
             effect["name"],
             f"{page.number(rates[0])} → {page.number(rates[1])}",
-            page.interval(effect, "drop"),
+            page.interval(effect["drop"], effect["low"], effect["high"]),
             effect.get("n"),
         ]
         rows.append([*(start if not rows else [""] * 4), *test, *against])
     if not rows:
         baseline = arm_of(seed["arms"], "baseline", "positive")
-        rate = page.join([page.interval(baseline, "rate"), " → —"]) if baseline else "—"
+        rate = (
+            page.join([page.interval(baseline["rate"], baseline["low"], baseline["high"]), " → —"]) if baseline else "—"
+        )
         empty = ["—"] * (2 if len(families) > MANY_FAMILIES else len(families))
         rows.append([*start, "baseline only", rate, "—", baseline["n"] if baseline else "—", *empty])
     return rows

@@ -28,7 +28,7 @@ def section(run_dir: Path) -> Html:
             row["arm"],
             row["set"],
             row["n"],
-            page.interval(row, "rate") if row["rate"] is not None else "—",
+            page.interval(row["rate"], row["low"], row["high"]),
             page.number(row["safety_score"]),
             row["unscored"],
         ]

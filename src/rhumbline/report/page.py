@@ -1,44 +1,32 @@
-"""The page around the report: markup, tables, charts in place, styles, scripts, and the files of the figures.
+"""Markup, tables, styles and scripts of a report page; writes the page and the files of its figures.
 
-Every text is escaped unless it is `Html`; the page loads nothing, and its scripts are admitted by hash. Knows no run.
+Every text is escaped unless it is `Html`. The page loads nothing, and its scripts are allowed by their hashes.
+Independent of runs and records.
 """
 
 import base64
 import hashlib
 import html
 import json
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import vl_convert
 
-from rhumbline.errors import OutputError
+from rhumbline.records.files import write_bytes
 from rhumbline.report import figures
 from rhumbline.report.figures import Chart, Drawing
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    """Beside it first, then in its place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error}") from error
-
-
 class Html(str):
-    """Text that is markup already; everything else is escaped."""
+    """Text that is markup already and is not escaped again."""
 
 
 def escaped(value: Any) -> str:
-    """Markup as it is, anything else escaped; None is a dash."""
+    """Return markup unchanged, and any other value as escaped text; None is a dash."""
     if isinstance(value, Html):
         return value
     text = "—" if value is None else str(value)
@@ -46,7 +34,7 @@ def escaped(value: Any) -> str:
 
 
 def tag(name: str, *content: Any, **attributes: Any) -> Html:
-    """<name attributes>content</name>; `class_` is class and `aria_label` is aria-label."""
+    """Return `<name attributes>content</name>`; `class_` means class and `aria_label` means aria-label."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for key, value in attributes.items()
@@ -56,14 +44,14 @@ def tag(name: str, *content: Any, **attributes: Any) -> Html:
 
 
 def join(items: Iterable[Any], between: str = "") -> Html:
-    """Items side by side, escaped where they are no markup."""
+    """Concatenate items; those that are not markup are escaped."""
     return Html(between.join(escaped(item) for item in items))
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], left: int = 1, key: bool = False) -> Html:
-    """A table in a box that scrolls by itself; the first `left` columns hold text, the others numbers.
+    """Return a table in a scrollable box. The first `left` columns hold text, the others numbers.
 
-    On a phone the rows of a `key` table become cards, in which every cell says its column.
+    On a narrow screen each row of a `key` table becomes a card that names the column of every cell.
     """
     side = ["l" if k < left else "" for k in range(len(head))]
     titles = join(tag("th", cell, class_=s, scope="col") for cell, s in zip(head, side, strict=True))
@@ -80,54 +68,72 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], left: int = 1, key
 
 
 def fold(summary: Any, *content: Any, class_: str = "") -> Html:
-    """A part that opens on demand."""
+    """Return a part of the page that is closed until the reader opens it."""
     return tag("details", tag("summary", summary), *content, class_=class_)
 
 
 def section(title: str, *content: Any) -> Html:
-    """A numbered part of the page."""
+    """Return a numbered section of the page."""
     return tag("section", tag("h2", title), *content)
 
 
 def note(*content: Any) -> Html:
-    """Small print."""
+    """Return a paragraph in small type."""
     return tag("p", *content, class_="note")
 
 
 def bullets(items: Iterable[Any]) -> Html:
-    """A list."""
+    """Return a bullet list."""
     return tag("ul", join(tag("li", item) for item in items))
 
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
-    """A number with fixed digits and no negative zero; None is a dash."""
+    """Format a number with fixed digits and no negative zero; None is a dash."""
     return "—" if value is None else f"{value:{'+' if signed else ''}z.{digits}f}"
 
 
 def count(n: int, noun: str) -> str:
-    """A number and its noun."""
+    """Format a number with its noun."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def interval(row: Mapping, key: str, signed: bool = False) -> Html:
-    """A number in bold, with its interval."""
-    span = f"[{number(row['low'])}, {number(row['high'])}]"
-    return join([tag("b", number(row[key], signed=signed)), " ", tag("span", span, class_="ci")])
+def interval(
+    value: float | None, low: float | None, high: float | None, digits: int = 2, *, signed: bool = False
+) -> Html:
+    """Format a number in bold, with its interval; a dash if there is no number."""
+    if value is None:
+        return Html("—")
+    ends = f"[{number(low, digits)}, {number(high, digits)}]"
+    return join([tag("b", number(value, digits, signed)), " ", tag("span", ends, class_="ci")])
+
+
+def per_seed(parts: Sequence[tuple[str, Any]]) -> Html:
+    """Return titled parts, one for each seed or evaluation; if there are more than two, only the first is open."""
+    n_open = len(parts) if len(parts) <= 2 else 1
+    return join(
+        tag("div", tag("h3", title), content) if k < n_open else fold(title, content, class_="seed")
+        for k, (title, content) in enumerate(parts)
+    )
+
+
+def optional_section(title: str, parts: Sequence[tuple[str, Any]], explanation: str) -> Html:
+    """Return a section of titled parts with a note; empty if there are no parts."""
+    return section(title, per_seed(parts), note(explanation)) if parts else Html("")
 
 
 def pretty(value: Any) -> Html:
-    """JSON, to be read."""
+    """Format a value as indented JSON."""
     return tag("pre", json.dumps(value, indent=2, ensure_ascii=False))
 
 
 class Canvas:
-    """Draws charts once, remembers them for the folder of figures, and hands out their markup."""
+    """Draws charts, keeps the drawings for the folder of figures, and returns their markup."""
 
     def __init__(self) -> None:
         self.drawings: list[Drawing] = []
 
     def __call__(self, charts: Iterable[Chart | None]) -> Html:
-        """The charts beside each other, as wide as they need."""
+        """Return the charts side by side, each as wide as its drawing."""
         shown = [self._one(chart) for chart in charts if chart is not None]
         widest = max((drawing.width for drawing in self.drawings[len(self.drawings) - len(shown) :]), default=0)
         columns = "narrow" if widest < 450 else "middle" if widest < 600 else ""
@@ -136,7 +142,7 @@ class Canvas:
     def _one(self, chart: Chart) -> Html:
         drawing = figures.draw(chart)
         self.drawings.append(drawing)
-        # `<` never appears raw, so that no text in the data can end the script element.
+        # `<` is escaped, so that no text in the data can end the script element.
         spec = json.dumps(drawing.inline_spec, separators=(",", ":")).replace("<", "\\u003c")
         data = Html(f'<script type="application/json">{spec}</script>')
         still = tag("div", Html(drawing.inline_svg), class_="still")
@@ -144,18 +150,18 @@ class Canvas:
         return tag("figure", still, data, class_=wide, id=f"fig-{chart.name}", role="img", aria_label=chart.summary)
 
 
-# -- the page -----------------------------------------------------------------------------------------------
+# -- the page -----------------------------------------------------------------------------------------------------
 
 
 def publish(run_dir: Path, title: str, body: Iterable[Any], drawings: Sequence[Drawing]) -> Path:
-    """Write the page and the files of its figures; returns the page's path."""
+    """Write the page and the files of its figures, and return the path of the page."""
     for drawing in drawings:
         stem = run_dir / "figures" / drawing.chart.name
         spec = json.dumps(drawing.chart.spec, indent=1)
-        for suffix, content in ((".svg", drawing.svg), (".png", drawing.png), (".vl.json", spec)):
-            _write(stem.with_name(stem.name + suffix), content)
+        for suffix, content in ((".svg", drawing.svg.encode()), (".png", drawing.png), (".vl.json", spec.encode())):
+            write_bytes(stem.with_name(stem.name + suffix), content)
     page = run_dir / "report.html"
-    _write(page, _page(title, join(body, "\n")))
+    write_bytes(page, _page(title, join(body, "\n")).encode())
     return page
 
 
@@ -164,14 +170,14 @@ _GLOBALS = "window.vegaEmbed = vegaEmbed;"
 
 @cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and vega-embed in one script, unable to end the element that holds it."""
+    """Return Vega, Vega-Lite and vega-embed as one script that contains no closing script tag."""
     return "(()=>{" + vl_convert.javascript_bundle(_GLOBALS).replace("</script", "<\\/script") + "})();"
 
 
 def _page(title: str, body: Html) -> str:
     scripts = [_bundle(), _SCRIPT]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    # Vega compiles its expressions: hence unsafe-eval. Nothing may be loaded, and no other script may start.
+    # Vega compiles its expressions, which needs unsafe-eval. Nothing can be loaded, and no other script can run.
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes} 'unsafe-eval'; "
         "base-uri 'none'; form-action 'none'"
@@ -294,7 +300,7 @@ details.seed::details-content{content-visibility:visible;display:block}
 }
 """
 
-# A chart is a still picture until somebody points at it: then Vega draws the same one with tooltips.
+# A chart is a static picture until the pointer enters it. Then Vega draws the same chart with tooltips.
 _SCRIPT = """
 for (const chart of document.querySelectorAll("figure.chart")) {
   const wake = () => {

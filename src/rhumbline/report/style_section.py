@@ -32,7 +32,7 @@ def section(protocol: Rows, seeds: Sequence[Rows]) -> Html:
             arm["set"],
             arm["n"],
             page.number(arm.get("score"), 3),
-            page.interval(arm, "rate"),
+            page.interval(arm["rate"], arm["low"], arm["high"]),
             page.number(arm["correct"]),
             page.number(arm["degenerate"]),
         ]
@@ -91,7 +91,7 @@ def _unit(seed: Rows) -> list[Any]:
         "the contrast's texts" if unit["source"] == "texts" else "own completions",
         page.number(unit["positive"], 3),
         page.number(unit["negative"], 3),
-        page.interval(unit, "gap"),
+        page.interval(unit["gap"], unit["low"], unit["high"]),
         page.number(unit["auroc"]),
         page.number(neutral.get("level")),
         page.number(classifier.get("auroc")),
