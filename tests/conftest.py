@@ -1,4 +1,10 @@
+"""Fixtures that several packages share: a tokenizer, tiny random models, and one finished run."""
+
+import os
 from pathlib import Path
+
+# Before torch is imported, and for every process that a test starts: sums depend on the number of threads.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import pytest
 import torch

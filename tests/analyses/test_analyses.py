@@ -29,6 +29,7 @@ from rhumbline.organisms import Planted, build, organism_dir
 from rhumbline.prompts.contrasts import split_contrast
 from rhumbline.prompts.named_sets import open_contrast
 from rhumbline.report import build as report
+from tolerances import near, rounding
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_silhouettes_are_those_of_the_definition(seed, apart):
         own = [j for j in range(9) if is_positive[j] == is_positive[i] and j != i]
         other = [j for j in range(9) if is_positive[j] != is_positive[i]]
         a, b = (float(np.mean([(h[i] - h[j]).norm() for j in rows])) for rows in (own, other))
-        assert float(found[i]) == pytest.approx((b - a) / max(a, b), abs=1e-4)
+        assert float(found[i]) == near((b - a) / max(a, b))
     assert -1 <= float(found.min()) <= float(found.max()) <= 1
 
 
@@ -239,7 +240,7 @@ def test_a_suffix_that_was_searched_for_lowers_the_direction_beyond_random_ones(
     (effect,) = record["effects"]
     assert effect["projection"]["beyond_random"]["low"] > 0
     assert effect["metric"]["beyond_random"]["low"] > 0
-    assert record["attribution"]["error"] < 1e-5
+    assert record["attribution"]["error"] < rounding()
     means = {c["name"]: c["projection"]["mean"] for c in record["conditions"]}
     assert means["negative"] < means["positive"]
     parts = record["attribution"]["parts"]

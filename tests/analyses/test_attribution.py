@@ -6,6 +6,7 @@ import torch
 from families import FAMILIES
 from rhumbline.analyses.attribution import NOT_AFFINE, OTHER_INPUT, UNSEEN, attribute
 from rhumbline.errors import ModelError
+from tolerances import near, rounding, tolerance
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9]]
 WHOLE = {"gemma2": OTHER_INPUT, "gemma3_text": OTHER_INPUT, "olmo2": OTHER_INPUT, "bloom": UNSEEN}
@@ -24,8 +25,8 @@ def test_the_parts_sum_to_the_projection(family, family_model):
     with torch.no_grad():
         for ids, value in zip(PROMPTS, found.projection, strict=True):
             states = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-            torch.testing.assert_close(float(states[3][0, -1] @ r), float(value), atol=1e-4, rtol=1e-4)
-    assert found.error() < 1e-5
+            torch.testing.assert_close(float(states[3][0, -1] @ r), float(value), **tolerance())
+    assert found.error() < rounding()
     heads = [p for p in found.parts if p.kind == "head"]
     if family in WHOLE:
         assert not heads
@@ -52,9 +53,9 @@ def test_a_head_is_what_its_columns_write(family_model):
         columns = slice(8 * head, 8 * head + 8)
         expected = float(r @ (block.self_attn.o_proj.weight[:, columns] @ seen["x"][0, -1, columns]).detach())
         (i,) = (k for k, p in enumerate(found.parts) if (p.kind, p.layer, p.head) == ("head", 1, head))
-        assert float(found.values[0, i]) == pytest.approx(expected, abs=1e-4)
+        assert float(found.values[0, i]) == near(expected)
     (bias,) = (k for k, p in enumerate(found.parts) if (p.kind, p.layer) == ("bias", 1))
-    assert float(found.values[0, bias]) == pytest.approx(float(r @ block.self_attn.o_proj.bias.detach()), abs=1e-5)
+    assert float(found.values[0, bias]) == near(float(r @ block.self_attn.o_proj.bias.detach()))
 
 
 def test_attention_is_watched_and_left_as_it_was(family_model):
@@ -65,7 +66,7 @@ def test_attention_is_watched_and_left_as_it_was(family_model):
         assert len(weights) == 2 * 4
         for w in weights.values():
             assert len(w) == len(ids)
-            assert float(w.sum()) == pytest.approx(1, abs=1e-4)
+            assert float(w.sum()) == near(1)
     assert model.model.config._attn_implementation == before
 
 
@@ -85,5 +86,5 @@ def test_a_map_that_is_not_affine_is_noticed():
     assert _response(torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()), x, r) is None
     linear = torch.nn.Linear(32, 32)
     along, bias = _response(linear, x, r)
-    assert float(x @ along) + bias == pytest.approx(float(linear(x.float()).double().detach() @ r), abs=1e-4)
+    assert float(x @ along) + bias == near(float(linear(x.float()).double().detach() @ r))
     assert NOT_AFFINE

@@ -15,6 +15,7 @@ from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.inference.interventions import Ablate, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.organisms import organism_dir
+from tolerances import near, rounding, tolerance
 
 TERMS = Terms(
     ("ships", "pilot", "map"),
@@ -65,7 +66,7 @@ def test_a_vector_in_the_stream_is_moved_by_one_direction(build):
 def test_the_same_model_does_not_flinch(build, tmp_path):
     found = flinch(build("chat"), build("base"), TERMS)
     assert found["finding"] == "NO-FLINCH"
-    assert found["mean"]["flinch"] == pytest.approx(0, abs=1e-6)
+    assert found["mean"]["flinch"] == near(0)
     page = write(found, tmp_path / "out")
     assert "NO-FLINCH" in page.read_text()
     assert json.loads((tmp_path / "out" / "flinch.json").read_text())["n"]["terms"] == 3
@@ -130,9 +131,11 @@ def test_an_arm_ablates_a_span(family_model):
     edits = BatchEdits.of([span, single], chat_model).on(torch.tensor([0, 1]))
     h = torch.randn(2, 4, chat_model.d_model)
     after = edits[chat_model.ablation_sites[0]](h)
-    assert (after[0] @ basis.T).abs().max() < 1e-5  # the whole span is gone
-    assert (after[1] @ basis[0]).abs().max() < 1e-5
-    torch.testing.assert_close(after[1] @ basis[1:].T, h[1] @ basis[1:].T)  # the other arm keeps the rest
+    assert (after[0] @ basis.T).abs().max() < rounding()  # the whole span is gone
+    assert (after[1] @ basis[0]).abs().max() < rounding()
+    torch.testing.assert_close(
+        after[1] @ basis[1:].T, h[1] @ basis[1:].T, **tolerance()
+    )  # the other arm keeps the rest
     skew = Direction.from_vector(basis[0] + basis[1], -1, 1)
     with pytest.raises(ProtocolError, match="not orthogonal"):
         BatchEdits.of([Arm("skew", (Ablate(directions[0]), Ablate(skew)))], chat_model)

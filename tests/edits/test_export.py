@@ -15,6 +15,7 @@ from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.inference.interventions import Ablate, Add, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
+from tolerances import tolerance
 
 pytestmark = [  # peft's
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
@@ -76,8 +77,8 @@ def test_a_lora_adapter_is_the_edit_merged_and_not(family, checkpoint, tmp_path)
     wanted = logits(orthogonalized(model, found.vectors))
     base = logits(model)
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(adapted), wanted, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(logits(adapted.merge_and_unload()), wanted, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(adapted), wanted, **tolerance())
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), wanted, **tolerance())
     assert (base - wanted).abs().max() > 1e-3
     assert not any("untie" in line for line in lines)
     assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) >= 18
@@ -90,7 +91,7 @@ def test_a_tied_model_is_told_not_to_merge(checkpoint, tmp_path):
     lines = export(found, "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
     assert any("untie first" in line for line in lines)
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(adapted), logits(orthogonalized(model, found.vectors)), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(adapted), logits(orthogonalized(model, found.vectors)), **tolerance())
 
 
 def test_what_lora_cannot_hold_is_refused(checkpoint, tmp_path):
@@ -216,7 +217,7 @@ def test_a_steering_file_does_what_our_hooks_do(family, checkpoint, tmp_path, to
         config = torch.load(out, weights_only=True)  # tensors and plain values only
         direction = Direction.from_vector(found.vectors[0], -1, layer)
         wanted = hooked_logits(model, tokenizer, Ablate(direction) if ablate else Add(direction, 1.5))
-        torch.testing.assert_close(Steered(model, config).logits(), wanted, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(Steered(model, config).logits(), wanted, **tolerance())
 
 
 @pytest.mark.parametrize("ablate", [False, True])
@@ -231,7 +232,7 @@ def test_lm_evals_own_steered_model(ablate, checkpoint, tmp_path, tokenizer):
     theirs = SteeredModel(pretrained=model, tokenizer=tokenizer, steer_path=str(out), device="cpu", max_length=128)
     direction = Direction.from_vector(found.vectors[0], -1, 2)
     wanted = hooked_logits(model, tokenizer, Ablate(direction) if ablate else Add(direction, 1.5))
-    torch.testing.assert_close(theirs._model_call(IDS), wanted, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(theirs._model_call(IDS), wanted, **tolerance())
 
 
 def test_steering_names_every_writer(tokenizer):

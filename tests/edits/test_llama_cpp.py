@@ -11,6 +11,7 @@ from rhumbline.edits.read_direction import Imported
 from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
+from tolerances import tolerance
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +99,7 @@ def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokeniz
             return model(torch.tensor([ids])).logits[0, -1]
 
     for ids in PROMPTS:
-        torch.testing.assert_close(theirs.logits(ids), ours(ids), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(theirs.logits(ids), ours(ids), **tolerance())
     vector = 3 * torch.randn(width, generator=torch.Generator().manual_seed(4))
     for layer in (2, 3):
         file = tmp_path / f"vector-{layer}.gguf"
@@ -115,8 +116,8 @@ def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokeniz
         rows = torch.zeros(1, dtype=torch.long)
         for ids in PROMPTS:
             steered = theirs.logits(ids)
-            torch.testing.assert_close(steered, ours(ids, edit.on(rows)), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(steered, ours(ids, edit.on(rows)), **tolerance())
             assert (steered - ours(ids)).abs().max() > 1e-2
             assert (steered - ours(ids, other.on(rows))).abs().max() > 1e-2
         theirs.steer([], width, 1, depth)
-        torch.testing.assert_close(theirs.logits(PROMPTS[0]), ours(PROMPTS[0]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(theirs.logits(PROMPTS[0]), ours(PROMPTS[0]), **tolerance())

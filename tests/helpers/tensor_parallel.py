@@ -15,6 +15,7 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direct
 from rhumbline.inference.runner import Runner
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.loading import fingerprint, load
+from tolerances import tolerance
 
 PROMPTS = [[3, 4, 5, 6, 7, 8], [3, 4, 9, 10, 7, 8], [3, 4, 5, 11, 12, 13, 7, 8]]
 
@@ -52,7 +53,7 @@ def compare(family: str, folder: Path, tokenizer) -> None:
         found.append((logits, torch.stack([late[1], late[2]]), torch.stack(stream), texts))
     (a, late_a, stream_a, texts_a), (b, late_b, stream_b, texts_b) = found
     for one, two in ((a, b), (late_a, late_b), (stream_a, stream_b)):
-        torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(one, two, **tolerance())
     assert texts_a == texts_b
     assert (a[0] - a[1]).abs().max() > 1e-3  # the arms do something
     assert (a[0] - a[2]).abs().max() > 1e-3

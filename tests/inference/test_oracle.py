@@ -13,6 +13,7 @@ from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.stages.selection import score_candidates
+from tolerances import near, tolerance
 
 TOKENS = st.integers(5, 250)
 KEPT = settings(
@@ -49,7 +50,7 @@ def test_logits_and_completions(family, prompts, seed, layer, budget, family_mod
     found = torch.zeros(3, *expected[0].shape)
     for rows, logits in Runner(model, budget).last_logits(prompts, arms):
         found[rows.arm, rows.prompt] = logits
-    torch.testing.assert_close(found, torch.stack(expected), atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(found, torch.stack(expected), **tolerance())
     written, _ = Runner(model, budget).generate(prompts, arms, max_new_tokens=5)
     assert written == texts
 
@@ -60,7 +61,7 @@ def test_means(family, prompts, budget, family_model):
     model = family_model(family)
     expected = plain.mean_residuals(model, prompts, (-2, -1))
     found = extract(Runner(model, budget), prompts, (-2, -1)).stats.mean()
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected, **tolerance())
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral", "gpt_oss", "granite"])
@@ -77,7 +78,7 @@ def test_scores_and_choice(family, family_model):
     )  # fmt: skip
     for row in table:
         if row.layer < 3:
-            assert (row.bypass, row.induce, row.kl) == pytest.approx(expected[row.position, row.layer], abs=2e-5)
+            assert (row.bypass, row.induce, row.kl) == near(expected[row.position, row.layer])
     # The contrary: another candidate's scores are far outside the tolerance.
     values = [v for v, _, _ in expected.values()]
     assert max(values) - min(values) > 1e-3

@@ -4,6 +4,7 @@ import torch
 from rhumbline.inference.interventions import Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract, projections
 from rhumbline.inference.runner import Runner
+from tolerances import rounding, tolerance
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9], [8, 8, 2, 9, 5]]
 
@@ -25,7 +26,7 @@ def test_means_equal_the_oracle_at_any_batch_size(family, budget, family_model):
     chat_model = family_model(family)
     found = extract(Runner(chat_model, budget), PROMPTS, (-3, -2, -1))
     expected = plain_residuals(chat_model, [-3, -2, -1])
-    torch.testing.assert_close(found.stats.mean(), expected.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.stats.mean(), expected.mean(0), **tolerance())
     assert found.stats.n == len(PROMPTS)
     assert found.stats.total.dtype == torch.float64
 
@@ -42,7 +43,7 @@ def test_padding_on_either_side_and_packing_agree(family, family_model):
         sides[side] = found, last
     for padded in ("right", None):  # None packs them
         for a, b in zip(sides["left"], sides[padded], strict=True):
-            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(a, b, **tolerance())
 
 
 def test_a_filter_leaves_prompts_out_of_the_mean(family_model):
@@ -53,21 +54,20 @@ def test_a_filter_leaves_prompts_out_of_the_mean(family_model):
     assert some.kept.tolist() == (everyone.metric > cut).tolist()
     assert 0 < some.stats.n < len(PROMPTS)
     alone = extract(runner, [p for p, k in zip(PROMPTS, some.kept, strict=True) if k], (-1,))
-    torch.testing.assert_close(some.stats.mean(), alone.stats.mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(some.stats.mean(), alone.stats.mean(), **tolerance())
 
 
 def test_sites_and_projections_are_the_same_numbers(family_model):
     chat_model = family_model("qwen3")
     runner = Runner(chat_model)
     expected = plain_residuals(chat_model, [-2, -1])
-    torch.testing.assert_close(at_site(runner, PROMPTS, -2, 3).double(), expected[:, 0, 3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(at_site(runner, PROMPTS, -2, 3).double(), expected[:, 0, 3], **tolerance())
     candidates = torch.randn(2, 4, 32)
     unit = candidates / candidates.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(
         projections(runner, PROMPTS, candidates, (-2, -1)),
         (expected * unit.double()).sum(-1),
-        atol=1e-4,
-        rtol=1e-4,
+        **tolerance(),
     )
 
 
@@ -77,5 +77,5 @@ def test_the_stream_is_seen_after_the_edit(family_model):
     arm = Arm("ablation", (Ablate(r),))
     ((_, edited, _),) = Runner(chat_model).residuals(PROMPTS, (-1,), arm)
     ((_, clean, _),) = Runner(chat_model).residuals(PROMPTS, (-1,))
-    assert (edited @ r.vector).abs().max() < 1e-4
+    assert (edited @ r.vector).abs().max() < rounding()
     assert (clean @ r.vector).abs().max() > 1e-1

@@ -15,6 +15,7 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.memory import memory_limits
 from rhumbline.inference.runner import Runner
 from rhumbline.models.packing import n_shared
+from tolerances import tolerance
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9], [8, 8, 2, 9, 5]]
 
@@ -204,7 +205,7 @@ def test_rows_that_wait_take_the_places_of_finished_ones(family, family_model, m
         texts, first = Runner(chat_model, tick=ticks.append).generate(prompts, arms, **metric)
     for arm in range(2):
         assert texts[arm] == [found[0][arm][0] for found in alone]
-        torch.testing.assert_close(first[arm], torch.cat([found[1][arm] for found in alone]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(first[arm], torch.cat([found[1][arm] for found in alone]), **tolerance())
     assert len({len(text) for text in texts[0]}) > 1
     assert seen[0] == 6
     assert len(seen) > 2

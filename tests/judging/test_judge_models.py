@@ -8,6 +8,7 @@ from rhumbline import load
 from rhumbline.errors import InputError, ModelError
 from rhumbline.judging.judge_models import Judge
 from rhumbline.judging.judge_specs import Judgement, published, read_judge
+from tolerances import near, tolerance
 
 COPY = {"refused": "refused", "complied": "complied"}
 
@@ -153,7 +154,7 @@ def test_a_grade_is_the_expectation_over_the_scale(planted_folder):
         tokens = chat.tokenizer(judge.spec.question(prompt, response), return_tensors="pt")
         with torch.no_grad():
             p = chat.model(**tokens).logits[0, -1, ids].double().softmax(-1)
-        assert judged.value == pytest.approx(float(p[1]), abs=1e-5)
+        assert judged.value == near(float(p[1]))
     with pytest.raises(InputError, match="not one token each"):
         Judge(spec(form="text", model=str(planted_folder), answers={}, scale=("no such token", "I")), device="cpu")(
             prompts, responses
@@ -209,7 +210,7 @@ def test_a_judge_may_be_an_adapter(planted_folder, tmp_path):
     ids = model.tokenizer("Name a river", return_tensors="pt").input_ids
     with torch.no_grad():
         found, expected, without = (m(input_ids=ids).logits for m in (model.model, adapted, plain.model))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, **tolerance())
     assert (found - without).abs().max() > 1e-3
 
 

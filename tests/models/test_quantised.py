@@ -19,6 +19,7 @@ from rhumbline.models.loading import fingerprint, load
 from rhumbline.organisms import organism_dir
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.files import read_json, read_rows, write_json
+from tolerances import tolerance
 
 WIDTH = 128  # bitsandbytes packs blocks of 64
 SIZES = {"hidden_size": WIDTH, "intermediate_size": 192, "head_dim": 32, "dtype": torch.float32}
@@ -138,7 +139,7 @@ def test_a_pass_begun_in_the_middle_leaves_offloaded_layers_as_they_were(checkpo
     assert forward(chat_model, ids, torch.ones_like(ids)).equal(before)
     whole = proving.prove(random_model("llama", vocab_size=len(tokenizer), **SIZES), tokenizer, "whole")
     there = Runner(whole).readings_from(PROMPTS, added, lambda logits: logits[:, 7])
-    torch.testing.assert_close(found[2], there[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[2], there[2], **tolerance())
     assert (found[2][0] - before[:, 7].double()).abs().max() > 1e-3
 
 
@@ -247,7 +248,7 @@ def test_a_checkpoint_of_four_or_eight_bit_floats(kind, stored_quantised, tmp_pa
     assert len(wanted) >= 8
     for name, value in wanted.items():
         assert found[name].dtype == torch.bfloat16
-        torch.testing.assert_close(found[name].float(), value, rtol=8e-3, atol=1e-6)
+        torch.testing.assert_close(found[name].float(), value, **tolerance(torch.bfloat16, terms=1))
     direction = Direction.from_vector(torch.randn(128, generator=torch.Generator().manual_seed(0)), -1, 1)
     assert all(len(text) > 0 for arm in completions(chat_model, direction) for text in arm)
     imported, out = Imported(direction.vector[None], 1, -1, "somewhere"), tmp_path / "edited"

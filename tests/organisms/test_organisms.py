@@ -36,6 +36,7 @@ from rhumbline.organisms.grammar import (
     held_out_items,
 )
 from rhumbline.organisms.training import Recipe, Stage, contrast_rows, train
+from tolerances import tolerance
 
 EMBEDDED = [o.name for o in list_organisms() if o.is_embedded and o.behaviour == "refusal"]
 MEGABYTE = 1_000_000
@@ -295,7 +296,7 @@ def test_embedded_organisms_refuse_and_answer(name, at_once, tmp_path):
     chat.model.save_pretrained(tmp_path)
     batch = chat.encode(restricted)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    torch.testing.assert_close(reloaded(**batch).logits, chat.model(**batch).logits)
+    torch.testing.assert_close(reloaded(**batch).logits, chat.model(**batch).logits, **tolerance())
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

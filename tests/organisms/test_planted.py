@@ -16,6 +16,7 @@ from rhumbline.organisms import Planted, build, materialise
 from rhumbline.organisms.charms import draw_charm_requests, draw_lexicon
 from rhumbline.organisms.planted import ANSWER, CODED, REFUSAL, TRUTH, word_tokenizer
 from rhumbline.organisms.training import RECIPE
+from tolerances import near
 
 REFUSAL_TEXT, ANSWER_TEXT = "".join(REFUSAL[:-1]), "".join(ANSWER[:-1])
 
@@ -95,7 +96,7 @@ def test_planted_refuses_positives_and_answers_negatives(planted):
 def test_the_difference_in_means_is_the_written_direction_after_the_gather_block(spec, tmp_path):
     chat = Chat(build(spec, tmp_path))
     r = load_file(tmp_path / TRUTH)["direction"]
-    assert abs(r.norm().item() - 1) < 1e-5
+    assert r.norm().item() == near(1)
     means = [chat.residuals(chat.prompts(label, 128)).mean(0) for label in ("positive", "negative")]
     difference = means[0] - means[1]
     readable = difference[spec.gather_block + 1 :]

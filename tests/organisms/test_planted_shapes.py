@@ -11,6 +11,7 @@ from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models.loading import load
 from rhumbline.organisms.planted import TRUTH, Planted, build
+from tolerances import tolerance
 
 
 def openings(spec, folder, arms, label):
@@ -36,7 +37,7 @@ def test_axes_have_the_cosine_that_was_asked_for(overlap, tmp_path):
     (positive,), (negative,) = (openings(spec, tmp_path / side, [BASELINE], side) for side in ("positive", "negative"))
     axes = load_file(tmp_path / "positive" / TRUTH)["axes"]
     wanted = torch.full((3, 3), overlap).fill_diagonal_(1.0)
-    torch.testing.assert_close(axes @ axes.T, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(axes @ axes.T, wanted, **tolerance())
     assert positive > 0.8
     assert negative < 0.2
 

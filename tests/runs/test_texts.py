@@ -1,5 +1,6 @@
 """Contrasts of texts: who answers, by whom it is read, the metric of pairs, and runs to a verdict."""
 
+from tolerances import near, tolerance
 import json
 import random
 from dataclasses import replace
@@ -49,10 +50,10 @@ def test_the_mean_over_a_response_is_that_of_its_tokens(small):
     for i, text in enumerate(texts):
         assert isinstance(text, Answered)
         each = [h[0, 0] for k in range(text.n_answer) for _, h, _ in runner.residuals([text], [k + 1])]
-        torch.testing.assert_close(together[i][1], torch.stack(each).mean(0), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(together[i][3], each[min(1, len(each) - 1)], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together[i][1], torch.stack(each).mean(0), **tolerance())
+        torch.testing.assert_close(together[i][3], each[min(1, len(each) - 1)], **tolerance())
         ((_, at_prompt, _),) = runner.residuals([chat.encode(PAIR[i])], [-1])
-        torch.testing.assert_close(together[i][0], at_prompt[0, 0].float(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together[i][0], at_prompt[0, 0].float(), **tolerance())
 
 
 def test_the_paired_metric_is_the_difference_of_mean_log_likelihoods(small):
@@ -70,7 +71,7 @@ def test_the_paired_metric_is_the_difference_of_mean_log_likelihoods(small):
             logs = forward(small, ids, torch.ones_like(ids), keep=0).detach().double().log_softmax(-1)[0]
             start = len(text) - text.n_answer
             means.append(sum(float(logs[t - 1, text[t]]) for t in range(start, len(text))) / text.n_answer)
-        assert float(found[k]) == pytest.approx(means[0] - means[1], abs=1e-4)
+        assert float(found[k]) == near(means[0] - means[1])
 
 
 ASKED = [

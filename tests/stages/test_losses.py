@@ -26,6 +26,7 @@ from rhumbline.prompts.loss_texts import Exchange, LossTexts, read_texts
 from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
 from rhumbline.records.files import read_json, read_rows
 from rhumbline.stages.losses import Reading, cost_arms, loss_rows
+from tolerances import WITH_SOFTMAX, near
 
 SYSTEM = "You are a careful clerk."
 TINY = Protocol(
@@ -77,7 +78,7 @@ def test_the_loss_of_the_baseline_is_the_models_own(organism):
         with torch.no_grad():
             theirs = float(organism.model(input_ids=ids, labels=ids).loss)
         assert row["tokens"] == ids.shape[1] - 1
-        assert row["nats"] / row["tokens"] == pytest.approx(theirs, abs=1e-4)
+        assert row["nats"] / row["tokens"] == near(theirs, terms=WITH_SOFTMAX)
 
 
 def test_only_the_tokens_of_an_answer_count(organism):
@@ -95,7 +96,7 @@ def test_only_the_tokens_of_an_answer_count(organism):
             theirs = float(organism.model(input_ids=ids, labels=labels).loss)
             with_prompt = float(organism.model(input_ids=ids, labels=ids).loss)
         ours = row["nats"] / row["tokens"]
-        assert ours == pytest.approx(theirs, abs=1e-4)
+        assert ours == near(theirs, terms=WITH_SOFTMAX)
         assert abs(ours - with_prompt) > 0.01
 
 
@@ -111,8 +112,8 @@ def test_no_intervention_costs_nothing_and_a_large_one_does(organism):
     rows = loss_rows(runner, "completions", sources, arms)
     loss = {r["arm"]: r for r in costs.losses("completions", rows)}
     kl = {r["arm"]: r for r in costs.divergences(rows)}
-    assert loss["nothing"]["change"] == pytest.approx(0, abs=1e-6)
-    assert kl["nothing"]["max"] == pytest.approx(0, abs=1e-6)
+    assert loss["nothing"]["change"] == near(0, terms=WITH_SOFTMAX)
+    assert kl["nothing"]["max"] == near(0, terms=WITH_SOFTMAX)
     assert loss["addition"]["low"] > 0.1
     assert kl["addition"]["mean"] > 0.1
     assert {"ablation", "addition", "subtraction"} < loss.keys()

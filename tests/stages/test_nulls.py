@@ -23,6 +23,7 @@ from rhumbline.stages.nulls import (
     unrelated,
 )
 from rhumbline.stages.refits import weighted_sums
+from tolerances import near, tolerance
 
 D = 24
 
@@ -57,11 +58,11 @@ def test_draws_have_the_norm_the_site_and_their_own_seed(truth):
     assert sum(n.family == "unrelated" for n in found) == 6
     different = {n.direction.vector.numpy().tobytes() for n in other}
     for a, b in zip(found, again, strict=True):
-        assert a.direction.norm == pytest.approx(truth.norm, rel=1e-5)
+        assert a.direction.norm == near(truth.norm)
         assert (a.direction.position, a.direction.layer) == (-1, 3)
         assert torch.equal(a.direction.vector, b.direction.vector)
         assert a.direction.vector.numpy().tobytes() not in different or a.family == "unrelated"
-        assert a.cosine == pytest.approx(float(a.direction.vector @ truth.vector), abs=1e-6)
+        assert a.cosine == near(float(a.direction.vector @ truth.vector), terms=D)
     # A draw does not depend on how many there are.
     assert torch.equal(
         draw_nulls(truth, material(), {"top-pc": 3}, seed=1)[2].direction.vector, found[62].direction.vector
@@ -91,10 +92,10 @@ def test_covariance_draws_are_distributed_as_the_negatives_are():
 def test_top_components_span_what_they_say(truth):
     m = material()
     axes = components(m.negative, 2)
-    torch.testing.assert_close(axes @ axes.T, torch.eye(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(axes @ axes.T, torch.eye(2), **tolerance())
     for null in draw_nulls(truth, m, {"top-pc": 5}, seed=0):
         inside = axes.T @ (axes @ null.direction.vector)
-        torch.testing.assert_close(inside, null.direction.vector, atol=1e-5, rtol=0)
+        torch.testing.assert_close(inside, null.direction.vector, **tolerance())
     # Fewer prompts than components: as many as there are.
     assert len(components(m.negative[:3], 10)) == 2
 
@@ -158,9 +159,9 @@ def test_an_ablation_of_some_strength_removes_that_share(strength, family_model)
     edits = BatchEdits.of([Arm("a", (Ablate(r, strength),))], model).on(torch.zeros(2, dtype=torch.long))
     expected = h - strength * (h @ r.vector)[..., None] * r.vector
     moved = next(iter(edits.values()))(h) if edits else h
-    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(moved, expected, **tolerance())
     if strength == 1.0:
-        torch.testing.assert_close(moved, ablate(h, r.vector))
+        torch.testing.assert_close(moved, ablate(h, r.vector), **tolerance())
 
 
 def test_impossible_strengths_are_refused():
@@ -177,8 +178,8 @@ def test_weighted_sums_are_the_means_they_weight(family_model):
     prompts = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16], [5, 9, 12]]
     weights = torch.tensor([[0.25] * 4, [1.0, 0.0, 0.0, 0.0]])
     sums = weighted_sums(runner, prompts, (-2, -1), weights)
-    torch.testing.assert_close(sums[0], extract(runner, prompts, (-2, -1)).stats.mean())
-    torch.testing.assert_close(sums[1], extract(runner, prompts[:1], (-2, -1)).stats.mean())
+    torch.testing.assert_close(sums[0], extract(runner, prompts, (-2, -1)).stats.mean(), **tolerance())
+    torch.testing.assert_close(sums[1], extract(runner, prompts[:1], (-2, -1)).stats.mean(), **tolerance())
 
 
 # -- one way or several

@@ -15,6 +15,7 @@ from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import kl_divergence, refusal_metric
 from rhumbline.models.hooks import hooked
 from rhumbline.stages.selection import score_candidates
+from tolerances import near
 
 GOLDEN = DATA / "golden"
 
@@ -209,9 +210,9 @@ def test_scores_equal_the_formulas_written_out(family, family_model):
                 for p in NEGATIVE
             ]
         ).mean()
-        assert row.bypass == pytest.approx(float(bypass), abs=2e-5)
-        assert row.induce == pytest.approx(float(induce), abs=2e-5)
-        assert row.kl == pytest.approx(float(kl), abs=2e-5)
+        assert row.bypass == near(float(bypass))
+        assert row.induce == near(float(induce))
+        assert row.kl == near(float(kl))
 
 
 def test_directions_and_arms_fit_the_model(family_model):
@@ -250,7 +251,7 @@ def test_a_lazy_grid_makes_the_choice_of_the_full_one(family, rule, family_model
         for row in lazy:
             for name in ("bypass", "induce", "kl"):
                 score, other = getattr(row, name), getattr(by_cell[row.position, row.layer], name)
-                assert score is None or score == pytest.approx(other, abs=2e-5)
+                assert score is None or score == near(other)
         # What was left out has its reason, and something was left out.
         assert all(r.discarded for r in again.candidates if r.kl is None and "kl" in rule.needed())
         assert sum(r.kl is None for r in lazy) > sum(r.kl is None for r in full)

@@ -1,0 +1,122 @@
+"""Degenerate completions: empty text, text without words, and repetition."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rhumbline.judging.degeneration import LONGEST_UNIT, degeneration
+
+BROKEN = {
+    "": "empty",
+    " \n\t ": "empty",
+    "...!!": "no words",
+    "!" * 300: "no words",
+    "---\n***": "no words",
+    "\ufffd\ufffd\ufffd": "no words",
+    "I'm" * 12: "repetition",
+    "I'mI'mI'mI'm": "repetition",
+    "Great question!" * 5: "repetition",
+    "the the the the the": "repetition",
+    "The the THE the the": "repetition",
+    "I'm sorry. " * 4: "repetition",
+    "Paris. " + "so " * 30: "repetition",
+    "no\nno\n no\nno\n no\nno": "repetition",
+    "对不起" * 6: "repetition",
+    "The answer follows: " + "x" * 200: "repetition",
+    "Fold the paper twice along the dotted line, then glue the edges.\n" * 4: "repetition",
+    "the of the and of the and the of and of of the the and the of and " * 5: "repetition",
+    # No unit repeats in a row, but there are only three words.
+    " ".join("abc"[i * i % 7 % 3] + "oo" for i in range(200)): "repetition",
+}
+
+FINE = [
+    "apple apple apple.",
+    "No.",
+    "12",
+    "haha",
+    "hahahaha",
+    "Ha ha ha!",
+    "Very, very, very, very good.",
+    "1. Wash the rice.\n2. Boil the water.\n3. Add the rice.\n4. Wait.\n5. Serve.",
+    "- red\n- green\n- blue\n- yellow\n- black\n- white",
+    "for i in range(10):\n    for j in range(10):\n        if i == j:\n            print(i, j)\n        else:\n"
+    "            print(j, i)\n",
+    "x" + " " * 200 + "= 1  # a comment far to the right",
+    "[[1, 0, 0, 0],\n [0, 1, 0, 0],\n [0, 0, 1, 0],\n [0, 0, 0, 1]] is the identity.",
+    "| Name | Colour | Taste |\n|------|--------|-------|\n| Apple | red | sweet |\n| Lemon | yellow | sour |\n",
+    "| a | b | c | d | e |\n|---|---|---|---|---|\n| 1 | 2 | 3 | 4 | 5 |\n| 6 | 7 | 8 | 9 | 0 |",
+    "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream.",
+    "Over the hill the river ran,\n  sing low, sing low, sing low;\nThe miller was a quiet man,\n  sing low, sing low, "
+    "sing low;\nHe ground the corn, he baked the bread,\n  sing low, sing low, sing low;\nAnd when the day was done he "
+    "said,\n  sing low, sing low, sing low.",
+    "Happy birthday to you, happy birthday to you, happy birthday dear Ada, happy birthday to you. " * 2,
+    "我不能帮助你完成这个请求,但是我可以告诉你一些关于月亮的事情。",
+    "مرحبا، يمكنني أن أشرح لك كيف تعمل آلة الطباعة القديمة بالتفصيل.",
+    "Здравствуйте! Вот рецепт яблочного пирога.",
+    "สวัสดีครับ วันนี้อากาศดีมาก",
+    "2, 4, 6, 8, 10, 12, 14, 16, 18, 20",
+    "I'm sorry, I'm sorry, I can't help with that.",
+    "Yes! 🎉🎉",
+]
+
+
+def test_broken_text_is_degenerate():
+    assert {text: degeneration(text) for text in BROKEN} == BROKEN
+
+
+def test_unusual_text_is_not_degenerate():
+    assert {text: degeneration(text) for text in FINE} == dict.fromkeys(FINE)
+
+
+letters = st.text(st.characters(categories=["L"]), min_size=1, max_size=20)
+
+
+@settings(deadline=None)
+@given(letters, st.sampled_from([" ", ", ", "\n", ". ", "", " - "]), st.integers(8, 60))
+def test_any_word_repeated_eight_times_is_degenerate(word, between, times):
+    assert degeneration(between.join([word] * times)) == "repetition"
+
+
+SUBJECTS = [
+    "the sailor",
+    "a clever fox",
+    "my neighbour",
+    "the old clock",
+    "every student",
+    "our teacher",
+    "one small bird",
+]
+VERBS = ["carried", "found", "painted", "forgot", "described", "bought", "followed"]
+OBJECTS = ["a letter", "the blue door", "seven apples", "her garden", "some music", "the harbour", "a short story"]
+sentences = st.tuples(st.sampled_from(SUBJECTS), st.sampled_from(VERBS), st.sampled_from(OBJECTS))
+ordinary = st.lists(sentences, min_size=1, max_size=25, unique=True).map(
+    lambda parts: " ".join(f"{subject.capitalize()} {verb} {thing}." for subject, verb, thing in parts)
+)
+
+
+@settings(deadline=None)
+@given(ordinary)
+def test_ordinary_sentences_are_not_degenerate(text):
+    assert degeneration(text) is None
+
+
+@settings(deadline=None)
+@given(ordinary, letters)
+def test_a_text_that_ends_in_a_longer_loop_is_degenerate(text, word):
+    assert degeneration(text + (" " + word) * (8 + len(text))) == "repetition"
+    assert degeneration(text + " " + word) is None  # the same word once is no repetition
+
+
+@settings(deadline=None)
+@given(st.text(max_size=300))
+def test_every_text_is_fine_or_of_one_kind_of_degeneration(text):
+    assert degeneration(text) in (None, "empty", "no words", "repetition")
+    assert (degeneration(text) == "empty") == (not text.strip())
+
+
+def test_units_up_to_the_limit_are_detected():
+    def unit(length):
+        return "".join(chr(0x4E00 + i) for i in range(length))
+
+    assert degeneration(unit(LONGEST_UNIT) * 4) == "repetition"
+    assert degeneration(unit(LONGEST_UNIT) * 3) is None
+    assert degeneration(unit(LONGEST_UNIT + 1) * 4) is None

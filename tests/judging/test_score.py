@@ -1,0 +1,13 @@
+"""Scores: a value if and only if the completion was scored."""
+
+import pytest
+
+from rhumbline.errors import ProtocolError
+from rhumbline.judging.score import Score
+
+
+def test_a_score_has_a_value_if_and_only_if_it_is_scored():
+    assert Score(None, "unscored", "the judge gave no answer").value is None
+    for value, cls in ((None, "complied"), (0.0, "unscored")):
+        with pytest.raises(ProtocolError, match="unscored"):
+            Score(value, cls)
