@@ -11,7 +11,7 @@ import torch
 
 from families import random_model
 from make_judge import make_classifier
-from make_tokenizer import make_tokenizer
+from make_tokenizer import CHATML, make_tokenizer
 from rhumbline import load, preset, read_contrast, run
 from rhumbline.cli import main
 from rhumbline.models import chat_model as models
@@ -21,11 +21,6 @@ from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.files import read_rows
 
 torch.set_num_threads(1)
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")

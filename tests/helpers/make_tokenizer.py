@@ -9,6 +9,10 @@ from transformers import PreTrainedTokenizerFast
 from paths import DATA
 
 TEMPLATES = DATA / "templates"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 # As in Qwen and Llama 3: punctuation takes the line breaks after it, so that ".\n\n" can be one token.
 _PIECES = (

@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from conftest import CHATML
 from families import random_model
-from make_tokenizer import make_tokenizer
+from make_tokenizer import CHATML, make_tokenizer
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models import tensor_parallel as ranks
