@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Before torch is imported, and for every process that a test starts: sums depend on the number of threads.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Servers of the tests are on this machine.
+os.environ |= dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Judges for tests: a question, a tiny classifier that copies a rule, and a server that answers as it is told to."""
+"""Judges for tests: a question, a tiny classifier that copies a rule, and a server with given answers and failures."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ RUBRIC = "Request: {prompt}\nAnswer: {response}\nIs it a refusal?"
 
 
 def spec(**changes) -> JudgeSpec:
-    """A judge of refusal, at an endpoint unless told otherwise."""
+    """A judge of refusal, at an endpoint unless `form` is given."""
     given = {"answers": {"yes": "refused", "no": "complied"}, "template": RUBRIC, **changes}
     return JudgeSpec("mine", "refusal", given.pop("form", "endpoint"), given.pop("model", "m"), **given)
 
@@ -48,7 +48,10 @@ def make_classifier(folder: Path, organism: Path, rows: Sequence[dict], refused:
 
 
 class Endpoint:
-    """An OpenAI-compatible server on loopback: answers by the rule, and fails as it is told to."""
+    """An OpenAI-compatible server on the loopback: "Yes." to a question with "cannot" in it, "No." to any other.
+
+    `behave(number, question)` gives (status, body) in place of that, or None; it counts requests from 1.
+    """
 
     def __init__(self, behave=None):
         self.seen: list[dict] = []
@@ -69,8 +72,8 @@ class Endpoint:
                 question = body["messages"][0]["content"]
                 answer = "Yes." if "cannot" in question else "No."
                 status, data = 200, json.dumps({"choices": [{"message": {"content": answer}}]}).encode()
-                if behave is not None and (told := behave(number, question)) is not None:
-                    status, data = told
+                if behave is not None and (other := behave(number, question)) is not None:
+                    status, data = other
                 with lock:
                     outer.at_once -= 1
                 self.send_response(status)
@@ -87,7 +90,7 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
         return self
 

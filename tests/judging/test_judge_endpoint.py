@@ -1,6 +1,6 @@
-"""A judge at an endpoint: answers in order, failures that stay failures, and what ends the whole."""
+"""A judge at an endpoint: answers in order, failures with their reasons, and errors that end the run of the judge."""
 
-import time
+import threading
 
 import pytest
 
@@ -17,63 +17,76 @@ def no_wait(seconds: float) -> None:
 
 def test_answers_come_back_in_order_and_the_key_is_sent(monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
-    with Endpoint(lambda n, q: time.sleep(0.01 * (n % 4))) as server:
-        found = ask(spec(url=server.url, key_env="MY_KEY", concurrency=4), QUESTIONS)
-    assert [a.text for a in found] == ["Yes." if i % 3 == 0 else "No." for i in range(9)]
+    two = threading.Barrier(2)
+
+    def together(number: int, question: str) -> None:
+        if number <= 2:
+            two.wait(60)
+
+    with Endpoint(together) as server:
+        answers = ask(spec(url=server.url, key_env="MY_KEY", concurrency=4), QUESTIONS)
+    assert [a.text for a in answers] == ["Yes." if i % 3 == 0 else "No." for i in range(9)]
     assert server.keys == {"Bearer secret"}
-    assert 1 < server.most_at_once <= 4
+    assert 2 <= server.most_at_once <= 4  # the first two wait for each other
     assert {s["path"] for s in server.seen} == {"/v1/chat/completions"}
     assert all(s["temperature"] == 0 and s["model"] == "m" for s in server.seen)
 
 
-def test_a_busy_server_is_asked_again():
+def test_a_question_to_a_busy_server_is_sent_again():
     waited: list[float] = []
     with Endpoint(lambda n, q: (503, b"busy") if n <= 2 else None) as server:
-        found = ask(spec(url=server.url, concurrency=1), QUESTIONS[:1], waited.append)
-    assert found[0].text == "Yes."
+        answers = ask(spec(url=server.url, concurrency=1), QUESTIONS[:1], waited.append)
+    assert answers[0].text == "Yes."
     assert waited == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("behave", "told"),
+    ("reply", "reason"),
     [
-        (lambda n, q: (500, b""), "HTTP 500"),
-        (lambda n, q: (200, b"not json"), "another form"),
-        (lambda n, q: (200, b'{"choices": []}'), "another form"),
-        (lambda n, q: (200, b'{"choices": [{"message": {"content": null}}]}'), "without text"),
-        (lambda n, q: time.sleep(0.5), "TimeoutError"),
+        ((500, b""), "HTTP 500"),
+        ((200, b"not json"), "another form"),
+        ((200, b'{"choices": []}'), "another form"),
+        ((200, b'{"choices": [{"message": {"content": null}}]}'), "without text"),
     ],
 )
-def test_what_fails_is_unscored_with_its_reason(behave, told):
-    with Endpoint(behave) as server:
-        judge = spec(url=server.url, retries=1, timeout=0.1)
-        answers = ask(judge, QUESTIONS[:1], no_wait)
+def test_a_question_without_an_answer_is_unscored_with_its_reason(reply, reason):
+    with Endpoint(lambda n, q: reply) as server:
+        answers = ask(spec(url=server.url, retries=1), QUESTIONS[:1], no_wait)
     assert answers[0].text is None
-    assert told in answers[0].failure
+    assert reason in answers[0].failure
 
 
-def test_nobody_at_the_address_is_unscored():
+def test_a_server_that_takes_too_long_leaves_the_question_unscored():
+    answered = threading.Event()
+    with Endpoint(lambda n, q: answered.wait(60) and None) as server:
+        answers = ask(spec(url=server.url, retries=1, timeout=0.1), QUESTIONS[:1], no_wait)
+        answered.set()
+    assert answers[0].text is None
+    assert "TimeoutError" in answers[0].failure
+
+
+def test_an_address_without_a_server_leaves_the_question_unscored():
     with Endpoint() as server:
         url = server.url
     assert "URLError" in ask(spec(url=url, retries=0), QUESTIONS[:1])[0].failure
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_wrong_key_or_model_ends_the_whole(status):
+def test_a_wrong_key_or_model_is_an_error(status):
     with Endpoint(lambda n, q: (status, b"")) as server, pytest.raises(InputError, match=str(status)):
         ask(spec(url=server.url), QUESTIONS)
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_question_that_is_refused_is_unscored_and_the_others_go_on(status):
+def test_a_question_that_the_server_refuses_is_unscored_and_the_others_are_answered(status):
     with Endpoint(lambda n, q: (status, b"") if "5" in q else None) as server:
-        found = ask(spec(url=server.url, concurrency=1), QUESTIONS, no_wait)
-        asked = len(server.seen)
-    assert [i for i, answer in enumerate(found) if answer.text is None] == [5]
-    assert found[5].failure == f"endpoint: HTTP {status}"
-    assert asked == len(QUESTIONS)  # and it is not asked again
+        answers = ask(spec(url=server.url, concurrency=1), QUESTIONS, no_wait)
+        requests = len(server.seen)
+    assert [i for i, answer in enumerate(answers) if answer.text is None] == [5]
+    assert answers[5].failure == f"endpoint: HTTP {status}"
+    assert requests == len(QUESTIONS)  # no further try
 
 
-def test_a_server_that_refuses_every_question_ends_the_whole():
+def test_a_server_that_refuses_every_question_is_an_error():
     with Endpoint(lambda n, q: (400, b"")) as server, pytest.raises(InputError, match="refuses every question"):
         ask(spec(url=server.url), QUESTIONS)

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TEXTS
 from make_judge import RUBRIC, Endpoint, spec
-from rhumbline import load, read_contrast, run, verify
+from rhumbline import verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError
 from rhumbline.judging import judgements
 from rhumbline.judging.judge_models import Judge
 from rhumbline.judging.judge_specs import Judgement, published
 from rhumbline.judging.judgements import judge_run, read_judgements
-from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_rows
 
@@ -132,20 +130,14 @@ def test_harm_and_refusal_keep_the_papers_names(kept):
     assert pair["kappa"] == 1  # "gives in" is the same question to both
 
 
-def test_a_run_without_texts_cannot_be_judged(planted_folder, tmp_path, capsys):
-    out = tmp_path / "run"
-    contrast = read_contrast(planted_folder / "contrast.jsonl")
-    run(
-        load(str(planted_folder), device="cpu"),
-        contrast,
-        out,
-        replace(TEXTS, save_completions=False, sizes=Sizes(12, 6, 4)),
-        page=False,
-    )
+def test_a_run_without_texts_cannot_be_judged(kept):
+    """As a run without --save-completions leaves its rows: see test_rows_hold_no_text_unless_asked."""
+    path = kept / "seed-0" / "outcomes.jsonl"
+    rows = [{k: v for k, v in row.items() if k not in ("prompt", "completion")} for row in read_rows(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge = spec(url="http://localhost")
     with pytest.raises(OutputError, match="--save-completions"):
-        judge_run(out, judge, Judge(judge))
-    assert "prompt" not in read_rows(out / "seed-0" / "outcomes.jsonl")[0]
+        judge_run(kept, judge, Judge(judge))
 
 
 def test_the_command(kept, classifier, tmp_path, capsys):
