@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.directions_file import DirectionsRecord
+from rhumbline.records.held_out_files import LevelTexts, Outcome, Separation
 from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
 from rhumbline.records.selection_files import Extracted, FastMetric, Selection, SplitIds, StyleJudges
 from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
 from rhumbline.records.suffix_file import SuffixRecord
-from rhumbline.records.test_files import LevelTexts, Outcome, Separation
 
 AnalysisRecord = GeometryRecord | BaseRecord | SuffixRecord | DirectionsRecord | MonitorRecord
 """Result of an analysis of a run."""
