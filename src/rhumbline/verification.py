@@ -6,6 +6,7 @@ Runs no model.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,15 @@ from rhumbline.errors import RhumblineError
 from rhumbline.evidence import paired_benchmarks as pairing
 from rhumbline.evidence import side_effects as costs
 from rhumbline.evidence.continuous_scores import Levels, confounds, neutral_level, pooled_levels
-from rhumbline.evidence.selection_rules import ScoredCandidate, SelectionRule, choose
+from rhumbline.evidence.selection_rules import SelectionRule, choose, count_discards
 from rhumbline.evidence.statistics import arm_rates, effects
 from rhumbline.evidence.summaries import adjust, dose_curves, pooled, readouts, shift, stability_table, wide_effects
 from rhumbline.evidence.verdict import Verdict, decide, overall
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.records.directory import SCHEMA, RunDirectory
 from rhumbline.records.files import finite, read_json, sha256
+from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.selection_files import Candidate, Selection
 
 
 def assemble(directory: RunDirectory) -> dict[str, Any]:
@@ -83,10 +86,7 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
     wide, moves = wide_effects(wide_rows, drawn, rule.same_cosine), shift(wide_rows)
     for effect in moved:
         effect["wide"] = next((w["families"] for w in wide if w["name"] == effect["name"]), {})
-    reason = selection["reason"]
-    if reason is not None:
-        # `decide` says "no candidate passed" itself.
-        reason = reason.removeprefix("no candidate passed: ")
+    reason = _no_candidate(directory.read_record(Selection, seed), extraction["n"])
     unit = style.levels.unit()._asdict() if style else None
     behaviour = directory.protocol["behaviour"]
     verdict = decide(rule, arms, moved, behaviour, reason, moves["kl"], nulls["groups"], unit)
@@ -123,6 +123,22 @@ def _seed(directory: RunDirectory, seed: int, rule: Rule, rows: list[dict[str, A
     if style is not None:
         summary["style"] = {"unit": unit, **style.record, "confounds": confounds(rows), "neutral": style.neutral}
     return finite(summary), verdict
+
+
+def _no_candidate(selection: Selection, n: Mapping[str, Mapping[str, int]]) -> str | None:
+    """Why nothing was selected, with the numbers; None if a candidate was."""
+    match selection.reason:
+        case None:
+            return None
+        case NoCandidate.ALL_DISCARDED:
+            return ", ".join(f"{count} {why}" for why, count in count_discards(selection.candidates).items())
+        case NoCandidate.NO_PROMPTS:
+            empty = [
+                f"{split} {label}" for split in ("train", "val") for label, count in n[split].items() if count == 0
+            ]
+            return f"{selection.reason} in {', '.join(empty)}"
+        case reason:
+            return str(reason)
 
 
 def _rows(directory: RunDirectory, seed: int, pattern: str) -> list[dict[str, Any]]:
@@ -226,27 +242,28 @@ def _changed_files(directory: RunDirectory, recorded: Mapping[str, str]) -> list
 
 def _selection_faults(directory: RunDirectory, seed: int) -> list[str]:
     name = f"seed-{seed}/selection.json"
-    selection = directory.load(directory.seed(seed) / "selection.json")
-    if not selection["candidates"]:
+    selection = directory.read_record(Selection, seed)
+    if not selection.candidates:
         return []
     rule = SelectionRule(**directory.protocol["selection"])
-    if not selection.get("room", True):
-        rule = rule.without_room()
-    # The layer cut is the rule's own; other reasons (no difference, not needed) were found while scoring.
-    table = [ScoredCandidate(**{**row, "discarded": _kept_reason(row)}) for row in selection["candidates"]]
-    choice = choose(table, directory.protocol["model"]["n_layers"], rule)
-    again = None if choice.selected is None else (choice.selected.position, choice.selected.layer)
-    cell = selection["selected"]
-    said = None if cell is None else (cell["position"], cell["layer"])
-    faults = [] if again == said else [f"{name}: the rule chooses {again} from its scores, the file says {said}"]
-    if choice.survivors != selection["survivors"]:
-        faults.append(f"{name}: {choice.survivors} candidates survive the rule, the file says {selection['survivors']}")
+    if not selection.has_room:
+        rule = rule.without_induce_and_kl()
+    # The layer cut is the rule's own; other reasons (no difference, not needed) were recorded while scoring.
+    table = [replace(row, discarded=_kept_reason(row)) for row in selection.candidates]
+    result = choose(table, directory.protocol["model"]["n_layers"], rule)
+    again, recorded = (
+        None if row is None else (int(row.position), row.layer) for row in (result.selected, selection.selected)
+    )
+    faults = []
+    if again != recorded:
+        faults.append(f"{name}: the rule selects {again} from the scores, the file contains {recorded}")
+    if result.survivors != selection.survivors:
+        faults.append(f"{name}: {result.survivors} candidates survive the rule, the file states {selection.survivors}")
     return faults
 
 
-def _kept_reason(row: Mapping[str, Any]) -> str | None:
-    scored = all(row[k] is not None for k in ("bypass", "induce", "kl"))
-    return None if scored else row["discarded"]
+def _kept_reason(row: Candidate) -> Discard | None:
+    return row.discarded if None in (row.bypass, row.induce, row.kl) else None
 
 
 def _differences(expected: Any, found: Any, at: str) -> list[str]:

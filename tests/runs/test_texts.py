@@ -11,7 +11,7 @@ import torch
 from rhumbline import load, run, verify
 from rhumbline.errors import ContrastError, ProtocolError, TemplateError
 from rhumbline.evidence.selection_rules import STYLE as STYLE_SELECTION
-from rhumbline.evidence.selection_rules import ScoredCandidate, choose
+from rhumbline.evidence.selection_rules import choose
 from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.paired_log_odds import PairedLogOdds
@@ -26,6 +26,9 @@ from rhumbline.organisms.style_rows import asked_rows, style_contrasts
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS, Prompt, Sizes, split_contrast
 from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
+from rhumbline.records.positions import Position
+from rhumbline.records.reasons import Discard
+from rhumbline.records.selection_files import Candidate
 
 
 @pytest.fixture
@@ -110,15 +113,14 @@ def test_both_answers_are_read_and_every_prompt_is_asked_once(tmp_path):
         read_contrast(path)
 
 
-def test_without_room_losing_the_behaviour_is_no_fault_of_a_candidate():
-    table = [ScoredCandidate(0, 2, -1.0, -0.2, 0.6, content=1.0, moved=0.9)]
+def test_without_induce_and_kl_a_candidate_that_removes_the_behaviour_survives():
+    table = [Candidate(Position(0), 2, -1.0, -0.2, 0.6, content=1.0, moved=0.9)]
     assert choose(table, 10, STYLE_SELECTION).selected is None
-    found = choose(table, 10, STYLE_SELECTION.without_room()).selected
+    found = choose(table, 10, STYLE_SELECTION.without_induce_and_kl()).selected
     assert found is not None
     assert found.layer == 2
-    (lost,) = choose([replace(table[0], content=0.5)], 10, STYLE_SELECTION.without_room()).candidates
-    assert lost.discarded is not None
-    assert "loses content" in lost.discarded
+    (lost,) = choose([replace(table[0], content=0.5)], 10, STYLE_SELECTION.without_induce_and_kl()).candidates
+    assert lost.discarded is Discard.LOSES_CONTENT
 
 
 def test_a_response_needs_tokens_of_its_own(small):

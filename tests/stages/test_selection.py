@@ -9,11 +9,21 @@ from hypothesis import strategies as st
 
 from paths import DATA
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, ScoredCandidate, SelectionRule, choose, read_scores
+from rhumbline.evidence.selection_rules import (
+    ARDITI2024,
+    BLOG2026,
+    SelectionRule,
+    choose,
+    describe_discard,
+    read_scores,
+)
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction, ablate
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import kl_divergence, refusal_metric
 from rhumbline.models.hooks import hooked
+from rhumbline.records.positions import Position
+from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.selection_files import Candidate
 from rhumbline.stages.selection import score_candidates
 from tolerances import near
 
@@ -26,7 +36,7 @@ def test_the_authors_choice_is_reproduced(name):
     published = json.loads((GOLDEN / f"{name}.json").read_text())["selected"]
     selected = choose(table, n_layers, ARDITI2024).selected
     assert selected is not None
-    assert {"position": selected.position, "layer": selected.layer} == published
+    assert {"position": int(selected.position), "layer": selected.layer} == published
 
 
 def test_the_literal_reading_of_the_layer_cut_fails_on_yi():
@@ -37,33 +47,38 @@ def test_the_literal_reading_of_the_layer_cut_fails_on_yi():
     assert 0.8 * n_layers > int(0.8 * n_layers)
     assert right.selected is not None
     assert literal.selected is not None
-    assert (right.selected.position, right.selected.layer) == (-5, 20)
-    assert (literal.selected.position, literal.selected.layer) != (-5, 20)
+    assert (int(right.selected.position), right.selected.layer) == (-5, 20)
+    assert (int(literal.selected.position), literal.selected.layer) != (-5, 20)
     assert literal.selected.layer == int(0.8 * n_layers)
 
 
 def cell(position=-1, layer=3, bypass=-5.0, induce=2.0, kl=0.01, **more):
-    return ScoredCandidate(position, layer, bypass, induce, kl, **more)
+    return Candidate(Position(position), layer, bypass, induce, kl, **more)
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (cell(layer=8), "too late"),
-        (cell(kl=0.2), "kl too large"),
-        (cell(induce=-0.1), "does not induce"),
+        (cell(layer=8), "too late (layer 8 >= 8)"),
+        (cell(kl=0.2), "kl too large (0.2 > 0.1)"),
+        (cell(induce=-0.1), "does not induce (-0.1 < 0)"),
         (cell(bypass=math.nan), "not finite"),
         (cell(induce=math.inf), "not finite"),
-        (cell(kl=None), "not scored"),
-        (cell(bypass=None, induce=None, kl=None, discarded="no difference (norm 0)"), "no difference"),
+        (cell(kl=None), "not scored (kl)"),
+        (
+            cell(bypass=None, induce=None, kl=None, norm=0.0, discarded=Discard.NO_DIFFERENCE),
+            "no difference (norm 0)",
+        ),
     ],
 )
 def test_every_discarded_candidate_has_its_reason(row, reason):
     choice = choose([row], 10, ARDITI2024)
     assert choice.selected is None
     assert choice.survivors == 0
-    assert choice.candidates[0].discarded.startswith(reason)
-    assert choice.reason.startswith("no candidate passed: 1 ")
+    (discarded,) = choice.candidates
+    assert describe_discard(discarded, 10, ARDITI2024) == reason
+    assert reason.startswith(str(discarded.discarded))
+    assert choice.reason is NoCandidate.ALL_DISCARDED
     survivor = cell(position=-2, bypass=100.0)
     assert choose([row, survivor], 10, ARDITI2024).selected == survivor  # however bad: it passed
 
@@ -76,10 +91,10 @@ def test_the_bounds_themselves_pass(row):
 def test_ties_go_to_the_earliest_position_then_the_lowest_layer():
     rows = [cell(-1, 2), cell(-3, 5), cell(-3, 4), cell(-2, 1)]
     choice = choose(rows, 10, ARDITI2024)
-    assert (choice.selected.position, choice.selected.layer) == (-3, 4)
+    assert (int(choice.selected.position), choice.selected.layer) == (-3, 4)
     assert len(choice.tied) == 3
     near = choose([cell(-1, 2, -5.0), cell(-2, 2, -4.96), cell(-3, 2, -4.0)], 10, ARDITI2024)
-    assert [(t.position, t.layer) for t in near.tied] == [(-2, 2)]
+    assert [(int(t.position), t.layer) for t in near.tied] == [(-2, 2)]
 
 
 def test_the_blogs_rule_takes_the_largest_swing():
@@ -101,7 +116,7 @@ scores = st.one_of(st.none(), st.floats(-20, 20), st.sampled_from([math.nan, mat
     )
 )
 def test_a_choice_satisfies_its_rule_and_nothing_better_does(table):
-    rows = [ScoredCandidate(p, layer, *s) for (p, layer), s in table.items()]
+    rows = [Candidate(Position(p), layer, *s) for (p, layer), s in table.items()]
     choice = choose(rows, 10, ARDITI2024)
     passing = [
         r
@@ -184,8 +199,8 @@ def test_scores_equal_the_formulas_written_out(family, family_model):
 
     table = score_candidates(Runner(chat_model), candidates, (-2, -1), POSITIVE, NEGATIVE, metric, ARDITI2024)
     assert len(table) == 8
-    by_cell = {(r.position, r.layer): r for r in table}
-    assert by_cell[-2, 1].discarded.startswith("no difference")
+    by_cell = {(int(r.position), r.layer): r for r in table}
+    assert by_cell[-2, 1].discarded is Discard.NO_DIFFERENCE
     assert by_cell[-1, 3].bypass is None  # int(0.8 * 4) = 3: never evaluated
     for (position, layer), row in by_cell.items():
         if layer == 3 or (position, layer) == (-2, 1):
@@ -246,7 +261,7 @@ def test_a_lazy_grid_makes_the_choice_of_the_full_one(family, rule, family_model
         if chosen.selected is not None:
             assert again.selected.position == chosen.selected.position
             assert again.selected.layer == chosen.selected.layer
-            assert [(t.position, t.layer) for t in again.tied] == [(t.position, t.layer) for t in chosen.tied]
+            assert [(int(t.position), t.layer) for t in again.tied] == [(int(t.position), t.layer) for t in chosen.tied]
         by_cell = {(r.position, r.layer): r for r in full}
         for row in lazy:
             for name in ("bypass", "induce", "kl"):
@@ -265,8 +280,8 @@ def test_near_ties_are_scored_again_in_one_shape(family_model):
     table = score_candidates(runner, candidates, (-2, -1), POSITIVE, NEGATIVE,
                              lambda logits: refusal_metric(logits, [17]), rule)  # fmt: skip
     choice = choose(table, 4, rule)
-    assert choice.selected.position == -2  # the earliest position
+    assert choice.selected.position == Position(-2)  # the earliest position
     assert choice.selected.rescored
-    assert (choice.tied[0].position, choice.tied[0].layer) == (-1, choice.selected.layer)
+    assert (int(choice.tied[0].position), choice.tied[0].layer) == (-1, choice.selected.layer)
     others = [r for r in table if r.layer not in (3, choice.selected.layer)]
     assert not any(r.rescored for r in others)

@@ -1,7 +1,7 @@
-"""A table of scores and a rule in, one candidate out, or the reason why none: read from disk or scored just now.
+"""Apply a selection rule to a table of scores: the selected candidate, its ties, and why each other one was discarded.
 
-Promises: a rule is a pure function of the table, so a table can be re-read by anyone; every discarded candidate has its
-reason; nobody surviving is an outcome. Knows scores. Does not know models or prompts, and imports no torch.
+A rule is a pure function of the table, so a stored table gives the same selection again. Every discarded candidate has
+a reason. No surviving candidate is a valid outcome. Independent of models and prompts.
 """
 
 import math
@@ -12,33 +12,33 @@ from typing import Any, Literal, TypeGuard
 
 from rhumbline.errors import ProtocolError
 from rhumbline.records.files import read_given
-
-NOT_NEEDED = "not needed"
-"""Why a lazy grid left a score out: the choice does not depend on it."""
+from rhumbline.records.positions import Position
+from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.selection_files import Candidate
 
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """How one candidate is chosen from the table of scores."""
+    """How one candidate is selected from the table of scores."""
 
     name: str
     criterion: Literal["lowest-bypass", "largest-swing", "most-moved"]
-    """`largest-swing` maximises induce - bypass: how far the metric can be moved both ways on validation. `most-moved`
-    maximises how far the score of whole validation completions is moved, the lesser of both ways."""
+    """`largest-swing` maximises induce - bypass. `most-moved` maximises the change of the score of whole validation
+    completions, the smaller of suppression and induction."""
     max_layer_share: float | None = 0.8
     """Candidates at layer int(share * L) and above are discarded (None: no cut)."""
     max_kl: float | None = 0.1
-    """Candidates whose ablation moves harmless next-token distributions further are discarded (nats)."""
+    """Candidates with a larger KL score are discarded (nats)."""
     min_induce: float | None = 0.0
-    """Candidates whose addition leaves the metric on harmless prompts below this are discarded."""
+    """Candidates with a smaller induce score are discarded."""
     min_content: float | None = None
-    """The chosen candidate must leave this share of the content that validation completions have at baseline, under its
-    ablation and under its addition; where it does not, the next one is asked (None: content is not looked at)."""
+    """Candidates that leave a smaller share of the content of baseline completions on validation prompts, under
+    ablation or under addition, are discarded (None: content is not measured)."""
     kl_outside: bool = False
-    """Whether kl leaves out the behaviour's own tokens: negatives may have some of the behaviour, and losing it is the
-    effect and no damage."""
+    """Whether the KL score excludes the tokens of the behaviour. Use it if negatives have some of the behaviour: its
+    loss is then an effect, not damage."""
     tie_margin: float = 0.05
-    """Survivors this close to the chosen one (in the criterion's units) are reported as tied."""
+    """Survivors within this distance of the selected one (in units of the criterion) are tied."""
 
     def __post_init__(self):
         faults = []
@@ -53,131 +53,139 @@ class SelectionRule:
         if faults:
             raise ProtocolError(f"selection rule {self.name!r}: {'; '.join(faults)}.")
 
-    def fast(self) -> "SelectionRule":
-        """The rule without what needs completions: for refits, and to know whom to complete for."""
+    def metric_only(self) -> "SelectionRule":
+        """The rule without the criteria that need completions."""
         criterion = "largest-swing" if self.criterion == "most-moved" else self.criterion
         return replace(self, criterion=criterion, min_content=None)
 
-    def without_room(self) -> "SelectionRule":
-        """The rule where negatives show the behaviour as positives do: losing it there is no damage, and adding it says
-        nothing."""
+    def without_induce_and_kl(self) -> "SelectionRule":
+        """The rule without the induce and KL criteria, for negatives that show the behaviour as positives do."""
         return replace(self, max_kl=None, min_induce=None)
 
     def needed(self) -> tuple[str, ...]:
-        """The scores without which a candidate cannot be chosen."""
+        """The scores without which a candidate cannot be selected."""
         swing = self.criterion != "lowest-bypass"
         wanted = {"bypass": True, "induce": swing or self.min_induce is not None, "kl": self.max_kl is not None}
         return tuple(name for name, is_needed in wanted.items() if is_needed)
 
     def first_cut_layer(self, n_layers: int) -> int:
         """The lowest layer that is discarded for its depth."""
-        # int(), as the authors' code has it: a literal layer < 0.8 L changes the published choice of Yi-6B.
+        # int(), as in the authors' code: a literal layer < 0.8 L changes the published selection of Yi-6B.
         return n_layers if self.max_layer_share is None else int(self.max_layer_share * n_layers)
+
+    def criterion_of(self, row: Candidate) -> float:
+        """The criterion of a scored candidate that the rule minimises."""
+        assert row.bypass is not None
+        if self.criterion == "lowest-bypass":
+            return row.bypass
+        if self.criterion == "most-moved":
+            assert row.moved is not None
+            return -row.moved
+        assert row.induce is not None
+        return row.bypass - row.induce
 
 
 ARDITI2024 = SelectionRule("arditi2024", "lowest-bypass")
 BLOG2026 = SelectionRule("blog2026", "largest-swing", max_layer_share=None, max_kl=None, min_induce=None)
 STYLE = SelectionRule("style", "most-moved", min_content=0.9, kl_outside=True)
-"""The three criteria of the paper say who is in question; ablation of a style often reads the same at many layers, so
-that whole validation completions choose: what moves their score furthest both ways, and leaves the content."""
+"""The paper's three criteria discard candidates. Ablation of a style often has the same metric at many layers, so whole
+validation completions select among the others: the largest change of their score both ways that leaves the content."""
 
 
 @dataclass(frozen=True)
-class ScoredCandidate:
-    """One cell of the table. A score that was not computed is None and `discarded` says why."""
+class SelectionResult:
+    """The result of a rule applied to a table."""
 
-    position: int
-    layer: int
-    bypass: float | None
-    """Mean metric on positives under ablation; lower is better."""
-    induce: float | None
-    """Mean metric on negatives under addition; higher is better."""
-    kl: float | None
-    """Mean KL(baseline || ablated) of negatives' next-token distributions, nats."""
-    norm: float | None = None
-    discarded: str | None = None
-    content: float | None = None
-    """Smallest share of the baseline's content under ablation and addition; None where nobody had to ask."""
-    moved: float | None = None
-    """How far whole completions were moved, the lesser of both ways, in units of the gap between the classes."""
-    rescored: bool = False
-    """Scored a second time, in one batch shape, because a comparison was closer than rounding."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a rule made of a table."""
-
-    selected: ScoredCandidate | None
+    selected: Candidate | None
+    """None: every candidate is discarded."""
     survivors: int
-    tied: tuple[ScoredCandidate, ...]
-    """Other survivors within the rule's tie margin, nearest first."""
-    candidates: tuple[ScoredCandidate, ...]
-    """The table in reading order, every discarded row with its reason."""
+    """Candidates that are not discarded."""
+    tied: tuple[Candidate, ...]
+    """Other survivors within the tie margin of the rule, nearest first."""
+    candidates: tuple[Candidate, ...]
+    """The table by position and layer; every discarded candidate has its reason."""
 
     @property
-    def reason(self) -> str | None:
-        """Why nobody was chosen, with the counts; None when somebody was."""
-        if self.selected is not None:
-            return None
-        counts: dict[str, int] = {}
-        for row in self.candidates:
-            kind = (row.discarded or "").split(" (")[0]
-            counts[kind] = counts.get(kind, 0) + 1
-        return "no candidate passed: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+    def reason(self) -> NoCandidate | None:
+        """Why nothing was selected; None if a candidate was."""
+        return NoCandidate.ALL_DISCARDED if self.selected is None else None
 
 
-def choose(table: Sequence[ScoredCandidate], n_layers: int, rule: SelectionRule) -> Choice:
+def choose(table: Sequence[Candidate], n_layers: int, rule: SelectionRule) -> SelectionResult:
     """Apply `rule` to a table of scores. Ties go to the earliest position, then to the lowest layer."""
     rows = [replace(row, discarded=why_discarded(row, n_layers, rule)) for row in table]
     rows.sort(key=lambda row: (row.position, row.layer))
     alive = [row for row in rows if row.discarded is None]
     if not alive:
-        return Choice(None, 0, (), tuple(rows))
-    best = min(alive, key=lambda row: (merit_of(row, rule), row.position, row.layer))
-    near = [row for row in alive if row is not best and merit_of(row, rule) - merit_of(best, rule) <= rule.tie_margin]
-    return Choice(best, len(alive), tuple(sorted(near, key=lambda row: merit_of(row, rule))), tuple(rows))
+        return SelectionResult(None, 0, (), tuple(rows))
+    best = min(alive, key=lambda row: (rule.criterion_of(row), row.position, row.layer))
+    limit = rule.criterion_of(best)
+    near = [row for row in alive if row is not best and rule.criterion_of(row) - limit <= rule.tie_margin]
+    return SelectionResult(best, len(alive), tuple(sorted(near, key=rule.criterion_of)), tuple(rows))
 
 
-def merit_of(row: ScoredCandidate, rule: SelectionRule) -> float:
-    """What the rule minimises."""
-    assert row.bypass is not None
-    if rule.criterion == "lowest-bypass":
-        return row.bypass
-    if rule.criterion == "most-moved":
-        assert row.moved is not None
-        return -row.moved
-    assert row.induce is not None
-    return row.bypass - row.induce
+# -- why a candidate is discarded -------------------------------------------------------------------------------------
 
 
-def why_discarded(row: ScoredCandidate, n_layers: int, rule: SelectionRule) -> str | None:
-    """The first reason for which the rule discards this row, or None: it is a candidate for the choice."""
-    cut = rule.first_cut_layer(n_layers)
-    if row.layer >= cut:
-        return f"too late (layer {row.layer} >= {cut})"
+def why_discarded(row: Candidate, n_layers: int, rule: SelectionRule) -> Discard | None:
+    """The first reason for which the rule discards this candidate; None: it survives."""
+    if row.layer >= rule.first_cut_layer(n_layers):
+        return Discard.TOO_LATE
     if row.discarded is not None:
         return row.discarded
-    scores = {"bypass": row.bypass, "induce": row.induce, "kl": row.kl}
-    broken = [name for name, value in scores.items() if value is not None and not math.isfinite(value)]
-    if broken:
-        return f"not finite ({', '.join(broken)})"
+    if any(value is not None and not math.isfinite(value) for value in (row.bypass, row.induce, row.kl)):
+        return Discard.NOT_FINITE
     if rule.max_kl is not None and row.kl is not None and row.kl > rule.max_kl:
-        return f"kl too large ({row.kl:.3g} > {rule.max_kl:g})"
+        return Discard.KL_TOO_LARGE
     if rule.min_induce is not None and row.induce is not None and row.induce < rule.min_induce:
-        return f"does not induce ({row.induce:.3g} < {rule.min_induce:g})"
+        return Discard.DOES_NOT_INDUCE
     if rule.min_content is not None and row.content is not None and row.content < rule.min_content:
-        return f"loses content ({row.content:.2f} < {rule.min_content:g})"
+        return Discard.LOSES_CONTENT
+    return Discard.NOT_SCORED if _missing(row, rule) else None
+
+
+def describe_discard(row: Candidate, n_layers: int, rule: SelectionRule) -> str:
+    """Why a candidate was discarded, with its numbers, such as `kl too large (0.23 > 0.1)`; empty for a survivor."""
+    numbers = ""
+    match row.discarded:
+        case None:
+            return ""
+        case Discard.TOO_LATE:
+            numbers = f"layer {row.layer} >= {rule.first_cut_layer(n_layers)}"
+        case Discard.NO_DIFFERENCE if row.norm is not None:
+            numbers = f"norm {row.norm:.2g}"
+        case Discard.KL_TOO_LARGE if row.kl is not None and rule.max_kl is not None:
+            numbers = f"{row.kl:.3g} > {rule.max_kl:g}"
+        case Discard.DOES_NOT_INDUCE if row.induce is not None and rule.min_induce is not None:
+            numbers = f"{row.induce:.3g} < {rule.min_induce:g}"
+        case Discard.LOSES_CONTENT if row.content is not None and rule.min_content is not None:
+            numbers = f"{row.content:.2f} < {rule.min_content:g}"
+        case Discard.NOT_SCORED:
+            numbers = ", ".join(_missing(row, rule))
+    return f"{row.discarded} ({numbers})" if numbers else str(row.discarded)
+
+
+def count_discards(candidates: Sequence[Candidate]) -> dict[Discard, int]:
+    """Number of candidates for each reason, by reason in alphabetical order."""
+    reasons = sorted(row.discarded for row in candidates if row.discarded is not None)
+    return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+
+
+def _missing(row: Candidate, rule: SelectionRule) -> tuple[str, ...]:
+    """Names of the scores that the rule needs and that were not computed."""
     if rule.criterion == "most-moved" and row.moved is None:
-        return "not scored (moved)"
-    missing = [name for name in rule.needed() if scores[name] is None]
-    return f"not scored ({', '.join(missing)})" if missing else None
+        return ("moved",)
+    return tuple(name for name in rule.needed() if getattr(row, name) is None)
 
 
-def read_scores(path: str | Path) -> tuple[list[ScoredCandidate], int]:
-    """A table of scores, {"n_layers", "candidates": [{"position", "layer", "bypass", "induce", "kl"}]}, and its depth.
+# -- tables that a user passes ----------------------------------------------------------------------------------------
 
-    ProtocolError lists every fault at once.
+
+def read_scores(path: str | Path) -> tuple[list[Candidate], int]:
+    """A table of scores and the number of layers, from a JSON file.
+
+    Form: {"n_layers", "candidates": [{"position", "layer", "bypass", "induce", "kl"}]}. ProtocolError lists every fault
+    at once.
     """
     form = 'an object with "n_layers" and a list "candidates"'
     content = read_given(Path(path), ProtocolError, form)
@@ -193,9 +201,9 @@ def read_scores(path: str | Path) -> tuple[list[ScoredCandidate], int]:
         faults += [f"candidate {index}: {fault}" for fault in wrong]
         if not wrong:
             bypass, induce, kl = (None if entry.get(k) is None else float(entry[k]) for k in ("bypass", "induce", "kl"))
-            rows.append(ScoredCandidate(entry["position"], entry["layer"], bypass, induce, kl, entry.get("norm")))
-    cells = [(row.position, row.layer) for row in rows]
-    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+            rows.append(Candidate(Position(entry["position"]), entry["layer"], bypass, induce, kl, entry.get("norm")))
+    sites = [(int(row.position), row.layer) for row in rows]
+    twice = sorted({site for site in sites if sites.count(site) > 1})
     faults += [f"position {position}, layer {layer} occurs twice" for position, layer in twice]
     if faults:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")

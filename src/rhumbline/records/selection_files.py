@@ -93,16 +93,18 @@ class Candidate:
     """Mean fast metric of negatives under addition, log-odds."""
     kl: float | None
     """Mean KL of the negatives' next-token distributions, baseline to ablated, nats."""
-    norm: float | None
+    norm: float | None = None
     """Length of the difference in means, in units of the residual stream; None: not finite."""
-    discarded: Discard | None
-    """Why it was left out; None of a survivor."""
+    discarded: Discard | None = None
+    """Why the rule discards it; None for a survivor."""
     content: float | None = None
-    """Smallest share of the baseline's content under ablation and addition; None where nobody had to ask."""
+    """Share of the content of baseline completions that ablation and addition leave, the smaller of both; None: not
+    computed."""
     moved: float | None = None
-    """How far the score of whole completions moves, the lesser of both ways, in gaps between the classes."""
+    """Change of the score of whole completions, the smaller of suppression and induction, in gaps between the classes;
+    None: not computed."""
     rescored: bool = False
-    """Whether it was scored again in one batch shape, since a comparison was closer than rounding."""
+    """Whether it was scored again in one batch shape, because a comparison was closer than rounding."""
 
     @property
     def site(self) -> Site:

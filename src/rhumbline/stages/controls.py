@@ -95,9 +95,9 @@ def shuffled_block(run: SeedRun) -> Block:
     def refits(first: int, end: int) -> list[dict[str, Any]]:
         if differences is None:
             return []
-        sites = scored_sites(run.selection["candidates"], run.positions)
+        sites = scored_sites(run.selection.candidates, run.positions)
         found = shuffled_refits(
-            Choosing(run.scorer("nulls"), sites, run.positions, run.rule.fast()),
+            Choosing(run.scorer("nulls"), sites, run.positions, run.rule.metric_only()),
             differences,
             run.kept("val"),
             draws=range(first, end),
@@ -169,8 +169,8 @@ def measure_stability(run: SeedRun, ask: Ask) -> dict[str, Any]:
 
 
 def _best_sites(run: SeedRun) -> list[Site]:
-    rule, n = run.rule.fast(), run.protocol.stability.sites
-    return best_sites(run.selection["candidates"], run.positions, rule, n)
+    rule, n = run.rule.metric_only(), run.protocol.stability.sites
+    return best_sites(run.selection.candidates, run.positions, rule, n)
 
 
 def refit_block(run: SeedRun) -> Block:
@@ -181,7 +181,7 @@ def refit_block(run: SeedRun) -> Block:
     resampled = resample(scorer, *sets, run.positions, refits=plan.refits, prompts=plan.prompts, seed=run.seed)
 
     def refits(first: int, end: int) -> dict[str, Any]:
-        choosing = Choosing(scorer, _best_sites(run), run.positions, run.rule.fast())
+        choosing = Choosing(scorer, _best_sites(run), run.positions, run.rule.metric_only())
         found, between = bootstrap_refits(choosing, resampled, direction, refits=range(first, end))
         return {"refits": [r._asdict() for r in found], "between": between}
 

@@ -6,7 +6,6 @@ content of its own. Sees training and validation prompts only.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,13 +13,17 @@ import numpy as np
 import torch
 
 from rhumbline.axes import TokenIds
-from rhumbline.evidence.selection_rules import ScoredCandidate, choose
+from rhumbline.evidence.selection_rules import choose
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import Extraction, extract
 from rhumbline.judging.metric import Metric
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split
+from rhumbline.records.reasons import NoCandidate
+from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.shared import ByLabel
+from rhumbline.records.shared import Cell as SelectedCell
 from rhumbline.stages.directions import difference_in_means
 from rhumbline.stages.metric_on_test import coefficient_on_validation
 from rhumbline.stages.refusal_tokens import opening_tokens, shifted_tokens
@@ -91,26 +94,20 @@ def _extract(run: SeedRun, split: Split, label: Label) -> Extraction:
 # -- validation: the choice -------------------------------------------------------------------------------------------
 
 
-def select(run: SeedRun, ask: Ask) -> dict[str, Any]:
-    """Scores on the kept validation prompts, and what the rule makes of them."""
+def select(run: SeedRun, ask: Ask) -> Selection:
+    """Scores of the candidates on the kept validation prompts, and the candidate that the rule selects."""
     metric, extraction, rule = run.metric, run.extraction, run.protocol.selection
-    empty = [f"{s} {c}" for s in ("train", "val") for c, n in extraction["n"][s].items() if n == 0]
-    if metric is None or empty:
-        reason = "no refusal tokens" if metric is None else f"no prompt left after filtering in {', '.join(empty)}"
-        return {
-            "selected": None,
-            "reason": f"no candidate passed: {reason}",
-            "survivors": 0,
-            "tied": [],
-            "n": extraction["n"]["val"],
-            "candidates": [],
-        }
+    n = ByLabel(**extraction["n"]["val"])
+    is_empty = any(count == 0 for split in ("train", "val") for count in extraction["n"][split].values())
+    if metric is None or is_empty:
+        reason = NoCandidate.NO_TOKENS if metric is None else NoCandidate.NO_PROMPTS
+        return Selection(selected=None, reason=reason, survivors=0, tied=(), n=n, candidates=())
     kept, (positive, negative) = extraction["kept"]["val"], run.kept("val")
     prompts: dict[Label, list[Prompt]] = {c: run.prompts("val", c, kept[c]) for c in LABELS}
     room = True
     if run.protocol.is_continuous:
         room = has_room(run.runner("selection"), run.chat, run.styling, prompts, run.protocol)
-        rule = rule if room else rule.without_room()
+        rule = rule if room else rule.without_induce_and_kl()
     table = score_candidates(
         run.runner("selection"),
         run.candidates,
@@ -120,7 +117,7 @@ def select(run: SeedRun, ask: Ask) -> dict[str, Any]:
         metric,
         rule,
         # Completions choose among all who pass, so none may be left unscored.
-        full_grid=run.protocol.full_grid or rule != rule.fast(),
+        full_grid=run.protocol.full_grid or rule != rule.metric_only(),
         values=partial(_scores, ask),
     )
     coefficient = partial(_coefficient, run, metric, negative)
@@ -131,25 +128,25 @@ def select(run: SeedRun, ask: Ask) -> dict[str, Any]:
             run.styling,
             prompts,
             table,
-            lambda row: run.direction_at(row.position, row.layer),
+            lambda row: run.direction_at(int(row.position), row.layer),
             rule,
             run.protocol,
             coefficient,
             room,
         )
-    choice = choose(table, run.model.n_layers, rule)
-    chosen = choice.selected
-    return {
-        "selected": None if chosen is None else _cell(chosen),
-        "reason": choice.reason,
-        "survivors": choice.survivors,
-        "tied": [_cell(row) for row in choice.tied],
-        "baseline": {c: _mean(extraction["metric"]["val"][c], kept[c]) for c in LABELS},
-        "coefficient": 1.0 if chosen is None else coefficient(run.direction_at(chosen.position, chosen.layer)),
-        "room": room,
-        "n": extraction["n"]["val"],
-        "candidates": [asdict(row) for row in choice.candidates],
-    }
+    result = choose(table, run.model.n_layers, rule)
+    best = result.selected
+    return Selection(
+        selected=None if best is None else _cell(best),
+        reason=result.reason,
+        survivors=result.survivors,
+        tied=tuple(_cell(row) for row in result.tied),
+        baseline=ByLabel(*(_mean(extraction["metric"]["val"][c], kept[c]) for c in LABELS)),
+        coefficient=1.0 if best is None else coefficient(run.direction_at(int(best.position), best.layer)),
+        room=room,
+        n=n,
+        candidates=result.candidates,
+    )
 
 
 def _coefficient(run: SeedRun, metric: Metric, negative: Sequence[TokenIds], direction: Direction) -> float:
@@ -184,8 +181,10 @@ def score_block(run: SeedRun) -> Block:
     return scores
 
 
-def _cell(row: ScoredCandidate) -> dict[str, Any]:
-    return {"position": row.position, "layer": row.layer, "norm": row.norm, "bypass": row.bypass}
+def _cell(row: Candidate) -> SelectedCell:
+    assert row.norm is not None
+    assert row.bypass is not None
+    return SelectedCell(row.position, row.layer, row.norm, row.bypass)
 
 
 def _mean(values: Sequence[float | None], kept: Sequence[bool]) -> float | None:

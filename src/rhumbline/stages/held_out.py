@@ -4,7 +4,7 @@ Every function is one stage: it takes the seed's run, reads the artefacts of the
 content of its own, or writes it where there are several. Opens test prompts, so it comes after selection.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from rhumbline.judging.keyword_judges import JUDGES, judge
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split, Splits
+from rhumbline.records.shared import Cell
 from rhumbline.stages.losses import Reading, Source, cost_arms, loss_rows
 from rhumbline.stages.seed_run import SeedRun, encoded
 from rhumbline.stages.stage_jobs import ROWS_PER_BLOCK, Ask, Block, forget_answers, spans
@@ -157,7 +158,7 @@ def separate(run: SeedRun) -> dict[str, Any]:
     """Where the classes separate on test prompts."""
     tensors, _ = run.directory.load_tensors(run.folder / "directions.safetensors")
     means = (tensors["candidates"], tensors["negative_mean"])
-    selected = run.selection["selected"]
+    selected = run.selection.selected
     return separation(run.runner("separation"), run.chat, run.splits, "test", run.positions, *means, selected=selected)
 
 
@@ -170,7 +171,7 @@ def separation(
     candidates: Candidates,
     negative_mean: Candidates,
     *,
-    selected: Mapping[str, Any] | None,
+    selected: Cell | None,
 ) -> dict[str, Any]:
     """Where the classes separate on held-out prompts: AUROC of the projection, cosine of the class means, norm."""
     read = {c: splits.texts(split, c) if max(positions) >= 0 else splits.get(split, c) for c in LABELS}
@@ -193,7 +194,7 @@ def separation(
     ]
     rows = []
     if selected is not None:
-        p, layer = list(positions).index(selected["position"]), selected["layer"]
+        p, layer = list(positions).index(int(selected.position)), selected.layer
         for label in LABELS:
             for prompt, value in zip(read[label], projected[label][:, p, layer], strict=True):
                 rows.append({"prompt_id": prompt.id, "label": label, "projection": float(value)})

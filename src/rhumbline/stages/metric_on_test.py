@@ -4,7 +4,7 @@ Knows arms and metrics. Does not know files; the stages (controls.py) write what
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,12 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import TokenIds
-from rhumbline.evidence.selection_rules import NOT_NEEDED, ScoredCandidate, SelectionRule
+from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import Label, Prompt
 from rhumbline.protocol import COEFFICIENTS, Dose
+from rhumbline.records.reasons import Discard
+from rhumbline.records.selection_files import Candidate
 from rhumbline.stages.nulls import Null
 from rhumbline.stages.refits import Site
 
@@ -135,21 +137,13 @@ def coefficient_on_validation(scorer: Scorer, negative: Sequence[TokenIds], dire
 # -- sites ------------------------------------------------------------------------------------------------------------
 
 
-def scored_sites(table: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> list[Site]:
-    """Every cell that the rule's layer cut left to be scored: where a refit of the whole procedure may choose."""
-    return [(list(positions).index(r["position"]), r["layer"]) for r in table if r["induce"] is not None]
+def scored_sites(table: Sequence[Candidate], positions: Sequence[int]) -> list[Site]:
+    """Every site with an induce score: the sites that a refit of the whole procedure can select."""
+    return [(list(positions).index(int(r.position)), r.layer) for r in table if r.induce is not None]
 
 
-def best_sites(table: Sequence[Mapping[str, Any]], positions: Sequence[int], rule: SelectionRule, n: int) -> list[Site]:
-    """The n candidates that the rule likes best: survivors, and those whose kl was not needed to choose."""
-
-    def merit(row: ScoredCandidate) -> float:
-        assert row.bypass is not None
-        assert row.induce is not None
-        return row.bypass if rule.criterion == "lowest-bypass" else row.bypass - row.induce
-
-    rows = (ScoredCandidate(**r) for r in table if r["bypass"] is not None and r["induce"] is not None)
-    alive: Iterator[ScoredCandidate] = (
-        row for row in rows if row.discarded is None or row.discarded.startswith(NOT_NEEDED)
-    )
-    return [(list(positions).index(r.position), r.layer) for r in sorted(alive, key=merit)[:n]]
+def best_sites(table: Sequence[Candidate], positions: Sequence[int], rule: SelectionRule, n: int) -> list[Site]:
+    """The n best candidates by the rule: survivors, and those whose KL score could not change the selection."""
+    eligible = (row for row in table if row.bypass is not None and row.induce is not None)
+    alive = [row for row in eligible if row.discarded in (None, Discard.NOT_NEEDED)]
+    return [(list(positions).index(int(r.position)), r.layer) for r in sorted(alive, key=rule.criterion_of)[:n]]

@@ -15,6 +15,8 @@ from functools import partial
 from typing import Any
 
 from rhumbline.engines.jobs import Pool
+from rhumbline.records.codec import to_json
+from rhumbline.records.selection_files import Selection
 from rhumbline.stages.controls import (
     dose_block,
     draw_controls,
@@ -76,11 +78,12 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
         stage("levels", "levels.json", partial(measure_levels, run))
 
 
-def _stage(run: SeedRun, name: str, file: str, compute: Callable[[], Mapping[str, Any]]) -> None:
+def _stage(run: SeedRun, name: str, file: str, compute: Callable[[], Mapping[str, Any] | Selection]) -> None:
     path = run.folder / file
     if path.is_file():
         run.directory.load(path)
         return
     with run.timings.stage(name, run.seed):
-        run.directory.save(path, compute())
+        made = compute()
+        run.directory.save(path, to_json(made) if isinstance(made, Selection) else made)
     forget_answers(run)

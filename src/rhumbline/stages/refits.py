@@ -16,10 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates, TokenIds
-from rhumbline.evidence.selection_rules import ScoredCandidate, SelectionRule, choose
+from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.scorer import Scorer
+from rhumbline.records.positions import Position
+from rhumbline.records.selection_files import Candidate
 from rhumbline.stages.nulls import generator, halves
 
 IN_QUESTION = 4
@@ -85,7 +87,9 @@ def choose_again(choosing: Choosing, candidates: Candidates, validation: Validat
     cells = list(directions)
     ablations = [Arm(f"{cell}", (Ablate(directions[cell]),)) for cell in cells]
     bypass = (scorer.read(validation.positive, ablations).metric @ validation.positive_weight.double()).tolist()
-    rows = [ScoredCandidate(positions[p], layer, b, None, None) for (p, layer), b in zip(cells, bypass, strict=True)]
+    rows = [
+        Candidate(Position(positions[p]), layer, b, None, None) for (p, layer), b in zip(cells, bypass, strict=True)
+    ]
     lazily = rule.criterion == "lowest-bypass"
     order = sorted(range(len(cells)), key=lambda i: (bypass[i], rows[i].position, rows[i].layer))
     step = IN_QUESTION if lazily else len(cells)
@@ -104,8 +108,9 @@ def choose_again(choosing: Choosing, candidates: Candidates, validation: Validat
     return _refit(rows[order[0]], positions, candidates, False)
 
 
-def _refit(row: ScoredCandidate, positions: Sequence[int], candidates: Candidates, passed: bool) -> Refit:
-    return Refit(row.position, row.layer, candidates[list(positions).index(row.position), row.layer], passed)
+def _refit(row: Candidate, positions: Sequence[int], candidates: Candidates, passed: bool) -> Refit:
+    position = int(row.position)
+    return Refit(position, row.layer, candidates[list(positions).index(position), row.layer], passed)
 
 
 # -- other labels: the null of the whole procedure --------------------------------------------------------------------

@@ -26,6 +26,7 @@ from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Sp
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.selection_files import Selection
 from rhumbline.stages.metric_on_test import additions
 from rhumbline.stages.nulls import Null
 from rhumbline.stages.style_judge import Styling, read_styling
@@ -157,26 +158,26 @@ class SeedRun:
         return Direction.from_vector(self.candidates[self.positions.index(position), layer], position, layer)
 
     @cached_property
-    def selection(self) -> dict[str, Any]:
+    def selection(self) -> Selection:
         """The artefact of the selection."""
-        return self._load("selection.json")
+        return self.directory.read_record(Selection, self.seed)
 
     @cached_property
     def rule(self) -> SelectionRule:
-        """The rule that the direction was chosen by."""
+        """The rule that selected the direction."""
         rule = self.protocol.selection
-        return rule if self.selection.get("room", True) else rule.without_room()
+        return rule if self.selection.has_room else rule.without_induce_and_kl()
 
     @cached_property
     def direction(self) -> Direction | None:
         """The chosen direction, or None where no candidate passed."""
-        cell = self.selection["selected"]
-        return None if cell is None else self.direction_at(cell["position"], cell["layer"])
+        cell = self.selection.selected
+        return None if cell is None else self.direction_at(int(cell.position), cell.layer)
 
     @property
     def how(self) -> dict[str, Any]:
         """The arguments of every addition."""
-        return additions(self.selection.get("coefficient") or 1.0, self.protocol.addition.positions)
+        return additions(self.selection.addition_coefficient, self.protocol.addition.positions)
 
     @cached_property
     def nulls(self) -> list[Null]:

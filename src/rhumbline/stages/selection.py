@@ -17,18 +17,18 @@ from torch import Tensor
 
 from rhumbline.axes import Candidates, TokenIds
 from rhumbline.evidence.selection_rules import (
-    NOT_NEEDED,
-    Choice,
-    ScoredCandidate,
+    SelectionResult,
     SelectionRule,
     choose,
-    merit_of,
     why_discarded,
 )
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import Metric, kl_divergence, own_tokens
 from rhumbline.judging.paired_log_odds import PairedLogOdds
+from rhumbline.records.positions import Position
+from rhumbline.records.reasons import Discard
+from rhumbline.records.selection_files import Candidate
 
 log = logging.getLogger("rhumbline")
 
@@ -50,7 +50,7 @@ def score_candidates(
     *,
     full_grid: bool = True,
     values: Values | None = None,
-) -> list[ScoredCandidate]:
+) -> list[Candidate]:
     """Bypass, induce and kl of every candidate that the rule's layer cut leaves, on validation prompts.
 
     `candidates` are the un-normalised differences in means. Arditi et al. 2024, section 2.3 and appendix C. Without
@@ -59,7 +59,7 @@ def score_candidates(
     at once elsewhere (as `Grid.values` does here).
     """
     grid = Grid(runner, candidates, positions, positive, negative, metric, rule, values)
-    table = {(row.position, row.layer): row for row in grid.rows()}
+    table = {(int(row.position), row.layer): row for row in grid.rows()}
     grid.score(table, "induce", _open(table))
     grid.score(table, "bypass", [c for c in _open(table) if full_grid or grid.passes(table[c])])
     if full_grid:
@@ -70,7 +70,7 @@ def score_candidates(
     return list(table.values())
 
 
-Table = dict[Cell, ScoredCandidate]
+Table = dict[Cell, Candidate]
 
 
 def _open(table: Table) -> list[Cell]:
@@ -90,7 +90,7 @@ class Grid:
     rule: SelectionRule
     elsewhere: Values | None = None
 
-    def rows(self) -> Iterator[ScoredCandidate]:
+    def rows(self) -> Iterator[Candidate]:
         """The table without scores; what will never be scored has its reason."""
         cut = self.rule.first_cut_layer(self.runner.model.n_layers)
         norms = self.candidates.norm(dim=-1)
@@ -101,17 +101,17 @@ class Grid:
                 norm = float(norms[p, layer])
                 reason = None
                 if layer >= cut:
-                    reason = f"too late (layer {layer} >= {cut})"
+                    reason = Discard.TOO_LATE
                 elif not math.isfinite(norm):
-                    reason = "not finite (direction)"
+                    reason = Discard.NOT_FINITE
                 elif norm <= floor:
-                    reason = f"no difference (norm {norm:.2g})"
-                yield ScoredCandidate(position, layer, None, None, None, norm, reason)
+                    reason = Discard.NO_DIFFERENCE
+                yield Candidate(Position(position), layer, None, None, None, norm, reason)
 
-    def passes(self, row: ScoredCandidate) -> bool:
+    def passes(self, row: Candidate) -> bool:
         """Whether the scores known so far leave the candidate in the race."""
         reason = why_discarded(row, self.runner.model.n_layers, self.rule)
-        return reason is None or reason.startswith("not scored")
+        return reason in (None, Discard.NOT_SCORED)
 
     def direction(self, cell: Cell) -> Direction:
         """The candidate of a cell."""
@@ -176,12 +176,12 @@ class Grid:
     def score_kl_in_order(self, table: Table) -> None:
         """kl of the best candidates until one passes, and of those that tie with it."""
         racing = [cell for cell in _open(table) if self.passes(table[cell])]
-        racing.sort(key=lambda cell: (merit_of(table[cell], self.rule), *cell))
+        racing.sort(key=lambda cell: (self.rule.criterion_of(table[cell]), *cell))
         best: float | None = None
         for cell in racing:
-            merit = merit_of(table[cell], self.rule)
+            merit = self.rule.criterion_of(table[cell])
             if best is not None and merit - best > self.rule.tie_margin:
-                table[cell] = replace(table[cell], discarded=NOT_NEEDED)
+                table[cell] = replace(table[cell], discarded=Discard.NOT_NEEDED)
                 continue
             self.score(table, "kl", [cell])
             if best is None and self.passes(table[cell]):
@@ -209,17 +209,17 @@ NOISE, NOISE_16_BIT = 2e-5, 0.05
 """How far a score moves with the shape of its batch: measured for float32, an upper guess at 16 bits."""
 
 
-def _at_a_bound(row: ScoredCandidate, rule: SelectionRule, noise: float) -> bool:
+def _at_a_bound(row: Candidate, rule: SelectionRule, noise: float) -> bool:
     bounds = ((row.kl, rule.max_kl), (row.induce, rule.min_induce))
     return any(v is not None and b is not None and abs(v - b) <= noise for v, b in bounds)
 
 
-def _close(choice: Choice, rule: SelectionRule, noise: float) -> list[Cell]:
+def _close(choice: SelectionResult, rule: SelectionRule, noise: float) -> list[Cell]:
     """The candidates of which rounding could change what the rule makes."""
     best = choice.selected
     return [
-        (row.position, row.layer)
+        (int(row.position), row.layer)
         for row in choice.candidates
         if _at_a_bound(row, rule, noise)
-        or (row.discarded is None and best is not None and merit_of(row, rule) - merit_of(best, rule) <= noise)
+        or (row.discarded is None and best is not None and rule.criterion_of(row) - rule.criterion_of(best) <= noise)
     ]

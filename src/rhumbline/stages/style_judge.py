@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.selection_rules import ScoredCandidate, SelectionRule, choose
+from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.markers import estimate_markers
@@ -22,6 +22,7 @@ from rhumbline.judging.text_style import MarkerJudge, content_kept, form, overla
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Label, Prompt, Splits
 from rhumbline.protocol import Protocol
+from rhumbline.records.selection_files import Candidate
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 
@@ -148,13 +149,13 @@ def with_completions(
     chat: Chat,
     styling: Styling,
     prompts: Mapping[Label, Sequence[Prompt]],
-    table: Sequence[ScoredCandidate],
-    direction_at: Callable[[ScoredCandidate], Direction],
+    table: Sequence[Candidate],
+    direction_at: Callable[[Candidate], Direction],
     rule: SelectionRule,
     protocol: Protocol,
     coefficient_of: Callable[[Direction], float],
     room: bool = True,
-) -> list[ScoredCandidate]:
+) -> list[Candidate]:
     """The table with `content` and `moved` of everybody whom the fast criteria leave in question.
 
     Content is the smaller of two shares of the baseline's: under ablation on positives, and under addition on negatives
@@ -164,7 +165,9 @@ def with_completions(
     """
     if rule.min_content is None and rule.criterion != "most-moved":
         return list(table)
-    asked = [row for row in choose(table, runner.model.n_layers, rule.fast()).candidates if row.discarded is None]
+    asked = [
+        row for row in choose(table, runner.model.n_layers, rule.metric_only()).candidates if row.discarded is None
+    ]
     if not asked:
         return list(table)
     n = protocol.text_score.content_prompts
