@@ -16,7 +16,7 @@ ORDER = [
     "cli",
 ]
 """Packages and top modules; each may import those before it."""
-WITHOUT_TORCH = ("errors", "records", "prompts", "evidence", "engines", "report")
+WITHOUT_TORCH = ("errors", "records", "prompts", "evidence", "protocol", "engines", "report")
 HOOKS = ROOT / "models" / "hooks.py"
 MOST_MODULES = 8
 """Modules directly under the package."""

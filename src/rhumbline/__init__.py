@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from rhumbline.inference.applied import applied
     from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
     from rhumbline.inference.runner import Runner
-    from rhumbline.models.chat import Chat, ChatOptions
+    from rhumbline.models.chat import Chat
     from rhumbline.models.chat_model import ChatModel
     from rhumbline.models.loading import load
     from rhumbline.models.proving import prove
+    from rhumbline.prompts.chat_options import ChatOptions
     from rhumbline.prompts.contrast_files import contrast_from_prompts, read_contrast
     from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes, split_contrast
     from rhumbline.prompts.named_sets import open_contrast
@@ -37,7 +38,7 @@ _HOME = {
     "contrast_from_prompts": "prompts.contrast_files",
     "split_contrast": "prompts.contrasts",
     "Chat": "models.chat",
-    "ChatOptions": "models.chat",
+    "ChatOptions": "prompts.chat_options",
     "ChatModel": "models.chat_model",
     "prove": "models.proving",
     "load": "models.loading",

@@ -5,22 +5,25 @@ Does not run anything.
 """
 
 import dataclasses
+import inspect
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rhumbline.errors import ProtocolError
+import msgspec
+
+from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, STYLE, SelectionRule
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.evidence.verdict_rules import rule as named_rule
 from rhumbline.judging.keyword_judges import JUDGES, judge
-from rhumbline.models.chat import ChatOptions
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
+from rhumbline.records.codec import to_json
 
 FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
 """Null families, weakest first; the place in this list seeds the draws."""
@@ -277,8 +280,22 @@ class Protocol:
         return self.judge in TEXT_JUDGES
 
     def record(self) -> dict[str, Any]:
-        """The protocol as JSON."""
-        return _plain(self)
+        """The JSON value of the protocol."""
+        return to_json(self)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Protocol":
+        """The protocol of a JSON value: that of `record()`, or that of protocol.json, which contains further keys.
+
+        A field that an older run lacks has its default. The text of the chat template is not in protocol.json. Raises
+        ProtocolError that names the faulty field.
+        """
+        try:
+            return msgspec.convert(record, cls)
+        except msgspec.ValidationError as error:
+            raise ProtocolError(
+                f"protocol: {error}. Rerun the experiment, or use the version of rhumbline that wrote the protocol."
+            ) from error
 
 
 PRESETS: Mapping[str, Protocol] = {
@@ -378,45 +395,12 @@ def _amend(record: Any, changes: Mapping[str, Any], at: str, faults: list[str]) 
         elif dataclasses.is_dataclass(old) and isinstance(value, Mapping):
             new[name] = _amend(old, value, f"{place}.", faults)
         else:
-            value = tuple(value) if isinstance(value, list) else value
-            if isinstance(value, tuple) and _accepts(hints[name], (0.5,)):
-                value = tuple(float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
-            value = float(value) if isinstance(value, int) and _accepts(hints[name], 0.5) else value
-            if _accepts(hints[name], value):
-                new[name] = value
-            else:
-                faults.append(f"{place} = {value!r} does not fit {_say(hints[name])}")
+            try:
+                new[name] = msgspec.convert(value, hints[name])
+            except msgspec.ValidationError:
+                faults.append(f"{place} = {value!r} does not fit {inspect.formatannotation(hints[name])}")
     try:
         return replace(record, **new)
-    except ProtocolError as error:
+    except InputError as error:
         faults.append(str(error).rstrip("."))
         return record
-
-
-def _accepts(hint: Any, value: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_accepts(a, value) for a in arguments)
-    if origin is Literal:
-        return any(value == a and type(value) is type(a) for a in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_accepts(arguments[0], v) for v in value)
-    if origin is not None:
-        return isinstance(value, Mapping) if issubclass(origin, Mapping) else isinstance(value, origin)
-    if hint is int or hint is float:
-        return isinstance(value, hint) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else value is hint
-
-
-def _say(hint: Any) -> str:
-    return str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value

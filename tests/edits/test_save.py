@@ -13,9 +13,10 @@ from families import random_model
 from rhumbline import read_contrast, run, selected_direction
 from rhumbline.edits.read_direction import read_directions
 from rhumbline.judging.keyword_judges import judge
-from rhumbline.models.chat import Chat, ChatOptions
+from rhumbline.models.chat import Chat
 from rhumbline.models.loading import load
 from rhumbline.organisms import organism_dir
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import Nulls, preset
 from rhumbline.records.directory import RunDirectory

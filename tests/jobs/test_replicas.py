@@ -1,6 +1,5 @@
 """Replicas: what a worker is told suffices to answer as the run would; what is not the run's is refused."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -10,12 +9,11 @@ from safetensors.torch import load_file
 from rhumbline.engines.mock import Mock
 from rhumbline.errors import ModelError
 from rhumbline.experiment import run
-from rhumbline.jobs.replicas import Replica, check_code, read_protocol, replica_worker
-from rhumbline.models.chat import ChatOptions
+from rhumbline.jobs.replicas import Replica, check_code, replica_worker
 from rhumbline.models.loading import fingerprint
 from rhumbline.models.sources import Source
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import PRESETS, Dose, Nulls, SideEffects, Stability, preset
+from rhumbline.protocol import Dose, Nulls, SideEffects, Stability, preset
 from rhumbline.records.files import read_rows
 
 SMALL = preset(
@@ -46,12 +44,6 @@ SOURCE = Source("organism:planted", device="cpu")
 @pytest.fixture(scope="module")
 def organism():
     return SOURCE.load(), SOURCE.own_contrast()
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_protocol_survives_its_record(name):
-    protocol = preset(name, seeds=(3, 1), chat=ChatOptions(system="Be brief."), refusal_tokens=("I", "As"))
-    assert read_protocol(json.loads(json.dumps(protocol.record()))) == protocol
 
 
 def run_both(tmp_path, source, model, contrast, protocol, engine):

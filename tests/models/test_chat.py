@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from make_tokenizer import TEMPLATES, make_tokenizer, read_template
 from rhumbline.errors import TemplateError
-from rhumbline.models.chat import PROBES, Chat, ChatOptions, Spans, token_batch
+from rhumbline.models.chat import PROBES, Chat, Spans, token_batch
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 
 CHATML_MARKS = ["<|im_start|>", "<|im_end|>"]

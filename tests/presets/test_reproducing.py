@@ -84,7 +84,7 @@ def test_positions_of_a_preset_are_counted_by_its_template():
 
 
 def _with_system(name: str):
-    from rhumbline.models.chat import ChatOptions
+    from rhumbline.prompts.chat_options import ChatOptions
 
     return ChatOptions(system="Be kind", template=model_preset(name).template)
 

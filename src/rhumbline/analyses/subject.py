@@ -23,10 +23,11 @@ from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.scorer import Scorer
-from rhumbline.models.chat import Chat, ChatOptions
+from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import fingerprint, load
 from rhumbline.organisms import materialise
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import ContrastSet, Label, Sizes, Split, Splits, split_contrast
 from rhumbline.prompts.named_sets import open_contrast

@@ -65,14 +65,14 @@ def _model(a: argparse.Namespace) -> int:
 
 
 def _select(a: argparse.Namespace) -> int:
-    from rhumbline.evidence.selection_rules import choose, read_scores
+    from rhumbline.evidence.selection_rules import choose, count_discards, read_scores
     from rhumbline.protocol import preset
 
     table, n_layers = read_scores(a.scores)
     choice = choose(table, n_layers, preset(a.preset).selection)
 
     def cell(row: Any) -> dict[str, int]:
-        return {"position": row.position, "layer": row.layer}
+        return {"position": int(row.position), "layer": row.layer}
 
     answer: dict[str, Any] = {
         "selected": cell(choice.selected) if choice.selected else None,
@@ -80,6 +80,7 @@ def _select(a: argparse.Namespace) -> int:
         "tied": [cell(row) for row in choice.tied],
     }
     if choice.reason is not None:
-        answer["reason"] = choice.reason
+        counts = count_discards(choice.candidates)
+        answer["reason"] = "no candidate passed: " + ", ".join(f"{n} {reason}" for reason, n in counts.items())
     print(json.dumps(answer))
     return 0

@@ -17,9 +17,10 @@ from rhumbline.errors import InputError, ProtocolError
 from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.models.chat import Chat, ChatOptions
+from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import fingerprint
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_json

@@ -21,7 +21,7 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.loading import fingerprint
 from rhumbline.models.sources import Source
 from rhumbline.prompts.contrasts import ContrastSet, Prompt, split_contrast
-from rhumbline.protocol import Protocol, amend, preset
+from rhumbline.protocol import Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import sha256, write_bytes
 from rhumbline.stages.order import BLOCKS
@@ -65,12 +65,6 @@ def check_versions(expected: Mapping[str, str]) -> None:
         raise ModelError(f"this node has {' and '.join(other)}. Install the same releases on every node.")
 
 
-def read_protocol(record: Mapping[str, Any]) -> Protocol:
-    """A protocol from its record."""
-    changes = {name: value for name, value in record.items() if name != "preset"}
-    return amend(preset(record["preset"]), changes, "record")
-
-
 class Replica:
     """A loaded model with the prompts and the protocol of one run, and a mirror of its artefacts."""
 
@@ -87,7 +81,7 @@ class Replica:
         given = options["contrast"]
         read = {name: tuple(Prompt(**p) for p in given[name]) for name in ("prompts", "neutral")}
         contrast = ContrastSet(**{**given, **read})
-        self.protocol = resolved(read_protocol(options["protocol"]), contrast)
+        self.protocol = resolved(Protocol.of(options["protocol"]), contrast)
         sizes, sampling = self.protocol.sizes, self.protocol.sampling
         self.splits = {seed: split_contrast(contrast, sizes, seed, sampling) for seed in self.protocol.seeds}
         prompts = (*prompts_of(contrast, self.splits.values()), *contrast.neutral)

@@ -21,7 +21,7 @@ from rhumbline.engines.jobs import Answer, Engine, Job, JobError, Log, Shared, W
 from rhumbline.engines.local import Local
 from rhumbline.errors import InputError, OutputError, ProtocolError, RhumblineError
 from rhumbline.experiment import code_sha256, run
-from rhumbline.jobs.replicas import check_code, read_protocol
+from rhumbline.jobs.replicas import check_code
 from rhumbline.jobs.sizing import Device, Estimate, estimate, find_folder, read_checkpoint
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.sources import ORGANISM, Source
@@ -225,7 +225,7 @@ class RunWorker:
             return {"verdict": verdict}
 
     def _run(self, cell: Mapping[str, Any], say: Callable[[str], None]) -> str:
-        source, protocol = Source(**cell["source"]), read_protocol(cell["protocol"])
+        source, protocol = Source(**cell["source"]), Protocol.of(cell["protocol"])
         contrast = contrast_of(source, cell["contrast"])
         if self.loaded is None or self.loaded[0] != source:
             self.loaded = None

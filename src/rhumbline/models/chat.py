@@ -5,11 +5,10 @@ by encoding a piece of the template apart. Knows the template and its tokenizer;
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rhumbline.errors import TemplateError
+from rhumbline.prompts.chat_options import DEFAULT_OPTIONS, ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 
 PROBES = (
@@ -37,51 +37,7 @@ PROBES = (
 )
 """Instructions whose first and last characters all differ: what their renderings share is the template's."""
 
-_RESERVED = {
-    *("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "tokenizer_kwargs"),
-    *("add_generation_prompt", "continue_final_message", "sanitize_control_tokens", "return_assistant_tokens_mask"),
-    *("padding", "truncation", "max_length", "return_tensors", "return_dict", "strftime_now", "enable_thinking"),
-}
 _SHOWN = 20
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """What a protocol fixes about the rendering of a chat."""
-
-    system: str | None = None
-    """System prompt of every chat; a prompt's own takes its place. None leaves the template's default."""
-    enable_thinking: bool | None = None
-    """Passed to the template of a thinking model; None leaves the template's default."""
-    date: str | None = None
-    """YYYY-MM-DD: the day that the template believes it is."""
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Further variables of the template."""
-    template: str | None = None
-    """Jinja text to use in place of the tokenizer's chat template."""
-
-    def __post_init__(self):
-        if self.date is not None:
-            try:
-                well_formed = date.fromisoformat(self.date).isoformat() == self.date
-            except ValueError:
-                well_formed = False
-            if not well_formed:
-                raise TemplateError(f"date is {self.date!r}; write a day as YYYY-MM-DD, for example 2026-01-31.")
-        if clash := sorted(_RESERVED & set(self.template_kwargs)):
-            raise TemplateError(
-                f"template_kwargs cannot set {', '.join(clash)}: these are options of their own (system, date, "
-                "enable_thinking, template) or belong to the tokenizer."
-            )
-        try:
-            json.dumps(dict(self.template_kwargs))
-        except (TypeError, ValueError) as error:
-            raise TemplateError(
-                f"template_kwargs must be JSON values, since the protocol records them: {error}."
-            ) from None
-
-
-DEFAULT_OPTIONS = ChatOptions()
 
 
 class Spans(NamedTuple):

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from rhumbline.errors import ProtocolError
-from rhumbline.models.chat import ChatOptions
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import Protocol, preset
 

@@ -11,7 +11,8 @@ from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.keyword_judges import Judge
-from rhumbline.models.chat import Chat, ChatOptions
+from rhumbline.models.chat import Chat
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Label, Prompt
 
 

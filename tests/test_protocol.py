@@ -1,0 +1,70 @@
+"""The protocol: its JSON value gives the same protocol again, and all faults of a file are listed at once."""
+
+import json
+
+import pytest
+
+from rhumbline.errors import ProtocolError
+from rhumbline.prompts.chat_options import ChatOptions
+from rhumbline.protocol import PRESETS, Protocol, amend, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_protocol_equals_the_protocol_of_its_json_value(name):
+    protocol = preset(name, seeds=(3, 1), chat=ChatOptions(system="Be brief."), refusal_tokens=("I", "As"))
+    assert Protocol.of(json.loads(json.dumps(protocol.record()))) == protocol
+
+
+def test_the_protocol_of_a_run_is_read_from_its_file():
+    """protocol.json contains further keys, and its `chat` is a description of the rendering."""
+    protocol = preset("rhumbline", chat=ChatOptions(system="Be brief.", template="{{ messages }}"))
+    chat = {"template_sha256": "ab", "system": "Be brief.", "enable_thinking": None, "date": None, "prefix": [1, 2]}
+    read = Protocol.of({"schema": 1, **protocol.record(), "chat": chat, "model": {"name": "m"}})
+    assert read.chat == ChatOptions(system="Be brief.")  # the file contains only the hash of the template
+    assert read.rule == protocol.rule
+    assert read.nulls == protocol.nulls
+
+
+def test_a_field_that_an_older_run_lacks_has_its_default():
+    record = preset("style").record()
+    del record["text_score"], record["sampling"]
+    assert Protocol.of(record) == preset("style")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": "all"}, "seeds"),
+        ({"nulls": {"draws": 0}}, r"nulls\.draws is 0"),
+        ({"rule": {"name": "rhumbline", "min_drop": "large"}}, r"rule\.min_drop"),
+    ],
+)
+def test_a_protocol_of_a_wrong_value_names_the_field(changes, words):
+    with pytest.raises(ProtocolError, match=words):
+        Protocol.of({**preset("rhumbline").record(), **changes})
+
+
+def test_numbers_keep_their_types():
+    changed = amend(preset("rhumbline"), {"dose": {"strengths": [0, 1]}, "addition": {"coefficient": 2}})
+    assert changed.dose.strengths == (0.0, 1.0)
+    assert [type(a) for a in (*changed.dose.strengths, changed.addition.coefficient)] == [float] * 3
+
+
+def test_all_faults_are_listed_at_once():
+    wrong = {
+        "seeds": [True],
+        "max_new_tokens": 1.5,
+        "dose": {"strengths": [1, "a"]},
+        "chat": {"date": "tomorrow"},
+        "sizes": {"train": 0},
+        "nonsense": 1,
+        "selection": "unknown-rule",
+        "judge": ["markers"],
+    }
+    with pytest.raises(ProtocolError) as error:
+        amend(preset("rhumbline"), wrong, "my.toml")
+    faults = (
+        *("my.toml: ", "seeds", "max_new_tokens = 1.5 does not fit int", "dose.strengths", "'tomorrow'", "train 0"),
+        *("unknown field nonsense", "'unknown-rule'", "judge = ['markers'] does not fit str"),
+    )
+    assert [words for words in faults if words not in str(error.value)] == []
