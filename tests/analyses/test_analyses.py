@@ -367,7 +367,7 @@ def test_analyses_appear_in_the_report_and_verify_still_holds(planted):
     foreign = path / "analyses" / "geometry.json"
     kept = foreign.read_text()
     foreign.write_text(json.dumps({**json.loads(kept), "protocol_sha256": "0" * 64}))
-    with pytest.raises(OutputError, match="belongs to another run"):
+    with pytest.raises(ProtocolError, match="another protocol"):
         report.build(path)
     foreign.unlink()
     report.build(path)

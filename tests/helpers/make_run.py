@@ -1,376 +1,522 @@
-"""Synthetic run directories of schema 1: plausible numbers, no model.
+"""Synthetic run directories for tests of the report: plausible numbers in the records that a run writes, no model.
 
-python tests/make_run.py DIR [--layers 10] [--positions 5] [--seeds 2] [--draws 8] [--families 2] [--verdict V]
-                                 [--hostile] [--no-candidate] [--discover]
+python tests/helpers/make_run.py DIR [--layers 10] [--positions 5] [--seeds 2] [--draws 8] [--verdict V] [--hostile]
+                                     [--no-candidate] [--discover]
 """
 
 import argparse
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
+from rhumbline.evidence.statistics import wilson
+from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.prompts.contrasts import Sizes
+from rhumbline.protocol import Nulls, Protocol
+from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
+from rhumbline.records.codec import convert, to_json
+from rhumbline.records.directory import SCHEMA, RunDirectory
+from rhumbline.records.effect_results import (
+    ArmRate,
+    Dose,
+    DoseFragility,
+    DosePoint,
+    Effect,
+    Gap,
+    JudgeRate,
+    LengthRate,
+    MeanInterval,
+    NullSummary,
+    Readouts,
+    Shift,
+    SiteShare,
+    Stability,
+    WideEffect,
+    WideNull,
+)
+from rhumbline.records.files import sha256
+from rhumbline.records.held_out_files import Separation
+from rhumbline.records.positions import Position
+from rhumbline.records.protocol_file import (
+    ChatFacts,
+    ContrastFacts,
+    Detectable,
+    LossTextFacts,
+    ProtocolContext,
+    SplitPlan,
+    Versions,
+)
+from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.results import Environment, Results, SeedResult, TimingSummary, VerdictName
+from rhumbline.records.run_files import Discovery, Projection, SiteSeparation
+from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.shared import (
+    ByLabel,
+    BySplit,
+    Cell,
+    KappaPair,
+    Label,
+    ModelFacts,
+    NearDuplicates,
+    NullDirection,
+    OpeningToken,
+    StageTiming,
+)
+from rhumbline.records.side_effect_results import Divergence, Loss, NegativeRate, SideEffects
+from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, describe
+
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\u202e\u2028\'"`${x}'
-SUFFIX = ["<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header_id|>", "<|end_header_id|>", "\n\n"]
-REPRODUCES, NO_BASELINE, NOT_SINGLE = "SINGLE-DIRECTION-REPRODUCES", "NO-BASELINE-REFUSAL", "NOT-SINGLE-DIRECTION"
-NO_CANDIDATE = "no candidate passed: 50 of 50 discarded"
-SENTENCES = {
-    REPRODUCES: "One direction is sufficient to move refusal on this model: ablation suppresses it and addition "
-    "induces it, beyond every margin of the rule and every null family.",
-    NOT_SINGLE: "The selected direction did not move refusal by the margins of the rule.",
-    NO_BASELINE: "The model refuses too few positive prompts for a suppression to be measurable.",
-}
+SUFFIX = ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header_id|>", "<|end_header_id|>", "\n\n")
+REPRODUCES: VerdictName = "SINGLE-DIRECTION-REPRODUCES"
+NO_BASELINE: VerdictName = "NO-BASELINE-REFUSAL"
+NOT_SINGLE: VerdictName = "NOT-SINGLE-DIRECTION"
+EFFECTS = (("suppression", ABLATION, "positive", 1), ("induction", ADDITION, "negative", -1))
+"""Effect, arm, set, and the sign that makes a fall or a rise positive."""
 
 
-def _write(path: Path, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+@dataclass(frozen=True)
+class Plan:
+    """What a synthetic run consists of."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    verdict: VerdictName = REPRODUCES
+    layers: int = 10
+    positions: int = 5
+    families: tuple[str, ...] = ("isotropic", "shuffled")
+    draws: int = 8
+    n: int = 100
+    """Test prompts per class."""
+    candidate: bool = True
+    """Whether a candidate survives."""
+    evidence: bool = False
+    """Whether wide nulls, dose curves, readouts, refits and side effects were measured."""
+    behaviour: str = "refusal"
+    mode: str = "exact"
+    text: str | None = None
+    """Put into every free text of the run."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether a direction is selected; without a baseline there are no refusal tokens, so that none is."""
+        return self.candidate and self.verdict != NO_BASELINE
+
+    @property
+    def best(self) -> int:
+        """The best layer."""
+        return int(0.45 * self.layers)
 
 
-def _wilson(rate: float, n: int) -> tuple[float, float]:
-    z = 1.96
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return float(max(0, centre - half)), float(min(1, centre + half))
+# -- protocol.json ----------------------------------------------------------------------------------------------------
 
 
-def _protocol(seeds, layers, positions, draws, families, behaviour, mode, text) -> dict:
-    suffix = [text or token for token in SUFFIX[:positions]]
-    name = text or "/models/organisms/refusal-qwen2-10x96"
-    return {
-        "schema": 1,
-        "preset": "rhumbline",
-        "behaviour": behaviour,
-        "model": {
-            "name": name,
-            "class": "Qwen2ForCausalLM",
-            "model_type": "qwen2",
-            "fingerprint": "9f" * 32,
-            "n_layers": layers,
-            "d_model": 96,
-            "dtype": "bfloat16",
-            "mode": mode,
-        },
-        "chat": {
-            "template_sha256": "ab" * 32,
-            "system": text,
-            "enable_thinking": None,
-            "date": None,
-            "template_kwargs": {},
-            "prefix": [1, 2],
-            "suffix": list(range(positions)),
-            "suffix_tokens": suffix,
-            "positions": list(range(-positions, 0)),
-        },
-        "contrast": {"name": text or "organism-refusal", "sha256": "cd" * 32, "duplicates": 0},
-        "sizes": {"train": 128, "val": 32, "test": 100},
-        "seeds": list(seeds),
-        "extraction": {"batch": 32, "accumulate": "float64"},
-        "selection": {"name": "arditi2024", "max_layer_share": 0.8, "max_kl": 0.1, "min_induce": 0.0},
-        "nulls": {"families": list(families), "draws": draws},
-        "judge": text or "refusal-opening",
-        "max_new_tokens": 64,
-        "addition": {"coefficient": 1.0, "positions": "all"},
-        "rule": {
-            "name": "rhumbline",
-            "min_baseline": 0.5,
-            "min_drop": 0.5,
-            "min_gap": 0.25,
-            "families": list(families),
-        },
-        "versions": {"torch": "2.9.1", "transformers": "5.17.0"},
-    }
+def _by_label(n: int) -> ByLabel[int]:
+    return ByLabel(n, n)
 
 
-def _candidates(rng, layers, positions, best, survive: bool) -> list[dict]:
-    rows = []
-    cut = int(0.8 * layers)
-    for position in range(-positions, 0):
-        for layer in range(layers):
-            near = np.exp(-(((layer - best) / (0.18 * layers)) ** 2)) * (1 - 0.13 * abs(position + 1) % 0.8)
-            bypass = 6.1 - 14 * near + rng.normal(0, 0.7)
-            induce = -7 + 12 * near + rng.normal(0, 0.7) - (0 if survive else 9)
-            kl = (
-                0.02
-                + 0.4 * max(0.0, layer / layers - 0.45) ** 2
-                + 0.1 * near * rng.random()
-                + (0.5 if layer == 0 else 0)
-            )
-            reason = None
-            if layer >= cut:
-                reason = f"layer >= int(0.8 * {layers})"
-            elif kl > 0.1:
-                reason = "kl > 0.1"
-            elif induce < 0:
-                reason = "induce < 0"
-            skipped = layer >= cut
-            rows.append(
-                {
-                    "position": position,
-                    "layer": layer,
-                    "bypass": None if skipped else float(bypass),
-                    "induce": None if skipped else float(induce),
-                    "kl": None if skipped else float(kl),
-                    "norm": float(2 + layer**1.3),
-                    "discarded": reason,
-                }
-            )
-    return rows
-
-
-def _grid(rng, layers, positions, best) -> list[dict]:
-    rows = []
-    for position in range(-positions, 0):
-        for layer in range(layers):
-            rise = 1 / (1 + np.exp(-(layer - 0.5 * best) / (0.08 * layers)))
-            auroc = float(np.clip(0.5 + (0.5 - 0.05 * abs(position + 1)) * rise + rng.normal(0, 0.01), 0, 1))
-            rows.append(
-                {
-                    "position": position,
-                    "layer": layer,
-                    "auroc": auroc,
-                    "cosine": float(0.99 - 0.5 * rise * rng.uniform(0.8, 1)),
-                    "norm": float(1.5 + layer**1.3 * rng.uniform(0.9, 1.1)),
-                }
-            )
-    return rows
-
-
-def _arm(arm: str, which: str, rate: float, n: int, metric: float | None) -> dict:
-    low, high = _wilson(rate, n)
-    degenerate = 0.04 if arm == "addition" else 0.0
-    return {
-        "arm": arm,
-        "set": which,
-        "n": n,
-        "rate": rate,
-        "low": low,
-        "high": high,
-        "degenerate": degenerate,
-        "unscored": 0,
-        "metric": metric,
-    }
-
-
-def _arms(rng, n, verdict, families, draws) -> tuple[list[dict], list[dict]]:
-    baseline = 0.4 if verdict == NO_BASELINE else 0.98
-    arms = [_arm("baseline", "positive", baseline, n, 6.1), _arm("baseline", "negative", 0.03, n, -7.0)]
-    if verdict == NO_BASELINE:
-        return arms, []
-    strong = verdict == REPRODUCES
-    arms += [
-        _arm("ablation", "positive", 0.04 if strong else 0.61, n, -5.2),
-        _arm("ablation", "negative", 0.0, n, -7.4),
-        _arm("addition", "negative", 0.91 if strong else 0.33, n, 4.4),
-    ]
-    nulls = []
-    for family in families:
-        for draw in range(draws):
-            spread = 0.02 if family == "isotropic" else 0.12
-            cosine = float(rng.normal(0, 0.06 if family == "isotropic" else 0.16))
-            down = float(np.round(np.clip(baseline - abs(rng.normal(0, spread)) - 0.4 * abs(cosine), 0, 1) * n) / n)
-            up = float(np.round(np.clip(0.03 + abs(rng.normal(0, spread)) + 0.5 * max(cosine, 0), 0, 1) * n) / n)
-            arms.append(_arm(f"null:{family}:{draw}:ablation", "positive", down, n, None))
-            arms.append(_arm(f"null:{family}:{draw}:addition", "negative", up, n, None))
-            nulls.append({"family": family, "draw": draw, "cosine": cosine})
-    return arms, nulls
-
-
-def _effects(arms, families, draws, n) -> list[dict]:
-    rates = {(a["arm"], a["set"]): a["rate"] for a in arms}
-    effects = []
-    for name, arm, which, sign in [
-        ("suppression", "ablation", "positive", 1),
-        ("induction", "addition", "negative", -1),
-    ]:
-        drop = sign * (rates["baseline", which] - rates[arm, which])
-        null = {
-            f: [sign * (rates["baseline", which] - rates[f"null:{f}:{d}:{arm}", which]) for d in range(draws)]
-            for f in families
-        }
-        effects.append(
-            {
-                "name": name,
-                "drop": drop,
-                "low": drop - 0.06,
-                "high": min(1.0, drop + 0.05),
-                "n": n,
-                "gap": {f: drop - float(np.mean(v)) for f, v in null.items()},
-                "p": {f: (1 + sum(x >= drop for x in v)) / (1 + draws) for f, v in null.items()},
-                "null": {f: {"draws": draws, "mean": float(np.mean(v)), "max": max(v)} for f, v in null.items()},
-            }
-        )
-    return effects
-
-
-def _seed(
-    rng, seed, verdict, layers, positions, families, draws, candidate: bool, n, text
-) -> tuple[dict, dict | None, dict | None]:
-    best = int(0.45 * layers)
-    early = verdict == NO_BASELINE
-    rows = [] if early else _candidates(rng, layers, positions, best, candidate)
-    kept = sorted((r for r in rows if r["discarded"] is None), key=lambda r: r["bypass"])
-    site = {k: kept[0][k] for k in ("position", "layer", "norm")} if kept else None
-    tied = [
-        {k: r[k] for k in ("position", "layer", "bypass")} for r in kept[:3] if r["bypass"] - kept[0]["bypass"] < 0.5
-    ]
-    arms, nulls = (
-        _arms(rng, n, verdict, families, draws) if (early or site) else _arms(rng, n, NO_BASELINE, families, draws)
-    )
-    counts = {s: {"positive": k, "negative": k} for s, k in (("train", 128), ("val", 32), ("test", n))}
-    reason = (
-        None
-        if verdict == REPRODUCES
-        else NO_CANDIDATE
-        if not (candidate or early)
-        else text or "baseline rate 0.40 < 0.50"
-    )
-    entry = {
-        "seed": seed,
-        "verdict": verdict,
-        "reason": reason,
-        "sentence": SENTENCES.get(verdict, verdict),
-        "selected": site,
-        "survivors": len(kept),
-        "tied": tied,
-        "n": counts,
-        "near_duplicates": {"found": 2, "dropped": 2},
-        "refusal_tokens": [{"id": 11, "text": text or "I"}, {"id": 12, "text": " As"}],
-        "token_auroc": 0.99,
-        "arms": arms,
-        "effects": _effects(arms, families, draws, n) if site else [],
-        "nulls": nulls,
-    }
-    if early:
-        return entry, None, None
-    selection = {
-        "selected": site,
-        "reason": None if site else NO_CANDIDATE,
-        "survivors": len(kept),
-        "tied": tied,
-        "baseline": {"positive": 6.1, "negative": -7.0},
-        "n": counts["val"],
-        "candidates": rows,
-    }
-    if site is None:
-        return entry, selection, None
-    projections = [
-        {"prompt_id": text or f"{label}-{i:03d}", "label": label, "projection": float(rng.normal(mean, 2.2))}
-        for label, mean in (("positive", 9.0), ("negative", -3.0))
-        for i in range(n)
-    ]
-    separation = {"n": counts["test"], "grid": _grid(rng, layers, positions, best), "projections": projections}
-    return entry, selection, separation
-
-
-def make_run(
-    into: Path,
-    *,
-    seeds: Sequence[int] = (0, 1),
-    verdict: str = REPRODUCES,
-    layers: int = 10,
-    positions: int = 5,
-    families: Sequence[str] = ("isotropic", "shuffled"),
-    draws: int = 8,
-    n: int = 100,
-    candidate: bool = True,
-    behaviour: str = "refusal",
-    mode: str = "exact",
-    hostile: bool = False,
-) -> Path:
-    """Write a run directory that looks like a real one; `hostile` puts markup into every free text."""
-    text = HOSTILE if hostile else None
-    protocol = _protocol(seeds, layers, positions, draws, families, behaviour, mode, text)
-    sha256 = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
-    into.mkdir(parents=True, exist_ok=True)
-    _write(into / "protocol.json", protocol)
-    entries, stages = [], []
-    for seed in seeds:
-        rng = np.random.default_rng(seed)
-        entry, selection, separation = _seed(rng, seed, verdict, layers, positions, families, draws, candidate, n, text)
-        entries.append(entry)
-        for name, value in (("selection", selection), ("separation", separation)):
-            if value is not None:
-                _write(into / f"seed-{seed}" / f"{name}.json", {"schema": 1, "protocol_sha256": sha256, **value})
-        stages += [
-            {"stage": stage, "seed": seed, "seconds": seconds, "peak_memory_mb": memory}
-            for stage, seconds, memory in (("extraction", 1.2, 700), ("selection", 8.4, 810), ("arms", 11.0, 930))
-        ]
-    _write(
-        into / "results.json",
+def _model(p: Plan) -> ModelFacts:
+    name = p.text or "/models/organisms/refusal-qwen2-10x96"
+    return convert(
         {
-            "schema": 1,
-            "verdict": verdict,
-            "reason": entries[0]["reason"],
-            "sentence": text or SENTENCES.get(verdict, verdict),
-            "rule": protocol["rule"],
-            "model": protocol["model"],
-            "protocol_sha256": sha256,
-            "preset": protocol["preset"],
-            "behaviour": behaviour,
-            "seeds": entries,
-            "environment": {
-                "python": "3.11.7",
-                "torch": "2.9.1",
-                "transformers": "5.17.0",
-                "rhumbline": "0.1.0",
-                "platform": text or "Linux-6.1-x86_64",
-                "device": "cpu",
-                "threads": 2,
-                "started": "2026-01-05T12:00:00Z",
-            },
-            "timings": {"total_seconds": 42.0, "stages": stages},
-            "warnings": [text] if text else [],
+            "name": name, "class": "Qwen2ForCausalLM", "model_type": "qwen2", "n_layers": p.layers, "d_model": 96,
+            "dtype": "bfloat16", "mode": p.mode, "fingerprint": "9f" * 32,
         },
+        ModelFacts,
+    )  # fmt: skip
+
+
+def _protocol(p: Plan) -> dict[str, Any]:
+    sizes = BySplit(_by_label(128), _by_label(32), _by_label(p.n))
+    protocol = Protocol(
+        "rhumbline",
+        behaviour=p.behaviour,
+        seeds=p.seeds,
+        sizes=Sizes(128, 32, p.n),
+        nulls=Nulls(p.families, p.draws, wide=19 if p.evidence else 0),
+        rule=Rule("rhumbline", families=p.families),
     )
+    detectable = Detectable(0.8, ByLabel(0.08, 0.08), ByLabel(0.63, 0.63), 0.05 if p.evidence else None)
+    context = ProtocolContext(
+        schema=SCHEMA,
+        model=_model(p),
+        chat=ChatFacts(
+            template_sha256="ab" * 32,
+            system=p.text,
+            enable_thinking=None,
+            date=None,
+            template_kwargs={},
+            prefix=(1, 2),
+            suffix=tuple(range(p.positions)),
+            suffix_tokens=tuple(p.text or token for token in SUFFIX[: p.positions]),
+            positions=tuple(Position(k) for k in range(-p.positions, 0)),
+        ),
+        contrast=ContrastFacts(name=p.text or "organism-refusal", sha256="cd" * 32, duplicates=0),
+        splits={seed: SplitPlan(sizes, NearDuplicates(2, 2), (), detectable) for seed in p.seeds},
+        versions=Versions("0.2.0", "2.9.1", "5.17.0", "ef" * 32),
+        texts=LossTextFacts("none", "a0" * 32, 0, 0),
+    )
+    return {**protocol.record(), **to_json(context)}
+
+
+# -- candidates -------------------------------------------------------------------------------------------------------
+
+
+def _candidates(p: Plan, rng: np.random.Generator) -> tuple[Candidate, ...]:
+    return tuple(
+        _candidate(p, rng, Position(position), layer)
+        for position in range(-p.positions, 0)
+        for layer in range(p.layers)
+    )
+
+
+def _candidate(p: Plan, rng: np.random.Generator, position: Position, layer: int) -> Candidate:
+    near = np.exp(-(((layer - p.best) / (0.18 * p.layers)) ** 2)) * (1 - 0.13 * abs(int(position) + 1) % 0.8)
+    bypass = float(6.1 - 14 * near + rng.normal(0, 0.7))
+    induce = float(-7 + 12 * near + rng.normal(0, 0.7) - (0 if p.candidate else 9))
+    late = 0.4 * max(0.0, layer / p.layers - 0.45) ** 2
+    kl = float(0.02 + late + 0.1 * near * rng.random() + (0.5 if layer == 0 else 0))
+    norm = float(2 + layer**1.3)
+    if layer >= int(0.8 * p.layers):
+        return Candidate(position, layer, None, None, None, norm, Discard.TOO_LATE)
+    discarded = Discard.KL_TOO_LARGE if kl > 0.1 else Discard.DOES_NOT_INDUCE if induce < 0 else None
+    return Candidate(position, layer, bypass, induce, kl, norm, discarded)
+
+
+def _selection(p: Plan, rng: np.random.Generator) -> Selection:
+    if p.verdict == NO_BASELINE:
+        return Selection(
+            selected=None, reason=NoCandidate.NO_TOKENS, survivors=0, tied=(), n=_by_label(32), candidates=()
+        )
+    rows = _candidates(p, rng)
+    cells = [
+        Cell(row.position, row.layer, row.norm, row.bypass)
+        for row in rows
+        if row.discarded is None and row.norm is not None and row.bypass is not None
+    ]
+    cells.sort(key=lambda cell: cell.bypass)
+    return Selection(
+        selected=cells[0] if cells else None,
+        reason=None if cells else NoCandidate.ALL_DISCARDED,
+        survivors=len(cells),
+        tied=tuple(cell for cell in cells[1:3] if cell.bypass - cells[0].bypass < 0.5),
+        baseline=ByLabel(6.1, -7.0),
+        coefficient=1.0,
+        room=True,
+        n=_by_label(32),
+        candidates=rows,
+    )
+
+
+def _grid(p: Plan, rng: np.random.Generator) -> tuple[SiteSeparation, ...]:
+    rows = []
+    for position in range(-p.positions, 0):
+        for layer in range(p.layers):
+            rise = 1 / (1 + np.exp(-(layer - 0.5 * p.best) / (0.08 * p.layers)))
+            auroc = np.clip(0.5 + (0.5 - 0.05 * abs(position + 1)) * rise + rng.normal(0, 0.01), 0, 1)
+            cosine = 0.99 - 0.5 * rise * rng.uniform(0.8, 1)
+            norm = 1.5 + layer**1.3 * rng.uniform(0.9, 1.1)
+            rows.append(SiteSeparation(Position(position), layer, float(auroc), float(cosine), float(norm)))
+    return tuple(rows)
+
+
+def _separation(p: Plan, rng: np.random.Generator) -> Separation:
+    means: tuple[tuple[Label, float], ...] = (("positive", 9.0), ("negative", -3.0))
+    projections = [
+        Projection(p.text or f"{label}-{k:03d}", label, float(rng.normal(mean, 2.2)))
+        for label, mean in means
+        for k in range(p.n)
+    ]
+    return Separation("test", _by_label(p.n), _grid(p, rng), tuple(projections) if p.selects else ())
+
+
+# -- arms, nulls and effects ------------------------------------------------------------------------------------------
+
+
+def arm_rate(arm: ArmId, side: Label, rate: float, n: int, **changes: Any) -> ArmRate:
+    """One arm on one set; `changes` are further fields."""
+    low, high = wilson(round(rate * n), n)
+    values = {"low": low, "high": high, "degenerate": 0.04 if arm == ADDITION else 0.0, "unscored": 0}
+    values |= {"correct": None, "metric": None, "metric_n": 0}
+    return ArmRate(arm=arm, side=side, n=n, rate=rate, **{**values, **changes})
+
+
+def _arms(p: Plan, nulls: Sequence[NullDirection], rng: np.random.Generator) -> tuple[ArmRate, ...]:
+    n, baseline = p.n, 0.02 if p.verdict == NO_BASELINE else 0.98
+    arms = [
+        arm_rate(BASELINE, "positive", baseline, n, metric=6.1, metric_n=n),
+        arm_rate(BASELINE, "negative", 0.03, n, metric=-7.0, metric_n=n),
+    ]
+    if not p.selects:
+        return tuple(arms)
+    strong = p.verdict == REPRODUCES
+    arms += [
+        arm_rate(ABLATION, "positive", 0.04 if strong else 0.61, n, metric=-5.2, metric_n=n),
+        arm_rate(ABLATION, "negative", 0.0, n, metric=-7.4, metric_n=n),
+        arm_rate(ADDITION, "negative", 0.91 if strong else 0.33, n, metric=4.4, metric_n=n),
+    ]
+    for null in nulls:
+        spread = 0.02 if null.family == "isotropic" else 0.12
+        down = np.clip(baseline - abs(rng.normal(0, spread)) - 0.4 * abs(null.cosine), 0, 1)
+        up = np.clip(0.03 + abs(rng.normal(0, spread)) + 0.5 * max(null.cosine, 0), 0, 1)
+        own = ArmId.null(null.family, null.draw)
+        arms.append(arm_rate(own.of(ABLATION.kind), "positive", float(np.round(down * n) / n), n))
+        arms.append(arm_rate(own.of(ADDITION.kind), "negative", float(np.round(up * n) / n), n))
+    return tuple(arms)
+
+
+def _nulls(p: Plan, cell: Cell, rng: np.random.Generator) -> tuple[NullDirection, ...]:
+    return tuple(
+        NullDirection(
+            family,
+            draw,
+            float(rng.normal(0, 0.06 if family == "isotropic" else 0.16)),
+            0.01,
+            cell.position,
+            cell.layer,
+        )
+        for family in p.families
+        for draw in range(p.draws)
+    )
+
+
+def _effects(p: Plan, arms: Sequence[ArmRate], wide: Sequence[WideEffect]) -> tuple[Effect, ...]:
+    rates = {(row.arm, row.side): row.rate or 0.0 for row in arms}
+    ranks = {effect.name: effect.families for effect in wide}
+    effects = []
+    for name, arm, side, sign in EFFECTS:
+        drop = sign * (rates[BASELINE, side] - rates[arm, side])
+        drops = {
+            family: [
+                sign * (rates[BASELINE, side] - rates[ArmId.null(family, k, arm.kind), side]) for k in range(p.draws)
+            ]
+            for family in p.families
+        }
+        gaps = {family: drop - float(np.mean(values)) for family, values in drops.items()}
+        effects.append(
+            Effect(
+                name=name,
+                drop=drop,
+                low=drop - 0.06,
+                high=min(1.0, drop + 0.05),
+                n=p.n,
+                mcnemar=0.001,
+                gap=gaps,
+                gap_low={family: gap - 0.05 for family, gap in gaps.items()},
+                gap_high={family: gap + 0.05 for family, gap in gaps.items()},
+                apart={family: Gap(gap, gap - 0.05, gap + 0.05) for family, gap in gaps.items()},
+                p={family: (1 + sum(v >= drop for v in values)) / (1 + p.draws) for family, values in drops.items()},
+                floor={family: 1 / (1 + p.draws) for family in drops},
+                null={family: NullSummary(p.draws, float(np.mean(v)), max(v)) for family, v in drops.items()},
+                wide=ranks.get(name, {}),
+            )
+        )
+    return tuple(effects)
+
+
+# -- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def _wide(p: Plan, rng: np.random.Generator) -> tuple[WideEffect, ...]:
+    effects = []
+    for name, *_ in EFFECTS if p.evidence else ():
+        families = {}
+        for family in p.families:
+            values = [round(float(v), 4) for v in rng.normal(0.2, 1, 19)]
+            mean, largest = float(np.mean(values)), max(values)
+            families[family] = WideNull(19, mean, largest, 0.05, 0.05, 0.05, None, 0.01, tuple(values), p_holm=0.4)
+        effects.append(WideEffect(name, 16, 9.2, 8.8, 9.6, 1.0, 0.0, families))
+    return tuple(effects)
+
+
+def _dose(p: Plan) -> Dose:
+    if not p.evidence:
+        return Dose((), DoseFragility(None, 0.2, None, None, {}))
+    curves = [
+        DosePoint(kind, arm, dose, 24, rate, max(0.0, rate - 0.1), min(1.0, rate + 0.1), 1.0)
+        for kind in ("ablation", "addition")
+        for dose in (0.0, 0.5, 1.0)
+        for arm, rate in ((ArmId.parse("direction"), 1 - 0.9 * dose), (ArmId.null(p.families[0], 0), 1.0))
+    ]
+    return Dose(tuple(curves), DoseFragility(0.9, 0.2, 4.5, 0.55, {p.families[0]: 0.1}))
+
+
+def _readouts(p: Plan) -> Readouts:
+    if not p.evidence:
+        return Readouts((), (), ())
+    rates: dict[str, Any] = {"arm": ABLATION, "side": "positive", "n": p.n, "rate": 0.04, "low": 0.01, "high": 0.1}
+    judges = [JudgeRate(judge=judge, degenerate=0.0, **rates) for judge in ("refusal-opening", "refusal-anywhere")]
+    lengths = [LengthRate(length=length, degenerate=0.0, **rates) for length in ("16", "full")]
+    kappa = KappaPair(("refusal-opening", "refusal-anywhere"), 0.9, 0.95, p.n)
+    return Readouts(tuple(judges), (kappa,), tuple(lengths))
+
+
+def _stability(p: Plan, cell: Cell) -> Stability:
+    if not p.evidence:
+        return Stability(0, (), (), None, MeanInterval(None, None, None), None)
+    chosen = SiteShare(cell.position, cell.layer, 0.9)
+    return Stability(20, (cell.site,), (chosen,), 0.1, MeanInterval(0.97, 0.95, 0.98), 0.96)
+
+
+def _side_effects(p: Plan) -> SideEffects:
+    if not p.evidence:
+        return SideEffects((), (), 0, ())
+    losses = [
+        Loss("completions", arm, 24, 900, 1.2 + change, 3.3, change, change - 0.01, change + 0.01)
+        for arm, change in ((ABLATION, 0.02), (ADDITION, 0.4), (ArmId.null(p.families[0], 0, ABLATION.kind), 0.01))
+    ]
+    negatives = NegativeRate(ABLATION, p.n, 0.0, 0.0, 0.04, -0.03, -0.08, 0.01, 0.0, 0.9, 40, -0.02, -0.1, 0.05)
+    return SideEffects(
+        tuple(losses), (Divergence(ABLATION, 24, 900, 0.02, 0.01, 0.03, 0.1, 2.0, 0.05),), 3, (negatives,)
+    )
+
+
+# -- results.json -----------------------------------------------------------------------------------------------------
+
+
+def _reasons(p: Plan) -> tuple[VerdictReason, ...]:
+    match p.verdict:
+        case "SINGLE-DIRECTION-REPRODUCES":
+            return ()
+        case "NO-BASELINE-REFUSAL":
+            return (VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=0.02, bound=0.5, n=p.n),)
+        case "DAMAGED":
+            code = VerdictCode.DEGENERATE
+            return (VerdictReason(code=code, value=0.4, bound=0.3, arm="addition", label="negative"),)
+        case "INCONCLUSIVE":
+            values = {"value": 0.37, "low": 0.3, "high": 0.52, "bound": 0.5, "prompts": 240}
+            return (VerdictReason(code=VerdictCode.EFFECT_UNDECIDED, effect="suppression", unit="rate", **values),)
+    if p.candidate:
+        return (VerdictReason(code=VerdictCode.NEITHER_EFFECT, bound=0.5),)
+    return (VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED),)
+
+
+def _seed(p: Plan, seed: int, directory: RunDirectory) -> SeedResult:
+    rng = np.random.default_rng(seed)
+    selection = directory.write_record(_selection(p, rng), seed)
+    directory.write_record(_separation(p, rng), seed)
+    cell = selection.selected
+    nulls = _nulls(p, cell, rng) if cell else ()
+    arms, wide = _arms(p, nulls, rng), _wide(p, rng) if cell else ()
+    tokens = [OpeningToken(11, p.text or "I", 0.99, 0.8), OpeningToken(12, " As", 0.9, 0.2)]
+    counts = BySplit(_by_label(128), _by_label(32), _by_label(p.n))
+    has_tokens = p.verdict != NO_BASELINE
+    return SeedResult(
+        seed=seed,
+        verdict=p.verdict,
+        reason=p.text or describe(_reasons(p)),
+        reasons=_reasons(p),
+        sentence=p.text or f"Synthetic sentence of the verdict {p.verdict}.",
+        selected=cell,
+        survivors=selection.survivors,
+        tied=selection.tied,
+        n=counts,
+        planned=counts,
+        near_duplicates=NearDuplicates(2, 2),
+        refusal_tokens=tuple(tokens) if has_tokens else (),
+        token_auroc=0.99 if has_tokens else None,
+        arms=arms,
+        effects=_effects(p, arms, wide) if cell else (),
+        nulls=nulls,
+        energy=0.2 if cell else None,
+        groups=0.9 if cell else None,
+        wide=wide,
+        shift=Shift(0.012, 0.01, 0.015, 16) if p.evidence and cell else Shift(None, None, None, 0),
+        dose=_dose(p) if cell else None,
+        readouts=_readouts(p),
+        stability=_stability(p, cell) if cell else None,
+        coefficient=selection.coefficient,
+        side_effects=_side_effects(p) if cell else None,
+        categories=(),
+        by_baseline=(),
+        conditions=(),
+    )
+
+
+def _results(p: Plan, directory: RunDirectory) -> Results:
+    seeds = tuple(_seed(p, seed, directory) for seed in p.seeds)
+    environment = Environment(
+        python="3.11.7",
+        rhumbline="0.2.0",
+        torch="2.9.1",
+        transformers="5.17.0",
+        platform=p.text or "Linux x86_64",
+        device="cpu",
+        threads=2,
+        started="2026-01-05T12:00:00+00:00",
+        engine="local",
+    )
+    stages = tuple(
+        StageTiming(stage, seed, seconds, memory, seconds)
+        for seed in p.seeds
+        for stage, seconds, memory in (("extraction", 1.2, 700.0), ("selection", 8.4, 810.0), ("arms", 11.0, 930.0))
+    )
+    return Results(
+        schema=SCHEMA,
+        verdict=p.verdict,
+        reason=seeds[0].reason,
+        reasons=seeds[0].reasons,
+        sentence=seeds[0].sentence,
+        rule=dict(directory.protocol["rule"]),
+        model=_model(p),
+        behaviour=p.behaviour,
+        preset="rhumbline",
+        protocol_sha256=directory.protocol_sha256,
+        seeds=seeds,
+        pooled=(),
+        agreement=(),
+        warnings=(p.text,) if p.text else (),
+        environment=environment,
+        timings=TimingSummary(sum(stage.seconds for stage in stages), stages),
+        files=directory.manifest(),
+        sha256="",
+    )
+
+
+def make_run(into: Path, *, hostile: bool = False, **settings: Any) -> Path:
+    """Write a finished run directory; `settings` are fields of `Plan`. `hostile` puts markup into every free text."""
+    p = Plan(**settings, text=HOSTILE if hostile else None)
+    with RunDirectory.open(into, _protocol(p)) as directory:
+        results = _results(p, directory)
+        values = {k: v for k, v in to_json(results).items() if k != "sha256"}
+        directory.save(into / "results.json", {**values, "sha256": sha256(values)})
     return into
 
 
-def make_discover(into: Path, *, layers: int = 10, positions: int = 5, hostile: bool = False) -> Path:
-    """Write what a `discover` run leaves: a protocol and the separation per layer and position."""
-    protocol = _protocol([0], layers, positions, 0, [], "refusal", "exact", HOSTILE if hostile else None)
-    into.mkdir(parents=True, exist_ok=True)
-    _write(into / "protocol.json", protocol)
-    grid = _grid(np.random.default_rng(0), layers, positions, int(0.45 * layers))
-    _write(
-        into / "discover.json",
-        {
-            "protocol_sha256": "ee" * 32,
-            "seed": 0,
-            "model": protocol["model"],
-            "train": {"positive": 128, "negative": 128},
-            "split": "val",
-            "n": {"positive": 32, "negative": 32},
-            "projections": [],
-            "grid": grid,
-        },
-    )
+def change_results(run: Path, **changes: Any) -> Results:
+    """Replace fields of results.json; `seeds` maps a seed to its changed fields."""
+    directory = RunDirectory.read(run)
+    value = to_json(directory.read_record(Results))
+    seeds: Mapping[int, Mapping[str, Any]] = changes.pop("seeds", {})
+    value["seeds"] = [seed | to_json(dict(seeds.get(seed["seed"], {}))) for seed in value["seeds"]]
+    return directory.write_record(convert(value | to_json(changes), Results))
+
+
+def make_discover(into: Path, *, hostile: bool = False, **settings: Any) -> Path:
+    """Write what `discover` leaves: a protocol, and the separation for each layer and position."""
+    p = Plan(**settings, seeds=(0,), text=HOSTILE if hostile else None)
+    with RunDirectory.open(into, {**_protocol(p), "mode": "discover"}) as directory:
+        grid = _grid(p, np.random.default_rng(0))
+        directory.write_record(Discovery(0, _model(p), _by_label(128), "val", _by_label(32), grid, ()))
     return into
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("into", type=Path)
-    parser.add_argument("--verdict", default=REPRODUCES)
-    for flag, default in (("layers", 10), ("positions", 5), ("seeds", 2), ("draws", 8), ("families", 2)):
+    parser.add_argument("--verdict", default=REPRODUCES, choices=get_args(VerdictName))
+    for flag, default in (("layers", 10), ("positions", 5), ("seeds", 2), ("draws", 8)):
         parser.add_argument(f"--{flag}", type=int, default=default)
     for flag in ("hostile", "no-candidate", "discover"):
         parser.add_argument(f"--{flag}", action="store_true")
     o = parser.parse_args()
+    grid = {"layers": o.layers, "positions": o.positions}
     if o.discover:
-        make_discover(o.into, layers=o.layers, positions=o.positions, hostile=o.hostile)
+        make_discover(o.into, hostile=o.hostile, **grid)
     else:
-        names = ["isotropic", "shuffled", "covariance", "principal"][: o.families]
+        seeds = tuple(range(o.seeds))
         make_run(
-            o.into,
-            seeds=range(o.seeds),
-            verdict=o.verdict,
-            layers=o.layers,
-            positions=o.positions,
-            draws=o.draws,
-            families=names,
-            candidate=not o.no_candidate,
-            hostile=o.hostile,
-        )
+            o.into, hostile=o.hostile, seeds=seeds, verdict=o.verdict, draws=o.draws, candidate=not o.no_candidate,
+            evidence=True, **grid,
+        )  # fmt: skip

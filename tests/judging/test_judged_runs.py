@@ -158,10 +158,11 @@ def test_the_command(kept, classifier, tmp_path, capsys):
     assert main(["judge", str(kept), "--judge", "harmbench", "--model", str(tmp_path / "none")]) == 3
 
 
-def test_the_report_tells_of_judges_only_where_there_were_any(kept):
-    from rhumbline.report import judge_section as judges_report
+def test_the_report_has_a_section_on_external_judges_only_if_there_are_any(kept):
+    from rhumbline.report.external_judge_section import external_judges
+    from rhumbline.report.run_record import read_run
 
-    assert judges_report.section(kept) == ""
+    assert external_judges(read_run(kept)) == ""
     judge = spec(url="http://localhost")
     judge_run(kept, judge, lambda prompts, _: [judge.read("yes") for _ in prompts])
-    assert "Judges after the run" in judges_report.section(kept)
+    assert "Judges after the run" in external_judges(read_run(kept))

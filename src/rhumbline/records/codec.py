@@ -21,7 +21,8 @@ def decode(data: bytes | str, kind: type[R]) -> R:
 
 def convert(value: Any, kind: type[R]) -> R:
     """A record from its JSON value. Raises msgspec.ValidationError."""
-    return msgspec.convert(value, kind, dec_hook=_from_json)
+    # Keys of JSON objects are strings, those of a record can be numbers.
+    return msgspec.convert(value, kind, dec_hook=_from_json, str_keys=True)
 
 
 def to_json(record: Any) -> Any:

@@ -137,7 +137,11 @@ class RunDirectory:
     def load(self, path: Path) -> dict:
         """Read a JSON artefact; one made under another protocol is refused."""
         value = read_json(path)
-        self._check(path, value.get("protocol_sha256") if isinstance(value, dict) else None)
+        if not isinstance(value, dict) or "protocol_sha256" not in value:
+            raise OutputError(
+                f"{path} is not what rhumbline writes there: protocol_sha256 is missing. Compute it again."
+            )
+        self._check(path, value["protocol_sha256"])
         return value
 
     def stage(self, path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict:

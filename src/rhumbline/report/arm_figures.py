@@ -1,15 +1,20 @@
-"""Charts of the arms: rates or levels with what the rule asks of them, and null draws by their cosine.
+"""Charts of rates or levels by arm with the margins of the rule, and of null draws by their cosine.
 
-Knows arms, panels and margins. Does not know files, the page around the charts, or what a verdict means.
+Independent of files, of the page around the charts, and of verdicts.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 
+from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.records.arms import BASELINE
+from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.results import SeedResult
+from rhumbline.records.shared import EffectName
 from rhumbline.report.figures import (
     LIGHT,
     NULL_COLOURS,
@@ -23,33 +28,21 @@ from rhumbline.report.figures import (
     tips,
     where,
 )
-
-PANELS = {"suppression": ("ablation", "positive", -1), "induction": ("addition", "negative", 1)}
-"""Panel: (arm, set of prompts, the sign that the rule asks of the change in rate)."""
+from rhumbline.report.run_record import EFFECT_ARMS, EffectArm, measure, measured_arm
 
 
-def draws_of(arms: Iterable[Row], arm: str, which: str) -> dict[str, list[Row]]:
-    """Measured null draws of one intervention on one set, by family."""
-    found: dict[str, list[Row]] = defaultdict(list)
-    for row in arms:
-        parts = row["arm"].split(":")
-        if parts[0] == "null" and parts[-1] == arm and row["set"] == which and row["rate"] is not None:
-            found[":".join(parts[1:-2])].append(row | {"draw": parts[-2]})
-    return dict(found)
-
-
-def arm_of(arms: Iterable[Row], arm: str, which: str) -> Row | None:
-    """The row of one arm on one set, if it was measured."""
-    return next((row for row in arms if (row["arm"], row["set"]) == (arm, which) and row["rate"] is not None), None)
-
-
-def measure(seeds: Iterable[Row]) -> str:
-    """What the arms of a run show: the rate of a behaviour, or the level of a continuous score."""
-    return "level" if any(seed.get("style") for seed in seeds) else "rate"
+def null_draws(seed: SeedResult, effect: EffectArm) -> dict[str, list[ArmRate]]:
+    """Return the measured null draws of the arm of an effect, by family."""
+    draws: dict[str, list[ArmRate]] = defaultdict(list)
+    for row in seed.arms:
+        same = row.arm.does(effect.arm.kind) and row.side == effect.side
+        if same and row.arm.family is not None and row.rate is not None:
+            draws[row.arm.family].append(row)
+    return dict(draws)
 
 
 def _swarm(values: Sequence[float], bin_width: float = 0.02) -> list[float]:
-    """Offsets in [-1, 1] that spread nearby values around 0."""
+    """Return offsets in [-1, 1] that spread nearby values around 0."""
     bins = [round(value / bin_width) for value in values]
     sizes, seen, offsets = Counter(bins), Counter(), []
     step = min(0.5, 2 / max(sizes.values(), default=1))
@@ -59,16 +52,15 @@ def _swarm(values: Sequence[float], bin_width: float = 0.02) -> list[float]:
     return offsets
 
 
-def _measured_rows(seed: Row, panel: str) -> list[Row]:
-    """Baseline, direction and every null draw of one panel, as marks."""
-    arm, which, _ = PANELS[panel]
+def _measured_rows(seed: SeedResult, effect: EffectArm) -> list[Row]:
+    """Return the marks of one panel: baseline, direction, every null draw, and the mean of each null family."""
     rows: list[Row] = []
-    for kind, name in (("baseline", "baseline"), ("direction", arm)):
-        if row := arm_of(seed["arms"], name, which):
-            interval = "" if row["low"] is None else f"  [{row['low']:z.2f}, {row['high']:z.2f}]"
-            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row['rate']:z.2f}{interval}"})
-    for family, draws in draws_of(seed["arms"], arm, which).items():
-        rates = [row["rate"] for row in draws]
+    for kind, arm in (("baseline", BASELINE), ("direction", effect.arm)):
+        if (row := measured_arm(seed, arm, effect.side)) is not None:
+            interval = "" if row.low is None else f"  [{row.low:z.2f}, {row.high:z.2f}]"
+            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row.rate:z.2f}{interval}"})
+    for family, draws in null_draws(seed, effect).items():
+        rates = [row.rate for row in draws if row.rate is not None]
         name, mean = _null_name(family), math.fsum(rates) / len(rates)
         shown = f"mean {mean:.2f} of {len(draws)}"
         rows.append(
@@ -83,82 +75,81 @@ def _null_name(family: str) -> str:
     return f"null: {printable(family, 16)}"
 
 
-def _mark(row: Row) -> Row:
-    return {key: row.get(key) for key in ("arm", "rate", "low", "high", "n", "degenerate")}
+def _mark(row: ArmRate) -> Row:
+    return {"arm": str(row.arm)} | {key: getattr(row, key) for key in ("rate", "low", "high", "n", "degenerate")}
 
 
 def _reach(rows: Iterable[Row]) -> tuple[float, float]:
-    """The ends of the axis: rates lie from 0 to 1, a level may lie beyond either class."""
+    """Return the ends of the axis: 0 and 1, or further out if a level is beyond a class."""
     ends = [row[key] for row in rows for key in ("rate", "low", "high") if row.get(key) is not None]
     return min(0, *ends, 1), max(0, *ends, 1)
 
 
-def _margin_rows(
-    rows: Sequence[Row], sign: int, rule: Mapping[str, Any], reach: tuple[float, float] = (0, 1)
-) -> list[Row]:
-    """What the rule asks, drawn: margins against the baseline and each family, and the region that meets them all."""
+def _margin_rows(rows: Sequence[Row], sign: int, rule: Rule, reach: tuple[float, float]) -> list[Row]:
+    """Return the marks of the rule: margins from the baseline and from each family, and the region beyond them all."""
     rate: Row = {row["kind"]: row["rate"] for row in rows if row["kind"] in ("baseline", "direction")}
-    drop, gap, least = rule.get("min_drop"), rule.get("min_gap"), rule.get("min_baseline")
-    limits, marks = [], []
-    if sign < 0 and least is not None and rate.get("baseline", 1) < least:
-        marks.append({"kind": "margin", "rate": least, "arm": "lowest baseline that the rule accepts"})
+    marks: list[Row] = []
+    if sign < 0 and rate.get("baseline", 1) < rule.min_baseline:
+        marks.append({"kind": "margin", "rate": rule.min_baseline, "arm": "lowest baseline that the rule accepts"})
     if "direction" not in rate or "baseline" not in rate:
         return marks
-    if drop is not None:
-        limits.append(rate["baseline"] + sign * drop)
-        marks.append({"kind": "margin", "rate": limits[-1], "arm": f"baseline {sign * drop:+.2f}"})
-    asked = [_null_name(family) for family in rule.get("families", [])]
+    limits = [rate["baseline"] + sign * rule.min_drop]
+    marks.append({"kind": "margin", "rate": limits[0], "arm": f"baseline {sign * rule.min_drop:+.2f}"})
+    families = [_null_name(family) for family in rule.families]
     for row in rows:
-        if gap is not None and row["kind"] == "mean" and row["row"] in asked:
-            limits.append(row["rate"] + sign * gap)
-            note = f"mean of the draws {sign * gap:+.2f}"
+        if row["kind"] == "mean" and row["row"] in families:
+            limits.append(row["rate"] + sign * rule.min_gap)
+            note = f"mean of the draws {sign * rule.min_gap:+.2f}"
             marks.append({"kind": "gap", "row": row["row"], "rate": row["rate"], "to": limits[-1], "arm": note})
-    # A margin that no rate can reach lies outside the axis.
-    least_shown, most_shown = reach
-    marks = [mark for mark in marks if least_shown <= mark.get("to", mark["rate"]) <= most_shown]
-    edge = min(limits, default=-math.inf) if sign < 0 else max(limits, default=math.inf)
-    if least_shown <= edge <= most_shown:
-        region = "where the rule asks the direction to be"
-        marks.append({"kind": "zone", "rate": edge, "to": least_shown if sign < 0 else most_shown, "arm": region})
+    # A margin that no rate can reach is outside the axis and is not drawn.
+    lowest, highest = reach
+    marks = [mark for mark in marks if lowest <= mark.get("to", mark["rate"]) <= highest]
+    edge = min(limits) if sign < 0 else max(limits)
+    if lowest <= edge <= highest:
+        region = "required by the rule"
+        marks.append({"kind": "zone", "rate": edge, "to": lowest if sign < 0 else highest, "arm": region})
     return marks
 
 
-def arms(seeds: Sequence[Row], rule: Mapping[str, Any]) -> list[Chart]:
-    """Rates or levels of every arm with their intervals; one panel for suppression, one for induction."""
-    charts, shows = [], measure(seeds)
-    for panel, (arm, which, sign) in PANELS.items():
-        measured = {seed["seed"]: _measured_rows(seed, panel) for seed in seeds}
-        reach = _reach(row for found in measured.values() for row in found)
-        rows = []
-        for seed, found in measured.items():
-            marks = found + _margin_rows(found, sign, rule, reach)
-            rows += [row | {"seed": f"seed {seed}"} for row in marks]
-        if not rows:
-            continue
-        order = list(dict.fromkeys(row["row"] for row in rows if "row" in row))
-        most = max((row["n"] for row in rows if row["kind"] == "mean"), default=0)
-        body = alt.layer(*_arm_layers(order, 26 if most <= 25 else 13, shows, reach)).properties(
-            width=280, height=alt.Step(25)
-        )
-        if len(seeds) > 1:
-            header = alt.Header(title=None, labelAnchor="start", labelOrient="top", labelPadding=2)
-            body = body.facet(
-                facet=alt.Facet("seed:N", header=header, sort=None),
-                data=alt.InlineData(values=[]),
-                columns=1,
-                spacing=10,
-            )
-        treated = any(row["kind"] == "direction" for row in rows)
-        title = f"{panel.capitalize()}: {arm} on {which} prompts" if treated else f"Baseline on {which} prompts"
-        summary = f"{title}; {shows} of the behaviour in every arm, with 95 % intervals"
-        charts.append(finished(f"arms-{panel}", summary, body, title, rows))
-    return charts
+def arms(seeds: Sequence[SeedResult], rule: Rule) -> list[Chart]:
+    """Draw rates or levels of every arm with their intervals: one chart for suppression, one for induction."""
+    charts = [_arms_chart(seeds, rule, name, effect) for name, effect in EFFECT_ARMS.items()]
+    return [chart for chart in charts if chart is not None]
 
 
-def _arm_layers(order: list[str], size: float, shows: str, reach: tuple[float, float]) -> list[alt.Chart]:
-    families = [name for name in order if name.startswith("null: ")]
+def _arms_chart(seeds: Sequence[SeedResult], rule: Rule, name: EffectName, effect: EffectArm) -> Chart | None:
+    shows = measure(seeds)
+    measured = {seed.seed: _measured_rows(seed, effect) for seed in seeds}
+    reach = _reach(row for marks in measured.values() for row in marks)
+    rows: list[Row] = [
+        row | {"seed": f"seed {seed}"}
+        for seed, marks in measured.items()
+        for row in marks + _margin_rows(marks, effect.sign, rule, reach)
+    ]
+    if not rows:
+        return None
+    order = list(dict.fromkeys(row["row"] for row in rows if "row" in row))
+    most = max((row["n"] for row in rows if row["kind"] == "mean"), default=0)
+    families = list(dict.fromkeys(row["row"] for row in rows if row["kind"] == "mean"))
+    layers = _arm_layers(order, families, 26 if most <= 25 else 13, shows, reach)
+    body = alt.layer(*layers).properties(width=280, height=alt.Step(25))
+    if len(seeds) > 1:
+        header = alt.Header(title=None, labelAnchor="start", labelOrient="top", labelPadding=2)
+        facet = alt.Facet("seed:N", header=header, sort=None)
+        body = body.facet(facet=facet, data=alt.InlineData(values=[]), columns=1, spacing=10)
+    has_direction = any(row["kind"] == "direction" for row in rows)
+    title = f"{name.capitalize()}: {effect.arm} on {effect.side} prompts"
+    if not has_direction:
+        title = f"Baseline on {effect.side} prompts"
+    summary = f"{title}; {shows} of the behaviour in every arm, with 95 % intervals"
+    return finished(f"arms-{name}", summary, body, title, rows)
+
+
+def _arm_layers(
+    order: Sequence[str], families: Sequence[str], size: float, shows: str, reach: tuple[float, float]
+) -> list[alt.Chart]:
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=104)
-    y = alt.Y("row:N", scale=alt.Scale(domain=order), axis=labels)
+    y = alt.Y("row:N", scale=alt.Scale(domain=list(order)), axis=labels)
     axis = bare_axis(title=f"{shows} of the behaviour", values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")
     x = alt.X("rate:Q", scale=alt.Scale(domain=[reach[0] - 0.03, reach[1] + 0.03], nice=False), axis=axis)
     colour = alt.Color("row:N", scale=palette(families, NULL_COLOURS), legend=None)
@@ -188,32 +179,43 @@ def _arm_layers(order: list[str], size: float, shows: str, reach: tuple[float, f
     return [*layers, numbers.encode(x=alt.value(292), y=y, text="shown:N")]
 
 
-# -- nulls -------------------------------------------------------------------------------------------------------------
+# -- nulls ------------------------------------------------------------------------------------------------------------
 
 
-def nulls(seed: Row) -> list[Chart]:
-    """Each null draw: its cosine with the direction against its effect."""
-    cosines = {(row["family"], str(row["draw"])): row["cosine"] for row in seed["nulls"]}
-    charts = []
-    for panel, (arm, which, sign) in PANELS.items():
-        baseline, treated = arm_of(seed["arms"], "baseline", which), arm_of(seed["arms"], arm, which)
-        if baseline is None or treated is None:
-            continue
-        rows = []
-        for family, draws in draws_of(seed["arms"], arm, which).items():
-            for row in draws:
-                change, cosine = sign * (row["rate"] - baseline["rate"]), cosines.get((family, row["draw"]))
-                if cosine is not None:
-                    name = printable(family, 16)
-                    rows.append({"family": name, "draw": row["draw"], "cosine": cosine, "change": change})
-        change = sign * (treated["rate"] - baseline["rate"])
-        rows.append({"family": "direction", "draw": "", "cosine": 1.0, "change": change})
-        title = f"{panel.capitalize()}, seed {seed['seed']}"
-        summary = f"{title}: cosine of every null draw with the direction, beside its effect"
-        charts.append(
-            finished(f"nulls-seed-{seed['seed']}-{panel}", summary, _scatter(rows, measure([seed])), title, rows)
-        )
-    return charts
+def nulls(seed: SeedResult) -> list[Chart]:
+    """Draw the effect of each null draw over its cosine with the direction, one chart for each effect."""
+    charts = [_nulls_chart(seed, name, effect) for name, effect in EFFECT_ARMS.items()]
+    return [chart for chart in charts if chart is not None]
+
+
+def _nulls_chart(seed: SeedResult, name: EffectName, effect: EffectArm) -> Chart | None:
+    baseline = measured_arm(seed, BASELINE, effect.side)
+    direction = measured_arm(seed, effect.arm, effect.side)
+    if baseline is None or direction is None:
+        return None
+    cosines = {null.null_draw: null.cosine for null in seed.nulls}
+
+    def change(row: ArmRate) -> float:
+        assert row.rate is not None
+        assert baseline.rate is not None
+        return effect.sign * (row.rate - baseline.rate)
+
+    rows: list[Row] = [
+        {
+            "family": printable(family, 16),
+            "draw": str(row.arm.draw),
+            "cosine": cosines[row.arm.null_draw],
+            "change": change(row),
+        }
+        for family, draws in null_draws(seed, effect).items()
+        for row in draws
+        if row.arm.null_draw in cosines
+    ]
+    rows.append({"family": "direction", "draw": "", "cosine": 1.0, "change": change(direction)})
+    title = f"{name.capitalize()}, seed {seed.seed}"
+    summary = f"{title}: effect of every null draw over its cosine with the direction"
+    body = _scatter(rows, measure([seed]))
+    return finished(f"nulls-seed-{seed.seed}-{name}", summary, body, title, rows)
 
 
 def _scatter(rows: list[Row], shows: str) -> Any:

@@ -1,96 +1,117 @@
-"""The report: a run directory in, one self-contained page and its figures out.
+"""Build the report of a run directory: one self-contained page, and its figures.
 
-Reads the JSON files of schema 1 and nothing else: no tensors, no models, no network. It decides nothing; every number
-on the page is a number of the files, and the modules `*figures.py` draw them. The page loads nothing from anywhere, its
-scripts are admitted by hash, and every text that came from a model, a path or a prompt is escaped.
+Reads the JSON files of the run directory. Every number on the page is a number of these files. The page loads nothing,
+its scripts are allowed by their hashes, and every text from a model, a path or a prompt is escaped.
 
     build(run_dir)            results.json of `run`            -> RUN/report.html, RUN/figures/*
-    build_discover(run_dir)   discover.json of `discover`      -> the same, smaller
+    build_discover(run_dir)   discover.json of `discover`      -> the same files, smaller
+
+Independent of tensors, models and the network.
 """
 
 from pathlib import Path
 
-from rhumbline.report import analysis_sections as analyses_report
-from rhumbline.report import evidence_sections as evidence_report
-from rhumbline.report import figures, page, site_figures
-from rhumbline.report import finding_sections as report_sections
-from rhumbline.report import judge_section as judges_report
-from rhumbline.report import protocol_sections as report_protocol
-from rhumbline.report import side_effect_sections as side_effects_report
-from rhumbline.report import style_section as style_report
-from rhumbline.report.figures import Row
-from rhumbline.report.run_record import read_checked, read_run
+from rhumbline.records.run_files import Discovery
+from rhumbline.report import (
+    arm_sections,
+    null_and_dose_sections,
+    page,
+    protocol_sections,
+    reliability_sections,
+    selection_sections,
+    side_effect_sections,
+    site_figures,
+    subgroup_sections,
+    verdict_sections,
+)
+from rhumbline.report.analysis_sections import analyses
+from rhumbline.report.benchmark_section import benchmarks
+from rhumbline.report.continuous_score_section import continuous_score
+from rhumbline.report.external_judge_section import external_judges
+from rhumbline.report.run_record import ReportProtocol, read_discovery, read_run
 
 
 def build(run_dir: Path) -> Path:
-    """Write `report.html` and `figures/` of a finished run, and return the page's path."""
+    """Write `report.html` and `figures/` of a finished run, and return the path of the page."""
     run, draw = read_run(run_dir), page.Canvas()
-    warnings = run.results.get("warnings") or []
     body = [
-        report_sections.header(run),
-        report_sections.verdict(run),
-        page.tag("div", page.tag("h3", "Warnings"), page.bullets(warnings), class_="warnings") if warnings else "",
-        report_sections.meaning(run),
-        report_sections.key_numbers(run),
-        report_sections.arms_figure(run, draw),
-        report_sections.selection(run, draw),
-        report_sections.separation(run, draw),
-        report_sections.nulls(run, draw),
-        *evidence_report.sections(run.protocol, run.results, draw),
-        style_report.section(run.protocol, run.results["seeds"]),
-        judges_report.section(run_dir),
-        *side_effects_report.sections(run.results, _evaluations(run_dir), draw),
-        *analyses_report.sections(run_dir, run.protocol, run.results["protocol_sha256"], draw),
-        report_sections.arms_table(run),
-        report_protocol.protocol(run),
-        report_protocol.cite(run),
+        verdict_sections.header(run),
+        verdict_sections.verdict(run),
+        verdict_sections.warnings(run),
+        verdict_sections.meaning(run),
+        verdict_sections.key_numbers(run),
+        arm_sections.arms_figure(run, draw),
+        selection_sections.selection(run, draw),
+        selection_sections.separation(run, draw),
+        arm_sections.null_draws(run, draw),
+        reliability_sections.sample(run),
+        side_effect_sections.damage(run),
+        null_and_dose_sections.wide_nulls(run, draw),
+        null_and_dose_sections.dose_curves(run, draw),
+        reliability_sections.readouts(run),
+        reliability_sections.stability(run),
+        continuous_score(run),
+        external_judges(run),
+        side_effect_sections.side_effects(run, draw),
+        benchmarks(run, draw),
+        subgroup_sections.system_prompts(run),
+        subgroup_sections.which_prompts(run),
+        *analyses(run, draw),
+        arm_sections.arms_table(run),
+        protocol_sections.protocol(run),
+        protocol_sections.cite(run),
     ]
-    return page.publish(run_dir, f"{run.results['model']['name']}: {run.protocol['behaviour']}", body, draw.drawings)
-
-
-def _evaluations(run_dir: Path) -> list[Row]:
-    """What `evaluate` found, one record for each setting."""
-    return [read_checked(path) for path in sorted(run_dir.glob("evaluations/*/comparison.json"))]
+    return page.publish(run_dir, f"{run.results.model.name}: {run.protocol.behaviour}", body, draw.drawings)
 
 
 def build_discover(run_dir: Path) -> Path:
-    """Write `report.html` and `figures/` of a `discover` run, and return the page's path."""
-    protocol, found = read_checked(run_dir / "protocol.json"), read_checked(run_dir / "discover.json")
-    draw, model, chat = page.Canvas(), found["model"], protocol["chat"]
-    labels = figures.position_labels(chat["positions"], chat["suffix_tokens"])
-    facts = [
-        ("Behaviour", protocol["behaviour"]),
-        ("Contrast", protocol["contrast"]["name"]),
-        ("Model", report_sections.model_line(model)),
-        ("Protocol", f"sha256 {found['protocol_sha256'][:12]}"),
-    ]
+    """Write `report.html` and `figures/` of a `discover` run, and return the path of the page."""
+    directory, protocol, discovery = read_discovery(run_dir)
+    draw = page.Canvas()
     caution = (
-        "Extraction only: nothing was generated and nothing was intervened on. Classes that separate are no evidence "
-        "that a direction moves the behaviour."
+        "Extraction only: no text was generated, and there was no intervention. Separation of the classes is not "
+        "evidence that a direction causes the behaviour."
     )
-    known = sorted((row for row in found["grid"] if row["auroc"] is not None), key=lambda row: -row["auroc"])
-    best = [
-        [
-            labels.get(r["position"], r["position"]),
-            r["layer"],
-            page.number(r["auroc"], 3),
-            page.number(r["cosine"], 3),
-            page.number(r["norm"]),
-        ]
-        for r in known[:8]
-    ]
-    splits = [("train", found["train"]), (found["split"], found["n"])]
-    sizes = [[split, n.get("positive"), n.get("negative")] for split, n in splits]
-    note = page.note(
-        f"AUROC of the projection of {found['split']} prompts on the difference in means of train prompts."
+    labels = site_figures.position_labels(protocol.chat)
+    charts = site_figures.discover(discovery.grid, labels) if discovery.grid else []
+    explanation = page.note(
+        f"AUROC of the projection of {discovery.split} prompts on the difference in means of train prompts."
     )
-    charts = site_figures.discover(found["grid"], labels) if found["grid"] else []
-    sizes_table = page.table(["Split", "Positive", "Negative"], sizes)
+    n, train = discovery.n, discovery.train
+    sizes = [["train", train.positive, train.negative], [discovery.split, n.positive, n.negative]]
     body = [
-        report_sections.heading("discover  ·  Where do the classes separate in the residual stream?", model, facts),
+        _discover_heading(protocol, discovery, directory.protocol_sha256),
         page.tag("div", page.tag("p", caution, class_="sentence"), class_="verdict"),
-        page.section("Separation per layer and position", draw(charts[:1]), draw(charts[1:]), note),
-        page.section("Highest AUROC", page.table(["Position", "Layer", "AUROC", "Cosine of means", "Norm"], best)),
-        page.section("Protocol", sizes_table, page.fold("protocol.json", page.pretty(protocol))),
+        page.section("Separation for each layer and position", draw(charts[:1]), draw(charts[1:]), explanation),
+        page.section("Highest AUROC", _highest(discovery, labels)),
+        page.section(
+            "Protocol",
+            page.table(["Split", "Positive", "Negative"], sizes),
+            page.fold("protocol.json", page.pretty(directory.protocol)),
+        ),
     ]
-    return page.publish(run_dir, f"{model['name']}: discover", body, draw.drawings)
+    return page.publish(run_dir, f"{discovery.model.name}: discover", body, draw.drawings)
+
+
+def _discover_heading(protocol: ReportProtocol, discovery: Discovery, sha256: str) -> page.Html:
+    facts = [
+        ("Behaviour", protocol.behaviour),
+        ("Contrast", protocol.contrast.name),
+        ("Model", verdict_sections.model_line(discovery.model)),
+        ("Protocol", f"sha256 {sha256[:12]}"),
+    ]
+    question = "discover  ·  Where do the classes separate in the residual stream?"
+    return verdict_sections.heading(question, discovery.model, facts)
+
+
+def _highest(discovery: Discovery, labels: site_figures.PositionLabels) -> page.Html:
+    """Return the sites with the highest AUROC."""
+    known = sorted(
+        ((row.auroc, row) for row in discovery.grid if row.auroc is not None), key=lambda pair: pair[0], reverse=True
+    )
+    rows = [
+        [labels.get(row.position, row.position), row.layer, page.number(auroc, 3), page.number(row.cosine, 3),
+         page.number(row.norm)]
+        for auroc, row in known
+    ]  # fmt: skip
+    return page.table(["Position", "Layer", "AUROC", "Cosine of means", "Norm"], rows[:8])

@@ -1,11 +1,11 @@
-"""What every chart is made of: palette, scales, labels; and a Vega-Lite specification drawn as SVG and PNG.
+"""Palette, formats and small parts of charts; draws a Vega-Lite specification as SVG and PNG.
 
-Knows colours and formats. Does not know what is charted (arm_figures.py, site_figures.py and others), nor any file.
-Every colour that is not on a continuous scale comes from `PALETTE`, so that the page can put a CSS variable in its
-place and one drawing serves light, dark and paper.
+Every colour that is not on a continuous scale comes from `PALETTE`. The page replaces these colours by CSS variables,
+so that one drawing serves light mode, dark mode and print. Independent of what is charted, and of files.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import altair as alt
 import vl_convert
 
 Row = dict[str, Any]
+"""A row of chart data, or a Vega-Lite specification: JSON values."""
 
 PALETTE = {
     "paper": ("#fffffd", "#15171b"),
@@ -32,7 +33,7 @@ PALETTE = {
     "positive": ("#a93f24", "#ee8a6b"),
     "negative": ("#28707f", "#6cbccc"),
 }
-"""Name: (light, dark). Every light value is unique: the page finds a colour by it."""
+"""Name: (light, dark). Every light value is unique, because the page replaces colours by their light value."""
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 NULL_SHAPES = ("diamond", "triangle-up", "triangle-down", "cross", "square", "triangle-right")
@@ -46,14 +47,14 @@ _NAME_OF = {light: name for name, light in LIGHT.items()}
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart, before it is drawn."""
+    """One chart that is not drawn yet."""
 
     name: str
-    """File name without suffix; letters, digits and dashes."""
+    """File name without suffix: letters, digits and dashes."""
     summary: str
-    """What the chart shows, for those who cannot see it."""
+    """Description of the chart for screen readers."""
     spec: Row
-    """Vega-Lite, complete and self-contained."""
+    """Complete Vega-Lite specification, data included."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,18 @@ class Drawing:
 
     chart: Chart
     svg: str
-    """Stands alone, light colours."""
+    """Self-contained SVG in light colours."""
     png: bytes
     inline_svg: str
-    """For the page: colours are CSS variables, identifiers are unique to the chart."""
+    """SVG for the page: colours are CSS variables, and identifiers are unique to the chart."""
     inline_spec: Row
-    """For the page: as `inline_svg`."""
+    """Specification for the page: colours are CSS variables."""
     width: float
-    """In pixels, unscaled."""
+    """Width in pixels."""
 
 
 def draw(chart: Chart) -> Drawing:
-    """Render one chart; nothing is fetched."""
+    """Draw one chart; nothing is downloaded."""
     svg = _renamed(vl_convert.vegalite_to_svg(json.dumps(chart.spec), allowed_base_urls=[]), chart.name)
     png = vl_convert.svg_to_png(svg, scale=2)
     inline = re.sub("<[^<>]+>", _inline_tag, svg)
@@ -82,14 +83,14 @@ def draw(chart: Chart) -> Drawing:
 
 
 def _renamed(svg: str, name: str) -> str:
-    """The drawing with identifiers that depend on the chart alone: Vega numbers them through all that it ever drew."""
-    found = dict.fromkeys(re.findall(r'\bid="((?:gradient|clip)_?\d+)"', svg))
-    fresh = {old: f"{name}-{k}" for k, old in enumerate(found)}
-    return re.sub(r'(\bid="|url\(#)([a-z]+_?\d+)', lambda m: m[1] + fresh.get(m[2], m[2]), svg)
+    """Return the drawing with identifiers that depend on the chart only; Vega numbers them over all its drawings."""
+    identifiers = dict.fromkeys(re.findall(r'\bid="((?:gradient|clip)_?\d+)"', svg))
+    renamed = {old: f"{name}-{k}" for k, old in enumerate(identifiers)}
+    return re.sub(r'(\bid="|url\(#)([a-z]+_?\d+)', lambda m: m[1] + renamed.get(m[2], m[2]), svg)
 
 
 def _inline_tag(tag: re.Match) -> str:
-    """One SVG tag for the page: CSS variables for colours."""
+    """Return one SVG tag with CSS variables for colours."""
     return re.sub(r'(fill|stroke)="(#[0-9a-f]{6})"', lambda m: f'{m[1]}="{_variable(m[2])}"', tag[0])
 
 
@@ -129,8 +130,8 @@ def _config() -> Row:
 
 
 def finished(name: str, summary: str, body: Any, title: str, rows: Iterable[Row]) -> Chart:
-    """A chart with its data inside."""
-    # The data joins the dictionary here: altair copies everything it holds at every step.
+    """Return a chart from an Altair chart without data, and its data."""
+    # Data is added to the dictionary, because Altair copies its data at every step.
     spec = body.properties(title=title).to_dict(validate=False)
     values = [{key: _short(value) for key, value in row.items()} for row in rows]
     top = {"$schema": alt.SCHEMA_URL, "data": {"values": values}, "config": _config()}
@@ -138,11 +139,14 @@ def finished(name: str, summary: str, body: Any, title: str, rows: Iterable[Row]
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    """Round a number to six digits; None if it is not finite, because JSON has no such numbers."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _bare(spec: Any) -> Any:
-    """A specification without the (empty) data, schema and configuration that altair writes at every level."""
+    """Remove the empty data, schemas and configurations that Altair writes at every level."""
     if isinstance(spec, dict):
         return {
             key: _bare(value) for key, value in spec.items() if key not in ("$schema", "config", "data", "datasets")
@@ -151,39 +155,27 @@ def _bare(spec: Any) -> Any:
 
 
 def tips(*names: str, **numbers: str) -> list[alt.Tooltip]:
-    """Tooltip lines: texts as they are, numbers in their format."""
+    """Return tooltip lines: texts unchanged, numbers in their format."""
     texts = [alt.Tooltip(f"{name}:N") for name in names]
     return texts + [alt.Tooltip(f"{name}:Q", format=form) for name, form in numbers.items()]
 
 
 def where(expression: str) -> alt.Chart:
-    """The rows that an expression keeps."""
+    """Return a chart of the rows for which the expression is true."""
     return alt.Chart().transform_filter(expression)
 
 
 def bare_axis(**settings: Any) -> alt.Axis:
-    """An axis without line and ticks."""
+    """Return an axis without line and ticks."""
     return alt.Axis(ticks=False, domain=False, **settings)
 
 
 def palette(names: Sequence[str], of: Sequence[Any]) -> alt.Scale:
-    """One colour, dash or shape for each name, in a fixed order."""
+    """Map each name to one colour, dash pattern or shape, in a fixed order."""
     return alt.Scale(domain=list(names), range=[of[k % len(of)] for k in range(len(names))])
 
 
 def printable(text: str, limit: int = 22) -> str:
-    """`text` with what does not print escaped; shortened in the middle."""
+    """Escape characters that do not print, and shorten the text in the middle."""
     shown = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     return shown if len(shown) <= limit else f"{shown[: limit // 2]}…{shown[-(limit // 2 - 1) :]}"
-
-
-def position_labels(positions: Sequence[int | str], suffix_tokens: Sequence[str]) -> dict[int | str, str]:
-    """How a position is written: its index and the token that stands there; the last of the instruction comes first."""
-    last = -len(suffix_tokens) - 1
-    labels: dict[int | str, str] = {last: f"{last} (instruction)"}
-    for position in positions:
-        if isinstance(position, int) and last < position < 0:
-            labels[position] = f'{position} "{printable(suffix_tokens[position], 18)}"'
-        elif position != last:
-            labels[position] = str(position)
-    return labels

@@ -1,12 +1,13 @@
-"""Charts of the wide nulls and of the doses. Knows shapes and scales, as figures.py does; knows no files."""
+"""Charts of the wide nulls and of the dose curves. Independent of files and of the page around the charts."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 
+from rhumbline.records.effect_results import DosePoint, WideEffect
 from rhumbline.report.figures import (
     LIGHT,
     NULL_COLOURS,
@@ -20,35 +21,35 @@ from rhumbline.report.figures import (
     where,
 )
 
-KINDS = {"ablation": "strength of the ablation", "addition": "coefficient of the addition"}
-"""Intervention: what its axis says."""
+AXES = {"ablation": "strength of the ablation", "addition": "coefficient of the addition"}
+"""Title of the dose axis, by intervention."""
 
 
-def wide(seed: int, effects: Iterable[Mapping[str, Any]]) -> list[Chart]:
-    """Every wide null draw as a tick on its family's line, and the direction as a point on each."""
-    charts = []
-    for effect in effects:
-        rows: list[Row] = []
-        for family, record in effect["families"].items():
-            name = printable(family, 16)
-            rows += [{"family": name, "kind": "null", "change": v} for v in record.get("values", [])]
-            p = f"p = {record['p']:.3f}" if record["p"] is not None else ""
-            rows.append({"family": name, "kind": "p", "change": effect["change"], "shown": p})
-        if not any(row["kind"] == "null" for row in rows) or effect["change"] is None:
-            continue
-        direction = {"kind": "direction", "change": effect["change"], "low": effect["low"], "high": effect["high"]}
-        rows.append(direction)
-        order = list(dict.fromkeys(row["family"] for row in rows if "family" in row))
-        title = f"{effect['name'].capitalize()}: change of the metric, seed {seed}"
-        summary = f"{title}; one tick for each null draw, by family, and the direction as a line"
-        charts.append(finished(f"wide-seed-{seed}-{effect['name']}", summary, _ticks(order), title, rows))
-    return charts
+def wide(seed: int, effects: Iterable[WideEffect]) -> list[Chart]:
+    """Draw each effect on the metric: one tick for each null draw, one line for the direction."""
+    charts = [_wide_chart(seed, effect) for effect in effects]
+    return [chart for chart in charts if chart is not None]
+
+
+def _wide_chart(seed: int, effect: WideEffect) -> Chart | None:
+    rows: list[Row] = []
+    for family, null in effect.families.items():
+        name = printable(family, 16)
+        rows += [{"family": name, "kind": "null", "change": value} for value in null.values]
+        rows.append({"family": name, "kind": "p", "change": effect.change, "shown": f"p = {null.p:.3f}"})
+    if not any(row["kind"] == "null" for row in rows) or effect.change is None:
+        return None
+    rows.append({"kind": "direction", "change": effect.change, "low": effect.low, "high": effect.high})
+    order = list(dict.fromkeys(row["family"] for row in rows if "family" in row))
+    title = f"{effect.name.capitalize()}: change of the metric, seed {seed}"
+    summary = f"{title}; one tick for each null draw, by family, and the direction as a line"
+    return finished(f"wide-seed-{seed}-{effect.name}", summary, _ticks(order), title, rows)
 
 
 def _ticks(order: Sequence[str]) -> Any:
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=96)
     y = alt.Y("family:N", scale=alt.Scale(domain=list(order)), axis=labels)
-    axis = alt.Axis(title="mean change of the metric, in log-odds", tickCount=6, grid=False)
+    axis = alt.Axis(title="mean change of the metric, log-odds", tickCount=6, grid=False)
     x = alt.X("change:Q", scale=alt.Scale(nice=True), axis=axis)
     colour = alt.Color("family:N", scale=palette(order, NULL_COLOURS), legend=None)
     blue = LIGHT["direction"]
@@ -66,29 +67,30 @@ def _ticks(order: Sequence[str]) -> Any:
     ).properties(width=290, height=alt.Step(24))  # fmt: skip
 
 
-def doses(seed: int, curves: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Rate over strength: the direction with its interval, and how far each family's draws reach."""
-    charts = []
-    for kind, axis in KINDS.items():
-        rows: list[Row] = []
-        reach: dict[tuple[str, float], list[float]] = defaultdict(list)
-        for row in curves:
-            if row["kind"] != kind or row["rate"] is None:
-                continue
-            if row["arm"] == "direction":
-                rows.append({k: row[k] for k in ("dose", "rate", "low", "high", "n")} | {"family": "direction"})
-            else:
-                reach[row["arm"].split(":")[1], row["dose"]].append(row["rate"])
-        if not rows:
-            continue
-        for (family, at), rates in reach.items():
-            mean = math.fsum(rates) / len(rates)
-            ends = {"low": min(rates), "high": max(rates), "n": len(rates)}
-            rows.append({"family": printable(family, 16), "dose": at, "rate": mean} | ends)
-        title = f"{kind.capitalize()}, seed {seed}"
-        summary = f"{title}: rate of the behaviour over the {axis}, the direction and the null families"
-        charts.append(finished(f"dose-seed-{seed}-{kind}", summary, _lines(rows, axis), title, rows))
-    return charts
+def doses(seed: int, curves: Iterable[DosePoint]) -> list[Chart]:
+    """Draw the rate over the dose: the direction with its interval, and the mean of each null family."""
+    points = [point for point in curves if point.rate is not None]
+    charts = [_dose_chart(seed, kind, [p for p in points if p.kind == kind]) for kind in AXES]
+    return [chart for chart in charts if chart is not None]
+
+
+def _dose_chart(seed: int, kind: str, points: Sequence[DosePoint]) -> Chart | None:
+    rows: list[Row] = []
+    draws: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for point in points:
+        if point.arm.family is None:
+            numbers = {key: getattr(point, key) for key in ("dose", "rate", "low", "high", "n")}
+            rows.append(numbers | {"family": "direction"})
+        elif point.rate is not None:
+            draws[point.arm.family, point.dose].append(point.rate)
+    if not rows:
+        return None
+    for (family, dose), rates in draws.items():
+        ends = {"low": min(rates), "high": max(rates), "n": len(rates)}
+        rows.append({"family": printable(family, 16), "dose": dose, "rate": math.fsum(rates) / len(rates)} | ends)
+    title = f"{kind.capitalize()}, seed {seed}"
+    summary = f"{title}: rate of the behaviour over the {AXES[kind]}, for the direction and the null families"
+    return finished(f"dose-seed-{seed}-{kind}", summary, _lines(rows, AXES[kind]), title, rows)
 
 
 def _lines(rows: Sequence[Row], axis: str) -> Any:

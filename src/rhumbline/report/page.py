@@ -107,6 +107,14 @@ def interval(
     return join([tag("b", number(value, digits, signed)), " ", tag("span", ends, class_="ci")])
 
 
+def interval_text(
+    value: float | None, low: float | None, high: float | None, digits: int = 2, *, signed: bool = False
+) -> str:
+    """Format a number with its interval as plain text; with `signed`, the ends have a sign too."""
+    ends = ", ".join(number(end, digits, signed) for end in (low, high))
+    return f"{number(value, digits, signed)} [{ends}]"
+
+
 def per_seed(parts: Sequence[tuple[str, Any]]) -> Html:
     """Return titled parts, one for each seed or evaluation; if there are more than two, only the first is open."""
     n_open = len(parts) if len(parts) <= 2 else 1

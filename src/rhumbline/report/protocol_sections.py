@@ -1,134 +1,137 @@
-"""The sections of the report that say how it was found: the rule, the data, the environment, and how to verify."""
+"""Sections on how the results were obtained: rule, data, environment and times, and how to verify and cite the run."""
 
-import json
-from collections.abc import Sequence
+from dataclasses import asdict
 
+from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.report import page
-from rhumbline.report.figures import Row, printable
-from rhumbline.report.run_record import Run
+from rhumbline.report.figures import printable
+from rhumbline.report.run_record import RunRecord
 
 
-def _rule_sentence(rule: Row, families: Sequence[str]) -> str:
-    least, drop, gap = (rule.get(key) for key in ("min_baseline", "min_drop", "min_gap"))
-    against = " and ".join(families) or "none"
-    said = [f"Rule {rule.get('name', '')}, fixed before the first forward pass:"]
-    if least is not None:
-        said.append(f"no baseline if fewer than {least:.0%} of the positive prompts show the behaviour;")
-    if drop is not None:
-        said.append(
-            "otherwise a single direction reproduces if ablation lowers the rate on positive prompts and addition"
-        )
-        said.append(f"raises it on negative ones, both by at least {page.number(drop)} against the baseline")
-    if gap is not None:
-        said.append(f"and by at least {page.number(gap)} more than the null families ({against});")
-    if rule.get("reads") == "interval":
-        said.append("with the whole 95 % interval (an interval with a margin inside is inconclusive);")
-    if rule.get("max_p") is not None:
-        said.append(f"and if the direction ranks among the wide nulls of every family with p <= {rule['max_p']:g}")
-        near = rule.get("same_cosine")
-        said.append("" if near is None else f"(draws with a |cosine| above {near:g} are the direction again);")
-    if rule.get("min_group_cosine") is not None:
-        one = rule.get("one_group_cosine")
-        band = "" if one is None else f" (inconclusive below {one:g})"
-        said.append(
-            f"and if two groups of positives have directions of a cosine >= {rule['min_group_cosine']:g}{band};"
-        )
-    bounds = {
-        "max_degenerate": "degenerate completions",
-        "max_kl": "KL on negatives",
-        "max_accuracy_loss": "lost answers",
-    }
-    limits = [f"{text} up to {rule[key]:g}" for key, text in bounds.items() if rule.get(key) is not None]
-    if limits:
-        said.append(f"damaged beyond {', '.join(limits)};")
-    said.append("otherwise not.")
-    told = {
-        "name",
-        "min_baseline",
-        "min_drop",
-        "min_gap",
-        "families",
-        "reads",
-        "max_p",
-        "same_cosine",
-        "min_group_cosine",
-        "one_group_cosine",
-        *bounds,
-    }
-    others = {k: v for k, v in rule.items() if k not in told and v is not None}
-    if others:
-        said.append("Also: " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in others.items()) + ".")
-    return " ".join(said)
-
-
-def _data_table(run: Run) -> page.Html:
-    requested, rows = run.protocol["sizes"], []
-    for seed in run.seeds:
-        for split, n in seed["n"].items():
-            rows.append([seed["seed"], split, requested.get(split), n.get("positive"), n.get("negative")])
-    return page.table(["Seed", "Split", "Requested per class", "Positive", "Negative"], rows, left=2)
-
-
-def _tokens_table(run: Run) -> page.Html:
-    rows = []
-    for seed in run.seeds:
-        tokens = ", ".join(f'"{printable(t["text"])}" ({t["id"]})' for t in seed.get("refusal_tokens") or [])
-        near = seed.get("near_duplicates") or {}
-        rows.append(
-            [
-                seed["seed"],
-                tokens or "none",
-                page.number(seed.get("token_auroc"), 3),
-                near.get("found"),
-                near.get("dropped"),
-            ]
-        )
-    return page.table(["Seed", "Refusal tokens (id)", "AUROC on train", "Near-duplicates", "Dropped"], rows, left=2)
-
-
-def _timings(run: Run) -> page.Html:
-    timings = run.results["timings"]
-    rows = [
-        [s.get("stage"), s.get("seed"), page.number(s.get("seconds"), 1), page.number(s.get("peak_memory_mb"), 0)]
-        for s in timings.get("stages", [])
+def protocol(run: RunRecord) -> page.Html:
+    """Return what was fixed before the run: rule, data, environment and times."""
+    environment = [
+        [key, value] for key, value in asdict(run.results.environment).items() if isinstance(value, str | int)
     ]
-    rows.append(["total", "", page.number(timings.get("total_seconds"), 1), ""])
-    return page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], rows)
-
-
-def protocol(run: Run) -> page.Html:
-    """What was fixed beforehand: rule, data, environment, times."""
-    results = run.results
-    environment = [[key, value] for key, value in results["environment"].items()]
-    families = results["rule"].get("families", [])
-    pairs = (
+    tables = (
         ("Data", _data_table(run)),
         ("Tokens and duplicates", _tokens_table(run)),
         ("Environment", page.table(["", ""], environment, left=2)),
         ("Time and memory", _timings(run)),
     )
-    boxes = page.tag(
-        "div", page.join(page.tag("div", page.tag("h3", title), body) for title, body in pairs), class_="grid"
-    )
-    fold = page.fold(f"protocol.json, sha256 {results['protocol_sha256']}", page.pretty(run.protocol))
-    return page.section("Protocol", page.tag("p", _rule_sentence(results["rule"], families)), boxes, fold)
+    boxes = page.join(page.tag("div", page.tag("h3", title), table) for title, table in tables)
+    raw = page.fold(f"protocol.json, sha256 {run.results.protocol_sha256}", page.pretty(run.directory.protocol))
+    rule = page.tag("p", rule_text(run.protocol.rule))
+    return page.section("Protocol", rule, page.tag("div", boxes, class_="grid"), raw)
 
 
-def cite(run: Run) -> page.Html:
-    """How to verify the run and how to cite it."""
+# -- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def rule_text(rule: Rule) -> str:
+    """Return the conditions of a rule as sentences."""
+    return " ".join([f"Rule {rule.name}, fixed before the first forward pass.", *_conditions(rule), *_bounds(rule)])
+
+
+def _conditions(rule: Rule) -> list[str]:
+    families = " and ".join(rule.families)
+    sentences = [
+        f"No baseline: fewer than {rule.min_baseline:.0%} of the positive prompts show the behaviour.",
+    ]
+    if rule.min_separation is not None:
+        sentences[0] = (
+            f"No baseline: the level of the positive prompts is below {rule.min_baseline:g}, or the AUROC of the score "
+            f"between the classes is below {rule.min_separation:g}."
+        )
+    sentences += [
+        "A single direction reproduces if ablation lowers the rate on positive prompts and addition raises it on "
+        f"negative prompts. Both changes must be at least {page.number(rule.min_drop)} compared with the baseline, and "
+        f"at least {page.number(rule.min_gap)} larger than the mean change by each null family ({families}).",
+    ]
+    if rule.reads == "interval":
+        sentences.append(
+            "The whole 95 % interval must reach a margin; an interval that contains a margin is inconclusive."
+        )
+    if rule.max_p is not None:
+        aligned = ""
+        if rule.same_cosine is not None:
+            aligned = f" Draws with a |cosine| above {rule.same_cosine:g} are nearly the direction and do not count."
+        sentences.append(
+            f"The rank p of the direction among the wide nulls of every family must be at most {rule.max_p:g}.{aligned}"
+        )
+    if rule.min_group_cosine is not None:
+        band = "" if rule.one_group_cosine is None else f" Below {rule.one_group_cosine:g} it is inconclusive."
+        sentences.append(
+            f"The directions of two groups of positives must have a cosine of at least {rule.min_group_cosine:g}.{band}"
+        )
+    if rule.max_negative is not None:
+        sentences.append(
+            f"Induction is tested only if at most {rule.max_negative:.0%} of the negatives show the behaviour at "
+            "baseline; otherwise only suppression is decided."
+        )
+    return sentences
+
+
+def _bounds(rule: Rule) -> list[str]:
+    names = {
+        "degenerate completions": rule.max_degenerate,
+        "KL on negatives": rule.max_kl,
+        "loss of content" if rule.content_everywhere else "loss of right answers": rule.max_accuracy_loss,
+    }
+    bounds = [f"{name} above {bound:g}" for name, bound in names.items() if bound is not None]
+    return [f"Damaged: {', '.join(bounds)}."] if bounds else []
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _data_table(run: RunRecord) -> page.Html:
+    rows = [
+        [seed.seed, split, run.protocol.sizes[split], seed.n[split].positive, seed.n[split].negative]
+        for seed in run.seeds
+        for split in ("train", "val", "test")
+    ]
+    return page.table(["Seed", "Split", "Requested per class", "Positive", "Negative"], rows, left=2)
+
+
+def _tokens_table(run: RunRecord) -> page.Html:
+    rows = []
+    for seed in run.seeds:
+        tokens = ", ".join(f'"{printable(token.text)}" ({token.id})' for token in seed.refusal_tokens)
+        near = seed.near_duplicates
+        rows.append([seed.seed, tokens or "none", page.number(seed.token_auroc, 3), near.found, near.dropped])
+    head = ["Seed", "Refusal tokens (id)", "AUROC on train", "Near-duplicates", "Dropped"]
+    return page.table(head, rows, left=2)
+
+
+def _timings(run: RunRecord) -> page.Html:
+    timings = run.results.timings
+    rows = [
+        [stage.stage, stage.seed, page.number(stage.seconds, 1), page.number(stage.peak_memory_mb, 0)]
+        for stage in timings.stages
+    ]
+    rows.append(["total", "", page.number(timings.total_seconds, 1), ""])
+    return page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], rows)
+
+
+# -- verify and cite --------------------------------------------------------------------------------------------------
+
+
+def cite(run: RunRecord) -> page.Html:
+    """Return how to verify the run and how to cite it."""
     results = run.results
-    version = results["environment"].get("rhumbline", "")
     text = (
-        f"{results['model']['name']}, {run.protocol['behaviour']}: {results['verdict']}. Seeds: {len(run.seeds)}. "
-        f"rhumbline {version}, preset {run.protocol['preset']}, protocol sha256 {results['protocol_sha256']}."
+        f"{results.model.name}, {run.protocol.behaviour}: {results.verdict}. Seeds: {len(run.seeds)}. rhumbline "
+        f"{results.environment.rhumbline}, preset {run.protocol.preset}, protocol sha256 {results.protocol_sha256}."
     )
-    command = f"rhumbline verify {run.path.name}"
-    said = (
-        "recomputes the verdict from the per-prompt rows and the hashes from the files; it exits with 0 if they hold."
+    command = page.tag("code", f"rhumbline verify {run.directory.path.name}")
+    explanation = (
+        " recomputes the verdict from the rows of every prompt, and the hashes from the files. It exits with 0 if they "
+        "agree."
     )
     method = (
         "Method: Arditi et al. 2024, Refusal in Language Models Is Mediated by a Single Direction, arXiv 2406.11717."
     )
     return page.section(
-        "Verify and cite", page.tag("p", page.tag("code", command), " ", said), page.tag("pre", text), page.note(method)
+        "Verify and cite", page.tag("p", command, explanation), page.tag("pre", text), page.note(method)
     )

@@ -1,172 +1,156 @@
-"""A finished run as the report reads it: its JSON files, checked against the schema. Decides and draws nothing."""
+"""Read the files of a finished run that the report shows, as records.
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+Independent of markup and charts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Literal, NamedTuple, get_args
+
+import msgspec
+from msgspec import UNSET
 
 from rhumbline.errors import OutputError
-from rhumbline.report import figures
-from rhumbline.report.figures import Row
+from rhumbline.evidence.selection_rules import SelectionRule
+from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.judging.judgements import SUMMARY
+from rhumbline.records.arms import ABLATION, ADDITION, ArmId
+from rhumbline.records.artefacts import AnalysisRecord
+from rhumbline.records.codec import convert
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.effect_results import ArmRate, SiteShare
+from rhumbline.records.evaluation_files import Comparison
+from rhumbline.records.held_out_files import Separation
+from rhumbline.records.judgement_files import JudgementSummary
+from rhumbline.records.protocol_file import ProtocolContext
+from rhumbline.records.results import Results, SeedResult, VerdictName
+from rhumbline.records.run_files import Discovery
+from rhumbline.records.selection_files import Selection
+from rhumbline.records.shared import BySplit, Cell, EffectName, Label, Site
 
-_MAYBE, _TEXT, _POSITION = (int, float, NoneType), (str, NoneType), (int, str)
-_COUNTS = {"positive": int, "negative": int}
-_MODEL = {"name": str, "n_layers": int, "mode?": str}
-_INTERVAL = {"low": _MAYBE, "high": _MAYBE}
-_ARM = _INTERVAL | {"arm": str, "set": str, "n": int, "rate": _MAYBE, "degenerate": _MAYBE, "metric?": _MAYBE}
-_EFFECT = _INTERVAL | {"name": str, "drop": _MAYBE, "gap": dict, "p": dict, "null?": dict}
-_NULL = {"family": str, "draw": int, "cosine": _MAYBE}
-_SITE = {"position": _POSITION, "layer": int}
-_GRID = [_SITE | {"auroc": _MAYBE, "cosine": _MAYBE, "norm": _MAYBE}]
-_SCORES = {"bypass": _MAYBE, "induce": _MAYBE, "kl": _MAYBE, "norm": _MAYBE, "discarded": _TEXT}
-_OPTIONAL_SITE = (_SITE, None)
-_SEED = {
-    "seed": int,
-    "verdict": str,
-    "selected": _OPTIONAL_SITE,
-    "arms": [_ARM],
-    "effects": [_EFFECT],
-    "nulls": [_NULL],
-    "n": {"train?": _COUNTS, "val?": _COUNTS, "test?": _COUNTS},
-    "refusal_tokens?": [{"id": int, "text": str}],
-    "near_duplicates?": dict,
+NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")
+"""Verdicts of runs whose positives rarely show the behaviour at baseline."""
+
+
+class EffectArm(NamedTuple):
+    """The arm and the set that an effect is measured on."""
+
+    arm: ArmId
+    side: Label
+    sign: Literal[-1, 1]
+    """Sign of the change of the rate that the rule expects."""
+
+
+EFFECT_ARMS: Mapping[EffectName, EffectArm] = {
+    "suppression": EffectArm(ABLATION, "positive", -1),
+    "induction": EffectArm(ADDITION, "negative", 1),
 }
-_RULE = {"min_baseline?": _MAYBE, "min_drop?": _MAYBE, "min_gap?": _MAYBE, "families?": [str]}
-_SHAPES: dict[str, Any] = {
-    "protocol.json": {
-        "preset": str,
-        "behaviour": str,
-        "model": _MODEL,
-        "chat": {"positions": [_POSITION], "suffix_tokens": [str]},
-        "contrast": {"name": str},
-        "sizes": dict,
-        "selection": dict,
-        "rule": _RULE,
-    },
-    "results.json": {
-        "protocol_sha256": str,
-        "verdict": str,
-        "sentence": str,
-        "rule": _RULE,
-        "model": _MODEL,
-        "seeds": [_SEED],
-        "environment": dict,
-        "timings": {"stages?": [dict]},
-    },
-    "selection.json": {
-        "protocol_sha256": str,
-        "selected": _OPTIONAL_SITE,
-        "survivors": int,
-        "tied?": [_SITE],
-        "candidates": [_SITE | _SCORES],
-    },
-    "separation.json": {
-        "protocol_sha256": str,
-        "n": _COUNTS,
-        "grid": _GRID,
-        "projections": [{"label": str, "projection": _MAYBE}],
-    },
-    "comparison.json": {
-        "settings": {"seed": int},
-        "rows": [_INTERVAL | {"task": str, "metric": str, "filter": str, "arm": str, "n": int, "change": _MAYBE}],
-    },
-    "discover.json": {
-        "protocol_sha256": str,
-        "model": _MODEL,
-        "train": _COUNTS,
-        "split": str,
-        "n": _COUNTS,
-        "grid": _GRID,
-    },
-}
-"""What the page relies on; files may hold more. A key that ends in `?` may be absent; (shape, None) may be null."""
-
-
-def _faults(value: Any, shape: Any, where: str) -> list[str]:
-    """Everything in which `value` departs from `shape`."""
-    if isinstance(shape, tuple) and shape[-1] is None:
-        return [] if value is None else _faults(value, shape[0], where)
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return [f"{where} is not an object"]
-        faults = []
-        for name, inner in shape.items():
-            key = name.removesuffix("?")
-            if key in value:
-                faults += _faults(value[key], inner, f"{where}.{key}")
-            elif key == name:
-                faults.append(f"{where}.{key} is missing")
-        return faults
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return [f"{where} is not a list"]
-        return [fault for k, item in enumerate(value) for fault in _faults(item, shape[0], f"{where}[{k}]")]
-    return [] if isinstance(value, shape) else [f"{where} is {json.dumps(value)[:40]}"]
-
-
-def read_checked(path: Path) -> Row:
-    """One JSON file of the run, checked; NaN and infinities become null."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except FileNotFoundError as error:
-        raise OutputError(f"{path} is missing: is {path.parent} a finished run?") from error
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be read as JSON: {error}") from error
-    faults = _faults(value, _SHAPES[path.name], path.stem)
-    if faults:
-        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        raise OutputError(f"{path} is malformed: {'; '.join(faults[:5])}{more}. Run `rhumbline verify {path.parent}`.")
-    return value
+"""Every effect, in the order of the page."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What the files of a run say."""
+class NullDraws:
+    """Numbers of null draws in the protocol."""
 
-    path: Path
-    protocol: Row
-    results: Row
-    selections: Mapping[int, Row] = field(default_factory=dict)
-    """By seed; a seed that ended before has none."""
-    separations: Mapping[int, Row] = field(default_factory=dict)
+    draws: int
+    """Draws of each family that complete test prompts."""
+    wide: int
+    """Draws of each family that the metric alone evaluates."""
+
+
+class ReportProtocol(ProtocolContext, frozen=True, kw_only=True):
+    """protocol.json: the fields that the page shows."""
+
+    preset: str
+    behaviour: str
+    sizes: BySplit[int]
+    """Prompts per class."""
+    selection: SelectionRule
+    nulls: NullDraws
+    rule: Rule
+    judge: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of a finished run, and of its evaluations, judgements and analyses."""
+
+    directory: RunDirectory
+    protocol: ReportProtocol
+    results: Results
+    selections: Mapping[int, Selection]
+    """By seed."""
+    separations: Mapping[int, Separation]
+    """By seed."""
+    evaluations: tuple[Comparison, ...]
+    """Benchmarks, one record for each setting."""
+    judgements: JudgementSummary | None
+    """Rates by external judges; None if no judge was applied."""
+    analyses: tuple[AnalysisRecord, ...]
+    """Analyses of the run, in the order of the page."""
 
     @property
-    def seeds(self) -> list[Row]:
-        """One row a seed."""
-        return self.results["seeds"]
+    def seeds(self) -> tuple[SeedResult, ...]:
+        """The results of each seed."""
+        return self.results.seeds
 
     @property
-    def labels(self) -> dict:
-        """Position -> what stands there, for axes."""
-        chat = self.protocol["chat"]
-        found = figures.position_labels(chat["positions"], chat["suffix_tokens"])
-        # Positions from 0 up lie in the response: 0 is its mean, K its K-th token (protocol.Extraction).
-        _, _, token = str(self.protocol["extraction"].get("positions", "")).partition("response:")
-        return {**found, 0: "response mean", **({int(token): f"response {token}"} if token.isdecimal() else {})}
+    def measure(self) -> Literal["rate", "level"]:
+        """The quantity that the arms report."""
+        return measure(self.seeds)
 
-    def site(self, site: Row | None) -> str:
-        """A position and a layer, as text."""
-        if site is None:
-            return "none"
-        where = site["position"] if site["position"] < 0 else self.labels.get(site["position"], site["position"])
-        return f"({where}, {site['layer']})"
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the positives show the behaviour at baseline, so that effects can be tested."""
+        return self.results.verdict not in NO_BASELINE
 
 
-def read_run(path: Path) -> Run:
-    """The files of a finished run; OutputError where one is missing, malformed or of another protocol."""
-    protocol, results = read_checked(path / "protocol.json"), read_checked(path / "results.json")
-    found: dict[str, dict[int, Row]] = {"selection.json": {}, "separation.json": {}}
-    for seed in results["seeds"]:
-        early = seed["verdict"].startswith("NO-BASELINE")
-        for name, needed in (("selection.json", not early), ("separation.json", seed["selected"] is not None)):
-            file = path / f"seed-{seed['seed']}" / name
-            if not needed and not file.exists():
-                continue
-            value = found[name][seed["seed"]] = read_checked(file)
-            if value["protocol_sha256"] != results["protocol_sha256"]:
-                raise OutputError(
-                    f"{file} belongs to another protocol than {path / 'results.json'}: rerun into a new directory."
-                )
-    return Run(path, protocol, results, found["selection.json"], found["separation.json"])
+def measure(seeds: Iterable[SeedResult]) -> Literal["rate", "level"]:
+    """Return the quantity that the arms report: the rate of a class, or the level of a continuous score."""
+    return "level" if any(seed.style is not UNSET for seed in seeds) else "rate"
+
+
+def measured_arm(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
+    """Return the rate of one arm on one set; None if it was not measured."""
+    return next((row for row in seed.arms if (row.arm, row.side) == (arm, side) and row.rate is not None), None)
+
+
+def site_text(site: Cell | Site | SiteShare | None) -> str:
+    """Format a site as (position, layer)."""
+    return "none" if site is None else f"({site.position}, {site.layer})"
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a finished run. Raises OutputError or ProtocolError that names the file and the field at fault."""
+    directory = RunDirectory.read(path)
+    protocol, results = _protocol(directory), directory.read_record(Results)
+    seeds = [seed.seed for seed in results.seeds]
+    comparisons = sorted(path.glob("evaluations/*/comparison.json"))
+    return RunRecord(
+        directory,
+        protocol,
+        results,
+        {seed: directory.read_record(Selection, seed) for seed in seeds},
+        {seed: directory.read_record(Separation, seed) for seed in seeds},
+        tuple(directory.read_as(Comparison, file) for file in comparisons),
+        directory.read_as(JudgementSummary, path / SUMMARY) if (path / SUMMARY).is_file() else None,
+        tuple(directory.read_record(kind) for kind in get_args(AnalysisRecord) if directory.has(kind)),
+    )
+
+
+def read_discovery(path: Path) -> tuple[RunDirectory, ReportProtocol, Discovery]:
+    """Read what `discover` wrote. Raises OutputError or ProtocolError that names the file and the field at fault."""
+    directory = RunDirectory.read(path)
+    return directory, _protocol(directory), directory.read_record(Discovery)
+
+
+def _protocol(directory: RunDirectory) -> ReportProtocol:
+    try:
+        return convert(directory.protocol, ReportProtocol)
+    except msgspec.ValidationError as error:
+        raise OutputError(
+            f"{directory.path / 'protocol.json'} is not what rhumbline writes there: {error}. Run "
+            f"`rhumbline verify {directory.path}`."
+        ) from error

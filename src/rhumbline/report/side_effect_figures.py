@@ -1,10 +1,19 @@
-"""Charts of the side effects. Knows shapes and scales, as figures.py does; knows no files."""
+"""Charts of side effects: losses, effects against losses, and benchmark scores.
 
-from collections.abc import Mapping, Sequence
+Independent of files and of the page around the charts.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
+from rhumbline.records.arms import BASELINE
+from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.evaluation_files import ComparedScore
+from rhumbline.records.results import SeedResult
+from rhumbline.records.shared import EffectName
+from rhumbline.records.side_effect_results import Loss
 from rhumbline.report.figures import (
     LIGHT,
     NULL_COLOURS,
@@ -17,50 +26,51 @@ from rhumbline.report.figures import (
     tips,
     where,
 )
+from rhumbline.report.run_record import EFFECT_ARMS, EffectArm, measured_arm
 
-PANELS = {"suppression": ("ablation", "positive", 1), "induction": ("addition", "negative", -1)}
-"""Effect: its intervention, the set it is read on, and the sign that makes it positive."""
-TITLES = {"text": "plain text", "responses": "responses", "completions": "own completions"}
-
-
-def arm_label(arm: str) -> str:
-    """An arm as a person reads it: nulls by family and intervention."""
-    match arm.split(":"):
-        case ["null", family, _, kind]:
-            return f"{family} null, {kind}"
-    return arm
+TEXT_NAMES = {"text": "plain text", "responses": "responses", "completions": "own completions"}
+"""Names of the texts that losses are measured on."""
 
 
-def effect_and_cost(seed: Mapping[str, Any]) -> list[Chart]:
-    """The effect on the behaviour against the cost on the model's own completions, one point for each arm."""
-    rates = {(a["arm"], a["set"]): a for a in seed["arms"]}
-    cost = {r["arm"]: r for r in seed["side_effects"]["losses"] if r["text"] == "completions"}
-    charts = []
-    for name, (kind, side, sign) in PANELS.items():
-        base = rates.get(("baseline", side))
-        rows: list[Row] = []
-        for arm, spent in cost.items():
-            found = rates.get((arm, side))
-            if arm.split(":")[-1] != kind or found is None or base is None or None in (found["rate"], base["rate"]):
-                continue
-            ends = sorted(sign * (base["rate"] - found[end]) for end in ("low", "high"))
-            rows.append(
-                {
-                    "arm": arm_label(arm),
-                    "kind": "null" if arm.startswith("null:") else "direction",
-                    "effect": sign * (base["rate"] - found["rate"]),
-                    "effect_low": ends[0],
-                    "effect_high": ends[1],
-                    "change": spent["change"],
-                    "low": spent["low"],
-                    "high": spent["high"],
-                }
-            )
-        if rows and all(row["change"] is not None for row in rows):
-            title = f"{name.capitalize()} and its cost, seed {seed['seed']}"
-            summary = f"{title}: change of the rate against the change of cross-entropy on the model's own completions"
-            charts.append(finished(f"cost-seed-{seed['seed']}-{name}", summary, _scatter(rows, name), title, rows))
-    return charts
+def effects_and_losses(seed: SeedResult, losses: Sequence[Loss]) -> list[Chart]:
+    """Draw the loss on the model's own completions over the effect on the behaviour, one point for each arm."""
+    on_completions = [loss for loss in losses if loss.text == "completions"]
+    charts = [_effect_chart(seed, name, effect, on_completions) for name, effect in EFFECT_ARMS.items()]
+    return [chart for chart in charts if chart is not None]
+
+
+def _effect_chart(seed: SeedResult, name: EffectName, effect: EffectArm, losses: Sequence[Loss]) -> Chart | None:
+    baseline = measured_arm(seed, BASELINE, effect.side)
+    if baseline is None:
+        return None
+    rows = []
+    for loss in losses:
+        arm = measured_arm(seed, loss.arm, effect.side)
+        if loss.arm.does(effect.arm.kind) and arm is not None:
+            rows.append(_effect_row(loss, arm, baseline, effect.sign))
+    if not rows or any(row["change"] is None for row in rows):
+        return None
+    title = f"{name.capitalize()} and cross-entropy, seed {seed.seed}"
+    summary = f"{title}: change of the rate, and change of cross-entropy on the model's own completions"
+    return finished(f"cost-seed-{seed.seed}-{name}", summary, _scatter(rows, name), title, rows)
+
+
+def _effect_row(loss: Loss, arm: ArmRate, baseline: ArmRate, sign: int) -> Row:
+    before = baseline.rate
+    assert before is not None
+    changes = [None if end is None else end - before if sign > 0 else before - end for end in (arm.low, arm.high)]
+    low, high = changes if sign > 0 else reversed(changes)
+    assert arm.rate is not None
+    return {
+        "arm": loss.arm.label,
+        "kind": "null" if loss.arm.is_null else "direction",
+        "effect": arm.rate - before if sign > 0 else before - arm.rate,
+        "effect_low": low,
+        "effect_high": high,
+        "change": loss.change,
+        "low": loss.low,
+        "high": loss.high,
+    }
 
 
 def _scatter(rows: Sequence[Row], effect: str) -> Any:
@@ -86,18 +96,22 @@ def _scatter(rows: Sequence[Row], effect: str) -> Any:
     ).properties(width=300, height=220)
 
 
-def losses(seed: int, table: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The change of cross-entropy of every arm, one chart for each text, nulls beside."""
+def losses(seed: int, table: Sequence[Loss]) -> list[Chart]:
+    """Draw the change of cross-entropy under every arm, one chart for each text."""
     charts = []
-    for text, called in TITLES.items():
-        rows: list[Row] = []
-        for row in table:
-            if row["text"] == text and row["change"] is not None:
-                kind = "null" if row["arm"].startswith("null:") else "direction"
-                numbers = {k: row[k] for k in ("change", "low", "high", "ce", "perplexity", "documents")}
-                rows.append({"arm": arm_label(row["arm"]), "kind": kind, "shown": f"{row['change']:+.3f}", **numbers})
+    for text, name in TEXT_NAMES.items():
+        rows: list[Row] = [
+            {
+                "arm": loss.arm.label,
+                "kind": "null" if loss.arm.is_null else "direction",
+                "shown": f"{loss.change:+.3f}",
+                **{key: getattr(loss, key) for key in ("change", "low", "high", "ce", "perplexity", "documents")},
+            }
+            for loss in table
+            if loss.text == text and loss.change is not None
+        ]
         if rows:
-            title = f"Cross-entropy on {called}, seed {seed}"
+            title = f"Cross-entropy on {name}, seed {seed}"
             summary = f"{title}: change from the baseline under every arm, with 95 % intervals"
             charts.append(finished(f"losses-seed-{seed}-{text}", summary, _forest(rows), title, rows))
     return charts
@@ -122,23 +136,23 @@ def _forest(rows: Sequence[Row]) -> Any:
     ).properties(width=306, height=alt.Step(23))
 
 
-def _names() -> alt.Axis:
-    return bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=130, labelLimit=200, labelPadding=8)
-
-
-def scores(name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """The change of every benchmark score under the arms, with 95 % intervals."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    data: list[Row] = [{**row, "arm": arm_label(row["arm"])} for row in rows]
-    labels = [arm_label(arm) for arm in arms]
-    y = alt.Y(
-        "task:N", scale=alt.Scale(domain=tasks), axis=bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=130)
-    )
-    offset = alt.YOffset("arm:N", scale=alt.Scale(domain=labels))
+def scores(name: str, title: str, rows: Sequence[ComparedScore], names: Sequence[str]) -> Chart:
+    """Draw the change of every benchmark score under the arms, with 95 % intervals. `names` are those of the scores."""
+    arms = [arm.label for arm in dict.fromkeys(row.arm for row in rows)]
+    data: list[Row] = [
+        {
+            "task": task,
+            "arm": row.arm.label,
+            **{key: getattr(row, key) for key in ("score", "change", "low", "high", "n")},
+        }
+        for row, task in zip(rows, names, strict=True)
+    ]
+    labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=130)
+    y = alt.Y("task:N", scale=alt.Scale(domain=list(dict.fromkeys(names))), axis=labels)
+    offset = alt.YOffset("arm:N", scale=alt.Scale(domain=arms))
     colour = alt.Color(
         "arm:N",
-        scale=palette(labels, [LIGHT["direction"], *NULL_COLOURS]),
+        scale=palette(arms, [LIGHT["direction"], *NULL_COLOURS]),
         legend=alt.Legend(title=None, orient="bottom", columns=3, symbolOpacity=1),
     )
     x = alt.X("change:Q", axis=alt.Axis(title="change of the score from the baseline", tickCount=6, grid=False))

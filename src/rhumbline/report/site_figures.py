@@ -1,20 +1,53 @@
-"""Charts of layers and positions: maps of scores and of separation, projections of both classes at one site.
+"""Charts over positions and layers: maps of scores and of separation, and projections of both classes at one site.
 
-Knows grids and sites. Does not know files, the page around the charts, or how a site is chosen.
+Independent of files, of the page around the charts, and of selection rules.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import altair as alt
 
-from rhumbline.report.figures import DIVERGING, LIGHT, SEQUENTIAL, Chart, Row, bare_axis, finished, palette, tips, where
+from rhumbline.records.analysis_files import GeometryCell
+from rhumbline.records.positions import Position
+from rhumbline.records.protocol_file import ChatFacts
+from rhumbline.records.run_files import Projection, SiteSeparation
+from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.shared import Cell, Site
+from rhumbline.report.figures import (
+    DIVERGING,
+    LIGHT,
+    SEQUENTIAL,
+    Chart,
+    Row,
+    bare_axis,
+    finished,
+    palette,
+    printable,
+    tips,
+    where,
+)
+
+PositionLabels = Mapping[Position, str]
+"""Positions as axes show them, in the order of the axis."""
+
+
+def position_labels(chat: ChatFacts) -> dict[Position, str]:
+    """Return each prompt position with its index and its token, starting at the last token of the instruction."""
+    last = Position(-len(chat.suffix_tokens) - 1)
+    labels = {last: f"{last} (instruction)"}
+    for position in chat.positions:
+        if position > last and position.offset is not None and not position.is_in_response:
+            labels[position] = f'{position} "{printable(chat.suffix_tokens[position.offset], 18)}"'
+        elif position != last:
+            labels[position] = str(position)
+    return labels
 
 
 @dataclass(frozen=True)
 class _Map:
-    """One quantity over layers and positions, and how it is coloured."""
+    """A map of one quantity over layers and positions, and its colours."""
 
     field: str
     title: str
@@ -23,7 +56,7 @@ class _Map:
     format: str = ".2f"
 
     def colour(self, height: float) -> alt.Color:
-        """The encoding, with a legend no taller than the map."""
+        """Return the colour encoding; its legend is at most as tall as the map."""
         low, high = self.domain
         stops = [low + (high - low) * k / (len(self.colours) - 1) for k in range(len(self.colours))]
         legend = alt.Legend(
@@ -34,18 +67,37 @@ class _Map:
 
 
 def _cell_width(layers: int) -> float:
-    # Up to ten layers, three maps fit beside each other; beyond, one map may take the whole width.
+    # With up to ten layers, three maps fit side by side. With more, one map takes up to the whole width.
     return min(26.0, 190 / layers) if layers <= 10 else min(26.0, max(11.0, 940 / layers))
 
 
-def _heat(name: str, summary: str, rows: Sequence[Row], labels: Mapping, what: _Map, fields: Sequence[str]) -> Chart:
-    """A cell per layer and position; discarded cells are small, the selected one is framed."""
-    layers = sorted({row["layer"] for row in rows})
+@dataclass(frozen=True)
+class _Mark:
+    """A cell of a map: a site with its numbers."""
+
+    site: Site
+    numbers: Row
+    """Numbers of the tooltip, by name."""
+    state: str = "kept"
+    """kept, discarded (drawn small) or selected (framed)."""
+    status: str | None = None
+    """Line of the tooltip on selection."""
+
+
+def _heat(name: str, summary: str, marks: Sequence[_Mark], labels: PositionLabels, what: _Map) -> Chart:
+    """Draw one cell for each layer and position. Discarded cells are small; the selected cell has a frame."""
+    labels = _in_order((mark.site.position for mark in marks), labels)
+    fields = list(marks[0].numbers)
+    layers = sorted({mark.site.layer for mark in marks})
     width, height = _cell_width(len(layers)), 20
     every = next(k for k in (1, 2, 5, 10, 20, 50, 100, 1000) if k * width >= 17)
     ticks = [layer for layer in layers if layer % every == 0]
-    columns = ("layer", "position", "state", "status", *fields)
-    table = [{key: row.get(key) for key in columns} | {"where": labels[row["position"]]} for row in rows]
+    table = [
+        {"layer": mark.site.layer, "position": int(mark.site.position), "state": mark.state, "status": mark.status}
+        | mark.numbers
+        | {"where": labels[mark.site.position]}
+        for mark in marks
+    ]
     tooltip = [
         *tips("layer"),
         alt.Tooltip("where:N", title="position"),
@@ -72,72 +124,84 @@ def _heat(name: str, summary: str, rows: Sequence[Row], labels: Mapping, what: _
     return finished(name, summary, body, what.title, table)
 
 
-def _in_order(rows: Iterable[Row], labels: Mapping) -> dict:
-    """The labels of the positions that occur, those of the protocol first."""
-    present = list(dict.fromkeys(row["position"] for row in rows))
+def _in_order(positions: Iterable[Position], labels: PositionLabels) -> PositionLabels:
+    """Return the labels of the positions that occur, those of the protocol first."""
+    present = list(dict.fromkeys(positions))
     ordered = [p for p in labels if p in present] + [p for p in present if p not in labels]
     return {p: labels.get(p, str(p)) for p in ordered}
 
 
-def _is_site(row: Row, site: Row | None) -> bool:
-    return site is not None and (row["position"], row["layer"]) == (site["position"], site["layer"])
-
-
-def selection(seed: int, selection: Row, labels: Mapping, max_kl: float | None) -> list[Chart]:
-    """Maps of bypass, induce and kl over the candidates of one seed."""
-    rows = []
-    for row in selection["candidates"]:
-        chosen = _is_site(row, selection["selected"])
-        state = "selected" if chosen else "discarded" if row["discarded"] else "kept"
-        rows.append(row | {"state": state, "status": f"discarded: {row['discarded']}" if row["discarded"] else state})
-    if not rows:
+def selection(seed: int, selection: Selection, labels: PositionLabels, max_kl: float | None) -> list[Chart]:
+    """Draw maps of the bypass, induce and KL scores of the candidates of one seed."""
+    candidates = selection.candidates
+    if not candidates:
         return []
-    top = max([1.0, *(abs(row[f]) for row in rows for f in ("bypass", "induce") if row[f] is not None)])
-    top_kl = 2 * max_kl if max_kl else max([0.1, *(row["kl"] for row in rows if row["kl"] is not None)])
+    marks = [_candidate_mark(row, selection.selected) for row in candidates]
+    top = max([1.0, *(abs(score) for row in candidates for score in (row.bypass, row.induce) if score is not None)])
+    top_kl = 2 * max_kl if max_kl else max([0.1, *(row.kl for row in candidates if row.kl is not None)])
     maps = [
         _Map("bypass", "bypass (lower is better)", (-top, top), DIVERGING, ".1f"),
         _Map("induce", "induce (higher is better)", (-top, top), DIVERGING, ".1f"),
-        _Map("kl", f"kl in nats (colour ends at {top_kl:.2g})", (0.0, top_kl)),
+        _Map("kl", f"KL in nats (colour scale ends at {top_kl:.2g})", (0.0, top_kl)),
     ]
-    labels, fields = _in_order(rows, labels), ("bypass", "induce", "kl", "norm")
     return [
-        _heat(
-            f"selection-seed-{seed}-{what.field}",
-            f"{what.field} of every candidate, seed {seed}",
-            rows,
-            labels,
-            what,
-            fields,
-        )
-        for what in maps
+        _heat(f"selection-seed-{seed}-{m.field}", f"{m.field} of every candidate, seed {seed}", marks, labels, m)
+        for m in maps
     ]
 
 
-GRID_FIELDS = ("auroc", "cosine", "norm")
+def _candidate_mark(row: Candidate, selected: Cell | None) -> _Mark:
+    numbers = {"bypass": row.bypass, "induce": row.induce, "kl": row.kl, "norm": row.norm}
+    state = "discarded" if row.discarded else "kept"
+    if selected is not None and row.site == selected.site:
+        state = "selected"
+    return _Mark(row.site, numbers, state, f"discarded: {row.discarded}" if row.discarded else state)
 
 
-def auroc_map(name: str, grid: Sequence[Row], labels: Mapping, site: Row | None) -> Chart:
-    """Separation of the classes per layer and position."""
-    rows = [row | {"state": "selected" if _is_site(row, site) else "kept"} for row in grid]
-    what = _Map("auroc", "AUROC (colour starts at 0.5)", (0.5, 1.0))
-    return _heat(
-        name, "AUROC of the two classes per layer and position", rows, _in_order(rows, labels), what, GRID_FIELDS
-    )
+def auroc_map(name: str, grid: Sequence[SiteSeparation], labels: PositionLabels, selected: Cell | None) -> Chart:
+    """Draw the separation of the classes for each layer and position."""
+    marks = _separation_marks(grid, selected)
+    what = _Map("auroc", "AUROC (colour scale starts at 0.5)", (0.5, 1.0))
+    return _heat(name, "AUROC of the two classes for each layer and position", marks, labels, what)
 
 
-def projections(name: str, rows: Sequence[Row]) -> Chart | None:
-    """Stacked dots: positive prompts above the axis, negative ones below."""
-    known = sorted((row for row in rows if row["projection"] is not None), key=lambda row: row["projection"])
+def _separation_marks(grid: Iterable[SiteSeparation], selected: Cell | None = None) -> list[_Mark]:
+    site = None if selected is None else selected.site
+    return [
+        _Mark(
+            (here := Site(row.position, row.layer)),
+            {"auroc": row.auroc, "cosine": row.cosine, "norm": row.norm},
+            "selected" if here == site else "kept",
+        )
+        for row in grid
+    ]
+
+
+def cosine_map(name: str, title: str, cells: Sequence[GeometryCell], labels: PositionLabels) -> Chart:
+    """Draw the cosine of each candidate with one direction, for each layer and position."""
+    marks = [_Mark(Site(cell.position, cell.layer), {"cosine": cell.cosine}) for cell in cells]
+    return _heat(name, title, marks, labels, _Map("cosine", title, (-1.0, 1.0), DIVERGING, ".1f"))
+
+
+def projections(name: str, rows: Sequence[Projection]) -> Chart | None:
+    """Draw projections as stacked dots: positive prompts above the axis, negative prompts below."""
+    known = sorted(((row.projection, row) for row in rows if row.projection is not None), key=lambda pair: pair[0])
     if not known:
         return None
-    low, bins, seen, table = known[0]["projection"], 64, Counter(), []
-    width = (known[-1]["projection"] - low) / bins or 1.0
-    for row in known:
-        stack = (row["label"], min(bins - 1, int((row["projection"] - low) / width)))
-        seen[stack] += 1
-        level = seen[stack] - 0.5
-        table.append({"x": low + (stack[1] + 0.5) * width, "y": level if row["label"] == "positive" else -level, **row})
-    tallest, height = max(5, *seen.values()), 190
+    low, bins = known[0][0], 64
+    width = (known[-1][0] - low) / bins or 1.0
+    heights: Counter[tuple[str, int]] = Counter()
+    table: list[Row] = []
+    for projection, row in known:
+        stack = (row.label, min(bins - 1, int((projection - low) / width)))
+        heights[stack] += 1
+        y = heights[stack] - 0.5
+        table.append({"x": low + (stack[1] + 0.5) * width, "y": y if row.label == "positive" else -y} | asdict(row))
+    return _stacks(name, table, max(5, *heights.values()), bins)
+
+
+def _stacks(name: str, table: Sequence[Row], tallest: int, bins: int) -> Chart:
+    height = 190
     size = min(30.0, (0.85 * min(400 / bins, height / (2 * tallest))) ** 2)
     axis = alt.Axis(grid=False, tickCount=7, title="projection on the selected direction")
     x = alt.X("x:Q", scale=alt.Scale(nice=False, padding=8), axis=axis)
@@ -148,40 +212,38 @@ def projections(name: str, rows: Sequence[Row]) -> Chart | None:
     for label, sign, filled in (("positive", 1, True), ("negative", -1, False)):
         points = where(f"datum.label == '{label}'").mark_point(size=size, filled=filled, opacity=1, strokeWidth=1.2)
         layers.append(points.encode(x=x, y=y, tooltip=tooltip, color=alt.value(LIGHT[label])))
-        caption = f"{label} (n = {sum(row['label'] == label for row in known)})"
+        caption = f"{label} (n = {sum(row['label'] == label for row in table)})"
         text = alt.Chart().transform_aggregate(count="count()").mark_text(align="left", text=caption)
         layers.append(text.encode(x=alt.value(4), y=alt.YDatum(sign * 0.86 * tallest, scale=scale, axis=None)))
     body = alt.layer(*layers).properties(width=400, height=height)
     return finished(
-        name, "projections of both classes on the selected direction", body, "Projections at the selected site", table
+        name, "Projections of both classes on the selected direction", body, "Projections at the selected site", table
     )
 
 
-# -- discover ----------------------------------------------------------------------------------------------------------
+# -- discover ---------------------------------------------------------------------------------------------------------
 
 
-def discover(grid: Sequence[Row], labels: Mapping) -> list[Chart]:
-    """Where the classes separate: AUROC as lines and as a map, cosine and norm as maps."""
-    labels = _in_order(grid, labels)
-    norms = [row["norm"] for row in grid if row["norm"] is not None]
-    cosines = [row["cosine"] for row in grid if row["cosine"] is not None]
+def discover(grid: Sequence[SiteSeparation], labels: PositionLabels) -> list[Chart]:
+    """Draw where the classes separate: AUROC as lines and as a map, cosine and norm as maps."""
+    norms = [row.norm for row in grid if row.norm is not None]
+    cosines = [row.cosine for row in grid if row.cosine is not None]
     maps = [
         _Map("cosine", "cosine between the class means", (min([0.0, *cosines]), 1.0), SEQUENTIAL[::-1]),
         _Map("norm", "norm of the difference in means", (0.0, max([1.0, *norms])), format=".3~g"),
     ]
+    marks = _separation_marks(grid)
     return [
         auroc_lines("separation-lines", grid, labels),
         auroc_map("separation-auroc", grid, labels, None),
-        *(
-            _heat(f"separation-{m.field}", f"{m.title}, per layer and position", grid, labels, m, GRID_FIELDS)
-            for m in maps
-        ),
+        *(_heat(f"separation-{m.field}", f"{m.title}, for each layer and position", marks, labels, m) for m in maps),
     ]
 
 
-def auroc_lines(name: str, grid: Sequence[Row], labels: Mapping) -> Chart:
-    """AUROC over layers, one line per position."""
-    rows = [{"layer": row["layer"], "position": labels[row["position"]], "auroc": row["auroc"]} for row in grid]
+def auroc_lines(name: str, grid: Sequence[SiteSeparation], labels: PositionLabels) -> Chart:
+    """Draw AUROC over layers, one line for each position."""
+    labels = _in_order((row.position for row in grid), labels)
+    rows: list[Row] = [{"layer": row.layer, "position": labels[row.position], "auroc": row.auroc} for row in grid]
     names = list(labels.values())
     ramp = [LIGHT[c] for c in ("direction", "null-a", "null-b", "null-c", "positive", "ink", "null-d", "negative")]
     dashes = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2]]
@@ -196,4 +258,4 @@ def auroc_lines(name: str, grid: Sequence[Row], labels: Mapping) -> Chart:
     )
     lines, points = base.mark_line(strokeWidth=1.8), base.mark_circle(size=22, opacity=1)
     body = alt.layer(lines, points).properties(width=620, height=240)
-    return finished(name, "AUROC over layers, one line per position", body, "AUROC over layers", rows)
+    return finished(name, "AUROC over layers, one line for each position", body, "AUROC over layers", rows)

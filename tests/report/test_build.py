@@ -1,6 +1,5 @@
 """The report is complete, self-contained and safe for every kind of run."""
 
-import ast
 import base64
 import hashlib
 import json
@@ -9,11 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from make_run import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES, make_discover, make_run
-from rhumbline.errors import OutputError
-from rhumbline.report import arm_figures, figures, site_figures
+from make_run import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES, change_results, make_discover, make_run
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.results import Results
+from rhumbline.records.selection_files import Selection
+from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 from rhumbline.report import build as report
+from rhumbline.report import figures
 
 
 class Page(HTMLParser):
@@ -34,7 +37,7 @@ class Page(HTMLParser):
             self.scripts.append((dict(attrs), ""))
 
     def handle_data(self, data):
-        # A long script arrives in pieces.
+        # The parser passes a long script in several pieces.
         if self.cdata_elem == "script":
             attributes, before = self.scripts.pop()
             self.scripts.append((attributes, before + data))
@@ -50,9 +53,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    into = make_run(tmp_path_factory.mktemp("run"))
+    into = make_run(tmp_path_factory.mktemp("run"), evidence=True)
     report.build(into)
     return into
+
+
+@pytest.fixture(scope="module")
+def results(run) -> Results:
+    return RunDirectory.read(run).read_record(Results)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,7 @@ def assert_self_contained(page: Page):
             assert f"'sha256-{digest}'" in policy
 
 
-# -- a run that reproduces --------------------------------------------------------------------------------
+# -- a run that reproduces --------------------------------------------------------------------------------------------
 
 
 def test_every_chart_is_written_three_times(run, page):
@@ -105,41 +113,72 @@ def test_page_loads_nothing(page):
     assert_self_contained(page)
 
 
-def test_page_says_what_was_found_and_what_was_not(page):
-    for said in (
+def test_the_page_states_what_the_verdict_shows_and_what_it_does_not_show(page):
+    sentences = (
         REPRODUCES,
         "What it does not show",
-        "Sufficient to move a behaviour",
+        "Several distinct directions can have the same effect",
         "Both seeds reach this verdict",
-    ):
-        assert said in page.text
+        "rhumbline verify",
+    )
+    for sentence in sentences:
+        assert sentence in page.text
     assert "Coarse mode" not in page.text
-    assert "rhumbline verify" in page.text
 
 
-def test_every_number_of_every_arm_is_on_the_page(run, page):
-    results = json.loads((run / "results.json").read_text())
+def test_a_run_with_all_evidence_has_every_section(page):
+    assert re.findall("<section><h2>(.*?)</h2>", page.source) == [
+        "Key numbers",
+        "Arms",
+        "Selection on validation prompts",
+        "Separation on test prompts",
+        "Null draws compared with the direction",
+        "What the sample can show",
+        "Damage",
+        "Wide nulls",
+        "Dose",
+        "Readouts",
+        "Stability of the selection",
+        "Side effects",
+        "Every arm",
+        "Protocol",
+        "Verify and cite",
+    ]
+
+
+def test_every_number_of_every_arm_is_on_the_page(results, page):
     rows = re.findall(r"<tr>(.*?)</tr>", page.source, re.DOTALL)
     cells = {tuple(re.findall(r"<td[^>]*>(.*?)</td>", row)) for row in rows}
-    for seed in results["seeds"]:
-        for arm in seed["arms"]:
-            numbers = [f"{arm[key]:.3f}" for key in ("rate", "low", "high", "degenerate")]
-            metric = "—" if arm["metric"] is None else f"{arm['metric']:.3f}"
-            row = (str(seed["seed"]), arm["arm"], arm["set"], str(arm["n"]), *numbers, str(arm["unscored"]), metric)
+    for seed in results.seeds:
+        for arm in seed.arms:
+            numbers = [f"{value:.3f}" for value in (arm.rate, arm.low, arm.high, arm.degenerate)]
+            metric = "—" if arm.metric is None else f"{arm.metric:.3f}"
+            row = (str(seed.seed), str(arm.arm), arm.side, str(arm.n), *numbers, str(arm.unscored), metric)
             assert row in cells
 
 
-def test_every_candidate_and_its_reason_is_in_the_chart(run, page):
-    candidates = json.loads((run / "seed-0" / "selection.json").read_text())["candidates"]
+def test_every_candidate_and_its_reason_is_in_the_chart(run):
+    candidates = RunDirectory.read(run).read_record(Selection, 0).candidates
     spec = json.loads((run / "figures" / "selection-seed-0-kl.vl.json").read_text())
     shown = {(row["position"], row["layer"]): row for row in spec["data"]["values"]}
     for candidate in candidates:
-        row = shown[candidate["position"], candidate["layer"]]
-        assert row["kl"] == (None if candidate["kl"] is None else pytest.approx(candidate["kl"], rel=1e-5))
-        if candidate["discarded"]:
-            assert row["status"] == f"discarded: {candidate['discarded']}"
+        row = shown[int(candidate.position), candidate.layer]
+        assert row["kl"] == (None if candidate.kl is None else pytest.approx(candidate.kl, rel=1e-5))
+        if candidate.discarded:
+            assert row["status"] == f"discarded: {candidate.discarded}"
     assert [row["state"] for row in shown.values()].count("selected") == 1
     assert shown[-5, 0]["where"] == '-5 "<|im_end|>"'
+
+
+def test_the_numbers_of_the_evidence_are_on_the_page(results, page):
+    dose, wide = results.seeds[0].dose, results.seeds[0].wide[0]
+    assert dose is not None
+    assert f"Fragility {dose.fragility.fragility:.3g}" in page.text
+    assert f"at strength {dose.fragility.half:.2f}" in page.text
+    assert "a true suppression of 0.08 or more is detected with 80% power" in page.text
+    for null in wide.families.values():
+        assert f"{null.mean:.2f}" in page.text
+        assert f"{null.max:.2f}" in page.text
 
 
 def test_page_and_files_draw_the_same_chart(run, page):
@@ -171,7 +210,7 @@ def test_rebuilding_changes_nothing(run):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-# -- hostile text -----------------------------------------------------------------------------------------
+# -- hostile text -----------------------------------------------------------------------------------------------------
 
 
 def test_hostile_text_stays_text(hostile):
@@ -190,23 +229,23 @@ def test_hostile_text_survives_in_the_data(hostile):
     assert prompts == {HOSTILE}
 
 
-# -- other kinds of runs ----------------------------------------------------------------------------------
+# -- other kinds of runs ----------------------------------------------------------------------------------------------
 
 
-def test_run_without_a_candidate_is_complete(tmp_path):
+def test_a_run_without_a_candidate_is_complete(tmp_path):
     page = Page(report.build(make_run(tmp_path, candidate=False, verdict=NOT_SINGLE)))
     assert "none selected" in page.text
-    assert "No candidate passed: 50 of 50 discarded" in page.text
+    assert "Every candidate was discarded" in page.text
     assert "No null was drawn" in page.text
     assert (tmp_path / "figures" / "selection-seed-0-bypass.svg").exists()
     assert not list((tmp_path / "figures").glob("nulls-*"))
 
 
-def test_run_without_a_baseline_is_complete(tmp_path):
+def test_a_run_without_a_baseline_is_complete(tmp_path):
     page = Page(report.build(make_run(tmp_path, verdict=NO_BASELINE)))
     assert NO_BASELINE in page.text
-    assert "It says nothing about whether a direction exists" in page.text
-    assert "No candidate was scored" in page.text
+    assert "It does not say whether a direction exists" in page.text
+    assert "no candidate was scored" in page.text
     assert "One direction is sufficient" not in page.text
     assert (tmp_path / "figures" / "arms-suppression.png").exists()
 
@@ -214,39 +253,54 @@ def test_run_without_a_baseline_is_complete(tmp_path):
 @pytest.mark.parametrize("verdict", ["DAMAGED", "INCONCLUSIVE"])
 def test_other_verdicts_claim_nothing(tmp_path, verdict):
     page = Page(report.build(make_run(tmp_path, seeds=(0,), draws=2, verdict=verdict)))
-    assert {"DAMAGED": "broke more than", "INCONCLUSIVE": "decides neither for nor against"}[verdict] in page.text
-    assert "One seed only" in page.text
+    sentences = {"DAMAGED": "damaged more than", "INCONCLUSIVE": "decides neither for nor against"}
+    assert sentences[verdict] in page.text
+    assert "There is only one seed" in page.text
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (VerdictCode.NO_ROOM, "was not tested, because the negatives already show it at baseline"),
+        (VerdictCode.NARROW_CONE, "The reason is stated above"),
+        (None, "The reason is stated above"),
+    ],
+)
+def test_an_inconclusive_verdict_is_explained_by_its_code(tmp_path, code, sentence):
+    """Runs of version 0.1 have no code; their page makes no claim about the reason."""
+    run = make_run(tmp_path, seeds=(0,), draws=2, verdict="INCONCLUSIVE")
+    reasons = [] if code is None else [VerdictReason(code=code, value=0.6, bound=0.5)]
+    change_results(run, seeds={0: {"reasons": reasons}})
+    assert sentence in Page(report.build(run)).text
 
 
 def test_disagreeing_seeds_are_named(tmp_path):
-    make_run(tmp_path, draws=2)
-    results = json.loads((tmp_path / "results.json").read_text())
-    results["verdict"] = results["seeds"][1]["verdict"] = NOT_SINGLE
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    page = Page(report.build(tmp_path))
+    run = make_run(tmp_path, draws=2)
+    change_results(run, verdict=NOT_SINGLE, seeds={1: {"verdict": NOT_SINGLE}})
+    page = Page(report.build(run))
     assert f"The seeds disagree: 1 of 2 {REPRODUCES}, 1 of 2 {NOT_SINGLE}" in page.text
-    assert "A result that a new sample of prompts undoes" in page.text
+    assert "The result changes with the sample of prompts" in page.text
 
 
 def test_coarse_mode_is_named(tmp_path):
     assert "Coarse mode" in Page(report.build(make_run(tmp_path, seeds=(0,), draws=2, mode="coarse"))).text
 
 
-def test_damage_is_told_beside_its_bounds(tmp_path):
-    """Every reading of damage; an accuracy that cannot be read is said to be unread, and one that can is given."""
-    folder = make_run(tmp_path / "unread", seeds=(0,), draws=2)
-    unread = "not measured: the negatives of this contrast carry no response"
-    text = Page(report.build(folder)).text
-    assert unread in text
-    for said in ("KL of the next token", "degenerate completions, positives, ablation", "Bound of the rule"):
-        assert said in text
-    results = json.loads((folder / "results.json").read_text())
-    for row in results["seeds"][0]["arms"]:
-        if row["set"] == "negative":
-            row["correct"] = 0.875 if row["arm"] == "baseline" else 0.625
-    (folder / "results.json").write_text(json.dumps(results))
-    text = Page(report.build(folder)).text
-    assert unread not in text
+def test_damage_is_reported_with_its_bounds(tmp_path):
+    """Every measurement of damage; accuracy is reported only if the contrast has known answers."""
+    run = make_run(tmp_path, seeds=(0,), draws=2)
+    unknown = "not measured: the negatives of this contrast carry no response"
+    text = Page(report.build(run)).text
+    assert unknown in text
+    for name in ("KL divergence of the next token", "degenerate completions, positives, ablation", "Bound of the rule"):
+        assert name in text
+    arms = RunDirectory.read(run).read_record(Results).seeds[0].arms
+    known = [
+        replace(arm, correct=0.875 if arm.arm.is_baseline else 0.625) if arm.side == "negative" else arm for arm in arms
+    ]
+    change_results(run, seeds={0: {"arms": known}})
+    text = Page(report.build(run)).text
+    assert unknown not in text
     assert "0.88 to 0.62" in text
 
 
@@ -257,99 +311,20 @@ def test_large_grid_fits_the_page(tmp_path):
 
 
 def test_scores_that_are_not_numbers_are_blank(tmp_path):
-    make_run(tmp_path, seeds=(0,), draws=2)
-    path = tmp_path / "seed-0" / "selection.json"
+    run = make_run(tmp_path, seeds=(0,), draws=2)
+    path = run / "seed-0" / "selection.json"
     selection = json.loads(path.read_text())
     selection["candidates"][0]["kl"] = float("nan")
     path.write_text(json.dumps(selection))
-    report.build(tmp_path)
-    spec = json.loads((tmp_path / "figures" / "selection-seed-0-kl.vl.json").read_text())
+    report.build(run)
+    spec = json.loads((run / "figures" / "selection-seed-0-kl.vl.json").read_text())
     assert spec["data"]["values"][0]["kl"] is None
 
 
 def test_discover(tmp_path):
     page = Page(report.build_discover(make_discover(tmp_path, hostile=True)))
     assert_self_contained(page)
-    assert "no evidence that a direction moves the behaviour" in page.text
+    assert "not evidence that a direction causes the behaviour" in page.text
     assert {path.stem for path in (tmp_path / "figures").glob("*.svg")} == {
         "separation-lines", "separation-auroc", "separation-cosine", "separation-norm",
     }  # fmt: skip
-
-
-# -- errors -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["protocol.json", "results.json", "seed-1/selection.json", "seed-0/separation.json"])
-def test_missing_file_is_named(tmp_path, name):
-    (make_run(tmp_path, draws=2) / name).unlink()
-    with pytest.raises(OutputError, match=re.escape(str(tmp_path / name))):
-        report.build(tmp_path)
-    assert not (tmp_path / "report.html").exists()
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"verdict": 3}', "\udcff"])
-def test_malformed_file_is_named(tmp_path, content):
-    make_run(tmp_path, draws=2)
-    (tmp_path / "results.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(OutputError, match=re.escape(str(tmp_path / "results.json"))):
-        report.build(tmp_path)
-
-
-def test_malformed_file_lists_its_faults(tmp_path):
-    make_run(tmp_path, draws=2)
-    path = tmp_path / "results.json"
-    results = json.loads(path.read_text())
-    results["seeds"][0]["arms"][1]["rate"] = "high"
-    del results["verdict"]
-    path.write_text(json.dumps(results))
-    with pytest.raises(OutputError, match=r"results.verdict is missing; .*seeds\[0\].arms\[1\].rate is \"high\""):
-        report.build(tmp_path)
-
-
-def test_files_of_two_runs_are_refused(tmp_path):
-    make_run(tmp_path, draws=2)
-    path = tmp_path / "seed-0" / "selection.json"
-    path.write_text(path.read_text().replace('"protocol_sha256": "', '"protocol_sha256": "00'))
-    with pytest.raises(OutputError, match="another protocol"):
-        report.build(tmp_path)
-
-
-# -- small parts ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("module", [report, figures, arm_figures, site_figures])
-def test_report_needs_no_torch(module):
-    nodes = list(ast.walk(ast.parse(Path(module.__file__).read_text())))
-    named = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    named |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
-    assert not {name for name in named if name.split(".")[0] in ("torch", "transformers", "jaxtyping")}
-
-
-def test_positions_are_written_with_their_token():
-    labels = figures.position_labels([-2, -1, "response_mean"], ["\n", "<|a_very_long_special_token|>"])
-    assert labels[-2] == r'-2 "\n"'
-    assert labels[-1].startswith('-1 "<|a_very')
-    assert len(labels[-1]) < 24
-    assert labels["response_mean"] == "response_mean"
-    assert labels[-3] == "-3 (instruction)"
-
-
-def test_equal_rates_are_spread_and_lone_ones_are_not():
-    offsets = arm_figures._swarm([0.5, 0.5, 0.5, 0.9])
-    assert len(set(offsets[:3])) == 3
-    assert offsets[3] == 0
-    assert max(map(abs, arm_figures._swarm([1.0] * 99))) <= 1
-
-
-def test_a_continuous_score_is_shown_as_a_level_and_may_leave_0_to_1(run):
-    results = json.loads((run / "results.json").read_text())
-    rates, rule = results["seeds"], results["rule"]
-    raised = [{**row, "rate": 1.2, "low": 1.1, "high": 1.4} for row in rates[0]["arms"]]
-    levels = [{**rates[0], "style": {"unit": {}}, "arms": raised}]
-    assert (arm_figures.measure(rates), arm_figures.measure(levels)) == ("rate", "level")
-    for seeds, shows, ends in ((rates, "rate", [-0.03, 1.03]), (levels, "level", [-0.03, 1.43])):
-        for chart in arm_figures.arms(seeds, rule):
-            spec = json.dumps(chart.spec)
-            assert f'"title": "{shows} of the behaviour"' in spec
-            assert json.dumps(ends) in spec
-            assert f"{shows} of the behaviour" in chart.summary
