@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow check lint types order format bench families clean
+.PHONY: demo test slow real check lint types order format bench families clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,11 @@ test: $(READY)
 
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
+
+# Exit code 5 of pytest: no test has the marker.
+real: $(READY)
+	@test -d "$(RHUMBLINE_MODELS)" || { echo "RHUMBLINE_MODELS is '$(RHUMBLINE_MODELS)': set it to a folder that holds one directory per model."; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m real || test $$? -eq 5
 
 check: lint types order
 

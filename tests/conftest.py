@@ -1,5 +1,7 @@
-"""Fixtures that several packages share: a tokenizer, tiny random models, and one finished run."""
+"""Fixtures of several packages: a tokenizer, tiny random models, organisms, finished runs and the command line."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -9,33 +11,42 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 os.environ |= dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
 
 import pytest
-import torch
 
-from families import random_model
-from make_judge import make_classifier
-from make_tokenizer import CHATML, make_tokenizer
-from rhumbline import load, preset, read_contrast, run
-from rhumbline.cli import main
-from rhumbline.models import chat_model as models
-from rhumbline.models import proving
-from rhumbline.organisms import materialise
-from rhumbline.prompts.contrasts import Sizes
-from rhumbline.records.files import read_rows
 
-torch.set_num_threads(1)
+def pytest_collection(session):
+    """Import the large libraries before the package.
+
+    While jaxtyping's hook imports a module of the package, every module that is imported from it looks for its bytecode
+    under another name, so that the libraries would be compiled from source. The controller of xdist collects nothing.
+    """
+    if not session.config.pluginmanager.hasplugin("dsession"):
+        import altair  # noqa: F401
+        import scipy.stats  # noqa: F401
+        import torch
+        import torch.distributed.tensor
+        from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from make_tokenizer import CHATML, make_tokenizer
+
     return make_tokenizer(CHATML, ["<|im_start|>", "<|im_end|>"])
 
 
 @pytest.fixture(scope="session")
 def family_model(tokenizer):
-    """A proved tiny random model of a family, built once per session."""
+    """A proved tiny random model of a family, built once per worker."""
+    import torch
+
+    from families import random_model
+    from rhumbline.models import proving
+
     built = {}
 
-    def get(family: str, dtype: torch.dtype = torch.float32) -> models.ChatModel:
+    def get(family, dtype=torch.float32):
         if (family, dtype) not in built:
             model = random_model(family, dtype=dtype, vocab_size=len(tokenizer))
             built[family, dtype] = proving.prove(model, tokenizer, family)
@@ -44,36 +55,78 @@ def family_model(tokenizer):
     return get
 
 
-TEXTS = preset("arditi2024", seeds=(0,), sizes=Sizes(16, 8, 12), max_new_tokens=12, save_completions=True)
-"""The protocol of `texts_run`."""
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """The folder that `make` fills, by its name: made by the first worker that needs it, for all of them."""
+    from filelock import FileLock
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    (root / "shared").mkdir(exist_ok=True)
+
+    def get(name, make) -> Path:
+        folder, made = root / "shared" / name, root / "shared" / f"{name}.made"
+        with FileLock(root / "shared" / f"{name}.lock"):
+            if not made.exists():
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def planted_folder(tmp_path_factory) -> Path:
+def organism(shared):
+    """The directory of an organism, by its name; tests that write in it work on a copy."""
+    from rhumbline.organisms import materialise
+
+    return lambda name: materialise(name, shared(f"organism-{name}", lambda into: materialise(name, into)))
+
+
+@pytest.fixture(scope="session")
+def finished(shared, organism):
+    """A finished run of an organism, by its name and protocol; tests that write in it work on a copy."""
+    from finished_runs import finish
+
+    def get(name, protocol, **options) -> Path:
+        key = hashlib.sha256(json.dumps([protocol.record(), options]).encode()).hexdigest()[:8]
+        return shared(f"run-{name}-{key}", lambda out: finish(name, organism(name), out, protocol, **options))
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def planted_folder(organism) -> Path:
     """The planted organism."""
-    return materialise("planted", tmp_path_factory.mktemp("organisms"))
+    return organism("planted")
 
 
 @pytest.fixture(scope="session")
-def texts_run(planted_folder, tmp_path_factory) -> Path:
-    """A finished run of it that kept its texts; tests that write in it work on copies."""
-    out = tmp_path_factory.mktemp("runs") / "texts"
-    contrast = read_contrast(planted_folder / "contrast.jsonl")
-    run(load(str(planted_folder), device="cpu"), contrast, out, TEXTS, page=False)
-    return out
+def texts_run(finished) -> Path:
+    """A finished run of it that kept its texts."""
+    from finished_runs import TEXTS
+
+    return finished("planted", TEXTS, by_name=False)
 
 
 @pytest.fixture(scope="session")
-def classifier(planted_folder, texts_run, tmp_path_factory) -> Path:
-    """A judge that copies a rule: does the answer say "cannot"?"""
-    rows = [r for r in read_rows(texts_run / "seed-0" / "outcomes.jsonl") if r["arm"].startswith("null")]
-    refused = ["cannot" in r["completion"] for r in rows]
-    return make_classifier(tmp_path_factory.mktemp("judge"), planted_folder, rows, refused)
+def classifier(shared, planted_folder, texts_run) -> Path:
+    """A classifier that judges "refused" where the completion has the word "cannot"."""
+    from make_judge import make_classifier
+    from rhumbline.records.files import read_rows
+
+    def make(folder):
+        rows = [r for r in read_rows(texts_run / "seed-0" / "outcomes.jsonl") if r["arm"].startswith("null")]
+        make_classifier(folder, planted_folder, rows, ["cannot" in r["completion"] for r in rows])
+
+    return shared("classifier", make)
 
 
 @pytest.fixture
 def call(capsys):
     """Run one command: exit code, standard output, and standard error on one line; no command may trace back."""
+    from rhumbline.cli import main
 
     def run(*arguments) -> tuple[int, str, str]:
         code = main([str(a) for a in arguments])
@@ -82,3 +135,12 @@ def call(capsys):
         return code, captured.out, " ".join(captured.err.split())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder of real models, for tests with the marker `real`; without it they are skipped."""
+    folder = os.environ.get("RHUMBLINE_MODELS", "")
+    if not Path(folder).is_dir() or not folder:
+        pytest.skip(f"RHUMBLINE_MODELS is {folder!r}; set it to a folder that holds one directory per model.")
+    return Path(folder)

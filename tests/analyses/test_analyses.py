@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import rhumbline
+from finished_runs import QUICK, finished_run
 from make_sets import make_sets
-from make_subject import QUICK, finished_run
 from rhumbline import verify
 from rhumbline.analyses import base, geometry, monitor, suffix
 from rhumbline.analyses.geometry import silhouette

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make_subject import finished_run
+from finished_runs import finished_run
 from rhumbline.analyses import directions
 from rhumbline.analyses.directions import Plan, Rule, verdict
 from rhumbline.analyses.gradient import found_by_gradient

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from make_subject import QUICK
+from finished_runs import QUICK
 from rhumbline import contrast_from_prompts, load, run
 from rhumbline.analyses.dissociation import Side, dissociate
 from rhumbline.errors import InputError

@@ -78,7 +78,7 @@ def test_scores_and_choice(family, family_model):
     )  # fmt: skip
     for row in table:
         if row.layer < 3:
-            assert (row.bypass, row.induce, row.kl) == near(expected[row.position, row.layer])
+            assert (row.bypass, row.induce, row.kl) == near(expected[int(row.position), row.layer])
     # The contrary: another candidate's scores are far outside the tolerance.
     values = [v for v, _, _ in expected.values()]
     assert max(values) - min(values) > 1e-3
