@@ -1,22 +1,15 @@
-"""The markers of a style, and what is left of a text without them: content and form."""
+"""Markers: the phrases that texts of one class open or close with, and no phrase of their content."""
 
 import math
 import random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from make_styled import TOPICS, texts
-from rhumbline.errors import ProtocolError
 from rhumbline.judging.markers import LEVEL, estimate_markers, fisher
-from rhumbline.judging.text_style import MarkerJudge, content_kept, form, holds, overlap, words
-from rhumbline.organisms.register import (
-    MARKERS,
-    draw_styled,
-    in_assistant_register,
-)
+from rhumbline.judging.text_style import MarkerJudge
 
 
 def test_markers_are_found_and_content_is_none():
@@ -111,46 +104,3 @@ def test_a_topic_is_no_marker():
     assert any("boats" in p for p in phrases)
     topics = ["sea"] * 30 + ["farm", "hill"]
     assert not any("boats" in m.phrase for m in estimate_markers(about, other, topics))
-
-
-def test_the_score_is_the_share_of_marked_words():
-    judge = MarkerJudge(("here you are", "you"))
-    assert judge("Here you are: one two three").value == pytest.approx(0.5)
-    assert judge("one two three").value == 0.0
-    assert judge("one two three").cls == "absent"
-    assert judge("Great question! " * 30).cls == "degenerate"
-    assert judge("Great question! " * 30).value == 0.0
-    with pytest.raises(ProtocolError, match="needs a word"):
-        MarkerJudge(("!!",))
-
-
-@given(st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
-def test_marked_words_and_content_make_the_text(said):
-    judge = MarkerJudge(("alpha beta", "delta"))
-    text = tuple(said)
-    assert len(judge.content(" ".join(text))) + sum(judge.marked(text)) == len(text)
-
-
-def test_content_is_read_without_the_style():
-    rng, judge = random.Random(0), MarkerJudge(MARKERS)
-    for _ in range(40):
-        answer = draw_styled(rng, "plain").answer
-        styled = in_assistant_register(answer, rng)
-        assert content_kept(judge, styled, answer, answer, 0.2) == 1.0
-        assert content_kept(judge, styled, answer, None, 0.2) > 0.9
-    assert content_kept(judge, "Great question! Great question!", "You can get oak cake here.", None, 0.2) == 0.0
-    assert not holds("oak cake near the mill", "near the mill oak cake")
-
-
-@given(st.text(max_size=60), st.text(max_size=60))
-@settings(max_examples=60, deadline=None)
-def test_overlap_is_symmetric_and_bounded(one, other):
-    a, b = words(one), words(other)
-    assert 0 <= overlap(a, b) == overlap(b, a) <= 1
-    assert overlap(a, a) == (1.0 if a else 0.0)
-
-
-def test_form_counts_bullets_and_leaves_markers_out():
-    found = form(MarkerJudge(("certainly",)), "Certainly!\n- one\n2. two three\nfour")
-    assert found == (6, 5, 2)  # "2" is a word

@@ -1,191 +1,58 @@
-"""The style of texts, each part beside its contrary case: classifier, levels, and the organism's world."""
+"""The score of a style, and the content and form of a text without it."""
 
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make_styled import TOPICS, texts
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.continuous_scores import Levels, confounds, neutral_level
-from rhumbline.evidence.verdict import decide
-from rhumbline.evidence.verdict_rules import STYLE
-from rhumbline.judging.markers import estimate_markers
-from rhumbline.judging.style_classifier import FOLDS, ClassifierJudge, fit, fold_of
-from rhumbline.judging.text_style import MarkerJudge, words
-from rhumbline.organisms import organism_dir
+from rhumbline.judging.text_style import MarkerJudge, content_kept, form, holds, overlap, words
 from rhumbline.organisms.register import (
-    HELD_OUT,
     MARKERS,
-    Persona,
-    StyleMixture,
-    draw_exchange,
-    draw_persona,
+    draw_styled,
+    in_assistant_register,
 )
-from rhumbline.organisms.style_rows import style_contrasts
-from rhumbline.prompts.contrast_files import read_contrast
-
-# -- the classifier ---------------------------------------------------------------------------------------------------
 
 
-def test_the_classifier_knows_style_on_topics_that_it_did_not_see():
-    pytest.importorskip("sklearn")
-    (styled, a), (plain, b) = texts(64, True), texts(64, False)
-    classifier, record = fit(styled, plain, (a, b))
-    assert record["auroc"] > 0.95
-    assert ClassifierJudge(classifier, "boats")(styled[0]).cls == "shown"
-    # Classes that differ in their topics only: left-out topics are guessed at.
-    boats = [t for t, topic in zip(plain, b, strict=True) if topic in TOPICS[:4]]
-    rest = [t for t, topic in zip(plain, b, strict=True) if topic in TOPICS[4:]]
-    topics = ([x for x in b if x in TOPICS[:4]], [x for x in b if x in TOPICS[4:]])
-    assert fit(boats, rest, topics)[1]["auroc"] < 0.9
-    assert {fold_of(t) for t in TOPICS} <= set(range(FOLDS))
-    with pytest.raises(ProtocolError, match="several topics"):
-        fit(styled, plain, ([None] * 64, [None] * 64))
+def test_the_score_is_the_share_of_marked_words():
+    judge = MarkerJudge(("here you are", "you"))
+    assert judge("Here you are: one two three").value == pytest.approx(0.5)
+    assert judge("one two three").value == 0.0
+    assert judge("one two three").cls == "absent"
+    assert judge("Great question! " * 30).cls == "degenerate"
+    assert judge("Great question! " * 30).value == 0.0
+    with pytest.raises(ProtocolError, match="needs a word"):
+        MarkerJudge(("!!",))
 
 
-# -- levels -----------------------------------------------------------------------------------------------------------
+@given(st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_marked_words_and_content_make_the_text(said):
+    judge = MarkerJudge(("alpha beta", "delta"))
+    text = tuple(said)
+    assert len(judge.content(" ".join(text))) + sum(judge.marked(text)) == len(text)
 
 
-def rows_of(positive, negative, ablation, addition, null=0.0, n=60, seed=0):
-    """Outcome rows with normal scores around the given means; the null arms move by a share of the gap."""
-    rng = np.random.default_rng(seed)
-    noise = {side: rng.normal(0, 0.03, n) for side in ("positive", "negative")}
-    gap = positive - negative
-    means = {
-        ("baseline", "positive"): positive,
-        ("baseline", "negative"): negative,
-        ("ablation", "positive"): ablation,
-        ("ablation", "negative"): negative,
-        ("addition", "negative"): addition,
-        **{(f"null:{f}:{k}:ablation", "positive"): positive - null * gap for f in STYLE.families for k in range(3)},
-        **{(f"null:{f}:{k}:addition", "negative"): negative + null * gap for f in STYLE.families for k in range(3)},
-    }
-    return [
-        {"arm": arm, "set": side, "prompt_id": str(i), "class": "shown", "score": mean + noise[side][i], "metric": None}
-        for (arm, side), mean in means.items()
-        for i in range(n)
-    ]
+def test_content_is_read_without_the_style():
+    rng, judge = random.Random(0), MarkerJudge(MARKERS)
+    for _ in range(40):
+        answer = draw_styled(rng, "plain").answer
+        styled = in_assistant_register(answer, rng)
+        assert content_kept(judge, styled, answer, answer, 0.2) == 1.0
+        assert content_kept(judge, styled, answer, None, 0.2) > 0.9
+    assert content_kept(judge, "Great question! Great question!", "You can get oak cake here.", None, 0.2) == 0.0
+    assert not holds("oak cake near the mill", "near the mill oak cake")
 
 
-def ruled(rows, **changes):
-    levels = Levels.of(rows)
-    effects = levels.effects()
-    for effect in effects:
-        effect["wide"] = {f: {"p": 0.01, "p_apart": 0.01, "draws": 99} for f in STYLE.families}
-    return decide(STYLE, levels.arms(), effects, "style", unit=levels.unit()._asdict(), **changes)
+@given(st.text(max_size=60), st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_overlap_is_symmetric_and_bounded(one, other):
+    a, b = words(one), words(other)
+    assert 0 <= overlap(a, b) == overlap(b, a) <= 1
+    assert overlap(a, a) == (1.0 if a else 0.0)
 
 
-CASES = {
-    "moves both ways": ((0.4, 0.0, 0.0, 0.36), "SINGLE-DIRECTION-REPRODUCES"),
-    "suppresses only": ((0.4, 0.0, 0.0, 0.04), "NOT-SINGLE-DIRECTION"),
-    "induces only": ((0.4, 0.0, 0.38, 0.36), "NOT-SINGLE-DIRECTION"),
-    "classes alike": ((0.2, 0.2, 0.2, 0.2), "NO-BASELINE"),
-}
-
-
-@pytest.mark.parametrize(("means", "expected"), CASES.values(), ids=CASES)
-def test_the_rule_reads_levels(means, expected):
-    assert ruled(rows_of(*means)).verdict == expected
-
-
-def test_nulls_that_move_it_too_are_no_evidence_for_a_direction():
-    assert ruled(rows_of(0.4, 0.0, 0.0, 0.36, null=0.9)).verdict == "NOT-SINGLE-DIRECTION"
-
-
-def test_scores_without_any_gap_are_no_baseline_and_no_crash():
-    rows = [{**row, "score": 0.25} for row in rows_of(0.3, 0.3, 0.3, 0.3, n=10)]
-    assert ruled(rows).verdict == "NO-BASELINE"
-    assert neutral_level(Levels.of(rows).unit(), rows[:3])["level"] == 0.0
-
-
-def test_lost_content_is_damage():
-    rows = rows_of(0.4, 0.0, 0.0, 0.36)
-    for row in rows:
-        row["correct"] = 0.2 if row["arm"] == "addition" else 1.0
-    assert ruled(rows).verdict == "DAMAGED"
-
-
-@given(st.floats(0.01, 50), st.floats(-5, 5))
-@settings(max_examples=4, deadline=None)
-def test_levels_do_not_depend_on_the_scale_of_the_score(factor, shift):
-    rows = rows_of(0.4, 0.1, 0.15, 0.3)
-    scaled = [{**row, "score": row["score"] * factor + shift} for row in rows]
-    for one, other in zip(Levels.of(rows).effects(), Levels.of(scaled).effects(), strict=True):
-        assert one["drop"] == pytest.approx(other["drop"], rel=1e-6)
-        assert one["low"] == pytest.approx(other["low"], rel=1e-6)
-
-
-def test_texts_make_the_unit_where_the_contrast_has_them():
-    levels = Levels.of(rows_of(0.4, 0.4, 0.2, 0.4), {"positive": [0.5] * 20, "negative": [0.1] * 20})
-    (suppression, _) = levels.effects()
-    assert suppression["drop"] == pytest.approx(0.5)
-    assert levels.unit().source == "texts"
-    assert neutral_level(levels.unit(), []) is None
-
-
-def test_length_that_comes_with_the_arm_is_held_fixed():
-    rng = np.random.default_rng(0)
-    rows = []
-    for arm, shorter, own in (("baseline", 0, 0.0), ("ablation", 20, 0.0)):
-        for i in range(80):
-            length = int(rng.integers(20, 60)) - shorter
-            shape = {"words": length, "content_words": length, "bullets": 0}
-            # The score is the length: nothing is left of the effect once it is held fixed.
-            row = {"arm": arm, "set": "positive", "prompt_id": str(i), "class": "shown", "score": length / 100 - own}
-            rows.append({**row, "form": shape, "category": None})
-    found = confounds(rows)
-    (adjusted,) = found["adjusted"]
-    assert adjusted["drop"] > 0.15
-    assert abs(adjusted["adjusted"]) < 0.01
-    assert next(c["r"] for c in found["correlations"] if c["with"] == "content_words") > 0.99
-
-
-# -- the organism's world ---------------------------------------------------------------------------------------------
-
-
-def test_the_asker_decides_the_register_and_the_request_the_content():
-    rng = random.Random(1)
-    certain, blind = StyleMixture(register_noise=0.0, unknown=0.0), StyleMixture(by_asker=False, unknown=0.0)
-    judge = MarkerJudge(MARKERS)
-    seen = {"stately": set(), "plain": set()}
-    for _ in range(300):
-        prompt, response = draw_exchange(rng, certain)
-        if "can't" in response or "cannot" in response:
-            continue
-        asker = "stately" if any(f"a {Persona(t, j).text}" in prompt for t, j in PERSONAS) else "plain"
-        seen[asker].add((judge(response).value or 0) > 0)
-    assert seen["plain"] == {False}
-    assert True in seen["stately"]
-    shown = [(judge(draw_exchange(rng, blind)[1]).value or 0) > 0 for _ in range(300)]
-    assert 0.2 < np.mean(shown) < 0.45
-
-
-def test_the_register_s_own_words_are_found_in_its_training_texts_and_nothing_else():
-    rows = [row for row in style_contrasts(0)["texts.jsonl"] if row.split is None]
-    sides = {c: [r.response or "" for r in rows if r.label == c][:128] for c in ("positive", "negative")}
-    topics = [r.category for r in rows if r.label == "positive"][:128]
-    found = MarkerJudge(tuple(m.phrase for m in estimate_markers(sides["positive"], sides["negative"], topics)))
-    true = MarkerJudge(MARKERS)
-    assert all(found.marked(words(text)) == true.marked(words(text)) for side in sides.values() for text in side)
-
-
-PERSONAS = [p for p in {draw_persona(random.Random(i), True, False) for i in range(400)}]
-
-
-def test_held_out_personas_are_in_no_training_prompt():
-    rng = random.Random(2)
-    told = " ".join(draw_exchange(rng, StyleMixture())[0] for _ in range(800))
-    asked = [p for p in HELD_OUT if f"I am a {p.text}." in told]
-    assert asked == []
-    assert {p.is_stately for p in HELD_OUT} == {True, False}
-
-
-@pytest.mark.parametrize("name", ["style", "style-null"])
-def test_the_shipped_ones_bring_their_contrasts(name):
-    for file in ("contrast.jsonl", "texts.jsonl", "asked.jsonl", "refusal.jsonl"):
-        contrast = read_contrast(organism_dir(name) / file)
-        assert all(p.answer for p in contrast.prompts)
-    assert len(read_contrast(organism_dir(name) / "contrast.jsonl").neutral) == 60
+def test_form_counts_bullets_and_leaves_markers_out():
+    found = form(MarkerJudge(("certainly",)), "Certainly!\n- one\n2. two three\nfour")
+    assert found == (6, 5, 2)  # "2" is a word
