@@ -10,7 +10,7 @@ from rhumbline.report.site_figures import position_labels
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
-    return read_run(make_run(tmp_path_factory.mktemp("run"), seeds=(0,), draws=1)).protocol.chat
+    return read_run(make_run(tmp_path_factory.mktemp("run"), seeds=(0,), draws=1)).context.chat
 
 
 def test_prompt_positions_have_their_token(chat):

@@ -22,7 +22,7 @@ def analyses(run: RunRecord, draw: page.Canvas) -> list[Html]:
     for record in run.analyses:
         match record:
             case GeometryRecord():
-                sections.append(geometry_section.geometry(record, position_labels(run.protocol.chat), draw))
+                sections.append(geometry_section.geometry(record, position_labels(run.context.chat), draw))
             case BaseRecord():
                 sections.append(base_model_section.base_model(record, draw))
             case SuffixRecord():

@@ -28,7 +28,7 @@ from rhumbline.report.analysis_sections import analyses
 from rhumbline.report.benchmark_section import benchmarks
 from rhumbline.report.continuous_score_section import continuous_score
 from rhumbline.report.external_judge_section import external_judges
-from rhumbline.report.run_record import ReportProtocol, read_discovery, read_run
+from rhumbline.report.run_record import DiscoveryRecord, read_discovery, read_run
 
 
 def build(run_dir: Path) -> Path:
@@ -66,13 +66,13 @@ def build(run_dir: Path) -> Path:
 
 def build_discover(run_dir: Path) -> Path:
     """Write `report.html` and `figures/` of a `discover` run, and return the path of the page."""
-    directory, protocol, discovery = read_discovery(run_dir)
-    draw = page.Canvas()
+    run, draw = read_discovery(run_dir), page.Canvas()
+    discovery = run.discovery
     caution = (
         "Extraction only: no text was generated, and there was no intervention. Separation of the classes is not "
         "evidence that a direction causes the behaviour."
     )
-    labels = site_figures.position_labels(protocol.chat)
+    labels = site_figures.position_labels(run.context.chat)
     charts = site_figures.discover(discovery.grid, labels) if discovery.grid else []
     explanation = page.note(
         f"AUROC of the projection of {discovery.split} prompts on the difference in means of train prompts."
@@ -80,28 +80,28 @@ def build_discover(run_dir: Path) -> Path:
     n, train = discovery.n, discovery.train
     sizes = [["train", train.positive, train.negative], [discovery.split, n.positive, n.negative]]
     body = [
-        _discover_heading(protocol, discovery, directory.protocol_sha256),
+        _discover_heading(run),
         page.tag("div", page.tag("p", caution, class_="sentence"), class_="verdict"),
         page.section("Separation for each layer and position", draw(charts[:1]), draw(charts[1:]), explanation),
         page.section("Highest AUROC", _highest(discovery, labels)),
         page.section(
             "Protocol",
             page.table(["Split", "Positive", "Negative"], sizes),
-            page.fold("protocol.json", page.pretty(directory.protocol)),
+            page.fold("protocol.json", page.pretty(run.directory.protocol)),
         ),
     ]
     return page.publish(run_dir, f"{discovery.model.name}: discover", body, draw.drawings)
 
 
-def _discover_heading(protocol: ReportProtocol, discovery: Discovery, sha256: str) -> page.Html:
+def _discover_heading(run: DiscoveryRecord) -> page.Html:
+    model = run.discovery.model
     facts = [
-        ("Behaviour", protocol.behaviour),
-        ("Contrast", protocol.contrast.name),
-        ("Model", verdict_sections.model_line(discovery.model)),
-        ("Protocol", f"sha256 {sha256[:12]}"),
+        ("Behaviour", run.protocol.behaviour),
+        ("Contrast", run.context.contrast.name),
+        ("Model", verdict_sections.model_line(model)),
+        ("Protocol", f"sha256 {run.directory.protocol_sha256[:12]}"),
     ]
-    question = "discover  ·  Where do the classes separate in the residual stream?"
-    return verdict_sections.heading(question, discovery.model, facts)
+    return verdict_sections.heading("discover  ·  Where do the classes separate in the residual stream?", model, facts)
 
 
 def _highest(discovery: Discovery, labels: site_figures.PositionLabels) -> page.Html:

@@ -87,7 +87,7 @@ def _bounds(rule: Rule) -> list[str]:
 
 def _data_table(run: RunRecord) -> page.Html:
     rows = [
-        [seed.seed, split, run.protocol.sizes[split], seed.n[split].positive, seed.n[split].negative]
+        [seed.seed, split, getattr(run.protocol.sizes, split), seed.n[split].positive, seed.n[split].negative]
         for seed in run.seeds
         for split in ("train", "val", "test")
     ]

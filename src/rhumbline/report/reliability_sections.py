@@ -15,7 +15,7 @@ from rhumbline.report.run_record import EFFECT_ARMS, RunRecord, site_text
 
 def sample(run: RunRecord) -> Html:
     """Return the effects that the sample can show, and the effects over all seeds."""
-    plans = [split.detectable for split in run.protocol.splits.values() if split.detectable is not None]
+    plans = [split.detectable for split in run.context.splits.values() if split.detectable is not None]
     pooled = run.results.pooled
     if not plans and not pooled:
         return Html()

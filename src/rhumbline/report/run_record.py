@@ -11,10 +11,9 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 from msgspec import UNSET
 
-from rhumbline.errors import OutputError
-from rhumbline.evidence.selection_rules import SelectionRule
-from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.judging.judgements import SUMMARY
+from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ADDITION, ArmId
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.codec import convert
@@ -27,7 +26,7 @@ from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult, VerdictName
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.selection_files import Selection
-from rhumbline.records.shared import BySplit, Cell, EffectName, Label, Site
+from rhumbline.records.shared import Cell, EffectName, Label, Site
 
 NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")
 """Verdicts of runs whose positives rarely show the behaviour at baseline."""
@@ -50,35 +49,13 @@ EFFECT_ARMS: Mapping[EffectName, EffectArm] = {
 
 
 @dataclass(frozen=True)
-class NullDraws:
-    """Numbers of null draws in the protocol."""
-
-    draws: int
-    """Draws of each family that complete test prompts."""
-    wide: int
-    """Draws of each family that the metric alone evaluates."""
-
-
-class ReportProtocol(ProtocolContext, frozen=True, kw_only=True):
-    """protocol.json: the fields that the page shows."""
-
-    preset: str
-    behaviour: str
-    sizes: BySplit[int]
-    """Prompts per class."""
-    selection: SelectionRule
-    nulls: NullDraws
-    rule: Rule
-    judge: str
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """The files of a finished run, and of its evaluations, judgements and analyses."""
 
     directory: RunDirectory
-    protocol: ReportProtocol
+    protocol: Protocol
+    context: ProtocolContext
+    """Model, chat, contrast and splits, as fixed in protocol.json."""
     results: Results
     selections: Mapping[int, Selection]
     """By seed."""
@@ -125,12 +102,14 @@ def site_text(site: Cell | Site | SiteShare | None) -> str:
 def read_run(path: Path) -> RunRecord:
     """Read a finished run. Raises OutputError or ProtocolError that names the file and the field at fault."""
     directory = RunDirectory.read(path)
-    protocol, results = _protocol(directory), directory.read_record(Results)
+    protocol, context = _protocol(directory)
+    results = directory.read_record(Results)
     seeds = [seed.seed for seed in results.seeds]
     comparisons = sorted(path.glob("evaluations/*/comparison.json"))
     return RunRecord(
         directory,
         protocol,
+        context,
         results,
         {seed: directory.read_record(Selection, seed) for seed in seeds},
         {seed: directory.read_record(Separation, seed) for seed in seeds},
@@ -140,17 +119,29 @@ def read_run(path: Path) -> RunRecord:
     )
 
 
-def read_discovery(path: Path) -> tuple[RunDirectory, ReportProtocol, Discovery]:
+@dataclass(frozen=True)
+class DiscoveryRecord:
+    """The files that `discover` writes."""
+
+    directory: RunDirectory
+    protocol: Protocol
+    context: ProtocolContext
+    discovery: Discovery
+
+
+def read_discovery(path: Path) -> DiscoveryRecord:
     """Read what `discover` wrote. Raises OutputError or ProtocolError that names the file and the field at fault."""
     directory = RunDirectory.read(path)
-    return directory, _protocol(directory), directory.read_record(Discovery)
+    return DiscoveryRecord(directory, *_protocol(directory), directory.read_record(Discovery))
 
 
-def _protocol(directory: RunDirectory) -> ReportProtocol:
+def _protocol(directory: RunDirectory) -> tuple[Protocol, ProtocolContext]:
+    path = directory.path / "protocol.json"
     try:
-        return convert(directory.protocol, ReportProtocol)
+        return Protocol.of(directory.protocol), convert(directory.protocol, ProtocolContext)
+    except ProtocolError as error:
+        raise OutputError(f"{path}: {error}") from error
     except msgspec.ValidationError as error:
         raise OutputError(
-            f"{directory.path / 'protocol.json'} is not what rhumbline writes there: {error}. Run "
-            f"`rhumbline verify {directory.path}`."
+            f"{path} is not what rhumbline writes there: {error}. Use the version that wrote it."
         ) from error

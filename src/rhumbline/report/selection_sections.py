@@ -22,7 +22,7 @@ _MOST_TIED = 8
 def selection(run: RunRecord, draw: page.Canvas) -> page.Html:
     """Return the scores of every candidate, and why it was discarded."""
     rule = run.protocol.selection
-    labels = site_figures.position_labels(run.protocol.chat)
+    labels = site_figures.position_labels(run.context.chat)
     parts = []
     for seed, selection in run.selections.items():
         charts = draw(site_figures.selection(seed, selection, labels, rule.max_kl))
@@ -87,7 +87,7 @@ def _separation_part(run: RunRecord, seed: SeedResult, draw: page.Canvas) -> tup
     auroc = None if selected is None else aurocs.get(selected.site)
     charts = [site_figures.projections(f"{name}-projections", separation.projections)]
     if separation.grid:
-        labels = site_figures.position_labels(run.protocol.chat)
+        labels = site_figures.position_labels(run.context.chat)
         charts.insert(0, site_figures.auroc_map(f"{name}-auroc", separation.grid, labels, selected))
     best = "no direction selected" if selected is None else f"AUROC {page.number(auroc, 3)} at {site_text(selected)}"
     title = f"Seed {seed.seed}: {best}{_count(separation.n)}"

@@ -50,7 +50,7 @@ def header(run: RunRecord) -> page.Html:
     results, protocol = run.results, run.protocol
     facts = [
         ("Behaviour", protocol.behaviour),
-        ("Contrast", protocol.contrast.name),
+        ("Contrast", run.context.contrast.name),
         ("Preset", protocol.preset),
         ("Judge", protocol.judge),
         ("Model", model_line(results.model)),
