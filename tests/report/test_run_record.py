@@ -62,7 +62,7 @@ def test_a_faulty_field_is_named_and_the_command_exits_with_2(tmp_path, capsys, 
 def test_a_faulty_protocol_is_named(tmp_path):
     path = make_run(tmp_path, draws=2) / "protocol.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "max_new_tokens": "many"}))
-    with pytest.raises(OutputError, match=r"protocol\.json .*got `str` - at `\$.max_new_tokens`"):
+    with pytest.raises(OutputError, match=r"protocol\.json.*got `str` - at `\$.max_new_tokens`"):
         read_run(tmp_path)
 
 
