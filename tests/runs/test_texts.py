@@ -1,6 +1,5 @@
 """Contrasts of texts: who answers, by whom it is read, the metric of pairs, and runs to a verdict."""
 
-from tolerances import near, tolerance
 import json
 import random
 from dataclasses import replace
@@ -29,6 +28,7 @@ from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, am
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
 from rhumbline.records.selection_files import Candidate
+from tolerances import near, tolerance
 
 
 @pytest.fixture
