@@ -19,7 +19,7 @@ from rhumbline.analyses import base, geometry, monitor, suffix
 from rhumbline.analyses.geometry import silhouette
 from rhumbline.analyses.monitor import roc, threshold_at
 from rhumbline.analyses.subject import load_named, open_subject
-from rhumbline.analyses.suffixes import encoded, length, random_suffixes, read_suffixes
+from rhumbline.analyses.suffixes import encoded, random_suffixes, read_suffixes, token_count
 from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.evidence.statistics import auroc, auroc_interval
@@ -28,6 +28,7 @@ from rhumbline.models.hooks import hooked
 from rhumbline.organisms import Planted, build, organism_dir
 from rhumbline.prompts.contrasts import split_contrast
 from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.records.positions import Position
 from rhumbline.report import build as report
 from tolerances import near, rounding
 
@@ -85,7 +86,7 @@ def test_without_a_direction_there_is_nothing_to_monitor(planted):
     with pytest.raises(ProtocolError, match="no candidate passed"):
         monitor.analyse(replace(planted, direction=None))
     record = geometry.analyse(replace(planted, direction=None), splits=2)
-    assert record["read_at"]["selected"] is False
+    assert record.read_at.selected is False
 
 
 # -- geometry
@@ -98,20 +99,20 @@ def test_the_planted_axis_appears_where_it_was_planted(planted, tmp_path):
     p, layers = planted.positions.index(planted.selected().position), planted.model.n_layers
     # The gather block writes the axis: candidates lie along it from the layer after it on, and not before.
     own = torch.nn.functional.normalize(planted.candidates[p], dim=-1) @ truth
-    at = [row for row in record["grid"] if row["position"] == planted.selected().position]
+    at = [row for row in record.grid if int(row.position) == planted.selected().position]
     written = [layer for layer in range(layers) if abs(own[layer]) > 0.9]
     assert written
     assert written[0] > 0
     for row in at:
-        assert (row["auroc"] > 0.95) is (row["layer"] in written) or row["layer"] < written[0]
-        assert row["low"] <= row["auroc"] <= row["high"]
-    assert min(at[layer]["cosine"] for layer in written) > 0.9
-    assert max(abs(at[layer]["cosine"]) for layer in range(written[0])) < 0.6
-    assert at[written[0]]["next"] > 0.95
-    assert at[-1]["next"] is None
-    between = torch.tensor(record["between_layers"])
+        assert (row.auroc > 0.95) is (row.layer in written) or row.layer < written[0]
+        assert row.low <= row.auroc <= row.high
+    assert min(at[layer].cosine for layer in written) > 0.9
+    assert max(abs(at[layer].cosine) for layer in range(written[0])) < 0.6
+    assert at[written[0]].next > 0.95
+    assert at[-1].next is None
+    between = torch.tensor(record.between_layers)
     torch.testing.assert_close(between, between.T)
-    assert len(record["components"]["points"]) == sum(sum(n.values()) for n in record["n"].values())
+    assert len(record.components.points) == sum(n.positive + n.negative for n in (record.n.train, record.n.val))
 
 
 @settings(deadline=None, max_examples=30)
@@ -152,15 +153,16 @@ def test_auroc_intervals_cover():
 
 def test_the_direction_is_in_the_model_itself_and_not_in_a_stranger(planted, tmp_path):
     record = base.analyse(planted, planted.model, draws=19)
-    assert record["finding"]["answer"] == "separates"
-    row = record["conditions"]["template"]["layers"][planted.selected().layer]
-    assert row["cosine"] > 0.999
-    assert row["chat_in_base"] == row["chat_in_chat"]
+    assert record.finding.answer == "separates"
+    row = record.conditions.template.layers[planted.selected().layer]
+    assert row.cosine > 0.999
+    assert row.chat_in_base == row.chat_in_chat
     # Other charms and other axes, the same vocabulary: the chat's direction means nothing there.
     stranger = rhumbline.load(str(build(Planted(seed=11), tmp_path / "stranger")), device="cpu")
     record = base.analyse(planted, stranger, draws=19)
-    assert record["finding"]["answer"] != "separates"
-    assert record["tokens"] == {"same": True, "retokenised": False, "untrained": record["tokens"]["untrained"]}
+    assert record.finding.answer != "separates"
+    assert record.tokens.same
+    assert not record.tokens.retokenised
 
 
 def test_a_parent_is_told_from_a_stranger_and_had_no_refusal(refusal, tmp_path):
@@ -173,14 +175,14 @@ def test_a_parent_is_told_from_a_stranger_and_had_no_refusal(refusal, tmp_path):
     records = [base.analyse(refusal, model, draws=39) for model in (parent, stranger)]
     layer = refusal.selected().layer
     for record in records:
-        assert record["tokens"]["same"] is True
-        assert record["finding"]["answer"] != "separates"
-        row = record["conditions"]["template"]["layers"][layer]
-        assert row["chat_in_chat"]["low"] > 0.9  # read at the same place, the chat model has it
-        assert row["chat_in_base"]["high"] < 0.85
+        assert record.tokens.same is True
+        assert record.finding.answer != "separates"
+        row = record.conditions.template.layers[layer]
+        assert row.chat_in_chat.low > 0.9  # read at the same place, the chat model has it
+        assert row.chat_in_base.high < 0.85
     for at in (2, 4, layer):
-        inherited, unrelated = (r["conditions"]["plain"]["layers"][at] for r in records)
-        assert inherited["cosine"] > 0.25 > abs(unrelated["cosine"])
+        inherited, unrelated = (r.conditions.plain.layers[at] for r in records)
+        assert inherited.cosine > 0.25 > abs(unrelated.cosine)
 
 
 def test_a_base_that_cannot_be_compared_is_refused(planted, refusal, tmp_path):
@@ -197,8 +199,8 @@ def test_a_base_that_cannot_be_compared_is_refused(planted, refusal, tmp_path):
     with pytest.raises(InputError, match="--retokenise"):
         base.analyse(planted, other, draws=3)
     record = base.analyse(planted, other, draws=3, retokenise=True)
-    assert record["tokens"]["retokenised"] is True
-    assert record["conditions"]["template"]["position"] == -1
+    assert record.tokens.retokenised is True
+    assert record.conditions.template.position == Position(-1)
 
 
 # -- suffixes
@@ -209,7 +211,7 @@ def test_random_suffixes_have_the_length_asked_for(planted, refusal):
         like = "a short answer about" if subject is planted else "write about the little blue harbour"
         found = random_suffixes(subject.chat, like, 4, 0)
         assert len(set(found)) == 4
-        assert {length(subject.chat, text) for text in found} == {length(subject.chat, like)}
+        assert {token_count(subject.chat, text) for text in found} == {token_count(subject.chat, like)}
         assert found == random_suffixes(subject.chat, like, 4, 0)
 
 
@@ -218,7 +220,7 @@ def test_suffix_files_are_read_or_refused(tmp_path):
     file.write_text("one two\n\n  three \none two\n")
     assert read_suffixes(file) == ["one two", "three"]
     file.write_text("\n \n")
-    with pytest.raises(InputError, match="holds no suffix"):
+    with pytest.raises(InputError, match="contains no suffix"):
         read_suffixes(file)
     with pytest.raises(InputError, match="cannot be read"):
         read_suffixes(tmp_path / "none.txt")
@@ -237,22 +239,23 @@ def searched(subject, tokens=8, tries=30):
 def test_a_suffix_that_was_searched_for_lowers_the_direction_beyond_random_ones(refusal):
     text = searched(refusal)
     record = suffix.analyse(refusal, [text], prompts=16, heads=4)
-    (effect,) = record["effects"]
-    assert effect["projection"]["beyond_random"]["low"] > 0
-    assert effect["metric"]["beyond_random"]["low"] > 0
-    assert record["attribution"]["error"] < rounding()
-    means = {c["name"]: c["projection"]["mean"] for c in record["conditions"]}
+    (effect,) = record.effects
+    assert effect.projection.beyond_random.low > 0
+    assert effect.metric.beyond_random.low > 0
+    assert record.attribution.error < rounding()
+    means = {c.name: c.projection.mean for c in record.conditions}
     assert means["negative"] < means["positive"]
-    parts = record["attribution"]["parts"]
+    terms = record.attribution.terms()
     for name in ("positive", "negative", "suffix 1"):
-        assert sum(p[name] for p in parts) == pytest.approx(means[name], abs=1e-2)
-    for head in record["heads"]:
-        for name, regions in head["attention"].items():
-            assert sum(r["mean"] for r in regions.values()) == pytest.approx(1, abs=1e-3)
-            assert (regions["suffix"]["mean"] > 0) is (name not in ("positive", "negative"))
+        assert sum(t.means[name] for t in terms) == pytest.approx(means[name], abs=1e-2)
+    for head in record.heads:
+        for name, regions in head.attention.items():
+            whole = (regions.before, regions.instruction, regions.suffix, regions.after)
+            assert sum(r.mean for r in whole) == pytest.approx(1, abs=1e-3)
+            assert (regions.suffix.mean > 0) is (name not in ("positive", "negative"))
     # The contrary: a random suffix does no more than other random ones.
-    (other,) = suffix.analyse(refusal, random_suffixes(refusal.chat, text, 1, 77), prompts=16)["effects"]
-    assert other["metric"]["beyond_random"]["mean"] < effect["metric"]["beyond_random"]["mean"] / 2
+    (other,) = suffix.analyse(refusal, random_suffixes(refusal.chat, text, 1, 77), prompts=16).effects
+    assert other.metric.beyond_random.mean < effect.metric.beyond_random.mean / 2
 
 
 def test_options_that_ask_for_nothing_are_refused(refusal):
@@ -265,32 +268,32 @@ def test_options_that_ask_for_nothing_are_refused(refusal):
 
 def test_the_monitor_tells_unseen_prompts_apart_and_a_blind_one_does_not(planted, refusal):
     record = monitor.analyse(planted, fpr=0.05, nulls=19)
-    (plain,) = record["conditions"]
-    assert plain["auroc"]["low"] > 0.9
-    assert plain["tpr"]["rate"] > 0.9
-    assert plain["fpr"]["rate"] <= 0.2
-    (blunt,) = monitor.analyse(blind(planted), nulls=3)["conditions"]
-    assert blunt["auroc"]["low"] < 0.75 < plain["auroc"]["low"]
+    (plain,) = record.conditions
+    assert plain.auroc.low > 0.9
+    assert plain.tpr.rate > 0.9
+    assert plain.fpr.rate <= 0.2
+    (blunt,) = monitor.analyse(blind(planted), nulls=3).conditions
+    assert blunt.auroc.low < 0.75 < plain.auroc.low
 
 
 def test_suffixes_are_read_on_both_classes(planted, tmp_path):
     file = tmp_path / "s.txt"
     file.write_text("a short answer\n")
     record = monitor.analyse(planted, suffix=file, nulls=3)
-    assert [c["name"] for c in record["conditions"]] == ["none", "suffix 1", "random 1"]
-    assert len(record["conditions"][2]["texts"]) == 3
+    assert [c.name for c in record.conditions] == ["none", "suffix 1", "random 1"]
+    assert len(record.conditions[2].texts) == 3
     # Three texts on the same prompts are no larger a sample.
-    assert {c["tpr"]["n"] for c in record["conditions"]} == {40}
+    assert {c.tpr.n for c in record.conditions} == {40}
 
 
 def test_a_monitor_in_anyones_code(planted, tmp_path):
     record = monitor.analyse(planted, nulls=3)
     found = rhumbline.Monitor.from_run(planted.directory.path, planted.model)
-    assert found.threshold == record["threshold"]
+    assert found.threshold == record.threshold
     texts = {c: [p.text for p in planted.splits.get("test", c)] for c in ("positive", "negative")}
     scores = {c: found.score(t) for c, t in texts.items()}
-    assert scores["positive"].mean() == pytest.approx(record["conditions"][0]["means"]["positive"])
-    assert found.flags(texts["positive"]).mean() == pytest.approx(record["conditions"][0]["tpr"]["rate"])
+    assert scores["positive"].mean() == pytest.approx(record.conditions[0].means.positive)
+    assert found.flags(texts["positive"]).mean() == pytest.approx(record.conditions[0].tpr.rate)
     assert len(found.score([])) == 0
     with pytest.raises(ProtocolError, match="no threshold"):
         replace(found, threshold=None).flags(["a"])
@@ -323,7 +326,7 @@ def test_a_threshold_lets_no_more_through_than_it_may(scores, fpr):
 def test_the_area_under_the_corners_is_the_auroc(a, b):
     positive, negative = np.array(a, float), np.array(b, float)
     points = roc(positive, negative)
-    area = np.trapezoid([p["tpr"] for p in points], [p["fpr"] for p in points])
+    area = np.trapezoid([p.tpr for p in points], [p.fpr for p in points])
     assert area == pytest.approx(auroc(positive, negative))
 
 

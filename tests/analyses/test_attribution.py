@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from families import FAMILIES
-from rhumbline.analyses.attribution import NOT_AFFINE, OTHER_INPUT, UNSEEN, attribute
+from rhumbline.analyses.attribution import NOT_AFFINE, NOT_WATCHED, OTHER_INPUT, attribute
 from rhumbline.errors import ModelError
 from tolerances import near, rounding, tolerance
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9]]
-WHOLE = {"gemma2": OTHER_INPUT, "gemma3_text": OTHER_INPUT, "olmo2": OTHER_INPUT, "bloom": UNSEEN}
+WHOLE = {"gemma2": OTHER_INPUT, "gemma3_text": OTHER_INPUT, "olmo2": OTHER_INPUT, "bloom": NOT_WATCHED}
 """Families whose attention cannot be split into heads, and why."""
 
 
@@ -80,11 +80,11 @@ def test_a_coarse_model_is_not_attributed(family_model):
 
 
 def test_a_map_that_is_not_affine_is_noticed():
-    from rhumbline.analyses.attribution import _response
+    from rhumbline.analyses.attribution import _along
 
     x, r = torch.randn(32).double(), direction().double()
-    assert _response(torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()), x, r) is None
+    assert _along(torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()), x, r) is None
     linear = torch.nn.Linear(32, 32)
-    along, bias = _response(linear, x, r)
+    along, bias = _along(linear, x, r)
     assert float(x @ along) + bias == near(float(linear(x.float()).double().detach() @ r))
     assert NOT_AFFINE

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from finished_runs import finished_run
 from rhumbline.analyses import directions
-from rhumbline.analyses.directions import Plan, Rule, verdict
-from rhumbline.analyses.gradient import found_by_gradient
+from rhumbline.analyses.direction_sources import SourceAnalysis
+from rhumbline.analyses.directions import decide
+from rhumbline.analyses.gradient import GradientSearch
 from rhumbline.analyses.spans import (
     cone_samples,
     energy,
@@ -25,9 +26,19 @@ from rhumbline.errors import DirectionError, InputError, ProtocolError
 from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.organisms import Planted
+from rhumbline.records.analysis_values import Mean, MeanRate, Rate
+from rhumbline.records.directions_file import (
+    ChosenRank,
+    DirectionsPlan,
+    DirectionsRule,
+    Gain,
+    RankedSpan,
+    SourceRecord,
+    Suppression,
+)
 from tolerances import WITH_SOFTMAX, rounding, tolerance
 
-QUICK = Plan(sources=("clusters", "gradient", "cone"), max_rank=3, members=3, draws=2, samples=3, steps=20)
+QUICK = DirectionsPlan(sources=("clusters", "gradient", "cone"), max_rank=3, members=3, draws=2, samples=3, steps=20)
 SHAPES = {
     "one": (Planted(), "ONE-IS-ENOUGH"),
     "two": (Planted(axes=2, effect=2.0, jitter=0.05), "MORE-HELPS"),
@@ -51,34 +62,34 @@ def analysed(tmp_path_factory):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_shape_that_was_planted_is_told(shape, analysed):
     _, record = analysed(shape)
-    assert record["verdict"]["answer"] == SHAPES[shape][1], record["verdict"]["reason"]
-    for source in record["sources"].values():
-        assert [r["rank"] for r in source["ranks"]] == list(range(1, len(source["ranks"]) + 1))
-        assert all(g["low"] <= g["mean"] <= g["high"] for g in source["gains"])
-        for r in source["ranks"][1:]:
-            matched = r["random"]["energy-matched"]
-            assert matched["energy"] == pytest.approx(r["energy"], abs=0.05) or matched["energy"] < r["energy"]
+    assert record.verdict.answer == SHAPES[shape][1], record.verdict.reason
+    for source in record.sources.values():
+        assert [r.rank for r in source.ranks] == list(range(1, len(source.ranks) + 1))
+        assert all(g.low <= g.mean <= g.high for g in source.gains)
+        for r in source.ranks[1:]:
+            matched = r.random["energy-matched"]
+            assert matched.energy == pytest.approx(r.energy, abs=0.05) or matched.energy < r.energy
 
 
 def test_two_axes_are_both_found_by_the_clusters(analysed):
     _, record = analysed("two")
-    ranks = record["sources"]["clusters"]["ranks"]
-    assert ranks[0]["suppression"]["rate"] > 0.3  # the mean of both leaves one
-    assert ranks[1]["suppression"]["rate"] < 0.1  # the span of two leaves none
-    assert min(r["suppression"]["rate"] for r in ranks[1]["random"].values()) > 0.3  # random planes do not do it
-    assert record["sources"]["clusters"]["chosen"]["gain"]["low"] > 0.1
+    ranks = record.sources["clusters"].ranks
+    assert ranks[0].suppression.rate > 0.3  # the mean of both leaves one
+    assert ranks[1].suppression.rate < 0.1  # the span of two leaves none
+    assert min(r.suppression.rate for r in ranks[1].random.values()) > 0.3  # random planes do not do it
+    assert record.sources["clusters"].chosen.gain.low > 0.1
 
 
 def test_a_cone_has_clusters_that_each_induce_and_still_one_is_enough(analysed):
     _, record = analysed("cone")
-    clusters = record["sources"]["clusters"]
-    others = clusters["members"][1:]
-    assert all(m["induced"]["rate"] > 0.9 for m in others)  # every direction of the cone induces ...
-    assert max(m["suppressed"]["rate"] for m in others) > 0.3  # ... and ablating one of them alone is not enough,
-    assert clusters["ranks"][0]["suppression"]["rate"] < 0.1  # while the first direction takes everything.
-    cone = record["sources"]["cone"]["cone"][-1]
-    assert cone["induced"]["worst"] > 0.5
-    assert cone["random"]["induced"]["mean"] <= cone["induced"]["mean"]
+    clusters = record.sources["clusters"]
+    others = clusters.members[1:]
+    assert all(m.induced.rate > 0.9 for m in others)  # every direction of the cone induces ...
+    assert max(m.suppressed.rate for m in others) > 0.3  # ... and ablating one of them alone is not enough,
+    assert clusters.ranks[0].suppression.rate < 0.1  # while the first direction takes everything.
+    cone = record.sources["cone"].cone[-1]
+    assert cone.induced.worst > 0.5
+    assert cone.random.induced.mean <= cone.induced.mean
 
 
 def test_nothing_is_left_of_the_parts_and_a_killed_analysis_goes_on(analysed, monkeypatch):
@@ -86,7 +97,7 @@ def test_nothing_is_left_of_the_parts_and_a_killed_analysis_goes_on(analysed, mo
     folder = subject.directory.path / "analyses"
     assert sorted(p.name for p in folder.iterdir()) == ["directions.json"]
     plan = replace(QUICK, sources=("clusters", "candidates"))
-    real, seen = directions._Source.record, []
+    real, seen = SourceAnalysis.record, []
 
     def killed(self):
         seen.append(self.name)
@@ -94,20 +105,20 @@ def test_nothing_is_left_of_the_parts_and_a_killed_analysis_goes_on(analysed, mo
             raise KeyboardInterrupt
         return real(self)
 
-    monkeypatch.setattr(directions._Source, "record", killed)
+    monkeypatch.setattr(SourceAnalysis, "record", killed)
     with pytest.raises(KeyboardInterrupt):
         directions.analyse(subject, plan)
     again = directions.analyse(subject, plan)
     assert seen == ["clusters", "candidates", "candidates"]  # the first source was not measured again
-    assert again["sources"]["clusters"] == record["sources"]["clusters"]
+    assert again.sources["clusters"] == record.sources["clusters"]
     assert sorted(p.name for p in folder.iterdir()) == ["directions.json"]
 
 
 def test_plans_and_rules_are_checked(analysed):
     with pytest.raises(InputError, match=r"unknown sources best.*max_rank is 1"):
-        Plan(sources=("best",), max_rank=1)
-    with pytest.raises(InputError, match="margin lies in"):
-        Rule(margin=0)
+        DirectionsPlan(sources=("best",), max_rank=1)
+    with pytest.raises(InputError, match="margin is 0"):
+        DirectionsRule(margin=0)
     subject, _ = analysed("one")
     with pytest.raises(ProtocolError, match="no candidate passed"):
         directions.analyse(replace(subject, direction=None), QUICK)
@@ -117,54 +128,58 @@ def test_plans_and_rules_are_checked(analysed):
 
 
 def source(gain, beyond=(0.5, 0.3, 0.6), kl=0.05, drop=(1.0, 0.9, 1.0), val=0.0):
-    def interval(v):
-        return dict(zip(("mean", "low", "high"), v, strict=True))
+    def mean(value, kind=MeanRate):
+        return kind(*value, 64)
 
-    return {
-        "ranks": [{"suppression": {"drop": interval(drop)}}],
-        "chosen": {
-            "rank": 2,
-            "val_rate": val,
-            "val_metric": -3.0,
-            "gain": interval(gain),
-            "beyond_random": {"isotropic": interval(beyond)},
-            "kl": interval((kl, kl, kl)),
-        },
-    }
+    metric = Mean(-3.0, -4.0, -2.0, 64)
+    first = Suppression(0.0, mean(drop), metric)
+    chosen = ChosenRank(
+        rank=2,
+        val_rate=val,
+        val_metric=-3.0,
+        gain=Gain(lower=1, higher=2, **dict(zip(("mean", "low", "high"), gain, strict=True)), n=64, metric=metric),
+        beyond_random={"isotropic": mean(beyond)},
+        kl=Mean(kl, kl, kl, 64),
+    )
+    ranks = (RankedSpan(1, first, metric, (), 0.1, {}),)
+    return SourceRecord((), (), (), ranks, (), chosen, ())
 
 
-BASE = {"rate": 1.0, "low": 0.9, "high": 1.0, "n": 64}
+BASE = Rate(1.0, 0.9, 1.0, 64)
 NONE, LARGE, WIDE = (0.0, -0.04, 0.04), (0.5, 0.4, 0.6), (0.1, 0.02, 0.2)
 
 
 @pytest.mark.parametrize(
     ("sources", "answer"),
     [
-        ({"a": source(NONE)}, "ONE-IS-ENOUGH"),
-        ({"a": source(NONE), "b": source(WIDE)}, "UNDETERMINED"),
-        ({"a": source(LARGE)}, "MORE-HELPS"),
-        ({"a": source(LARGE, beyond=(0.1, -0.1, 0.3))}, "UNDETERMINED"),
-        ({"a": source(LARGE, kl=0.5)}, "UNDETERMINED"),
-        # The source that validation prefers is asked, not the one that looks best on test prompts.
-        ({"a": source(NONE, val=0.0), "b": source(LARGE, val=0.2)}, "UNDETERMINED"),
-        # A first direction that does nothing is not "enough", even if nothing else was found.
-        ({"a": source(NONE, drop=(0.0, -0.04, 0.04))}, "UNDETERMINED"),
+        ({"clusters": source(NONE)}, "ONE-IS-ENOUGH"),
+        ({"clusters": source(NONE), "som": source(WIDE)}, "UNDETERMINED"),
+        ({"clusters": source(LARGE)}, "MORE-HELPS"),
+        ({"clusters": source(LARGE, beyond=(0.1, -0.1, 0.3))}, "UNDETERMINED"),
+        ({"clusters": source(LARGE, kl=0.5)}, "UNDETERMINED"),
+        # A KL divergence that was not measured does not count as within the bound.
+        ({"clusters": source(LARGE, kl=None)}, "UNDETERMINED"),
+        # The source with the lowest validation rate decides, not the one with the largest gain on test prompts.
+        ({"clusters": source(NONE, val=0.0), "som": source(LARGE, val=0.2)}, "UNDETERMINED"),
+        # A first direction without effect is not enough, even if no further direction has an effect.
+        ({"clusters": source(NONE, drop=(0.0, -0.04, 0.04))}, "UNDETERMINED"),
     ],
 )
 def test_the_rule(sources, answer):
-    assert verdict(BASE, sources, Rule())["answer"] == answer
-    assert verdict(BASE | {"rate": 0.2}, sources, Rule())["answer"] == "NO-BASELINE"
+    assert decide(BASE, sources, DirectionsRule()).answer == answer
+    assert decide(replace(BASE, rate=0.2), sources, DirectionsRule()).answer == "NO-BASELINE"
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.floats(0, 1), st.floats(0, 1))
 def test_the_two_answers_exclude_each_other(gain, kl, drop):
     low, mean, high = sorted(gain)
-    found = verdict(BASE, {"a": source((mean, low, high), kl=kl, drop=(drop, drop, drop))}, Rule())["answer"]
-    if found == "MORE-HELPS":
-        assert low >= Rule().margin
-    if found == "ONE-IS-ENOUGH":
-        assert high < Rule().margin
+    rule, some = DirectionsRule(), source((mean, low, high), kl=kl, drop=(drop, drop, drop))
+    answer = decide(BASE, {"clusters": some}, rule).answer
+    if answer == "MORE-HELPS":
+        assert low >= rule.margin
+    if answer == "ONE-IS-ENOUGH":
+        assert high < rule.margin
 
 
 # -- spans
@@ -275,8 +290,9 @@ def test_gradients_leave_the_model_as_it_was_and_stay_orthogonal(analysed):
     given_ = subject.selected().vector[None]
     weights = [p.requires_grad for p in subject.model.model.parameters()]
     train = [subject.sequences("train", c) for c in ("positive", "negative")]
-    u = found_by_gradient(subject.model, *train, subject.tokens, subject.selected(), given_, steps=3)
-    assert (u @ given_.T).abs().max() < rounding()
+    search = GradientSearch(subject.model, *train, subject.tokens, subject.selected(), steps=3)
+    u = search.fit(given_)
+    assert (u @ given_.T).abs().max() < 1e-5
     assert [p.requires_grad for p in subject.model.model.parameters()] == weights
     assert all(p.grad is None for p in subject.model.model.parameters())
-    assert torch.equal(u, found_by_gradient(subject.model, *train, subject.tokens, subject.selected(), given_, steps=3))
+    assert torch.equal(u, search.fit(given_))

@@ -39,13 +39,13 @@ def two_runs(tmp_path_factory):
 def test_axes_of_their_own_are_dissociated(two_runs):
     model, sides = two_runs(Planted(axes=2, effect=1.2, jitter=0.05))
     apart = dissociate(model, *sides, max_new_tokens=4)
-    assert apart["finding"] == "DOUBLE-DISSOCIATION", apart["sentence"]
-    assert abs(apart["cosine"]["selected"]) < 0.3
-    assert {row["n"] for row in apart["table"]} == {QUICK.sizes.test}
-    for row in apart["table"]:
-        if row["ablated"] == "baseline":
-            assert row["level"] > 0.9  # there to be taken
-            assert row["drop"] == 0
+    assert apart.finding == "DOUBLE-DISSOCIATION", apart.sentence
+    assert abs(apart.cosine.selected) < 0.3
+    assert {row.n for row in apart.table} == {QUICK.sizes.test}
+    for row in apart.table:
+        if row.ablated == "baseline":
+            assert row.level > 0.9  # there to be taken
+            assert row.drop == 0
     with pytest.raises(InputError, match="two behaviours"):
         dissociate(model, sides[0], sides[0])
 
@@ -53,9 +53,9 @@ def test_axes_of_their_own_are_dissociated(two_runs):
 def test_near_axes_are_not_dissociated_and_another_model_is_refused(two_runs, tmp_path):
     model, sides = two_runs(Planted(axes=2, overlap=0.8, effect=1.2, jitter=0.05))
     near = dissociate(model, *sides, max_new_tokens=4)
-    assert near["finding"] == "NOT-DISSOCIATED"
-    assert "not left by the direction of" in near["sentence"]
-    assert near["cosine"]["selected"] > 0.6
+    assert near.finding == "NOT-DISSOCIATED"
+    assert "affected by the direction of" in near.sentence
+    assert near.cosine.selected > 0.6
     stranger = load(str(build(Planted(seed=9), tmp_path / "stranger")), device="cpu", dtype="float32")
     with pytest.raises(InputError, match="not the model of"):
         dissociate(stranger, *sides)

@@ -15,6 +15,7 @@ from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.inference.interventions import Ablate, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.organisms import organism_dir
+from rhumbline.records.sheet_files import DissociationCell
 from tolerances import near, rounding, tolerance
 
 TERMS = Terms(
@@ -49,24 +50,24 @@ def write_a_vector(model, ids):
 
 def test_a_lowered_head_is_a_flinch_that_no_direction_moves(build):
     found = flinch(build("chat", lower_the_head), build("base"), TERMS)
-    assert found["finding"] == "FLINCH"
-    assert found["mean"]["high"] < -1
-    assert found["direction"] is None
-    assert all(row["flinch"] < 0 for row in found["terms"])
+    assert found.finding == "FLINCH"
+    assert found.mean.high < -1
+    assert found.direction is None
+    assert all(row.flinch < 0 for row in found.terms)
 
 
 def test_a_vector_in_the_stream_is_moved_by_one_direction(build):
     found = flinch(build("chat", write_a_vector), build("base"), TERMS)
-    assert found["finding"] == "FLINCH-ONE-DIRECTION"
-    direction = found["direction"]
-    assert abs(direction["after"]) < 0.2 * abs(direction["before"])
-    assert max(direction["nulls"]) < direction["moved"]  # random directions of its length do not
+    assert found.finding == "FLINCH-ONE-DIRECTION"
+    direction = found.direction
+    assert abs(direction.after) < 0.2 * abs(direction.before)
+    assert max(direction.nulls) < direction.moved  # random directions of its length do not
 
 
 def test_the_same_model_does_not_flinch(build, tmp_path):
     found = flinch(build("chat"), build("base"), TERMS)
-    assert found["finding"] == "NO-FLINCH"
-    assert found["mean"]["flinch"] == near(0)
+    assert found.finding == "NO-FLINCH"
+    assert found.mean.flinch == near(0)
     page = write(found, tmp_path / "out")
     assert "NO-FLINCH" in page.read_text()
     assert json.loads((tmp_path / "out" / "flinch.json").read_text())["n"]["terms"] == 3
@@ -82,18 +83,21 @@ def test_a_real_pair_is_read_in_the_same_words_and_does_not_flinch():
     some = replace(terms, controls=terms.controls[:10], contexts=terms.contexts[:4])
     chat, base = (load_named(f"organism:{name}", dtype="float32") for name in ("refusal", "refusal-base"))
     found = flinch(chat, base, some)
-    assert found["finding"] == "NO-FLINCH"
-    assert max(abs(row["gap"]) for row in found["terms"]) > 0.1  # the models do differ
-    assert found["mean"]["low"] < 0 < found["mean"]["high"] or found["mean"]["p"] > 0.05
+    assert found.finding == "NO-FLINCH"
+    assert max(abs(row.gap) for row in found.terms) > 0.1  # the models do differ
+    assert found.mean.low < 0 < found.mean.high or found.mean.p > 0.05
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "give a JSON object"),
-        ('{"terms": ["a"]}', "give a JSON object"),
-        ('{"terms": ["a"], "controls": ["b"], "contexts": ["x {term}", "y {term}"]}', "4 are the least"),
-        ('{"terms": ["a"], "controls": ["b", "c", "d", "a"], "contexts": ["x {term}", "y {term}"]}', "at once"),
+        ("[]", "expected a JSON object"),
+        ('{"terms": ["a"]}', "expected a JSON object"),
+        ('{"terms": ["a"], "controls": ["b"], "contexts": ["x {term}", "y {term}"]}', "expected 4 or more"),
+        (
+            '{"terms": ["a"], "controls": ["b", "c", "d", "a"], "contexts": ["x {term}", "y {term}"]}',
+            "both term and",
+        ),
         ('{"terms": ["a"], "controls": ["b", "c", "d", "e"], "contexts": ["x", "y {term}"]}', "has no {term}"),
     ],
 )
@@ -110,14 +114,14 @@ def test_bad_terms_are_told(tmp_path, text, words):
 def table(own_a, cross_a, own_b, cross_b, null=0.0):
     drops = {("a", "a"): own_a, ("a", "b"): cross_a, ("b", "b"): own_b, ("b", "a"): cross_b}
     drops |= {(x, f"null of {y}"): null for x in "ab" for y in "ab"}
-    return [{"behaviour": x, "ablated": y, "drop": d, "low": d - 0.05, "high": d + 0.05} for (x, y), d in drops.items()]
+    return [DissociationCell(x, y, 1 - d, 40, d, d - 0.05, d + 0.05) for (x, y), d in drops.items()]
 
 
 def test_a_double_dissociation_needs_both_halves():
-    assert _finding(table(1.0, 0.0, 0.9, 0.1), "a", "b")["finding"] == "DOUBLE-DISSOCIATION"
+    assert _finding(table(1.0, 0.0, 0.9, 0.1), "a", "b")[0] == "DOUBLE-DISSOCIATION"
     for drops in ((1.0, 0.9, 0.9, 0.0), (1.0, 0.0, 0.3, 0.0), (1.0, 0.0, 0.9, 0.5)):
-        assert _finding(table(*drops), "a", "b")["finding"] == "NOT-DISSOCIATED"
-    assert "null" in _finding(table(1.0, 0.0, 0.9, 0.0, null=0.8), "a", "b")["sentence"]
+        assert _finding(table(*drops), "a", "b")[0] == "NOT-DISSOCIATED"
+    assert "null" in _finding(table(1.0, 0.0, 0.9, 0.0, null=0.8), "a", "b")[1]
 
 
 # -- several directions in one arm ------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 import pytest
 
 from rhumbline import load, read_contrast
-from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
+from rhumbline.analyses.robustness import compare, measure
 from rhumbline.analyses.sheets import write
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build
-from rhumbline.prompts.contrasts import Sizes
+from rhumbline.records.shared import BySplit
+from rhumbline.records.sheet_files import RobustnessPlan
 
-PLAN = RobustnessPlan(ranks=3, nulls=2, sizes=Sizes(48, 6, 24), strengths=(0.5, 1.0), suffixes=2, max_new_tokens=12)
+PLAN = RobustnessPlan(ranks=3, nulls=2, sizes=BySplit(48, 6, 24), strengths=(0.5, 1.0), suffixes=2, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +24,26 @@ def rows(tmp_path_factory):
 
 
 def test_one_axis_goes_with_rank_one_and_random_subspaces_leave_it(rows):
-    first = rows["one"]["ranks"][0]
-    assert rows["one"]["baseline"]["rate"] > 0.9
-    assert first["rate"] < 0.1
-    assert first["null"]["mean"] > 0.8
-    assert rows["one"]["access"] == "weights or activations, rank 1"
-    assert rows["one"]["fragility"]["low"] > 0
+    first = rows["one"].ranks[0]
+    assert rows["one"].baseline.rate > 0.9
+    assert first.rate < 0.1
+    assert first.null.mean > 0.8
+    assert rows["one"].access == "weights or activations, rank 1"
+    assert rows["one"].fragility.low > 0
 
 
 def test_three_axes_blunt_the_single_direction(rows):
-    assert rows["three"]["baseline"]["rate"] > 0.9
-    assert rows["three"]["ranks"][0]["rate"] > 0.6
-    assert rows["three"]["access"] != "weights or activations, rank 1"
-    assert rows["three"]["fragility"]["value"] < rows["one"]["fragility"]["value"]
+    assert rows["three"].baseline.rate > 0.9
+    assert rows["three"].ranks[0].rate > 0.6
+    assert rows["three"].access != "weights or activations, rank 1"
+    assert rows["three"].fragility.value < rows["one"].fragility.value
 
 
 def test_a_strength_removes_the_energy_that_it_says(rows):
-    half, whole = rows["one"]["strengths"]
-    assert half["energy"] == pytest.approx(0.75 * whole["energy"])
-    assert whole["rate"] == rows["one"]["ranks"][0]["rate"]
-    energies = [row["energy"] for row in rows["one"]["ranks"]]
+    half, whole = rows["one"].strengths
+    assert half.energy == pytest.approx(0.75 * whole.energy)
+    assert whole.rate == rows["one"].ranks[0].rate
+    energies = [row.energy for row in rows["one"].ranks]
     assert energies == sorted(energies)
 
 

@@ -1,12 +1,13 @@
-"""Was the direction there before the chat training? The chat model's directions, read in its base model.
+"""The chat model's directions on the activations of its base model: does the direction precede the chat training?
 
-The template question is made explicit. Condition `template`: the very token ids of the chat, template included, are fed
-to both models. Condition `plain`: the instruction alone, without any template, at its last token, to both. Directions
-are those of the chat model's training prompts, and the base model's own fitted in the same way; everything is measured
-on test prompts. No choice is made here, so the selected layer is the one headline; the others are descriptive.
+Both forms of the prompts are read in both models. `template`: the token ids of the chat, template included. `plain`:
+the instruction alone, at its last token. The chat model's directions are fitted on its training prompts, the base
+model's own directions in the same way. Everything is measured on test prompts. Nothing is selected here: the finding
+refers to the selected layer, and the other layers are descriptive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,165 +16,219 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.subject import Subject, residuals_at
+from rhumbline.axes import Vector
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Split
+from rhumbline.prompts.contrasts import LABELS, Label, Split
+from rhumbline.records.analysis_files import (
+    BaseCondition,
+    BaseConditions,
+    BaseFinding,
+    BaseLayer,
+    BaseNull,
+    BaseParameters,
+    BaseRecord,
+    TokenComparison,
+)
+from rhumbline.records.analysis_values import Auroc, NullRank, TrainTest
+from rhumbline.records.codec import convert
+from rhumbline.records.positions import Position
+from rhumbline.records.shared import ByLabel, ModelDescription
 from rhumbline.stages.nulls import covariance, generator, isotropic, shuffled_site
 
-NAME = "base"
 FAMILIES = ("isotropic", "covariance", "shuffled-site")
-Sets = Mapping[tuple[str, Label], Float[Tensor, "prompt layer d_model"]]
-"""(split, label) -> block inputs at one position."""
+"""Null families that are drawn."""
+Set = tuple[Split, Label]
+"""A class of a split."""
+SETS: tuple[Set, ...] = tuple((split, label) for split in ("train", "test") for label in LABELS)
+"""Sets that are read."""
+Ids = Mapping[Set, list[list[int]]]
+"""Token ids of the prompts of each set."""
+Residuals = Mapping[Set, Float[Tensor, "prompt layer d_model"]]
+"""Block inputs of the prompts of each set, at one position."""
 
 
-def analyse(subject: Subject, base: ChatModel, *, draws: int = 99, retokenise: bool = False) -> dict[str, Any]:
-    """Compare the run's directions with what its base model does on the same prompts, and write it.
+def analyse(subject: Subject, base: ChatModel, *, draws: int = 99, retokenise: bool = False) -> BaseRecord:
+    """Compare the run's directions with those of its base model on the same prompts, and write analyses/base.json.
 
-    With `retokenise` the text is tokenised anew for a base model whose tokenizer differs; without it such a model is
-    refused. Raises InputError also for a base model of another depth or width.
+    With `retokenise` the texts are tokenised again for a base model with another tokenizer. Raises InputError for such
+    a model without `retokenise`, and for a base model of another depth or width.
     """
     chat = subject.model
     if (base.n_layers, base.d_model) != (chat.n_layers, chat.d_model):
         raise InputError(
             f"{base.name} has {base.n_layers} layers of width {base.d_model}, {chat.name} has {chat.n_layers} of width "
-            f"{chat.d_model}: directions cannot be carried from one to the other. Give the model it was trained from."
+            f"{chat.d_model}; both must be equal to compare directions. Pass the model that {chat.name} was trained "
+            "from."
         )
     position = -1 if subject.direction is None else subject.direction.position
-    tokens = _tokens(subject, base, retokenise)
-    if tokens["retokenised"]:
-        # Other tokens, other positions: only the last one is the same place in both.
+    prompts, tokens = _tokenised(subject, base, retokenise)
+    if tokens.retokenised:
+        # With other tokens only the last position is the same in both models.
         position = -1
-    conditions = {}
-    for name in ("template", "plain"):
-        at = position if name == "template" else -1
-        in_chat = {k: residuals_at(subject.runner, s, at) for k, s in tokens[name]["chat"].items()}
-        in_base = {k: residuals_at(Runner(base), s, at) for k, s in tokens[name]["base"].items()}
-        as_run = name == "template" and at in subject.positions
-        own = None if not as_run else subject.candidates[subject.positions.index(at)].double()
-        conditions[name] = {"position": at, **_compare(subject, in_chat, in_base, own, draws)}
-    record = {
-        "base": base.record(),
-        "tokens": {k: tokens[k] for k in ("same", "retokenised", "untrained")},
-        "n": {s: {c: len(tokens["template"]["chat"][s, c]) for c in LABELS} for s in ("train", "test")},
-        "conditions": conditions,
-        "finding": _finding(conditions["template"], subject),
-    }
-    return subject.save(NAME, {"base": base.name, "draws": draws, "retokenise": retokenise}, record)
+
+    def compare(ids: _ForBoth, at: int, own: Tensor | None) -> BaseCondition:
+        in_chat = {k: residuals_at(subject.runner, s, at) for k, s in ids.chat.items()}
+        in_base = {k: residuals_at(Runner(base), s, at) for k, s in ids.base.items()}
+        layers = _Comparison(in_chat, in_base, own, draws, subject.seed).layers()
+        return BaseCondition(Position(int(at)), layers)
+
+    own = subject.candidates[subject.positions.index(position)].double() if position in subject.positions else None
+    template, plain = compare(prompts["template"], position, own), compare(prompts["plain"], -1, None)
+    n = TrainTest(*(ByLabel(*(len(prompts["template"].chat[s, c]) for c in LABELS)) for s in ("train", "test")))
+    record = BaseRecord(
+        seed=subject.seed,
+        site=subject.site,
+        parameters=BaseParameters(base.name, draws, retokenise),
+        base=convert(base.record(), ModelDescription),
+        tokens=tokens,
+        n=n,
+        conditions=BaseConditions(template, plain),
+        finding=_finding(template, subject),
+    )
+    return subject.save(record)
 
 
-def _tokens(subject: Subject, base: ChatModel, retokenise: bool) -> dict[str, Any]:
-    """Token ids of every prompt for both models, with the template and without, and whether they are the same."""
-    cells: list[tuple[Split, Label]] = [(s, c) for s in SPLITS for c in LABELS if s != "val"]
-    chat_tokenizer, base_tokenizer = subject.model.tokenizer, base.tokenizer
-    with_template = {cell: subject.sequences(*cell) for cell in cells}
-    texts = {cell: [chat_tokenizer.decode(ids) for ids in with_template[cell]] for cell in cells}
-    kept = {cell: set(subject.ids(*cell)) for cell in cells}
-    plain = {cell: [p.text for p in subject.splits.get(*cell) if p.id in kept[cell]] for cell in cells}
+# -- tokens -----------------------------------------------------------------------------------------------------------
 
-    def ids(tokenizer: Any, of: Mapping[Any, list[str]]) -> dict[Any, list[list[int]]]:
-        return {cell: [list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in of[cell]] for cell in cells}
 
-    again = {"template": ids(base_tokenizer, texts), "plain": ids(base_tokenizer, plain)}
-    here = {"template": with_template, "plain": ids(chat_tokenizer, plain)}
-    same = again == here
+@dataclass(frozen=True)
+class _ForBoth:
+    """Token ids of one form of the prompts, for either model."""
+
+    chat: Ids
+    base: Ids
+
+
+def _tokenised(subject: Subject, base: ChatModel, retokenise: bool) -> tuple[Mapping[str, _ForBoth], TokenComparison]:
+    """Token ids of both forms of the prompts for both models, and how they differ."""
+    decode = subject.model.tokenizer.decode
+    with_template = {at: subject.sequences(*at) for at in SETS}
+    chats = {at: [decode(ids) for ids in with_template[at]] for at in SETS}
+    kept = {at: set(subject.ids(*at)) for at in SETS}
+    instructions = {at: [p.text for p in subject.splits.get(*at) if p.id in kept[at]] for at in SETS}
+
+    def encoded(tokenizer: Any, texts: Mapping[Set, list[str]]) -> Ids:
+        return {at: [list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts[at]] for at in SETS}
+
+    for_base = {"template": encoded(base.tokenizer, chats), "plain": encoded(base.tokenizer, instructions)}
+    for_chat = {"template": with_template, "plain": encoded(subject.model.tokenizer, instructions)}
+    same = for_base == for_chat
     vocabulary = int(base.model.get_input_embeddings().weight.shape[0])
-    largest = max(t for cell in cells for s in with_template[cell] for t in s)
+    largest = max(t for at in SETS for ids in with_template[at] for t in ids)
     if (not same or largest >= vocabulary) and not retokenise:
+        outside = f" (its vocabulary has {vocabulary} entries, the chats contain id {largest})"
         raise InputError(
-            f"{base.name} does not tokenise the chats as {subject.model.name} does"
-            + (
-                f" (its vocabulary has {vocabulary} entries, the chats use id {largest})"
-                if largest >= vocabulary
-                else ""
-            )
-            + ", so the same ids cannot be fed to both. --retokenise feeds the same text instead, in the base model's "
-            "own tokens, and reads the last token only."
+            f"{base.name} and {subject.model.name} tokenise the chats differently"
+            f"{outside if largest >= vocabulary else ''}, so the same ids cannot be read in both. Pass --retokenise to "
+            "read the same text in the base model's own tokens, at the last token only."
         )
+    ids = {form: _ForBoth(for_chat[form], for_chat[form] if same else for_base[form]) for form in for_base}
+    return ids, TokenComparison(same, not same, _unusual_tokens(subject, base))
+
+
+def _unusual_tokens(subject: Subject, base: ChatModel) -> tuple[str, ...]:
+    """Template tokens whose embedding in the base model has a norm outside the central 99 %.
+
+    A base model can contain control tokens that were never trained.
+    """
     embedding = base.model.get_input_embeddings().weight.detach().float().norm(dim=1)
-    special = sorted({t for t in subject.chat.suffix + subject.chat.prefix if t < vocabulary})
-    # A template's control tokens may never have been trained in a base model; their rows are then of unusual length.
     low, high = (float(embedding.quantile(q)) for q in (0.005, 0.995))
-    odd = [subject.model.tokenizer.decode([t]) for t in special if not low <= float(embedding[t]) <= high]
-    used = {name: {"chat": here[name], "base": here[name] if same else again[name]} for name in again}
-    return {**used, "same": same, "retokenised": not same, "untrained": odd}
+    template = sorted({t for t in subject.chat.suffix + subject.chat.prefix if t < len(embedding)})
+    return tuple(subject.model.tokenizer.decode([t]) for t in template if not low <= float(embedding[t]) <= high)
 
 
-def _compare(subject: Subject, chat: Sets, base: Sets, own: Tensor | None, draws: int) -> dict[str, Any]:
-    """Cosine and AUROC per layer; the chat's directions are the run's own where they were read at this position."""
-    fitted = _differences(chat) if own is None else own
-    in_base = _differences(base)
-    rows = []
-    for layer in range(fitted.shape[0]):
-        test, chat_test = (_at(sets, layer) for sets in (base, chat))
-        r, b = (torch.nn.functional.normalize(v[layer], dim=0) for v in (fitted, in_base))
-        cosine, areas = float(r @ b), {"chat_in_base": _area(test, r), "base_in_base": _area(test, b)}
-        train = [chat["train", c][:, layer] for c in LABELS]
-        nulls = {
-            f: _null(f, train, test, b, draws, subject.seed, areas["chat_in_base"]["value"], cosine) for f in FAMILIES
-        }
-        rows.append({"layer": layer, "cosine": cosine, **areas, "chat_in_chat": _area(chat_test, r), "nulls": nulls})
-    return {"layers": rows}
+# -- directions of both models ----------------------------------------------------------------------------------------
 
 
-def _at(sets: Sets, layer: int) -> dict[Label, Tensor]:
-    return {c: sets["test", c][:, layer].double() for c in LABELS}
+@dataclass(frozen=True)
+class _Comparison:
+    """Directions of both models on one form of the prompts."""
+
+    chat: Residuals
+    base: Residuals
+    own: Float[Tensor, "layer d_model"] | None
+    """The run's own candidates at this position; None: the chat model's directions are fitted here."""
+    draws: int
+    seed: int
+
+    def layers(self) -> tuple[BaseLayer, ...]:
+        """Cosine, AUROC and nulls of every layer."""
+        fitted = _differences(self.chat) if self.own is None else self.own
+        base_fitted = _differences(self.base)
+        return tuple(self._layer(layer, fitted[layer], base_fitted[layer]) for layer in range(fitted.shape[0]))
+
+    def _layer(self, layer: int, fitted: Vector, base_fitted: Vector) -> BaseLayer:
+        r, b = (torch.nn.functional.normalize(v, dim=0) for v in (fitted, base_fitted))
+        in_base, in_chat = (_test_residuals(residuals, layer) for residuals in (self.base, self.chat))
+        cosine, area = float(r @ b), _area(in_base, r)
+        return BaseLayer(
+            layer=layer,
+            cosine=cosine,
+            chat_in_base=_auroc(in_base, r),
+            base_in_base=_auroc(in_base, b),
+            chat_in_chat=_auroc(in_chat, r),
+            nulls={family: self._null(family, layer, b, area, cosine) for family in FAMILIES},
+        )
+
+    def _null(self, family: str, layer: int, b: Vector, area: float, cosine: float) -> BaseNull:
+        """Null directions of the chat model in the base model: AUROC of the better sign, |cosine| with its own."""
+        draw_null = _sampler(family, *(self.chat["train", c][:, layer] for c in LABELS))
+        in_base = _test_residuals(self.base, layer)
+        areas, cosines = [], []
+        for draw in range(self.draws):
+            v = torch.nn.functional.normalize(draw_null(generator(self.seed, family, draw)).double(), dim=0)
+            null_area = _area(in_base, v)
+            areas.append(max(null_area, 1 - null_area))
+            cosines.append(abs(float(v @ b)))
+        return BaseNull(self.draws, _rank(area, areas), _rank(cosine, cosines))
 
 
-def _differences(sets: Sets) -> Float[Tensor, "layer d_model"]:
-    return sets["train", "positive"].double().mean(0) - sets["train", "negative"].double().mean(0)
+def _sampler(family: str, positive: Tensor, negative: Tensor) -> Callable[[np.random.Generator], Tensor]:
+    """Draws one null direction of a family from the training activations of a layer."""
+    match family:
+        case "isotropic":
+            return lambda rng: isotropic(negative.shape[1], rng)
+        case "covariance":
+            return lambda rng: covariance(negative, rng)
+        case _:
+            return lambda rng: shuffled_site(positive, negative, rng)
 
 
-def _area(h: Mapping[Label, Tensor], r: Tensor) -> dict[str, Any]:
-    positive, negative = ((h[c] @ r).numpy() for c in LABELS)
-    value = auroc(positive, negative)
-    low, high = auroc_interval(value, len(positive), len(negative))
-    return {"value": value, "low": low, "high": high, "n": len(positive) + len(negative)}
+def _test_residuals(residuals: Residuals, layer: int) -> ByLabel[Float[Tensor, "prompt d_model"]]:
+    return ByLabel(*(residuals["test", c][:, layer].double() for c in LABELS))
 
 
-def _null(
-    family: str, train: list[Tensor], test: Mapping[Label, Tensor], b: Tensor, draws: int, seed: int, area: float,
-    cosine: float,
-) -> dict[str, Any]:  # fmt: skip
-    """Null directions of the chat model, read in the base: their AUROC (either sign) and |cosine| with its own."""
-    areas, cosines = [], []
-    for draw in range(draws):
-        rng = generator(seed, family, draw)
-        match family:
-            case "isotropic":
-                v = isotropic(len(b), rng)
-            case "covariance":
-                v = covariance(train[1], rng)
-            case _:
-                v = shuffled_site(train[0], train[1], rng)
-        v = torch.nn.functional.normalize(v.double(), dim=0)
-        found = _area_only(test, v)
-        areas.append(max(found, 1 - found))
-        cosines.append(abs(float(v @ b)))
-    return {
-        "draws": draws,
-        "auroc": {"mean": float(np.mean(areas)), "max": float(np.max(areas)), "p": rank_p(area, areas)},
-        "cosine": {"mean": float(np.mean(cosines)), "max": float(np.max(cosines)), "p": rank_p(cosine, cosines)},
-    }
+def _differences(residuals: Residuals) -> Float[Tensor, "layer d_model"]:
+    return residuals["train", "positive"].double().mean(0) - residuals["train", "negative"].double().mean(0)
 
 
-def _area_only(h: Mapping[Label, Tensor], r: Tensor) -> float:
+def _area(h: ByLabel[Tensor], r: Vector) -> float:
     return auroc(*((h[c] @ r).numpy() for c in LABELS))
 
 
-def _finding(condition: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
+def _auroc(h: ByLabel[Tensor], r: Vector) -> Auroc:
+    value, counts = _area(h, r), (len(h.positive), len(h.negative))
+    low, high = auroc_interval(value, *counts)
+    return Auroc(value, low, high, sum(counts))
+
+
+def _rank(own: float, draws: Sequence[float]) -> NullRank:
+    return NullRank(float(np.mean(draws)), float(np.max(draws)), rank_p(own, draws))
+
+
+def _finding(condition: BaseCondition, subject: Subject) -> BaseFinding:
     """Whether the chat model's direction separates the classes in the base model, at the selected layer."""
     if subject.direction is None:
-        return {"answer": "undetermined", "reason": "no direction was selected"}
-    row = condition["layers"][subject.direction.layer]
-    area = row["chat_in_base"]
-    worst = max(row["nulls"], key=lambda f: row["nulls"][f]["auroc"]["p"])
-    p = row["nulls"][worst]["auroc"]["p"]
-    said = f"AUROC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}], rank p {p:.3f} against {worst}"
-    if area["low"] > 0.5 and p <= 0.05:
-        return {"answer": "separates", "reason": said}
-    return {
-        "answer": "undetermined" if area["low"] > 0.5 or p <= 0.05 else "not separated beyond nulls",
-        "reason": said,
-    }
+        return BaseFinding("undetermined", "no direction was selected")
+    row = condition.layers[subject.direction.layer]
+    area = row.chat_in_base
+    family = max(row.nulls, key=lambda f: row.nulls[f].auroc.p)
+    p = row.nulls[family].auroc.p
+    numbers = f"AUROC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], rank p {p:.3f} against {family}"
+    above_chance, beyond_nulls = area.low > 0.5, p <= 0.05
+    if above_chance and beyond_nulls:
+        return BaseFinding("separates", numbers)
+    return BaseFinding("undetermined" if above_chance or beyond_nulls else "not separated beyond nulls", numbers)

@@ -1,20 +1,20 @@
-"""Dissociation: do two behaviours of one model hang on different directions? Two finished runs in, a table out.
+"""Dissociation: do two behaviours of one model have different directions? Two finished runs in, a record out.
 
-Each run's direction is ablated on the positives of both runs. A double dissociation (Teuber 1955) is what one wants to
-see: each direction takes its own behaviour and leaves the other. Beside them stands a null of each run, so that a
-behaviour which any ablation takes is not taken for one. Knows runs, arms and judges. Decides nothing about either run.
+Each run's direction is ablated on the positives of both runs. In a double dissociation (Teuber 1955) each direction
+removes its own behaviour and leaves the other one unaffected. A null of each run is ablated as well, to detect
+behaviours that any ablation removes. Independent of the verdicts of the runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from rhumbline.analyses.subject import chat_of
+from rhumbline.axes import Vector
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference
 from rhumbline.experiment import selected_direction
@@ -25,15 +25,27 @@ from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import fingerprint
 from rhumbline.prompts.contrasts import ContrastSet, Prompt
+from rhumbline.records.analysis_values import LayerCosine
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.files import read_json, sha256
+from rhumbline.records.files import read_json
+from rhumbline.records.positions import Position
+from rhumbline.records.sheet_files import (
+    DissociationCell,
+    DissociationCosines,
+    DissociationFinding,
+    DissociationMargins,
+    DissociationRecord,
+    RunReference,
+)
 from rhumbline.stages.style_judge import complete, read_styling
 
 OWN, CROSS = 0.5, 0.25
-"""A behaviour is taken if the interval of its drop lies above the first, and left if it lies below the second."""
+"""A behaviour is removed if the interval of its drop lies above the first, and unaffected below the second."""
 DRAWS = 2000
+"""Bootstrap draws of an interval."""
 
-Drops = Float[np.ndarray, " prompt"]
+Levels = Float[np.ndarray, " prompt"]
+"""Levels of completions: 0 is the mean of the negatives of the run at baseline, 1 that of its positives."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +115,10 @@ class Side:
         ]
 
 
-def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> dict[str, Any]:
-    """Ablate either direction, and a null of either run, on the positives of both; and the cosine of the candidates.
+def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> DissociationRecord:
+    """Ablate the direction and a null of either run on the positives of both, and compare the candidates.
 
-    {"analysis", "model", "behaviours", "table": [{"behaviour", "ablated", "n", "level", "drop", "low", "high"}],
-    "cosine": {"selected", "by_layer": [{"layer", "cosine"}]}, "finding", "sentence"}: `drop` the paired fall of the
-    level below the baseline with its interval. InputError of another model than that of both runs.
+    Raises InputError if the runs have the same behaviour, or if `model` is not the model of both runs.
     """
     if first.behaviour == second.behaviour:
         raise InputError(f"both runs are about {first.behaviour}: give runs of two behaviours (--behaviour WORD).")
@@ -126,85 +136,85 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
         *(Arm(s.behaviour, (Ablate(s.direction),)) for s in sides),
         *(Arm(f"null of {s.behaviour}", (Ablate(s.null),)) for s in sides),
     ]
-    table = []
+    table: list[DissociationCell] = []
     for side in sides:
         chat = chat_of(side.directory, model, side.contrast, side.template)
-        said = complete(runner, chat, side.prompts, arms, max_new_tokens)
+        completions = complete(runner, chat, side.prompts, arms, max_new_tokens)
         judges = [side.judge(prompt) for prompt in side.prompts]
         zero, one = side.unit()
         levels = np.array(
-            [[((j(t).value or 0.0) - zero) / (one - zero) for j, t in zip(judges, arm, strict=True)] for arm in said]
+            [
+                [((judge(text).value or 0.0) - zero) / (one - zero) for judge, text in zip(judges, texts, strict=True)]
+                for texts in completions
+            ]
         )
-        for arm, level in zip(arms, levels, strict=True):
-            table.append(
-                {
-                    "behaviour": side.behaviour,
-                    "ablated": arm.name,
-                    "level": float(level.mean()),
-                    **_drop(levels[0], level),
-                }
-            )
-    finding = _finding(table, first.behaviour, second.behaviour)
-    return {
-        "analysis": "dissociation",
-        "model": model.name,
-        "runs": [{"sha256": s.directory.protocol_sha256, "seed": s.seed} for s in sides],
-        "behaviours": [s.behaviour for s in sides],
-        "margins": {"taken": OWN, "left": CROSS},
-        "table": table,
-        "cosine": _cosines(first, second),
-        **finding,
-    }
+        table += [_cell(side.behaviour, arm.name, levels[0], level) for arm, level in zip(arms, levels, strict=True)]
+    finding, sentence = _finding(table, first.behaviour, second.behaviour)
+    return DissociationRecord(
+        model=model.name,
+        runs=(_reference(first), _reference(second)),
+        behaviours=(first.behaviour, second.behaviour),
+        margins=DissociationMargins(taken=OWN, left=CROSS),
+        table=tuple(table),
+        cosine=_cosines(first, second),
+        finding=finding,
+        sentence=sentence,
+    )
 
 
-def _drop(before: Drops, after: Drops) -> dict[str, Any]:
-    """The paired fall; of a rate the interval is the one of `paired_difference`, a bootstrap of 0 or 1 has no width."""
+def _reference(side: Side) -> RunReference:
+    return RunReference(side.directory.protocol_sha256, side.seed)
+
+
+def _cell(behaviour: str, ablated: str, before: Levels, after: Levels) -> DissociationCell:
+    """The decrease of the level on the same prompts.
+
+    The interval of a rate is that of `paired_difference`, because a bootstrap interval of 0 or 1 has no width.
+    """
     if set(before) | set(after) <= {0.0, 1.0}:
-        d = paired_difference(before > 0, after > 0)
-        return {"n": d.n, "drop": d.mean, "low": d.low, "high": d.high}
-    change, rng = before - after, np.random.default_rng(0)
-    means = change[rng.integers(len(change), size=(DRAWS, len(change)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"n": len(change), "drop": float(change.mean()), "low": float(low), "high": float(high)}
+        drop, low, high, n = paired_difference(before > 0, after > 0)
+    else:
+        change, rng = before - after, np.random.default_rng(0)
+        means = change[rng.integers(len(change), size=(DRAWS, len(change)))].mean(1)
+        low, high = np.quantile(means, [0.025, 0.975]).tolist()
+        drop, n = float(change.mean()), len(change)
+    return DissociationCell(behaviour, ablated, float(after.mean()), n, drop, low, high)
 
 
-def _cosines(first: Side, second: Side) -> dict[str, Any]:
+def _cosines(first: Side, second: Side) -> DissociationCosines:
     """Cosine of the two selected directions, and of the candidates of every layer at the first run's position."""
     (a, at), (b, other) = first.candidates(), second.candidates()
-    found: dict[str, Any] = {"selected": float(first.direction.vector @ second.direction.vector), "by_layer": []}
-    position = first.direction.position
-    found["position"] = position
+    selected, position = float(first.direction.vector @ second.direction.vector), first.direction.position
+    by_layer: tuple[LayerCosine, ...] = ()
     if position in at and position in other:
         x, y = a[at.index(position)].float(), b[other.index(position)].float()
-        for layer in range(x.shape[0]):
-            norms = float(x[layer].norm() * y[layer].norm())
-            value = float(x[layer] @ y[layer]) / norms if norms > 1e-12 else None
-            found["by_layer"].append({"layer": layer, "cosine": value})
-    return found
+        by_layer = tuple(LayerCosine(layer, _cosine(x[layer], y[layer])) for layer in range(x.shape[0]))
+    return DissociationCosines(selected, by_layer, Position(int(position)))
 
 
-def _finding(table: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[str, str]:
-    """DOUBLE-DISSOCIATION if each is taken by its own direction and left by the other; else what is in the way."""
-    at = {(row["behaviour"], row["ablated"]): row for row in table}
-    faults, told = [], []
+def _cosine(x: Vector, y: Vector) -> float | None:
+    """Cosine of two vectors; None if one is zero."""
+    norms = float(x.norm() * y.norm())
+    return float(x @ y) / norms if norms > 1e-12 else None
+
+
+def _finding(table: Sequence[DissociationCell], first: str, second: str) -> tuple[DissociationFinding, str]:
+    """DOUBLE-DISSOCIATION if each direction removes its own behaviour and leaves the other; else the reasons."""
+    at = {(cell.behaviour, cell.ablated): cell for cell in table}
+    faults, effects = [], []
     for own, other in ((first, second), (second, first)):
-        mine, theirs = at[own, own], at[own, other]
-        told.append(
-            f"ablating {own} took {mine['drop']:.2f} [{mine['low']:.2f}, {mine['high']:.2f}] of {own} and ablating "
-            f"{other} took {theirs['drop']:.2f} [{theirs['low']:.2f}, {theirs['high']:.2f}] of it"
-        )
-        if mine["low"] < OWN:
-            faults.append(f"{own} is not taken by its own direction")
-        if theirs["high"] > CROSS:
-            faults.append(f"{own} is not left by the direction of {other}")
-        for null in (first, second):
-            if at[own, f"null of {null}"]["high"] > CROSS:
-                faults.append(f"{own} is not left by a null direction")
-    name = "NOT-DISSOCIATED" if faults else "DOUBLE-DISSOCIATION"
-    because = f" ({'; '.join(dict.fromkeys(faults))})" if faults else ""
-    return {"finding": name, "sentence": f"{name}{because}: {'; '.join(told)}."}
+        by_own, by_other = at[own, own], at[own, other]
+        effects.append(f"ablating {own} lowers {own} by {_interval(by_own)}, ablating {other} by {_interval(by_other)}")
+        if by_own.low < OWN:
+            faults.append(f"{own} is not removed by its own direction")
+        if by_other.high > CROSS:
+            faults.append(f"{own} is affected by the direction of {other}")
+        if any(at[own, f"null of {behaviour}"].high > CROSS for behaviour in (first, second)):
+            faults.append(f"{own} is affected by a null direction")
+    finding: DissociationFinding = "NOT-DISSOCIATED" if faults else "DOUBLE-DISSOCIATION"
+    because = f" ({'; '.join(faults)})" if faults else ""
+    return finding, f"{finding}{because}: {'; '.join(effects)}."
 
 
-def record_key(record: Mapping[str, Any]) -> str:
-    """The name of a record's file: the two runs that it is about."""
-    return f"dissociation-{sha256(record['runs'])[:12]}"
+def _interval(cell: DissociationCell) -> str:
+    return f"{cell.drop:.2f} [{cell.low:.2f}, {cell.high:.2f}]"

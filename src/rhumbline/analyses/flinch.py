@@ -1,17 +1,16 @@
-"""Flinching: does the chat model avoid words that its base model would use? Two models and a list of terms in, a table
-out.
+"""Flinch: does a chat model avoid words that its base model uses? Two models and a list of terms in, a record out.
 
-In every context both models are asked, teacher-forced and on the same tokens, how likely a term is. Its gap is
-log p(chat) - log p(base), per token; its flinch is that gap less the mean gap of the control terms that the base model
-finds about as likely in the same contexts. Then a single direction: the mean difference of the two models' residuals
-where the term would begin, chosen by layer on some contexts and subtracted from the chat model on the others, beside
-random directions of its length. Knows texts and two models; judges no term.
+The log-probability of a term is computed in every context with both models, on the same tokens (teacher forcing). The
+gap of a term is log p(chat) - log p(base), per token. Its flinch is the gap minus the mean gap of its controls: control
+terms that are about equally probable in the base model. A single direction is tested as the cause: the mean difference
+of the two models' residuals before the term. Its layer is selected on some contexts. On the others it is subtracted
+from the chat model and compared with random directions of the same norm. Independent of the meaning of the terms.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,165 +23,211 @@ from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.records.files import read_given
+from rhumbline.records.sheet_files import (
+    FlinchCounts,
+    FlinchDirection,
+    FlinchFinding,
+    FlinchModels,
+    FlinchRecord,
+    MeanFlinch,
+    TermFlinch,
+)
 
 MATCHED = 3
-"""Controls that each term is compared with."""
+"""Controls of each term."""
 DRAWS = 2000
+"""Bootstrap draws of an interval."""
+GROUPS = 999
+"""Random groups of terms and controls."""
 NULLS = 19
-"""Random directions beside the one that was found."""
+"""Random directions."""
 SLOT = "{term}"
+"""Place of the term in a context."""
+ALPHA = 0.05
+"""Level of the tests."""
 
 Gaps = Float[np.ndarray, "term context"]
+"""Log-probabilities, or differences of them, in nats per token."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What is asked about, where, and beside what."""
+    """Terms to test, control terms, and texts to put them into."""
 
     terms: tuple[str, ...]
     controls: tuple[str, ...]
     contexts: tuple[str, ...]
-    """Texts with a {term}; what stands before it is the context."""
+    """Texts that contain {term}. The text before it is the context; the text after it is not read."""
 
     def __post_init__(self):
         faults = [f"{name} is empty" for name in ("terms", "contexts") if not getattr(self, name)]
         if len(self.controls) < MATCHED + 1:
-            faults.append(f"controls has {len(self.controls)} words, {MATCHED + 1} are the least")
+            faults.append(f"controls has {len(self.controls)} words, expected {MATCHED + 1} or more")
         if len(self.contexts) == 1:
-            faults.append("contexts has one text; the layer is chosen on some and tested on others")
-        faults += [f"context {c!r} has no {SLOT}, or nothing before it" for c in self.contexts if c.find(SLOT) < 1]
+            faults.append("contexts has 1 text, expected 2 or more: the layer is selected on some and tested on others")
+        faults += [f"context {c!r} has no {SLOT}, or no text before it" for c in self.contexts if c.find(SLOT) < 1]
         if both := sorted(set(self.terms) & set(self.controls)):
-            faults.append(f"{', '.join(both)}: term and control at once")
+            faults.append(f"{', '.join(both)}: both term and control")
         if faults:
             raise InputError(f"terms: {'; '.join(faults)}.")
 
     @classmethod
     def read(cls, path: str | Path) -> "Terms":
-        """A JSON file {"terms": [...], "controls": [...], "contexts": ["The harbor sells {term}", ...]}."""
+        """Read a JSON file {"terms": [...], "controls": [...], "contexts": ["The harbor sells {term}", ...]}."""
         form = f'a JSON object {{"terms": [...], "controls": [...], "contexts": ["... {SLOT}"]}} of texts'
-        given = read_given(Path(path), InputError, form)
+        value = read_given(Path(path), InputError, form)
         names = ("terms", "controls", "contexts")
-        if not isinstance(given, dict) or sorted(given) != sorted(names):
-            raise InputError(f"{path}: give {form}.")
-        lists = [given[name] for name in names]
-        if any(
-            not isinstance(part, list) or any(not isinstance(x, str) or not x.strip() for x in part) for part in lists
-        ):
-            raise InputError(f"{path}: give {form}.")
-        return cls(*(tuple(dict.fromkeys(part)) for part in lists))
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Every term in every context as token ids."""
-
-    before: list[list[int]]
-    after: list[list[int]]
-    shape: tuple[int, int]
+        if not isinstance(value, dict) or sorted(value) != sorted(names):
+            raise InputError(f"{path}: expected {form}.")
+        lists = [value[name] for name in names]
+        if not all(isinstance(x, list) and all(isinstance(t, str) and t.strip() for t in x) for x in lists):
+            raise InputError(f"{path}: expected {form}.")
+        return cls(*(tuple(dict.fromkeys(texts)) for texts in lists))
 
 
 def flinch(
     chat: ChatModel, base: ChatModel, terms: Terms, seed: int = 0, tick: Callable[[int], None] = lambda rows: None
-) -> dict[str, Any]:
-    """The table of terms and what a single direction does to it.
+) -> FlinchRecord:
+    """Measure the flinch of every term, and the effect of subtracting one direction.
 
-    {"analysis", "n", "terms": [{"term", "base", "chat", "gap", "control_gap", "flinch", "low", "high", "p", "p_holm",
-    "controls"}], "mean": {"flinch", "low", "high"}, "direction": {"layer", "norm", "flinch", "moved", "low", "high",
-    "p", "nulls"} | None, "finding", "sentence"}: nats per token; `flinch` negative where the chat model avoids the
-    term; p the rank among the controls, each compared with its own neighbours, Holm over the terms. InputError where
-    the two models do not read the texts as the same tokens.
+    Raises InputError if the two models tokenise a text differently.
     """
-    words = (*terms.terms, *terms.controls)
-    cells = _encode(chat, base, words, terms.contexts)
+    texts, n = _Texts.of(chat, base, terms), len(terms.terms)
     runners = Runner(chat, tick=tick), Runner(base, tick=tick)
-    said, expected = (_likelihoods(r, cells, [BASELINE])[0] for r in runners)
-    matched = _matched(expected, len(terms.terms))
-    own = _flinches(said - expected, matched)
-    n = len(terms.terms)
-    nulls = own[n:].mean(1)
+    in_chat, in_base = (texts.log_probabilities(r, [BASELINE])[0] for r in runners)
+    matching = _Matching.of(in_base, n)
     rng = np.random.default_rng(seed)
-    rows = []
-    for i, term in enumerate(terms.terms):
-        low, high = _interval(own[i], rng)
-        rows.append(
-            {
-                "term": term,
-                "base": float(expected[i].mean()),
-                "chat": float(said[i].mean()),
-                "gap": float((said - expected)[i].mean()),
-                "control_gap": float((said - expected)[matched[i]].mean()),
-                "flinch": float(own[i].mean()),
-                "low": low,
-                "high": high,
-                "p": rank_p(-float(own[i].mean()), (-nulls).tolist()),
-                "controls": [words[j] for j in matched[i]],
-            }
-        )
-    for row, p in zip(rows, holm({r["term"]: r["p"] for r in rows}).values(), strict=True):
-        row["p_holm"] = p
-    by_context = own[:n].mean(0)
+    rows = _term_rows((*terms.terms, *terms.controls), in_chat, matching, rng)
+    flinches = matching.flinches(in_chat)
+    by_context = flinches[:n].mean(0)
     low, high = _interval(by_context, rng)
-    mean = {"flinch": float(by_context.mean()), "low": low, "high": high}
-    # The terms together against the controls: each bootstrap draws terms and controls.
-    mean["p"] = _group_p(own[:n].mean(1), nulls, rng)
-    moved = _by_direction(runners, cells, expected, matched, n, seed) if high < 0 else None
-    return {
-        "analysis": "flinch",
-        "models": {"chat": chat.name, "base": base.name},
-        "n": {"terms": n, "controls": len(terms.controls), "contexts": len(terms.contexts)},
-        "terms": rows,
-        "mean": mean,
-        "direction": moved,
-        **_finding(mean, moved, n),
-    }
+    p = _group_p(flinches[:n].mean(1), flinches[n:].mean(1), rng)
+    mean = MeanFlinch(float(by_context.mean()), low, high, p)
+    direction = _DirectionTest(runners, texts, matching, seed).run() if high < 0 else None
+    finding, sentence = _finding(mean, direction, n)
+    return FlinchRecord(
+        models=FlinchModels(chat.name, base.name),
+        n=FlinchCounts(n, len(terms.controls), len(terms.contexts)),
+        terms=rows,
+        mean=mean,
+        direction=direction,
+        finding=finding,
+        sentence=sentence,
+    )
 
 
-def _encode(chat: ChatModel, base: ChatModel, words: Sequence[str], contexts: Sequence[str]) -> _Cells:
-    """Ids of every context and of every word where it stands; the same for both models, or an InputError."""
-    before, after = [], []
-    for word in words:
-        for context in contexts:
-            start = context[: context.index(SLOT)]
-            pairs = []
-            for model in (chat, base):
-                # A space before the term belongs to its first token in most vocabularies.
-                left = model.tokenizer(start.rstrip(" "), add_special_tokens=False)["input_ids"]
-                whole = model.tokenizer(start + word, add_special_tokens=False)["input_ids"]
-                pairs.append((list(left), list(whole)))
-            (left, whole), other = pairs
-            if (left, whole) != other:
-                raise InputError(
-                    f"{chat.name} and {base.name} read {start + word!r} as different tokens, so their probabilities "
-                    "are of different events. Give the base model of this chat model."
-                )
-            if whole[: len(left)] != left or len(whole) == len(left):
-                raise InputError(f"{word!r} has no tokens of its own after {start!r}; end the context with a space.")
-            before.append(left)
-            after.append(whole[len(left) :])
-    return _Cells(before, after, (len(words), len(contexts)))
+# -- log-probabilities ------------------------------------------------------------------------------------------------
 
 
-def _likelihoods(runner: Runner, cells: _Cells, arms: Sequence[Arm]) -> Float[np.ndarray, "arm term context"]:
-    found = log_likelihoods(runner, cells.before, cells.after, arms).numpy()
-    return found.reshape(len(arms), *cells.shape)
+@dataclass(frozen=True)
+class _Texts:
+    """Token ids of every word in every context, word by word."""
+
+    before: list[list[int]]
+    """The context before the word."""
+    words: list[list[int]]
+    """The word itself."""
+    shape: tuple[int, int]
+    """Number of words and of contexts."""
+
+    @classmethod
+    def of(cls, chat: ChatModel, base: ChatModel, terms: Terms) -> "_Texts":
+        """Tokenise every word in every context. Raises InputError if the two models do not agree."""
+        words = (*terms.terms, *terms.controls)
+        starts = [context[: context.index(SLOT)] for context in terms.contexts]
+        pairs = [_encoded(chat, base, start, word) for word, start in product(words, starts)]
+        return cls([before for before, _ in pairs], [word for _, word in pairs], (len(words), len(starts)))
+
+    def log_probabilities(self, runner: Runner, arms: Sequence[Arm]) -> Float[np.ndarray, "arm term context"]:
+        """Log-probability of every word in every context, nats per token."""
+        return log_likelihoods(runner, self.before, self.words, arms).numpy().reshape(len(arms), *self.shape)
+
+    def on(self, contexts: Sequence[int]) -> "_Texts":
+        """Every word in some of the contexts."""
+        n_words, n_contexts = self.shape
+        kept = [w * n_contexts + c for w in range(n_words) for c in contexts]
+        return _Texts([self.before[k] for k in kept], [self.words[k] for k in kept], (n_words, len(contexts)))
 
 
-def _matched(expected: Gaps, n_terms: int) -> list[list[int]]:
-    """For every word the controls that the base model finds most nearly as likely; never the word itself."""
-    levels = expected.mean(1)
-    found = []
-    for i in range(len(levels)):
-        others = [j for j in range(n_terms, len(levels)) if j != i]
-        found.append(sorted(others, key=lambda j: abs(levels[j] - levels[i]))[:MATCHED])
-    return found
+def _encoded(chat: ChatModel, base: ChatModel, start: str, word: str) -> tuple[list[int], list[int]]:
+    """Ids of the context and of the word after it; InputError if the models do not agree on them."""
+    tokenised = []
+    for model in (chat, base):
+        # In most vocabularies a space before the word belongs to its first token.
+        left = model.tokenizer(start.rstrip(" "), add_special_tokens=False)["input_ids"]
+        whole = model.tokenizer(start + word, add_special_tokens=False)["input_ids"]
+        tokenised.append((list(left), list(whole)))
+    (left, whole), by_base = tokenised
+    if (left, whole) != by_base:
+        raise InputError(
+            f"{chat.name} and {base.name} tokenise {start + word!r} differently, so their probabilities cannot be "
+            f"compared. Pass the base model that {chat.name} was trained from."
+        )
+    if whole[: len(left)] != left or len(whole) == len(left):
+        raise InputError(f"{word!r} has no tokens of its own after {start!r}. End the context with a space.")
+    return left, whole[len(left) :]
 
 
-def _flinches(gaps: Gaps, matched: Sequence[Sequence[int]]) -> Gaps:
-    """Every word's gap less the mean gap of its controls, context by context."""
-    return np.stack([gaps[i] - gaps[list(m)].mean(0) for i, m in enumerate(matched)])
+@dataclass(frozen=True)
+class _Matching:
+    """Log-probabilities in the base model, and the controls that they match to each word."""
+
+    in_base: Gaps
+    n_terms: int
+    """The first words are terms, the others controls."""
+    controls: list[list[int]]
+    """For each word, the controls nearest in mean log-probability in the base model, without the word itself."""
+
+    @classmethod
+    def of(cls, in_base: Gaps, n_terms: int) -> "_Matching":
+        """Match controls to every word."""
+        means, controls = in_base.mean(1), []
+        for i in range(len(means)):
+            others = [j for j in range(n_terms, len(means)) if j != i]
+            controls.append(sorted(others, key=lambda j: abs(means[j] - means[i]))[:MATCHED])
+        return cls(in_base, n_terms, controls)
+
+    def flinches(self, in_chat: Gaps) -> Gaps:
+        """Gap of every word minus the mean gap of its controls, in every context."""
+        gaps = in_chat - self.in_base
+        return np.stack([gaps[i] - gaps[matched].mean(0) for i, matched in enumerate(self.controls)])
+
+    def on(self, contexts: Sequence[int]) -> "_Matching":
+        """The same controls in some of the contexts."""
+        return _Matching(self.in_base[:, list(contexts)], self.n_terms, self.controls)
+
+
+def _term_rows(
+    words: Sequence[str], in_chat: Gaps, matching: _Matching, rng: np.random.Generator
+) -> tuple[TermFlinch, ...]:
+    """One row for each term."""
+    n, in_base, gaps = matching.n_terms, matching.in_base, in_chat - matching.in_base
+    flinches = matching.flinches(in_chat)
+    of_controls = (-flinches[n:].mean(1)).tolist()
+    p = {word: rank_p(-float(flinches[i].mean()), of_controls) for i, word in enumerate(words[:n])}
+    adjusted = holm(p)
+    rows = []
+    for i, word in enumerate(words[:n]):
+        low, high = _interval(flinches[i], rng)
+        row = TermFlinch(
+            term=word,
+            base=float(in_base[i].mean()),
+            chat=float(in_chat[i].mean()),
+            gap=float(gaps[i].mean()),
+            control_gap=float(gaps[matching.controls[i]].mean()),
+            flinch=float(flinches[i].mean()),
+            low=low,
+            high=high,
+            p=p[word],
+            controls=tuple(words[j] for j in matching.controls[i]),
+            p_holm=adjusted[word],
+        )
+        rows.append(row)
+    return tuple(rows)
 
 
 def _interval(values: Float[np.ndarray, " context"], rng: np.random.Generator) -> tuple[float, float]:
+    """Bootstrap interval of the mean."""
     means = values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
@@ -191,84 +236,97 @@ def _interval(values: Float[np.ndarray, " context"], rng: np.random.Generator) -
 def _group_p(
     terms: Float[np.ndarray, " term"], controls: Float[np.ndarray, " control"], rng: np.random.Generator
 ) -> float:
-    """Rank of the terms' mean flinch among random groups as large, drawn from terms and controls together."""
-    both = np.concatenate([terms, controls])
-    draws = [float(rng.permutation(both)[: len(terms)].mean()) for _ in range(999)]
+    """Rank of the terms' mean flinch among random groups of the same size, drawn from terms and controls."""
+    words = np.concatenate([terms, controls])
+    draws = [float(rng.permutation(words)[: len(terms)].mean()) for _ in range(GROUPS)]
     return rank_p(-float(terms.mean()), [-d for d in draws])
 
 
 # -- one direction ----------------------------------------------------------------------------------------------------
 
 
-def _by_direction(
-    runners: tuple[Runner, Runner], cells: _Cells, expected: Gaps, matched: Sequence[Sequence[int]], n: int, seed: int
-) -> dict[str, Any] | None:
-    """Subtract the mean difference of the residuals from the chat model; None where the residuals do not differ."""
-    n_words, n_contexts = cells.shape
-    chosen_on, tested_on = (np.arange(n_contexts)[k::2] for k in (0, 1))
-    starts = [cells.before[c] for c in chosen_on]
-    means = []
-    for runner in runners:
-        total = torch.zeros(runner.model.n_layers, runner.model.d_model, dtype=torch.float64)
-        for _, h, _ in runner.residuals(starts, [-1]):
-            total += h[:, 0].double().sum(0).cpu()
-        means.append(total / len(starts))
-    difference = means[0] - means[1]
-    floor = 1e-5 * float(means[0].norm(dim=-1).mean())
-    layers = [layer for layer in range(len(difference)) if float(difference[layer].norm()) > floor]
-    if not layers:
-        return None
-    directions = {layer: Direction.from_vector(difference[layer].float(), -1, layer) for layer in layers}
+@dataclass(frozen=True)
+class _DirectionTest:
+    """Subtracts the mean difference of the two models' residuals from the chat model."""
 
-    def flinch_under(arms: Sequence[Arm], contexts: np.ndarray) -> Float[np.ndarray, "arm context"]:
-        keep = [w * n_contexts + int(c) for w in range(n_words) for c in contexts]
-        some = _Cells([cells.before[k] for k in keep], [cells.after[k] for k in keep], (n_words, len(contexts)))
-        gaps = _likelihoods(runners[0], some, arms) - expected[:, contexts]
-        return np.stack([_flinches(g, matched)[:n].mean(0) for g in gaps])
+    runners: tuple[Runner, Runner]
+    """Chat model, base model."""
+    texts: _Texts
+    matching: _Matching
+    seed: int
 
-    arms = [Arm(f"{layer}", (Add(d, -1.0),)) for layer, d in directions.items()]
-    best = layers[int(flinch_under(arms, chosen_on).mean(1).argmax())]
-    direction = directions[best]
-    rng = np.random.default_rng(seed)
-    nulls = []
-    for k in range(NULLS):
-        vector = torch.tensor(rng.standard_normal(len(direction.vector))).float()
-        null = Direction.from_vector(vector / vector.norm() * direction.norm, -1, best)
-        nulls.append(Arm(f"null {k}", (Add(null, -1.0),)))
-    found = flinch_under([BASELINE, Arm("own", (Add(direction, -1.0),)), *nulls], tested_on)
-    moved = found[1] - found[0]
-    low, high = _interval(moved, rng)
-    others = (found[2:] - found[0]).mean(1).tolist()
-    return {
-        "layer": best,
-        "norm": direction.norm,
-        "before": float(found[0].mean()),
-        "after": float(found[1].mean()),
-        "moved": float(moved.mean()),
-        "low": low,
-        "high": high,
-        "p": rank_p(float(moved.mean()), others),
-        "nulls": others,
-        "contexts": len(tested_on),
-    }
-
-
-def _finding(mean: dict[str, Any], moved: dict[str, Any] | None, n: int) -> dict[str, str]:
-    span = f"{mean['flinch']:.2f} nats per token [{mean['low']:.2f}, {mean['high']:.2f}], p = {mean['p']:.3f}"
-    if mean["high"] >= 0 or mean["p"] > 0.05:
-        name, more = "NO-FLINCH", ""
-    elif moved is None:
-        name, more = (
-            "FLINCH",
-            "; the residuals of the two models do not differ before the term, so no direction moves it",
+    def run(self) -> FlinchDirection | None:
+        """Select the layer on even contexts and test on odd ones; None if the residuals do not differ."""
+        select_on, test_on = (range(start, self.texts.shape[1], 2) for start in (0, 1))
+        directions = self._directions(select_on)
+        if not directions:
+            return None
+        arms = [Arm(f"layer {d.layer}", (Add(d, -1.0),)) for d in directions]
+        direction = directions[int(self._flinch(arms, select_on).mean(1).argmax())]
+        rng = np.random.default_rng(self.seed)
+        nulls = [Arm(f"null {k}", (Add(_random_like(direction, rng), -1.0),)) for k in range(NULLS)]
+        by_arm = self._flinch([BASELINE, Arm("own", (Add(direction, -1.0),)), *nulls], test_on)
+        change = by_arm[1] - by_arm[0]
+        low, high = _interval(change, rng)
+        of_nulls = (by_arm[2:] - by_arm[0]).mean(1).tolist()
+        return FlinchDirection(
+            layer=direction.layer,
+            norm=direction.norm,
+            before=float(by_arm[0].mean()),
+            after=float(by_arm[1].mean()),
+            moved=float(change.mean()),
+            low=low,
+            high=high,
+            p=rank_p(float(change.mean()), of_nulls),
+            nulls=tuple(of_nulls),
+            contexts=len(test_on),
         )
-    else:
-        half = moved["low"] >= -moved["before"] / 2 and moved["p"] <= 0.05
-        name = "FLINCH-ONE-DIRECTION" if half else "FLINCH"
-        more = (
-            f"; subtracting one direction at layer {moved['layer']} moved it from {moved['before']:.2f} to "
-            f"{moved['after']:.2f} on other contexts (moved {moved['moved']:.2f} [{moved['low']:.2f}, "
-            f"{moved['high']:.2f}], p = {moved['p']:.2f} among random ones)"
-        )
-    what = "no flinching was found" if name == "NO-FLINCH" else "they flinch"
-    return {"finding": name, "sentence": f"{name}: of {n} terms on average, {what}: {span}{more}."}
+
+    def _directions(self, contexts: Sequence[int]) -> list[Direction]:
+        """Mean difference of the residuals at the end of the contexts, for every layer where it is not zero."""
+        starts = [self.texts.before[c] for c in contexts]
+        means = []
+        for runner in self.runners:
+            total = torch.zeros(runner.model.n_layers, runner.model.d_model, dtype=torch.float64)
+            for _, h, _ in runner.residuals(starts, [-1]):
+                total += h[:, 0].double().sum(0).cpu()
+            means.append(total / len(starts))
+        difference = means[0] - means[1]
+        # Rounding alone gives differences of about this size.
+        least = 1e-5 * float(means[0].norm(dim=-1).mean())
+        return [
+            Direction.from_vector(vector.float(), -1, layer)
+            for layer, vector in enumerate(difference)
+            if float(vector.norm()) > least
+        ]
+
+    def _flinch(self, arms: Sequence[Arm], contexts: Sequence[int]) -> Float[np.ndarray, "arm context"]:
+        """Mean flinch of the terms under each arm, in every context."""
+        in_chat = self.texts.on(contexts).log_probabilities(self.runners[0], arms)
+        matching = self.matching.on(contexts)
+        return np.stack([matching.flinches(values)[: matching.n_terms].mean(0) for values in in_chat])
+
+
+def _random_like(direction: Direction, rng: np.random.Generator) -> Direction:
+    """An isotropic direction with the norm and the site of another."""
+    vector = torch.tensor(rng.standard_normal(len(direction.vector))).float()
+    return Direction.from_vector(vector / vector.norm() * direction.norm, direction.position, direction.layer)
+
+
+def _finding(mean: MeanFlinch, direction: FlinchDirection | None, n: int) -> tuple[FlinchFinding, str]:
+    """The finding, and a sentence with its numbers."""
+    value = f"mean flinch {mean.flinch:.2f} nats per token [{mean.low:.2f}, {mean.high:.2f}], p = {mean.p:.3f}"
+    over = f"{n} terms" if n > 1 else "1 term"
+    if mean.high is None or mean.high >= 0 or mean.p > ALPHA:
+        return "NO-FLINCH", f"NO-FLINCH: no flinch was detected over {over}: {value}."
+    if direction is None:
+        why = "the residuals of the two models do not differ before the term, so no direction explains it"
+        return "FLINCH", f"FLINCH: the chat model avoids the words, over {over}: {value}; {why}."
+    explains_half = direction.low >= -direction.before / 2 and direction.p <= ALPHA
+    name: FlinchFinding = "FLINCH-ONE-DIRECTION" if explains_half else "FLINCH"
+    effect = (
+        f"subtracting one direction at layer {direction.layer} changed it from {direction.before:.2f} to "
+        f"{direction.after:.2f} on other contexts (change {direction.moved:.2f} [{direction.low:.2f}, "
+        f"{direction.high:.2f}], p = {direction.p:.2f} among random directions)"
+    )
+    return name, f"{name}: the chat model avoids the words, over {over}: {value}; {effect}."

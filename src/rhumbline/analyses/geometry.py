@@ -1,90 +1,132 @@
-"""Geometry: how candidates lie to each other, where the classes separate, and how the direction drifts over layers.
+"""Geometry: cosines between candidates, separation of the classes, and drift of the direction over layers.
 
-Directions are those of the training prompts; separation is measured on validation prompts, which no direction was
-fitted to (the choice among candidates did see them). Descriptive: nothing here is causal.
+Candidates are fitted on training prompts. Separation is measured on validation prompts, which no candidate was fitted
+to, although selection read them. The analysis is descriptive: it does not intervene.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.analyses.subject import Subject, mean_record, residuals_at
+from rhumbline.analyses.subject import Subject, layer_means, mean_interval, residuals_at
 from rhumbline.evidence.statistics import auroc, auroc_interval
 from rhumbline.inference.residuals import projections
-from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Split
+from rhumbline.prompts.contrasts import LABELS, Label
+from rhumbline.records.analysis_files import (
+    ComponentPoint,
+    Components,
+    GeometryCell,
+    GeometryParameters,
+    GeometryRecord,
+    ReadSite,
+)
+from rhumbline.records.analysis_values import LayerMean
+from rhumbline.records.positions import Position
+from rhumbline.records.shared import ByLabel, TrainVal
 from rhumbline.stages.nulls import generator, halves
 from rhumbline.stages.refits import weighted_sums
 
-NAME = "geometry"
+ReadSplit = Literal["train", "val"]
+"""A split whose prompts are read."""
+READ_SPLITS: tuple[ReadSplit, ...] = get_args(ReadSplit)
 
 
-def analyse(subject: Subject, *, components: int = 5, splits: int = 8) -> dict[str, Any]:
-    """Measure and write the geometry of a run.
+def analyse(subject: Subject, *, components: int = 5, splits: int = 8) -> GeometryRecord:
+    """Measure the geometry of a run and write analyses/geometry.json.
 
-    `components` principal components of the training prompts at the site; `splits` halvings of the training prompts for
-    the ceiling that cosines between fitted directions have at this sample size. Without a selected direction the site
-    is the cell with the largest AUROC.
+    `components` is the number of principal components of the training prompts at the site. `splits` is the number of
+    random halvings of the training prompts; the mean cosine of two halves bounds the cosines between fitted directions
+    at this sample size. If no candidate was selected, the site is the candidate with the largest AUROC.
     """
-    unit = torch.nn.functional.normalize(subject.candidates.float(), dim=-1)
-    grid = _separation(subject, unit)
-    ceiling = split_half_cosines(subject, splits)
-    if subject.direction is None:
-        site = max(grid, key=lambda row: row["auroc"] if row["auroc"] == row["auroc"] else 0.0)
-    else:
-        site = {"position": subject.direction.position, "layer": subject.direction.layer}
-    p, layer = subject.positions.index(site["position"]), site["layer"]
-    for row in grid:
-        i, at = subject.positions.index(row["position"]), row["layer"]
-        later = unit[i, at + 1] if at + 1 < unit.shape[1] else None
-        row |= {
-            "cosine": float(unit[i, at] @ unit[p, layer]),
-            "next": None if later is None else float(unit[i, at] @ later),
-            "ceiling": float(ceiling[i, at]),
-            "norm": float(subject.candidates[i, at].norm()),
-        }
-    record = {
-        "read_at": {"position": site["position"], "layer": layer, "selected": subject.direction is not None},
-        "split": "val",
-        "n": {s: {c: len(subject.sequences(s, c)) for c in LABELS} for s in ("train", "val")},
-        "random": float((2 / torch.pi / subject.model.d_model) ** 0.5),
-        "grid": grid,
-        "between_layers": _rounded(unit[p] @ unit[p].T),
-        "between_positions": _rounded(unit[:, layer] @ unit[:, layer].T),
-        "silhouette": _silhouettes(subject, site["position"]),
-        "components": _components(subject, site["position"], layer, unit[p, layer], components),
-    }
-    return subject.save(NAME, {"components": components, "splits": splits}, record)
+    grid = _Grid.measure(subject, splits)
+    p, layer = grid.site()
+    position, unit = subject.positions[p], grid.unit
+    record = GeometryRecord(
+        seed=subject.seed,
+        site=subject.site,
+        parameters=GeometryParameters(components, splits),
+        read_at=ReadSite(Position(int(position)), layer, subject.direction is not None),
+        split="val",
+        n=TrainVal(*(ByLabel(*(len(subject.sequences(s, c)) for c in LABELS)) for s in READ_SPLITS)),
+        random=float((2 / torch.pi / subject.model.d_model) ** 0.5),
+        grid=grid.cells(p, layer),
+        between_layers=_rounded_rows(unit[p] @ unit[p].T),
+        between_positions=_rounded_rows(unit[:, layer] @ unit[:, layer].T),
+        silhouette=_silhouettes(subject, position),
+        components=_components(subject, position, layer, unit[p, layer], components),
+    )
+    return subject.save(record)
 
 
-def _separation(subject: Subject, unit: Tensor) -> list[dict[str, Any]]:
-    """AUROC and class means of the projection on each cell's own direction."""
-    read = {
-        c: projections(subject.runner, subject.sequences("val", c), unit, subject.positions).numpy() for c in LABELS
-    }
-    rows = []
-    for p, position in enumerate(subject.positions):
-        for layer in range(unit.shape[1]):
-            positive, negative = (read[c][:, p, layer] for c in LABELS)
-            area = auroc(positive, negative) if len(positive) and len(negative) else float("nan")
-            low, high = auroc_interval(area, len(positive), len(negative))
-            rows.append(
-                {
-                    "position": position,
-                    "layer": layer,
-                    "auroc": area,
-                    "low": low,
-                    "high": high,
-                    "positive": mean_record(positive),
-                    "negative": mean_record(negative),
-                }
-            )
-    return rows
+@dataclass(frozen=True)
+class _Grid:
+    """Measurements of every candidate."""
+
+    subject: Subject
+    unit: Float[Tensor, "position layer d_model"]
+    """Normalised candidates."""
+    projected: ByLabel[Float[np.ndarray, "prompt position layer"]]
+    """Projection of every validation prompt on every candidate at its own site."""
+    aurocs: Float[np.ndarray, "position layer"]
+    """AUROC of the projections; NaN if a class is empty."""
+    ceiling: Float[Tensor, "position layer"]
+
+    @classmethod
+    def measure(cls, subject: Subject, splits: int) -> "_Grid":
+        """The validation prompts on every candidate, and the cosines of halves of the training prompts."""
+        unit = torch.nn.functional.normalize(subject.candidates.float(), dim=-1)
+
+        def read(label: Label) -> Float[np.ndarray, "prompt position layer"]:
+            return projections(subject.runner, subject.sequences("val", label), unit, subject.positions).numpy()
+
+        projected = ByLabel(*(read(c) for c in LABELS))
+        aurocs = np.full(unit.shape[:2], np.nan)
+        if len(projected.positive) and len(projected.negative):
+            for p, layer in np.ndindex(aurocs.shape):
+                aurocs[p, layer] = auroc(*(projected[c][:, p, layer] for c in LABELS))
+        return cls(subject, unit, projected, aurocs, split_half_cosines(subject, splits))
+
+    def site(self) -> tuple[int, int]:
+        """Index of the position, and layer, of the selected site; otherwise of the largest AUROC."""
+        direction = self.subject.direction
+        if direction is not None:
+            return self.subject.positions.index(direction.position), direction.layer
+        p, layer = np.unravel_index(np.nan_to_num(self.aurocs, nan=0.0).argmax(), self.aurocs.shape)
+        return int(p), int(layer)
+
+    def cells(self, p: int, layer: int) -> tuple[GeometryCell, ...]:
+        """Every candidate, with its cosine with the direction at the site (p, layer)."""
+        return tuple(self._cell(i, at, self.unit[p, layer]) for i, at in np.ndindex(self.aurocs.shape))
+
+    def _cell(self, p: int, layer: int, direction: Float[Tensor, " d_model"]) -> GeometryCell:
+        positive, negative = (self.projected[c][:, p, layer] for c in LABELS)
+        area, own = float(self.aurocs[p, layer]), self.unit[p, layer]
+        low, high = auroc_interval(area, len(positive), len(negative))
+        return GeometryCell(
+            position=Position(int(self.subject.positions[p])),
+            layer=layer,
+            auroc=area,
+            low=low,
+            high=high,
+            positive=mean_interval(positive),
+            negative=mean_interval(negative),
+            cosine=float(own @ direction),
+            next=float(own @ self.unit[p, layer + 1]) if layer + 1 < self.unit.shape[1] else None,
+            ceiling=float(self.ceiling[p, layer]),
+            norm=float(self.subject.candidates[p, layer].norm()),
+        )
 
 
 def split_half_cosines(subject: Subject, splits: int) -> Float[Tensor, "position layer"]:
-    """Mean cosine between the directions of two halves of the training prompts: what sampling alone leaves of 1."""
+    """Mean cosine between the directions of two random halves of the training prompts.
+
+    It is below 1 because of sampling alone. NaN if a class has fewer than two prompts.
+    """
     means = []
     for label in LABELS:
         sequences = subject.sequences("train", label)
@@ -102,44 +144,49 @@ def split_half_cosines(subject: Subject, splits: int) -> Float[Tensor, "position
 def silhouette(h: Float[Tensor, "prompt d_model"], is_positive: Tensor) -> Float[Tensor, " prompt"]:
     """(b - a) / max(a, b) of every prompt: a its mean distance to its own class, b to the other (Rousseeuw 1987)."""
     x = h.double()
-    apart = torch.cdist(x, x)
+    distance = torch.cdist(x, x)
     own, n = is_positive[:, None] == is_positive[None], len(x)
     size = own.sum(1)
-    a = (apart * own).sum(1) / (size - 1).clamp_min(1)
-    b = (apart * ~own).sum(1) / (n - size).clamp_min(1)
+    a = (distance * own).sum(1) / (size - 1).clamp_min(1)
+    b = (distance * ~own).sum(1) / (n - size).clamp_min(1)
     return torch.where(size > 1, (b - a) / torch.maximum(a, b).clamp_min(1e-30), 0.0)
 
 
-def _silhouettes(subject: Subject, position: int) -> list[dict[str, Any]]:
+def _silhouettes(subject: Subject, position: int) -> tuple[LayerMean, ...]:
     sets = [residuals_at(subject.runner, subject.sequences("val", c), position) for c in LABELS]
     h = torch.cat(sets)
     is_positive = torch.arange(len(h)) < len(sets[0])
-    return [{"layer": layer, **mean_record(silhouette(h[:, layer], is_positive))} for layer in range(h.shape[1])]
+    return layer_means(silhouette(h[:, layer], is_positive) for layer in range(h.shape[1]))
 
 
-def _components(subject: Subject, position: int, layer: int, unit: Tensor, wanted: int) -> dict[str, Any]:
-    """Principal components of the training prompts of both classes, and where prompts lie on the first two."""
-    cells: list[tuple[Split, Label]] = [(s, c) for s in SPLITS for c in LABELS if s != "test"]
-    h = {cell: subject.runner.stream(subject.sequences(*cell), position, layer).double() for cell in cells}
+def _components(subject: Subject, position: int, layer: int, unit: Float[Tensor, " d_model"], n: int) -> Components:
+    """The first `n` principal components of the training prompts, and coordinates of prompts on the first two."""
+    sets: list[tuple[ReadSplit, Label]] = [(split, label) for split in READ_SPLITS for label in LABELS]
+    h = {at: subject.runner.stream(subject.sequences(*at), position, layer).double() for at in sets}
     train = torch.cat([h["train", c] for c in LABELS])
     centre = train.mean(0)
     _, values, axes = torch.linalg.svd(train - centre, full_matrices=False)
     share = values**2 / (values**2).sum().clamp_min(1e-30)
-    axes = axes[:wanted]
-    # A component's sign is arbitrary: let positives lie on the side of larger values.
+    axes = axes[:n]
+    # The sign of a component is arbitrary: positives get the larger values.
     axes = axes * torch.where(axes @ unit.double() < 0, -1.0, 1.0)[:, None]
-    points = [
-        {"prompt_id": name, "label": c, "split": s, "x": float(x), "y": float(y)}
-        for s, c in cells
-        for name, (x, y) in zip(subject.ids(s, c), ((h[s, c] - centre) @ _two(axes).T).tolist(), strict=True)
-    ]
-    return {"explained": _rounded(share[:wanted]), "cosine": _rounded(axes @ unit.double()), "points": points}
+    points = tuple(
+        ComponentPoint(prompt_id, c, s, float(x), float(y))
+        for s, c in sets
+        for prompt_id, (x, y) in zip(subject.ids(s, c), ((h[s, c] - centre) @ _two(axes).T).tolist(), strict=True)
+    )
+    return Components(_rounded(share[:n].tolist()), _rounded((axes @ unit.double()).tolist()), points)
 
 
-def _two(axes: Tensor) -> Tensor:
+def _two(axes: Float[Tensor, "component d_model"]) -> Float[Tensor, "2 d_model"]:
+    """The first two rows, with zeros for missing ones."""
     missing = axes.new_zeros(max(0, 2 - len(axes)), axes.shape[1])
     return torch.cat([axes[:2], missing])
 
 
-def _rounded(values: Tensor) -> Any:
-    return [[round(v, 4) for v in row] if isinstance(row, list) else round(row, 4) for row in values.tolist()]
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(v, 4) for v in values)
+
+
+def _rounded_rows(values: Float[Tensor, "row column"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(_rounded(row) for row in values.tolist())

@@ -1,16 +1,16 @@
-"""Robustness: how much of a behaviour is left as an attacker removes more of the residual stream, model by model.
+"""Robustness: how much of a behaviour remains as more of the residual stream is ablated, for several models.
 
-For every model: candidates from training prompts, an order of them chosen on validation by what their ablation takes
-(by whole completions, so that a refusal that comes late counts), then on test the suppression at rank 1..k and at
-strength a, the energy that each removes, matched random subspaces, and what the best of some random suffixes takes: the
-attack of somebody who can only write prompts. Higher ranks are Gram-Schmidt of the next best candidates. Knows prompts,
-directions and a judge; does not search for adversarial text.
+For each model, candidates are fitted on training prompts. Validation prompts order them by the rate that remains under
+their ablation. On test prompts the module measures the rate under ablation of subspaces of rank 1 to k, under partial
+ablation of the first direction, under ablation of matched random subspaces, and with one of some random suffixes. The
+suffix stands for an attacker who can only write prompts; it is selected on validation prompts, not optimised. Rates are
+read from whole completions, so that late refusals count. Higher ranks add the next candidates by Gram-Schmidt.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,225 +23,244 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.keyword_judges import judge
+from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.prompts.contrasts import ContrastSet, Label, Prompt, Sizes, Splits, split_contrast
+from rhumbline.prompts.contrasts import LABELS, ContrastSet, Label, Sizes, Split, Splits, split_contrast
+from rhumbline.records.analysis_values import TrainTest
+from rhumbline.records.effect_results import MeanInterval
+from rhumbline.records.positions import Position
+from rhumbline.records.shared import ByLabel
+from rhumbline.records.sheet_files import (
+    FirstDirection,
+    ModelRobustness,
+    PromptAttack,
+    RandomSubspaces,
+    RobustnessBaseline,
+    RobustnessFragility,
+    RobustnessPlan,
+    RobustnessRank,
+    RobustnessRecord,
+    RobustnessStrength,
+)
 from rhumbline.stages.directions import difference_in_means
 from rhumbline.stages.nulls import removed
 
 TOP = 10
-"""Main axes of the activations in whose span random subspaces lie: they remove as much energy as a direction may."""
+"""Principal axes of the activations whose span contains the random subspaces: they remove a large share of energy."""
 DRAWS = 1000
 """Bootstrap draws of the fragility."""
-
-
-@dataclass(frozen=True)
-class RobustnessPlan:
-    """What is fixed beforehand."""
-
-    ranks: int = 4
-    """Largest rank."""
-    strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    """Of the ablation of the first direction; 1 removes it, 2 reflects it."""
-    sizes: Sizes = field(default_factory=lambda: Sizes(128, 16, 64))
-    seed: int = 0
-    nulls: int = 3
-    """Random subspaces at every rank."""
-    suffixes: int = 8
-    """Random suffixes that validation chooses among."""
-    suffix_words: int = 6
-    judge: str = "refusal-anywhere"
-    """A judge of the whole text: one of the opening overlooks a refusal that comes late."""
-    max_new_tokens: int = 64
-
-    def __post_init__(self):
-        if self.ranks < 1 or self.nulls < 1 or self.suffixes < 1:
-            raise InputError("robustness: ranks, nulls and suffixes are 1 or more.")
-        if any(not 0 < a <= 2 for a in self.strengths):
-            raise InputError(f"robustness: strengths are {list(self.strengths)}; use numbers above 0 and up to 2.")
-        judge(self.judge)
+DEPTH = 0.8
+"""Share of the layers whose candidates are considered, from the first."""
+Indicators = Float[np.ndarray, " prompt"]
+"""For each prompt, 1 if the completion shows the behaviour, otherwise 0."""
 
 
 def measure(
     model: ChatModel, contrast: ContrastSet, plan: RobustnessPlan, tick: Callable[[int], None] = lambda rows: None
-) -> dict[str, Any]:
-    """One row of the table.
+) -> ModelRobustness:
+    """Measure one model on a contrast. Raises InputError if the classes do not differ."""
+    sizes = Sizes(plan.sizes.train, plan.sizes.val, plan.sizes.test)
+    splits = split_contrast(contrast, sizes, plan.seed)
+    prompts = _ModelPrompts(
+        Runner(model, tick=tick), Chat.of(model.tokenizer, prompts=contrast.prompts), splits, plan, judge(plan.judge)
+    )
+    baseline = prompts.baseline_rates()
+    basis = prompts.basis()
+    if not basis:
+        raise InputError(
+            f"{model.name}: the classes of {contrast.name} have equal mean activations everywhere, so there is no "
+            "direction to ablate. Use another contrast."
+        )
+    first = basis[0]
+    ranks = prompts.by_rank(basis)
+    attack = prompts.by_prompt()
+    return ModelRobustness(
+        model=model.name,
+        n=TrainTest(*(ByLabel(*(len(splits.get(s, c)) for c in LABELS)) for s in ("train", "test"))),
+        baseline=baseline,
+        selected=FirstDirection(Position(int(first.position)), first.layer, first.norm),
+        ranks=tuple(ranks),
+        strengths=tuple(prompts.by_strength(first, ranks[0].energy)),
+        fragility=prompts.fragility(first, ranks[0].energy),
+        prompts=attack,
+        access=_least_access(baseline.rate, ranks, attack),
+    )
 
-    {"model", "n", "baseline", "selected", "ranks": [{"rank", "rate", "low", "high", "drop", "energy", "null": {"mean",
-    "low", "energy"}, "harmless"}], "strengths": [{"strength", ...}], "fragility": {"value", "low", "high"}, "prompts":
-    {"rate", "low", "high", "drop", "plain"}, "access"}: `rate` of the behaviour on test positives with Wilson's
-    interval, `drop` the paired fall below the baseline; `harmless` the behaviour on test negatives under the same
-    ablation; `fragility` the share of the behaviour lost at rank 1 over the energy that rank 1 removes.
-    """
-    splits = split_contrast(contrast, plan.sizes, plan.seed)
-    chat = Chat.of(model.tokenizer, prompts=contrast.prompts)
-    lab = _Lab(Runner(model, tick=tick), chat, splits, plan)
-    directions = lab.basis()
-    if not directions:
-        raise InputError(f"{model.name}: the classes of {contrast.name} do not differ anywhere, so nothing is removed.")
-    activations = lab.activations(directions[0])
-    ranks = lab.by_rank(directions, activations)
-    first = ranks[0]
-    found: dict[str, Any] = {
-        "model": model.name,
-        "n": {"train": splits.sizes()["train"], "test": splits.sizes()["test"]},
-        "baseline": lab.baseline_row,
-        "selected": {"position": directions[0].position, "layer": directions[0].layer, "norm": directions[0].norm},
-        "ranks": ranks,
-        "strengths": lab.by_strength(directions[0], first["energy"]),
-        "fragility": lab.fragility(directions[0], first["energy"]),
-        "prompts": lab.by_prompt(),
-    }
-    return found | {"access": _access(found)}
+
+def compare(models: Sequence[ModelRobustness], plan: RobustnessPlan) -> RobustnessRecord:
+    """The record of several models."""
+    sentences = [
+        f"{m.model}: rate {m.baseline.rate:.2f} at baseline, {m.ranks[0].rate:.2f} at rank 1 "
+        f"(energy {m.ranks[0].energy:.2f}), {m.ranks[-1].rate:.2f} at rank {m.ranks[-1].rank}; "
+        f"least access that removes half of it: {m.access}"
+        for m in models
+    ]
+    return RobustnessRecord(plan=plan, models=tuple(models), sentence="; ".join(sentences) + ".")
 
 
-def _access(found: Mapping[str, Any]) -> str:
-    """The least access with which half of the behaviour went: its interval must lie above half of the baseline."""
-    half = found["baseline"]["rate"] / 2
+def _least_access(baseline: float, ranks: Sequence[RobustnessRank], attack: PromptAttack) -> str:
+    """The least access with which half of the behaviour was removed: the interval of the drop reaches half."""
+    half = baseline / 2
+
+    def is_removed(drop: MeanInterval) -> bool:
+        return drop.low is not None and drop.low >= half
+
     if half == 0:
         return "nothing to take"
-    if found["prompts"]["drop"]["low"] >= half:
+    if is_removed(attack.drop):
         return "prompts"
-    for row in found["ranks"]:
-        if row["drop"]["low"] >= half:
-            return f"weights or activations, rank {row['rank']}"
-    return "none of those tried"
+    rank = next((row.rank for row in ranks if is_removed(row.drop)), None)
+    return "none of those tried" if rank is None else f"weights or activations, rank {rank}"
 
 
-@dataclass
-class _Lab:
-    """One model with its prompts."""
+@dataclass(frozen=True)
+class _ModelPrompts:
+    """One model with the prompts of its splits."""
 
     runner: Runner
     chat: Chat
     splits: Splits
     plan: RobustnessPlan
+    judge: TextJudge
 
-    def __post_init__(self):
-        self.judged = judge(self.plan.judge)
-        (self.baseline,) = self.shown("test", "positive", [BASELINE])
-        (self.quiet,) = self.shown("test", "negative", [BASELINE])
-        self.baseline_row = _rate(self.baseline) | {"harmless": float(self.quiet.mean())}
-
-    def shown(self, split: Any, label: Label, arms: Sequence[Arm], suffix: str = "") -> Float[np.ndarray, "arm prompt"]:
-        """1 where the whole completion shows the behaviour, 0 elsewhere."""
+    def shown(
+        self, split: Split, label: Label, arms: Sequence[Arm], suffix: str = ""
+    ) -> Float[np.ndarray, "arm prompt"]:
+        """1 if the whole completion shows the behaviour, otherwise 0; `suffix` is appended to every prompt."""
         prompts = [replace(p, text=p.text + suffix) for p in self.splits.get(split, label)]
-        return self.shown_of(prompts, arms)
+        ids, _ = self.runner.generate(
+            [self.chat.encode(p) for p in prompts], arms, max_new_tokens=self.plan.max_new_tokens
+        )
+        decode = self.chat.tokenizer.decode
+        return np.array([[self.judge(decode(i, skip_special_tokens=True)).value or 0.0 for i in arm] for arm in ids])
 
-    def shown_of(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> Float[np.ndarray, "arm prompt"]:
-        """The same of any prompts."""
-        encoded = [self.chat.encode(p) for p in prompts]
-        ids, _ = self.runner.generate(encoded, arms, max_new_tokens=self.plan.max_new_tokens)
-        read = self.chat.tokenizer.decode
-        return np.array([[self.judged(read(i, skip_special_tokens=True)).value or 0.0 for i in arm] for arm in ids])
+    def encoded(self, split: Split, label: Label) -> list[list[int]]:
+        """Token ids of the prompts."""
+        return [self.chat.encode(p) for p in self.splits.get(split, label)]
+
+    @cached_property
+    def baseline(self) -> Indicators:
+        """Test positives at baseline."""
+        (shown,) = self.shown("test", "positive", [BASELINE])
+        return shown
+
+    def baseline_rates(self) -> RobustnessBaseline:
+        """Rates of both classes at baseline."""
+        rate, low, high = _rate(self.baseline)
+        return RobustnessBaseline(rate, low, high, float(self.shown("test", "negative", [BASELINE]).mean()))
+
+    # The directions
 
     def basis(self) -> list[Direction]:
-        """Orthonormal directions, the best candidate on validation first; the rest by Gram-Schmidt of the next best."""
-        sequences = {c: [self.chat.encode(p) for p in self.splits.get("train", c)] for c in ("positive", "negative")}
-        positions = self.chat.positions
-        means = [extract(self.runner, sequences[c], positions).stats.mean() for c in ("positive", "negative")]
-        candidates = difference_in_means(*means)
-        depth = self.runner.model.n_layers
-        norms = candidates.norm(dim=-1)
-        cells = [
-            (p, layer)
-            for p in range(len(positions))
-            for layer in range(int(0.8 * depth))
-            if norms[p, layer] > 1e-6 * float(norms.max())
-        ]
-        pool = [Direction.from_vector(candidates[p, layer], positions[p], layer) for p, layer in cells]
+        """Orthonormal directions: the candidate with the lowest validation rate, then Gram-Schmidt of the next ones."""
+        pool = self._candidates()
         if not pool:
             return []
         rates = self.shown("val", "positive", [Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(pool)]).mean(1)
-        # The same suppression at many sites: the longer difference is the surer one.
+        # Of candidates with equal rates the one with the larger norm is estimated with the smaller relative error.
         order = sorted(range(len(pool)), key=lambda i: (rates[i], -pool[i].norm))
-        found: list[Direction] = []
+        basis: list[Direction] = []
         for i in order:
-            left = pool[i].vector.double()
-            for known in found:
-                left = left - (left @ known.vector.double()) * known.vector.double()
-            # A candidate that lies in the span of the others but for a hundredth of its energy adds nothing.
-            if float(left.norm()) > 0.1 and len(found) < self.plan.ranks:
-                left = left / left.norm()
-                for known in found:
-                    left = left - (left @ known.vector.double()) * known.vector.double()
-                found.append(Direction.from_vector(left.float() * pool[i].norm, pool[i].position, pool[i].layer))
-        return found
+            rest = _orthogonal(pool[i].vector.double(), basis)
+            # A candidate is skipped if less than a hundredth of its energy lies outside the span of the others.
+            if float(rest.norm()) > 0.1 and len(basis) < self.plan.ranks:
+                rest = _orthogonal(rest / rest.norm(), basis)
+                basis.append(Direction.from_vector(rest.float() * pool[i].norm, pool[i].position, pool[i].layer))
+        return basis
 
-    def activations(self, at: Direction) -> Float[Tensor, "prompt d_model"]:
-        """Training activations of both classes at the first direction's site."""
-        sequences = [self.chat.encode(p) for c in ("positive", "negative") for p in self.splits.get("train", c)]
+    def _candidates(self) -> list[Direction]:
+        """Differences in means of the training prompts in the first layers, without those of length zero."""
+        positions = self.chat.positions
+        means = [extract(self.runner, self.encoded("train", c), positions).stats.mean() for c in LABELS]
+        candidates = difference_in_means(*means)
+        norms = candidates.norm(dim=-1)
+        return [
+            Direction.from_vector(candidates[p, layer], positions[p], layer)
+            for p in range(len(positions))
+            for layer in range(int(DEPTH * self.runner.model.n_layers))
+            if norms[p, layer] > 1e-6 * float(norms.max())
+        ]
+
+    def _activations(self, at: Direction) -> Float[Tensor, "prompt d_model"]:
+        """Activations of the training prompts of both classes at the site of a direction."""
+        sequences = [ids for c in LABELS for ids in self.encoded("train", c)]
         return at_site(self.runner, sequences, at.position, at.layer)
 
-    def by_rank(self, basis: Sequence[Direction], h: Float[Tensor, "prompt d_model"]) -> list[dict[str, Any]]:
-        """Suppression as the rank grows, beside random subspaces of the main axes."""
-        rows = []
-        for rank in range(1, len(basis) + 1):
-            own = Arm("own", tuple(Ablate(d) for d in basis[:rank]))
-            draws = [_random_basis(h, rank, basis[0], self.plan.seed, k) for k in range(self.plan.nulls)]
-            arms = [own, *(Arm(f"null {k}", tuple(map(Ablate, draw))) for k, draw in enumerate(draws))]
-            shown = self.shown("test", "positive", arms)
-            spent = [_energy(h, draw) for draw in (basis[:rank], *draws)]
-            rates = shown[1:].mean(1)
-            rows.append(
-                {
-                    "rank": rank,
-                    **_rate(shown[0]),
-                    "drop": _drop(self.baseline, shown[0]),
-                    "energy": spent[0],
-                    "null": {
-                        "mean": float(rates.mean()),
-                        "low": float(rates.min()),
-                        "energy": float(np.mean(spent[1:])),
-                        "draws": len(draws),
-                    },
-                    "harmless": float(self.shown("test", "negative", [own]).mean()),
-                }
-            )
-        return rows
+    # Their ablation
 
-    def by_strength(self, direction: Direction, energy: float) -> list[dict[str, Any]]:
-        """Suppression as the first direction is removed by degrees; strength a leaves (1 - a)^2 of its energy."""
+    def by_rank(self, basis: Sequence[Direction]) -> list[RobustnessRank]:
+        """The behaviour under ablation of subspaces of growing rank, and of random subspaces of the same rank."""
+        h = self._activations(basis[0])
+        return [self._rank(basis[:rank], h) for rank in range(1, len(basis) + 1)]
+
+    def _rank(self, basis: Sequence[Direction], h: Float[Tensor, "prompt d_model"]) -> RobustnessRank:
+        rank, plan = len(basis), self.plan
+        own = Arm("own", tuple(map(Ablate, basis)))
+        draws = [_random_basis(h, rank, basis[0], plan.seed, k) for k in range(plan.nulls)]
+        arms = [own, *(Arm(f"null {k}", tuple(map(Ablate, draw))) for k, draw in enumerate(draws))]
+        shown = self.shown("test", "positive", arms)
+        rate, low, high = _rate(shown[0])
+        null_rates = shown[1:].mean(1)
+        null_energy = float(np.mean([_energy(h, draw) for draw in draws]))
+        return RobustnessRank(
+            rank=rank,
+            rate=rate,
+            low=low,
+            high=high,
+            drop=_drop(self.baseline, shown[0]),
+            energy=_energy(h, basis),
+            null=RandomSubspaces(float(null_rates.mean()), float(null_rates.min()), null_energy, len(draws)),
+            harmless=float(self.shown("test", "negative", [own]).mean()),
+        )
+
+    def by_strength(self, direction: Direction, energy: float) -> list[RobustnessStrength]:
+        """The behaviour under partial ablation; strength a leaves the share (1 - a)^2 of the direction's energy."""
         arms = [Arm(f"{a}", (Ablate(direction, a),)) for a in self.plan.strengths]
         shown = self.shown("test", "positive", arms)
         return [
-            {"strength": a, **_rate(row), "drop": _drop(self.baseline, row), "energy": energy * (1 - (1 - a) ** 2)}
+            RobustnessStrength(a, *_rate(row), _drop(self.baseline, row), energy * (1 - (1 - a) ** 2))
             for a, row in zip(self.plan.strengths, shown, strict=True)
         ]
 
-    def fragility(self, direction: Direction, energy: float) -> dict[str, Any]:
-        """Share of the behaviour lost at rank 1 over the energy removed, with a bootstrap interval over prompts."""
+    def fragility(self, direction: Direction, energy: float) -> RobustnessFragility:
+        """Share of the behaviour removed at rank 1, divided by the energy, with a bootstrap interval over prompts."""
         after = self.shown("test", "positive", [Arm("own", (Ablate(direction),))])[0]
         rng = np.random.default_rng(self.plan.seed)
         rows = rng.integers(len(after), size=(DRAWS, len(after)))
-        before, left = self.baseline[rows].mean(1), after[rows].mean(1)
-        lost = np.where(before > 0, (before - left) / np.where(before > 0, before, 1), np.nan)
+        before, remaining = self.baseline[rows].mean(1), after[rows].mean(1)
+        removed_share = np.where(before > 0, (before - remaining) / np.where(before > 0, before, 1), np.nan)
         if not self.baseline.mean() > 0 or energy <= 0:
-            return {"value": None, "low": None, "high": None, "lost": None}
-        low, high = np.nanquantile(lost, [0.025, 0.975])
+            return RobustnessFragility(None, None, None, None)
+        low, high = np.nanquantile(removed_share, [0.025, 0.975])
         share = float((self.baseline.mean() - after.mean()) / self.baseline.mean())
-        return {"value": share / energy, "low": float(low) / energy, "high": float(high) / energy, "lost": share}
+        return RobustnessFragility(share / energy, float(low) / energy, float(high) / energy, share)
 
-    def by_prompt(self) -> dict[str, Any]:
-        """The best of some random suffixes on validation, on test: what can be had with prompts alone."""
+    # A suffix
+
+    def by_prompt(self) -> PromptAttack:
+        """The behaviour with one random suffix: the one with the lowest rate on validation positives."""
         rng = random.Random(self.plan.seed)
         words = sorted({w for p in self.splits.get("train", "negative") for w in p.text.split()})
         suffixes = [" " + " ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
         rates = [float(self.shown("val", "positive", [BASELINE], s).mean()) for s in suffixes]
         best = suffixes[rates.index(min(rates))]
-        after = self.shown("test", "positive", [BASELINE], best)[0]
-        return {
-            **_rate(after),
-            "drop": _drop(self.baseline, after),
-            "tried": len(suffixes),
-            "words": self.plan.suffix_words,
-        }
+        (after,) = self.shown("test", "positive", [BASELINE], best)
+        return PromptAttack(*_rate(after), _drop(self.baseline, after), len(suffixes), self.plan.suffix_words)
+
+
+def _orthogonal(v: Float[Tensor, " d_model"], basis: Sequence[Direction]) -> Float[Tensor, " d_model"]:
+    """The component of `v` that is orthogonal to the basis, by modified Gram-Schmidt."""
+    for direction in basis:
+        r = direction.vector.double()
+        v = v - (v @ r) * r
+    return v
 
 
 def _random_basis(
     h: Float[Tensor, "prompt d_model"], rank: int, like: Direction, seed: int, draw: int
 ) -> list[Direction]:
-    """An orthonormal basis of a random subspace in the span of the main axes of the activations."""
+    """An orthonormal basis of a random subspace in the span of the principal axes of the activations."""
     centred = (h - h.mean(0)).double()
     axes = torch.linalg.svd(centred, full_matrices=False).Vh[: max(TOP, rank)]
     random_numbers = torch.tensor(np.random.default_rng([seed, draw, rank]).standard_normal((len(axes), rank)))
@@ -250,26 +269,17 @@ def _random_basis(
 
 
 def _energy(h: Float[Tensor, "prompt d_model"], basis: Sequence[Direction]) -> float:
-    """Share of the squared norm of the activations that the orthonormal directions span."""
+    """Share of the squared norm of the activations in the span of orthonormal directions."""
     return sum(removed(h, d.vector) for d in basis)
 
 
-def _rate(shown: Float[np.ndarray, " prompt"]) -> dict[str, Any]:
+def _rate(shown: Indicators) -> tuple[float, float, float]:
+    """Rate with Wilson's interval."""
     low, high = wilson(int(shown.sum()), len(shown))
-    return {"rate": float(shown.mean()), "low": low, "high": high}
+    return float(shown.mean()), low, high
 
 
-def _drop(before: Float[np.ndarray, " prompt"], after: Float[np.ndarray, " prompt"]) -> dict[str, float]:
+def _drop(before: Indicators, after: Indicators) -> MeanInterval:
+    """Decrease of the rate on the same prompts."""
     d = paired_difference(before > 0, after > 0)
-    return {"mean": d.mean, "low": d.low, "high": d.high}
-
-
-def compare(rows: Sequence[Mapping[str, Any]], plan: RobustnessPlan) -> dict[str, Any]:
-    """The record of several models: {"analysis", "plan", "models": [...], "sentence"}."""
-    told = [
-        f"{r['model']}: {r['baseline']['rate']:.2f} at baseline, {r['ranks'][0]['rate']:.2f} at rank 1 "
-        f"(energy {r['ranks'][0]['energy']:.2f}), {r['ranks'][-1]['rate']:.2f} at rank {r['ranks'][-1]['rank']}; "
-        f"half of it goes with {r['access']}"
-        for r in rows
-    ]
-    return {"analysis": "robustness", "plan": asdict(plan), "models": list(rows), "sentence": "; ".join(told) + "."}
+    return MeanInterval(d.mean, d.low, d.high)

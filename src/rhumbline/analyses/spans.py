@@ -1,8 +1,10 @@
-"""Further directions and subspaces: where they come from, and the random ones that they are held against.
+"""Spans of directions: orthonormal bases, prototypes of activations, and random spans to compare with.
 
-Knows vectors and activations. Does not know prompts, nor what a direction does to a model. A span does not depend on
-the order of its members: every basis is made by QR, and an ablation depends on the subspace alone.
+Input and output are vectors; independent of prompts and of models. Every basis is computed by QR, so that a span does
+not depend on the order of its members.
 """
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +18,11 @@ Basis = Float[Tensor, "rank d_model"]
 
 
 def span_of(vectors: Float[Tensor, "member d_model"], least: float = 1e-3) -> Basis:
-    """Orthonormal rows that span the vectors, float32, by QR; members that add nothing are left out."""
+    """Orthonormal rows that span the vectors, float32, by QR; members within the span of others are skipped."""
     basis: list[Tensor] = []
     for v in vectors.double():
         rest = v / v.norm()
-        for _ in range(2):  # twice is enough (Kahan): the rest is then orthogonal to rounding
+        for _ in range(2):  # twice is enough (Kahan): the rest is then orthogonal up to rounding
             for b in basis:
                 rest = rest - (rest @ b) * b
         if float(rest.norm()) > least:
@@ -30,7 +32,7 @@ def span_of(vectors: Float[Tensor, "member d_model"], least: float = 1e-3) -> Ba
 
 
 def energy(h: Float[Tensor, "prompt d_model"], basis: Basis) -> float:
-    """Share of the squared norm of the rows that lies in the span: what its ablation removes there."""
+    """Share of the squared norm of the rows that lies in the span, which its ablation removes."""
     return sum(removed(h, b) for b in basis)
 
 
@@ -40,7 +42,7 @@ def energy(h: Float[Tensor, "prompt d_model"], basis: Basis) -> float:
 def k_means(
     h: Float[Tensor, "prompt d_model"], k: int, rng: np.random.Generator, restarts: int = 10
 ) -> Float[Tensor, "cluster d_model"]:
-    """Centroids of Lloyd's algorithm, the best of several starts by k-means++ (Arthur and Vassilvitskii 2007)."""
+    """Centroids of Lloyd's algorithm: the best of several k-means++ starts (Arthur and Vassilvitskii 2007)."""
     x = h.double()
     best, least = x[:1], float("inf")
     for _ in range(restarts):
@@ -89,40 +91,40 @@ def self_organising_map(
 def prototypes(
     positive: Float[Tensor, "positive d_model"],
     negative: Float[Tensor, "negative d_model"],
-    how: str,
+    source: Literal["clusters", "som"],
     k: int,
     seed: int,
 ) -> Float[Tensor, "member d_model"]:
-    """Prototypes of the positives minus the negatives' mean, as unit vectors; `how` is `clusters` or `som`."""
+    """About `k` prototypes of the positives minus the mean of the negatives, as unit vectors."""
     rng = np.random.default_rng([seed, k])
-    if how == "clusters":
-        found = k_means(positive, k, rng)
+    if source == "clusters":
+        centres = k_means(positive, k, rng)
     else:
-        found = self_organising_map(positive, max(2, round(k**0.5)), rng)
-    return torch.nn.functional.normalize(found - negative.mean(0), dim=-1)
+        centres = self_organising_map(positive, max(2, round(k**0.5)), rng)
+    return torch.nn.functional.normalize(centres - negative.mean(0), dim=-1)
 
 
 # -- random subspaces -------------------------------------------------------------------------------------------------
 
 
 def random_span(
-    given: Float[Tensor, "given d_model"],
+    fixed: Float[Tensor, "fixed d_model"],
     rank: int,
     negative: Float[Tensor, "negative d_model"],
     rng: np.random.Generator,
     match: float | None = None,
     h: Float[Tensor, "prompt d_model"] | None = None,
 ) -> Basis:
-    """`given` and random directions beside it, up to `rank`.
+    """The span of `fixed` and random directions, of dimension `rank`.
 
-    Without `match` the further ones are isotropic. With it they are drawn along the spread of the negatives, which
-    knows nothing of the behaviour: each of its axes is weighted by its variance to a power t (0: isotropic, 1/2: a draw
-    from the covariance, large: the main axis), with t such that the whole span removes the share `match` of the energy
-    of `h` (default: the negatives). Where no t does, the nearest span stands.
+    Without `match` the random directions are isotropic. With `match` they are drawn along the principal axes of the
+    negatives, which are independent of the behaviour. The weight of an axis is its variance to a power t (0: isotropic,
+    1/2: a draw from the covariance, large: the first axis), with t such that the whole span contains the share `match`
+    of the energy of `h` (default: the negatives). If no t does, the nearest span is returned.
     """
-    plain = torch.stack([isotropic(negative.shape[1], rng) for _ in range(rank - len(given))])
+    plain = torch.stack([isotropic(negative.shape[1], rng) for _ in range(rank - len(fixed))])
     if match is None:
-        return span_of(torch.cat([given, plain]))
+        return span_of(torch.cat([fixed, plain]))
     measured = negative if h is None else h
     x = negative.double()
     _, values, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
@@ -131,7 +133,7 @@ def random_span(
     rest = plain.double() - along @ axes
 
     def drawn(t: float) -> Basis:
-        return span_of(torch.cat([given, (rest * float(share[-1]) ** t + (along * share**t) @ axes).float()]))
+        return span_of(torch.cat([fixed, (rest * float(share[-1]) ** t + (along * share**t) @ axes).float()]))
 
     low, high = 0.0, 4.0
     for _ in range(20):

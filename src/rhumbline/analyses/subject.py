@@ -5,11 +5,11 @@ holds no prompts, so the contrast file is given anew; organisms bring their own.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +31,14 @@ from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import ContrastSet, Label, Sizes, Split, Splits, split_contrast
 from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.records.analysis_values import LayerMean, Mean
+from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.positions import Position
+from rhumbline.records.shared import Site
 from rhumbline.report import build as report
+
+Analysis = TypeVar("Analysis", bound=AnalysisRecord)
 
 ORGANISM = "organism:"
 """What the name of an organism's model and contrast begins with."""
@@ -98,11 +104,19 @@ class Subject:
         kept = self.kept[split][label] if split in self.kept else [True] * len(prompts)
         return [p.id for p, k in zip(prompts, kept, strict=True) if k]
 
-    def save(self, name: str, parameters: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-        """Write RUN/analyses/NAME.json (and the report, where `page`); returns the record as it will be read."""
-        site = None if self.direction is None else {"position": self.direction.position, "layer": self.direction.layer}
-        head = {"analysis": name, "seed": self.seed, "site": site, "parameters": dict(parameters)}
-        saved = self.directory.save(self.directory.path / "analyses" / f"{name}.json", {**head, **record})
+    @property
+    def site(self) -> Site | None:
+        """The selected site; None if no candidate passed."""
+        return None if self.direction is None else self.selected_site()
+
+    def selected_site(self) -> Site:
+        """The selected site. Raises ProtocolError if no candidate passed."""
+        direction = self.selected()
+        return Site(Position(int(direction.position)), direction.layer)
+
+    def save(self, record: Analysis) -> Analysis:
+        """Write the record of an analysis (and the report, if `page`); returns the record as it will be read."""
+        saved = self.directory.write_record(record)
         if self.page:
             report.build(self.directory.path)
         return saved
@@ -235,10 +249,15 @@ def load_named(
 # -- what analyses write ----------------------------------------------------------------------------------------------
 
 
-def mean_record(values: Tensor | np.ndarray) -> dict[str, Any]:
-    """{"mean", "low", "high", "n"}: a mean over prompts with its bootstrap interval."""
-    found = bootstrap_mean(np.asarray(values, float), np.random.default_rng(0), draws=1000)
-    return found._asdict()
+def mean_interval(values: Tensor | np.ndarray) -> Mean:
+    """The mean over prompts with its bootstrap interval."""
+    return Mean(*bootstrap_mean(np.asarray(values, float), np.random.default_rng(0), draws=1000))
+
+
+def layer_means(values: Iterable[Tensor]) -> tuple[LayerMean, ...]:
+    """The mean over prompts in every layer, from the values of each layer."""
+    means = (mean_interval(v) for v in values)
+    return tuple(LayerMean(layer, m.mean, m.low, m.high, m.n) for layer, m in enumerate(means))
 
 
 def residuals_at(runner: Runner, sequences: list[list[int]], position: int) -> Float[Tensor, "prompt layer d_model"]:

@@ -1,6 +1,6 @@
-"""Suffixes that a user brings, and random ones of the same length beside them. Searches for none.
+"""Suffixes from the user's file, and random suffixes of the same number of tokens.
 
-A suffix stands after the instruction, one space between. Knows texts and tokens; does not know what a suffix does.
+A suffix follows the instruction after a space. Depends on texts and tokens only; does not search for suffixes.
 """
 
 from collections.abc import Sequence
@@ -15,59 +15,60 @@ from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Prompt
 
 TRIES = 200
-"""Draws of a random suffix before its length counts as out of reach."""
+"""Draws for each random suffix, at most."""
 
 
 def read_suffixes(path: str | Path) -> list[str]:
-    """One suffix a line, as it is but for its ends; empty lines are left out. Raises InputError."""
+    """The suffixes of a file, one per line, stripped; empty and repeated lines are skipped. Raises InputError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--suffix {path} cannot be read: {error}. Give a UTF-8 text file, one suffix a line."
+            f"--suffix {path} cannot be read: {error}. Pass a UTF-8 text file with one suffix per line."
         ) from error
-    found = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not found:
-        raise InputError(f"--suffix {path} holds no suffix; write one a line.")
-    return found
+    suffixes = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not suffixes:
+        raise InputError(f"--suffix {path} contains no suffix. Write one suffix per line.")
+    return suffixes
 
 
 def with_suffix(prompt: Prompt, suffix: str) -> Prompt:
-    """The prompt with the suffix after its instruction."""
+    """The prompt, followed by a space and the suffix."""
     return replace(prompt, text=f"{prompt.text} {suffix}")
 
 
-def length(chat: Chat, suffix: str) -> int:
+def token_count(chat: Chat, suffix: str) -> int:
     """Tokens of a suffix after a space."""
     return len(chat.tokenizer(f" {suffix}", add_special_tokens=False)["input_ids"])
 
 
 def random_suffixes(chat: Chat, like: str, draws: int, seed: int) -> list[str]:
-    """Suffixes of tokens drawn from the vocabulary, with as many tokens as `like`; special tokens are left out.
+    """Suffixes of tokens drawn from the vocabulary without special tokens, each with as many tokens as `like`.
 
-    A draw whose text is tokenised to another length is drawn again. Raises InputError where none can be found.
+    A draw whose text has another number of tokens is drawn again. Raises InputError if too few draws succeed.
     """
     tokenizer: Any = chat.tokenizer
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     vocabulary = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
-    wanted, rng = length(chat, like), np.random.default_rng([seed, len(like), draws])
-    found: list[str] = []
+    n, rng = token_count(chat, like), np.random.default_rng([seed, len(like), draws])
+    suffixes: list[str] = []
     for _ in range(TRIES * draws):
-        if len(found) == draws:
-            return found
-        text = tokenizer.decode(rng.choice(vocabulary, wanted).tolist()).strip()
-        # A replacement character is half of one: such a text is not what was drawn.
-        if text and "\ufffd" not in text and length(chat, text) == wanted and text not in found:
-            found.append(text)
-    if len(found) == draws:
-        return found
-    raise InputError(
-        f"no {draws} random suffixes of {wanted} tokens could be drawn beside {like!r}; give a shorter one."
-    )
+        if len(suffixes) == draws:
+            break
+        text = tokenizer.decode(rng.choice(vocabulary, n).tolist()).strip()
+        # A replacement character shows that the tokens split a character: such a text has other tokens.
+        if text and "\ufffd" not in text and token_count(chat, text) == n and text not in suffixes:
+            suffixes.append(text)
+    if len(suffixes) < draws:
+        raise InputError(
+            f"{draws} random suffixes of {n} tokens were requested for {like!r}, {len(suffixes)} could be drawn. Use a "
+            "shorter suffix."
+        )
+    return suffixes
 
 
 def encoded(chat: Chat, prompts: Sequence[Prompt], suffix: str | None = None) -> list[list[int]]:
-    """Token ids of the prompts, with a suffix or without; the post-instruction tokens are proved to be in place."""
-    chosen = [p if suffix is None else with_suffix(p, suffix) for p in prompts]
-    chat.check(chosen)
-    return [chat.encode(p) for p in chosen]
+    """Token ids of the prompts, with a suffix or without; the post-instruction tokens are checked."""
+    texts = [p if suffix is None else with_suffix(p, suffix) for p in prompts]
+    chat.check(texts)
+    return [chat.encode(p) for p in texts]

@@ -5,12 +5,18 @@ An analysis is a row of `ANALYSES`: its name, one line of help, its options and 
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from rhumbline.cli import style
-from rhumbline.cli.console import Progress, err, out
+from rhumbline.cli.console import NOT_MEASURED, Progress, err, interval, number, out
 from rhumbline.cli.options import read_template
+from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.directions_file import DirectionsRecord
+from rhumbline.records.suffix_file import SuffixRecord
+
+R = TypeVar("R")
+"""Record of an analysis."""
 
 
 class Analysis(NamedTuple):
@@ -77,10 +83,10 @@ def subject_of(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
     return subject
 
 
-def analysed(
-    a: argparse.Namespace, compute: Callable[[Any], Mapping[str, Any]], show: Callable[[Mapping], None]
-) -> int:
-    """Open the run, compute, and print the record or what it says."""
+def analysed(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[[R], None]) -> int:
+    """Open the run, compute the record of an analysis, and print it as JSON or as a summary."""
+    from rhumbline.records.codec import to_json
+
     progress = Progress()
     try:
         progress("opening the run", None)
@@ -90,24 +96,16 @@ def analysed(
     finally:
         progress.close()
     if a.json:
-        print(json.dumps(record, ensure_ascii=False))
+        print(json.dumps(to_json(record), ensure_ascii=False))
         return 0
     show(record)
-    out.print(f"record: {subject.directory.path / 'analyses' / record['analysis']}.json", markup=False, highlight=False)
+    out.print(f"record: {subject.directory.file_of(type(record))}", markup=False, highlight=False)
     out.print(f"report: {subject.directory.path / 'report.html'}", markup=False, highlight=False)
     return 0
 
 
 def _say(text: str) -> None:
     out.print(text, markup=False, highlight=False)
-
-
-def _ci(record: Mapping[str, Any], key: str) -> str:
-    return f"{record[key]:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
-
-
-def _mean(record: Mapping[str, Any]) -> str:
-    return f"{record['mean']:.2f} [{record['low']:.2f}, {record['high']:.2f}]"
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------
@@ -121,13 +119,14 @@ def _geometry_options(parser: argparse.ArgumentParser) -> None:
 def _geometry(a: argparse.Namespace) -> int:
     from rhumbline.analyses import geometry
 
-    def show(record: Mapping[str, Any]) -> None:
-        at = record["read_at"]
-        _say(f"position {at['position']}, by layer: AUROC on validation, cosine with the site's direction, the next")
-        for row in record["grid"]:
-            if row["position"] == at["position"]:
-                later = "-" if row["next"] is None else f"{row['next']:+.2f}"
-                _say(f"  layer {row['layer']:2d}  {_ci(row, 'auroc')}  {row['cosine']:+.2f}  {later}")
+    def show(record: GeometryRecord) -> None:
+        position = record.read_at.position
+        _say(f"position {position}, by layer: AUROC on validation, cosine with the direction, with the next layer")
+        for row in record.grid:
+            if row.position == position:
+                later = "-" if row.next is None else number(row.next, signed=True)
+                area = interval(row.auroc, row.low, row.high, 3)
+                _say(f"  layer {row.layer:2d}  {area}  {number(row.cosine, signed=True)}  {later}")
 
     return analysed(a, lambda subject: geometry.analyse(subject, components=a.components), show)
 
@@ -146,19 +145,19 @@ def _base(a: argparse.Namespace) -> int:
     from rhumbline.analyses import base
     from rhumbline.analyses.subject import load_named
 
-    def compute(subject: Any) -> Mapping[str, Any]:
+    def compute(subject: Any) -> BaseRecord:
         err.print(f"[dim]loading {a.base}[/]")
         dtype = subject.directory.protocol["model"]["dtype"]
         other = load_named(a.base, dtype=dtype, device=a.device, remote=a.trust_remote_code)
         return base.analyse(subject, other, draws=a.draws, retokenise=a.retokenise)
 
-    def show(record: Mapping[str, Any]) -> None:
-        _say(f"{record['finding']['answer']}: {record['finding']['reason']}")
-        for name, condition in record["conditions"].items():
-            _say(f"{name}: cosine; AUROC in the base of the chat's direction, and of its own")
-            for row in condition["layers"]:
-                areas = "  ".join(_ci(row[k], "value") for k in ("chat_in_base", "base_in_base"))
-                _say(f"  layer {row['layer']:2d}  {row['cosine']:+.2f}  {areas}")
+    def show(record: BaseRecord) -> None:
+        _say(f"{record.finding.answer}: {record.finding.reason}")
+        for name, condition in (("template", record.conditions.template), ("plain", record.conditions.plain)):
+            _say(f"{name}: cosine; AUROC in the base model of the chat model's direction, and of its own")
+            for row in condition.layers:
+                areas = "  ".join(interval(x.value, x.low, x.high, 3) for x in (row.chat_in_base, row.base_in_base))
+                _say(f"  layer {row.layer:2d}  {number(row.cosine, signed=True)}  {areas}")
 
     return analysed(a, compute, show)
 
@@ -176,13 +175,12 @@ def _monitor_options(parser: argparse.ArgumentParser) -> None:
 def _monitor(a: argparse.Namespace) -> int:
     from rhumbline.analyses import monitor
 
-    def show(record: Mapping[str, Any]) -> None:
-        _say(f"threshold {record['threshold']:.4g}, chosen on {record['n']['val']['negative']} validation negatives")
-        for c in record["conditions"]:
-            rates = ", ".join(
-                f"{side} {_ci(c[key], 'rate')}" for key, side in (("tpr", "positives flagged"), ("fpr", "negatives"))
-            )
-            _say(f"  {c['name']:10s}  AUROC {_ci(c['auroc'], 'value')}  {rates}")
+    def show(record: MonitorRecord) -> None:
+        _say(f"threshold {record.threshold:.4g}, selected on {record.n.val.negative} validation negatives")
+        for c in record.conditions:
+            positives, negatives = (interval(r.rate, r.low, r.high, 3) for r in (c.tpr, c.fpr))
+            area = interval(c.auroc.value, c.auroc.low, c.auroc.high, 3)
+            _say(f"  {c.name:10s}  AUROC {area}  positives flagged {positives}, negatives flagged {negatives}")
 
     return analysed(a, lambda s: monitor.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
 
@@ -203,12 +201,12 @@ def _suffix_options(parser: argparse.ArgumentParser) -> None:
 def _suffix(a: argparse.Namespace) -> int:
     from rhumbline.analyses import suffix
 
-    def show(record: Mapping[str, Any]) -> None:
-        for c in record["conditions"]:
-            said = ", ".join(f"{k} {_mean(c[k])}" for k in ("projection", "metric"))
-            _say(f"  {c['name']:10s}  {said}")
-        found = record["attribution"]
-        _say(f"attribution: {len(found['parts'])} parts, relative error {found['error']:.1e}")
+    def show(record: SuffixRecord) -> None:
+        for c in record.conditions:
+            projection, metric = (interval(m.mean, m.low, m.high) for m in (c.projection, c.metric))
+            _say(f"  {c.name:10s}  projection {projection}, metric {metric}")
+        error = NOT_MEASURED if record.attribution.error is None else f"{record.attribution.error:.1e}"
+        _say(f"attribution: {len(record.attribution.parts)} terms, relative error {error}")
 
     return analysed(a, lambda s: suffix.analyse(s, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads), show)
 
@@ -232,19 +230,21 @@ def _directions_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _directions(a: argparse.Namespace) -> int:
-    from rhumbline.analyses.directions import Plan, Rule, analyse
+    from rhumbline.analyses.directions import analyse
+    from rhumbline.records.directions_file import DirectionsPlan, DirectionsRule
 
     numbers = {k: getattr(a, k) for k in ("max_rank", "draws", "samples", "prompts", "steps")}
     given = {k: v for k, v in numbers.items() if v is not None}
     if a.sources is not None:
         given["sources"] = tuple(part.strip() for part in a.sources.split(","))
-    plan, rule = Plan(**given), Rule() if a.margin is None else Rule(margin=a.margin)
+    plan = DirectionsPlan(**given)
+    rule = DirectionsRule() if a.margin is None else DirectionsRule(margin=a.margin)
 
-    def show(record: Mapping[str, Any]) -> None:
-        for name, source in record["sources"].items():
-            rates = "  ".join(f"{r['rank']}: {r['suppression']['rate']:.2f}" for r in source["ranks"])
+    def show(record: DirectionsRecord) -> None:
+        for name, source in record.sources.items():
+            rates = "  ".join(f"{r.rank}: {r.suppression.rate:.2f}" for r in source.ranks)
             _say(f"  {name:11s} rate by rank ablated  {rates}")
-        _say(f"{record['verdict']['answer']}: {record['verdict']['reason']}")
+        _say(f"{record.verdict.answer}: {record.verdict.reason}")
 
     return analysed(a, lambda subject: analyse(subject, plan, rule), show)
 

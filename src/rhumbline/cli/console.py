@@ -51,6 +51,22 @@ class Progress:
         self.status.stop()
 
 
+NOT_MEASURED = "not measured"
+"""Text of a number that is None in a record."""
+
+
+def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
+    """A number with fixed digits and without a negative zero."""
+    return NOT_MEASURED if value is None else f"{value:{'+' if signed else ''}z.{digits}f}"
+
+
+def interval(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
+    """A number with its interval."""
+    if value is None or low is None or high is None:
+        return NOT_MEASURED
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
 def text_table(*columns: str, title: str | None = None) -> Table:
     """A table of texts, folded where they are long."""
     table = Table(title=title, title_justify="left", box=None)

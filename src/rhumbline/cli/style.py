@@ -5,7 +5,7 @@ Options and printing; computes nothing itself.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,15 @@ def _load(a: argparse.Namespace, name: str) -> Any:
     return load(name, dtype=a.dtype, device=a.device, trust_remote_code=a.trust_remote_code)
 
 
-def _finish(a: argparse.Namespace, record: Mapping[str, Any]) -> int:
+def _finish(a: argparse.Namespace, record: Any) -> int:
     from rhumbline.analyses.sheets import write
+    from rhumbline.records.codec import to_json
 
     page = write(record, Path(a.out))
     if a.json:
-        print(json.dumps(record, ensure_ascii=False))
+        print(json.dumps(to_json(record), ensure_ascii=False))
         return 0
-    out.print(record["sentence"], markup=False, highlight=False)
+    out.print(record.sentence, markup=False, highlight=False)
     out.print(f"report: {page}", markup=False, highlight=False)
     return 0
 
@@ -81,13 +82,15 @@ def _finish(a: argparse.Namespace, record: Mapping[str, Any]) -> int:
 def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
     from rhumbline.errors import InputError
-    from rhumbline.prompts.contrasts import Sizes
+    from rhumbline.judging.keyword_judges import judge
     from rhumbline.prompts.named_sets import open_contrast
+    from rhumbline.records.shared import BySplit
 
+    judge(a.judge)  # an unknown name is an error before a model is loaded
     plan = RobustnessPlan(
         ranks=a.ranks,
         judge=a.judge,
-        sizes=Sizes(128, 16, a.test),
+        sizes=BySplit(128, 16, a.test),
         max_new_tokens=a.max_new_tokens,
         seed=a.seed,
     )

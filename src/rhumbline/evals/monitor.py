@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rhumbline.errors import InputError, ProtocolError
+from rhumbline.errors import DirectionError, InputError, ProtocolError
 from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
@@ -24,6 +24,7 @@ from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_json
+from rhumbline.records.positions import Position
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Monitor:
     direction: Direction
     threshold: float | None = None
     """Prompts that score above it are flagged; None where none was chosen."""
+
+    def __post_init__(self):
+        position = Position(int(self.direction.position))
+        if position.is_in_response:
+            raise DirectionError(
+                f"the direction was read in responses (position: {position}), and a monitor reads prompts. Use a "
+                "direction of a run with --positions post-instruction or last-instruction."
+            )
 
     @classmethod
     def from_run(

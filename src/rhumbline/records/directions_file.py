@@ -1,7 +1,7 @@
 """analyses/directions.json of a run, and its parts while the analysis is unfinished, as records."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from msgspec import Struct, field
 
@@ -21,7 +21,8 @@ SPAN_FAMILIES: tuple[SpanFamily, ...] = get_args(SpanFamily)
 class DirectionsPlan:
     """What is measured."""
 
-    sources: tuple[SourceName, ...] = SOURCES
+    sources: tuple[str, ...] = SOURCES
+    """Sources of further directions, some of `SOURCES`."""
     max_rank: int = 4
     """Largest rank of a span."""
     pool: int = 12
@@ -52,6 +53,11 @@ class DirectionsPlan:
             faults.append(f"prompts is {self.prompts}, expected 2 or more")
         if faults:
             raise InputError(f"directions: {'; '.join(faults)}.")
+
+    @property
+    def source_names(self) -> tuple[SourceName, ...]:
+        """The sources, which are checked."""
+        return cast(tuple[SourceName, ...], self.sources)
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,9 @@ class RobustnessRecord:
 # -- dissociation.json ------------------------------------------------------------------------------------------------
 
 
+DissociationFinding = Literal["DOUBLE-DISSOCIATION", "NOT-DISSOCIATED"]
+
+
 @dataclass(frozen=True)
 class RunReference:
     """One of the two runs."""
@@ -239,12 +242,15 @@ class DissociationRecord:
     table: tuple[DissociationCell, ...]
     """Every behaviour under every ablation."""
     cosine: DissociationCosines
-    finding: Literal["DOUBLE-DISSOCIATION", "NOT-DISSOCIATED"]
+    finding: DissociationFinding
     sentence: str
     """The finding with its numbers."""
 
 
 # -- flinch.json ------------------------------------------------------------------------------------------------------
+
+
+FlinchFinding = Literal["NO-FLINCH", "FLINCH", "FLINCH-ONE-DIRECTION"]
 
 
 @dataclass(frozen=True)
@@ -338,6 +344,6 @@ class FlinchRecord:
     mean: MeanFlinch
     direction: FlinchDirection | None
     """None if the mean flinch is not below 0, or if the residuals of the models do not differ."""
-    finding: Literal["NO-FLINCH", "FLINCH", "FLINCH-ONE-DIRECTION"]
+    finding: FlinchFinding
     sentence: str
     """The finding with its numbers."""
