@@ -104,7 +104,7 @@ def losses(seed: int, table: Sequence[Loss]) -> list[Chart]:
             {
                 "arm": loss.arm.label,
                 "kind": "null" if loss.arm.is_null else "direction",
-                "shown": f"{loss.change:+.3f}",
+                "shown": f"{loss.change:+z.3f}",
                 **{key: getattr(loss, key) for key in ("change", "low", "high", "ce", "perplexity", "documents")},
             }
             for loss in table

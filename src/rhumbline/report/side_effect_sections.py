@@ -129,13 +129,13 @@ def _negatives_sentence(row: NegativeRate) -> Html:
     parts: list[Any] = [
         "Under ablation, the rate of the behaviour on negatives is ",
         page.interval(row.rate, row.low, row.high),
-        f" of {row.n} (change ",
+        f" (n = {row.n}, change ",
         page.interval(row.change, row.change_low, row.change_high, signed=True),
         ").",
     ]
     if row.correct is not None:
         parts += [
-            f" Of {row.correct_n} known answers, the share {page.number(row.correct)} is right (change ",
+            f" The share of right answers is {page.number(row.correct)} (n = {row.correct_n}, change ",
             page.interval(row.correct_change, row.correct_low, row.correct_high, signed=True),
             ").",
         ]
