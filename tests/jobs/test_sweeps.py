@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from rhumbline.cli import main
 from rhumbline.engines.mock import Mock
 from rhumbline.errors import InputError, OutputError
 from rhumbline.jobs.sweeps import Sweep, read_sweep, run_sweep
-from rhumbline.records.directory import locked
+from rhumbline.records.codec import to_json
+from rhumbline.records.directory import RunDirectory, locked
 from rhumbline.records.files import read_json
-from rhumbline.report.comparison import gather, named, rows_of, write_tables
+from rhumbline.records.results import Results
+from rhumbline.report.comparison import ComparisonRow, gather, named, rows_of, write_tables
 from rhumbline.report.comparison_page import build
 
 QUICK = """
@@ -47,13 +50,13 @@ def swept(tmp_path_factory):
 
 def test_one_broken_model_does_not_stop_the_rest(swept):
     _, out, found = swept
-    assert [row["verdict"] for row in found.rows] == ["SINGLE-DIRECTION-REPRODUCES"] * 2
+    assert [row.verdict for row in found.rows] == ["SINGLE-DIRECTION-REPRODUCES"] * 2
     assert [f.run for f in found.failures] == [f"broken--own--rhumbline--seed-{s}" for s in (0, 1)]
     assert all("no contrast of its own" in f.reason for f in found.failures)
     text = found.page.read_text()
     assert "no contrast of its own" in text
     table = read_json(out / "comparison.json")
-    assert table["rows"] == found.rows
+    assert table["rows"] == [to_json(row) for row in found.rows]
     assert [f["run"] for f in table["failures"]] == [f.run for f in found.failures]
     lines = [json.loads(line) for line in (out / "jobs.log").read_text().splitlines()]
     assert {line["job"]: line["error"] is None for line in lines} == {
@@ -64,11 +67,11 @@ def test_one_broken_model_does_not_stop_the_rest(swept):
 
 def test_a_sweep_resumes_and_ends_alike(swept):
     sweep, out, found = swept
-    stamp = (out / "runs" / found.rows[0]["run"] / "results.json").stat().st_mtime_ns
-    shutil.rmtree(out / "runs" / found.rows[1]["run"] / "seed-1")
-    (out / "runs" / found.rows[1]["run"] / "results.json").unlink()
+    stamp = (out / "runs" / found.rows[0].run / "results.json").stat().st_mtime_ns
+    shutil.rmtree(out / "runs" / found.rows[1].run / "seed-1")
+    (out / "runs" / found.rows[1].run / "results.json").unlink()
     again = run_sweep(sweep, out)
-    assert (out / "runs" / found.rows[0]["run"] / "results.json").stat().st_mtime_ns == stamp
+    assert (out / "runs" / found.rows[0].run / "results.json").stat().st_mtime_ns == stamp
     assert [without_cost(r) for r in again.rows] == [without_cost(r) for r in found.rows]
 
 
@@ -77,11 +80,11 @@ def test_order_and_repeats_change_no_row(swept, tmp_path):
     other = run_sweep(sweep, tmp_path / "out", Mock(3, repeats=0.7))
     assert [without_cost(r) for r in other.rows] == [without_cost(r) for r in found.rows]
     assert without_cost_section(other.page) == without_cost_section(found.page)
-    assert {row["engine"] for row in other.rows} == {"mock"}
+    assert {row.engine for row in other.rows} == {"mock"}
 
 
-def without_cost(row: dict) -> dict:
-    return {k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "engine")}
+def without_cost(row: ComparisonRow) -> ComparisonRow:
+    return replace(row, seconds=0.0, cpu_seconds=0.0, peak_memory_mb=0.0, engine="")
 
 
 def without_cost_section(page: Path) -> str:
@@ -104,7 +107,7 @@ def test_a_stale_lock_holds_nobody_up(swept, tmp_path):
 def test_the_directory_of_a_run_is_no_directory_for_a_sweep(swept):
     sweep, out, found = swept
     with pytest.raises(OutputError, match="is the directory of a run"):
-        run_sweep(sweep, out / "runs" / found.rows[0]["run"])
+        run_sweep(sweep, out / "runs" / found.rows[0].run)
 
 
 def test_another_protocol_in_a_finished_sweep_is_listed(swept):
@@ -131,19 +134,19 @@ def test_every_fault_of_a_sweep_file_is_told_at_once(tmp_path):
 # -- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def test_the_table_says_what_the_runs_say(tmp_path):
-    run = make_run(tmp_path / "a", seeds=(0, 1))
-    rows = rows_of(run)
-    results = read_json(run / "results.json")
-    for row, seed in zip(rows, results["seeds"], strict=True):
-        effects = {e["name"]: e for e in seed["effects"]}
-        assert row["suppression"] == effects["suppression"]["drop"]
-        assert (row["induction_low"], row["induction_high"]) == (
-            effects["induction"]["low"],
-            effects["induction"]["high"],
-        )
-        assert row["layer_share"] == seed["selected"]["layer"] / results["model"]["n_layers"]
-        assert row["suppression_p"] == max(effects["suppression"]["p"].values())
+def test_the_table_has_the_numbers_of_the_runs(tmp_path):
+    run = make_run(tmp_path / "a", seeds=(0, 1), evidence=True)
+    results = RunDirectory.read(run).read_record(Results)
+    for row, seed in zip(rows_of(run), results.seeds, strict=True):
+        suppression, induction = seed.effects
+        assert row.suppression == suppression.drop
+        assert (row.induction_low, row.induction_high) == (induction.low, induction.high)
+        assert row.layer_share == seed.selected.layer / results.model.n_layers
+        assert row.suppression_p == max(suppression.p.values())
+        assert row.suppression_gap == min(suppression.gap.values())
+        assert (row.fragility, row.half_strength) == (seed.dose.fragility.fragility, seed.dose.fragility.half)
+        assert row.same_site == seed.stability.chosen[0].share
+        assert row.kl == seed.shift.kl
     with pytest.raises(OutputError, match=r"no protocol\.json"):
         rows_of(tmp_path)
 
@@ -154,14 +157,12 @@ def test_tables_are_one_table_in_three_forms(tmp_path):
     rows, failures = gather(named([*runs, tmp_path / "nothing"]))
     assert [f.run for f in failures] == ["nothing"]
     write_tables(rows, failures, tmp_path / "out")
-    assert parquet.read_table(tmp_path / "out" / "comparison.parquet").to_pylist() == rows
+    assert parquet.read_table(tmp_path / "out" / "comparison.parquet").to_pylist() == [to_json(row) for row in rows]
     with open(tmp_path / "out" / "comparison.csv", newline="") as f:
-        told = list(csv.DictReader(f))
-    assert [row["verdict"] for row in told] == [row["verdict"] for row in rows]
-    assert [row["suppression"] for row in told] == [
-        "" if r["suppression"] is None else str(r["suppression"]) for r in rows
-    ]
-    # A column without a single value keeps its type.
+        table = list(csv.DictReader(f))
+    assert [row["verdict"] for row in table] == [row.verdict for row in rows]
+    assert [row["suppression"] for row in table] == ["" if r.suppression is None else str(r.suppression) for r in rows]
+    # A column without a single value has the same type as in other tables.
     write_tables(rows[-2:], [], tmp_path / "empty")
     one, two = (parquet.read_schema(tmp_path / d / "comparison.parquet") for d in ("out", "empty"))
     assert one == two
@@ -169,7 +170,7 @@ def test_tables_are_one_table_in_three_forms(tmp_path):
 
 def test_hostile_names_stay_text(tmp_path):
     rows, _ = gather(named([make_run(tmp_path / "h", hostile=True)]))
-    rows[0]["model"] = "=1+1"
+    rows[0] = replace(rows[0], model="=1+1")
     text = build(rows, [], tmp_path / "out").read_text()
     assert HOSTILE not in text
     assert "<img src=x" not in text

@@ -104,16 +104,18 @@ def _compare(a: argparse.Namespace) -> int:
 
 
 def _print(a: argparse.Namespace, rows: Any, failures: Any, page: Path) -> None:
+    from rhumbline.report.comparison import table_json
+
     if a.json:
-        print(json.dumps({"rows": rows, "failures": [f._asdict() for f in failures]}, ensure_ascii=False))
+        print(json.dumps(table_json(rows, failures), ensure_ascii=False))
     else:
         table = Table(box=None)
         for column in ("run", "seed", "verdict", "suppression", "induction", "layer"):
             table.add_column(column, justify="left" if column in ("run", "verdict") else "right", overflow="fold")
         for row in rows:
-            effects = ["-" if row[e] is None else f"{row[e]:.2f}" for e in ("suppression", "induction")]
-            layer = "-" if row["layer"] is None else f"{row['layer']}/{row['layers']}"
-            table.add_row(escape(row["run"]), str(row["seed"]), row["verdict"], *effects, layer)
+            effects = ["-" if e is None else f"{e:.2f}" for e in (row.suppression, row.induction)]
+            layer = "-" if row.layer is None else f"{row.layer}/{row.layers}"
+            table.add_row(escape(row.run), str(row.seed), row.verdict, *effects, layer)
         out.print(table)
         out.print(f"page: {page}", markup=False, highlight=False)
     for failure in failures:

@@ -261,7 +261,7 @@ class Swept(NamedTuple):
     """What a sweep came to."""
 
     page: Path
-    rows: list[comparing.Row]
+    rows: list[comparing.ComparisonRow]
     failures: list[Failure]
 
 

@@ -1,154 +1,243 @@
-"""Finished runs in, one table out: what each seed of each run found, and what it cost. CSV, JSON and Parquet.
+"""Compute one table from finished runs: results and costs of each seed of each run. Writes CSV, JSON and Parquet.
 
-Knows results.json. Computes nothing anew: every number is one that a run wrote. Imports no torch.
+Every number is one that a run wrote. Independent of models and markup.
 """
 
 import csv
 import io
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhumbline.errors import InputError, OutputError
-from rhumbline.records.directory import RunDirectory
-from rhumbline.records.files import finite, read_json, write_bytes, write_json
+from msgspec import UNSET
 
-Row = dict[str, Any]
+from rhumbline.errors import InputError
+from rhumbline.records.arms import BASELINE
+from rhumbline.records.codec import to_json
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.files import write_bytes, write_json
+from rhumbline.records.results import SeedResult
+from rhumbline.records.shared import EffectName
+from rhumbline.report.run_record import RunSummary, read_summary
 
 TABLE = "comparison"
 """Stem of the files."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One seed of a finished run. A number is None if it was not measured."""
+
+    run: str
+    """Short name of the run directory."""
+    model: str
+    model_type: str
+    layers: int
+    """Layers of the model."""
+    contrast: str
+    preset: str
+    behaviour: str
+    seed: int
+    verdict: str
+    reason: str
+    baseline: float | None
+    """Rate on positives at baseline."""
+    position: int | None
+    """Position of the selected candidate; 0 is the response mean, k > 0 the k-th response token."""
+    layer: int | None
+    layer_share: float | None
+    """Selected layer divided by the number of layers."""
+    norm: float | None
+    suppression: float | None
+    suppression_low: float | None
+    suppression_high: float | None
+    suppression_p: float | None
+    """Largest rank p over the null families."""
+    suppression_gap: float | None
+    """Smallest gap over the null families."""
+    induction: float | None
+    induction_low: float | None
+    induction_high: float | None
+    induction_p: float | None
+    """Largest rank p over the null families."""
+    induction_gap: float | None
+    """Smallest gap over the null families."""
+    fragility: float | None
+    half_strength: float | None
+    """Strength at which half of the behaviour is removed."""
+    kl: float | None
+    """Mean KL divergence under ablation on negatives, nats."""
+    same_site: float | None
+    """Share of the bootstrap refits that select the same site."""
+    refit_cosine: float | None
+    """Mean cosine of the refits with the direction."""
+    seconds: float
+    """Wall time of the stages of this seed."""
+    cpu_seconds: float
+    """Processor time of the stages of this seed."""
+    peak_memory_mb: float | None
+    """Of the run."""
+    engine: str
+    device: str
+
+    def effect(self, name: EffectName) -> tuple[float | None, float | None, float | None]:
+        """Return an effect and the ends of its interval."""
+        if name == "suppression":
+            return self.suppression, self.suppression_low, self.suppression_high
+        return self.induction, self.induction_low, self.induction_high
+
+
 class Failure(NamedTuple):
-    """A run that has no results, and why."""
+    """A run without results, and the reason."""
 
     run: str
     reason: str
 
 
-def rows_of(path: str | Path, name: str | None = None) -> list[Row]:
-    """One row for each seed of a finished run. OutputError where it is none."""
-    directory = RunDirectory.read(path)
-    results = read_json(directory.path / "results.json")
-    try:
-        return [_row(name or directory.path.name, directory.protocol, results, seed) for seed in results["seeds"]]
-    except (KeyError, TypeError, IndexError) as error:
-        raise OutputError(f"{path}: results.json lacks {error}. Run `rhumbline verify {path}`.") from error
+# -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _row(name: str, protocol: Mapping[str, Any], results: Mapping[str, Any], seed: Mapping[str, Any]) -> Row:
-    model, cell, timings = protocol["model"], seed["selected"], results["timings"]
-    own = [t["seconds"] for t in timings["stages"] if t["seed"] == seed["seed"]]
-    cpu = [t.get("cpu_seconds") or 0.0 for t in timings["stages"] if t["seed"] == seed["seed"]]
-    effects = {e["name"]: e for e in seed["effects"]}
-    stability, dose = seed.get("stability") or {}, seed.get("dose") or {}
-    row: Row = {
-        "run": name,
-        "model": model["name"],
-        "model_type": model.get("model_type"),
-        "layers": model["n_layers"],
-        "contrast": protocol["contrast"]["name"],
-        "preset": protocol["preset"],
-        "behaviour": protocol["behaviour"],
-        "seed": seed["seed"],
-        "verdict": seed["verdict"],
-        "reason": seed.get("reason"),
-        "baseline": _rate(seed, "baseline", "positive"),
-        "position": cell["position"] if cell else None,
-        "layer": cell["layer"] if cell else None,
-        "layer_share": cell["layer"] / model["n_layers"] if cell else None,
-        "norm": cell["norm"] if cell else None,
+def rows_of(path: str | Path, name: str | None = None) -> list[ComparisonRow]:
+    """Return one row for each seed of a finished run. Raises OutputError if there is none."""
+    run = read_summary(RunDirectory.read(path))
+    return [_row(name or run.directory.path.name, run, seed) for seed in run.results.seeds]
+
+
+def _row(name: str, run: RunSummary, seed: SeedResult) -> ComparisonRow:
+    results, model, cell = run.results, run.context.model, seed.selected
+    stages = [stage for stage in results.timings.stages if stage.seed == seed.seed]
+    baseline = next((row.rate for row in seed.arms if row.arm == BASELINE and row.side == "positive"), None)
+    engine = results.environment.engine
+    return ComparisonRow(
+        run=name,
+        model=model.name,
+        model_type=model.model_type,
+        layers=model.n_layers,
+        contrast=run.context.contrast.name,
+        preset=run.protocol.preset,
+        behaviour=run.protocol.behaviour,
+        seed=seed.seed,
+        verdict=seed.verdict,
+        reason=seed.reason,
+        baseline=baseline,
+        position=None if cell is None else int(cell.position),
+        layer=None if cell is None else cell.layer,
+        layer_share=None if cell is None else cell.layer / model.n_layers,
+        norm=None if cell is None else cell.norm,
+        **_effect(seed, "suppression"),
+        **_effect(seed, "induction"),
+        fragility=None if seed.dose is None else seed.dose.fragility.fragility,
+        half_strength=None if seed.dose is None else seed.dose.fragility.half,
+        kl=seed.shift.kl,
+        same_site=_same_site(seed),
+        refit_cosine=None if seed.stability is None else seed.stability.cosine.mean,
+        seconds=round(sum(stage.seconds for stage in stages), 3),
+        cpu_seconds=round(sum(stage.cpu_seconds for stage in stages), 3),
+        peak_memory_mb=max((stage.peak_memory_mb for stage in results.timings.stages), default=None),
+        engine="local" if engine is UNSET else engine,
+        device=results.environment.device,
+    )
+
+
+def _effect(seed: SeedResult, name: EffectName) -> dict[str, Any]:
+    effect = next((effect for effect in seed.effects if effect.name == name), None)
+    if effect is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_p", f"{name}_gap"))
+    return {
+        name: effect.drop,
+        f"{name}_low": effect.low,
+        f"{name}_high": effect.high,
+        f"{name}_p": max(effect.p.values(), default=None),
+        f"{name}_gap": min((gap for gap in effect.gap.values() if gap is not None), default=None),
     }
-    for effect in ("suppression", "induction"):
-        found = effects.get(effect, {})
-        row |= {
-            effect: found.get("drop"),
-            f"{effect}_low": found.get("low"),
-            f"{effect}_high": found.get("high"),
-            f"{effect}_p": max((p for p in (found.get("p") or {}).values() if p is not None), default=None),
-            f"{effect}_gap": min((g for g in (found.get("gap") or {}).values() if g is not None), default=None),
-        }
-    chosen = {(c["position"], c["layer"]): c["share"] for c in stability.get("chosen", [])}
-    row |= {
-        "fragility": (dose.get("fragility") or {}).get("fragility"),
-        "half_strength": (dose.get("fragility") or {}).get("half"),
-        "kl": (seed.get("shift") or {}).get("kl"),
-        "same_site": chosen.get((cell["position"], cell["layer"]), 0.0) if cell and stability.get("refits") else None,
-        "refit_cosine": (stability.get("cosine") or {}).get("mean"),
-        "seconds": round(sum(own), 3),
-        "cpu_seconds": round(sum(cpu), 3),
-        "peak_memory_mb": max((t["peak_memory_mb"] for t in timings["stages"]), default=None),
-        "engine": results["environment"].get("engine", "local"),
-        "device": results["environment"]["device"],
-    }
-    return finite(row)
 
 
-def _rate(seed: Mapping[str, Any], arm: str, which: str) -> float | None:
-    return next((a["rate"] for a in seed["arms"] if (a["arm"], a["set"]) == (arm, which)), None)
+def _same_site(seed: SeedResult) -> float | None:
+    """Return the share of the refits that select the site of the direction."""
+    stability, cell = seed.stability, seed.selected
+    if stability is None or cell is None or not stability.refits:
+        return None
+    here = (site.share for site in stability.chosen if (site.position, site.layer) == (cell.position, cell.layer))
+    return next(here, 0.0)
 
 
 def named(paths: Sequence[str | Path]) -> dict[str, Path]:
-    """A short name for each run directory: its last part, with as many of the parts before it as tell them apart."""
-    found = [Path(p).resolve() for p in paths]
-    if len(set(found)) != len(found):
-        raise InputError("the same run is given twice; give each once.")
+    """Return a short name for each run directory: the last parts of its path that distinguish it from the others."""
+    folders = [Path(p).resolve() for p in paths]
+    if len(set(folders)) != len(folders):
+        raise InputError("the same run is given twice. Pass each run once.")
     depth = 1
-    while len({p.parts[-depth:] for p in found}) < len(found):
+    while len({p.parts[-depth:] for p in folders}) < len(folders):
         depth += 1
-    return {"/".join(p.parts[-depth:]): p for p in found}
+    return {"/".join(p.parts[-depth:]): p for p in folders}
 
 
-def gather(runs: Mapping[str, Path]) -> tuple[list[Row], list[Failure]]:
-    """The rows of all runs, and those that could not be read with the reason."""
-    rows: list[Row] = []
+def gather(runs: Mapping[str, Path]) -> tuple[list[ComparisonRow], list[Failure]]:
+    """Return the rows of all runs, and the runs that could not be read."""
+    rows: list[ComparisonRow] = []
     failures: list[Failure] = []
     for name, path in runs.items():
         try:
             rows += rows_of(path, name)
-        except OutputError as error:
+        except InputError as error:
             failures.append(Failure(name, str(error)))
     return rows, failures
 
 
-def write_tables(rows: Sequence[Row], failures: Iterable[Failure], out: Path) -> list[Path]:
-    """comparison.json, comparison.csv, and comparison.parquet where pyarrow (extra `table`) is installed."""
-    made = [out / f"{TABLE}.json", out / f"{TABLE}.csv"]
-    write_json(made[0], {"rows": list(rows), "failures": [f._asdict() for f in failures]})
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table_json(rows: Iterable[ComparisonRow], failures: Iterable[Failure]) -> dict[str, Any]:
+    """Return the JSON value of the table."""
+    return {"rows": [to_json(row) for row in rows], "failures": [failure._asdict() for failure in failures]}
+
+
+def write_tables(rows: Sequence[ComparisonRow], failures: Iterable[Failure], out: Path) -> list[Path]:
+    """Write comparison.json and comparison.csv, and comparison.parquet if pyarrow (extra `data`) is installed."""
+    paths = [out / f"{TABLE}.json", out / f"{TABLE}.csv"]
+    write_json(paths[0], table_json(rows, failures))
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(text, _columns(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(_no_formula(row) for row in rows)
-    write_bytes(made[1], text.getvalue().encode())
+        writer.writerows(_without_formulas(row) for row in rows)
+    write_bytes(paths[1], text.getvalue().encode())
     parquet = _parquet()
     if parquet is not None and rows:
-        made.append(out / f"{TABLE}.parquet")
-        write_bytes(made[-1], parquet(rows))
-    return made
+        paths.append(out / f"{TABLE}.parquet")
+        write_bytes(paths[-1], parquet(rows))
+    return paths
 
 
-def _no_formula(row: Row) -> Row:
-    """Texts that a spreadsheet would run as a formula begin with an apostrophe."""
-    return {k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t" else v for k, v in row.items()}
+def _columns() -> list[str]:
+    return [field.name for field in fields(ComparisonRow)]
 
 
-def _parquet() -> Callable[[Sequence[Row]], bytes] | None:
+def _without_formulas(row: ComparisonRow) -> dict[str, Any]:
+    """Return the cells of a row; a text that a spreadsheet would run as a formula starts with an apostrophe."""
+    return {k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t" else v for k, v in asdict(row).items()}
+
+
+def _parquet() -> Callable[[Sequence[ComparisonRow]], bytes] | None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         return None
 
-    def written(rows: Sequence[Row]) -> bytes:
-        # A column's type is its name's, not that of the values at hand: one that is empty here may not be elsewhere.
-        kinds = {k: pa.string() if k in _TEXTS else pa.int64() if k in _WHOLE else pa.float64() for k in rows[0]}
+    def written(rows: Sequence[ComparisonRow]) -> bytes:
+        # The type of a column is that of its field: a column that is empty here can have numbers in another table.
+        types = typing.get_type_hints(ComparisonRow)
+        columns = [(name, _arrow_type(pa, types[name])) for name in _columns()]
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=pa.schema(list(kinds.items()))), sink)
+        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=pa.schema(columns)), sink)
         return sink.getvalue().to_pybytes()
 
     return written
 
 
-_TEXTS = {"run", "model", "model_type", "contrast", "preset", "behaviour", "verdict", "reason", "engine", "device"}
-_WHOLE = {"layers", "seed", "position", "layer"}
+def _arrow_type(pa: Any, kind: Any) -> Any:
+    kinds = typing.get_args(kind) or (kind,)
+    return pa.string() if str in kinds else pa.int64() if int in kinds else pa.float64()

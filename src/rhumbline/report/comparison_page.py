@@ -1,6 +1,6 @@
-"""The page that sets runs side by side: verdicts, effects with intervals, depth, fragility, cost, and what failed.
+"""Build the page that compares runs: verdicts, effects with intervals, depth, fragility, costs, and failed runs.
 
-Reads the rows of comparing.py and nothing else; page.py and figures.py draw. Decides nothing.
+Reads the rows of comparison.py only.
 """
 
 from collections import Counter
@@ -9,17 +9,19 @@ from pathlib import Path
 
 import altair as alt
 
+from rhumbline.records.shared import EffectName
 from rhumbline.report import page
-from rhumbline.report.comparison import Failure, Row
-from rhumbline.report.figures import LIGHT, Chart, bare_axis, finished, printable, tips, where
+from rhumbline.report.comparison import ComparisonRow, Failure
+from rhumbline.report.figures import LIGHT, Chart, Row, bare_axis, finished, printable, tips, where
 from rhumbline.report.page import Html, tag
+from rhumbline.report.run_record import EFFECT_ARMS
+from rhumbline.report.verdict_sections import badge
 
-GLYPHS = {"SINGLE-DIRECTION-REPRODUCES": ("yes", "●"), "NOT-SINGLE-DIRECTION": ("no", "○"), "DAMAGED": ("no", "◐")}
-"""Verdict: class of its badge, and its sign; the others are open."""
 
-
-def build(rows: Sequence[Row], failures: Sequence[Failure], out: Path, title: str = "Comparison of runs") -> Path:
-    """Write `out`/report.html and its figures; returns the page's path."""
+def build(
+    rows: Sequence[ComparisonRow], failures: Sequence[Failure], out: Path, title: str = "Comparison of runs"
+) -> Path:
+    """Write `out`/report.html and its figures, and return the path of the page."""
     canvas = page.Canvas()
     body = [
         _head(title, rows, failures),
@@ -32,137 +34,134 @@ def build(rows: Sequence[Row], failures: Sequence[Failure], out: Path, title: st
     return page.publish(out, title, [part for part in body if part], canvas.drawings)
 
 
-def _head(title: str, rows: Sequence[Row], failures: Sequence[Failure]) -> Html:
-    counts = Counter(row["verdict"] for row in rows)
-    said = ", ".join(f"{n} × {verdict}" for verdict, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
-    models, runs = len({row["model"] for row in rows}), len({row["run"] for row in rows})
-    facts = f"{page.count(runs, 'run')} of {page.count(models, 'model')}, {page.count(len(rows), 'seed')} in all"
-    lost = tag("p", f"{page.count(len(failures), 'run')} failed; see below.", class_="reason") if failures else ""
+def _head(title: str, rows: Sequence[ComparisonRow], failures: Sequence[Failure]) -> Html:
+    counts = Counter(row.verdict for row in rows)
+    verdicts = ", ".join(f"{n} × {verdict}" for verdict, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
+    models, runs = len({row.model for row in rows}), len({row.run for row in rows})
+    facts = f"{page.count(runs, 'run')} of {page.count(models, 'model')}, {page.count(len(rows), 'seed')} in total"
+    failed = tag("p", f"{page.count(len(failures), 'run')} failed; see below.", class_="reason") if failures else ""
     return tag(
         "header",
         tag("p", "rhumbline comparison", class_="kicker"),
         tag("h1", title),
-        tag("div", tag("p", said or "no finished run", class_="sentence"), tag("p", facts, class_="reason"), lost,
-            class_="verdict"),
-    )  # fmt: skip
+        tag(
+            "div",
+            tag("p", verdicts or "no finished run", class_="sentence"),
+            tag("p", facts, class_="reason"),
+            failed,
+            class_="verdict",
+        ),
+    )
 
 
-def _badge(verdict: str) -> Html:
-    kind, glyph = GLYPHS.get(verdict, ("open", "◌"))
-    return tag("span", tag("i", glyph), " ", verdict, class_=f"mini {kind}")
-
-
-def _verdicts(rows: Sequence[Row]) -> Html:
-    head = ["run", "seed", "verdict", "baseline", "suppression", "induction", "layer / depth", "position", "fragility",
-            "KL"]  # fmt: skip
-    names = _names(rows)
+def _verdicts(rows: Sequence[ComparisonRow]) -> Html:
+    head = ["Run", "Seed", "Verdict", "Baseline", "Suppression", "Induction", "Layer / layers", "Position"]
     cells = [
         [
             name,
-            row["seed"],
-            _badge(row["verdict"]),
-            page.number(row["baseline"]),
+            row.seed,
+            badge(row.verdict, "mini"),
+            page.number(row.baseline),
             _interval(row, "suppression"),
             _interval(row, "induction"),
             _depth(row),
-            row["position"],
-            page.number(row["fragility"], 1),
-            "—" if row["kl"] is None else f"{row['kl']:.2g}",
+            row.position,
+            page.number(row.fragility, 1),
+            "—" if row.kl is None else f"{row.kl:.2g}",
         ]
-        for name, row in zip(names, rows, strict=True)
+        for name, row in zip(_names(rows), rows, strict=True)
     ]
-    explained = page.note(
-        "Suppression: fall of the rate on positive prompts under ablation; induction: rise on negative prompts under "
-        "addition; with 95 % intervals. Fragility: share of the behaviour that full ablation loses, over the share of "
-        "the stream's energy that it removes. KL: how far ablation moves the next token on negative prompts, nats."
+    note = page.note(
+        "Suppression: decrease of the rate on positive prompts under ablation. Induction: increase of the rate on "
+        "negative prompts under addition. Both have 95 % intervals. Fragility: share of the behaviour that full "
+        "ablation removes, divided by the share of energy that it removes. KL: mean KL divergence of the next-token "
+        "distribution under ablation on negative prompts, nats."
     )
-    return page.section("Verdicts", page.table(head, cells, left=3), explained)
+    return page.section("Verdicts", page.table([*head, "Fragility", "KL"], cells, left=3), note)
 
 
-def _interval(row: Row, effect: str) -> Html | str:
-    if row[effect] is None:
-        return "—"
-    low, high = row[f"{effect}_low"], row[f"{effect}_high"]
-    found = page.interval(row[effect], low, high)
-    return tag("span", found, style="white-space:nowrap")
+def _interval(row: ComparisonRow, effect: EffectName) -> Html:
+    return tag("span", page.interval(*row.effect(effect)), style="white-space:nowrap")
 
 
-def _depth(row: Row) -> str:
-    return "—" if row["layer"] is None else f"{row['layer']} / {row['layers']} ({row['layer_share']:.0%})"
+def _depth(row: ComparisonRow) -> str:
+    return "—" if row.layer is None else f"{row.layer} / {row.layers} ({row.layer_share:.0%})"
 
 
 # -- charts -----------------------------------------------------------------------------------------------------------
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    """A short name for each row: the model, contrast and preset where they differ, the run where that is not all."""
-    several = [k for k in ("contrast", "preset") if len({row[k] for row in rows}) > 1]
-    parts = [[r["model"], *(r[k] for k in several if r[k] != r["model"])] for r in rows]
-    names = [printable(" · ".join(_short(str(part)) for part in row), 34) for row in parts]
-    seen = Counter((name, row["seed"]) for name, row in zip(names, rows, strict=True))
-    twice = {name for (name, _), n in seen.items() if n > 1}
-    return [printable(row["run"], 34) if name in twice else name for name, row in zip(names, rows, strict=True)]
+def _names(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return a name for each row: model, and contrast and preset if they differ; the run if these are ambiguous."""
+    contrasts, presets = ({getattr(row, key) for row in rows} for key in ("contrast", "preset"))
+    names = []
+    for row in rows:
+        parts = [row.model]
+        if len(contrasts) > 1 and row.contrast != row.model:
+            parts.append(row.contrast)
+        if len(presets) > 1 and row.preset != row.model:
+            parts.append(row.preset)
+        names.append(printable(" · ".join(part.rstrip("/").split("/")[-1] for part in parts), 34))
+    counts = Counter((name, row.seed) for name, row in zip(names, rows, strict=True))
+    ambiguous = {name for (name, _), n in counts.items() if n > 1}
+    return [printable(row.run, 34) if name in ambiguous else name for name, row in zip(names, rows, strict=True)]
 
 
-def _marks(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Rows with the names of their lines, and the order of the lines."""
-    names = _names(rows)
-    marks = [{**row, "name": name, "series": f"seed {row['seed']}"} for name, row in zip(names, rows, strict=True)]
-    return marks, list(dict.fromkeys(names))
+def _marks(rows: Sequence[ComparisonRow]) -> list[Row]:
+    """Return the labels of one mark for each row."""
+    return [
+        {"name": name, "series": f"seed {row.seed}", "verdict": row.verdict}
+        for name, row in zip(_names(rows), rows, strict=True)
+    ]
 
 
-def _short(text: str) -> str:
-    return text.rstrip("/").split("/")[-1]
-
-
-def _effects(rows: Sequence[Row], canvas: page.Canvas) -> Html | None:
+def _effects(rows: Sequence[ComparisonRow], canvas: page.Canvas) -> Html | None:
     charts = []
-    for effect in ("suppression", "induction"):
-        known = [r for r in rows if r[effect] is not None]
-        marks, order = _marks(known)
-        shown = [
-            {"name": m["name"], "series": m["series"], "value": m[effect], "low": m[f"{effect}_low"],
-             "high": m[f"{effect}_high"], "verdict": m["verdict"]}
-            for m in marks
-        ]  # fmt: skip
+    for effect in EFFECT_ARMS:
+        known = [row for row in rows if row.effect(effect)[0] is not None]
+        marks = [
+            mark | dict(zip(("value", "low", "high"), row.effect(effect), strict=True))
+            for mark, row in zip(_marks(known), known, strict=True)
+        ]
         title = f"{effect.capitalize()}: change of the rate, with 95 % intervals"
-        charts.append(_chart(f"compare-{effect}", title, shown, order, alt.Scale(domain=[-0.25, 1]), whiskers=True))
+        charts.append(_chart(f"compare-{effect}", title, marks, alt.Scale(domain=[-0.25, 1])))
     return page.section("Effects", canvas(charts)) if any(charts) else None
 
 
-def _sites(rows: Sequence[Row], canvas: page.Canvas) -> Html | None:
-    charts = []
-    for column, title, scale in (
-        ("layer_share", "Selected layer as a share of the depth", alt.Scale(domain=[0, 1])),
-        ("fragility", "Fragility: behaviour lost per energy removed", alt.Scale(type="log")),
-    ):
-        known = [r for r in rows if r[column] is not None and (column != "fragility" or r[column] > 0)]
-        marks, order = _marks(known)
-        shown = [{"name": m["name"], "series": m["series"], "value": m[column], "verdict": m["verdict"]} for m in marks]
-        charts.append(_chart(f"compare-{column.replace('_', '-')}", title, shown, order, scale, whiskers=False))
-    return page.section("Where, and how fragile", canvas(charts)) if any(charts) else None
+def _sites(rows: Sequence[ComparisonRow], canvas: page.Canvas) -> Html | None:
+    depths = [row for row in rows if row.layer_share is not None]
+    depth_marks = [m | {"value": row.layer_share} for m, row in zip(_marks(depths), depths, strict=True)]
+    fragile = [row for row in rows if row.fragility is not None and row.fragility > 0]
+    fragility_marks = [m | {"value": row.fragility} for m, row in zip(_marks(fragile), fragile, strict=True)]
+    depth = "Selected layer as a share of the depth"
+    fragility = "Fragility: behaviour removed per energy removed"
+    charts = [
+        _chart("compare-layer-share", depth, depth_marks, alt.Scale(domain=[0, 1])),
+        _chart("compare-fragility", fragility, fragility_marks, alt.Scale(type="log")),
+    ]
+    return page.section("Depth and fragility", canvas(charts)) if any(charts) else None
 
 
-def _chart(
-    name: str, title: str, rows: list[Row], order: list[str], scale: alt.Scale, *, whiskers: bool
-) -> Chart | None:
-    """A line for each model, a point for each seed, the seeds of a model below each other."""
+def _chart(name: str, title: str, rows: Sequence[Row], scale: alt.Scale) -> Chart | None:
+    """Draw a line for each name and a point for each seed; intervals if the rows have them."""
     if not rows:
         return None
+    order = list(dict.fromkeys(row["name"] for row in rows))
     y = alt.Y("name:N", sort=order, axis=bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=220, minExtent=120))
     series = list(dict.fromkeys(row["series"] for row in rows))
     below = alt.YOffset("series:N", sort=series)
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=None, tickCount=6))
-    layers = []
-    if whiskers:
+    layers, formats = [], {"value": ".3f"}
+    if "low" in rows[0]:
+        formats |= {"low": ".3f", "high": ".3f"}
         bars = where("isValid(datum.low)").mark_rule(color=LIGHT["direction"], strokeWidth=1.6, opacity=0.7)
         layers = [
             alt.Chart().mark_rule(color=LIGHT["muted"]).encode(x=alt.XDatum(0)),
             bars.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, yOffset=below),
         ]
-    tooltip = tips("name", "series", "verdict", value=".3f", **({"low": ".3f", "high": ".3f"} if whiskers else {}))
     shape = alt.Shape("series:N", scale=_shapes(series), legend=alt.Legend(title=None, orient="bottom"))
     points = alt.Chart().mark_point(filled=True, size=52, color=LIGHT["direction"], opacity=1)
+    tooltip = tips("name", "series", "verdict", **formats)
     layers.append(points.encode(x=x, y=y, yOffset=below, shape=shape, tooltip=tooltip))
     body = alt.layer(*layers).properties(width=330, height=alt.Step(max(22, 11 * len(series)), **{"for": "position"}))
     return finished(name, f"{title}; one line for each model, one point for each seed", body, title, rows)
@@ -173,21 +172,28 @@ def _shapes(series: Sequence[str]) -> alt.Scale:
     return alt.Scale(domain=list(series), range=[marks[k % len(marks)] for k in range(len(series))])
 
 
-# -- what it took -----------------------------------------------------------------------------------------------------
+# -- failures and costs -----------------------------------------------------------------------------------------------
 
 
 def _failures(failures: Iterable[Failure]) -> Html | None:
-    listed = [[f.run, f.reason] for f in failures]
-    return page.section("Failed", page.table(["run", "reason"], listed, left=2)) if listed else None
+    rows = [[failure.run, failure.reason] for failure in failures]
+    return page.section("Failed", page.table(["Run", "Reason"], rows, left=2)) if rows else None
 
 
-def _cost(rows: Sequence[Row]) -> Html:
-    head = ["run", "seed", "engine", "device", "seconds", "processor seconds", "peak MiB"]
+def _cost(rows: Sequence[ComparisonRow]) -> Html:
+    head = ["Run", "Seed", "Engine", "Device", "Seconds", "Processor seconds", "Peak MiB"]
     cells = [
-        [name, r["seed"], r["engine"], r["device"], page.number(r["seconds"], 1), page.number(r["cpu_seconds"], 1),
-         page.number(r["peak_memory_mb"], 0)]
-        for name, r in zip(_names(rows), rows, strict=True)
-    ]  # fmt: skip
-    whole = sum(r["seconds"] or 0 for r in rows)
-    text = page.note(f"Together {whole:.0f} s of stages; on several workers they overlap.")
-    return tag("section", tag("h2", "Cost"), page.table(head, cells, left=4), text, id="cost")
+        [
+            name,
+            row.seed,
+            row.engine,
+            row.device,
+            page.number(row.seconds, 1),
+            page.number(row.cpu_seconds, 1),
+            page.number(row.peak_memory_mb, 0),
+        ]
+        for name, row in zip(_names(rows), rows, strict=True)
+    ]
+    total = sum(row.seconds for row in rows)
+    note = page.note(f"All stages together take {total:.0f} s; stages on several workers overlap in time.")
+    return tag("section", tag("h2", "Cost"), page.table(head, cells, left=4), note, id="cost")

@@ -49,14 +49,20 @@ EFFECT_ARMS: Mapping[EffectName, EffectArm] = {
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """The files of a finished run, and of its evaluations, judgements and analyses."""
+class RunSummary:
+    """protocol.json and results.json of a finished run."""
 
     directory: RunDirectory
     protocol: Protocol
     context: ProtocolContext
     """Model, chat, contrast and splits, as fixed in protocol.json."""
     results: Results
+
+
+@dataclass(frozen=True)
+class RunRecord(RunSummary):
+    """The files of a finished run, and of its evaluations, judgements and analyses."""
+
     selections: Mapping[int, Selection]
     """By seed."""
     separations: Mapping[int, Separation]
@@ -97,6 +103,11 @@ def measured_arm(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
 def site_text(site: Cell | Site | SiteShare | None) -> str:
     """Format a site as (position, layer)."""
     return "none" if site is None else f"({site.position}, {site.layer})"
+
+
+def read_summary(directory: RunDirectory) -> RunSummary:
+    """Read protocol.json and results.json. Raises OutputError or ProtocolError that names the file and the field."""
+    return RunSummary(directory, *_protocol(directory), directory.read_record(Results))
 
 
 def read_run(path: Path) -> RunRecord:

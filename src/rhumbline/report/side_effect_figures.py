@@ -26,7 +26,7 @@ from rhumbline.report.figures import (
     tips,
     where,
 )
-from rhumbline.report.run_record import EFFECT_ARMS, EffectArm, measured_arm
+from rhumbline.report.run_record import EFFECT_ARMS, EffectArm, measure, measured_arm
 
 TEXT_NAMES = {"text": "plain text", "responses": "responses", "completions": "own completions"}
 """Names of the texts that losses are measured on."""
@@ -51,8 +51,9 @@ def _effect_chart(seed: SeedResult, name: EffectName, effect: EffectArm, losses:
     if not rows or any(row["change"] is None for row in rows):
         return None
     title = f"{name.capitalize()} and cross-entropy, seed {seed.seed}"
-    summary = f"{title}: change of the rate, and change of cross-entropy on the model's own completions"
-    return finished(f"cost-seed-{seed.seed}-{name}", summary, _scatter(rows, name), title, rows)
+    shown = f"change of the {measure([seed])}"
+    summary = f"{title}: {shown}, and change of cross-entropy on the model's own completions"
+    return finished(f"cost-seed-{seed.seed}-{name}", summary, _scatter(rows, f"{name}: {shown}"), title, rows)
 
 
 def _effect_row(loss: Loss, arm: ArmRate, baseline: ArmRate, sign: int) -> Row:
@@ -73,7 +74,7 @@ def _effect_row(loss: Loss, arm: ArmRate, baseline: ArmRate, sign: int) -> Row:
     }
 
 
-def _scatter(rows: Sequence[Row], effect: str) -> Any:
+def _scatter(rows: Sequence[Row], x_title: str) -> Any:
     nulls = [row["arm"] for row in rows if row["kind"] == "null"]
     order = [row["arm"] for row in rows if row["kind"] == "direction"] + nulls
     n = len(order) - len(nulls)
@@ -82,7 +83,7 @@ def _scatter(rows: Sequence[Row], effect: str) -> Any:
     legend = alt.Legend(title=None, orient="bottom", columns=2, symbolOpacity=1)
     colour = alt.Color("arm:N", scale=scale, legend=legend)
     domain = alt.Scale(domain=[-0.1, 1.05], nice=False)
-    x = alt.X("effect:Q", scale=domain, axis=alt.Axis(title=f"{effect}: change of the rate", grid=False, tickCount=6))
+    x = alt.X("effect:Q", scale=domain, axis=alt.Axis(title=x_title, grid=False, tickCount=6))
     y = alt.Y("change:Q", axis=alt.Axis(title="change of cross-entropy, nats per token", tickCount=5))
     base = alt.Chart().encode(color=colour)
     tip = tips("arm", effect=".3f", change=".4f", low=".4f", high=".4f")
