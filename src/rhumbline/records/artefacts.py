@@ -1,7 +1,8 @@
 """Which record is which file of a run directory.
 
 The files of a seed are in `seed-S/`. Losses and conditions have several files each, so their rows are read by path. The
-files of judgements and evaluations are named by their packages; the parts of an unfinished analysis by the analysis.
+rows of judgements and the files of evaluations are named by their packages. The parts of an unfinished analysis are
+named by the analysis.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.held_out_files import LevelTexts, Outcome, Separation
+from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
@@ -30,6 +32,7 @@ OF_RUN: Mapping[type, str] = {
     SuffixRecord: "analyses/suffix.json",
     DirectionsRecord: "analyses/directions.json",
     MonitorRecord: "analyses/monitor.json",
+    JudgementSummary: "judgements/summary.json",
 }
 """Record: its file in the run directory."""
 OF_SEED: Mapping[type, str] = {

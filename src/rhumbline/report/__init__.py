@@ -1,4 +1,5 @@
-"""A finished run as one self-contained page: sections, figures, and the page that compares runs.
+"""The report of a finished run: one self-contained page with its figures, and tables and a page that compare runs.
 
-Draws what artefacts say and decides nothing. May import: records, evidence. Independent of torch and models.
+Every number on a page is in a file of the run directory. May import: records, evidence, protocol. Independent of torch
+and models.
 """

@@ -12,7 +12,6 @@ import msgspec
 from msgspec import UNSET
 
 from rhumbline.errors import OutputError, ProtocolError
-from rhumbline.judging.judgements import SUMMARY
 from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ADDITION, ArmId
 from rhumbline.records.artefacts import AnalysisRecord
@@ -125,7 +124,7 @@ def read_run(path: Path) -> RunRecord:
         {seed: directory.read_record(Selection, seed) for seed in seeds},
         {seed: directory.read_record(Separation, seed) for seed in seeds},
         tuple(directory.read_as(Comparison, file) for file in comparisons),
-        directory.read_as(JudgementSummary, path / SUMMARY) if (path / SUMMARY).is_file() else None,
+        directory.read_record(JudgementSummary) if directory.has(JudgementSummary) else None,
         tuple(directory.read_record(kind) for kind in get_args(AnalysisRecord) if directory.has(kind)),
     )
 
