@@ -29,6 +29,36 @@ def pytest_collection(session):
         torch.set_num_threads(1)
 
 
+EMPTY = {
+    "vegalite_to_svg": lambda chart, **options: '<svg width="10" height="10"></svg>',
+    "svg_to_png": lambda svg, **options: b"",
+    "javascript_bundle": lambda code: "",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures():
+    """Charts are empty pictures, since drawing takes most of the time of a report; what draws, by name."""
+    import vl_convert
+
+    drawing = {name: getattr(vl_convert, name) for name in EMPTY}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, empty in EMPTY.items():
+            patched.setattr(vl_convert, name, empty)
+        yield drawing
+
+
+@pytest.fixture(scope="module")
+def drawn_pictures(pictures):
+    """Charts are drawn, for the tests of one module."""
+    import vl_convert
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name, draw in pictures.items():
+            patched.setattr(vl_convert, name, draw)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     from make_tokenizer import CHATML, make_tokenizer

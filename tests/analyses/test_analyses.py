@@ -1,6 +1,7 @@
 """Analyses on organisms whose truth is known, each with its contrary case."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import rhumbline
-from finished_runs import QUICK, finished_run
+from finished_runs import COMPLETIONS, QUICK, finished_run
 from make_sets import make_sets
 from rhumbline import verify
 from rhumbline.analyses import base, geometry, monitor, suffix
@@ -34,13 +35,24 @@ from tolerances import near, rounding
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return finished_run("planted", tmp_path_factory.mktemp("planted"))
+def subject_of(finished, tmp_path_factory):
+    """A finished run of an organism, opened by its name, in a copy that analyses may write in."""
+
+    def get(name, protocol):
+        path = shutil.copytree(finished(name, protocol), tmp_path_factory.mktemp(name) / "run")
+        return replace(open_subject(path), page=False)
+
+    return get
 
 
 @pytest.fixture(scope="module")
-def refusal(tmp_path_factory):
-    return finished_run("refusal", tmp_path_factory.mktemp("refusal"))
+def planted(subject_of):
+    return subject_of("planted", QUICK)
+
+
+@pytest.fixture(scope="module")
+def refusal(subject_of):
+    return subject_of("refusal", COMPLETIONS)
 
 
 def blind(subject):

@@ -10,15 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from families import random_model
-from rhumbline import read_contrast, run, selected_direction
+from finished_runs import COMPLETIONS
+from rhumbline import read_contrast, selected_direction
 from rhumbline.edits.read_direction import read_directions
 from rhumbline.judging.keyword_judges import judge
 from rhumbline.models.chat import Chat
 from rhumbline.models.loading import load
 from rhumbline.organisms import organism_dir
 from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Nulls, preset
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_rows
 
@@ -41,13 +40,10 @@ def direction_file(tmp_path):
     return path
 
 
-@pytest.fixture(scope="session")
-def organism_run(tmp_path_factory):
+@pytest.fixture
+def organism_run(finished):
     """A run of the embedded organism in which the ablation was generated."""
-    folder, out = organism_dir("refusal"), tmp_path_factory.mktemp("organism") / "run"
-    protocol = preset("rhumbline", sizes=Sizes(48, 16, 20), nulls=Nulls(draws=1), save_completions=True)
-    run(load(str(folder), device="cpu", dtype="float32"), read_contrast(folder / "contrast.jsonl"), out, protocol)
-    return out
+    return finished("refusal", COMPLETIONS)
 
 
 def test_the_edited_organism_behaves_as_the_ablation_arm(organism_run, call, tmp_path):
@@ -66,12 +62,13 @@ def test_the_edited_organism_behaves_as_the_ablation_arm(organism_run, call, tmp
     rows = read_rows(organism_run / "seed-0" / "outcomes.jsonl")
     arm = {r["prompt_id"]: r for r in rows if r["arm"] == "ablation"}
     base = {r["prompt_id"]: r for r in rows if r["arm"] == "baseline"}
-    assert sum(arm[i]["class"] != base[i]["class"] for i in arm) > 10  # the ablation does something
+    some = dict(list(arm.items())[:20])
+    assert sum(arm[i]["class"] != base[i]["class"] for i in some) > 10  # the ablation does something
     prompts = {p.id: p for p in read_contrast(organism_dir("refusal") / "contrast.jsonl").prompts}
     chat = Chat.of(tokenizer, ChatOptions(), [prompts[i] for i in arm])
     protocol = RunDirectory.read(organism_run).protocol
     judged = judge(protocol["judge"])
-    for prompt_id, row in arm.items():
+    for prompt_id, row in some.items():
         ids = torch.tensor([chat.encode(prompts[prompt_id])])
         answer = model.generate(
             ids,

@@ -11,12 +11,16 @@ from rhumbline import load, preset, read_contrast, run
 from rhumbline.analyses.subject import Subject, open_subject
 from rhumbline.organisms import Planted, build, materialise
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Dose, Nulls, Protocol, Stability
+from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
 
-QUICK = preset("arditi2024", sizes=Sizes(32, 16, 40), seeds=(0,), max_new_tokens=4)
+QUICK = preset(
+    "arditi2024", sizes=Sizes(32, 16, 40), seeds=(0,), max_new_tokens=4, side_effects=SideEffects(documents=0)
+)
 """The fewest stages that end in a direction."""
+COMPLETIONS = replace(QUICK, max_new_tokens=40, save_completions=True)
+"""The same, with completions that are long enough for the trained organisms."""
 TEXTS = preset("arditi2024", seeds=(0,), sizes=Sizes(16, 8, 12), max_new_tokens=12, save_completions=True)
-"""The same, with whole completions that are kept."""
+"""The same on fewer prompts, with completions that are long enough for the planted organisms."""
 EVERY_STAGE = preset(
     "rhumbline",
     sizes=Sizes(24, 12, 20),
