@@ -20,6 +20,7 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
+from rhumbline.records.positions import Position
 from rhumbline.report.figures import LIGHT, Row, draw, finished
 from rhumbline.stages.selection import score_candidates
 
@@ -39,7 +40,7 @@ def selection(n_prompts: int = 32, n_layers: int = 8, n_positions: int = 1) -> t
     shape = shapes.Shape(n_layers, 256, 32_000, 4)
     model = shapes.random_model(shape)
     positive, negative = (shapes.prompts(n_prompts, shapes.SYSTEM, shape.vocab, seed) for seed in (3, 4))
-    positions = tuple(range(-n_positions, 0))
+    positions = tuple(Position(i) for i in range(-n_positions, 0))
     torch.manual_seed(0)
     candidates = torch.randn(n_positions, n_layers, model.d_model)
     one = seconds(

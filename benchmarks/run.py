@@ -29,6 +29,7 @@ from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.records.positions import Position
 from rhumbline.stages.selection import score_candidates
 
 OUT = Path(__file__).parent.parent / "docs"
@@ -143,7 +144,7 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
 
     candidates = (means[0] - means[1]).float()
     part, factor = sampled(candidates, SAMPLED_LAYERS[name], shape.n_layers)
-    grid = (part, POSITIONS, positive, negative, metric)
+    grid = (part, [Position(p) for p in POSITIONS], positive, negative, metric)
     open_rule = replace(ARDITI2024, max_kl=1e9, min_induce=-1e9)
     fast, fast_mb, table = timed(lambda: score_candidates(runner, *grid, open_rule, full_grid=True), 1)
     layer = (SAMPLED_LAYERS[name] or (3,))[-1]
@@ -151,7 +152,7 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
         lambda: plain.scores(model, candidates[-1:], (-1,), positive, negative, TOKENS, [layer])
     )
     slow = one * len(POSITIONS) * shape.n_layers
-    mine = next(r for r in table if (r.position, r.layer) == (-1, layer))
+    mine = next(r for r in table if (r.position, r.layer) == (Position(-1), layer))
     gap = max(abs(a - b) for a, b in zip(scores[-1, layer], (mine.bypass, mine.induce, mine.kl), strict=True))
     tokens = sum(len(p) for p in positive + negative) - (len(positive + negative) - 2) * prefix
     limit = gemm_seconds(model, tokens, len(positive + negative))

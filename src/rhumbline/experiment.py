@@ -213,9 +213,9 @@ def discover(
         timings = Timings(directory.path / "timings.json", model.device, progress)
         with timings.stage("discover", seed):
             runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))
-            token = protocol.extraction.response_token
-            positions = (chat.instruction_position, *chat.positions) if token is None else (token,)
-            rows = splits.get if token is None else splits.texts
+            in_response = protocol.extraction.response_position
+            positions = (chat.instruction_position, *chat.positions) if in_response is None else (in_response,)
+            rows = splits.get if in_response is None else splits.texts
             means = [
                 extract(runner, encoded(chat, rows("train", c), positions), positions).stats.mean()
                 for c in ("positive", "negative")
@@ -224,7 +224,7 @@ def discover(
             directory.save_tensors(
                 directory.seed(seed) / "directions.safetensors",
                 {"candidates": candidates, "negative_mean": negative},
-                {"positions": str(list(positions)), "seed": str(seed), "form": "difference in means"},
+                {"positions": str([int(p) for p in positions]), "seed": str(seed), "form": "difference in means"},
             )
             grid = separation(runner, chat, splits, "val", positions, candidates, negative, selected=None)
             found = directory.save(

@@ -24,6 +24,7 @@ from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
 from rhumbline.records.codec import to_json
+from rhumbline.records.positions import Position
 
 FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
 """Null families, weakest first; the place in this list seeds the draws."""
@@ -42,18 +43,15 @@ class Extraction:
 
     def __post_init__(self):
         known = ("post-instruction", "last-instruction", "response-mean", "auto")
-        if self.positions not in known and self.response_token is None:
+        if self.positions not in known and self.response_position is None:
             raise ProtocolError(
                 f"extraction.positions is {self.positions!r}; use {', '.join(known)}, or response:K with K from 1 up."
             )
 
     @property
-    def response_token(self) -> int | None:
-        """K of response:K, 0 of response-mean, None of positions in the prompt."""
-        if self.positions == "response-mean":
-            return 0
-        kind, _, number = self.positions.partition(":")
-        return int(number) if kind == "response" and number.isdecimal() and int(number) > 0 else None
+    def response_position(self) -> Position | None:
+        """The position in the response that is read; None if positions of the prompt are read."""
+        return Position.named(self.positions)
 
 
 @dataclass(frozen=True)

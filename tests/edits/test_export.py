@@ -15,6 +15,7 @@ from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.inference.interventions import Ablate, Add, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
+from rhumbline.records.positions import Position
 from tolerances import tolerance
 
 pytestmark = [  # peft's
@@ -59,7 +60,7 @@ def test_our_own_form_keeps_where_the_direction_came_from(tmp_path):
     export(found, "direction", tmp_path / "direction.safetensors")
     again = read_directions(tmp_path / "direction.safetensors")
     torch.testing.assert_close(again.vectors, found.vectors, atol=0, rtol=0)
-    assert (again.layer, again.position) == (2, -1)
+    assert (again.layer, again.position) == (2, Position(-1))
     for key in ("fingerprint", "template_sha256", "model", "verdict"):
         assert again.origin[key] == found.origin[key]
     with pytest.raises(OutputError, match="exists"):

@@ -20,6 +20,7 @@ from rhumbline.organisms import organism_dir
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_rows
+from rhumbline.records.positions import Position
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_what_the_paper_and_others_write_can_be_read(organism_run, tmp_path):
     assert torch.equal(read_directions(tmp_path / "direction.pt").vectors[0], selected.difference)
     table = read_directions(tmp_path / "mean_diffs.pt", layer=1, position=-1)
     assert table.vectors.tolist() == [[16, 17, 18, 19]]
-    assert (table.layer, table.position) == (1, -1)
+    assert (table.layer, table.position) == (1, Position(-1))
     candidates = organism_run / "seed-0" / "directions.safetensors"
     again = read_directions(candidates, layer=selected.layer, position=selected.position)
     torch.testing.assert_close(again.vectors[0], selected.difference)

@@ -12,6 +12,7 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direct
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
+from rhumbline.records.positions import Position
 from rhumbline.stages.selection import score_candidates
 from tolerances import near, tolerance
 
@@ -73,9 +74,15 @@ def test_scores_and_choice(family, family_model):
     tokens = [17, 20, 33]
     expected = plain.scores(model, candidates, (-2, -1), positive, negative, tokens, range(3))
     table = score_candidates(
-        Runner(model), candidates, (-2, -1), positive, negative, lambda logits: refusal_metric(logits, tokens),
-        ARDITI2024, full_grid=True,
-    )  # fmt: skip
+        Runner(model),
+        candidates,
+        (Position(-2), Position(-1)),
+        positive,
+        negative,
+        lambda logits: refusal_metric(logits, tokens),
+        ARDITI2024,
+        full_grid=True,
+    )
     for row in table:
         if row.layer < 3:
             assert (row.bypass, row.induce, row.kl) == near(expected[int(row.position), row.layer])

@@ -4,6 +4,7 @@ import torch
 from rhumbline.inference.interventions import Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract, projections
 from rhumbline.inference.runner import Runner
+from rhumbline.records.positions import Position
 from tolerances import rounding, tolerance
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9], [8, 8, 2, 9, 5]]
@@ -61,7 +62,7 @@ def test_sites_and_projections_are_the_same_numbers(family_model):
     chat_model = family_model("qwen3")
     runner = Runner(chat_model)
     expected = plain_residuals(chat_model, [-2, -1])
-    torch.testing.assert_close(at_site(runner, PROMPTS, -2, 3).double(), expected[:, 0, 3], **tolerance())
+    torch.testing.assert_close(at_site(runner, PROMPTS, Position(-2), 3).double(), expected[:, 0, 3], **tolerance())
     candidates = torch.randn(2, 4, 32)
     unit = candidates / candidates.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(

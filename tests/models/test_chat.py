@@ -13,6 +13,7 @@ from rhumbline.errors import TemplateError
 from rhumbline.models.chat import PROBES, Chat, Spans, token_batch
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt
+from rhumbline.records.positions import Position
 
 CHATML_MARKS = ["<|im_start|>", "<|im_end|>"]
 PHI_MARKS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -113,8 +114,8 @@ def test_the_suffix_is_what_follows_the_instruction(real):
     name, tokenizer, after = real
     chat = Chat.of(tokenizer)
     assert after.endswith(tokenizer.decode(list(chat.suffix)))
-    assert chat.positions == tuple(range(-len(chat.suffix), 0))
-    assert chat.instruction_position == chat.positions[0] - 1
+    assert chat.positions == tuple(Position(i) for i in range(-len(chat.suffix), 0))
+    assert int(chat.instruction_position) == int(chat.positions[0]) - 1
     # Offsets are another way to it: as many tokens as begin behind the instruction, whatever the instruction is.
     behind = []
     for text in PROBES:
@@ -179,8 +180,8 @@ def test_a_merged_boundary_token_is_no_position():
     chat = Chat.of(tokenizer)
     assert tokenizer.decode(list(chat.suffix)) == "### Response:\n"
     stop, letter = chat.encode(ask("Describe the sea.")), chat.encode(ask("Describe the sea"))
-    assert stop[chat.instruction_position] == merged
-    assert letter[chat.instruction_position] != merged
+    assert stop[int(chat.instruction_position)] == merged
+    assert letter[int(chat.instruction_position)] != merged
     chat.check([ask("Describe the sea."), ask("Describe the sea")])
 
 

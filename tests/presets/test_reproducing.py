@@ -17,6 +17,7 @@ from rhumbline.organisms import materialise
 from rhumbline.presets.published import Published, model_preset, models
 from rhumbline.presets.reproducing import compare
 from rhumbline.prompts.contrasts import Sizes
+from rhumbline.records.positions import Position
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 SPECIALS += ["<start_of_turn>", "<end_of_turn>"]
@@ -78,7 +79,7 @@ def test_templates_are_those_of_the_papers_code(name):
 def test_positions_of_a_preset_are_counted_by_its_template():
     tokenizer = make_tokenizer("{{ messages }}", SPECIALS)
     chat = Chat.of(tokenizer, model_preset("llama-3-8b").protocol().chat)
-    assert chat.positions[-1] == -1
+    assert chat.positions[-1] == Position(-1)
     with pytest.raises(TemplateError):
         Chat.of(tokenizer, model_preset("gemma-2b").protocol(chat=_with_system("gemma-2b")).chat)
 

@@ -208,9 +208,9 @@ def test_neutral_rows_stand_aside(tmp_path):
 
 
 def test_positions_are_checked():
-    assert Extraction("response:3").response_token == 3
-    assert Extraction("response-mean").response_token == 0
-    assert Extraction("post-instruction").response_token is None
+    assert Extraction("response:3").response_position == Position.response_token(3)
+    assert Extraction("response-mean").response_position == Position.response_mean()
+    assert Extraction("post-instruction").response_position is None
     for wrong in ("response:0", "response:x", "middle"):
         with pytest.raises(ProtocolError, match="response:K"):
             Extraction(wrong)

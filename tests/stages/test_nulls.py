@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Ablate, Arm, BatchEdits, Direction, ablate
 from rhumbline.protocol import FAMILIES
+from rhumbline.records.positions import Position
 from rhumbline.stages.directions import group_cosine
 from rhumbline.stages.nulls import (
     Material,
@@ -59,7 +60,7 @@ def test_draws_have_the_norm_the_site_and_their_own_seed(truth):
     different = {n.direction.vector.numpy().tobytes() for n in other}
     for a, b in zip(found, again, strict=True):
         assert a.direction.norm == near(truth.norm)
-        assert (a.direction.position, a.direction.layer) == (-1, 3)
+        assert (int(a.direction.position), a.direction.layer) == (-1, 3)
         assert torch.equal(a.direction.vector, b.direction.vector)
         assert a.direction.vector.numpy().tobytes() not in different or a.family == "unrelated"
         assert a.cosine == near(float(a.direction.vector @ truth.vector), terms=D)
@@ -177,7 +178,7 @@ def test_weighted_sums_are_the_means_they_weight(family_model):
     runner = Runner(family_model("qwen2"), tokens_per_forward=40)
     prompts = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16], [5, 9, 12]]
     weights = torch.tensor([[0.25] * 4, [1.0, 0.0, 0.0, 0.0]])
-    sums = weighted_sums(runner, prompts, (-2, -1), weights)
+    sums = weighted_sums(runner, prompts, (Position(-2), Position(-1)), weights)
     torch.testing.assert_close(sums[0], extract(runner, prompts, (-2, -1)).stats.mean(), **tolerance())
     torch.testing.assert_close(sums[1], extract(runner, prompts[:1], (-2, -1)).stats.mean(), **tolerance())
 

@@ -197,7 +197,9 @@ def test_scores_equal_the_formulas_written_out(family, family_model):
     def metric(logits):
         return refusal_metric(logits, tokens)
 
-    table = score_candidates(Runner(chat_model), candidates, (-2, -1), POSITIVE, NEGATIVE, metric, ARDITI2024)
+    table = score_candidates(
+        Runner(chat_model), candidates, (Position(-2), Position(-1)), POSITIVE, NEGATIVE, metric, ARDITI2024
+    )
     assert len(table) == 8
     by_cell = {(int(r.position), r.layer): r for r in table}
     assert by_cell[-2, 1].discarded is Discard.NO_DIFFERENCE
@@ -254,7 +256,13 @@ def test_a_lazy_grid_makes_the_choice_of_the_full_one(family, rule, family_model
     runner = Runner(family_model(family))
     for seed in range(3):
         candidates = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(seed))
-        given = (candidates, (-3, -2, -1), POSITIVE, NEGATIVE, lambda logits: refusal_metric(logits, [17, 20, 33]))
+        given = (
+            candidates,
+            tuple(map(Position, (-3, -2, -1))),
+            POSITIVE,
+            NEGATIVE,
+            lambda logits: refusal_metric(logits, [17, 20, 33]),
+        )
         full, lazy = (score_candidates(runner, *given, rule, full_grid=full) for full in (True, False))
         chosen, again = choose(full, 4, rule), choose(lazy, 4, rule)
         assert (chosen.selected is None) == (again.selected is None)
@@ -277,7 +285,7 @@ def test_near_ties_are_scored_again_in_one_shape(family_model):
     candidates = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
     candidates[1] = candidates[0]  # the same direction twice: an exact tie up to rounding
     rule = replace(ARDITI2024, max_kl=10.0, min_induce=-100.0)
-    table = score_candidates(runner, candidates, (-2, -1), POSITIVE, NEGATIVE,
+    table = score_candidates(runner, candidates, (Position(-2), Position(-1)), POSITIVE, NEGATIVE,
                              lambda logits: refusal_metric(logits, [17]), rule)  # fmt: skip
     choice = choose(table, 4, rule)
     assert choice.selected.position == Position(-2)  # the earliest position

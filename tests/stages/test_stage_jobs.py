@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rhumbline.engines.jobs import Job, answered
 from rhumbline.engines.local import LocalPool
+from rhumbline.records.positions import Position
 from rhumbline.stages.finding import _scores
 from rhumbline.stages.stage_jobs import CANDIDATES_PER_BLOCK, cuts
 
@@ -20,7 +21,7 @@ def test_spans_cover_everything_once_and_in_order(n, size):
 
 def test_scores_come_back_to_their_cells_and_nan_stays_nan(tmp_path):
     """A score that overflowed is discarded as not finite; a null would have been taken for one nobody computed."""
-    cells = [(position, layer) for position in range(5) for layer in range(20)]
+    cells = [(Position(position), layer) for position in range(5) for layer in range(20)]
     asked: list[int] = []
 
     def ask(kind, arguments):
@@ -32,5 +33,5 @@ def test_scores_come_back_to_their_cells_and_nan_stays_nan(tmp_path):
 
     found = _scores(ask, "bypass", cells)
     for (position, layer), value in zip(cells, found, strict=True):
-        assert math.isnan(value) if layer == 7 else value == 100 * position + layer
+        assert math.isnan(value) if layer == 7 else value == 100 * int(position) + layer
     assert max(asked) <= CANDIDATES_PER_BLOCK < sum(asked) == len(cells)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from rhumbline.axes import Vector
 from rhumbline.errors import ModelError
+from rhumbline.inference.answered_prompts import check_positions
 from rhumbline.models.attention import watched_attention
 from rhumbline.models.chat_model import ChatModel, Writer, forward
 from rhumbline.models.hooks import Tap, hooked, run_until, tapped
+from rhumbline.records.positions import Position
 from rhumbline.records.suffix_file import PartKind
 
 NOT_WATCHED = "attention of this block does not go through transformers' interface"
@@ -63,7 +65,7 @@ class Attribution:
 
 
 def attribute(
-    model: ChatModel, sequences: Sequence[Sequence[int]], r: Vector, *, position: int = -1, layer: int
+    model: ChatModel, sequences: Sequence[Sequence[int]], r: Vector, *, position: Position | int = -1, layer: int
 ) -> Attribution:
     """Terms of r.x for every prompt, with x the input of block `layer` at `position`.
 
@@ -74,7 +76,9 @@ def attribute(
             f"{model.name} runs in the coarse mode: its residual writers are not proved, and attribution needs the "
             "exact mode. Use a model whose proof succeeds (`rhumbline model MODEL`)."
         )
-    probe = _Probe(model, r.double(), position, layer)
+    place = Position.of(position)
+    check_positions(sequences, [place])
+    probe = _Probe(model, r.double(), place, layer)
     rows = [probe.read(ids) for ids in sequences]
     parts = tuple(rows[0].terms) if rows else ()
     for row in rows:
@@ -113,8 +117,8 @@ class _Call(NamedTuple):
 class _Probe:
     """Reads prompts one by one; the affine map of an output projection is computed once for each module."""
 
-    def __init__(self, model: ChatModel, r: Tensor, position: int, layer: int):
-        self.model, self.r, self.position, self.layer = model, r, position, layer
+    def __init__(self, model: ChatModel, r: Tensor, position: Position, layer: int):
+        self.model, self.r, self.position, self.layer = model, r, int(position), layer
         self.writers = [w for w in model.writers if w.layer < layer]
         self.maps: dict[WriterKey, tuple[Tensor, float] | None] = {}
         """Result of `_along` by writer."""

@@ -63,20 +63,20 @@ def analyse(subject: Subject, base: ChatModel, *, draws: int = 99, retokenise: b
             f"{chat.d_model}; both must be equal to compare directions. Pass the model that {chat.name} was trained "
             "from."
         )
-    position = -1 if subject.direction is None else subject.direction.position
+    position = Position(-1) if subject.direction is None else subject.direction.position
     prompts, tokens = _tokenised(subject, base, retokenise)
     if tokens.retokenised:
         # With other tokens only the last position is the same in both models.
-        position = -1
+        position = Position(-1)
 
-    def compare(ids: _ForBoth, at: int, own: Tensor | None) -> BaseCondition:
+    def compare(ids: _ForBoth, at: Position, own: Tensor | None) -> BaseCondition:
         in_chat = {k: residuals_at(subject.runner, s, at) for k, s in ids.chat.items()}
         in_base = {k: residuals_at(Runner(base), s, at) for k, s in ids.base.items()}
         layers = _Comparison(in_chat, in_base, own, draws, subject.seed).layers()
-        return BaseCondition(Position(int(at)), layers)
+        return BaseCondition(at, layers)
 
     own = subject.candidates[subject.positions.index(position)].double() if position in subject.positions else None
-    template, plain = compare(prompts["template"], position, own), compare(prompts["plain"], -1, None)
+    template, plain = compare(prompts["template"], position, own), compare(prompts["plain"], Position(-1), None)
     n = TrainTest(*(ByLabel(*(len(prompts["template"].chat[s, c]) for c in LABELS)) for s in ("train", "test")))
     record = BaseRecord(
         seed=subject.seed,

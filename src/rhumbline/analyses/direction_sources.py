@@ -27,6 +27,7 @@ from rhumbline.axes import Vector
 from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.analysis_values import MeanRate, Rate
 from rhumbline.records.directions_file import (
@@ -88,7 +89,7 @@ class SourceAnalysis:
     ) -> "SourceAnalysis":
         """Read the activations of the training prompts."""
         d = subject.selected()
-        h = (subject.runner.stream(prompts.train[c], d.position, d.layer) for c in LABELS)
+        h = (at_site(subject.runner, prompts.train[c], d.position, d.layer) for c in LABELS)
         return cls(subject, prompts, parameters, name, ByLabel(*h))
 
     @property

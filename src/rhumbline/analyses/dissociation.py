@@ -29,6 +29,7 @@ from rhumbline.records.analysis_values import LayerCosine
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_json
 from rhumbline.records.positions import Position
+from rhumbline.records.selection_files import Extracted
 from rhumbline.records.sheet_files import (
     DissociationCell,
     DissociationCosines,
@@ -86,7 +87,7 @@ class Side:
         vector = directory.load_tensors(folder / "nulls.safetensors")[0]["nulls"][which]
         ids = set(directory.load(folder / "splits.json")["ids"]["test"]["positive"])
         prompts = tuple(p for p in contrast.prompts if p.id in ids)
-        null = Direction.from_vector(vector, row["position"], row["layer"])
+        null = Direction.from_vector(vector, Position(row["position"]), row["layer"])
         behaviour = directory.protocol["behaviour"]
         return cls(directory, chosen, direction, null, contrast, prompts, behaviour, template)
 
@@ -107,12 +108,11 @@ class Side:
         unit = (seed.get("style") or {}).get("unit")
         return (0.0, 1.0) if unit is None else (unit["negative"], unit["positive"])
 
-    def candidates(self) -> tuple[torch.Tensor, list[int]]:
+    def candidates(self) -> tuple[torch.Tensor, list[Position]]:
         """The un-normalised candidates [position, layer, d_model] and their positions."""
         tensors, _ = self.directory.load_tensors(self.directory.seed(self.seed) / "directions.safetensors")
-        return tensors["candidates"], self.directory.load(self.directory.seed(self.seed) / "extraction.json")[
-            "positions"
-        ]
+        positions = self.directory.read_record(Extracted, self.seed).positions
+        return tensors["candidates"], list(positions)
 
 
 def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> DissociationRecord:
@@ -189,7 +189,7 @@ def _cosines(first: Side, second: Side) -> DissociationCosines:
     if position in at and position in other:
         x, y = a[at.index(position)].float(), b[other.index(position)].float()
         by_layer = tuple(LayerCosine(layer, _cosine(x[layer], y[layer])) for layer in range(x.shape[0]))
-    return DissociationCosines(selected, by_layer, Position(int(position)))
+    return DissociationCosines(selected, by_layer, position)
 
 
 def _cosine(x: Vector, y: Vector) -> float | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rhumbline.analyses.subject import Subject, layer_means, mean_interval, residuals_at
 from rhumbline.evidence.statistics import auroc, auroc_interval
-from rhumbline.inference.residuals import projections
+from rhumbline.inference.residuals import at_site, projections
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.records.analysis_files import (
     ComponentPoint,
@@ -50,7 +50,7 @@ def analyse(subject: Subject, *, components: int = 5, splits: int = 8) -> Geomet
         seed=subject.seed,
         site=subject.site,
         parameters=GeometryParameters(components, splits),
-        read_at=ReadSite(Position(int(position)), layer, subject.direction is not None),
+        read_at=ReadSite(position, layer, subject.direction is not None),
         split="val",
         n=TrainVal(*(ByLabel(*(len(subject.sequences(s, c)) for c in LABELS)) for s in READ_SPLITS)),
         random=float((2 / torch.pi / subject.model.d_model) ** 0.5),
@@ -108,7 +108,7 @@ class _Grid:
         area, own = float(self.aurocs[p, layer]), self.unit[p, layer]
         low, high = auroc_interval(area, len(positive), len(negative))
         return GeometryCell(
-            position=Position(int(self.subject.positions[p])),
+            position=self.subject.positions[p],
             layer=layer,
             auroc=area,
             low=low,
@@ -152,17 +152,19 @@ def silhouette(h: Float[Tensor, "prompt d_model"], is_positive: Tensor) -> Float
     return torch.where(size > 1, (b - a) / torch.maximum(a, b).clamp_min(1e-30), 0.0)
 
 
-def _silhouettes(subject: Subject, position: int) -> tuple[LayerMean, ...]:
+def _silhouettes(subject: Subject, position: Position) -> tuple[LayerMean, ...]:
     sets = [residuals_at(subject.runner, subject.sequences("val", c), position) for c in LABELS]
     h = torch.cat(sets)
     is_positive = torch.arange(len(h)) < len(sets[0])
     return layer_means(silhouette(h[:, layer], is_positive) for layer in range(h.shape[1]))
 
 
-def _components(subject: Subject, position: int, layer: int, unit: Float[Tensor, " d_model"], n: int) -> Components:
+def _components(
+    subject: Subject, position: Position, layer: int, unit: Float[Tensor, " d_model"], n: int
+) -> Components:
     """The first `n` principal components of the training prompts, and coordinates of prompts on the first two."""
     sets: list[tuple[ReadSplit, Label]] = [(split, label) for split in READ_SPLITS for label in LABELS]
-    h = {at: subject.runner.stream(subject.sequences(*at), position, layer).double() for at in sets}
+    h = {at: at_site(subject.runner, subject.sequences(*at), position, layer).double() for at in sets}
     train = torch.cat([h["train", c] for c in LABELS])
     centre = train.mean(0)
     _, values, axes = torch.linalg.svd(train - centre, full_matrices=False)

@@ -16,6 +16,7 @@ from rhumbline.analyses.suffixes import encoded, random_suffixes, read_suffixes
 from rhumbline.errors import InputError
 from rhumbline.evals.monitor import Monitor
 from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p, wilson_of_rate
+from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS, Split
 from rhumbline.records.analysis_files import (
     MonitorCondition,
@@ -121,7 +122,9 @@ def _nulls(subject: Subject, draws: int) -> dict[str, MonitorNull]:
     direction = subject.selected()
 
     def read(split: Split) -> list[Float[Tensor, "prompt d_model"]]:
-        return [subject.runner.stream(subject.sequences(split, c), direction.position, direction.layer) for c in LABELS]
+        return [
+            at_site(subject.runner, subject.sequences(split, c), direction.position, direction.layer) for c in LABELS
+        ]
 
     positive, negative = read("train")
     material = Material(positive, negative)

@@ -29,7 +29,6 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, ContrastSet, Label, Sizes, Split, Splits, split_contrast
 from rhumbline.records.analysis_values import TrainTest
 from rhumbline.records.effect_results import MeanInterval
-from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel
 from rhumbline.records.sheet_files import (
     FirstDirection,
@@ -79,7 +78,7 @@ def measure(
         model=model.name,
         n=TrainTest(*(ByLabel(*(len(splits.get(s, c)) for c in LABELS)) for s in ("train", "test"))),
         baseline=baseline,
-        selected=FirstDirection(Position(int(first.position)), first.layer, first.norm),
+        selected=FirstDirection(first.position, first.layer, first.norm),
         ranks=tuple(ranks),
         strengths=tuple(prompts.by_strength(first, ranks[0].energy)),
         fragility=prompts.fragility(first, ranks[0].energy),

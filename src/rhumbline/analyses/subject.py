@@ -53,7 +53,7 @@ class Subject:
     chat: Chat
     seed: int
     splits: Splits
-    positions: tuple[int, ...]
+    positions: tuple[Position, ...]
     """Where candidates were read."""
     candidates: Candidates
     """Un-normalised differences in means, as the run wrote them."""
@@ -112,7 +112,7 @@ class Subject:
     def selected_site(self) -> Site:
         """The selected site. Raises ProtocolError if no candidate passed."""
         direction = self.selected()
-        return Site(Position(int(direction.position)), direction.layer)
+        return Site(direction.position, direction.layer)
 
     def save(self, record: Analysis) -> Analysis:
         """Write the record of an analysis (and the report, if `page`); returns the record as it will be read."""
@@ -163,16 +163,12 @@ def open_subject(
         )
     chat = chat_of(directory, model, prompts, template)
     extraction = directory.load(folder / "extraction.json")
-    positions = tuple(extraction["positions"])
+    positions = tuple(Position(p) for p in extraction["positions"])
     tensors, _ = directory.load_tensors(folder / "directions.safetensors")
-    if not all(isinstance(p, int) for p in positions):
-        raise InputError(
-            f"{run} read pooled positions ({', '.join(map(str, positions))}); analyses need token positions."
-        )
     cell = directory.load(folder / "selection.json")["selected"]
     direction = None
     if cell is not None:
-        vector = tensors["candidates"][positions.index(cell["position"]), cell["layer"]]
+        vector = tensors["candidates"][positions.index(Position(cell["position"])), cell["layer"]]
         direction = Direction.from_vector(vector, cell["position"], cell["layer"])
     tokens = tuple(t["id"] for t in directory.load(folder / "metric.json")["tokens"])
     return Subject(
@@ -260,7 +256,9 @@ def layer_means(values: Iterable[Tensor]) -> tuple[LayerMean, ...]:
     return tuple(LayerMean(layer, m.mean, m.low, m.high, m.n) for layer, m in enumerate(means))
 
 
-def residuals_at(runner: Runner, sequences: list[list[int]], position: int) -> Float[Tensor, "prompt layer d_model"]:
+def residuals_at(
+    runner: Runner, sequences: list[list[int]], position: Position
+) -> Float[Tensor, "prompt layer d_model"]:
     """Every block input of every prompt at one position, float32 on the CPU."""
     found = torch.zeros(len(sequences), runner.model.n_layers, runner.model.d_model)
     for prompt, h, _ in runner.residuals(sequences, [position]):

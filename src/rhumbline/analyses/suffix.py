@@ -119,7 +119,7 @@ class _Reading:
             projection=(h[:, :, layer] @ direction.vector).mean(0),
             metric=metric.mean(0),
             share=(metric > 0).double().mean(0),
-            attribution=attribute(subject.model, sequences[0], direction.vector, position=int(position), layer=layer),
+            attribution=attribute(subject.model, sequences[0], direction.vector, position=position, layer=layer),
             regions=[_regions(subject, p, ids) for p, ids in zip(prompts, sequences[0], strict=True)],
         )
 
@@ -176,7 +176,7 @@ def _writing_heads(subject: Subject, n: int) -> list[Part]:
     for label in LABELS:
         sequences = encoded(subject.chat, subject.splits.get("val", label)[:HEAD_PROMPTS])
         attribution = attribute(
-            subject.model, sequences, direction.vector, position=int(direction.position), layer=direction.layer
+            subject.model, sequences, direction.vector, position=direction.position, layer=direction.layer
         )
         means.append((attribution.parts, attribution.values.mean(0)))
     (parts, positive), (_, negative) = means

@@ -76,7 +76,7 @@ def _direction(found: Imported, out: Path, options: ExportOptions) -> list[str]:
     metadata = {k: str(found.origin[k]) for k in known if found.origin.get(k) is not None}
     for name, value in (("layer", found.layer), ("position", found.position)):
         if value is not None:
-            metadata[name] = str(value)
+            metadata[name] = str(int(value))
     vectors = found.vectors[0] if len(found.vectors) == 1 else found.vectors
     write_bytes(out, save({"direction": vectors.float().contiguous()}, {"format": FORMAT, **metadata}))
     return []

@@ -18,6 +18,7 @@ from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import Direction
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import file_sha256, read_json, tensors_metadata
+from rhumbline.records.positions import Position
 
 FORMAT = "rhumbline-direction-1"
 """Value of `format` in the metadata of a direction.safetensors."""
@@ -30,7 +31,7 @@ class Imported:
     vectors: Float[Tensor, "rank d_model"]
     layer: int | None
     """Block whose input they were read at or are to be added to; None where the file does not say."""
-    position: int | None
+    position: Position | None
     source: str
     origin: Mapping[str, Any] = field(default_factory=dict)
     """`model`, `fingerprint`, `template_sha256`, `verdict`, `sentence`, `protocol_sha256`, as far as they are known."""
@@ -50,7 +51,7 @@ def read_directions(
     *,
     seed: int | None = None,
     layer: int | None = None,
-    position: int | None = None,
+    position: Position | int | None = None,
     rank: int | None = None,
 ) -> Imported:
     """Directions from a run directory (its selected one), .safetensors, .pt, .gguf or .npy.
@@ -63,7 +64,7 @@ def read_directions(
     elif not path.is_file():
         raise DirectionError(f"{path}: no such file or run directory.")
     else:
-        found = _from_file(path, layer, position)
+        found = _from_file(path, layer, None if position is None else Position.of(position))
     if rank is not None:
         if not 1 <= rank <= len(found.vectors):
             raise DirectionError(f"--rank {rank}: {path} holds {len(found.vectors)} vectors.")
@@ -100,20 +101,22 @@ def _from_run(path: Path, seed: int | None) -> Imported:
     return Imported(direction.difference[None], direction.layer, direction.position, str(path), origin)
 
 
-def _from_file(path: Path, layer: int | None, position: int | None) -> Imported:
+def _from_file(path: Path, layer: int | None, position: Position | None) -> Imported:
     origin: dict[str, Any] = {"sha256": file_sha256(path)}
-    at: dict[str, Any] = {"layer": None, "position": None}
+    at_layer: int | None = None
+    at_position: Position | None = None
     match path.suffix:
         case ".safetensors":
             metadata = tensors_metadata(path)
             tensor = _safetensors(path)
             if metadata.get("format") == FORMAT:
-                at = {k: int(metadata[k]) for k in ("layer", "position") if metadata.get(k)}
+                at_layer = int(metadata["layer"]) if metadata.get("layer") else None
+                at_position = Position(int(metadata["position"])) if metadata.get("position") else None
                 origin |= {k: v for k, v in metadata.items() if k not in {"format", "layer", "position"} and v}
         case ".pt" | ".pth" | ".bin":
             tensor = _pickled(path)
         case ".gguf":
-            tensor, at["layer"] = _gguf(path, layer)
+            tensor, at_layer = _gguf(path, layer)
         case ".npy":
             import numpy as np
 
@@ -122,14 +125,14 @@ def _from_file(path: Path, layer: int | None, position: int | None) -> Imported:
             raise DirectionError(f"{path}: not a known kind of direction file (.safetensors, .pt, .gguf, .npy).")
     if tensor.ndim == 3:
         tensor = _picked(path, tensor, layer, position)
-        at = {"layer": layer, "position": position}
+        at_layer, at_position = layer, position
     if tensor.ndim not in (1, 2) or not tensor.is_floating_point():
         raise DirectionError(f"{path}: expected a vector or a matrix of vectors, found shape {tuple(tensor.shape)}.")
     vectors = tensor.detach().float().cpu().reshape(-1, tensor.shape[-1])
-    return Imported(vectors, at.get("layer"), at.get("position"), str(path), origin)
+    return Imported(vectors, at_layer, at_position, str(path), origin)
 
 
-def _picked(path: Path, tensor: Tensor, layer: int | None, position: int | None) -> Tensor:
+def _picked(path: Path, tensor: Tensor, layer: int | None, position: Position | None) -> Tensor:
     """One vector of a [position, layer, d_model] table, as the paper's mean_diffs.pt or a run's candidates."""
     n_positions, n_layers, _ = tensor.shape
     if layer is None or position is None:
@@ -137,9 +140,11 @@ def _picked(path: Path, tensor: Tensor, layer: int | None, position: int | None)
             f"{path} holds one vector for each of {n_positions} positions and {n_layers} layers; give --position "
             f"(-{n_positions} .. -1) and --layer (0 .. {n_layers - 1})."
         )
-    if not -n_positions <= position < 0 or not 0 <= layer < n_layers:
-        raise DirectionError(f"{path}: position {position}, layer {layer} is outside its {n_positions} x {n_layers}.")
-    return tensor[position, layer]
+    if position.is_in_response or int(position) < -n_positions or not 0 <= layer < n_layers:
+        raise DirectionError(
+            f"{path}: position {int(position)}, layer {layer} is outside its {n_positions} x {n_layers}."
+        )
+    return tensor[int(position), layer]
 
 
 def _one(path: Path, tensors: Mapping[str, Any]) -> Tensor:

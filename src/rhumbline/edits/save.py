@@ -282,7 +282,7 @@ def _record(
             "source": found.source,
             "rank": len(found.vectors),
             "layer": found.layer,
-            "position": found.position,
+            "position": None if found.position is None else int(found.position),
             "norms": [float(n) for n in found.vectors.norm(dim=1)],
             **({"coefficient": change.coefficient} if isinstance(change, Add) else {}),
             "origin": dict(found.origin),

@@ -276,7 +276,7 @@ def _record(source: str, found: Imported, made: Recipe, leaks: Mapping[str, floa
             "source": found.source,
             "rank": len(found.vectors),
             "layer": found.layer,
-            "position": found.position,
+            "position": None if found.position is None else int(found.position),
             "origin": dict(found.origin),
         },
         "changed": sorted(made.rules),

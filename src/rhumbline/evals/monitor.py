@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from rhumbline.errors import DirectionError, InputError, ProtocolError
 from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import Direction
+from rhumbline.inference.residuals import at_site
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
@@ -76,7 +77,7 @@ class Monitor:
         """The same for chats that are token ids already, up to where the answer begins."""
         if not sequences:
             return np.zeros(0)
-        h = Runner(self.model).stream(sequences, self.direction.position, self.direction.layer)
+        h = at_site(Runner(self.model), sequences, self.direction.position, self.direction.layer)
         return (h.double() @ self.direction.vector.double()).numpy()
 
     def flags(self, prompts: Sequence[str]) -> Bool[np.ndarray, " prompt"]:

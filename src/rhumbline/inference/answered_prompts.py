@@ -11,12 +11,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rhumbline.axes import TokenIds
-from rhumbline.errors import ModelError
+from rhumbline.errors import InputError, ModelError
 from rhumbline.inference.batching import Block, rectangles
 from rhumbline.inference.interventions import BatchEdits
 from rhumbline.models.chat import Answered, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import hooked, run_until
+from rhumbline.records.positions import Position
+
+
+def check_positions(sequences: Sequence[TokenIds], positions: Sequence[Position]) -> None:
+    """Raise InputError unless every sequence has every position: tokens of its prompt, and a response if needed."""
+    without = [i for i, s in enumerate(sequences) if not isinstance(s, Answered)]
+    shortest = min((len(s) - s.n_answer if isinstance(s, Answered) else len(s) for s in sequences), default=0)
+    for position in positions:
+        if position.is_in_response and without:
+            raise InputError(
+                f"position {int(position)} ({position}) is in the response, and {len(without)} of {len(sequences)} "
+                "prompts have no response. Use a contrast whose prompts have responses, or positions of the prompt."
+            )
+        if position.offset is not None and -position.offset > shortest > 0:
+            raise InputError(
+                f"position {int(position)}: the shortest of {len(sequences)} prompts has {shortest} tokens. "
+                f"Use positions from -{shortest} to -1."
+            )
 
 
 def answered(sequences: Sequence[TokenIds]) -> list[Answered]:
@@ -36,14 +54,10 @@ def answered_blocks(texts: Sequence[Answered], tokens: int, *, alike: bool) -> I
 
 
 def answered_residuals(
-    model: ChatModel, texts: Sequence[Answered], positions: Sequence[int], edits: BatchEdits
+    model: ChatModel, texts: Sequence[Answered], positions: Sequence[Position], layers: Sequence[int], edits: BatchEdits
 ) -> Float[Tensor, "row position layer d_model"]:
-    """Means of block inputs over the tokens that each position stands for, under the one arm of `edits`.
-
-    Position 0 is the mean over the answer, k > 0 its k-th token (the last one of shorter answers), and negative ones
-    count from the end of the prompt.
-    """
-    depth, device = model.n_layers, model.device
+    """Means of the inputs of `layers` over the tokens of each position, under the one arm of `edits`."""
+    device = model.device
     left = token_batch([t[: len(t) - t.n_answer] for t in texts], model.pad_token, "left")
     right = token_batch([t[len(t) - t.n_answer :] for t in texts], model.pad_token, "right")
     ids: Int[Tensor, "row token"] = torch.cat([left.input_ids, right.input_ids], 1).to(device)
@@ -52,18 +66,19 @@ def answered_residuals(
     share = torch.zeros(len(texts), len(positions), ids.shape[1], device=device)
     for row, text in enumerate(texts):
         for p, position in enumerate(positions):
-            if position == 0:
+            if position.offset is None:
                 share[row, p, width : width + text.n_answer] = 1 / text.n_answer
+            elif position.is_in_response:
+                share[row, p, width + min(position.offset, text.n_answer) - 1] = 1.0
             else:
-                at = width + position if position < 0 else width + min(position, text.n_answer) - 1
-                share[row, p, at] = 1.0
+                share[row, p, width + position.offset] = 1.0
     seen: dict[int, Tensor] = {}
 
     def watch(layer: int, h: Tensor) -> None:
-        if layer < depth:
+        if layer in layers:
             seen[layer] = torch.einsum("rsd,rps->rpd", h.float(), share.to(h.device)).to(device)
 
     rows = torch.zeros(len(texts), dtype=torch.long, device=device)
     with hooked(model, edits.on(rows, n_prompt=width), watch):
-        run_until(model, depth - 1, lambda: forward(model, ids, mask))
-    return torch.stack([seen[layer] for layer in range(depth)], dim=2)
+        run_until(model, max(layers), lambda: forward(model, ids, mask))
+    return torch.stack([seen[layer] for layer in layers], dim=2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from rhumbline.axes import Residual, Vector
 from rhumbline.errors import DirectionError, ProtocolError
 from rhumbline.models.chat_model import ChatModel, Edit, Site
+from rhumbline.records.positions import Position
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Direction:
     """Norm 1, float32, on the CPU."""
     norm: float
     """Length before normalisation, in units of the residual stream."""
-    position: int
-    """Negative index among the post-instruction tokens."""
+    position: Position
+    """Where the vector was read."""
     layer: int
     """The vector was read at the input of this block (`resid_pre`)."""
 
@@ -38,13 +39,13 @@ class Direction:
             )
 
     @classmethod
-    def from_vector(cls, vector: Vector, position: int, layer: int) -> "Direction":
+    def from_vector(cls, vector: Vector, position: Position | int, layer: int) -> "Direction":
         """Normalise `vector` [d_model]; a zero or non-finite one is refused."""
         v = vector.detach().double().cpu()
         norm = float(v.norm())
         if not (0 < norm < float("inf")):
             raise DirectionError(f"a direction must be finite and not zero; this vector has norm {norm}.")
-        return cls((v / norm).float(), norm, position, layer)
+        return cls((v / norm).float(), norm, Position.of(position), layer)
 
     @property
     def difference(self) -> Vector:

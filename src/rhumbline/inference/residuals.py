@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rhumbline.axes import Candidates, Logits, TokenIds
 from rhumbline.inference.runner import Runner
+from rhumbline.records.positions import Position
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Extraction:
 def extract(
     runner: Runner,
     sequences: Sequence[TokenIds],
-    positions: Sequence[int],
+    positions: Sequence[Position | int],
     *,
     read: Callable[[Logits], Float[Tensor, " row"]] | None = None,
     keep: Callable[[Float[Tensor, " row"]], Bool[Tensor, " row"]] | None = None,
@@ -73,17 +74,17 @@ def extract(
 
 
 def at_site(
-    runner: Runner, sequences: Sequence[TokenIds], position: int, layer: int
+    runner: Runner, sequences: Sequence[TokenIds], position: Position, layer: int
 ) -> Float[Tensor, "prompt d_model"]:
-    """Every prompt's block input at one position and layer, float32 on the CPU."""
+    """Every prompt's block input at one position and layer, float32 on the CPU; the pass ends there."""
     found = torch.zeros(len(sequences), runner.model.d_model)
-    for prompt, h, _ in runner.residuals(sequences, [position]):
-        found[prompt] = h[:, 0, layer].float().cpu()
+    for prompt, h, _ in runner.residuals(sequences, [position], layers=[layer]):
+        found[prompt] = h[:, 0, 0].float().cpu()
     return found
 
 
 def projections(
-    runner: Runner, sequences: Sequence[TokenIds], candidates: Candidates, positions: Sequence[int]
+    runner: Runner, sequences: Sequence[TokenIds], candidates: Candidates, positions: Sequence[Position | int]
 ) -> Float[Tensor, "prompt position layer"]:
     """r^.x of every prompt at every position and layer, with r^ the unit candidate of that cell (0 for a zero one)."""
     unit = torch.nn.functional.normalize(candidates.float(), dim=-1)

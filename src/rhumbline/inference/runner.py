@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.errors import ModelError
-from rhumbline.inference.answered_prompts import answered, answered_blocks, answered_residuals
+from rhumbline.inference.answered_prompts import answered, answered_blocks, answered_residuals, check_positions
 from rhumbline.inference.batching import (
     CPU_ROWS,
     CPU_TOKENS,
@@ -41,6 +41,7 @@ from rhumbline.models.chat import Answered, token_batch
 from rhumbline.models.chat_model import ChatModel, forward, new_cache
 from rhumbline.models.hooks import hooked, resumed, run_until
 from rhumbline.models.packing import Pack, PackedAttention, attention_of, n_shared, pack, packed_forward
+from rhumbline.records.positions import Position
 
 log = logging.getLogger("rhumbline")
 
@@ -186,40 +187,43 @@ class Runner:
     def residuals(
         self,
         sequences: Sequence[TokenIds],
-        positions: Sequence[int],
+        positions: Sequence[Position | int],
         arm: Arm = BASELINE,
         *,
+        layers: Sequence[int] | None = None,
         read: Callable[[Logits], Float[Tensor, " row"]] | None = None,
         padding: Side | None = None,
     ) -> Iterator[
         tuple[Int[Tensor, " row"], Float[Tensor, "row position layer d_model"], Float[Tensor, " row"] | None]
     ]:
-        """Block inputs at the given (negative) positions of each prompt, and `read` of the logits of the same pass.
+        """Inputs of the blocks `layers` (all by default) at positions of each prompt, and `read` of the logits.
 
-        Of sequences that are `Answered`, positions from 0 up are allowed too: 0 is the mean over the answer's tokens,
-        k its k-th token (the last one of shorter answers). Negative positions still count from the end of the prompt.
+        Positions in the response need sequences that are `Answered`. InputError if a sequence lacks a position.
 
-        Yields (prompt indices, residuals, readings) block by block; nothing is kept. Without `read` the pass ends
-        where the last block begins. `padding` pads on that side instead of packing.
+        Yields (prompt indices, residuals, readings) batch by batch. Without `read` the pass ends at the input of the
+        last of `layers`. `padding` pads on that side instead of packing.
         """
+        places = [Position.of(p) for p in positions]
+        check_positions(sequences, places)
+        chosen = range(self.model.n_layers) if layers is None else layers
         if any(isinstance(ids, Answered) for ids in sequences):
-            yield from self._answered(sequences, positions, arm)
+            yield from self._answered(sequences, places, chosen, arm)
             return
         edits = BatchEdits.of([arm], self.model)
-        depth, device = self.model.n_layers, self.model.device
-        wanted = torch.tensor(list(positions), device=device)
+        device = self.model.device
+        wanted = torch.tensor([int(p) for p in places], device=device)
 
         def run(block: Block) -> tuple[Tensor, Tensor | None]:
             batch = self._batch(sequences, block, wanted, padding)
             seen: dict[int, Tensor] = {}
 
             def watch(layer: int, h: Tensor) -> None:
-                if layer < depth:
+                if layer in chosen:
                     seen[layer] = h[batch.row.to(h.device), batch.place.to(h.device)].to(device)
 
             with hooked(self.model, edits.on(torch.zeros(batch.n_rows, dtype=torch.long, device=device)), watch):
-                logits = run_until(self.model, depth - 1, batch.run) if read is None else batch.run()
-            return torch.stack([seen[layer] for layer in range(depth)], dim=2), None if read is None else read(logits)
+                logits = run_until(self.model, max(chosen), batch.run) if read is None else batch.run()
+            return torch.stack([seen[layer] for layer in chosen], dim=2), None if read is None else read(logits)
 
         for block in self.blocks(sequences, 1):
             for done, (h, readings) in self.within_memory(block, run):
@@ -227,33 +231,17 @@ class Runner:
                 yield torch.tensor(done.prompts), h, readings
 
     def _answered(
-        self, sequences: Sequence[TokenIds], positions: Sequence[int], arm: Arm
+        self, sequences: Sequence[TokenIds], positions: Sequence[Position], layers: Sequence[int], arm: Arm
     ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row position layer d_model"], None]]:
         texts, edits = answered(sequences), BatchEdits.of([arm], self.model)
 
         def run(block: Block) -> Tensor:
-            return answered_residuals(self.model, [texts[i] for i in block.prompts], positions, edits)
+            return answered_residuals(self.model, [texts[i] for i in block.prompts], positions, layers, edits)
 
         for block in answered_blocks(texts, self.tokens_per_forward, alike=self.model.proof.unpadded):
             for done, h in self.within_memory(block, run):
                 self.tick(len(done.prompts))
                 yield torch.tensor(done.prompts), h, None
-
-    def stream(self, sequences: Sequence[TokenIds], position: int, layer: int) -> Float[Tensor, "prompt d_model"]:
-        """The input of one block at one (negative) position of each prompt, float32 on the CPU; passes end there."""
-        found = torch.zeros(len(sequences), self.model.d_model)
-        wanted = torch.tensor([position], device=self.model.device)
-
-        def run(block: Block) -> Tensor:
-            batch = self._batch(sequences, block, wanted, None)
-            h = run_until(self.model, layer, batch.run)
-            return h[batch.row.to(h.device), batch.place.to(h.device)][:, 0]
-
-        for block in self.blocks(sequences, 1):
-            for done, h in self.within_memory(block, run):
-                self.tick(len(done.prompts))
-                found[done.prompts] = h.float().cpu()
-        return found
 
     def _batch(
         self, sequences: Sequence[TokenIds], block: Block, wanted: Int[Tensor, " position"], padding: Side | None

@@ -18,6 +18,7 @@ from torch import Tensor
 from rhumbline.errors import TemplateError
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS, ChatOptions
 from rhumbline.prompts.contrasts import Prompt
+from rhumbline.records.positions import Position
 
 PROBES = (
     "Explain photosynthesis",
@@ -106,14 +107,14 @@ class Chat:
         return chat
 
     @property
-    def positions(self) -> tuple[int, ...]:
+    def positions(self) -> tuple[Position, ...]:
         """The post-instruction positions, -n .. -1."""
-        return tuple(range(-len(self.suffix), 0))
+        return tuple(Position.post_instruction(i) for i in range(-len(self.suffix), 0))
 
     @property
-    def instruction_position(self) -> int:
+    def instruction_position(self) -> Position:
         """The token before them: the last of the instruction, or one that merges its end with the template."""
-        return -len(self.suffix) - 1
+        return Position.post_instruction(-len(self.suffix) - 1)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the chat that asks this prompt, up to where the answer begins."""
@@ -185,7 +186,7 @@ class Chat:
             "prefix": list(self.prefix),
             "suffix": list(self.suffix),
             "suffix_tokens": [self._shown(token) for token in self.suffix],
-            "positions": list(self.positions),
+            "positions": [int(p) for p in self.positions],
         }
 
     def _shown(self, token: int) -> str:

@@ -60,6 +60,11 @@ class Position:
         return cls(number)
 
     @classmethod
+    def of(cls, value: "Position | int") -> "Position":
+        """A position, or the position of a number."""
+        return value if isinstance(value, Position) else cls(value)
+
+    @classmethod
     def named(cls, name: str) -> "Position | None":
         """The one that a protocol's `extraction.positions` names; None of names for positions in the prompt."""
         if name == MEAN_NAME:

@@ -54,7 +54,7 @@ def draw_controls(run: SeedRun, ask: Ask) -> dict[str, Any]:
             "draw": n.draw,
             "cosine": n.cosine,
             "energy": n.energy,
-            "position": n.direction.position,
+            "position": int(n.direction.position),
             "layer": n.direction.layer,
             "passed": ok,
         }
@@ -104,7 +104,7 @@ def shuffled_block(run: SeedRun) -> Block:
             prompts=plan.procedure_prompts,
             seed=run.seed,
         )
-        return [{**r._asdict(), "vector": r.vector.tolist()} for r in found]
+        return [{**r._asdict(), "position": int(r.position), "vector": r.vector.tolist()} for r in found]
 
     return refits
 
@@ -162,7 +162,7 @@ def dose_block(run: SeedRun) -> Block:
 
 def measure_stability(run: SeedRun, ask: Ask) -> dict[str, Any]:
     """Bootstrap refits of the choice."""
-    places = [{"position": run.positions[p], "layer": layer} for p, layer in _best_sites(run)]
+    places = [{"position": int(run.positions[p]), "layer": layer} for p, layer in _best_sites(run)]
     parts = ask("refits", spans(run.protocol.stability.refits, REFITS_PER_BLOCK))
     refits = [refit for part in parts for refit in part["refits"]]
     return {"sites": places, "refits": refits, "between": parts[0]["between"] if parts else None}
@@ -183,6 +183,7 @@ def refit_block(run: SeedRun) -> Block:
     def refits(first: int, end: int) -> dict[str, Any]:
         choosing = Choosing(scorer, _best_sites(run), run.positions, run.rule.metric_only())
         found, between = bootstrap_refits(choosing, resampled, direction, refits=range(first, end))
-        return {"refits": [r._asdict() for r in found], "between": between}
+        rows = [{**r._asdict(), "position": None if r.position is None else int(r.position)} for r in found]
+        return {"refits": rows, "between": between}
 
     return refits

@@ -20,6 +20,7 @@ from rhumbline.judging.metric import Metric
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split
+from rhumbline.records.positions import Position
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.selection_files import Candidate, Selection
 from rhumbline.records.shared import ByLabel
@@ -72,10 +73,10 @@ def extract_candidates(run: SeedRun) -> dict[str, Any]:
     run.directory.save_tensors(
         run.folder / "directions.safetensors",
         {"candidates": candidates, "negative_mean": negative.float()},
-        {"positions": str(list(run.positions)), "seed": str(run.seed), "form": "difference in means"},
+        {"positions": str([int(p) for p in run.positions]), "seed": str(run.seed), "form": "difference in means"},
     )
     return {
-        "positions": list(run.positions),
+        "positions": [int(p) for p in run.positions],
         "kept": {s: {c: found[s, c].kept.tolist() for c in LABELS} for s in ("train", "val")},
         "n": {s: {c: int(found[s, c].kept.sum()) for c in LABELS} for s in ("train", "val")},
         "metric": {s: {c: found[s, c].metric.tolist() for c in LABELS} for s in ("train", "val")},
@@ -84,7 +85,7 @@ def extract_candidates(run: SeedRun) -> dict[str, Any]:
 
 def _extract(run: SeedRun, split: Split, label: Label) -> Extraction:
     keep = None
-    read = None if isinstance(run.metric, PairedLogOdds) or run.positions[0] >= 0 else run.metric
+    read = None if isinstance(run.metric, PairedLogOdds) or run.positions[0].is_in_response else run.metric
     if run.protocol.extraction.filter and read is not None:
         keep = (lambda m: m > 0) if label == "positive" else (lambda m: m < 0)
     sequences = run.encoded(run.read(split, label))
@@ -128,7 +129,7 @@ def select(run: SeedRun, ask: Ask) -> Selection:
             run.styling,
             prompts,
             table,
-            lambda row: run.direction_at(int(row.position), row.layer),
+            lambda row: run.direction_at(row.position, row.layer),
             rule,
             run.protocol,
             coefficient,
@@ -142,7 +143,7 @@ def select(run: SeedRun, ask: Ask) -> Selection:
         survivors=result.survivors,
         tied=tuple(_cell(row) for row in result.tied),
         baseline=ByLabel(*(_mean(extraction["metric"]["val"][c], kept[c]) for c in LABELS)),
-        coefficient=1.0 if best is None else coefficient(run.direction_at(int(best.position), best.layer)),
+        coefficient=1.0 if best is None else coefficient(run.direction_at(best.position, best.layer)),
         room=room,
         n=n,
         candidates=result.candidates,
@@ -161,7 +162,7 @@ def _scores(ask: Ask, name: Score, cells: Sequence[Cell]) -> list[float]:
     """One score of every cell, by blocks."""
     # By layer: a pass of additions climbs from one layer to the next.
     order = sorted(range(len(cells)), key=lambda i: (cells[i][1], cells[i][0]))
-    blocks = [[list(cells[i]) for i in order[a:b]] for a, b in cuts(len(cells), CANDIDATES_PER_BLOCK)]
+    blocks = [[[int(cells[i][0]), cells[i][1]] for i in order[a:b]] for a, b in cuts(len(cells), CANDIDATES_PER_BLOCK)]
     found = ask("candidates", [{"name": name, "cells": block} for block in blocks])
     # JSON has no NaN: null is a score that is not finite, and not one that nobody asked for.
     values = dict(zip(order, (math.nan if v is None else v for block in found for v in block), strict=True))
@@ -176,7 +177,7 @@ def score_block(run: SeedRun) -> Block:
     grid = Grid(runner, run.candidates, run.positions, positive, negative, run.metric, rule)
 
     def scores(name: Score, cells: Sequence[Sequence[int]]) -> list[float]:
-        return grid.values(name, [(position, layer) for position, layer in cells])
+        return grid.values(name, [(Position(position), layer) for position, layer in cells])
 
     return scores
 

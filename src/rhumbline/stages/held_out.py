@@ -21,6 +21,7 @@ from rhumbline.judging.keyword_judges import JUDGES, judge
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split, Splits
+from rhumbline.records.positions import Position
 from rhumbline.records.shared import Cell
 from rhumbline.stages.losses import Reading, Source, cost_arms, loss_rows
 from rhumbline.stages.seed_run import SeedRun, encoded
@@ -167,14 +168,15 @@ def separation(
     chat: Chat,
     splits: Splits,
     split: Split,
-    positions: Sequence[int],
+    positions: Sequence[Position],
     candidates: Candidates,
     negative_mean: Candidates,
     *,
     selected: Cell | None,
 ) -> dict[str, Any]:
     """Where the classes separate on held-out prompts: AUROC of the projection, cosine of the class means, norm."""
-    read = {c: splits.texts(split, c) if max(positions) >= 0 else splits.get(split, c) for c in LABELS}
+    of_texts = any(p.is_in_response for p in positions)
+    read = {c: splits.texts(split, c) if of_texts else splits.get(split, c) for c in LABELS}
     projected = {
         c: projections(runner, encoded(chat, some, positions), candidates, positions).numpy()
         for c, some in read.items()
@@ -183,7 +185,7 @@ def separation(
     norms = candidates.norm(dim=-1)
     grid = [
         {
-            "position": position,
+            "position": int(position),
             "layer": layer,
             "auroc": auroc(projected["positive"][:, p, layer], projected["negative"][:, p, layer]),
             "cosine": float(means_cosine[p, layer]),
@@ -194,7 +196,7 @@ def separation(
     ]
     rows = []
     if selected is not None:
-        p, layer = list(positions).index(int(selected.position)), selected.layer
+        p, layer = list(positions).index(selected.position), selected.layer
         for label in LABELS:
             for prompt, value in zip(read[label], projected[label][:, p, layer], strict=True):
                 rows.append({"prompt_id": prompt.id, "label": label, "projection": float(value)})
@@ -244,14 +246,14 @@ def write_conditions(run: SeedRun) -> None:
 
 def measure_levels(run: SeedRun) -> dict[str, Any]:
     """Scores of the contrast's own test texts, and the neutral prompts at baseline and on the direction."""
-    texts = run.protocol.extraction.response_token is not None
+    texts = run.protocol.extraction.response_position is not None
     found: dict[str, Any] = {"texts": text_scores(run.styling, run.splits) if texts else None, "neutral": []}
     if not run.neutral:
         return found
     runner, direction = run.runner("levels"), run.direction
     said = complete(runner, run.chat, run.neutral, [BASELINE], run.protocol.max_new_tokens)[0]
     along: list[float | None] = [None] * len(said)
-    if direction is not None and direction.position < 0:
+    if direction is not None and not direction.position.is_in_response:
         h = at_site(runner, [run.chat.encode(p) for p in run.neutral], direction.position, direction.layer)
         along = (h @ direction.vector).tolist()
     for prompt, text, value in zip(run.neutral, said, along, strict=True):

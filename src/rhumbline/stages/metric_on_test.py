@@ -18,6 +18,7 @@ from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import Label, Prompt
 from rhumbline.protocol import COEFFICIENTS, Dose
+from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
 from rhumbline.records.selection_files import Candidate
 from rhumbline.stages.nulls import Null
@@ -137,13 +138,13 @@ def coefficient_on_validation(scorer: Scorer, negative: Sequence[TokenIds], dire
 # -- sites ------------------------------------------------------------------------------------------------------------
 
 
-def scored_sites(table: Sequence[Candidate], positions: Sequence[int]) -> list[Site]:
+def scored_sites(table: Sequence[Candidate], positions: Sequence[Position]) -> list[Site]:
     """Every site with an induce score: the sites that a refit of the whole procedure can select."""
-    return [(list(positions).index(int(r.position)), r.layer) for r in table if r.induce is not None]
+    return [(list(positions).index(r.position), r.layer) for r in table if r.induce is not None]
 
 
-def best_sites(table: Sequence[Candidate], positions: Sequence[int], rule: SelectionRule, n: int) -> list[Site]:
+def best_sites(table: Sequence[Candidate], positions: Sequence[Position], rule: SelectionRule, n: int) -> list[Site]:
     """The n best candidates by the rule: survivors, and those whose KL score could not change the selection."""
     eligible = (row for row in table if row.bypass is not None and row.induce is not None)
     alive = [row for row in eligible if row.discarded in (None, Discard.NOT_NEEDED)]
-    return [(list(positions).index(int(r.position)), r.layer) for r in sorted(alive, key=rule.criterion_of)[:n]]
+    return [(list(positions).index(r.position), r.layer) for r in sorted(alive, key=rule.criterion_of)[:n]]

@@ -32,7 +32,7 @@ Site = tuple[int, int]
 
 
 def weighted_sums(
-    runner: Runner, sequences: Sequence[TokenIds], positions: Sequence[int], weights: Float[Tensor, "draw prompt"]
+    runner: Runner, sequences: Sequence[TokenIds], positions: Sequence[Position], weights: Float[Tensor, "draw prompt"]
 ) -> Float[Tensor, "draw position layer d_model"]:
     """Sum of weight * block input over the prompts, for every draw of weights, in one pass; float64."""
     model = runner.model
@@ -57,7 +57,7 @@ class Validation:
 class Refit(NamedTuple):
     """What one refit chose."""
 
-    position: int
+    position: Position
     layer: int
     vector: Float[Tensor, " d_model"]
     passed: bool
@@ -70,7 +70,7 @@ class Choosing:
 
     scorer: Scorer
     sites: Sequence[Site]
-    positions: Sequence[int]
+    positions: Sequence[Position]
     rule: SelectionRule
 
 
@@ -87,9 +87,7 @@ def choose_again(choosing: Choosing, candidates: Candidates, validation: Validat
     cells = list(directions)
     ablations = [Arm(f"{cell}", (Ablate(directions[cell]),)) for cell in cells]
     bypass = (scorer.read(validation.positive, ablations).metric @ validation.positive_weight.double()).tolist()
-    rows = [
-        Candidate(Position(positions[p]), layer, b, None, None) for (p, layer), b in zip(cells, bypass, strict=True)
-    ]
+    rows = [Candidate(positions[p], layer, b, None, None) for (p, layer), b in zip(cells, bypass, strict=True)]
     lazily = rule.criterion == "lowest-bypass"
     order = sorted(range(len(cells)), key=lambda i: (bypass[i], rows[i].position, rows[i].layer))
     step = IN_QUESTION if lazily else len(cells)
@@ -108,9 +106,8 @@ def choose_again(choosing: Choosing, candidates: Candidates, validation: Validat
     return _refit(rows[order[0]], positions, candidates, False)
 
 
-def _refit(row: Candidate, positions: Sequence[int], candidates: Candidates, passed: bool) -> Refit:
-    position = int(row.position)
-    return Refit(position, row.layer, candidates[list(positions).index(position), row.layer], passed)
+def _refit(row: Candidate, positions: Sequence[Position], candidates: Candidates, passed: bool) -> Refit:
+    return Refit(row.position, row.layer, candidates[list(positions).index(row.position), row.layer], passed)
 
 
 # -- other labels: the null of the whole procedure --------------------------------------------------------------------
@@ -120,7 +117,7 @@ def shuffled_differences(
     runner: Runner,
     train: tuple[Sequence[TokenIds], Sequence[TokenIds]],
     candidates: Candidates,
-    positions: Sequence[int],
+    positions: Sequence[Position],
     *,
     draws: int,
     seed: int,
@@ -174,7 +171,7 @@ def _equally(scorer: Scorer, positive: Sequence[TokenIds], negative: Sequence[To
 class BootstrapRefit(NamedTuple):
     """One bootstrap refit: what it chose, and its cosine with the direction at the direction's own site."""
 
-    position: int | None
+    position: Position | None
     layer: int | None
     cosine: float
 
@@ -193,7 +190,7 @@ def resample(
     scorer: Scorer,
     train: tuple[Sequence[TokenIds], Sequence[TokenIds]],
     val: tuple[Sequence[TokenIds], Sequence[TokenIds]],
-    positions: Sequence[int],
+    positions: Sequence[Position],
     *,
     refits: int,
     prompts: int,

@@ -26,6 +26,7 @@ from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Sp
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.positions import Position
 from rhumbline.records.selection_files import Selection
 from rhumbline.stages.metric_on_test import additions
 from rhumbline.stages.nulls import Null
@@ -65,11 +66,11 @@ class SeedRun:
     # Prompts
 
     @property
-    def positions(self) -> tuple[int, ...]:
+    def positions(self) -> tuple[Position, ...]:
         """Where candidates are read."""
-        token = self.protocol.extraction.response_token
-        if token is not None:
-            return (token,)
+        in_response = self.protocol.extraction.response_position
+        if in_response is not None:
+            return (in_response,)
         last = self.protocol.extraction.positions == "last-instruction"
         return (self.chat.instruction_position,) if last else self.chat.positions
 
@@ -79,7 +80,7 @@ class SeedRun:
 
     def read(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[Prompt]:
         """The rows that activations are read from: of texts, both responses. Validation prompts are asked once each."""
-        if self.protocol.extraction.response_token is None or split == "val":
+        if self.protocol.extraction.response_position is None or split == "val":
             return self.prompts(split, label, kept)
         return [p for i, p in enumerate(self.splits.texts(split, label)) if kept is None or kept[i]]
 
@@ -153,7 +154,7 @@ class SeedRun:
         """The un-normalised candidates."""
         return self.directory.load_tensors(self.folder / "directions.safetensors")[0]["candidates"]
 
-    def direction_at(self, position: int, layer: int) -> Direction:
+    def direction_at(self, position: Position, layer: int) -> Direction:
         """One candidate."""
         return Direction.from_vector(self.candidates[self.positions.index(position), layer], position, layer)
 
@@ -172,7 +173,7 @@ class SeedRun:
     def direction(self) -> Direction | None:
         """The chosen direction, or None where no candidate passed."""
         cell = self.selection.selected
-        return None if cell is None else self.direction_at(int(cell.position), cell.layer)
+        return None if cell is None else self.direction_at(cell.position, cell.layer)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -185,9 +186,9 @@ class SeedRun:
         return [] if self.direction is None else read_nulls(self.directory, self.seed)
 
 
-def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[int]) -> Sequence[TokenIds]:
+def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[Position]) -> Sequence[TokenIds]:
     """The prompts as activations are read from them: with their responses where positions lie in these."""
-    if max(positions) >= 0:
+    if any(p.is_in_response for p in positions):
         return [chat.encode_answered(p) for p in prompts]
     return [chat.encode(p) for p in prompts]
 

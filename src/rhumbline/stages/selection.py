@@ -33,7 +33,8 @@ from rhumbline.records.selection_files import Candidate
 log = logging.getLogger("rhumbline")
 
 
-Cell = tuple[int, int]
+Cell = tuple[Position, int]
+"""Position and layer of a candidate."""
 Score = Literal["bypass", "induce", "kl"]
 Values = Callable[[Score, Sequence[Cell]], list[float]]
 """One score of some cells."""
@@ -42,7 +43,7 @@ Values = Callable[[Score, Sequence[Cell]], list[float]]
 def score_candidates(
     runner: Runner,
     candidates: Candidates,
-    positions: Sequence[int],
+    positions: Sequence[Position],
     positive: Sequence[TokenIds],
     negative: Sequence[TokenIds],
     metric: Metric,
@@ -59,7 +60,7 @@ def score_candidates(
     at once elsewhere (as `Grid.values` does here).
     """
     grid = Grid(runner, candidates, positions, positive, negative, metric, rule, values)
-    table = {(int(row.position), row.layer): row for row in grid.rows()}
+    table = {(row.position, row.layer): row for row in grid.rows()}
     grid.score(table, "induce", _open(table))
     grid.score(table, "bypass", [c for c in _open(table) if full_grid or grid.passes(table[c])])
     if full_grid:
@@ -83,7 +84,7 @@ class Grid:
 
     runner: Runner
     candidates: Candidates
-    positions: Sequence[int]
+    positions: Sequence[Position]
     positive: Sequence[TokenIds]
     negative: Sequence[TokenIds]
     metric: Metric
@@ -106,7 +107,7 @@ class Grid:
                     reason = Discard.NOT_FINITE
                 elif norm <= floor:
                     reason = Discard.NO_DIFFERENCE
-                yield Candidate(Position(position), layer, None, None, None, norm, reason)
+                yield Candidate(position, layer, None, None, None, norm, reason)
 
     def passes(self, row: Candidate) -> bool:
         """Whether the scores known so far leave the candidate in the race."""
@@ -218,7 +219,7 @@ def _close(choice: SelectionResult, rule: SelectionRule, noise: float) -> list[C
     """The candidates of which rounding could change what the rule makes."""
     best = choice.selected
     return [
-        (int(row.position), row.layer)
+        (row.position, row.layer)
         for row in choice.candidates
         if _at_a_bound(row, rule, noise)
         or (row.discarded is None and best is not None and rule.criterion_of(row) - rule.criterion_of(best) <= noise)

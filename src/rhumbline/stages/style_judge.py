@@ -135,7 +135,7 @@ def has_room(
     own completions between the responses of either class.
     """
     most = protocol.rule.max_negative
-    if most is None or protocol.extraction.response_token is None:
+    if most is None or protocol.extraction.response_position is None:
         return True
     asked = {label: prompts[label][: protocol.text_score.content_prompts] for label in LABELS}
     judges = {label: [styling.judge(p.category) for p in some] for label, some in asked.items()}
@@ -184,7 +184,7 @@ def with_completions(
         content[label] = [_content(styling, texts, said[0], asking) for texts in said]
         score[label] = [_mean_score(judges, texts) for texts in said]
         carried = [p.response or "" for p in asking]
-        of_texts = protocol.extraction.response_token is not None
+        of_texts = protocol.extraction.response_position is not None
         start[label] = _mean_score(judges, carried) if of_texts else score[label][0]
     gap = start["positive"] - start["negative"]
     found = {(row.position, row.layer): row for row in table}
@@ -210,7 +210,7 @@ def _content(styling: Styling, texts: Sequence[str], baseline: Sequence[str], pr
 
 def check_texts(protocol: Protocol, splits: Splits) -> None:
     """Raise ProtocolError where activations are to be read in responses that some training or test row lacks."""
-    if protocol.extraction.response_token is None:
+    if protocol.extraction.response_position is None:
         return
     lacking = [
         f"{split} {label}s"
