@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from rhumbline.cli.console import Progress, out, print_plan, print_results, text_table
+from rhumbline.cli.console import NOT_MEASURED, Progress, out, print_plan, print_results, text_table
 from rhumbline.cli.options import load_model, model_options
 from rhumbline.errors import InputError
 
@@ -35,13 +35,13 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _reproduce(a: argparse.Namespace) -> int:
-    from rhumbline.presets.published import model_preset
+    from rhumbline.presets.published_models import published_model
 
     if a.list:
         return _list(a)
     if a.name is None:
         raise InputError("give the name of a published model, or --list.")
-    published = model_preset(a.name)
+    published = published_model(a.name)
     if a.dry_run:
         return _dry_run(a, published)
     if published.remote_code and a.model is None and not a.trust_remote_code:
@@ -50,42 +50,54 @@ def _reproduce(a: argparse.Namespace) -> int:
 
 
 def _list(a: argparse.Namespace) -> int:
-    from rhumbline.presets.published import models
+    from rhumbline.presets.published_models import published_models
 
     if a.json:
-        print(json.dumps({n: {"hub": m.hub, "sites": m.sites(), **m.hardware()} for n, m in models().items()}))
+        rows = {
+            name: {
+                "hub": m.hub,
+                "sites": [(int(site.position), site.layer) for site in m.sites()],
+                **m.hardware()._asdict(),
+            }
+            for name, m in published_models().items()
+        }
+        print(json.dumps(rows))
         return 0
     table = text_table("name", "hub", "selected", "disk, GiB*", "GPU memory, GiB*", "H100 hours*", "licence")
-    for m in models().values():
+    for m in published_models().values():
         need = m.hardware()
-        site = ", ".join(map(str, m.sites())) or (f"layer {m.selected_layer}" if m.selected_layer else "-")
-        numbers = [str(need[k]) for k in ("disk_gib", "memory_gib", "gpu_hours")]
-        table.add_row(m.name, m.hub, site, *numbers, m.licence)
+        sites = ", ".join(f"({site.position}, {site.layer})" for site in m.sites())
+        layer = "-" if m.selected_layer is None else f"layer {m.selected_layer}"
+        numbers = map(str, (need.disk_gib, need.memory_gib, need.gpu_hours))
+        table.add_row(m.name, m.hub, sites or layer, *numbers, m.licence)
     out.print(table)
     out.print("* estimates from the number of parameters, in bfloat16; nothing was measured.", markup=False)
     return 0
 
 
 def _dry_run(a: argparse.Namespace, published: Any) -> int:
-    from rhumbline.presets.reproducing import checks
+    from rhumbline.presets.reproduction import checks
+    from rhumbline.records.codec import to_json
 
     rows = checks(published, a.model, a.data_dir)
     if a.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(to_json(rows), ensure_ascii=False))
     else:
         for row in rows:
-            sign = {True: "[green]ok[/]     ", False: "[red]amiss[/]  ", None: "[dim]unknown[/]"}[row["ok"]]
-            out.print(f"{sign} {escape(row['what'])}: {escape(row['told'])}", highlight=False)
-    return 1 if any(row["ok"] is False for row in rows) else 0
+            sign = {True: "[green]ok[/]     ", False: "[red]amiss[/]  ", None: "[dim]unknown[/]"}[row.ok]
+            out.print(f"{sign} {escape(row.what)}: {escape(row.detail)}", highlight=False)
+    return 1 if any(row.ok is False for row in rows) else 0
 
 
 def _run(a: argparse.Namespace, published: Any) -> int:
     from rhumbline.cli.options import integers
     from rhumbline.experiment import run
-    from rhumbline.presets.reproducing import compare
+    from rhumbline.presets.reproduction import compare_run
     from rhumbline.prompts.contrasts import Sizes
     from rhumbline.prompts.named_sets import open_contrast
+    from rhumbline.records.codec import to_json
     from rhumbline.records.files import write_json
+    from rhumbline.records.reproduction_file import Reproduction
 
     changes: dict[str, Any] = {"save_completions": a.save_completions}
     if a.max_new_tokens is not None:
@@ -104,19 +116,27 @@ def _run(a: argparse.Namespace, published: Any) -> int:
         result = run(load_model(a), contrast, a.out or f"runs/{published.name}", protocol, progress=progress)
     finally:
         progress.close()
-    rows = compare(published, result.path)
-    write_json(result.path / "reproduction.json", {"model": published.name, "rows": rows})
+    rows = compare_run(published, result.path)
+    record = to_json(Reproduction(published.name, tuple(rows)))
+    write_json(result.path / "reproduction.json", record)
     if a.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(record["rows"], ensure_ascii=False))
         return 0
     print_results(result.results)
     table = Table(title=f"{published.name} beside what was published", title_justify="left", box=None)
     for column in ("figure", "seed", "here", "published", "tolerance", "agrees"):
         table.add_column(column)
     for row in rows:
-        found = f"{row['found']:.2f}" if isinstance(row["found"], float) else str(row["found"])
-        agrees = {True: "yes", False: "no", None: "not measured"}[row["agrees"]]
-        table.add_row(row["what"], str(row["seed"]), found, str(row["published"]), row["tolerance"], agrees)
+        agrees = {True: "yes", False: "no", None: NOT_MEASURED}[row.agrees]
+        seed = "all" if row.seed is None else str(row.seed)
+        table.add_row(row.what, seed, _figure(row.measured), _figure(row.published), row.tolerance, agrees)
     out.print(table)
     out.print(f"report: {result.path / 'report.html'}", markup=False, highlight=False)
     return 0
+
+
+def _figure(value: Any) -> str:
+    """A figure as text; None was not measured."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -31,7 +31,7 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direct
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import fingerprint, load
-from rhumbline.presets.published import models
+from rhumbline.presets.published_models import published_models
 from rhumbline.records.directory import RunDirectory
 
 MAX_TOKENS = 512
@@ -196,7 +196,7 @@ class RhumblineAPI(ModelAPI):
 def _template(model: ChatModel, wanted: str) -> str:
     """The chat template that the run was made with: the model's own, or that of a preset."""
     own = model.tokenizer.get_chat_template() if model.tokenizer.chat_template else None
-    for text in (own, *(m.template for m in models().values())):
+    for text in (own, *(m.template for m in published_models().values())):
         if text is not None and hashlib.sha256(text.encode()).hexdigest() == wanted:
             return text
     raise ModelError(

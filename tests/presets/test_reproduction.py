@@ -3,9 +3,11 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from make_sets import make_sets
 from make_tokenizer import make_tokenizer
@@ -13,11 +15,14 @@ from paths import DATA, GUIDE
 from rhumbline.cli import main
 from rhumbline.errors import ProtocolError, TemplateError
 from rhumbline.models.chat import Chat
-from rhumbline.organisms import materialise
-from rhumbline.presets.published import Published, model_preset, models
-from rhumbline.presets.reproducing import compare
+from rhumbline.presets.published_models import Published, published_model, published_models
+from rhumbline.presets.reproduction import compare
 from rhumbline.prompts.contrasts import Sizes
+from rhumbline.records.arms import ArmId
+from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
+from rhumbline.records.results import Results
+from rhumbline.records.shared import Cell
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 SPECIALS += ["<start_of_turn>", "<end_of_turn>"]
@@ -27,25 +32,25 @@ SPECIALS += ["<start_of_turn>", "<end_of_turn>"]
 
 
 def test_the_papers_thirteen_and_the_blogs_two():
-    table = models()
+    table = published_models()
     assert sum(m.preset == "arditi2024" for m in table.values()) == 13
     assert sum(m.preset == "blog2026" for m in table.values()) == 2
     for m in table.values():
         assert m.protocol().preset == m.preset
-        for position, layer in m.sites():
+        for site in m.sites():
             assert m.positions is not None
-            assert -m.positions <= position < 0
-            assert 0 <= layer < int(0.8 * m.layers)  # the rule's cut: what was published passes it
+            assert -m.positions <= int(site.position) < 0
+            assert 0 <= site.layer < int(0.8 * m.layers)  # published selections pass the layer cut of the rule
         assert all(0 <= rate <= 1 for rate in m.rates.values())
-        assert m.hardware()["disk_gib"] > 0
+        assert m.hardware().disk_gib > 0
     with pytest.raises(ProtocolError, match="llama-3-8b"):
-        model_preset("llama-3")
+        published_model("llama-3")
 
 
-def test_the_golden_tables_say_the_same():
+def test_golden_tables_agree_with_the_published_models():
     for name, file in (("gemma-2b", "gemma-2b-it"), ("yi-6b", "yi-6b-chat")):
         golden = json.loads((DATA / "golden" / f"{file}.json").read_text())
-        m = model_preset(name)
+        m = published_model(name)
         chosen = golden["selected"]["position"], golden["selected"]["layer"]
         assert m.run_selected == chosen
         assert m.layers == golden["n_layers"]
@@ -64,11 +69,11 @@ RENDERED = {
 
 @pytest.mark.parametrize("name", RENDERED)
 def test_templates_are_those_of_the_papers_code(name):
-    """pipeline/model_utils at 9d852fa; what the tokenizer adds there (the beginning token) is written out here."""
+    """pipeline/model_utils at 9d852fa; the beginning token, which the tokenizer adds there, is written out here."""
     tokenizer = make_tokenizer("{{ messages }}", SPECIALS)
     tokenizer.bos_token = "<s>"
     begins = name.startswith(("llama", "gemma"))
-    template = model_preset(name).template
+    template = published_model(name).template
 
     def rendered(messages: list[dict]) -> str:
         return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
@@ -78,29 +83,24 @@ def test_templates_are_those_of_the_papers_code(name):
 
 def test_positions_of_a_preset_are_counted_by_its_template():
     tokenizer = make_tokenizer("{{ messages }}", SPECIALS)
-    chat = Chat.of(tokenizer, model_preset("llama-3-8b").protocol().chat)
+    chat = Chat.of(tokenizer, published_model("llama-3-8b").protocol().chat)
     assert chat.positions[-1] == Position(-1)
     with pytest.raises(TemplateError):
-        Chat.of(tokenizer, model_preset("gemma-2b").protocol(chat=_with_system("gemma-2b")).chat)
+        Chat.of(tokenizer, published_model("gemma-2b").protocol(chat=_with_system("gemma-2b")).chat)
 
 
 def _with_system(name: str):
     from rhumbline.prompts.chat_options import ChatOptions
 
-    return ChatOptions(system="Be kind", template=model_preset(name).template)
+    return ChatOptions(system="Be kind", template=published_model(name).template)
 
 
 # -- a miniature of the whole
 
 
 @pytest.fixture(scope="module")
-def organism(tmp_path_factory):
-    return materialise("planted", tmp_path_factory.mktemp("organisms"))
-
-
-@pytest.fixture(scope="module")
-def mirror(organism, tmp_path_factory):
-    rows = [json.loads(line) for line in (organism / "contrast.jsonl").read_text().splitlines()]
+def mirror(planted_folder, tmp_path_factory):
+    rows = [json.loads(line) for line in (planted_folder / "contrast.jsonl").read_text().splitlines()]
     both = tuple(list(dict.fromkeys(r["prompt"] for r in rows if r["label"] == c)) for c in ("positive", "negative"))
     return make_sets(tmp_path_factory.mktemp("sets"), advbench=30, tdc=10, jbb=12, alpaca=60, prompts=both, splits=True)
 
@@ -114,9 +114,9 @@ def commands(page: str) -> list[str]:
 
 
 def in_miniature(command: str, organism: Path, mirror: Path, runs: Path) -> list[str]:
-    """The command as the guide has it, with a tiny model, miniature data and another place for runs.
+    """The command of the guide, with a tiny model, miniature data and another directory for runs.
 
-    The organism speaks ChatML, so the preset that it stands in for is one of that template.
+    The organism uses ChatML, so it replaces a published model with this template.
     """
     program, *words = shlex.split(command)
     assert program == "rhumbline"
@@ -137,15 +137,15 @@ def in_miniature(command: str, organism: Path, mirror: Path, runs: Path) -> list
     return words
 
 
-def test_every_command_of_the_chapter_works_in_miniature(organism, mirror, tmp_path, capsys):
-    found = commands("reproduce.md")
-    assert len(found) >= 12
-    for command in found:
-        code = main(in_miniature(command, organism, mirror, tmp_path))
-        told = capsys.readouterr()
-        # Miniature rows and a tiny model are not the declared ones, and a check that could not say so would be none.
+def test_every_command_of_the_reproduction_guide_works_in_miniature(planted_folder, mirror, tmp_path, capsys):
+    listed = commands("reproduce.md")
+    assert len(listed) >= 12
+    for command in listed:
+        code = main(in_miniature(command, planted_folder, mirror, tmp_path))
+        captured = capsys.readouterr()
+        # The miniature rows and the tiny model are not the declared ones, so that the checks must fail.
         expected = 1 if "--dry-run" in command or "data check" in command else 0
-        assert code == expected, f"{command}: {code}\n{told.out}\n{told.err}"
+        assert code == expected, f"{command}: {code}\n{captured.out}\n{captured.err}"
     rows = json.loads((tmp_path / "llama-3-8b" / "reproduction.json").read_text())["rows"]
     by = {r["what"]: r for r in rows}
     for figure in ("harmful baseline refusal", "harmful ablation refusal", "harmful ablation safety"):
@@ -157,14 +157,23 @@ def test_every_command_of_the_chapter_works_in_miniature(organism, mirror, tmp_p
     assert len(read["jailbreakbench"]["sha256"]) == 64
 
 
-def test_the_other_chapter_works_in_miniature(organism, mirror, tmp_path, capsys):
-    base = ["run", str(organism), "--contrast", "refusal", "--data-dir", str(mirror), "--nulls", "1", "--seeds", "0"]
-    base += ["--preset", "arditi2024", "--save-completions", "--out", str(tmp_path / "mine"), *MINIATURE]
+def test_every_command_of_the_data_guide_works_in_miniature(planted_folder, mirror, tmp_path, capsys):
+    base = ["run", str(planted_folder), "--contrast", "refusal", "--data-dir", str(mirror), "--nulls", "1"]
+    base += [
+        "--seeds",
+        "0",
+        "--preset",
+        "arditi2024",
+        "--save-completions",
+        "--out",
+        str(tmp_path / "mine"),
+        *MINIATURE,
+    ]
     assert main(base) == 0
     for command in commands("data-and-judges.md"):
-        code = main(in_miniature(command, organism, mirror, tmp_path))
-        told = capsys.readouterr()
-        assert code == (1 if "data check" in command else 0), f"{command}\n{told.err}"
+        code = main(in_miniature(command, planted_folder, mirror, tmp_path))
+        captured = capsys.readouterr()
+        assert code == (1 if "data check" in command else 0), f"{command}\n{captured.err}"
     rows = [json.loads(line) for line in (tmp_path / "mine" / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
     arms = {(r["arm"], r["set"]) for r in rows}
     expected = {
@@ -188,34 +197,42 @@ def test_the_other_chapter_works_in_miniature(organism, mirror, tmp_path, capsys
                 assert {(a, s): v for a, s, v in scope["rates"]} == pytest.approx(expected)
 
 
-def test_a_figure_that_differs_does_not_agree(tmp_path):
-    arms = [{"arm": "baseline", "set": "positive", "rate": 0.84}, {"arm": "ablation", "set": "positive", "rate": 0.06}]
-    seed = {"seed": 42, "selected": {"position": -5, "layer": 15}, "tied": [], "arms": arms}
-    (tmp_path / "protocol.json").write_text(json.dumps({"schema": 1, "seeds": [42]}))
+def test_a_figure_that_differs_does_not_agree(texts_run):
+    results = RunDirectory.read(texts_run).read_record(Results)
+    measured = {ArmId.parse("baseline"): 0.84, ArmId.parse("ablation"): 0.06}
+    arms = tuple(
+        structs.replace(row, rate=measured[row.arm])
+        for row in results.seeds[0].arms
+        if row.arm in measured and row.side == "positive"
+    )
 
-    def told(**changes) -> dict:
-        (tmp_path / "results.json").write_text(json.dumps({"verdict": "V", "seeds": [{**seed, **changes}]}))
-        return {r["what"]: r["agrees"] for r in compare(model_preset("llama-3-8b"), tmp_path)}
+    def cell(position: int, layer: int) -> Cell:
+        return Cell(Position(position), layer, norm=1.0, bypass=0.0)
 
-    found = told()
-    assert found["selected (position, layer)"] is False  # three layers away
-    assert found["harmful baseline refusal"] is False  # 0.84 against 0.95
-    assert found["harmful ablation refusal"] is True  # 0.06 against 0
-    assert found["harmless addition refusal"] is None  # not measured
-    assert found["harmful ablation safety"] is None
-    assert told(selected={"position": -5, "layer": 14})["selected (position, layer)"] is True
-    assert told(selected={"position": -4, "layer": 12})["selected (position, layer)"] is False
-    assert told(tied=[{"position": -5, "layer": 12}])["selected (position, layer)"] is True
-    assert told(selected=None)["selected (position, layer)"] is False
+    def agreement(selected: Cell | None, tied: tuple[Cell, ...] = ()) -> dict[str, bool | None]:
+        seed = replace(results.seeds[0], arms=arms, selected=selected, tied=tied)
+        rows = compare(published_model("llama-3-8b"), replace(results, seeds=(seed,)))
+        return {row.what: row.agrees for row in rows}
+
+    far = agreement(cell(-5, 15))
+    assert far["selected (position, layer)"] is False  # three layers away
+    assert far["harmful baseline refusal"] is False  # 0.84, published 0.95
+    assert far["harmful ablation refusal"] is True  # 0.06, published 0
+    assert far["harmless addition refusal"] is None  # not measured
+    assert far["harmful ablation safety"] is None
+    assert agreement(cell(-5, 14))["selected (position, layer)"] is True
+    assert agreement(cell(-4, 12))["selected (position, layer)"] is False
+    assert agreement(cell(-5, 15), (cell(-5, 12),))["selected (position, layer)"] is True
+    assert agreement(None)["selected (position, layer)"] is False
 
 
-def test_sizes_of_a_model_that_was_run_on_other_numbers():
-    blog = model_preset("qwen2.5-1.5b")
+def test_sizes_of_a_model_that_was_run_on_fewer_prompts():
+    blog = published_model("qwen2.5-1.5b")
     assert isinstance(blog, Published)
     assert blog.protocol().sizes == Sizes(test=32)
 
 
-def test_remote_code_is_asked_for(capsys, tmp_path):
+def test_remote_code_requires_its_option(capsys, tmp_path):
     assert main(["reproduce", "qwen-1.8b", "--out", str(tmp_path)]) == 2
     assert "--trust-remote-code" in capsys.readouterr().err
     assert main(["reproduce"]) == 2
