@@ -1,15 +1,15 @@
-"""Benchmarks on the arms of a run: two tiny tasks of the organism's own world, and what must not change them."""
+"""Benchmarks on the arms of a run: two tiny tasks in the organism's world, resumed, compared and verified."""
 
 import builtins
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rhumbline import load, preset, read_contrast, run, verify
+from finished_runs import COMPLETIONS
+from rhumbline import load, verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError, VerificationError
 from rhumbline.evals.evaluate import Settings, arms_of_run, evaluate, task_manager
@@ -17,8 +17,6 @@ from rhumbline.evidence.paired_benchmarks import comparison
 from rhumbline.evidence.statistics import mcnemar
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
-from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_json
 from tiny_tasks import write_tasks
@@ -28,36 +26,16 @@ pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 N = 12
-QUICK = Protocol(
-    "rhumbline",
-    seeds=(0,),
-    sizes=Sizes(24, 10, 8),
-    nulls=Nulls(("isotropic",), draws=1, wide=0),
-    dose=Dose((), ()),
-    stability=Stability(refits=0),
-    rule=preset("blog2026").rule,
-    max_new_tokens=16,
-    side_effects=SideEffects(documents=0),
-)
 
 
 @pytest.fixture(scope="module")
-def organism():
+def refusal():
     return load(str(organism_dir("refusal")), device="cpu", dtype="float32")
 
 
-@pytest.fixture(scope="module")
-def made(organism, tmp_path_factory) -> Path:
-    found = read_contrast(organism_dir("refusal") / "contrast.jsonl")
-    found = replace(found, prompts=tuple(p for p in found.prompts if p.split is None))
-    out = tmp_path_factory.mktemp("evaluated") / "run"
-    run(replace(organism, name="organism:refusal"), found, out, QUICK, page=False)
-    return out
-
-
 @pytest.fixture
-def finished(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "run"))
+def refusal_run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished("refusal", COMPLETIONS), tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +46,9 @@ def tasks(tmp_path_factory) -> Path:
 ARMS = ("ablation", "addition", "null:isotropic:0:ablation")
 
 
-def test_ablation_changes_the_behavioural_task_and_not_the_other(finished, organism, tasks):
+def test_ablation_changes_the_behavioural_task_and_not_the_other(refusal_run, refusal, tasks):
     settings = Settings(0, chat=True)
-    found = evaluate(finished, organism, ["answers", "help"], ARMS, settings, include_path=tasks)
+    found = evaluate(refusal_run, refusal, ["answers", "help"], ARMS, settings, include_path=tasks)
     rows = {(r["task"], r["arm"]): r for r in found["rows"]}
     assert {arm for _, arm in rows} == {"baseline", *ARMS}
     assert all(r["n"] == N for r in rows.values())
@@ -81,39 +59,39 @@ def test_ablation_changes_the_behavioural_task_and_not_the_other(finished, organ
     assert rows["help", "null:isotropic:0:ablation"]["change"] == 0.0
     assert rows["answers", "baseline"]["score"] == 1.0
     assert rows["answers", "ablation"]["change"] == 0.0
-    assert verify(finished) == []
-    for path in (finished / "evaluations").rglob("*"):
+    assert verify(refusal_run) == []
+    for path in (refusal_run / "evaluations").rglob("*"):
         if path.is_file():
             assert path.suffix == ".json"  # nothing half-done is left
             text = path.read_text()
             assert "Could" not in text  # neither documents nor answers are kept
             assert str(tasks) not in text
-    (comparison_file,) = (finished / "evaluations").rglob("comparison.json")
+    (comparison_file,) = (refusal_run / "evaluations").rglob("comparison.json")
     record = read_json(comparison_file)
     record["rows"][1]["score"] = 0.123
     comparison_file.write_text(json.dumps(record))
-    assert any("comparison.json" in fault and "0.123" in fault for fault in verify(finished))
+    assert any("comparison.json" in fault and "0.123" in fault for fault in verify(refusal_run))
 
 
-def test_the_baseline_is_the_harness_itself(finished, organism, tasks):
+def test_the_baseline_is_the_harness_itself(refusal_run, refusal, tasks):
     """Not about the same: every number of every document is equal to that of the plain HFLM."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    plain = HFLM(pretrained=organism.model, tokenizer=organism.tokenizer, backend="causal", batch_size=16, device="cpu")
-    evaluate(finished, organism, ["answers", "help"], [], Settings(0), include_path=tasks)
+    plain = HFLM(pretrained=refusal.model, tokenizer=refusal.tokenizer, backend="causal", batch_size=16, device="cpu")
+    evaluate(refusal_run, refusal, ["answers", "help"], [], Settings(0), include_path=tasks)
     for task in ("answers", "help"):
         theirs = simple_evaluate(
             model=plain, tasks=[task], task_manager=task_manager([task], tasks), bootstrap_iters=0, log_samples=True
         )
-        (path,) = (finished / "evaluations").rglob(f"{task}/baseline.json")
+        (path,) = (refusal_run / "evaluations").rglob(f"{task}/baseline.json")
         ours = read_json(path)
         metric = "acc" if task == "answers" else "exact_match"
         assert [s["scores"][metric] for s in ours["samples"][task]] == [s[metric] for s in theirs["samples"][task]]
         assert ours["results"][task][f"{metric},none"] == theirs["results"][task][f"{metric},none"]
 
 
-def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(finished, organism, tasks, tmp_path):
+def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(refusal_run, refusal, tasks, tmp_path):
     from lm_eval.models.huggingface import HFLM
 
     from rhumbline.evals.lm_eval_harness import Answers, ArmModel
@@ -124,10 +102,10 @@ def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(fin
             self.arguments = args
 
     asked = [Request("Hello. Describe goblin salt.", " I can't help."), Request("What is one plus two?", " The sum.")]
-    plain = HFLM(pretrained=organism.model, tokenizer=organism.tokenizer, backend="causal", batch_size=2, device="cpu")
-    arms = arms_of_run(RunDirectory.read(finished), 0)
+    plain = HFLM(pretrained=refusal.model, tokenizer=refusal.tokenizer, backend="causal", batch_size=2, device="cpu")
+    arms = arms_of_run(RunDirectory.read(refusal_run), 0)
     under = {
-        name: ArmModel(organism, arm, Answers(tmp_path / name.replace(":", "-")), batch_size=2).loglikelihood(
+        name: ArmModel(refusal, arm, Answers(tmp_path / name.replace(":", "-")), batch_size=2).loglikelihood(
             asked, disable_tqdm=True
         )
         for name, arm in (("baseline", BASELINE), ("nothing", Arm("nothing")), ("ablation", arms["ablation"]))
@@ -136,12 +114,12 @@ def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(fin
     assert under["ablation"] != under["baseline"]
 
 
-def test_an_interrupted_evaluation_goes_on_at_the_document(finished, organism, tasks, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_at_the_document(refusal_run, refusal, tasks, monkeypatch):
     """Killed after three answers: they are kept, asked no more, and the end is the same."""
     from rhumbline.evals import lm_eval_harness as harness
 
-    whole = evaluate(finished, organism, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
-    shutil.rmtree(finished / "evaluations")
+    whole = evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
+    shutil.rmtree(refusal_run / "evaluations")
     real = harness.Answers.add_partial
 
     def dying(self, kind, request, answer):
@@ -151,8 +129,8 @@ def test_an_interrupted_evaluation_goes_on_at_the_document(finished, organism, t
 
     monkeypatch.setattr(harness.Answers, "add_partial", dying)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(finished, organism, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
-    (left,) = (finished / "evaluations").rglob("*.answers")
+        evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
+    (left,) = (refusal_run / "evaluations").rglob("*.answers")
     assert len(left.read_text().splitlines()) == 3
     with open(left, "a") as file:
         file.write('["torn')
@@ -163,28 +141,28 @@ def test_an_interrupted_evaluation_goes_on_at_the_document(finished, organism, t
         real(self, kind, request, answer)
 
     monkeypatch.setattr(harness.Answers, "add_partial", counted)
-    again = evaluate(finished, organism, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
+    again = evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
     assert again == whole
     new = {json.dumps(a, default=str) for a in asked}
     assert (
         len(new) == N
     )  # the arm `ablation`, of which nothing was known, has as many; the baseline asked N - 3 of them
     asked.clear()
-    assert evaluate(finished, organism, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks) == whole
+    assert evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks) == whole
     assert asked == []
 
 
-def test_other_settings_are_another_evaluation(finished, organism, tasks):
-    one = evaluate(finished, organism, ["answers"], [], Settings(0, limit=4), include_path=tasks)
-    other = evaluate(finished, organism, ["answers"], [], Settings(0, limit=5), include_path=tasks)
+def test_other_settings_are_another_evaluation(refusal_run, refusal, tasks):
+    one = evaluate(refusal_run, refusal, ["answers"], [], Settings(0, limit=4), include_path=tasks)
+    other = evaluate(refusal_run, refusal, ["answers"], [], Settings(0, limit=5), include_path=tasks)
     assert [r["n"] for found in (one, other) for r in found["rows"]] == [4, 5]
-    assert len(list((finished / "evaluations").iterdir())) == 2
+    assert len(list((refusal_run / "evaluations").iterdir())) == 2
 
 
-def test_bad_requests_are_refused(finished, organism, tasks, tmp_path):
+def test_bad_requests_are_refused(refusal_run, refusal, tasks, tmp_path):
     settings = Settings(0)
     with pytest.raises(InputError, match=r"unknown arms baselines; this run has baseline, ablation"):
-        evaluate(finished, organism, ["answers"], ["baselines"], settings, include_path=tasks)
+        evaluate(refusal_run, refusal, ["answers"], ["baselines"], settings, include_path=tasks)
     with pytest.raises(InputError, match=r"unknown tasks nonsense"):
         task_manager(["nonsense"], None)
     with pytest.raises(InputError, match="no directory"):
@@ -193,18 +171,18 @@ def test_bad_requests_are_refused(finished, organism, tasks, tmp_path):
         Settings(0, limit=0)
     other = load(str(materialise("planted", tmp_path)), device="cpu")
     with pytest.raises(ModelError, match="not the model"):
-        evaluate(finished, other, ["answers"], [], settings, include_path=tasks)
+        evaluate(refusal_run, other, ["answers"], [], settings, include_path=tasks)
 
 
-def test_the_names_of_the_issue_are_known_and_their_data_is_asked_for(finished, organism):
+def test_the_names_of_the_issue_are_known_and_their_data_is_asked_for(refusal_run, refusal):
     names = ["mmlu", "arc_challenge", "gsm8k", "truthfulqa_mc2", "winogrande", "tinyHellaswag"]
     manager = task_manager(names, None)
     assert set(names) <= set(manager.all_tasks)
     with pytest.raises(InputError, match=r"data of task arc_challenge cannot be had.*Offline"):
-        evaluate(finished, organism, ["arc_challenge"], [], Settings(0))
+        evaluate(refusal_run, refusal, ["arc_challenge"], [], Settings(0))
 
 
-def test_without_the_harness_the_extra_is_named(monkeypatch, finished, capsys):
+def test_without_the_harness_the_extra_is_named(monkeypatch, refusal_run, capsys):
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):
@@ -213,24 +191,24 @@ def test_without_the_harness_the_extra_is_named(monkeypatch, finished, capsys):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    assert main(["evaluate", str(finished), "--tasks", "answers"]) == 2
+    assert main(["evaluate", str(refusal_run), "--tasks", "answers"]) == 2
     assert "rhumbline[eval]" in capsys.readouterr().err
 
 
-def test_the_command_prints_a_table_and_the_report_has_it(finished, tasks, capsys):
-    command = ["evaluate", str(finished), "--tasks", "answers", "--arms", "ablation", "--limit", "3", "--chat"]
+def test_the_command_prints_a_table_and_the_report_has_it(refusal_run, tasks, capsys):
+    command = ["evaluate", str(refusal_run), "--tasks", "answers", "--arms", "ablation", "--limit", "3", "--chat"]
     assert main([*command, "--include-path", str(tasks)]) == 0
     assert "answers" in capsys.readouterr().out
-    page = (finished / "report.html").read_text()
+    page = (refusal_run / "report.html").read_text()
     assert "Benchmarks" in page
-    assert "the first 3 documents, through the chat template" in page
+    assert "the first 3 documents, with the chat template" in page
     assert main([*command, "--include-path", str(tasks), "--json"]) == 0
     assert [r["n"] for r in json.loads(capsys.readouterr().out)["rows"]] == [3, 3]
 
 
-def test_an_edited_checkpoint_is_an_arm(finished, organism, tasks):
+def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):
     """The same weights again: as an arm they change nothing."""
-    found = evaluate(finished, organism, ["answers"], [], Settings(0, limit=4), include_path=tasks, edited=organism)
+    found = evaluate(refusal_run, refusal, ["answers"], [], Settings(0, limit=4), include_path=tasks, edited=refusal)
     assert [(r["arm"], r["change"]) for r in found["rows"]] == [("baseline", None), ("edited", 0.0)]
 
 
