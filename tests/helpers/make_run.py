@@ -30,6 +30,7 @@ from rhumbline.records.effect_results import (
     LengthRate,
     MeanInterval,
     NullSummary,
+    PooledEffect,
     Readouts,
     Shift,
     SiteShare,
@@ -37,6 +38,7 @@ from rhumbline.records.effect_results import (
     WideEffect,
     WideNull,
 )
+from rhumbline.records.evaluation_files import ComparedScore, Comparison, EvaluationSettings
 from rhumbline.records.files import sha256
 from rhumbline.records.held_out_files import Separation
 from rhumbline.records.positions import Position
@@ -63,9 +65,18 @@ from rhumbline.records.shared import (
     NearDuplicates,
     NullDirection,
     OpeningToken,
+    SeedPair,
     StageTiming,
 )
-from rhumbline.records.side_effect_results import Divergence, Loss, NegativeRate, SideEffects
+from rhumbline.records.side_effect_results import (
+    BaselineRate,
+    CategoryRate,
+    ConditionRate,
+    Divergence,
+    Loss,
+    NegativeRate,
+    SideEffects,
+)
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, describe
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\u202e\u2028\'"`${x}'
@@ -92,7 +103,7 @@ class Plan:
     candidate: bool = True
     """Whether a candidate survives."""
     evidence: bool = False
-    """Whether wide nulls, dose curves, readouts, refits and side effects were measured."""
+    """Whether wide nulls, dose curves, readouts, refits, side effects and a benchmark were measured."""
     behaviour: str = "refusal"
     mode: str = "exact"
     text: str | None = None
@@ -372,6 +383,42 @@ def _side_effects(p: Plan) -> SideEffects:
     )
 
 
+def _breakdowns(p: Plan) -> dict[str, Any]:
+    """Rates of parts of the test prompts."""
+    if not (p.evidence and p.selects):
+        return {"categories": (), "by_baseline": (), "conditions": ()}
+    n = p.n // 2
+    interval: dict[str, Any] = {"n": n, "rate": 0.1, "low": 0.05, "high": 0.2}
+    return {
+        "categories": tuple(
+            CategoryRate(category=p.text or category, arm=ABLATION, side="positive", **interval)
+            for category in ("theft", "weapons")
+        ),
+        "by_baseline": tuple(BaselineRate(group, ABLATION, **interval) for group in ("refused", "not refused")),
+        "conditions": tuple(
+            ConditionRate(
+                condition=p.text or "system", arm=arm, side="positive", **interval, change=change, change_low=change,
+                change_high=change,
+            )
+            for arm, change in ((BASELINE, None), (ABLATION, -0.9))
+        ),
+    }  # fmt: skip
+
+
+def _evaluate(directory: RunDirectory) -> None:
+    """Write what `evaluate` leaves."""
+    settings = EvaluationSettings(seed=0, limit=20, fewshot=3, chat=True, tasks={}, versions={"lm_eval": "0.4.13"})
+    rows = tuple(
+        ComparedScore("arc_easy", "acc", "none", arm, 20, score, change, low, high, p, test)
+        for arm, score, change, low, high, p, test in (
+            (BASELINE, 0.75, None, None, None, None, None),
+            (ABLATION, 0.7, -0.05, -0.2, 0.1, 0.5, "mcnemar"),
+        )
+    )
+    path = directory.path / "evaluations" / "key" / "comparison.json"
+    directory.write_as(Comparison(directory.protocol_sha256, settings, rows), path)
+
+
 # -- results.json -----------------------------------------------------------------------------------------------------
 
 
@@ -428,9 +475,7 @@ def _seed(p: Plan, seed: int, directory: RunDirectory) -> SeedResult:
         stability=_stability(p, cell) if cell else None,
         coefficient=selection.coefficient,
         side_effects=_side_effects(p) if cell else None,
-        categories=(),
-        by_baseline=(),
-        conditions=(),
+        **_breakdowns(p),
     )
 
 
@@ -464,8 +509,8 @@ def _results(p: Plan, directory: RunDirectory) -> Results:
         preset="rhumbline",
         protocol_sha256=directory.protocol_sha256,
         seeds=seeds,
-        pooled=(),
-        agreement=(),
+        pooled=(PooledEffect("suppression", 0.94, 0.9, 0.97, 180, 0.02),) if p.evidence else (),
+        agreement=(SeedPair((0, 1), 0.91, True),) if p.evidence and len(seeds) > 1 else (),
         warnings=(p.text,) if p.text else (),
         environment=environment,
         timings=TimingSummary(sum(stage.seconds for stage in stages), stages),
@@ -481,6 +526,8 @@ def make_run(into: Path, *, hostile: bool = False, **settings: Any) -> Path:
         results = _results(p, directory)
         values = {k: v for k, v in to_json(results).items() if k != "sha256"}
         directory.save(into / "results.json", {**values, "sha256": sha256(values)})
+        if p.evidence and p.selects:
+            _evaluate(directory)
     return into
 
 

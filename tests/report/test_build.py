@@ -14,6 +14,15 @@ from make_run import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES, change_result
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.results import Results
 from rhumbline.records.selection_files import Selection
+from rhumbline.records.shared import ClassifierFit, Marker
+from rhumbline.records.style_results import (
+    AdjustedEffect,
+    Confounds,
+    LevelUnit,
+    NeutralLevel,
+    ScoreCorrelation,
+    StyleSummary,
+)
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 from rhumbline.report import build as report
 from rhumbline.report import figures
@@ -140,6 +149,9 @@ def test_a_run_with_all_evidence_has_every_section(page):
         "Readouts",
         "Stability of the selection",
         "Side effects",
+        "Benchmarks",
+        "System prompts",
+        "Which prompts",
         "Every arm",
         "Protocol",
         "Verify and cite",
@@ -165,7 +177,7 @@ def test_every_candidate_and_its_reason_is_in_the_chart(run):
         row = shown[int(candidate.position), candidate.layer]
         assert row["kl"] == (None if candidate.kl is None else pytest.approx(candidate.kl, rel=1e-5))
         if candidate.discarded:
-            assert row["status"] == f"discarded: {candidate.discarded}"
+            assert row["status"] == f"discarded: {candidate.discarded.text}"
     assert [row["state"] for row in shown.values()].count("selected") == 1
     assert shown[-5, 0]["where"] == '-5 "<|im_end|>"'
 
@@ -176,6 +188,8 @@ def test_the_numbers_of_the_evidence_are_on_the_page(results, page):
     assert f"Fragility {dose.fragility.fragility:.3g}" in page.text
     assert f"at strength {dose.fragility.half:.2f}" in page.text
     assert "a true suppression of 0.08 or more is detected with 80% power" in page.text
+    assert "Seed 0; the first 20 documents, 3 examples in the prompt, with the chat template" in page.text
+    assert "Seeds 0 and 1: cosine 0.91, the same site." in page.text
     for null in wide.families.values():
         assert f"{null.mean:.2f}" in page.text
         assert f"{null.max:.2f}" in page.text
@@ -302,6 +316,39 @@ def test_damage_is_reported_with_its_bounds(tmp_path):
     text = Page(report.build(run)).text
     assert unknown not in text
     assert "0.88 to 0.62" in text
+
+
+def test_a_continuous_score_has_its_section(tmp_path):
+    run = make_run(tmp_path, seeds=(0,), draws=2)
+    marker = Marker(phrase="in essence", log_odds=2.5, p=0.001, positive=30, negative=2)
+    style = StyleSummary(
+        LevelUnit(0.6, 0.1, 0.5, 0.4, 0.6, 0.9, 0.8, (100, 100), "baseline"),
+        "completions",
+        "estimated",
+        (marker,) * 14,
+        ClassifierFit(0.93, 128, 5),
+        0.1,
+        Confounds(
+            (ScoreCorrelation(other="content_words", n=100, r=0.2),),
+            (AdjustedEffect("suppression", 0.5, 0.44, None, 0, 100),),
+        ),
+        NeutralLevel(20, 0.2, 0.31, None),
+    )
+    change_results(run, seeds={0: {"style": style}})
+    page = Page(report.build(run))
+    numbers = (
+        "in essence",
+        "and 2 more",
+        "0.440",
+        "content words",
+        "+0.20",
+        "0 of 100",
+        "0.93",
+        "0.31",
+        "own completions",
+    )
+    for text in ("Score, content and confounds", "A level is", "level of the behaviour", *numbers):
+        assert text in page.source
 
 
 def test_large_grid_fits_the_page(tmp_path):

@@ -37,6 +37,23 @@ class Discard(StrEnum):
         kind, parenthesis, _ = str(value).partition(" (")
         return cls(kind) if parenthesis else None
 
+    @property
+    def text(self) -> str:
+        """The reason in words."""
+        return _DISCARD_TEXTS[self]
+
+
+_DISCARD_TEXTS = {
+    Discard.TOO_LATE: "layer at or above the layer cut",
+    Discard.NO_DIFFERENCE: "equal class means",
+    Discard.NOT_FINITE: "a score is not finite",
+    Discard.KL_TOO_LARGE: "KL score above the bound",
+    Discard.DOES_NOT_INDUCE: "induce score below the bound",
+    Discard.LOSES_CONTENT: "content below the bound",
+    Discard.NOT_SCORED: "a score is missing",
+    Discard.NOT_NEEDED: "KL score not needed for the selection",
+}
+
 
 class NoCandidate(StrEnum):
     """Why nothing was selected."""

@@ -34,7 +34,7 @@ def rule_text(rule: Rule) -> str:
 
 
 def _conditions(rule: Rule) -> list[str]:
-    families = " and ".join(rule.families)
+    families = ", ".join(rule.families)
     sentences = [
         f"No baseline: fewer than {rule.min_baseline:.0%} of the positive prompts show the behaviour.",
     ]
@@ -60,7 +60,7 @@ def _conditions(rule: Rule) -> list[str]:
             f"The rank p of the direction among the wide nulls of every family must be at most {rule.max_p:g}.{aligned}"
         )
     if rule.min_group_cosine is not None:
-        band = "" if rule.one_group_cosine is None else f" Below {rule.one_group_cosine:g} it is inconclusive."
+        band = "" if rule.one_group_cosine is None else f" A cosine below {rule.one_group_cosine:g} is inconclusive."
         sentences.append(
             f"The directions of two groups of positives must have a cosine of at least {rule.min_group_cosine:g}.{band}"
         )

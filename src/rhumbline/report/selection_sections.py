@@ -50,7 +50,7 @@ def _sentences(selection: Selection) -> page.Html:
         sentences.append(_NO_CANDIDATE[selection.reason])
     counts = Counter(row.discarded for row in selection.candidates if row.discarded)
     if counts:
-        listed = "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(6))
+        listed = "; ".join(f"{reason.text} ({count})" for reason, count in counts.most_common(6))
         sentences.append(f"Discarded: {listed}.")
     selected = selection.selected
     others = [cell for cell in selection.tied if selected is None or cell.site != selected.site]
@@ -75,7 +75,7 @@ def separation(run: RunRecord, draw: page.Canvas) -> page.Html:
     parts = [_separation_part(run, seed, draw) for seed in run.seeds]
     note = page.note(
         "AUROC of the projection on each candidate, on test prompts without intervention. Separation of the classes is "
-        "not evidence that a direction causes the behaviour; the arms are."
+        "not evidence that a direction causes the behaviour. That evidence comes from the arms."
     )
     return page.section("Separation on test prompts", page.per_seed(parts), note)
 

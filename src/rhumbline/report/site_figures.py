@@ -155,7 +155,7 @@ def _candidate_mark(row: Candidate, selected: Cell | None) -> _Mark:
     state = "discarded" if row.discarded else "kept"
     if selected is not None and row.site == selected.site:
         state = "selected"
-    return _Mark(row.site, numbers, state, f"discarded: {row.discarded}" if row.discarded else state)
+    return _Mark(row.site, numbers, state, f"discarded: {row.discarded.text}" if row.discarded else state)
 
 
 def auroc_map(name: str, grid: Sequence[SiteSeparation], labels: PositionLabels, selected: Cell | None) -> Chart:
