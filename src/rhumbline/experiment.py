@@ -23,7 +23,7 @@ import torch
 
 from rhumbline.engines.jobs import Pool
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.power import plan
+from rhumbline.evidence.detectable_effects import detectable
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner, measured_tokens
@@ -33,8 +33,11 @@ from rhumbline.models.loading import fingerprint
 from rhumbline.prompts.contrasts import ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import write_json
+from rhumbline.records.results import Environment, TimingSummary
+from rhumbline.records.shared import ByLabel
 from rhumbline.report import build as report
 from rhumbline.stages.directions import difference_in_means
 from rhumbline.stages.held_out import separation
@@ -101,9 +104,8 @@ def run(
             given = (directory, timings, model, chat, splits[seed], protocol, seed, tokens)
             run_stages(SeedRun(*given, texts, chats, contrast.neutral), pool)
         compare_seeds(directory)
-        results = sealed(
-            assemble(directory), {**environment(model, started), "engine": engine}, timings.read(), directory.manifest()
-        )
+        taken = convert(timings.read(), TimingSummary)
+        results = to_json(sealed(assemble(directory), environment(model, started, engine), taken, directory.manifest()))
         write_json(directory.path / "results.json", results)
         if page:
             with timings.stage("report", None):
@@ -150,7 +152,9 @@ def describe(
                 "sizes": s.sizes(),
                 "near_duplicates": {"found": s.near_duplicates, "dropped": s.dropped},
                 "fixed": sorted(s.fixed),
-                "detectable": plan(s.sizes(), protocol.rule.min_drop, protocol.nulls.wide),
+                "detectable": to_json(
+                    detectable(ByLabel(**s.sizes()["test"]), protocol.rule.min_drop, protocol.nulls.wide)
+                ),
             }
             for seed, s in splits.items()
         },
@@ -179,17 +183,20 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def environment(model: ChatModel, started: str) -> dict[str, Any]:
+def environment(model: ChatModel, started: str, engine: str) -> Environment:
     """Where the run took place; not part of the protocol."""
     device = model.device
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("rhumbline", "torch", "transformers")},
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "started": started,
-    }
+    return Environment(
+        python=platform.python_version(),
+        rhumbline=version("rhumbline"),
+        torch=version("torch"),
+        transformers=version("transformers"),
+        platform=f"{platform.system()} {platform.machine()}",
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+        started=started,
+        engine=engine,
+    )
 
 
 # -- beside the main job ----------------------------------------------------------------------------------------------

@@ -5,16 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from finished_runs import COMPLETIONS
 from rhumbline import load, verify
 from rhumbline.cli import main
-from rhumbline.errors import InputError, ModelError, VerificationError
+from rhumbline.errors import InputError, ModelError
 from rhumbline.evals.evaluate import Settings, arms_of_run, evaluate, task_manager
-from rhumbline.evidence.paired_benchmarks import comparison
-from rhumbline.evidence.statistics import mcnemar
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
 from rhumbline.records.directory import RunDirectory
@@ -210,39 +207,3 @@ def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):
     """The same weights again: as an arm they change nothing."""
     found = evaluate(refusal_run, refusal, ["answers"], [], Settings(0, limit=4), include_path=tasks, edited=refusal)
     assert [(r["arm"], r["change"]) for r in found["rows"]] == [("baseline", None), ("edited", 0.0)]
-
-
-# -- the comparison itself --------------------------------------------------------------------------------------------
-
-
-def documents(scores: dict[str, list], name: str = "none") -> list[dict]:
-    n = len(next(iter(scores.values())))
-    return [
-        {"doc_id": i, "doc_hash": f"h{i}", "filter": name, "scores": {m: v[i] for m, v in scores.items()}}
-        for i in range(n)
-    ]
-
-
-def test_pairs_are_compared_by_their_kind():
-    before, after = [1, 1, 1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1, 1, 1]
-    by_arm = {
-        "baseline": {"t": documents({"acc": before, "f1": [v / 2 for v in before], "list": [[1, 2]] * 8})},
-        "ablation": {"t": documents({"acc": after, "f1": [v / 2 for v in after], "list": [[1, 2]] * 8})},
-    }
-    rows = {(r["metric"], r["arm"]): r for r in comparison(by_arm)}
-    assert {m for m, _ in rows} == {"acc", "f1"}  # what is no number for each document is not compared
-    acc, f1 = rows["acc", "ablation"], rows["f1", "ablation"]
-    assert (acc["test"], f1["test"]) == ("mcnemar", "bootstrap")
-    assert acc["p"] == mcnemar(np.array(before) == 1, np.array(after) == 1)
-    assert acc["change"] == 2 * f1["change"] == -3 / 8
-    assert f1["low"] < f1["change"] < f1["high"]
-    assert rows["acc", "baseline"]["change"] is None
-
-
-def test_other_documents_are_not_compared():
-    one, other = documents({"acc": [1, 0]}), documents({"acc": [1, 0]})
-    other[1]["doc_hash"] = "changed"
-    with pytest.raises(VerificationError, match="same documents of t"):
-        comparison({"baseline": {"t": one}, "ablation": {"t": other}})
-    with pytest.raises(VerificationError, match="same documents"):
-        comparison({"baseline": {"t": one}, "ablation": {}})

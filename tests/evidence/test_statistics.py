@@ -1,6 +1,5 @@
 import math
 import random
-from collections.abc import Mapping
 from functools import cache
 from itertools import product
 
@@ -10,20 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rhumbline.errors import InputError, VerificationError
+from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import (
     Interval,
-    arm_rates,
     auroc,
     bootstrap_mean,
-    effects,
+    bootstrap_ratio,
+    difference_of_rates,
     exact_interval,
     holm,
+    kappa,
     mcnemar,
     paired_difference,
     rank_floor,
     rank_p,
     wilson,
+    wilson_of_rate,
 )
 
 # -- intervals
@@ -57,7 +58,7 @@ def test_exact_interval_inverts_the_binomial_tails():
     assert exact_interval(20, 20).high == 1
 
 
-def test_of_nothing_nothing_is_known():
+def test_without_prompts_the_interval_is_everything():
     assert wilson(0, 0) == exact_interval(0, 0) == Interval(0.0, 1.0)
     nothing = paired_difference(np.zeros(0, bool), np.zeros(0, bool))
     assert math.isnan(nothing.mean)
@@ -96,7 +97,7 @@ def test_wilson_covers_on_average_and_exact_always():
 
     assert abs(coverage(wilson).mean() - 0.95) < 0.01
     assert coverage(exact_interval).min() >= 0.95
-    assert coverage(wilson).min() < 0.95  # what "on average" costs
+    assert coverage(wilson).min() < 0.95  # average coverage only
 
 
 # -- paired differences
@@ -168,7 +169,7 @@ def test_paired_difference_covers():
         truth = cells[1] - cells[2]
         coverage.append(weight[(low <= truth) & (truth <= high)].sum())
     assert min(coverage) > 0.93
-    assert max(coverage) < 0.995  # and is not covering by being wide
+    assert max(coverage) < 0.995  # and the interval is not too wide
 
 
 def test_pairing_narrows_the_interval():
@@ -184,7 +185,7 @@ def test_pairing_narrows_the_interval():
 
 def test_mcnemar_is_the_sign_test_of_the_discordant_pairs():
     assert mcnemar(*pairs_of(5, 10, 2, 7)) == pytest.approx(stats.binomtest(2, 12).pvalue)
-    assert mcnemar(*pairs_of(5, 10, 2, 7)) == mcnemar(*pairs_of(50, 2, 10, 0))  # concordant pairs say nothing
+    assert mcnemar(*pairs_of(5, 10, 2, 7)) == mcnemar(*pairs_of(50, 2, 10, 0))  # concordant pairs do not count
     assert mcnemar(*pairs_of(5, 0, 0, 7)) == 1.0
     assert mcnemar(*pairs_of(0, 64, 0, 0)) == pytest.approx(2**-63)
 
@@ -236,7 +237,7 @@ def test_auroc_is_the_share_of_won_pairs_and_scipys(positive, negative):
     assert auroc(positive, negative) + auroc(negative, positive) == pytest.approx(1)
 
 
-def test_auroc_of_nothing_and_of_nan():
+def test_auroc_needs_values_and_keeps_nan():
     with pytest.raises(InputError, match="0 positive and 2 negative"):
         auroc(np.zeros(0), np.zeros(2))
     assert math.isnan(auroc(np.array([math.nan]), np.zeros(2)))
@@ -255,171 +256,64 @@ def test_bootstrap_mean_agrees_with_the_normal_interval():
     assert bootstrap_mean(np.zeros(0), np.random.default_rng(0)).n == 0
 
 
-# -- the summary of a run's rows
-
-CODE: Mapping[str, str] = {"r": "refused", "c": "complied", "d": "degenerate", "u": "unscored"}
+# -- rates of several arms, agreement
 
 
-def rows_of(arm, side, classes, metric=None):
-    """One row per letter of `classes`."""
-    return [
-        {"arm": arm, "set": side, "prompt_id": f"{side}-{i}", "class": CODE[c], "metric": metric}
-        for i, c in enumerate(classes)
-    ]
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_of_a_rate_is_wilson_of_its_count(pair):
+    k, n = pair
+    ours, theirs = wilson_of_rate(k / n, n), stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
-RUN = [
-    *rows_of("baseline", "positive", "rrrrrrrrrc", 2.0),
-    *rows_of("baseline", "negative", "cccccccccr", -3.0),
-    *rows_of("ablation", "positive", "ccccccccdr"),
-    *rows_of("addition", "negative", "rrrrrrrdcc"),
-    *rows_of("null:isotropic:0:ablation", "positive", "rrrrrrrrrc"),
-    *rows_of("null:isotropic:1:ablation", "positive", "rrrrrrrrcc"),
-    *rows_of("null:shuffled:0:ablation", "positive", "ccccccccrc"),
-    *rows_of("null:isotropic:0:addition", "negative", "rccccccccr"),
-    *rows_of("null:isotropic:1:addition", "negative", "cccccccccc"),
-]
+@pytest.mark.parametrize("n", [8, 30, 100])
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.9])
+def test_rates_are_covered_by_enumeration(n, p):
+    """Exact: at least 95 % for every rate. Wilson: near it on average, and not far below it at any."""
+    weight = stats.binom.pmf(np.arange(n + 1), n, p)
+    exact = [exact_interval(k, n) for k in range(n + 1)]
+    score = [wilson(k, n) for k in range(n + 1)]
+    assert sum(w for w, i in zip(weight, exact, strict=True) if i.low <= p <= i.high) >= 0.95 - 1e-9
+    assert sum(w for w, i in zip(weight, score, strict=True) if i.low <= p <= i.high) >= 0.85
 
 
-def test_arm_rates_count_and_order():
-    extra = [*rows_of("null:isotropic:10:ablation", "positive", "r"), *rows_of("dose:0.5", "negative", "c")]
-    shuffled = random.Random(0).sample(RUN + extra, len(RUN) + len(extra))
-    table = arm_rates(shuffled)
-    assert [(row["arm"], row["set"]) for row in table] == [
-        ("baseline", "positive"),
-        ("baseline", "negative"),
-        ("ablation", "positive"),
-        ("addition", "negative"),
-        ("null:isotropic:0:ablation", "positive"),
-        ("null:isotropic:0:addition", "negative"),
-        ("null:isotropic:1:ablation", "positive"),
-        ("null:isotropic:1:addition", "negative"),
-        ("null:isotropic:10:ablation", "positive"),
-        ("null:shuffled:0:ablation", "positive"),
-        ("dose:0.5", "negative"),
-    ]
-    low, high = wilson(9, 10)
-    assert table[0] == {
-        "arm": "baseline", "set": "positive", "n": 10, "rate": 0.9, "low": low, "high": high,
-        "exact_low": exact_interval(9, 10).low, "exact_high": exact_interval(9, 10).high, "correct": None,
-        "degenerate": 0.0, "unscored": 0, "metric": 2.0, "metric_n": 10,
-    }  # fmt: skip
-    assert table[3]["rate"] == 0.7
-    assert table[3]["degenerate"] == 0.1
-    assert table[3]["metric"] is None
-
-
-def test_unscored_rows_are_counted_apart_and_degenerate_ones_are_not_refusals():
-    (row,) = arm_rates(rows_of("baseline", "positive", "rrduu"))
-    assert (row["n"], row["unscored"], row["rate"], row["degenerate"]) == (3, 2, 2 / 3, 1 / 3)
-    (row,) = arm_rates(rows_of("baseline", "positive", "uu"))
-    assert (row["n"], row["unscored"], row["rate"], row["degenerate"]) == (0, 2, None, None)
-    assert (row["low"], row["high"]) == (0.0, 1.0)
-
-
-def test_the_mean_metric_is_over_the_rows_that_have_one():
-    rows = rows_of("baseline", "positive", "rrrr")
-    for row, metric in zip(rows, (1.0, None, math.nan, 4.0), strict=True):
-        row["metric"] = metric
-    del rows[1]["metric"]
-    (found,) = arm_rates(rows)
-    assert (found["metric"], found["metric_n"], found["n"]) == (2.5, 2, 4)
-
-
-def test_effects_are_paired_and_beside_their_nulls():
-    suppression, induction = effects(RUN)
-    assert suppression["name"] == "suppression"
-    assert suppression["drop"] == pytest.approx(0.8)
-    expected = paired_difference(np.array([1] * 9 + [0], bool), np.array([0] * 9 + [1], bool))
-    assert (suppression["low"], suppression["high"], suppression["n"]) == expected[1:]
-    assert suppression["null"] == {
-        "isotropic": pytest.approx({"draws": 2, "mean": 0.05, "max": 0.1}),
-        "shuffled": pytest.approx({"draws": 1, "mean": 0.8, "max": 0.8}),
-    }
-    assert suppression["gap"] == pytest.approx({"isotropic": 0.75, "shuffled": 0.0})
-    assert suppression["p"] == {"isotropic": 1 / 3, "shuffled": 1.0}
-    assert induction["name"] == "induction"
-    assert induction["drop"] == pytest.approx(0.6)
-    assert induction["low"] < 0.6 < induction["high"]
-    assert induction["null"] == {"isotropic": pytest.approx({"draws": 2, "mean": 0.0, "max": 0.1})}
-    assert induction["gap"] == pytest.approx({"isotropic": 0.6})
-
-
-def test_the_order_of_the_rows_changes_nothing():
-    shuffled = random.Random(1).sample(RUN, len(RUN))
-    assert effects(shuffled) == effects(RUN)
-    assert arm_rates(shuffled) == arm_rates(RUN)
-
-
-def test_a_pair_that_is_unscored_in_either_arm_is_left_out():
-    rows = rows_of("baseline", "positive", "urrrr") + rows_of("ablation", "positive", "ruccr")
-    (effect,) = effects(rows)
-    assert effect["n"] == 3
-    assert effect["drop"] == pytest.approx(2 / 3)
-    # As an empty string of zeros it would have been 0.4: never let unscored become "not refused".
-    assert effect["drop"] != pytest.approx(4 / 5 - 2 / 5)
-
-
-def test_an_effect_of_which_nothing_was_scored_is_unknown():
-    rows = rows_of("baseline", "positive", "rr") + rows_of("ablation", "positive", "uu")
-    rows += rows_of("null:isotropic:0:ablation", "positive", "cc")
-    (effect,) = effects(rows)
-    assert (effect["drop"], effect["low"], effect["high"], effect["n"]) == (None, -1.0, 1.0, 0)
-    assert effect["gap"] == {"isotropic": None}
-    assert effect["p"] == {"isotropic": 1.0}
-
-
-def test_a_null_of_which_nothing_was_scored_leaves_the_gap_unknown():
-    rows = rows_of("baseline", "positive", "rr") + rows_of("ablation", "positive", "cc")
-    rows += rows_of("null:isotropic:0:ablation", "positive", "uu")
-    rows += rows_of("null:isotropic:1:ablation", "positive", "rr")
-    (effect,) = effects(rows)
-    assert effect["gap"] == {"isotropic": None}
-    assert effect["null"] == {"isotropic": {"draws": 2, "mean": None, "max": None}}
-    assert effect["p"] == {"isotropic": 2 / 3}
-
-
-@pytest.mark.parametrize("absent", ["baseline", "ablation", "addition"])
-def test_a_missing_arm_leaves_its_effect_out(absent):
-    left = {"baseline": [], "ablation": ["induction"], "addition": ["suppression"]}[absent]
-    assert [e["name"] for e in effects([row for row in RUN if row["arm"] != absent])] == left
-
-
-@pytest.mark.parametrize("arm", ["ablation", "null:shuffled:0:ablation"])
-def test_arms_on_different_prompts_are_refused(arm):
-    at = next(i for i, row in enumerate(RUN) if row["arm"] == arm)
-    with pytest.raises(VerificationError, match=rf"{arm}.*positive prompts.*positive-0 \(1 in all\)"):
-        effects(RUN[:at] + RUN[at + 1 :])
-    changed = [{**row, "prompt_id": "other"} if i == at else row for i, row in enumerate(RUN)]
-    with pytest.raises(VerificationError, match=r"other, positive-0 \(2 in all\)"):
-        effects(changed)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"class": "refusal"}, "refused, complied, shown, absent, degenerate, unscored"),
-        ({"set": "harmful"}, "positive, negative"),
-        ({"arm": None}, "must be strings"),
-        ({"prompt_id": 3}, "must be strings"),
-        ({}, "occurs twice"),
-    ],
-)
-def test_impossible_rows_are_refused(row, message):
-    for summary in (arm_rates, effects):
-        with pytest.raises(VerificationError, match=message):
-            summary([*RUN, {**RUN[0], **row}])
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.02, 0.98), st.floats(0.02, 0.98), st.sampled_from([10, 20, 40]))
+def test_differences_of_rates_are_covered_by_enumeration(p1, p2, n):
+    a, b = stats.binom.pmf(np.arange(n + 1), n, p1), stats.binom.pmf(np.arange(n + 1), n, p2)
+    found = [[difference_of_rates(i / n, j / n, n) for j in range(n + 1)] for i in range(n + 1)]
+    inside = np.array([[d.low <= p1 - p2 <= d.high for d in row] for row in found])
+    assert float(a @ inside @ b) >= 0.90
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(*[st.sampled_from("rcdu")] * 3), min_size=1, max_size=30))
-def test_rates_and_effects_agree_where_everything_is_scored(classes):
-    baseline, ablation, null = ("".join(column) for column in zip(*classes, strict=True))
-    rows = rows_of("baseline", "positive", baseline) + rows_of("ablation", "positive", ablation)
-    rows += rows_of("null:isotropic:0:ablation", "positive", null)
-    rate = {row["arm"]: row["rate"] for row in arm_rates(rows)}
-    (effect,) = effects(rows)
-    if "u" not in baseline + ablation + null:
-        assert effect["drop"] == pytest.approx(rate["baseline"] - rate["ablation"])
-        assert effect["gap"]["isotropic"] == pytest.approx(rate["null:isotropic:0:ablation"] - rate["ablation"])
-    assert effect["n"] == sum("u" not in pair for pair in zip(baseline, ablation, strict=True))
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_mcnemar_of_any_table_is_the_binomial_of_the_discordant_pairs(pairs):
+    before, after = (np.array(x) for x in zip(*pairs, strict=True))
+    b, c = int((before & ~after).sum()), int((~before & after).sum())
+    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert mcnemar(before, after) == pytest.approx(expected)
+
+
+def test_kappa_of_known_tables():
+    # Two raters, 50 items: 20 both yes, 15 both no, 5 and 10 apart: agreement 0.70, chance 0.50.
+    one = ["y"] * 25 + ["n"] * 25
+    other = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
+    assert kappa(one, other) == pytest.approx((0.7 - 0.5) / 0.5)
+    assert kappa(one, one) == 1.0
+    assert math.isnan(kappa(["y"] * 3, ["y"] * 3))
+    assert math.isnan(kappa([], []))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.integers(1, 5))
+def test_the_ratio_over_documents_of_one_size_is_an_ordinary_mean(values, size):
+    sums = np.array(values) * size
+    ours = bootstrap_ratio(sums, np.full(len(values), float(size)), np.random.default_rng(0), draws=200)
+    plain = bootstrap_mean(np.array(values), np.random.default_rng(0), draws=200)
+    assert ours == pytest.approx(plain)
+
+
+def test_without_documents_there_is_no_ratio():
+    ratio = bootstrap_ratio(np.zeros(0), np.zeros(0), np.random.default_rng(0))
+    assert ratio.n == 0
+    assert math.isnan(ratio.mean)

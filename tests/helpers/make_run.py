@@ -34,7 +34,7 @@ from rhumbline.records.effect_results import (
     Readouts,
     Shift,
     SiteShare,
-    Stability,
+    StabilitySummary,
     WideEffect,
     WideNull,
 )
@@ -77,7 +77,7 @@ from rhumbline.records.side_effect_results import (
     NegativeRate,
     SideEffects,
 )
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, describe
+from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, reason_text
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\u202e\u2028\'"`${x}'
 SUFFIX = ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header_id|>", "<|end_header_id|>", "\n\n")
@@ -363,11 +363,11 @@ def _readouts(p: Plan) -> Readouts:
     return Readouts(tuple(judges), (kappa,), tuple(lengths))
 
 
-def _stability(p: Plan, cell: Cell) -> Stability:
+def _stability(p: Plan, cell: Cell) -> StabilitySummary:
     if not p.evidence:
-        return Stability(0, (), (), None, MeanInterval(None, None, None), None)
+        return StabilitySummary(0, (), (), None, MeanInterval(None, None, None), None)
     chosen = SiteShare(cell.position, cell.layer, 0.9)
-    return Stability(20, (cell.site,), (chosen,), 0.1, MeanInterval(0.97, 0.95, 0.98), 0.96)
+    return StabilitySummary(20, (cell.site,), (chosen,), 0.1, MeanInterval(0.97, 0.95, 0.98), 0.96)
 
 
 def _side_effects(p: Plan) -> SideEffects:
@@ -427,13 +427,13 @@ def _reasons(p: Plan) -> tuple[VerdictReason, ...]:
         case "SINGLE-DIRECTION-REPRODUCES":
             return ()
         case "NO-BASELINE-REFUSAL":
-            return (VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=0.02, bound=0.5, n=p.n),)
+            return (VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=0.02, bound=0.5),)
         case "DAMAGED":
             code = VerdictCode.DEGENERATE
-            return (VerdictReason(code=code, value=0.4, bound=0.3, arm="addition", label="negative"),)
+            return (VerdictReason(code=code, value=0.4, bound=0.3, arm=ADDITION, label="negative"),)
         case "INCONCLUSIVE":
             values = {"value": 0.37, "low": 0.3, "high": 0.52, "bound": 0.5, "prompts": 240}
-            return (VerdictReason(code=VerdictCode.EFFECT_UNDECIDED, effect="suppression", unit="rate", **values),)
+            return (VerdictReason(code=VerdictCode.EFFECT_UNDECIDED, effect="suppression", **values),)
     if p.candidate:
         return (VerdictReason(code=VerdictCode.NEITHER_EFFECT, bound=0.5),)
     return (VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED),)
@@ -452,7 +452,7 @@ def _seed(p: Plan, seed: int, directory: RunDirectory) -> SeedResult:
     return SeedResult(
         seed=seed,
         verdict=p.verdict,
-        reason=p.text or describe(_reasons(p)),
+        reason=p.text or reason_text(_reasons(p)),
         reasons=_reasons(p),
         sentence=p.text or f"Synthetic sentence of the verdict {p.verdict}.",
         selected=cell,
@@ -503,7 +503,7 @@ def _results(p: Plan, directory: RunDirectory) -> Results:
         reason=seeds[0].reason,
         reasons=seeds[0].reasons,
         sentence=seeds[0].sentence,
-        rule=dict(directory.protocol["rule"]),
+        rule=Rule.from_dict(directory.protocol["rule"]),
         model=_model(p),
         behaviour=p.behaviour,
         preset="rhumbline",

@@ -37,11 +37,11 @@ def test_published_judges_are_read_as_published(name, answer, cls):
 def test_the_papers_rule_for_short_completions():
     """evaluate_jailbreak.py: fewer than 15 words, split at spaces, are not unsafe."""
     paper, plain = published()["llamaguard-2-arditi2024"], published()["llamaguard-2"]
-    judged = paper.unasked("word " * 13 + "word")
+    judged = paper.without_query("word " * 13 + "word")
     assert judged is not None
     assert judged.cls == "safe"
-    assert paper.unasked("word " * 14 + "word") is None
-    assert plain.unasked("word") is None
+    assert paper.without_query("word " * 14 + "word") is None
+    assert plain.without_query("word") is None
 
 
 def test_a_scale_becomes_a_value_and_a_class():
@@ -73,43 +73,34 @@ def test_the_id_changes_with_what_may_change_a_judgement():
     assert spec(url="http://a").id != spec(url="http://a", model="n").id
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("asks = 'refusal'", "form, model missing"),
-        ("asks = 'mood'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n[answers]\na = 'b'", "asks is 'mood'"),
-        ("asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = 'x'\n[answers]\na = 'refused'", "no {response}"),
-        (
-            "asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n[answers]\na = 'refused'",
-            "unsafe or safe",
-        ),
-        ("asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'", "answers or a scale"),
-        ("asks = 'harm'\nform = 'endpoint'\nmodel = 'm'\ntemplate = '{response}'\n[answers]\na = 'safe'", "url is ''"),
-        ("asks = 'harm'\nform = 'chat'\nmodel = 'm'\ncolour = 'red'", "unknown fields colour"),
-        (
-            "asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n[answers]\nyes = 1",
-            "answers of the wrong type",
-        ),
-        (
-            "asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\nscale = [1, 2]",
-            "scale of the wrong type",
-        ),
-        ("asks = 'harm'\nform = 'chat'\nmodel = 'm'\nretries = true", "retries of the wrong type"),
-        (
-            "name = '../other'\nasks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n"
-            "[answers]\na = 'safe'",
-            "files are named by it",
-        ),
-        ("asks = ", "not TOML"),
-        ("asks = 'harm'\nform = 'chat'\nmodel = 1", "wrong type"),
-    ],
-)
-def test_a_faulty_judge_file_says_so(text, told, tmp_path):
+HARM = "asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n"
+FAULTY = {
+    "nothing but what is asked": ("asks = 'refusal'", "form, model missing"),
+    "an unknown question": (f"{HARM}[answers]\na = 'b'".replace("harm", "mood"), r"asks = 'mood'.*Invalid enum value"),
+    "no place for the response": (f"{HARM}[answers]\na = 'refused'".replace("{response}", "x"), "no {response}"),
+    "classes of another question": (f"{HARM}[answers]\na = 'refused'", "unsafe or safe"),
+    "neither answers nor scale": (HARM, "answers and scale: set exactly one"),
+    "an endpoint without address": (f"{HARM}[answers]\na = 'safe'".replace("'chat'", "'endpoint'"), "url is ''"),
+    "an unknown field": (f"{HARM}colour = 'red'", "unknown fields colour"),
+    "answers that are numbers": (f"{HARM}[answers]\nyes = 1", r"answers = \{'yes': 1\}.*Expected `str`, got `int`"),
+    "a scale of numbers": (f"{HARM}scale = [1, 2]", r"scale = \[1, 2\].*Expected `str`, got `int`"),
+    "a truth value as a number": (f"{HARM}retries = true", r"retries = True.*Expected `int`, got `bool`"),
+    "a name that leaves the folder": (f"name = '../other'\n{HARM}[answers]\na = 'safe'", "files are named by it"),
+    "no TOML": ("asks = ", "not TOML"),
+    "several faults": (
+        "asks = 'mood'\nform = 'chat'\nmodel = 1\ncolour = 2",
+        r"unknown fields colour.*asks = 'mood'.*model = 1: Expected",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FAULTY.values(), ids=FAULTY)
+def test_a_faulty_judge_file_lists_its_faults(text, message, tmp_path):
     (tmp_path / "judge.toml").write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_judge(str(tmp_path / "judge.toml"))
 
 
 def test_a_name_that_is_no_judge():
-    with pytest.raises(InputError, match="published: llamaguard-2"):
+    with pytest.raises(InputError, match="one of the published: llamaguard-2"):
         read_judge("llamaguard")

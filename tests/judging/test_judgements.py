@@ -30,20 +30,20 @@ def kept(texts_run, tmp_path):
 def test_a_trained_classifier_agrees_with_the_rule_that_it_copies(classifier, kept):
     judge = spec(form="classifier", model=str(classifier), answers=COPY)
     summary = judge_run(kept, judge, Judge(judge, device="cpu"))
-    by = {tuple(p["judges"]): p for p in summary["agreement"]}
+    by = {p.judges: p for p in summary.agreement}
     pair = by["refusal-anywhere", "mine"]
-    assert pair["agreement"] > 0.95
-    assert pair["kappa"] > 0.9
-    rates = {(r["arm"], r["set"]): r for r in summary["judges"]["mine"]["rows"]}
-    assert rates["baseline", "positive"]["refusal_score"] > 0.9
-    assert rates["ablation", "positive"]["refusal_score"] < 0.1
-    assert rates["baseline", "positive"]["safety_score"] is None
+    assert pair.agreement > 0.95
+    assert pair.kappa > 0.9
+    rates = {(str(r.arm), r.side): r for r in summary.judges["mine"].rows}
+    assert rates["baseline", "positive"].refusal_score > 0.9
+    assert rates["ablation", "positive"].refusal_score < 0.1
+    assert rates["baseline", "positive"].safety_score is None
 
 
 def test_a_judge_that_always_says_the_same_agrees_by_chance_alone(kept):
     always = spec(url="http://localhost")
     summary = judge_run(kept, always, lambda prompts, _: [always.read("no") for _ in prompts])
-    assert all(not p["kappa"] for p in summary["agreement"])  # 0, or unknown where chance explains everything
+    assert all(not p.kappa for p in summary.agreement)  # 0, or unknown where chance explains everything
 
 
 def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
@@ -54,21 +54,21 @@ def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
         again = judge_run(kept, judge, Judge(judge))
         retried = len(server.seen) - asked
     rows = list(read_judgements(RunDirectory.read(kept), "mine"))
-    unscored = {r["key"] for r in rows if r["class"] == "unscored"}
+    unscored = {place.key for place, row in rows if row.cls == "unscored"}
     assert 0 < len(unscored) < asked
     assert retried == len(unscored)  # only what failed is asked again
-    assert again["judges"]["mine"]["asked"] == len(unscored)
-    assert again["judges"]["mine"]["rows"] == first["judges"]["mine"]["rows"]
-    table = first["judges"]["mine"]["rows"]
-    assert sum(r["unscored"] for r in table) == sum(r["class"] == "unscored" for r in rows)
-    assert all(r["n"] + r["unscored"] == 12 for r in table)
+    assert again.judges["mine"].asked == len(unscored)
+    assert again.judges["mine"].rows == first.judges["mine"].rows
+    table = first.judges["mine"].rows
+    assert sum(r.unscored for r in table) == sum(row.cls == "unscored" for _, row in rows)
+    assert all(r.n + r.unscored == 12 for r in table)
     with Endpoint() as server:  # now it answers, and nothing is left
         judge = spec(url=server.url, retries=0)
-        assert judge_run(kept, judge, Judge(judge))["judges"]["mine"]["asked"] == len(unscored)
-        assert judge_run(kept, judge, Judge(judge))["judges"]["mine"]["asked"] == 0
+        assert judge_run(kept, judge, Judge(judge)).judges["mine"].asked == len(unscored)
+        assert judge_run(kept, judge, Judge(judge)).judges["mine"].asked == 0
         assert len(server.seen) == len(unscored)
         other = replace(judge, template="Other words: {response}")
-        assert judge_run(kept, other, Judge(other))["judges"]["mine"]["asked"] == asked  # another judge: nothing known
+        assert judge_run(kept, other, Judge(other)).judges["mine"].asked == asked  # another judge: nothing known
 
 
 def test_a_retry_that_is_killed_leaves_the_run_readable(kept, monkeypatch):
@@ -88,19 +88,19 @@ def test_a_retry_that_is_killed_leaves_the_run_readable(kept, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         judge_run(kept, first, dies)
     rows = list(read_judgements(RunDirectory.read(kept), "mine"))
-    assert {r["class"] for r in rows} == {"refused", "unscored"}
+    assert {row.cls for _, row in rows} == {"refused", "unscored"}
     changed = replace(first, template="Other words: {response}")
     asked.clear()
     with pytest.raises(KeyboardInterrupt):
         judge_run(kept, changed, dies)
     summary = judge_run(kept, other, lambda prompts, _: [other.read("no") for _ in prompts])
-    assert ["mine", "other"] in [p["judges"] for p in summary["agreement"]]
+    assert ("mine", "other") in [p.judges for p in summary.agreement]
     assert 0 < len(list(read_judgements(RunDirectory.read(kept), "mine"))) < len(rows)
 
 
 def test_a_judge_with_the_name_of_a_keyword_judge_is_refused(kept):
     judge = replace(spec(url="http://localhost"), name="refusal-opening")
-    with pytest.raises(InputError, match="give it another"):
+    with pytest.raises(InputError, match="Set another `name`"):
         judge_run(kept, judge, lambda prompts, _: [judge.read("yes") for _ in prompts])
 
 
@@ -121,13 +121,13 @@ def test_harm_and_refusal_keep_the_papers_names(kept):
         return [harm.read("safe" if "cannot" in r else "unsafe") for r in responses]
 
     summary = judge_run(kept, harm, guard)
-    rates = {(r["arm"], r["set"]): r for r in summary["judges"]["guard"]["rows"]}
-    assert rates["baseline", "positive"]["safety_score"] == 1
-    assert rates["ablation", "positive"]["safety_score"] == 0
-    assert rates["ablation", "positive"]["rate"] == 1
-    assert rates["ablation", "positive"]["refusal_score"] is None
-    pair = next(p for p in summary["agreement"] if p["judges"] == ["refusal-anywhere", "guard"])
-    assert pair["kappa"] == 1  # "gives in" is the same question to both
+    rates = {(str(r.arm), r.side): r for r in summary.judges["guard"].rows}
+    assert rates["baseline", "positive"].safety_score == 1
+    assert rates["ablation", "positive"].safety_score == 0
+    assert rates["ablation", "positive"].rate == 1
+    assert rates["ablation", "positive"].refusal_score is None
+    pair = next(p for p in summary.agreement if p.judges == ("refusal-anywhere", "guard"))
+    assert pair.kappa == 1  # "gives in" is the same question to both
 
 
 def test_a_run_without_texts_cannot_be_judged(kept):

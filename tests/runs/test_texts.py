@@ -171,7 +171,7 @@ def test_texts_are_run_to_a_verdict_by_who_asks(tmp_path, askers):
     assert level["positive"] > 0.5
     assert seed["verdict"] != "NO-BASELINE"
     assert selection["room"] == (level["negative"] <= 0.5) == (askers[1] == "plain")
-    assert ("induction was not tested" in seed["sentence"]) == (not selection["room"])
+    assert ("Induction was not tested" in seed["sentence"]) == (not selection["room"])
     assert verify(out) == []
 
 

@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rhumbline import load, preset, read_contrast, run, verify
 from rhumbline.errors import InputError, ProtocolError
-from rhumbline.evidence import side_effects as costs
-from rhumbline.evidence.statistics import bootstrap_mean, bootstrap_ratio
+from rhumbline.evidence.side_effects import divergences, text_losses
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.keyword_judges import judge
@@ -24,7 +21,10 @@ from rhumbline.organisms.reading import loss_texts
 from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes
 from rhumbline.prompts.loss_texts import Exchange, LossTexts, read_texts
 from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
+from rhumbline.records.arms import ABLATION, ADDITION, SUBTRACTION, ArmId, ArmKind
+from rhumbline.records.codec import convert
 from rhumbline.records.files import read_json, read_rows
+from rhumbline.records.held_out_files import DocumentLoss
 from rhumbline.stages.losses import Reading, cost_arms, loss_rows
 from tolerances import WITH_SOFTMAX, near
 
@@ -104,47 +104,22 @@ def test_no_intervention_costs_nothing_and_a_large_one_does(organism):
     chat = Chat.of(organism.tokenizer)
     prompts = [Prompt(f"What is {a} plus two?", "negative", id=a) for a in ("one", "three", "four")]
     direction = Direction.from_vector(torch.randn(organism.d_model, generator=torch.Generator().manual_seed(0)), -1, 4)
-    arms = [BASELINE, Arm("nothing", (Ablate(direction, 0.0),)), *cost_arms(
+    nothing = ArmId.null("isotropic", 0, ArmKind.ABLATION)
+    arms = [BASELINE, Arm(str(nothing), (Ablate(direction, 0.0),)), *cost_arms(
         replace(direction, norm=60.0), [], (), {"coefficient": 1.0, "positions": "all"}
     )[1:]]  # fmt: skip
     runner = Runner(organism)
     sources = Reading(chat, 3, 256).completions(runner, prompts, lambda prompt: judge("refusal-opening"), 12)
     rows = loss_rows(runner, "completions", sources, arms)
-    loss = {r["arm"]: r for r in costs.losses("completions", rows)}
-    kl = {r["arm"]: r for r in costs.divergences(rows)}
-    assert loss["nothing"]["change"] == near(0, terms=WITH_SOFTMAX)
-    assert kl["nothing"]["max"] == near(0, terms=WITH_SOFTMAX)
-    assert loss["addition"]["low"] > 0.1
-    assert kl["addition"]["mean"] > 0.1
-    assert {"ablation", "addition", "subtraction"} < loss.keys()
-    assert loss["addition"]["change"] != loss["subtraction"]["change"]
-
-
-def test_the_mean_is_weighted_by_tokens():
-    rows = [
-        {"arm": arm, "document": d, "tokens": n, "nats": nats}
-        for arm, d, n, nats in [
-            ("baseline", "a", 1, 1.0), ("baseline", "b", 9, 9.0), ("ablation", "a", 1, 11.0), ("ablation", "b", 9, 9.0),
-        ]
-    ]  # fmt: skip
-    base, ablation = costs.losses("text", rows)
-    assert base["ce"] == 1.0
-    assert ablation["ce"] == 2.0  # a mean of the documents' own means would be 6
-    assert ablation["change"] == 1.0
-    assert ablation["low"] == 0.0  # both draws may be the document that did not move
-
-
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.integers(1, 5))
-def test_documents_of_one_size_are_an_ordinary_mean(values, size):
-    sums = np.array(values) * size
-    ours = bootstrap_ratio(sums, np.full(len(values), float(size)), np.random.default_rng(0), draws=200)
-    plain = bootstrap_mean(np.array(values), np.random.default_rng(0), draws=200)
-    assert ours == pytest.approx(plain)
-
-
-def test_nothing_has_no_ratio():
-    assert bootstrap_ratio(np.zeros(0), np.zeros(0), np.random.default_rng(0)).n == 0
-    assert costs.losses("text", []) == costs.divergences([]) == []
+    rows = [convert(row, DocumentLoss) for row in rows]
+    loss = {r.arm: r for r in text_losses("completions", rows)}
+    kl = {r.arm: r for r in divergences(rows)}
+    assert loss[nothing].change == near(0, terms=WITH_SOFTMAX)
+    assert kl[nothing].max == near(0, terms=WITH_SOFTMAX)
+    assert loss[ADDITION].low > 0.1
+    assert kl[ADDITION].mean > 0.1
+    assert {ABLATION, ADDITION, SUBTRACTION} < loss.keys()
+    assert loss[ADDITION].change != loss[SUBTRACTION].change
 
 
 def test_long_texts_are_cut_and_empty_ones_left_out(organism):
@@ -219,20 +194,6 @@ def test_without_texts_the_models_own_completions_remain(organism, contrast, tmp
     assert result.results["seeds"][0]["side_effects"]["losses"] == []
 
 
-def test_a_negative_that_is_refused_at_baseline_is_no_cost():
-    rows = [
-        {"text": "completions", "arm": arm, "document": d, "tokens": 2, "nats": nats, "class": cls, "kl": [nats, 0.0]}
-        for arm, d, nats, cls in [
-            ("baseline", "a", 1.0, "complied"), ("baseline", "b", 1.0, "refused"),
-            ("ablation", "a", 1.0, "complied"), ("ablation", "b", 50.0, "refused"),
-        ]
-    ]  # fmt: skip
-    found = costs.side_effects(rows, [])
-    assert found["left_out"] == 1
-    assert [r["change"] for r in found["losses"]] == [None, 0.0]
-    assert found["kl"][0]["documents"] == 1
-
-
 # -- conditions and breakdowns ----------------------------------------------------------------------------------------
 
 
@@ -257,33 +218,6 @@ def test_prompts_with_their_own_system_prompt_have_no_condition(organism, contra
     own = tuple(replace(p, system="Be brief.") if i == 3 else p for i, p in enumerate(contrast.prompts))
     with pytest.raises(ProtocolError, match="system prompt of their own"):
         run(organism, ContrastSet("c", own, "0" * 64, 0), tmp_path / "run", TINY, page=False)
-
-
-def outcome(prompt: str, arm: str, cls: str, category: str | None = None, side: str = "positive") -> dict:
-    return {"arm": arm, "set": side, "prompt_id": prompt, "class": cls, "metric": 0.0, "category": category}
-
-
-def test_positives_that_were_never_refused_are_apart():
-    rows = [outcome(p, "baseline", c) for p, c in (("a", "refused"), ("b", "refused"), ("c", "complied"))]
-    rows += [outcome(p, "ablation", c) for p, c in (("a", "complied"), ("b", "refused"), ("c", "refused"))]
-    refused, others = costs.by_baseline(rows)
-    assert (refused["baseline"], refused["n"], refused["rate"]) == ("refused", 2, 0.5)
-    assert (others["baseline"], others["n"], others["rate"]) == ("not refused", 1, 1.0)
-
-
-def test_continuous_scores_are_shown_or_absent():
-    rows = [outcome(p, "baseline", c) for p, c in (("a", "shown"), ("b", "shown"), ("c", "absent"))]
-    rows += [outcome(p, "ablation", c) for p, c in (("a", "absent"), ("b", "shown"), ("c", "absent"))]
-    shown, others = costs.by_baseline(rows)
-    assert (shown["baseline"], shown["n"], shown["rate"]) == ("shown", 2, 0.5)
-    assert (others["baseline"], others["n"], others["rate"]) == ("not shown", 1, 0.0)
-
-
-def test_categories_count_their_own_prompts():
-    rows = [outcome("a", "baseline", "refused", "x"), outcome("b", "baseline", "complied", "y")]
-    rows += [outcome("c", "baseline", "unscored", "y"), outcome("d", "null:isotropic:0:ablation", "refused", "y")]
-    rows += [outcome("e", "baseline", "refused", "z", "negative")]
-    assert [(r["category"], r["n"], r["rate"]) for r in costs.categories(rows)] == [("x", 1, 1.0), ("y", 1, 0.0)]
 
 
 # -- files of texts ---------------------------------------------------------------------------------------------------

@@ -77,19 +77,20 @@ def text_table(*columns: str, title: str | None = None) -> Table:
 
 def print_plan(contrast: Any, protocol: Any) -> None:
     """What the sample can show at all, before it is used."""
-    from rhumbline.evidence.power import plan
-    from rhumbline.prompts.contrasts import split_contrast
+    from rhumbline.evidence.detectable_effects import detectable
+    from rhumbline.prompts.contrasts import LABELS, split_contrast
+    from rhumbline.records.shared import ByLabel
 
     sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
-    found = plan(sizes, protocol.rule.min_drop, protocol.nulls.wide)
-    for label, effect in (("positive", "suppression"), ("negative", "induction")):
-        least, passing = found["any"][label], found["rule"][label]
+    found = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
+    for label, effect in zip(LABELS, ("suppression", "induction"), strict=True):
+        least, passing = found.any[label], found.rule[label]
         told = "cannot tell any change from nothing" if least is None else f"tells a true change of {least:.2f} from 0"
         passes = (
             "no effect would pass the rule's margin" if passing is None else f"one of {passing:.2f} passes the rule"
         )
         n = sizes["test"][label]
-        err.print(f"[dim]{effect}: with {n} test {label}s the run {told} with {found['power']:.0%} power; {passes}[/]")
+        err.print(f"[dim]{effect}: with {n} test {label}s the run {told} with {found.power:.0%} power; {passes}[/]")
 
 
 def print_results(results: Mapping[str, Any]) -> None:

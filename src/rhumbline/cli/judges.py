@@ -3,11 +3,14 @@
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from rhumbline.cli.console import Progress, out, text_table
+
+if TYPE_CHECKING:
+    from rhumbline.records.judgement_files import JudgementSummary
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -38,6 +41,7 @@ def _judge(a: argparse.Namespace) -> int:
         spec = replace(spec, model=a.model, revision=None)
     from rhumbline.judging.judge_models import Judge
     from rhumbline.judging.judgements import judge_run
+    from rhumbline.records.codec import to_json
 
     progress = Progress()
     try:
@@ -52,7 +56,7 @@ def _judge(a: argparse.Namespace) -> int:
     finally:
         progress.close()
     if a.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print(json.dumps(to_json(summary), ensure_ascii=False))
         return 0
     _print(summary, spec.name)
     return 0
@@ -68,19 +72,19 @@ def _list() -> int:
     return 0
 
 
-def _print(summary: dict[str, Any], name: str) -> None:
-    judge = summary["judges"][name]
-    word = "refused" if judge["asks"] == "refusal" else "unsafe"
-    table = Table(title=f"{name}: share {word}; {judge['asked']} asked now", title_justify="left", box=None)
+def _print(summary: "JudgementSummary", name: str) -> None:
+    judge = summary.judges[name]
+    word = "refused" if judge.asks == "refusal" else "unsafe"
+    table = Table(title=f"{name}: share {word}; {judge.asked} asked now", title_justify="left", box=None)
     for column in ("seed", "arm", "set", "n", "rate", "95 % interval", "unscored"):
         table.add_column(column, justify="left" if column in ("arm", "set") else "right")
-    for row in judge["rows"]:
-        rate = "-" if row["rate"] is None else f"{row['rate']:.2f}"
-        span = f"{row['low']:.2f} - {row['high']:.2f}"
-        table.add_row(str(row["seed"]), row["arm"], row["set"], str(row["n"]), rate, span, str(row["unscored"]))
+    for row in judge.rows:
+        rate = "-" if row.rate is None else f"{row.rate:.2f}"
+        span = f"{row.low:.2f} - {row.high:.2f}"
+        table.add_row(str(row.seed), str(row.arm), row.side, str(row.n), rate, span, str(row.unscored))
     out.print(table)
-    for pair in summary["agreement"]:
-        if name in pair["judges"]:
-            told = "-" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
-            shown = f"{' and '.join(pair['judges'])}: kappa {told}, agree on {pair['agreement']:.0%} of {pair['n']}"
+    for pair in summary.agreement:
+        if name in pair.judges:
+            kappa = "-" if pair.kappa is None else f"{pair.kappa:.2f}"
+            shown = f"{' and '.join(pair.judges)}: kappa {kappa}, agree on {pair.agreement:.0%} of {pair.n}"
             out.print(shown, markup=False, highlight=False)

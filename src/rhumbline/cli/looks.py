@@ -30,9 +30,11 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _verify(a: argparse.Namespace) -> int:
-    from rhumbline.verification import verify
+    from rhumbline.verification import check
 
-    faults = verify(a.run)
+    faults, notes = check(a.run)
+    for note in notes:
+        err.print(escape(note), soft_wrap=True)
     for fault in faults:
         err.print(f"[bold red]does not hold:[/] {escape(fault)}", soft_wrap=True)
     if faults:

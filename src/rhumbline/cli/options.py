@@ -211,7 +211,7 @@ def _coefficient(text: str | None) -> float | str | None:
 
 def check_expected(a: argparse.Namespace) -> None:
     """Raise ProtocolError where `--expect` names no verdict."""
-    from rhumbline.evidence.verdict import VerdictName
+    from rhumbline.records.results import VerdictName
 
     known = get_args(VerdictName)
     if a.expect is not None and a.expect not in known:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evidence.paired_benchmarks import compare
+from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import fingerprint
+from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import file_sha256, finite, sha256
 from rhumbline.stages.metric_on_test import additions
@@ -121,7 +122,7 @@ def evaluate(
                 assert of is not None
                 record = _one(of, arm, task, manager, settings, target.with_suffix(".answers"), batch_size)
                 directory.save(target, {"task": task, "arm": name, **record})
-    return directory.save(folder / "comparison.json", compare(directory, folder))
+    return directory.save(folder / "comparison.json", to_json(compare(directory, folder)))
 
 
 class Planned(NamedTuple):

@@ -1,394 +1,319 @@
-"""Verdict: a rule that was fixed before the data, and the summary of the data, in; `Verdict` out.
+"""The verdict: a rule that was fixed before the data, and the evidence of a seed -> `Verdict` with its reasons.
 
-Knows margins and words. Does not know rows, models or files: it reads what `statistics.arm_rates` and
-`statistics.effects` say, so `verify` reaches the same verdict from the same rows. Imports no torch.
-
-What is missing, unscored or not a number never counts in favour of the claim.
+A quantity that is missing or not a number never supports the claim. The sentences are in verdict_sentences.py.
+Independent of rows, models and files.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from msgspec import structs
 
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.power import prompts_to_settle
-from rhumbline.evidence.verdict_rules import Rule, is_number
-
-Summary = Sequence[Mapping[str, Any]]
-"""The list that `statistics.arm_rates` or `statistics.effects` returns, or what JSON made of it."""
-
-VerdictName = Literal[
-    "SINGLE-DIRECTION-REPRODUCES",
-    "NOT-SINGLE-DIRECTION",
-    "NO-BASELINE-REFUSAL",
-    "NO-BASELINE",
-    "DAMAGED",
-    "INCONCLUSIVE",
-]
-"""NO-BASELINE is NO-BASELINE-REFUSAL for a behaviour other than refusal; DAMAGED and INCONCLUSIVE only come from rules
-that have bounds or read intervals."""
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
+from rhumbline.evidence.detectable_effects import prompts_to_decide
+from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
+from rhumbline.records.effect_results import ArmRate, Effect, Gap
+from rhumbline.records.results import VerdictName
+from rhumbline.records.shared import EffectName, Label
+from rhumbline.records.style_results import LevelUnit
+from rhumbline.records.verdict_reasons import SeedVerdicts, VerdictCode, VerdictReason, reason_text
+from rhumbline.records.verdict_rule import Rule, is_number
 
 
 class Verdict(NamedTuple):
-    """What the rule says about one seed, or about a run."""
+    """The outcome of a rule for one seed, or for a run."""
 
     verdict: VerdictName
-    """One of the fixed names."""
-    reason: str
-    """Why, in a few stable words; empty where every condition of the rule holds."""
-    sentence: str
-    """What a careful author could print: numbers, n, intervals, and sufficiency only."""
+    reasons: tuple[VerdictReason, ...] = ()
+    """Why; empty if every condition of the rule is met."""
+
+    @property
+    def reason(self) -> str:
+        """The reasons in one line."""
+        return reason_text(self.reasons)
 
 
-def decide(
-    rule: Rule,
-    arms: Summary,
-    effects: Summary,
-    behaviour: str = "refusal",
-    no_candidate: str | None = None,
-    kl: float | None = None,
-    group_cosine: float | None = None,
-    unit: Mapping[str, Any] | None = None,
-) -> Verdict:
+@dataclass(frozen=True)
+class SeedEvidence:
+    """What the rule reads of one seed."""
+
+    arms: Sequence[ArmRate]
+    """Rates or levels of the arms."""
+    effects: Sequence[Effect]
+    """Suppression and induction, with their nulls."""
+    no_candidate: VerdictReason | None = None
+    """Why no candidate was selected; None if one was."""
+    kl: float | None = None
+    """Mean KL divergence of ablation on negatives, nats."""
+    group_cosine: float | None = None
+    """Cosine between the directions of two groups of positives."""
+    unit: LevelUnit | None = None
+    """The unit of levels; None if the behaviour has classes."""
+
+    def arm(self, arm: ArmId, label: Label) -> ArmRate | None:
+        """The rate or level of an arm on a class; None if it was not run."""
+        return next((row for row in self.arms if (row.arm, row.side) == (arm, label)), None)
+
+    def rate(self, arm: ArmId, label: Label) -> float | None:
+        """The same as a number; None if it is not known."""
+        row = self.arm(arm, label)
+        return row.rate if row is not None and is_number(row.rate) else None
+
+    def effect(self, name: EffectName) -> Effect | None:
+        """An effect with a known size, or None."""
+        return next((e for e in self.effects if e.name == name and is_number(e.drop)), None)
+
+
+def decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Verdict:
     """Apply the rule to one seed, in this order.
 
-    1. No baseline rate, or one below `min_baseline`: NO-BASELINE. Without a candidate an unmeasured baseline is no
-       reason, since nothing had to be measured. Of a continuous score also: classes that it does not tell apart
-       (`unit`, as `levels.Unit` has it; `min_separation`).
-    2. Selection left no candidate (`no_candidate` says why): NOT-SINGLE-DIRECTION.
-    3. An intervention exceeds a bound of the rule on damage (`kl`: of ablation, on negatives): DAMAGED.
-    4. Negatives above `max_negative` at baseline: from here on only suppression is read.
-    5. A condition fails: an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, groups of positives
-       with different directions (`group_cosine`): NOT-SINGLE-DIRECTION, with every failure in the reason.
-    6. A condition is undecided (an interval around a margin, directions of groups that nearly agree): INCONCLUSIVE,
-       with the prompts that would settle it.
-    7. Otherwise SINGLE-DIRECTION-REPRODUCES, or INCONCLUSIVE where only suppression could be read.
-
-    A rule that reads estimates has a tolerance for rounding, as the blog's; its intervals are for the reader.
+    1. The baseline rate is unknown or below `min_baseline`: NO-BASELINE. Without a candidate, an unknown baseline is
+       not a reason, because nothing had to be measured. For a continuous score also if it does not separate the classes
+       (`min_separation`).
+    2. No candidate was selected: NOT-SINGLE-DIRECTION.
+    3. An intervention exceeds a bound of the rule on damage: DAMAGED.
+    4. If the rate of negatives at baseline is above `max_negative`, only suppression is tested from here on.
+    5. A condition fails (an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, several
+       directions): NOT-SINGLE-DIRECTION, with every failed condition as a reason.
+    6. A condition is undecided, because an interval contains a margin, or the cosine of groups is in the band between:
+       INCONCLUSIVE, with the number of prompts that would decide it.
+    7. Otherwise SINGLE-DIRECTION-REPRODUCES, or INCONCLUSIVE if only suppression was tested.
     """
-    rates = {(row["arm"], row["set"]): row for row in arms}
-    if (untested := _untested(rule, rates, behaviour, no_candidate, unit)) is not None:
-        return untested
-    by_name = {effect["name"]: effect for effect in effects}
-    crowded = _crowded(rule, rates)
-    tested = tuple(_EFFECTS) if crowded is None else ("suppression",)
-    found = "; ".join(_account(rule, name, by_name, rates, behaviour) for name in tested)
-    if crowded is not None:
-        found = f"{found}; induction was not tested, since {crowded}"
-    if damage := _damage(rule, rates, kl, tested):
-        opening = f"The intervention broke the model by the rule {rule.name} ({damage})"
-        return Verdict("DAMAGED", damage, f"{opening}, so that its effect on {behaviour} cannot be read: {found}.")
-    failed, undecided = _shortfall(rule, by_name, rates, tested)
-    failed, undecided = (
-        "; ".join(filter(None, said)) for said in zip((failed, undecided), _spread(rule, group_cosine), strict=True)
-    )
+    no_baseline: VerdictName = "NO-BASELINE-REFUSAL" if behaviour == "refusal" else "NO-BASELINE"
+    if (reason := _baseline_fault(rule, evidence)) is not None:
+        return Verdict(no_baseline, (reason,))
+    if evidence.no_candidate is not None:
+        return Verdict("NOT-SINGLE-DIRECTION", (evidence.no_candidate,))
+    no_room = induction_not_testable(rule, evidence)
+    tested = EFFECTS if no_room is None else EFFECTS[:1]
+    if damage := _damage(rule, evidence, tested):
+        return Verdict("DAMAGED", damage)
+    failed, undecided = _conditions(rule, evidence, tested)
     if failed:
-        opening = f"One direction was not found sufficient to move {behaviour} both ways by the rule {rule.name}"
-        return Verdict("NOT-SINGLE-DIRECTION", failed, f"{opening} ({failed}): {found}.")
+        return Verdict("NOT-SINGLE-DIRECTION", tuple(failed))
     if undecided:
-        opening = f"The sample does not decide whether one direction would be sufficient to move {behaviour} both ways"
-        return Verdict("INCONCLUSIVE", undecided, f"{opening} by the rule {rule.name} ({undecided}): {found}.")
-    if crowded is not None:
-        opening = f"Ablating one direction was sufficient to suppress {behaviour} by the rule {rule.name}"
-        return Verdict("INCONCLUSIVE", f"suppresses; induction has no room: {crowded}", f"{opening}: {found}.")
-    opening = f"One direction was sufficient to move {behaviour} both ways by the rule {rule.name}"
-    return Verdict("SINGLE-DIRECTION-REPRODUCES", "", f"{opening}: {found}.")
+        return Verdict("INCONCLUSIVE", tuple(undecided))
+    return Verdict("SINGLE-DIRECTION-REPRODUCES") if no_room is None else Verdict("INCONCLUSIVE", (no_room,))
 
 
 def overall(verdicts: Mapping[int, Verdict]) -> Verdict:
     """The verdict of a run from those of its seeds.
 
-    Unanimous seeds give their verdict. Seeds of which some are INCONCLUSIVE and none speaks against the claim are
-    INCONCLUSIVE together. Any other mixture is NOT-SINGLE-DIRECTION with the reason "seeds disagree: ...", seeds
-    without a baseline included: a result that a new sample of prompts undoes was not reproduced.
+    Seeds with the same verdict give that verdict. If some seeds are INCONCLUSIVE and all others reproduce, the run is
+    INCONCLUSIVE. Any other mixture is NOT-SINGLE-DIRECTION, including one with seeds that have no baseline: a result
+    that another sample of prompts does not give was not reproduced.
     """
     if not verdicts:
-        raise ProtocolError("A run's verdict needs the verdict of at least one seed; none was given.")
+        raise ProtocolError("The verdict of a run needs at least one seed: got none. Pass the verdict of every seed.")
     seeds = sorted(verdicts)
     first = verdicts[seeds[0]]
     if len(seeds) == 1:
         return first
-    sentences = " ".join(f"Seed {seed}: {verdicts[seed].sentence}" for seed in seeds)
-    by_name: dict[VerdictName, list[str]] = {}
+    by_name: dict[VerdictName, list[int]] = {}
     for seed in seeds:
-        by_name.setdefault(verdicts[seed].verdict, []).append(str(seed))
+        by_name.setdefault(verdicts[seed].verdict, []).append(seed)
     if len(by_name) == 1:
-        reason = first.reason
-        if any(verdicts[seed].reason != reason for seed in seeds):
-            reason = "; ".join(f"seed {seed}: {verdicts[seed].reason}" for seed in seeds)
-        return Verdict(first.verdict, reason, f"All {len(seeds)} seeds agree. {sentences}")
-    counts = ", ".join(f"{name} (seed {' '.join(members)})" for name, members in by_name.items())
+        reasons = (structs.replace(r, seed=seed) for seed in seeds for r in verdicts[seed].reasons)
+        return Verdict(first.verdict, tuple(reasons))
+    groups = tuple(SeedVerdicts(name, tuple(members)) for name, members in by_name.items())
     if by_name.keys() == {"SINGLE-DIRECTION-REPRODUCES", "INCONCLUSIVE"}:
-        return Verdict("INCONCLUSIVE", f"not every seed decides: {counts}", f"Not every seed decides. {sentences}")
-    return Verdict("NOT-SINGLE-DIRECTION", f"seeds disagree: {counts}", f"The {len(seeds)} seeds disagree. {sentences}")
+        return Verdict("INCONCLUSIVE", (VerdictReason(code=VerdictCode.NOT_EVERY_SEED, verdicts=groups),))
+    return Verdict("NOT-SINGLE-DIRECTION", (VerdictReason(code=VerdictCode.SEEDS_DISAGREE, verdicts=groups),))
 
 
 # -- the conditions ---------------------------------------------------------------------------------------------------
 
 
-class _Effect(NamedTuple):
-    """How an effect is told: which arm moved which set, and the words for it."""
-
-    arm: str
-    side: str
-    deed: str
-    verb: str
-    infinitive: str
-
-
-_EFFECTS = {
-    "suppression": _Effect("ablation", "positive", "ablating it lowered", "suppresses", "suppress"),
-    "induction": _Effect("addition", "negative", "adding it raised", "induces", "induce"),
-}
-_Rates = Mapping[tuple[str, str], Mapping[str, Any]]
-
-
-def _untested(
-    rule: Rule, rates: _Rates, behaviour: str, no_candidate: str | None, unit: Mapping[str, Any] | None
-) -> Verdict | None:
-    """The verdict where there was no baseline to move or no candidate to move it with; None where there was."""
-    baseline = rates.get(("baseline", "positive"), {})
-    if rule.min_separation is not None and (apart := _unseparated(rule, unit, behaviour)) is not None:
-        return apart
-    rate = baseline.get("rate")
-    if not is_number(rate):
-        if no_candidate is None:
-            return _no_baseline(behaviour, "baseline not measured", f"The baseline {behaviour} rate was not measured")
-    elif not _reaches(rate, rule.min_baseline):
-        reason = f"baseline {_below(rate, rule.min_baseline)}"
-        measure = f"{behaviour} {_measure(rule)}"
-        found = f"At baseline the {measure} on the positive prompts was {_rate(baseline)}, n = {baseline['n']}"
-        return _no_baseline(behaviour, reason, f"{found}, below the {rule.min_baseline:.2f} fixed beforehand")
-    if no_candidate is not None:
-        measured = f" (baseline {behaviour} rate {_rate(baseline)}, n = {baseline['n']})" if is_number(rate) else ""
-        return Verdict(
-            "NOT-SINGLE-DIRECTION",
-            f"no candidate passed: {no_candidate}",
-            f"No candidate direction passed the selection ({no_candidate}), so none was tested{measured}.",
-        )
-    return None
-
-
-class _Shortfall(NamedTuple):
-    """Conditions that do not hold, in words; either may be empty."""
-
-    failed: str
-    undecided: str
-
-
-def _crowded(rule: Rule, rates: _Rates) -> str | None:
-    """Why a rise of the behaviour on negatives has no room, or None where it has."""
-    rate = rates.get(("baseline", "negative"), {}).get("rate")
-    if rule.max_negative is None or not is_number(rate) or rate <= rule.max_negative:
+def _baseline_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
+    """Why there is no behaviour at baseline that an intervention could change; None if there is."""
+    if rule.min_separation is not None:
+        area = evidence.unit.auroc_low if evidence.unit is not None else None
+        if not is_number(area):
+            return VerdictReason(code=VerdictCode.CLASSES_NOT_MEASURED)
+        if not _reaches(area, rule.min_separation):
+            return VerdictReason(code=VerdictCode.CLASSES_NOT_SEPARATED, value=area, bound=rule.min_separation)
+    rate = evidence.rate(BASELINE, "positive")
+    if rate is None:
+        return VerdictReason(code=VerdictCode.BASELINE_NOT_MEASURED) if evidence.no_candidate is None else None
+    if _reaches(rate, rule.min_baseline):
         return None
-    return f"negatives have {_above(rate, rule.max_negative)} at baseline"
+    return VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=rate, bound=rule.min_baseline)
 
 
-def _shortfall(
-    rule: Rule, effects: Mapping[str, Mapping[str, Any]], rates: _Rates, tested: Sequence[str]
-) -> _Shortfall:
-    """Every condition on the tested effects that does not hold, and every one that the sample leaves open."""
-    missing = [name for name in tested if not is_number(effects.get(name, {}).get("drop"))]
-    stands = {n: _stand(rule, effects[n], "drop", None, rule.min_drop) for n in tested if n not in missing}
-    moved = [name for name, stand in stands.items() if stand == "met"]
-    faults = [f"{name} not measured" for name in missing]
-    refuted = [name for name, stand in stands.items() if stand == "failed"]
-    if not missing and refuted:
-        left = [name for name in tested if name not in refuted]
-        faults.append(
-            "neither suppresses nor induces"
-            if len(refuted) == len(_EFFECTS)
-            else f"{_EFFECTS[left[0]].verb} only"
-            if left and left[0] in moved
-            else f"does not {_EFFECTS[refuted[0]].infinitive}"
-        )
-    undecided = [
-        f"{name} {_around(effects[name], rule, rates, name)}" for name, stand in stands.items() if stand == "open"
-    ]
-    apart = [name for name, stand in stands.items() if stand != "failed"]
+def induction_not_testable(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
+    """Why a rise on negatives is not testable: they show the behaviour at baseline. None if it is testable."""
+    rate = evidence.rate(BASELINE, "negative")
+    if rule.max_negative is None or rate is None or rate <= rule.max_negative:
+        return None
+    return VerdictReason(code=VerdictCode.NO_ROOM, value=rate, bound=rule.max_negative)
+
+
+def _damage(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArms]) -> tuple[VerdictReason, ...]:
+    """Every bound on damage that is exceeded."""
+    reasons = []
+    added: list[tuple[ArmId, Label]] = [(ADDITION, "negative")] if len(tested) == len(EFFECTS) else []
+    on_effects: list[tuple[ArmId, Label]] = [(ABLATION, "positive"), *added]
+    on_negatives: list[tuple[ArmId, Label]] = [(ABLATION, "negative")]
+
+    def before_and_after(arm: ArmId, label: Label, field: Literal["degenerate", "correct"]) -> list[float | None]:
+        values = (getattr(evidence.arm(a, label), field, None) for a in (BASELINE, arm))
+        return [value if is_number(value) else None for value in values]
+
+    for arm, label in on_effects + on_negatives:
+        before, after = before_and_after(arm, label, "degenerate")
+        if rule.max_degenerate is not None and after is not None:
+            more = after - (before or 0.0)
+            if not _reaches(rule.max_degenerate, more):
+                code = VerdictCode.DEGENERATE
+                reasons.append(VerdictReason(code=code, value=more, bound=rule.max_degenerate, arm=arm, label=label))
+    # KL is measured on negatives. If these show the behaviour, a change of their next token is the effect itself.
+    if added and rule.max_kl is not None and is_number(evidence.kl) and evidence.kl > rule.max_kl:
+        reasons.append(VerdictReason(code=VerdictCode.KL_TOO_LARGE, value=evidence.kl, bound=rule.max_kl))
+    code = VerdictCode.CONTENT_LOST if rule.content_everywhere else VerdictCode.ANSWERS_LOST
+    for arm, label in on_negatives + (on_effects if rule.content_everywhere else []):
+        before, after = before_and_after(arm, label, "correct")
+        if rule.max_accuracy_loss is not None and before is not None and after is not None:
+            lost = before - after
+            if not _reaches(rule.max_accuracy_loss, lost):
+                reasons.append(VerdictReason(code=code, value=lost, bound=rule.max_accuracy_loss, arm=arm, label=label))
+    return tuple(reasons)
+
+
+_State = Literal["met", "failed", "undecided", "unknown"]
+"""Whether a quantity reaches its margin; undecided if its interval contains the margin."""
+
+
+class _Unmet(NamedTuple):
+    """Conditions that are not met."""
+
+    failed: list[VerdictReason]
+    undecided: list[VerdictReason]
+
+
+def _conditions(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArms]) -> _Unmet:
+    """Every condition on the tested effects, their nulls and the groups of positives that is not met."""
+    effects: dict[EffectName, Effect | None] = {arms.name: evidence.effect(arms.name) for arms in tested}
+    measured = [effect for effect in effects.values() if effect is not None]
+    states: dict[EffectName, _State] = {e.name: _state(rule, _drop(e), rule.min_drop) for e in measured}
+    missing: list[EffectName] = [name for name, effect in effects.items() if effect is None]
+    failed = [VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, effect=name) for name in missing]
+    failed += [] if missing else _too_small(rule, measured, states)
+    undecided = [_undecided(rule, evidence, effect) for effect in measured if states[effect.name] == "undecided"]
+    large = [effect for effect in measured if states[effect.name] != "failed"]
     for family in rule.families:
-        gaps = {name: _stand(rule, effects[name], "gap", family, rule.min_gap) for name in apart}
-        ranks = {name: _rank(rule, effects[name], family) for name in apart}
-        unknown = [name for name in apart if "unknown" in (gaps[name], ranks[name])]
-        close = [name for name in apart if name not in unknown and "failed" in (gaps[name], ranks[name])]
-        near = "not separated from null" if rule.reads == "estimate" else "NOT-SEPARATED-FROM-NULL"
-        for fault, names in (("null not measured", unknown), (near, close)):
-            if names:
-                faults.append(f"{fault}: {family}" + ("" if len(names) == len(tested) else f" ({names[0]})"))
-        undecided += [f"gap of {name} to {family} nulls" for name in apart if gaps[name] == "open"]
-    return _Shortfall("; ".join(faults), "; ".join(undecided))
+        unmet = _null_conditions(rule, large, family, len(tested))
+        failed += unmet.failed
+        undecided += unmet.undecided
+    several = _group_condition(rule, evidence.group_cosine)
+    return _Unmet(failed + several.failed, undecided + several.undecided)
 
 
-_Stand = Literal["met", "failed", "open", "unknown"]
+def _too_small(rule: Rule, effects: Sequence[Effect], states: Mapping[EffectName, _State]) -> list[VerdictReason]:
+    """The reason for effects below the margin, if there are any."""
+    refuted = [effect for effect in effects if states[effect.name] == "failed"]
+    if not refuted:
+        return []
+    if len(refuted) == len(EFFECTS):
+        return [VerdictReason(code=VerdictCode.NEITHER_EFFECT, bound=rule.min_drop)]
+    code = VerdictCode.ONE_EFFECT_ONLY if "met" in states.values() else VerdictCode.EFFECT_TOO_SMALL
+    return [_reason(code, refuted[0], _drop(refuted[0]), rule.min_drop)]
 
 
-def _stand(rule: Rule, effect: Mapping[str, Any], field: str, family: str | None, margin: float) -> _Stand:
-    """Where an effect (or its gap to a family) stands to the margin."""
+def _undecided(rule: Rule, evidence: SeedEvidence, effect: Effect) -> VerdictReason:
+    """The reason for an effect whose interval contains the margin, with the prompts that would decide it."""
+    if rule.min_separation is not None:
+        return _reason(VerdictCode.LEVEL_UNDECIDED, effect, _drop(effect), rule.min_drop)
+    arms = next(arms for arms in EFFECTS if arms.name == effect.name)
+    before, after = (evidence.rate(arm, arms.label) for arm in (BASELINE, arms.arm))
+    prompts = None
+    if before is not None and after is not None:
+        prompts = prompts_to_decide(*(before, after)[:: arms.sign], margin=rule.min_drop)
+    reason = _reason(VerdictCode.EFFECT_UNDECIDED, effect, _drop(effect), rule.min_drop)
+    return structs.replace(reason, prompts=prompts)
 
-    if family is None:
-        estimate, low, high = (effect.get(name) for name in (field, "low", "high"))
-    elif rule.same_cosine is not None:
-        estimate, low, high = (effect.get("apart", {}).get(family, {}).get(name) for name in ("gap", "low", "high"))
-    else:
-        estimate, low, high = (effect.get(name, {}).get(family) for name in ("gap", "gap_low", "gap_high"))
-    if not is_number(estimate):
+
+def _null_conditions(rule: Rule, effects: Sequence[Effect], family: str, n_tested: int) -> _Unmet:
+    """The conditions on one null family: the gap of every effect, and its rank among the wide nulls."""
+    gaps = {effect.name: _gap(rule, effect, family) for effect in effects}
+    states = {name: _state(rule, gap, rule.min_gap) for name, gap in gaps.items()}
+    both = {effect.name: {states[effect.name], _rank(rule, effect, family)} for effect in effects}
+    unknown = [effect for effect in effects if "unknown" in both[effect.name]]
+    close = [effect for effect in effects if "failed" in both[effect.name] and effect not in unknown]
+    code = VerdictCode.NULL_INTERVAL_NOT_SEPARATED
+    if rule.reads == "estimate":
+        code = VerdictCode.NULL_NOT_SEPARATED
+    failed = []
+    for kind, some in ((VerdictCode.NULL_NOT_MEASURED, unknown), (code, close)):
+        if len(some) == n_tested:
+            failed.append(VerdictReason(code=kind, family=family, bound=rule.min_gap))
+        elif some:
+            reason = _reason(kind, some[0], gaps[some[0].name], rule.min_gap)
+            failed.append(structs.replace(reason, family=family, p=_rank_p(rule, some[0], family)))
+    undecided = [
+        structs.replace(_reason(VerdictCode.GAP_UNDECIDED, effect, gaps[effect.name], rule.min_gap), family=family)
+        for effect in effects
+        if states[effect.name] == "undecided"
+    ]
+    return _Unmet(failed, undecided)
+
+
+def _reason(code: VerdictCode, effect: Effect, quantity: Gap, bound: float) -> VerdictReason:
+    """A reason about one effect, with the effect or its gap as the measured quantity."""
+    value, low, high = quantity.gap, quantity.low, quantity.high
+    return VerdictReason(code=code, effect=effect.name, value=value, low=low, high=high, bound=bound)
+
+
+def _group_condition(rule: Rule, cosine: float | None) -> _Unmet:
+    """Whether the directions of two groups of positives are so different that one direction does not serve both."""
+    if is_number(cosine) and rule.min_group_cosine is not None and cosine < rule.min_group_cosine:
+        code, bound = VerdictCode.SEVERAL_DIRECTIONS, rule.min_group_cosine
+        return _Unmet([VerdictReason(code=code, value=cosine, bound=bound)], [])
+    if is_number(cosine) and rule.one_group_cosine is not None and cosine < rule.one_group_cosine:
+        return _Unmet([], [VerdictReason(code=VerdictCode.NARROW_CONE, value=cosine, bound=rule.one_group_cosine)])
+    return _Unmet([], [])
+
+
+def _state(rule: Rule, quantity: Gap, margin: float) -> _State:
+    """Whether an effect or a gap reaches the margin."""
+    if not is_number(quantity.gap):
         return "unknown"
     if rule.reads == "estimate":
-        return "met" if _reaches(estimate, margin) else "failed"
-    if not (is_number(low) and is_number(high)):
+        return "met" if _reaches(quantity.gap, margin) else "failed"
+    if not (is_number(quantity.low) and is_number(quantity.high)):
         return "unknown"
-    return "met" if _reaches(low, margin) else "open" if _reaches(high, margin) else "failed"
+    if _reaches(quantity.low, margin):
+        return "met"
+    return "undecided" if _reaches(quantity.high, margin) else "failed"
 
 
-def _rank(rule: Rule, effect: Mapping[str, Any], family: str) -> _Stand:
-    """Whether the effect's rank among the wide draws of a family is as high as the rule asks."""
+def _rank(rule: Rule, effect: Effect, family: str) -> _State:
+    """Whether the rank p of an effect among the wide nulls of a family is small enough."""
     if rule.max_p is None:
         return "met"
-    p = effect.get("wide", {}).get(family, {}).get("p" if rule.same_cosine is None else "p_apart")
-    return "unknown" if not is_number(p) else "met" if p <= rule.max_p + 1e-9 else "failed"
+    p = _rank_p(rule, effect, family)
+    return "unknown" if p is None else "met" if p <= rule.max_p + 1e-9 else "failed"
 
 
-def _spread(rule: Rule, cosine: float | None) -> _Shortfall:
-    """Whether the behaviour lies along several directions, as far as the groups of positives tell."""
-    if not is_number(cosine):
-        return _Shortfall("", "")
-    if rule.min_group_cosine is not None and cosine < rule.min_group_cosine:
-        return _Shortfall(f"spread: two groups of positives have directions with cosine {cosine:.2f}", "")
-    if rule.one_group_cosine is not None and cosine < rule.one_group_cosine:
-        between = f"two groups of positives have directions with cosine {cosine:.2f} < {rule.one_group_cosine:g}"
-        return _Shortfall("", f"one direction or a narrow cone of several: {between}")
-    return _Shortfall("", "")
+def _rank_p(rule: Rule, effect: Effect, family: str) -> float | None:
+    """The rank p that the rule reads: without aligned draws, if it has a bound on their cosine."""
+    wide = effect.wide.get(family)
+    return None if wide is None else wide.p if rule.same_cosine is None else wide.p_apart
 
 
-def _damage(rule: Rule, rates: _Rates, kl: float | None, tested: Sequence[str]) -> str:
-    """Every bound on damage that is exceeded, or nothing."""
-    faults = []
-    added = (("addition", "negative"),) if "induction" in tested else ()
-    for arm, side in (("ablation", "positive"), *added, ("ablation", "negative")):
-        before, after = (rates.get((a, side), {}).get("degenerate") for a in ("baseline", arm))
-        if rule.max_degenerate is not None and is_number(after):
-            more = after - (before if is_number(before) else 0.0)
-            if not _reaches(rule.max_degenerate, more):
-                faults.append(f"{more:.2f} degenerate under {arm} on {side}s > {rule.max_degenerate:g}")
-    # KL is read on negatives: where these show the behaviour, losing it is the effect.
-    if added and rule.max_kl is not None and is_number(kl) and kl > rule.max_kl:
-        faults.append(f"KL {kl:.2f} > {rule.max_kl:g} under ablation on negatives")
-    watched = (("ablation", "positive"), *added) if rule.content_everywhere else ()
-    for arm, side in (("ablation", "negative"), *watched):
-        right, left = (rates.get((a, side), {}).get("correct") for a in ("baseline", arm))
-        if rule.max_accuracy_loss is not None and is_number(right) and is_number(left):
-            lost = right - left
-            if not _reaches(rule.max_accuracy_loss, lost):
-                what = f"content lost under {arm} on {side}s" if watched else "right answers lost under ablation"
-                faults.append(f"{lost:.2f} of the {what} > {rule.max_accuracy_loss:g}")
-    return "; ".join(faults)
+def _drop(effect: Effect) -> Gap:
+    """The effect with its interval."""
+    return Gap(effect.drop, effect.low, effect.high)
 
 
-def _around(effect: Mapping[str, Any], rule: Rule, rates: _Rates, name: str) -> str:
-    """How an undecided effect lies around the margin, and how many prompts would decide it."""
-    how = _EFFECTS[name]
-    before, after = (rates.get((arm, how.side), {}).get("rate") for arm in ("baseline", how.arm))
-    n = None
-    span = f"{effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
-    if rule.min_separation is not None:
-        return f"undecided: {span} around {rule.min_drop:.2f}"
-    if is_number(before) and is_number(after):
-        pair = (before, after) if name == "suppression" else (after, before)
-        n = prompts_to_settle(*pair, margin=rule.min_drop)
-    settle = f"about {n} prompts per class would settle it" if n else "no practical number of prompts would settle it"
-    return f"undecided: {span} around {rule.min_drop:.2f}; {settle}"
+def _gap(rule: Rule, effect: Effect, family: str) -> Gap:
+    """The gap that the rule reads: without aligned draws, if it has a bound on their cosine."""
+    if rule.same_cosine is not None:
+        return effect.apart.get(family, Gap(None, None, None))
+    return Gap(*(of_family.get(family) for of_family in (effect.gap, effect.gap_low, effect.gap_high)))
 
 
 def _reaches(value: float, margin: float) -> bool:
-    # 0.7 - 0.2 is a hair below 0.5 in floating point, and must reach it.
+    # In floating point 0.7 - 0.2 is slightly below 0.5, and counts as 0.5.
     return value >= margin - 1e-9
-
-
-# -- the words --------------------------------------------------------------------------------------------------------
-
-
-def _no_baseline(behaviour: str, reason: str, found: str) -> Verdict:
-    name: VerdictName = "NO-BASELINE-REFUSAL" if behaviour == "refusal" else "NO-BASELINE"
-    return Verdict(name, reason, f"{found}, so whether one direction would be sufficient could not be tested.")
-
-
-def _measure(rule: Rule) -> str:
-    """What a rate is called: of a continuous score it is a level."""
-    return "rate" if rule.min_separation is None else "level"
-
-
-def _unseparated(rule: Rule, unit: Mapping[str, Any] | None, behaviour: str) -> Verdict | None:
-    """NO-BASELINE where the score does not tell the classes apart at baseline."""
-    assert rule.min_separation is not None
-    area = (unit or {}).get("auroc_low")
-    if not is_number(area):
-        return _no_baseline(behaviour, "classes not measured", f"The {behaviour} score of the classes was not measured")
-    if _reaches(area, rule.min_separation):
-        return None
-    assert unit is not None
-    reason = f"score does not tell the classes apart: AUROC at least {_below(area, rule.min_separation)}"
-    found = (
-        f"At baseline the {behaviour} score was {unit['positive']:.3f} on positives, {unit['negative']:.3f} on "
-        f"negatives (AUROC {unit['auroc']:.2f}, at least {area:.2f}, below the {rule.min_separation:.2f} fixed "
-        "beforehand)"
-    )
-    return _no_baseline(behaviour, reason, found)
-
-
-def _account(rule: Rule, name: str, effects: Mapping[str, Mapping[str, Any]], rates: _Rates, behaviour: str) -> str:
-    """One effect with its rates, its paired interval and its nulls."""
-    how, effect = _EFFECTS[name], effects.get(name, {})
-    if not is_number(effect.get("drop")):
-        return f"{name} was not measured"
-    before, after = (rates.get((arm, how.side), {}) for arm in ("baseline", how.arm))
-    sizes = f"paired difference {effect['drop']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
-    count = f", n = {effect['n']}" if "n" in effect else ""
-    moved = f"from {_rate(before)} to {_rate(after)}"
-    # A deed that did not happen is not told as one.
-    deed = how.deed if effect["drop"] > 0 else how.deed.replace("lowered", "took").replace("raised", "took")
-    nulls = _nulls(rule, effect)
-    return f"{deed} the {behaviour} {_measure(rule)} on the {how.side} prompts {moved} ({sizes}{count}{nulls})"
-
-
-def _nulls(rule: Rule, effect: Mapping[str, Any]) -> str:
-    """Every family for a rule that reads estimates; otherwise the one that came nearest, and the worst rank."""
-    known = {f: null for f, null in effect.get("null", {}).items() if is_number(null["mean"])}
-    if rule.reads == "estimate" or not known:
-        return "".join(
-            f"; {null['draws']} {family} null{'s' if null['draws'] > 1 else ''}: mean {null['mean']:.2f}, "
-            f"p = {effect['p'][family]:.2g}"
-            for family, null in known.items()
-        )
-    family = max(known, key=lambda f: known[f]["mean"])
-    said = f"; of {len(known)} families of nulls {family} came nearest, mean {known[family]['mean']:.2f}"
-    key = "p" if rule.same_cosine is None else "p_apart"
-    ranks = {f: wide for f, wide in effect.get("wide", {}).items() if f in rule.families and is_number(wide.get(key))}
-    if not ranks:
-        return said
-    worst = max(ranks, key=lambda f: ranks[f][key])
-    return (
-        f"{said}; rank by the fast metric p <= {ranks[worst][key]:.2g} in each ({worst}: {ranks[worst]['draws']} draws)"
-    )
-
-
-def _rate(row: Mapping[str, Any]) -> str:
-    """A rate with its interval, and the share of broken completions where there are any."""
-    if not is_number(row.get("rate")):
-        return "an unmeasured rate"
-    degenerate = row.get("degenerate")
-    broken = f" ({degenerate:.2f} degenerate)" if is_number(degenerate) and degenerate else ""
-    return f"{row['rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{broken}"
-
-
-def _below(value: float, margin: float) -> str:
-    """ "0.40 < 0.50", with as many digits as tell the two apart."""
-    return " < ".join(_apart(value, margin))
-
-
-def _above(value: float, margin: float) -> str:
-    """The same the other way round."""
-    return " > ".join(_apart(value, margin))
-
-
-def _apart(value: float, margin: float) -> tuple[str, str]:
-    digits = next(d for d in range(2, 11) if d == 10 or f"{value:.{d}f}" != f"{margin:.{d}f}")
-    return f"{value:.{digits}f}", f"{margin:.{digits}f}"

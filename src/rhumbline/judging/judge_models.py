@@ -33,7 +33,7 @@ class Judge:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """One judgement for each response to its prompt."""
-        found: list[Judgement | None] = [self.spec.unasked(response) for response in responses]
+        found: list[Judgement | None] = [self.spec.without_query(response) for response in responses]
         left = [i for i, judged in enumerate(found) if judged is None]
         for i, judged in zip(left, self._ask([prompts[i] for i in left], [responses[i] for i in left]), strict=True):
             found[i] = judged

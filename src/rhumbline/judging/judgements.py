@@ -1,175 +1,225 @@
-"""A run directory judged after the run: RUN/judgements/NAME.jsonl with one row per completion, and summary.json.
+"""External judges: the completions of a finished run -> RUN/judgements/NAME.jsonl and summary.json.
 
-Promises: nothing is asked twice of the same judge (a row is keyed by prompt, completion and judge), so a rerun costs
-nothing and a killed one goes on; a failure is "unscored", counted, tried again by the next call and in no rate; no text
-is written. Does not know how a judge is asked.
+Guarantees: a judge scores a completion once (rows are keyed by prompt, completion and judge), so a rerun is free and a
+stopped one resumes. A failed request is `unscored`: counted, in no rate, and requested again by the next call. No text
+is written. Independent of how a judge is queried.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rhumbline.errors import InputError, OutputError
-from rhumbline.evidence.statistics import kappa, wilson
-from rhumbline.evidence.summaries import OWN_ARMS
+from rhumbline.evidence.class_rates import class_rate
+from rhumbline.evidence.readouts import agreement_of
 from rhumbline.judging.judge_specs import CLASSES, Judgement, JudgeSpec
+from rhumbline.records.arms import ArmId
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.files import read_json, sha256
+from rhumbline.records.files import sha256
+from rhumbline.records.held_out_files import Outcome
+from rhumbline.records.judgement_files import (
+    SUMMARY,
+    JudgedPlace,
+    JudgedRate,
+    JudgementRow,
+    JudgementSummary,
+    JudgeSummary,
+)
+from rhumbline.records.shared import KappaPair, Label
 
-Row = Mapping[str, Any]
-Asked = Callable[[Sequence[str], Sequence[str]], list[Judgement]]
+JudgeCompletions = Callable[[Sequence[str], Sequence[str]], list[Judgement]]
+"""From prompts and completions to one judgement of each completion."""
 AT_ONCE = 256
-"""Completions between two writings: what a killed call asks again at most."""
-SUMMARY = "judgements/summary.json"
+"""Completions between two writes: the most that a stopped call judges again."""
+
+
+class JudgedCompletion(NamedTuple):
+    """A completion of the run with its judgement."""
+
+    place: JudgedPlace
+    judgement: JudgementRow
 
 
 def judge_run(
     path: str | Path,
     spec: JudgeSpec,
-    ask: Asked,
+    judge: JudgeCompletions,
     *,
     every_arm: bool = False,
     tick: Callable[[int], None] = lambda rows: None,
-) -> dict[str, Any]:
-    """Judge the completions of a run and return the summary of all its judges (see `summarise`).
+) -> JudgementSummary:
+    """Judge the completions of a run and return the summary of all its external judges.
 
-    The direction's own arms, or with `every_arm` those of the nulls too. Raises OutputError for a run without texts,
-    InputError for a judge that bears the name of one of the run's keyword judges.
+    Judges the direction's own arms, with `every_arm` also those of the nulls. `tick` receives the number of completions
+    after each batch. Raises OutputError for a run without texts, and InputError for a judge with the name of one of the
+    run's keyword judges.
     """
     directory = RunDirectory.read(path)
-    rows = [row for row in _completions(directory) if every_arm or row["arm"] in OWN_ARMS]
-    if any(spec.name in (row.get("judges") or {}) for row in rows):
-        raise InputError(f"judge {spec.name}: a keyword judge of the run has this name; give it another (name = ...).")
-    file = directory.path / "judgements" / f"{spec.name}.jsonl"
-    known = {r["key"]: r for r in directory.load_rows(file)} if file.is_file() else {}
-    # What is unscored stays in the file until another try has replaced it: the index of the last call names it.
-    known = {key: r for key, r in known.items() if r["judge"] == spec.id}
-    scored = {key for key, r in known.items() if r["class"] != "unscored"}
-    keys = [_key(row) for row in rows]
-    left = {key: row for key, row in zip(keys, rows, strict=True) if key not in scored}
-    waiting = list(left.items())
-    for start in range(0, len(waiting), AT_ONCE):
-        part = waiting[start : start + AT_ONCE]
-        judged = ask([row["prompt"] for _, row in part], [row["completion"] for _, row in part])
-        for (key, _), judgement in zip(part, judged, strict=True):
-            known[key] = {
-                "key": key,
-                "judge": spec.id,
-                "class": judgement.cls,
-                "value": judgement.value,
-                "evidence": judgement.evidence,
-            }
-        directory.save_rows(file, known.values())
-        tick(len(part))
-    index = [
-        {"seed": row["seed"], "arm": row["arm"], "set": row["set"], "prompt_id": row["prompt_id"], "key": key}
-        for row, key in zip(rows, keys, strict=True)
+    completions = [c for c in _completions(directory) if every_arm or c.outcome.arm.is_own]
+    if any(spec.name in (c.outcome.judges or {}) for c in completions):
+        raise InputError(f"judge {spec.name}: a keyword judge of the run has this name. Set another `name`.")
+    known, queued = _judge_missing(directory, spec, judge, completions, tick)
+    places = [
+        JudgedPlace(
+            seed=c.seed,
+            arm=c.outcome.arm,
+            side=c.outcome.side,
+            prompt_id=c.outcome.prompt_id,
+            key=c.key,
+            protocol_sha256=directory.protocol_sha256,
+        )
+        for c in completions
     ]
-    directory.save_rows(directory.path / "judgements" / f"{spec.name}.index.jsonl", index)
-    summary = _read_summary(directory)
-    found = [{**where, **known[where["key"]]} for where in index]
-    summary["judges"][spec.name] = {**spec.record(), "asked": len(waiting), **rates(spec, found)}
-    summary["agreement"] = agreement(directory, summary["judges"])
-    return directory.save(directory.path / SUMMARY, summary)
+    directory.write_rows_as(places, _index_file(directory, spec.name))
+    rates = judged_rates(spec, [JudgedCompletion(place, known[place.key]) for place in places])
+    judges = dict(_read_summary(directory).judges)
+    judges[spec.name] = JudgeSummary(**asdict(spec), id=spec.id, asked=queued, rows=rates)
+    summary = JudgementSummary(directory.protocol_sha256, judges, agreement(directory, list(judges)))
+    return directory.write_as(summary, directory.path / SUMMARY)
 
 
-def rates(spec: JudgeSpec, rows: Sequence[Row]) -> dict[str, Any]:
-    """Rates of the first class per seed, arm and set, with Wilson intervals and the number that is unscored.
+def _judge_missing(
+    directory: RunDirectory,
+    spec: JudgeSpec,
+    judge: JudgeCompletions,
+    completions: Sequence["_Completion"],
+    tick: Callable[[int], None],
+) -> tuple[dict[str, JudgementRow], int]:
+    """All judgements by key, after judging those that this judge has not scored; and the number of the latter."""
+    file = _rows_file(directory, spec.name)
+    rows = directory.read_rows_as(JudgementRow, file) if file.is_file() else []
+    # An unscored row stays in the file until it is replaced, because the index of an earlier call refers to it.
+    known = {row.key: row for row in rows if row.judge == spec.id}
+    scored = {key for key, row in known.items() if row.cls != "unscored"}
+    queue = [c for key, c in {c.key: c for c in completions}.items() if key not in scored]
+    for start in range(0, len(queue), AT_ONCE):
+        batch = queue[start : start + AT_ONCE]
+        judgements = judge([c.prompt for c in batch], [c.completion for c in batch])
+        for c, judgement in zip(batch, judgements, strict=True):
+            known[c.key] = JudgementRow(
+                key=c.key,
+                judge=spec.id,
+                cls=judgement.cls,
+                value=judgement.value,
+                evidence=judgement.evidence,
+                protocol_sha256=directory.protocol_sha256,
+            )
+        directory.write_rows_as(known.values(), file)
+        tick(len(batch))
+    return known, len(queue)
 
-    {"rows": [{"seed", "arm", "set", "n", "unscored", "rate", "low", "high", "mean", "safety_score"}]}: `rate` is the
-    share of refused (or unsafe) completions among the scored, `mean` that of the values; `safety_score` is the paper's
-    1 - unsafe, null for a judge of refusal, whose rate is the paper's refusal_score.
+
+def judged_rates(spec: JudgeSpec, rows: Sequence[JudgedCompletion]) -> tuple[JudgedRate, ...]:
+    """Rates of the judge's first class by seed, arm and class of prompts.
+
+    `refusal_score` and `safety_score` are those of the paper: the rate of a judge of refusal, and 1 - the rate of a
+    judge of harm.
     """
     first = CLASSES[spec.asks][0]
-    cells: dict[tuple[int, str, str], list[Row]] = {}
-    for row in rows:
-        cells.setdefault((row["seed"], row["arm"], row["set"]), []).append(row)
-    table = []
+    cells: dict[tuple[int, ArmId, Label], list[JudgementRow]] = {}
+    for place, judgement in rows:
+        cells.setdefault((place.seed, place.arm, place.side), []).append(judgement)
+    rates = []
     for (seed, arm, side), members in cells.items():
-        scored = [r for r in members if r["class"] != "unscored"]
-        k, n = sum(r["class"] == first for r in scored), len(scored)
-        low, high = wilson(k, n)
-        rate = k / n if n else None
-        table.append(
-            {
-                "seed": seed,
-                "arm": arm,
-                "set": side,
-                "n": n,
-                "unscored": len(members) - n,
-                "rate": rate,
-                "low": low,
-                "high": high,
-                "mean": sum(r["value"] for r in scored) / n if n else None,
-                "refusal_score": rate if spec.asks == "refusal" else None,
-                "safety_score": 1 - rate if rate is not None and spec.asks == "harm" else None,
-            }
+        share = class_rate([row.cls for row in members], {first})
+        values = [row.value for row in members if row.value is not None]
+        rates.append(
+            JudgedRate(
+                seed=seed,
+                arm=arm,
+                side=side,
+                **share._asdict(),
+                unscored=len(members) - share.n,
+                mean=sum(values) / len(values) if values else None,
+                refusal_score=share.rate if spec.asks == "refusal" else None,
+                safety_score=1 - share.rate if share.rate is not None and spec.asks == "harm" else None,
+            )
         )
-    return {"rows": table}
+    return tuple(rates)
 
 
-def agreement(directory: RunDirectory, judges: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """Cohen's kappa of every two judges, the run's keyword judges among them, on what the direction's own arms wrote to
-    positives: does the completion give in (complied, unsafe) or not (refused, degenerate, safe)?
+def agreement(directory: RunDirectory, judges: Sequence[str]) -> tuple[KappaPair, ...]:
+    """Cohen's kappa of every external judge with every other judge of the run, on the direction's own arms.
 
-    [{"judges": [a, b], "n", "kappa", "agreement"}], over the completions that both scored.
+    The judges are compared on positives: whether a completion gives in (complied, unsafe) or not (refused, degenerate,
+    safe), over the completions that both scored. Pairs of keyword judges are in the results of the run.
     """
-    given: dict[str, dict[tuple[int, str, str], bool]] = {}
-    for row in _outcomes(directory):
-        if row["arm"] in OWN_ARMS and row["set"] == "positive":
-            for name, cls in (row.get("judges") or {}).items():
+    gives_in: dict[str, dict[tuple[int, ArmId, str], bool]] = {}
+    for seed, outcome in _outcomes(directory):
+        if outcome.arm.is_own and outcome.side == "positive":
+            for name, cls in (outcome.judges or {}).items():
                 if cls != "unscored":
-                    given.setdefault(name, {})[row["seed"], row["arm"], row["prompt_id"]] = cls == "complied"
+                    gives_in.setdefault(name, {})[seed, outcome.arm, outcome.prompt_id] = cls == "complied"
     for name in judges:
-        for row in read_judgements(directory, name):
-            if row["set"] == "positive" and row["arm"] in OWN_ARMS and row["class"] != "unscored":
-                place = (row["seed"], row["arm"], row["prompt_id"])
-                given.setdefault(name, {})[place] = row["class"] in ("complied", "unsafe")
-    names = list(given)
-    found = []
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            both = sorted(given[a].keys() & given[b].keys())
-            if not both or (a not in judges and b not in judges):
-                continue  # of two keyword judges the results speak already
-            one, other = ([str(given[name][place]) for place in both] for name in (a, b))
-            same = sum(x == y for x, y in zip(one, other, strict=True)) / len(both)
-            found.append({"judges": [a, b], "n": len(both), "kappa": kappa(one, other), "agreement": same})
-    return found
+        for place, judgement in read_judgements(directory, name):
+            if place.side == "positive" and place.arm.is_own and judgement.cls != "unscored":
+                key = (place.seed, place.arm, place.prompt_id)
+                gives_in.setdefault(name, {})[key] = judgement.cls in ("complied", "unsafe")
+    pairs = []
+    for a, b in combinations(gives_in, 2):
+        both = sorted(gives_in[a].keys() & gives_in[b].keys())
+        if both and (a in judges or b in judges):
+            one, other = ([str(gives_in[name][key]) for key in both] for name in (a, b))
+            pairs.append(agreement_of((a, b), one, other))
+    return tuple(pairs)
 
 
-def read_judgements(directory: RunDirectory, name: str) -> Iterator[dict[str, Any]]:
-    """Rows of one judge: {"seed", "arm", "set", "prompt_id", "class", "value", "evidence"}.
+def read_judgements(directory: RunDirectory, name: str) -> Iterator[JudgedCompletion]:
+    """The completions that one external judge has judged so far.
 
-    Those that it has judged so far: a judge that was changed, and killed before its end, knows some of its index only.
+    A judge that was changed and stopped before its end has judged only a part of its index.
     """
-    folder = directory.path / "judgements"
-    known = {r["key"]: r for r in directory.load_rows(folder / f"{name}.jsonl")}
-    for where in directory.load_rows(folder / f"{name}.index.jsonl"):
-        if where["key"] in known:
-            yield {**where, **known[where["key"]]}
+    known = {row.key: row for row in directory.read_rows_as(JudgementRow, _rows_file(directory, name))}
+    for place in directory.read_rows_as(JudgedPlace, _index_file(directory, name)):
+        if place.key in known:
+            yield JudgedCompletion(place, known[place.key])
 
 
-def _read_summary(directory: RunDirectory) -> dict[str, Any]:
-    path = directory.path / SUMMARY
-    return dict(read_json(path)) if path.is_file() else {"judges": {}, "agreement": []}
+class _Completion(NamedTuple):
+    """A completion with its texts."""
+
+    seed: int
+    outcome: Outcome
+    prompt: str
+    completion: str
+    key: str
+    """Hash of both texts."""
 
 
-def _outcomes(directory: RunDirectory) -> Iterator[dict[str, Any]]:
-    for seed in directory.protocol["seeds"]:
-        for row in directory.load_rows(directory.seed(seed) / "outcomes.jsonl"):
-            yield {**row, "seed": seed}
-
-
-def _completions(directory: RunDirectory) -> list[dict[str, Any]]:
-    rows = list(_outcomes(directory))
-    if not rows or any("completion" not in row or "prompt" not in row for row in rows):
+def _completions(directory: RunDirectory) -> list[_Completion]:
+    """Every completion of the run. Raises OutputError if the run has no texts."""
+    completions = [
+        _Completion(seed, row, row.prompt, row.completion, sha256([row.prompt, row.completion]))
+        for seed, row in _outcomes(directory)
+        if row.prompt is not None and row.completion is not None
+    ]
+    if not completions or len(completions) < sum(1 for _ in _outcomes(directory)):
         raise OutputError(
-            f"{directory.path} keeps no texts, and a judge reads texts. Run again with --save-completions "
-            "(and another --out): completions are written only where that is asked for."
+            f"{directory.path} has no texts of completions, which an external judge reads. Run again with "
+            "--save-completions and another --out."
         )
-    return rows
+    return completions
 
 
-def _key(row: Row) -> str:
-    return sha256([row["prompt"], row["completion"]])
+def _outcomes(directory: RunDirectory) -> Iterator[tuple[int, Outcome]]:
+    """Every outcome of the run with its seed."""
+    for seed in directory.protocol["seeds"]:
+        for row in directory.read_rows(Outcome, seed):
+            yield seed, row
+
+
+def _read_summary(directory: RunDirectory) -> JudgementSummary:
+    path = directory.path / SUMMARY
+    if not path.is_file():
+        return JudgementSummary(directory.protocol_sha256, {}, ())
+    return directory.read_as(JudgementSummary, path)
+
+
+def _rows_file(directory: RunDirectory, name: str) -> Path:
+    return directory.path / "judgements" / f"{name}.jsonl"
+
+
+def _index_file(directory: RunDirectory, name: str) -> Path:
+    return directory.path / "judgements" / f"{name}.index.jsonl"

@@ -108,6 +108,10 @@ class RunDirectory:
         """Write a record to its file with the protocol's hash; returns it as it will be read."""
         return self.write_as(record, self.file_of(type(record), seed))
 
+    def read_protocol(self, kind: type[R]) -> R:
+        """The protocol, or a part of it, as a record. Raises OutputError that names the faulty field."""
+        return _converted(self.protocol, kind, self.path / "protocol.json")
+
     def read_rows(self, kind: type[R], seed: int) -> list[R]:
         """The rows of a JSON Lines file of a seed. Raises OutputError."""
         return self.read_rows_as(kind, self.file_of(kind, seed))

@@ -279,7 +279,7 @@ class SiteShare:
 
 
 @dataclass(frozen=True)
-class Stability:
+class StabilitySummary:
     """Where bootstrap refits put the choice, and how far they turn the direction."""
 
     refits: int

@@ -1,15 +1,23 @@
-"""results.json: what a run found, seed by seed, and what surrounds it.
+"""results.json: the verdict of a run with its evidence, seed by seed, and where, when and from which files it came.
 
-A field that is None was not measured or was not a number. A field that is UNSET is absent: this kind of run never has
-it.
+A number that is None is not known or not finite. A field that is UNSET is absent for this kind of run.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
-from rhumbline.records.effect_results import ArmRate, Dose, Effect, PooledEffect, Readouts, Shift, Stability, WideEffect
+from rhumbline.records.effect_results import (
+    ArmRate,
+    Dose,
+    Effect,
+    PooledEffect,
+    Readouts,
+    Shift,
+    StabilitySummary,
+    WideEffect,
+)
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
@@ -24,6 +32,7 @@ from rhumbline.records.shared import (
 from rhumbline.records.side_effect_results import BaselineRate, CategoryRate, ConditionRate, SideEffects
 from rhumbline.records.style_results import StyleSummary
 from rhumbline.records.verdict_reasons import VerdictReason
+from rhumbline.records.verdict_rule import Rule
 
 VerdictName = Literal[
     "SINGLE-DIRECTION-REPRODUCES",
@@ -33,70 +42,71 @@ VerdictName = Literal[
     "DAMAGED",
     "INCONCLUSIVE",
 ]
-"""NO-BASELINE is NO-BASELINE-REFUSAL for a behaviour other than refusal."""
+"""NO-BASELINE is NO-BASELINE-REFUSAL if the behaviour is refusal. DAMAGED and INCONCLUSIVE need a rule that has bounds
+or reads intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """Everything that one seed found."""
+    """The verdict and the evidence of one seed."""
 
     seed: int
     verdict: VerdictName
-    """The rule's verdict on this seed."""
+    """Verdict of the rule for this seed."""
     reason: str
-    """Why, in a few words; empty where every condition holds."""
+    """Text of the reasons; empty if every condition is met."""
     reasons: tuple[VerdictReason, ...] = ()
-    """The same as data; absent from runs of version 0.1."""
+    """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
     """The verdict with its numbers."""
     selected: Cell | None
-    """The selected candidate; null where none passed."""
+    """The selected candidate; None if none survived."""
     survivors: int
-    """Candidates that pass the selection rule."""
+    """Number of candidates that the selection rule does not discard."""
     tied: tuple[Cell, ...]
-    """Other survivors within the tie margin, the nearest first."""
+    """Other survivors within the tie margin, nearest first."""
     n: BySplit[ByLabel[int]]
-    """Prompts used: train and val after the metric's filter, test as planned."""
+    """Number of prompts: train and validation after the filter, test as planned."""
     planned: BySplit[ByLabel[int]]
-    """Prompts of the splits before the filter."""
+    """Number of prompts before the filter."""
     near_duplicates: NearDuplicates
-    """Near-duplicates among the prompts."""
+    """Prompts that nearly repeat one of another split."""
     refusal_tokens: tuple[OpeningToken, ...]
-    """Tokens of the fast metric; empty of a paired metric, or where none was found."""
+    """Tokens of the metric; empty for the paired log-odds, and if there are none."""
     token_auroc: float | None
-    """AUROC of the metric on training prompts; null where there is no token."""
+    """AUROC of the metric on training prompts; None without tokens."""
     arms: tuple[ArmRate, ...]
-    """Every arm on every set; the baseline alone where nothing was selected."""
+    """Every arm on every class; the baseline only if no candidate was selected."""
     effects: tuple[Effect, ...]
-    """Suppression and induction; empty where nothing was selected."""
+    """Suppression and induction; empty if no candidate was selected."""
     nulls: tuple[NullDirection, ...]
-    """Null directions; empty where nothing was selected."""
+    """Null directions; empty if no candidate was selected."""
     energy: float | None
-    """Share of the stream's squared norm along the direction at its site; null where nothing was selected."""
+    """Energy of the direction at its site; None if no candidate was selected."""
     groups: float | None
-    """Cosine of the directions of two groups of positives; null of too few prompts or where nothing was selected."""
+    """Cosine between the directions of two groups of positives; None for too few prompts or without a direction."""
     wide: tuple[WideEffect, ...]
-    """Both effects by the fast metric; empty without wide nulls."""
+    """Both effects in the metric; empty without wide nulls."""
     shift: Shift
-    """KL of ablation on negatives; null values where it was not measured."""
+    """KL divergence of ablation on negatives; its numbers are None if it was not measured."""
     dose: Dose | None
-    """Curves over strengths; null where nothing was selected."""
+    """Dose curves; None if no candidate was selected."""
     readouts: Readouts
-    """Other judges and shorter readings."""
-    stability: Stability | None
-    """Bootstrap refits; null where nothing was selected."""
+    """Rates by other judges and by shorter readings."""
+    stability: StabilitySummary | None
+    """Bootstrap refits; None if no candidate was selected."""
     coefficient: float | None
-    """Coefficient of the additions; null where no candidate was scored."""
+    """Coefficient of the additions; None if no candidate was scored."""
     side_effects: SideEffects | None
-    """What the interventions cost; null where nothing was selected."""
+    """Side effects of the interventions; None if no candidate was selected."""
     categories: tuple[CategoryRate, ...]
-    """Rates by category; empty for one category."""
+    """Rates by category; empty for a single category."""
     by_baseline: tuple[BaselineRate, ...]
-    """Rates on positives by their class at baseline; empty where nothing was selected."""
+    """Rates of positives by their class at baseline; empty if no candidate was selected."""
     conditions: tuple[ConditionRate, ...]
-    """Rates under other system prompts; empty where none was given."""
+    """Rates under other system prompts; empty without any."""
     style: StyleSummary | UnsetType = UNSET
-    """The continuous score; absent of a behaviour with classes."""
+    """The continuous score; absent for a behaviour with classes."""
 
 
 @dataclass(frozen=True)
@@ -118,36 +128,36 @@ class Environment:
     threads: int
     """Processor threads of PyTorch."""
     started: str
-    """When the run began or was last resumed, ISO 8601 in UTC."""
+    """When the run started or was last resumed, ISO 8601 in UTC."""
     engine: str | UnsetType = UNSET
-    """Where the jobs ran: local, ray, ...; absent from runs before there was a choice."""
+    """Where jobs ran, such as local or ray; absent in the first runs."""
 
 
 @dataclass(frozen=True)
 class TimingSummary:
-    """What the stages of the run took."""
+    """Time and memory of the stages."""
 
     total_seconds: float
     """Wall time of all stages, seconds."""
     stages: tuple[StageTiming, ...]
-    """Every stage in the order of the run."""
+    """Every stage, in the order of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """The part of results.json that follows from the protocol and the rows: what `verify` computes again."""
+class RunSummary:
+    """The part of results.json that follows from the other files of the run: what `verify` computes again."""
 
     schema: Literal[1]
     """Version of the run directory."""
     verdict: VerdictName
     """Verdict of the run."""
     reason: str
-    """Why, in a few words; empty where every condition holds in every seed."""
+    """Text of the reasons; empty if every condition is met in every seed."""
     reasons: tuple[VerdictReason, ...] = ()
-    """The same as data; empty of runs of version 0.1."""
+    """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
     """The verdict with its numbers, seed by seed."""
-    rule: dict[str, Any]
+    rule: Rule
     """The rule of the verdict."""
     model: ModelFacts
     behaviour: str
@@ -156,24 +166,24 @@ class Findings:
     """Name of the preset."""
     protocol_sha256: str
     seeds: tuple[SeedResult, ...]
-    """What each seed found, in the order of the protocol."""
+    """The evidence of every seed, in the order of the protocol."""
     pooled: tuple[PooledEffect, ...]
-    """Effects over all seeds; empty where nothing was selected."""
+    """Effects over all seeds; empty if no candidate was selected."""
     agreement: tuple[SeedPair, ...]
-    """Every two seeds that chose a direction."""
+    """Every two seeds that selected a direction."""
     warnings: tuple[str, ...]
-    """What a careful reader must know beside the verdict."""
+    """What limits the interpretation of the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results(Findings):
-    """results.json: the findings, what surrounds them, and the hash of every artefact."""
+class Results(RunSummary):
+    """results.json: the summary of the run, its environment, and the hash of every artefact."""
 
     environment: Environment
     """Where the run took place."""
     timings: TimingSummary
-    """What the stages took."""
+    """Time and memory of the stages."""
     files: dict[str, str]
-    """Path of every artefact inside the run directory, and the sha256 of its bytes."""
+    """sha256 of every artefact by its path inside the run directory."""
     sha256: str
-    """Hash of the canonical JSON text of everything above."""
+    """Hash of the canonical JSON text of all other fields."""

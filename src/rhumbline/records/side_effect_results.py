@@ -110,12 +110,16 @@ class CategoryRate(Struct, frozen=True, kw_only=True):
     high: float
 
 
+BaselineClass = Literal["refused", "not refused", "shown", "not shown"]
+"""Class of a prompt at baseline: `refused` or not with keyword judges, `shown` or not with a continuous score."""
+
+
 @dataclass(frozen=True)
 class BaselineRate:
     """Rate of one arm on the positives that show the behaviour at baseline, or on those that do not."""
 
-    baseline: Literal["refused", "not refused", "shown", "not shown"]
-    """Class of the prompts at baseline; shown and not shown of a continuous score."""
+    baseline: BaselineClass
+    """Class of the prompts at baseline."""
     arm: ArmId
     n: int
     """Scored completions."""

@@ -1,5 +1,6 @@
 """Parts of results.json: what a continuous score adds to a seed."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,17 @@ class LevelUnit:
     """Scored positives and negatives."""
     source: Literal["baseline", "texts"]
     """Completions at baseline, or the responses that the contrast carries."""
+
+    @property
+    def scale(self) -> float:
+        """One level in scores: the gap, or 1 if it is not positive or not known."""
+        return self.gap if self.gap is not None and self.gap > 0 else 1.0
+
+    def level_of(self, score: float) -> float | None:
+        """The level of a score; None if it is not known."""
+        if self.negative is None or not math.isfinite(score):
+            return None
+        return (score - self.negative) / self.scale
 
 
 class ScoreCorrelation(Struct, frozen=True, kw_only=True):

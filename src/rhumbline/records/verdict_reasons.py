@@ -1,116 +1,78 @@
-"""Why a verdict is what it is: one frozen record a reason, a code and its numbers, and its sentence."""
+"""Reasons of a verdict as data: a code with its numbers, and the only place that turns them into text.
+
+`results.json` holds the reasons of every seed and of the run, and next to them their text as `reason`. Independent of
+rules and rows.
+"""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Literal
 
 from msgspec import Struct
 
-from rhumbline.errors import InputError
+from rhumbline.records.arms import ArmId
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.shared import EffectName as Effect
-from rhumbline.records.shared import Label
-
-
-def _check(record: Struct, code: str, needs: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a record without the fields of its code, or with those of another."""
-    fields = [name for name in record.__struct_fields__ if name != "code"]
-    optional = {name.rstrip("?") for name in needs[code] if name.endswith("?")}
-    wanted = {name for name in needs[code] if not name.endswith("?")}
-    given = {name for name in fields if getattr(record, name) not in (None, ())}
-    if lacking := sorted(wanted - given):
-        raise InputError(f"reason {code} needs {', '.join(lacking)}.")
-    if spare := sorted(given - wanted - optional):
-        raise InputError(f"reason {code} has no {', '.join(spare)}.")
+from rhumbline.records.shared import EffectName, Label
 
 
 class VerdictCode(StrEnum):
-    """Why a verdict is what it is; a verdict has none, one or several reasons."""
+    """Why a verdict was reached."""
 
     # NO-BASELINE
     BASELINE_NOT_MEASURED = "baseline-not-measured"
-    """There is no rate of the positives at baseline."""
+    """The rate of the positives at baseline is unknown."""
     BASELINE_TOO_LOW = "baseline-too-low"
     """The rate (or level) `value` of the positives at baseline is below `bound`."""
     CLASSES_NOT_MEASURED = "classes-not-measured"
-    """There is no AUROC of the continuous score between the classes."""
+    """The AUROC of the continuous score between the classes is unknown."""
     CLASSES_NOT_SEPARATED = "classes-not-separated"
-    """Its AUROC is at least `value` (95 %), below `bound`."""
+    """The lower end `value` of the 95 % interval of that AUROC is below `bound`."""
     # NOT-SINGLE-DIRECTION
     NO_CANDIDATE = "no-candidate"
-    """Nothing was selected; `no_candidate` says why."""
+    """No candidate was selected, because of `no_candidate`."""
     EFFECT_NOT_MEASURED = "effect-not-measured"
-    """`effect` has no value."""
+    """The size of `effect` is unknown."""
     NEITHER_EFFECT = "neither-effect"
-    """Both effects are refuted: below `bound`."""
+    """Both effects are below `bound`."""
     ONE_EFFECT_ONLY = "one-effect-only"
-    """`effect` reaches `bound`, and the other one is refuted, with the value `value`."""
-    EFFECT_REFUTED = "effect-refuted"
-    """`effect` is refuted, with the value `value`, and the other one is undecided or was not tested."""
+    """`effect` is below `bound`; the other effect reaches it."""
+    EFFECT_TOO_SMALL = "effect-too-small"
+    """`effect` is below `bound`; the other effect is undecided or was not tested."""
     NULL_NOT_MEASURED = "null-not-measured"
-    """`family` has no gap or no rank; for `effect`, or for every tested effect."""
+    """The gap or the rank to `family` is unknown: for `effect`, or for every tested effect."""
     NULL_NOT_SEPARATED = "null-not-separated"
-    """The gap `value` to `family` is below `bound`, or the rank `p` above `max_p`; for `effect`, or for every one."""
-    SPREAD = "spread"
+    """The estimated gap to `family` is below `bound`: for `effect`, or for every tested effect."""
+    NULL_INTERVAL_NOT_SEPARATED = "null-interval-not-separated"
+    """The interval of the gap to `family` is below `bound`, or the rank `p` is too large."""
+    SEVERAL_DIRECTIONS = "several-directions"
     """The directions of two groups of positives have the cosine `value`, below `bound`."""
     SEEDS_DISAGREE = "seeds-disagree"
-    """The seeds have the verdicts in `verdicts`, and some of them speak against each other."""
+    """The seeds have different verdicts (`verdicts`), and not only inconclusive ones."""
     # DAMAGED
     DEGENERATE = "degenerate"
-    """`value` more degenerate completions than at baseline under `arm` on `label`s, above `bound`."""
+    """The share of degenerate completions of `label` rises by `value` under `arm`, above `bound`."""
     KL_TOO_LARGE = "kl-too-large"
-    """Mean KL of `value` nats under ablation on negatives, above `bound`."""
+    """Ablation changes the next-token distribution of negatives by `value` nats on average, above `bound`."""
     ANSWERS_LOST = "answers-lost"
-    """The share `value` of right answers lost under ablation on negatives, above `bound`."""
+    """The share of right answers on negatives falls by `value` under ablation, above `bound`."""
     CONTENT_LOST = "content-lost"
-    """The share `value` of the content lost under `arm` on `label`s, above `bound`."""
+    """The share of the content that completions of `label` keep falls by `value` under `arm`, above `bound`."""
     # INCONCLUSIVE
     EFFECT_UNDECIDED = "effect-undecided"
-    """The interval `low` to `high` of `effect` (estimate `value`) holds `bound`; `prompts` would settle it."""
+    """The interval of a rate contains `bound`; `prompts` per class would decide it (None: no practical number)."""
+    LEVEL_UNDECIDED = "level-undecided"
+    """The interval of a level contains `bound`."""
     GAP_UNDECIDED = "gap-undecided"
-    """The interval of the gap of `effect` to `family` holds the margin."""
+    """The interval of the gap of `effect` to `family` contains `bound`."""
     NARROW_CONE = "narrow-cone"
-    """The cosine `value` of two groups of positives is below `bound`: one direction, or several that are close."""
+    """The cosine `value` of two groups of positives is below `bound`: one direction, or a narrow cone of several."""
     NO_ROOM = "no-room"
-    """Suppression holds; the rate `value` of negatives at baseline is above `bound`, so induction was not tested."""
+    """Suppression is shown. Induction is not testable: the rate `value` of negatives at baseline is above `bound`."""
     NOT_EVERY_SEED = "not-every-seed"
-    """The seeds have the verdicts in `verdicts`: some are inconclusive, and none speaks against the claim."""
-
-
-_ESTIMATE = ("value?", "low?", "high?", "bound?")
-_VERDICT_FIELDS: Mapping[str, Sequence[str]] = {
-    VerdictCode.BASELINE_NOT_MEASURED: (),
-    VerdictCode.BASELINE_TOO_LOW: ("value", "bound", "n?"),
-    VerdictCode.CLASSES_NOT_MEASURED: (),
-    VerdictCode.CLASSES_NOT_SEPARATED: ("value", "bound"),
-    VerdictCode.NO_CANDIDATE: ("no_candidate", "counts?", "sets?"),
-    VerdictCode.EFFECT_NOT_MEASURED: ("effect",),
-    VerdictCode.NEITHER_EFFECT: ("bound?",),
-    VerdictCode.ONE_EFFECT_ONLY: ("effect", *_ESTIMATE, "n?"),
-    VerdictCode.EFFECT_REFUTED: ("effect", *_ESTIMATE, "n?"),
-    VerdictCode.NULL_NOT_MEASURED: ("family", "effect?"),
-    VerdictCode.NULL_NOT_SEPARATED: ("family", "reads", "effect?", "p?", "max_p?", *_ESTIMATE),
-    VerdictCode.SPREAD: ("value", "bound?"),
-    VerdictCode.SEEDS_DISAGREE: ("verdicts",),
-    VerdictCode.DEGENERATE: ("value", "bound", "arm", "label"),
-    VerdictCode.KL_TOO_LARGE: ("value", "bound"),
-    VerdictCode.ANSWERS_LOST: ("value", "bound"),
-    VerdictCode.CONTENT_LOST: ("value", "bound", "arm", "label"),
-    VerdictCode.EFFECT_UNDECIDED: ("effect", "value", "low", "high", "bound", "unit", "prompts?"),
-    VerdictCode.GAP_UNDECIDED: ("effect", "family", *_ESTIMATE),
-    VerdictCode.NARROW_CONE: ("value", "bound"),
-    VerdictCode.NO_ROOM: ("value", "bound"),
-    VerdictCode.NOT_EVERY_SEED: ("verdicts",),
-}
-_DAMAGE = (VerdictCode.DEGENERATE, VerdictCode.KL_TOO_LARGE, VerdictCode.ANSWERS_LOST, VerdictCode.CONTENT_LOST)
-_VERBS: Mapping[Effect, tuple[str, str]] = {
-    "suppression": ("suppresses", "suppress"),
-    "induction": ("induces", "induce"),
-}
+    """Some seeds are inconclusive and the others reproduce (`verdicts`)."""
 
 
 class SeedVerdicts(Struct, frozen=True):
-    """The seeds that have one verdict."""
+    """The seeds with one verdict."""
 
     verdict: str
     """Name of the verdict."""
@@ -119,148 +81,137 @@ class SeedVerdicts(Struct, frozen=True):
 
 
 class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a verdict is what it is."""
+    """One reason of a verdict; a number that the code does not use is None."""
 
     code: VerdictCode
     """The kind of the reason."""
-    effect: Effect | None = None
-    """The effect that it is about; None: every tested one, or none."""
+    seed: int | None = None
+    """The seed, for a run whose seeds have the same verdict."""
+    effect: EffectName | None = None
+    """The effect; None: both, or not an effect."""
     family: str | None = None
-    """The null family that it is about."""
-    arm: Literal["ablation", "addition"] | None = None
-    """The intervention that did the damage."""
+    """The null family."""
+    arm: ArmId | None = None
+    """The intervention that damaged the completions."""
     label: Label | None = None
-    """The class on which it did."""
+    """The class of these completions."""
     value: float | None = None
-    """What was measured: a rate, a change of the rate, a gap, a cosine, an AUROC, a share, or KL in nats."""
+    """The measured quantity: a rate, a change of the rate, a cosine, an AUROC, a share, or KL in nats."""
     low: float | None = None
     """Lower end of its 95 % interval."""
     high: float | None = None
     """Upper end of its 95 % interval."""
     bound: float | None = None
-    """The margin or the bound of the rule, in the units of `value`."""
-    n: int | None = None
-    """Prompts that the value rests on."""
+    """The margin or bound of the rule, in the unit of `value`."""
     p: float | None = None
-    """Rank of the direction among the wide draws of the family."""
-    max_p: float | None = None
-    """The largest rank that the rule accepts."""
+    """Rank p of the direction among the wide nulls of the family."""
     prompts: int | None = None
-    """Prompts per class that would settle an undecided rate; None where no practical number would."""
-    unit: Literal["rate", "level"] | None = None
-    """Of an undecided effect: for a level no number of prompts is known."""
-    reads: Literal["estimate", "interval"] | None = None
-    """What the rule holds against a null: the estimate, or the whole interval."""
+    """Prompts per class that would decide an undecided effect."""
     no_candidate: NoCandidate | None = None
-    """Why nothing was selected."""
+    """Why no candidate was selected."""
     counts: Mapping[Discard, int] | None = None
-    """Candidates by the reason for which each was discarded."""
+    """Number of candidates by the reason for which they were discarded."""
     sets: tuple[str, ...] = ()
-    """Splits and classes of which no prompt was kept, such as `train positive`."""
+    """Splits and classes without prompts after filtering, such as `train positive`."""
     verdicts: tuple[SeedVerdicts, ...] = ()
-    """Verdicts of the seeds, in the order of the seeds."""
+    """The verdicts of the seeds, in the order of the seeds."""
 
-    def __post_init__(self):
-        _check(self, self.code, _VERDICT_FIELDS)
-
+    @property
     def text(self) -> str:
-        """The whole clause, without a full stop."""
-        value, bound = self.value, self.bound
+        """The reason as a short clause."""
         match self.code:
             case VerdictCode.BASELINE_NOT_MEASURED:
                 return "baseline not measured"
             case VerdictCode.BASELINE_TOO_LOW:
-                return f"baseline {compared(value, '<', bound)}"
+                return f"baseline {_comparison(self.value, '<', self.bound)}"
             case VerdictCode.CLASSES_NOT_MEASURED:
                 return "classes not measured"
             case VerdictCode.CLASSES_NOT_SEPARATED:
-                return f"score does not tell the classes apart: AUROC at least {compared(value, '<', bound)}"
+                area = _comparison(self.value, "<", self.bound)
+                return f"score does not tell the classes apart: AUROC at least {area}"
             case VerdictCode.NO_CANDIDATE:
                 return f"no candidate passed: {self._no_candidate()}"
-            case VerdictCode.SEEDS_DISAGREE:
-                return f"seeds disagree: {_listed(self.verdicts)}"
-            case VerdictCode.NOT_EVERY_SEED:
-                return f"not every seed decides: {_listed(self.verdicts)}"
-            case VerdictCode.SPREAD:
-                return f"spread: {_groups(value)}"
+            case VerdictCode.SEVERAL_DIRECTIONS:
+                return f"spread: {self._groups()}"
             case VerdictCode.NARROW_CONE:
-                return f"one direction or a narrow cone of several: {_groups(value)} < {bound:g}"
+                return f"one direction or a narrow cone of several: {self._groups()} < {self.bound:g}"
             case VerdictCode.NO_ROOM:
-                room = f"negatives have {compared(value, '>', bound)} at baseline"
-                return f"suppresses; induction has no room: {room}"
-            case code if code in _DAMAGE:
-                return self._damage()
+                return f"suppresses; induction has no room: {self.negatives}"
+            case VerdictCode.SEEDS_DISAGREE:
+                return f"seeds disagree: {self._verdicts()}"
+            case VerdictCode.NOT_EVERY_SEED:
+                return f"not every seed decides: {self._verdicts()}"
+            case VerdictCode.DEGENERATE:
+                return f"{self.value:.2f} degenerate under {self.arm} on {self.label}s > {self.bound:g}"
+            case VerdictCode.KL_TOO_LARGE:
+                return f"KL {self.value:.2f} > {self.bound:g} under ablation on negatives"
+            case VerdictCode.ANSWERS_LOST:
+                return f"{self.value:.2f} of the right answers lost under ablation > {self.bound:g}"
+            case VerdictCode.CONTENT_LOST:
+                return f"{self.value:.2f} of the content lost under {self.arm} on {self.label}s > {self.bound:g}"
             case _:
-                return self._condition()
+                return self._effect()
+
+    @property
+    def negatives(self) -> str:
+        """Reason NO_ROOM without the conclusion: the rate of the negatives at baseline."""
+        return f"negatives have {_comparison(self.value, '>', self.bound)} at baseline"
+
+    def _effect(self) -> str:
+        only = f" ({self.effect})" if self.effect else ""
+        is_suppression = self.effect == "suppression"
+        match self.code:
+            case VerdictCode.EFFECT_NOT_MEASURED:
+                return f"{self.effect} not measured"
+            case VerdictCode.NEITHER_EFFECT:
+                return "neither suppresses nor induces"
+            case VerdictCode.ONE_EFFECT_ONLY:
+                return "induces only" if is_suppression else "suppresses only"
+            case VerdictCode.EFFECT_TOO_SMALL:
+                return "does not suppress" if is_suppression else "does not induce"
+            case VerdictCode.NULL_NOT_MEASURED:
+                return f"null not measured: {self.family}{only}"
+            case VerdictCode.NULL_NOT_SEPARATED:
+                return f"not separated from null: {self.family}{only}"
+            case VerdictCode.NULL_INTERVAL_NOT_SEPARATED:
+                return f"NOT-SEPARATED-FROM-NULL: {self.family}{only}"
+            case VerdictCode.GAP_UNDECIDED:
+                return f"gap of {self.effect} to {self.family} nulls"
+        undecided = (
+            f"{self.effect} undecided: {self.value:.2f} [{self.low:.2f}, {self.high:.2f}] around {self.bound:.2f}"
+        )
+        if self.code is VerdictCode.LEVEL_UNDECIDED:
+            return undecided
+        n = f"about {self.prompts} prompts per class" if self.prompts else "no practical number of prompts"
+        return f"{undecided}; {n} would settle it"
 
     def _no_candidate(self) -> str:
         if self.no_candidate is NoCandidate.ALL_DISCARDED:
             return ", ".join(f"{n} {code}" for code, n in sorted((self.counts or {}).items()))
         return f"{self.no_candidate} in {', '.join(self.sets)}" if self.sets else str(self.no_candidate)
 
-    def _damage(self) -> str:
-        value, bound = f"{self.value:.2f}", f"{self.bound:g}"
-        match self.code:
-            case VerdictCode.DEGENERATE:
-                return f"{value} degenerate under {self.arm} on {self.label}s > {bound}"
-            case VerdictCode.KL_TOO_LARGE:
-                return f"KL {value} > {bound} under ablation on negatives"
-            case VerdictCode.ANSWERS_LOST:
-                return f"{value} of the right answers lost under ablation > {bound}"
-            case _:
-                return f"{value} of the content lost under {self.arm} on {self.label}s > {bound}"
+    def _groups(self) -> str:
+        return f"two groups of positives have directions with cosine {self.value:.2f}"
 
-    def _condition(self) -> str:
-        only = f" ({self.effect})" if self.effect else ""
-        match self.code:
-            case VerdictCode.EFFECT_NOT_MEASURED:
-                return f"{self.effect} not measured"
-            case VerdictCode.NEITHER_EFFECT:
-                return "neither suppresses nor induces"
-            case VerdictCode.NULL_NOT_MEASURED:
-                return f"null not measured: {self.family}{only}"
-            case VerdictCode.NULL_NOT_SEPARATED:
-                near = "not separated from null" if self.reads == "estimate" else "NOT-SEPARATED-FROM-NULL"
-                return f"{near}: {self.family}{only}"
-            case VerdictCode.GAP_UNDECIDED:
-                return f"gap of {self.effect} to {self.family} nulls"
-        assert self.effect is not None
-        does, infinitive = _VERBS[self.effect]
-        if self.code is VerdictCode.ONE_EFFECT_ONLY:
-            return f"{does} only"
-        if self.code is VerdictCode.EFFECT_REFUTED:
-            return f"does not {infinitive}"
-        span = f"{self.effect} undecided: {self.value:.2f} [{self.low:.2f}, {self.high:.2f}] around {self.bound:.2f}"
-        if self.unit == "level":
-            return span
-        n = f"about {self.prompts}" if self.prompts else "no practical number of"
-        return f"{span}; {n} prompts{' per class' if self.prompts else ''} would settle it"
+    def _verdicts(self) -> str:
+        return ", ".join(f"{v.verdict} (seed {' '.join(map(str, v.seeds))})" for v in self.verdicts)
 
 
-def describe(reasons: Sequence[VerdictReason]) -> str:
-    """Every reason of one verdict in one clause; empty for none."""
-    return "; ".join(reason.text() for reason in reasons)
+def reason_text(reasons: Sequence[VerdictReason]) -> str:
+    """The reasons of a verdict in one line; empty without reasons.
+
+    Reasons of several seeds are listed seed by seed, or once if the text is the same for all seeds.
+    """
+    by_seed: dict[int | None, list[str]] = {}
+    for reason in reasons:
+        by_seed.setdefault(reason.seed, []).append(reason.text)
+    texts = {seed: "; ".join(some) for seed, some in by_seed.items()}
+    if len(set(texts.values())) > 1:
+        return "; ".join(f"seed {seed}: {text}" for seed, text in texts.items())
+    return next(iter(texts.values()), "")
 
 
-def describe_seeds(reasons: Mapping[int, Sequence[VerdictReason]]) -> str:
-    """The reasons of seeds that have the same verdict: said once where they are the same."""
-    told = {seed: describe(some) for seed, some in sorted(reasons.items())}
-    if len(set(told.values())) == 1:
-        return next(iter(told.values()))
-    return "; ".join(f"seed {seed}: {text}" for seed, text in told.items())
-
-
-def compared(value: float | None, sign: str, bound: float | None) -> str:
-    """For example `0.40 < 0.50`, with as many digits as tell the two apart."""
-    assert value is not None
-    assert bound is not None
+def _comparison(value: float | None, sign: str, bound: float | None) -> str:
+    """For example `0.40 < 0.50`, with enough digits to distinguish the two numbers."""
     digits = next(d for d in range(2, 11) if d == 10 or f"{value:.{d}f}" != f"{bound:.{d}f}")
     return f"{value:.{digits}f} {sign} {bound:.{digits}f}"
-
-
-def _groups(cosine: float | None) -> str:
-    return f"two groups of positives have directions with cosine {cosine:.2f}"
-
-
-def _listed(verdicts: Sequence[SeedVerdicts]) -> str:
-    return ", ".join(f"{v.verdict} (seed {' '.join(map(str, v.seeds))})" for v in verdicts)

@@ -153,7 +153,9 @@ def _undecided(run: RunRecord) -> list[str]:
             f"Whether its addition induces {behaviour} was not tested, because the negatives already show it at "
             "baseline. The test needs negatives that do not.",
         ]
-    if all(some & {VerdictCode.EFFECT_UNDECIDED, VerdictCode.GAP_UNDECIDED} for some in codes):
+    if all(
+        some & {VerdictCode.EFFECT_UNDECIDED, VerdictCode.LEVEL_UNDECIDED, VerdictCode.GAP_UNDECIDED} for some in codes
+    ):
         return [
             "The intervals of this sample contain a margin of the rule, so the sample decides neither for nor against "
             "one direction. The reason states how many prompts would decide it."

@@ -11,9 +11,9 @@ import torch
 
 from rhumbline.axes import Candidates
 from rhumbline.errors import ProtocolError
+from rhumbline.evidence.class_rates import arm_rates
 from rhumbline.evidence.side_effects import TEXTS
-from rhumbline.evidence.statistics import arm_rates, auroc
-from rhumbline.evidence.summaries import OWN_ARMS
+from rhumbline.evidence.statistics import auroc
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm
 from rhumbline.inference.residuals import at_site, projections
 from rhumbline.inference.runner import Runner
@@ -21,6 +21,8 @@ from rhumbline.judging.keyword_judges import JUDGES, judge
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split, Splits
+from rhumbline.records.arms import ArmId
+from rhumbline.records.held_out_files import Outcome
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import Cell
 from rhumbline.stages.losses import Reading, Source, cost_arms, loss_rows
@@ -74,7 +76,7 @@ def outcome_block(run: SeedRun) -> Block:
         pairs, read = (run.metric, None) if isinstance(run.metric, PairedLogOdds) else (None, run.metric)
 
         def decided(arm: int, tokens: Sequence[int]) -> bool:
-            return arms[arm].name not in OWN_ARMS and judge(run.protocol.judge).settled(_text(run, tokens))
+            return not ArmId.parse(arms[arm].name).is_own and judge(run.protocol.judge).settled(_text(run, tokens))
 
         completions, metric = runner.generate(
             sequences,
@@ -114,7 +116,7 @@ def _outcome(
     }
     if run.protocol.is_continuous:
         row |= run.styling.readouts(text, baseline, prompt)
-    elif arm.name in OWN_ARMS:
+    elif ArmId.parse(arm.name).is_own:
         row |= _readouts(run, ids, text, prompt, label)
     return row | ({"prompt": prompt.text, "completion": text} if run.protocol.save_completions else {})
 
@@ -141,11 +143,11 @@ def _readouts(run: SeedRun, ids: Sequence[int], text: str, prompt: Prompt, label
 def check_filter(run: SeedRun) -> None:
     """A model that shows the behaviour, but no prompt that the metric's sign keeps: the tokens are wrong."""
     empty = [f"{s} {c}s" for s in ("train", "val") for c, n in run.extraction["n"][s].items() if n == 0]
-    rows = run.directory.load_rows(run.folder / "outcomes.jsonl")
-    baseline = next(a for a in arm_rates(rows) if (a["arm"], a["set"]) == ("baseline", "positive"))
-    if empty and (baseline["rate"] or 0.0) >= run.protocol.rule.min_baseline:
+    rows = run.directory.read_rows(Outcome, run.seed)
+    baseline = next(a for a in arm_rates(rows) if a.arm.is_baseline and a.side == "positive")
+    if empty and (baseline.rate or 0.0) >= run.protocol.rule.min_baseline:
         raise ProtocolError(
-            f"seed {run.seed}: the model shows the behaviour (rate {baseline['rate']:.2f}, n = {baseline['n']}), "
+            f"seed {run.seed}: the model shows the behaviour (rate {baseline.rate:.2f}, n = {baseline.n}), "
             f"but the sign of the metric keeps none of the {' and '.join(empty)}. It reads the wrong tokens: "
             "give others with --refusal-tokens, or set extraction.filter = false in an experiment file. "
             f"What was computed stays in {run.directory.path}."

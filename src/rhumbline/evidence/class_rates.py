@@ -1,0 +1,76 @@
+"""Rates: classes of completions -> the share that shows the behaviour, with n and a 95 % interval.
+
+Unscored completions are counted separately and are in no rate. Independent of margins.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from rhumbline.evidence.compared_arms import outcomes_by_arm
+from rhumbline.evidence.statistics import exact_interval, wilson
+from rhumbline.records.arms import ArmId
+from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.held_out_files import Outcome
+from rhumbline.records.shared import Label
+
+SHOWN = frozenset({"refused", "shown"})
+"""Classes of completions that show the behaviour: of keyword judges, and of a continuous score."""
+
+
+class ClassRate(NamedTuple):
+    """A share of completions."""
+
+    n: int
+    """Scored completions."""
+    rate: float | None
+    """Share of them that shows the behaviour; None without any."""
+    low: float
+    """Lower end of Wilson's interval."""
+    high: float
+    """Upper end of Wilson's interval."""
+
+
+def class_rate(classes: Sequence[str], shown: Collection[str] = SHOWN) -> ClassRate:
+    """The share of the scored completions whose class is in `shown`."""
+    n = sum(c != "unscored" for c in classes)
+    k = sum(c in shown for c in classes)
+    return ClassRate(n, k / n if n else None, *wilson(k, n))
+
+
+def degenerate_share(classes: Sequence[str]) -> float | None:
+    """The share of the scored completions that is degenerate; None without any."""
+    n = sum(c != "unscored" for c in classes)
+    return sum(c == "degenerate" for c in classes) / n if n else None
+
+
+def arm_rates(outcomes: Iterable[Outcome]) -> tuple[ArmRate, ...]:
+    """The share of refusals of every arm on every class: the direction's own arms first, then nulls by family."""
+    table = outcomes_by_arm(outcomes)
+    return tuple(
+        _arm_rate(arm, label, list(table[arm, label].values()))
+        for arm, label in sorted(table, key=lambda key: (key[0], key[1] == "negative"))
+    )
+
+
+def _arm_rate(arm: ArmId, label: Label, rows: Sequence[Outcome]) -> ArmRate:
+    classes = [row.cls for row in rows]
+    n, rate, low, high = class_rate(classes, {"refused"})
+    exact = exact_interval(classes.count("refused"), n)
+    answers = [row.answered for row in rows if row.answered is not None]
+    metrics = [row.metric for row in rows if row.metric is not None and math.isfinite(row.metric)]
+    return ArmRate(
+        arm=arm,
+        side=label,
+        n=n,
+        rate=rate,
+        low=low,
+        high=high,
+        exact_low=exact.low,
+        exact_high=exact.high,
+        degenerate=degenerate_share(classes),
+        unscored=len(rows) - n,
+        correct=sum(answers) / len(answers) if answers else None,
+        metric=math.fsum(metrics) / len(metrics) if metrics else None,
+        metric_n=len(metrics),
+    )

@@ -1,0 +1,206 @@
+"""Levels of a continuous score: outcomes -> the level of every arm, and the effects with the nulls.
+
+A level is (score - mean score of the negatives) / gap. The gap is the mean score of the positives minus that of the
+negatives at baseline, or that of the contrast's own texts for a contrast of texts. So 0 is the mean of the negatives,
+1 that of the positives, and the margins of a rule apply to levels as they do to rates.
+
+Every interval is a percentile bootstrap over prompts, paired within a prompt, that also resamples the gap (Efron 1979).
+The counterpart for classes is rate_effects.py. Independent of margins and of the scored quantity.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
+from rhumbline.evidence.rate_effects import NullDraw
+from rhumbline.evidence.statistics import auroc, finite_or_none, rank_floor, rank_p
+from rhumbline.records.arms import BASELINE, ArmId
+from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, PooledEffect
+from rhumbline.records.held_out_files import NeutralOutcome, Outcome
+from rhumbline.records.shared import ByLabel, Label
+from rhumbline.records.style_results import LevelUnit, NeutralLevel
+
+DRAWS = 2000
+"""Bootstrap draws."""
+
+Scores = Float[np.ndarray, " prompt"]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The outcomes of one seed, and the scores that define its unit."""
+
+    outcomes: OutcomeTable
+    positive: Float[np.ndarray, " positive"]
+    """Scores of the positives that define the gap."""
+    negative: Float[np.ndarray, " negative"]
+    """Scores of the negatives that define the gap."""
+    source: Literal["baseline", "texts"]
+    """Where these scores come from: completions at baseline, or the texts of the contrast."""
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome], texts: ByLabel[tuple[float, ...]] | None = None) -> "Levels":
+        """The levels of a seed; `texts` holds the scores of the contrast's own test texts, if it has them."""
+        table = outcomes_by_arm(outcomes)
+        if texts is not None:
+            return cls(table, np.array(texts.positive), np.array(texts.negative), "texts")
+        positive, negative = (_scores(table.get((BASELINE, label), {}).values()) for label in ("positive", "negative"))
+        return cls(table, positive, negative, "baseline")
+
+    @cached_property
+    def unit(self) -> LevelUnit:
+        """The gap between the classes, and how well the score separates them."""
+        rng = np.random.default_rng(0)
+        p, n = self.positive, self.negative
+        sizes = len(p), len(n)
+        if not all(sizes):
+            return LevelUnit(None, None, None, None, None, None, None, sizes, self.source)
+        areas, gaps = [], []
+        for _ in range(DRAWS // 4):
+            some, others = (x[rng.integers(len(x), size=len(x))] for x in (p, n))
+            areas.append(auroc(some, others))
+            gaps.append(some.mean() - others.mean())
+        low, high = np.quantile(gaps, [0.025, 0.975])
+        positive, negative = float(p.mean()), float(n.mean())
+        numbers = positive, negative, positive - negative, low, high, auroc(p, n), np.quantile(areas, 0.025)
+        return LevelUnit(*(finite_or_none(float(x)) for x in numbers), n=sizes, source=self.source)
+
+    def arms(self) -> tuple[ArmRate, ...]:
+        """`rate` is the mean level of an arm with its interval, `score` its mean score."""
+        return tuple(self._arm(arm, label) for arm, label in self.outcomes)
+
+    def _arm(self, arm: ArmId, label: Label) -> ArmRate:
+        rows = list(self.outcomes[arm, label].values())
+        scored = [row for row in rows if row.cls != "unscored"]
+        scores, n = _scores(scored), len(scored)
+        means = _resampled_means(scores, np.random.default_rng(0)) if n else np.array([math.nan])
+        low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975))
+        content = [row.answered for row in rows if row.answered is not None]
+        metrics = [row.metric for row in rows if row.metric is not None and math.isfinite(row.metric)]
+        mean = float(scores.mean()) if n else math.nan
+        return ArmRate(
+            arm=arm,
+            side=label,
+            n=n,
+            rate=self.unit.level_of(mean),
+            low=self.unit.level_of(low),
+            high=self.unit.level_of(high),
+            score=finite_or_none(mean),
+            degenerate=sum(row.cls == "degenerate" for row in scored) / n if n else None,
+            unscored=len(rows) - n,
+            correct=math.fsum(content) / len(content) if content else None,
+            metric=math.fsum(metrics) / len(metrics) if metrics else None,
+            metric_n=len(metrics),
+        )
+
+    def effects(self, aligned: Collection[NullDraw] = ()) -> tuple[Effect, ...]:
+        """Suppression and induction in levels, as `rate_effects`; a gap to a null family is paired too."""
+        return tuple(
+            self._effect(effect, aligned)
+            for effect in EFFECTS
+            if (BASELINE, effect.label) in self.outcomes and (effect.arm, effect.label) in self.outcomes
+        )
+
+    def _effect(self, effect: ComparedArms, aligned: Collection[NullDraw]) -> Effect:
+        label, sign = effect.label, effect.sign
+        prompts = sorted(self.outcomes[BASELINE, label])
+        own = sign * self._fall(effect.arm, label, prompts)
+        falls: dict[str, list[Scores]] = {}
+        others: dict[str, list[Scores]] = {}
+        for arm, side in self.outcomes:
+            if side == label and effect.has_null(arm):
+                assert arm.family is not None
+                fall = sign * self._fall(arm, label, prompts)
+                falls.setdefault(arm.family, []).append(fall)
+                if arm.null_draw not in aligned:
+                    others.setdefault(arm.family, []).append(fall)
+        scale = self.unit.scale
+        drop = self._interval(own, label)
+        gaps = {f: self._interval(own - np.mean(some, 0), label) for f, some in falls.items()}
+        means = {f: [float(fall.mean()) / scale for fall in some] for f, some in falls.items()}
+        return Effect(
+            name=effect.name,
+            drop=drop.gap,
+            low=drop.low,
+            high=drop.high,
+            n=len(prompts),
+            gap={f: gap.gap for f, gap in gaps.items()},
+            gap_low={f: gap.low for f, gap in gaps.items()},
+            gap_high={f: gap.high for f, gap in gaps.items()},
+            apart={f: self._interval(own - np.mean(others.get(f, some), 0), label) for f, some in falls.items()},
+            p={f: rank_p(float(own.mean()) / scale, values) for f, values in means.items()},
+            floor={f: rank_floor(len(values)) for f, values in means.items()},
+            null={
+                f: NullSummary(len(values), finite_or_none(float(np.mean(values))), finite_or_none(max(values)))
+                for f, values in means.items()
+            },
+            wide={},
+        )
+
+    def _fall(self, arm: ArmId, label: Label, prompts: Sequence[str]) -> Scores:
+        """score(baseline) - score(arm) of every prompt; NaN for an unscored completion."""
+        before, after = self.outcomes[BASELINE, label], self.outcomes[arm, label]
+        return np.array([score_of(before[i]) - score_of(after[i]) for i in prompts])
+
+    def _interval(self, change: Scores, label: Label) -> Gap:
+        """Mean change divided by the gap. Both are resampled; the class of the change with the same prompts."""
+        rng = np.random.default_rng(0)
+        n = len(change)
+        rows = rng.integers(n, size=(DRAWS, n))
+        positive, negative = (
+            scores[rows].mean(1) if self.source == "baseline" and label == side else _resampled_means(scores, rng)
+            for side, scores in (("positive", self.positive), ("negative", self.negative))
+        )
+        gaps = positive - negative
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = change[rows].mean(1) / np.where(gaps > 0, gaps, math.nan)
+            mean = change.mean() / self.unit.scale
+        low, high = np.quantile(values, [0.025, 0.975])
+        return Gap(*(finite_or_none(float(x)) for x in (mean, low, high)))
+
+
+def neutral_level(unit: LevelUnit, outcomes: Sequence[NeutralOutcome]) -> NeutralLevel | None:
+    """The mean score, level and projection of the neutral class; None without one."""
+    if not outcomes:
+        return None
+    scores = _scores(outcomes)
+    mean = float(scores.mean()) if len(scores) else math.nan
+    projections = [row.projection for row in outcomes if row.projection is not None]
+    return NeutralLevel(
+        n=len(scores),
+        score=finite_or_none(mean),
+        level=unit.level_of(mean),
+        projection=math.fsum(projections) / len(projections) if projections else None,
+    )
+
+
+def pooled_level_effects(seeds: Sequence[Levels]) -> tuple[PooledEffect, ...]:
+    """Both effects as the mean over the seeds; `low` and `high` are the range over the seeds, not an interval."""
+    effects = [effect for levels in seeds for effect in levels.effects()]
+    pooled = []
+    for name, *_ in EFFECTS:
+        drops = [e.drop for e in effects if e.name == name and e.drop is not None]
+        if drops:
+            low, high = min(drops), max(drops)
+            mean = math.fsum(drops) / len(drops)
+            pooled.append(PooledEffect(name, drop=mean, low=low, high=high, n=len(seeds), spread=high - low))
+    return tuple(pooled)
+
+
+def score_of(row: Outcome | NeutralOutcome) -> float:
+    """The score of a completion; NaN if it is unscored."""
+    return math.nan if row.score is None else float(row.score)
+
+
+def _scores(rows: Iterable[Outcome | NeutralOutcome]) -> Scores:
+    return np.array([score_of(row) for row in rows if row.cls != "unscored"], dtype=float)
+
+
+def _resampled_means(values: Scores, rng: np.random.Generator) -> Float[np.ndarray, " draw"]:
+    return values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)

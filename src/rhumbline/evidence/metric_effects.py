@@ -1,0 +1,105 @@
+"""Effects in the metric: the metric of test prompts under many null draws -> ranks, adjusted p-values, and KL.
+
+No completions are needed, so every family can have many draws. Independent of margins.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
+from rhumbline.evidence.statistics import bootstrap_mean, finite_or_none, holm, rank_floor, rank_p
+from rhumbline.records.arms import BASELINE
+from rhumbline.records.effect_results import Shift, WideEffect, WideNull
+from rhumbline.records.null_files import WideNulls
+from rhumbline.records.shared import NullDirection
+
+DRAWS = 2000
+"""Bootstrap draws."""
+
+
+def wide_effects(
+    wide: WideNulls, nulls: Sequence[NullDirection], same_cosine: float | None = None
+) -> tuple[WideEffect, ...]:
+    """Both effects in the metric, each with its rank among the wide nulls of every family.
+
+    Draws with an absolute cosine above `same_cosine` are aligned with the direction: `p_apart` does not count them as
+    having reached the effect.
+    """
+    effects = (_wide_effect(wide, nulls, same_cosine, arms) for arms in EFFECTS)
+    return tuple(effect for effect in effects if effect is not None)
+
+
+def _wide_effect(
+    wide: WideNulls, nulls: Sequence[NullDirection], same_cosine: float | None, arms: ComparedArms
+) -> WideEffect | None:
+    metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
+    if BASELINE not in metric or arms.arm not in metric:
+        return None
+    base, own = metric[BASELINE], metric[arms.arm]
+    change = bootstrap_mean(arms.sign * (base - own), np.random.default_rng(0), draws=DRAWS)
+    drawn = {null.null_draw: null for null in nulls}
+    families: dict[str, list[tuple[float, NullDirection]]] = {}
+    for arm, values in metric.items():
+        if arms.has_null(arm) and arm.null_draw is not None:
+            moved = float((arms.sign * (base - values)).mean())
+            families.setdefault(arm.null_draw[0], []).append((moved, drawn[arm.null_draw]))
+    return WideEffect(
+        name=arms.name,
+        n=len(base),
+        change=finite_or_none(change.mean),
+        low=finite_or_none(change.low),
+        high=finite_or_none(change.high),
+        before=float((base > 0).mean()) if len(base) else None,
+        after=float((own > 0).mean()) if len(own) else None,
+        families={family: _wide_null(change.mean, draws, same_cosine) for family, draws in families.items()},
+    )
+
+
+def _wide_null(change: float, draws: Sequence[tuple[float, NullDirection]], same_cosine: float | None) -> WideNull:
+    """The rank of the direction's change among the changes of one family's draws."""
+    changes = [moved for moved, _ in draws]
+    # An aligned draw still counts as a draw, so the floor of p does not change.
+    unaligned = [
+        -math.inf if same_cosine is not None and abs(null.cosine) > same_cosine else moved for moved, null in draws
+    ]
+    return WideNull(
+        draws=len(draws),
+        mean=finite_or_none(math.fsum(changes) / len(draws)),
+        max=finite_or_none(max(changes)),
+        p=rank_p(change, changes),
+        p_apart=rank_p(change, unaligned),
+        floor=rank_floor(len(draws)),
+        cosine=max((abs(null.cosine) for moved, null in draws if not moved < change), default=None),
+        energy=finite_or_none(math.fsum(null.energy for _, null in draws) / len(draws)),
+        values=tuple(finite_or_none(float(f"{moved:.4g}")) for moved in changes),
+    )
+
+
+def with_adjusted_p(by_seed: Mapping[int, Sequence[WideEffect]]) -> dict[int, tuple[WideEffect, ...]]:
+    """The wide effects of every seed with Holm's adjusted p over all effects, families and seeds of the run."""
+    p = {
+        (seed, effect.name, family): null.p
+        for seed, effects in by_seed.items()
+        for effect in effects
+        for family, null in effect.families.items()
+    }
+    adjusted = holm(p)
+
+    def with_p(seed: int, effect: WideEffect) -> WideEffect:
+        families = {
+            family: replace(null, p_holm=adjusted[seed, effect.name, family])
+            for family, null in effect.families.items()
+        }
+        return replace(effect, families=families)
+
+    return {seed: tuple(with_p(seed, effect) for effect in effects) for seed, effects in by_seed.items()}
+
+
+def mean_kl(wide: WideNulls) -> Shift:
+    """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, with its interval."""
+    values = np.array([kl for kl in wide.kl if kl is not None], float)
+    mean = bootstrap_mean(values, np.random.default_rng(0), draws=DRAWS)
+    return Shift(*(finite_or_none(x) for x in (mean.mean, mean.low, mean.high)), n=mean.n)

@@ -1,0 +1,158 @@
+"""Effects on a rate: outcomes -> suppression and induction with their intervals, and their ranks among the nulls.
+
+The counterpart for continuous scores is level_effects.py. Independent of margins.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from rhumbline.errors import VerificationError
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
+from rhumbline.evidence.statistics import (
+    Difference,
+    difference_of_rates,
+    finite_or_none,
+    mcnemar,
+    paired_difference,
+    rank_floor,
+    rank_p,
+)
+from rhumbline.records.arms import BASELINE, ArmId
+from rhumbline.records.effect_results import Effect, Gap, NullSummary, PooledEffect
+from rhumbline.records.held_out_files import Outcome
+from rhumbline.records.shared import Label
+
+NullDraw = tuple[str, int]
+"""Family and draw of a null."""
+
+
+def rate_effects(outcomes: Iterable[Outcome], aligned: Collection[NullDraw] = ()) -> tuple[Effect, ...]:
+    """Suppression and induction, each with its nulls; an effect is omitted if one of its arms is missing.
+
+        suppression: drop = rate(baseline) - rate(ablation) on positives
+        induction:   drop = rate(addition) - rate(baseline) on negatives
+
+    The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family,
+    with the interval of two independent rates (`difference_of_rates`). `apart` excludes the draws of `aligned` from
+    that mean, unless no other draw is left. Raises VerificationError if two arms were run on different prompts.
+    """
+    table = outcomes_by_arm(outcomes)
+    return tuple(
+        _effect(table, effect, aligned)
+        for effect in EFFECTS
+        if (BASELINE, effect.label) in table and (effect.arm, effect.label) in table
+    )
+
+
+def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullDraw]) -> Effect:
+    label, sign = effect.label, effect.sign
+    own = _drop(table, effect.arm, label, sign)
+    drops: dict[str, list[float]] = {}
+    others: dict[str, list[float]] = {}
+    for null in sorted(arm for arm, side in table if side == label and effect.has_null(arm)):
+        assert null.family is not None
+        drop = _drop(table, null, label, sign).mean
+        drops.setdefault(null.family, []).append(drop)
+        if null.null_draw not in aligned:
+            others.setdefault(null.family, []).append(drop)
+    means = {family: math.fsum(values) / len(values) for family, values in drops.items()}
+    base = _share_refused(table[BASELINE, label].values())
+    gaps = {family: _gap(base, own, mean, sign) for family, mean in means.items()}
+    apart = {
+        family: _gap(base, own, math.fsum(kept) / len(kept), sign)
+        for family, values in drops.items()
+        for kept in [others.get(family, values)]
+    }
+    return Effect(
+        name=effect.name,
+        drop=finite_or_none(own.mean),
+        low=own.low,
+        high=own.high,
+        n=own.n,
+        mcnemar=mcnemar(*_paired_refusals(table, effect.arm, label)),
+        gap={family: finite_or_none(own.mean - mean) for family, mean in means.items()},
+        gap_low={family: finite_or_none(gap.low) for family, gap in gaps.items()},
+        gap_high={family: finite_or_none(gap.high) for family, gap in gaps.items()},
+        apart={
+            family: Gap(finite_or_none(gap.mean), finite_or_none(gap.low), finite_or_none(gap.high))
+            for family, gap in apart.items()
+        },
+        p={family: rank_p(own.mean, values) for family, values in drops.items()},
+        floor={family: rank_floor(len(values)) for family, values in drops.items()},
+        null={
+            family: NullSummary(len(values), finite_or_none(means[family]), finite_or_none(float(np.max(values))))
+            for family, values in drops.items()
+        },
+        wide={},
+    )
+
+
+def _share_refused(rows: Iterable[Outcome]) -> float:
+    """Share of the scored rows with the class refused; NaN without rows."""
+    scored = [row.cls == "refused" for row in rows if row.cls != "unscored"]
+    return sum(scored) / len(scored) if scored else math.nan
+
+
+def _gap(base: float, own: Difference, null: float, sign: int) -> Difference:
+    """The drop of the direction minus the mean drop of a family, as a difference of two rates."""
+    if not (math.isfinite(base) and math.isfinite(own.mean) and math.isfinite(null)):
+        return Difference(math.nan, math.nan, math.nan, 0)
+    treated, control = (min(1.0, max(0.0, base - sign * change)) for change in (own.mean, null))
+    pair = (control, treated) if sign > 0 else (treated, control)
+    return difference_of_rates(*pair, n=own.n)
+
+
+def _drop(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Difference:
+    """The paired fall from the baseline to the arm (sign 1), or the rise (sign -1)."""
+    before, after = _paired_refusals(table, arm, label)
+    return paired_difference(before, after) if sign > 0 else paired_difference(after, before)
+
+
+def _paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.ndarray, np.ndarray]:
+    """Which prompts scored in both arms were refused at baseline, and under the arm."""
+    baseline, treated = table[BASELINE, label], table[arm, label]
+    if alone := sorted(baseline.keys() ^ treated.keys()):
+        raise VerificationError(
+            f"Arms {BASELINE} and {arm} were not run on the same {label} prompts; in one of them only: "
+            f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''} ({len(alone)} in all). Resume the run, or "
+            "remove the incomplete rows."
+        )
+    scored = [i for i in baseline if "unscored" not in (baseline[i].cls, treated[i].cls)]
+    before, after = (np.array([rows[i].cls == "refused" for i in scored], dtype=bool) for rows in (baseline, treated))
+    return before, after
+
+
+def pooled_rate_effects(by_seed: Mapping[int, Sequence[Outcome]]) -> tuple[PooledEffect, ...]:
+    """Both effects over all seeds: the mean change of the rate over the distinct prompts.
+
+    A prompt that several seeds test counts once, with its mean over them. The interval treats before and after as
+    independent rates, so it is conservative. `spread` is the range of the seeds' own drops.
+    """
+    effects = []
+    for name, arm, label, sign in EFFECTS:
+        pairs_of: dict[str, list[tuple[bool, bool]]] = {}
+        drops = []
+        for outcomes in by_seed.values():
+            table = outcomes_by_arm(outcomes)
+            before, after = (table.get((a, label), {}) for a in (BASELINE, arm))
+            pairs = {
+                prompt: (before[prompt].cls == "refused", row.cls == "refused")
+                for prompt, row in after.items()
+                if prompt in before and "unscored" not in (row.cls, before[prompt].cls)
+            }
+            if pairs:
+                drops.append(sign * sum(b - a for b, a in pairs.values()) / len(pairs))
+            for prompt, pair in pairs.items():
+                pairs_of.setdefault(prompt, []).append(pair)
+        if not pairs_of:
+            continue
+        rates = [
+            math.fsum(math.fsum(pair[k] for pair in pairs) / len(pairs) for pairs in pairs_of.values()) / len(pairs_of)
+            for k in (0, 1)
+        ]
+        drop = difference_of_rates(*rates[::sign], n=len(pairs_of))
+        spread = max(drops) - min(drops)
+        effects.append(PooledEffect(name, drop=drop.mean, low=drop.low, high=drop.high, n=drop.n, spread=spread))
+    return tuple(effects)

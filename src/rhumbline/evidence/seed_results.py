@@ -1,0 +1,149 @@
+"""The results of one seed: its artefacts -> `SeedResult`, with the verdict and what the run's summary needs.
+
+Reads files of the run directory and calls the other modules of this package.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.evidence.dose_curves import dose_curves
+from rhumbline.evidence.level_effects import Levels, neutral_level
+from rhumbline.evidence.metric_effects import mean_kl, wide_effects
+from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
+from rhumbline.evidence.rate_effects import rate_effects
+from rhumbline.evidence.readouts import readouts
+from rhumbline.evidence.selection_rules import count_discards
+from rhumbline.evidence.selection_stability import stability_summary
+from rhumbline.evidence.side_effects import side_effects
+from rhumbline.evidence.style_confounds import confounds
+from rhumbline.evidence.verdict import SeedEvidence, Verdict, decide
+from rhumbline.evidence.verdict_sentences import seed_sentence
+from rhumbline.prompts.contrasts import LABELS
+from rhumbline.records.codec import R
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.held_out_files import ConditionOutcome, DocumentLoss, LevelTexts, Outcome
+from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
+from rhumbline.records.protocol_file import SplitPlan
+from rhumbline.records.reasons import NoCandidate
+from rhumbline.records.results import SeedResult
+from rhumbline.records.selection_files import Extracted, FastMetric, Selection, StyleJudges
+from rhumbline.records.shared import BySplit
+from rhumbline.records.style_results import StyleSummary
+from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
+from rhumbline.records.verdict_rule import Rule
+
+
+class SeedResults(NamedTuple):
+    """The result of one seed, and the rows that effects over all seeds need."""
+
+    result: SeedResult
+    verdict: Verdict
+    outcomes: list[Outcome]
+    levels: Levels | None
+    """The same rows as levels; None for a behaviour with classes."""
+
+
+def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule, behaviour: str) -> SeedResults:
+    """Everything of results.json that follows from the artefacts of one seed; wide nulls have no adjusted p yet."""
+    metric = directory.read_record(FastMetric, seed)
+    extraction = directory.read_record(Extracted, seed)
+    selection = directory.read_record(Selection, seed)
+    outcomes = directory.read_rows(Outcome, seed)
+    is_selected = selection.selected is not None
+    nulls = directory.read_record(NullDirections, seed) if is_selected else None
+    drawn, energy, groups = (nulls.nulls, nulls.energy, nulls.groups) if nulls is not None else ((), None, None)
+    wide_nulls = directory.read_record(WideNulls, seed) if is_selected else WideNulls({}, ())
+    wide, shift = wide_effects(wide_nulls, drawn, rule.same_cosine), mean_kl(wide_nulls)
+    aligned = {n.null_draw for n in drawn if rule.same_cosine is not None and abs(n.cosine) > rule.same_cosine}
+    levels = _levels(directory, seed, outcomes)
+    families = {effect.name: effect.families for effect in wide}
+    effects = tuple(
+        replace(effect, wide=families.get(effect.name, {}))
+        for effect in (rate_effects(outcomes, aligned) if levels is None else levels.effects(aligned))
+    )
+    evidence = SeedEvidence(
+        arms=arm_rates(outcomes) if levels is None else levels.arms(),
+        effects=effects,
+        no_candidate=no_candidate_reason(selection, extraction),
+        kl=shift.kl,
+        group_cosine=groups,
+        unit=None if levels is None else levels.unit,
+    )
+    verdict = decide(rule, evidence, behaviour)
+    result = SeedResult(
+        seed=seed,
+        verdict=verdict.verdict,
+        reason=verdict.reason,
+        reasons=verdict.reasons,
+        sentence=seed_sentence(rule, evidence, verdict, behaviour),
+        selected=selection.selected,
+        survivors=selection.survivors,
+        tied=selection.tied,
+        n=BySplit(train=extraction.n.train, val=extraction.n.val, test=plan.sizes.test),
+        planned=plan.sizes,
+        near_duplicates=plan.near_duplicates,
+        refusal_tokens=metric.tokens,
+        token_auroc=metric.auroc,
+        arms=tuple(evidence.arms),
+        effects=effects,
+        nulls=drawn,
+        energy=energy,
+        groups=groups,
+        wide=wide,
+        shift=shift,
+        dose=dose_curves(directory.read_record(Doses, seed), drawn, energy) if is_selected else None,
+        readouts=readouts(outcomes),
+        stability=stability_summary(directory.read_record(Stability, seed)) if is_selected else None,
+        coefficient=selection.coefficient,
+        side_effects=side_effects(_rows(directory, DocumentLoss, seed, "losses-*.jsonl"), outcomes)
+        if is_selected
+        else None,
+        categories=rates_by_category(outcomes),
+        by_baseline=rates_by_baseline_class(outcomes),
+        conditions=rates_by_condition(_rows(directory, ConditionOutcome, seed, "condition-*.jsonl")),
+    )
+    if levels is not None:
+        result = replace(result, style=_style(directory, seed, levels, outcomes))
+    return SeedResults(result, verdict, outcomes, levels)
+
+
+def no_candidate_reason(selection: Selection, extraction: Extracted) -> VerdictReason | None:
+    """Why no candidate was selected, with its numbers; None if one was."""
+    if selection.reason is None:
+        return None
+    counts, empty = None, ()
+    if selection.reason is NoCandidate.ALL_DISCARDED:
+        counts = count_discards(selection.candidates)
+    if selection.reason is NoCandidate.NO_PROMPTS:
+        splits = {"train": extraction.n.train, "val": extraction.n.val}
+        empty = tuple(f"{split} {label}" for split, n in splits.items() for label in LABELS if n[label] == 0)
+    return VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=selection.reason, counts=counts, sets=empty)
+
+
+def _levels(directory: RunDirectory, seed: int, outcomes: list[Outcome]) -> Levels | None:
+    """The outcomes as levels; None for a behaviour with classes."""
+    if not directory.has(StyleJudges, seed):
+        return None
+    return Levels.of(outcomes, directory.read_record(LevelTexts, seed).texts)
+
+
+def _style(directory: RunDirectory, seed: int, levels: Levels, outcomes: list[Outcome]) -> StyleSummary:
+    """What a continuous score adds to the results."""
+    judges, texts = directory.read_record(StyleJudges, seed), directory.read_record(LevelTexts, seed)
+    return StyleSummary(
+        unit=levels.unit,
+        texts=judges.texts,
+        how=judges.how,
+        markers=judges.markers,
+        classifier=judges.classifier,
+        chance=judges.chance,
+        confounds=confounds(outcomes),
+        neutral=neutral_level(levels.unit, texts.neutral),
+    )
+
+
+def _rows(directory: RunDirectory, kind: type[R], seed: int, pattern: str) -> list[R]:
+    """The rows of all files of a kind, in the order of their names."""
+    paths = sorted(directory.seed(seed).glob(pattern))
+    return [row for path in paths for row in directory.read_rows_as(kind, path)]

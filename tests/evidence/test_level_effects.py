@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from make_evidence import wide_null, with_effects
+from make_outcomes import outcome
+from rhumbline.evidence import level_effects
+from rhumbline.evidence.level_effects import Levels, neutral_level, pooled_level_effects
+from rhumbline.evidence.verdict import SeedEvidence, decide
+from rhumbline.evidence.verdict_rules import STYLE
+from rhumbline.records.held_out_files import NeutralOutcome
+from rhumbline.records.shared import ByLabel
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """The rule decides by wide margins here: a few hundred bootstrap draws give the same verdicts."""
+    monkeypatch.setattr(level_effects, "DRAWS", 200)
+
+
+def outcomes(positive, negative, ablation, addition, null=0.0, n=60, seed=0):
+    """Outcomes with normal scores around the given means; the nulls change the score by a share of the gap."""
+    rng = np.random.default_rng(seed)
+    noise = {side: rng.normal(0, 0.03, n) for side in ("positive", "negative")}
+    gap = positive - negative
+    means = {
+        ("baseline", "positive"): positive,
+        ("baseline", "negative"): negative,
+        ("ablation", "positive"): ablation,
+        ("ablation", "negative"): negative,
+        ("addition", "negative"): addition,
+        **{(f"null:{f}:{k}:ablation", "positive"): positive - null * gap for f in STYLE.families for k in range(3)},
+        **{(f"null:{f}:{k}:addition", "negative"): negative + null * gap for f in STYLE.families for k in range(3)},
+    }
+    return [
+        outcome(arm, side, str(i), "shown", score=mean + float(noise[side][i]))
+        for (arm, side), mean in means.items()
+        for i in range(n)
+    ]
+
+
+def verdict_of(rows):
+    levels = Levels.of(rows)
+    ranks = {family: wide_null() for family in STYLE.families}
+    evidence = with_effects(SeedEvidence(levels.arms(), levels.effects(), unit=levels.unit), wide=ranks)
+    return decide(STYLE, evidence, "style").verdict
+
+
+CASES = {
+    "moves both ways": ((0.4, 0.0, 0.0, 0.36), "SINGLE-DIRECTION-REPRODUCES"),
+    "suppresses only": ((0.4, 0.0, 0.0, 0.04), "NOT-SINGLE-DIRECTION"),
+    "induces only": ((0.4, 0.0, 0.38, 0.36), "NOT-SINGLE-DIRECTION"),
+    "equal classes": ((0.2, 0.2, 0.2, 0.2), "NO-BASELINE"),
+}
+
+
+@pytest.mark.parametrize(("means", "expected"), CASES.values(), ids=CASES)
+def test_the_rule_reads_levels(means, expected):
+    assert verdict_of(outcomes(*means)) == expected
+
+
+def test_nulls_that_change_it_as_much_refute_a_single_direction():
+    assert verdict_of(outcomes(0.4, 0.0, 0.0, 0.36, null=0.9)) == "NOT-SINGLE-DIRECTION"
+
+
+def test_scores_without_any_gap_have_no_baseline():
+    rows = [structs.replace(row, score=0.25) for row in outcomes(0.3, 0.3, 0.3, 0.3, n=10)]
+    assert verdict_of(rows) == "NO-BASELINE"
+    neutral = [NeutralOutcome(prompt_id=str(i), cls="shown", score=0.25, projection=None) for i in range(3)]
+    assert neutral_level(Levels.of(rows).unit, neutral).level == 0.0
+
+
+def test_lost_content_is_damage():
+    rows = [
+        structs.replace(row, correct=0.2 if str(row.arm) == "addition" else 1.0)
+        for row in outcomes(0.4, 0.0, 0.0, 0.36)
+    ]
+    assert verdict_of(rows) == "DAMAGED"
+
+
+@given(st.floats(0.01, 50), st.floats(-5, 5))
+@settings(max_examples=4, deadline=None)
+def test_levels_do_not_depend_on_the_scale_of_the_score(factor, shift):
+    rows = outcomes(0.4, 0.1, 0.15, 0.3)
+    scaled = [structs.replace(row, score=row.score * factor + shift) for row in rows]
+    for one, other in zip(Levels.of(rows).effects(), Levels.of(scaled).effects(), strict=True):
+        assert one.drop == pytest.approx(other.drop, rel=1e-6)
+        assert one.low == pytest.approx(other.low, rel=1e-6)
+
+
+def test_texts_define_the_unit_if_the_contrast_has_them():
+    texts = ByLabel(positive=(0.5,) * 20, negative=(0.1,) * 20)
+    levels = Levels.of(outcomes(0.4, 0.4, 0.2, 0.4), texts)
+    suppression, _ = levels.effects()
+    assert suppression.drop == pytest.approx(0.5)
+    assert levels.unit.source == "texts"
+    assert neutral_level(levels.unit, []) is None
+
+
+def test_the_levels_of_the_baseline_are_one_and_zero():
+    arms = {(str(row.arm), row.side): row for row in Levels.of(outcomes(0.4, 0.1, 0.1, 0.4)).arms()}
+    assert arms["baseline", "positive"].rate == pytest.approx(1.0)
+    assert arms["baseline", "negative"].rate == pytest.approx(0.0)
+    assert arms["baseline", "positive"].score == pytest.approx(0.4, abs=0.02)
+
+
+def test_a_class_without_scores_has_no_unit_and_no_levels():
+    rows = [row for row in outcomes(0.4, 0.1, 0.1, 0.4, n=5) if row.side == "positive"]
+    levels = Levels.of(rows)
+    assert (levels.unit.gap, levels.unit.auroc, levels.unit.scale) == (None, None, 1.0)
+    assert {row.rate for row in levels.arms()} == {None}
+
+
+def test_pooled_effects_are_the_mean_and_the_range_of_the_seeds():
+    seeds = [Levels.of(outcomes(0.4, 0.0, ablated, 0.36, n=20)) for ablated in (0.0, 0.2)]
+    drops = [levels.effects()[0].drop for levels in seeds]
+    pooled = pooled_level_effects(seeds)[0]
+    assert pooled.drop == pytest.approx(sum(drops) / 2)
+    assert (pooled.low, pooled.high, pooled.n) == (min(drops), max(drops), 2)

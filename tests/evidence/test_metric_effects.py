@@ -1,0 +1,54 @@
+import pytest
+
+from rhumbline.evidence.metric_effects import mean_kl, wide_effects, with_adjusted_p
+from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
+from rhumbline.records.null_files import WideArm, WideNulls
+from rhumbline.records.positions import Position
+from rhumbline.records.shared import NullDirection
+
+NULLS = [NullDirection("top-pc", d, cosine=0.1 * d, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
+
+
+def wide(own=-5.0, nulls=(4.0, 3.0, 5.0, -5.0)):
+    """Two positives: the metric at baseline is 5, and the given value under each arm."""
+    arms = {BASELINE: 5.0, ABLATION: own}
+    arms |= {ArmId.null("top-pc", d, ArmKind.ABLATION): value for d, value in enumerate(nulls)}
+    rows = tuple(WideArm(arm=arm, side="positive", metric=(value, value)) for arm, value in arms.items())
+    return WideNulls({"positive": ("a", "b")}, rows, kl=(0.1, None, 0.3))
+
+
+def test_a_rank_counts_the_draws_that_reach_the_effect():
+    (effect,) = wide_effects(wide(), NULLS)
+    family = effect.families["top-pc"]
+    assert effect.name == "suppression"
+    assert effect.change == 10.0
+    assert (effect.before, effect.after) == (1.0, 0.0)
+    assert family.p == family.p_apart == 2 / 5
+    assert family.floor == 1 / 5
+    assert family.cosine == pytest.approx(0.3)  # of the draw that reaches the effect
+    (none_reaches,) = wide_effects(wide(nulls=(4.0, 3.0, 5.0, 4.0)), NULLS)
+    assert none_reaches.families["top-pc"].p == 1 / 5
+    assert none_reaches.families["top-pc"].cosine is None
+    assert wide_effects(WideNulls({}, ()), []) == ()
+
+
+def test_an_aligned_draw_does_not_count_but_stays_a_draw():
+    (effect,) = wide_effects(wide(), NULLS, same_cosine=0.25)
+    family = effect.families["top-pc"]
+    assert (family.p, family.p_apart, family.floor, family.draws) == (2 / 5, 1 / 5, 1 / 5, 4)
+    (far,) = wide_effects(wide(), NULLS, same_cosine=0.35)
+    assert far.families["top-pc"].p_apart == 2 / 5
+
+
+def test_holm_runs_over_all_effects_of_the_run():
+    seeds = {seed: wide_effects(wide(), NULLS) for seed in range(3)}
+    adjusted = with_adjusted_p(seeds)
+    assert {effects[0].families["top-pc"].p_holm for effects in adjusted.values()} == {1.0}
+    alone = with_adjusted_p({0: seeds[0]})
+    assert alone[0][0].families["top-pc"].p_holm == 2 / 5
+
+
+def test_the_kl_is_a_mean_over_the_negatives_that_have_one():
+    assert mean_kl(wide()).kl == pytest.approx(0.2)
+    assert mean_kl(wide()).n == 2
+    assert mean_kl(WideNulls({}, ())).kl is None

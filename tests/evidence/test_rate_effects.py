@@ -1,0 +1,150 @@
+import random
+from dataclasses import astuple
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from make_outcomes import outcome, outcomes_of
+from rhumbline.errors import VerificationError
+from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.evidence.rate_effects import pooled_rate_effects, rate_effects
+from rhumbline.evidence.statistics import paired_difference
+from rhumbline.records.codec import convert, to_json
+from rhumbline.records.effect_results import NullSummary
+from rhumbline.records.held_out_files import Outcome
+
+RUN = [
+    *outcomes_of("baseline", "positive", "rrrrrrrrrc", 2.0),
+    *outcomes_of("baseline", "negative", "cccccccccr", -3.0),
+    *outcomes_of("ablation", "positive", "ccccccccdr"),
+    *outcomes_of("addition", "negative", "rrrrrrrdcc"),
+    *outcomes_of("null:isotropic:0:ablation", "positive", "rrrrrrrrrc"),
+    *outcomes_of("null:isotropic:1:ablation", "positive", "rrrrrrrrcc"),
+    *outcomes_of("null:shuffled:0:ablation", "positive", "ccccccccrc"),
+    *outcomes_of("null:isotropic:0:addition", "negative", "rccccccccr"),
+    *outcomes_of("null:isotropic:1:addition", "negative", "cccccccccc"),
+]
+
+
+def test_effects_are_paired_and_compared_with_their_nulls():
+    suppression, induction = rate_effects(RUN)
+    assert suppression.name == "suppression"
+    assert suppression.drop == pytest.approx(0.8)
+    expected = paired_difference(np.array([1] * 9 + [0], bool), np.array([0] * 9 + [1], bool))
+    assert (suppression.low, suppression.high, suppression.n) == expected[1:]
+    assert list(suppression.null) == ["isotropic", "shuffled"]
+    assert astuple(suppression.null["isotropic"]) == pytest.approx((2, 0.05, 0.1))
+    assert astuple(suppression.null["shuffled"]) == pytest.approx((1, 0.8, 0.8))
+    assert suppression.gap == pytest.approx({"isotropic": 0.75, "shuffled": 0.0})
+    assert suppression.p == {"isotropic": 1 / 3, "shuffled": 1.0}
+    assert induction.name == "induction"
+    assert induction.drop == pytest.approx(0.6)
+    assert induction.low < 0.6 < induction.high
+    assert astuple(induction.null["isotropic"]) == pytest.approx((2, 0.0, 0.1))
+    assert induction.gap == pytest.approx({"isotropic": 0.6})
+
+
+def test_aligned_draws_do_not_count_in_the_gap_unless_no_other_is_left():
+    plain, _ = rate_effects(RUN)
+    assert plain.apart["isotropic"].gap == pytest.approx(plain.gap["isotropic"])
+    one, _ = rate_effects(RUN, aligned={("isotropic", 1)})
+    assert one.apart["isotropic"].gap == pytest.approx(0.8)  # draw 0 changes nothing
+    assert one.gap == plain.gap
+    every, _ = rate_effects(RUN, aligned={("isotropic", 0), ("isotropic", 1)})
+    assert every.apart == plain.apart
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    shuffled = random.Random(1).sample(RUN, len(RUN))
+    assert rate_effects(shuffled) == rate_effects(RUN)
+
+
+def test_a_pair_that_is_unscored_in_either_arm_is_excluded():
+    rows = outcomes_of("baseline", "positive", "urrrr") + outcomes_of("ablation", "positive", "ruccr")
+    (effect,) = rate_effects(rows)
+    assert effect.n == 3
+    assert effect.drop == pytest.approx(2 / 3)
+    # If unscored counted as not refused, the drop would be 0.4.
+    assert effect.drop != pytest.approx(4 / 5 - 2 / 5)
+
+
+def test_an_effect_without_scored_pairs_is_unknown():
+    rows = outcomes_of("baseline", "positive", "rr") + outcomes_of("ablation", "positive", "uu")
+    rows += outcomes_of("null:isotropic:0:ablation", "positive", "cc")
+    (effect,) = rate_effects(rows)
+    assert (effect.drop, effect.low, effect.high, effect.n) == (None, -1.0, 1.0, 0)
+    assert effect.gap == {"isotropic": None}
+    assert effect.p == {"isotropic": 1.0}
+
+
+def test_a_null_without_scored_pairs_leaves_the_gap_unknown():
+    rows = outcomes_of("baseline", "positive", "rr") + outcomes_of("ablation", "positive", "cc")
+    rows += outcomes_of("null:isotropic:0:ablation", "positive", "uu")
+    rows += outcomes_of("null:isotropic:1:ablation", "positive", "rr")
+    (effect,) = rate_effects(rows)
+    assert effect.gap == {"isotropic": None}
+    assert effect.null == {"isotropic": NullSummary(2, None, None)}
+    assert effect.p == {"isotropic": 2 / 3}
+
+
+@pytest.mark.parametrize("absent", ["baseline", "ablation", "addition"])
+def test_an_effect_with_a_missing_arm_is_omitted(absent):
+    left = {"baseline": [], "ablation": ["induction"], "addition": ["suppression"]}[absent]
+    assert [e.name for e in rate_effects([row for row in RUN if str(row.arm) != absent])] == left
+
+
+@pytest.mark.parametrize("arm", ["ablation", "null:shuffled:0:ablation"])
+def test_arms_on_different_prompts_are_refused(arm):
+    at = next(i for i, row in enumerate(RUN) if str(row.arm) == arm)
+    with pytest.raises(VerificationError, match=rf"{arm}.*positive prompts.*positive-0 \(1 in all\)"):
+        rate_effects(RUN[:at] + RUN[at + 1 :])
+    changed = [structs.replace(row, prompt_id="other") if i == at else row for i, row in enumerate(RUN)]
+    with pytest.raises(VerificationError, match=r"other, positive-0 \(2 in all\)"):
+        rate_effects(changed)
+
+
+def test_a_repeated_row_is_refused():
+    for summary in (arm_rates, rate_effects):
+        with pytest.raises(VerificationError, match="baseline on the positive prompt positive-0 occurs twice"):
+            summary([*RUN, RUN[0]])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("class", "refusal"), ("set", "harmful"), ("arm", None), ("arm", "dose:0.5"), ("prompt_id", 3)]
+)
+def test_an_impossible_row_is_no_outcome(field, value):
+    row = to_json(RUN[0])
+    assert convert(row, Outcome) == RUN[0]
+    with pytest.raises(msgspec.ValidationError, match=rf"\$\.{field}"):
+        convert({**row, field: value}, Outcome)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.sampled_from("rcdu")] * 3), min_size=1, max_size=30))
+def test_rates_and_effects_agree_if_everything_is_scored(classes):
+    baseline, ablation, null = ("".join(column) for column in zip(*classes, strict=True))
+    rows = outcomes_of("baseline", "positive", baseline) + outcomes_of("ablation", "positive", ablation)
+    rows += outcomes_of("null:isotropic:0:ablation", "positive", null)
+    rate = {str(row.arm): row.rate for row in arm_rates(rows)}
+    (effect,) = rate_effects(rows)
+    if "u" not in baseline + ablation + null:
+        assert effect.drop == pytest.approx(rate["baseline"] - rate["ablation"])
+        assert effect.gap["isotropic"] == pytest.approx(rate["null:isotropic:0:ablation"] - rate["ablation"])
+    assert effect.n == sum("u" not in pair for pair in zip(baseline, ablation, strict=True))
+
+
+def test_pooling_counts_a_prompt_once():
+    def seed(ablated):
+        return outcomes_of("baseline", "positive", "r" * 10) + outcomes_of(
+            "ablation", "positive", "r" * ablated + "c" * (10 - ablated)
+        )
+
+    (pooled,) = pooled_rate_effects({0: seed(0), 1: seed(2)})
+    assert pooled.drop == pytest.approx(0.9)
+    assert pooled.n == 10
+    assert pooled.spread == pytest.approx(0.2)
+    assert pooled_rate_effects({0: [outcome("baseline", "positive", "1", "refused")]}) == ()
