@@ -20,9 +20,10 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
+from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.report.figures import LIGHT, Row, draw, finished
-from rhumbline.stages.selection import score_candidates
+from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 
 TOKENS, POSITIONS = (5, 9), (-5, -4, -3, -2, -1)
 NAME = "benchmarks-growth"
@@ -46,12 +47,8 @@ def selection(n_prompts: int = 32, n_layers: int = 8, n_positions: int = 1) -> t
     one = seconds(
         lambda: plain.scores(model, candidates[-1:], (-1,), positive, negative, TOKENS, layers=[n_layers // 2])
     )
-    engine = seconds(
-        lambda: score_candidates(
-            Runner(model), candidates, positions, positive, negative, lambda x: refusal_metric(x, TOKENS), ARDITI2024,
-            full_grid=True,
-        )
-    )  # fmt: skip
+    scorer = Scorer(Runner(model), lambda x: refusal_metric(x, TOKENS))
+    engine = seconds(lambda: score_candidates(ScoreGrid(scorer, candidates, positions, positive, negative, ARDITI2024)))
     return one * n_positions * n_layers, engine
 
 

@@ -28,9 +28,10 @@ from rhumbline.inference.memory import peak_memory, reset_peak_memory
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
+from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.records.positions import Position
-from rhumbline.stages.selection import score_candidates
+from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 
 OUT = Path(__file__).parent.parent / "docs"
 POSITIONS = (-5, -4, -3, -2, -1)
@@ -144,9 +145,10 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
 
     candidates = (means[0] - means[1]).float()
     part, factor = sampled(candidates, SAMPLED_LAYERS[name], shape.n_layers)
-    grid = (part, [Position(p) for p in POSITIONS], positive, negative, metric)
     open_rule = replace(ARDITI2024, max_kl=1e9, min_induce=-1e9)
-    fast, fast_mb, table = timed(lambda: score_candidates(runner, *grid, open_rule, full_grid=True), 1)
+    positions = [Position(p) for p in POSITIONS]
+    grid = ScoreGrid(Scorer(runner, metric), part, positions, positive, negative, open_rule)
+    fast, fast_mb, table = timed(lambda: score_candidates(grid), 1)
     layer = (SAMPLED_LAYERS[name] or (3,))[-1]
     one, slow_mb, scores = timed(
         lambda: plain.scores(model, candidates[-1:], (-1,), positive, negative, TOKENS, [layer])
@@ -176,7 +178,7 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
         min_induce=between([r.induce for r in scored], 0.6),
         max_kl=between([r.kl for r in scored], 0.6),
     )
-    fast, fast_mb, lazy = timed(lambda: score_candidates(runner, *grid, rule, full_grid=False), 1)
+    fast, fast_mb, lazy = timed(lambda: score_candidates(replace(grid, rule=rule), full_grid=False), 1)
     same = choose(lazy, shape.n_layers, rule).selected
     full = choose(table, shape.n_layers, rule).selected
     assert (same is None) == (full is None)

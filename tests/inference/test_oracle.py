@@ -12,8 +12,9 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direct
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
+from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
-from rhumbline.stages.selection import score_candidates
+from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 from tolerances import near, tolerance
 
 TOKENS = st.integers(5, 250)
@@ -73,16 +74,9 @@ def test_scores_and_choice(family, family_model):
     candidates = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2))
     tokens = [17, 20, 33]
     expected = plain.scores(model, candidates, (-2, -1), positive, negative, tokens, range(3))
-    table = score_candidates(
-        Runner(model),
-        candidates,
-        (Position(-2), Position(-1)),
-        positive,
-        negative,
-        lambda logits: refusal_metric(logits, tokens),
-        ARDITI2024,
-        full_grid=True,
-    )
+    scorer = Scorer(Runner(model), lambda logits: refusal_metric(logits, tokens))
+    grid = ScoreGrid(scorer, candidates, (Position(-2), Position(-1)), positive, negative, ARDITI2024)
+    table = score_candidates(grid)
     for row in table:
         if row.layer < 3:
             assert (row.bypass, row.induce, row.kl) == near(expected[int(row.position), row.layer])

@@ -63,7 +63,7 @@ def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
                  "losses-completions.jsonl", "condition-00.jsonl"):  # fmt: skip
         assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
     assert (here["environment"]["engine"], there["environment"]["engine"]) == ("local", "mock")
-    assert not list(tmp_path.rglob(".answers"))
+    assert not list(tmp_path.rglob(".jobs"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from rhumbline import load, preset, read_contrast, run, verify
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.side_effects import divergences, text_losses
-from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.inference.interventions import Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.keyword_judges import judge
 from rhumbline.models.chat import Chat
@@ -21,11 +21,10 @@ from rhumbline.organisms.reading import loss_texts
 from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes
 from rhumbline.prompts.loss_texts import Exchange, LossTexts, read_texts
 from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
-from rhumbline.records.arms import ABLATION, ADDITION, SUBTRACTION, ArmId, ArmKind
-from rhumbline.records.codec import convert
+from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId, ArmKind
 from rhumbline.records.files import read_json, read_rows
-from rhumbline.records.held_out_files import DocumentLoss
-from rhumbline.stages.losses import Reading, cost_arms, loss_rows
+from rhumbline.stages.arms import AdditionParameters, SeedArms
+from rhumbline.stages.losses import Reading, loss_rows
 from tolerances import WITH_SOFTMAX, near
 
 SYSTEM = "You are a careful clerk."
@@ -41,6 +40,9 @@ TINY = Protocol(
     side_effects=SideEffects(documents=10),
     conditions={"none": "", "clerk": SYSTEM},
 )
+
+
+NO_ARMS = {BASELINE: Arm("baseline")}
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +75,12 @@ def test_the_loss_of_the_baseline_is_the_models_own(organism):
     """transformers' own loss on one text is the mean that the rows give."""
     chat, texts = Chat.of(organism.tokenizer), loss_texts("refusal")
     sources = Reading(chat, 6, 256).text(texts)
-    for row, text in zip(loss_rows(Runner(organism), "text", sources, [BASELINE]), texts.documents, strict=False):
+    for row, text in zip(loss_rows(Runner(organism), "text", sources, NO_ARMS), texts.documents, strict=False):
         ids = torch.tensor([organism.tokenizer(text)["input_ids"]])
         with torch.no_grad():
             theirs = float(organism.model(input_ids=ids, labels=ids).loss)
-        assert row["tokens"] == ids.shape[1] - 1
-        assert row["nats"] / row["tokens"] == near(theirs, terms=WITH_SOFTMAX)
+        assert row.tokens == ids.shape[1] - 1
+        assert row.nats / row.tokens == near(theirs, terms=WITH_SOFTMAX)
 
 
 def test_only_the_tokens_of_an_answer_count(organism):
@@ -86,7 +88,7 @@ def test_only_the_tokens_of_an_answer_count(organism):
     chat, texts = Chat.of(organism.tokenizer), loss_texts("refusal")
     sources = Reading(chat, 6, 256).responses(texts, [])
     for row, (_, document, _), exchange in zip(
-        loss_rows(Runner(organism), "responses", sources, [BASELINE]), sources, texts.exchanges, strict=False
+        loss_rows(Runner(organism), "responses", sources, NO_ARMS), sources, texts.exchanges, strict=False
     ):
         ids = torch.tensor([document.ids])
         assert organism.tokenizer.decode(document.ids[document.start :]) == exchange.response
@@ -95,7 +97,7 @@ def test_only_the_tokens_of_an_answer_count(organism):
         with torch.no_grad():
             theirs = float(organism.model(input_ids=ids, labels=labels).loss)
             with_prompt = float(organism.model(input_ids=ids, labels=ids).loss)
-        ours = row["nats"] / row["tokens"]
+        ours = row.nats / row.tokens
         assert ours == near(theirs, terms=WITH_SOFTMAX)
         assert abs(ours - with_prompt) > 0.01
 
@@ -105,13 +107,11 @@ def test_no_intervention_costs_nothing_and_a_large_one_does(organism):
     prompts = [Prompt(f"What is {a} plus two?", "negative", id=a) for a in ("one", "three", "four")]
     direction = Direction.from_vector(torch.randn(organism.d_model, generator=torch.Generator().manual_seed(0)), -1, 4)
     nothing = ArmId.null("isotropic", 0, ArmKind.ABLATION)
-    arms = [BASELINE, Arm(str(nothing), (Ablate(direction, 0.0),)), *cost_arms(
-        replace(direction, norm=60.0), [], (), {"coefficient": 1.0, "positions": "all"}
-    )[1:]]  # fmt: skip
+    large = SeedArms(replace(direction, norm=60.0), [], AdditionParameters(1.0, "all"))
+    arms = {**large.losses(()), nothing: Arm(str(nothing), (Ablate(direction, 0.0),))}
     runner = Runner(organism)
     sources = Reading(chat, 3, 256).completions(runner, prompts, lambda prompt: judge("refusal-opening"), 12)
     rows = loss_rows(runner, "completions", sources, arms)
-    rows = [convert(row, DocumentLoss) for row in rows]
     loss = {r.arm: r for r in text_losses("completions", rows)}
     kl = {r.arm: r for r in divergences(rows)}
     assert loss[nothing].change == near(0, terms=WITH_SOFTMAX)

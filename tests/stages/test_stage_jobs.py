@@ -1,37 +1,39 @@
-"""Blocks: spans cover what is cut, once; what comes back stands where it was asked for, NaN included."""
+"""Jobs of a stage: spans cover every item once, and results are returned in order, NaN included."""
 
 import math
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhumbline.engines.jobs import Job, answered
-from rhumbline.engines.local import LocalPool
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
-from rhumbline.stages.finding import _scores
-from rhumbline.stages.stage_jobs import CANDIDATES_PER_BLOCK, cuts
+from rhumbline.records.shared import Site
+from rhumbline.stages.selection import ScoreRequest, Scores, _scores
+from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, spans
 
 
 @given(st.integers(0, 300), st.integers(1, 50))
 def test_spans_cover_everything_once_and_in_order(n, size):
-    spans = cuts(n, size)
-    assert [i for first, end in spans for i in range(first, end)] == list(range(n))
-    assert all(0 < end - first <= size for first, end in spans)
+    parts = spans(n, size)
+    assert [i for part in parts for i in part.range] == list(range(n))
+    assert all(0 < part.end - part.first <= size for part in parts)
 
 
-def test_scores_come_back_to_their_cells_and_nan_stays_nan(tmp_path):
-    """A score that overflowed is discarded as not finite; a null would have been taken for one nobody computed."""
-    cells = [(Position(position), layer) for position in range(5) for layer in range(20)]
-    asked: list[int] = []
+def test_scores_are_returned_to_their_sites_and_nan_stays_nan():
+    """A score that overflowed is discarded as not finite. A null would be read as a score that was not computed."""
+    sites = [Site(Position(-1 - position), layer) for position in range(5) for layer in range(20)]
+    sizes: list[int] = []
 
-    def ask(kind, arguments):
-        def do(kind, given, shared):
-            asked.append(len(given["cells"]))
-            return [math.nan if layer == 7 else 100.0 * position + layer for position, layer in given["cells"]]
+    def request(arguments):
+        """The results as JSON values and back, as every engine returns them."""
+        results = []
+        for a in (convert(to_json(a), ScoreRequest) for a in arguments):
+            sizes.append(len(a.sites))
+            values = Scores(tuple(math.nan if s.layer == 7 else 100.0 * int(s.position) + s.layer for s in a.sites))
+            results.append(convert(to_json(values), Scores))
+        return results
 
-        return answered(LocalPool(do), [Job(kind, a) for a in arguments], tmp_path)
-
-    found = _scores(ask, "bypass", cells)
-    for (position, layer), value in zip(cells, found, strict=True):
-        assert math.isnan(value) if layer == 7 else value == 100 * int(position) + layer
-    assert max(asked) <= CANDIDATES_PER_BLOCK < sum(asked) == len(cells)
+    scores = _scores(request, "bypass", sites)
+    for site, value in zip(sites, scores, strict=True):
+        assert math.isnan(value) if site.layer == 7 else value == 100 * int(site.position) + site.layer
+    assert max(sizes) <= CANDIDATES_PER_JOB < sum(sizes) == len(sites)

@@ -36,7 +36,7 @@ from rhumbline.records.analysis_values import Auroc, NullRank, TrainTest
 from rhumbline.records.codec import convert
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel, ModelDescription
-from rhumbline.stages.nulls import covariance, generator, isotropic, shuffled_site
+from rhumbline.stages.null_families import covariance, generator, isotropic, shuffled_site
 
 FAMILIES = ("isotropic", "covariance", "shuffled-site")
 """Null families that are drawn."""

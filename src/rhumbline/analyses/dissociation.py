@@ -29,7 +29,7 @@ from rhumbline.records.analysis_values import LayerCosine
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_json
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Extracted
+from rhumbline.records.selection_files import Extracted, StyleJudges
 from rhumbline.records.sheet_files import (
     DissociationCell,
     DissociationCosines,
@@ -38,7 +38,8 @@ from rhumbline.records.sheet_files import (
     DissociationRecord,
     RunReference,
 )
-from rhumbline.stages.style_judge import complete, read_styling
+from rhumbline.stages.completions import complete
+from rhumbline.stages.fitted_style import FittedStyle
 
 OWN, CROSS = 0.5, 0.25
 """A behaviour is removed if the interval of its drop lies above the first, and unaffected below the second."""
@@ -97,9 +98,9 @@ class Side:
         folder = self.directory.seed(self.seed)
         if not (folder / "style.json").is_file():
             return judge(name)
-        record = self.directory.load(folder / "style.json")
-        tensors = self.directory.load_tensors(folder / "classifier.safetensors")[0] if record["classifier"] else {}
-        return read_styling(record, tensors, name).judge(prompt.category)
+        record = self.directory.read_record(StyleJudges, self.seed)
+        tensors = self.directory.load_tensors(folder / "classifier.safetensors")[0] if record.classifier else {}
+        return FittedStyle.of(record, tensors, name).judge(prompt.category)
 
     def unit(self) -> tuple[float, float]:
         """Zero and one of its levels, in scores: of a rate they are 0 and 1."""

@@ -28,7 +28,7 @@ from rhumbline.records.analysis_files import (
 from rhumbline.records.analysis_values import LayerMean
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel, TrainVal
-from rhumbline.stages.nulls import generator, halves
+from rhumbline.stages.null_families import generator, halves
 from rhumbline.stages.refits import weighted_sums
 
 ReadSplit = Literal["train", "val"]

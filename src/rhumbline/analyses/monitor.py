@@ -28,7 +28,7 @@ from rhumbline.records.analysis_files import (
 from rhumbline.records.analysis_values import Auroc, Rate, ValTest
 from rhumbline.records.shared import ByLabel
 from rhumbline.records.suffix_file import random_condition, suffix_condition
-from rhumbline.stages.nulls import Material, draw_nulls
+from rhumbline.stages.null_families import Material, draw_nulls
 
 FAMILIES = ("isotropic", "covariance", "shuffled-site")
 """Null families that are drawn."""

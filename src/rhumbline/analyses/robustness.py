@@ -43,7 +43,7 @@ from rhumbline.records.sheet_files import (
     RobustnessStrength,
 )
 from rhumbline.stages.directions import difference_in_means
-from rhumbline.stages.nulls import removed
+from rhumbline.stages.null_families import energy_share
 
 TOP = 10
 """Principal axes of the activations whose span contains the random subspaces: they remove a large share of energy."""
@@ -269,7 +269,7 @@ def _random_basis(
 
 def _energy(h: Float[Tensor, "prompt d_model"], basis: Sequence[Direction]) -> float:
     """Share of the squared norm of the activations in the span of orthonormal directions."""
-    return sum(removed(h, d.vector) for d in basis)
+    return sum(energy_share(h, d.vector) for d in basis)
 
 
 def _rate(shown: Indicators) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Vector
-from rhumbline.stages.nulls import isotropic, removed
+from rhumbline.stages.null_families import energy_share, isotropic
 
 Basis = Float[Tensor, "rank d_model"]
 
@@ -33,7 +33,7 @@ def span_of(vectors: Float[Tensor, "member d_model"], least: float = 1e-3) -> Ba
 
 def energy(h: Float[Tensor, "prompt d_model"], basis: Basis) -> float:
     """Share of the squared norm of the rows that lies in the span, which its ablation removes."""
-    return sum(removed(h, b) for b in basis)
+    return sum(energy_share(h, b) for b in basis)
 
 
 # -- prototypes of the positives --------------------------------------------------------------------------------------

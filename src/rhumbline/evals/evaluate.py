@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.experiment import selected_direction
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm
+from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import fingerprint
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import file_sha256, finite, sha256
-from rhumbline.stages.metric_on_test import additions
-from rhumbline.stages.seed_run import read_nulls
+from rhumbline.stages.arms import AdditionParameters, SeedArms
+from rhumbline.stages.seed_artefacts import SeedArtefacts
 
 EDITED = "edited"
 """Name of the arm that is a checkpoint of its own."""
@@ -59,19 +59,10 @@ def arms_of_run(directory: RunDirectory, seed: int) -> dict[str, Arm]:
     direction = selected_direction(directory.path, seed)
     if direction is None:
         return {BASELINE.name: BASELINE}
-    selection = directory.load(directory.seed(seed) / "selection.json")
-    how = additions(selection.get("coefficient") or 1.0, directory.protocol["addition"]["positions"])
-    away = {**how, "coefficient": -how["coefficient"]}
-    found: dict[str, tuple[Any, ...]] = {
-        "baseline": (),
-        "ablation": (Ablate(direction),),
-        "addition": (Add(direction, **how),),
-        "subtraction": (Add(direction, **away),),
-    }
-    for null in read_nulls(directory, seed):
-        found[f"null:{null.family}:{null.draw}:ablation"] = (Ablate(null.direction),)
-        found[f"null:{null.family}:{null.draw}:addition"] = (Add(null.direction, **how),)
-    return {name: Arm(name, interventions) for name, interventions in found.items()}
+    artefacts = SeedArtefacts(directory, seed)
+    addition = AdditionParameters(artefacts.coefficient, directory.protocol["addition"]["positions"])
+    arms = SeedArms(direction, artefacts.nulls, addition)
+    return {str(arm): arms.arm(arm) for arm in arms.every()}
 
 
 def evaluate(

@@ -16,8 +16,8 @@ from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import COEFFICIENTS, Protocol
 from rhumbline.stages.losses import Reading
-from rhumbline.stages.refits import IN_QUESTION
-from rhumbline.stages.stage_jobs import NULLS_PER_BLOCK
+from rhumbline.stages.refits import CANDIDATES_AT_ONCE
+from rhumbline.stages.stage_jobs import NULLS_PER_JOB
 
 OPENINGS = 20
 """First tokens that can each open one in twenty refusals: as many as `auto` may have to compare."""
@@ -64,7 +64,7 @@ def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, text
     if protocol.nulls.wide:
         draws = sum(protocol.nulls.total(f) for f in families)
         p, q = min(protocol.nulls.prompts, ep), min(protocol.nulls.prompts, en)
-        blocks = -(-draws // NULLS_PER_BLOCK)  # each has the baseline and the direction's own arms too
+        blocks = -(-draws // NULLS_PER_JOB)  # each has the baseline and the direction's own arms too
         found.append(stage("wide nulls", p * (2 * blocks + draws) + q * (5 * blocks + draws)))
     dose = protocol.dose
     p, q = min(dose.prompts, ep), min(dose.prompts, en)
@@ -103,7 +103,7 @@ def _selection(protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
     """Rows of one choice among some sites: bypass of all, then kl and induce of a few at a time, until one passes."""
-    step = min(sites, IN_QUESTION) if protocol.selection.criterion == "lowest-bypass" else sites
+    step = min(sites, CANDIDATES_AT_ONCE) if protocol.selection.criterion == "lowest-bypass" else sites
     return sites * p + step * 2 * q, sites * p + sites * 3 * q
 
 

@@ -16,17 +16,16 @@ from typing import Any
 
 from rhumbline.engines.jobs import Shared, Worker
 from rhumbline.errors import ModelError
-from rhumbline.experiment import code_sha256, prompts_of, resolved
-from rhumbline.models.chat import Chat
 from rhumbline.models.loading import fingerprint
 from rhumbline.models.sources import Source
-from rhumbline.prompts.contrasts import ContrastSet, Prompt, split_contrast
+from rhumbline.prompts.contrasts import ContrastSet, Prompt
 from rhumbline.protocol import Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import sha256, write_bytes
-from rhumbline.stages.order import BLOCKS
-from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.stage_jobs import Blocks
+from rhumbline.records.source_hash import code_sha256
+from rhumbline.stages.order import JOB_KINDS
+from rhumbline.stages.run_plan import RunPlan
+from rhumbline.stages.stage_jobs import SeedJobs
 from rhumbline.stages.timings import Timings
 
 
@@ -81,14 +80,10 @@ class Replica:
         given = options["contrast"]
         read = {name: tuple(Prompt(**p) for p in given[name]) for name in ("prompts", "neutral")}
         contrast = ContrastSet(**{**given, **read})
-        self.protocol = resolved(Protocol.of(options["protocol"]), contrast)
-        sizes, sampling = self.protocol.sizes, self.protocol.sampling
-        self.splits = {seed: split_contrast(contrast, sizes, seed, sampling) for seed in self.protocol.seeds}
-        prompts = (*prompts_of(contrast, self.splits.values()), *contrast.neutral)
-        self.chat = Chat.of(self.model.tokenizer, self.protocol.chat, prompts)
+        self.plan = RunPlan.of(self.model, contrast, Protocol.of(options["protocol"]))
         self.mirror = Path(tempfile.mkdtemp(prefix="rhumbline-replica-"))
         weakref.finalize(self, shutil.rmtree, self.mirror, ignore_errors=True)
-        self.known: tuple[Any, Blocks] | None = None
+        self.known: tuple[Any, SeedJobs] | None = None
 
     def __call__(self, kind: str, arguments: Mapping[str, Any], shared: Shared) -> Any:
         """The answer of a block."""
@@ -99,14 +94,13 @@ class Replica:
         )
         if self.known is None or self.known[0] != state:
             # What a stage keeps between its blocks is kept with it, and goes when the artefacts change.
-            self.known = (state, self._blocks(arguments["seed"], arguments["tokens"], shared))
-        return self.known[1].answer(kind, arguments["arguments"])
+            self.known = (state, self._jobs(arguments["seed"], arguments["tokens"], shared))
+        return self.known[1].compute(JOB_KINDS[kind], arguments["arguments"])
 
-    def _blocks(self, seed: int, tokens: int, shared: Shared) -> Blocks:
+    def _jobs(self, seed: int, tokens: int, shared: Shared) -> SeedJobs:
         shutil.rmtree(self.mirror, ignore_errors=True)
         for name, data in shared.items():
             write_bytes(self.mirror / name, data)
         directory = RunDirectory.read(self.mirror)
         timings = Timings(self.mirror / "timings.json", self.model.device)
-        run = SeedRun(directory, timings, self.model, self.chat, self.splits[seed], self.protocol, seed, tokens)
-        return Blocks(run, BLOCKS)
+        return SeedJobs(self.plan.seed_run(directory, timings, seed, tokens))

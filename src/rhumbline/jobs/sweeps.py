@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rhumbline.engines.jobs import Answer, Engine, Job, JobError, Log, Shared, Worker
 from rhumbline.engines.local import Local
 from rhumbline.errors import InputError, OutputError, ProtocolError, RhumblineError
-from rhumbline.experiment import code_sha256, run
+from rhumbline.experiment import run
 from rhumbline.jobs.replicas import check_code
 from rhumbline.jobs.sizing import Device, Estimate, estimate, find_folder, read_checkpoint
 from rhumbline.models.chat_model import ChatModel
@@ -30,6 +30,7 @@ from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.protocol import Protocol, amend, preset
 from rhumbline.records.directory import RunDirectory, locked
 from rhumbline.records.files import appending, finite, write_json
+from rhumbline.records.source_hash import code_sha256
 from rhumbline.report import comparison as comparing
 from rhumbline.report import comparison_page
 from rhumbline.report.comparison import Failure

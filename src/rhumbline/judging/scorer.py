@@ -57,7 +57,8 @@ class Scorer:
         metric = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
         kl = metric.clone()
         if isinstance(self.metric, PairedLogOdds):
-            return Readings(self.metric.read(self.runner, sequences, arms), self._shift(sequences, arms, baseline))
+            values = self.metric.read(self.runner, sequences, arms)
+            return Readings(values, kl if baseline is None else self.kl(sequences, arms, baseline))
         starts = [_first_layer(arm) for arm in arms]
         whole = [i for i, layer in enumerate(starts) if layer is None]
         for start in range(0, len(whole), ARMS_AT_ONCE):
@@ -76,16 +77,14 @@ class Scorer:
             metric[later[layer]] = values
         return Readings(metric, kl)
 
-    def _shift(
-        self, sequences: Sequence[TokenIds], arms: Sequence[Arm], baseline: Float[Tensor, "prompt vocab"] | None
+    def kl(
+        self, sequences: Sequence[TokenIds], arms: Sequence[Arm], baseline: Float[Tensor, "prompt vocab"]
     ) -> Float[Tensor, "arm prompt"]:
-        """How far every arm moved the prediction from `baseline`."""
+        """KL divergence of the next-token distribution from `baseline` to every arm, nats, without the metric."""
         kl = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
-        for rows, logits in self.runner.last_logits(sequences, arms) if baseline is not None else ():
-            assert baseline is not None
-            kl[rows.arm, rows.prompt] = kl_divergence(
-                baseline[rows.prompt.to(baseline.device)], logits, self.without
-            ).cpu()
+        for rows, logits in self.runner.last_logits(sequences, arms):
+            before = baseline[rows.prompt.to(baseline.device)]
+            kl[rows.arm, rows.prompt] = kl_divergence(before, logits, self.without).cpu()
         return kl
 
 

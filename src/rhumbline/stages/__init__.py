@@ -1,5 +1,6 @@
-"""The stages of one seed, in order (`order.py`): find a direction, draw its nulls, test it on held-out prompts.
+"""The stages of one seed, in the order of `order.py`: select a direction, draw its nulls, test it on test prompts.
 
-Null directions are drawn in `nulls.py`. A stage reads earlier artefacts and writes its own. May import: protocol,
-engines and the packages above them. Independent of reports and of the verdict.
+Each module named after a stage reads the files of earlier stages and returns the record of its own file. Null
+directions are drawn in `null_directions.py`. May import: protocol, engines and the packages above them.
+Independent of the report and of the verdict.
 """

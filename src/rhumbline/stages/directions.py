@@ -1,4 +1,7 @@
-"""Candidate directions from means. Knows vectors; the directions they are compared with are in nulls.py."""
+"""Difference in means of two classes, and the cosine between the directions of two groups of positives.
+
+Independent of prompts and models.
+"""
 
 import torch
 from jaxtyping import Float
@@ -18,12 +21,12 @@ def difference_in_means(positive: Candidates, negative: Candidates) -> Candidate
 def group_cosine(
     positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"], most: int = 20
 ) -> float | None:
-    """Cosine between the directions of the two groups into which the positives fall; None of too few prompts.
+    """Cosine between the directions of two groups of positives; None for fewer than 4 prompts of a class.
 
-    In the units of the negatives' own spread (whitened in the span of the main axes of both classes, shrunk by a
-    tenth): the axis along which positives vary most, beyond their mean, splits them in two; each group's mean less the
-    negatives' is its direction. Positives that differ from the negatives in one way give two directions that nearly
-    agree, whatever the noise; positives that go two ways give a cosine near 0.
+    Activations are whitened by the covariance of the negatives (in the span of at most `most` principal components of
+    both classes, shrunk by a tenth). The axis of the largest variation of the positives splits them into two groups.
+    The direction of a group is its mean minus that of the negatives. If the positives differ from the negatives along
+    one direction, the cosine is near 1, whatever the noise; along two directions it is near 0.
     """
     if min(len(positive), len(negative)) < 4:
         return None

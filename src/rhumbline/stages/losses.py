@@ -1,66 +1,72 @@
-"""Side effects: what the interventions do to the prediction of whole texts. Texts and arms in, rows out.
+"""Stage *losses*: the cross-entropy of whole texts under every arm, one file for each text (losses-TEXT.jsonl).
 
-The paper's three texts (Arditi et al. 2024, section 4.3, and `evaluate_loss` of its code), each scored by the
-cross-entropy of the next token in float32, the mean weighted by tokens:
+The paper's three texts (Arditi et al. 2024, section 4.3, and `evaluate_loss` of its code). Cross-entropy of the next
+token in float32, the mean weighted by tokens:
 
     text          plain documents (there the Pile), the first tokens of each
-    responses     answers to harmless prompts (there Alpaca): the answer's tokens, given the chat-formatted prompt
-    completions   the model's own baseline completions of negative test prompts, with the KL of every step beside
+    responses     responses to harmless prompts (there Alpaca): tokens of the response, given the chat-formatted prompt
+    completions   the model's own baseline completions of negative test prompts, with the KL divergence of every step
 
-Promises: every arm reads the same documents, in the same batch. Does not know what a change means (costs.py does).
-What differs from the paper's code, and why, is in docs/guide/side-effects.md.
+Every arm reads the same documents in the same batch. Differences from the paper's code are in
+docs/guide/side-effects.md. Independent of how a change of the loss is judged (evidence/side_effects.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rhumbline.inference.documents import Document, token_readings
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import kl_divergence
-from rhumbline.judging.score import TextJudge
+from rhumbline.judging.score import Class, TextJudge
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.prompts.loss_texts import LossTexts
-from rhumbline.stages.nulls import Null
+from rhumbline.records.held_out_files import DocumentLoss, Text
+from rhumbline.stages.arms import Arms
+from rhumbline.stages.seed_run import SeedRun
+
+
+def write_losses(run: SeedRun) -> None:
+    """The losses of every arm, one file for each text."""
+    plan = run.protocol.side_effects
+    arms = run.arms.losses(plan.controls)
+    for text in get_args(Text) if plan.documents else ():
+        path, stage = run.folder / f"losses-{text}.jsonl", f"losses on {text}"
+        if not path.is_file():
+            with run.timings.stage(stage, run.seed):
+                runner = run.runner(stage)
+                run.directory.write_rows_as(loss_rows(runner, text, _sources(run, text, runner), arms), path)
+
+
+# -- documents --------------------------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
-    """A document and where it came from."""
+    """A document and its origin."""
 
     id: str
+    """Number of the document, or id of the prompt."""
     document: Document
-    cls: str | None = None
-    """How the judge read it, where it is a completion."""
+    cls: Class | None = None
+    """The class of a completion; None for other texts."""
 
 
-def cost_arms(
-    direction: Direction, nulls: Sequence[Null], controls: Sequence[str], how: Mapping[str, Any]
-) -> list[Arm]:
-    """Baseline, ablation, addition, subtraction (the paper's bypass by addition), and the first draw of each control.
-
-    `how` is what the run's additions take: coefficient and positions.
-    """
-    away = {**how, "coefficient": -how["coefficient"]}
-    arms = [
-        BASELINE,
-        Arm("ablation", (Ablate(direction),)),
-        Arm("addition", (Add(direction, **how),)),
-        Arm("subtraction", (Add(direction, **away),)),
-    ]
-    for null in nulls:
-        if null.draw == 0 and null.family in controls:
-            arms.append(Arm(f"null:{null.family}:0:ablation", (Ablate(null.direction),)))
-            arms.append(Arm(f"null:{null.family}:0:addition", (Add(null.direction, **how),)))
-    return arms
-
-
-# -- what is read -----------------------------------------------------------------------------------------------------
+def _sources(run: SeedRun, text: Text, runner: Runner) -> list[Source]:
+    """The documents of one text."""
+    plan, negatives = run.protocol.side_effects, run.splits.get("test", "negative")
+    reading = Reading(run.chat, plan.documents, plan.max_tokens)
+    match text:
+        case "text":
+            return reading.text(run.texts)
+        case "responses":
+            return reading.responses(run.texts, negatives)
+        case "completions":
+            return reading.completions(runner, negatives, run.judge, run.protocol.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -70,52 +76,52 @@ class Reading:
     chat: Chat
     limit: int
     max_tokens: int
-    """Longest beginning of a plain document or of an answer that is read."""
+    """Tokens of a plain document or of a response that are read, from its beginning."""
 
     def text(self, texts: LossTexts) -> list[Source]:
-        """Plain documents; the tokenizer adds its own special tokens, and the first token is context only."""
-        found = []
+        """Plain documents. The tokenizer adds its special tokens; the first token is context only."""
+        sources = []
         for i, text in enumerate(texts.documents[: self.limit]):
             ids = list(self.chat.tokenizer(text)["input_ids"])[: self.max_tokens]
-            found.append(Source(f"{i:05d}", Document(ids, 1)))
-        return _predictable(found)
+            sources.append(Source(f"{i:05d}", Document(ids, 1)))
+        return _predictable(sources)
 
     def responses(self, texts: LossTexts, negatives: Iterable[Prompt]) -> list[Source]:
-        """Exchanges of the texts; where there is none, negatives of the contrast that carry a response."""
-        asked = [(Prompt(e.prompt, "negative", id=f"{i:05d}"), e.response) for i, e in enumerate(texts.exchanges)]
-        asked = asked or [(p, p.response) for p in negatives if p.response]
-        found = []
-        for prompt, response in asked[: self.limit]:
+        """Exchanges of the texts; without any, negatives of the contrast that have a response."""
+        pairs = [(Prompt(e.prompt, "negative", id=f"{i:05d}"), e.response) for i, e in enumerate(texts.exchanges)]
+        pairs = pairs or [(p, p.response) for p in negatives if p.response]
+        sources = []
+        for prompt, response in pairs[: self.limit]:
             ids = self.chat.encode_answer(prompt, response)
-            found.append(Source(prompt.id, Document(ids[: ids.start + self.max_tokens], ids.start)))
-        return _predictable(found)
+            sources.append(Source(prompt.id, Document(ids[: ids.start + self.max_tokens], ids.start)))
+        return _predictable(sources)
 
     def completions(
         self, runner: Runner, negatives: Sequence[Prompt], judge: Callable[[Prompt], TextJudge], max_new_tokens: int
     ) -> list[Source]:
-        """What the model writes at baseline, as it wrote it: the same ids, without the stop token."""
+        """The model's completions at baseline: the same ids, without the stop token."""
         prompts = list(negatives[: self.limit])
         sequences = [self.chat.encode(p) for p in prompts]
-        written = runner.generate(sequences, max_new_tokens=max_new_tokens)[0][0]
-        found = []
-        for prompt, before, after in zip(prompts, sequences, written, strict=True):
+        completions = runner.generate(sequences, max_new_tokens=max_new_tokens)[0][0]
+        sources = []
+        for prompt, before, after in zip(prompts, sequences, completions, strict=True):
             text = self.chat.tokenizer.decode(after, skip_special_tokens=True)
-            found.append(Source(prompt.id, Document([*before, *after], len(before)), judge(prompt)(text).cls))
-        return _predictable(found)
+            sources.append(Source(prompt.id, Document([*before, *after], len(before)), judge(prompt)(text).cls))
+        return _predictable(sources)
 
 
 def _predictable(sources: Iterable[Source]) -> list[Source]:
-    """Those that have a token to predict."""
+    """The documents with at least one token to predict."""
     return [s for s in sources if s.document.start < len(s.document.ids)]
 
 
-# -- what is found ----------------------------------------------------------------------------------------------------
+# -- losses -----------------------------------------------------------------------------------------------------------
 
 
 def cross_entropy(
     logits: Float[Tensor, "arm token vocab"], tokens: Int[Tensor, " token"]
 ) -> Float[Tensor, "arm token 1"]:
-    """-log p(token) under each arm, in nats; the logits are made float32 first, as 16-bit sums lose the difference."""
+    """-log p(token) under each arm, nats. Logits are cast to float32 first: 16-bit sums lose the difference."""
     index = tokens.expand(len(logits), -1)[..., None]
     return -logits.float().log_softmax(-1).gather(-1, index)
 
@@ -123,30 +129,26 @@ def cross_entropy(
 def cross_entropy_and_kl(
     logits: Float[Tensor, "arm token vocab"], tokens: Int[Tensor, " token"]
 ) -> Float[Tensor, "arm token 2"]:
-    """The same, and beside it KL(first arm || arm) of the prediction, by the paper's formula in float64."""
+    """The cross-entropy, and KL(first arm || arm) of the prediction by the paper's formula in float64."""
     kl = torch.stack([kl_divergence(logits[0], arm) for arm in logits])
     return torch.cat([cross_entropy(logits, tokens).double(), kl[..., None]], -1)
 
 
-def loss_rows(runner: Runner, text: str, sources: Sequence[Source], arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """One row for each document and arm: {"text", "document", "arm", "tokens", "nats", "class", "kl"}.
-
-    `nats` is the sum over the document's predicted tokens; `kl` lists the divergence at each of them (completions
-    only), from the baseline to the arm.
-    """
+def loss_rows(runner: Runner, text: Text, sources: Sequence[Source], arms: Arms) -> list[DocumentLoss]:
+    """One row for each document and arm, in this order; the first arm is the baseline of the KL divergences."""
     with_kl = text == "completions"
     read = cross_entropy_and_kl if with_kl else cross_entropy
+    ids = list(arms)
     rows = {}
-    for index, here, values in token_readings(runner, [s.document for s in sources], arms, read):
-        for arm, found in zip(here, values, strict=True):
-            row = {
-                "text": text,
-                "document": sources[index].id,
-                "arm": arms[arm].name,
-                "tokens": len(found),
-                "nats": float(found[:, 0].sum()),
-            }
-            if with_kl:
-                row |= {"class": sources[index].cls, "kl": [float(f"{k:.4g}") for k in found[:, 1].tolist()]}
-            rows[index, arm] = row
+    for index, here, values in token_readings(runner, [s.document for s in sources], list(arms.values()), read):
+        for arm, readings in zip(here, values, strict=True):
+            rows[index, arm] = DocumentLoss(
+                text=text,
+                document=sources[index].id,
+                arm=ids[arm],
+                tokens=len(readings),
+                nats=float(readings[:, 0].sum()),
+                cls=sources[index].cls if with_kl else None,
+                kl=tuple(float(f"{k:.4g}") for k in readings[:, 1].tolist()) if with_kl else None,
+            )
     return [rows[key] for key in sorted(rows)]

@@ -1,89 +1,87 @@
-"""The stages of one seed in their order: each reads what the earlier ones wrote and writes one artefact of its own.
+"""The stages of one seed, in order. Each reads the files of earlier stages and writes its own.
 
-    splits -> style -> refusal tokens -> extraction -> selection     finding.py
-           -> nulls                                                  controls.py
-           -> outcomes                                               testing.py
-           -> wide nulls -> dose -> stability                        controls.py
-           -> separation -> side effects -> conditions -> levels     testing.py
+    splits -> style -> refusal tokens -> extraction -> selection -> nulls -> outcomes
+           -> wide nulls -> dose -> stability -> separation -> losses -> conditions -> levels
 
-A stage whose artefact is there is skipped, so a killed run goes on where it was. Test prompts are read after selection.
-What the stages share is in seed_run.py; how their dear parts are cut and where these run, in blocks.py.
+A stage whose file exists is skipped, so a stopped run resumes at the first missing file. Test prompts are read after
+selection, from *outcomes* on. If no candidate was selected, the stages that need a direction are skipped.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from rhumbline.engines.jobs import Pool
-from rhumbline.records.codec import to_json
-from rhumbline.records.selection_files import Selection
-from rhumbline.stages.controls import (
-    dose_block,
-    draw_controls,
-    measure_doses,
-    measure_stability,
-    refit_block,
-    shuffled_block,
-    wide_block,
-    widen,
-)
-from rhumbline.stages.finding import extract_candidates, find_tokens, make_style, score_block, select
-from rhumbline.stages.held_out import (
-    check_filter,
-    measure_levels,
-    outcome_block,
-    separate,
-    write_conditions,
-    write_outcomes,
-    write_side_effects,
-)
+from rhumbline.records.held_out_files import LevelTexts, Separation
+from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
+from rhumbline.records.selection_files import Extracted, FastMetric, Selection, SplitIds, StyleJudges
+from rhumbline.records.shared import ByLabel, BySplit
+from rhumbline.stages.doses import DOSE_JOB, measure_doses
+from rhumbline.stages.extraction import extract_candidates
+from rhumbline.stages.level_texts import measure_levels
+from rhumbline.stages.losses import write_losses
+from rhumbline.stages.null_directions import SHUFFLED_JOB, draw_null_directions
+from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
+from rhumbline.stages.refusal_tokens import find_tokens
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.stage_jobs import Block, Blocks, forget_answers
-from rhumbline.stages.style_judge import check_texts
+from rhumbline.stages.selection import CANDIDATE_JOB, select
+from rhumbline.stages.separation import separate
+from rhumbline.stages.stability import REFIT_JOB, measure_stability
+from rhumbline.stages.stage_jobs import JobKind, SeedJobs
+from rhumbline.stages.style_judges import check_responses, fit_judges
+from rhumbline.stages.system_prompts import write_conditions
+from rhumbline.stages.wide_nulls import WIDE_JOB, measure_wide_nulls
 
-BLOCKS: Mapping[str, Callable[[SeedRun], Block]] = {
-    "candidates": score_block,
-    "shuffled": shuffled_block,
-    "outcomes": outcome_block,
-    "wide": wide_block,
-    "dose": dose_block,
-    "refits": refit_block,
+JOB_KINDS: Mapping[str, JobKind[Any, Any]] = {
+    kind.name: kind for kind in (CANDIDATE_JOB, SHUFFLED_JOB, OUTCOME_JOB, WIDE_JOB, DOSE_JOB, REFIT_JOB)
 }
-"""What a block is called, and what makes it."""
+"""Every kind of job, by name."""
 
 
 def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
-    """All stages, in order. Their blocks run on the workers of `pool`, else here."""
-    ask, stage = Blocks(run, BLOCKS, pool).ask, partial(_stage, run)
-    run.directory.stage(run.folder / "splits.json", lambda: {"seed": run.seed, "ids": run.splits.ids()})
-    check_texts(run.protocol, run.splits)
+    """Run all stages. Their jobs run on the workers of `pool`, or in this process."""
+    jobs = SeedJobs(run, pool)
+
+    def stage(name: str, kind: type, compute: Callable[[], Any]) -> None:
+        _stage(run, jobs, name, kind, compute)
+
+    _write_splits(run)
+    check_responses(run.protocol, run.splits)
     if run.protocol.is_continuous:
-        stage("style", "style.json", partial(make_style, run))
-    stage("refusal tokens", "metric.json", partial(find_tokens, run))
-    stage("extraction", "extraction.json", partial(extract_candidates, run))
-    stage("selection", "selection.json", partial(select, run, ask))
+        stage("style", StyleJudges, lambda: fit_judges(run))
+    stage("refusal tokens", FastMetric, lambda: find_tokens(run))
+    stage("extraction", Extracted, lambda: extract_candidates(run))
+    stage("selection", Selection, lambda: select(run, jobs))
     if run.direction is not None:
-        stage("nulls", "nulls.json", partial(draw_controls, run, ask))
-    write_outcomes(run, ask)
+        stage("nulls", NullDirections, lambda: draw_null_directions(run, jobs))
+    write_outcomes(run, jobs)
     check_filter(run)
     if run.direction is not None:
-        stage("wide nulls", "wide.json", partial(widen, run, ask))
-        stage("dose", "dose.json", partial(measure_doses, run, ask))
-        stage("stability", "stability.json", partial(measure_stability, run, ask))
-    stage("separation", "separation.json", partial(separate, run))
+        stage("wide nulls", WideNulls, lambda: measure_wide_nulls(run, jobs))
+        stage("dose", Doses, lambda: measure_doses(run, jobs))
+        stage("stability", Stability, lambda: measure_stability(run, jobs))
+    stage("separation", Separation, lambda: separate(run))
     if run.direction is not None:
-        write_side_effects(run)
+        write_losses(run)
     write_conditions(run)
     if run.protocol.is_continuous:
-        stage("levels", "levels.json", partial(measure_levels, run))
+        stage("levels", LevelTexts, lambda: measure_levels(run))
 
 
-def _stage(run: SeedRun, name: str, file: str, compute: Callable[[], Mapping[str, Any] | Selection]) -> None:
-    path = run.folder / file
-    if path.is_file():
-        run.directory.load(path)
+def _stage(run: SeedRun, jobs: SeedJobs, name: str, kind: type, compute: Callable[[], Any]) -> None:
+    """Write the record that a stage computes, unless its file exists."""
+    if run.directory.has(kind, run.seed):
+        run.directory.read_record(kind, run.seed)
         return
     with run.timings.stage(name, run.seed):
-        made = compute()
-        run.directory.save(path, to_json(made) if isinstance(made, Selection) else made)
-    forget_answers(run)
+        run.directory.write_record(compute(), run.seed)
+    jobs.clear()
+
+
+def _write_splits(run: SeedRun) -> None:
+    """Write the ids of the prompts, unless the file exists."""
+    if run.directory.has(SplitIds, run.seed):
+        run.directory.read_record(SplitIds, run.seed)
+        return
+    ids = run.splits.ids()
+    by_split = BySplit(*(ByLabel(**{c: tuple(some) for c, some in ids[s].items()}) for s in ("train", "val", "test")))
+    run.directory.write_record(SplitIds(run.seed, by_split), run.seed)

@@ -1,9 +1,9 @@
-"""The procedure again, on other labels or on resampled prompts: the whole procedure's null, and the choice's spread.
+"""Extraction and selection again: on pseudo-classes (the family `shuffled`) or on resampled prompts (stability).
 
-One pass over the training prompts gives every refit its means at every candidate site (weighted sums; nothing is kept
-per prompt). Selection is then done again by the fast metric, lazily: a candidate's induce and kl are only computed once
-its bypass puts it in question. What is not done again: the refusal tokens, and the filter by the metric's sign.
-Sees training and validation prompts only.
+One pass over the training prompts gives every refit its means at every site, as weighted sums; no activation of a
+single prompt is stored. Selection uses the metric only and is lazy: induce and KL are computed for the candidates with
+the best bypass scores first. Refusal tokens and the filter by the sign of the metric are not computed again. Training
+and validation prompts only.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,36 @@ from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.scorer import Scorer
+from rhumbline.records.null_files import BootstrapRefit
 from rhumbline.records.positions import Position
+from rhumbline.records.reasons import Discard
 from rhumbline.records.selection_files import Candidate
-from rhumbline.stages.nulls import generator, halves
+from rhumbline.records.shared import Site
+from rhumbline.stages.null_families import generator, halves
 
-IN_QUESTION = 4
-"""Candidates whose induce and kl are computed together, in the order of their bypass."""
+CANDIDATES_AT_ONCE = 4
+"""Candidates whose induce and KL scores are computed together, in the order of their bypass scores."""
 
-Site = tuple[int, int]
-"""Index of a position among those of the run, and a layer."""
+Sequences = Sequence[TokenIds]
+
+
+def scored_sites(table: Sequence[Candidate]) -> list[Site]:
+    """The sites with an induce score: those that a refit of the whole procedure can select."""
+    return [row.site for row in table if row.induce is not None]
+
+
+def best_sites(table: Sequence[Candidate], rule: SelectionRule, n: int) -> list[Site]:
+    """The n best candidates by the rule: survivors, and those whose KL score could not change the selection."""
+    scored = (row for row in table if row.bypass is not None and row.induce is not None)
+    eligible = [row for row in scored if row.discarded in (None, Discard.NOT_NEEDED)]
+    return [row.site for row in sorted(eligible, key=rule.criterion_of)[:n]]
+
+
+# -- one refit --------------------------------------------------------------------------------------------------------
 
 
 def weighted_sums(
-    runner: Runner, sequences: Sequence[TokenIds], positions: Sequence[Position], weights: Float[Tensor, "draw prompt"]
+    runner: Runner, sequences: Sequences, positions: Sequence[Position], weights: Float[Tensor, "draw prompt"]
 ) -> Float[Tensor, "draw position layer d_model"]:
     """Sum of weight * block input over the prompts, for every draw of weights, in one pass; float64."""
     model = runner.model
@@ -44,87 +61,90 @@ def weighted_sums(
 
 @dataclass(frozen=True)
 class Validation:
-    """Prompts that a refit is chosen on, each with its share in the mean."""
+    """The prompts of one selection, each with its weight in the mean."""
 
-    positive: Sequence[TokenIds]
-    negative: Sequence[TokenIds]
+    positive: Sequences
+    negative: Sequences
     baseline: Float[Tensor, "negative vocab"]
-    """Logits of the negatives without an intervention."""
+    """Logits of the negatives without intervention."""
     positive_weight: Float[Tensor, " positive"]
     negative_weight: Float[Tensor, " negative"]
 
 
 class Refit(NamedTuple):
-    """What one refit chose."""
+    """The candidate that one refit selects."""
 
     position: Position
     layer: int
     vector: Float[Tensor, " d_model"]
     passed: bool
-    """False where no candidate passed the rule: this is then the one with the best bypass."""
+    """False if no candidate passed the rule; the refit is then the candidate with the best bypass score."""
 
 
 @dataclass(frozen=True)
-class Choosing:
-    """What every refit has in common: the sites that it may choose, and how it chooses."""
+class RefitSelection:
+    """What all refits of a stage share: the sites that can be selected, and how."""
 
     scorer: Scorer
     sites: Sequence[Site]
     positions: Sequence[Position]
     rule: SelectionRule
 
+    def select(self, candidates: Candidates, validation: Validation) -> Refit | None:
+        """Select among the sites by the rule; None if no candidate has a direction."""
+        directions = {site: d for site in self.sites if (d := self._direction(candidates, site)) is not None}
+        if not directions:
+            return None
+        ablations = [Arm("ablation", (Ablate(d),)) for d in directions.values()]
+        additions = [Arm("addition", (Add(d),)) for d in directions.values()]
+        weight = validation.positive_weight.double()
+        bypass = (self.scorer.read(validation.positive, ablations).metric @ weight).tolist()
+        rows = [Candidate(s.position, s.layer, b, None, None) for s, b in zip(directions, bypass, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: (bypass[i], rows[i].position, rows[i].layer))
+        # Only the criterion lowest-bypass is known before the other scores.
+        step = CANDIDATES_AT_ONCE if self.rule.criterion == "lowest-bypass" else len(rows)
+        for start in range(0, len(order), step):
+            now = order[start : start + step]
+            arms = [ablations[i] for i in now] + [additions[i] for i in now]
+            readings = self.scorer.read(validation.negative, arms, validation.baseline)
+            weight = validation.negative_weight.double()
+            kl, induce = (readings.kl[: len(now)] @ weight).tolist(), (readings.metric[len(now) :] @ weight).tolist()
+            for i, k, up in zip(now, kl, induce, strict=True):
+                rows[i] = replace(rows[i], kl=k, induce=up)
+            table = [rows[i] for i in order[: start + step]]
+            selected = choose(table, self.scorer.runner.model.n_layers, self.rule).selected
+            if selected is not None:
+                return self._refit(selected, candidates, True)
+        return self._refit(rows[order[0]], candidates, False)
 
-def choose_again(choosing: Choosing, candidates: Candidates, validation: Validation) -> Refit | None:
-    """Selection among the sites by the rule, induce and kl computed only where they can decide; None of nothing."""
-    scorer, positions, rule = choosing.scorer, choosing.positions, choosing.rule
-    directions = {
-        (p, layer): Direction.from_vector(candidates[p, layer], positions[p], layer)
-        for p, layer in choosing.sites
-        if 0 < float(candidates[p, layer].norm()) < float("inf")
-    }
-    if not directions:
-        return None
-    cells = list(directions)
-    ablations = [Arm(f"{cell}", (Ablate(directions[cell]),)) for cell in cells]
-    bypass = (scorer.read(validation.positive, ablations).metric @ validation.positive_weight.double()).tolist()
-    rows = [Candidate(positions[p], layer, b, None, None) for (p, layer), b in zip(cells, bypass, strict=True)]
-    lazily = rule.criterion == "lowest-bypass"
-    order = sorted(range(len(cells)), key=lambda i: (bypass[i], rows[i].position, rows[i].layer))
-    step = IN_QUESTION if lazily else len(cells)
-    depth = scorer.runner.model.n_layers
-    for start in range(0, len(order), step):
-        now = order[start : start + step]
-        arms = [ablations[i] for i in now] + [Arm("add", (Add(directions[cells[i]]),)) for i in now]
-        found = scorer.read(validation.negative, arms, validation.baseline)
-        weight = validation.negative_weight.double()
-        kl, induce = (found.kl[: len(now)] @ weight).tolist(), (found.metric[len(now) :] @ weight).tolist()
-        for i, k, up in zip(now, kl, induce, strict=True):
-            rows[i] = replace(rows[i], kl=k, induce=up)
-        selected = choose([rows[i] for i in order[: start + step]], depth, rule).selected
-        if selected is not None:
-            return _refit(selected, positions, candidates, True)
-    return _refit(rows[order[0]], positions, candidates, False)
+    def _vector(self, candidates: Candidates, position: Position, layer: int) -> Float[Tensor, " d_model"]:
+        return candidates[list(self.positions).index(position), layer]
+
+    def _direction(self, candidates: Candidates, site: Site) -> Direction | None:
+        """The candidate of a site; None if it is zero or not finite."""
+        vector = self._vector(candidates, site.position, site.layer)
+        is_direction = 0 < float(vector.norm()) < float("inf")
+        return Direction.from_vector(vector, site.position, site.layer) if is_direction else None
+
+    def _refit(self, row: Candidate, candidates: Candidates, passed: bool) -> Refit:
+        return Refit(row.position, row.layer, self._vector(candidates, row.position, row.layer), passed)
 
 
-def _refit(row: Candidate, positions: Sequence[Position], candidates: Candidates, passed: bool) -> Refit:
-    return Refit(row.position, row.layer, candidates[list(positions).index(row.position), row.layer], passed)
-
-
-# -- other labels: the null of the whole procedure --------------------------------------------------------------------
+# -- pseudo-classes: the null of the whole procedure ------------------------------------------------------------------
 
 
 def shuffled_differences(
     runner: Runner,
-    train: tuple[Sequence[TokenIds], Sequence[TokenIds]],
+    train: tuple[Sequences, Sequences],
     candidates: Candidates,
     positions: Sequence[Position],
     *,
     draws: int,
     seed: int,
 ) -> Float[Tensor, "draw position layer d_model"] | None:
-    """Differences in means of balanced pseudo-classes, each with half of either true class; None of too few prompts.
+    """Differences in means of pseudo-classes, each with half of either true class; None for too few prompts.
 
-    Every one is given the norm of the true difference at its site, so that additions are matched.
+    Every difference is rescaled to the norm of the true difference at its site, so that additions are comparable.
     """
     if draws == 0 or min(len(s) for s in train) < 2:
         return None
@@ -135,61 +155,53 @@ def shuffled_differences(
 
 
 def shuffled_refits(
-    choosing: Choosing,
+    selection: RefitSelection,
     differences: Float[Tensor, "draw position layer d_model"],
-    val: tuple[Sequence[TokenIds], Sequence[TokenIds]],
+    val: tuple[Sequences, Sequences],
     *,
     draws: Sequence[int],
     prompts: int,
     seed: int,
 ) -> list[Refit]:
-    """Selection on balanced pseudo-classes, for some draws of pseudo-differences.
+    """Selection on pseudo-classes, for some draws of pseudo-differences.
 
-    `prompts` validation prompts of either true class are dealt to the pseudo-classes.
+    Each pseudo-class gets half of `prompts` validation prompts of either true class.
     """
-    found = []
+    refits = []
     for draw in draws:
         rng = np.random.default_rng([seed, draw, prompts])
-        taken = [[s[i] for i in rng.permutation(len(s))[:prompts]] for s in val]
-        first, second = ([x for s in taken for x in s[half::2]] for half in (0, 1))
+        drawn = [[s[i] for i in rng.permutation(len(s))[:prompts]] for s in val]
+        first, second = ([x for s in drawn for x in s[half::2]] for half in (0, 1))
         if not (first and second):
             continue
-        refit = choose_again(choosing, differences[draw], _equally(choosing.scorer, first, second))
+        refit = selection.select(differences[draw], _equally_weighted(selection.scorer, first, second))
         if refit is not None:
-            found.append(refit)
-    return found
+            refits.append(refit)
+    return refits
 
 
-def _equally(scorer: Scorer, positive: Sequence[TokenIds], negative: Sequence[TokenIds]) -> Validation:
-    shares = (torch.full((len(s),), 1 / len(s)) for s in (positive, negative))
-    return Validation(positive, negative, scorer.baseline(negative), *shares)
+def _equally_weighted(scorer: Scorer, positive: Sequences, negative: Sequences) -> Validation:
+    weights = (torch.full((len(s),), 1 / len(s)) for s in (positive, negative))
+    return Validation(positive, negative, scorer.baseline(negative), *weights)
 
 
-# -- other prompts: how stable the choice is --------------------------------------------------------------------------
-
-
-class BootstrapRefit(NamedTuple):
-    """One bootstrap refit: what it chose, and its cosine with the direction at the direction's own site."""
-
-    position: Position | None
-    layer: int | None
-    cosine: float
+# -- resampled prompts: the stability of the selection ----------------------------------------------------------------
 
 
 class Resampled(NamedTuple):
-    """What every bootstrap refit is made of."""
+    """The data of all bootstrap refits."""
 
     differences: Float[Tensor, "refit position layer d_model"]
-    val: tuple[Sequence[TokenIds], Sequence[TokenIds]]
+    val: tuple[Sequences, Sequences]
     baseline: Float[Tensor, "negative vocab"]
-    shares: list[tuple[Float[Tensor, " positive"], Float[Tensor, " negative"]]]
-    """Of every validation prompt, refit by refit."""
+    weights: list[tuple[Float[Tensor, " positive"], Float[Tensor, " negative"]]]
+    """Weights of the validation prompts of either class, for every refit."""
 
 
 def resample(
     scorer: Scorer,
-    train: tuple[Sequence[TokenIds], Sequence[TokenIds]],
-    val: tuple[Sequence[TokenIds], Sequence[TokenIds]],
+    train: tuple[Sequences, Sequences],
+    val: tuple[Sequences, Sequences],
     positions: Sequence[Position],
     *,
     refits: int,
@@ -213,25 +225,20 @@ def resample(
 
 
 def bootstrap_refits(
-    choosing: Choosing, resampled: Resampled, direction: Direction, *, refits: Sequence[int]
+    selection: RefitSelection, resampled: Resampled, direction: Direction, *, refits: Sequence[int]
 ) -> tuple[list[BootstrapRefit], float | None]:
-    """Some of the refits.
-
-    Also the mean cosine between two of all refits, at the direction's site.
-    """
-    at = resampled.differences[:, list(choosing.positions).index(direction.position), direction.layer]
+    """Some of the refits, and the mean cosine between two of all refits at the site of the direction."""
+    at = resampled.differences[:, list(selection.positions).index(direction.position), direction.layer]
     here = torch.nn.functional.normalize(at)
-    found = []
+    rows = []
     for refit in refits:
-        validation = Validation(*resampled.val, resampled.baseline, *resampled.shares[refit])
-        again = choose_again(choosing, resampled.differences[refit], validation)
-        chosen = again if again is not None and again.passed else None
+        validation = Validation(*resampled.val, resampled.baseline, *resampled.weights[refit])
+        selected = selection.select(resampled.differences[refit], validation)
         cosine = float(here[refit] @ direction.vector)
-        found.append(
-            BootstrapRefit(None, None, cosine)
-            if chosen is None
-            else BootstrapRefit(chosen.position, chosen.layer, cosine)
-        )
+        if selected is not None and selected.passed:
+            rows.append(BootstrapRefit(selected.position, selected.layer, cosine))
+        else:
+            rows.append(BootstrapRefit(None, None, cosine))
     gram, n = here @ here.T, len(here)
     between = float((gram.sum() - gram.trace()) / (n * (n - 1))) if n > 1 else None
-    return found, between
+    return rows, between

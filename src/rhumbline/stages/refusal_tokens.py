@@ -1,11 +1,13 @@
-"""Which tokens open a refusal: given, or found in the model's own baseline completions of training prompts.
+"""Stage *refusal tokens*: the first tokens of the behaviour that the metric reads (metric.json).
 
-Sees training prompts only. Knows tokens and a judge; does not know directions.
+The protocol gives the tokens, or they are estimated on training prompts: from the model's own baseline completions, or
+from the probabilities of the next token. Training prompts only. Independent of directions.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,91 +18,115 @@ from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat import Chat
+from rhumbline.prompts.contrasts import LABELS
+from rhumbline.records.reasons import TokensLacking
+from rhumbline.records.selection_files import FastMetric
+from rhumbline.records.shared import OpeningToken
+from rhumbline.stages.seed_run import SeedRun
 
 LONGEST_READ = 64
-"""New tokens that are enough to see whether a training prompt is refused."""
+"""New tokens after which a training prompt is classified."""
 SMALLEST_SHARE = 0.05
-"""A first token that opens fewer of the refusals than this is left out."""
+"""Share of the refusals that a first token must start."""
 SMALLEST_AUROC = 0.6
-"""A first token whose probability separates the classes less than this is left out."""
+"""Separation of the classes that the probability of a first token must reach."""
 
 
-def opening_tokens(
-    runner: Runner,
-    chat: Chat,
-    positive: Sequence[TokenIds],
-    negative: Sequence[TokenIds],
-    judge: TextJudge,
-    *,
-    given: Sequence[str] | None,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    """The refusal tokens of the metric, with how well they separate the training classes, as a JSON record.
+def find_tokens(run: SeedRun) -> FastMetric:
+    """The metric of a seed, with its tokens unless it is the paired log-odds."""
+    texts = run.protocol.refusal_tokens
+    if texts == "auto" and run.pairs is not None:
+        return FastMetric(how="pairs", tokens=(), auroc=None, refusals=None, n=None, reason=None)
+    positive, negative = (run.sequences("train", label) for label in LABELS)
+    tokens = FirstTokens(run.runner("refusal tokens"), run.chat, positive, negative)
+    if texts != "auto":
+        return tokens.of_texts(texts)
+    if run.protocol.is_continuous:
+        return tokens.of_probabilities()
+    return tokens.of_completions(run.judge(), run.protocol.max_new_tokens)
 
-    {"how", "tokens": [{"id", "text", "auroc", "share"}], "auroc", "refusals", "n", "reason"}; no token is an outcome
-    with its reason. The paper chooses them by hand per model family (appendix B); "auto" is ours.
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """Finds the first tokens of the behaviour and measures how well they separate the training classes.
+
+    The paper chooses them by hand for each model family (appendix B). No token is a valid result, with its reason.
     """
-    found: dict[str, Any] = {"how": "given", "refusals": None, "n": None, "reason": None}
-    shares: dict[int, float | None]
-    if given is not None:
-        shares = {chat.first_token(text): None for text in given}
-    else:
-        completions, _ = runner.generate(positive, max_new_tokens=min(max_new_tokens, LONGEST_READ))
-        texts = [chat.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions[0]]
+
+    runner: Runner
+    chat: Chat
+    positive: Sequence[TokenIds]
+    negative: Sequence[TokenIds]
+
+    def of_texts(self, texts: Sequence[str]) -> FastMetric:
+        """The first token of each text."""
+        tokens = self._tokens({self.chat.first_token(text): None for text in texts}, least_auroc=None)
+        return self._metric("given", tokens)
+
+    def of_completions(self, judge: TextJudge, max_new_tokens: int) -> FastMetric:
+        """The tokens that start the model's own baseline refusals of training positives."""
+        completions, _ = self.runner.generate(self.positive, max_new_tokens=min(max_new_tokens, LONGEST_READ))
+        texts = [self.chat.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions[0]]
         refusals = [ids for ids, text in zip(completions[0], texts, strict=True) if judge(text).value]
         counts = Counter(ids[0] for ids in refusals)
         shares = {token: n / len(refusals) for token, n in counts.most_common() if n / len(refusals) >= SMALLEST_SHARE}
-        found |= {"how": "auto", "refusals": len(refusals), "n": len(positive)}
         if not shares:
-            return found | {
-                "tokens": [],
-                "auroc": None,
-                "reason": f"none of {len(positive)} training positives showed the behaviour at baseline",
-            }
-    each = {token: _separation(runner, positive, negative, [token]) for token in shares}
-    kept = [token for token in shares if given is not None or each[token] >= SMALLEST_AUROC]
-    tokens = [{"id": t, "text": chat.tokenizer.decode([t]), "auroc": each[t], "share": shares[t]} for t in kept]
-    if not kept:
-        return found | {"tokens": [], "auroc": None, "reason": "no first token of a refusal separates the classes"}
-    together = each[kept[0]] if len(kept) == 1 else _separation(runner, positive, negative, kept)
-    return found | {"tokens": tokens, "auroc": together}
+            return self._metric("auto", (), TokensLacking.NOT_SHOWN, refusals=len(refusals))
+        tokens = self._tokens(shares, SMALLEST_AUROC)
+        return self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))
 
+    def of_probabilities(self) -> FastMetric:
+        """The tokens whose mean probability is larger after positives by `SMALLEST_SHARE` or more.
 
-def shifted_tokens(
-    runner: Runner, chat: Chat, positive: Sequence[TokenIds], negative: Sequence[TokenIds]
-) -> dict[str, Any]:
-    """First tokens that the model finds likelier after training positives, as the record of `opening_tokens`.
+        For behaviours with many first tokens: a greedy completion shows only one of them.
+        """
+        means = []
+        for sequences in (self.positive, self.negative):
+            total: torch.Tensor | None = None
+            for _, logits in self.runner.last_logits(sequences):
+                some = logits.double().softmax(-1).sum(0).cpu()
+                total = some if total is None else total + some
+            assert total is not None
+            means.append(total / len(sequences))
+        more = means[0] - means[1]
+        order = more.argsort(descending=True).tolist()
+        shares = {int(t): float(more[t]) for t in order if more[t] >= SMALLEST_SHARE}
+        return self._metric("shifted", self._tokens(shares, SMALLEST_AUROC), TokensLacking.NOT_LIKELIER)
 
-    `share` is by how much the mean probability differs, `SMALLEST_SHARE` at least. For behaviours with many openings:
-    a greedy completion shows one of them, and the others would be missed.
-    """
-    means = []
-    for sequences in (positive, negative):
-        total: torch.Tensor | None = None
-        for _, logits in runner.last_logits(sequences):
-            some = logits.double().softmax(-1).sum(0).cpu()
-            total = some if total is None else total + some
-        assert total is not None
-        means.append(total / len(sequences))
-    more = means[0] - means[1]
-    candidates = [int(t) for t in more.argsort(descending=True).tolist() if more[t] >= SMALLEST_SHARE]
-    each = {t: _separation(runner, positive, negative, [t]) for t in candidates}
-    kept = [t for t in candidates if each[t] >= SMALLEST_AUROC]
-    tokens = [{"id": t, "text": chat.tokenizer.decode([t]), "auroc": each[t], "share": float(more[t])} for t in kept]
-    found = {"how": "shifted", "tokens": tokens, "refusals": None, "n": len(positive), "auroc": None, "reason": None}
-    if not kept:
-        return found | {"reason": "no first token is likelier after the positives"}
-    return found | {"auroc": _separation(runner, positive, negative, kept)}
+    def _tokens(self, shares: Mapping[int, float | None], least_auroc: float | None) -> tuple[OpeningToken, ...]:
+        """The tokens that separate the classes well enough."""
+        tokens = []
+        for token, share in shares.items():
+            separation = self._separation([token])
+            if least_auroc is None or separation >= least_auroc:
+                tokens.append(OpeningToken(token, self.chat.tokenizer.decode([token]), separation, share))
+        return tuple(tokens)
 
+    def _metric(
+        self,
+        how: Literal["given", "auto", "shifted"],
+        tokens: tuple[OpeningToken, ...],
+        lacking: TokensLacking | None = None,
+        refusals: int | None = None,
+    ) -> FastMetric:
+        """The record of a metric; `lacking` is the reason if there are no tokens."""
+        match tokens:
+            case ():
+                auroc_of_all, reason = None, lacking
+            case (token,):
+                auroc_of_all, reason = token.auroc, None
+            case _:
+                auroc_of_all, reason = self._separation([t.id for t in tokens]), None
+        n = None if how == "given" else len(self.positive)
+        return FastMetric(how=how, tokens=tokens, auroc=auroc_of_all, refusals=refusals, n=n, reason=reason)
 
-def _separation(
-    runner: Runner, positive: Sequence[TokenIds], negative: Sequence[TokenIds], tokens: Sequence[int]
-) -> float:
-    vocab = runner.model.model.get_input_embeddings().weight.shape[0]
-    if outside := [t for t in tokens if not 0 <= t < vocab]:
-        raise ProtocolError(f"refusal tokens {outside} are outside the vocabulary of {vocab}.")
-    values = torch.zeros(len(positive) + len(negative), dtype=torch.float64)
-    for rows, logits in runner.last_logits([*positive, *negative]):
-        values[rows.prompt] = refusal_metric(logits, tokens).cpu()
-    both = values.numpy()
-    return auroc(both[: len(positive)], both[len(positive) :])
+    def _separation(self, tokens: Sequence[int]) -> float:
+        """AUROC of the metric of these tokens between the training classes."""
+        vocab = self.runner.model.model.get_input_embeddings().weight.shape[0]
+        if outside := [t for t in tokens if not 0 <= t < vocab]:
+            raise ProtocolError(f"refusal tokens {outside} are outside the vocabulary of {vocab}. Use other texts.")
+        values = torch.zeros(len(self.positive) + len(self.negative), dtype=torch.float64)
+        for rows, logits in self.runner.last_logits([*self.positive, *self.negative]):
+            values[rows.prompt] = refusal_metric(logits, tokens).cpu()
+        both = values.numpy()
+        return auroc(both[: len(self.positive)], both[len(self.positive) :])

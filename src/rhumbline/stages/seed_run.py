@@ -1,14 +1,13 @@
-"""What the stages of one seed share: what the run was given, and what the artefacts on disk say so far.
+"""What the stages of one seed share: the inputs of the run, and the artefacts that earlier stages wrote.
 
-Promises: a stage learns of an earlier one through its artefact alone, so that a resumed run, a worker of a pool and an
-unbroken run see the same. Does not know what a stage computes, nor their order.
+A stage depends on earlier stages only through their artefacts. A resumed run, a worker of a pool and an uninterrupted
+run therefore read the same values. Independent of what a stage computes and of the order of the stages.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rhumbline.axes import Candidates, TokenIds
 from rhumbline.evidence.selection_rules import SelectionRule
@@ -27,10 +26,10 @@ from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Selection
-from rhumbline.stages.metric_on_test import additions
-from rhumbline.stages.nulls import Null
-from rhumbline.stages.style_judge import Styling, read_styling
+from rhumbline.records.selection_files import Extracted, FastMetric, Selection, StyleJudges
+from rhumbline.stages.arms import AdditionParameters, SeedArms
+from rhumbline.stages.fitted_style import FittedStyle
+from rhumbline.stages.seed_artefacts import Null, SeedArtefacts
 from rhumbline.stages.timings import Timings
 
 
@@ -46,28 +45,28 @@ class SeedRun:
     protocol: Protocol
     seed: int
     tokens: int = CPU_TOKENS
-    """Tokens of a forward pass: measured on an accelerator."""
+    """Tokens of a forward pass; measured on an accelerator."""
     texts: LossTexts = NO_TEXTS
-    """What losses are measured on, beside the model's own completions."""
+    """Texts on which losses are measured, in addition to the completions of the model."""
     chats: Mapping[str, Chat] = field(default_factory=dict)
     """The chat of every condition."""
     neutral: tuple[Prompt, ...] = ()
-    """Prompts of neither class, which are only measured."""
+    """Prompts of neither class. They are only measured."""
 
     @property
     def folder(self) -> Path:
-        """Where the artefacts of this seed lie."""
+        """The folder of the artefacts of this seed."""
         return self.directory.seed(self.seed)
 
     def runner(self, stage: str) -> Runner:
-        """The model, with progress told of under the stage's name."""
+        """The model, with progress reported under the name of the stage."""
         return Runner(self.model, self.tokens, tick=lambda rows: self.timings.tick(stage, rows))
 
     # Prompts
 
     @property
     def positions(self) -> tuple[Position, ...]:
-        """Where candidates are read."""
+        """Positions at which candidates are read."""
         in_response = self.protocol.extraction.response_position
         if in_response is not None:
             return (in_response,)
@@ -75,51 +74,50 @@ class SeedRun:
         return (self.chat.instruction_position,) if last else self.chat.positions
 
     def prompts(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[Prompt]:
-        """The prompts of one class of a split, or those of them that are kept."""
+        """The prompts of one class of a split, or the kept ones of them."""
         return [p for i, p in enumerate(self.splits.get(split, label)) if kept is None or kept[i]]
 
-    def read(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[Prompt]:
-        """The rows that activations are read from: of texts, both responses. Validation prompts are asked once each."""
+    def rows(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[Prompt]:
+        """The rows that activations are read from: of a contrast of texts both responses, but on validation prompts."""
         if self.protocol.extraction.response_position is None or split == "val":
             return self.prompts(split, label, kept)
         return [p for i, p in enumerate(self.splits.texts(split, label)) if kept is None or kept[i]]
 
     def sequences(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[list[int]]:
-        """The same as tokens, up to where the answer begins."""
+        """Token ids of the prompts, up to where the response begins."""
         return [self.chat.encode(p) for p in self.prompts(split, label, kept)]
 
     def encoded(self, prompts: Sequence[Prompt]) -> Sequence[TokenIds]:
-        """Prompts as activations are read from them."""
+        """Token ids of prompts as activations are read from them."""
         return encoded(self.chat, prompts, self.positions)
 
-    def kept(self, split: Split) -> tuple[Sequence[TokenIds], Sequence[TokenIds]]:
-        """What the metric's sign keeps of either class; of train as activations are read from them."""
-        kept = self.extraction["kept"][split]
+    def kept_sequences(self, split: Split) -> tuple[Sequence[TokenIds], Sequence[TokenIds]]:
+        """Token ids of the positives and negatives that the sign of the metric keeps; of train with their responses."""
+        kept = self.extraction.kept["train" if split == "train" else "val"]
         if split == "train":
-            positive, negative = (self.encoded(self.read(split, c, kept[c])) for c in LABELS)
+            positive, negative = (self.encoded(self.rows(split, c, kept[c])) for c in LABELS)
         else:
             positive, negative = (self.sequences(split, c, kept[c]) for c in LABELS)
         return positive, negative
 
-    # Who reads the completions, and the fast metric in their place
+    # The judge of completions, and the metric
 
     @cached_property
-    def styling(self) -> Styling:
-        """The judges of a continuous score, as they lie on disk."""
-        record = self._load("style.json")
-        path = self.folder / "classifier.safetensors"
-        tensors = self.directory.load_tensors(path)[0] if record["classifier"] else {}
-        return read_styling(record, tensors, self.protocol.judge)
+    def style(self) -> FittedStyle:
+        """The judges of a continuous score."""
+        record = self.artefacts.read(StyleJudges)
+        tensors = self.artefacts.tensors("classifier.safetensors") if record.classifier else {}
+        return FittedStyle.of(record, tensors, self.protocol.judge)
 
     def judge(self, prompt: Prompt | None = None) -> TextJudge:
-        """Who reads a completion of this prompt."""
+        """The judge of the completions of this prompt."""
         if self.protocol.is_continuous:
-            return self.styling.judge(prompt.category if prompt else None)
+            return self.style.judge(prompt.category if prompt else None)
         return judge(self.protocol.judge)
 
     @cached_property
     def pairs(self) -> PairedLogOdds | None:
-        """The fast metric that needs no tokens, where the contrast's prompts allow it."""
+        """The metric without tokens; None unless every prompt of the contrast has a response of either class."""
         if not self.protocol.is_continuous:
             return None
         train, *others = ([p for c in LABELS for p in self.prompts(split, c)] for split in SPLITS)
@@ -127,77 +125,69 @@ class SeedRun:
 
     @cached_property
     def metric(self) -> Metric | None:
-        """The fast metric that `metric.json` names; None where the model has no refusal tokens."""
-        record = self._load("metric.json")
-        if record["how"] == "pairs":
+        """The metric that metric.json states; None if the model has no refusal tokens."""
+        record = self.artefacts.read(FastMetric)
+        if record.how == "pairs":
             return self.pairs
-        return TokenMetric(tuple(t["id"] for t in record["tokens"])) if record["tokens"] else None
+        return TokenMetric(tuple(t.id for t in record.tokens)) if record.tokens else None
 
     def scorer(self, stage: str) -> Scorer:
-        """The fast metric of many arms."""
+        """Evaluates the metric for many arms, and the KL divergence as the selection rule defines it."""
         assert self.metric is not None
         without = tuple(own_tokens(self.metric)) if self.protocol.selection.kl_outside else ()
         return Scorer(self.runner(stage), self.metric, without)
 
-    # What was found
-
-    def _load(self, name: str) -> dict[str, Any]:
-        return self.directory.load(self.folder / name)
+    # Results of earlier stages
 
     @cached_property
-    def extraction(self) -> dict[str, Any]:
-        """The artefact of the extraction."""
-        return self._load("extraction.json")
+    def artefacts(self) -> SeedArtefacts:
+        """The files that earlier stages wrote."""
+        return SeedArtefacts(self.directory, self.seed)
 
-    @cached_property
-    def candidates(self) -> Candidates:
-        """The un-normalised candidates."""
-        return self.directory.load_tensors(self.folder / "directions.safetensors")[0]["candidates"]
+    @property
+    def extraction(self) -> Extracted:
+        """Positions and kept prompts."""
+        return self.artefacts.extraction
 
     def direction_at(self, position: Position, layer: int) -> Direction:
-        """One candidate."""
-        return Direction.from_vector(self.candidates[self.positions.index(position), layer], position, layer)
+        """The candidate at one site, normalised."""
+        return self.artefacts.direction_at(position, layer)
 
-    @cached_property
+    @property
+    def candidates(self) -> Candidates:
+        """Differences in means, not normalised."""
+        return self.artefacts.candidates
+
+    @property
     def selection(self) -> Selection:
-        """The artefact of the selection."""
-        return self.directory.read_record(Selection, self.seed)
+        """The scores of the candidates and the selected one."""
+        return self.artefacts.selection
 
-    @cached_property
+    @property
     def rule(self) -> SelectionRule:
         """The rule that selected the direction."""
         rule = self.protocol.selection
         return rule if self.selection.has_room else rule.without_induce_and_kl()
 
-    @cached_property
+    @property
     def direction(self) -> Direction | None:
-        """The chosen direction, or None where no candidate passed."""
-        cell = self.selection.selected
-        return None if cell is None else self.direction_at(cell.position, cell.layer)
+        """The selected direction; None if no candidate was selected."""
+        return self.artefacts.direction
 
     @property
-    def how(self) -> dict[str, Any]:
-        """The arguments of every addition."""
-        return additions(self.selection.addition_coefficient, self.protocol.addition.positions)
-
-    @cached_property
     def nulls(self) -> list[Null]:
-        """The null directions; none where nothing was selected."""
-        return [] if self.direction is None else read_nulls(self.directory, self.seed)
+        """The null directions; empty if no candidate was selected."""
+        return self.artefacts.nulls
+
+    @property
+    def arms(self) -> SeedArms:
+        """The arms of the direction and of its nulls."""
+        addition = AdditionParameters(self.artefacts.coefficient, self.protocol.addition.positions)
+        return SeedArms(self.direction, self.nulls, addition)
 
 
 def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[Position]) -> Sequence[TokenIds]:
-    """The prompts as activations are read from them: with their responses where positions lie in these."""
+    """Token ids of prompts as activations are read from them: with their responses if a position is in the response."""
     if any(p.is_in_response for p in positions):
         return [chat.encode_answered(p) for p in prompts]
     return [chat.encode(p) for p in prompts]
-
-
-def read_nulls(directory: RunDirectory, seed: int) -> list[Null]:
-    """The null directions of a seed as they lie on disk."""
-    folder = directory.seed(seed)
-    vectors = directory.load_tensors(folder / "nulls.safetensors")[0]["nulls"]
-    return [
-        Null(r["family"], r["draw"], Direction.from_vector(v, r["position"], r["layer"]), r["cosine"], r["energy"])
-        for r, v in zip(directory.load(folder / "nulls.json")["nulls"], vectors, strict=True)
-    ]

@@ -1,55 +1,83 @@
-"""Blocks: what is dear in a stage, cut into jobs that depend on artefacts and on nothing else.
+"""Jobs of a stage: the expensive parts of a stage, cut into jobs that depend on artefacts only.
 
-A block's bounds are the protocol's, never the engine's: every engine runs the same forward passes. Blocks run here or
-on the workers of a pool (replicas.py); their answers lie in `.answers` until the stage's artefact stands. Does not know
-what any block computes.
+The size of a job is a constant, so every engine runs the same forward passes. Jobs run in this process or on the
+workers of a pool (jobs/replicas.py). Their results are stored in `.jobs` until the artefact of the stage is written.
+Arguments and results are records; they are JSON values between processes. Independent of what a job computes.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rhumbline.engines.jobs import Job, Log, Pool, answered
 from rhumbline.engines.local import LocalPool
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.files import file_sha256
 from rhumbline.stages.seed_run import SeedRun
 
-ROWS_PER_BLOCK = 512
-"""Completions of one block: what a killed run loses at most, and the same for every batch size and engine."""
-CANDIDATES_PER_BLOCK, NULLS_PER_BLOCK, DRAWS_PER_BLOCK, REFITS_PER_BLOCK = 32, 128, 3, 4
-"""Of the other stages (docs/scale.md: a block should last seconds, and a stage have several)."""
-ANSWERS = ".answers"
-"""Where the answers of blocks wait, beside the artefacts of a seed."""
+ROWS_PER_JOB = 512
+"""Completions of one job. A stopped run loses at most these."""
+CANDIDATES_PER_JOB, NULLS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB = 32, 128, 3, 4
+"""Sizes of the jobs of the other stages (docs/guide/scale.md: a job should take seconds, and a stage have several)."""
+FOLDER = ".jobs"
+"""Folder of the results of jobs, next to the artefacts of a seed."""
 INPUTS = ("style.json", "classifier.safetensors", "metric.json", "extraction.json", "selection.json", "nulls.json",
           "directions.safetensors", "nulls.safetensors")  # fmt: skip
-"""Artefacts that a block may read; those that are there when it runs go with it."""
+"""Artefacts that a job can read. Those that exist are sent to the worker."""
 
-Block = Callable[..., Any]
-"""Arguments in, an answer out, both as JSON."""
-Ask = Callable[[str, Sequence[Mapping[str, Any]]], list[Any]]
-"""(kind of block, arguments of each) -> their answers, in order."""
+A = TypeVar("A")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The blocks of one seed: asked for by its stages, answered here or wherever the pool's workers are."""
+class JobKind(Generic[A, Result]):
+    """A kind of job: `prepare(run)(arguments)` is its result."""
+
+    name: str
+    arguments: type[A]
+    """Record of the arguments."""
+    result: type[Result]
+    """Record of the result."""
+    prepare: Callable[[SeedRun], Callable[[A], Result]]
+    """Called once for all jobs of this kind that a worker runs: what they share is computed here."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive items, first <= i < end."""
+
+    first: int
+    end: int
+
+    @property
+    def range(self) -> range:
+        """The indices of the items."""
+        return range(self.first, self.end)
+
+
+def spans(n: int, size: int) -> list[Span]:
+    """0..n in spans of `size`."""
+    return [Span(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+@dataclass(frozen=True)
+class SeedJobs:
+    """Runs the jobs of one seed."""
 
     run: SeedRun
-    makers: Mapping[str, Callable[[SeedRun], Block]]
-    """What a block is called, and what makes it; made once for all blocks of its kind, it keeps what they share."""
     pool: Pool | None = None
-    """Workers; None: blocks run here."""
-    made: dict[str, Block] = field(default_factory=dict)
+    """Workers; None: jobs run in this process."""
+    prepared: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
 
-    def answer(self, kind: str, arguments: Mapping[str, Any]) -> Any:
-        """What one block gives, from the artefacts that are there."""
-        if kind not in self.made:
-            self.made[kind] = self.makers[kind](self.run)
-        return self.made[kind](**arguments)
+    def compute(self, kind: JobKind[A, Result], arguments: Any) -> Any:
+        """The result of one job, computed here from the artefacts on disk; arguments and result are JSON values."""
+        if kind.name not in self.prepared:
+            self.prepared[kind.name] = kind.prepare(self.run)
+        return to_json(self.prepared[kind.name](convert(arguments, kind.arguments)))
 
-    def ask(self, kind: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """The answers of several blocks, in order; those that are on disk already are not computed again."""
+    def request(self, kind: JobKind[A, Result], arguments: Sequence[A]) -> list[Result]:
+        """The results of several jobs, in order. Stored results are not computed again."""
         run = self.run
         artefacts = {f"{run.folder.name}/{name}": run.folder / name for name in INPUTS}
         inputs = {name: path for name, path in artefacts.items() if path.is_file()}
@@ -59,35 +87,27 @@ class Blocks:
             "tokens": run.tokens,
             "inputs": {name: file_sha256(path) for name, path in inputs.items()},
         }
+        values = [to_json(a) for a in arguments]
         if self.pool is None:
-            jobs = [Job(kind, a, depends) for a in arguments]
-            return answered(LocalPool(lambda kind, a, shared: self.answer(kind, a)), jobs, run.folder / ANSWERS)
-        jobs = [
-            Job(kind, {"seed": run.seed, "tokens": run.tokens, "arguments": a}, depends, name=f"{kind} {i}")
-            for i, a in enumerate(arguments)
-        ]
+            jobs = [Job(kind.name, value, depends) for value in values]
+            here = LocalPool(lambda name, value, shared: self.compute(kind, value))
+            return self._converted(kind, answered(here, jobs, run.folder / FOLDER))
+        envelopes = [{"seed": run.seed, "tokens": run.tokens, "arguments": value} for value in values]
+        jobs = [Job(kind.name, envelope, depends, name=f"{kind.name} {i}") for i, envelope in enumerate(envelopes)]
         inputs["protocol.json"] = run.directory.path / "protocol.json"
-        shared = {name: path.read_bytes() for name, path in inputs.items()}
-        return answered(
+        results = answered(
             self.pool,
             jobs,
-            run.folder / ANSWERS,
-            shared,
+            run.folder / FOLDER,
+            {name: path.read_bytes() for name, path in inputs.items()},
             log=Log(run.directory.path / "jobs.log"),
             told=lambda job, answer: run.timings.tick(job.kind, len(answer.value)),
         )
+        return self._converted(kind, results)
 
+    def _converted(self, kind: JobKind[A, Result], results: Sequence[Any]) -> list[Result]:
+        return [convert(result, kind.result) for result in results]
 
-def forget_answers(run: SeedRun) -> None:
-    """The artefact of the stage stands: its blocks need not be kept."""
-    shutil.rmtree(run.folder / ANSWERS, ignore_errors=True)
-
-
-def cuts(n: int, size: int) -> list[tuple[int, int]]:
-    """0..n in spans of `size`: (first, end)."""
-    return [(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def spans(n: int, size: int) -> list[dict[str, int]]:
-    """The same as arguments of blocks."""
-    return [{"first": first, "end": end} for first, end in cuts(n, size)]
+    def clear(self) -> None:
+        """Remove the stored results, once the artefact of the stage is written."""
+        shutil.rmtree(self.run.folder / FOLDER, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Conditions: the same direction and the same test prompts under other system prompts. Chats and arms in, rows out.
+"""Stage *conditions*: the test prompts again under other system prompts (condition-NN.jsonl).
 
-The direction is the one that the run found with its own chat options; nothing is fitted or chosen again. Knows no rule.
+The direction is that of the run's own chat options; it is not fitted or selected again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,58 +8,56 @@ from dataclasses import replace
 from typing import Any
 
 from rhumbline.errors import ProtocolError
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
-from rhumbline.inference.runner import Runner
-from rhumbline.judging.keyword_judges import Judge
+from rhumbline.judging.keyword_judges import judge
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.prompts.contrasts import Label, Prompt
+from rhumbline.prompts.contrasts import LABELS, Label, Prompt
+from rhumbline.records.held_out_files import ConditionOutcome
+from rhumbline.stages.seed_run import SeedRun
 
 
 def chats_of(
     tokenizer: Any, options: ChatOptions, conditions: Mapping[str, str], prompts: Sequence[Prompt]
 ) -> dict[str, Chat]:
-    """The chat of every condition, checked; an empty system prompt is none. Raises before any forward pass."""
+    """The checked chat of every condition; an empty system prompt means none. Raises before any forward pass."""
     if conditions and (own := [p.id for p in prompts if p.system is not None]):
         raise ProtocolError(
-            f"{len(own)} prompts (the first: {own[0]}) have a system prompt of their own, which no condition would "
-            "replace. Leave out --systems, or the `system` column."
+            f"{len(own)} prompts (the first: {own[0]}) have a system prompt of their own, which a condition does not "
+            "replace. Leave out --systems, or remove the column `system`."
         )
     return {
         name: Chat.of(tokenizer, replace(options, system=text or None), prompts) for name, text in conditions.items()
     }
 
 
-def condition_arms(label: Label, direction: Direction | None, how: Mapping[str, Any]) -> list[Arm]:
-    """Baseline and ablation, and on negatives the addition too; without a direction the baseline alone."""
-    if direction is None:
-        return [BASELINE]
-    addition = [Arm("addition", (Add(direction, **how),))] if label == "negative" else []
-    return [BASELINE, Arm("ablation", (Ablate(direction),)), *addition]
+def write_conditions(run: SeedRun) -> None:
+    """The outcomes under each system prompt, one file for each."""
+    for number, name in enumerate(run.chats):
+        path, stage = run.folder / f"condition-{number:02d}.jsonl", f"condition {name}"
+        if not path.is_file():
+            with run.timings.stage(stage, run.seed):
+                rows = [row for label in LABELS for row in _outcomes(run, name, label, stage)]
+                run.directory.write_rows_as(rows, path)
 
 
-def condition_rows(
-    runner: Runner,
-    chat: Chat,
-    condition: str,
-    label: Label,
-    prompts: Sequence[Prompt],
-    arms: Sequence[Arm],
-    judge: Judge,
-    max_new_tokens: int,
-) -> list[dict[str, Any]]:
-    """One row for each arm and prompt under a condition: {"condition", "arm", "set", "prompt_id", "class", ...}."""
-    written, _ = runner.generate([chat.encode(p) for p in prompts], arms, max_new_tokens=max_new_tokens)
+def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[ConditionOutcome]:
+    """One row for each arm and test prompt of a class."""
+    chat, prompts, arms = run.chats[name], run.splits.get("test", label), run.arms.conditions(label)
+    sequences = [chat.encode(p) for p in prompts]
+    completions, _ = run.runner(stage).generate(
+        sequences, list(arms.values()), max_new_tokens=run.protocol.max_new_tokens
+    )
+    judge_of_run = judge(run.protocol.judge)
     return [
-        {
-            "condition": condition,
-            "arm": arm.name,
-            "set": label,
-            "prompt_id": prompt.id,
-            "class": judge(chat.tokenizer.decode(ids, skip_special_tokens=True)).cls,
-            "new_tokens": len(ids),
-            "category": prompt.category,
-        }
-        for arm, completions in zip(arms, written, strict=True)
-        for prompt, ids in zip(prompts, completions, strict=True)
+        ConditionOutcome(
+            condition=name,
+            arm=arm,
+            side=label,
+            prompt_id=prompt.id,
+            cls=judge_of_run(chat.tokenizer.decode(ids, skip_special_tokens=True)).cls,
+            new_tokens=len(ids),
+            category=prompt.category,
+        )
+        for arm, some in zip(arms, completions, strict=True)
+        for prompt, ids in zip(prompts, some, strict=True)
     ]

@@ -1,63 +1,66 @@
-"""Wall time, processor time and peak memory of each stage, kept across interruptions. Knows nothing else."""
+"""Wall time, processor time and peak memory of each stage, kept across interruptions (timings.json)."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rhumbline.inference.memory import peak_memory, reset_peak_memory
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.files import read_json, write_json
+from rhumbline.records.results import TimingSummary
+from rhumbline.records.run_files import StageTimings
+from rhumbline.records.shared import StageTiming
 
 Progress = Callable[[str, int | None], None]
-"""Told (stage, None) when a stage begins and (stage, rows) when rows of it are done."""
+"""Called with (stage, None) when a stage begins, and with (stage, rows) when rows of it are done."""
 
 
 @dataclass(frozen=True)
 class Timings:
-    """The file that holds what every finished stage took; a resumed run adds to it."""
+    """The file of the timings of every finished stage. A resumed run adds to it."""
 
     path: Path
     device: torch.device
     progress: Progress | None = None
 
-    def read(self) -> dict[str, Any]:
-        """{"total_seconds", "stages": [{"stage", "seed", "seconds", "cpu_seconds", "peak_memory_mb"}]}.
+    def read(self) -> TimingSummary:
+        """The timing of every stage. A stage that ran in parts is one entry: the sum of its times, its peak memory."""
+        stages: dict[tuple[str, int | None], StageTiming] = {}
+        for part in self._parts():
+            known = stages.get((part.stage, part.seed), replace(part, seconds=0.0, cpu_seconds=0.0))
+            stages[part.stage, part.seed] = replace(
+                known,
+                seconds=round(known.seconds + part.seconds, 3),
+                cpu_seconds=round(known.cpu_seconds + part.cpu_seconds, 3),
+                peak_memory_mb=max(known.peak_memory_mb, part.peak_memory_mb),
+            )
+        return TimingSummary(round(sum(s.seconds for s in stages.values()), 3), tuple(stages.values()))
 
-        A stage that ran in several parts is one entry: its times summed, its largest memory.
-        """
-        stages: dict[tuple[str, int | None], dict[str, Any]] = {}
-        for taken in self._all():
-            known = stages.setdefault((taken["stage"], taken["seed"]), {**taken, "seconds": 0.0, "cpu_seconds": 0.0})
-            for key in ("seconds", "cpu_seconds"):
-                known[key] = round(known[key] + taken[key], 3)
-            known["peak_memory_mb"] = max(known["peak_memory_mb"], taken["peak_memory_mb"])
-        return {"total_seconds": round(sum(s["seconds"] for s in stages.values()), 3), "stages": list(stages.values())}
-
-    def _all(self) -> list[dict[str, Any]]:
-        return read_json(self.path)["stages"] if self.path.exists() else []
+    def _parts(self) -> tuple[StageTiming, ...]:
+        return convert(read_json(self.path), StageTimings).stages if self.path.exists() else ()
 
     def tick(self, stage: str, rows: int) -> None:
-        """Tell the progress of a stage."""
+        """Report the progress of a stage."""
         if self.progress is not None:
             self.progress(stage, rows)
 
     @contextmanager
     def stage(self, name: str, seed: int | None) -> Iterator[None]:
-        """Measure what runs inside, and write it down once it is done."""
+        """Measure a stage while the context is active, and write its timing at the end."""
         if self.progress is not None:
             self.progress(name, None)
         reset_peak_memory(self.device)
         wall, cpu = time.perf_counter(), time.process_time()
         yield
-        taken = {
-            "stage": name,
-            "seed": seed,
-            "seconds": round(time.perf_counter() - wall, 3),
-            "cpu_seconds": round(time.process_time() - cpu, 3),
-            "peak_memory_mb": round(peak_memory(self.device) / 2**20, 1),
-        }
-        write_json(self.path, {"stages": [*self._all(), taken]})
+        part = StageTiming(
+            stage=name,
+            seed=seed,
+            seconds=round(time.perf_counter() - wall, 3),
+            peak_memory_mb=round(peak_memory(self.device) / 2**20, 1),
+            cpu_seconds=round(time.process_time() - cpu, 3),
+        )
+        write_json(self.path, to_json(StageTimings((*self._parts(), part))))

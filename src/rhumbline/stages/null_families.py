@@ -1,17 +1,16 @@
-"""The null directions: what an effect is compared with, family by family.
+"""Null directions of each family: activations at the site of the direction give vectors of its norm.
 
-Knows vectors. Does not know prompts, layers or models beyond the site it is told. A family's name says what its draws
-have in common with the direction, weakest first:
+The name of a family states what its draws share with the direction, weakest first:
 
-    isotropic       the norm only: uniformly random (the blog's control)
-    covariance      the spread of the activations: N(0, Sigma) of the negatives at the site
-    top-pc          their main axes: uniformly random in the span of the top components
-    unrelated       a difference in means at the site, of topics within the negatives or of another contrast
-    shuffled-site   the fit at the site, on balanced pseudo-classes
-    shuffled        the whole procedure, extraction and selection, on balanced pseudo-classes (refitting.py draws it)
+    isotropic       the norm only: uniformly distributed over all directions (the blog's control)
+    covariance      the spread of the activations: a draw from N(0, Sigma) of the negatives at the site
+    top-pc          their main axes: uniformly distributed in the span of the first principal components
+    unrelated       a difference in means at the site, between topics of the negatives or classes of another contrast
+    shuffled-site   the difference in means of balanced pseudo-classes at the site
+    shuffled        the whole procedure, extraction and selection, on balanced pseudo-classes (drawn in refits.py)
 
-All are rescaled to the direction's norm: right for an addition, and without meaning for an ablation, for which `energy`
-says how much of the stream a draw removes.
+All are rescaled to the norm of the direction. This matters for addition. Ablation ignores the norm; `energy` is the
+share of the stream that it removes. Independent of prompts and models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,69 +25,57 @@ from rhumbline.axes import Vector
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
 from rhumbline.protocol import FAMILIES
+from rhumbline.stages.seed_artefacts import Null
 
 Activations = Float[Tensor, "prompt d_model"]
 
 
 @dataclass(frozen=True)
-class Null:
-    """A control direction: of the fitted one's norm, drawn without knowledge of the behaviour."""
-
-    family: str
-    draw: int
-    direction: Direction
-    cosine: float
-    """With the direction that it is a control for."""
-    energy: float
-    """Share of the stream's squared norm that lies along it, at the direction's site: what its ablation removes."""
-
-
-@dataclass(frozen=True)
 class Material:
-    """What null directions are made of: training activations at the direction's own site."""
+    """What null directions are drawn from: training activations at the site of the direction."""
 
     positive: Float[Tensor, "positive d_model"]
     negative: Float[Tensor, "negative d_model"]
     topics: Sequence[str | None] = ()
-    """Category of each negative; without categories the family `unrelated` needs `contrast`."""
+    """Category of each negative. Without categories the family `unrelated` needs `contrast`."""
     contrast: tuple[Float[Tensor, "first d_model"], Float[Tensor, "second d_model"]] | None = None
-    """Activations of the two classes of another contrast that the user named."""
+    """Activations of the two classes of another contrast (`nulls.unrelated`)."""
     top: int = 10
-    """Components that span the family `top-pc`."""
+    """Principal components that span the family `top-pc`."""
 
     def energy(self, direction: Vector) -> float:
-        """Mean share of |x|^2 along a unit vector, negatives and positives weighing the same."""
-        return (removed(self.positive, direction) + removed(self.negative, direction)) / 2
+        """Mean share of |x|^2 along a unit vector; both classes have the same weight."""
+        return (energy_share(self.positive, direction) + energy_share(self.negative, direction)) / 2
 
 
-def removed(h: Activations, r: Vector) -> float:
+def energy_share(h: Activations, r: Vector) -> float:
     """Share of the squared norm of the rows of `h` that lies along the unit vector `r`."""
     x = h.double()
     return float(((x @ r.double()) ** 2).sum() / (x**2).sum())
 
 
 def generator(seed: int, family: str, draw: int) -> np.random.Generator:
-    """A draw depends on the seed, its family and its number alone."""
+    """The random numbers of one draw: they depend on the seed, the family and the number of the draw only."""
     if family not in FAMILIES:
         raise ProtocolError(f"unknown null family {family!r}; known: {', '.join(FAMILIES)}.")
     return np.random.default_rng([seed, FAMILIES.index(family), draw])
 
 
 def isotropic(d_model: int, rng: np.random.Generator) -> Vector:
-    """A uniformly random direction. Its ablation removes about 1/d of the energy, so there it can hardly fail."""
+    """A uniformly distributed direction. Its ablation removes about 1/d of the energy, so it is a weak control."""
     return torch.tensor(rng.standard_normal(d_model), dtype=torch.float32)
 
 
 def covariance(negative: Activations, rng: np.random.Generator) -> Vector:
-    """A draw from N(0, Sigma), Sigma the covariance of the negatives: a random combination of their deviations."""
-    # By factor: with X the centred rows and g standard normal, X^T g has the covariance X^T X. No d x d matrix.
+    """A draw from N(0, Sigma) with Sigma the covariance of the negatives, up to scale."""
+    # With X the centred rows and g standard normal, X^T g has the covariance X^T X. No d x d matrix is needed.
     x = negative.double()
     g = torch.tensor(rng.standard_normal(len(x)))
     return ((x - x.mean(0)).T @ g).float()
 
 
 def components(negative: Activations, top: int) -> Float[Tensor, "component d_model"]:
-    """The main axes of the negatives, orthonormal, largest first."""
+    """The first principal components of the negatives: orthonormal rows, largest variance first."""
     x = negative.double()
     _, values, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     kept = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
@@ -96,15 +83,15 @@ def components(negative: Activations, top: int) -> Float[Tensor, "component d_mo
 
 
 def top_pc(axes: Float[Tensor, "component d_model"], rng: np.random.Generator) -> Vector:
-    """A uniformly random direction in the span of the main axes."""
+    """A uniformly distributed direction in the span of principal components."""
     return axes.T @ torch.tensor(rng.standard_normal(len(axes)), dtype=torch.float32)
 
 
 def halves(n: int, rng: np.random.Generator) -> Float[Tensor, " prompt"]:
-    """+1 for a random half of n prompts and -1 for the other; 0 for the one that is left out where n is odd."""
+    """+1 for a random half of n prompts and -1 for the other half; 0 for the remaining prompt if n is odd."""
     half = n // 2
     if half == 0:
-        raise ProtocolError("a balanced shuffle needs at least 2 training prompts of each class; use more prompts.")
+        raise ProtocolError("pseudo-classes need at least 2 training prompts of each class. Use more prompts.")
     order = torch.tensor(rng.permutation(n))
     signs = torch.zeros(n)
     signs[order[:half]], signs[order[half : 2 * half]] = 1.0, -1.0
@@ -116,8 +103,8 @@ def shuffled_site(
 ) -> Vector:
     """Difference in means of two pseudo-classes, each with exactly half of either true class.
 
-    Balanced, because the chance imbalance of a plain shuffle points along the true direction. An odd prompt is left
-    out.
+    The shuffle is balanced, because the chance imbalance of a plain shuffle points along the true direction. An odd
+    prompt is excluded.
     """
     signs = [halves(len(h), rng) for h in (positive, negative)]
     size = sum(float(s.abs().sum()) for s in signs) / 2
@@ -126,7 +113,7 @@ def shuffled_site(
 
 
 def split_topics(topics: Sequence[str | None], rng: np.random.Generator) -> Bool[Tensor, " prompt"] | None:
-    """Which prompts belong to a random half of the topics; None where there are fewer than two topics to split."""
+    """Which prompts belong to a random half of the topics; None for fewer than two topics, or if a topic is missing."""
     names = sorted({t for t in topics if t is not None})
     if len(names) < 2 or any(t is None for t in topics):
         return None
@@ -135,9 +122,10 @@ def split_topics(topics: Sequence[str | None], rng: np.random.Generator) -> Bool
 
 
 def unrelated(material: Material, rng: np.random.Generator) -> Vector | None:
-    """A difference in means that has nothing to do with the behaviour; None where there is nothing to make it of.
+    """A difference in means that is independent of the behaviour; None without a contrast and without topics.
 
-    Of a named contrast: random halves of its classes. Otherwise: random halves of the negatives' topics.
+    With another contrast: between random halves of its classes. Otherwise: between random halves of the topics of the
+    negatives.
     """
     if material.contrast is not None:
         first, second = (h[halves(len(h), rng) > 0].double() for h in material.contrast)
@@ -150,12 +138,13 @@ def unrelated(material: Material, rng: np.random.Generator) -> Vector | None:
 
 
 def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int], *, seed: int) -> list[Null]:
-    """So many draws of each family at the direction's site; `shuffled` is not drawn here, it needs a model.
+    """Draws of each family at the site of the direction; `plan` is the number of draws by family, without `shuffled`.
 
     A family that the material does not allow (no topics, no spread, a class of one prompt) has no draws. Few topics can
-    be halved in few ways: a draw that repeats an earlier one is left out, lest a rank look finer than it is.
+    be halved in few ways only. A draw that repeats an earlier one is excluded, so that the floor of the rank stays
+    correct.
     """
-    found: list[Null] = []
+    nulls: list[Null] = []
     seen: set[bytes] = set()
     axes = components(material.negative, material.top)
     alone = min(len(material.positive), len(material.negative)) < 2
@@ -179,12 +168,12 @@ def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int]
                 continue
             if (key := v.numpy().tobytes()) not in seen:
                 seen.add(key)
-                found.append(as_null(family, draw, v, direction, material))
-    return found
+                nulls.append(as_null(family, draw, v, direction, material))
+    return nulls
 
 
 def as_null(family: str, draw: int, v: Vector, like: Direction, material: Material) -> Null:
-    """A vector as a null of `like`: at its site, of its norm."""
+    """A vector as a null of the direction `like`: at the same site, with the same norm."""
     v = v / v.norm() * like.norm
     null = Direction.from_vector(v, like.position, like.layer)
     return Null(family, draw, null, float(null.vector @ like.vector), material.energy(null.vector))

@@ -1,4 +1,4 @@
-"""Null directions: what each family promises, with the contrary case beside it."""
+"""Null families: the property of each family, and a case that lacks it."""
 
 import numpy as np
 import pytest
@@ -7,23 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
-from rhumbline.inference.interventions import Ablate, Arm, BatchEdits, Direction, ablate
+from rhumbline.inference.interventions import Direction
 from rhumbline.protocol import FAMILIES
-from rhumbline.records.positions import Position
-from rhumbline.stages.directions import group_cosine
-from rhumbline.stages.nulls import (
+from rhumbline.stages.null_families import (
     Material,
     components,
     covariance,
     draw_nulls,
+    energy_share,
     generator,
     halves,
-    removed,
     shuffled_site,
     split_topics,
     unrelated,
 )
-from rhumbline.stages.refits import weighted_sums
 from tolerances import near, tolerance
 
 D = 24
@@ -78,7 +75,7 @@ def test_matched_families_remove_energy_and_the_isotropic_one_does_not(truth):
     assert energy["top-pc"] > 5 / D
     m = material()
     assert m.energy(truth.vector) == pytest.approx(
-        (removed(m.positive, truth.vector) + removed(m.negative, truth.vector)) / 2
+        (energy_share(m.positive, truth.vector) + energy_share(m.negative, truth.vector)) / 2
     )
 
 
@@ -147,63 +144,3 @@ def test_unrelated_contrasts_split_topics_or_another_contrast():
 def test_an_unknown_family_is_refused(truth):
     with pytest.raises(ProtocolError, match="unknown null family"):
         draw_nulls(truth, material(), {"cosmic": 1}, seed=0)
-
-
-# -- strengths, and weighted means
-
-
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.5])
-def test_an_ablation_of_some_strength_removes_that_share(strength, family_model):
-    model = family_model("qwen2")
-    r = Direction.from_vector(torch.randn(model.d_model), -1, 0)
-    h = torch.randn(2, 5, model.d_model)
-    edits = BatchEdits.of([Arm("a", (Ablate(r, strength),))], model).on(torch.zeros(2, dtype=torch.long))
-    expected = h - strength * (h @ r.vector)[..., None] * r.vector
-    moved = next(iter(edits.values()))(h) if edits else h
-    torch.testing.assert_close(moved, expected, **tolerance())
-    if strength == 1.0:
-        torch.testing.assert_close(moved, ablate(h, r.vector), **tolerance())
-
-
-def test_impossible_strengths_are_refused():
-    r = Direction.from_vector(torch.ones(4), -1, 0)
-    with pytest.raises(ProtocolError, match="strength"):
-        Ablate(r, -0.1)
-
-
-def test_weighted_sums_are_the_means_they_weight(family_model):
-    from rhumbline.inference.residuals import extract
-    from rhumbline.inference.runner import Runner
-
-    runner = Runner(family_model("qwen2"), tokens_per_forward=40)
-    prompts = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16], [5, 9, 12]]
-    weights = torch.tensor([[0.25] * 4, [1.0, 0.0, 0.0, 0.0]])
-    sums = weighted_sums(runner, prompts, (Position(-2), Position(-1)), weights)
-    torch.testing.assert_close(sums[0], extract(runner, prompts, (-2, -1)).stats.mean(), **tolerance())
-    torch.testing.assert_close(sums[1], extract(runner, prompts[:1], (-2, -1)).stats.mean(), **tolerance())
-
-
-# -- one way or several
-
-
-def two_classes(axes, n=40, noise=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    negative = torch.randn(n, D, generator=g) * noise
-    positive = torch.randn(n, D, generator=g) * noise
-    for i in range(n):
-        positive[i, i % axes] += 12.0
-    return positive, negative
-
-
-@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("n", [16, 64])
-def test_groups_of_positives_agree_on_one_axis_and_part_on_two(noise, n):
-    one, two = (group_cosine(*two_classes(axes, n, noise)) for axes in (1, 2))
-    assert one is not None
-    assert two is not None
-    assert one > 0.6
-    assert two < 0.3
-
-
-def test_too_few_positives_have_no_groups():
-    assert group_cosine(torch.randn(3, D), torch.randn(9, D)) is None

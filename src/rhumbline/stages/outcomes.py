@@ -1,0 +1,161 @@
+"""Stage *outcomes*: every arm completes every test prompt, and a judge scores the completions (outcomes.jsonl).
+
+Test prompts are first read here, after selection.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from msgspec.structs import replace
+
+from rhumbline.errors import ProtocolError
+from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.judging.keyword_judges import JUDGES, judge
+from rhumbline.judging.paired_log_odds import PairedLogOdds
+from rhumbline.judging.score import Class
+from rhumbline.prompts.contrasts import LABELS, Label, Prompt
+from rhumbline.records.arms import ArmId
+from rhumbline.records.held_out_files import Outcome
+from rhumbline.stages.arms import Arms
+from rhumbline.stages.seed_run import SeedRun
+from rhumbline.stages.stage_jobs import ROWS_PER_JOB, JobKind, SeedJobs, spans
+
+LENGTHS_READ = (16, 32, 64)
+"""Numbers of new tokens after which a completion is judged too, besides the whole completion."""
+
+
+@dataclass(frozen=True)
+class OutcomeRequest:
+    """Test prompts first <= i < end of one class."""
+
+    label: Label
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The outcomes of some test prompts under every arm."""
+
+    rows: tuple[Outcome, ...]
+
+
+def write_outcomes(run: SeedRun, jobs: SeedJobs) -> None:
+    """Complete and judge every test prompt under every arm, job by job."""
+    path = run.directory.file_of(Outcome, run.seed)
+    if path.is_file():
+        return
+    rows: list[Outcome] = []
+    for label in LABELS:
+        size = max(1, ROWS_PER_JOB // len(_arms(run, label)))
+        with run.timings.stage(f"arms on {label}s", run.seed):
+            parts = spans(len(run.splits.get("test", label)), size)
+            requests = [OutcomeRequest(label, span.first, span.end) for span in parts]
+            rows += [row for part in jobs.request(OUTCOME_JOB, requests) for row in part.rows]
+    run.directory.write_rows_as(rows, path)
+    jobs.clear()
+
+
+def _arms(run: SeedRun, label: Label) -> Arms:
+    return run.arms.outcomes(label, run.protocol.nulls.draws)
+
+
+def _prepare(run: SeedRun) -> Callable[[OutcomeRequest], Outcomes]:
+    return partial(_complete, run)
+
+
+OUTCOME_JOB = JobKind("outcomes", OutcomeRequest, Outcomes, _prepare)
+
+
+def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
+    """The outcomes of some test prompts under every arm."""
+    label = request.label
+    arms, prompts = _arms(run, label), run.splits.get("test", label)[request.first : request.end]
+    ids = list(arms)
+    runner, sequences = run.runner(f"arms on {label}s"), [run.chat.encode(p) for p in prompts]
+    pairs, read = (run.metric, None) if isinstance(run.metric, PairedLogOdds) else (None, run.metric)
+
+    def is_settled(arm: int, tokens: Sequence[int]) -> bool:
+        return not ids[arm].is_own and judge(run.protocol.judge).settled(_text(run, tokens))
+
+    completions, metric = runner.generate(
+        sequences,
+        list(arms.values()),
+        max_new_tokens=run.protocol.max_new_tokens,
+        read=read,
+        decided=is_settled if run.protocol.early_stop else None,
+    )
+    if pairs is not None:
+        metric = pairs.read(runner, sequences, list(arms.values()))
+    baseline = [_text(run, tokens) for tokens in completions[0]]
+    rows = (
+        _outcome(run, arm, prompt, completions[a][p], float(metric[a, p]), baseline[p])
+        for a, arm in enumerate(arms)
+        for p, prompt in enumerate(prompts)
+    )
+    return Outcomes(tuple(rows))
+
+
+def _text(run: SeedRun, ids: Sequence[int]) -> str:
+    return run.chat.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metric: float, baseline: str) -> Outcome:
+    """The row of one completion."""
+    text = _text(run, ids)
+    score = run.judge(prompt)(text)
+    row = Outcome(
+        arm=arm,
+        side=prompt.label,
+        prompt_id=prompt.id,
+        cls=score.cls,
+        score=score.value,
+        evidence=score.evidence,
+        metric=metric,
+        new_tokens=len(ids),
+        category=prompt.category,
+    )
+    if run.protocol.is_continuous:
+        readout = run.style.readout(text, baseline, prompt)
+        row = replace(
+            row,
+            correct=readout.content,
+            form=readout.form,
+            marker_share=readout.marker_share,
+            classifier=readout.classifier,
+        )
+    elif arm.is_own:
+        judges = {name: j(text).cls for name, j in JUDGES.items()}
+        row = replace(row, judges=judges, by_length=_by_length(run, ids, text), correct=_has_answer(prompt, text))
+    return replace(row, prompt=prompt.text, completion=text) if run.protocol.save_completions else row
+
+
+def _by_length(run: SeedRun, ids: Sequence[int], text: str) -> dict[str, Class]:
+    """The class of the beginnings of a completion, and of the whole."""
+    lengths = [n for n in LENGTHS_READ if n < run.protocol.max_new_tokens]
+    texts = {str(n): _text(run, ids[:n]) for n in lengths} | {"full": text}
+    judge_of_run = judge(run.protocol.judge)
+    return {n: judge_of_run(beginning).cls for n, beginning in texts.items()}
+
+
+def _has_answer(prompt: Prompt, text: str) -> bool | None:
+    """Whether the text of a negative contains the known answer; None if no answer is known."""
+    if prompt.label != "negative" or not prompt.response:
+        return None
+    return " ".join(prompt.response.casefold().split()) in " ".join(text.casefold().split())
+
+
+def check_filter(run: SeedRun) -> None:
+    """Raise ProtocolError if the model shows the behaviour but the sign of the metric keeps no prompt of a class."""
+    n = {"train": run.extraction.n.train, "val": run.extraction.n.val}
+    empty = [f"{split} {label}s" for split, counts in n.items() for label in LABELS if counts[label] == 0]
+    rows = run.directory.read_rows(Outcome, run.seed)
+    baseline = next(a for a in arm_rates(rows) if a.arm.is_baseline and a.side == "positive")
+    if empty and (baseline.rate or 0.0) >= run.protocol.rule.min_baseline:
+        raise ProtocolError(
+            f"seed {run.seed}: the model shows the behaviour (rate {baseline.rate:.2f}, n = {baseline.n}), "
+            f"but the sign of the metric keeps none of the {' and '.join(empty)}. The metric reads the wrong tokens. "
+            "Pass others with --refusal-tokens, or set extraction.filter = false in an experiment file. "
+            f"Everything computed so far stays in {run.directory.path}."
+        )

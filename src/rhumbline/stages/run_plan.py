@@ -1,0 +1,108 @@
+"""What a run fixes before the first forward pass: splits, chats, and the record that becomes protocol.json.
+
+The command and every worker build the same plan from the same inputs. Independent of stages and of results.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from rhumbline.evidence.detectable_effects import detectable
+from rhumbline.models.chat import Chat
+from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.loading import fingerprint
+from rhumbline.prompts.contrasts import SPLITS, ContrastSet, Prompt, Splits, split_contrast
+from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
+from rhumbline.protocol import Protocol
+from rhumbline.records.codec import to_json
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.protocol_file import SplitPlan, Versions
+from rhumbline.records.shared import ByLabel, BySplit, NearDuplicates
+from rhumbline.records.source_hash import code_sha256
+from rhumbline.stages.seed_run import SeedRun
+from rhumbline.stages.system_prompts import chats_of
+from rhumbline.stages.timings import Timings
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The inputs of a run and everything that follows from them without a forward pass."""
+
+    model: ChatModel
+    contrast: ContrastSet
+    protocol: Protocol
+    """The protocol, with the positions that `auto` stands for."""
+    texts: LossTexts
+    splits: Mapping[int, Splits]
+    """The splits of every seed."""
+    chat: Chat
+    chats: Mapping[str, Chat]
+    """The chat of every condition."""
+
+    @classmethod
+    def of(cls, model: ChatModel, contrast: ContrastSet, protocol: Protocol, texts: LossTexts = NO_TEXTS) -> "RunPlan":
+        """Sample the splits of every seed and check the chat template on the prompts of the run."""
+        protocol = resolved(protocol, contrast)
+        splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+        prompts = (*prompts_of(contrast, splits.values()), *contrast.neutral)
+        chat = Chat.of(model.tokenizer, protocol.chat, prompts)
+        chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
+        return cls(model, contrast, protocol, texts, splits, chat, chats)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON value of protocol.json: the decisions, and hashes of what they depend on."""
+        return {
+            **self.protocol.record(),
+            "model": {**self.model.record(), "fingerprint": fingerprint(self.model)},
+            "chat": self.chat.record(),
+            "contrast": self.contrast.record(),
+            "splits": to_json({seed: self._split_plan(splits) for seed, splits in self.splits.items()}),
+            "versions": to_json(
+                Versions(version("rhumbline"), version("torch"), version("transformers"), code_sha256())
+            ),
+        }
+
+    def _split_plan(self, splits: Splits) -> SplitPlan:
+        sizes = splits.sizes()
+        by_split = BySplit(*(ByLabel(**sizes[split]) for split in SPLITS))
+        rule, nulls = self.protocol.rule, self.protocol.nulls
+        return SplitPlan(
+            sizes=by_split,
+            near_duplicates=NearDuplicates(splits.near_duplicates, splits.dropped),
+            fixed=tuple(sorted(splits.fixed)),
+            detectable=detectable(by_split.test, rule.min_drop, nulls.wide),
+        )
+
+    def seed_run(self, directory: RunDirectory, timings: Timings, seed: int, tokens: int) -> SeedRun:
+        """One seed of the run; `tokens` is the number of tokens of a forward pass."""
+        return SeedRun(
+            directory,
+            timings,
+            self.model,
+            self.chat,
+            self.splits[seed],
+            self.protocol,
+            seed,
+            tokens,
+            self.texts,
+            self.chats,
+            self.contrast.neutral,
+        )
+
+
+def resolved(protocol: Protocol, contrast: ContrastSet) -> Protocol:
+    """The protocol with the positions that `auto` stands for with this contrast."""
+    if protocol.extraction.positions != "auto":
+        return protocol
+    positions = "response-mean" if contrast.is_of_texts else "post-instruction"
+    return replace(protocol, extraction=replace(protocol.extraction, positions=positions))
+
+
+def prompts_of(contrast: ContrastSet, splits: Iterable[Splits]) -> tuple[Prompt, ...]:
+    """The prompts of a run: the whole file, or the prompts sampled from the pools of a named contrast."""
+    if contrast.pools is None:
+        return contrast.prompts
+    return tuple(
+        dict.fromkeys(p for s in splits for part in s.parts.values() for prompts in part.values() for p in prompts)
+    )

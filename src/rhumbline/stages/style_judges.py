@@ -1,0 +1,84 @@
+"""Stage *style*: fit the judges of a continuous score on training texts (style.json, classifier.safetensors).
+
+Only training texts are read. Independent of directions and arms.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from rhumbline.errors import ProtocolError
+from rhumbline.inference.interventions import BASELINE
+from rhumbline.judging.markers import estimate_markers
+from rhumbline.judging.style_classifier import fit
+from rhumbline.judging.text_style import MarkerJudge, overlap_by_chance
+from rhumbline.prompts.contrasts import LABELS, Splits
+from rhumbline.protocol import Protocol
+from rhumbline.records.selection_files import StyleJudges
+from rhumbline.records.shared import ByLabel, ClassifierFit, Marker
+from rhumbline.stages.completions import complete
+from rhumbline.stages.seed_run import SeedRun
+
+
+def fit_judges(run: SeedRun) -> StyleJudges:
+    """Markers, classifier and the content overlap of unrelated texts.
+
+    The texts are the responses of the training prompts, or else the baseline completions of the model.
+    """
+    plan = run.protocol.text_score
+    prompts = {label: run.splits.texts("train", label) for label in LABELS}
+    have_responses = all(p.response is not None for some in prompts.values() for p in some)
+    if have_responses:
+        texts = {label: [p.response or "" for p in some] for label, some in prompts.items()}
+    else:
+        length = run.protocol.max_new_tokens
+        runner = run.runner("style")
+        texts = {label: complete(runner, run.chat, some, [BASELINE], length)[0] for label, some in prompts.items()}
+    topics = {label: [p.category for p in some] for label, some in prompts.items()}
+    if plan.markers:
+        markers = tuple(Marker(phrase=phrase) for phrase in plan.markers)
+    else:
+        estimated = estimate_markers(texts["positive"], texts["negative"], topics["positive"])
+        markers = tuple(Marker(**m._asdict()) for m in estimated)
+    judge = MarkerJudge(tuple(m.phrase for m in markers))
+    return StyleJudges(
+        texts="responses" if have_responses else "completions",
+        n=ByLabel(*(len(prompts[label]) for label in LABELS)),
+        how="given" if plan.markers else "estimated",
+        markers=markers,
+        classifier=_fit_classifier(run, texts, topics) if plan.classifier else None,
+        chance=overlap_by_chance([judge.content(text) for some in texts.values() for text in some]),
+        train=ByLabel(*(_mean_share(judge, texts[label]) for label in LABELS)),
+    )
+
+
+def _fit_classifier(
+    run: SeedRun, texts: Mapping[str, list[str]], topics: Mapping[str, list[str | None]]
+) -> ClassifierFit:
+    """Fit the classifier and write its weights."""
+    classifier, record = fit(texts["positive"], texts["negative"], (topics["positive"], topics["negative"]))
+    tensors = {"weights": torch.tensor(classifier.weights), "intercepts": torch.tensor(classifier.intercepts)}
+    run.directory.save_tensors(run.folder / "classifier.safetensors", tensors, {"form": "logistic regression"})
+    return ClassifierFit(**record)
+
+
+def _mean_share(judge: MarkerJudge, texts: list[str]) -> float:
+    """Mean share of the words inside markers."""
+    return sum(judge(text).value or 0.0 for text in texts) / max(1, len(texts))
+
+
+def check_responses(protocol: Protocol, splits: Splits) -> None:
+    """Raise ProtocolError if activations are read in responses that some training or test row lacks."""
+    if protocol.extraction.response_position is None:
+        return
+    lacking = [
+        f"{split} {label}s"
+        for split in ("train", "test")
+        for label in LABELS
+        if any(p.response is None for p in splits.get(split, label))
+    ]
+    if lacking:
+        raise ProtocolError(
+            f"extraction.positions is {protocol.extraction.positions}, which reads responses, and the contrast has "
+            f"none for {', '.join(lacking)}: give every row a `response`, or use post-instruction."
+        )

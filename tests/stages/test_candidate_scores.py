@@ -1,0 +1,126 @@
+"""Scores of candidates: the formulas written out, the lazy grid against the full one, and near ties."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, choose
+from rhumbline.inference.interventions import ablate
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.metric import kl_divergence, refusal_metric
+from rhumbline.judging.scorer import Scorer
+from rhumbline.records.positions import Position
+from rhumbline.records.reasons import Discard
+from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
+from tolerances import near
+
+POSITIVE = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44], [9, 9, 3]]
+
+NEGATIVE = [[7, 100, 3, 9], [77, 78, 79, 80, 81, 82, 83]]
+
+
+def grid(runner, candidates, tokens, rule):
+    positions = tuple(Position(p) for p in range(-len(candidates), 0))
+    scorer = Scorer(runner, lambda logits: refusal_metric(logits, tokens))
+    return ScoreGrid(scorer, candidates, positions, POSITIVE, NEGATIVE, rule)
+
+
+def plain_logits(chat_model, ids, edit_inputs=None, edit_writes=None):
+    """One prompt, hooks written out by hand: what the paper's loops do."""
+    handles = []
+    for layer, block in enumerate(chat_model.blocks):
+        if edit_inputs is not None:
+            handles.append(
+                block.register_forward_pre_hook(lambda m, a, layer=layer: (edit_inputs(layer, a[0]), *a[1:]))
+            )
+        if edit_writes is not None:
+            for w in chat_model.writers:
+                if w.layer == layer:
+                    handles.append(block.get_submodule(w.module).register_forward_hook(lambda m, a, o: edit_writes(o)))
+    with torch.no_grad():
+        logits = chat_model.model(torch.tensor([ids])).logits[:, -1]
+    for h in handles:
+        h.remove()
+    return logits
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe"])
+def test_scores_equal_the_formulas_written_out(family, family_model):
+    chat_model = family_model(family)
+    candidates = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(1))
+    candidates[0, 1] = 0
+    tokens = [17, 20]
+
+    def metric(logits):
+        return refusal_metric(logits, tokens)
+
+    table = score_candidates(grid(Runner(chat_model), candidates, tokens, ARDITI2024))
+    assert len(table) == 8
+    by_cell = {(int(r.position), r.layer): r for r in table}
+    assert by_cell[-2, 1].discarded is Discard.NO_DIFFERENCE
+    assert by_cell[-1, 3].bypass is None  # int(0.8 * 4) = 3: never evaluated
+    for (position, layer), row in by_cell.items():
+        if layer == 3 or (position, layer) == (-2, 1):
+            continue
+        r = candidates[position + 2, layer]
+        unit = r / r.norm()
+
+        def project(h, unit=unit):
+            return ablate(h, unit)
+
+        def project_input(at, h, unit=unit):
+            return ablate(h, unit)
+
+        def add(at, h, r=r, layer=layer):
+            return h + r if at == layer else h
+
+        bypass = torch.cat([metric(plain_logits(chat_model, p, project_input, project)) for p in POSITIVE]).mean()
+        induce = torch.cat([metric(plain_logits(chat_model, p, add)) for p in NEGATIVE]).mean()
+        kl = torch.cat(
+            [
+                kl_divergence(plain_logits(chat_model, p), plain_logits(chat_model, p, project_input, project))
+                for p in NEGATIVE
+            ]
+        ).mean()
+        assert row.bypass == near(float(bypass))
+        assert row.induce == near(float(induce))
+        assert row.kl == near(float(kl))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("rule", [ARDITI2024, BLOG2026, replace(ARDITI2024, max_kl=0.02, min_induce=-1.2)])
+def test_a_lazy_grid_makes_the_choice_of_the_full_one(family, rule, family_model):
+    runner = Runner(family_model(family))
+    for seed in range(3):
+        candidates = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(seed))
+        scores = grid(runner, candidates, [17, 20, 33], rule)
+        full, lazy = (score_candidates(scores, full_grid=is_full) for is_full in (True, False))
+        chosen, again = choose(full, 4, rule), choose(lazy, 4, rule)
+        assert (chosen.selected is None) == (again.selected is None)
+        if chosen.selected is not None:
+            assert again.selected.position == chosen.selected.position
+            assert again.selected.layer == chosen.selected.layer
+            assert [(int(t.position), t.layer) for t in again.tied] == [(int(t.position), t.layer) for t in chosen.tied]
+        by_cell = {(r.position, r.layer): r for r in full}
+        for row in lazy:
+            for name in ("bypass", "induce", "kl"):
+                score, other = getattr(row, name), getattr(by_cell[row.position, row.layer], name)
+                assert score is None or score == near(other)
+        # What was left out has its reason, and something was left out.
+        assert all(r.discarded for r in again.candidates if r.kl is None and "kl" in rule.needed())
+        assert sum(r.kl is None for r in lazy) > sum(r.kl is None for r in full)
+
+
+def test_near_ties_are_scored_again_in_one_shape(family_model):
+    runner = Runner(family_model("llama"))
+    candidates = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
+    candidates[1] = candidates[0]  # the same direction twice: an exact tie up to rounding
+    rule = replace(ARDITI2024, max_kl=10.0, min_induce=-100.0)
+    table = score_candidates(grid(runner, candidates, [17], rule))
+    choice = choose(table, 4, rule)
+    assert choice.selected.position == Position(-2)  # the earliest position
+    assert choice.selected.rescored
+    assert (int(choice.tied[0].position), choice.tied[0].layer) == (-1, choice.selected.layer)
+    others = [r for r in table if r.layer not in (3, choice.selected.layer)]
+    assert not any(r.rescored for r in others)
