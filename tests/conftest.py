@@ -141,6 +141,14 @@ def texts_run(finished) -> Path:
 
 
 @pytest.fixture(scope="session")
+def every_stage(finished) -> Path:
+    """A finished run of it with every stage and two seeds."""
+    from finished_runs import EVERY_STAGE
+
+    return finished("planted", EVERY_STAGE, by_name=False)
+
+
+@pytest.fixture(scope="session")
 def classifier(shared, planted_folder, texts_run) -> Path:
     """A classifier that judges "refused" where the completion has the word "cannot"."""
     from make_judge import make_classifier
