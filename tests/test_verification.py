@@ -1,7 +1,9 @@
-"""`verify`: one change of a finished run, whatever it is, is reported with its place."""
+"""A finished run verifies; a changed, malformed or contradictory file is named, and older versions are noted."""
 
 import json
 import shutil
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -9,26 +11,57 @@ from safetensors.torch import load_file, save_file
 from rhumbline import verify
 from rhumbline.errors import OutputError
 from rhumbline.records.files import file_sha256, sha256
+from rhumbline.verification import check
 
 
-def results_of(path) -> dict:
-    return json.loads((path / "results.json").read_text())
+@pytest.fixture
+def run_copy(every_stage, tmp_path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(every_stage, tmp_path / "copy"))
+
+
+def edit(path: Path, change) -> None:
+    """Change the content of a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_row(path: Path, number: int, change) -> None:
+    """Change one row of a JSON Lines file."""
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[number])
+    change(row)
+    path.write_text("\n".join([*lines[:number], json.dumps(row), *lines[number + 1 :]]) + "\n")
+
+
+def seal(path: Path) -> None:
+    """Make the hashes of results.json fit whatever the directory contains."""
+
+    def renew(results):
+        results["files"] = {name: file_sha256(path / name) for name in results["files"] if (path / name).exists()}
+        results["sha256"] = sha256({key: value for key, value in results.items() if key != "sha256"})
+
+    edit(path / "results.json", renew)
+
+
+# -- changes ----------------------------------------------------------------------------------------------------------
 
 
 def change_row(path):
-    lines = (path / "seed-0" / "outcomes.jsonl").read_text().splitlines()
-    row = json.loads(lines[3])
-    row["class"] = "complied" if row["class"] == "refused" else "refused"
-    lines[3] = json.dumps(row)
-    (path / "seed-0" / "outcomes.jsonl").write_text("\n".join(lines) + "\n")
+    edit_row(
+        path / "seed-0/outcomes.jsonl",
+        3,
+        lambda row: row.update({"class": "complied" if row["class"] == "refused" else "refused"}),
+    )
     return "seed-0/outcomes.jsonl"
 
 
 def change_score(path):
-    file = path / "seed-1" / "selection.json"
-    content = json.loads(file.read_text())
-    next(c for c in content["candidates"] if c["bypass"] is not None)["bypass"] = -18.0
-    file.write_text(json.dumps(content))
+    def lower(selection):
+        next(c for c in selection["candidates"] if c["bypass"] is not None)["bypass"] = -18.0
+
+    edit(path / "seed-1/selection.json", lower)
     return "seed-1/selection.json"
 
 
@@ -41,9 +74,7 @@ def change_vector(path):
 
 
 def change_rate(path):
-    results = results_of(path)
-    results["seeds"][0]["arms"][0]["rate"] = 0.5
-    (path / "results.json").write_text(json.dumps(results))
+    edit(path / "results.json", lambda results: results["seeds"][0]["arms"][0].update(rate=0.5))
     return "baseline/positive]: rate"
 
 
@@ -59,40 +90,165 @@ def change_protocol(path):
     return "protocol.json"
 
 
-def change_wide(path):
+def change_wide_nulls(path):
     text = (path / "seed-1" / "wide.json").read_text()
     (path / "seed-1" / "wide.json").write_text(text.replace("1", "2", 1))
     return "seed-1/wide.json"
 
 
-def lose_a_file(path):
+def remove_a_file(path):
     (path / "seed-0" / "nulls.json").unlink()
     return "seed-0/nulls.json"
 
 
+def add_a_file(path):
+    (path / "seed-0" / "losses-other.jsonl").write_text("")
+    return "losses-other.jsonl was added"
+
+
 def forge_everything(path):
-    """A changed row, with the hash of its file and that of the results changed too: the rates do not fit."""
+    """A row is changed, and all hashes fit: the rates differ from the recomputed ones."""
     change_row(path)
-    results = results_of(path)
-    results["files"]["seed-0/outcomes.jsonl"] = file_sha256(path / "seed-0" / "outcomes.jsonl")
-    results["sha256"] = sha256({k: v for k, v in results.items() if k != "sha256"})
-    (path / "results.json").write_text(json.dumps(results))
-    return "the rows say"
+    seal(path)
+    return "recomputed from the rows"
 
 
-CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide,
-           lose_a_file, forge_everything]  # fmt: skip
+def forge_the_selection(path):
+    """A score is changed, and all hashes fit: the rule selects another candidate."""
+    change_score(path)
+    seal(path)
+    return "selection.json: the rule selects"
+
+
+def forge_a_sentence(path):
+    edit(path / "results.json", lambda results: results.update(sentence="All is well."))
+    seal(path)
+    return "results.json: sentence is 'All is well.'"
+
+
+CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide_nulls,
+           remove_a_file, add_a_file, forge_everything, forge_the_selection, forge_a_sentence]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
-def test_verify_reports_one_change_and_its_place(change, every_stage, tmp_path):
-    path = shutil.copytree(every_stage, tmp_path / "copy")
-    assert verify(path) == []
-    place = change(path)
-    faults = verify(path)
+def test_one_change_is_found_and_named(change, run_copy):
+    place = change(run_copy)
+    faults = verify(run_copy)
     assert any(place in fault for fault in faults), faults
 
 
-def test_verify_needs_a_run_directory(tmp_path):
+def test_without_a_change_there_is_no_fault(run_copy):
+    assert check(run_copy) == ([], [])
+    seal(run_copy)
+    assert verify(run_copy) == []
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(OutputError, match="not a run directory"):
         verify(tmp_path)
+
+
+# -- malformed and contradictory files --------------------------------------------------------------------------------
+
+
+def no_number(row):
+    row["metric"] = "large"
+
+
+def no_arm(row):
+    row["arm"] = "oblation"
+
+
+def no_draw(nulls):
+    del nulls["nulls"][0]["draw"]
+
+
+def no_positions(extraction):
+    extraction["positions"] = "all"
+
+
+def no_rule(results):
+    results["rule"] = 3
+
+
+def no_files(results):
+    results["files"] = ["protocol.json"]
+
+
+def no_seeds(results):
+    results["seeds"] = None
+
+
+def fewer_nulls(nulls):
+    del nulls["nulls"][0]
+
+
+def fewer_prompts(wide):
+    wide["rows"][1]["metric"] = wide["rows"][1]["metric"][:-1]
+
+
+MALFORMED = [
+    ("seed-0/outcomes.jsonl", no_number, "outcomes.jsonl"),
+    ("seed-0/outcomes.jsonl", no_arm, "oblation"),
+    ("seed-0/nulls.json", no_draw, "draw"),
+    ("seed-1/extraction.json", no_positions, "extraction.json"),
+    ("results.json", no_rule, "results.json: rule"),
+    ("results.json", no_files, "files is not an object"),
+    ("results.json", no_seeds, "results.json: seeds"),
+    ("seed-0/nulls.json", fewer_nulls, "cannot be recomputed"),
+    ("seed-0/wide.json", fewer_prompts, "cannot be recomputed"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "place"), MALFORMED, ids=lambda x: getattr(x, "__name__", None))
+def test_a_malformed_file_is_a_fault_with_its_name(name, change, place, run_copy, call):
+    path = run_copy / name
+    if path.suffix == ".jsonl":
+        edit_row(path, 0, change)
+    else:
+        edit(path, change)
+    faults = verify(run_copy)
+    assert any(place in fault for fault in faults), faults
+    assert call("verify", run_copy)[0] == 1
+
+
+# -- other versions ---------------------------------------------------------------------------------------------------
+
+
+def age(path: Path) -> None:
+    """Make the results those of version 0.1.0: without reasons, and with sentences of another wording."""
+
+    def older(results):
+        results["environment"]["rhumbline"] = "0.1.0"
+        results["warnings"] = ["mind the rows"]
+        for part in (results, *results["seeds"]):
+            del part["reasons"]
+            part["sentence"] = "It was so."
+
+    edit(path / "results.json", older)
+    seal(path)
+
+
+def test_the_sentences_of_another_version_are_not_compared(run_copy, call, monkeypatch):
+    monkeypatch.setattr("rhumbline.verification.version", lambda name: "0.2.0")
+    age(run_copy)
+    note = "made by rhumbline 0.1.0: its sentences are not compared"
+    assert check(run_copy) == ([], [note])
+    code, _, messages = call("verify", run_copy)
+    assert (code, messages) == (0, note)
+
+
+def test_the_numbers_of_another_version_are_compared(run_copy, monkeypatch):
+    monkeypatch.setattr("rhumbline.verification.version", lambda name: "0.2.0")
+    age(run_copy)
+    place = change_rate(run_copy)
+    seal(run_copy)
+    (fault,) = verify(run_copy)
+    assert place in fault
+
+
+def test_a_run_of_this_version_has_its_reasons(run_copy):
+    assert json.loads((run_copy / "results.json").read_text())["environment"]["rhumbline"] == version("rhumbline")
+    edit(run_copy / "results.json", lambda results: results.pop("reasons"))
+    seal(run_copy)
+    assert any("results.json: reasons" in fault for fault in verify(run_copy))
