@@ -72,7 +72,7 @@ def batched_equals_alone(chat_model) -> bool:
 def cached_equals_uncached(chat_model) -> bool:
     from dataclasses import replace
 
-    slow = replace(chat_model, proof=replace(chat_model.proof, cached=False))
+    slow = replace(chat_model, proof=replace(chat_model.proof, cache_is_exact=False))
     arms = arms_of(chat_model)
     fast = Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=5)[0]
     return fast == Runner(slow).generate(PROMPTS, arms, max_new_tokens=5)[0]
@@ -99,9 +99,11 @@ def row_of(family: str) -> dict[str, str]:
         row["runs"] = "coarse"
     row["leak"] = f"{chat_model.proof.leak:.0e}"
     row["batched"] = (
-        ("yes, by length" if chat_model.proof.unpadded else "yes") if batched_equals_alone(chat_model) else "no"
+        ("yes, by length" if chat_model.proof.padding_changes_logits else "yes")
+        if batched_equals_alone(chat_model)
+        else "no"
     )
-    if chat_model.proof.cached:
+    if chat_model.proof.cache_is_exact:
         row["cached"] = "yes" if cached_equals_uncached(chat_model) else "no"
     else:
         row["cached"] = "not cached"

@@ -134,7 +134,7 @@ def test_an_arm_ablates_a_span(family_model):
     span, single = Arm("span", tuple(map(Ablate, directions))), Arm("one", (Ablate(directions[0]),))
     edits = BatchEdits.of([span, single], chat_model).on(torch.tensor([0, 1]))
     h = torch.randn(2, 4, chat_model.d_model)
-    after = edits[chat_model.ablation_sites[0]](h)
+    after = edits[chat_model.ablation_points[0]](h)
     assert (after[0] @ basis.T).abs().max() < rounding()  # the whole span is gone
     assert (after[1] @ basis[0]).abs().max() < rounding()
     torch.testing.assert_close(

@@ -71,7 +71,7 @@ def test_the_axis_is_decided_by_what_the_parameter_does(fresh, tokenizer):
     # Square experts: only a functional test can tell [expert, hidden, inner] from [expert, inner, hidden].
     for family, axis in (("mixtral", 1), ("gpt_oss", 2)):
         chat_model = fresh(family, intermediate_size=32, moe_intermediate_size=32)
-        rows = proving._probe_inputs(chat_model.model, tokenizer)
+        rows = proving.probe_inputs(chat_model.model, tokenizer)
         probe = Probe(chat_model, rows)
         name = "model.layers.1.mlp.experts.down_proj"
         assert set(probe.parameters[name].shape[1:]) == {32}

@@ -67,8 +67,8 @@ def main() -> None:
     for family in sys.argv[1:]:
         compare(family, Path(str(box[0])) / family, tokenizer)
         print(f"rank {ranks.rank()}: {family} equal", flush=True)
-    assert ranks.least(5 + ranks.rank()) == 5
-    ranks.part()
+    assert ranks.minimum(5 + ranks.rank()) == 5
+    ranks.leave()
 
 
 if __name__ == "__main__":

@@ -113,8 +113,8 @@ def test_another_error_is_not_mistaken_for_memory(family_model, monkeypatch):
 
 def test_models_that_padding_changes_are_batched_by_length(family_model):
     chat_model = family_model("qwen2")
-    strict = replace(chat_model, proof=replace(chat_model.proof, unpadded=True))
-    strict = replace(strict, proof=replace(strict.proof, packed=False))
+    strict = replace(chat_model, proof=replace(chat_model.proof, padding_changes_logits=True))
+    strict = replace(strict, proof=replace(strict.proof, packing_is_exact=False))
     for block in Runner(strict).blocks([*PROMPTS, [1, 2, 3, 4]], 2):
         assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in block.prompts}) == 1
     assert completions(strict, 1000) == completions(chat_model, 1000)
@@ -146,7 +146,7 @@ def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
 def test_as_many_rows_are_decoded_as_half_of_the_memory_caches(family_model, monkeypatch, packed):
     """Three rows fit at first, then all, then (nothing is cached and every step reads everything) what a pass holds."""
     chat_model = family_model("qwen2")
-    chat_model = replace(chat_model, proof=replace(chat_model.proof, packed=packed))
+    chat_model = replace(chat_model, proof=replace(chat_model.proof, packing_is_exact=packed))
     config = chat_model.model.config
     heads, channels = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
     row = 2 * 4 * chat_model.n_layers * heads * channels * (max(map(len, PROMPTS)) + 7)
@@ -163,7 +163,7 @@ def test_as_many_rows_are_decoded_as_half_of_the_memory_caches(family_model, mon
     many, together = rows(Runner(chat_model), 2 * 8 * row)
     assert together == [8]
     assert few == many
-    uncached = replace(chat_model, proof=replace(chat_model.proof, cached=False, packed=False))
+    uncached = replace(chat_model, proof=replace(chat_model.proof, cache_is_exact=False, packing_is_exact=False))
     again, together = rows(Runner(uncached, tokens_per_forward=4 * (max(map(len, PROMPTS)) + 7)), 0)
     assert together[0] == 4
     assert again == many

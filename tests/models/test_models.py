@@ -10,7 +10,9 @@ from rhumbline.inference.interventions import Ablate, Add, Arm, BatchEdits, Dire
 from rhumbline.inference.runner import Runner
 from rhumbline.models import chat_model as models
 from rhumbline.models import loading, proving
+from rhumbline.models.architecture import architecture
 from rhumbline.models.hooks import hooked
+from rhumbline.records.codec import to_json
 from tolerances import rounding, tolerance
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9]]
@@ -54,8 +56,8 @@ def test_writers_are_proved(family, family_model):
     assert max(chat_model.proof.sum_error) < rounding()
     normed = {w.module for w in chat_model.writers if w.module.endswith("norm")}
     assert bool(normed) == (family in POST_NORM)
-    assert chat_model.proof.cached
-    assert not chat_model.proof.unpadded
+    assert chat_model.proof.cache_is_exact
+    assert not chat_model.proof.padding_changes_logits
 
 
 def test_the_residual_multiplier_is_found(family_model):
@@ -84,8 +86,8 @@ def test_ablation_leaves_nothing_along_the_direction(family, family_model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_arms_and_prompts_batched_equal_alone(family, packed, family_model):
     chat_model = family_model(family)
-    assert chat_model.proof.packed == (family not in UNPACKED)
-    padded = replace(chat_model, proof=replace(chat_model.proof, packed=False))
+    assert chat_model.proof.packing_is_exact == (family not in UNPACKED)
+    padded = replace(chat_model, proof=replace(chat_model.proof, packing_is_exact=False))
     direction = Direction.from_vector(unit(chat_model.d_model) * 2, -1, 2)
     arms = [
         Arm("baseline"),
@@ -114,8 +116,8 @@ def logits_of(runner, arms):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoding_packed_or_cached_equals_uncached(family, family_model):
     chat_model = family_model(family)
-    cached = replace(chat_model, proof=replace(chat_model.proof, packed=False))
-    uncached = replace(chat_model, proof=replace(chat_model.proof, packed=False, cached=False))
+    cached = replace(chat_model, proof=replace(chat_model.proof, packing_is_exact=False))
+    uncached = replace(chat_model, proof=replace(chat_model.proof, packing_is_exact=False, cache_is_exact=False))
     direction = Direction.from_vector(unit(chat_model.d_model) * 2, -1, 2)
     arms = [
         Arm("baseline"),
@@ -228,8 +230,8 @@ def test_missing_tensors_are_not_made_up(tmp_path, tokenizer):
         loading.load(str(tmp_path), device="cpu")
 
 
-def test_explain_says_what_was_found(family_model):
-    record = proving.explain(family_model("granite"))
+def test_the_architecture_lists_writers_and_proof(family_model):
+    record = to_json(architecture(family_model("granite")))
     assert record["blocks"] == "model.layers"
     assert record["writers"] == ["self_attn.o_proj x 0.22 + mlp.down_proj x 0.22   (layers 0-3)"]
     assert any("yes" in line for line in record["proof"])

@@ -127,8 +127,8 @@ def test_a_pass_begun_in_the_middle_leaves_offloaded_layers_as_they_were(checkpo
     places |= {f"model.layers.{i}": "disk" if i in (0, 1, 3) else "cpu" for i in range(4)}
     spread = dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path / "offload"), force_hooks=True)
     chat_model = proving.prove(spread, tokenizer, "spread")
-    assert chat_model.proof.packed
-    assert chat_model.proof.narrowed
+    assert chat_model.proof.packing_is_exact
+    assert chat_model.proof.last_block_can_be_pruned
     wrapped = [vars(block)["forward"] for block in chat_model.blocks]
     ids = torch.tensor(PROMPTS)
     before = forward(chat_model, ids, torch.ones_like(ids))

@@ -78,7 +78,7 @@ def _cells(results: dict, name: str) -> list[dict]:
 def test_without_torchrun_the_command_is_told():
     with pytest.raises(InputError, match="torchrun --nproc-per-node N"):
         ranks.join()
-    assert (ranks.world(), ranks.rank(), ranks.least(7)) == (1, 0, 7)
+    assert (ranks.world_size(), ranks.rank(), ranks.minimum(7)) == (1, 0, 7)
 
 
 def test_a_family_without_a_plan_is_refused(tmp_path, tokenizer):
@@ -91,5 +91,5 @@ def test_a_family_without_a_plan_is_refused(tmp_path, tokenizer):
 
 
 def test_one_process_writes_where_it_is_told(tmp_path):
-    with ranks.directory(tmp_path / "run") as folder:
+    with ranks.output_directory(tmp_path / "run") as folder:
         assert folder == tmp_path / "run"

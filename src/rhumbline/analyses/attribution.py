@@ -21,7 +21,7 @@ from rhumbline.errors import ModelError
 from rhumbline.inference.answered_prompts import check_positions
 from rhumbline.models.attention import watched_attention
 from rhumbline.models.chat_model import ChatModel, Writer, forward
-from rhumbline.models.hooks import Tap, hooked, run_until, tapped
+from rhumbline.models.hooks import Observer, hooked, observed, run_until
 from rhumbline.records.positions import Position
 from rhumbline.records.suffix_file import PartKind
 
@@ -153,12 +153,12 @@ class _Probe:
 
             return hook
 
-        taps = [Tap(self._module(w), record(w.module)) for w in self.writers]
+        observers = [Observer(self._module(w), record(w.module)) for w in self.writers]
         mask = torch.ones_like(tokens)
         with (
             torch.no_grad(),
             hooked(self.model, {}, watch),
-            tapped(taps),
+            observed(observers),
             watched_attention(self.model, record_attention),
         ):
             h = run_until(self.model, self.layer, lambda: forward(self.model, tokens, mask))

@@ -33,9 +33,8 @@ from rhumbline.records.analysis_files import (
     TokenComparison,
 )
 from rhumbline.records.analysis_values import Auroc, NullRank, TrainTest
-from rhumbline.records.codec import convert
 from rhumbline.records.positions import Position
-from rhumbline.records.shared import ByLabel, ModelDescription
+from rhumbline.records.shared import ByLabel
 from rhumbline.stages.null_families import covariance, generator, isotropic, shuffled_site
 
 FAMILIES = ("isotropic", "covariance", "shuffled-site")
@@ -82,7 +81,7 @@ def analyse(subject: Subject, base: ChatModel, *, draws: int = 99, retokenise: b
         seed=subject.seed,
         site=subject.site,
         parameters=BaseParameters(base.name, draws, retokenise),
-        base=convert(base.record(), ModelDescription),
+        base=base.record(),
         tokens=tokens,
         n=n,
         conditions=BaseConditions(template, plain),

@@ -16,7 +16,7 @@ from torch import Tensor
 from rhumbline.axes import Vector
 from rhumbline.inference.interventions import Direction
 from rhumbline.models.chat import token_batch
-from rhumbline.models.chat_model import ChatModel, Edit, Site, forward
+from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
 from rhumbline.models.hooks import hooked
 
 BATCH = 8
@@ -77,7 +77,7 @@ class GradientSearch:
         weights = torch.tensor(np.abs(rng.standard_normal(len(vectors))), dtype=torch.float32)
         u = weights @ vectors
         u = u / u.norm()
-        size = 1 if self.model.proof.unpadded else BATCH
+        size = 1 if self.model.proof.padding_changes_logits else BATCH
         positive, negative = (
             [sequences[i] for i in rng.permutation(len(sequences))[:size]]
             for sequences in (self.positive, self.negative)
@@ -95,7 +95,7 @@ class GradientSearch:
             + KL_WEIGHT * kl
         )
 
-    def _edits(self, u: Vector, fixed: Tensor) -> tuple[dict[Site, Edit], dict[Site, Edit]]:
+    def _edits(self, u: Vector, fixed: Tensor) -> tuple[dict[HookPoint, Edit], dict[HookPoint, Edit]]:
         """Ablation of `u` and `fixed`, and addition of `u`."""
         device, norm = self.model.device, self.like.norm
         row, span = u.to(device), fixed.to(device)
@@ -108,9 +108,11 @@ class GradientSearch:
         def add(h: Tensor) -> Tensor:
             return (h.float() + norm * row).to(h.dtype)
 
-        return dict.fromkeys(self.model.ablation_sites, ablate), {Site("resid_pre", self.like.layer): add}
+        return dict.fromkeys(self.model.ablation_points, ablate), {HookPoint("resid_pre", self.like.layer): add}
 
-    def _logits(self, sequences: Sequence[Sequence[int]], edits: dict[Site, Edit]) -> Float[Tensor, "prompt vocab"]:
+    def _logits(
+        self, sequences: Sequence[Sequence[int]], edits: dict[HookPoint, Edit]
+    ) -> Float[Tensor, "prompt vocab"]:
         batch, device = token_batch(sequences, self.model.pad_token), self.model.device
         with hooked(self.model, edits):
             return forward(self.model, batch.input_ids.to(device), batch.attention_mask.to(device)).float()

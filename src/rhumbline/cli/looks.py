@@ -53,9 +53,10 @@ def _report(a: argparse.Namespace) -> int:
 
 
 def _model(a: argparse.Namespace) -> int:
-    from rhumbline.models.proving import explain
+    from rhumbline.models.architecture import architecture
+    from rhumbline.records.codec import to_json
 
-    record = explain(load_model(a))
+    record = to_json(architecture(load_model(a)))
     if a.json:
         print(json.dumps(record, ensure_ascii=False))
         return 0

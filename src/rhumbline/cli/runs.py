@@ -127,12 +127,12 @@ def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, te
     out.quiet = err.quiet = not is_first
     try:
         model = load_model(a, tensor_parallel=True)
-        with ranks.directory(a.out) as folder:
+        with ranks.output_directory(a.out) as folder:
             a.out, a.json = str(folder), a.json and is_first
-            name = f"torchrun, {ranks.world()} ranks"
+            name = f"torchrun, {ranks.world_size()} ranks"
             return _execute(a, model, contrast, protocol, texts, engine=name, page=is_first)
     finally:
-        ranks.part()
+        ranks.leave()
 
 
 def _execute(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rhumbline.edits.projection import Basis, ParameterEdit, Plan, inner_vectors, project
 from rhumbline.errors import EditError
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.hooks import Tap, tapped
+from rhumbline.models.hooks import Observer, observed
 
 PARALLEL = 1e-3
 """A change of a writer's output may leave the perturbed vector by this share and still count as along it (float32)."""
@@ -78,7 +78,7 @@ class Probe:
 
         before: dict[int, tuple[tuple, dict]] = {}
         copy = lambda value: value.clone() if isinstance(value, Tensor) else value  # noqa: E731
-        taps = []
+        observers = []
         for layer, block in enumerate(chat_model.blocks):
 
             def arrive(args: tuple, kwargs: dict, output: Any, layer: int = layer) -> None:
@@ -87,8 +87,8 @@ class Probe:
             def leave(args: tuple, kwargs: dict, output: Any, layer: int = layer) -> None:
                 keep(layer, args, kwargs, output)
 
-            taps += [Tap(block, arrive, "input"), Tap(block, leave)]
-        with torch.no_grad(), tapped(taps):
+            observers += [Observer(block, arrive, "input"), Observer(block, leave)]
+        with torch.no_grad(), observed(observers):
             self._whole()
         self.calls = calls
         # A block that keeps state between calls (shared keys, say) does not repeat itself: it is run within the model.
@@ -122,16 +122,16 @@ class Probe:
         """The dotted name in the model of a point's module."""
         return point.module if point.layer is None else f"{self.prefix}{point.layer}.{point.module}"
 
-    def run(self, layer: int | None, taps: Sequence[Tap]) -> None:
+    def run(self, layer: int | None, observers: Sequence[Observer]) -> None:
         """As much of the forward pass as a point of this layer needs."""
-        with torch.no_grad(), tapped(taps):
+        with torch.no_grad(), observed(observers):
             if layer is None:
 
                 def stop(args: tuple, kwargs: dict, output: Any) -> None:
                     raise _Reached
 
                 try:
-                    with tapped([Tap(self.chat_model.blocks[0], stop, "input")]):
+                    with observed([Observer(self.chat_model.blocks[0], stop, "input")]):
                         self._whole()
                 except _Reached:
                     return
@@ -151,7 +151,7 @@ class Probe:
 
         first = point.layer is None and not point.module
         module = self.chat_model.blocks[0] if first else self.root(point.layer).get_submodule(point.module)
-        self.run(point.layer, [Tap(module, see, point.side)])
+        self.run(point.layer, [Observer(module, see, point.side)])
         return seen[0].reshape(-1, self.d_model).float()
 
     def outputs(self, layer: int | None) -> dict[str, tuple[Tensor | None, Tensor]]:
@@ -165,11 +165,11 @@ class Probe:
                 before = before if before is not None and before.is_floating_point() else None
                 found.setdefault(name, (before if before is None else before.clone(), hidden.detach().clone()))
 
-        def tap(name: str, module: nn.Module) -> Tap:
-            return Tap(module, lambda args, kwargs, output: see(name, args, kwargs, output))
+        def observer(name: str, module: nn.Module) -> Observer:
+            return Observer(module, lambda args, kwargs, output: see(name, args, kwargs, output))
 
         names = [(n, m) for n, m in self.root(layer).named_modules() if n and not (layer is None and self.inside(n))]
-        self.run(layer, [tap(n, m) for n, m in names])
+        self.run(layer, [observer(n, m) for n, m in names])
         return found
 
     def inside(self, name: str) -> bool:

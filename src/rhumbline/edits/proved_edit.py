@@ -18,8 +18,8 @@ from rhumbline.edits.edit_plan import plan_ablation, untied
 from rhumbline.edits.projection import Basis, Outcome, Plan, carry_out, orthonormal
 from rhumbline.errors import EditError
 from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
-from rhumbline.models.chat_model import ChatModel, Edit, Site, forward
-from rhumbline.models.hooks import Tap, hooked, tapped
+from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
+from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
 
 PROMPTS = (
@@ -144,7 +144,7 @@ def _kl(a: Tensor, b: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def subspace_edits(chat_model: ChatModel, basis: Basis) -> dict[Site, Edit]:
+def subspace_edits(chat_model: ChatModel, basis: Basis) -> dict[HookPoint, Edit]:
     """Hooks that remove a subspace at every write and from the first block's input: what an edit is compared with."""
 
     def edit(h: Residual) -> Residual:
@@ -152,10 +152,10 @@ def subspace_edits(chat_model: ChatModel, basis: Basis) -> dict[Site, Edit]:
         x = h.float()
         return (x - (x @ q.T) @ q).to(h.dtype)
 
-    return dict.fromkeys(chat_model.ablation_sites, edit)
+    return dict.fromkeys(chat_model.ablation_points, edit)
 
 
-def _hooks(chat_model: ChatModel, change: Change) -> Mapping[Site, Edit]:
+def _hooks(chat_model: ChatModel, change: Change) -> Mapping[HookPoint, Edit]:
     if isinstance(change, Add):
         rows = torch.zeros(1, dtype=torch.long, device=chat_model.device)
         return BatchEdits.of([Arm("addition", (change,))], chat_model).on(rows)
@@ -183,18 +183,20 @@ def writer_leaks(chat_model: ChatModel, basis: Basis, sequences: Sequence[Sequen
         along[name] = max(along.get(name, 0.0), float((y @ q.T).norm(dim=1).max()))
         squares.setdefault(name, []).append(float(y.square().sum(1).mean()))
 
-    def tap(name: str, module: Any, side: Any = "output") -> Tap:
+    def observer(name: str, module: Any, side: Any = "output") -> Observer:
         def tell(args: tuple, kwargs: dict, output: Any) -> None:
             value = (args[0] if args else kwargs["hidden_states"]) if output is None else output
             see(name, value if isinstance(value, Tensor) else value[0])
 
-        return Tap(module, tell, side)
+        return Observer(module, tell, side)
 
-    taps = [tap("embedding", chat_model.blocks[0], "input")]
-    taps += [
-        tap(f"{w.layer}.{w.module}", chat_model.blocks[w.layer].get_submodule(w.module)) for w in chat_model.writers
+    observers = [observer("embedding", chat_model.blocks[0], "input")]
+    observers += [
+        observer(f"{w.layer}.{w.module}", chat_model.blocks[w.layer].get_submodule(w.module))
+        for w in chat_model.writers
+        for w in chat_model.writers
     ]
-    with tapped(taps):
+    with observed(observers):
         logits_of(chat_model, sequences)
     return {n: a / max((sum(squares[n]) / len(squares[n])) ** 0.5, 1e-30) for n, a in along.items()}
 

@@ -70,7 +70,7 @@ class ArmModel(HFLM):
             tokenizer=chat_model.tokenizer,
             backend="causal",
             # Where padding changes a row, a batch holds one.
-            batch_size=1 if chat_model.proof.unpadded else batch_size,
+            batch_size=1 if chat_model.proof.padding_changes_logits else batch_size,
             device=str(chat_model.device),
         )
         self.cache_hook: Any = answers

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rhumbline.axes import Residual
 from rhumbline.inference.interventions import Arm, BatchEdits, Intervention
-from rhumbline.models.chat_model import ChatModel, Edit, Site
-from rhumbline.models.hooks import Tap, hooked, tapped
+from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
+from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
 
 _PROVED: "WeakKeyDictionary[Any, ChatModel]" = WeakKeyDictionary()
@@ -37,7 +37,7 @@ def applied(model: Any, arm: Arm | Intervention, *, coarse: bool = False) -> Ite
     edits = BatchEdits.of([named], chat_model)
     clock = _Clock()
     with ExitStack() as stack:
-        stack.enter_context(tapped([Tap(chat_model.model, clock.see, "input")]))
+        stack.enter_context(observed([Observer(chat_model.model, clock.see, "input")]))
         stack.enter_context(hooked(chat_model, {site: _timed(edits, site, clock) for site in _sites(edits)}))
         yield model
 
@@ -80,7 +80,7 @@ class _Clock:
         self.last = ids
 
 
-def _sites(edits: BatchEdits) -> list[Site]:
+def _sites(edits: BatchEdits) -> list[HookPoint]:
     return list(edits.on(torch.zeros(1, dtype=torch.long, device=_device(edits))))
 
 
@@ -89,7 +89,7 @@ def _device(edits: BatchEdits) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def _timed(edits: BatchEdits, site: Site, clock: _Clock) -> Edit:
+def _timed(edits: BatchEdits, site: HookPoint, clock: _Clock) -> Edit:
     """The edit of a site for whatever forward pass is running."""
     row = torch.zeros(1, dtype=torch.long, device=_device(edits))
     known: dict[int | None, Edit] = {}

@@ -16,7 +16,7 @@ from rhumbline.inference.batching import Block
 from rhumbline.inference.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import forward
-from rhumbline.models.hooks import Final, final_states, hooked
+from rhumbline.models.hooks import FinalStates, final_states, hooked
 from rhumbline.models.packing import attention_of, pack, packed_states
 
 LOGITS_AT_ONCE = 2**24
@@ -85,11 +85,11 @@ def token_readings(
 
 def _final(
     runner: Runner, documents: Sequence[Document], block: Block, edits: BatchEdits
-) -> tuple[Final, list[list[int]]]:
+) -> tuple[FinalStates, list[list[int]]]:
     """The final states [arm, token, d_model] of the documents of a block, and where their predictions stand."""
     sequences, device = [d.ids for d in documents], runner.model.device
     arms = torch.tensor(block.arms, device=device)
-    if runner.model.proof.packed:
+    if runner.model.proof.packing_is_exact:
         # Nothing that one document predicts is another one's context.
         n_private = min(map(len, sequences)) - min(d.start for d in documents)
         chosen = pack(sequences, n_private, device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rhumbline.axes import Residual, Vector
 from rhumbline.errors import DirectionError, ProtocolError
-from rhumbline.models.chat_model import ChatModel, Edit, Site
+from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
 from rhumbline.records.positions import Position
 
 
@@ -141,7 +141,7 @@ class BatchEdits:
     Built once per set of arms (`BatchEdits.of`), bound to the rows of each batch by `on`.
     """
 
-    sites: tuple[Site, ...]
+    sites: tuple[HookPoint, ...]
     ablated: Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None
     """Unit vector of each arm times the root of its strength, zero where it does not ablate; None when no arm does.
     Where an arm ablates along several, the orthogonal rows of every arm, filled up with zeros."""
@@ -174,7 +174,7 @@ class BatchEdits:
                             rows = store.setdefault(direction.layer, torch.zeros(len(arms), d_model))
                             rows[index] += coefficient * direction.difference if wanted else 0.0
         return cls(
-            chat_model.ablation_sites,
+            chat_model.ablation_points,
             _stacked(taken, d_model, device),
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
@@ -182,17 +182,17 @@ class BatchEdits:
 
     def on(
         self, arm_of_row: Int[Tensor, " row"], n_prompt: int | Bool[Tensor, "#row position"] | None = None
-    ) -> dict[Site, Edit]:
+    ) -> dict[HookPoint, Edit]:
         """The edits for a batch whose rows belong to these arms.
 
         The first `n_prompt` positions of the forward pass are prompt tokens (None: all of them), the rest generated; or
         it says of each position whether it is a prompt token, in one row where all rows have the same.
         """
-        edits: dict[Site, Edit] = {}
+        edits: dict[HookPoint, Edit] = {}
         if self.ablated is not None:
             edits = dict.fromkeys(self.sites, _ablation(self.ablated[arm_of_row]))
         for layer in self.added:
-            site = Site("resid_pre", layer)
+            site = HookPoint("resid_pre", layer)
             prompt, later = self.added[layer][arm_of_row], self.added_later[layer][arm_of_row]
             edits[site] = _addition(prompt, later, n_prompt, then=edits.get(site))
         return edits

@@ -68,7 +68,7 @@ def measured_tokens(model: ChatModel, sequence: TokenIds) -> int:
     for _ in probe.last_logits(turned):
         pass
     per_token = max(1, peak_memory(model.device) - before) / (copies * len(sequence))
-    return ranks.least(int(min(MOST_TOKENS, max(LEAST_TOKENS, free_memory(model.device) / 2 / per_token))))
+    return ranks.minimum(int(min(MOST_TOKENS, max(LEAST_TOKENS, free_memory(model.device) / 2 / per_token))))
 
 
 @dataclass
@@ -88,10 +88,10 @@ class Runner:
         changes a row, a block holds prompts of one length only.
         """
         lengths = [len(s) for s in sequences]
-        if self.model.proof.packed and lengths:
+        if self.model.proof.packing_is_exact and lengths:
             shared = max(0, min(n_shared(sequences), min(lengths) - n_private))
             return packs(lengths, shared, n_arms, self.tokens_per_forward)
-        return rectangles(lengths, n_arms, self.tokens_per_forward, alike=self.model.proof.unpadded)
+        return rectangles(lengths, n_arms, self.tokens_per_forward, alike=self.model.proof.padding_changes_logits)
 
     def last_logits(
         self, sequences: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
@@ -100,7 +100,7 @@ class Runner:
         edits = BatchEdits.of(arms, self.model)
 
         def run(block: Block) -> Logits:
-            if self.model.proof.packed:
+            if self.model.proof.packing_is_exact:
                 chosen = self.pack(sequences, block)
                 arms_here = torch.tensor(block.arms, device=self.model.device)
                 with hooked(self.model, edits.on(arms_here)):
@@ -130,7 +130,7 @@ class Runner:
             layer: torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
             for layer, arms in arms_at.items()
         }
-        if not self.model.proof.packed:
+        if not self.model.proof.packing_is_exact:
             for layer, arms in arms_at.items():
                 for rows, logits in self.last_logits(sequences, arms):
                     found[layer][rows.arm, rows.prompt] = read(logits).double().cpu()
@@ -238,7 +238,7 @@ class Runner:
         def run(block: Block) -> Tensor:
             return answered_residuals(self.model, [texts[i] for i in block.prompts], positions, layers, edits)
 
-        for block in answered_blocks(texts, self.tokens_per_forward, alike=self.model.proof.unpadded):
+        for block in answered_blocks(texts, self.tokens_per_forward, alike=self.model.proof.padding_changes_logits):
             for done, h in self.within_memory(block, run):
                 self.tick(len(done.prompts))
                 yield torch.tensor(done.prompts), h, None
@@ -248,7 +248,7 @@ class Runner:
     ) -> "_Batch":
         """The prompts of a block as one batch without arms, and where their positions stand in it."""
         device = self.model.device
-        if padding is None and self.model.proof.packed:
+        if padding is None and self.model.proof.packing_is_exact:
             chosen = self.pack(sequences, block, n_private=max(1, -int(wanted.min())))
             row, place = torch.zeros(1, 1, dtype=torch.long, device=device), chosen.last[:, None] + 1 + wanted
             attention = attention_of(self.model, chosen)
@@ -326,23 +326,25 @@ class Runner:
             return probe.bytes_per_token
 
         ((_, each),) = self.within_memory(Block([0], [longest]), read)
-        room = ranks.least(int(free_memory(device) / each if each else self.tokens_per_forward / CACHE_SHARE))
+        room = ranks.minimum(int(free_memory(device) / each if each else self.tokens_per_forward / CACHE_SHARE))
         tokens, width = int(room * CACHE_SHARE), lengths[longest] + new
         rows = n_arms * len(sequences)
         if is_processor(device):
             rows = min(MOST_CPU_ROWS, max(CPU_ROWS, int(room * PLENTIFUL) // width))
-        elif not self.model.proof.packed:
+        elif not self.model.proof.packing_is_exact:
             # What is not packed is read at once.
             rows = max(1, self.tokens_per_forward // lengths[longest])
-        if not self.model.proof.packed:
-            return rows, rectangles(lengths, n_arms, tokens, extra=new, rows=rows, alike=self.model.proof.unpadded)
+        if not self.model.proof.packing_is_exact:
+            return rows, rectangles(
+                lengths, n_arms, tokens, extra=new, rows=rows, alike=self.model.proof.padding_changes_logits
+            )
         n_lines = max(1, min(rows, tokens // width))
         return n_lines, (Block(arms, list(range(len(sequences)))) for arms in evenly(n_arms, n_lines))
 
     def _decoder(
         self, sequences: Sequence[TokenIds], block: Block, edits: BatchEdits, new: int, n_lines: int
     ) -> PackedDecoder | PaddedDecoder:
-        if not self.model.proof.packed:
+        if not self.model.proof.packing_is_exact:
             ids, mask = self.padded(sequences, block)
             return PaddedDecoder(self.model, edits, self.arm_of_row(block), ids, mask, new_cache(self.model))
         arms = torch.tensor(block.arms, device=self.model.device)
@@ -380,7 +382,7 @@ class Runner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if ranks.world() > 1:
+                if ranks.world_size() > 1:
                     raise ModelError(
                         f"{self.model.name}: rank {ranks.rank()} ran out of memory. Ranks cannot make their blocks "
                         "smaller apart from each other: use more of them, or a smaller dtype. What was done is kept."

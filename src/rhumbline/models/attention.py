@@ -1,7 +1,7 @@
-"""What every head reads: outputs and weights of attention, through transformers' own interface.
+"""Read the output and the attention weights of every head through transformers' attention interface.
 
-While open, each attention module calls its own plain (eager) function, whose weights are told to a watcher. Knows no
-family; a model whose attention does not go through the interface (bloom, recurrent layers) tells nothing.
+While the context is active, each attention module calls its own eager function, which returns the weights. Attention
+that does not use the interface (bloom, recurrent layers) is not read.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.packing import own_attention
 
 NAME = "rhumbline_watched"
-See = Callable[[Float[Tensor, "row token head channel"], Float[Tensor, "row head token key"]], None]
-"""Told the output of every attention call, before it is projected, and its weights."""
-_SEE: ContextVar[See] = ContextVar("who watches attention")
+ReadAttention = Callable[[Float[Tensor, "row token head channel"], Float[Tensor, "row head token key"]], None]
+"""Receives the output of an attention call, before its projection, and its weights."""
+_READ: ContextVar[ReadAttention] = ContextVar("reader of attention")
 
 
 def _watched(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> tuple:
     output, weights = own_attention(module, "eager")(module, query, key, value, mask, **kwargs)
-    _SEE.get()(output, weights)
+    _READ.get()(output, weights)
     return output, weights
 
 
@@ -34,13 +34,13 @@ AttentionMaskInterface.register(NAME, eager_mask)
 
 
 @contextmanager
-def watched_attention(chat_model: ChatModel, see: See) -> Iterator[None]:
-    """Tell `see` of every attention call while open; leaves no trace."""
+def watched_attention(chat_model: ChatModel, read: ReadAttention) -> Iterator[None]:
+    """Call `read` for every attention call while the context is active."""
     config = chat_model.model.config.get_text_config(decoder=True)
-    plain, token = config._attn_implementation, _SEE.set(see)
+    own, token = config._attn_implementation, _READ.set(read)
     config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = plain
-        _SEE.reset(token)
+        config._attn_implementation = own
+        _READ.reset(token)

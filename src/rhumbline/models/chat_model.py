@@ -1,8 +1,7 @@
-"""A chat model as the instrument sees it: blocks, residual writers, hooks, forward passes. The only file with hooks.
+"""A loaded decoder with its blocks, its proved residual writers and its forward pass.
 
-Promises: edits act while a context is open and leave no trace; what a watcher sees is the stream after the edits.
-Knows module names, hooks and devices. Does not know what is added or removed at a site, nor why; how the writers were
-found is in proving.py.
+Independent of interventions: an edit is any function from a residual stream to a new tensor. The hooks that apply
+edits are in hooks.py, the proof of the writers is in proving.py.
 """
 
 from collections.abc import Callable
@@ -15,17 +14,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rhumbline.axes import Residual
+from rhumbline.records.shared import ModelDescription
 
 Edit = Callable[[Residual], Residual]
-"""What a site does to the residual stream (or to what is written into it); returns a new tensor."""
+"""Maps the residual stream, or the output of a residual writer, to a new tensor of the same shape."""
 
 Mode = Literal["exact", "coarse"]
+"""`exact`: the residual writers are proved. `coarse`: edits act on block inputs and outputs only."""
 
 
-class Site(NamedTuple):
-    """Where the residual stream is edited: a block's input or output, or what a submodule writes into it."""
+class HookPoint(NamedTuple):
+    """Where a hook reads or edits activations: a block input, a block output or the output of a residual writer."""
 
     kind: Literal["resid_pre", "write", "resid_post"]
+    """Block input, output of a writer, block output."""
     layer: int
     module: str = ""
     """Name of the writer inside its block; empty for block inputs and outputs."""
@@ -33,46 +35,47 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Writer:
-    """A submodule whose output is added to the residual stream, times `scale`."""
+    """A residual writer: a submodule whose output, times `scale`, is added to the residual stream."""
 
     layer: int
     module: str
-    """The innermost submodule with this output, by its name inside the block: where the hook goes."""
+    """Name inside the block of the innermost submodule with this output; the hook is registered on it."""
     aliases: tuple[str, ...]
     """Every submodule of the block that returned the same values, innermost first."""
     scale: float
-    """The constant the model multiplies this output by before adding it (granite's residual multiplier)."""
+    """Factor of the output before it is added, such as granite's residual multiplier."""
     flat: bool = False
-    """True where the submodule returns [row * position, d_model]."""
+    """Whether the submodule returns [row * position, d_model]."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the probe forwards showed. Errors are relative to the size of the terms that are summed."""
+    """Results of the probe forward passes. Errors are relative to the sum of the absolute terms."""
 
     mode: Mode
     sum_error: tuple[float, ...]
-    """Per layer: largest |output - (carry * input + sum of writes)| over the sum of the absolute terms."""
+    """Per layer: largest |output - (carry * input + sum of writes)|, over the sum of the absolute terms."""
     carry: tuple[float, ...]
-    """Per layer: the factor on the layer's input (1 except in models that rescale the stream)."""
+    """Per layer: factor of the block input; 1 unless the model rescales the stream."""
     leak: float
-    """Largest |r.x| / |x| over block inputs and the final state while a random direction r was ablated."""
+    """Largest |r.x| / |x| over block inputs and the final state, under ablation of a random direction r."""
     leak_bound: float
-    """What `leak` may be at the model's precision."""
-    unpadded: bool
-    """True where a left-padded prompt does not give the logits that it gives alone: batches hold one length only."""
-    packed: bool
-    """Whether prompts packed behind their shared prefix, begun at any layer, give the logits that they give alone."""
-    narrowed: bool
-    """Whether the last block of a pack may run for the last tokens alone."""
-    cached: bool
-    """Whether decoding with the model's cache gives the logits of a whole forward pass; if not, nothing is cached."""
+    """Largest permitted `leak` in the dtype of the model."""
+    padding_changes_logits: bool
+    """Whether left padding changes the logits of a prompt. If so, a batch contains prompts of one length only."""
+    packing_is_exact: bool
+    """Whether packed prompts have the logits of each prompt alone, also when a pass resumes at a middle layer."""
+    last_block_can_be_pruned: bool
+    """Whether the last block of a pack can run for the last token of each prompt only."""
+    cache_is_exact: bool
+    """Whether decoding with the model's cache gives the logits of a whole forward pass. If not, no cache is used."""
     note: str = ""
+    """In coarse mode: the layers whose writers could not be proved."""
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A decoder with its tokenizer, its blocks and the proof of what writes into its residual stream."""
+    """A decoder with its tokenizer, its blocks and the proof of its residual writers."""
 
     model: Any
     """A transformers model."""
@@ -85,7 +88,7 @@ class ChatModel:
     writers: tuple[Writer, ...]
     proof: Proof
     keywords: frozenset[str] = field(repr=False, default=frozenset())
-    """Keyword arguments that the model's forward accepts."""
+    """Keyword arguments of the model's forward method."""
 
     @property
     def n_layers(self) -> int:
@@ -99,58 +102,58 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device of the input embedding."""
+        """Device of the input embedding, on which token ids are passed."""
         device = self.model.get_input_embeddings().weight.device
-        # Offloaded weights live on the meta device; accelerate's hooks move the inputs to the execution device.
+        # Offloaded weights are on the meta device; accelerate's hooks move the inputs to the execution device.
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embedding, in which the residual stream runs."""
+        """dtype of the input embedding, and of the residual stream."""
         return self.model.get_input_embeddings().weight.dtype
 
     @cached_property
-    def ablation_sites(self) -> tuple[Site, ...]:
-        """Where an ablation acts so that the whole stream is orthogonal: the first input, then every write."""
-        first = (Site("resid_pre", 0),)
+    def ablation_points(self) -> tuple[HookPoint, ...]:
+        """Hook points at which ablation leaves the whole stream orthogonal: first block input, then every writer.
+
+        In the coarse mode: every block input and output.
+        """
+        first = (HookPoint("resid_pre", 0),)
         if self.proof.mode == "exact":
-            return first + tuple(Site("write", w.layer, w.module) for w in self.writers)
-        return tuple(Site(kind, layer) for layer in range(self.n_layers) for kind in ("resid_pre", "resid_post"))
+            return first + tuple(HookPoint("write", w.layer, w.module) for w in self.writers)
+        return tuple(HookPoint(kind, layer) for layer in range(self.n_layers) for kind in ("resid_pre", "resid_post"))
 
     def stop_tokens(self) -> frozenset[int]:
-        """Token ids that end a completion: the generation config's and the tokenizer's."""
+        """Token ids that end a completion, from the generation config and the tokenizer."""
         config = getattr(self.model, "generation_config", None)
-        found = getattr(config, "eos_token_id", None)
-        ids = found if isinstance(found, list) else [found]
+        eos = getattr(config, "eos_token_id", None)
+        ids = eos if isinstance(eos, list) else [eos]
         return frozenset(int(i) for i in [*ids, getattr(self.tokenizer, "eos_token_id", None)] if i is not None)
 
     @property
     def pad_token(self) -> int:
-        """A token id to pad with; its value never matters, since padding is masked."""
+        """Token id for padding. Padding is masked, so its value changes no result."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
         return int(pad) if pad is not None else min(self.stop_tokens(), default=0)
 
-    def record(self) -> dict:
-        """What a protocol says of the model; `fingerprint` is computed apart since it reads every weight."""
-        return {
-            "name": self.name,
-            "class": type(self.model).__name__,
-            "model_type": self.model.config.model_type,
-            "n_layers": self.n_layers,
-            "d_model": self.d_model,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "mode": self.proof.mode,
-        }
+    def record(self) -> ModelDescription:
+        """The description of the model in protocol.json, without the fingerprint, which reads every weight."""
+        return ModelDescription(
+            name=self.name,
+            cls=type(self.model).__name__,
+            model_type=self.model.config.model_type,
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            dtype=str(self.dtype).removeprefix("torch."),
+            mode=self.proof.mode,
+        )
 
 
-# -- hooks ------------------------------------------------------------------------------------------------------------
-
-
-# -- forward passes ---------------------------------------------------------------------------------------------------
+# -- caches and forward passes ----------------------------------------------------------------------------------------
 
 
 def fresh_cache(chat_model: ChatModel) -> Any:
-    """An empty cache of transformers' own, or None where the model's forward takes none."""
+    """An empty transformers cache; None if the model's forward method takes none."""
     from transformers import DynamicCache
 
     if "past_key_values" not in chat_model.keywords:
@@ -159,22 +162,22 @@ def fresh_cache(chat_model: ChatModel) -> Any:
 
 
 def new_cache(chat_model: ChatModel) -> Any:
-    """An empty cache for decoding (transformers' own), or None where the proof found that it does not hold."""
-    return fresh_cache(chat_model) if chat_model.proof.cached else None
+    """An empty transformers cache for decoding; None unless the proof showed that the cache is exact."""
+    return fresh_cache(chat_model) if chat_model.proof.cache_is_exact else None
 
 
 def can_drop_rows(cache: Any) -> bool:
-    """Whether rows can leave the cache: attention layers can, some recurrent ones cannot."""
+    """Whether rows can be removed from the cache: possible for attention layers, not for some recurrent layers."""
     return all(hasattr(layer, "batch_select_indices") and not hasattr(layer, "conv_states") for layer in cache.layers)
 
 
 def forward(
     chat_model: ChatModel, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, *, keep: int = 1
 ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row position vocab"]:
-    """Logits of the last position [row, vocab] (or of all positions with keep=0), in the model's dtype.
+    """Logits of the last position [row, vocab], or of all positions with keep=0, in the model's dtype.
 
-    `attention_mask` covers cached and new tokens [row, cached + position]; positions count real tokens only. With a
-    `cache` (transformers' own) the new tokens are appended to it.
+    `attention_mask` covers cached and new tokens [row, cached + position]; position ids count unmasked tokens only.
+    New tokens are appended to `cache`, a transformers cache.
     """
     n_new = input_ids.shape[1]
     arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Register hooks on a model and remove them on exit: the only module that does so.
+
+Edits change activations at hook points, observers read them, and forward passes can stop or resume at a block input.
+Independent of what an edit means.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rhumbline.axes import Residual
-from rhumbline.models.chat_model import ChatModel, Edit, Site, forward
+from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
+
+# -- hook functions for torch -----------------------------------------------------------------------------------------
 
 
 def _hidden(output: Any) -> Tensor:
@@ -41,59 +47,65 @@ def _edit_input(edit: Edit) -> Callable:
     return hook
 
 
-def _watch_input(see: Callable[[Tensor], None]) -> Callable:
+def _read_input(read: Callable[[Tensor], None]) -> Callable:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        see(args[0] if args else kwargs["hidden_states"])
+        read(args[0] if args else kwargs["hidden_states"])
 
     return hook
+
+
+# -- edits and reads of the residual stream ---------------------------------------------------------------------------
 
 
 @contextmanager
 def hooked(
     chat_model: ChatModel,
-    edits: Mapping[Site, Edit],
+    edits: Mapping[HookPoint, Edit],
     watch: Callable[[int, Residual], None] | None = None,
 ) -> Iterator[None]:
-    """Apply `edits` at their sites while open; `watch(layer, residual)` sees the stream after the edits.
+    """Apply `edits` at their hook points while the context is active; remove all hooks on exit.
 
-    `watch` is called with the input of every block (layer 0 .. L-1) and with layer L for the state before the final
-    norm. Leaves no trace. Edits see [row, position, d_model] tensors.
+    `watch(layer, residual)` is called after the edits with the input of every block (layer 0 .. L-1), and with layer L
+    for the state before the final norm. Edits receive [row, position, d_model] tensors.
     """
     flat = {(w.layer, w.module) for w in chat_model.writers if w.flat}
     shapes: dict[int, torch.Size] = {}
     with ExitStack() as stack:
-        for layer in {layer for layer, module in flat if Site("write", layer, module) in edits}:
-            see = _watch_input(lambda h, layer=layer: shapes.__setitem__(layer, h.shape))
-            stack.callback(chat_model.blocks[layer].register_forward_pre_hook(see, with_kwargs=True).remove)
-        for site, edit in edits.items():
-            block = chat_model.blocks[site.layer]
-            if site.kind == "resid_pre":
+        for layer in {layer for layer, module in flat if HookPoint("write", layer, module) in edits}:
+            read = _read_input(lambda h, layer=layer: shapes.__setitem__(layer, h.shape))
+            stack.callback(chat_model.blocks[layer].register_forward_pre_hook(read, with_kwargs=True).remove)
+        for point, edit in edits.items():
+            block = chat_model.blocks[point.layer]
+            if point.kind == "resid_pre":
                 handle = block.register_forward_pre_hook(_edit_input(edit), with_kwargs=True)
-            elif site.kind == "resid_post":
+            elif point.kind == "resid_post":
                 handle = block.register_forward_hook(_edit_output(edit))
-            elif (site.layer, site.module) in flat:
-                hook = _edit_flat_output(edit, lambda layer=site.layer: shapes[layer])
-                handle = block.get_submodule(site.module).register_forward_hook(hook)
+            elif (point.layer, point.module) in flat:
+                hook = _edit_flat_output(edit, lambda layer=point.layer: shapes[layer])
+                handle = block.get_submodule(point.module).register_forward_hook(hook)
             else:
-                handle = block.get_submodule(site.module).register_forward_hook(_edit_output(edit))
+                handle = block.get_submodule(point.module).register_forward_hook(_edit_output(edit))
             stack.callback(handle.remove)
-        # Watchers come after the edits: hooks of one module run in the order in which they were registered.
+        # Registered after the edits, because hooks of one module run in the order of their registration.
         if watch is not None:
             for layer, block in enumerate(chat_model.blocks):
-                see = _watch_input(lambda h, layer=layer: watch(layer, h))
-                stack.callback(block.register_forward_pre_hook(see, with_kwargs=True).remove)
+                read = _read_input(lambda h, layer=layer: watch(layer, h))
+                stack.callback(block.register_forward_pre_hook(read, with_kwargs=True).remove)
             depth = chat_model.n_layers
             last = chat_model.blocks[-1].register_forward_hook(lambda m, a, out: watch(depth, _hidden(out)))
             stack.callback(last.remove)
         yield
 
 
+# -- passes that stop or resume at a block input ----------------------------------------------------------------------
+
+
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """`module` runs `forward` for its own while open; its hooks stay.
+    """Replace the forward method of `module` while the context is active; its hooks remain registered.
 
-    An attribute of the instance hides the method of the class. Where the instance had one before (accelerate wraps
-    `forward` so, to bring weights and inputs to their device), it is put back.
+    An attribute of the instance hides the method of the class. If the instance had such an attribute before (accelerate
+    uses one to move weights and inputs to their device), it is restored on exit.
     """
     own = vars(module).get("forward")
     module.forward = forward
@@ -107,73 +119,73 @@ def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
 
 @contextmanager
 def resumed(chat_model: ChatModel, layer: int, stream: Residual) -> Iterator[None]:
-    """Forward passes begin at the input of block `layer` with `stream`; the blocks before it do nothing."""
+    """Forward passes start at block `layer` with `stream` as its input; the blocks before it are skipped."""
 
-    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def skip(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden
 
     with ExitStack() as stack:
         for block in chat_model.blocks[:layer]:
-            stack.enter_context(forward_replaced(block, passing))
+            stack.enter_context(forward_replaced(block, skip))
         handle = chat_model.blocks[layer].register_forward_pre_hook(_edit_input(lambda h: stream), with_kwargs=True)
         stack.callback(handle.remove)
         yield
 
 
 class _ReachedError(Exception):
-    """A forward pass came to the layer that it was to reach."""
+    """Stops a forward pass once it has reached the requested module."""
 
 
 def run_until(chat_model: ChatModel, layer: int, run: Callable[[], Any]) -> Residual:
-    """The input of block `layer` in the forward pass that `run` makes, which ends there."""
-    found: list[Tensor] = []
+    """The input of block `layer` in the forward pass of `run`, which stops there."""
+    inputs: list[Tensor] = []
 
-    def see(h: Tensor) -> None:
-        found.append(h)
+    def stop(h: Tensor) -> None:
+        inputs.append(h)
         raise _ReachedError
 
-    handle = chat_model.blocks[layer].register_forward_pre_hook(_watch_input(see), with_kwargs=True)
+    handle = chat_model.blocks[layer].register_forward_pre_hook(_read_input(stop), with_kwargs=True)
     try:
         run()
     except _ReachedError:
-        return found[0]
+        return inputs[0]
     finally:
         handle.remove()
-    raise RuntimeError(f"the forward pass never reached layer {layer}")
+    raise RuntimeError(f"the forward pass did not reach layer {layer}")
 
 
-class Final(NamedTuple):
-    """The end of a forward pass: the decoder's last states, and how the model makes logits of some of them."""
+class FinalStates(NamedTuple):
+    """The last states of a forward pass, and the function from states to logits."""
 
     states: Float[Tensor, "row position d_model"]
-    """After the final norm; for a model whose decoder cannot be told from its head, the logits themselves."""
+    """States after the final norm. If the model does not separate decoder and head: the logits."""
     logits: Callable[[Float[Tensor, "row position d_model"]], Float[Tensor, "row position vocab"]]
-    """With everything that the model does after its decoder: head, scaling, soft-capping."""
+    """Every step of the model after its decoder: unembedding, scaling, soft-capping."""
 
 
-def final_states(chat_model: ChatModel, run: Callable[[], Any]) -> Final:
-    """The states that the forward pass of `run` ends in, before the unembedding, which is then done in pieces.
+def final_states(chat_model: ChatModel, run: Callable[[], Any]) -> FinalStates:
+    """The states of the forward pass of `run` before the unembedding, so that logits can be computed in pieces.
 
-    The whole table of logits of a long batch would be vocab / d_model times larger than its states. The model's own
-    forward is called with its decoder standing still, so that no step after the head is lost.
+    All logits of a long batch are vocab / d_model times larger than its states. `FinalStates.logits` calls the model's
+    own forward method with a decoder that returns the given states, so every step after the decoder is kept.
     """
     model = chat_model.model
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    found: list[Any] = []
+    if decoder is model:
+        return FinalStates(run(), lambda logits: logits)
+    outputs: list[Any] = []
 
-    def see(module: nn.Module, args: tuple, output: Any) -> None:
-        found.append(output)
+    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+        outputs.append(output)
         raise _ReachedError
 
-    if decoder is model:
-        return Final(run(), lambda logits: logits)
-    handle = decoder.register_forward_hook(see)
+    handle = decoder.register_forward_hook(stop)
     try:
         run()
     except _ReachedError:
-        output = found[0]
+        output = outputs[0]
     else:
-        raise RuntimeError("the forward pass never went through the model's decoder")
+        raise RuntimeError("the forward pass did not call the model's decoder")
     finally:
         handle.remove()
 
@@ -183,45 +195,50 @@ def final_states(chat_model: ChatModel, run: Callable[[], Any]) -> Final:
         with forward_replaced(decoder, lambda *args, **kwargs: type(output)(last_hidden_state=states)):
             return forward(chat_model, ids, torch.ones_like(ids), keep=0)
 
-    return Final(output.last_hidden_state, logits)
+    return FinalStates(output.last_hidden_state, logits)
 
 
-class Tap(NamedTuple):
-    """A module that is watched, and who is told of its calls."""
+# -- observers --------------------------------------------------------------------------------------------------------
+
+
+class Observer(NamedTuple):
+    """A function that is called for every call of a module."""
 
     module: nn.Module
-    see: Callable[[tuple, dict, Any], None]
-    """Called with the positional arguments, the keyword arguments and, on side `output`, what the module returned."""
+    read: Callable[[tuple, dict, Any], None]
+    """Receives positional arguments, keyword arguments and the output; None instead of the output on side `input`."""
     side: Literal["input", "output"] = "output"
+    """Whether `read` is called before or after the module runs."""
 
 
 @contextmanager
-def tapped(taps: Sequence[Tap]) -> Iterator[None]:
-    """Tell every tap of its module's calls while open; changes nothing and leaves no trace."""
+def observed(observers: Sequence[Observer]) -> Iterator[None]:
+    """Call every observer while the context is active; activations are unchanged, hooks are removed on exit."""
     with ExitStack() as stack:
-        for module, see, side in taps:
+        for module, read, side in observers:
             if side == "input":
                 handle = module.register_forward_pre_hook(
-                    lambda m, args, kwargs, see=see: see(args, kwargs, None), with_kwargs=True
+                    lambda m, args, kwargs, read=read: read(args, kwargs, None), with_kwargs=True
                 )
             else:
                 handle = module.register_forward_hook(
-                    lambda m, args, kwargs, output, see=see: see(args, kwargs, output), with_kwargs=True
+                    lambda m, args, kwargs, output, read=read: read(args, kwargs, output), with_kwargs=True
                 )
             stack.callback(handle.remove)
         yield
 
 
 class Trace(NamedTuple):
-    """One layer of the probe: its input, its output, and what its submodules returned, in the order they finished."""
+    """One block in the probe forward pass: its input, its output and the outputs of its submodules."""
 
     before: Tensor
     after: Tensor
     outputs: dict[str, Tensor]
+    """By name of the submodule, in the order in which they returned."""
 
 
 def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> list[Trace]:
-    """One forward pass that keeps what every submodule of every block returned; the probe of the proof."""
+    """The traces of all blocks in one forward pass."""
     before: dict[int, Tensor] = {}
     after: dict[int, Tensor] = {}
     outputs: list[dict[str, Tensor]] = [{} for _ in blocks]
@@ -230,19 +247,20 @@ def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, A
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) and output else output
             if isinstance(first, Tensor) and first.is_floating_point():
-                # A clone: some models (llama4) add into the tensor later. The first call counts, as for shared modules.
+                # Cloned, because some models (llama4) add into the tensor later. Of a shared module the first call
+                # counts.
                 outputs[layer].setdefault(name, first.detach().clone())
 
         return hook
 
-    def take(store: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
-        return lambda h: store.__setitem__(layer, h.detach().clone())
+    def store(values: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+        return lambda h: values.__setitem__(layer, h.detach().clone())
 
     with ExitStack() as stack, torch.no_grad():
         for layer, block in enumerate(blocks):
-            handle = block.register_forward_pre_hook(_watch_input(take(before, layer)), with_kwargs=True)
+            handle = block.register_forward_pre_hook(_read_input(store(before, layer)), with_kwargs=True)
             stack.callback(handle.remove)
-            keep_output = take(after, layer)
+            keep_output = store(after, layer)
             handle = block.register_forward_hook(lambda m, a, out, f=keep_output: f(_hidden(out)))
             stack.callback(handle.remove)
             for name, module in block.named_modules():

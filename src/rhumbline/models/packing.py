@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from rhumbline.axes import TokenIds
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.hooks import Final, final_states, forward_replaced
+from rhumbline.models.hooks import FinalStates, final_states, forward_replaced
 
 NAME = "rhumbline_packed"
 GROUP = 16
@@ -331,7 +331,7 @@ def packed_forward(
     Where the proof allows it, the last block brings keys for all tokens, and everything else of it runs for each
     prompt's last token alone.
     """
-    narrow = chat_model.proof.narrowed
+    narrow = chat_model.proof.last_block_can_be_pruned
     with packed(chat_model, attention), _last_tokens_only(chat_model, pack, attention) if narrow else nullcontext():
         return chat_model.model(
             input_ids=pack.ids.expand(n_arms, -1),
@@ -341,7 +341,7 @@ def packed_forward(
         ).logits
 
 
-def packed_states(chat_model: ChatModel, pack: Pack, n_arms: int, attention: PackedAttention) -> Final:
+def packed_states(chat_model: ChatModel, pack: Pack, n_arms: int, attention: PackedAttention) -> FinalStates:
     """The final states of every token of a pack under each arm (a row of the batch)."""
 
     def run() -> Tensor:

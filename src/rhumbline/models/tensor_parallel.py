@@ -1,7 +1,8 @@
-"""Several processes that hold one model together (tensor parallelism under torchrun): who leads, and what all know.
+"""Ranks of torchrun that hold one model together (tensor parallelism): their number, and where each of them writes.
 
-Every rank runs the same stages and the same forward passes; rank 0 writes the run directory, the others a scratch copy
-of what rank 0 found there, so that all skip the same finished stages. One process is rank 0 of 1.
+Every rank runs the same stages and the same forward passes. Rank 0 writes the run directory. The other ranks write to a
+scratch copy of what it contained at the start, so that all ranks skip the same finished stages. A single process is
+rank 0 of 1.
 """
 
 import os
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from rhumbline.errors import InputError
 
-WITHOUT = {"report.html", "results.json", ".lock"}
+NOT_COPIED = {"report.html", "results.json", ".lock"}
 """Files of a run directory that no stage reads."""
 
 
@@ -24,22 +25,22 @@ def is_launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
-def world() -> int:
-    """Ranks that hold the model together."""
+def world_size() -> int:
+    """Number of ranks that hold the model together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number."""
-    return dist.get_rank() if world() > 1 else 0
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def join() -> None:
-    """Meet the other ranks; InputError where torchrun started none."""
+    """Connect to the other ranks. InputError if torchrun did not start this process."""
     if not is_launched():
         raise InputError(
-            "--tensor-parallel needs several processes: torchrun --nproc-per-node N -m rhumbline.cli run ... "
-            "--tensor-parallel"
+            "--tensor-parallel needs several processes. Start them with: torchrun --nproc-per-node N -m rhumbline.cli "
+            "run ... --tensor-parallel"
         )
     if not dist.is_initialized():
         if torch.cuda.is_available():
@@ -47,26 +48,26 @@ def join() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def part() -> None:
-    """Leave the other ranks."""
+def leave() -> None:
+    """Disconnect from the other ranks."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def least(value: int) -> int:
-    """The smallest of the ranks' values: what all can hold."""
-    if world() == 1:
+def minimum(value: int) -> int:
+    """The smallest of the ranks' values, such as the number of tokens that fit on every device."""
+    if world_size() == 1:
         return value
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    found = torch.tensor(value, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MIN)
-    return int(found)
+    smallest = torch.tensor(value, device=device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest)
 
 
 @contextmanager
-def directory(out: str | Path) -> Iterator[Path]:
-    """Where this rank writes: `out` itself on rank 0, elsewhere a scratch copy of what lies there now."""
-    if world() == 1:
+def output_directory(out: str | Path) -> Iterator[Path]:
+    """The directory that this rank writes to: `out` on rank 0, a scratch copy of its present content on others."""
+    if world_size() == 1:
         yield Path(out)
         return
     box: list[dict[str, bytes] | None] = [_files(Path(out)) if rank() == 0 else None]
@@ -83,6 +84,6 @@ def directory(out: str | Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in WITHOUT and p.suffix != ".tmp")
-    inside = {p.relative_to(folder).as_posix(): p for p in found}
+    paths = (p for p in folder.rglob("*") if p.is_file() and p.name not in NOT_COPIED and p.suffix != ".tmp")
+    inside = {p.relative_to(folder).as_posix(): p for p in paths}
     return {name: p.read_bytes() for name, p in inside.items() if not name.startswith("figures/")}

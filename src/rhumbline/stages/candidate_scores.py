@@ -130,7 +130,7 @@ class ScoreGrid:
         if len(close) < 2 and not any(_at_a_bound(table[site], self.rule, noise) for site in close):
             return
         log.info("%d candidates are within rounding of each other or of a bound and are scored again", len(close))
-        padded = replace(runner.model, proof=replace(runner.model.proof, packed=False))
+        padded = replace(runner.model, proof=replace(runner.model.proof, packing_is_exact=False))
         scorer = replace(self.scorer, runner=Runner(padded, runner.tokens_per_forward, runner.tick))
         for site in close:
             for name in ("induce", "bypass", "kl"):

@@ -54,7 +54,7 @@ class RunPlan:
         """The JSON value of protocol.json: the decisions, and hashes of what they depend on."""
         return {
             **self.protocol.record(),
-            "model": {**self.model.record(), "fingerprint": fingerprint(self.model)},
+            "model": {**to_json(self.model.record()), "fingerprint": fingerprint(self.model)},
             "chat": self.chat.record(),
             "contrast": self.contrast.record(),
             "splits": to_json({seed: self._split_plan(splits) for seed, splits in self.splits.items()}),
