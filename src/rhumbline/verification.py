@@ -228,7 +228,7 @@ def _selection_faults(directory: RunDirectory, plan: _Plan, seed: int) -> list[s
     selection = directory.read_record(Selection, seed)
     if not selection.candidates:
         return []
-    rule = plan.selection if selection.has_room else plan.selection.without_induce_and_kl()
+    rule = plan.selection if selection.induction_is_testable else plan.selection.without_induce_and_kl()
     # The layer cut is the rule's own; other reasons (no difference, not needed) were recorded while scoring.
     table = [replace(row, discarded=_kept_reason(row)) for row in selection.candidates]
     result = choose(table, plan.model.n_layers, rule)

@@ -59,12 +59,12 @@ from rhumbline.records.shared import (
     ByLabel,
     BySplit,
     Cell,
+    FirstToken,
     KappaPair,
     Label,
     ModelFacts,
     NearDuplicates,
     NullDirection,
-    OpeningToken,
     SeedPair,
     StageTiming,
 )
@@ -446,7 +446,7 @@ def _seed(p: Plan, seed: int, directory: RunDirectory) -> SeedResult:
     cell = selection.selected
     nulls = _nulls(p, cell, rng) if cell else ()
     arms, wide = _arms(p, nulls, rng), _wide(p, rng) if cell else ()
-    tokens = [OpeningToken(11, p.text or "I", 0.99, 0.8), OpeningToken(12, " As", 0.9, 0.2)]
+    tokens = [FirstToken(11, p.text or "I", 0.99, 0.8), FirstToken(12, " As", 0.9, 0.2)]
     counts = BySplit(_by_label(128), _by_label(32), _by_label(p.n))
     has_tokens = p.verdict != NO_BASELINE
     return SeedResult(

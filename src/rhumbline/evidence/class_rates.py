@@ -57,7 +57,7 @@ def _arm_rate(arm: ArmId, label: Label, rows: Sequence[Outcome]) -> ArmRate:
     classes = [row.cls for row in rows]
     n, rate, low, high = class_rate(classes, {"refused"})
     exact = exact_interval(classes.count("refused"), n)
-    answers = [row.answered for row in rows if row.answered is not None]
+    answers = [row.correctness for row in rows if row.correctness is not None]
     metrics = [row.metric for row in rows if row.metric is not None and math.isfinite(row.metric)]
     return ArmRate(
         arm=arm,

@@ -81,7 +81,7 @@ class Levels:
         scores, n = _scores(scored), len(scored)
         means = _resampled_means(scores, np.random.default_rng(0)) if n else np.array([math.nan])
         low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975))
-        content = [row.answered for row in rows if row.answered is not None]
+        content = [row.correctness for row in rows if row.correctness is not None]
         metrics = [row.metric for row in rows if row.metric is not None and math.isfinite(row.metric)]
         mean = float(scores.mean()) if n else math.nan
         return ArmRate(

@@ -27,7 +27,7 @@ from rhumbline.records.null_files import Doses, NullDirections, Stability, WideN
 from rhumbline.records.protocol_file import SplitPlan
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import SeedResult
-from rhumbline.records.selection_files import Extracted, FastMetric, Selection, StyleJudges
+from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, StyleJudges
 from rhumbline.records.shared import BySplit
 from rhumbline.records.style_results import StyleSummary
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
@@ -46,7 +46,7 @@ class SeedResults(NamedTuple):
 
 def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule, behaviour: str) -> SeedResults:
     """Everything of results.json that follows from the artefacts of one seed; wide nulls have no adjusted p yet."""
-    metric = directory.read_record(FastMetric, seed)
+    metric = directory.read_record(MetricTokens, seed)
     extraction = directory.read_record(Extracted, seed)
     selection = directory.read_record(Selection, seed)
     outcomes = directory.read_rows(Outcome, seed)

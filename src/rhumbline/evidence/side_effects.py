@@ -111,7 +111,7 @@ def negative_rates(outcomes: Sequence[Outcome]) -> tuple[NegativeRate, ...]:
             continue
         classes = [row.cls for row in rows.values()]
         pairs = [(base[i], row) for i, row in rows.items() if "unscored" not in (row.cls, base[i].cls)]
-        answers = [(b.is_right, a.is_right) for b, a in pairs]
+        answers = [(b.is_correct, a.is_correct) for b, a in pairs]
         known = [(before, after) for before, after in answers if before is not None and after is not None]
         change, right = class_change([(b.cls, a.cls) for b, a in pairs]), _paired_change(known)
         rates.append(

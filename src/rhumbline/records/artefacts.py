@@ -14,7 +14,7 @@ from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
-from rhumbline.records.selection_files import Extracted, FastMetric, Selection, SplitIds, StyleJudges
+from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, SplitIds, StyleJudges
 from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
 from rhumbline.records.suffix_file import SuffixRecord
 
@@ -38,7 +38,7 @@ OF_RUN: Mapping[type, str] = {
 OF_SEED: Mapping[type, str] = {
     SplitIds: "splits.json",
     StyleJudges: "style.json",
-    FastMetric: "metric.json",
+    MetricTokens: "metric.json",
     Extracted: "extraction.json",
     Selection: "selection.json",
     NullDirections: "nulls.json",

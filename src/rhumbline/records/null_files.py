@@ -18,18 +18,18 @@ from rhumbline.records.shared import (
 
 @dataclass(frozen=True)
 class NullDirections:
-    """nulls.json: the control directions of one seed. Written where a direction was selected."""
+    """nulls.json: the null directions of one seed. Written if a direction was selected."""
 
     energy: float
-    """Share of the stream's squared norm that lies along the direction itself, 0 to 1."""
+    """Share of the squared norm of the stream that lies along the direction itself, 0 to 1."""
     nulls: tuple[NullDirection, ...]
     """In the order of nulls.safetensors."""
     groups: float | None = None
-    """Cosine between the directions of two groups of positives; None of fewer than 4 prompts, or not finite."""
+    """Cosine between the directions of two groups of positives; None for fewer than 4 prompts, or not finite."""
 
 
 class WideArm(Struct, frozen=True, kw_only=True):
-    """The fast metric of some test prompts under one arm."""
+    """The metric of some test prompts under one arm."""
 
     arm: ArmId
     """Baseline, ablation or addition, of the direction or of a null."""
@@ -40,25 +40,25 @@ class WideArm(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class WideNulls:
-    """wide.json: every null draw by the fast metric. Written where a direction was selected."""
+    """wide.json: the metric under every null draw. Written if a direction was selected."""
 
     prompts: Mapping[Label, tuple[str, ...]]
-    """Ids of the prompts that were read, by class; empty where the protocol asks for no wide nulls."""
+    """Ids of the prompts, by class; empty if the protocol has no wide nulls."""
     rows: tuple[WideArm, ...]
     """Arms of positives, then of negatives; empty as above."""
     kl: tuple[float | None, ...] = ()
-    """KL of each negative's next-token distribution, baseline to ablated, nats; None of a negative that tends to the
-    behaviour at baseline, or not finite."""
+    """KL divergence of the next-token distribution of each negative, baseline to ablation, nats; None for a negative
+    that shows the behaviour at baseline, or not finite."""
 
 
 class DoseArm(Struct, frozen=True, kw_only=True):
-    """The fast metric of some test prompts under one strength of one intervention."""
+    """The metric of some test prompts under one strength of one intervention."""
 
     kind: Literal["ablation", "addition"]
     arm: ArmId
-    """What it acts along: `direction`, or `null:<family>:<draw>`."""
+    """The direction of the intervention: `direction`, or `null:<family>:<draw>`."""
     dose: float
-    """Strength of an ablation (1 removes all), coefficient of an addition (in units of the direction's norm)."""
+    """Strength of an ablation (1 removes all), coefficient of an addition (in units of the norm)."""
     side: Label = field(name="set")
     metric: tuple[float | None, ...]
     """Log-odds, six digits, in the order of `Doses.prompts`; None: not finite."""
@@ -66,32 +66,32 @@ class DoseArm(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Doses:
-    """dose.json: the curves over strengths. Written where a direction was selected."""
+    """dose.json: the curves over strengths. Written if a direction was selected."""
 
     prompts: ByLabel[tuple[str, ...]]
-    """Ids of the prompts that were read."""
+    """Ids of the prompts."""
     rows: tuple[DoseArm, ...]
-    """Strengths of ablation, then coefficients of addition; empty where the protocol asks for no curve."""
+    """Strengths of ablation, then coefficients of addition; empty if the protocol has no curve."""
 
 
 @dataclass(frozen=True)
 class BootstrapRefit:
-    """What one refit on resampled prompts chose."""
+    """The candidate that one refit on resampled prompts selects."""
 
     position: Position | None
-    """Where; None: no candidate passed."""
+    """Its position; None: no candidate passed."""
     layer: int | None
     cosine: float
-    """Of the refitted direction with the direction, both at the direction's own site."""
+    """Cosine of the refitted direction with the direction, both at the site of the direction."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """stability.json: the choice made again on resampled prompts. Written where a direction was selected."""
+    """stability.json: refits on resampled prompts. Written if a direction was selected."""
 
     sites: tuple[Site, ...]
-    """Candidates among which a refit chooses, best first."""
+    """The sites that a refit can select, best first."""
     refits: tuple[BootstrapRefit, ...]
-    """In the order of the draws; empty where the protocol asks for none."""
+    """In the order of the draws; empty if the protocol has none."""
     between: float | None
-    """Mean cosine between two refits at the direction's site; None of fewer than 2."""
+    """Mean cosine between two refits at the site of the direction; None for fewer than 2."""

@@ -22,10 +22,10 @@ from rhumbline.records.shared import (
     ByLabel,
     BySplit,
     Cell,
+    FirstToken,
     ModelFacts,
     NearDuplicates,
     NullDirection,
-    OpeningToken,
     SeedPair,
     StageTiming,
 )
@@ -71,7 +71,7 @@ class SeedResult:
     """Number of prompts before the filter."""
     near_duplicates: NearDuplicates
     """Prompts that nearly repeat one of another split."""
-    refusal_tokens: tuple[OpeningToken, ...]
+    refusal_tokens: tuple[FirstToken, ...]
     """Tokens of the metric; empty for the paired log-odds, and if there are none."""
     token_auroc: float | None
     """AUROC of the metric on training prompts; None without tokens."""

@@ -15,10 +15,10 @@ from rhumbline.records.shared import (
 
 @dataclass(frozen=True)
 class Agreement:
-    """agreement.json: every two seeds that chose a direction."""
+    """agreement.json: every two seeds that selected a direction."""
 
     pairs: tuple[SeedPair, ...]
-    """In the order of the seeds; empty where fewer than two chose one."""
+    """In the order of the seeds; empty if fewer than two selected one."""
 
 
 @dataclass(frozen=True)
@@ -31,42 +31,42 @@ class StageTimings:
 
 @dataclass(frozen=True)
 class SiteSeparation:
-    """How far one candidate separates the classes, without intervention; None: not finite."""
+    """How well the projection on one candidate separates the classes, without intervention; None: not finite."""
 
     position: Position
     layer: int
     auroc: float | None
-    """Of the projection on the candidate, positives over negatives."""
+    """AUROC of the projection, positives over negatives."""
     cosine: float | None
-    """Between the training means of the classes."""
+    """Cosine between the training means of the classes."""
     norm: float | None
     """Length of the difference in means, in units of the residual stream."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """One prompt on the selected direction, without intervention."""
+    """The projection of one prompt on the selected direction, without intervention."""
 
     prompt_id: str
     label: Label
     """Its class."""
     projection: float | None
-    """Onto the unit direction, in units of the residual stream; None: not finite."""
+    """Projection onto the unit direction, in units of the residual stream; None: not finite."""
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """discover.json: where the classes separate on validation prompts, and nothing else."""
+    """discover.json: where the classes separate on validation prompts."""
 
     seed: int
-    """Of the splits."""
+    """Seed of the splits."""
     model: ModelFacts
     train: ByLabel[int]
-    """Prompts that the candidates are made of."""
+    """Number of training prompts."""
     split: Split
-    """The split that was read: val."""
+    """The split: val."""
     n: ByLabel[int]
-    """Prompts (of texts: rows) that were read."""
+    """Number of prompts (of a contrast of texts: rows)."""
     grid: tuple[SiteSeparation, ...]
     """Every candidate, by position and layer; the last token of the instruction comes first."""
     projections: tuple[Projection, ...]

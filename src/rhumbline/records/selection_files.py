@@ -12,8 +12,8 @@ from rhumbline.records.shared import (
     BySplit,
     Cell,
     ClassifierFit,
+    FirstToken,
     Marker,
-    OpeningToken,
     Site,
     TrainVal,
 )
@@ -30,55 +30,55 @@ class SplitIds:
 
 @dataclass(frozen=True)
 class StyleJudges:
-    """style.json: the judges of a continuous score, made from training texts. Written for such judges only."""
+    """style.json: the judges of a continuous score, fitted on training texts. Absent for judges of classes."""
 
     texts: Literal["responses", "completions"]
-    """What they are made from: the contrast's responses, or the model's own baseline completions."""
+    """The texts: responses of the contrast, or the model's own baseline completions."""
     n: ByLabel[int]
-    """Training texts."""
+    """Number of training texts."""
     how: Literal["given", "estimated"]
-    """Where the markers come from: the protocol, or the texts."""
+    """Source of the markers: the protocol (`given`), or the texts."""
     markers: tuple[Marker, ...]
-    """The marker phrases; empty where none tells the texts of the classes apart."""
+    """The marker phrases; empty if no phrase separates the texts of the classes."""
     classifier: ClassifierFit | None
-    """The classifier, whose weights are in classifier.safetensors; None without one."""
+    """The classifier, whose weights are in classifier.safetensors; None if none was fitted."""
     chance: float
     """Mean content overlap of training texts on different prompts, 0 to 1."""
     train: ByLabel[float]
-    """Mean share of words in markers, of the training texts."""
+    """Mean share of the words inside markers, over the training texts."""
 
 
 @dataclass(frozen=True)
-class FastMetric:
-    """metric.json: what the fast metric reads."""
+class MetricTokens:
+    """metric.json: the metric of a seed and the tokens that it reads."""
 
     how: Literal["given", "auto", "shifted", "pairs"]
-    """Tokens that the protocol gives; tokens that open the model's own completions with the behaviour; tokens likelier
-    after positives; or no tokens: both responses to each prompt are compared."""
-    tokens: tuple[OpeningToken, ...]
-    """Empty for `pairs`, and where `reason` says why there are none."""
+    """given: tokens of the protocol. auto: first tokens of the model's own completions that show the behaviour.
+    shifted: tokens that are more probable after positives. pairs: no tokens; the paired log-odds of two responses."""
+    tokens: tuple[FirstToken, ...]
+    """Empty for `pairs`, and if `reason` is set."""
     auroc: float | None
-    """Of the metric between the training classes; None without tokens, or not finite."""
+    """AUROC of the metric between the training classes; None without tokens, or not finite."""
     refusals: int | None
     """Training positives whose completion shows the behaviour; None unless `auto`."""
     n: int | None
-    """Training positives that were read; None of `given` and `pairs`."""
+    """Training positives that were read; None for `given` and `pairs`."""
     reason: TokensLacking | None
-    """Why there are no tokens; None where there are, and of `pairs`."""
+    """Why there are no tokens; None if there are, and for `pairs`."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """extraction.json: where candidates were read, on which prompts. They themselves are in directions.safetensors."""
+    """extraction.json: positions and prompts of the candidates, which are in directions.safetensors."""
 
     positions: tuple[Position, ...]
     """In the order of the first axis of the candidates."""
     kept: TrainVal[ByLabel[tuple[bool, ...]]]
-    """Which prompts (of texts: which rows) the metric's sign keeps."""
+    """Whether the sign of the metric keeps each prompt (of a contrast of texts: each row)."""
     n: TrainVal[ByLabel[int]]
-    """How many these are."""
+    """Number of kept prompts or rows."""
     metric: TrainVal[ByLabel[tuple[float | None, ...]]]
-    """The fast metric at baseline, log-odds; None: not finite, or no token metric was read here."""
+    """Metric at baseline, log-odds; None: not finite, or not read in this pass."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class Candidate:
     position: Position
     layer: int
     bypass: float | None
-    """Mean fast metric of positives under ablation, log-odds."""
+    """Mean metric of positives under ablation, log-odds."""
     induce: float | None
-    """Mean fast metric of negatives under addition, log-odds."""
+    """Mean metric of negatives under addition, log-odds."""
     kl: float | None
-    """Mean KL of the negatives' next-token distributions, baseline to ablated, nats."""
+    """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, nats."""
     norm: float | None = None
     """Length of the difference in means, in units of the residual stream; None: not finite."""
     discarded: Discard | None = None
@@ -113,35 +113,35 @@ class Candidate:
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """selection.json: what the rule makes of the scores. Without tokens or prompts there is nothing but the reason."""
+    """selection.json: the scores and the result of the rule. Without tokens or prompts only the reason is set."""
 
     selected: Cell | None
-    """The chosen candidate; None: nobody passed."""
+    """The selected candidate; None: no candidate survived."""
     reason: NoCandidate | None
-    """Why nobody passed; None where somebody did."""
+    """Why nothing was selected; None if a candidate was."""
     survivors: int
     """Candidates that the rule does not discard."""
     tied: tuple[Cell, ...]
-    """Other survivors within the rule's tie margin, nearest first."""
+    """Other survivors within the tie margin of the rule, nearest first."""
     baseline: ByLabel[float | None] | None = None
-    """Mean fast metric of the kept validation prompts, log-odds; None inside: none is finite. Left out where nothing
-    was scored."""
+    """Mean metric of the kept validation prompts, log-odds; None inside: none is finite. Absent if nothing was
+    scored."""
     coefficient: float | None = None
-    """Of the additions of this seed, in units of the direction's norm. Left out where nothing was scored."""
+    """Coefficient of the additions of this seed, in units of the norm. Absent if nothing was scored."""
     room: bool | None = None
-    """Whether negatives leave room for a rise of a continuous score; True of any other. Left out where nothing was
-    scored, and missing in the first runs."""
+    """Whether negatives score low enough at baseline for a rise; True if the score is not continuous. Absent if nothing
+    was scored, and in the first runs. Read it as `induction_is_testable`."""
     n: ByLabel[int]
-    """Validation prompts that were scored on."""
+    """Validation prompts of the scores."""
     candidates: tuple[Candidate, ...]
-    """Every candidate, by position and layer; empty where nothing was scored."""
+    """Every candidate, by position and layer; empty if nothing was scored."""
 
     @property
-    def has_room(self) -> bool:
-        """Whether the whole rule was applied, so that induction is tested."""
+    def induction_is_testable(self) -> bool:
+        """Whether the rule was applied with the induce and KL criteria, so that induction is tested."""
         return self.room is not False
 
     @property
     def addition_coefficient(self) -> float:
-        """The coefficient of the additions of this seed, in units of the direction's norm; 1 where none was written."""
+        """The coefficient of the additions of this seed, in units of the norm; 1 if the file has none."""
         return 1.0 if self.coefficient is None else self.coefficient

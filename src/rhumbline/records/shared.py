@@ -115,7 +115,7 @@ class ClassifierFit:
 
 
 @dataclass(frozen=True)
-class OpeningToken:
+class FirstToken:
     """A first token of the behaviour."""
 
     id: int

@@ -13,7 +13,7 @@ from typing import Any
 from rhumbline.engines.jobs import Pool
 from rhumbline.records.held_out_files import LevelTexts, Separation
 from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
-from rhumbline.records.selection_files import Extracted, FastMetric, Selection, SplitIds, StyleJudges
+from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, SplitIds, StyleJudges
 from rhumbline.records.shared import ByLabel, BySplit
 from rhumbline.stages.doses import DOSE_JOB, measure_doses
 from rhumbline.stages.extraction import extract_candidates
@@ -48,7 +48,7 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
     check_responses(run.protocol, run.splits)
     if run.protocol.is_continuous:
         stage("style", StyleJudges, lambda: fit_judges(run))
-    stage("refusal tokens", FastMetric, lambda: find_tokens(run))
+    stage("refusal tokens", MetricTokens, lambda: find_tokens(run))
     stage("extraction", Extracted, lambda: extract_candidates(run))
     stage("selection", Selection, lambda: select(run, jobs))
     if run.direction is not None:

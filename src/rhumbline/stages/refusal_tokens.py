@@ -20,8 +20,8 @@ from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.reasons import TokensLacking
-from rhumbline.records.selection_files import FastMetric
-from rhumbline.records.shared import OpeningToken
+from rhumbline.records.selection_files import MetricTokens
+from rhumbline.records.shared import FirstToken
 from rhumbline.stages.seed_run import SeedRun
 
 LONGEST_READ = 64
@@ -32,11 +32,11 @@ SMALLEST_AUROC = 0.6
 """Separation of the classes that the probability of a first token must reach."""
 
 
-def find_tokens(run: SeedRun) -> FastMetric:
+def find_tokens(run: SeedRun) -> MetricTokens:
     """The metric of a seed, with its tokens unless it is the paired log-odds."""
     texts = run.protocol.refusal_tokens
     if texts == "auto" and run.pairs is not None:
-        return FastMetric(how="pairs", tokens=(), auroc=None, refusals=None, n=None, reason=None)
+        return MetricTokens(how="pairs", tokens=(), auroc=None, refusals=None, n=None, reason=None)
     positive, negative = (run.sequences("train", label) for label in LABELS)
     tokens = FirstTokens(run.runner("refusal tokens"), run.chat, positive, negative)
     if texts != "auto":
@@ -58,12 +58,12 @@ class FirstTokens:
     positive: Sequence[TokenIds]
     negative: Sequence[TokenIds]
 
-    def of_texts(self, texts: Sequence[str]) -> FastMetric:
+    def of_texts(self, texts: Sequence[str]) -> MetricTokens:
         """The first token of each text."""
         tokens = self._tokens({self.chat.first_token(text): None for text in texts}, least_auroc=None)
         return self._metric("given", tokens)
 
-    def of_completions(self, judge: TextJudge, max_new_tokens: int) -> FastMetric:
+    def of_completions(self, judge: TextJudge, max_new_tokens: int) -> MetricTokens:
         """The tokens that start the model's own baseline refusals of training positives."""
         completions, _ = self.runner.generate(self.positive, max_new_tokens=min(max_new_tokens, LONGEST_READ))
         texts = [self.chat.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions[0]]
@@ -75,7 +75,7 @@ class FirstTokens:
         tokens = self._tokens(shares, SMALLEST_AUROC)
         return self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))
 
-    def of_probabilities(self) -> FastMetric:
+    def of_probabilities(self) -> MetricTokens:
         """The tokens whose mean probability is larger after positives by `SMALLEST_SHARE` or more.
 
         For behaviours with many first tokens: a greedy completion shows only one of them.
@@ -93,22 +93,22 @@ class FirstTokens:
         shares = {int(t): float(more[t]) for t in order if more[t] >= SMALLEST_SHARE}
         return self._metric("shifted", self._tokens(shares, SMALLEST_AUROC), TokensLacking.NOT_LIKELIER)
 
-    def _tokens(self, shares: Mapping[int, float | None], least_auroc: float | None) -> tuple[OpeningToken, ...]:
+    def _tokens(self, shares: Mapping[int, float | None], least_auroc: float | None) -> tuple[FirstToken, ...]:
         """The tokens that separate the classes well enough."""
         tokens = []
         for token, share in shares.items():
             separation = self._separation([token])
             if least_auroc is None or separation >= least_auroc:
-                tokens.append(OpeningToken(token, self.chat.tokenizer.decode([token]), separation, share))
+                tokens.append(FirstToken(token, self.chat.tokenizer.decode([token]), separation, share))
         return tuple(tokens)
 
     def _metric(
         self,
         how: Literal["given", "auto", "shifted"],
-        tokens: tuple[OpeningToken, ...],
+        tokens: tuple[FirstToken, ...],
         lacking: TokensLacking | None = None,
         refusals: int | None = None,
-    ) -> FastMetric:
+    ) -> MetricTokens:
         """The record of a metric; `lacking` is the reason if there are no tokens."""
         match tokens:
             case ():
@@ -118,7 +118,7 @@ class FirstTokens:
             case _:
                 auroc_of_all, reason = self._separation([t.id for t in tokens]), None
         n = None if how == "given" else len(self.positive)
-        return FastMetric(how=how, tokens=tokens, auroc=auroc_of_all, refusals=refusals, n=n, reason=reason)
+        return MetricTokens(how=how, tokens=tokens, auroc=auroc_of_all, refusals=refusals, n=n, reason=reason)
 
     def _separation(self, tokens: Sequence[int]) -> float:
         """AUROC of the metric of these tokens between the training classes."""

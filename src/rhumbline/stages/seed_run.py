@@ -26,7 +26,7 @@ from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Extracted, FastMetric, Selection, StyleJudges
+from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, StyleJudges
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.fitted_style import FittedStyle
 from rhumbline.stages.seed_artefacts import Null, SeedArtefacts
@@ -126,7 +126,7 @@ class SeedRun:
     @cached_property
     def metric(self) -> Metric | None:
         """The metric that metric.json states; None if the model has no refusal tokens."""
-        record = self.artefacts.read(FastMetric)
+        record = self.artefacts.read(MetricTokens)
         if record.how == "pairs":
             return self.pairs
         return TokenMetric(tuple(t.id for t in record.tokens)) if record.tokens else None
@@ -167,7 +167,7 @@ class SeedRun:
     def rule(self) -> SelectionRule:
         """The rule that selected the direction."""
         rule = self.protocol.selection
-        return rule if self.selection.has_room else rule.without_induce_and_kl()
+        return rule if self.selection.induction_is_testable else rule.without_induce_and_kl()
 
     @property
     def direction(self) -> Direction | None:
