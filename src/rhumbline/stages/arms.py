@@ -78,7 +78,8 @@ class SeedArms:
                 return (Add(self._direction(arm), coefficient, positions),)
             case ArmKind.SUBTRACTION:
                 return (Add(self._direction(arm), -coefficient, positions),)
-        raise InputError(f"arm {arm} has no intervention. Use one of {', '.join(map(str, self.every()))}.")
+        own = ", ".join(str(a) for a in self.every() if not a.is_null)
+        raise InputError(f"arm {arm} has no intervention. Use {own}, or null:FAMILY:DRAW:ablation or :addition.")
 
     def _direction(self, arm: ArmId) -> Direction:
         """The direction along which an arm intervenes."""

@@ -1,0 +1,116 @@
+"""Arms of a seed: the interventions of every identity, the arms of each stage in order, and arms that do not exist."""
+
+import pytest
+import torch
+
+from rhumbline.errors import InputError
+from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
+from rhumbline.records.arms import (
+    ABLATION,
+    ADDITION,
+    ADDITION_ALL,
+    ADDITION_PROMPT,
+    BASELINE,
+    DIRECTION,
+    EDITED,
+    SUBTRACTION,
+    ArmId,
+    ArmKind,
+)
+from rhumbline.stages.arms import AdditionParameters, SeedArms
+from rhumbline.stages.seed_artefacts import Null
+
+FAMILIES = ("isotropic", "covariance")
+
+
+def direction(seed: int) -> Direction:
+    return Direction.from_vector(torch.randn(8, generator=torch.Generator().manual_seed(seed)), -1, 2)
+
+
+OWN = direction(0)
+NULLS = [Null(f, d, direction(1 + 10 * i + d), 0.0, 0.1) for i, f in enumerate(FAMILIES) for d in range(3)]
+ARMS = SeedArms(OWN, NULLS, AdditionParameters(1.5, "all"))
+NOTHING = SeedArms(None, [], AdditionParameters(1.0, "all"))
+
+
+def null(family: str, draw: int, kind: ArmKind) -> ArmId:
+    return ArmId.null(family, draw, kind)
+
+
+@pytest.mark.parametrize(
+    ("arm", "interventions"),
+    [
+        (BASELINE, ()),
+        (ABLATION, (Ablate(OWN),)),
+        (ADDITION, (Add(OWN, 1.5, "all"),)),
+        (ADDITION_ALL, (Add(OWN, 1.5, "all"),)),
+        (ADDITION_PROMPT, (Add(OWN, 1.5, "prompt"),)),
+        (SUBTRACTION, (Add(OWN, -1.5, "all"),)),
+        (null("covariance", 2, ArmKind.ABLATION), (Ablate(NULLS[5].direction),)),
+        (null("isotropic", 1, ArmKind.ADDITION), (Add(NULLS[1].direction, 1.5, "all"),)),
+    ],
+)
+def test_the_identity_of_an_arm_gives_its_interventions(arm, interventions):
+    assert ARMS.arm(arm) == Arm(str(arm), interventions)
+
+
+def test_additions_use_the_positions_of_the_run():
+    at_prompt = SeedArms(OWN, NULLS, AdditionParameters(1.5, "prompt"))
+    assert at_prompt.arm(ADDITION).interventions == (Add(OWN, 1.5, "prompt"),)
+    assert list(at_prompt.outcomes("negative", 0)) == [BASELINE, ADDITION, ADDITION_ALL, ABLATION]
+    assert list(ARMS.outcomes("negative", 0)) == [BASELINE, ADDITION, ADDITION_PROMPT, ABLATION]
+
+
+def test_the_first_draws_of_every_family_complete_test_prompts():
+    ablations = [null(f, d, ArmKind.ABLATION) for f in FAMILIES for d in range(2)]
+    additions = [null(f, d, ArmKind.ADDITION) for f in FAMILIES for d in range(2)]
+    assert list(ARMS.outcomes("positive", 2)) == [BASELINE, ABLATION, *ablations]
+    assert list(ARMS.outcomes("negative", 2))[4:] == additions
+
+
+def test_the_metric_evaluates_every_draw():
+    assert list(ARMS.wide("positive"))[:2] == [BASELINE, ABLATION]
+    assert list(ARMS.wide("negative"))[:3] == [BASELINE, ABLATION, ADDITION]  # ablation for its KL divergence
+    for label in ("positive", "negative"):
+        assert [arm.null_draw for arm in ARMS.wide(label) if arm.is_null] == [(n.family, n.draw) for n in NULLS]
+
+
+def test_doses_are_strengths_on_positives_and_coefficients_on_negatives():
+    strengths, coefficients = (ARMS.doses(label, (0.5, 1.0), draws=1) for label in ("positive", "negative"))
+    firsts = [DIRECTION, *(ArmId.null(f, 0) for f in FAMILIES)]
+    assert [(a.id, a.dose) for a in strengths] == [(arm, dose) for arm in firsts for dose in (0.5, 1.0)]
+    assert strengths[0].arm.interventions == (Ablate(OWN, 0.5),)
+    assert coefficients[3].arm.interventions == (Add(NULLS[0].direction, 1.0, "all"),)
+    assert len({a.arm.name for a in strengths}) == len(strengths)
+
+
+def test_losses_have_subtraction_and_the_first_draw_of_the_controls():
+    controls = [null("covariance", 0, kind) for kind in (ArmKind.ABLATION, ArmKind.ADDITION)]
+    assert list(ARMS.losses(("covariance", "top-pc"))) == [BASELINE, ABLATION, ADDITION, SUBTRACTION, *controls]
+
+
+def test_every_arm_of_a_run_can_be_made():
+    assert len(set(ARMS.every())) == len(ARMS.every()) == 6 + 2 * len(NULLS)
+    assert list(ARMS.arms(ARMS.every())) == ARMS.every()
+
+
+def test_without_a_direction_the_baseline_is_the_only_arm():
+    assert NOTHING.every() == [BASELINE]
+    for label in ("positive", "negative"):
+        assert list(NOTHING.outcomes(label, 3)) == list(NOTHING.conditions(label)) == [BASELINE]
+    with pytest.raises(InputError, match="no candidate was selected"):
+        NOTHING.arm(ABLATION)
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        (null("isotropic", 9, ArmKind.ABLATION), "was not drawn; the run drew covariance, isotropic"),
+        (null("shuffled", 0, ArmKind.ADDITION), "was not drawn"),
+        (EDITED, "has no intervention"),
+        (DIRECTION, "has no intervention"),
+    ],
+)
+def test_an_arm_that_the_run_does_not_have_is_refused(arm, words):
+    with pytest.raises(InputError, match=words):
+        ARMS.arm(arm)
