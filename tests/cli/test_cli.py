@@ -10,20 +10,15 @@ import torch
 from families import random_model
 from paths import DATA
 from rhumbline.cli import main
-from rhumbline.organisms import materialise
 
 GOLDEN = DATA / "golden"
-SMALL = ["--sizes", "24,12,20", "--nulls", "2", "--max-new-tokens", "12", "--seeds", "0", "--device", "cpu"]
+SMALL = ["--preset", "arditi2024", "--sizes", "24,12,20", "--nulls", "2", "--max-new-tokens", "12", "--seeds", "0"]
+SMALL += ["--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return materialise("planted", tmp_path_factory.mktemp("organisms"))
-
-
-def test_a_run_from_start_to_verification(call, planted, tmp_path):
+def test_a_run_from_start_to_verification(call, planted_folder, tmp_path):
     out = tmp_path / "run"
-    command = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", out, *SMALL]
+    command = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", "--out", out, *SMALL]
     code, text, _ = call(*command, "--json")
     assert code == 0
     results = json.loads(text)  # nothing but results on standard output
@@ -45,16 +40,16 @@ def test_a_run_from_start_to_verification(call, planted, tmp_path):
     assert (out / "report.html").is_file()
 
 
-def test_discover_and_model(call, planted, tmp_path):
-    contrast = planted / "contrast.jsonl"
-    code, text, _ = call("discover", planted, "--contrast", contrast, "--out", tmp_path / "d", "--device", "cpu")
+def test_discover_and_model(call, planted_folder, tmp_path):
+    contrast = planted_folder / "contrast.jsonl"
+    code, text, _ = call("discover", planted_folder, "--contrast", contrast, "--out", tmp_path / "d", "--device", "cpu")
     assert code == 0
     assert "AUROC" in text
     assert not list(tmp_path.rglob("outcomes*"))
-    code, text, _ = call("model", planted, "--device", "cpu", "--json")
+    code, text, _ = call("model", planted_folder, "--device", "cpu", "--json")
     assert code == 0
     assert json.loads(text)["mode"] == "exact"
-    assert call("model", planted, "--device", "cpu")[0] == 0
+    assert call("model", planted_folder, "--device", "cpu")[0] == 0
 
 
 @pytest.mark.parametrize(("name", "cell"), [("gemma-2b-it", (-2, 10)), ("yi-6b-chat", (-5, 20))])
@@ -114,8 +109,8 @@ def test_a_bad_contrast_exits_2_before_any_model_is_loaded(rows, words, call, tm
     assert not (tmp_path / "r").exists()
 
 
-def test_bad_options_exit_2(call, planted, tmp_path):
-    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", tmp_path / "r"]
+def test_bad_options_exit_2(call, planted_folder, tmp_path):
+    base = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", "--out", tmp_path / "r"]
     for options, words in [
         (["--preset", "paper"], "unknown preset"),
         (["--judge", "oracle"], "refusal-opening"),
@@ -140,14 +135,14 @@ def test_bad_options_exit_2(call, planted, tmp_path):
     assert error.value.code == 2
 
 
-def test_an_experiment_file(call, planted, tmp_path):
+def test_an_experiment_file(call, planted_folder, tmp_path):
     config = tmp_path / "experiment.toml"
     config.write_text(
         'preset = "blog2026"\nseeds = [5]\nmax_new_tokens = 12\n[sizes]\ntrain = 24\nval = 12\ntest = 20\n'
         "[addition]\ncoefficient = 2\n[rule]\nmin_drop = 0.75\n"
     )
     out = tmp_path / "r"
-    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--device", "cpu"]
+    base = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", "--device", "cpu"]
     assert call(*base, "--out", out, "--config", config, "--seeds", "7")[0] == 0
     protocol = json.loads((out / "protocol.json").read_text())
     assert protocol["preset"] == "blog2026"
@@ -161,8 +156,8 @@ def test_an_experiment_file(call, planted, tmp_path):
         assert words in messages
 
 
-def test_models_that_cannot_be_used(call, planted, tmp_path, tokenizer):
-    contrast = planted / "contrast.jsonl"
+def test_models_that_cannot_be_used(call, planted_folder, tmp_path, tokenizer):
+    contrast = planted_folder / "contrast.jsonl"
 
     def attempt(model, *options):
         return call("run", model, "--contrast", contrast, "--out", tmp_path / "r", *SMALL, *options)
@@ -170,7 +165,7 @@ def test_models_that_cannot_be_used(call, planted, tmp_path, tokenizer):
     code, _, messages = attempt(tmp_path / "nowhere")
     assert code == 3
     assert "no such directory" in messages
-    truncated = shutil.copytree(planted, tmp_path / "truncated")
+    truncated = shutil.copytree(planted_folder, tmp_path / "truncated")
     weights = truncated / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert attempt(truncated)[0] == 3
@@ -184,42 +179,42 @@ def test_models_that_cannot_be_used(call, planted, tmp_path, tokenizer):
     assert not (tmp_path / "r").exists()
 
 
-def test_a_model_that_never_refuses_has_no_baseline(call, planted, tmp_path, tokenizer):
+def test_a_model_that_never_refuses_has_no_baseline(call, planted_folder, tmp_path, tokenizer):
     folder = tmp_path / "random"
     random_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    contrast = planted / "contrast.jsonl"
+    contrast = planted_folder / "contrast.jsonl"
     code, text, _ = call("run", folder, "--contrast", contrast, "--out", tmp_path / "r", *SMALL)
     assert code == 0
     assert "NO-BASELINE-REFUSAL" in text
     assert call("verify", tmp_path / "r")[0] == 0
 
 
-def test_refusal_tokens_that_leave_no_prompt(call, planted, tmp_path):
+def test_refusal_tokens_that_leave_no_prompt(call, planted_folder, tmp_path):
     """The model refuses, but by these tokens nothing is a refusal: an error that names the option."""
-    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", tmp_path / "r", *SMALL]
+    base = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", "--out", tmp_path / "r", *SMALL]
     code, _, messages = call(*base, "--refusal-tokens", "Here")
     assert code == 2
     assert "--refusal-tokens" in messages
 
 
-def test_places_that_cannot_be_written(call, planted, tmp_path):
+def test_places_that_cannot_be_written(call, planted_folder, tmp_path):
     (tmp_path / "file").write_text("mine")
-    base = ["run", planted, "--contrast", planted / "contrast.jsonl", *SMALL]
+    base = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", *SMALL]
     code, _, messages = call(*base, "--out", tmp_path / "file")
     assert code == 2
     assert "cannot be used" in messages
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_full_disk_loses_nothing(call, planted, tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing(call, planted_folder, tmp_path, monkeypatch):
     import errno
     import os
 
     from rhumbline.records import files
 
     out = tmp_path / "r"
-    base = ["run", planted, "--contrast", planted / "contrast.jsonl", "--out", out, *SMALL]
+    base = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", "--out", out, *SMALL]
     real, written = os.replace, []
 
     def full(source, target):
@@ -239,7 +234,7 @@ def test_a_full_disk_loses_nothing(call, planted, tmp_path, monkeypatch):
     assert call("verify", out)[0] == 0
 
 
-def test_the_embedded_tensors_have_the_dtype_asked_for(call, planted):
-    code, text, _ = call("model", planted, "--device", "cpu", "--dtype", "bfloat16", "--json")
+def test_the_embedded_tensors_have_the_dtype_asked_for(call, planted_folder):
+    code, text, _ = call("model", planted_folder, "--device", "cpu", "--dtype", "bfloat16", "--json")
     assert code == 0
     assert json.loads(text)["dtype"] == str(torch.bfloat16).removeprefix("torch.")

@@ -15,14 +15,16 @@ from rhumbline.models.sources import Source
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import Dose, Nulls, SideEffects, Stability, preset
 from rhumbline.records.files import read_rows
+from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, REFITS_PER_JOB
 
 SMALL = preset(
     "rhumbline",
     seeds=(0,),
     sizes=Sizes(24, 12, 20),
-    nulls=Nulls(draws=2, wide=19, prompts=6, procedure_prompts=4),
+    nulls=Nulls(draws=2, wide=5, procedure=DRAWS_PER_JOB + 1, prompts=6, procedure_prompts=4),
+    rule=preset("blog2026").rule,  # it needs no rank, so that few draws are enough
     dose=Dose((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
-    stability=Stability(refits=6, sites=2, prompts=6),
+    stability=Stability(refits=REFITS_PER_JOB + 1, sites=2, prompts=6),
     max_new_tokens=12,
     side_effects=SideEffects(documents=6),
     conditions={"brief": "Be brief."},

@@ -8,7 +8,7 @@ import ast
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 DISPLAY_ONLY = ("report", "cli")
 """Packages that change no number."""
@@ -30,6 +30,7 @@ def sources_sha256(package: Path) -> str:
     return digest.hexdigest()
 
 
+@no_type_check  # Called for every node: the run-time type checks of the tests would take seconds.
 def _code(value: Any) -> str:
     """A syntax tree as text, without positions, empty fields and strings that are statements (docstrings).
 
@@ -47,5 +48,6 @@ def _code(value: Any) -> str:
             return repr(value)
 
 
+@no_type_check
 def _is_docstring(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
