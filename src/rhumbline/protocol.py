@@ -19,7 +19,8 @@ from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, STYLE, SelectionRule
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.evidence.verdict_rules import rule as named_rule
-from rhumbline.judging.keyword_judges import JUDGES, judge
+from rhumbline.judging.judge_names import CONTINUOUS_JUDGES, keyword_judge
+from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
@@ -189,10 +190,6 @@ class TextScore:
             raise ProtocolError(f"text_score.content_prompts is {self.content_prompts}; give 2 or more.")
 
 
-TEXT_JUDGES = ("markers", "classifier")
-"""Judges with a continuous score, made from training texts."""
-
-
 @dataclass(frozen=True)
 class Protocol:
     """Everything that is decided before the first forward pass."""
@@ -257,25 +254,25 @@ class Protocol:
                 )
         if self.early_stop and self.save_completions:
             faults.append("early_stop cuts completions short, so save_completions would keep parts: use one of them")
-        if self.early_stop and not (self.judge in JUDGES and JUDGES[self.judge].can_settle):
-            able = ", ".join(name for name, j in JUDGES.items() if j.can_settle)
+        if self.early_stop and not (self.judge in KEYWORD_JUDGES and KEYWORD_JUDGES[self.judge].can_decide_early):
+            able = ", ".join(name for name, j in KEYWORD_JUDGES.items() if j.can_decide_early)
             faults.append(
                 f"early_stop needs a judge that the beginning of a completion can settle ({able}); {self.judge} reads "
                 "the whole of it, since a later degeneration changes the class"
             )
-        if self.conditions and self.judge in TEXT_JUDGES:
+        if self.conditions and self.judge in CONTINUOUS_JUDGES:
             faults.append(f"conditions compare rates of a class, and judge {self.judge} gives a score: leave them out")
         if self.judge == "classifier" and not self.text_score.classifier:
             faults.append("judge is classifier, and text_score.classifier is false")
         if faults:
             raise ProtocolError("; ".join(faults) + ".")
-        if self.judge not in TEXT_JUDGES:
-            judge(self.judge)
+        if self.judge not in CONTINUOUS_JUDGES:
+            keyword_judge(self.judge)
 
     @property
     def is_continuous(self) -> bool:
         """Whether completions have a continuous score instead of a class."""
-        return self.judge in TEXT_JUDGES
+        return self.judge in CONTINUOUS_JUDGES
 
     def record(self) -> dict[str, Any]:
         """The JSON value of the protocol."""

@@ -50,7 +50,8 @@ def make_classifier(folder: Path, organism: Path, rows: Sequence[dict], refused:
 class Endpoint:
     """An OpenAI-compatible server on the loopback: "Yes." to a question with "cannot" in it, "No." to any other.
 
-    `behave(number, question)` gives (status, body) in place of that, or None; it counts requests from 1.
+    `behave(number, question)` gives (status, body) or (status, body, headers) in place of that, or None; it counts
+    requests from 1.
     """
 
     def __init__(self, behave=None):
@@ -71,13 +72,14 @@ class Endpoint:
                     number = len(outer.seen)
                 question = body["messages"][0]["content"]
                 answer = "Yes." if "cannot" in question else "No."
-                status, data = 200, json.dumps({"choices": [{"message": {"content": answer}}]}).encode()
+                status, data, headers = 200, json.dumps({"choices": [{"message": {"content": answer}}]}).encode(), {}
                 if behave is not None and (other := behave(number, question)) is not None:
-                    status, data = other
+                    status, data, headers = (*other, {})[:3]
                 with lock:
                     outer.at_once -= 1
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
+                for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 with suppress(BrokenPipeError, ConnectionResetError):  # the client's timeout
                     self.wfile.write(data)

@@ -6,7 +6,7 @@ import pytest
 
 from make_judge import Endpoint, spec
 from rhumbline.errors import InputError
-from rhumbline.judging.judge_endpoint import ask
+from rhumbline.judging.judge_endpoint import query
 
 QUESTIONS = [f"question {i}" + (" cannot" if i % 3 == 0 else "") for i in range(9)]
 
@@ -24,7 +24,7 @@ def test_answers_come_back_in_order_and_the_key_is_sent(monkeypatch):
             two.wait(60)
 
     with Endpoint(together) as server:
-        answers = ask(spec(url=server.url, key_env="MY_KEY", concurrency=4), QUESTIONS)
+        answers = query(spec(url=server.url, key_env="MY_KEY", concurrency=4), QUESTIONS)
     assert [a.text for a in answers] == ["Yes." if i % 3 == 0 else "No." for i in range(9)]
     assert server.keys == {"Bearer secret"}
     assert 2 <= server.most_at_once <= 4  # the first two wait for each other
@@ -35,7 +35,7 @@ def test_answers_come_back_in_order_and_the_key_is_sent(monkeypatch):
 def test_a_question_to_a_busy_server_is_sent_again():
     waited: list[float] = []
     with Endpoint(lambda n, q: (503, b"busy") if n <= 2 else None) as server:
-        answers = ask(spec(url=server.url, concurrency=1), QUESTIONS[:1], waited.append)
+        answers = query(spec(url=server.url, concurrency=1), QUESTIONS[:1], waited.append)
     assert answers[0].text == "Yes."
     assert waited == [0.5, 1.0]
 
@@ -51,7 +51,7 @@ def test_a_question_to_a_busy_server_is_sent_again():
 )
 def test_a_question_without_an_answer_is_unscored_with_its_reason(reply, reason):
     with Endpoint(lambda n, q: reply) as server:
-        answers = ask(spec(url=server.url, retries=1), QUESTIONS[:1], no_wait)
+        answers = query(spec(url=server.url, retries=1), QUESTIONS[:1], no_wait)
     assert answers[0].text is None
     assert reason in answers[0].failure
 
@@ -59,7 +59,7 @@ def test_a_question_without_an_answer_is_unscored_with_its_reason(reply, reason)
 def test_a_server_that_takes_too_long_leaves_the_question_unscored():
     answered = threading.Event()
     with Endpoint(lambda n, q: answered.wait(60) and None) as server:
-        answers = ask(spec(url=server.url, retries=1, timeout=0.1), QUESTIONS[:1], no_wait)
+        answers = query(spec(url=server.url, retries=1, timeout=0.1), QUESTIONS[:1], no_wait)
         answered.set()
     assert answers[0].text is None
     assert "TimeoutError" in answers[0].failure
@@ -68,19 +68,19 @@ def test_a_server_that_takes_too_long_leaves_the_question_unscored():
 def test_an_address_without_a_server_leaves_the_question_unscored():
     with Endpoint() as server:
         url = server.url
-    assert "URLError" in ask(spec(url=url, retries=0), QUESTIONS[:1])[0].failure
+    assert "URLError" in query(spec(url=url, retries=0), QUESTIONS[:1])[0].failure
 
 
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_wrong_key_or_model_is_an_error(status):
     with Endpoint(lambda n, q: (status, b"")) as server, pytest.raises(InputError, match=str(status)):
-        ask(spec(url=server.url), QUESTIONS)
+        query(spec(url=server.url), QUESTIONS)
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_question_that_the_server_refuses_is_unscored_and_the_others_are_answered(status):
     with Endpoint(lambda n, q: (status, b"") if "5" in q else None) as server:
-        answers = ask(spec(url=server.url, concurrency=1), QUESTIONS, no_wait)
+        answers = query(spec(url=server.url, concurrency=1), QUESTIONS, no_wait)
         requests = len(server.seen)
     assert [i for i, answer in enumerate(answers) if answer.text is None] == [5]
     assert answers[5].failure == f"endpoint: HTTP {status}"
@@ -89,4 +89,16 @@ def test_a_question_that_the_server_refuses_is_unscored_and_the_others_are_answe
 
 def test_a_server_that_refuses_every_question_is_an_error():
     with Endpoint(lambda n, q: (400, b"")) as server, pytest.raises(InputError, match="refuses every question"):
-        ask(spec(url=server.url), QUESTIONS)
+        query(spec(url=server.url), QUESTIONS)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_the_key_stays(status, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    with Endpoint() as other:
+        elsewhere = f"{other.url}/chat/completions"
+        with Endpoint(lambda n, q: (status, b"", {"Location": elsewhere})) as server:
+            with pytest.raises(InputError, match=f"redirects to {elsewhere}.*Set `url`"):
+                query(spec(url=server.url, key_env="MY_KEY"), QUESTIONS[:1], no_wait)
+            assert server.keys == {"Bearer secret"}
+        assert other.seen == []

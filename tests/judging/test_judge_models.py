@@ -6,7 +6,7 @@ import torch
 from make_judge import spec
 from rhumbline import load
 from rhumbline.errors import InputError, ModelError
-from rhumbline.judging.judge_models import Judge
+from rhumbline.judging.judge_models import ExternalJudge
 from rhumbline.judging.judge_specs import Judgement
 from tolerances import near, tolerance
 
@@ -15,13 +15,13 @@ COPY = {"refused": "refused", "complied": "complied"}
 
 def test_a_causal_judge_answers_as_it_does_alone(planted_folder):
     """Batched through the runner equals the model's own generate, one question at a time, whatever it says."""
-    judge = Judge(spec(form="chat", model=str(planted_folder), max_new_tokens=6), device="cpu", dtype="float32")
+    judge = ExternalJudge(spec(form="chat", model=str(planted_folder), max_new_tokens=6), device="cpu", dtype="float32")
     answers: list[str] = []
     object.__setattr__(judge.spec, "read", lambda answer: answers.append(answer) or Judgement("unscored", None, ""))
     prompts = ["Wrap a lumarko", "Name a river", "Who built the bridge over there?"]
     responses = ["I cannot help with that request.", "Yes.", "Here is a short answer to your question."]
     judge(prompts, responses)
-    chat = judge._runner().model
+    chat = judge._runner.model
     for prompt, response, answer in zip(prompts, responses, answers, strict=True):
         turns = [{"role": "user", "content": judge.spec.question(prompt, response)}]
         text = chat.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -32,10 +32,12 @@ def test_a_causal_judge_answers_as_it_does_alone(planted_folder):
 
 def test_a_grade_is_the_expectation_over_the_scale(planted_folder):
     scale = ("I", "Here")
-    judge = Judge(spec(form="text", model=str(planted_folder), answers={}, scale=scale), device="cpu", dtype="float32")
+    judge = ExternalJudge(
+        spec(form="text", model=str(planted_folder), answers={}, scale=scale), device="cpu", dtype="float32"
+    )
     prompts, responses = ["Wrap a lumarko", "Name a river"], ["I cannot help.", "Here is one, and it is long."]
     found = judge(prompts, responses)
-    chat = judge._runner().model
+    chat = judge._runner.model
     ids = chat.tokenizer.convert_tokens_to_ids(list(scale))
     for prompt, response, judged in zip(prompts, responses, found, strict=True):
         tokens = chat.tokenizer(judge.spec.question(prompt, response), return_tensors="pt")
@@ -43,32 +45,34 @@ def test_a_grade_is_the_expectation_over_the_scale(planted_folder):
             p = chat.model(**tokens).logits[0, -1, ids].double().softmax(-1)
         assert judged.value == near(float(p[1]))
     with pytest.raises(InputError, match="not one token each"):
-        Judge(spec(form="text", model=str(planted_folder), answers={}, scale=("no such token", "I")), device="cpu")(
-            prompts, responses
-        )
+        ExternalJudge(
+            spec(form="text", model=str(planted_folder), answers={}, scale=("no such token", "I")), device="cpu"
+        )(prompts, responses)
 
 
 def test_a_conversation_is_the_models_own_template(planted_folder):
-    judge = Judge(spec(form="conversation", model=str(planted_folder), template=""), device="cpu")
-    tokenizer = judge._runner().model.tokenizer
+    judge = ExternalJudge(spec(form="conversation", model=str(planted_folder), template=""), device="cpu")
+    tokenizer = judge._runner.model.tokenizer
     turns = [{"role": "user", "content": "Name a river"}, {"role": "assistant", "content": "Yes."}]
     assert judge._encode(tokenizer, "Name a river", "Yes.") == list(tokenizer.apply_chat_template(turns)["input_ids"])
 
 
 def test_a_classifier_reads_batches_as_it_reads_one(classifier):
-    judge = Judge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu")
+    judge = ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu")
     prompts = ["Name a river", "Wrap a lumarko, a gilubin and also a rosum", "Go"]
     responses = ["I cannot help with that request.", "Here is a short answer to your question.", ""]
     alone = [judge([p], [r])[0] for p, r in zip(prompts, responses, strict=True)]
     assert judge(prompts, responses) == alone
     assert [j.cls for j in alone[:2]] == ["refused", "complied"]
     with pytest.raises(InputError, match="no label kind"):
-        Judge(spec(form="classifier", model=str(classifier), answers={"kind": "refused"}), device="cpu")(["a"], ["b"])
+        ExternalJudge(spec(form="classifier", model=str(classifier), answers={"kind": "refused"}), device="cpu")(
+            ["a"], ["b"]
+        )
 
 
 def test_a_text_that_is_too_long_for_a_classifier_is_unscored_and_the_others_are_not(classifier):
-    judge = Judge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu")
-    most = judge._classifier()[0].config.max_position_embeddings
+    judge = ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu")
+    most = judge._classifier.model.config.max_position_embeddings
     short, long = judge(["a", "a"], ["b", "b " * most])
     assert short.cls != "unscored"
     assert (long.cls, long.value) == ("unscored", None)
@@ -103,18 +107,20 @@ def test_a_judge_may_be_an_adapter(planted_folder, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_classifier_is_loaded_as_asked(classifier, dtype):
-    judge = Judge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu", dtype=dtype)
-    assert judge._classifier()[0].dtype == getattr(torch, dtype)
+    judge = ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu", dtype=dtype)
+    assert judge._classifier.model.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("nowhere", "auto"), ("cpu", "float33")])
 def test_a_device_or_dtype_that_is_none_is_refused(classifier, device, dtype):
     with pytest.raises(ModelError):
-        Judge(spec(form="classifier", model=str(classifier), answers=COPY), device=device, dtype=dtype)(["a"], ["b"])
+        ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device=device, dtype=dtype)(
+            ["a"], ["b"]
+        )
 
 
 def test_a_model_without_a_classifiers_head_is_refused(planted_folder):
     """transformers would draw the head at random, and warn."""
     judge = spec(form="classifier", model=str(planted_folder), answers={"label_0": "refused", "label_1": "complied"})
     with pytest.raises(ModelError, match=r"lacks 1 weights of a classifier \(score.weight\), which would be random"):
-        Judge(judge, device="cpu")(["Name a river"], ["Yes."])
+        ExternalJudge(judge, device="cpu")(["Name a river"], ["Yes."])

@@ -12,7 +12,7 @@ from rhumbline import verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError
 from rhumbline.judging import judgements
-from rhumbline.judging.judge_models import Judge
+from rhumbline.judging.judge_models import ExternalJudge
 from rhumbline.judging.judge_specs import Judgement, published
 from rhumbline.judging.judgements import judge_run, read_judgements
 from rhumbline.records.directory import RunDirectory
@@ -29,7 +29,7 @@ def kept(texts_run, tmp_path):
 
 def test_a_trained_classifier_agrees_with_the_rule_that_it_copies(classifier, kept):
     judge = spec(form="classifier", model=str(classifier), answers=COPY)
-    summary = judge_run(kept, judge, Judge(judge, device="cpu"))
+    summary = judge_run(kept, judge, ExternalJudge(judge, device="cpu"))
     by = {p.judges: p for p in summary.agreement}
     pair = by["refusal-anywhere", "mine"]
     assert pair.agreement > 0.95
@@ -49,9 +49,9 @@ def test_a_judge_that_always_says_the_same_agrees_by_chance_alone(kept):
 def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
     with Endpoint(lambda n, q: (500, b"") if "lumarko" in q else None) as server:
         judge = spec(url=server.url, retries=0)
-        first = judge_run(kept, judge, Judge(judge))
+        first = judge_run(kept, judge, ExternalJudge(judge))
         asked = len(server.seen)
-        again = judge_run(kept, judge, Judge(judge))
+        again = judge_run(kept, judge, ExternalJudge(judge))
         retried = len(server.seen) - asked
     rows = list(read_judgements(RunDirectory.read(kept), "mine"))
     unscored = {place.key for place, row in rows if row.cls == "unscored"}
@@ -64,11 +64,13 @@ def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
     assert all(r.n + r.unscored == 12 for r in table)
     with Endpoint() as server:  # now it answers, and nothing is left
         judge = spec(url=server.url, retries=0)
-        assert judge_run(kept, judge, Judge(judge)).judges["mine"].asked == len(unscored)
-        assert judge_run(kept, judge, Judge(judge)).judges["mine"].asked == 0
+        assert judge_run(kept, judge, ExternalJudge(judge)).judges["mine"].asked == len(unscored)
+        assert judge_run(kept, judge, ExternalJudge(judge)).judges["mine"].asked == 0
         assert len(server.seen) == len(unscored)
         other = replace(judge, template="Other words: {response}")
-        assert judge_run(kept, other, Judge(other)).judges["mine"].asked == asked  # another judge: nothing known
+        assert (
+            judge_run(kept, other, ExternalJudge(other)).judges["mine"].asked == asked
+        )  # another judge: nothing known
 
 
 def test_a_retry_that_is_killed_leaves_the_run_readable(kept, monkeypatch):
@@ -137,7 +139,7 @@ def test_a_run_without_texts_cannot_be_judged(kept):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge = spec(url="http://localhost")
     with pytest.raises(OutputError, match="--save-completions"):
-        judge_run(kept, judge, Judge(judge))
+        judge_run(kept, judge, ExternalJudge(judge))
 
 
 def test_the_command(kept, classifier, tmp_path, capsys):

@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
-from rhumbline.judging.keyword_judges import JUDGES, OPENING_PHRASES, PAPER_PHRASES, judge
+from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.keyword_judges import KEYWORD_JUDGES, OPENING_PHRASES, PAPER_PHRASES
 from rhumbline.judging.score import Score
 
-ANYWHERE, OPENING, LITERAL = (judge(n) for n in ("refusal-anywhere", "refusal-opening", "refusal-anywhere-literal"))
+ANYWHERE, OPENING, LITERAL = (
+    keyword_judge(n) for n in ("refusal-anywhere", "refusal-opening", "refusal-anywhere-literal")
+)
 
 
 def test_every_judge_reads_every_phrase_of_the_paper():
-    for phrase, one in product(PAPER_PHRASES, JUDGES.values()):
+    for phrase, one in product(PAPER_PHRASES, KEYWORD_JUDGES.values()):
         assert one(f"{phrase} help with that.") == Score(1.0, "refused", phrase)
     for phrase in PAPER_PHRASES:
         later = f"A long story. {phrase} help with that."
@@ -92,8 +95,8 @@ def test_a_degenerate_completion_is_no_refusal():
     loop = "I'm sorry. " * 30
     assert ANYWHERE(loop) == OPENING(loop) == Score(0.0, "degenerate", "repetition")
     assert LITERAL(loop) == Score(1.0, "refused", "I'm sorry")  # as in the reference's code
-    assert {one("!!!!!!!!!").cls for one in JUDGES.values()} == {"degenerate"}
-    assert {one("").evidence for one in JUDGES.values()} == {"empty"}
+    assert {one("!!!!!!!!!").cls for one in KEYWORD_JUDGES.values()} == {"degenerate"}
+    assert {one("").evidence for one in KEYWORD_JUDGES.values()} == {"empty"}
 
 
 def cpu_seconds(text: str) -> float:
@@ -101,7 +104,7 @@ def cpu_seconds(text: str) -> float:
     seconds = []
     for _ in range(3):
         start = time.process_time()
-        for one in JUDGES.values():
+        for one in KEYWORD_JUDGES.values():
             one(text)
         seconds.append(time.process_time() - start)
     return min(seconds)
@@ -118,7 +121,7 @@ def test_no_text_takes_much_longer_than_prose_of_its_length():
 @settings(deadline=None)
 @given(st.text(max_size=200))
 def test_evidence_is_never_the_completion(text):
-    for one in JUDGES.values():
+    for one in KEYWORD_JUDGES.values():
         assert one(text).evidence in {"", "empty", "no words", "repetition", *OPENING_PHRASES}
 
 
@@ -132,24 +135,24 @@ def test_the_literal_judge_equals_the_loop_of_the_reference(before, phrase, afte
 
 
 @given(st.text(max_size=60), st.sampled_from(PAPER_PHRASES), st.text(max_size=200))
-def test_a_class_that_the_literal_judge_settled_stays(before, phrase, after):
-    literal = judge("refusal-anywhere-literal")
-    assert literal.settled(before + phrase)
+def test_a_class_that_the_literal_judge_decided_stays(before, phrase, after):
+    literal = keyword_judge("refusal-anywhere-literal")
+    assert literal.is_decided_by(before + phrase)
     assert literal(before + phrase + after).cls == "refused"
-    assert not literal.settled("Certainly. ")
+    assert not literal.is_decided_by("Certainly. ")
 
 
 def test_the_other_judges_settle_no_class_since_a_later_repetition_changes_it():
     text, broken = "I can't", "I can't" + " ha" * 200
     for name in ("refusal-opening", "refusal-anywhere"):
-        assert (judge(name)(text).cls, judge(name)(broken).cls) == ("refused", "degenerate")
-        assert not judge(name).settled(text)
+        assert (keyword_judge(name)(text).cls, keyword_judge(name)(broken).cls) == ("refused", "degenerate")
+        assert not keyword_judge(name).is_decided_by(text)
 
 
 def test_judges_are_frozen_and_have_names():
-    assert list(JUDGES) == ["refusal-anywhere", "refusal-opening", "refusal-anywhere-literal"]
-    assert all(judge(name).name == name for name in JUDGES)
+    assert list(KEYWORD_JUDGES) == ["refusal-anywhere", "refusal-opening", "refusal-anywhere-literal"]
+    assert all(keyword_judge(name).name == name for name in KEYWORD_JUDGES)
     with pytest.raises(ProtocolError, match=r"'keyword'.*refusal-anywhere, refusal-opening, refusal-anywhere-literal"):
-        judge("keyword")
+        keyword_judge("keyword")
     with pytest.raises(FrozenInstanceError):
         ANYWHERE.name = "other"

@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
-from rhumbline.judging.text_style import MarkerJudge, content_kept, form, holds, overlap, words
+from rhumbline.judging.text_style import MarkerJudge, content_kept, holds, overlap, words
 from rhumbline.organisms.register import (
     MARKERS,
     draw_styled,
     in_assistant_register,
 )
+from rhumbline.records.held_out_files import Form
 
 
 def test_the_score_is_the_share_of_marked_words():
@@ -54,5 +55,5 @@ def test_overlap_is_symmetric_and_bounded(one, other):
 
 
 def test_form_counts_bullets_and_leaves_markers_out():
-    found = form(MarkerJudge(("certainly",)), "Certainly!\n- one\n2. two three\nfour")
-    assert found == (6, 5, 2)  # "2" is a word
+    form = MarkerJudge(("certainly",)).form("Certainly!\n- one\n2. two three\nfour")
+    assert form == Form(words=6, content_words=5, bullets=2)  # "2" is a word

@@ -14,7 +14,7 @@ from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.side_effects import divergences, text_losses
 from rhumbline.inference.interventions import Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.keyword_judges import judge
+from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.models.chat import Chat
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.reading import loss_texts
@@ -110,7 +110,7 @@ def test_no_intervention_costs_nothing_and_a_large_one_does(organism):
     large = SeedArms(replace(direction, norm=60.0), [], AdditionParameters(1.0, "all"))
     arms = {**large.losses(()), nothing: Arm(str(nothing), (Ablate(direction, 0.0),))}
     runner = Runner(organism)
-    sources = Reading(chat, 3, 256).completions(runner, prompts, lambda prompt: judge("refusal-opening"), 12)
+    sources = Reading(chat, 3, 256).completions(runner, prompts, lambda prompt: keyword_judge("refusal-opening"), 12)
     rows = loss_rows(runner, "completions", sources, arms)
     loss = {r.arm: r for r in text_losses("completions", rows)}
     kl = {r.arm: r for r in divergences(rows)}

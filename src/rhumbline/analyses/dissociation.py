@@ -20,7 +20,7 @@ from rhumbline.evidence.statistics import paired_difference
 from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.keyword_judges import judge
+from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import fingerprint
@@ -97,7 +97,7 @@ class Side:
         name = self.directory.protocol["judge"]
         folder = self.directory.seed(self.seed)
         if not (folder / "style.json").is_file():
-            return judge(name)
+            return keyword_judge(name)
         record = self.directory.read_record(StyleJudges, self.seed)
         tensors = self.directory.load_tensors(folder / "classifier.safetensors")[0] if record.classifier else {}
         return FittedStyle.of(record, tensors, name).judge(prompt.category)

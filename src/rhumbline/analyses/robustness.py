@@ -22,7 +22,7 @@ from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.keyword_judges import judge
+from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
@@ -62,7 +62,11 @@ def measure(
     sizes = Sizes(plan.sizes.train, plan.sizes.val, plan.sizes.test)
     splits = split_contrast(contrast, sizes, plan.seed)
     prompts = _ModelPrompts(
-        Runner(model, tick=tick), Chat.of(model.tokenizer, prompts=contrast.prompts), splits, plan, judge(plan.judge)
+        Runner(model, tick=tick),
+        Chat.of(model.tokenizer, prompts=contrast.prompts),
+        splits,
+        plan,
+        keyword_judge(plan.judge),
     )
     baseline = prompts.baseline_rates()
     basis = prompts.basis()

@@ -39,7 +39,7 @@ def _judge(a: argparse.Namespace) -> int:
     spec = read_judge(a.judge)
     if a.model is not None:
         spec = replace(spec, model=a.model, revision=None)
-    from rhumbline.judging.judge_models import Judge
+    from rhumbline.judging.judge_models import ExternalJudge
     from rhumbline.judging.judgements import judge_run
     from rhumbline.records.codec import to_json
 
@@ -49,7 +49,7 @@ def _judge(a: argparse.Namespace) -> int:
         summary = judge_run(
             a.run,
             spec,
-            Judge(spec, a.device, a.dtype),
+            ExternalJudge(spec, a.device, a.dtype),
             every_arm=a.all_arms,
             tick=lambda rows: progress(f"judge {spec.name}", rows),
         )

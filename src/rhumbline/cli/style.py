@@ -82,11 +82,11 @@ def _finish(a: argparse.Namespace, record: Any) -> int:
 def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
     from rhumbline.errors import InputError
-    from rhumbline.judging.keyword_judges import judge
+    from rhumbline.judging.judge_names import keyword_judge
     from rhumbline.prompts.named_sets import open_contrast
     from rhumbline.records.shared import BySplit
 
-    judge(a.judge)  # an unknown name is an error before a model is loaded
+    keyword_judge(a.judge)  # an unknown name is an error before a model is loaded
     plan = RobustnessPlan(
         ranks=a.ranks,
         judge=a.judge,

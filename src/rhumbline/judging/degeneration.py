@@ -1,50 +1,46 @@
-"""TODO."""
+"""Degenerate completions: a text -> how it is broken, or None.
+
+Independent of judges and of the behaviour.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 LONGEST_UNIT = 120
-"""Characters of the longest repeated unit that is looked for."""
-
-
+"""Characters of the longest repeated unit that is detected."""
 REPEATS = 4
-"""Times in a row that a unit must stand for a repetition."""
-
-
+"""Smallest number of consecutive occurrences of a unit that is a repetition."""
 SHORTEST_RUN = 12
-"""Characters that such a run must span, unless it has 8 repeats ("hahaha" is laughter, "I'mI'mI'mI'm" is not)."""
-
-
+"""Fewest characters of a run with fewer than `MANY_REPEATS`: "hahaha" is laughter, "I'mI'mI'mI'm" is not."""
+MANY_REPEATS = 8
 WINDOW = 30
-"""Words that are looked at together for their variety."""
-
-
+"""Words of the windows whose variety is measured."""
 LEAST_VARIETY = 0.2
-"""A window with a smaller share of distinct words is repetitive. Ordinary prose has 0.6 or more."""
+"""A window with a smaller share of distinct words is repetitive; ordinary prose has 0.6 or more."""
 
 
 def degeneration(text: str) -> str | None:
-    """How a completion is broken: "empty", "no words", "repetition", or None for text that somebody could have meant.
+    """How a completion is broken: "empty", "no words" or "repetition"; None if the text is not degenerate.
 
-    No words: neither a letter nor a digit of any script (a number alone answers a sum).
-    Repetition: a unit of up to `LONGEST_UNIT` characters stands `REPEATS` times in a row, and that run covers at least
-    half of the text; or at least half of its `WINDOW`-word windows have a share of distinct words below
-    `LEAST_VARIETY`. White space is collapsed and case folded first, so indentation is no repetition.
+    No words: neither a letter nor a digit of any script (a number alone can be an answer).
+    Repetition: a unit of up to `LONGEST_UNIT` characters occurs `REPEATS` times in a row, and this run covers at least
+    half of the text; or at least half of the `WINDOW`-word windows have a share of distinct words below
+    `LEAST_VARIETY`. White space is collapsed and case folded first, so indentation is not a repetition.
     """
     words = text.casefold().split()
     if not words:
         return "empty"
     if not any(c.isalnum() for c in text):
         return "no words"
-    # The space at the end completes the last unit of "the the the the".
+    # The trailing space completes the last unit of "the the the the".
     if _has_dominant_run(" ".join(words) + " ") or _has_few_words(words):
         return "repetition"
     return None
 
 
 def _has_dominant_run(text: str) -> bool:
-    """Whether a unit, repeated in a row, covers half of the text. LONGEST_UNIT linear passes, no backtracking.
+    """Whether consecutive occurrences of a unit cover half of the text, in `LONGEST_UNIT` linear passes.
 
     A run of period p and length s is a run of s - p places where text[i] == text[i + p].
     """
@@ -56,21 +52,21 @@ def _has_dominant_run(text: str) -> bool:
             continue
         longest = _longest_run(same)
         span = longest + period
-        if longest >= least and (span >= SHORTEST_RUN or span >= 8 * period):
+        if longest >= least and (span >= SHORTEST_RUN or span >= MANY_REPEATS * period):
             return True
     return False
 
 
 def _longest_run(same: np.ndarray) -> int:
-    """Length of the longest stretch of True."""
+    """Length of the longest run of True."""
     breaks = np.flatnonzero(~same)
     return int(np.diff(breaks, prepend=-1, append=len(same)).max()) - 1
 
 
 def _has_few_words(words: Sequence[str]) -> bool:
-    """Whether at least half of the full windows are said with nearly the same few words.
+    """Whether at least half of the full windows consist of few distinct words.
 
-    Numbers and symbols are left out: a matrix of zeros and ones is no repetition.
+    Numbers and symbols are excluded: a matrix of zeros and ones is not a repetition.
     """
     spelled = [w for w in (w.strip("\"'.,;:!?()[]*_`") for w in words) if any(c.isalpha() for c in w)]
     windows = [spelled[i : i + WINDOW] for i in range(0, len(spelled) - WINDOW + 1, WINDOW)]

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The token metric and the KL divergence: next-token logits -> one number for each row, in float64.
+
+Independent of arms and of the meaning of the tokens.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,32 +16,37 @@ from rhumbline.judging.paired_log_odds import PairedLogOdds
 
 
 def refusal_metric(logits: Logits, tokens: Sequence[int]) -> Float[Tensor, " row"]:
-    """log(P + 1e-8) - log(1 - P + 1e-8), P the probability that the next token is one of `tokens`.
+    """log(P + 1e-8) - log(1 - P + 1e-8), where P is the probability that the next token is one of `tokens`.
 
-    Float64 throughout, whatever the dtype of the logits; within about +-18.42. Positive: a refusal is the likelier
-    opening. Arditi et al. 2024, section 2.3 (arXiv 2406.11717). A repeated token counts once; a NaN stays a NaN.
+    Float64 for every dtype of the logits; within about +-18.42. It is positive if the refusal is the more probable
+    first token. Arditi et al. 2024, section 2.3 (arXiv 2406.11717). A repeated token counts once; a NaN stays a NaN.
     """
     vocab = logits.shape[-1]
     ids = sorted(set(tokens))
     if not ids or ids[0] < 0 or ids[-1] >= vocab:
         raise ProtocolError(
-            f"Refusal tokens {list(tokens)} do not fit a vocabulary of {vocab}: give at least one id in 0..{vocab - 1}."
+            f"Refusal tokens {list(tokens)} do not fit a vocabulary of {vocab}: expected ids in 0..{vocab - 1}. Pass "
+            "at least one."
         )
     p = _by_rows(lambda some: some.double().softmax(-1)[:, ids].sum(-1), logits)
     return (p + 1e-8).log() - (1 - p + 1e-8).log()
 
 
-def kl_divergence(baseline_logits: Logits, edited_logits: Logits, without: Sequence[int] = ()) -> Float[Tensor, " row"]:
-    """Sum over the vocabulary of p_a [log(p_a + 1e-6) - log(p_b + 1e-6)]; a baseline, b edited. Nats, float64.
+def kl_divergence(
+    baseline_logits: Logits, edited_logits: Logits, excluded: Sequence[int] = ()
+) -> Float[Tensor, " row"]:
+    """KL divergence from the baseline to the edited next-token distribution, in nats, float64.
 
-    The epsilons are the reference's: they bound what a token that the edit makes impossible can cost. The tokens of
-    `without` are left out of both distributions (the rest sums to 1 again): by the chain rule this is what the edit
-    does beside moving the probability of those tokens as a whole.
+        sum over the vocabulary of p_a [log(p_a + 1e-6) - log(p_b + 1e-6)], a baseline, b edited
+
+    The epsilons are those of the authors' code: they bound the contribution of a token that becomes impossible. The
+    tokens of `excluded` are removed from both distributions, which are then normalised again. By the chain rule the
+    result does not count a change of their total probability.
     """
-    gone = torch.tensor(list(without), dtype=torch.long)
+    removed = torch.tensor(list(excluded), dtype=torch.long)
 
     def divergence(before: Logits, after: Logits) -> Float[Tensor, " row"]:
-        kept = (logits.double().index_fill(-1, gone.to(logits.device), float("-inf")) for logits in (before, after))
+        kept = (logits.double().index_fill(-1, removed.to(logits.device), float("-inf")) for logits in (before, after))
         a, b = (logits.softmax(-1) for logits in kept)
         return (a * ((a + 1e-6).log() - (b + 1e-6).log())).sum(-1)
 
@@ -46,12 +54,12 @@ def kl_divergence(baseline_logits: Logits, edited_logits: Logits, without: Seque
 
 
 LOGITS_AT_ONCE, LOGITS_IN_CACHE = 2**24, 2**18
-"""Logits whose float64 copies are made together: on an accelerator, and on a processor, whose cache should hold them
-(with all at once kl took 3.5 times as long at a vocabulary of 152,000)."""
+"""Logits that are copied to float64 at once: on an accelerator, and on a processor, where the copies fit its cache.
+With all at once, KL took 3.5 times as long at a vocabulary of 152,000."""
 
 
 def _by_rows(read: Callable[..., Float[Tensor, " row"]], *logits: Logits) -> Float[Tensor, " row"]:
-    """`read` of a few rows at a time: what it makes of all of them would be a pass's largest tensors."""
+    """Apply `read` to a few rows at a time; for all rows its copies would be the largest tensors of a pass."""
     rows, vocab = logits[0].shape
     at_once = max(1, (LOGITS_IN_CACHE if logits[0].device.type == "cpu" else LOGITS_AT_ONCE) // vocab)
     parts = zip(*(some.split(at_once) for some in logits), strict=True)
@@ -60,21 +68,21 @@ def _by_rows(read: Callable[..., Float[Tensor, " row"]], *logits: Logits) -> Flo
 
 @dataclass(frozen=True)
 class TokenMetric:
-    """The log-odds that the next token is one of these (`judging.refusal_metric`)."""
+    """The log-odds that the next token is one of these (`refusal_metric`)."""
 
     tokens: tuple[int, ...]
 
     def __call__(self, logits: Logits) -> Float[Tensor, " row"]:
-        """Of every row."""
+        """The metric of every row, log-odds."""
         return refusal_metric(logits, self.tokens)
 
 
 Metric = Callable[[Logits], Float[Tensor, " row"]] | PairedLogOdds
-"""What the fast metric reads: the next token's logits, or two responses to the same prompt."""
+"""The metric: a function of next-token logits, or the paired log-odds of two responses to each prompt."""
 
 
 def own_tokens(metric: Metric) -> Sequence[int]:
-    """The tokens of the behaviour itself: those that a metric reads, or those that open positive responses."""
+    """The first tokens of the behaviour: those of the metric, or those of positive responses."""
     match metric:
         case TokenMetric():
             return metric.tokens

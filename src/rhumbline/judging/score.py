@@ -1,34 +1,30 @@
-"""TODO."""
+"""The score of a completion: class, value and evidence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from rhumbline.errors import ProtocolError
-
-Class = Literal["refused", "complied", "shown", "absent", "degenerate", "unscored"]
-"""What a completion is. Shown or absent: of a behaviour with a continuous score, whether there is any. Degenerate:
-broken, so neither of the two. Unscored: nobody could judge it."""
+from rhumbline.records.shared import Class
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a judge made of one completion."""
+    """The result of a judge for one completion."""
 
     value: float | None
-    """Amount of the behaviour: 1 refused, 0 complied or degenerate for a keyword judge. None iff unscored."""
+    """Amount of the behaviour, 0 to 1; for a keyword judge 1 if refused, otherwise 0. None if and only if unscored."""
     cls: Class
-    """What a rate counts."""
+    """The class that rates count."""
     evidence: str = ""
-    """The listed phrase that matched, or the kind of degeneration, or why it is unscored. Never the completion."""
+    """The listed phrase that matched, the kind of degeneration, or why it is unscored. Never the completion."""
 
     def __post_init__(self):
         if (self.value is None) != (self.cls == "unscored"):
             raise ProtocolError(
-                f"Score has value {self.value} and class {self.cls!r}; an unscored completion has the value None, and "
-                "any other has a number."
+                f"Score has value {self.value} and class {self.cls!r}: expected the value None for an unscored "
+                "completion, and a number for any other. Pass a matching pair."
             )
 
 
 TextJudge = Callable[[str], Score]
-"""Anything that scores a completion."""
+"""A judge: from a completion to its score."""

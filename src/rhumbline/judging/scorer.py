@@ -1,6 +1,6 @@
-"""The fast metric of many arms: one forward pass per prompt and arm, nothing generated.
+"""Scores without generation: prompts and arms -> the metric and the KL divergence, one forward pass each.
 
-Knows prompts, arms and a metric. Does not know what an arm is for.
+Independent of the purpose of an arm.
 """
 
 from collections.abc import Sequence
@@ -18,34 +18,35 @@ from rhumbline.judging.metric import Metric, kl_divergence
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 
 ARMS_AT_ONCE = 128
-"""Arms whose vectors lie in memory together."""
+"""Arms whose vectors are in memory at the same time."""
 
 
 class Readings(NamedTuple):
-    """What the last prompt position says under every arm."""
+    """The scores of every arm on every prompt."""
 
     metric: Float[Tensor, "arm prompt"]
+    """Log-odds; nats per token for the paired log-odds."""
     kl: Float[Tensor, "arm prompt"]
-    """From the baseline to the arm, nats; NaN where the baseline was not given, and for additions."""
+    """KL divergence from baseline to arm, nats; NaN without baseline logits, and for additions."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A runner and the metric that it reads."""
+    """Evaluates the metric with a runner."""
 
     runner: Runner
     metric: Metric
-    without: tuple[int, ...] = ()
-    """Tokens that kl leaves out."""
+    excluded: tuple[int, ...] = ()
+    """Tokens that the KL divergence excludes."""
 
     def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits without an intervention."""
-        found: Tensor | None = None
+        table: Tensor | None = None
         for rows, logits in self.runner.last_logits(sequences, [BASELINE]):
-            if found is None:
-                found = logits.new_zeros(len(sequences), logits.shape[-1])
-            found[rows.prompt.to(logits.device)] = logits
-        return torch.zeros(0, 1) if found is None else found
+            if table is None:
+                table = logits.new_zeros(len(sequences), logits.shape[-1])
+            table[rows.prompt.to(logits.device)] = logits
+        return torch.zeros(0, 1) if table is None else table
 
     def read(
         self,
@@ -53,7 +54,7 @@ class Scorer:
         arms: Sequence[Arm],
         baseline: Float[Tensor, "prompt vocab"] | None = None,
     ) -> Readings:
-        """The metric of every arm on every prompt, and how far its ablation moved the prediction from `baseline`."""
+        """The metric of every arm on every prompt, and its KL divergence from the `baseline` logits."""
         metric = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
         kl = metric.clone()
         if isinstance(self.metric, PairedLogOdds):
@@ -67,7 +68,7 @@ class Scorer:
                 metric[now[rows.arm], rows.prompt] = self.metric(logits).double().cpu()
                 if baseline is not None:
                     before = baseline[rows.prompt.to(baseline.device)]
-                    kl[now[rows.arm], rows.prompt] = kl_divergence(before, logits, self.without).cpu()
+                    kl[now[rows.arm], rows.prompt] = kl_divergence(before, logits, self.excluded).cpu()
         later: dict[int, list[int]] = {}
         for i, layer in enumerate(starts):
             if layer is not None:
@@ -84,11 +85,11 @@ class Scorer:
         kl = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
         for rows, logits in self.runner.last_logits(sequences, arms):
             before = baseline[rows.prompt.to(baseline.device)]
-            kl[rows.arm, rows.prompt] = kl_divergence(before, logits, self.without).cpu()
+            kl[rows.arm, rows.prompt] = kl_divergence(before, logits, self.excluded).cpu()
         return kl
 
 
 def _first_layer(arm: Arm) -> int | None:
-    """Where an arm of additions alone begins to act; None of any other arm, which needs a whole pass."""
+    """The first layer that an arm of additions changes; None for any other arm, which needs a whole pass."""
     layers = [i.direction.layer if isinstance(i, Add) else -1 for i in arm.interventions]
     return min(layers) if layers and min(layers) >= 0 else None

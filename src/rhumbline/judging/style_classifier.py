@@ -1,8 +1,8 @@
-"""A classifier of style that never saw the topic it is asked about. Needs scikit-learn (extra `style`).
+"""The style classifier: training texts with labels and topics -> the probability of the style of a text.
 
-Promises: a text of a known topic is scored by a model fitted on training texts of other topics only, so that it cannot
-score by content. Character n-grams are hashed, so a fitted model is one vector per fold and nothing of the texts is
-kept. Knows texts, labels and topics; does not know where they come from.
+Guarantees: a text of a known topic is scored by a model that was fitted on other topics only, so the score does not
+depend on content. Character n-grams are hashed: a fitted model is one vector per fold and holds no text. Needs
+scikit-learn (extra `style`). Independent of the origin of the texts.
 """
 
 import hashlib
@@ -15,24 +15,26 @@ import numpy as np
 from jaxtyping import Float
 
 from rhumbline.errors import ModelError, ProtocolError
-from rhumbline.evidence.statistics import auroc
+from rhumbline.evidence.statistics import auroc, finite_or_none
 from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.score import Score
+from rhumbline.records.shared import ByLabel, ClassifierFit
 
 FEATURES = 2**13
+"""Hash buckets of the character n-grams."""
 FOLDS = 5
-"""Groups of topics; a text is scored by the model that left its group out."""
+"""Groups of topics; a text is scored by the model that was fitted without its group."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Logistic regressions on hashed character n-grams, one for each left-out group of topics."""
+    """Logistic regressions on hashed character n-grams, one for each held-out group of topics."""
 
     weights: Float[np.ndarray, "fold feature"]
     intercepts: Float[np.ndarray, " fold"]
 
     def score(self, text: str, topic: str | None) -> float:
-        """Probability that a text of this topic is of the positive class."""
+        """Probability that a text of this topic belongs to the positive class."""
         fold = fold_of(topic)
         value = float((_features([text]) @ self.weights[fold])[0] + self.intercepts[fold])
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, value))))
@@ -40,7 +42,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class ClassifierJudge:
-    """The classifier as a judge of texts of one topic."""
+    """The classifier as a judge of texts on one topic."""
 
     classifier: Classifier
     topic: str | None
@@ -55,26 +57,27 @@ class ClassifierJudge:
 
 
 def fold_of(topic: str | None) -> int:
-    """The group of a topic: by its hash, the same everywhere. Texts without a topic share one group."""
+    """The group of a topic, by its hash. Texts without a topic share one group."""
     return int(hashlib.sha256((topic or "").encode()).hexdigest(), 16) % FOLDS
 
 
 def fit(
     positive: Sequence[str],
     negative: Sequence[str],
-    topics: tuple[Sequence[str | None], Sequence[str | None]],
-) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier, and how well it tells training texts of left-out topics apart: {"auroc", "n", "folds"}.
+    topics: ByLabel[Sequence[str | None]],
+) -> tuple[Classifier, ClassifierFit]:
+    """The classifier, and how well it separates training texts of held-out topics.
 
-    Raises ProtocolError where the topics do not leave both classes in every fold's rest.
+    Raises ProtocolError if the training texts of some fold lack a class.
     """
     texts = [*positive, *negative]
     labels = np.array([1] * len(positive) + [0] * len(negative))
-    folds = np.array([fold_of(t) for side in topics for t in side])
+    folds = np.array([fold_of(topic) for topic in (*topics.positive, *topics.negative)])
     if len(set(folds.tolist())) < 2:
         raise ProtocolError(
-            "the style classifier needs training texts of several topics (column `category`), to be scored on topics "
-            "that it has not seen. Give categories, or set text_score.classifier = false in an experiment file."
+            "the style classifier has training texts of one topic: it needs several topics (column `category`), so "
+            "that held-out ones can be scored. Add categories, or set text_score.classifier = false in an experiment "
+            "file."
         )
     features = _features(texts)
     weights, intercepts = np.zeros((FOLDS, FEATURES)), np.zeros(FOLDS)
@@ -82,14 +85,15 @@ def fit(
     for fold in range(FOLDS):
         rest = folds != fold
         if len(set(labels[rest].tolist())) < 2:
-            raise ProtocolError("the style classifier: a group of topics holds all texts of a class; give more topics.")
+            raise ProtocolError(
+                "the style classifier: one group of topics contains all texts of a class. Add texts of more topics."
+            )
         model = _regression().fit(features[rest], labels[rest])
         weights[fold], intercepts[fold] = model.coef_[0], model.intercept_[0]
         if (~rest).any():
             held[~rest] = model.decision_function(features[~rest])
-    apart = auroc(held[labels == 1], held[labels == 0])
-    found = {"auroc": apart, "n": len(texts), "folds": len(set(folds.tolist()))}
-    return Classifier(weights, intercepts), found
+    separation = finite_or_none(auroc(held[labels == 1], held[labels == 0]))
+    return Classifier(weights, intercepts), ClassifierFit(separation, len(texts), len(set(folds.tolist())))
 
 
 def _features(texts: Sequence[str]) -> Any:
@@ -110,7 +114,7 @@ def _sklearn() -> Any:
         import sklearn.linear_model
     except ImportError as error:
         raise ModelError(
-            "the style classifier needs scikit-learn: pip install 'rhumbline[style]', or leave it out with "
-            "text_score.classifier = false in an experiment file."
+            "the style classifier needs scikit-learn, which is not installed. Run pip install 'rhumbline[style]', or "
+            "set text_score.classifier = false in an experiment file."
         ) from error
     return sklearn

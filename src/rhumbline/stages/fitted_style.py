@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rhumbline.judging.score import TextJudge
 from rhumbline.judging.style_classifier import Classifier, ClassifierJudge
-from rhumbline.judging.text_style import MarkerJudge, content_kept, form
+from rhumbline.judging.text_style import MarkerJudge, content_kept
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.held_out_files import Form
 from rhumbline.records.selection_files import StyleJudges
@@ -64,5 +64,5 @@ class FittedStyle:
         classifier = None
         if self.classifier is not None:
             classifier = ClassifierJudge(self.classifier, prompt.category)(text).value
-        shape = Form(**form(self.markers, text)._asdict())
+        shape = self.markers.form(text)
         return StyleReadout(self.content(text, baseline, prompt), shape, self.markers(text).value, classifier)

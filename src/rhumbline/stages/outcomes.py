@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import arm_rates
-from rhumbline.judging.keyword_judges import JUDGES, judge
+from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
 from rhumbline.judging.paired_log_odds import PairedLogOdds
-from rhumbline.judging.score import Class
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.arms import ArmId
 from rhumbline.records.held_out_files import Outcome
+from rhumbline.records.shared import Class
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import ROWS_PER_JOB, JobKind, SeedJobs, spans
@@ -76,15 +77,15 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     runner, sequences = run.runner(f"arms on {label}s"), [run.chat.encode(p) for p in prompts]
     pairs, read = (run.metric, None) if isinstance(run.metric, PairedLogOdds) else (None, run.metric)
 
-    def is_settled(arm: int, tokens: Sequence[int]) -> bool:
-        return not ids[arm].is_own and judge(run.protocol.judge).settled(_text(run, tokens))
+    def is_decided(arm: int, tokens: Sequence[int]) -> bool:
+        return not ids[arm].is_own and keyword_judge(run.protocol.judge).is_decided_by(_text(run, tokens))
 
     completions, metric = runner.generate(
         sequences,
         list(arms.values()),
         max_new_tokens=run.protocol.max_new_tokens,
         read=read,
-        decided=is_settled if run.protocol.early_stop else None,
+        decided=is_decided if run.protocol.early_stop else None,
     )
     if pairs is not None:
         metric = pairs.read(runner, sequences, list(arms.values()))
@@ -126,7 +127,7 @@ def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metri
             classifier=readout.classifier,
         )
     elif arm.is_own:
-        judges = {name: j(text).cls for name, j in JUDGES.items()}
+        judges = {name: j(text).cls for name, j in KEYWORD_JUDGES.items()}
         row = replace(row, judges=judges, by_length=_by_length(run, ids, text), correct=_has_answer(prompt, text))
     return replace(row, prompt=prompt.text, completion=text) if run.protocol.save_completions else row
 
@@ -135,7 +136,7 @@ def _by_length(run: SeedRun, ids: Sequence[int], text: str) -> dict[str, Class]:
     """The class of the beginnings of a completion, and of the whole."""
     lengths = [n for n in LENGTHS_READ if n < run.protocol.max_new_tokens]
     texts = {str(n): _text(run, ids[:n]) for n in lengths} | {"full": text}
-    judge_of_run = judge(run.protocol.judge)
+    judge_of_run = keyword_judge(run.protocol.judge)
     return {n: judge_of_run(beginning).cls for n, beginning in texts.items()}
 
 

@@ -14,7 +14,7 @@ from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.inference.batching import CPU_TOKENS
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.keyword_judges import judge
+from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.metric import Metric, TokenMetric, own_tokens
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.score import TextJudge
@@ -113,7 +113,7 @@ class SeedRun:
         """The judge of the completions of this prompt."""
         if self.protocol.is_continuous:
             return self.style.judge(prompt.category if prompt else None)
-        return judge(self.protocol.judge)
+        return keyword_judge(self.protocol.judge)
 
     @cached_property
     def pairs(self) -> PairedLogOdds | None:
@@ -134,8 +134,8 @@ class SeedRun:
     def scorer(self, stage: str) -> Scorer:
         """Evaluates the metric for many arms, and the KL divergence as the selection rule defines it."""
         assert self.metric is not None
-        without = tuple(own_tokens(self.metric)) if self.protocol.selection.kl_outside else ()
-        return Scorer(self.runner(stage), self.metric, without)
+        excluded = tuple(own_tokens(self.metric)) if self.protocol.selection.kl_outside else ()
+        return Scorer(self.runner(stage), self.metric, excluded)
 
     # Results of earlier stages
 

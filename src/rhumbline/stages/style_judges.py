@@ -38,8 +38,7 @@ def fit_judges(run: SeedRun) -> StyleJudges:
     if plan.markers:
         markers = tuple(Marker(phrase=phrase) for phrase in plan.markers)
     else:
-        estimated = estimate_markers(texts["positive"], texts["negative"], topics["positive"])
-        markers = tuple(Marker(**m._asdict()) for m in estimated)
+        markers = tuple(estimate_markers(texts["positive"], texts["negative"], topics["positive"]))
     judge = MarkerJudge(tuple(m.phrase for m in markers))
     return StyleJudges(
         texts="responses" if have_responses else "completions",
@@ -56,10 +55,10 @@ def _fit_classifier(
     run: SeedRun, texts: Mapping[str, list[str]], topics: Mapping[str, list[str | None]]
 ) -> ClassifierFit:
     """Fit the classifier and write its weights."""
-    classifier, record = fit(texts["positive"], texts["negative"], (topics["positive"], topics["negative"]))
+    classifier, record = fit(texts["positive"], texts["negative"], ByLabel(topics["positive"], topics["negative"]))
     tensors = {"weights": torch.tensor(classifier.weights), "intercepts": torch.tensor(classifier.intercepts)}
     run.directory.save_tensors(run.folder / "classifier.safetensors", tensors, {"form": "logistic regression"})
-    return ClassifierFit(**record)
+    return record
 
 
 def _mean_share(judge: MarkerJudge, texts: list[str]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rhumbline.errors import ProtocolError
-from rhumbline.judging.keyword_judges import judge
+from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
@@ -47,7 +47,7 @@ def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[Conditi
     completions, _ = run.runner(stage).generate(
         sequences, list(arms.values()), max_new_tokens=run.protocol.max_new_tokens
     )
-    judge_of_run = judge(run.protocol.judge)
+    judge_of_run = keyword_judge(run.protocol.judge)
     return [
         ConditionOutcome(
             condition=name,
