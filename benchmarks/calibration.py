@@ -15,7 +15,6 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,12 +26,16 @@ from safetensors.torch import load_file
 from calibration_cases import STUDIES, Case
 from rhumbline import contrast_from_prompts, load, preset, read_contrast, run, selected_direction
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.verdict import decide
+from rhumbline.evidence.verdict import SeedEvidence, decide
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.organisms import materialise, train
 from rhumbline.organisms.planted import TRUTH, build
 from rhumbline.prompts.contrasts import ContrastSet, Sizes
 from rhumbline.protocol import Dose, Nulls, Protocol, Stability
+from rhumbline.records.arms import BASELINE
+from rhumbline.records.codec import convert
+from rhumbline.records.results import SeedResult
+from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 
 FAMILIES = RHUMBLINE.families
 
@@ -112,7 +115,7 @@ def study(case: Case) -> dict[str, Any]:
         cosine = None
         if case.planted is not None and (direction := selected_direction(out)) is not None:
             cosine = abs(float(direction.vector @ load_file(folder / TRUTH)["direction"]))
-    return summary(case, result.results["seeds"][0]) | {
+    return summary(case, convert(result.results["seeds"][0], SeedResult)) | {
         "cosine": cosine,
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -124,47 +127,39 @@ def spec_of(case: Case) -> dict[str, Any] | None:
     return None if case.planted is None else {name: getattr(case.planted, name) for name in names}
 
 
-def summary(case: Case, seed: Mapping[str, Any]) -> dict[str, Any]:
-    """What the study keeps of a run, and what other rules would have said."""
-    no_candidate = None if seed["selected"] else "none"
-
-    def verdict(rule: Any) -> str:
-        return decide(
-            rule, seed["arms"], seed["effects"], "refusal", no_candidate, seed["shift"]["kl"], seed["groups"]
-        ).verdict
-
+def summary(case: Case, seed: SeedResult) -> dict[str, Any]:
+    """The part of a run that the study keeps, and the verdicts of other rules."""
+    missing = None if seed.selected else VerdictReason(code=VerdictCode.NO_CANDIDATE)
+    evidence = SeedEvidence(seed.arms, seed.effects, missing, seed.shift.kl, seed.groups)
+    families = {f: [null for null in seed.nulls if null.family == f] for f in FAMILIES}
+    baseline = evidence.arm(BASELINE, "positive")
     return {
         "name": case.name,
         "group": case.group,
         "kind": case.kind,
         "n": case.n,
         "spec": spec_of(case),
-        "verdict": seed["verdict"],
-        "reason": seed["reason"],
-        "blog2026": verdict(BLOG2026),
-        "alone": {f: verdict(replace(RHUMBLINE, families=(f,))) for f in FAMILIES},
-        "baseline": next((a["rate"] for a in seed["arms"] if (a["arm"], a["set"]) == ("baseline", "positive")), None),
+        "verdict": seed.verdict,
+        "reason": seed.reason,
+        "blog2026": decide(BLOG2026, evidence).verdict,
+        "alone": {f: decide(replace(RHUMBLINE, families=(f,)), evidence).verdict for f in FAMILIES},
+        "baseline": baseline.rate if baseline else None,
         "effects": {
-            e["name"]: {
-                "drop": e["drop"],
-                "low": e["low"],
-                "gap": e["gap"],
-                "apart": {f: [gap["gap"], gap["low"], gap["high"]] for f, gap in e["apart"].items()},
-                "null_max": {f: null["max"] for f, null in e["null"].items()},
-                "p": {f: wide["p"] for f, wide in e["wide"].items()},
-                "p_apart": {f: wide["p_apart"] for f, wide in e["wide"].items()},
+            e.name: {
+                "drop": e.drop,
+                "low": e.low,
+                "gap": e.gap,
+                "apart": {f: [gap.gap, gap.low, gap.high] for f, gap in e.apart.items()},
+                "null_max": {f: null.max for f, null in e.null.items()},
+                "p": {f: wide.p for f, wide in e.wide.items()},
+                "p_apart": {f: wide.p_apart for f, wide in e.wide.items()},
             }
-            for e in seed["effects"]
+            for e in seed.effects
         },
-        "null_cosine": {
-            f: max((abs(n["cosine"]) for n in seed["nulls"] if n["family"] == f), default=None) for f in FAMILIES
-        },
-        "null_energy": {
-            f: sum(e) / len(e) if (e := [n["energy"] for n in seed["nulls"] if n["family"] == f]) else None
-            for f in FAMILIES
-        },
-        "energy": seed["energy"],
-        "groups": seed["groups"],
+        "null_cosine": {f: max((abs(n.cosine) for n in some), default=None) for f, some in families.items()},
+        "null_energy": {f: sum(n.energy for n in some) / len(some) if some else None for f, some in families.items()},
+        "energy": seed.energy,
+        "groups": seed.groups,
     }
 
 

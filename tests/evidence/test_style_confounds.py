@@ -43,8 +43,9 @@ def test_topics_have_the_correlation_ratio():
     assert next(c.r for c in confounds(mixed).correlations if c.other == "topic") == 0.0
 
 
-def test_an_unscored_completion_is_in_no_correlation():
+def test_an_unscored_completion_is_excluded():
     rows = outcomes(n=10)
     rows[0] = structs.replace(rows[0], cls="unscored", score=None)
     tables = confounds(rows)
     assert {c.n for c in tables.correlations} == {9}
+    assert [effect.n for effect in tables.adjusted] == [9]

@@ -1,5 +1,5 @@
-"""Rows and scores in, evidence out: statistics, selection and verdict rules, side effects, the verdict.
+"""From records of a run to its evidence: statistics, selection and verdict rules, side effects, the verdict.
 
-Pure functions of artefacts, so that `verify` repeats them. May import: errors, records, prompts. Independent of torch
-and of models.
+Pure functions of artefacts, so `verify` can repeat them. May import: errors, records, prompts. Independent of torch and
+of models.
 """

@@ -49,9 +49,13 @@ def confounds(outcomes: Sequence[Outcome]) -> Confounds:
 
 
 def _adjusted_effect(arms: ComparedArms, formed: Sequence[Formed]) -> AdjustedEffect | None:
-    """One effect with the covariates held fixed; None without prompts in both arms."""
+    """One effect with the covariates held fixed; None without prompts that are scored in both arms."""
     before, after = (
-        {row.prompt_id: (row, form) for row, form in formed if (row.arm, row.side) == (arm, arms.label)}
+        {
+            row.prompt_id: (row, form)
+            for row, form in formed
+            if (row.arm, row.side) == (arm, arms.label) and row.cls != "unscored"
+        }
         for arm in (BASELINE, arms.arm)
     )
     prompts = sorted(before.keys() & after.keys())

@@ -1,4 +1,4 @@
-"""Parts of results.json: side effects and breakdowns of one seed."""
+"""Parts of results.json: side effects and breakdowns of one seed. `low` and `high` are the ends of a 95 % interval."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,43 +6,42 @@ from typing import Literal
 from msgspec import Struct, field
 
 from rhumbline.records.arms import ArmId
-from rhumbline.records.shared import (
-    Label,
-)
+from rhumbline.records.held_out_files import Text
+from rhumbline.records.shared import Label
 
 
 @dataclass(frozen=True)
 class Loss:
     """Cross-entropy of one arm on one kind of text."""
 
-    text: Literal["text", "responses", "completions"]
-    """Plain documents, given responses, or the model's own baseline completions."""
+    text: Text
+    """Plain documents, responses, or the model's own baseline completions."""
     arm: ArmId
     documents: int
-    """Documents read."""
+    """Number of documents."""
     tokens: int
-    """Tokens predicted."""
+    """Number of predicted tokens."""
     ce: float | None
-    """Mean cross-entropy, nats per token; null where a loss was not a number."""
+    """Mean cross-entropy, nats per token; None if a loss is not finite."""
     perplexity: float | None
     """exp(ce)."""
     change: float | None
-    """ce less the baseline's, nats per token; null of the baseline."""
+    """ce minus that of the baseline, nats per token; None for the baseline."""
     low: float | None
     high: float | None
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far one arm moves the next-token distribution along the model's own completions."""
+    """KL divergence of one arm along the model's own completions."""
 
     arm: ArmId
     documents: int
-    """Completions read."""
+    """Number of completions."""
     tokens: int
-    """Steps read."""
+    """Number of steps."""
     mean: float | None
-    """Mean KL(baseline || arm) over all steps, nats; null where one was not a number."""
+    """Mean KL divergence from baseline to arm over all steps, nats; None if one is not finite."""
     low: float | None
     high: float | None
     p95: float | None
@@ -55,27 +54,27 @@ class Divergence:
 
 @dataclass(frozen=True)
 class NegativeRate:
-    """What one of the direction's own arms does to negatives."""
+    """Rate of one of the direction's own arms on negatives."""
 
     arm: ArmId
     n: int
     """Scored completions."""
     rate: float | None
-    """Share of them that shows the behaviour; null of none."""
+    """Share of them that shows the behaviour; None without any."""
     low: float
     high: float
     change: float | None
-    """The rate less the baseline's on the same prompts; null of none."""
+    """The rate minus that of the baseline on the same prompts; None without pairs."""
     change_low: float | None
     change_high: float | None
     degenerate: float | None
-    """Share of the scored completions that are broken; null of none."""
+    """Share of the scored completions that is degenerate; None without any."""
     correct: float | None
-    """Share of known answers that are right; null where no answer is known."""
+    """Share of right answers among the known ones; None without any."""
     correct_n: int
-    """Prompts whose answer is known."""
+    """Prompts with a known answer."""
     correct_change: float | None
-    """The share of right answers less the baseline's; null where no answer is known."""
+    """The share of right answers minus that of the baseline; None without any."""
     correct_low: float | None
     """Lower end of its 95 % interval (Newcombe)."""
     correct_high: float | None
@@ -84,14 +83,14 @@ class NegativeRate:
 
 @dataclass(frozen=True)
 class SideEffects:
-    """What the interventions cost."""
+    """Side effects of the interventions."""
 
     losses: tuple[Loss, ...]
-    """Cross-entropy by text and arm; empty where no document was read."""
+    """Cross-entropy by text and arm; empty without documents."""
     kl: tuple[Divergence, ...]
-    """Divergence along the model's own completions."""
+    """KL divergence along the model's own completions."""
     left_out: int
-    """Completions left out, since they refuse at baseline."""
+    """Completions that are excluded because they refuse at baseline."""
     negatives: tuple[NegativeRate, ...]
     """Rates on negatives by arm."""
 
@@ -105,7 +104,7 @@ class CategoryRate(Struct, frozen=True, kw_only=True):
     n: int
     """Scored completions."""
     rate: float | None
-    """Share of them that shows the behaviour; null of none."""
+    """Share of them that shows the behaviour; None without any."""
     low: float
     high: float
 
@@ -124,7 +123,7 @@ class BaselineRate:
     n: int
     """Scored completions."""
     rate: float | None
-    """Share of them that shows the behaviour; null of none."""
+    """Share of them that shows the behaviour; None without any."""
     low: float
     high: float
 
@@ -138,10 +137,10 @@ class ConditionRate(Struct, frozen=True, kw_only=True):
     n: int
     """Scored completions."""
     rate: float | None
-    """Share of them that shows the behaviour; null of none."""
+    """Share of them that shows the behaviour; None without any."""
     low: float
     high: float
     change: float | None
-    """The rate less the baseline's under the same system prompt; null of the baseline, or of none."""
+    """The rate minus that of the baseline under the same system prompt; None for the baseline, and without pairs."""
     change_low: float | None
     change_high: float | None

@@ -1,4 +1,4 @@
-"""Parts of results.json: what a continuous score adds to a seed."""
+"""Parts of results.json: the continuous score of one seed."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from rhumbline.records.shared import (
 
 @dataclass(frozen=True)
 class LevelUnit:
-    """What a level is counted in: the gap between the classes at baseline. Null throughout where a class is empty."""
+    """The unit of levels: the gap between the classes at baseline. All numbers are None if a class is empty."""
 
     positive: float | None
     """Mean score of the positives."""
@@ -26,7 +26,7 @@ class LevelUnit:
     low: float | None
     high: float | None
     auroc: float | None
-    """Chance that a positive has the larger score."""
+    """Probability that a positive has the larger score."""
     auroc_low: float | None
     n: tuple[int, int]
     """Scored positives and negatives."""
@@ -62,58 +62,58 @@ class AdjustedEffect:
 
     name: EffectName
     drop: float | None
-    """Mean change of the score; null where a completion was unscored."""
+    """Mean change of the score; None if it is not finite."""
     adjusted: float | None
     """Coefficient of the arm in a least squares fit on arm, content words, bullets and topic."""
     matched: float | None
-    """Mean change on prompts whose two completions match in layout and length; null of none."""
+    """Mean change on prompts whose two completions match in layout and length; None without any."""
     matched_n: int
-    """Such prompts."""
+    """Number of these prompts."""
     n: int
-    """Prompts in both arms."""
+    """Prompts that are scored in both arms."""
 
 
 @dataclass(frozen=True)
 class Confounds:
-    """What could be mistaken for the behaviour."""
+    """Length, layout and topic as alternative explanations of the score."""
 
     correlations: tuple[ScoreCorrelation, ...]
-    """Of the baseline score with length, layout and topic."""
+    """Correlations of the baseline score with length, layout and topic."""
     adjusted: tuple[AdjustedEffect, ...]
     """The effects with these held fixed."""
 
 
 @dataclass(frozen=True)
 class NeutralLevel:
-    """Where the neutral class lies between the two others."""
+    """The neutral class on the scale of the two others."""
 
     n: int
     """Scored completions."""
     score: float | None
-    """Mean score; null of none."""
+    """Mean score; None without any."""
     level: float | None
     """The same as a level."""
     projection: float | None
-    """Mean projection on the selected direction; null without one at a prompt position."""
+    """Mean projection on the selected direction; None without a direction at a prompt position."""
 
 
 @dataclass(frozen=True)
 class StyleSummary:
-    """What a continuous score adds to a seed."""
+    """The continuous score of one seed: its unit, its judges and its confounds."""
 
     unit: LevelUnit
-    """What a level is counted in."""
+    """The unit of levels."""
     texts: Literal["responses", "completions"]
-    """Training texts that the judges were made from."""
+    """Training texts that the judges were fitted on."""
     how: Literal["given", "estimated"]
     """Where the markers come from."""
     markers: tuple[Marker, ...]
-    """The markers, the surest first; empty where none was found."""
+    """The markers, sorted by p-value; empty if none was estimated."""
     classifier: ClassifierFit | None
-    """The style classifier; null where none was fitted."""
+    """The style classifier; None if none was fitted."""
     chance: float
     """Mean content overlap of texts on different prompts, 0 to 1."""
     confounds: Confounds
-    """What could be mistaken for the score."""
+    """Alternative explanations of the score."""
     neutral: NeutralLevel | None
-    """The neutral class; null where the contrast has none."""
+    """The neutral class; None if the contrast has none."""
