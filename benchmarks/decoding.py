@@ -35,7 +35,7 @@ def generated(model: ChatModel, prompts: list[list[int]], new: int) -> list[list
 
 def with_rows(rows: int, run: Callable[[], Any]) -> tuple[float, float, Any]:
     """Seconds, MiB and the result with so many rows decoded together."""
-    running.CPU_ROWS, running.PLENTIFUL = rows, 0.0
+    running.CPU_ROWS, running.SPARE_SHARE = rows, 0.0
     running.MOST_CPU_ROWS = max(rows, running.MOST_CPU_ROWS)
     return timed(run, 1)
 

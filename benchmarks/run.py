@@ -139,7 +139,7 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
     gap = max(float((a - b).abs().max()) for a, b in zip(means, ours, strict=True))
     # Two sets, read one after the other in blocks of the budget.
     own = [sum(len(p) - prefix for p in t) for t in train]
-    blocks = [(n, sum(1 for _ in runner.blocks(t, 1))) for n, t in zip(own, train, strict=True)]
+    blocks = [(n, sum(1 for _ in runner.batches(t, 1))) for n, t in zip(own, train, strict=True)]
     least = sum(k * gemm_seconds(model, prefix + n // k, None) for n, k in blocks)
     row("extraction", slow, fast, slow_mb, fast_mb, difference=gap, limit=slow / least)
 

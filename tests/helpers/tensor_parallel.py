@@ -43,7 +43,7 @@ def compare(family: str, folder: Path, tokenizer) -> None:
         for rows, values in runner.last_logits(PROMPTS, arms):
             logits[rows.arm, rows.prompt] = values.float()
         at = {1: arms[2:], 2: arms[2:]}
-        late = runner.readings_from(PROMPTS, at, lambda x: x[:, 5].float())
+        late = runner.resumed_readings(PROMPTS, at, lambda x: x[:, 5].float())
         stream = [torch.zeros(0)] * len(PROMPTS)
         for prompt, h, _ in runner.residuals(PROMPTS, (-2, -1)):
             for p, values in zip(prompt.tolist(), h, strict=True):

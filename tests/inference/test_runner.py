@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhumbline.errors import ModelError
-from rhumbline.inference import decoding
+from rhumbline.inference import decoding, passes
 from rhumbline.inference import runner as running
 from rhumbline.inference.batching import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS, packs, rectangles
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.memory import memory_limits
 from rhumbline.inference.runner import Runner
-from rhumbline.models.packing import n_shared
+from rhumbline.models.packing import shared_length
 from tolerances import tolerance
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 100, 3, 9], [8, 8, 2, 9, 5]]
@@ -90,14 +90,14 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(family_model, 
     ticks = []
     assert completions(chat_model, 100_000, tick=ticks.append) == expected
     assert sum(ticks) == 2 * len(PROMPTS)
-    assert "blocks now hold" in caplog.text
+    assert "batches now have at most" in caplog.text
 
 
 def test_memory_too_small_for_one_prompt_is_an_error_that_helps(family_model, monkeypatch):
     def no_memory(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
 
-    monkeypatch.setattr(running, "packed_forward", no_memory)
+    monkeypatch.setattr(passes, "packed_forward", no_memory)
     with pytest.raises(ModelError, match=r"single prompt.*dtype"):
         list(Runner(family_model("qwen2")).last_logits(PROMPTS))
 
@@ -106,7 +106,7 @@ def test_another_error_is_not_mistaken_for_memory(family_model, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(running, "packed_forward", broken)
+    monkeypatch.setattr(passes, "packed_forward", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         list(Runner(family_model("qwen2")).last_logits(PROMPTS))
 
@@ -115,7 +115,7 @@ def test_models_that_padding_changes_are_batched_by_length(family_model):
     chat_model = family_model("qwen2")
     strict = replace(chat_model, proof=replace(chat_model.proof, padding_changes_logits=True))
     strict = replace(strict, proof=replace(strict.proof, packing_is_exact=False))
-    for block in Runner(strict).blocks([*PROMPTS, [1, 2, 3, 4]], 2):
+    for block in Runner(strict).batches([*PROMPTS, [1, 2, 3, 4]], 2):
         assert len({len([*PROMPTS, [1, 2, 3, 4]][p]) for p in block.prompts}) == 1
     assert completions(strict, 1000) == completions(chat_model, 1000)
 
@@ -135,7 +135,7 @@ def test_an_accelerators_budget_is_measured(family_model, monkeypatch):
     tokens = 1024 // len(PROMPTS[0]) * len(PROMPTS[0])
     assert running.measured_tokens(chat_model, PROMPTS[0]) == min(65536, int(2**29 / (2 * 2**20 / tokens)))
     assert sum(map(len, read)) == tokens
-    assert n_shared(read[: len(PROMPTS[0])]) == 0  # what prompts share is read once, and would make it look cheap
+    assert shared_length(read[: len(PROMPTS[0])]) == 0  # what prompts share is read once, and would make it look cheap
     memory["free"] = 2**22
     assert running.measured_tokens(chat_model, PROMPTS[0]) == LEAST_TOKENS
     memory |= {"free": 2**40}
@@ -173,9 +173,9 @@ def test_as_many_rows_are_decoded_as_half_of_the_memory_caches(family_model, mon
 def watched(monkeypatch):
     """How many rows were begun together, each time that prompts were read for decoding (but to measure)."""
     seen = []
-    real = decoding.Lines.begin
+    real = decoding.Slots.start
     with monkeypatch.context() as patched:
-        patched.setattr(decoding.Lines, "begin", lambda self, begun: seen.append(len(begun.row)) or real(self, begun))
+        patched.setattr(decoding.Slots, "start", lambda self, begun: seen.append(len(begun.row)) or real(self, begun))
         yield seen
 
 
@@ -199,7 +199,7 @@ def test_rows_that_wait_take_the_places_of_finished_ones(family, family_model, m
     metric = dict(max_new_tokens=12, read=lambda logits: logits[:, 7])
     alone = [Runner(chat_model).generate([p], arms, **metric) for p in prompts]
     monkeypatch.setattr(running, "CPU_ROWS", 6)
-    monkeypatch.setattr(running, "PLENTIFUL", 0.0)
+    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
     ticks = []
     with watched(monkeypatch) as seen:
         texts, first = Runner(chat_model, tick=ticks.append).generate(prompts, arms, **metric)
@@ -214,7 +214,7 @@ def test_rows_that_wait_take_the_places_of_finished_ones(family, family_model, m
 
 def test_more_arms_than_rows_are_cut(family_model, monkeypatch):
     chat_model = family_model("qwen2")
-    monkeypatch.setattr(running, "PLENTIFUL", 0.0)
+    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
     arms = [BASELINE] * 5
     whole = Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=4)[0]
     monkeypatch.setattr(running, "CPU_ROWS", 2)
@@ -228,12 +228,12 @@ def test_memory_that_runs_out_while_decoding_loses_nothing(family_model, monkeyp
     chat_model = family_model("qwen2")
     prompts = ends_early(monkeypatch, chat_model)
     expected = Runner(chat_model).generate(prompts, max_new_tokens=12)[0]
-    monkeypatch.setattr(running, "PLENTIFUL", 0.0)
+    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
     monkeypatch.setattr(running, "CPU_ROWS", 6)
     real, ticks = decoding.PackedDecoder.refill, []
 
     def small_memory(self, free):
-        if len(self.kept.length) > 3:
+        if len(self.slots.length) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         return real(self, free)
 
@@ -313,6 +313,6 @@ def test_packs_hold_every_row_once_within_their_budget(lengths, arms, tokens, da
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_what_sequences_share(sequences):
-    n = n_shared(sequences)
+    n = shared_length(sequences)
     assert len({tuple(s[:n]) for s in sequences}) == 1
     assert n == min(map(len, sequences)) or len({tuple(s[: n + 1]) for s in sequences}) > 1

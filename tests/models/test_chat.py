@@ -10,10 +10,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from make_tokenizer import TEMPLATES, make_tokenizer, read_template
 from rhumbline.errors import TemplateError
-from rhumbline.models.chat import PROBES, Chat, Spans, token_batch
+from rhumbline.models.chat import Chat, Spans, token_batch
+from rhumbline.models.templates import PROBES
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
+from rhumbline.records.protocol_file import ChatFacts
 
 CHATML_MARKS = ["<|im_start|>", "<|im_end|>"]
 PHI_MARKS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -269,7 +272,7 @@ def test_trimming_is_no_change():
 
 @pytest.mark.parametrize("noise", ["range(99999) | random", "['a', 'b'] | random", "lipsum(n=1)"])
 def test_a_random_template(noise):
-    assert "at random" in refusal(make_tokenizer("{{- (" + noise + ") ~ ' Q: ' + messages[0].content + '\\n\\nA:' }}"))
+    assert "is random" in refusal(make_tokenizer("{{- (" + noise + ") ~ ' Q: ' + messages[0].content + '\\n\\nA:' }}"))
 
 
 def test_a_template_with_todays_date_needs_a_fixed_one():
@@ -278,7 +281,7 @@ def test_a_template_with_todays_date_needs_a_fixed_one():
     chat = Chat.of(tokenizer, ChatOptions(date="2026-01-05"))
     assert "Today is 5 Jan 2026." in tokenizer.decode(chat.encode(ask("Why?")))
     assert "Today is 5 Jan 2026." in tokenizer.decode(list(chat.prefix))
-    assert chat.record()["date"] == "2026-01-05"
+    assert chat.record().date == "2026-01-05"
     # A date that is the template's own variable fixes it as well.
     given = Chat.of(tokenizer, ChatOptions(template_kwargs={"date_string": "5 Jan 2026"}))
     assert given.prefix == chat.prefix
@@ -337,7 +340,7 @@ def test_thinking_adds_its_tokens_to_the_suffix():
     assert tokens(Chat.of(tokenizer, ChatOptions(enable_thinking=True))) == header
     closed = Chat.of(tokenizer, ChatOptions(enable_thinking=False))
     assert tokens(closed) == [*header, "<think>", "ĊĊ", "</think>", "ĊĊ"]
-    assert closed.record()["suffix_tokens"] == [text.replace("Ċ", "\n") for text in tokens(closed)]
+    assert closed.record().suffix_tokens == tuple(text.replace("Ċ", "\n") for text in tokens(closed))
 
 
 def test_the_first_token_of_an_answer_is_found_in_its_place():
@@ -350,7 +353,7 @@ def test_the_first_token_of_an_answer_is_found_in_its_place():
             [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
         )
         assert tokenizer(whole + answer, add_special_tokens=False)["input_ids"][len(chat.encode(prompt))] == first
-    with pytest.raises(TemplateError, match="cannot open an answer"):
+    with pytest.raises(TemplateError, match="no first token of its own"):
         chat.first_token("")
 
 
@@ -386,14 +389,14 @@ def test_options_are_checked_at_birth(options):
         ChatOptions(**options)
 
 
-def test_the_record_is_json_and_knows_the_template():
+def test_the_record_is_json_and_identifies_the_template():
     tokenizer = make_tokenizer(read_template("chatml"), CHATML_MARKS)
     record = Chat.of(tokenizer, ChatOptions(system="Be formal.")).record()
-    assert json.loads(json.dumps(record)) == record
-    assert record["positions"] == [-5, -4, -3, -2, -1]
+    assert convert(json.loads(json.dumps(to_json(record))), ChatFacts) == record
+    assert to_json(record)["positions"] == [-5, -4, -3, -2, -1]
     other = Chat.of(tokenizer, ChatOptions(template=read_template("phi-3"))).record()
-    assert other["template_sha256"] != record["template_sha256"]
-    assert Chat.of(tokenizer).record()["template_sha256"] == record["template_sha256"]
+    assert other.template_sha256 != record.template_sha256
+    assert Chat.of(tokenizer).record().template_sha256 == record.template_sha256
 
 
 # -- batches

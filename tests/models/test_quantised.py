@@ -134,11 +134,11 @@ def test_a_pass_begun_in_the_middle_leaves_offloaded_layers_as_they_were(checkpo
     before = forward(chat_model, ids, torch.ones_like(ids))
     direction = Direction.from_vector(torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)), -1, 2)
     added = {2: [Arm("addition", (Add(direction),))]}
-    found = Runner(chat_model).readings_from(PROMPTS, added, lambda logits: logits[:, 7])
+    found = Runner(chat_model).resumed_readings(PROMPTS, added, lambda logits: logits[:, 7])
     assert [vars(block)["forward"] for block in chat_model.blocks] == wrapped
     assert forward(chat_model, ids, torch.ones_like(ids)).equal(before)
     whole = proving.prove(random_model("llama", vocab_size=len(tokenizer), **SIZES), tokenizer, "whole")
-    there = Runner(whole).readings_from(PROMPTS, added, lambda logits: logits[:, 7])
+    there = Runner(whole).resumed_readings(PROMPTS, added, lambda logits: logits[:, 7])
     torch.testing.assert_close(found[2], there[2], **tolerance())
     assert (found[2][0] - before[:, 7].double()).abs().max() > 1e-3
 

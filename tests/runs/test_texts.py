@@ -15,7 +15,7 @@ from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.text_style import MarkerJudge
-from rhumbline.models.chat import Answered, Chat
+from rhumbline.models.chat import Chat, ChatWithResponse
 from rhumbline.models.chat_model import forward
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.register import (
@@ -46,13 +46,13 @@ PAIR = [
 
 def test_the_mean_over_a_response_is_that_of_its_tokens(small):
     chat, runner = Chat.of(small.tokenizer), Runner(small)
-    texts = [chat.encode_answered(p) for p in PAIR]
+    texts = [chat.encode_text(p) for p in PAIR]
     together = {}
     for rows, h, _ in runner.residuals(texts, [-1, 0, 1, 2]):
         together |= {int(i): h[k] for k, i in enumerate(rows)}
     for i, text in enumerate(texts):
-        assert isinstance(text, Answered)
-        each = [h[0, 0] for k in range(text.n_answer) for _, h, _ in runner.residuals([text], [k + 1])]
+        assert isinstance(text, ChatWithResponse)
+        each = [h[0, 0] for k in range(text.n_response) for _, h, _ in runner.residuals([text], [k + 1])]
         torch.testing.assert_close(together[i][1], torch.stack(each).mean(0), **tolerance())
         torch.testing.assert_close(together[i][3], each[min(1, len(each) - 1)], **tolerance())
         ((_, at_prompt, _),) = runner.residuals([chat.encode(PAIR[i])], [-1])
@@ -69,11 +69,11 @@ def test_the_paired_metric_is_the_difference_of_mean_log_likelihoods(small):
     for k, (one, other) in enumerate((PAIR[:2], PAIR[2:])):
         means = []
         for prompt in (one, other):
-            text = chat.encode_answered(prompt)
+            text = chat.encode_text(prompt)
             ids = torch.tensor([list(text)])
             logs = forward(small, ids, torch.ones_like(ids), keep=0).detach().double().log_softmax(-1)[0]
-            start = len(text) - text.n_answer
-            means.append(sum(float(logs[t - 1, text[t]]) for t in range(start, len(text))) / text.n_answer)
+            start = len(text) - text.n_response
+            means.append(sum(float(logs[t - 1, text[t]]) for t in range(start, len(text))) / text.n_response)
         assert float(found[k]) == near(means[0] - means[1])
 
 
@@ -89,7 +89,7 @@ def test_the_other_response_makes_the_pair(small):
     assert PairedLogOdds.of(chat, ASKED, ASKED) == whole
     assert whole is not None
     # What opens the positive responses, and no negative one.
-    certainly, it = (chat.answer(PAIR[k], PAIR[k].response or "")[0] for k in (0, 3))
+    certainly, it = (chat.response_tokens(PAIR[k], PAIR[k].response or "")[0] for k in (0, 3))
     assert certainly in whole.own
     assert it not in whole.own
 
@@ -126,7 +126,7 @@ def test_without_induce_and_kl_a_candidate_that_removes_the_behaviour_survives()
 def test_a_response_needs_tokens_of_its_own(small):
     chat = Chat.of(small.tokenizer)
     with pytest.raises(TemplateError, match="tokens of its own"):
-        chat.answer(PAIR[0], " ")
+        chat.response_tokens(PAIR[0], " ")
 
 
 def test_a_pair_of_texts_lies_in_one_split(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rhumbline.axes import Vector
 from rhumbline.errors import ModelError
-from rhumbline.inference.answered_prompts import check_positions
+from rhumbline.inference.residual_passes import check_positions
 from rhumbline.models.attention import watched_attention
 from rhumbline.models.chat_model import ChatModel, Writer, forward
 from rhumbline.models.hooks import Observer, hooked, observed, run_until

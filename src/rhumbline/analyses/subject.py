@@ -33,6 +33,7 @@ from rhumbline.prompts.contrasts import ContrastSet, Label, Sizes, Split, Splits
 from rhumbline.prompts.named_sets import open_contrast
 from rhumbline.records.analysis_values import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
+from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import Site
@@ -183,7 +184,7 @@ def chat_of(directory: RunDirectory, model: ChatModel, contrast: ContrastSet, te
     fields = ("system", "enable_thinking", "date", "template_kwargs")
     options = replace(ChatOptions(**{k: recorded[k] for k in fields}), template=template)
     chat = Chat.of(model.tokenizer, options, contrast.prompts)
-    found = chat.record()
+    found = to_json(chat.record())
     if found != recorded:
         differing = ", ".join(sorted(k for k in recorded if found.get(k) != recorded[k]))
         raise InputError(

@@ -63,7 +63,7 @@ class Monitor:
         recorded = directory.protocol["chat"]
         fields = ("system", "enable_thinking", "date", "template_kwargs")
         chat = Chat.of(model.tokenizer, ChatOptions(**{k: recorded[k] for k in fields}, template=template))
-        if chat.record()["template_sha256"] != recorded["template_sha256"]:
+        if chat.record().template_sha256 != recorded["template_sha256"]:
             raise InputError(f"the chat template is not that of {run}; give the run's own (template=...).")
         if fingerprint(model) != directory.protocol["model"]["fingerprint"]:
             raise InputError(f"{model.name} is not the model of {run}: the weights differ (fingerprint).")

@@ -1,7 +1,6 @@
-"""One pass over prompts in, streaming statistics of the residual stream out.
+"""Statistics of the residual stream over many prompts, in one pass: means, single sites, projections.
 
-Promises: float64 sums, nothing kept per prompt but what is asked for, the same result for every batch size.
-Knows positions and layers. Does not know what the prompts mean, nor which set is positive.
+Sums are float64 and the results are the same for every batch size. Independent of what the prompts mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rhumbline.axes import Candidates, Logits, TokenIds
+from rhumbline.axes import Candidates, TokenIds
+from rhumbline.inference.passes import ReadLogits
 from rhumbline.inference.runner import Runner
 from rhumbline.records.positions import Position
 
@@ -21,34 +21,36 @@ class ResidualStats:
     """Running sums of block inputs per position and layer."""
 
     total: Float[Tensor, "position layer d_model"]
-    """float64 sum over the prompts seen so far."""
+    """float64 sum over the prompts so far."""
     n: int = 0
+    """Number of these prompts."""
 
     @classmethod
     def empty(cls, n_positions: int, n_layers: int, d_model: int) -> "ResidualStats":
-        """Nothing seen yet."""
-        # float64: a bfloat16 running mean over a few hundred prompts loses the small difference we are looking for.
+        """Sums over no prompts."""
+        # float64: a bfloat16 running mean over a few hundred prompts loses the small difference between the classes.
         return cls(torch.zeros(n_positions, n_layers, d_model, dtype=torch.float64))
 
     def update(self, h: Float[Tensor, "row position layer d_model"]) -> None:
-        """Add a batch of prompts."""
+        """Add the prompts of a batch."""
         self.total += h.double().sum(0).cpu()
         self.n += h.shape[0]
 
     def mean(self) -> Candidates:
-        """Mean residual per position and layer, float64."""
+        """Mean block input per position and layer, float64."""
         return self.total / max(self.n, 1)
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one pass over a set of prompts found."""
+    """Results of one pass over a set of prompts."""
 
     stats: ResidualStats
-    """Over the kept prompts."""
+    """Sums over the kept prompts."""
     metric: Float[Tensor, " prompt"]
-    """The metric of every prompt, NaN where none was asked for."""
+    """The metric of every prompt; NaN if it was not read."""
     kept: Bool[Tensor, " prompt"]
+    """Which prompts the filter keeps."""
 
 
 def extract(
@@ -56,10 +58,10 @@ def extract(
     sequences: Sequence[TokenIds],
     positions: Sequence[Position | int],
     *,
-    read: Callable[[Logits], Float[Tensor, " row"]] | None = None,
+    read: ReadLogits | None = None,
     keep: Callable[[Float[Tensor, " row"]], Bool[Tensor, " row"]] | None = None,
 ) -> Extraction:
-    """Mean block inputs over `sequences`, in one pass; prompts whose metric fails `keep` are left out of the mean."""
+    """Sums of block inputs over `sequences`. Prompts whose metric does not satisfy `keep` are not included."""
     model = runner.model
     stats = ResidualStats.empty(len(positions), model.n_layers, model.d_model)
     metric = torch.full((len(sequences),), float("nan"), dtype=torch.float64)
@@ -74,21 +76,21 @@ def extract(
 
 
 def at_site(
-    runner: Runner, sequences: Sequence[TokenIds], position: Position, layer: int
+    runner: Runner, sequences: Sequence[TokenIds], position: Position | int, layer: int
 ) -> Float[Tensor, "prompt d_model"]:
     """Every prompt's block input at one position and layer, float32 on the CPU; the pass ends there."""
-    found = torch.zeros(len(sequences), runner.model.d_model)
+    inputs = torch.zeros(len(sequences), runner.model.d_model)
     for prompt, h, _ in runner.residuals(sequences, [position], layers=[layer]):
-        found[prompt] = h[:, 0, 0].float().cpu()
-    return found
+        inputs[prompt] = h[:, 0, 0].float().cpu()
+    return inputs
 
 
 def projections(
     runner: Runner, sequences: Sequence[TokenIds], candidates: Candidates, positions: Sequence[Position | int]
 ) -> Float[Tensor, "prompt position layer"]:
-    """r^.x of every prompt at every position and layer, with r^ the unit candidate of that cell (0 for a zero one)."""
+    """r^.x of every prompt at every site, with r^ the unit candidate of that site (zero for a zero candidate)."""
     unit = torch.nn.functional.normalize(candidates.float(), dim=-1)
-    found = torch.zeros(len(sequences), *candidates.shape[:2], dtype=torch.float64)
+    projected = torch.zeros(len(sequences), *candidates.shape[:2], dtype=torch.float64)
     for prompt, h, _ in runner.residuals(sequences, positions):
-        found[prompt] = torch.einsum("rpld,pld->rpl", h.float(), unit.to(h.device)).double().cpu()
-    return found
+        projected[prompt] = torch.einsum("rpld,pld->rpl", h.float(), unit.to(h.device)).double().cpu()
+    return projected

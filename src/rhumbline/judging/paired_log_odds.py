@@ -46,10 +46,10 @@ class PairedLogOdds:
             if prompt.response is None:
                 return None
             both = responses.setdefault(tuple(chat.encode(prompt)), {})
-            both.setdefault(prompt.label, chat.answer(prompt, prompt.response))
+            both.setdefault(prompt.label, chat.response_tokens(prompt, prompt.response))
             if prompt.other_response is not None:
                 other = LABELS[1 - LABELS.index(prompt.label)]
-                both.setdefault(other, chat.answer(prompt, prompt.other_response))
+                both.setdefault(other, chat.response_tokens(prompt, prompt.other_response))
         if any(len(both) < 2 for both in responses.values()):
             return None
         pairs = {ids: (both["positive"], both["negative"]) for ids, both in responses.items()}

@@ -74,7 +74,7 @@ class Scorer:
             if layer is not None:
                 later.setdefault(layer, []).append(i)
         at = {layer: [arms[i] for i in members] for layer, members in later.items()}
-        for layer, values in self.runner.readings_from(sequences, at, self.metric).items() if at else ():
+        for layer, values in self.runner.resumed_readings(sequences, at, self.metric).items() if at else ():
             metric[later[layer]] = values
         return Readings(metric, kl)
 

@@ -92,8 +92,8 @@ class Reading:
         pairs = pairs or [(p, p.response) for p in negatives if p.response]
         sources = []
         for prompt, response in pairs[: self.limit]:
-            ids = self.chat.encode_answer(prompt, response)
-            sources.append(Source(prompt.id, Document(ids[: ids.start + self.max_tokens], ids.start)))
+            ids = self.chat.encode_with_response(prompt, response)
+            sources.append(Source(prompt.id, Document(ids[: ids.n_prompt + self.max_tokens], ids.n_prompt)))
         return _predictable(sources)
 
     def completions(

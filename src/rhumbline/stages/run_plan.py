@@ -55,7 +55,7 @@ class RunPlan:
         return {
             **self.protocol.record(),
             "model": {**to_json(self.model.record()), "fingerprint": fingerprint(self.model)},
-            "chat": self.chat.record(),
+            "chat": to_json(self.chat.record()),
             "contrast": self.contrast.record(),
             "splits": to_json({seed: self._split_plan(splits) for seed, splits in self.splits.items()}),
             "versions": to_json(

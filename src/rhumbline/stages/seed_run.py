@@ -189,5 +189,5 @@ class SeedRun:
 def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[Position]) -> Sequence[TokenIds]:
     """Token ids of prompts as activations are read from them: with their responses if a position is in the response."""
     if any(p.is_in_response for p in positions):
-        return [chat.encode_answered(p) for p in prompts]
+        return [chat.encode_text(p) for p in prompts]
     return [chat.encode(p) for p in prompts]

@@ -1,0 +1,104 @@
+"""Forward passes of one batch: last-position logits of every row, also from passes that resume at a middle layer.
+
+A row is one prompt under one arm; rows are ordered by (arm, prompt). Prompts are packed behind their shared prefix if
+the model's proof permits it, otherwise padded. Independent of budgets, memory and the meaning of arms.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rhumbline.axes import Logits, Residual, TokenIds
+from rhumbline.inference.interventions import Arm, BatchEdits
+from rhumbline.models.chat import token_batch
+from rhumbline.models.chat_model import ChatModel, forward
+from rhumbline.models.hooks import hooked, resumed, run_until
+from rhumbline.models.packing import Pack, PackedAttention, attention_of, pack, packed_forward
+
+Side = Literal["left", "right"]
+"""On which side prompts are padded."""
+ReadLogits = Callable[[Logits], Tensor]
+"""A number for each row of logits, such as the metric."""
+
+
+class Padded(NamedTuple):
+    """The rows of a batch, padded to one length."""
+
+    ids: Int[Tensor, "row position"]
+    mask: Int[Tensor, "row position"]
+    """1 at a token, 0 at padding."""
+
+
+def padded(model: ChatModel, texts: Sequence[TokenIds], n_arms: int = 1, side: Side = "left") -> Padded:
+    """Every prompt once for each arm, on the device of the model."""
+    batch = token_batch([*texts] * n_arms, model.pad_token, side)
+    return Padded(batch.input_ids.to(model.device), batch.attention_mask.to(model.device))
+
+
+def last_logits(model: ChatModel, texts: Sequence[TokenIds], edits: BatchEdits, arms: Int[Tensor, " arm"]) -> Logits:
+    """Next-token logits after each prompt under each of some arms of `edits`."""
+    if model.proof.packing_is_exact:
+        packed = pack(texts, 1, model.device)
+        with hooked(model, edits.on(arms)):
+            return packed_forward(model, packed, len(arms), attention_of(model, packed)).flatten(0, 1)
+    ids, mask = padded(model, texts, len(arms))
+    with hooked(model, edits.on(arms.repeat_interleave(len(texts)))):
+        return forward(model, ids, mask)
+
+
+class LayerReadings(NamedTuple):
+    """Readings of some arms of one layer, on all prompts of a batch."""
+
+    layer: int
+    first: int
+    """Index of the first of these arms among those of the layer."""
+    values: Float[Tensor, "arm prompt"]
+    """Float64, on the CPU."""
+
+
+def resumed_readings(
+    model: ChatModel,
+    texts: Sequence[TokenIds],
+    arms_at: Mapping[int, Sequence[Arm]],
+    read: ReadLogits,
+    tokens: int,
+) -> Iterator[LayerReadings]:
+    """`read` of the last logits under arms that change nothing before the input of their layer.
+
+    Each pass resumes at its layer from the unedited stream, which is advanced from one layer to the next. A pass has at
+    most `tokens` tokens, or one arm. Needs a model whose packing is exact.
+    """
+    packed = pack(texts, 1, model.device)
+    attention = attention_of(model, packed)
+    together = max(1, tokens // len(packed.ids))
+    stream: Residual | None = None
+    at = 0
+    for layer in sorted(arms_at):
+        stream, at = _advanced(model, packed, attention, stream, at, layer), layer
+        for first in range(0, len(arms_at[layer]), together):
+            arms = arms_at[layer][first : first + together]
+            edits = BatchEdits.of(arms, model).on(torch.arange(len(arms), device=model.device))
+            # The stream is inserted, then edited: hooks of one module run in the order of their registration.
+            with resumed(model, layer, stream.expand(len(arms), -1, -1)), hooked(model, edits):
+                logits = packed_forward(model, packed, len(arms), attention_of(model, packed))
+            values = read(logits.flatten(0, 1)).double().cpu()
+            yield LayerReadings(layer, first, values.view(len(arms), len(texts)))
+
+
+def _advanced(
+    model: ChatModel, packed: Pack, attention: PackedAttention, stream: Residual | None, at: int, layer: int
+) -> Residual:
+    """The unedited stream at the input of `layer`, from that at the input of `at`, or from the tokens if None."""
+
+    def run() -> Tensor:
+        return packed_forward(model, packed, 1, attention)
+
+    if stream is None:
+        return run_until(model, layer, run)
+    if at == layer:
+        return stream
+    with resumed(model, at, stream):
+        return run_until(model, layer, run)
