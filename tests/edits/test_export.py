@@ -28,7 +28,7 @@ IDS = torch.tensor([[5, 9, 70, 11, 33, 8], [7, 100, 3, 9, 61, 2]])
 
 def some(layer=2, rank=1, width=32, **origin):
     vectors = torch.randn(rank, width, generator=torch.Generator().manual_seed(4)) * 3
-    return Imported(vectors, layer, -1, "somewhere", {"model_type": "llama", "n_layers": 4, **origin})
+    return Imported(vectors, layer, Position(-1), "somewhere", {"model_type": "llama", "n_layers": 4, **origin})
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paths import HELPERS
+from paths import HELPERS, ROOT
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -41,7 +41,7 @@ stability = {refits = 4, sites = 2, prompts = 6}
 def _environment():
     """Workers find the package and the tests; a cluster on the loopback needs no token."""
     wanted = {
-        "PYTHONPATH": os.pathsep.join([str(HELPERS.parent / "src"), str(HELPERS)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(HELPERS)]),
         "RAY_AUTH_MODE": "disabled",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",

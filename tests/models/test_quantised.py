@@ -19,6 +19,7 @@ from rhumbline.models.loading import fingerprint, load
 from rhumbline.organisms import organism_dir
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.files import read_json, read_rows, write_json
+from rhumbline.records.positions import Position
 from tolerances import tolerance
 
 WIDTH = 128  # bitsandbytes packs blocks of 64
@@ -92,7 +93,7 @@ def test_a_quantised_checkpoint_is_edited_on_request(checkpoint, tokenizer, tmp_
     source, out = tmp_path / "four-bit", tmp_path / "edited"
     chat_model.model.save_pretrained(source)
     tokenizer.save_pretrained(source)
-    found = Imported(torch.ones(1, WIDTH), 1, -1, "somewhere")
+    found = Imported(torch.ones(1, WIDTH), 1, Position(-1), "somewhere")
     with pytest.raises(EditError, match="--dequantize"):
         edit_checkpoint(str(source), found, out, EditOptions(device="cpu"))
     assert not out.exists()
@@ -251,7 +252,7 @@ def test_a_checkpoint_of_four_or_eight_bit_floats(kind, stored_quantised, tmp_pa
         torch.testing.assert_close(found[name].float(), value, **tolerance(torch.bfloat16, terms=1))
     direction = Direction.from_vector(torch.randn(128, generator=torch.Generator().manual_seed(0)), -1, 1)
     assert all(len(text) > 0 for arm in completions(chat_model, direction) for text in arm)
-    imported, out = Imported(direction.vector[None], 1, -1, "somewhere"), tmp_path / "edited"
+    imported, out = Imported(direction.vector[None], 1, Position(-1), "somewhere"), tmp_path / "edited"
     for way in (edit_checkpoint, edit_sharded):
         with pytest.raises(EditError, match="quantised"):
             way(str(source), imported, out)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from paths import HELPERS
+from paths import HELPERS, ROOT
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError
 from rhumbline.models import tensor_parallel as ranks
@@ -30,7 +30,7 @@ def torchrun(*arguments, n: int = 2) -> subprocess.CompletedProcess:
     # A free port each: tests run beside each other.
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", "--rdzv-backend=c10d",
                "--rdzv-endpoint=localhost:0", *map(str, arguments)]  # fmt: skip
-    path = os.pathsep.join([str(HELPERS), str(HELPERS.parent / "src")])
+    path = os.pathsep.join([str(HELPERS), str(ROOT / "src")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
