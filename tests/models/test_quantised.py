@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from families import random_model
-from rhumbline import preset, read_contrast, run
+from finished_runs import TEXTS
+from rhumbline import read_contrast, run
 from rhumbline.edits.proved_edit import edit_in_place, orthonormal, refuse_quantised
 from rhumbline.edits.read_direction import Imported
 from rhumbline.edits.save import EditOptions, dequantized, edit_checkpoint
@@ -16,11 +17,9 @@ from rhumbline.inference.runner import Runner
 from rhumbline.models import proving
 from rhumbline.models.chat_model import forward
 from rhumbline.models.loading import fingerprint, load
-from rhumbline.organisms import organism_dir
-from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.files import read_json, read_rows, write_json
 from rhumbline.records.positions import Position
-from tolerances import tolerance
+from tolerances import near, tolerance
 
 WIDTH = 128  # bitsandbytes packs blocks of 64
 SIZES = {"hidden_size": WIDTH, "intermediate_size": 192, "head_dim": 32, "dtype": torch.float32}
@@ -144,35 +143,38 @@ def test_a_pass_begun_in_the_middle_leaves_offloaded_layers_as_they_were(checkpo
     assert (found[2][0] - before[:, 7].double()).abs().max() > 1e-3
 
 
-def test_a_whole_run_with_offloaded_layers_is_the_plain_run(tmp_path, monkeypatch):
-    """`load(device="auto")`: accelerate says where the layers go; the rows and the verdict do not depend on it."""
+def test_a_whole_run_with_offloaded_layers_is_the_plain_run(planted_folder, tmp_path, monkeypatch):
+    """`load(device="auto")`: accelerate places the layers; the rows and the verdict do not depend on the places."""
     import transformers.modeling_utils
 
     def on_disk(model, *args, **kwargs):
         places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-        return places | {f"model.layers.{i}": "disk" if i in (1, 2) else "cpu" for i in range(10)}
+        layers = range(len(model.model.layers))
+        return places | {f"model.layers.{i}": "disk" if i in (1, 2) else "cpu" for i in layers}
 
-    folder = organism_dir("refusal")
-    whole, changed = (load(str(folder), device="cpu", dtype="float32") for _ in range(2))
+    whole, changed = (load(str(planted_folder), device="cpu", dtype="float32") for _ in range(2))
     monkeypatch.setattr(transformers.modeling_utils, "_get_device_map", on_disk)
-    spread = load(str(folder), device="auto", dtype="float32")
+    spread = load(str(planted_folder), device="auto", dtype="float32")
     assert {spread.model.model.layers[i].mlp.down_proj.weight.device.type for i in (1, 2)} == {"meta"}
-    # The offloaded weights count: another model with the same ones in memory is another model.
+    # The offloaded weights count: a model with other weights on disk is another model.
     assert fingerprint(spread) == fingerprint(whole)
     changed.model.model.layers[1].mlp.down_proj.weight.data[0, 0] += 1
     assert fingerprint(changed) != fingerprint(whole)
-    protocol = preset("blog2026", sizes=Sizes(16, 8, 8), max_new_tokens=12, save_completions=True)
-    found = {}
+    rows, results = {}, {}
     for name, model in (("whole", whole), ("spread", spread)):
-        run(model, read_contrast(folder / "contrast.jsonl"), tmp_path / name, protocol, page=False)
-        found[name] = read_rows(tmp_path / name / "seed-0" / "outcomes.jsonl")
-    results = {name: read_json(tmp_path / name / "results.json") for name in found}
-    assert found["whole"] == found["spread"]
+        out = tmp_path / name
+        run(model, read_contrast(planted_folder / "contrast.jsonl"), out, TEXTS, page=False)
+        rows[name] = read_rows(out / "seed-0" / "outcomes.jsonl")
+        results[name] = read_json(out / "results.json")
+    assert len(rows["whole"]) == len(rows["spread"]) > 0
+    for one, other in zip(rows["whole"], rows["spread"], strict=True):
+        # Weights that were read from the disk lie elsewhere in memory, which may change the order of a sum.
+        assert one["metric"] is None or other["metric"] == near(one["metric"])
+        assert {**one, "metric": None} == {**other, "metric": None}
     assert results["whole"]["verdict"] == results["spread"]["verdict"]
-    first, second = (results[name]["seeds"][0]["selected"] for name in found)
-    assert first is not None
-    assert first == second
-    assert len({row["completion"] for row in found["spread"]}) > 4
+    sites = [{k: results[name]["seeds"][0]["selected"][k] for k in ("position", "layer")} for name in rows]
+    assert sites[0] == sites[1]
+    assert {row["class"] for row in rows["spread"]} == {"refused", "complied"}
 
 
 # -- checkpoints that are stored quantised: mxfp4 and fp8 -------------------------------------------------------------
