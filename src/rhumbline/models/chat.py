@@ -178,7 +178,7 @@ class Chat:
     def record(self) -> dict[str, Any]:
         """What the protocol keeps of the chat, as JSON values."""
         return {
-            "template_sha256": hashlib.sha256(_template_of(self.tokenizer, self.options).encode()).hexdigest(),
+            "template_sha256": template_sha256(_template_of(self.tokenizer, self.options)),
             "system": self.options.system,
             "enable_thinking": self.options.enable_thinking,
             "date": self.options.date,
@@ -259,6 +259,19 @@ def _listed(ids: Sequence[str]) -> str:
 
 
 # -- rendering
+
+
+def template_sha256(template: str) -> str:
+    """The hash by which the protocol names a chat template."""
+    return hashlib.sha256(template.encode()).hexdigest()
+
+
+def own_template(tokenizer: Any) -> str | None:
+    """Text of the tokenizer's chat template; None where it has none, or several."""
+    try:
+        return tokenizer.get_chat_template()
+    except (ValueError, AttributeError):
+        return None
 
 
 def _template_of(tokenizer: Any, options: ChatOptions) -> str:
