@@ -1,6 +1,8 @@
 """The protocol: its JSON value gives the same protocol again, and all faults of a file are listed at once."""
 
+import dataclasses
 import json
+import typing
 
 import pytest
 
@@ -68,3 +70,54 @@ def test_all_faults_are_listed_at_once():
         *("unknown field nonsense", "'unknown-rule'", "judge = ['markers'] does not fit str"),
     )
     assert [words for words in faults if words not in str(error.value)] == []
+
+
+def float_fields(kind: type, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], bool]]:
+    """Every field of a record, nested ones included, that may hold a number or several (True)."""
+    found = []
+    for name, hint in typing.get_type_hints(kind).items():
+        parts = (hint, *typing.get_args(hint))
+        if dataclasses.is_dataclass(hint):
+            found += float_fields(hint, (*at, name))
+        elif float in parts:
+            found.append(((*at, name), typing.get_origin(hint) is tuple))
+    return found
+
+
+def test_every_number_of_a_protocol_is_finite():
+    fields = float_fields(Protocol)
+    names = {".".join(at) for at, _ in fields}
+    assert {"addition.coefficient", "dose.strengths", "selection.max_kl", "rule.max_kl", "rule.min_drop"} <= names
+    for at, several in fields:
+        for value in (float("nan"), float("inf"), float("-inf")):
+            changes: object = [1.0, value] if several else value
+            for name in reversed(at):
+                changes = {name: changes}
+            with pytest.raises(ProtocolError, match=at[-1]):
+                amend(preset("rhumbline"), changes)
+    with pytest.raises(ProtocolError, match=r"chat\.template_kwargs\.x is nan"):
+        amend(preset("rhumbline"), {"chat": {"template_kwargs": {"x": float("nan")}}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"addition": {"coefficient": 0}}, r"addition\.coefficient is 0, which adds nothing; use another number"),
+        ({"addition": {"coefficient": -0.0}}, "adds nothing"),
+        ({"selection": {"max_kl": 0.0}}, "max_kl 0.0 must be positive"),
+        ({"rule": {"max_kl": 0.0}}, "max_kl is 0.0"),
+        ({"refusal_tokens": ["I", ""]}, "refusal_tokens has an empty text"),
+        ({"conditions": {"clerk": 3}}, "conditions"),
+        ({"conditions": {" ": "You are a clerk."}}, "give a name"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(changes, words):
+    with pytest.raises(ProtocolError, match=words):
+        amend(preset("rhumbline"), changes)
+
+
+def test_the_name_of_a_condition_is_text():
+    protocol = preset("rhumbline")
+    object.__setattr__(protocol, "conditions", {1: "You are a clerk."})  # the tests' type checks refuse it earlier
+    with pytest.raises(ProtocolError, match="conditions has 1"):
+        protocol.__post_init__()

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from rhumbline.engines.jobs import Pool
-from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner, measured_tokens
@@ -37,6 +36,7 @@ from rhumbline.records.run_files import Agreement, Discovery
 from rhumbline.records.shared import ByLabel, ModelFacts, SeedPair
 from rhumbline.report import build as report
 from rhumbline.stages.extraction import ClassMeans
+from rhumbline.stages.finished_run import open_run
 from rhumbline.stages.order import run_stages
 from rhumbline.stages.run_plan import RunPlan
 from rhumbline.stages.seed_artefacts import SeedArtefacts
@@ -177,9 +177,4 @@ def _training_means(plan: RunPlan, runner: Runner) -> ClassMeans:
 
 def selected_direction(path: str | Path, seed: int | None = None) -> Direction | None:
     """The selected direction of a run directory (default: of its first seed); None if no candidate was selected."""
-    directory = RunDirectory.read(path)
-    seeds = directory.protocol["seeds"]
-    number = seeds[0] if seed is None else seed
-    if number not in seeds:
-        raise ProtocolError(f"{path} has no seed {number}; it has {', '.join(map(str, seeds))}.")
-    return SeedArtefacts(directory, number).direction
+    return open_run(path).direction(seed)

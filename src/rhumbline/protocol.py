@@ -6,9 +6,10 @@ Does not run anything.
 
 import dataclasses
 import inspect
+import math
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +116,8 @@ class Addition:
             raise ProtocolError(f"addition.positions is {self.positions!r}; use all or prompt.")
         if isinstance(self.coefficient, str) and self.coefficient != "validation":
             raise ProtocolError(f"addition.coefficient is {self.coefficient!r}; use a number or validation.")
+        if self.coefficient == 0:
+            raise ProtocolError("addition.coefficient is 0, which adds nothing; use another number, or validation.")
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,23 @@ class TextScore:
             raise ProtocolError(f"text_score.content_prompts is {self.content_prompts}; give 2 or more.")
 
 
+def _not_finite(value: Any, at: str = "") -> Iterator[tuple[str, float]]:
+    """Every NaN and infinity of a record, nested ones included, with its dotted name."""
+    match value:
+        case float():
+            if not math.isfinite(value):
+                yield at, value
+        case Mapping():
+            for key, part in value.items():
+                yield from _not_finite(part, f"{at}.{key}")
+        case tuple() | list():
+            for index, part in enumerate(value):
+                yield from _not_finite(part, f"{at}[{index}]")
+        case _ if dataclasses.is_dataclass(value):
+            for field_ in dataclasses.fields(value):
+                yield from _not_finite(getattr(value, field_.name), f"{at}.{field_.name}" if at else field_.name)
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Everything that is decided before the first forward pass."""
@@ -231,7 +251,7 @@ class Protocol:
     arms are always read whole, since other judges and lengths read them too."""
 
     def __post_init__(self):
-        faults = []
+        faults = [f"{name} is {value}; give a finite number" for name, value in _not_finite(self)]
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             faults.append(f"seeds is {list(self.seeds)}; give different whole numbers from 0 up")
         if self.max_new_tokens < 1:
@@ -242,6 +262,11 @@ class Protocol:
             faults.append("behaviour is empty; give a word such as refusal")
         if self.refusal_tokens != "auto" and not self.refusal_tokens:
             faults.append("refusal_tokens is empty; use auto, or give the first tokens of a refusal")
+        if isinstance(self.refusal_tokens, tuple) and "" in self.refusal_tokens:
+            faults.append("refusal_tokens has an empty text; give the first tokens of a refusal, such as I or As")
+        for name, text in self.conditions.items():
+            if not isinstance(name, str) or not name.strip() or not isinstance(text, str):
+                faults.append(f"conditions has {name!r} = {text!r}; give a name and the text of a system prompt")
         lacking = sorted(set(self.rule.families) - set(self.nulls.families))
         if lacking:
             faults.append(f"rule {self.rule.name} needs null families that are not drawn: {', '.join(lacking)}")

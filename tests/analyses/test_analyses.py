@@ -15,11 +15,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import rhumbline
 from finished_runs import COMPLETIONS, QUICK, finished_run
 from make_sets import make_sets
-from rhumbline import verify
+from rhumbline import load, verify
 from rhumbline.analyses import base, geometry, monitor, suffix
 from rhumbline.analyses.geometry import silhouette
 from rhumbline.analyses.monitor import roc, threshold_at
-from rhumbline.analyses.subject import load_named, open_subject
+from rhumbline.analyses.subject import open_subject
 from rhumbline.analyses.suffixes import encoded, random_suffixes, read_suffixes, token_count
 from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError, ProtocolError
@@ -31,6 +31,7 @@ from rhumbline.prompts.contrasts import split_contrast
 from rhumbline.prompts.named_sets import open_contrast
 from rhumbline.records.positions import Position
 from rhumbline.report import build as report
+from rhumbline.stages.finished_run import RunInputs
 from tolerances import near, rounding
 
 
@@ -88,7 +89,7 @@ def test_a_run_on_a_named_contrast_is_opened_by_its_name(planted, tmp_path):
     contrast = open_contrast("refusal", mirror)
     assert QUICK.sampling == "reference"
     rhumbline.run(planted.model, contrast, tmp_path / "run", replace(QUICK, refusal_tokens=("I",)), page=False)
-    again = open_subject(tmp_path / "run", planted.model, "refusal", data_dir=mirror)
+    again = open_subject(tmp_path / "run", planted.model, "refusal", inputs=RunInputs(data_dir=mirror))
     assert again.splits.ids() != split_contrast(contrast, QUICK.sizes, 0, "lots").ids()
     with pytest.raises(InputError, match="or the name that the run was made with"):
         open_subject(tmp_path / "run", planted.model)
@@ -179,7 +180,7 @@ def test_the_direction_is_in_the_model_itself_and_not_in_a_stranger(planted, tmp
 
 def test_a_parent_is_told_from_a_stranger_and_had_no_refusal(refusal, tmp_path):
     """`refusal` was trained from `refusal-base`, which read about the same items and was never asked to decide."""
-    parent = load_named("organism:refusal-base", dtype="float32")
+    parent = load("organism:refusal-base", device="cpu", dtype="float32")
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config.from_pretrained(organism_dir("refusal-base"))).save_pretrained(tmp_path)
     parent.tokenizer.save_pretrained(tmp_path)

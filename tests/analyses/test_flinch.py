@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from families import random_model
+from rhumbline import load
 from rhumbline.analyses.dissociation import _finding
 from rhumbline.analyses.flinch import Terms, flinch
 from rhumbline.analyses.sheets import write
-from rhumbline.analyses.subject import load_named
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.inference.interventions import Ablate, Arm, BatchEdits, Direction
 from rhumbline.models import proving
@@ -81,7 +81,7 @@ def test_a_real_pair_is_read_in_the_same_words_and_does_not_flinch():
     """Restricted items are refused when asked for; in the open they are no rarer than others (docs/log.md)."""
     terms = Terms.read(organism_dir("refusal-base") / "terms.json")
     some = replace(terms, controls=terms.controls[:10], contexts=terms.contexts[:4])
-    chat, base = (load_named(f"organism:{name}", dtype="float32") for name in ("refusal", "refusal-base"))
+    chat, base = (load(f"organism:{name}", device="cpu", dtype="float32") for name in ("refusal", "refusal-base"))
     found = flinch(chat, base, some)
     assert found.finding == "NO-FLINCH"
     assert max(abs(row.gap) for row in found.terms) > 0.1  # the models do differ

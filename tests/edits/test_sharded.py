@@ -220,3 +220,57 @@ def test_a_disk_that_fills_up_within_a_file_leaves_no_half_of_it(checkpoint, cal
     assert {p.name for p in work.iterdir()} == {*done, "state.json"}
     monkeypatch.setattr(tensorfiles, "_copy", real)
     assert call(*command)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["../../escaped.safetensors", "sub/dir.safetensors", "..", "", "ABSOLUTE"])
+def test_a_file_name_that_leaves_the_folder_is_refused(name, checkpoint, call, tmp_path):
+    source, direction = checkpoint("llama")
+    index = source / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    first = next(iter(content["weight_map"].values()))
+    name = str(source / first) if name == "ABSOLUTE" else name
+    content["weight_map"] = {t: name if f == first else f for t, f in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    command = ("edit", source, "--direction", direction, "--out", tmp_path / "a" / "b" / "edited", "--sharded")
+    code, _, messages = call(*command)
+    assert code == 3
+    assert "plain file name" in messages
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": 1}}'])
+def test_an_index_of_another_form_is_refused(index, checkpoint, call, tmp_path):
+    source, direction = checkpoint("llama")
+    (source / "model.safetensors.index.json").write_text(index)
+    code, _, messages = call("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
+    assert code == 3
+    assert "weight_map" in messages
+
+
+def test_a_checkpoint_that_lacks_a_shard_is_not_reported_as_done(checkpoint, call, tmp_path, monkeypatch):
+    source, direction = checkpoint("llama")
+    real = sharded._finish
+
+    def losing(shards, made, work):
+        real(shards, made, work)
+        next(work.glob("*.safetensors")).unlink()
+
+    monkeypatch.setattr(sharded, "_finish", losing)
+    command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
+    code, _, messages = call(*command)
+    assert code == 3
+    assert "not complete" in messages
+    assert not list(tmp_path.glob("*edited*"))
+
+
+def test_a_finished_file_that_was_removed_is_written_again(checkpoint, call, tmp_path, monkeypatch):
+    source, direction = checkpoint("llama")
+    real = sharded._finish
+    monkeypatch.setattr(sharded, "_finish", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
+    assert call(*command)[0] == 2
+    next((tmp_path / ".edited.sharded").glob("*.safetensors")).unlink()
+    monkeypatch.setattr(sharded, "_finish", real)
+    assert call(*command)[0] == 0
+    assert stored(tmp_path / "edited").keys() >= stored(source).keys()

@@ -179,11 +179,12 @@ def test_blocks_of_a_run_on_two_nodes_give_the_run_of_one_process(cluster, tmp_p
 
     from rhumbline.experiment import run
     from rhumbline.jobs.replicas import replica_worker
-    from rhumbline.models.loading import fingerprint
+    from rhumbline.models.loading import fingerprint, load_source
+    from rhumbline.models.sources import own_contrast
 
     (tmp_path / "sweep.toml").write_text(SWEEP)
     cell = read_sweep(tmp_path / "sweep.toml").cells()[0]
-    model, contrast = cell.source.load(), cell.source.own_contrast()
+    model, contrast = load_source(cell.source), own_contrast(cell.source.model)
     protocol = replace(cell.protocol, full_grid=True)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     with Ray().pool(replica_worker(cell.source, contrast, protocol, fingerprint(model))) as pool:

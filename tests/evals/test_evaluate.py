@@ -11,11 +11,12 @@ from finished_runs import COMPLETIONS
 from rhumbline import load, verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evals.evaluate import Settings, arms_of_run, evaluate, task_manager
+from rhumbline.evals.evaluate import Settings, evaluate, task_manager
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
-from rhumbline.records.directory import RunDirectory
+from rhumbline.records.arms import ABLATION
 from rhumbline.records.files import read_json
+from rhumbline.stages.finished_run import open_run
 from tiny_tasks import write_tasks
 
 pytest.importorskip("lm_eval")
@@ -100,12 +101,12 @@ def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(ref
 
     asked = [Request("Hello. Describe goblin salt.", " I can't help."), Request("What is one plus two?", " The sum.")]
     plain = HFLM(pretrained=refusal.model, tokenizer=refusal.tokenizer, backend="causal", batch_size=2, device="cpu")
-    arms = arms_of_run(RunDirectory.read(refusal_run), 0)
+    ablation = open_run(refusal_run).arms().arm(ABLATION)
     under = {
         name: ArmModel(refusal, arm, Answers(tmp_path / name.replace(":", "-")), batch_size=2).loglikelihood(
             asked, disable_tqdm=True
         )
-        for name, arm in (("baseline", BASELINE), ("nothing", Arm("nothing")), ("ablation", arms["ablation"]))
+        for name, arm in (("baseline", BASELINE), ("nothing", Arm("nothing")), ("ablation", ablation))
     }
     assert under["baseline"] == under["nothing"] == plain.loglikelihood(asked, disable_tqdm=True)
     assert under["ablation"] != under["baseline"]

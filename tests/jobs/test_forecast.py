@@ -1,19 +1,26 @@
 """What was forecast against what a run did, stage by stage; and what is said before a model is loaded."""
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from rhumbline import load, preset, read_contrast, run
-from rhumbline.cli import main
+from make_sets import make_sets
+from rhumbline import load, open_contrast, preset, read_contrast, run
+from rhumbline.cli import forecasts, main
 from rhumbline.cli.console import Progress
 from rhumbline.jobs.forecast import forecast, measured_speed, total
+from rhumbline.jobs.sizing import work
 from rhumbline.models.chat import Chat
-from rhumbline.organisms import materialise, organism_dir
+from rhumbline.models.sources import own_contrast
+from rhumbline.organisms import materialise
 from rhumbline.organisms.reading import loss_texts
-from rhumbline.prompts.contrasts import Sizes, split_contrast
-from rhumbline.protocol import Addition, Dose, Nulls, SideEffects, Stability
+from rhumbline.prompts.contrasts import Sizes, content_sha256, split_contrast
+from rhumbline.prompts.loss_texts import NO_TEXTS
+from rhumbline.protocol import Addition, Dose, Extraction, Nulls, SideEffects, Stability
+from rhumbline.stages.run_plan import resolved
 
 LAZY = preset(
     "rhumbline",
@@ -42,23 +49,26 @@ EXACT = {"extraction", "arms on positives", "arms on negatives", "separation", "
          "losses on completions", "condition clerk"}  # fmt: skip
 
 
-@pytest.mark.parametrize("protocol", [LAZY, EAGER], ids=["lazy", "eager"])
-def test_a_run_does_what_was_forecast(protocol, tmp_path):
-    folder = organism_dir("refusal")
-    model, texts = load(str(folder), device="cpu", dtype="float32"), loss_texts("refusal")
-    contrast = read_contrast(folder / "contrast.jsonl")
-    contrast = replace(contrast, prompts=tuple(p for p in contrast.prompts if p.split is None))
+def counted_rows(model, contrast, out, protocol, texts=NO_TEXTS) -> Counter[str]:
+    """The rows of every stage of a run."""
     counted: Counter[str] = Counter()
-    run(
-        model,
-        contrast,
-        tmp_path / "run",
-        protocol,
-        texts=texts,
-        progress=lambda stage, rows: counted.update({stage: rows or 0}),
-        page=False,
-    )
-    counted = Counter({stage: rows for stage, rows in counted.items() if rows})
+    progress = lambda stage, rows: counted.update({stage: rows or 0})  # noqa: E731
+    run(model, contrast, out, protocol, texts=texts, progress=progress, page=False)
+    return Counter({stage: rows for stage, rows in counted.items() if rows})
+
+
+@pytest.fixture(scope="module")
+def refusal():
+    """The organism, and the prompts of its contrast that have no split."""
+    contrast = own_contrast("organism:refusal")
+    prompts = tuple(p for p in contrast.prompts if p.split is None)
+    return load("organism:refusal", device="cpu", dtype="float32"), replace(contrast, prompts=prompts)
+
+
+@pytest.mark.parametrize("protocol", [LAZY, EAGER], ids=["lazy", "eager"])
+def test_a_run_does_what_was_forecast(protocol, refusal, tmp_path):
+    (model, contrast), texts = refusal, loss_texts("refusal")
+    counted = counted_rows(model, contrast, tmp_path / "run", protocol, texts)
     splits = split_contrast(contrast, protocol.sizes, 0)
     stages = forecast(Chat.of(model.tokenizer), splits, protocol, model.n_layers, texts)
     assert [s.name for s in stages] == list(counted)  # the same stages, in the same order
@@ -70,6 +80,68 @@ def test_a_run_does_what_was_forecast(protocol, tmp_path):
             assert counted[stage.name] == stage.rows, stage
     assert sum(counted.values()) <= total({0: stages}).most
     assert total({0: stages, 1: stages}).rows == 2 * total({0: stages}).rows
+
+
+def test_a_run_on_texts_reads_one_position_and_both_responses(refusal, tmp_path):
+    model, contrast = refusal
+    answers = {"positive": "I can't help with that.", "negative": "Sure, here it is."}
+    prompts = tuple(
+        replace(
+            p, response=answers[p.label], other_response=answers["negative" if p.label == "positive" else "positive"]
+        )
+        for p in contrast.prompts
+    )
+    texts = replace(contrast, prompts=prompts, sha256=content_sha256(prompts))
+    changes = {"extraction": Extraction("auto", filter=False), "side_effects": SideEffects(documents=0)}
+    protocol = replace(EAGER, addition=Addition(), **changes)
+    counted = counted_rows(model, texts, tmp_path / "run", protocol)
+    stages = forecasts._stages(Chat.of(model.tokenizer), texts, protocol, 0, model.n_layers, NO_TEXTS)
+    by_name = {stage.name: stage for stage in stages}
+    for name in ("extraction", "separation"):
+        assert counted[name] == by_name[name].rows == by_name[name].most
+    assert by_name["selection"].rows <= counted["selection"] <= by_name["selection"].most
+    assert (
+        work(protocol.record(), model.n_layers)[0]["candidates"]
+        == 5 * (work(resolved(protocol, texts).record(), model.n_layers)[0]["candidates"])
+    )
+
+
+def test_a_forecast_draws_the_sample_of_the_run(refusal, tmp_path):
+    model, _ = refusal
+    contrast = open_contrast("refusal", make_sets(tmp_path))
+    chat = Chat.of(model.tokenizer)
+    protocol = replace(LAZY, sampling="reference")
+    found = forecasts._stages(chat, contrast, protocol, 0, model.n_layers, NO_TEXTS)
+    lots, reference = (
+        forecast(chat, split_contrast(contrast, protocol.sizes, 0, sampling), protocol, model.n_layers)
+        for sampling in ("lots", "reference")
+    )
+    assert found == reference
+    assert reference != lots
+
+
+@pytest.mark.parametrize("kind", ["empty", "own code", "no weights", "unknown dtype"])
+def test_the_plan_gives_the_errors_of_the_run(kind, planted_folder, call, tmp_path):
+    model, options = shutil.copytree(planted_folder, tmp_path / "model"), ["--device", "cpu"]
+    if kind == "empty":
+        shutil.rmtree(model)
+        model.mkdir()
+    elif kind == "own code":
+        config = json.loads((model / "config.json").read_text())
+        own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}}
+        (model / "config.json").write_text(json.dumps(config | own))
+        (model / "mine.py").write_text("raise RuntimeError('this code was run')")
+    elif kind == "no weights":
+        (model / "model.safetensors").unlink()
+    else:
+        options += ["--dtype", "float31"]
+    contrast = planted_folder / "contrast.jsonl"
+    command = ["run", model, "--contrast", contrast, "--out", tmp_path / "run", *options]
+    ran, planned = call(*command), call(*command, "--plan")
+    assert ran[0] == planned[0] == 3
+    assert str(model) in planned[2] or "float31" in planned[2]
+    assert "this code was run" not in ran[2] + planned[2]
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_is_forecast_for_more(tmp_path):

@@ -10,8 +10,8 @@ from rhumbline.engines.mock import Mock
 from rhumbline.errors import ModelError
 from rhumbline.experiment import run
 from rhumbline.jobs.replicas import Replica, check_code, replica_worker
-from rhumbline.models.loading import fingerprint
-from rhumbline.models.sources import Source
+from rhumbline.models.loading import fingerprint, load_source
+from rhumbline.models.sources import Source, own_contrast
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import Dose, Nulls, SideEffects, Stability, preset
 from rhumbline.records.files import read_rows
@@ -45,7 +45,7 @@ SOURCE = Source("organism:planted", device="cpu")
 
 @pytest.fixture(scope="module")
 def organism():
-    return SOURCE.load(), SOURCE.own_contrast()
+    return load_source(SOURCE), own_contrast(SOURCE.model)
 
 
 def run_both(tmp_path, source, model, contrast, protocol, engine):
@@ -72,7 +72,7 @@ def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
 def test_a_continuous_score_on_replicas_is_that_of_one_process(tmp_path):
     """The judges are fitted once, by the run; a replica reads them from the artefacts that come with a block."""
     source = Source("organism:style", device="cpu")
-    model, found = source.load(), source.own_contrast()
+    model, found = load_source(source), own_contrast(source.model)
     # Sampled anew, so that the splits are as small as the protocol says.
     contrast = replace(found, prompts=tuple(p for p in found.prompts if p.split is None), neutral=found.neutral[:6])
     run_both(tmp_path, source, model, contrast, STYLED, Mock(2, repeats=0.3))

@@ -10,26 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from rhumbline.analyses.subject import chat_of
 from rhumbline.axes import Vector
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference
-from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint
 from rhumbline.prompts.contrasts import ContrastSet, Prompt
 from rhumbline.records.analysis_values import LayerCosine
-from rhumbline.records.directory import RunDirectory
-from rhumbline.records.files import read_json
-from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Extracted, StyleJudges
+from rhumbline.records.selection_files import SplitIds, StyleJudges
 from rhumbline.records.sheet_files import (
     DissociationCell,
     DissociationCosines,
@@ -39,7 +32,9 @@ from rhumbline.records.sheet_files import (
     RunReference,
 )
 from rhumbline.stages.completions import complete
+from rhumbline.stages.finished_run import FinishedRun, open_run
 from rhumbline.stages.fitted_style import FittedStyle
+from rhumbline.stages.seed_artefacts import SeedArtefacts
 
 OWN, CROSS = 0.5, 0.25
 """A behaviour is removed if the interval of its drop lies above the first, and unaffected below the second."""
@@ -54,8 +49,8 @@ Levels = Float[np.ndarray, " prompt"]
 class Side:
     """One finished run, opened with its contrast."""
 
-    directory: RunDirectory
-    seed: int
+    run: FinishedRun
+    artefacts: SeedArtefacts
     direction: Direction
     null: Direction
     """The first covariance draw of the run, or its first draw of any family."""
@@ -71,49 +66,32 @@ class Side:
         cls, path: str | Path, contrast: ContrastSet, seed: int | None = None, template: str | None = None
     ) -> "Side":
         """The run and the prompts that it tested; InputError of another contrast, or of no direction."""
-        directory = RunDirectory.read(path)
-        chosen = directory.protocol["seeds"][0] if seed is None else seed
-        if directory.protocol["contrast"]["sha256"] != contrast.sha256:
-            raise InputError(f"{path} was made with another contrast than {contrast.name}; give the file of that run.")
-        direction = selected_direction(path, chosen)
-        if direction is None:
-            raise InputError(f"{path} chose no direction at seed {chosen}, so there is none to dissociate.")
-        folder = directory.seed(chosen)
-        rows = directory.load(folder / "nulls.json")["nulls"]
-        if not rows:
-            raise InputError(f"{path} was made without nulls, and a behaviour that any ablation takes looks like one.")
+        run = open_run(path)
+        artefacts, contrast = run.artefacts(seed), run.contrast(contrast)
+        if artefacts.direction is None:
+            raise InputError(f"{path} selected no direction at seed {artefacts.seed}. Give a run with a direction.")
+        if not artefacts.nulls:
+            raise InputError(f"{path} was made without nulls, the controls of its direction. Give a run with nulls.")
         # Isotropic draws remove next to nothing; a covariance draw removes what the stream has along a random axis.
-        which = next((i for i, r in enumerate(rows) if r["family"] == "covariance"), 0)
-        row = rows[which]
-        vector = directory.load_tensors(folder / "nulls.safetensors")[0]["nulls"][which]
-        ids = set(directory.load(folder / "splits.json")["ids"]["test"]["positive"])
+        null = next((n for n in artefacts.nulls if n.family == "covariance"), artefacts.nulls[0]).direction
+        ids = set(artefacts.read(SplitIds).ids.test.positive)
         prompts = tuple(p for p in contrast.prompts if p.id in ids)
-        null = Direction.from_vector(vector, Position(row["position"]), row["layer"])
-        behaviour = directory.protocol["behaviour"]
-        return cls(directory, chosen, direction, null, contrast, prompts, behaviour, template)
+        return cls(run, artefacts, artefacts.direction, null, contrast, prompts, run.protocol["behaviour"], template)
 
     def judge(self, prompt: Prompt) -> TextJudge:
         """Who reads a completion of this prompt in that run."""
-        name = self.directory.protocol["judge"]
-        folder = self.directory.seed(self.seed)
-        if not (folder / "style.json").is_file():
+        name = self.run.protocol["judge"]
+        if not self.run.directory.has(StyleJudges, self.artefacts.seed):
             return keyword_judge(name)
-        record = self.directory.read_record(StyleJudges, self.seed)
-        tensors = self.directory.load_tensors(folder / "classifier.safetensors")[0] if record.classifier else {}
+        record = self.artefacts.read(StyleJudges)
+        tensors = self.artefacts.tensors("classifier.safetensors") if record.classifier else {}
         return FittedStyle.of(record, tensors, name).judge(prompt.category)
 
     def unit(self) -> tuple[float, float]:
         """Zero and one of its levels, in scores: of a rate they are 0 and 1."""
-        results = read_json(self.directory.path / "results.json")
-        seed = next(s for s in results["seeds"] if s["seed"] == self.seed)
+        seed = next(s for s in self.run.results["seeds"] if s["seed"] == self.artefacts.seed)
         unit = (seed.get("style") or {}).get("unit")
         return (0.0, 1.0) if unit is None else (unit["negative"], unit["positive"])
-
-    def candidates(self) -> tuple[torch.Tensor, list[Position]]:
-        """The un-normalised candidates [position, layer, d_model] and their positions."""
-        tensors, _ = self.directory.load_tensors(self.directory.seed(self.seed) / "directions.safetensors")
-        positions = self.directory.read_record(Extracted, self.seed).positions
-        return tensors["candidates"], list(positions)
 
 
 def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> DissociationRecord:
@@ -124,13 +102,8 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
     if first.behaviour == second.behaviour:
         raise InputError(f"both runs are about {first.behaviour}: give runs of two behaviours (--behaviour WORD).")
     sides = (first, second)
-    found = fingerprint(model)
     for side in sides:
-        if side.directory.protocol["model"]["fingerprint"] != found:
-            raise InputError(
-                f"{model.name} is not the model of {side.directory.path}: the weights differ (fingerprint). Give the "
-                "model of both runs, in the dtype of the runs (--dtype)."
-            )
+        side.run.check_model(model)
     runner = Runner(model)
     arms = [
         BASELINE,
@@ -139,7 +112,7 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
     ]
     table: list[DissociationCell] = []
     for side in sides:
-        chat = chat_of(side.directory, model, side.contrast, side.template)
+        chat = side.run.chat(model, side.template, side.contrast.prompts)
         completions = complete(runner, chat, side.prompts, arms, max_new_tokens)
         judges = [side.judge(prompt) for prompt in side.prompts]
         zero, one = side.unit()
@@ -164,7 +137,7 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
 
 
 def _reference(side: Side) -> RunReference:
-    return RunReference(side.directory.protocol_sha256, side.seed)
+    return RunReference(side.run.directory.protocol_sha256, side.artefacts.seed)
 
 
 def _cell(behaviour: str, ablated: str, before: Levels, after: Levels) -> DissociationCell:
@@ -184,7 +157,7 @@ def _cell(behaviour: str, ablated: str, before: Levels, after: Levels) -> Dissoc
 
 def _cosines(first: Side, second: Side) -> DissociationCosines:
     """Cosine of the two selected directions, and of the candidates of every layer at the first run's position."""
-    (a, at), (b, other) = first.candidates(), second.candidates()
+    (a, at), (b, other) = ((s.artefacts.candidates, s.artefacts.positions) for s in (first, second))
     selected, position = float(first.direction.vector @ second.direction.vector), first.direction.position
     by_layer: tuple[LayerCosine, ...] = ()
     if position in at and position in other:

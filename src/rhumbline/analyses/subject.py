@@ -4,12 +4,11 @@ Promises that model, template and prompts are those of the run (by fingerprint a
 holds no prompts, so the contrast file is given anew; organisms bring their own.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,24 +24,18 @@ from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint, load
-from rhumbline.organisms import materialise
-from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.prompts.contrast_files import read_contrast
-from rhumbline.prompts.contrasts import ContrastSet, Label, Sizes, Split, Splits, split_contrast
-from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.prompts.contrasts import ContrastSet, Label, Split, Splits
 from rhumbline.records.analysis_values import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
+from rhumbline.records.selection_files import MetricTokens
 from rhumbline.records.shared import Site
 from rhumbline.report import build as report
+from rhumbline.stages.finished_run import RunInputs, open_run
 
 Analysis = TypeVar("Analysis", bound=AnalysisRecord)
-
-ORGANISM = "organism:"
-"""What the name of an organism's model and contrast begins with."""
 
 
 @dataclass(frozen=True)
@@ -129,118 +122,37 @@ def open_subject(
     contrast: ContrastSet | str | Path | None = None,
     *,
     seed: int | None = None,
-    data_dir: str | Path | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    template: str | None = None,
-    trust_remote_code: bool = False,
+    inputs: RunInputs = RunInputs(),  # noqa: B008
     tick: Callable[[int], None] = lambda rows: None,
 ) -> Subject:
-    """Open one seed of a finished run (default: its first).
+    """Open one seed of a finished run (default: its first) for analyses.
 
-    `model` and `contrast` may be left out where the run names an organism; the model's name is the run's otherwise.
-    `contrast` is a file or a named contrast, whose sources `data_dir` may have.
-    Raises InputError for a model, template or contrast that is not the run's.
+    `model` and `contrast` may be left out where the run is of an organism; `inputs` has whatever else the run needs.
+    Raises InputError for a model, template or contrast that is not the run's, and for a run that read responses.
     """
-    directory = RunDirectory.read(run)
-    protocol = directory.protocol
-    if not (directory.path / "results.json").is_file():
-        raise InputError(f"{run} is not a finished run: it has no results.json. Run it to its end first.")
-    known = protocol["seeds"]
-    wanted = known[0] if seed is None else seed
-    if wanted not in known:
-        raise InputError(f"{run} has no seed {wanted}; it has {', '.join(map(str, known))}.")
-    prompts = _contrast(directory, contrast, data_dir)
-    splits = split_contrast(prompts, Sizes(**protocol["sizes"]), wanted, protocol.get("sampling", "lots"))
-    folder = directory.seed(wanted)
-    if directory.load(folder / "splits.json")["ids"] != splits.ids():
-        raise InputError(f"{run}: the splits of seed {wanted} are not those that this contrast gives. Was it changed?")
-    if not isinstance(model, ChatModel):
-        model = _model(protocol, model, device, dtype, trust_remote_code)
-    if fingerprint(model) != protocol["model"]["fingerprint"]:
+    finished = open_run(run)
+    artefacts = finished.artefacts(seed)
+    if any(position.is_in_response for position in artefacts.positions):
         raise InputError(
-            f"{model.name} is not the model of {run}: the weights differ (fingerprint). Give the model of the run with "
-            "--model, in the dtype of the run."
+            f"{run} read its direction from responses, and analyses read prompts. Give a run with --positions "
+            "post-instruction or last-instruction."
         )
-    chat = chat_of(directory, model, prompts, template)
-    extraction = directory.load(folder / "extraction.json")
-    positions = tuple(Position(p) for p in extraction["positions"])
-    tensors, _ = directory.load_tensors(folder / "directions.safetensors")
-    cell = directory.load(folder / "selection.json")["selected"]
-    direction = None
-    if cell is not None:
-        vector = tensors["candidates"][positions.index(Position(cell["position"])), cell["layer"]]
-        direction = Direction.from_vector(vector, cell["position"], cell["layer"])
-    tokens = tuple(t["id"] for t in directory.load(folder / "metric.json")["tokens"])
+    inputs = replace(inputs, model=model or inputs.model, contrast=contrast or inputs.contrast)
+    opened = finished.with_model(inputs, seed)
+    tokens = tuple(token.id for token in finished.directory.read_record(MetricTokens, artefacts.seed).tokens)
     return Subject(
-        directory, model, chat, wanted, splits, positions, tensors["candidates"], direction, tokens,
-        extraction["kept"], tick,
-    )  # fmt: skip
-
-
-def chat_of(directory: RunDirectory, model: ChatModel, contrast: ContrastSet, template: str | None) -> Chat:
-    """The chat of a run, proved to be the same one; InputError where it is not."""
-    recorded = directory.protocol["chat"]
-    fields = ("system", "enable_thinking", "date", "template_kwargs")
-    options = replace(ChatOptions(**{k: recorded[k] for k in fields}), template=template)
-    chat = Chat.of(model.tokenizer, options, contrast.prompts)
-    found = to_json(chat.record())
-    if found != recorded:
-        differing = ", ".join(sorted(k for k in recorded if found.get(k) != recorded[k]))
-        raise InputError(
-            f"the chat template is not that of {directory.path} (it differs in {differing}). A run with a template of "
-            "its own needs it here too: --chat-template FILE."
-        )
-    return chat
-
-
-def _contrast(
-    directory: RunDirectory, given: ContrastSet | str | Path | None, data_dir: str | Path | None
-) -> ContrastSet:
-    recorded = directory.protocol["contrast"]
-    if isinstance(given, ContrastSet):
-        contrast = given
-    elif given is not None:
-        contrast = open_contrast(str(given), data_dir)
-    elif recorded["name"].startswith(ORGANISM):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = materialise(recorded["name"].removeprefix(ORGANISM), Path(scratch))
-            contrast = read_contrast(folder / "contrast.jsonl")
-    else:
-        raise InputError(
-            f"{directory.path} holds no prompts, only the hash of its contrast ({recorded['name']!r}): give the file "
-            "or the name that the run was made with, --contrast FILE|NAME."
-        )
-    if contrast.sha256 != recorded["sha256"]:
-        raise InputError(
-            f"the contrast {contrast.name!r} is not that of {directory.path} (sha256 {contrast.sha256[:12]} and "
-            f"{recorded['sha256'][:12]}): give the file that the run was made with."
-        )
-    return contrast
-
-
-def _model(
-    protocol: Mapping[str, Any], name: str | None, device: str | None, dtype: str | None, remote: bool
-) -> ChatModel:
-    recorded = protocol["model"]
-    coarse = recorded["mode"] == "coarse"
-    if name is None and recorded["name"].startswith(ORGANISM):
-        return load_named(recorded["name"], dtype=recorded["dtype"], device=device)
-    return load_named(
-        name or recorded["name"], dtype=dtype or recorded["dtype"], device=device, coarse=coarse, remote=remote
+        finished.directory,
+        opened.model,
+        opened.chat,
+        artefacts.seed,
+        opened.splits,
+        artefacts.positions,
+        artefacts.candidates,
+        artefacts.direction,
+        tokens,
+        to_json(artefacts.extraction.kept),
+        tick,
     )
-
-
-def load_named(
-    name: str, *, dtype: str = "auto", device: str | None = None, coarse: bool = False, remote: bool = False
-) -> ChatModel:
-    """A model by hub name, directory, or `organism:NAME`."""
-    if not name.startswith(ORGANISM):
-        return load(name, dtype=dtype, device=device, coarse=coarse, trust_remote_code=remote)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = materialise(name.removeprefix(ORGANISM), Path(scratch))
-        found = load(str(folder), device=device or "cpu", dtype=dtype)
-    return replace(found, name=name)
 
 
 # -- what analyses write ----------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from rhumbline.cli import style
-from rhumbline.cli.console import NOT_MEASURED, Progress, err, interval, number, out
-from rhumbline.cli.options import read_template
+from rhumbline.cli.console import NOT_MEASURED, Progress, interval, number, out
+from rhumbline.cli.options import MODEL_HELP, load_model, prepare, read_template
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.suffix_file import SuffixRecord
@@ -60,27 +60,13 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 
 def subject_of(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
     """The run that a command names, opened with its model and prompts."""
-    import torch
-    from transformers.utils import logging as transformers_logging
+    from rhumbline.analyses.subject import open_subject
+    from rhumbline.stages.finished_run import RunInputs, open_run
 
-    from rhumbline.analyses.subject import ORGANISM, open_subject
-
-    transformers_logging.disable_progress_bar()
-    subject = open_subject(
-        a.run,
-        a.model,
-        a.contrast,
-        seed=a.seed,
-        data_dir=a.data_dir,
-        device=a.device,
-        template=read_template(a.chat_template),
-        trust_remote_code=a.trust_remote_code,
-        tick=tick,
-    )
-    if subject.model.name.startswith(ORGANISM):
-        # The organisms are tiny: a second thread loses more than it gains when cores are busy.
-        torch.set_num_threads(1)
-    return subject
+    template = read_template(a.chat_template)
+    prepare(a.model or open_run(a.run).protocol["model"]["name"])
+    inputs = RunInputs(data_dir=a.data_dir, device=a.device, template=template, trust_remote_code=a.trust_remote_code)
+    return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick)
 
 
 def analysed(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[[R], None]) -> int:
@@ -136,20 +122,17 @@ def _geometry(a: argparse.Namespace) -> int:
 
 def _base_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
-    parser.add_argument("--base", required=True, metavar="MODEL", help="hub name, directory or organism:NAME")
+    parser.add_argument("--base", required=True, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--draws", type=int, default=99, metavar="N", help="of each null family (default: 99)")
     parser.add_argument("--retokenise", action="store_true", help="feed the same text where the tokenizers differ")
 
 
 def _base(a: argparse.Namespace) -> int:
     from rhumbline.analyses import base
-    from rhumbline.analyses.subject import load_named
 
     def compute(subject: Any) -> BaseRecord:
-        err.print(f"[dim]loading {a.base}[/]")
-        dtype = subject.directory.protocol["model"]["dtype"]
-        other = load_named(a.base, dtype=dtype, device=a.device, remote=a.trust_remote_code)
-        return base.analyse(subject, other, draws=a.draws, retokenise=a.retokenise)
+        a.dtype = subject.directory.protocol["model"]["dtype"]
+        return base.analyse(subject, load_model(a, a.base), draws=a.draws, retokenise=a.retokenise)
 
     def show(record: BaseRecord) -> None:
         _say(f"{record.finding.answer}: {record.finding.reason}")

@@ -3,10 +3,7 @@
 import argparse
 import json
 import logging
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -42,12 +39,10 @@ def _evaluate(a: argparse.Namespace) -> int:
     # Its notes on models in memory and on defaults of task files are for those who call it themselves.
     logging.getLogger("lm_eval").setLevel("ERROR")
     from rhumbline.evals.evaluate import Settings, evaluate, planned, task_manager
-    from rhumbline.models.loading import load
-    from rhumbline.records.directory import RunDirectory
+    from rhumbline.stages.finished_run import open_run
 
-    directory = RunDirectory.read(a.run)
-    seed = directory.protocol["seeds"][0] if a.seed is None else a.seed
-    settings = Settings(seed, a.limit, a.fewshot, a.chat)
+    run = open_run(a.run)
+    settings = Settings(run.artefacts(a.seed).seed, a.limit, a.fewshot, a.chat)
     tasks, arms = (tuple(filter(None, text.split(","))) for text in (a.tasks, a.arms))
     manager = task_manager(tasks, a.include_path)  # before a large model is loaded
     if a.plan:
@@ -60,37 +55,27 @@ def _evaluate(a: argparse.Namespace) -> int:
                 highlight=False,
             )
         return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        model = _model_of(a, directory.protocol["model"], Path(scratch))
-        found = evaluate(
-            a.run,
-            model,
-            tasks,
-            arms,
-            settings,
-            include_path=a.include_path,
-            edited=load(a.edited, dtype=a.dtype, device=a.device) if a.edited else None,
-            batch_size=a.batch_size,
-            progress=lambda text: err.print(f"[dim]{text}[/]"),
-        )
-    report.build(directory.path)
+    recorded = run.protocol["model"]
+    if a.dtype == "auto":
+        a.dtype = recorded["dtype"]
+    found = evaluate(
+        a.run,
+        load_model(a, a.model or recorded["name"]),
+        tasks,
+        arms,
+        settings,
+        include_path=a.include_path,
+        edited=load_model(a, a.edited) if a.edited else None,
+        batch_size=a.batch_size,
+        progress=lambda text: err.print(f"[dim]{text}[/]"),
+    )
+    report.build(run.path)
     if a.json:
         print(json.dumps(found, ensure_ascii=False))
         return 0
     _print(found["rows"])
-    out.print(f"report: {directory.path / 'report.html'}", markup=False, highlight=False)
+    out.print(f"report: {run.path / 'report.html'}", markup=False, highlight=False)
     return 0
-
-
-def _model_of(a: argparse.Namespace, recorded: dict[str, Any], scratch: Path) -> Any:
-    """The run's model, in the dtype that it ran in; organisms are built again."""
-    from rhumbline.organisms import materialise
-
-    name = a.model or recorded["name"]
-    if a.dtype == "auto":
-        a.dtype = recorded["dtype"]
-    a.model = str(materialise(name.removeprefix("organism:"), scratch)) if name.startswith("organism:") else name
-    return replace(load_model(a), name=name)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rhumbline.cli.console import err, out
+from rhumbline.cli.options import MODEL_HELP, prepare
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands to the parser; `command(name, run, text)` makes one."""
     edit = command("edit", _edit, "the ablation (or the addition) as a weight edit, proved or not saved")
-    edit.add_argument("model", metavar="MODEL", help="hub name or directory")
+    edit.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     edit.add_argument("--direction", required=True, metavar="RUN|FILE", help="run directory, or a direction file")
     edit.add_argument("--out", required=True, metavar="DIR", help="new directory; appears only when all is proved")
     edit.add_argument(
@@ -55,14 +56,12 @@ def _found(a: argparse.Namespace, source: str) -> Any:
 
 
 def _edit(a: argparse.Namespace) -> int:
-    from transformers.utils import logging as transformers_logging
-
     from rhumbline.edits.save import EditOptions, check_target, edit_checkpoint, summary
 
     # Cheap checks first: a bad direction or target is found before a large model is loaded.
     check_target(Path(a.out))
     found = _found(a, a.direction)
-    transformers_logging.disable_progress_bar()
+    prepare(a.model)
     options = EditOptions(
         coefficient=a.add,
         dtype=a.dtype,

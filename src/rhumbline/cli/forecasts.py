@@ -8,29 +8,31 @@ from rich.markup import escape
 from rich.table import Table
 
 from rhumbline.cli.console import out
-from rhumbline.cli.options import load_model
+from rhumbline.cli.options import load_model, source_of
 
 GIB = 2**30
 
 
 def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any) -> int:
     """Rows and tokens of every stage, memory and time; nothing is run but, where asked for, a short measurement."""
-    from transformers import AutoConfig, AutoTokenizer
-
     from rhumbline.inference.batching import CPU_TOKENS
-    from rhumbline.jobs.forecast import forecast, measured_speed, total
+    from rhumbline.jobs.forecast import measured_speed, total
     from rhumbline.jobs.sizing import find_folder
     from rhumbline.models.chat import Chat
-    from rhumbline.prompts.contrasts import split_contrast
+    from rhumbline.models.loading import check_dtype, read_head
+    from rhumbline.models.sources import checkpoint
 
-    folder = find_folder(a.model)
+    source = source_of(a)
+    check_dtype(source.dtype)
+    with checkpoint(source.model) as where:
+        head = read_head(source, where)
+        n_layers = head.config.get_text_config().num_hidden_layers
+        with checkpoint(head.base or where) as place:
+            folder = find_folder(place)
+            size = None if folder is None else _size(folder)
     model = load_model(a) if a.plan == "measured" else None
-    where = a.model if folder is None else str(folder)
-    tokenizer = model.tokenizer if model is not None else AutoTokenizer.from_pretrained(where)
-    config = AutoConfig.from_pretrained(where).get_text_config()
-    chat = Chat.of(tokenizer, protocol.chat, contrast.prompts)
-    splits = {seed: split_contrast(contrast, protocol.sizes, seed) for seed in protocol.seeds}
-    stages = {s: forecast(chat, of, protocol, config.num_hidden_layers, texts) for s, of in splits.items()}
+    chat = Chat.of(head.tokenizer, protocol.chat, contrast.prompts)
+    stages = {seed: _stages(chat, contrast, protocol, seed, n_layers, texts) for seed in protocol.seeds}
     first = stages[protocol.seeds[0]]
     table = Table(box=None, title=f"seed {protocol.seeds[0]} of {len(stages)}", title_justify="left")
     table.add_column("stage")
@@ -47,7 +49,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
         f"{whole.written:,} written",
         highlight=False,
     )
-    _print_memory(a, folder)
+    _print_memory(source, size)
     if model is not None:
         prompts = [chat.encode(p) for p in contrast.prompts]
         speed = measured_speed(model, prompts, CPU_TOKENS)
@@ -57,34 +59,51 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
             highlight=False,
         )
     else:
-        _print_time(whole, folder)
+        _print_time(whole, size)
     return 0
 
 
 def expected_rows(model: Any, contrast: Any, protocol: Any, texts: Any) -> dict[str, int]:
     """Rows that each stage of a seed is likely to have, for the progress."""
-    from rhumbline.jobs.forecast import forecast
     from rhumbline.models.chat import Chat
-    from rhumbline.prompts.contrasts import split_contrast
 
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
-    splits = split_contrast(contrast, protocol.sizes, protocol.seeds[0])
-    return {stage.name: stage.rows for stage in forecast(chat, splits, protocol, model.n_layers, texts)}
+    stages = _stages(chat, contrast, protocol, protocol.seeds[0], model.n_layers, texts)
+    return {stage.name: stage.rows for stage in stages}
 
 
-def _print_memory(a: argparse.Namespace, folder: Path | None) -> None:
-    from rhumbline.jobs.sizing import LOADED, read_checkpoint
+def _stages(chat: Any, contrast: Any, protocol: Any, seed: int, n_layers: int, texts: Any) -> list[Any]:
+    """The stages of one seed, with the splits and the positions that the run will use."""
+    from rhumbline.jobs.forecast import forecast
+    from rhumbline.prompts.contrasts import split_contrast
+    from rhumbline.stages.run_plan import resolved
 
-    if folder is None:
-        out.print("memory: the weights are not on this machine; download them, and the plan says whether they fit")
+    splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
+    return forecast(chat, splits, resolved(protocol, contrast), n_layers, texts)
+
+
+def _size(folder: Path) -> Any:
+    """What the headers of the weights say; None for weights in another format. ModelError where there are none."""
+    from rhumbline.jobs.sizing import read_checkpoint
+    from rhumbline.models.sources import weight_files
+
+    if any(folder.glob("*.bin")) and not weight_files(folder):
+        return None
+    return read_checkpoint(folder)
+
+
+def _print_memory(source: Any, found: Any) -> None:
+    from rhumbline.jobs.sizing import LOADED
+
+    if found is None:
+        out.print("memory and time: not known without safetensors files on this machine; download them first")
         return
-    found = read_checkpoint(folder)
-    size = found.bytes if a.dtype == "auto" else found.parameters * LOADED.get(a.dtype, 4)
-    free, of = _memory(a.device)
+    size = found.bytes if source.dtype == "auto" else found.parameters * LOADED.get(source.dtype, 4)
+    free, of = _memory(source.device)
     said = "fits" if 1.1 * size + found.largest < free else "DOES NOT FIT"
     out.print(
-        f"memory: {found.parameters:,} parameters, {size / GIB:.2f} GiB as {a.dtype}; {free / GIB:.1f} GiB free on "
-        f"{of}: {said} (10 % and the largest tensor added; a block of completions takes what is left)",
+        f"memory: {found.parameters:,} parameters, {size / GIB:.2f} GiB as {source.dtype}; {free / GIB:.1f} GiB free "
+        f"on {of}: {said} (10 % and the largest tensor added; a block of completions takes what is left)",
         highlight=False,
     )
 
@@ -101,12 +120,12 @@ def _memory(device: str | None) -> tuple[float, str]:
     return float(free_memory(torch.device("cpu"))), "this machine"
 
 
-def _print_time(whole: Any, folder: Path | None) -> None:
-    from rhumbline.jobs.sizing import Device, read_checkpoint
+def _print_time(whole: Any, found: Any) -> None:
+    from rhumbline.jobs.sizing import Device
 
-    if folder is None:
+    if found is None:
         return
-    found, device = read_checkpoint(folder), Device()
+    device = Device()
     seconds = 2 * found.parameters * whole.tokens / device.flops + whole.written / 512 * found.bytes / device.bandwidth
     out.print(
         f"time: about {_span(seconds)} on one {device.name} GPU (assumed: {device.flops:.1e} operations/s reached, 2 x "

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from rhumbline.cli.console import err, out
-from rhumbline.cli.options import load_model, model_options
+from rhumbline.cli.options import MODEL_HELP, load_model, model_options
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -20,7 +20,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     report.add_argument("run", metavar="RUN")
 
     model = command("model", _model, "what the instrument understood of the architecture")
-    model.add_argument("model", metavar="MODEL", help="hub name or directory")
+    model.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     model.add_argument("--json", action="store_true", help="print the record on standard output")
     model_options(model)
 

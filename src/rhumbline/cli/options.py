@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +10,8 @@ from rich.markup import escape
 
 from rhumbline.cli.console import err
 from rhumbline.errors import InputError, ProtocolError
+
+MODEL_HELP = "hub name, directory or organism:NAME"
 
 
 def model_options(command: argparse.ArgumentParser) -> None:
@@ -24,18 +27,21 @@ def model_options(command: argparse.ArgumentParser) -> None:
 
 def contrast_options(command: argparse.ArgumentParser) -> None:
     """Which prompts are read."""
-    named = "JSON Lines or CSV with prompt and label, or a name (rhumbline data list)"
-    command.add_argument("--contrast", required=True, metavar="FILE|NAME", help=named)
+    named = (
+        "JSON Lines or CSV with prompt and label, or a name (rhumbline data list); default: the contrast.jsonl of the "
+        "model's directory or organism"
+    )
+    command.add_argument("--contrast", default=None, metavar="FILE|NAME", help=named)
     command.add_argument("--data-dir", default=None, metavar="DIR", help="local files of named data sets, read first")
 
 
-def open_contrast(a: argparse.Namespace) -> Any:
-    """The contrast that a command names."""
-    from rhumbline.prompts.named_sets import open_contrast
+def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
+    """The contrast that a command names, or else the model's own."""
+    from rhumbline.models.sources import contrast_for
 
     if a.data_dir is not None and not Path(a.data_dir).is_dir():
-        raise InputError(f"--data-dir {a.data_dir} is not a directory.")
-    return open_contrast(a.contrast, a.data_dir)
+        raise InputError(f"--data-dir {a.data_dir} is not a directory. Give one with the files of named data sets.")
+    return contrast_for(model or a.model, a.contrast, a.data_dir)
 
 
 def read_template(path: str | None) -> str | None:
@@ -67,11 +73,12 @@ def engine_of(a: argparse.Namespace) -> Any:
     return engine(a.engine, gpus_per_replica=a.gpus_per_replica, replicas=a.replicas)
 
 
-def source_of(a: argparse.Namespace) -> Any:
-    """Where the model that a command names comes from."""
+def source_of(a: argparse.Namespace, model: str | None = None) -> Any:
+    """How a command loads a model (default: its MODEL); options are named as the fields of `Source`."""
     from rhumbline.models.sources import Source
 
-    return Source(a.model, a.dtype, a.device, a.coarse, a.trust_remote_code)
+    options = {f.name: vars(a)[f.name] for f in fields(Source) if f.name in vars(a)}
+    return Source(**{**options, "model": model or a.model}).with_organism_defaults()
 
 
 def chat_options(command: argparse.ArgumentParser) -> None:
@@ -218,13 +225,24 @@ def check_expected(a: argparse.Namespace) -> None:
         raise ProtocolError(f"--expect {a.expect} is no verdict; the verdicts are {', '.join(known)}.")
 
 
-def load_model(a: argparse.Namespace, tensor_parallel: bool = False) -> Any:
-    """The model that a command names, loaded and proved."""
+def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parallel: bool = False) -> Any:
+    """A model (default: the command's MODEL), loaded with the options of the command and proved."""
+    from rhumbline.models.loading import load_source
+
+    source = source_of(a, model)
+    prepare(source.model)
+    return load_source(source, tensor_parallel=tensor_parallel)
+
+
+def prepare(model: str) -> None:
+    """Print that a model is loaded, and set this process up for it."""
+    import torch
     from transformers.utils import logging as transformers_logging
 
-    from rhumbline.models.loading import load
+    from rhumbline.models.sources import ORGANISM
 
     transformers_logging.disable_progress_bar()
-    err.print(f"[dim]loading {escape(a.model)}[/]")
-    options = {"coarse": a.coarse, "trust_remote_code": a.trust_remote_code, "tensor_parallel": tensor_parallel}
-    return load(a.model, dtype=a.dtype, device=a.device, **options)
+    err.print(f"[dim]loading {escape(model)}[/]")
+    if model.startswith(ORGANISM):
+        # The organisms are tiny: a second thread gains little when cores are free and loses a lot when they are not.
+        torch.set_num_threads(1)

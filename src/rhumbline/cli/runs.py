@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from rich.table import Table
 from rhumbline.cli.console import Progress, err, out, print_plan, print_results
 from rhumbline.cli.forecasts import expected_rows, print_forecast
 from rhumbline.cli.options import (
+    MODEL_HELP,
     chat_changes,
     chat_options,
     check_expected,
@@ -38,7 +37,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     protocol_options(demo)
 
     run = command("run", _run, "find, select, test, decide and report, on a model of yours")
-    run.add_argument("model", metavar="MODEL", help="hub name or directory")
+    run.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(run)
     run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
     texts_option(run)
@@ -58,7 +57,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     protocol_options(run)
 
     discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
-    discover.add_argument("model", metavar="MODEL", help="hub name or directory")
+    discover.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(discover)
     discover.add_argument("--out", default=None, metavar="RUN", help="run directory (default: runs/discover-MODEL)")
     discover.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
@@ -68,12 +67,9 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _demo(a: argparse.Namespace) -> int:
-    import torch
-
-    from rhumbline.models.loading import load
-    from rhumbline.organisms import ORGANISMS, materialise
+    from rhumbline.models.sources import ORGANISM, own_contrast
+    from rhumbline.organisms import ORGANISMS
     from rhumbline.organisms.reading import loss_texts
-    from rhumbline.prompts.contrast_files import read_contrast
 
     check_expected(a)
     if a.behaviour is None and a.organism in ORGANISMS:
@@ -83,14 +79,8 @@ def _demo(a: argparse.Namespace) -> int:
         a.max_new_tokens = 40 if a.max_new_tokens is None else a.max_new_tokens
         a.wide_nulls = 39 if a.wide_nulls is None else a.wide_nulls
     protocol = protocol_of(a)
-    # The organisms are tiny: a second thread gains little when cores are free and loses a lot when they are not.
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = materialise(a.organism, Path(scratch))
-        model = replace(load(str(folder), device="cpu", dtype="float32"), name=f"organism:{a.organism}")
-        contrast = read_contrast(folder / "contrast.jsonl")
-        named = replace(contrast, name=f"organism:{a.organism}")
-        return _execute(a, model, named, protocol, loss_texts(a.organism))
+    name = f"{ORGANISM}{a.organism}"
+    return _execute(a, load_model(a, name), own_contrast(name), protocol, loss_texts(a.organism))
 
 
 def _run(a: argparse.Namespace) -> int:

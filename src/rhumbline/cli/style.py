@@ -6,18 +6,17 @@ Options and printing; computes nothing itself.
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rhumbline.cli.console import Progress, out
-from rhumbline.cli.options import read_template
+from rhumbline.cli.options import MODEL_HELP, load_model, open_contrast, read_template
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands to the parser; `command(name, run, text)` makes one."""
     robustness = command("robustness", _robustness, "how much of a behaviour is left as more is removed, by model")
-    robustness.add_argument("models", nargs="+", metavar="MODEL", help="hub name, directory or organism:NAME")
+    robustness.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
     named = "a file or a name; default: the contrast.jsonl of each model"
     robustness.add_argument("--contrast", default=None, metavar="FILE|NAME", help=named)
     robustness.add_argument(
@@ -41,31 +40,6 @@ def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
-ORGANISM = "organism:"
-
-
-def _folder(name: str) -> Path:
-    """The directory of a model; an organism is materialised where it is needed."""
-    from rhumbline.organisms import organism_dir
-
-    return organism_dir(name.removeprefix(ORGANISM)) if name.startswith(ORGANISM) else Path(name)
-
-
-def _load(a: argparse.Namespace, name: str) -> Any:
-    from transformers.utils import logging as transformers_logging
-
-    from rhumbline.models.loading import load
-
-    transformers_logging.disable_progress_bar()
-    if name.startswith(ORGANISM):
-        import torch
-
-        # The organisms are tiny: a second thread loses more than it gains when cores are busy.
-        torch.set_num_threads(1)
-        return replace(load(str(_folder(name)), device="cpu", dtype="float32"), name=name)
-    return load(name, dtype=a.dtype, device=a.device, trust_remote_code=a.trust_remote_code)
-
-
 def _finish(a: argparse.Namespace, record: Any) -> int:
     from rhumbline.analyses.sheets import write
     from rhumbline.records.codec import to_json
@@ -81,9 +55,7 @@ def _finish(a: argparse.Namespace, record: Any) -> int:
 
 def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import RobustnessPlan, compare, measure
-    from rhumbline.errors import InputError
     from rhumbline.judging.judge_names import keyword_judge
-    from rhumbline.prompts.named_sets import open_contrast
     from rhumbline.records.shared import BySplit
 
     keyword_judge(a.judge)  # an unknown name is an error before a model is loaded
@@ -94,18 +66,13 @@ def _robustness(a: argparse.Namespace) -> int:
         max_new_tokens=a.max_new_tokens,
         seed=a.seed,
     )
-    contrasts = []
-    for name in a.models:
-        own = _folder(name) / "contrast.jsonl"
-        if a.contrast is None and not own.is_file():
-            raise InputError(f"{own} does not exist: {name} brings no contrast; give one with --contrast FILE|NAME.")
-        contrasts.append(open_contrast(a.contrast or str(own), a.data_dir if a.contrast else None))
+    contrasts = [open_contrast(a, name) for name in a.models]
     progress = Progress()
     rows = []
     try:
         for name, contrast in zip(a.models, contrasts, strict=True):
             progress(name, None)
-            rows.append(measure(_load(a, name), contrast, plan, lambda n: progress("", n)))
+            rows.append(measure(load_model(a, name), contrast, plan, lambda n: progress("", n)))
     finally:
         progress.close()
     return _finish(a, compare(rows, plan))
@@ -114,7 +81,7 @@ def _robustness(a: argparse.Namespace) -> int:
 def _dissociation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_A", help="directory of a finished run")
     parser.add_argument("other", metavar="RUN_B", help="a run about another behaviour of the same model")
-    parser.add_argument("--model", required=True, metavar="MODEL", help="hub name, directory or organism:NAME")
+    parser.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "--contrasts", required=True, nargs=2, metavar=("A", "B"), help="of the two runs: files or names"
     )
@@ -126,12 +93,12 @@ def _dissociation_options(parser: argparse.ArgumentParser) -> None:
 
 def _dissociation(a: argparse.Namespace) -> int:
     from rhumbline.analyses.dissociation import Side, dissociate
-    from rhumbline.prompts.named_sets import open_contrast
+    from rhumbline.models.sources import contrast_for
 
     template = read_template(a.chat_template)
-    contrasts = [open_contrast(name, a.data_dir) for name in a.contrasts]
+    contrasts = [contrast_for(a.model, name, a.data_dir) for name in a.contrasts]
     sides = [Side.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
-    return _finish(a, dissociate(_load(a, a.model), *sides, max_new_tokens=a.max_new_tokens))
+    return _finish(a, dissociate(load_model(a), *sides, max_new_tokens=a.max_new_tokens))
 
 
 def _flinch_options(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +116,7 @@ def _flinch(a: argparse.Namespace) -> int:
     progress = Progress()
     try:
         progress("flinch", None)
-        record = flinch(_load(a, a.model), _load(a, a.base), terms, a.seed, lambda n: progress("", n))
+        record = flinch(load_model(a), load_model(a, a.base), terms, a.seed, lambda n: progress("", n))
     finally:
         progress.close()
     return _finish(a, record)

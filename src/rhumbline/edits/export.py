@@ -16,11 +16,12 @@ from torch import Tensor
 from rhumbline.edits.adapters import lora
 from rhumbline.edits.edit_plan import Point, Probe
 from rhumbline.edits.proved_edit import probe_rows, proof_tokens
-from rhumbline.edits.read_direction import FORMAT, Imported, check_origin, extra
-from rhumbline.edits.save import appearing, check_target
+from rhumbline.edits.read_direction import FORMAT, Imported, check_coefficient, check_origin, extra
+from rhumbline.edits.save import appearing, check_target, fingerprints
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint, load
+from rhumbline.models.loading import load_source
+from rhumbline.models.sources import Source
 from rhumbline.records.files import write_bytes
 
 
@@ -35,6 +36,9 @@ class ExportOptions:
     ablate: bool = False
     device: str = "cpu"
     force: bool = False
+
+    def __post_init__(self):
+        check_coefficient(self.coefficient, "--coefficient")
 
 
 def export(found: Imported, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
@@ -129,12 +133,10 @@ def _model(found: Imported, options: ExportOptions) -> ChatModel:
     source = options.model or found.origin.get("model")
     if not source:
         raise InputError("this export needs the model; give it with --model.")
-    chat_model = load(source, device=options.device)
-    if not options.force and found.origin.get("fingerprint"):
-        prints = {"auto": fingerprint(chat_model)}
-        if prints["auto"] != found.origin["fingerprint"] and found.origin.get("dtype"):
-            prints["run"] = fingerprint(load(source, device="cpu", dtype=found.origin["dtype"]))
-        check_origin(found, prints, None)
+    load_options = Source(source, device=options.device)
+    chat_model = load_source(load_options)
+    if not options.force:
+        check_origin(found, fingerprints(chat_model, found, load_options), None)
     if found.vectors.shape[1] != chat_model.d_model:
         raise DirectionError(
             f"{found.source} has width {found.vectors.shape[1]}, but {source} has {chat_model.d_model}: another model."

@@ -4,6 +4,7 @@ Reads tensors and plain values only: `.pt` files with weights_only, so that no f
 finiteness, and that a direction was made for the model it is to be used on.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.errors import DirectionError, InputError
-from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import Direction
-from rhumbline.records.directory import RunDirectory
-from rhumbline.records.files import file_sha256, read_json, tensors_metadata
+from rhumbline.records.files import file_sha256, tensors_metadata
 from rhumbline.records.positions import Position
+from rhumbline.stages.finished_run import open_run
 
 FORMAT = "rhumbline-direction-1"
 """Value of `format` in the metadata of a direction.safetensors."""
@@ -80,23 +80,27 @@ def read_directions(
 
 
 def _from_run(path: Path, seed: int | None) -> Imported:
-    direction = selected_direction(path, seed)
+    run = open_run(path)
+    artefacts = run.artefacts(seed)
+    direction = artefacts.direction
     if direction is None:
-        raise DirectionError(f"{path}: no candidate passed the selection, so there is no direction to use.")
-    directory = RunDirectory.read(path)
-    results = read_json(path / "results.json") if (path / "results.json").is_file() else {}
-    model = directory.protocol["model"]
+        raise DirectionError(
+            f"{path}: no candidate passed the selection of seed {artefacts.seed}, so there is no direction. Give "
+            "another --seed, run or file."
+        )
+    results = run.results if (path / "results.json").is_file() else {}
+    model = run.protocol["model"]
     origin = {
         "model": model["name"],
         "fingerprint": model["fingerprint"],
         "dtype": model["dtype"],
         "model_type": model["model_type"],
         "n_layers": model["n_layers"],
-        "template_sha256": directory.protocol["chat"].get("template_sha256"),
+        "template_sha256": run.protocol["chat"].get("template_sha256"),
         "verdict": results.get("verdict"),
         "sentence": results.get("sentence"),
-        "protocol_sha256": directory.protocol_sha256,
-        "seed": directory.protocol["seeds"][0] if seed is None else seed,
+        "protocol_sha256": run.directory.protocol_sha256,
+        "seed": artefacts.seed,
     }
     return Imported(direction.difference[None], direction.layer, direction.position, str(path), origin)
 
@@ -229,3 +233,9 @@ def check_origin(found: Imported, fingerprints: Mapping[str, str] | str, templat
         faults.append("it was made with another chat template")
     if faults:
         raise DirectionError(f"{found.source} does not fit: {'; '.join(faults)}. Give --force to use it all the same.")
+
+
+def check_coefficient(value: float | None, option: str) -> None:
+    """InputError for the coefficient of an addition that is 0, NaN or infinite."""
+    if value is not None and (value == 0 or not math.isfinite(value)):
+        raise InputError(f"{option} {value:g} is no coefficient of an addition. Give a finite number other than 0.")

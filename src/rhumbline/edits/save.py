@@ -4,12 +4,11 @@ The directory appears under its name only once what lies on disk was loaded agai
 Knows directories and the model card. How an edit is computed and proved is in weights.py.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,14 @@ from rhumbline.edits.proved_edit import (
     refuse_large,
     refuse_quantised,
 )
-from rhumbline.edits.read_direction import Imported, check_origin
+from rhumbline.edits.read_direction import Imported, check_coefficient, check_origin
 from rhumbline.errors import EditError, OutputError
 from rhumbline.inference.interventions import Add
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint, load
+from rhumbline.models.loading import fingerprint, load_source, read_config
 from rhumbline.models.proving import prove
+from rhumbline.models.sources import Source, checkpoint
+from rhumbline.models.templates import own_template, template_sha256
 from rhumbline.records.files import write_bytes, write_json
 
 RECORD = "rhumbline-edit.json"
@@ -61,6 +62,9 @@ class EditOptions:
     trust_remote_code: bool = False
     prompts: Sequence[str] = PROMPTS
 
+    def __post_init__(self):
+        check_coefficient(self.coefficient, "--add")
+
 
 def edit_checkpoint(
     source: str, found: Imported, out: str | Path, options: EditOptions = EditOptions()
@@ -71,10 +75,29 @@ def edit_checkpoint(
     """
     target = Path(out)
     check_target(target)
-    chat_model = load(
-        source, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code, coarse=True
-    )
-    unpacked = _unpacked(chat_model, source, options)
+    with checkpoint(source) as where:
+        chat_model = _loaded(source, where, found, options)
+        c = options.coefficient
+        change: Change = orthonormal(found.vectors) if c is None else Add(found.direction(), c)
+        dtypes = dtypes_of(chat_model.model)
+        chat_model.model.float()
+        edited = edit_in_place(
+            prove(chat_model.model, chat_model.tokenizer, source, coarse=True), change, options.prompts
+        )
+        cast_back(edited.chat_model.model, dtypes)
+        with appearing(target) as folder:
+            saved = _written(edited, change, folder, where, options)
+            record = _record(edited, saved, change, found, source, chat_model)
+            write_json(folder / RECORD, record)
+            write_bytes(folder / "README.md", card(record).encode())
+    return record
+
+
+def _loaded(source: str, where: str, found: Imported, options: EditOptions) -> ChatModel:
+    """The model with plain matrices, checked against the direction; EditError where its weights cannot be edited."""
+    load_options = Source(source, options.dtype, options.device, True, options.trust_remote_code)
+    chat_model = load_source(load_options)
+    unpacked = _unpacked(chat_model, load_options, where)
     if options.dequantize and (unpacked or getattr(chat_model.model, "is_quantized", False)):
         chat_model = dequantized(chat_model)
     elif unpacked:
@@ -86,29 +109,20 @@ def edit_checkpoint(
     refuse_quantised(chat_model.model)
     check_width(chat_model, found.vectors)
     if not options.force:
-        check_origin(found, _fingerprints(chat_model, found, source, options), _template(chat_model))
-    c = options.coefficient
-    change: Change = orthonormal(found.vectors) if c is None else Add(found.direction(), c)
-    dtypes = dtypes_of(chat_model.model)
-    chat_model.model.float()
-    edited = edit_in_place(prove(chat_model.model, chat_model.tokenizer, source, coarse=True), change, options.prompts)
-    cast_back(edited.chat_model.model, dtypes)
-    with appearing(target) as folder:
-        saved = _written(edited, change, folder, source, options)
-        record = _record(edited, saved, change, found, source, chat_model)
-        write_json(folder / RECORD, record)
-        write_bytes(folder / "README.md", card(record).encode())
-    return record
+        template = own_template(chat_model.tokenizer)
+        check_origin(
+            found,
+            fingerprints(chat_model, found, load_options),
+            None if template is None else template_sha256(template),
+        )
+    return chat_model
 
 
-def _unpacked(chat_model: ChatModel, source: str, options: EditOptions) -> str | None:
+def _unpacked(chat_model: ChatModel, source: Source, where: str) -> str | None:
     """How a checkpoint is stored that transformers dequantised while loading it (mxfp4 and fp8 on a CPU)."""
-    from transformers import AutoConfig
-
     if getattr(chat_model.model, "is_quantized", False):
         return None
-    config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
-    stored = getattr(config, "quantization_config", None)
+    stored = getattr(read_config(source, where)[0], "quantization_config", None)
     return None if stored is None else str(dict(stored).get("quant_method", "an unknown method"))
 
 
@@ -133,7 +147,7 @@ def dequantized(chat_model: ChatModel) -> ChatModel:
     return prove(plain.to(chat_model.device), chat_model.tokenizer, chat_model.name, coarse=True)
 
 
-def _fingerprints(chat_model: ChatModel, found: Imported, source: str, options: EditOptions) -> dict[str, str]:
+def fingerprints(chat_model: ChatModel, found: Imported, source: Source) -> dict[str, str]:
     """Of the model as loaded and, where the direction was made at another dtype, of the model at that one."""
     if not found.origin.get("fingerprint"):
         return {}
@@ -141,16 +155,8 @@ def _fingerprints(chat_model: ChatModel, found: Imported, source: str, options: 
     prints = {loaded: fingerprint(chat_model)}
     other = found.origin.get("dtype")
     if other and other != loaded and prints[loaded] != found.origin["fingerprint"]:
-        again = load(source, dtype=other, device="cpu", trust_remote_code=options.trust_remote_code, coarse=True)
-        prints[other] = fingerprint(again)
+        prints[other] = fingerprint(load_source(replace(source, dtype=other, device="cpu")))
     return prints
-
-
-def _template(chat_model: ChatModel) -> str | None:
-    try:
-        return hashlib.sha256(chat_model.tokenizer.get_chat_template().encode()).hexdigest()
-    except (ValueError, AttributeError):
-        return None
 
 
 # -- the directory ----------------------------------------------------------------------------------------------------

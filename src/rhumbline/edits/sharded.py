@@ -9,7 +9,8 @@ A file that is done is kept, so a killed edit goes on where it was; the director
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,12 @@ from rhumbline.edits.save import RECORD, UNMEASURED, EditOptions, check_target, 
 from rhumbline.edits.shard_recipes import Recipe, recipe
 from rhumbline.edits.tensor_file import TensorFile, write_edited
 from rhumbline.errors import EditError, ModelError, OutputError
+from rhumbline.models.loading import read_config
+from rhumbline.models.sources import INDEX, Source, checkpoint, weight_files
 from rhumbline.records.files import canonical, read_json, write_bytes, write_json
+
+STATE = "state.json"
+"""What is finished of an edit, and what it depends on."""
 
 # -- the checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -37,21 +43,23 @@ class Shards(NamedTuple):
     """Per file, in the order of the index: the names of its tensors."""
 
 
-def shards_of(source: str) -> Shards:
-    """The safetensors files of a local checkpoint; ModelError where one is missing or torn."""
+def shards_of(source: str, where: str | None = None) -> Shards:
+    """The safetensors files of a local checkpoint (at `where`); ModelError where one is missing, torn or elsewhere."""
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(source).expanduser()
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = list(dict.fromkeys(read_json(index)["weight_map"].values()))
-    elif (folder / "model.safetensors").is_file():
-        files = ["model.safetensors"]
-    else:
-        raise ModelError(f"{source}: --sharded needs a local directory with safetensors files, and there are none.")
-    missing = [f for f in files if not (folder / f).is_file()]
+    folder = Path(where or source).expanduser()
+    files = weight_files(folder)
+    if not files:
+        raise ModelError(
+            f"{source}: --sharded needs a local directory with safetensors files, and there are none. Convert the "
+            "weights to safetensors, or edit without --sharded."
+        )
+    missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise ModelError(f"{source}: {len(missing)} of {len(files)} files are missing ({', '.join(missing[:3])}).")
+        raise ModelError(
+            f"{source}: {len(missing)} of {len(files)} files are missing ({', '.join(missing[:3])}). Is the download "
+            "complete?"
+        )
     tensors = {}
     for file in files:
         try:
@@ -110,58 +118,91 @@ def edit_sharded(
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Orthogonalise a checkpoint file by file; returns the record. The same command goes on after an interruption."""
-    from transformers import AutoConfig
-
     target = Path(out)
     check_target(target)
     if options.coefficient is not None or options.dtype != "auto" or options.dequantize:
         raise EditError(
-            "--sharded orthogonalises at the checkpoint's dtype; --add, --dtype and --dequantize need memory."
+            "--sharded orthogonalises at the checkpoint's dtype; --add, --dtype and --dequantize need memory. Leave "
+            "them out, or edit without --sharded."
         )
-    shards = shards_of(source)
-    config = AutoConfig.from_pretrained(source)
-    if getattr(config, "quantization_config", None) is not None:
-        raise EditError(f"{source} is quantised; edit the original checkpoint and quantise the result.")
-    # A fingerprint is over the loaded model, which is not built here: the directory has to be the one of the run.
-    home = Path(str(found.origin.get("model"))).expanduser().resolve()
-    if found.origin.get("fingerprint") and not options.force and home != shards.folder.resolve():
-        check_origin(found, "unknown", None)
-    basis = orthonormal(found.vectors)
-    width = config.get_text_config().hidden_size
-    if basis.shape[1] != width:
-        raise EditError(f"the direction has {basis.shape[1]} components, but {source} has a stream of {width}.")
-    progress("proving the edit on a small model of the same config")
-    made = recipe(source, config, len(basis))
-    if made.plan.outcome == "approximate":
-        # Nothing is written along r all the same; how far the scale of the norms moves is measured on the small model
-        # only, and the record and the card say so.
-        refuse_large(f"a small model of the config of {source}", made.gap)
-    extra = _check_names(source, shards, made)
-    vectors = {"": (basis, basis)}
-    for norm in sorted({rule.norm for rule in made.rules.values()} - {""}):
-        vectors[norm] = _vectors(config, shards, norm, basis, made)
-    work = target.with_name(f".{target.name}.sharded")
+    with checkpoint(source) as where:
+        shards = shards_of(source, where)
+        config, _ = read_config(Source(source, trust_remote_code=options.trust_remote_code), where)
+        if getattr(config, "quantization_config", None) is not None:
+            raise EditError(f"{source} is quantised; edit the original checkpoint and quantise the result.")
+        if not options.force and not _is_origin(found, source, shards.folder):
+            check_origin(found, "unknown", None)
+        basis = orthonormal(found.vectors)
+        width = config.get_text_config().hidden_size
+        if basis.shape[1] != width:
+            raise EditError(
+                f"the direction has {basis.shape[1]} components, but {source} has a stream of {width}: it was made "
+                "for another model. Nothing was changed."
+            )
+        progress("proving the edit on a small model of the same config")
+        made = recipe(source, config, len(basis))
+        if made.plan.outcome == "approximate":
+            # Nothing is written along r all the same; how far the scale of the norms moves is measured on the small
+            # model only, and the record and the card say so.
+            refuse_large(f"a small model of the config of {source}", made.gap)
+        extra = _check_names(source, shards, made)
+        vectors = {"": (basis, basis)}
+        for norm in sorted({rule.norm for rule in made.rules.values()} - {""}):
+            vectors[norm] = _vectors(config, shards, norm, basis, made)
+        work = target.with_name(f".{target.name}.sharded")
+        with _resumable(target, work):
+            leaks = _edit_files(shards, made, vectors, work, _key(shards, found), progress)
+            _finish(shards, made, work)
+            record = _record(source, found, made, leaks, extra)
+            write_json(work / RECORD, record)
+            write_bytes(work / "README.md", sharded_card(record).encode())
+            (work / STATE).unlink()
+            _check_complete(shards, made, work)
+    return record
+
+
+def _is_origin(found: Imported, source: str, folder: Path) -> bool:
+    """Whether the direction was made for this checkpoint, by name or by directory.
+
+    A fingerprint is over the loaded model, which is not built here.
+    """
+    model = str(found.origin.get("model"))
+    return model == source or Path(model).expanduser().resolve() == folder.resolve()
+
+
+@contextmanager
+def _resumable(target: Path, work: Path) -> Iterator[None]:
+    """`work` takes the name of `target` at the end; after an EditError or ModelError it is removed.
+
+    After a failure of the disk it stays, and the same command resumes it.
+    """
     try:
-        leaks = _edit_files(shards, made, vectors, work, _key(shards, found), progress)
-        _finish(shards, made, work)
-        record = _record(source, found, made, leaks, extra)
-        write_json(work / RECORD, record)
-        write_bytes(work / "README.md", sharded_card(record).encode())
-        (work / "state.json").unlink()
+        yield
         if target.exists():
             target.rmdir()
         work.rename(target)
     except (EditError, ModelError):
-        # Nothing that the same command could go on with.
         shutil.rmtree(work, ignore_errors=True)
         raise
     except OSError as error:
         raise OutputError(
-            f"{target} cannot be written: {error.strerror or error}. The files that are done wait in {work}: free "
-            "the disk "
-            "and run the same command again, or remove them."
+            f"{target} cannot be written: {error.strerror or error}. The finished files are in {work}: free the disk "
+            "and run the same command again to resume, or remove them."
         ) from error
-    return record
+
+
+def _check_complete(shards: Shards, made: Recipe, work: Path) -> None:
+    """EditError unless the new checkpoint has every tensor of the old one, and the head where it was untied."""
+    missing = [file for file in shards.tensors if not (work / file).is_file()]
+    written = {name for file in shards.tensors if file not in missing for name in TensorFile.read(work / file).entries}
+    expected = {name for names in shards.tensors.values() for name in names} | set(
+        made.untied[:1] if made.untied else ()
+    )
+    if missing or written != expected:
+        raise EditError(
+            f"the new checkpoint is not complete: {len(missing)} files and {len(expected - written)} tensors are "
+            "missing. Nothing was saved; run the command again."
+        )
 
 
 def _key(shards: Shards, found: Imported) -> str:
@@ -184,17 +225,17 @@ def _edit_files(
     """Every file edited and written, those that are there already left out; per tensor, what is left along the
     subspace."""
     state: dict[str, Any] = {"key": key, "done": {}}
-    if (work / "state.json").is_file() and read_json(work / "state.json").get("key") == key:
-        state = read_json(work / "state.json")
+    if (work / STATE).is_file() and read_json(work / STATE).get("key") == key:
+        state = read_json(work / STATE)
     else:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     for number, file in enumerate(shards.tensors, 1):
-        if file in state["done"]:
+        if file in state["done"] and (work / file).is_file():
             continue
         progress(f"file {number} of {len(shards.tensors)}: {file}")
         state["done"][file] = _edit_file(shards.folder / file, work / file, made, vectors)
-        write_json(work / "state.json", state)
+        write_json(work / STATE, state)
     return {name: leak for found in state["done"].values() for name, leak in found.items()}
 
 
@@ -238,7 +279,7 @@ def _left(tensor: Tensor, axis: int, read: Basis) -> float:
 
 def _finish(shards: Shards, made: Recipe, work: Path) -> None:
     """Index, config and whatever lies beside the weights."""
-    index = shards.folder / "model.safetensors.index.json"
+    index = shards.folder / INDEX
     if index.is_file():
         content = read_json(index)
         if made.untied is not None:

@@ -19,15 +19,11 @@ from typing import Any, NamedTuple
 
 from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.benchmark_comparison import compare
-from rhumbline.experiment import selected_direction
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint
 from rhumbline.records.codec import to_json
-from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import file_sha256, finite, sha256
-from rhumbline.stages.arms import AdditionParameters, SeedArms
-from rhumbline.stages.seed_artefacts import SeedArtefacts
+from rhumbline.stages.finished_run import open_run
 
 EDITED = "edited"
 """Name of the arm that is a checkpoint of its own."""
@@ -54,17 +50,6 @@ class Settings:
             raise InputError(f"--fewshot is {self.fewshot}; give 0 or more.")
 
 
-def arms_of_run(directory: RunDirectory, seed: int) -> dict[str, Arm]:
-    """Every arm of a run by name: baseline, ablation, addition, subtraction, and the nulls that it drew."""
-    direction = selected_direction(directory.path, seed)
-    if direction is None:
-        return {BASELINE.name: BASELINE}
-    artefacts = SeedArtefacts(directory, seed)
-    addition = AdditionParameters(artefacts.coefficient, directory.protocol["addition"]["positions"])
-    arms = SeedArms(direction, artefacts.nulls, addition)
-    return {str(arm): arms.arm(arm) for arm in arms.every()}
-
-
 def evaluate(
     path: str | Path,
     model: ChatModel,
@@ -82,13 +67,10 @@ def evaluate(
     `model` is the one the run was made with; ModelError for another. `edited` is a further model, the arm `edited`.
     InputError for unknown arms or tasks, and where a task's data cannot be had or the harness is not installed.
     """
-    directory = RunDirectory.read(path)
-    if (found := fingerprint(model)) != directory.protocol["model"]["fingerprint"]:
-        raise ModelError(
-            f"{model.name} is not the model that {path} was made with (fingerprint {found[:12]}, the run's is "
-            f"{directory.protocol['model']['fingerprint'][:12]}). Give the same weights and --dtype."
-        )
-    known = arms_of_run(directory, settings.seed)
+    run = open_run(path)
+    run.check_model(model, ModelError)
+    directory, own = run.directory, run.arms(settings.seed)
+    known = {str(arm): own.arm(arm) for arm in own.every()}
     wanted = list(dict.fromkeys(["baseline", *arms]))
     if len(known) == 1 and len(wanted) > 1:
         raise InputError(f"{path} chose no direction in seed {settings.seed}: only --arms baseline can be evaluated.")
@@ -257,4 +239,4 @@ def _versions() -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "-"

@@ -6,11 +6,10 @@ Knows Inspect's interface and run directories; does not know what a task asks.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qsl
 
 from inspect_ai.model import (
@@ -25,14 +24,11 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from rhumbline.errors import InputError, ModelError
-from rhumbline.experiment import selected_direction
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.errors import InputError
+from rhumbline.inference.interventions import Arm
 from rhumbline.inference.runner import Runner
-from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint, load
-from rhumbline.presets.published_models import published_models
-from rhumbline.records.directory import RunDirectory
+from rhumbline.records.arms import ArmId
+from rhumbline.stages.finished_run import RunInputs, open_run
 
 MAX_TOKENS = 512
 """Length of a completion where neither the task nor the run says one."""
@@ -41,43 +37,8 @@ GATHER = 0.02
 
 
 def arm_of_run(path: str | Path, name: str, seed: int | None = None) -> Arm:
-    """An arm by its name in outcomes.jsonl.
-
-    baseline, ablation, addition, addition-all, addition-prompt, null:FAMILY:DRAW:ablation or null:FAMILY:DRAW:addition.
-    """
-    directory = RunDirectory.read(path)
-    if name == "baseline":
-        return BASELINE
-    number = directory.protocol["seeds"][0] if seed is None else seed
-    direction = selected_direction(path, number)
-    if direction is None:
-        raise InputError(f"{path}: seed {number} chose no direction, so there is only the arm baseline.")
-    kind = name.rpartition(":")[2]
-    if name.startswith("null:") and name.count(":") == 3:
-        direction = _null(directory, number, name)
-    elif name not in ("ablation", "addition", "addition-all", "addition-prompt"):
-        raise InputError(
-            f"arm {name!r} is unknown: baseline, ablation, addition, addition-prompt or null:FAMILY:DRAW:ablation."
-        )
-    if kind == "ablation":
-        return Arm(name, (Ablate(direction),))
-    selection = directory.load(directory.seed(number) / "selection.json")
-    positions: Literal["all", "prompt"] = "prompt" if name == "addition-prompt" else "all"
-    if not name.startswith("addition-"):
-        positions = directory.protocol["addition"]["positions"]
-    return Arm(name, (Add(direction, selection.get("coefficient") or 1.0, positions),))
-
-
-def _null(directory: RunDirectory, seed: int, name: str) -> Direction:
-    _, family, draw, kind = name.split(":")
-    rows = directory.load(directory.seed(seed) / "nulls.json")["nulls"]
-    found = [i for i, r in enumerate(rows) if (r["family"], str(r["draw"])) == (family, draw)]
-    if not found or kind not in ("ablation", "addition"):
-        known = sorted({r["family"] for r in rows})
-        raise InputError(f"arm {name!r}: the run drew {', '.join(known)}, and an arm ends with ablation or addition.")
-    row = rows[found[0]]
-    vectors, _ = directory.load_tensors(directory.seed(seed) / "nulls.safetensors")
-    return Direction.from_vector(vectors["nulls"][found[0]], row["position"], row["layer"])
+    """An arm by its name in outcomes.jsonl; InputError where the run has no such arm."""
+    return open_run(path).arms(seed).arm(ArmId.parse(name))
 
 
 @dataclass
@@ -144,13 +105,10 @@ class RhumblineAPI(ModelAPI):
             )
         seed = None if given.get("seed") is None else int(given["seed"])
         arm = arm_of_run(run, str(given.get("arm", "baseline")), seed)
-        self.protocol = RunDirectory.read(run).protocol
-        recorded = self.protocol["model"]
-        source = given.get("model") or recorded["name"]
-        model = load(source, device=given.get("device"), dtype=given.get("dtype") or recorded["dtype"])
-        if fingerprint(model) != recorded["fingerprint"]:
-            raise ModelError(f"{source} is not the model of {run}: its weights have another fingerprint.")
-        self.template = _template(model, self.protocol["chat"]["template_sha256"])
+        opened = open_run(run)
+        self.protocol = opened.protocol
+        model = opened.model(RunInputs(given.get("model"), device=given.get("device"), dtype=given.get("dtype")))
+        self.template = opened.template(model)
         self.arm = _Arm(Runner(model), arm)
 
     async def generate(
@@ -191,18 +149,6 @@ class RhumblineAPI(ModelAPI):
             turns, chat_template=self.template, tokenize=False, add_generation_prompt=True, **variables
         )
         return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _template(model: ChatModel, wanted: str) -> str:
-    """The chat template that the run was made with: the model's own, or that of a preset."""
-    own = model.tokenizer.get_chat_template() if model.tokenizer.chat_template else None
-    for text in (own, *(m.template for m in published_models().values())):
-        if text is not None and hashlib.sha256(text.encode()).hexdigest() == wanted:
-            return text
-    raise ModelError(
-        f"{model.name}: its chat template is not the run's, nor that of a preset. Save the run's template with the "
-        "tokenizer (tokenizer.chat_template) and give that directory as model."
-    )
 
 
 @modelapi(name="rhumbline")

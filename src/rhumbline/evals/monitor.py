@@ -13,19 +13,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rhumbline.errors import DirectionError, InputError, ProtocolError
-from rhumbline.experiment import selected_direction
+from rhumbline.errors import DirectionError, ProtocolError
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint
-from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt
-from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_json
 from rhumbline.records.positions import Position
+from rhumbline.stages.finished_run import SeedArtefacts, open_run
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,16 @@ class Monitor:
         this seed. `template` is the Jinja text of a run that used one of its own. Raises InputError where the model or
         the template is not the run's, ProtocolError where no direction was selected.
         """
-        directory = RunDirectory.read(run)
-        direction = selected_direction(run, seed)
-        if direction is None:
-            raise ProtocolError(f"{run}: no candidate passed the selection, so there is no direction to monitor.")
-        recorded = directory.protocol["chat"]
-        fields = ("system", "enable_thinking", "date", "template_kwargs")
-        chat = Chat.of(model.tokenizer, ChatOptions(**{k: recorded[k] for k in fields}, template=template))
-        if chat.record().template_sha256 != recorded["template_sha256"]:
-            raise InputError(f"the chat template is not that of {run}; give the run's own (template=...).")
-        if fingerprint(model) != directory.protocol["model"]["fingerprint"]:
-            raise InputError(f"{model.name} is not the model of {run}: the weights differ (fingerprint).")
-        return cls(model, chat, direction, _threshold(directory, seed))
+        finished = open_run(run)
+        artefacts = finished.artefacts(seed)
+        if artefacts.direction is None:
+            raise ProtocolError(
+                f"{run}: no candidate passed the selection of seed {artefacts.seed}, so there is no direction to "
+                "monitor. Give another seed or run."
+            )
+        chat = finished.chat(model, template)
+        finished.check_model(model)
+        return cls(model, chat, artefacts.direction, _threshold(artefacts))
 
     def score(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
         """Projection of every prompt at the direction's site, float64."""
@@ -90,11 +85,11 @@ class Monitor:
         return self.score(prompts) > self.threshold
 
 
-def _threshold(directory: RunDirectory, seed: int | None) -> float | None:
+def _threshold(artefacts: SeedArtefacts) -> float | None:
+    directory = artefacts.directory
     path = directory.path / "analyses" / "monitor.json"
     if not path.is_file():
         return None
     record: Mapping[str, Any] = read_json(path)
-    wanted = directory.protocol["seeds"][0] if seed is None else seed
-    holds = record.get("protocol_sha256") == directory.protocol_sha256 and record.get("seed") == wanted
-    return record["threshold"] if holds else None
+    is_own = record.get("protocol_sha256") == directory.protocol_sha256 and record.get("seed") == artefacts.seed
+    return record["threshold"] if is_own else None

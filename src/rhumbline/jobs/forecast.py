@@ -17,6 +17,7 @@ from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import COEFFICIENTS, Protocol
 from rhumbline.stages.losses import Reading
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
+from rhumbline.stages.seed_run import read_positions
 from rhumbline.stages.stage_jobs import NULLS_PER_JOB
 
 OPENINGS = 20
@@ -41,23 +42,28 @@ def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, text
     """Every stage of one seed, in the order in which it runs."""
     n = splits.sizes()
     (tp, tn), (vp, vn), (ep, en) = ((n[s]["positive"], n[s]["negative"]) for s in ("train", "val", "test"))
-    prompts = [p for split in SPLITS for label in LABELS for p in splits.get(split, label)]
-    sequences = [chat.encode(p) for p in prompts]
-    length = sum(map(len, sequences)) / max(1, len(sequences))
+    reads_texts = protocol.extraction.response_position is not None
+    texts_of = splits.texts if reads_texts else splits.get
+    # Activations of texts are read from both responses to a prompt, where the contrast has both.
+    train, test = (sum(len(texts_of(split, label)) for label in LABELS) for split in ("train", "test"))
+    length = _mean_length([chat.encode(p) for s in SPLITS for c in LABELS for p in splits.get(s, c)])
+    read_length = length
+    if reads_texts:
+        read_length = _mean_length([chat.encode_text(p) for c in LABELS for p in splits.texts("train", c)])
 
-    def stage(name: str, rows: int, most: int | None = None, writing: int = 0) -> Stage:
-        most = rows if most is None else most
-        return Stage(name, rows, most, round(rows * length), writing * protocol.max_new_tokens)
+    def stage(name: str, rows: int, most: int | None = None, writing: int = 0, texts: int = 0) -> Stage:
+        """`texts`: how many of the rows are read with a response."""
+        most, tokens = rows if most is None else most, (rows - texts) * length + texts * read_length
+        return Stage(name, rows, most, round(tokens), writing * protocol.max_new_tokens)
 
-    positions = 1 if protocol.extraction.positions == "last-instruction" else len(chat.positions)
-    cells = positions * protocol.selection.first_cut_layer(n_layers)
+    cells = len(read_positions(protocol.extraction, chat)) * protocol.selection.first_cut_layer(n_layers)
     families = protocol.nulls.families
     few = len(families) * protocol.nulls.draws
     found = [
         _openings(protocol, tp, tn, stage),
-        stage("extraction", tp + tn + vp + vn),
+        stage("extraction", train + vp + vn, texts=train),
         _selection(protocol, cells, vp, vn, stage),
-        _nulls(protocol, cells, tp + tn, stage),
+        _nulls(protocol, cells, train, stage),
         stage("arms on positives", (2 + few) * ep, writing=(2 + few) * ep),
         stage("arms on negatives", (4 + few) * en, writing=(4 + few) * en),
     ]
@@ -74,14 +80,18 @@ def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, text
     if protocol.stability.refits:
         plan = protocol.stability
         likely, most = _refit(protocol, plan.sites, min(plan.prompts, vp), min(plan.prompts, vn))
-        once = tp + tn + min(plan.prompts, vn)
-        found.append(stage("stability", once + plan.refits * likely, once + plan.refits * most))
-    found.append(stage("separation", ep + en))
+        once = train + min(plan.prompts, vn)
+        found.append(stage("stability", once + plan.refits * likely, once + plan.refits * most, texts=train))
+    found.append(stage("separation", test, texts=test))
     found += _losses(chat, splits, protocol, texts, length)
     for name in protocol.conditions:
         rows = 2 * ep + 3 * en
         found.append(stage(f"condition {name}", rows, writing=rows))
     return found
+
+
+def _mean_length(sequences: Sequence[Sequence[int]]) -> float:
+    return sum(map(len, sequences)) / max(1, len(sequences))
 
 
 def _openings(protocol: Protocol, tp: int, tn: int, stage: Callable[..., Stage]) -> Stage:
@@ -110,10 +120,10 @@ def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
 def _nulls(protocol: Protocol, cells: int, train: int, stage: Callable[..., Stage]) -> Stage:
     """Activations at the site; and where the whole procedure is repeated, its sums and its choices."""
     if "shuffled" not in protocol.nulls.families:
-        return stage("nulls", train)
+        return stage("nulls", train, texts=train)
     draws, q = protocol.nulls.total("shuffled"), protocol.nulls.procedure_prompts
     likely, most = _refit(protocol, cells, q, q)
-    return stage("nulls", 2 * train + draws * (likely + q), 2 * train + draws * (most + q))
+    return stage("nulls", 2 * train + draws * (likely + q), 2 * train + draws * (most + q), texts=2 * train)
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[Stage]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rhumbline.engines.jobs import Shared, Worker
 from rhumbline.errors import ModelError
-from rhumbline.models.loading import fingerprint
+from rhumbline.models.loading import fingerprint, load_source
 from rhumbline.models.sources import Source
 from rhumbline.prompts.contrasts import ContrastSet, Prompt
 from rhumbline.protocol import Protocol
@@ -70,7 +70,7 @@ class Replica:
     def __init__(self, options: Mapping[str, Any]) -> None:
         check_code(options["code"])
         check_versions(options["versions"])
-        self.model = Source(**options["source"]).load()
+        self.model = load_source(Source(**options["source"]))
         found = fingerprint(self.model)
         if found != options["fingerprint"]:
             raise ModelError(

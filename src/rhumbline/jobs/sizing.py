@@ -1,6 +1,6 @@
 """What a run will need, said before anything is loaded: bytes from the checkpoint's headers, work from the protocol.
 
-Reads the headers of safetensors files and nothing behind them. Imports no torch. The estimates name their assumptions.
+Reads the headers of safetensors files and nothing behind them. The estimates name their assumptions.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhumbline.errors import ModelError
+from rhumbline.models.sources import weight_files
 
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1,
          "U8": 1, "BOOL": 1}  # fmt: skip
@@ -34,31 +35,35 @@ class Checkpoint(NamedTuple):
     """Keys and values of one token, at the files' dtype; None where the config does not say."""
 
 
-def find_folder(model: str) -> Path | None:
-    """The directory of a model: itself, or the hub cache's newest snapshot; None where this machine has neither."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelError(f"{model}: no such directory.")
+def find_folder(where: str) -> Path | None:
+    """The directory of a checkpoint: itself, or the hub cache's newest snapshot; None where this machine has neither.
+
+    `where` is a directory or a hub name, as `models.sources.checkpoint` resolves them.
+    """
+    if Path(where).is_dir():
+        return Path(where)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True))
+        return Path(snapshot_download(where, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError:
+        raise ModelError(f"{where} is neither a directory nor a hub name. Give one of them.") from None
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Sizes from the headers of all safetensors files of a directory. ModelError where there is none, or a torn one."""
     sizes: dict[str, tuple[int, int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        for name, entry in _header(path).items():
+    for file in weight_files(folder):
+        for name, entry in _header(folder / file).items():
             count = prod(entry["shape"])
             sizes[name] = (count, count * BYTES.get(entry["dtype"], 4))
     if not sizes:
-        raise ModelError(f"{folder} has no safetensors files, whose headers say how large a model is.")
+        raise ModelError(
+            f"{folder} has no safetensors files, whose headers say how large a model is. Is the download complete?"
+        )
     config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
     config = config.get("text_config") or config
     parameters, total = (sum(column) for column in zip(*sizes.values(), strict=True))
@@ -130,14 +135,20 @@ def estimate(
     return Estimate(memory, prefill + decode, memory <= device.memory)
 
 
-def work(protocol: Mapping[str, Any], layers: int, positions: int = 5) -> tuple[dict[str, float], float]:
+POSITIONS = 5
+"""Tokens of a chat template after the instruction, where the template is not read."""
+
+
+def work(protocol: Mapping[str, Any], layers: int) -> tuple[dict[str, float], float]:
     """Prompts that go through the model, by kind of block, and decoding steps of 512 rows; of all seeds of a run.
 
+    The positions of the protocol are resolved (not `auto`): one of them, or those after the instruction (`POSITIONS`).
     An upper guess: packed prompts share their prefix, additions begin at their layer (taken as one half of a pass), and
     the lazy grid leaves scores out. `serial` is what is not cut into blocks.
     """
     sizes, nulls, stability, dose = (protocol[name] for name in ("sizes", "nulls", "stability", "dose"))
     families, seeds = len(nulls["families"]), len(protocol["seeds"])
+    positions = POSITIONS if protocol["extraction"]["positions"] in ("post-instruction", "auto") else 1
     cells = positions * int((protocol["selection"]["max_layer_share"] or 1.0) * layers)
     procedure = min(nulls["wide"], nulls["procedure"]) if "shuffled" in nulls["families"] else 0
     draws = nulls["wide"] * (families - (procedure > 0)) + procedure

@@ -22,18 +22,19 @@ from rhumbline.engines.local import Local
 from rhumbline.errors import InputError, OutputError, ProtocolError, RhumblineError
 from rhumbline.experiment import run
 from rhumbline.jobs.replicas import check_code
-from rhumbline.jobs.sizing import Device, Estimate, estimate, find_folder, read_checkpoint
+from rhumbline.jobs.sizing import Checkpoint, Device, Estimate, estimate, find_folder, read_checkpoint
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.sources import ORGANISM, Source
-from rhumbline.prompts.contrast_files import read_contrast
+from rhumbline.models.loading import load_source
+from rhumbline.models.sources import ORGANISM, Source, checkpoint, contrast_for
 from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.protocol import Protocol, amend, preset
 from rhumbline.records.directory import RunDirectory, locked
-from rhumbline.records.files import appending, finite, write_json
+from rhumbline.records.files import appending, finite, inside, write_json
 from rhumbline.records.source_hash import code_sha256
 from rhumbline.report import comparison as comparing
 from rhumbline.report import comparison_page
 from rhumbline.report.comparison import Failure
+from rhumbline.stages.run_plan import resolved
 
 OWN = "own"
 """A contrast's name that stands for the one that comes with an organism."""
@@ -165,27 +166,37 @@ class Planned(NamedTuple):
 
 def plan(sweep: Sweep, *, gpus: float = 1, device: Device | None = None) -> list[Planned]:
     """Memory and time of every run from the checkpoints' headers; nothing is loaded, and nothing is downloaded."""
-    found = []
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, Checkpoint | str] = {}
     for cell in sweep.cells():
-        model = cell.source.model
-        if model not in sizes:
-            try:
-                folder = None if cell.source.organism else find_folder(model)
-                note = "an organism: seconds on a processor" if cell.source.organism else "not on this machine yet"
-                sizes[model] = (read_checkpoint(folder) if folder else None, "" if folder else note)
-            except RhumblineError as error:
-                sizes[model] = (None, str(error))
-        checkpoint, note = sizes[model]
-        if checkpoint is None:
-            found.append(Planned(cell, None, None, note))
-            continue
-        needs = estimate(checkpoint, cell.protocol.record(), gpus=gpus, dtype=cell.source.dtype, device=device)
-        note = (
-            "" if needs.fits else f"does not fit: {needs.memory_per_gpu / 1e9:.0f} GB per GPU; raise --gpus-per-replica"
-        )
-        found.append(Planned(cell, checkpoint.parameters, needs, note))
-    return found
+        if cell.source.model not in sizes:
+            sizes[cell.source.model] = _sizes(cell.source)
+    return [_planned(cell, sizes[cell.source.model], gpus, device) for cell in sweep.cells()]
+
+
+def _sizes(source: Source) -> Checkpoint | str:
+    """What the headers of a checkpoint say, or why they cannot be read here."""
+    if source.organism:
+        return "an organism: seconds on a processor"
+    try:
+        with checkpoint(source.model) as where:
+            folder = find_folder(where)
+            return read_checkpoint(folder) if folder else "not on this machine yet"
+    except RhumblineError as error:
+        return str(error)
+
+
+def _planned(cell: Cell, size: Checkpoint | str, gpus: float, device: Device | None) -> Planned:
+    if isinstance(size, str):
+        return Planned(cell, None, None, size)
+    try:
+        protocol = cell.protocol
+        if protocol.extraction.positions == "auto":
+            protocol = resolved(protocol, contrast_of(cell.source, cell.contrast))
+        needs = estimate(size, protocol.record(), gpus=gpus, dtype=cell.source.dtype, device=device)
+    except RhumblineError as error:
+        return Planned(cell, size.parameters, None, str(error))
+    short = f"does not fit: {needs.memory_per_gpu / 1e9:.0f} GB per GPU; raise --gpus-per-replica"
+    return Planned(cell, size.parameters, needs, "" if needs.fits else short)
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------------
@@ -207,7 +218,7 @@ class RunWorker:
         """One run: its verdict. What it says goes to its log."""
         del kind, shared
         cell = arguments["cell"]
-        path = self.out / "logs" / f"{cell['name']}.log"
+        path = inside(self.out / "logs", f"{cell['name']}.log", InputError)
         with appending(path) as log:
 
             def say(text: str) -> None:
@@ -231,7 +242,7 @@ class RunWorker:
         if self.loaded is None or self.loaded[0] != source:
             self.loaded = None
             say(f"loads {source.model}")
-            self.loaded = (source, source.load())
+            self.loaded = (source, load_source(source))
 
         def progress(stage: str, rows: int | None) -> None:
             if rows is None:
@@ -251,11 +262,7 @@ class RunWorker:
 
 def contrast_of(source: Source, name: str) -> ContrastSet:
     """The contrast of a cell."""
-    if name != OWN:
-        return read_contrast(name)
-    if source.organism is None:
-        raise InputError(f'{source.model} brings no contrast of its own; give contrasts = ["FILE"] in the sweep.')
-    return source.own_contrast()
+    return contrast_for(source.model, None if name == OWN else name)
 
 
 class Swept(NamedTuple):

@@ -17,7 +17,8 @@ from rhumbline.inference.batching import is_out_of_memory
 from rhumbline.inference.runner import Runner, measured_tokens
 from rhumbline.judging.judge_endpoint import query
 from rhumbline.judging.judge_specs import Judgement, JudgeSpec
-from rhumbline.models.loading import load
+from rhumbline.models.loading import check_dtype, load
+from rhumbline.models.sources import checkpoint
 
 CLASSIFIER_BATCH = 32
 """Initial batch size of a sequence classification model."""
@@ -144,13 +145,13 @@ class _Classifier(NamedTuple):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ModelError(f"dtype {dtype!r} is not a torch dtype. Use auto, float32, bfloat16 or float16.")
+        check_dtype(dtype)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(spec.model, revision=spec.revision)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                spec.model, revision=spec.revision, dtype=dtype, device_map=device, output_loading_info=True
-            )
+            with checkpoint(spec.model) as where:
+                tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision)
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    where, revision=spec.revision, dtype=dtype, device_map=device, output_loading_info=True
+                )
         except Exception as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(

@@ -17,7 +17,7 @@ from rhumbline.evidence.readouts import agreement_of
 from rhumbline.judging.judge_specs import CLASSES, Judgement, JudgeSpec
 from rhumbline.records.arms import ArmId
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.files import sha256
+from rhumbline.records.files import inside, sha256
 from rhumbline.records.held_out_files import Outcome
 from rhumbline.records.judgement_files import (
     SUMMARY,
@@ -218,8 +218,8 @@ def _read_summary(directory: RunDirectory) -> JudgementSummary:
 
 
 def _rows_file(directory: RunDirectory, name: str) -> Path:
-    return directory.path / "judgements" / f"{name}.jsonl"
+    return inside(directory.path / "judgements", f"{name}.jsonl", OutputError)
 
 
 def _index_file(directory: RunDirectory, name: str) -> Path:
-    return directory.path / "judgements" / f"{name}.index.jsonl"
+    return inside(directory.path / "judgements", f"{name}.index.jsonl", OutputError)

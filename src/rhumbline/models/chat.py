@@ -4,7 +4,6 @@ The suffix, the post-instruction tokens, is found by rendering the whole chat ar
 template and its tokenizer; independent of the model.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rhumbline.errors import TemplateError
-from rhumbline.models.templates import PROBES, check_system, check_template, render, template_of
+from rhumbline.models.templates import PROBES, check_system, check_template, render, template_of, template_sha256
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS, ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.positions import Position
@@ -158,7 +157,7 @@ class Chat:
     def record(self) -> ChatFacts:
         """The chat as protocol.json describes it."""
         return ChatFacts(
-            template_sha256=hashlib.sha256(template_of(self.tokenizer, self.options).encode()).hexdigest(),
+            template_sha256=template_sha256(template_of(self.tokenizer, self.options)),
             system=self.options.system,
             enable_thinking=self.options.enable_thinking,
             date=self.options.date,

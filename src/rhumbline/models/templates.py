@@ -3,6 +3,7 @@
 A chat is always rendered as a whole, with the model's own template. Independent of token ids.
 """
 
+import hashlib
 import re
 from dataclasses import replace
 from datetime import datetime
@@ -28,6 +29,19 @@ PROBES = (
     "Cheer me up 🙂",
 )
 """Instructions whose first and last characters all differ, so that their renderings share the template only."""
+
+
+def template_sha256(template: str) -> str:
+    """The hash by which the protocol names a chat template."""
+    return hashlib.sha256(template.encode()).hexdigest()
+
+
+def own_template(tokenizer: Any) -> str | None:
+    """Text of the tokenizer's chat template; None where it has none, or several."""
+    try:
+        return tokenizer.get_chat_template()
+    except (ValueError, AttributeError):
+        return None
 
 
 def template_of(tokenizer: Any, options: ChatOptions) -> str:

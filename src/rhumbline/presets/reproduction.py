@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rhumbline.errors import RhumblineError
+from rhumbline.errors import ModelError, RhumblineError
 from rhumbline.judging.judgements import SUMMARY
 from rhumbline.models.chat import Chat
+from rhumbline.models.loading import read_head
+from rhumbline.models.sources import Source, checkpoint
 from rhumbline.presets.published_models import Published
 from rhumbline.prompts import named_sets as data
 from rhumbline.records.arms import ArmKind
@@ -53,15 +55,11 @@ def checks(published: Published, source: str | None = None, data_dir: str | Path
 
 
 def _tokenizer_checks(published: Published, source: str) -> Iterator[Check]:
-    from transformers import AutoConfig, AutoTokenizer
-
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    # The errors of the hub have no common base, and code that comes with a model is not executed here.
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Check(what="tokenizer", ok=None, detail=f"{source} is not available locally: {first[:160]}")
+        with checkpoint(source) as where:
+            config, tokenizer, _ = read_head(Source(source), where)  # code that comes with a model is not executed
+    except ModelError as error:
+        yield Check(what="tokenizer", ok=None, detail=f"{source} is not available locally: {str(error)[:160]}")
         return
     yield _equal("layers", config.get_text_config().num_hidden_layers, published.layers)
     try:

@@ -111,6 +111,13 @@ def read_given(path: Path, wrong: type[RhumblineError], expected: str) -> Any:
         raise wrong(f"{path} is not JSON: {error}. Give {expected}.") from error
 
 
+def inside(folder: Path, name: str, wrong: type[RhumblineError]) -> Path:
+    """`folder / name`, for a name that comes from a file; `wrong` unless it is a plain file name."""
+    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+        raise wrong(f"{name!r} is no plain file name, so it may be outside {folder}. Correct the file that names it.")
+    return folder / name
+
+
 def read_rows(path: Path) -> list[dict]:
     """Read a JSON Lines file; OutputError names the faulty line."""
     try:

@@ -23,7 +23,7 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
-from rhumbline.protocol import Protocol
+from rhumbline.protocol import Extraction, Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
 from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, StyleJudges
@@ -67,11 +67,7 @@ class SeedRun:
     @property
     def positions(self) -> tuple[Position, ...]:
         """Positions at which candidates are read."""
-        in_response = self.protocol.extraction.response_position
-        if in_response is not None:
-            return (in_response,)
-        last = self.protocol.extraction.positions == "last-instruction"
-        return (self.chat.instruction_position,) if last else self.chat.positions
+        return read_positions(self.protocol.extraction, self.chat)
 
     def prompts(self, split: Split, label: Label, kept: Sequence[bool] | None = None) -> list[Prompt]:
         """The prompts of one class of a split, or the kept ones of them."""
@@ -184,6 +180,13 @@ class SeedRun:
         """The arms of the direction and of its nulls."""
         addition = AdditionParameters(self.artefacts.coefficient, self.protocol.addition.positions)
         return SeedArms(self.direction, self.nulls, addition)
+
+
+def read_positions(extraction: Extraction, chat: Chat) -> tuple[Position, ...]:
+    """The positions of the candidates in a chat."""
+    if extraction.response_position is not None:
+        return (extraction.response_position,)
+    return (chat.instruction_position,) if extraction.positions == "last-instruction" else chat.positions
 
 
 def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[Position]) -> Sequence[TokenIds]:
