@@ -5,7 +5,7 @@ Runs no model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,38 +19,27 @@ from rhumbline.evidence.seed_results import seed_results
 from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.evidence.verdict import overall
 from rhumbline.evidence.verdict_sentences import run_sentence
+from rhumbline.protocol import Protocol
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
 from rhumbline.records.files import read_json, sha256
-from rhumbline.records.protocol_file import SplitPlan
+from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.reasons import Discard
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
 from rhumbline.records.selection_files import Candidate, Selection
-from rhumbline.records.shared import ModelFacts
-from rhumbline.records.verdict_rule import Rule
 
 PROSE = frozenset({"sentence", "warnings"})
 """Fields of results.json whose wording depends on the version of rhumbline."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The part of the protocol that results depend on."""
-
-    seeds: tuple[int, ...]
-    behaviour: str
-    preset: str
-    rule: Rule
-    selection: SelectionRule
-    model: ModelFacts
-    splits: dict[int, SplitPlan]
-
-
 def assemble(directory: RunDirectory) -> RunSummary:
     """The part of results.json that follows from the protocol and the artefacts of the seeds."""
-    plan = directory.read_protocol(_Plan)
-    by_seed = {seed: seed_results(directory, seed, plan.splits[seed], plan.rule, plan.behaviour) for seed in plan.seeds}
+    protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
+    by_seed = {
+        seed: seed_results(directory, seed, context.splits[seed], protocol.rule, protocol.behaviour)
+        for seed in protocol.seeds
+    }
     adjusted = with_adjusted_p({seed: results.result.wide for seed, results in by_seed.items()})
     seeds = tuple(replace(results.result, wide=adjusted[seed]) for seed, results in by_seed.items())
     verdict = overall({seed: results.verdict for seed, results in by_seed.items()})
@@ -62,27 +51,27 @@ def assemble(directory: RunDirectory) -> RunSummary:
         reason=verdict.reason,
         reasons=verdict.reasons,
         sentence=run_sentence(verdict, {seed.seed: seed.sentence for seed in seeds}),
-        rule=plan.rule,
-        model=plan.model,
-        behaviour=plan.behaviour,
-        preset=plan.preset,
+        rule=protocol.rule,
+        model=context.model,
+        behaviour=protocol.behaviour,
+        preset=protocol.preset,
         protocol_sha256=directory.protocol_sha256,
         seeds=seeds,
         pooled=pooled_level_effects(levels) if levels else pooled_rate_effects(outcomes),
         agreement=directory.read_record(Agreement).pairs if directory.has(Agreement) else (),
-        warnings=tuple(_warnings(plan, seeds)),
+        warnings=tuple(_warnings(context, seeds)),
     )
 
 
-def _warnings(plan: _Plan, seeds: Sequence[SeedResult]) -> list[str]:
+def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str]:
     """What limits the interpretation of the verdict."""
     warnings = []
-    if plan.model.mode == "coarse":
+    if context.model.mode == "coarse":
         warnings.append(
             "The residual writers of this model could not be proved, so it was edited at block inputs and outputs only "
             "(--coarse). Between the two sublayers of a block an ablated direction can be present."
         )
-    if len(seeds) > 1 and any(len(set(split.fixed)) == 3 for split in plan.splits.values()):
+    if len(seeds) > 1 and any(len(set(split.fixed)) == 3 for split in context.splits.values()):
         warnings.append("The contrast file fixes every split: the seeds share their prompts and differ in nulls only.")
     for seed in seeds:
         if seed.style and not seed.style.markers:
@@ -151,9 +140,9 @@ def check(path: str | Path) -> Verification:
     faults += _changed_files(directory, results.get("files"))
     try:
         faults += _differences(to_json(assemble(directory)), results, "results.json", skipped)
-        plan = directory.read_protocol(_Plan)
-        for seed in plan.seeds:
-            faults += _selection_faults(directory, plan, seed)
+        protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
+        for seed in protocol.seeds:
+            faults += _selection_faults(directory, protocol.selection, context.model.n_layers, seed)
         for file in sorted(directory.path.glob("evaluations/*/comparison.json")):
             name = file.relative_to(directory.path).as_posix()
             faults += _differences(to_json(compare(directory, file.parent)), directory.load(file), name, skipped)
@@ -222,16 +211,17 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _selection_faults(directory: RunDirectory, plan: _Plan, seed: int) -> list[str]:
+def _selection_faults(directory: RunDirectory, rule: SelectionRule, n_layers: int, seed: int) -> list[str]:
     """Differences between the recorded selection and the one that the rule gives for the recorded scores."""
     name = f"seed-{seed}/selection.json"
     selection = directory.read_record(Selection, seed)
     if not selection.candidates:
         return []
-    rule = plan.selection if selection.induction_is_testable else plan.selection.without_induce_and_kl()
+    if not selection.induction_is_testable:
+        rule = rule.without_induce_and_kl()
     # The layer cut is the rule's own; other reasons (no difference, not needed) were recorded while scoring.
     table = [replace(row, discarded=_kept_reason(row)) for row in selection.candidates]
-    result = choose(table, plan.model.n_layers, rule)
+    result = choose(table, n_layers, rule)
     again, recorded = (
         None if row is None else (int(row.position), row.layer) for row in (result.selected, selection.selected)
     )

@@ -3,6 +3,7 @@
 Reads files of the run directory and calls the other modules of this package.
 """
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,13 +23,14 @@ from rhumbline.evidence.verdict_sentences import seed_sentence
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.codec import R
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.effect_results import Effect, Shift, WideEffect
 from rhumbline.records.held_out_files import ConditionOutcome, DocumentLoss, LevelTexts, Outcome
 from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
 from rhumbline.records.protocol_file import SplitPlan
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import SeedResult
 from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, StyleJudges
-from rhumbline.records.shared import BySplit
+from rhumbline.records.shared import BySplit, NullDirection
 from rhumbline.records.style_results import StyleSummary
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 from rhumbline.records.verdict_rule import Rule
@@ -51,23 +53,14 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     selection = directory.read_record(Selection, seed)
     outcomes = directory.read_rows(Outcome, seed)
     is_selected = selection.selected is not None
-    nulls = directory.read_record(NullDirections, seed) if is_selected else None
-    drawn, energy, groups = (nulls.nulls, nulls.energy, nulls.groups) if nulls is not None else ((), None, None)
-    wide_nulls = directory.read_record(WideNulls, seed) if is_selected else WideNulls({}, ())
-    wide, shift = wide_effects(wide_nulls, drawn, rule.same_cosine), mean_kl(wide_nulls)
-    aligned = {n.null_draw for n in drawn if rule.same_cosine is not None and abs(n.cosine) > rule.same_cosine}
+    nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, (), NO_SHIFT)
     levels = _levels(directory, seed, outcomes)
-    families = {effect.name: effect.families for effect in wide}
-    effects = tuple(
-        replace(effect, wide=families.get(effect.name, {}))
-        for effect in (rate_effects(outcomes, aligned) if levels is None else levels.effects(aligned))
-    )
     evidence = SeedEvidence(
         arms=arm_rates(outcomes) if levels is None else levels.arms(),
-        effects=effects,
+        effects=_effects(outcomes, levels, nulls, rule),
         no_candidate=no_candidate_reason(selection, extraction),
-        kl=shift.kl,
-        group_cosine=groups,
+        kl=nulls.shift.kl,
+        group_cosine=nulls.groups,
         unit=None if levels is None else levels.unit,
     )
     verdict = decide(rule, evidence, behaviour)
@@ -86,13 +79,9 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         refusal_tokens=metric.tokens,
         token_auroc=metric.auroc,
         arms=tuple(evidence.arms),
-        effects=effects,
-        nulls=drawn,
-        energy=energy,
-        groups=groups,
-        wide=wide,
-        shift=shift,
-        dose=dose_curves(directory.read_record(Doses, seed), drawn, energy) if is_selected else None,
+        effects=tuple(evidence.effects),
+        **nulls._asdict(),
+        dose=dose_curves(directory.read_record(Doses, seed), nulls.nulls, nulls.energy) if is_selected else None,
         readouts=readouts(outcomes),
         stability=stability_summary(directory.read_record(Stability, seed)) if is_selected else None,
         coefficient=selection.coefficient,
@@ -106,6 +95,36 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     if levels is not None:
         result = replace(result, style=_style(directory, seed, levels, outcomes))
     return SeedResults(result, verdict, outcomes, levels)
+
+
+class NullResults(NamedTuple):
+    """The results of one seed that come from the null directions; the fields are those of `SeedResult`."""
+
+    nulls: tuple[NullDirection, ...]
+    energy: float | None
+    groups: float | None
+    wide: tuple[WideEffect, ...]
+    shift: Shift
+
+
+NO_SHIFT = mean_kl(WideNulls({}, ()))
+"""The KL divergence of a seed without a direction."""
+
+
+def _null_results(directory: RunDirectory, seed: int, rule: Rule) -> NullResults:
+    """The null directions and the effects in the metric; for a seed with a direction."""
+    directions, wide = directory.read_record(NullDirections, seed), directory.read_record(WideNulls, seed)
+    effects = wide_effects(wide, directions.nulls, rule.same_cosine)
+    return NullResults(directions.nulls, directions.energy, directions.groups, effects, mean_kl(wide))
+
+
+def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> tuple[Effect, ...]:
+    """Both effects in rates or levels, with their ranks among the wide nulls."""
+    limit = math.inf if rule.same_cosine is None else rule.same_cosine
+    aligned = {null.null_draw for null in nulls.nulls if abs(null.cosine) > limit}
+    families = {effect.name: effect.families for effect in nulls.wide}
+    effects = rate_effects(outcomes, aligned) if levels is None else levels.effects(aligned)
+    return tuple(replace(effect, wide=families.get(effect.name, {})) for effect in effects)
 
 
 def no_candidate_reason(selection: Selection, extraction: Extracted) -> VerdictReason | None:

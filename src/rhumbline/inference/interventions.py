@@ -1,7 +1,6 @@
-"""Interventions as data, arms as named sets of them, and the one edit that a site applies to a batch of arms.
+"""Directions, interventions and arms as data, and the edit that each hook point applies to a batch of arms.
 
-Knows the arithmetic of ablation and addition and which row of a batch belongs to which arm. Does not know hooks, what a
-direction means, nor how it was found.
+Contains the arithmetic of ablation and addition. Independent of hooks and of how a direction was fitted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,31 +19,33 @@ from rhumbline.records.positions import Position
 
 @dataclass(frozen=True)
 class Direction:
-    """A unit vector of the residual stream and where it came from."""
+    """A unit vector of the residual stream, and the site at which it was read."""
 
     vector: Vector
     """Norm 1, float32, on the CPU."""
     norm: float
-    """Length before normalisation, in units of the residual stream."""
+    """Norm before normalisation, in units of the residual stream."""
     position: Position
-    """Where the vector was read."""
+    """Position at which the vector was read."""
     layer: int
-    """The vector was read at the input of this block (`resid_pre`)."""
+    """Block at whose input (`resid_pre`) the vector was read."""
 
     def __post_init__(self):
         length = float(self.vector.norm())
         if not abs(length - 1) < 1e-4:
             raise DirectionError(
-                f"Direction.vector has norm {length:.3g}, expected 1; use Direction.from_vector(v, position, layer)."
+                f"Direction.vector has norm {length:.3g}, expected 1. Use Direction.from_vector(v, position, layer)."
             )
 
     @classmethod
     def from_vector(cls, vector: Vector, position: Position | int, layer: int) -> "Direction":
-        """Normalise `vector` [d_model]; a zero or non-finite one is refused."""
+        """The direction of `vector`. DirectionError if it is zero or not finite."""
         v = vector.detach().double().cpu()
         norm = float(v.norm())
         if not (0 < norm < float("inf")):
-            raise DirectionError(f"a direction must be finite and not zero; this vector has norm {norm}.")
+            raise DirectionError(
+                f"this vector has norm {norm}; a direction must be finite and not zero. Use another vector."
+            )
         return cls((v / norm).float(), norm, Position.of(position), layer)
 
     @property
@@ -55,46 +56,50 @@ class Direction:
 
 @dataclass(frozen=True)
 class Ablate:
-    """Directional ablation, x - a r (r.x), at every write and read of the stream, all positions, generated tokens too.
+    """Directional ablation, x - a r (r.x), at every residual writer and at all positions, generated tokens included.
 
-    Arditi et al. 2024, section 2.4, where a = 1.
+    Arditi et al. 2024, section 2.4, with a = 1.
     """
 
     direction: Direction
     strength: float = 1.0
-    """a: 0 changes nothing, 1 removes the direction, 2 reflects it. Where the writers are proved, the share a of all
-    that is written along r is removed; in the coarse mode every block input and output is edited in turn."""
+    """a: 0 changes nothing, 1 removes the component along r, 2 reflects it. In mode `exact` the share a of every write
+    along r is removed. In mode `coarse` every block input and output is edited in turn."""
 
     def __post_init__(self):
         if not 0 <= self.strength <= 2:
-            raise ProtocolError(f"Ablate.strength is {self.strength}; use 0 (nothing) to 1 (all) or at most 2.")
+            raise ProtocolError(
+                f"Ablate.strength is {self.strength}. Use 0 (removes nothing) to 1 (removes all), at most 2."
+            )
 
 
 @dataclass(frozen=True)
 class AblateSpan:
-    """Ablation of a whole subspace, x - B^T B x with the rows of B orthonormal, where `Ablate` acts too."""
+    """Ablation of a subspace, x - B^T B x with orthonormal rows of B, at the hook points of `Ablate`."""
 
     basis: Float[Tensor, "rank d_model"]
-    """Orthonormal rows, float32, on the CPU; which basis of the subspace does not matter."""
+    """Orthonormal rows, float32, on the CPU. Every basis of the subspace has the same effect."""
 
     def __post_init__(self):
         apart = self.basis @ self.basis.T - torch.eye(len(self.basis))
         if not (len(self.basis) and float(apart.abs().max()) < 1e-3):
-            raise DirectionError("AblateSpan.basis must have orthonormal rows, at least one; use torch.linalg.qr.")
+            raise DirectionError(
+                "AblateSpan.basis must have at least one row, and orthonormal rows. Use torch.linalg.qr."
+            )
 
 
 @dataclass(frozen=True)
 class Add:
     """Activation addition, x + coefficient * norm * r, at the input of one block.
 
-    Arditi et al. 2024, section 2.4 (there: coefficient +1 induces, -1 bypasses, all positions and generated tokens).
+    Arditi et al. 2024, section 2.4: coefficient +1 induces, -1 bypasses; all positions, generated tokens included.
     """
 
     direction: Direction
     coefficient: float = 1.0
-    """In units of the direction's own norm."""
+    """In units of the norm of the direction."""
     positions: Literal["all", "prompt"] = "all"
-    """`prompt` leaves the generated tokens alone."""
+    """`prompt`: generated tokens are not changed."""
 
 
 Intervention = Ablate | AblateSpan | Add
@@ -102,7 +107,7 @@ Intervention = Ablate | AblateSpan | Add
 
 @dataclass(frozen=True)
 class Arm:
-    """A named set of interventions that a prompt runs under."""
+    """A named set of interventions; a prompt runs under one arm."""
 
     name: str
     interventions: tuple[Intervention, ...] = ()
@@ -110,25 +115,25 @@ class Arm:
 
 BASELINE = Arm("baseline")
 ORTHOGONAL = 1e-4
-"""Largest |cosine| of two directions that one arm ablates."""
+"""Largest |cosine| between two directions that one arm ablates."""
 
 
 def ablate(h: Float[Tensor, "*rows d_model"], r: Vector) -> Float[Tensor, "*rows d_model"]:
-    """h - (h.r) r with r a unit vector, in float32; returns a new tensor of h's dtype."""
-    # 16-bit projections round the component that is to be removed; upcasting costs little beside the matmuls.
+    """h - (h.r) r with a unit vector r, computed in float32; a new tensor of the dtype of h."""
+    # 16-bit projections round the component that is removed; upcasting is cheap compared with the matrix products.
     x = h.float()
     return torch.addcmul(x, (x @ r)[..., None], r, value=-1).to(h.dtype)
 
 
 def ablate_rows(h: Residual, r: Float[Tensor, "row d_model"]) -> Residual:
-    """h - (h.r) r with another unit (or zero) vector for each row."""
+    """h - (h.r) r with a unit vector (or zero) for each row."""
     x = h.float()
     share = torch.einsum("rpd,rd->rp", x, r)
     return torch.addcmul(x, share[..., None], r[:, None, :], value=-1).to(h.dtype)
 
 
 def ablate_spans(h: Residual, basis: Float[Tensor, "row rank d_model"]) -> Residual:
-    """h - B^T B h with another set of orthonormal (or zero) rows for each row of the batch, in float32."""
+    """h - B^T B h with a set of orthonormal (or zero) vectors for each row, computed in float32."""
     x = h.float()
     share = torch.einsum("rpd,rkd->rpk", x, basis)
     return (x - torch.einsum("rpk,rkd->rpd", share, basis)).to(h.dtype)
@@ -136,25 +141,26 @@ def ablate_spans(h: Residual, basis: Float[Tensor, "row rank d_model"]) -> Resid
 
 @dataclass(frozen=True)
 class BatchEdits:
-    """The edits of a batch in which every row has its arm: one function per site.
+    """The edits of a batch whose rows belong to different arms: one function per hook point.
 
-    Built once per set of arms (`BatchEdits.of`), bound to the rows of each batch by `on`.
+    Built once for a set of arms (`BatchEdits.of`), and bound to the rows of each batch by `on`.
     """
 
-    sites: tuple[HookPoint, ...]
+    points: tuple[HookPoint, ...]
+    """Hook points of ablations."""
     ablated: Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None
-    """Unit vector of each arm times the root of its strength, zero where it does not ablate; None when no arm does.
-    Where an arm ablates along several, the orthogonal rows of every arm, filled up with zeros."""
+    """For each arm, its unit vector times the square root of its strength; zero for an arm without ablation, None if no
+    arm ablates. If an arm ablates several directions: the orthogonal vectors of each arm, padded with zeros."""
     added: Mapping[int, Float[Tensor, "arm d_model"]]
-    """Per layer, what each arm adds to prompt tokens."""
+    """By layer: the vector that each arm adds at prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
-    """Per layer, what each arm adds to generated tokens."""
+    """By layer: the vector that each arm adds at generated tokens."""
 
     @classmethod
     def of(cls, arms: Sequence[Arm], chat_model: ChatModel) -> "BatchEdits":
-        """Compile `arms`; an arm may hold any number of additions, and of ablations whose directions are orthogonal."""
+        """The edits of `arms`. An arm can have any number of additions, and of ablations of orthogonal directions."""
         device, d_model = chat_model.device, chat_model.d_model
-        taken: list[Tensor | None] = [None] * len(arms)
+        ablated: list[Tensor | None] = [None] * len(arms)
         added: dict[int, Tensor] = {}
         later: dict[int, Tensor] = {}
         for index, arm in enumerate(arms):
@@ -163,19 +169,19 @@ class BatchEdits:
                     case Ablate(direction, strength):
                         _check_fits(direction, chat_model, arm)
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
-                        taken[index] = _with(taken[index], direction.vector * strength**0.5, arm)
+                        ablated[index] = _with_row(ablated[index], direction.vector * strength**0.5, arm)
                     case AblateSpan(basis):
                         _check_fits(Direction.from_vector(basis[0], -1, 0), chat_model, arm)
                         for row in basis:
-                            taken[index] = _with(taken[index], row, arm)
+                            ablated[index] = _with_row(ablated[index], row, arm)
                     case Add(direction, coefficient, positions):
                         _check_fits(direction, chat_model, arm)
-                        for store, wanted in ((added, True), (later, positions == "all")):
+                        for store, applies in ((added, True), (later, positions == "all")):
                             rows = store.setdefault(direction.layer, torch.zeros(len(arms), d_model))
-                            rows[index] += coefficient * direction.difference if wanted else 0.0
+                            rows[index] += coefficient * direction.difference if applies else 0.0
         return cls(
             chat_model.ablation_points,
-            _stacked(taken, d_model, device),
+            _stacked(ablated, d_model, device),
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
         )
@@ -183,44 +189,44 @@ class BatchEdits:
     def on(
         self, arm_of_row: Int[Tensor, " row"], n_prompt: int | Bool[Tensor, "#row position"] | None = None
     ) -> dict[HookPoint, Edit]:
-        """The edits for a batch whose rows belong to these arms.
+        """The edits of a batch, given the arm of each row.
 
-        The first `n_prompt` positions of the forward pass are prompt tokens (None: all of them), the rest generated; or
-        it says of each position whether it is a prompt token, in one row where all rows have the same.
+        The first `n_prompt` tokens of the forward pass are prompt tokens, the others are generated; None: all are
+        prompt tokens. A boolean tensor states it for each token, in one row if all rows are alike.
         """
         edits: dict[HookPoint, Edit] = {}
         if self.ablated is not None:
-            edits = dict.fromkeys(self.sites, _ablation(self.ablated[arm_of_row]))
+            edits = dict.fromkeys(self.points, _ablation(self.ablated[arm_of_row]))
         for layer in self.added:
-            site = HookPoint("resid_pre", layer)
+            point = HookPoint("resid_pre", layer)
             prompt, later = self.added[layer][arm_of_row], self.added_later[layer][arm_of_row]
-            edits[site] = _addition(prompt, later, n_prompt, then=edits.get(site))
+            edits[point] = _addition(prompt, later, n_prompt, then=edits.get(point))
         return edits
 
 
-def _with(taken: Tensor | None, row: Vector, arm: Arm) -> Float[Tensor, "rank d_model"]:
-    """One more row; together they remove a span, so they must be orthogonal."""
-    if taken is None:
+def _with_row(rows: Tensor | None, row: Vector, arm: Arm) -> Float[Tensor, "rank d_model"]:
+    """The rows and one more. Ablating one after the other removes their span only if they are orthogonal."""
+    if rows is None:
         return row[None]
-    if float((taken @ row).abs().max()) > ORTHOGONAL:
+    if float((rows @ row).abs().max()) > ORTHOGONAL:
         raise ProtocolError(
-            f"arm {arm.name!r} ablates twice along directions that are not orthogonal; give it one ablation, or an "
-            "orthonormal basis."
+            f"arm {arm.name!r} ablates twice, along directions that are not orthogonal. Use one ablation, or "
+            "AblateSpan with an orthonormal basis."
         )
-    return torch.cat([taken, row[None]])
+    return torch.cat([rows, row[None]])
 
 
 def _stacked(
-    taken: Sequence[Tensor | None], d_model: int, device: torch.device
+    ablated: Sequence[Tensor | None], d_model: int, device: torch.device
 ) -> Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None:
-    rank = max((len(rows) for rows in taken if rows is not None), default=0)
-    ablated = torch.zeros(len(taken), rank, d_model)
-    for index, rows in enumerate(taken):
+    rank = max((len(rows) for rows in ablated if rows is not None), default=0)
+    stacked = torch.zeros(len(ablated), rank, d_model)
+    for index, rows in enumerate(ablated):
         if rows is not None:
-            ablated[index, : len(rows)] = rows
-    if not ablated.any():
+            stacked[index, : len(rows)] = rows
+    if not stacked.any():
         return None
-    return (ablated[:, 0] if rank == 1 else ablated).to(device)
+    return (stacked[:, 0] if rank == 1 else stacked).to(device)
 
 
 def _check_fits(direction: Direction, chat_model: ChatModel, arm: Arm) -> None:
@@ -228,18 +234,18 @@ def _check_fits(direction: Direction, chat_model: ChatModel, arm: Arm) -> None:
     if width != chat_model.d_model or not 0 <= direction.layer < depth:
         raise DirectionError(
             f"arm {arm.name!r}: a direction of width {width} at layer {direction.layer} does not fit "
-            f"{chat_model.name} (width {chat_model.d_model}, layers 0..{depth - 1})."
+            f"{chat_model.name} (width {chat_model.d_model}, layers 0..{depth - 1}). Use a direction of this model."
         )
 
 
 def _ablation(r: Float[Tensor, "row d_model"] | Float[Tensor, "row rank d_model"]) -> Edit:
-    one_for_all = r[0] if bool((r == r[0]).all()) else None
+    same_for_all = r[0] if bool((r == r[0]).all()) else None
 
     def edit(h: Residual) -> Residual:
         if r.ndim == 3:
             return ablate_spans(h, r.to(h.device))
-        if one_for_all is not None:
-            return ablate(h, one_for_all.to(h.device))
+        if same_for_all is not None:
+            return ablate(h, same_for_all.to(h.device))
         return ablate_rows(h, r.to(h.device))
 
     return edit

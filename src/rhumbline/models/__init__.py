@@ -1,5 +1,5 @@
-"""Names of models in, proved `ChatModel`s out: loading, the proof of the residual writers, the chat template, hooks.
+"""Load models, prove their residual writers, encode chats and register hooks: a name becomes a proved `ChatModel`.
 
-Only `hooks.py` registers hooks. May import: errors, axes, records, prompts, organisms. Independent of interventions:
-what is added or removed at a site, and why, is decided elsewhere.
+Only `hooks.py` registers hooks. May import: errors, axes, records, prompts, organisms. Independent of interventions and
+of their purpose.
 """
