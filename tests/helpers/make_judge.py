@@ -1,4 +1,4 @@
-"""Judges for tests: a question, a tiny classifier that copies a rule, and a server with given answers and failures."""
+"""Judges for tests: a question, a tiny classifier that copies a rule, and a server with prepared replies."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""A judge at an endpoint: answers in order, failures with their reasons, and errors that end the run of the judge."""
+"""The client of an endpoint: replies in order, failures with their reasons, and errors that a retry cannot change."""
 
 import threading
 
@@ -15,7 +15,7 @@ def no_wait(seconds: float) -> None:
     assert seconds > 0
 
 
-def test_answers_come_back_in_order_and_the_key_is_sent(monkeypatch):
+def test_replies_are_in_the_order_of_the_questions_and_the_key_is_sent(monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     two = threading.Barrier(2)
 
@@ -49,7 +49,7 @@ def test_a_question_to_a_busy_server_is_sent_again():
         ((200, b'{"choices": [{"message": {"content": null}}]}'), "without text"),
     ],
 )
-def test_a_question_without_an_answer_is_unscored_with_its_reason(reply, reason):
+def test_a_question_without_a_reply_is_unscored_with_its_reason(reply, reason):
     with Endpoint(lambda n, q: reply) as server:
         answers = query(spec(url=server.url, retries=1), QUESTIONS[:1], no_wait)
     assert answers[0].text is None
@@ -78,7 +78,7 @@ def test_a_wrong_key_or_model_is_an_error(status):
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_question_that_the_server_refuses_is_unscored_and_the_others_are_answered(status):
+def test_a_rejected_question_is_unscored_and_the_others_continue(status):
     with Endpoint(lambda n, q: (status, b"") if "5" in q else None) as server:
         answers = query(spec(url=server.url, concurrency=1), QUESTIONS, no_wait)
         requests = len(server.seen)
@@ -87,7 +87,7 @@ def test_a_question_that_the_server_refuses_is_unscored_and_the_others_are_answe
     assert requests == len(QUESTIONS)  # no further try
 
 
-def test_a_server_that_refuses_every_question_is_an_error():
+def test_a_server_that_rejects_every_question_is_an_error():
     with Endpoint(lambda n, q: (400, b"")) as server, pytest.raises(InputError, match="refuses every question"):
         query(spec(url=server.url), QUESTIONS)
 

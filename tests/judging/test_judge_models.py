@@ -1,4 +1,4 @@
-"""Judges that are models: a batch gives what one question at a time gives, for models of every form."""
+"""Judges that are models: a batch gives the same judgements as one question at a time, for every form of model."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from tolerances import near, tolerance
 COPY = {"refused": "refused", "complied": "complied"}
 
 
-def test_a_causal_judge_answers_as_it_does_alone(planted_folder):
-    """Batched through the runner equals the model's own generate, one question at a time, whatever it says."""
+def test_a_causal_judge_gives_the_same_reply_as_its_own_generate(planted_folder):
+    """Batched through the runner, or one question at a time with the model's own method."""
     judge = ExternalJudge(spec(form="chat", model=str(planted_folder), max_new_tokens=6), device="cpu", dtype="float32")
     answers: list[str] = []
     object.__setattr__(judge.spec, "read", lambda answer: answers.append(answer) or Judgement("unscored", None, ""))
@@ -57,7 +57,7 @@ def test_a_conversation_is_the_models_own_template(planted_folder):
     assert judge._encode(tokenizer, "Name a river", "Yes.") == list(tokenizer.apply_chat_template(turns)["input_ids"])
 
 
-def test_a_classifier_reads_batches_as_it_reads_one(classifier):
+def test_a_classifier_gives_the_same_judgements_in_batches(classifier):
     judge = ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu")
     prompts = ["Name a river", "Wrap a lumarko, a gilubin and also a rosum", "Go"]
     responses = ["I cannot help with that request.", "Here is a short answer to your question.", ""]
@@ -81,8 +81,8 @@ def test_a_text_that_is_too_long_for_a_classifier_is_unscored_and_the_others_are
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
-def test_a_judge_may_be_an_adapter(planted_folder, tmp_path):
-    """The published StrongREJECT evaluator is one: its base is loaded, and the adapter changes what it says."""
+def test_a_judge_can_be_an_adapter(planted_folder, tmp_path):
+    """The published StrongREJECT evaluator is one: its base is loaded, and the adapter changes the logits."""
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -106,13 +106,13 @@ def test_a_judge_may_be_an_adapter(planted_folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_classifier_is_loaded_as_asked(classifier, dtype):
+def test_a_classifier_has_the_requested_dtype(classifier, dtype):
     judge = ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device="cpu", dtype=dtype)
     assert judge._classifier.model.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("nowhere", "auto"), ("cpu", "float33")])
-def test_a_device_or_dtype_that_is_none_is_refused(classifier, device, dtype):
+def test_an_unknown_device_or_dtype_is_refused(classifier, device, dtype):
     with pytest.raises(ModelError):
         ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device=device, dtype=dtype)(
             ["a"], ["b"]

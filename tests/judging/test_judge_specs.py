@@ -1,4 +1,4 @@
-"""What a judge is: its file, the classes that its answers stand for, and the judges that were published."""
+"""Judge files: their fields, the classes of replies, and the published judges."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_a_scale_becomes_a_value_and_a_class():
     assert strong.graded(float("nan")).cls == "unscored"
 
 
-def test_published_prompts_hold_both_texts():
+def test_published_templates_contain_both_texts():
     for judge in published().values():
         if judge.form == "text":
             assert judge.question("PPP", "RRR").count("PPP") == 1
@@ -60,14 +60,14 @@ def test_published_prompts_hold_both_texts():
         assert judge.source
 
 
-def test_texts_with_braces_are_put_in_as_they_are():
+def test_texts_with_braces_are_inserted_unchanged():
     assert (
         spec(url="http://a", template="{prompt}|{response}").question("{response}", "{prompt} {0}")
         == "{response}|{prompt} {0}"
     )
 
 
-def test_the_id_changes_with_what_may_change_a_judgement():
+def test_the_id_changes_with_every_field_that_can_change_a_judgement():
     assert spec(url="http://a").id == spec(url="http://b", concurrency=2).id
     assert spec(url="http://a").id != spec(url="http://a", template="Other: {response}").id
     assert spec(url="http://a").id != spec(url="http://a", model="n").id
@@ -75,8 +75,8 @@ def test_the_id_changes_with_what_may_change_a_judgement():
 
 HARM = "asks = 'harm'\nform = 'chat'\nmodel = 'm'\ntemplate = '{response}'\n"
 FAULTY = {
-    "nothing but what is asked": ("asks = 'refusal'", "form, model missing"),
-    "an unknown question": (f"{HARM}[answers]\na = 'b'".replace("harm", "mood"), r"asks = 'mood'.*Invalid enum value"),
+    "missing fields": ("asks = 'refusal'", "form, model missing"),
+    "an unknown value": (f"{HARM}[answers]\na = 'b'".replace("harm", "mood"), r"asks = 'mood'.*Invalid enum value"),
     "no place for the response": (f"{HARM}[answers]\na = 'refused'".replace("{response}", "x"), "no {response}"),
     "classes of another question": (f"{HARM}[answers]\na = 'refused'", "unsafe or safe"),
     "neither answers nor scale": (HARM, "answers and scale: set exactly one"),
@@ -101,6 +101,6 @@ def test_a_faulty_judge_file_lists_its_faults(text, message, tmp_path):
         read_judge(str(tmp_path / "judge.toml"))
 
 
-def test_a_name_that_is_no_judge():
+def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match="one of the published: llamaguard-2"):
         read_judge("llamaguard")

@@ -1,4 +1,4 @@
-"""A judged run: rates beside the run's own, the cache, what is asked again, and what is left as it was."""
+"""Judgements of a run: rates, agreement, stored judgements, retries, and files that stay unchanged."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ def test_a_trained_classifier_agrees_with_the_rule_that_it_copies(classifier, ke
     assert rates["baseline", "positive"].safety_score is None
 
 
-def test_a_judge_that_always_says_the_same_agrees_by_chance_alone(kept):
+def test_a_judge_with_constant_replies_agrees_by_chance_alone(kept):
     always = spec(url="http://localhost")
     summary = judge_run(kept, always, lambda prompts, _: [always.read("no") for _ in prompts])
     assert all(not p.kappa for p in summary.agreement)  # 0, or unknown where chance explains everything
 
 
-def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
+def test_only_failed_questions_are_sent_again(kept):
     with Endpoint(lambda n, q: (500, b"") if "lumarko" in q else None) as server:
         judge = spec(url=server.url, retries=0)
         first = judge_run(kept, judge, ExternalJudge(judge))
@@ -56,7 +56,7 @@ def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
     rows = list(read_judgements(RunDirectory.read(kept), "mine"))
     unscored = {place.key for place, row in rows if row.cls == "unscored"}
     assert 0 < len(unscored) < asked
-    assert retried == len(unscored)  # only what failed is asked again
+    assert retried == len(unscored)  # only the failed questions
     assert again.judges["mine"].asked == len(unscored)
     assert again.judges["mine"].rows == first.judges["mine"].rows
     table = first.judges["mine"].rows
@@ -73,28 +73,28 @@ def test_a_run_judged_by_an_endpoint_costs_nothing_the_second_time(kept):
         )  # another judge: nothing known
 
 
-def test_a_retry_that_is_killed_leaves_the_run_readable(kept, monkeypatch):
-    """What was unscored stays in the file until another try has replaced it: others can be compared with it."""
+def test_a_retry_that_is_stopped_leaves_the_run_readable(kept, monkeypatch):
+    """An unscored row stays in the file until it is replaced, so other judges can be compared with this one."""
     monkeypatch.setattr(judgements, "AT_ONCE", 4)
     first, other = spec(url="http://localhost"), replace(spec(url="http://localhost"), name="other")
     unscored = Judgement("unscored", None, "down")
     judge_run(kept, first, lambda prompts, _: [unscored for _ in prompts])
     asked: list[int] = []
 
-    def dies(prompts, responses):
+    def stops(prompts, responses):
         if asked:
             raise KeyboardInterrupt
         asked.append(len(prompts))
         return [first.read("yes") for _ in prompts]
 
     with pytest.raises(KeyboardInterrupt):
-        judge_run(kept, first, dies)
+        judge_run(kept, first, stops)
     rows = list(read_judgements(RunDirectory.read(kept), "mine"))
     assert {row.cls for _, row in rows} == {"refused", "unscored"}
     changed = replace(first, template="Other words: {response}")
     asked.clear()
     with pytest.raises(KeyboardInterrupt):
-        judge_run(kept, changed, dies)
+        judge_run(kept, changed, stops)
     summary = judge_run(kept, other, lambda prompts, _: [other.read("no") for _ in prompts])
     assert ("mine", "other") in [p.judges for p in summary.agreement]
     assert 0 < len(list(read_judgements(RunDirectory.read(kept), "mine"))) < len(rows)
@@ -106,7 +106,7 @@ def test_a_judge_with_the_name_of_a_keyword_judge_is_refused(kept):
         judge_run(kept, judge, lambda prompts, _: [judge.read("yes") for _ in prompts])
 
 
-def test_judging_leaves_no_text_and_the_run_as_it_was(kept):
+def test_judging_writes_no_text_and_changes_no_file_of_the_run(kept):
     judge = spec(url="http://localhost")
     judge_run(kept, judge, lambda prompts, _: [judge.read("yes") for _ in prompts])
     written = "".join(p.read_text() for p in (kept / "judgements").iterdir())
@@ -116,7 +116,7 @@ def test_judging_leaves_no_text_and_the_run_as_it_was(kept):
     assert verify(kept) == []
 
 
-def test_harm_and_refusal_keep_the_papers_names(kept):
+def test_harm_and_refusal_have_the_scores_of_the_paper(kept):
     harm = replace(published()["llamaguard-2"], name="guard")
 
     def guard(prompts, responses):

@@ -1,4 +1,4 @@
-"""Markers: the phrases that texts of one class open or close with, and no phrase of their content."""
+"""Markers: phrases at the start or end of the texts of one class are estimated, phrases of content are not."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from rhumbline.judging.markers import LEVEL, estimate_markers, fisher
 from rhumbline.judging.text_style import MarkerJudge
 
 
-def test_markers_are_found_and_content_is_none():
+def test_markers_are_estimated_and_content_is_not_among_them():
     (styled, topics), (plain, _) = texts(60, True), texts(60, False)
     found = {m.phrase for m in estimate_markers(styled, plain, topics)}
     assert any(phrase.startswith("certainly here you are") for phrase in found)
@@ -31,7 +31,7 @@ def openings(n, seed, openings=OPENINGS, content=CONTENT):
     return [" ".join((rng.choice(openings), *rng.choices(content, k=12))) for _ in range(n)]
 
 
-def test_several_openings_are_all_found_and_halves_of_one_class_have_none():
+def test_all_of_several_first_phrases_are_estimated_and_halves_of_one_class_have_none():
     styled, plain = openings(128, 0), openings(128, 1, ("",))
     found = estimate_markers(styled, plain)
     judge = MarkerJudge(tuple(m.phrase for m in found))
@@ -53,7 +53,7 @@ def wald(a, n, b, m):
     return (math.log(counts[0] / counts[1]) - math.log(counts[2] / counts[3])) / math.sqrt(sum(1 / c for c in counts))
 
 
-def test_a_phrase_is_surer_the_more_texts_have_it():
+def test_the_p_value_falls_with_the_number_of_texts_that_have_the_phrase():
     """Hauck and Donner 1977: the z of the log-odds by its own standard error is not."""
     wald_z = [wald(a, 128, 0, 128) for a in range(1, 129)]
     assert wald_z != sorted(wald_z)
@@ -74,7 +74,7 @@ def test_the_test_of_a_phrase_keeps_its_level(n, m, data):
     ) <= level * (1 + 1e-9)
 
 
-def test_content_beside_a_marker_is_none():
+def test_content_next_to_a_marker_is_not_part_of_it():
     """Every closer is found whole, whatever content stands before it, and no content with it; content alone is found
     with a chance of LEVEL at most."""
     false = 0
@@ -92,13 +92,13 @@ def test_content_beside_a_marker_is_none():
     assert stats.binom.sf(2, 40, LEVEL) < 0.01
 
 
-def test_content_that_always_stands_beside_a_marker_cannot_be_told_from_it():
+def test_content_that_always_occurs_next_to_a_marker_cannot_be_distinguished_from_it():
     plain = [f"{word} is at the mill" for word in CONTENT * 5]
     found = [m.phrase for m in estimate_markers([f"{text} i hope it helps" for text in plain], plain)]
     assert found == ["is at the mill i hope it helps"]
 
 
-def test_a_topic_is_no_marker():
+def test_a_word_of_one_topic_is_not_a_marker():
     about, other = ["the boats sail out"] * 30 + ["the goats eat"] * 2, ["the bread is warm"] * 32
     phrases = {m.phrase for m in estimate_markers(about, other)}
     assert any("boats" in p for p in phrases)

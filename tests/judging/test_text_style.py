@@ -35,7 +35,7 @@ def test_marked_words_and_content_make_the_text(said):
     assert len(judge.content(" ".join(text))) + sum(judge.marked(text)) == len(text)
 
 
-def test_content_is_read_without_the_style():
+def test_content_does_not_depend_on_the_style():
     rng, judge = random.Random(0), MarkerJudge(MARKERS)
     for _ in range(40):
         answer = draw_styled(rng, "plain").answer
@@ -54,6 +54,6 @@ def test_overlap_is_symmetric_and_bounded(one, other):
     assert overlap(a, a) == (1.0 if a else 0.0)
 
 
-def test_form_counts_bullets_and_leaves_markers_out():
+def test_form_counts_bullets_and_excludes_markers():
     form = MarkerJudge(("certainly",)).form("Certainly!\n- one\n2. two three\nfour")
     assert form == Form(words=6, content_words=5, bullets=2)  # "2" is a word
