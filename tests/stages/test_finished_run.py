@@ -9,6 +9,7 @@ from finished_runs import QUICK
 from rhumbline import load, selected_direction
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.records.arms import BASELINE, ArmId
+from rhumbline.records.codec import to_json
 from rhumbline.records.files import read_json
 from rhumbline.stages.finished_run import RunInputs, open_run
 
@@ -53,7 +54,7 @@ def test_the_coefficient_is_the_one_on_disk(run, tmp_path):
 def test_a_run_is_opened_with_its_own_model_and_prompts(run):
     opened = run.with_model()
     assert opened.model.name == "organism:refusal"
-    assert opened.chat.record() == run.protocol["chat"]
+    assert to_json(opened.chat.record()) == run.protocol["chat"]
     assert opened.splits.ids() == read_json(run.path / "seed-0" / "splits.json")["ids"]
 
 
