@@ -35,7 +35,6 @@ from rhumbline.protocol import Dose, Nulls, Protocol, Stability
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 
 FAMILIES = RHUMBLINE.families
 
@@ -129,8 +128,7 @@ def spec_of(case: Case) -> dict[str, Any] | None:
 
 def summary(case: Case, seed: SeedResult) -> dict[str, Any]:
     """The part of a run that the study keeps, and the verdicts of other rules."""
-    missing = None if seed.selected else VerdictReason(code=VerdictCode.NO_CANDIDATE)
-    evidence = SeedEvidence(seed.arms, seed.effects, missing, seed.shift.kl, seed.groups)
+    evidence = SeedEvidence.of(seed)
     families = {f: [null for null in seed.nulls if null.family == f] for f in FAMILIES}
     baseline = evidence.arm(BASELINE, "positive")
     return {

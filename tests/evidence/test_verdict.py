@@ -14,9 +14,10 @@ from rhumbline.evidence.rate_effects import rate_effects
 from rhumbline.evidence.verdict import SeedEvidence, Verdict, decide, overall
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE, STYLE
 from rhumbline.records.codec import convert, to_json
+from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import Gap
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.results import VerdictName
+from rhumbline.records.results import Results, VerdictName
 from rhumbline.records.style_results import LevelUnit
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 
@@ -318,3 +319,14 @@ def test_seeds_that_disagree_did_not_reproduce(other):
 def test_a_run_without_seeds_has_no_verdict():
     with pytest.raises(ProtocolError, match="at least one seed"):
         overall({})
+
+
+# -- another rule on stored results
+
+
+def test_the_evidence_of_stored_results_gives_the_recorded_verdict(every_stage):
+    results = RunDirectory.read(every_stage).read_record(Results)
+    for result in results.seeds:
+        assert decide(results.rule, SeedEvidence.of(result)).verdict == result.verdict
+    nothing = replace(results.seeds[0], selected=None)
+    assert decide(results.rule, SeedEvidence.of(nothing)).reason == "no candidate passed"

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.detectable_effects import prompts_to_decide
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap
-from rhumbline.records.results import VerdictName
+from rhumbline.records.results import SeedResult, VerdictName
 from rhumbline.records.shared import EffectName, Label
 from rhumbline.records.style_results import LevelUnit
 from rhumbline.records.verdict_reasons import SeedVerdicts, VerdictCode, VerdictReason, reason_text
@@ -51,6 +51,16 @@ class SeedEvidence:
     """Cosine between the directions of two groups of positives."""
     unit: LevelUnit | None = None
     """The unit of levels; None if the behaviour has classes."""
+
+    @classmethod
+    def of(cls, seed: SeedResult) -> "SeedEvidence":
+        """The evidence in results.json, for another rule."""
+        missing = None
+        if seed.selected is None:
+            reasons = (reason for reason in seed.reasons if reason.code is VerdictCode.NO_CANDIDATE)
+            missing = next(reasons, VerdictReason(code=VerdictCode.NO_CANDIDATE))
+        unit = None if seed.style is UNSET else seed.style.unit
+        return cls(seed.arms, seed.effects, missing, seed.shift.kl, seed.groups, unit)
 
     def arm(self, arm: ArmId, label: Label) -> ArmRate | None:
         """The rate or level of an arm on a class; None if it was not run."""

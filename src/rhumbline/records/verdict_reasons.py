@@ -130,7 +130,7 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 area = _comparison(self.value, "<", self.bound)
                 return f"score does not tell the classes apart: AUROC at least {area}"
             case VerdictCode.NO_CANDIDATE:
-                return f"no candidate passed: {self._no_candidate()}"
+                return f"no candidate passed: {self._no_candidate()}" if self.no_candidate else "no candidate passed"
             case VerdictCode.SEVERAL_DIRECTIONS:
                 return f"spread: {self._groups()}"
             case VerdictCode.NARROW_CONE:
