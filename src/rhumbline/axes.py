@@ -1,14 +1,14 @@
-"""Names of tensor axes, and the shared shapes built from them. No logic.
+"""Names of tensor axes, and the shapes that several modules share.
 
 prompt      one prompt of a split
-row         one sequence of a batch: a prompt under an arm
+row         one prompt under one arm, in a batch
 arm         a named set of interventions
-position    a token of a sequence, or a post-instruction position (-n .. -1)
-layer       a block of the decoder, 0 .. L - 1; `resid_pre` of layer l is the input of block l
+position    a token of a sequence; in `Candidates`, a position at which activations are read
+layer       a decoder block, 0 .. L - 1; `resid_pre` of a layer is the input of its block
 d_model     width of the residual stream
 vocab       entries of the unembedding
-candidate   a (position, layer) pair
-rank        directions of a subspace
+candidate   a site: a position and a layer
+rank        vectors that span a subspace
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,12 @@ Vector = Float[Tensor, " d_model"]
 Residual = Float[Tensor, "row position d_model"]
 """The residual stream of a batch at one layer."""
 Candidates = Float[Tensor, "position layer d_model"]
-"""One un-normalised vector for every post-instruction position and layer."""
+"""One un-normalised vector for every site."""
 Tokens = Int[Tensor, "row position"]
 """Token ids of a padded batch."""
 Mask = Bool[Tensor, "row position"] | Int[Tensor, "row position"]
-"""Which tokens of a padded batch are real."""
+"""Which tokens of a padded batch are not padding."""
 Logits = Float[Tensor, "row vocab"]
 """Next-token logits at the last position of each row."""
-
-
 TokenIds = Sequence[int]
+"""Token ids of one sequence."""

@@ -1,49 +1,49 @@
-"""Every error that rhumbline raises on purpose, and the exit code that each one means.
+"""Errors that a user can act on, with the exit code of each.
 
     RhumblineError                 2
-      InputError                   2   what the user gave is wrong; the message lists every fault at once
+      InputError                   2   the input is wrong; the message lists every fault at once
         ContrastError              2   a contrast file or its splits
-        DataError                  2   a named data set cannot be had, or is not what was declared
+        DataError                  2   a named data set could not be loaded, or differs from its declaration
         TemplateError              2   a chat template or its tokenizer
         ProtocolError              2   a protocol, preset, rule or option
         DirectionError             2   a direction is invalid or does not fit the model
-        OutputError                2   a run directory or file cannot be used
-      ModelError                   3   the model cannot be loaded or its structure is not understood
-        EditError                  3   a weight edit cannot be proved; nothing was saved
-      VerificationError            1   a run directory does not say what its rows say
+        OutputError                2   a run directory or a file cannot be read or written
+      ModelError                   3   the model could not be loaded, or its residual writers cannot be proved
+        EditError                  3   a weight edit cannot be proved; no file was saved
+      VerificationError            1   a run directory is not reproduced by its rows
 
-A message says what was given, what is allowed and what to do next. The command line prints it without a traceback.
+A message states what was given, what is expected and what to do next. The command line prints it without a traceback.
 """
 
 
 class RhumblineError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error that a user can act on."""
 
     exit_code = 2
 
 
 class InputError(RhumblineError, ValueError):
-    """What the user gave is wrong."""
+    """The input is wrong."""
 
 
 class ContrastError(InputError):
-    """A contrast file is malformed, or its prompts cannot be split as asked."""
+    """A contrast file is malformed, or its prompts cannot be split as requested."""
 
 
 class DataError(InputError):
-    """A named data set cannot be had, or is not what was declared."""
+    """A named data set could not be loaded, or differs from its declaration."""
 
 
 class TemplateError(InputError):
-    """The chat template or its tokenizer cannot be used for positions."""
+    """The chat template or its tokenizer does not define positions."""
 
 
 class ProtocolError(InputError):
-    """A protocol, preset, rule or option is invalid, or contradicts the one on disk."""
+    """A protocol, preset, rule or option is invalid, or contradicts the protocol on disk."""
 
 
 class DirectionError(InputError):
-    """A direction is invalid, or does not fit the model it is used on."""
+    """A direction is invalid, or does not fit the model."""
 
 
 class OutputError(InputError):
@@ -51,16 +51,16 @@ class OutputError(InputError):
 
 
 class ModelError(RhumblineError):
-    """The model cannot be loaded, or its residual stream is not understood."""
+    """The model could not be loaded, or its residual writers cannot be proved."""
 
     exit_code = 3
 
 
 class EditError(ModelError):
-    """A weight edit cannot be proved on this model; nothing was saved."""
+    """A weight edit cannot be proved on this model; no file was saved."""
 
 
 class VerificationError(RhumblineError):
-    """A run directory does not say what its own rows say."""
+    """The results of a run directory are not reproduced by its rows."""
 
     exit_code = 1

@@ -90,7 +90,7 @@ def run(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     plan = RunPlan.of(model, contrast, protocol, texts)
-    with RunDirectory.open(out, {**plan.record(), "texts": texts.record()}) as directory:
+    with RunDirectory.open(out, {**plan.record(), "texts": to_json(texts.record())}) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, plan.chat.encode(contrast.prompts[0]))
         for seed in plan.protocol.seeds:

@@ -66,7 +66,7 @@ def test_byte_order_mark_line_endings_and_blank_lines_change_nothing(tmp_path):
     assert read_contrast(write(tmp_path, table, "c.CSV")) == plain
 
 
-def test_text_is_kept_as_it_is(tmp_path):
+def test_text_is_kept_exactly(tmp_path):
     odd = '  "Quoted", twice\n\u2028over, lines\t'
     rows = [{"prompt": odd, "label": "positive", "system": " s "}, TWO[1]]
     for name, text in (("c.jsonl", as_json(rows)), ("c.csv", as_csv(rows))):
@@ -88,7 +88,7 @@ rows_of_a_file = st.lists(
 
 @settings(deadline=None, max_examples=80)
 @given(rows=rows_of_a_file)
-def test_json_lines_and_csv_hold_the_same_contrast(rows, tmp_path_factory):
+def test_json_lines_and_csv_give_the_same_contrast(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("contrast")
     lines = read_contrast(write(folder, as_json(rows)))
     table = read_contrast(write(folder, as_csv(rows), "c.csv"))
@@ -117,7 +117,7 @@ def test_the_hash_covers_every_column(column, tmp_path):
     assert contrast(other, tmp_path).sha256 != contrast(rows, tmp_path).sha256
 
 
-def test_the_hash_does_not_know_the_path(tmp_path):
+def test_the_hash_is_independent_of_the_path(tmp_path):
     one, two = (read_contrast(write(tmp_path, as_json(TWO), name)) for name in ("one.jsonl", "two.json"))
     assert one.sha256 == two.sha256
     assert contrast(TWO[::-1], tmp_path).sha256 != one.sha256
@@ -133,13 +133,13 @@ def test_exact_duplicates_are_dropped_and_counted(tmp_path):
     assert contrast(verbatim * 2, tmp_path).duplicates == 2
 
 
-def test_made_ids_avoid_given_ones(tmp_path):
+def test_new_ids_differ_from_those_in_the_file(tmp_path):
     rows = [TWO[0], TWO[0] | {"prompt": "x", "id": "p0001"}, TWO[0] | {"prompt": "y"}, TWO[1]]
     ids = [p.id for p in contrast(rows, tmp_path).prompts]
     assert ids == ["p0002", "p0001", "p0004", "n0001"]
 
 
-def test_a_text_contrast_has_both_answers_to_one_prompt(tmp_path):
+def test_a_contrast_of_texts_has_both_responses_to_one_prompt(tmp_path):
     rows = [row | {"prompt": "Why?", "response": row["label"]} for row in TWO]
     assert [p.response for p in contrast(rows, tmp_path).prompts] == ["positive", "negative"]
     rows[0].pop("response")
@@ -150,7 +150,7 @@ ROW = '{"prompt": "a", "label": "positive"}\n{"prompt": "b", "label": "negative"
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "expected"),
     [
         ('{"prompt": ', "line 3: not JSON"),
         ("[" * 100_000, "line 3: not JSON"),
@@ -159,30 +159,30 @@ ROW = '{"prompt": "a", "label": "positive"}\n{"prompt": "b", "label": "negative"
         ('{"label": "positive"}', "line 3: prompt is missing"),
         ('{"prompt": " \\n", "label": "positive"}', "line 3: prompt is empty"),
         ('{"prompt": 7, "label": "positive"}', "line 3: prompt is int 7, not text"),
-        ('{"prompt": "\\ud800", "label": "positive"}', "line 3: prompt holds half of a surrogate pair"),
+        ('{"prompt": "\\ud800", "label": "positive"}', "line 3: prompt contains half of a surrogate pair"),
         ('{"prompt": "c"}', "line 3: label is missing"),
         ('{"prompt": "c", "label": "harmful"}', "line 3: label is 'harmful'; use one of positive, negative"),
         ('{"prompt": "c", "label": "positive", "split": "dev"}', "split is 'dev'; use one of train, val, test"),
         ('{"prompt": "c", "label": "positive", "text": "x"}', "unknown column 'text'; columns are prompt, label"),
-        ('{"prompt": "c", "label": "positive", "label": "negative"}', "line 3: a column is given twice"),
+        ('{"prompt": "c", "label": "positive", "label": "negative"}', "line 3: a column occurs twice"),
         ('{"prompt": "c", "label": "positive", "id": 7}', "line 3: id is int 7, not text"),
-        ('{"prompt": "a", "label": "negative"}', "line 3: the prompt of line 1 again, under the other label"),
+        ('{"prompt": "a", "label": "negative"}', "line 3: repeats the prompt of line 1 with the other label"),
     ],
 )
-def test_faults_of_a_row(bad, told, tmp_path):
+def test_faults_of_a_row(bad, expected, tmp_path):
     message = fault(tmp_path, ROW + bad)
-    assert told in message
+    assert expected in message
     assert "A row is" in message
 
 
 def test_faults_between_rows(tmp_path):
     splits = [TWO[0] | {"split": "train"}, TWO[1], TWO[0] | {"split": "test"}]
-    assert "line 3: the prompt of line 1 again, in another split" in fault(tmp_path, as_json(splits))
+    assert "line 3: repeats the prompt of line 1 in another split" in fault(tmp_path, as_json(splits))
     ids = [row | {"id": "same"} for row in TWO]
-    assert "line 2: id 'same' is the id of line 1 too" in fault(tmp_path, as_json(ids))
+    assert "line 2: id 'same' is also the id of line 1" in fault(tmp_path, as_json(ids))
 
 
-def test_all_faults_are_told_at_once_and_prompts_are_not(tmp_path):
+def test_one_message_lists_all_faults_and_repeats_no_prompt(tmp_path):
     secret = "a long instruction that must not be repeated"
     rows = [{"prompt": secret, "label": secret}, {"prompt": secret}, {"prompt": "", "label": "positive"}]
     message = fault(tmp_path, as_json(rows))
@@ -205,19 +205,19 @@ def test_faults_of_a_table(tmp_path):
         tmp_path, head + "a,positive\nb,negative,x\n", "c.csv"
     )
     assert "line 3: not CSV" in fault(tmp_path, head + 'a,positive\n"b,negative\n', "c.csv")
-    assert "a column is given twice" in fault(tmp_path, "prompt,label,label\na,positive,positive\n", "c.csv")
-    # A cell of several lines is one row, and the next row knows its line.
+    assert "a column occurs twice" in fault(tmp_path, "prompt,label,label\na,positive,positive\n", "c.csv")
+    # A cell of several lines is one row, and the next row has the right line number.
     assert "line 4: label is empty" in fault(tmp_path, head + '"a\nb",positive\nc,\n', "c.csv")
 
 
 def test_faults_of_a_file(tmp_path):
-    assert "it has no prompts" in fault(tmp_path, "\n\n")
-    assert "it has no prompts" in fault(tmp_path, "prompt,label\n", "c.csv")
+    assert "the file has no prompts" in fault(tmp_path, "\n\n")
+    assert "the file has no prompts" in fault(tmp_path, "prompt,label\n", "c.csv")
     assert "no prompt is labelled negative" in fault(tmp_path, as_json(TWO[:1]))
     assert "line 2: not UTF-8" in fault(tmp_path, as_json(TWO[:1]).encode() + b'{"prompt": "caf\xe9"}')
     assert "not UTF-8" in fault(tmp_path, as_json(TWO).encode("utf-16"))
     assert "a JSON array" in fault(tmp_path, json.dumps(TWO), "c.json")
-    assert "name it .jsonl" in fault(tmp_path, as_json(TWO), "c.txt")
+    assert "Use a file named .jsonl" in fault(tmp_path, as_json(TWO), "c.txt")
     for path, reason in ((tmp_path / "none.jsonl", "does not exist"), (tmp_path, "directory")):
         with pytest.raises(ContrastError, match=reason):
             read_contrast(path if path.suffix else path.rename(path.with_suffix(".jsonl")))
@@ -228,7 +228,7 @@ def test_prompts_from_python_are_checked_too():
         contrast_from_prompts(["a"], ["b", " "])
     with pytest.raises(ContrastError, match="no prompt is labelled negative"):
         contrast_from_prompts(["a"], [])
-    with pytest.raises(ContrastError, match="give a list"):
+    with pytest.raises(ContrastError, match="Pass a list"):
         contrast_from_prompts("abc", ["b"])
     for wrong in ({"text": " "}, {"label": "harmful"}, {"split": "dev"}):
         with pytest.raises((ContrastError, TypeError)):  # TypeError: the type hook of the tests may be first
@@ -312,7 +312,7 @@ def test_a_sample_is_the_same_on_every_platform():
     }
 
 
-def test_the_file_decides(tmp_path):
+def test_splits_in_the_file_are_kept(tmp_path):
     fixed = [row | {"split": split} for split in SPLITS for row in numbered(2 if split == "test" else 1)]
     fixed = [row | {"prompt": f"{row['split']} {row['prompt']}"} for row in fixed]
     source = contrast(fixed, tmp_path)
@@ -322,7 +322,7 @@ def test_the_file_decides(tmp_path):
     assert splits == split_contrast(source, Sizes(9, 9, 9), 5)
 
 
-def test_a_fixed_test_split_leaves_a_pool_to_the_seed(tmp_path):
+def test_the_other_prompts_are_sampled_if_the_file_has_a_test_split(tmp_path):
     rows = numbered(20) + [{"prompt": f"held out {label}", "label": label, "split": "test"} for label in LABELS]
     source = contrast(rows, tmp_path)
     one, two = (split_contrast(source, Sizes(8, 4, 9), seed) for seed in (0, 1))
@@ -340,14 +340,14 @@ def test_a_split_fixed_for_one_class_is_sampled_for_the_other(tmp_path):
     assert splits.fixed == frozenset()
 
 
-def test_a_pool_too_small_says_what_is_missing(tmp_path):
+def test_the_error_of_a_small_pool_states_what_is_missing(tmp_path):
     with pytest.raises(ContrastError, match=r"train and val and test of the negative class need 3 .* there are 2"):
         split_contrast(contrast_from_prompts([*"abc"], [*"de"]), Sizes(), 0)
     rows = numbered(5, split="train") + [{"prompt": f"v {label}", "label": label, "split": "val"} for label in LABELS]
     with pytest.raises(ContrastError, match=r"test of the positive class .* there are 0.*test of the negative class"):
         split_contrast(contrast(rows, tmp_path), Sizes(), 0)
     same = contrast_from_prompts(["a", "A", "a!", "b"], [*"cde"])
-    with pytest.raises(ContrastError, match="2 near duplicates left out"):
+    with pytest.raises(ContrastError, match="2 near duplicates excluded"):
         split_contrast(same, Sizes(), 0)
 
 
@@ -365,7 +365,7 @@ UNLIKE = ["Make a kite now", "Makea kite", "Make 3-2 kites", "Make 32 kites", "Â
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 50))
-def test_near_duplicates_never_meet_in_a_sample(seed):
+def test_a_sample_has_no_near_duplicates(seed):
     source = contrast_from_prompts([*ALIKE, *UNLIKE], [f"n {i}" for i in range(5)])
     splits = split_contrast(source, Sizes(), seed)
     texts = [p.text for p in everything(splits) if p.label == "positive"]
@@ -383,7 +383,7 @@ def test_near_duplicates_of_the_other_class_count_too(seed):
     assert sum("kite" in p.text for p in everything(splits)) == 1
 
 
-def test_rows_with_a_split_stay_and_push_their_near_duplicates_out(tmp_path):
+def test_rows_with_a_split_are_kept_and_their_near_duplicates_are_not_sampled(tmp_path):
     rows = [
         *numbered(4),
         {"prompt": "Make a kite", "label": "positive"},

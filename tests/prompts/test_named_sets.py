@@ -20,7 +20,7 @@ from rhumbline.cli import main
 from rhumbline.errors import ContrastError, DataError
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Sizes, near_text
 from rhumbline.prompts.named_sets import compose, load, open_contrast, prompts, recipes, source, sources
-from rhumbline.prompts.sampling import draw_as_reference, draw_by_lot
+from rhumbline.prompts.sampling import draw_as_reference, draw_by_hash
 from rhumbline.records.files import file_sha256
 
 SIZES = Sizes(40, 10, 20)
@@ -39,7 +39,7 @@ def refusal(mirror):
 # -- declarations
 
 
-def test_every_source_says_where_what_and_how_much():
+def test_every_source_declares_its_origin_columns_and_size():
     for s in sources().values():
         assert bool(s.hub) != bool(s.urls), s.name
         assert len(s.urls) == len(s.sha256)
@@ -56,7 +56,7 @@ def test_every_source_says_where_what_and_how_much():
             assert all("9d852fae1a9121c78b29142de733cb1340770cc3" in url for url in s.urls)
 
 
-def test_every_recipe_is_made_of_declared_sources():
+def test_every_recipe_has_declared_sources():
     for recipe in recipes().values():
         assert set(recipe.sources) <= set(sources())
 
@@ -65,7 +65,7 @@ def test_every_recipe_is_made_of_declared_sources():
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
-def test_the_form_of_the_file_does_not_matter(suffix, mirror, tmp_path):
+def test_every_file_format_gives_the_same_rows(suffix, mirror, tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -85,7 +85,7 @@ def test_the_form_of_the_file_does_not_matter(suffix, mirror, tmp_path):
     found = load(source("harmbench-val"), tmp_path)
     expected = load(source("harmbench-val"), mirror)
     assert found.items == expected.items
-    assert found.provenance["sha256"] == expected.provenance["sha256"]
+    assert found.facts.sha256 == expected.facts.sha256
     assert len(found.items) == 20  # neither the copyright row nor the one with a context
     assert {i.category for i in found.items} == {"fences"}
 
@@ -98,10 +98,10 @@ def test_rules_of_cleaning(mirror):
 
 
 def test_other_rows_are_not_as_declared(mirror):
-    assert load(source("advbench"), mirror).provenance["as_expected"] is False
+    assert load(source("advbench"), mirror).facts.as_expected is False
     items = load(source("strongreject"), mirror)
-    own = replace(source("strongreject"), rows_sha256=items.provenance["sha256"])
-    assert load(own, mirror).provenance["as_expected"] is True
+    own = replace(source("strongreject"), rows_sha256=items.facts.sha256)
+    assert load(own, mirror).facts.as_expected is True
 
 
 def test_a_hub_repository_is_read_through_datasets(mirror, tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_hub_repository_is_read_through_datasets(mirror, tmp_path, monkeypatch
     hub = replace(source("jailbreakbench"), hub=str(repo))
     found = load(hub)
     assert found.items == load(source("jailbreakbench"), mirror).items
-    assert found.provenance["revision"] == hub.revision
+    assert found.facts.revision == hub.revision
     with pytest.raises(DataError, match="cannot be loaded"):
         load(replace(hub, split="benign"))
 
@@ -176,15 +176,15 @@ def test_files_of_a_publisher_are_fetched_checked_and_cached(mirror, tmp_path):
         good = code.replace("SHA", file_sha256(path))
         first = in_a_process(good, **home)
         assert first.stdout.strip() == "12", first.stderr
-        wrong = in_a_process(code.replace("SHA", "0" * 64), **home)  # served from the cache, and refused all the same
-        assert "holds other bytes than declared" in wrong.stderr
+        wrong = in_a_process(code.replace("SHA", "0" * 64), **home)  # served from the cache, and refused too
+        assert "has other bytes than declared" in wrong.stderr
     cached = in_a_process(good, HF_HUB_OFFLINE="1", **home)
     assert cached.stdout.strip() == "12", cached.stderr
     elsewhere = in_a_process(good, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
     assert "offline mode is on" in elsewhere.stderr
 
 
-def test_gated_sets_and_no_connection_say_what_to_do(tmp_path):
+def test_errors_of_gated_sets_and_no_connection_state_what_to_do(tmp_path):
     pytest.importorskip("datasets")
     headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to dataset Paul/XSTest is restricted."}
     code = "import sys; from rhumbline.cli import main; sys.exit(main(['data', 'check', 'xstest-safe']))"
@@ -200,18 +200,18 @@ def test_gated_sets_and_no_connection_say_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "expected"),
     [
         ("strongreject.csv", "prompt\nHello\n", "no column forbidden_prompt"),
         ("strongreject.json", "{}", "not a list of rows"),
-        ("strongreject.json", "[", "is not json"),
-        ("strongreject.csv", "category,source,forbidden_prompt\na,b, \n", "cleaning leaves none"),
-        ("strongreject.parquet", "no", "not Parquet"),
+        ("strongreject.json", "[", "is not valid json"),
+        ("strongreject.csv", "category,source,forbidden_prompt\na,b, \n", "none remains after cleaning"),
+        ("strongreject.parquet", "no", "not valid Parquet"),
     ],
 )
-def test_bad_files_say_what_is_wrong(name, text, told, tmp_path):
+def test_errors_of_bad_files_state_what_is_wrong(name, text, expected, tmp_path):
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=expected):
         load(source("strongreject"), tmp_path)
 
 
@@ -226,14 +226,14 @@ def test_splits_share_no_prompt(refusal):
         assert splits.sizes() == {s: dict.fromkeys(LABELS, n) for s, n in zip(SPLITS, (40, 10, 20), strict=True)}
         assert {p.id.rsplit("-", 1)[0] for p in splits.get("test", "positive")} == {"jailbreakbench"}
     assert refusal.pools is not None
-    assert refusal.pools["left_out"]["train"] in (0, 1)  # the row that repeats a test prompt, if it was drawn
+    assert refusal.pools.left_out.train in (0, 1)  # the row that repeats a test prompt, if it was drawn
 
 
-def test_a_near_repeat_of_a_test_prompt_is_left_out(mirror, tmp_path):
+def test_a_near_repeat_of_a_test_prompt_is_excluded(mirror, tmp_path):
     few = make_sets(tmp_path, advbench=30)
-    assert open_contrast("refusal", few).pools["left_out"]["train"] == 1
+    assert open_contrast("refusal", few).pools.left_out.train == 1
     kept = compose(replace(recipes()["refusal"], apart_from=()), few)  # the contrary: nothing is compared
-    assert kept.pools["left_out"]["train"] == 0
+    assert kept.pools.left_out.train == 0
 
 
 def test_seeds_draw_different_training_prompts_from_the_same_pools(refusal):
@@ -267,10 +267,10 @@ def test_the_reference_draw_is_that_of_the_papers_code(refusal):
 
 
 @given(st.lists(st.text("ab", min_size=1), min_size=1, max_size=30), st.integers(1, 9), st.integers(0, 5))
-def test_a_draw_by_lot_repeats_nothing(rows, size, seed):
+def test_a_draw_by_hash_repeats_nothing(rows, size, seed):
     pools = {("train", "x"): rows, ("test", "x"): rows[::-1]}
     sizes = {"train": size, "test": size}
-    drawn, repeats = draw_by_lot(pools, sizes, lambda row: f"{hash((row, seed))}", lambda row: row)
+    drawn, repeats = draw_by_hash(pools, sizes, lambda row: f"{hash((row, seed))}", lambda row: row)
     taken = [row for part in drawn.values() for row in part]
     assert len(set(taken)) == len(taken)
     assert all(len(part) <= size for part in drawn.values())
@@ -294,8 +294,8 @@ def test_evaluation_sets_keep_their_categories(mirror):
     assert len(prompts("xstest-safe", "negative", mirror)) == 6
 
 
-def test_a_name_that_is_neither(tmp_path):
-    with pytest.raises(ContrastError, match="named: refusal"):
+def test_a_name_that_is_neither_a_file_nor_a_named_contrast(tmp_path):
+    with pytest.raises(ContrastError, match="one of refusal"):
         open_contrast("refusals")
     (tmp_path / "own.jsonl").write_text("")
     with pytest.raises(ContrastError, match="is a file"):
@@ -319,6 +319,6 @@ def test_data_on_the_command_line(mirror, capsys):
     assert main(["data", "check", "refusal", "--data-dir", str(mirror), "--json"]) == 1  # miniature rows
     captured = capsys.readouterr()
     assert json.loads(captured.out)["pools"]["test"]["positive"] == 20
-    assert "not the rows that are declared" in captured.err
+    assert "the rows are not those that are declared" in captured.err
     assert main(["data", "check", "nothing"]) == 2
     assert main(["data", "check", "refusal", "--data-dir", str(Path(mirror) / "none")]) == 2

@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
 
 from rhumbline.cli.console import err, out, text_table
 
@@ -48,53 +47,39 @@ def _list(a: argparse.Namespace) -> int:
 
 def _show(a: argparse.Namespace) -> int:
     from rhumbline.prompts.named_sets import recipes, source
+    from rhumbline.records.codec import to_json
 
-    if a.name in recipes():
-        recipe = recipes()[a.name]
-        record: dict[str, Any] = {
-            "name": recipe.name,
-            "title": recipe.title,
-            "positive": {k: list(v) for k, v in recipe.positive.items()},
-            "negative": {k: list(v) for k, v in recipe.negative.items()},
-            "at_most": recipe.at_most,
-            "apart_from": list(recipe.apart_from),
-            "shares": list(recipe.shares),
-            "shuffle": recipe.shuffle,
-        }
-    else:
-        record = source(a.name).record()
+    record = to_json(recipes()[a.name] if a.name in recipes() else source(a.name))
     if a.json:
         print(json.dumps(record, ensure_ascii=False))
         return 0
     for key, value in record.items():
-        if value not in (None, (), [], {}):
+        if value not in (None, [], {}):
             out.print(f"[bold]{key}[/]")
-            for line in value if isinstance(value, list | tuple) else [value]:
+            for line in value if isinstance(value, list) else [value]:
                 out.print(f"  {line}", markup=False, highlight=False)
     return 0
 
 
 def _check(a: argparse.Namespace) -> int:
     from rhumbline.prompts.named_sets import compose, load, recipes, source
+    from rhumbline.records.codec import to_json
 
-    if a.name in recipes():
-        record = compose(recipes()[a.name], a.data_dir).pools
-        assert record is not None
-        found = record["sources"]
-    else:
-        found = [load(source(a.name), a.data_dir).provenance]
-        record = found[0]
-    faults = [f for f in found if f["as_expected"] is False or f["rows"] != source(f["source"]).rows]
+    pools = compose(recipes()[a.name], a.data_dir).pools if a.name in recipes() else None
+    facts = (load(source(a.name), a.data_dir).facts,) if pools is None else pools.sources
+    faults = [f for f in facts if f.as_expected is False or f.rows != source(f.source).rows]
     if a.json:
-        print(json.dumps(record, ensure_ascii=False))
+        print(json.dumps(to_json(facts[0] if pools is None else pools), ensure_ascii=False))
     else:
-        for f in found:
-            expected = {None: "content not declared", True: "as declared", False: "OTHER ROWS than declared"}
-            told = f"{f['rows']} rows of {source(f['source']).rows} expected, {expected[f['as_expected']]}"
-            out.print(f"{f['source']}: {told}, from {f['from']}", markup=False, highlight=False)
-        if "pools" in record:
-            out.print(f"pools: {record['pools']}; left out as repeats: {record['left_out']}", markup=False)
+        words = {None: "content not declared", True: "as declared", False: "OTHER ROWS than declared"}
+        for f in facts:
+            rows = f"{f.rows} rows of {source(f.source).rows} expected, {words[f.as_expected]}"
+            out.print(f"{f.source}: {rows}, from {f.origin}", markup=False, highlight=False)
+        if pools is not None:
+            sizes, excluded = to_json(pools.pools), to_json(pools.left_out)
+            out.print(f"pools: {sizes}; excluded as repeats: {excluded}", markup=False)
     if faults:
-        err.print(f"[bold red]rhumbline:[/] {', '.join(f['source'] for f in faults)}: not the rows that are declared.")
+        names = ", ".join(f.source for f in faults)
+        err.print(f"[bold red]rhumbline:[/] {names}: the rows are not those that are declared.")
         return 1
     return 0

@@ -18,8 +18,9 @@ from rhumbline.engines.jobs import Shared, Worker
 from rhumbline.errors import ModelError
 from rhumbline.models.loading import fingerprint, load_source
 from rhumbline.models.sources import Source
-from rhumbline.prompts.contrasts import ContrastSet, Prompt
+from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.protocol import Protocol
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import sha256, write_bytes
 from rhumbline.records.source_hash import code_sha256
@@ -33,7 +34,7 @@ def replica_worker(source: Source, contrast: ContrastSet, protocol: Protocol, fi
     """How a replica of a run is made. `fingerprint` is that of the weights that the run itself has loaded."""
     options = {
         "source": asdict(source),
-        "contrast": asdict(contrast),
+        "contrast": to_json(contrast),
         "protocol": protocol.record(),
         "fingerprint": fingerprint,
         "code": code_sha256(),
@@ -77,9 +78,7 @@ class Replica:
                 f"{self.model.name} has other weights on this node ({found[:12]}, the run's are "
                 f"{options['fingerprint'][:12]}). Give a shared path, or the same revision in every hub cache."
             )
-        given = options["contrast"]
-        read = {name: tuple(Prompt(**p) for p in given[name]) for name in ("prompts", "neutral")}
-        contrast = ContrastSet(**{**given, **read})
+        contrast = convert(options["contrast"], ContrastSet)
         self.plan = RunPlan.of(self.model, contrast, Protocol.of(options["protocol"]))
         self.mirror = Path(tempfile.mkdtemp(prefix="rhumbline-replica-"))
         weakref.finalize(self, shutil.rmtree, self.mirror, ignore_errors=True)

@@ -78,12 +78,12 @@ def _data_checks(published: Published, data_dir: str | Path | None) -> Iterator[
     for name in data.recipes()[published.contrast].sources:
         declared = data.source(name)
         try:
-            facts = data.load(declared, data_dir).provenance
+            facts = data.load(declared, data_dir).facts
         except RhumblineError as error:
             yield Check(what=f"data {name}", ok=False, detail=str(error))
             continue
-        detail = f"{facts['rows']} rows of {declared.rows} expected, from {facts['from']}"
-        yield Check(what=f"data {name}", ok=facts["as_expected"], detail=detail)
+        detail = f"{facts.rows} rows of {declared.rows} expected, from {facts.origin}"
+        yield Check(what=f"data {name}", ok=facts.as_expected, detail=detail)
 
 
 def _equal(what: str, value: Any, expected: Any) -> Check:

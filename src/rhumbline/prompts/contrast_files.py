@@ -1,6 +1,6 @@
-"""Contrast files in, contrasts out: every fault of a file is told at once.
+"""Read contrast files (JSON Lines or CSV) as contrasts; one error lists every fault of a file.
 
-Knows JSON Lines, CSV and what a row may hold. Does not know how prompts are split, nor what they mean.
+Independent of how prompts are split and of what they mean.
 """
 
 import csv
@@ -16,13 +16,13 @@ from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prom
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 NEUTRAL = "neutral"
-"""The label of rows of neither class: they are only measured, beside the two."""
+"""Label of rows of neither class, which are measured only."""
 
-_SHOWN = 20
+_MOST_FAULTS = 20
 
 
 class _Faults:
-    """Every fault of one source, told together: the same fault on many rows is one entry."""
+    """The faults of one source; the same fault in many rows is one entry."""
 
     def __init__(self, source: str):
         self.source = source
@@ -37,14 +37,14 @@ class _Faults:
         if not self.count:
             return
         lines = []
-        for message, places in list(self.places.items())[:_SHOWN]:
+        for message, places in list(self.places.items())[:_MOST_FAULTS]:
             more = f" (and {len(places) - 3} more)" if len(places) > 3 else ""
             where = ", ".join(places[:3]) + more
             lines.append(f"  {where}: {message}" if where else f"  {message}")
-        if len(self.places) > _SHOWN:
-            lines.append(f"  ... and {len(self.places) - _SHOWN} further faults")
+        if len(self.places) > _MOST_FAULTS:
+            lines.append(f"  ... and {len(self.places) - _MOST_FAULTS} further faults")
         form = (
-            f'A row is {{"prompt": "...", "label": "positive" | "negative"}}, with or without {", ".join(COLUMNS[2:])}.'
+            f'A row is {{"prompt": "...", "label": "positive" | "negative"}}, optionally with {", ".join(COLUMNS[2:])}.'
         )
         raise ContrastError("\n".join([f"{self.source} cannot be used as a contrast:", *lines, form]))
 
@@ -52,50 +52,50 @@ class _Faults:
 def read_contrast(path: str | Path) -> ContrastSet:
     """Read a contrast file: JSON Lines (.jsonl, .json) or CSV with the same columns.
 
-    An empty optional cell is one that is not given. Raises one ContrastError that lists every fault.
+    An empty optional cell is a missing one. Raises one ContrastError that lists every fault.
     """
     path = Path(path)
     faults = _Faults(str(path))
     reader = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}.get(path.suffix.lower())
     if reader is None:
-        raise ContrastError(f"{path} is not a contrast file: name it .jsonl (JSON Lines) or .csv.")
+        raise ContrastError(f"{path} is not a contrast file. Use a file named .jsonl (JSON Lines) or .csv.")
     rows = list(reader(_decoded(path), faults))
     return _assembled(path.stem, rows, faults)
 
 
 def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name: str = "prompts") -> ContrastSet:
-    """A contrast of two lists of instructions, sampled by seed like a file without splits."""
+    """A contrast of two lists of instructions. Splits are sampled by seed, as for a file without splits."""
     faults = _Faults(name)
-    given: dict[Label, Iterable[str]] = {"positive": positive, "negative": negative}
+    texts_of: dict[Label, Iterable[str]] = {"positive": positive, "negative": negative}
     rows = []
-    for label, texts in given.items():
+    for label, texts in texts_of.items():
         if isinstance(texts, str):
-            raise ContrastError(f"{name}: {label} is one string; give a list of instructions.")
+            raise ContrastError(f"{name}: {label} is one string. Pass a list of instructions.")
         rows += [(f"{label}[{i}]", {"prompt": text, "label": label}) for i, text in enumerate(texts)]
     return _assembled(name, rows, faults)
 
 
 def _decoded(path: Path) -> str:
     if path.is_dir():
-        raise ContrastError(f"{path} is a directory; give a contrast file (.jsonl or .csv) in it.")
+        raise ContrastError(f"{path} is a directory. Pass a contrast file (.jsonl or .csv) in it.")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ContrastError(f"{path} does not exist; give the path of a contrast file (.jsonl or .csv).") from None
+        raise ContrastError(f"{path} does not exist. Pass the path of a contrast file (.jsonl or .csv).") from None
     except OSError as error:
-        raise ContrastError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ContrastError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ContrastError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text.") from None
+        raise ContrastError(f"{path}, line {line}: not UTF-8. Save the file as UTF-8 text.") from None
 
 
 def _json_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     if text.lstrip().startswith("["):
-        faults.add("", "a JSON array; write JSON Lines, one object a line")
+        faults.add("", "a JSON array; write JSON Lines, one object per line")
         return
-    # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
+    # Not splitlines(): a JSON string can contain U+2028 and similar characters unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -105,20 +105,20 @@ def _json_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]
         except json.JSONDecodeError as error:
             faults.add(place, f"not JSON: {error.msg} at column {error.colno}")
             continue
-        except (ValueError, RecursionError):  # a number of thousands of digits, or thousands of brackets
-            faults.add(place, "not JSON that can be read")
+        except (ValueError, RecursionError):  # Numbers of thousands of digits, or thousands of brackets.
+            faults.add(place, "not JSON: too many digits or brackets")
             continue
         if not isinstance(pairs, _Pairs):
             faults.add(place, f"a JSON {type(pairs).__name__}, not an object")
             continue
         row = dict(pairs)
         if len(row) < len(pairs):
-            faults.add(place, "a column is given twice")
+            faults.add(place, "a column occurs twice")
         yield place, row
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object before its repeated keys are lost."""
+    """The pairs of a JSON object, with repeated keys."""
 
 
 def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,7 +133,7 @@ def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]
             if header is None:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header):
-                    faults.add(line, "a column is given twice")
+                    faults.add(line, "a column occurs twice")
                     return
             elif len(cells) != len(header):
                 faults.add(line, f"{len(cells)} cells under a header of {len(header)} columns")
@@ -144,10 +144,12 @@ def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Faults) -> ContrastSet:
-    """Check the rows together, drop exact duplicates and give every prompt an id."""
-    aside = [(place, row) for place, row in rows if row.get("label") == NEUTRAL]
+    """The contrast of these rows: without exact duplicates, every prompt with an id."""
+    neutral_rows = [(place, row) for place, row in rows if row.get("label") == NEUTRAL]
     rows = [(place, row) for place, row in rows if row.get("label") != NEUTRAL]
-    named = ((place, {"id": f"neutral-{i:04d}", **row, "label": "negative"}) for i, (place, row) in enumerate(aside))
+    named = (
+        (place, {"id": f"neutral-{i:04d}", **row, "label": "negative"}) for i, (place, row) in enumerate(neutral_rows)
+    )
     neutral = tuple(prompt for place, row in named if (prompt := _prompt(place, row, faults)) is not None)
     kept: dict[tuple[str, str, str], tuple[str, Prompt]] = {}
     read = [(place, prompt) for place, row in rows if (prompt := _prompt(place, row, faults)) is not None]
@@ -157,26 +159,26 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Fault
             continue
         first_place, first = kept[prompt.content]
         if prompt.label != first.label:
-            faults.add(place, f"the prompt of {first_place} again, under the other label; a prompt has one label")
+            faults.add(place, f"repeats the prompt of {first_place} with the other label; a prompt has one label")
         elif first.split is None:
             kept[prompt.content] = (first_place, replace(first, split=prompt.split))
         elif prompt.split not in (None, first.split):
-            faults.add(place, f"the prompt of {first_place} again, in another split; splits must be disjoint")
+            faults.add(place, f"repeats the prompt of {first_place} in another split; splits must be disjoint")
     seen: dict[str, str] = {}
     for place, prompt in kept.values():
         if prompt.id in seen:
-            faults.add(place, f"id {_brief(prompt.id)} is the id of {seen[prompt.id]} too; ids are unique")
+            faults.add(place, f"id {_brief(prompt.id)} is also the id of {seen[prompt.id]}; ids must be unique")
         elif prompt.id:
             seen[prompt.id] = place
     if not rows and not faults.count:
-        faults.add("", "it has no prompts")
+        faults.add("", "the file has no prompts")
     elif not faults.count:
         for label in LABELS:
             if all(prompt.label != label for _, prompt in read):
                 faults.add("", f"no prompt is labelled {label}; a contrast needs both classes")
         with_response = sum(prompt.response is not None for _, prompt in read)
         if 0 < with_response < len(read):
-            faults.add("", f"{with_response} of {len(read)} rows have a response; give it to all rows or to none")
+            faults.add("", f"{with_response} of {len(read)} rows have a response; write one for all rows or for none")
     faults.raise_if_any()
     prompts = _with_ids([prompt for _, prompt in kept.values()], set(seen))
     digest = content_sha256((*prompts, *neutral))
@@ -184,7 +186,7 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Fault
 
 
 def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
-    """The row as a prompt, with id "" where none is given; None where the row has a fault."""
+    """The row as a prompt, with id "" if it has none; None if the row has a fault."""
     before = faults.count
     for column in sorted(row.keys() - set(COLUMNS)):
         faults.add(place, f"unknown column {_brief(column)}; columns are {', '.join(COLUMNS)}")
@@ -197,14 +199,14 @@ def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
         elif not isinstance(value, str):
             faults.add(place, f"{column} is {type(value).__name__} {_brief(value)}, not text")
         elif not _is_unicode(value):
-            faults.add(place, f"{column} holds half of a surrogate pair, which is not text")
+            faults.add(place, f"{column} contains half of a surrogate pair, which is not text")
         else:
             cells[column] = value
     for column, allowed in (("label", (*LABELS, NEUTRAL)), ("split", SPLITS)):
         if column in cells and cells[column] not in allowed:
             faults.add(place, f"{column} is {_brief(cells[column])}; use one of {', '.join(allowed)}")
     if "other_response" in cells and "response" not in cells:
-        faults.add(place, "other_response is given without a response; give both")
+        faults.add(place, "other_response without a response; write both")
     if faults.count > before:
         return None
     fields: dict[str, Any] = {column: cells.get(column) for column in COLUMNS[1:]}
@@ -217,9 +219,9 @@ def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
     for prompt in prompts:
         count[prompt.label] += 1
         if not prompt.id:
-            while (made := f"{prompt.label[0]}{count[prompt.label]:04d}") in taken:
+            while (new := f"{prompt.label[0]}{count[prompt.label]:04d}") in taken:
                 count[prompt.label] += 1
-            prompt = replace(prompt, id=made)
+            prompt = replace(prompt, id=new)
         named.append(prompt)
     return tuple(named)
 
@@ -229,6 +231,6 @@ def _is_unicode(text: str) -> bool:
 
 
 def _brief(value: object) -> str:
-    # A shifted column may hold a whole prompt, and messages do not repeat prompts.
+    # A shifted column can contain a whole prompt, and messages do not repeat prompts.
     text = ascii(value)
     return text if len(text) <= 24 else text[:20] + "..."

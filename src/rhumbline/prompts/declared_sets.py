@@ -1,55 +1,61 @@
-"""The declared data sets: where each one comes from, what is taken of it and what is expected. No row is read here."""
+"""The declared data sets and named contrasts, from sources.toml and contrasts.toml: no row is read here."""
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from rhumbline.errors import DataError
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of a publisher; sources.toml says what the fields mean."""
+    """One data set of a publisher."""
 
     name: str
     title: str
     reference: str
-    """The paper that it is from."""
+    """The paper that published it."""
     publisher: str
     """Page of the publisher."""
     licence: str
     text: str
     """Column of the instruction."""
     rows: int
-    """Expected after cleaning."""
+    """Expected number of rows after cleaning."""
     files: tuple[str, ...]
-    """Names of the publisher's files, as a local mirror may hold them."""
+    """Names of the publisher's files, as in a local mirror."""
     note: str
     """How the revision was verified, or that it was not."""
     pinned: bool
     """Whether the revision was verified."""
     category: str | None = None
+    """Column of the category."""
     hub: str | None = None
+    """Repository on the Hugging Face hub."""
     config: str | None = None
+    """Configuration of the repository."""
     split: str = "train"
+    """Split of the repository."""
     revision: str | None = None
+    """Commit of the repository."""
     urls: tuple[str, ...] = ()
+    """Files of a publisher without a hub repository."""
     sha256: tuple[str, ...] = ()
-    """Of the bytes behind `urls`."""
+    """Hashes of the bytes of `urls`."""
     only: Mapping[str, str] = field(default_factory=dict)
+    """Cleaning: column -> the value that it must have."""
     without: Mapping[str, str] = field(default_factory=dict)
+    """Cleaning: column -> a text that it must not contain, in any case."""
     blank: tuple[str, ...] = ()
+    """Cleaning: columns that must be empty."""
     rows_sha256: str | None = None
-    """Of the cleaned rows, [[text, category], ...]; None where they could not be seen."""
+    """Hash of the cleaned rows, [[text, category], ...]; None if they could not be read."""
     gated: bool = False
-    """Whether the publisher asks each user to accept conditions."""
-
-    def record(self) -> dict[str, Any]:
-        """The source as JSON."""
-        return asdict(self)
+    """Whether the publisher requires each user to accept conditions."""
 
     @property
     def where(self) -> str:
@@ -60,53 +66,56 @@ class Source:
         return f"{self.hub}{config}, split {self.split}, revision {self.revision}"
 
 
-def _table(name: str) -> dict[str, Any]:
-    return tomllib.loads((files("rhumbline.prompts") / name).read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Recipe:
+    """A named contrast: the sources of every split of either class."""
+
+    name: str
+    title: str
+    positive: Mapping[str, tuple[str, ...]]
+    """Split -> sources of the positives; the split `all` is divided by `shares`."""
+    negative: Mapping[str, tuple[str, ...]]
+    """The same for the negatives."""
+    at_most: int | None = None
+    """Rows that are drawn from one source; None: all."""
+    apart_from: tuple[str, ...] = ()
+    """Sources that must not have a prompt in common with train and validation."""
+    shares: tuple[float, ...] = ()
+    """Shares of train, validation and test in a source that is divided."""
+    shuffle: int | None = None
+    """Seed of the shuffle before it is divided."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of all sources that are read, each once."""
+        names = [n for side in (self.positive, self.negative) for of_split in side.values() for n in of_split]
+        return tuple(dict.fromkeys([*names, *self.apart_from]))
+
+
+D = TypeVar("D", Source, Recipe)
+
+
+def _declared(file: str, kind: type[D]) -> Mapping[str, D]:
+    tables = msgspec.toml.decode((files("rhumbline.prompts") / file).read_bytes(), type=dict[str, dict[str, object]])
+    return {name: msgspec.convert({"name": name, **table}, kind) for name, table in tables.items()}
 
 
 @cache
 def sources() -> Mapping[str, Source]:
     """Every declared source by its name."""
-    found = {}
-    for name, table in _table("sources.toml").items():
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-        found[name] = Source(name=name, **plain)
-    return found
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A named contrast: which sources make up which split; contrasts.toml says what the fields mean."""
-
-    name: str
-    title: str
-    positive: Mapping[str, tuple[str, ...]]
-    negative: Mapping[str, tuple[str, ...]]
-    at_most: int | None = None
-    apart_from: tuple[str, ...] = ()
-    shares: tuple[float, ...] = ()
-    shuffle: int | None = None
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of all sources that it reads, each once."""
-        read = [n for side in (self.positive, self.negative) for names in side.values() for n in names]
-        return tuple(dict.fromkeys([*read, *self.apart_from]))
+    return _declared("sources.toml", Source)
 
 
 @cache
 def recipes() -> Mapping[str, Recipe]:
     """Every named contrast by its name."""
-    found = {}
-    for name, table in _table("contrasts.toml").items():
-        sides = {side: {s: tuple(names) for s, names in table.pop(side).items()} for side in ("positive", "negative")}
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-        found[name] = Recipe(name=name, **sides, **plain)
-    return found
+    return _declared("contrasts.toml", Recipe)
 
 
 def source(name: str) -> Source:
-    """The declared source of that name."""
+    """The declared source of this name. DataError if there is none."""
     if name not in sources():
-        raise DataError(f"Unknown data set {name!r}; known: {', '.join(sources())}. Contrasts: {', '.join(recipes())}.")
+        raise DataError(
+            f"Unknown data set {name!r}. Use one of {', '.join(sources())}, or a contrast: {', '.join(recipes())}."
+        )
     return sources()[name]

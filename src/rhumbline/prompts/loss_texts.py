@@ -1,8 +1,8 @@
-"""Texts to measure losses on: a file in, plain documents and exchanges out. Knows no model and no tokens.
+"""Read texts that losses are measured on: plain documents, and exchanges of a prompt and a response.
 
-A file is JSON Lines with one row for each text, `{"text": "..."}` (a plain document, as the Pile has them) or
-`{"prompt": "...", "response": "..."}` (an exchange, as Alpaca has them, chat-formatted when it is read); or a .txt file
-whose documents are set apart by blank lines.
+A .jsonl file has one row per text, `{"text": "..."}` (a plain document, as in the Pile) or `{"prompt": "...",
+"response": "..."}` (an exchange, as in Alpaca, which is chat-formatted later). In a .txt file, blank lines separate
+documents. Independent of models and tokenizers.
 """
 
 import hashlib
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from rhumbline.errors import InputError
+from rhumbline.records.protocol_file import LossTextFacts
 
-_SHOWN = 3
+_MOST_LISTED = 3
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt and the answer whose tokens are predicted."""
+    """A prompt, and the response whose tokens are predicted."""
 
     prompt: str
     response: str
@@ -28,43 +29,43 @@ class Exchange:
 
 @dataclass(frozen=True)
 class LossTexts:
-    """What losses are measured on, in the order of the source."""
+    """Texts that losses are measured on, in the order of the source."""
 
     name: str
     documents: tuple[str, ...] = ()
     """Plain texts."""
     exchanges: tuple[Exchange, ...] = ()
+    """Prompts with responses."""
 
-    def record(self) -> dict[str, Any]:
-        """What a protocol says of the texts: their number and the hash of all of them."""
+    def record(self) -> LossTextFacts:
+        """The texts as protocol.json describes them."""
         content = json.dumps([self.documents, [[e.prompt, e.response] for e in self.exchanges]], ensure_ascii=False)
-        return {
-            "name": self.name,
-            "sha256": hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest(),
-            "documents": len(self.documents),
-            "exchanges": len(self.exchanges),
-        }
+        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+        return LossTextFacts(self.name, digest, len(self.documents), len(self.exchanges))
 
 
 NO_TEXTS = LossTexts("none")
 
 
 def read_texts(path: str | Path) -> LossTexts:
-    """Read a file of texts (.jsonl or .txt). Raises InputError that names the faulty lines."""
+    """Read a file of texts (.jsonl or .txt). Raises InputError with the faulty lines."""
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".txt"):
-        raise InputError(f"{path} is no file of texts: name it .jsonl (a row for each) or .txt (blank lines between).")
+        raise InputError(
+            f"{path} is not a file of texts. Use a .jsonl file (one row per text) or a .txt file (blank lines between "
+            "texts)."
+        )
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}. Pass a readable UTF-8 file.") from error
     if path.suffix.lower() == ".txt":
-        found = LossTexts(path.stem, tuple(t.strip() for t in re.split(r"\n\s*\n", content) if t.strip()))
+        texts = LossTexts(path.stem, tuple(t.strip() for t in re.split(r"\n\s*\n", content) if t.strip()))
     else:
-        found = _from_rows(path, content.splitlines())
-    if not found.documents and not found.exchanges:
-        raise InputError(f"{path} holds no text.")
-    return found
+        texts = _from_rows(path, content.splitlines())
+    if not texts.documents and not texts.exchanges:
+        raise InputError(f"{path} has no text. Write at least one.")
+    return texts
 
 
 def _from_rows(path: Path, lines: Sequence[str]) -> LossTexts:
@@ -82,10 +83,10 @@ def _from_rows(path: Path, lines: Sequence[str]) -> LossTexts:
         else:
             faulty.append(number)
     if faulty:
-        more = f" and {len(faulty) - _SHOWN} more" if len(faulty) > _SHOWN else ""
+        more = f" and {len(faulty) - _MOST_LISTED} more" if len(faulty) > _MOST_LISTED else ""
         raise InputError(
-            f"{path}, line {', '.join(map(str, faulty[:_SHOWN]))}{more}: expected "
-            '{"text": "..."} or {"prompt": "...", "response": "..."}, none of them empty.'
+            f"{path}, line {', '.join(map(str, faulty[:_MOST_LISTED]))}{more}: expected "
+            '{"text": "..."} or {"prompt": "...", "response": "..."} with texts that are not empty.'
         )
     return LossTexts(path.stem, tuple(documents), tuple(exchanges))
 
@@ -98,5 +99,5 @@ def _parsed(line: str) -> dict[str, Any]:
     return row if isinstance(row, dict) else {}
 
 
-def _are_texts(values: Iterable[Any]) -> bool:
+def _are_texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) and value.strip() for value in values)

@@ -1,12 +1,12 @@
-"""Named data: declared sources of prompts, and the contrasts that are composed of them.
+"""Named contrasts, composed of declared sources of prompts. No prompt is shipped with the package.
 
-    sources.toml     where each set comes from, what is taken, what is expected
-    contrasts.toml   which sources make up which split of a named contrast
-    declared.py      both, as records
-    rows.py          a source's rows, from a local mirror or through `datasets`
+    sources.toml      where each set comes from, which rows are used, what is expected
+    contrasts.toml    the sources of every split of a named contrast
+    declared_sets.py  both, as records
+    set_rows.py       the rows of a source, from a local mirror or through `datasets`
 
-Promises: splits share no prompt, near duplicates included; every row has its source and number in its id; what was read
-is recorded with the hash of the rows. No prompt is shipped.
+Splits have no prompt in common, near duplicates included. The id of a prompt is its source and row number. The record
+of a contrast has the hash of every source's rows.
 """
 
 import random
@@ -18,21 +18,29 @@ from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, near_text, pooled
 from rhumbline.prompts.declared_sets import Recipe, Source, recipes, source, sources
 from rhumbline.prompts.set_rows import Item, Loaded, load
+from rhumbline.records.protocol_file import LeftOut, PoolFacts
+from rhumbline.records.shared import ByLabel, BySplit
 
 __all__ = ["Recipe", "Source", "compose", "load", "open_contrast", "prompts", "recipes", "source", "sources"]
 
+Pools = dict[tuple[Split, Label], list[Prompt]]
+
 DRAW_SEED = 42
-"""Of the rows that are taken of a source that has more than `at_most`; the paper's own draw was not seeded."""
+"""Seed of the draw from a source with more rows than `at_most`; the paper's own draw was not seeded."""
 
 
 def open_contrast(name: str, data_dir: str | Path | None = None) -> ContrastSet:
-    """A contrast file, or a named contrast composed of its sources (from `data_dir` where it has them)."""
+    """A contrast file, or a named contrast composed of its sources (from `data_dir` if it has their files)."""
     if name in recipes() and not Path(name).exists():
         return compose(recipes()[name], data_dir)
     if not Path(name).suffix and not Path(name).exists():
-        raise ContrastError(f"{name} is neither a file nor a named contrast; named: {', '.join(recipes())}.")
+        raise ContrastError(
+            f"{name} is neither a file nor a named contrast. Pass a file, or one of {', '.join(recipes())}."
+        )
     if data_dir is not None:
-        raise ContrastError(f"{name} is a file; a data directory is for named contrasts: {', '.join(recipes())}.")
+        raise ContrastError(
+            f"{name} is a file; --data-dir is for named contrasts. Remove it, or use one of {', '.join(recipes())}."
+        )
     return read_contrast(name)
 
 
@@ -42,50 +50,57 @@ def prompts(name: str, label: Label, data_dir: str | Path | None = None) -> tupl
 
 
 def compose(recipe: Recipe, data_dir: str | Path | None = None) -> ContrastSet:
-    """The named contrast: every split of either class as a pool, disjoint from the others.
+    """The named contrast: every split of either class is a pool, disjoint from the others.
 
-    Positives: rows of `train` that stand in `val`, in `test` or in a set that it is kept apart from are left out, then
-    those of `val` that stand in `test` or there; the paper does so for exact repeats, here near ones count too, but for
-    rows that its authors filtered themselves (a recipe without `apart_from`).
+    For a recipe with `apart_from`: positives of train that are in validation, in test or in one of these sources are
+    excluded, and then those of validation that are in test or in these sources. The paper excludes exact repeats; here
+    near duplicates are excluded too. A recipe without `apart_from` has rows that the authors filtered.
     """
     loaded = {name: load(source(name), data_dir) for name in recipe.sources}
-    pools: dict[tuple[Split, Label], list[Prompt]] = {}
+    pools: Pools = {}
     sides: dict[Label, Mapping[str, tuple[str, ...]]] = {"positive": recipe.positive, "negative": recipe.negative}
     for label in LABELS:
-        for split, found in _split(recipe, sides[label], loaded, label).items():
-            pools[split, label] = found
+        for split, rows in _split(recipe, sides[label], loaded, label).items():
+            pools[split, label] = rows
+    excluded = _exclude_repeats(pools, recipe, loaded) if recipe.apart_from else LeftOut(train=0, val=0)
+    facts = PoolFacts(
+        recipe=recipe.name,
+        left_out=excluded,
+        pools=BySplit(*(ByLabel(*(len(pools[s, c]) for c in LABELS)) for s in SPLITS)),
+        sources=tuple(rows.facts for rows in loaded.values()),
+    )
+    return pooled(recipe.name, [p for s in SPLITS for c in LABELS for p in pools[s, c]], facts)
+
+
+def _exclude_repeats(pools: Pools, recipe: Recipe, loaded: Mapping[str, Loaded]) -> LeftOut:
+    """Remove positives that are in a later split or in a source of `apart_from`; returns how many were removed."""
     elsewhere = {near_text(item.text) for name in recipe.apart_from for item in loaded[name].items}
-    dropped = {"train": 0, "val": 0}
-    later: dict[Split, tuple[Split, ...]] = {"train": ("val", "test"), "val": ("test",)}
-    if recipe.apart_from:
-        for split, others in later.items():
-            seen = elsewhere | {near_text(p.text) for s in others for p in pools[s, "positive"]}
-            kept = [p for p in pools[split, "positive"] if near_text(p.text) not in seen]
-            dropped[split] = len(pools[split, "positive"]) - len(kept)
-            pools[split, "positive"] = kept
-    record = {
-        "recipe": recipe.name,
-        "left_out": dropped,
-        "pools": {s: {c: len(pools[s, c]) for c in LABELS} for s in SPLITS},
-        "sources": [found.provenance for found in loaded.values()],
-    }
-    return pooled(recipe.name, [p for s in SPLITS for c in LABELS for p in pools[s, c]], record)
+
+    def exclude(split: Split, later: Sequence[Split]) -> int:
+        known = elsewhere | {near_text(p.text) for s in later for p in pools[s, "positive"]}
+        kept = [p for p in pools[split, "positive"] if near_text(p.text) not in known]
+        n = len(pools[split, "positive"]) - len(kept)
+        pools[split, "positive"] = kept
+        return n
+
+    return LeftOut(train=exclude("train", ("val", "test")), val=exclude("val", ("test",)))
 
 
 def _split(
     recipe: Recipe, sides: Mapping[str, Sequence[str]], loaded: Mapping[str, Loaded], label: Label
 ) -> dict[Split, list[Prompt]]:
-    found: dict[Split, list[Prompt]] = {split: [] for split in SPLITS}
+    """The prompts of one class, by split."""
+    parts: dict[Split, list[Prompt]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         for name in sides.get(split, ()):
             items = _prompts(source(name), loaded[name].items, label, split)
             limit = recipe.at_most if split == "train" else None
             if limit is not None and len(items) > limit:
                 items = random.Random(DRAW_SEED).sample(items, limit)
-            found[split] += items
+            parts[split] += items
     for name in sides.get("all", ()):
         items = list(_prompts(source(name), loaded[name].items, label, None))
-        # As the paper's notebook cuts Alpaca: shuffled by seed, then by shares of the whole, the rest to test.
+        # As in the authors' notebook for Alpaca: shuffled by seed, then divided by shares, with the rest in test.
         random.Random(recipe.shuffle).shuffle(items)
         train, val = (int(share * len(items)) for share in recipe.shares[:2])
         cuts: dict[Split, list[Prompt]] = {
@@ -94,8 +109,8 @@ def _split(
             "test": items[train + val :],
         }
         for split, part in cuts.items():
-            found[split] += _with_split(part, split)
-    return found
+            parts[split] += _with_split(part, split)
+    return parts
 
 
 def _prompts(of: Source, items: Iterable[Item], label: Label, split: Split | None) -> tuple[Prompt, ...]:

@@ -1,6 +1,6 @@
-"""Pools in, samples out: which rows of a pool a seed takes.
+"""Draw samples from pools of rows: up to a given number of rows from every pool, determined by the seed.
 
-Knows sizes, seeds and order. Does not know what a row is: two functions of it say its lot and what makes it a repeat.
+Independent of what a row is: two functions return the random order of a row and the key of its near duplicates.
 """
 
 import random
@@ -8,56 +8,56 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 Sampling = Literal["lots", "reference"]
-"""`lots`: by a hash of seed and row, without near duplicates. `reference`: as the paper's code draws."""
+"""`lots`: in the order of a hash of seed and row, without near duplicates. `reference`: as in the authors' code."""
 
 Row = TypeVar("Row")
-Place = tuple[str, str]
-"""A split and a class."""
+PoolKey = tuple[str, str]
+"""Split and label of a pool."""
 
 
-def draw_by_lot(
-    pools: Mapping[Place, Sequence[Row]],
+def draw_by_hash(
+    pools: Mapping[PoolKey, Sequence[Row]],
     sizes: Mapping[str, int],
-    lot: Callable[[Row], str],
-    same: Callable[[Row], Hashable],
-) -> tuple[dict[Place, tuple[Row, ...]], int]:
-    """Up to `sizes[split]` rows of every pool, lowest lots first, and how many repeats were passed over.
+    order_of: Callable[[Row], str],
+    near_key: Callable[[Row], Hashable],
+) -> tuple[dict[PoolKey, tuple[Row, ...]], int]:
+    """The first `sizes[split]` rows of every pool in the order of `order_of`; the number of near duplicates skipped.
 
-    Test is drawn first, then validation, then training, so a row that repeats one of an earlier draw is left out of the
-    later one. A pool that is smaller than its size is taken whole.
+    Test is drawn first, then validation, then training; a row with the `near_key` of an earlier one is skipped. A pool
+    that is smaller than its size is taken as a whole.
     """
     taken: set[Hashable] = set()
-    drawn: dict[Place, tuple[Row, ...]] = {}
-    repeats = 0
+    drawn: dict[PoolKey, tuple[Row, ...]] = {}
+    n_skipped = 0
     for split in ("test", "val", "train"):
-        for place in (p for p in pools if p[0] == split):
-            chosen: list[Row] = []
-            for row in sorted(pools[place], key=lot):
-                if len(chosen) == sizes[split]:
+        for pool in (key for key in pools if key[0] == split):
+            sample: list[Row] = []
+            for row in sorted(pools[pool], key=order_of):
+                if len(sample) == sizes[split]:
                     break
-                if (key := same(row)) in taken:
-                    repeats += 1
+                if (key := near_key(row)) in taken:
+                    n_skipped += 1
                     continue
                 taken.add(key)
-                chosen.append(row)
-            drawn[place] = tuple(chosen)
-    return drawn, repeats
+                sample.append(row)
+            drawn[pool] = tuple(sample)
+    return drawn, n_skipped
 
 
 def draw_as_reference(
-    pools: Mapping[Place, Sequence[Row]], sizes: Mapping[str, int], seed: int
-) -> dict[Place, tuple[Row, ...]]:
-    """The draw of the paper's code (pipeline/run_pipeline.py at 9d852fa): `random.seed(seed)`, then `random.sample` of
-    positive and negative training rows, of positive and negative validation rows, and last of negative test rows.
+    pools: Mapping[PoolKey, Sequence[Row]], sizes: Mapping[str, int], seed: int
+) -> dict[PoolKey, tuple[Row, ...]]:
+    """The draw of the authors' code (pipeline/run_pipeline.py at 9d852fa).
 
-    Positive test rows are all read, in their order, where no more are there than the size asks for; else they are
-    sampled after the others. A pool that is smaller than its size gives all of its rows, in the order of the draw.
+    `random.seed(seed)`, then `random.sample` of positive and negative training rows, of positive and negative
+    validation rows, and of negative test rows. All positive test rows are read in their order, unless there are more
+    than their size; then they are sampled last. A smaller pool is taken as a whole, in the order of the draw.
     """
     rng = random.Random(seed)
-    drawn: dict[Place, tuple[Row, ...]] = {}
+    drawn: dict[PoolKey, tuple[Row, ...]] = {}
     order = [(s, c) for s in ("train", "val") for c in ("positive", "negative")]
-    for place in [*order, ("test", "negative"), ("test", "positive")]:
-        pool, size = list(pools[place]), sizes[place[0]]
-        whole = place == ("test", "positive") and len(pool) <= size
-        drawn[place] = tuple(pool if whole else rng.sample(pool, min(size, len(pool))))
+    for key in [*order, ("test", "negative"), ("test", "positive")]:
+        pool, size = list(pools[key]), sizes[key[0]]
+        whole = key == ("test", "positive") and len(pool) <= size
+        drawn[key] = tuple(pool if whole else rng.sample(pool, min(size, len(pool))))
     return drawn

@@ -56,7 +56,7 @@ class RunPlan:
             **self.protocol.record(),
             "model": {**to_json(self.model.record()), "fingerprint": fingerprint(self.model)},
             "chat": to_json(self.chat.record()),
-            "contrast": self.contrast.record(),
+            "contrast": to_json(self.contrast.record()),
             "splits": to_json({seed: self._split_plan(splits) for seed, splits in self.splits.items()}),
             "versions": to_json(
                 Versions(version("rhumbline"), version("torch"), version("transformers"), code_sha256())
