@@ -128,11 +128,11 @@ def _base_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _base(a: argparse.Namespace) -> int:
-    from rhumbline.analyses import base
+    from rhumbline.analyses import base_model
 
     def compute(subject: Any) -> BaseRecord:
         a.dtype = subject.directory.protocol["model"]["dtype"]
-        return base.analyse(subject, load_model(a, a.base), draws=a.draws, retokenise=a.retokenise)
+        return base_model.analyse(subject, load_model(a, a.base), draws=a.draws, retokenise=a.retokenise)
 
     def show(record: BaseRecord) -> None:
         _say(f"{record.finding.answer}: {record.finding.reason}")
@@ -156,7 +156,7 @@ def _monitor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _monitor(a: argparse.Namespace) -> int:
-    from rhumbline.analyses import monitor
+    from rhumbline.analyses import detector
 
     def show(record: MonitorRecord) -> None:
         _say(f"threshold {record.threshold:.4g}, selected on {record.n.val.negative} validation negatives")
@@ -165,7 +165,7 @@ def _monitor(a: argparse.Namespace) -> int:
             area = interval(c.auroc.value, c.auroc.low, c.auroc.high, 3)
             _say(f"  {c.name:10s}  AUROC {area}  positives flagged {positives}, negatives flagged {negatives}")
 
-    return analysed(a, lambda s: monitor.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
+    return analysed(a, lambda s: detector.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
 
 
 # -- suffix -----------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def _suffix_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _suffix(a: argparse.Namespace) -> int:
-    from rhumbline.analyses import suffix
+    from rhumbline.analyses import suffix_effects
 
     def show(record: SuffixRecord) -> None:
         for c in record.conditions:
@@ -191,7 +191,7 @@ def _suffix(a: argparse.Namespace) -> int:
         error = NOT_MEASURED if record.attribution.error is None else f"{record.attribution.error:.1e}"
         _say(f"attribution: {len(record.attribution.parts)} terms, relative error {error}")
 
-    return analysed(a, lambda s: suffix.analyse(s, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads), show)
+    return analysed(a, lambda s: suffix_effects.analyse(s, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads), show)  # noqa: E501
 
 
 # -- directions -------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def _directions_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _directions(a: argparse.Namespace) -> int:
-    from rhumbline.analyses.directions import analyse
+    from rhumbline.analyses.further_directions import analyse
     from rhumbline.records.directions_file import DirectionsPlan, DirectionsRule
 
     numbers = {k: getattr(a, k) for k in ("max_rank", "draws", "samples", "prompts", "steps")}

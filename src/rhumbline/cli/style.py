@@ -41,7 +41,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 
 def _finish(a: argparse.Namespace, record: Any) -> int:
-    from rhumbline.analyses.sheets import write
+    from rhumbline.analyses.sheet_pages import write
     from rhumbline.records.codec import to_json
 
     page = write(record, Path(a.out))
