@@ -29,14 +29,16 @@ import torch
 
 from calibration_tables import by, share, table, told
 from rhumbline import load, preset, read_contrast, run
-from rhumbline.analyses.directions import Plan, analyse
+from rhumbline.analyses.further_directions import analyse
 from rhumbline.analyses.subject import open_subject
 from rhumbline.errors import ProtocolError
 from rhumbline.organisms.planted import THRESHOLD, Planted, build
 from rhumbline.prompts.contrasts import Sizes
+from rhumbline.records.analysis_values import MeanRate
+from rhumbline.records.directions_file import ChosenRank, DirectionsPlan, DirectionsRecord, Gain
 
 ONE, MORE, OPEN = "ONE-IS-ENOUGH", "MORE-HELPS", "UNDETERMINED"
-PLAN = Plan(sources=("candidates", "clusters", "gradient"), max_rank=3, steps=40, samples=1)
+PLAN = DirectionsPlan(sources=("candidates", "clusters", "gradient"), max_rank=3, steps=40, samples=1)
 """One source of each kind, as many ranks as three axes need; the cones are not read by the rule."""
 N = 64
 """Test prompts per class, the default of the analysis."""
@@ -87,7 +89,7 @@ def cases(first: int, repeats: int = 8) -> Iterator[Case]:
                 yield Case(kind, N, seed, Planted(prompts=3 * N + 16, seed=seed, **spec))
 
 
-def study(case: Case, plan: Plan) -> dict[str, Any]:
+def study(case: Case, plan: DirectionsPlan) -> dict[str, Any]:
     """One run and its analysis, in a folder that is thrown away."""
     started = time.process_time()
     protocol = preset(
@@ -113,27 +115,29 @@ def study(case: Case, plan: Plan) -> dict[str, Any]:
     return head | found | {"seconds": seconds}
 
 
-def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """What the study keeps of a record: enough to apply the rule with other values."""
+def summary(record: DirectionsRecord) -> dict[str, Any]:
+    """The part of a record that the study keeps: enough to apply the rule with other values."""
     sources = {
         name: {
-            "rates": [round(r["suppression"]["rate"], 4) for r in source["ranks"]],
-            "drop": [round(source["ranks"][0]["suppression"]["drop"][k], 4) for k in ("mean", "low", "high")],
-            "chosen": None if source["chosen"] is None else _chosen(source["chosen"]),
+            "rates": [round(r.suppression.rate, 4) for r in source.ranks],
+            "drop": _interval(source.ranks[0].suppression.drop),
+            "chosen": None if source.chosen is None else _chosen(source.chosen),
         }
-        for name, source in record["sources"].items()
+        for name, source in record.sources.items()
     }
-    verdict = record["verdict"]
-    return {"answer": verdict["answer"], "source": verdict["source"], "reason": verdict["reason"], "sources": sources}
+    verdict = record.verdict
+    return {"answer": verdict.answer, "source": verdict.source, "reason": verdict.reason, "sources": sources}
 
 
-def _chosen(c: dict[str, Any]) -> dict[str, Any]:
-    def interval(d: dict[str, Any]) -> list[float]:
-        return [round(d[k], 4) for k in ("mean", "low", "high")]
+def _interval(value: MeanRate | Gain) -> list[float]:
+    return [round(v, 4) for v in (value.mean, value.low, value.high)]
 
-    beyond = {f: interval(d) for f, d in c["beyond_random"].items()}
-    kept = {k: round(c[k], 4) for k in ("rank", "val_rate", "val_metric")}
-    return kept | {"gain": interval(c["gain"]), "beyond": beyond, "kl": round(c["kl"]["mean"], 4)}
+
+def _chosen(c: ChosenRank) -> dict[str, Any]:
+    beyond = {family: _interval(difference) for family, difference in c.beyond_random.items()}
+    metric, kl = (float("nan") if v is None else round(v, 4) for v in (c.val_metric, c.kl.mean))
+    kept = {"rank": c.rank, "val_rate": round(c.val_rate, 4), "val_metric": metric}
+    return kept | {"gain": _interval(c.gain), "beyond": beyond, "kl": kl}
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -175,10 +179,15 @@ def _told(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _reasons(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    found = Counter(
-        (r["reason"].split("(")[0].split(" takes ")[0].strip(), r["truth"]) for r in rows if r["answer"] == OPEN
-    )
-    return [[reason, truth, k] for (reason, truth), k in found.most_common()]
+    counts = Counter((_without_numbers(r["reason"]), r["truth"]) for r in rows if r["answer"] == OPEN)
+    return [[reason, truth, k] for (reason, truth), k in counts.most_common()]
+
+
+def _without_numbers(reason: str) -> str:
+    """The beginning of a reason, before its numbers."""
+    for end in ("(", " takes ", " decreases "):
+        reason = reason.split(end)[0]
+    return reason.strip()
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The projection is split exactly, on every family that allows it; heads where the output projection is affine."""
+"""The terms sum to the projection on every family; heads are split off if the output projection is affine."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def direction(seed=0):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_parts_sum_to_the_projection(family, family_model):
+def test_the_terms_sum_to_the_projection(family, family_model):
     model, r = family_model(family), direction()
     found = attribute(model, PROMPTS, r, position=-1, layer=3)
     with torch.no_grad():
@@ -35,12 +35,12 @@ def test_the_parts_sum_to_the_projection(family, family_model):
     else:
         assert not found.whole
         assert len(heads) == 3 * 4
-    # A part left out is noticed: the sum is no identity of whatever is handed in.
+    # Without one term the sum differs.
     assert found.values[:, 1:].sum(1).sub(found.projection).abs().max() > 1e-3
 
 
-def test_a_head_is_what_its_columns_write(family_model):
-    """By hand, for one architecture whose weights are known by name."""
+def test_a_head_is_the_product_of_its_columns(family_model):
+    """Computed from the weights of one architecture."""
     model, r = family_model("llama"), direction(1)
     found = attribute(model, PROMPTS[:1], r, layer=2)
     block = model.blocks[1]
@@ -58,7 +58,7 @@ def test_a_head_is_what_its_columns_write(family_model):
     assert float(found.values[0, bias]) == near(float(r @ block.self_attn.o_proj.bias.detach()))
 
 
-def test_attention_is_watched_and_left_as_it_was(family_model):
+def test_attention_is_read_and_restored(family_model):
     model = family_model("qwen2")
     before = model.model.config._attn_implementation
     found = attribute(model, PROMPTS, direction(), layer=2)
@@ -70,7 +70,7 @@ def test_attention_is_watched_and_left_as_it_was(family_model):
     assert model.model.config._attn_implementation == before
 
 
-def test_a_coarse_model_is_not_attributed(family_model):
+def test_a_coarse_model_is_refused(family_model):
     from dataclasses import replace
 
     model = family_model("llama")
@@ -79,7 +79,7 @@ def test_a_coarse_model_is_not_attributed(family_model):
         attribute(coarse, PROMPTS, direction(), layer=1)
 
 
-def test_a_map_that_is_not_affine_is_noticed():
+def test_a_map_that_is_not_affine_is_detected():
     from rhumbline.analyses.attribution import _along
 
     x, r = torch.randn(32).double(), direction().double()

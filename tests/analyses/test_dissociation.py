@@ -1,4 +1,4 @@
-"""Two behaviours of one model: planted on axes of their own, or on axes that lie close together."""
+"""Two behaviours of one model: planted on separate axes, or on axes at a small angle."""
 
 import json
 from dataclasses import replace
@@ -6,17 +6,19 @@ from dataclasses import replace
 import pytest
 
 from finished_runs import QUICK
-from rhumbline import contrast_from_prompts, load, run
-from rhumbline.analyses.dissociation import Side, dissociate
+from rhumbline import contrast_from_prompts, load, read_contrast, run
+from rhumbline.analyses.dissociation import Side, _finding, dissociate
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build
+from rhumbline.records.sheet_files import DissociationCell
+from tolerances import near
 
 BEHAVIOURS = ("blue", "green")
 
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
-    """A model with two families of charms, and a run about either family."""
+    """A model with two families of charms, and a run on each family."""
 
     def make(spec: Planted):
         folder = tmp_path_factory.mktemp("two")
@@ -36,26 +38,51 @@ def two_runs(tmp_path_factory):
     return make
 
 
-def test_axes_of_their_own_are_dissociated(two_runs):
+def test_separate_axes_are_dissociated(two_runs):
     model, sides = two_runs(Planted(axes=2, effect=1.2, jitter=0.05))
-    apart = dissociate(model, *sides, max_new_tokens=4)
-    assert apart.finding == "DOUBLE-DISSOCIATION", apart.sentence
-    assert abs(apart.cosine.selected) < 0.3
-    assert {row.n for row in apart.table} == {QUICK.sizes.test}
-    for row in apart.table:
+    record = dissociate(model, *sides, max_new_tokens=4)
+    assert record.finding == "DOUBLE-DISSOCIATION", record.sentence
+    assert abs(record.cosine.selected) < 0.3
+    assert {row.n for row in record.table} == {QUICK.sizes.test}
+    for row in record.table:
         if row.ablated == "baseline":
-            assert row.level > 0.9  # there to be taken
+            assert row.level > 0.9  # the behaviour is present at baseline
             assert row.drop == 0
     with pytest.raises(InputError, match="two behaviours"):
         dissociate(model, sides[0], sides[0])
 
 
-def test_near_axes_are_not_dissociated_and_another_model_is_refused(two_runs, tmp_path):
+def test_close_axes_are_not_dissociated_and_another_model_is_refused(two_runs, tmp_path):
     model, sides = two_runs(Planted(axes=2, overlap=0.8, effect=1.2, jitter=0.05))
-    near = dissociate(model, *sides, max_new_tokens=4)
-    assert near.finding == "NOT-DISSOCIATED"
-    assert "affected by the direction of" in near.sentence
-    assert near.cosine.selected > 0.6
-    stranger = load(str(build(Planted(seed=9), tmp_path / "stranger")), device="cpu", dtype="float32")
+    record = dissociate(model, *sides, max_new_tokens=4)
+    assert record.finding == "NOT-DISSOCIATED"
+    assert "affected by the direction of" in record.sentence
+    assert record.cosine.selected > 0.6
+    unrelated = load(str(build(Planted(seed=9), tmp_path / "unrelated")), device="cpu", dtype="float32")
     with pytest.raises(InputError, match="not the model of"):
-        dissociate(stranger, *sides)
+        dissociate(unrelated, *sides)
+
+
+def test_positions_in_responses_are_compared(response_run, planted, planted_folder):
+    side = Side.open(response_run, read_contrast(planted_folder / "contrast.jsonl"))
+    record = dissociate(planted.model, side, replace(side, behaviour="copy"), max_new_tokens=2)
+    assert record.cosine.position.is_in_response
+    assert record.cosine.selected == near(1.0)
+    assert len(record.cosine.by_layer) == planted.model.n_layers
+    assert record.finding == "NOT-DISSOCIATED"  # one direction for both
+
+
+# -- the finding
+
+
+def table(own_a, cross_a, own_b, cross_b, null=0.0):
+    drops = {("a", "a"): own_a, ("a", "b"): cross_a, ("b", "b"): own_b, ("b", "a"): cross_b}
+    drops |= {(x, f"null of {y}"): null for x in "ab" for y in "ab"}
+    return [DissociationCell(x, y, 1 - d, 40, d, d - 0.05, d + 0.05) for (x, y), d in drops.items()]
+
+
+def test_a_double_dissociation_needs_both_directions():
+    assert _finding(table(1.0, 0.0, 0.9, 0.1), "a", "b")[0] == "DOUBLE-DISSOCIATION"
+    for drops in ((1.0, 0.9, 0.9, 0.0), (1.0, 0.0, 0.3, 0.0), (1.0, 0.0, 0.9, 0.5)):
+        assert _finding(table(*drops), "a", "b")[0] == "NOT-DISSOCIATED"
+    assert "null" in _finding(table(1.0, 0.0, 0.9, 0.0, null=0.8), "a", "b")[1]

@@ -1,10 +1,10 @@
-"""Robustness on planted models: one axis is taken by one direction, three axes are not."""
+"""Robustness of planted models: one direction removes one axis, and not three."""
 
 import pytest
 
 from rhumbline import load, read_contrast
 from rhumbline.analyses.robustness import compare, measure
-from rhumbline.analyses.sheets import write
+from rhumbline.analyses.sheet_pages import write
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build
 from rhumbline.records.shared import BySplit
@@ -15,15 +15,15 @@ PLAN = RobustnessPlan(ranks=3, nulls=2, sizes=BySplit(48, 6, 24), strengths=(0.5
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    found = {}
+    models = {}
     for name, spec in {"one": Planted(), "three": Planted(effect=2.0, jitter=0.05, axes=3)}.items():
         folder = build(spec, tmp_path_factory.mktemp("robust") / name)
         model = load(str(folder), device="cpu", dtype="float32")
-        found[name] = measure(model, read_contrast(folder / "contrast.jsonl"), PLAN)
-    return found
+        models[name] = measure(model, read_contrast(folder / "contrast.jsonl"), PLAN)
+    return models
 
 
-def test_one_axis_goes_with_rank_one_and_random_subspaces_leave_it(rows):
+def test_rank_one_removes_one_axis_and_random_subspaces_do_not(rows):
     first = rows["one"].ranks[0]
     assert rows["one"].baseline.rate > 0.9
     assert first.rate < 0.1
@@ -32,14 +32,14 @@ def test_one_axis_goes_with_rank_one_and_random_subspaces_leave_it(rows):
     assert rows["one"].fragility.low > 0
 
 
-def test_three_axes_blunt_the_single_direction(rows):
+def test_a_single_direction_does_not_remove_three_axes(rows):
     assert rows["three"].baseline.rate > 0.9
     assert rows["three"].ranks[0].rate > 0.6
     assert rows["three"].access != "weights or activations, rank 1"
     assert rows["three"].fragility.value < rows["one"].fragility.value
 
 
-def test_a_strength_removes_the_energy_that_it_says(rows):
+def test_a_strength_removes_its_share_of_energy(rows):
     half, whole = rows["one"].strengths
     assert half.energy == pytest.approx(0.75 * whole.energy)
     assert whole.rate == rows["one"].ranks[0].rate
@@ -47,7 +47,7 @@ def test_a_strength_removes_the_energy_that_it_says(rows):
     assert energies == sorted(energies)
 
 
-def test_the_table_is_written(rows, tmp_path):
+def test_the_page_is_written(rows, tmp_path):
     page = write(compare(list(rows.values()), PLAN), tmp_path / "out")
     assert "rank 1" in page.read_text()
     assert (tmp_path / "out" / "figures" / "robustness-rank.svg").is_file()

@@ -13,6 +13,7 @@ from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import (
     Interval,
     auroc,
+    auroc_interval,
     bootstrap_mean,
     bootstrap_ratio,
     difference_of_rates,
@@ -317,3 +318,20 @@ def test_without_documents_there_is_no_ratio():
     ratio = bootstrap_ratio(np.zeros(0), np.zeros(0), np.random.default_rng(0))
     assert ratio.n == 0
     assert math.isnan(ratio.mean)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0, 1), st.integers(2, 200), st.integers(2, 200))
+def test_auroc_intervals_contain_the_value_and_have_a_width(value, m, n):
+    low, high = auroc_interval(value, m, n)
+    assert 0 <= low <= value <= high <= 1
+    assert high - low > 0
+    assert auroc_interval(1 - value, m, n) == pytest.approx((1 - high, 1 - low), abs=1e-6)
+
+
+def test_auroc_intervals_cover():
+    rng, truth, n, inside = np.random.default_rng(0), 0.8413447, 30, 0  # P(N(sqrt 2, 1) > N(0, 1))
+    for _ in range(300):
+        low, high = auroc_interval(auroc(rng.normal(2**0.5, 1, n), rng.normal(0, 1, n)), n, n)
+        inside += low <= truth <= high
+    assert inside >= 0.92 * 300

@@ -171,7 +171,7 @@ def test_the_plan_says_what_fits_and_stops(tmp_path, capsys, monkeypatch):
         assert part in said
     assert "DOES NOT FIT" not in said
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("rhumbline.cli.forecasts._memory", lambda device: (1e3, "a small machine"))
+    monkeypatch.setattr("rhumbline.cli.forecast._free_memory", lambda device: (1e3, "a small machine"))
     assert main([*command, "--plan"]) == 0
     assert "DOES NOT FIT" in capsys.readouterr().out
     assert main([*command, "--device", "cpu", "--plan", "measured"]) == 0

@@ -1,11 +1,12 @@
-"""Further questions, asked of a finished run: each module is one analysis, a subject in and one JSON record out.
+"""Further measurements on finished runs and on models; each analysis computes one record.
 
-    subject.py      a run with its model and prompts in hand; where records are written
-    geometry.py     how candidates and classes lie to each other
-    base.py         the chat model's direction in its base model
-    suffix.py       what a suffix does to the direction; attribution.py: which heads and MLPs write along it
-    directions.py   is one enough? spans.py: where further directions come from; gradient.py: found by gradient
-    monitor.py      the projection as a detector (monitoring.py is the part for anyone's code)
+    subject.py               one seed of a finished run, opened with its model and prompts
+    geometry.py              cosines between candidates, and separation of the classes
+    base_model.py            the direction on the activations of the base model
+    suffix_effects.py        effects of suffixes on the direction; attribution.py: which heads and MLPs write it
+    further_directions.py    whether one direction is enough; direction_sources.py: where further ones come from
+    detector.py              the projection as a detector
+    dissociation.py, flinch.py, robustness.py    several runs or models; sheet_pages.py writes their pages
 
-No record decides the run's verdict; `verify` does not depend on them. Nothing here searches for a suffix.
+May import every package except cli. Verdicts and verification of runs are independent of the analyses.
 """

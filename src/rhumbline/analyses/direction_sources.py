@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.analyses.gradient import GradientSearch
+from rhumbline.analyses.gradient_search import GradientSearch
 from rhumbline.analyses.measured_prompts import AnalysisPrompts, ablating
 from rhumbline.analyses.spans import Basis, cone_samples, energy, prototypes, random_span, span_of
 from rhumbline.analyses.subject import Subject, mean_interval

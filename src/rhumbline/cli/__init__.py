@@ -1,6 +1,7 @@
-"""The command line: thin commands over the stages. Results go to standard output, everything else to standard error.
+"""The command line: one module for each command or pair of commands.
 
-Knows options, exit codes and how to print. Computes nothing itself. One module for each group of commands.
+May import every package. Commands read options, call the library and print; the library is independent of them. Results
+go to standard output, progress and messages to standard error.
 """
 
 import argparse
@@ -9,41 +10,48 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rich.logging import RichHandler
-from rich.markup import escape
 
 from rhumbline.cli import (
-    analyses,
-    datasets,
-    evaluations,
-    files,
-    judges,
-    looks,
-    organisms,
-    reproductions,
+    analyze,
+    data,
+    edit_export,
+    evaluate,
+    judge,
+    model,
+    organism,
+    reproduce,
+    robustness,
     runs,
-    style,
-    sweeps,
+    select,
+    sweep_compare,
+    verify_report,
 )
-from rhumbline.cli.console import err
+from rhumbline.cli.console import err, fault
 from rhumbline.errors import RhumblineError
 
 EXIT_INTERRUPTED = 130
-GROUPS = (runs, sweeps, reproductions, looks, evaluations, analyses, style, datasets, judges, files, organisms)
+COMMANDS = (
+    *(runs, sweep_compare, reproduce, verify_report, model, select, evaluate, analyze, robustness, data, judge),
+    *(edit_export, organism),
+)
+"""Modules in the order of the help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 expectation or verification failed, 2 bad input or usage,
-    3 the model cannot be handled, 130 interrupted.
+    """Execute one command and return its exit code.
+
+    0 done, 1 an expectation or a verification failed, 2 bad input or usage, 3 the model cannot be handled, 130
+    interrupted.
     """
     arguments = parser().parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     try:
         return arguments.command(arguments)
     except RhumblineError as error:
-        err.print(f"[bold red]rhumbline:[/] {escape(str(error))}", soft_wrap=True)
+        fault(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        err.print("[bold yellow]interrupted.[/] The same command goes on where it was.")
+        err.print("[bold yellow]interrupted.[/] Rerun the same command to resume.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -54,15 +62,15 @@ def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
     top = argparse.ArgumentParser(
         prog="rhumbline",
-        description="Is a behaviour of a chat model mediated by a single direction, and how sure may one be?",
+        description="Is a behaviour of a chat model mediated by a single direction, and how confident can one be?",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
         added.set_defaults(command=run)
         return added
 
-    for group in GROUPS:
-        group.add(command)
+    for module in COMMANDS:
+        module.add(command)
     return top

@@ -1,4 +1,4 @@
-"""`python -m rhumbline.cli`."""
+"""`python -m rhumbline.cli`, the same as `python -m rhumbline`."""
 
 import sys
 

@@ -1,58 +1,100 @@
-"""What the commands print with: results to standard output, everything else to standard error."""
+"""Output of the commands: results on standard output, progress and messages on standard error."""
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rhumbline.records.codec import to_json
+from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.results import Results, SeedResult
+from rhumbline.records.shared import ByLabel, EffectName, Label
+
 out = Console(soft_wrap=True)
 err = Console(stderr=True)
 
+NOT_MEASURED = "not measured"
+"""Text of a number that is None in a record."""
+EFFECTS: tuple[tuple[Label, EffectName], ...] = (("positive", "suppression"), ("negative", "induction"))
+"""The effect that the test prompts of each class show."""
+
 
 class Progress:
-    """Prints each stage as it begins, and on a terminal the rows it has done, how fast, and how long it will go on."""
+    """Prints every stage when it begins; on a terminal also its rows, rows per second and remaining time."""
 
     def __init__(self, expected: Mapping[str, int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.expected = expected or {}
-        """Rows that a stage is likely to have, where that was counted beforehand."""
+        """Expected number of rows of each stage, where it is known."""
         self.clock = clock
         self.stage = ""
         self.rows: dict[str, int] = {}
-        self.begun = (clock(), 0)
+        self.started = (clock(), 0)
+        """Time and rows when the stage began or resumed."""
         self.status = err.status("")
         self.status.start()
 
     def __call__(self, stage: str, rows: int | None) -> None:
-        """A stage begins (no rows), or has done some more rows."""
+        """Begin a stage (`rows` is None), or add finished rows to it."""
         if rows is None:
             err.print(f"[dim]{escape(stage)}[/]")
-            if stage != self.stage:  # of another seed, where it is not the next part of the same
+            if stage != self.stage:  # otherwise it is the next part of the same stage
                 self.stage, self.rows[stage] = stage, 0
-            self.begun = (self.clock(), self.rows.get(stage, 0))
+            self.started = (self.clock(), self.rows.get(stage, 0))
         self.rows[stage] = self.rows.get(stage, 0) + (rows or 0)
         self.status.update(escape(self.line(stage)))
 
     def line(self, stage: str) -> str:
-        """Rows so far, rows per second since the stage began or went on, and what remains where that is known."""
-        done, (start, before) = self.rows[stage], self.begun
+        """Finished rows, rows per second since the stage began or resumed, and the remaining time if it is known."""
+        done, (start, before) = self.rows[stage], self.started
         seconds = self.clock() - start
         if done == before or seconds <= 0:
             return stage
         rate = (done - before) / seconds
-        said = f"{stage}: {done:,} rows, {rate:,.0f} rows/s"
-        left = self.expected.get(stage, 0) - done
-        return said + (f", about {left / rate:,.0f} s left" if left > 0 else "")
+        line = f"{stage}: {done:,} rows, {rate:,.0f} rows/s"
+        remaining = self.expected.get(stage, 0) - done
+        return line + (f", about {remaining / rate:,.0f} s left" if remaining > 0 else "")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.status.stop()
 
 
-NOT_MEASURED = "not measured"
-"""Text of a number that is None in a record."""
+@contextmanager
+def progress(expected: Mapping[str, int] | None = None) -> Iterator[Progress]:
+    """Show progress while the context is active."""
+    shown = Progress(expected)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Print a line on standard output as it is."""
+    out.print(text, markup=False, highlight=False)
+
+
+def note(text: str) -> None:
+    """Print a line of progress on standard error."""
+    err.print(f"[dim]{escape(text)}[/]")
+
+
+def fault(text: str, label: str = "rhumbline:") -> None:
+    """Print an error on standard error."""
+    err.print(f"[bold red]{label}[/] {escape(text)}", soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a record, or a JSON value, on standard output."""
+    print(json.dumps(to_json(value), ensure_ascii=False))
 
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
@@ -67,87 +109,95 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
-def text_table(*columns: str, title: str | None = None) -> Table:
-    """A table of texts, folded where they are long."""
+def ends(low: float | None, high: float | None) -> str:
+    """The ends of an interval."""
+    return NOT_MEASURED if low is None or high is None else f"{low:.2f} - {high:.2f}"
+
+
+def table_of(texts: Sequence[str], numbers: Sequence[str] = (), title: str | None = None) -> Table:
+    """An empty table with columns of texts, folded if they are long, and columns of numbers."""
     table = Table(title=title, title_justify="left", box=None)
-    for column in columns:
+    for column in texts:
         table.add_column(column, overflow="fold")
+    for column in numbers:
+        table.add_column(column, justify="right")
     return table
 
 
+# -- a run ------------------------------------------------------------------------------------------------------------
+
+
 def print_plan(contrast: Any, protocol: Any) -> None:
-    """What the sample can show at all, before it is used."""
+    """Print the effects that the planned sample can detect."""
     from rhumbline.evidence.detectable_effects import detectable
-    from rhumbline.prompts.contrasts import LABELS, split_contrast
-    from rhumbline.records.shared import ByLabel
+    from rhumbline.prompts.contrasts import split_contrast
 
     sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
-    found = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
-    for label, effect in zip(LABELS, ("suppression", "induction"), strict=True):
-        least, passing = found.any[label], found.rule[label]
-        told = "cannot tell any change from nothing" if least is None else f"tells a true change of {least:.2f} from 0"
+    effects = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
+    for label, effect in EFFECTS:
+        change, passing = effects.any[label], effects.rule[label]
+        detects = "detects no change" if change is None else f"detects a true change of {change:.2f}"
         passes = (
-            "no effect would pass the rule's margin" if passing is None else f"one of {passing:.2f} passes the rule"
+            "no effect reaches the margin of the rule"
+            if passing is None
+            else f"an effect below {passing:.2f} is unlikely to pass the rule"
         )
-        n = sizes["test"][label]
-        err.print(f"[dim]{effect}: with {n} test {label}s the run {told} with {found.power:.0%} power; {passes}[/]")
+        n, power = sizes["test"][label], round(100 * effects.power)
+        note(f"{effect}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
 
 
-def print_results(results: Mapping[str, Any]) -> None:
-    """Selected candidate, arms, warnings, verdict and its sentence, for a person."""
-    for seed in results["seeds"]:
-        cell = seed["selected"]
-        where = (
-            f"position {cell['position']}, layer {cell['layer']}, norm {cell['norm']:.3g}" if cell else seed["reason"]
-        )
-        n = seed["n"]
-        table = Table(
-            title=escape(f"seed {seed['seed']}: {where}"),
-            title_justify="left",
-            title_style="bold",
-            box=None,
-            padding=(0, 1),
-        )
-        table.add_column("arm")
-        table.add_column("set")
-        # The same word as the report's: a continuous score is shown as a level.
-        shows = "level" if seed.get("style") else "rate"
-        for column in ("n", shows, "95 % interval", "degenerate"):
-            table.add_column(column, justify="right")
-        for row in _with_pooled_nulls(seed["arms"]):
-            table.add_row(*row)
-        out.print(table)
-        train, val = n["train"], n["val"]
+def print_results(results: Results) -> None:
+    """Print selection, arms, warnings, verdict and sentences of a run."""
+    for seed in results.seeds:
+        out.print(_arms_table(seed))
+        train, val = seed.n.train, seed.n.val
+        tokens = ", ".join(repr(token.text) for token in seed.refusal_tokens) or "none"
         out.print(
-            f"[dim]n: train {train['positive']}/{train['negative']}, validation {val['positive']}/{val['negative']} "
-            f"(positive/negative, after filtering); survivors {seed['survivors']} known, tied {len(seed['tied'])}; "
-            f"refusal tokens {escape(', '.join(repr(t['text']) for t in seed['refusal_tokens']) or 'none')}[/]"
+            f"[dim]prompts (positive/negative, after the filter): train {train.positive}/{train.negative}, validation "
+            f"{val.positive}/{val.negative}; survivors: {seed.survivors}, tied: {len(seed.tied)}; refusal tokens: "
+            f"{escape(tokens)}[/]"
         )
-    for warning in results["warnings"]:
-        out.print(f"[yellow]note:[/] {escape(warning)}")
-    because = f" ({results['reason']})" if results["reason"] else ""
-    out.print(f"[bold]{results['verdict']}[/]{escape(because)}")
-    for seed in results["seeds"]:
-        out.print(f"seed {seed['seed']}: {escape(seed['sentence'])}", highlight=False)
+    for warning in results.warnings:
+        out.print(f"[yellow]warning:[/] {escape(warning)}")
+    reason = f" ({results.reason})" if results.reason else ""
+    out.print(f"[bold]{results.verdict}[/]{escape(reason)}")
+    for seed in results.seeds:
+        out.print(f"seed {seed.seed}: {escape(seed.sentence)}", highlight=False)
 
 
-def _with_pooled_nulls(arms: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A row for each arm, and one for all draws of a null family together: the range of its rates."""
-    rows: list[tuple[str, ...]] = []
-    pooled: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for arm in arms:
-        if arm["arm"].startswith("null:"):
-            _, family, _, _ = arm["arm"].split(":")
-            pooled.setdefault((f"{family} nulls", arm["set"]), []).append(arm)
-            continue
-        rate = "-" if arm["rate"] is None else f"{arm['rate']:.2f}"
-        broken = "-" if arm["degenerate"] is None else f"{arm['degenerate']:.2f}"
-        rows.append((arm["arm"], arm["set"], str(arm["n"]), rate, f"{arm['low']:.2f} - {arm['high']:.2f}", broken))
-    for (name, side), members in pooled.items():
-        rates = [m["rate"] for m in members if m["rate"] is not None]
-        broken = [m["degenerate"] for m in members if m["degenerate"] is not None]
-        spread = f"{min(rates):.2f} .. {max(rates):.2f}" if rates else "-"
-        mean = f"{sum(rates) / len(rates):.2f}" if rates else "-"
-        worst = f"{sum(broken) / len(broken):.2f}" if broken else "-"
-        rows.append((name, side, f"{len(members)} x {members[0]['n']}", mean, f"range {spread}", worst))
-    return rows
+def _arms_table(seed: SeedResult) -> Table:
+    cell = seed.selected
+    site = seed.reason if cell is None else f"position {cell.position}, layer {cell.layer}, norm {cell.norm:.3g}"
+    # The report uses the same word: a continuous score is shown as a level.
+    value = "level" if seed.style else "rate"
+    table = Table(title=escape(f"seed {seed.seed}: {site}"), title_justify="left", title_style="bold", box=None)
+    table.padding = (0, 1)
+    for column in ("arm", "set"):
+        table.add_column(column)
+    for column in ("n", value, "95 % interval", "degenerate"):
+        table.add_column(column, justify="right")
+    for row in [*map(_arm_row, (r for r in seed.arms if not r.arm.is_null)), *_null_rows(seed.arms)]:
+        table.add_row(*row)
+    return table
+
+
+def _arm_row(row: ArmRate) -> tuple[str, ...]:
+    interval_ends, broken = ends(row.low, row.high), number(row.degenerate)
+    return str(row.arm), row.side, str(row.n), number(row.rate), interval_ends, broken
+
+
+def _null_rows(arms: Sequence[ArmRate]) -> Iterator[tuple[str, ...]]:
+    """One row for all arms of a null family on a set: mean and range of their rates."""
+    families: dict[tuple[str, Label], list[ArmRate]] = {}
+    for row in arms:
+        if row.arm.family is not None:
+            families.setdefault((row.arm.family, row.side), []).append(row)
+    for (family, side), members in families.items():
+        rates = [m.rate for m in members if m.rate is not None]
+        broken = [m.degenerate for m in members if m.degenerate is not None]
+        span = f"range {min(rates):.2f} .. {max(rates):.2f}" if rates else NOT_MEASURED
+        yield f"{family} nulls", side, f"{len(members)} x {members[0].n}", _mean(rates), span, _mean(broken)
+
+
+def _mean(values: Sequence[float]) -> str:
+    return number(sum(values) / len(values) if values else None)

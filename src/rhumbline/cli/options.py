@@ -1,7 +1,8 @@
-"""Options that several commands share, and what they say: protocol, chat, model. Computes nothing itself."""
+"""Options that several commands share, each defined once, and their conversion to records of the library."""
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -11,222 +12,219 @@ from rich.markup import escape
 from rhumbline.cli.console import err
 from rhumbline.errors import InputError, ProtocolError
 
+Parser = argparse._ActionsContainer
+"""A parser, or a group of its options."""
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+"""Adds a command: its name, the function that executes it, and its help."""
+Changes = dict[str, Any]
+"""Fields of a record that options change, by name."""
 MODEL_HELP = "hub name, directory or organism:NAME"
+
+
+# -- single options ---------------------------------------------------------------------------------------------------
+
+
+def json_option(parser: Parser, content: str) -> None:
+    """`--json`."""
+    text = f"print {content} as JSON on standard output, and nothing else there"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def data_dir_option(parser: Parser) -> None:
+    """`--data-dir`."""
+    text = "directory with local files of named data sets; default: download them"
+    parser.add_argument("--data-dir", default=None, metavar="DIR", help=text)
+
+
+def device_option(parser: Parser, default: str | None = None) -> None:
+    """`--device`."""
+    text = "cpu, cuda, cuda:1, or auto (layers spread over all GPUs)"
+    parser.add_argument("--device", default=default, help=f"{text}; default: {default or 'the first GPU, or else cpu'}")
+
+
+def dtype_option(parser: Parser) -> None:
+    """`--dtype`."""
+    text = "dtype of the weights: auto (that of the checkpoint), float32, bfloat16 or float16 (default: auto)"
+    parser.add_argument("--dtype", default="auto", help=text)
+
+
+def remote_code_option(parser: Parser) -> None:
+    """`--trust-remote-code`."""
+    parser.add_argument("--trust-remote-code", action="store_true", help="execute code that comes with the model")
+
+
+def seed_of_run_option(parser: Parser) -> None:
+    """`--seed` of a finished run."""
+    parser.add_argument("--seed", type=int, default=None, metavar="N", help="seed of the run; default: its first seed")
+
+
+def template_option(parser: Parser, text: str) -> None:
+    """`--chat-template`."""
+    parser.add_argument("--chat-template", default=None, metavar="FILE", help=text)
+
+
+def max_new_tokens_option(parser: Parser, default: int | None, shown: str | None = None) -> None:
+    """`--max-new-tokens`."""
+    text = f"tokens of a completion, at most; default: {shown or default}"
+    parser.add_argument("--max-new-tokens", type=int, default=default, metavar="N", help=text)
+
+
+def suffix_options(parser: Parser, *, required: bool) -> None:
+    """`--suffix` and `--random`."""
+    text = "text file with one suffix per line" + ("" if required else "; default: no suffix is read")
+    parser.add_argument("--suffix", required=required, default=None, metavar="FILE", help=text)
+    random = "random suffixes of the same length to compare each suffix with (default: 3)"
+    parser.add_argument("--random", type=int, default=3, metavar="N", help=random)
+
+
+# -- groups of options ------------------------------------------------------------------------------------------------
 
 
 def model_options(command: argparse.ArgumentParser) -> None:
     """How a model is loaded."""
     group = command.add_argument_group("model")
-    group.add_argument(
-        "--device", default=None, help="cpu, cuda, cuda:1, auto (spread over all); default: the first GPU"
-    )
-    group.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, float16")
-    group.add_argument("--coarse", action="store_true", help="run a model whose writers cannot be proved")
-    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    device_option(group)
+    dtype_option(group)
+    text = "accept a model whose residual writers cannot be proved; ablation then edits block inputs and outputs"
+    group.add_argument("--coarse", action="store_true", help=text)
+    remote_code_option(group)
 
 
 def contrast_options(command: argparse.ArgumentParser) -> None:
     """Which prompts are read."""
-    named = (
-        "JSON Lines or CSV with prompt and label, or a name (rhumbline data list); default: the contrast.jsonl of the "
-        "model's directory or organism"
+    text = (
+        "JSON Lines or CSV with the columns prompt and label, or a named contrast (rhumbline data list); default: "
+        "contrast.jsonl in the directory of the model or organism"
     )
-    command.add_argument("--contrast", default=None, metavar="FILE|NAME", help=named)
-    command.add_argument("--data-dir", default=None, metavar="DIR", help="local files of named data sets, read first")
+    command.add_argument("--contrast", default=None, metavar="FILE|NAME", help=text)
+    data_dir_option(command)
 
 
-def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
-    """The contrast that a command names, or else the model's own."""
-    from rhumbline.models.sources import contrast_for
+def texts_option(command: argparse.ArgumentParser) -> None:
+    """Texts on which cross-entropy is measured."""
+    text = (
+        "texts on which the cross-entropy of every arm is measured: JSON Lines or .txt; default: only the model's own "
+        "completions"
+    )
+    command.add_argument("--loss-text", default=None, metavar="FILE", help=text)
 
-    if a.data_dir is not None and not Path(a.data_dir).is_dir():
-        raise InputError(f"--data-dir {a.data_dir} is not a directory. Give one with the files of named data sets.")
-    return contrast_for(model or a.model, a.contrast, a.data_dir)
+
+def engine_options(command: argparse.ArgumentParser) -> None:
+    """Where the jobs run."""
+    group = command.add_argument_group("engine", "where the jobs run; results do not depend on it")
+    engine = "local (default), ray (a cluster on this machine, or at RAY_ADDRESS), or ray://HOST:PORT"
+    group.add_argument("--engine", default="local", help=engine)
+    gpus = "GPUs of one copy of the model (default: 0)"
+    group.add_argument("--gpus-per-replica", type=float, default=0, metavar="N", help=gpus)
+    replicas = "copies of the model, at most; default: as many as the cluster has room for"
+    group.add_argument("--replicas", type=int, default=None, metavar="N", help=replicas)
+
+
+def chat_options(command: argparse.ArgumentParser) -> None:
+    """How prompts are rendered with the chat template."""
+    group = command.add_argument_group("chat", "how prompts are rendered; default: as the chat template does")
+    group.add_argument("--system", default=None, metavar="TEXT", help="system prompt of every chat")
+    thinking = "value of the template's variable enable_thinking"
+    group.add_argument("--thinking", choices=("on", "off"), default=None, help=thinking)
+    date = "date that the template prints as today's"
+    group.add_argument("--date", default=None, metavar="YYYY-MM-DD", help=date)
+    template_option(group, "Jinja template that replaces the tokenizer's")
+    kwargs = "further variables of the template, as a JSON object"
+    group.add_argument("--template-kwargs", default=None, metavar="JSON", help=kwargs)
+
+
+def protocol_options(command: argparse.ArgumentParser) -> None:
+    """What is fixed before a run."""
+    from rhumbline.judging.judge_names import CONTINUOUS_JUDGES, KEYWORD_JUDGES
+    from rhumbline.protocol import PRESETS
+
+    own = PRESETS["rhumbline"]
+    about = "fixed before the run; default: the value of the preset, here that of the preset rhumbline"
+    group = command.add_argument_group("protocol", about)
+
+    def option(name: str, text: str, default: Any = None, **more: Any) -> None:
+        about = text if default is None else f"{text} (default: {default})"
+        group.add_argument(f"--{name}", default=None, help=about, **more)
+
+    option("preset", f"named protocol: {', '.join(PRESETS)} (default: rhumbline)", metavar="NAME")
+    option("config", "experiment.toml; options on the command line take precedence", metavar="FILE")
+    option("behaviour", "word for the behaviour in verdicts and reports", own.behaviour, metavar="WORD")
+    seeds = "seeds; each samples new splits and fits a new direction"
+    option("seeds", seeds, ",".join(map(str, own.seeds)), metavar="0,1")
+    positions = "where activations are read: post-instruction, last-instruction, response-mean, response:K or auto"
+    option("positions", positions, own.extraction.positions)
+    sizes = f"{own.sizes.train},{own.sizes.val},{own.sizes.test}"
+    option("sizes", "prompts per class in train, validation and test", sizes, metavar="128,32,100")
+    option(
+        "judge", f"judge of completions: {', '.join((*KEYWORD_JUDGES, *CONTINUOUS_JUDGES))}", own.judge, metavar="NAME"
+    )
+    tokens = "first tokens of a refusal; auto: those of the model's own refusals"
+    option("refusal-tokens", tokens, own.refusal_tokens, metavar="auto|I,As")
+    nulls = "draws of each null family that complete the test prompts"
+    option("nulls", nulls, own.nulls.draws, type=int, metavar="N")
+    wide = "draws of each null family that the metric alone evaluates"
+    option("wide-nulls", wide, own.nulls.wide, type=int, metavar="N")
+    option("max-new-tokens", "tokens of a completion, at most", own.max_new_tokens, type=int, metavar="N")
+    coefficient = "coefficient of the addition, in units of the difference in means; validation: selected on validation"
+    option("coefficient", coefficient, own.addition.coefficient, metavar="C")
+    add_at = "positions of the addition: prompt and generated tokens, or the prompt only"
+    option("add-at", add_at, own.addition.positions, choices=("all", "prompt"))
+    option("full-grid", "compute every score of every candidate", action="store_true")
+    early = "end the completion of a null as soon as its class is certain"
+    option("early-stop", early, action="store_true")
+    option("save-completions", "write the text of every completion", action="store_true")
+    documents = "documents of each text on which cross-entropy is measured; 0: none"
+    option("loss-documents", documents, own.side_effects.documents, type=int, metavar="N")
+    systems = "system prompts under which the test prompts run again: none, or text files with one prompt each"
+    option("systems", systems, metavar="none,FILE")
+    option("expect", "exit with code 1 on any other verdict", metavar="VERDICT")
+    json_option(group, "results.json")
+    chat_options(command)
+
+
+# -- options as records -----------------------------------------------------------------------------------------------
 
 
 def read_template(path: str | None) -> str | None:
-    """The chat template that a command names, if any."""
+    """Text of `--chat-template`. Raises InputError."""
     if path is None:
         return None
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--chat-template {path} cannot be read: {error}") from error
+        raise InputError(f"--chat-template {path} cannot be read: {error}. Pass a Jinja template in UTF-8.") from error
 
 
-def engine_options(command: argparse.ArgumentParser) -> None:
-    """Where the work takes place."""
-    group = command.add_argument_group("engine", "where the work takes place; it changes no result")
-    group.add_argument("--engine", default="local", help="local, ray (here, or at RAY_ADDRESS), ray://HOST:PORT")
-    group.add_argument("--gpus-per-replica", type=float, default=0, metavar="N", help="GPUs of one copy of the model")
-    group.add_argument(
-        "--replicas", type=int, default=None, metavar="N", help="at most; default: what there is room for"
-    )
+def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
+    """The contrast of a command, or the model's own. Raises InputError."""
+    from rhumbline.models.sources import contrast_for
+
+    if a.data_dir is not None and not Path(a.data_dir).is_dir():
+        raise InputError(f"--data-dir {a.data_dir} is not a directory. Pass one with the files of named data sets.")
+    return contrast_for(model or a.model, a.contrast, a.data_dir)
 
 
 def engine_of(a: argparse.Namespace) -> Any:
-    """The engine that was asked for. Raises InputError."""
+    """The engine of a command. Raises InputError."""
     from rhumbline.engines.jobs import engine
 
-    if a.gpus_per_replica < 0 or (a.replicas is not None and a.replicas < 1):
-        raise InputError("--gpus-per-replica must not be negative, and --replicas is 1 or more.")
+    if a.gpus_per_replica < 0:
+        raise InputError(f"--gpus-per-replica is {a.gpus_per_replica:g}; use 0 or more.")
+    if a.replicas is not None and a.replicas < 1:
+        raise InputError(f"--replicas is {a.replicas}; use 1 or more.")
     return engine(a.engine, gpus_per_replica=a.gpus_per_replica, replicas=a.replicas)
 
 
 def source_of(a: argparse.Namespace, model: str | None = None) -> Any:
-    """How a command loads a model (default: its MODEL); options are named as the fields of `Source`."""
+    """The `Source` of a model (default: MODEL of the command). Options are named as its fields."""
     from rhumbline.models.sources import Source
 
     options = {f.name: vars(a)[f.name] for f in fields(Source) if f.name in vars(a)}
     return Source(**{**options, "model": model or a.model}).with_organism_defaults()
 
 
-def chat_options(command: argparse.ArgumentParser) -> None:
-    """What the chat template is given."""
-    group = command.add_argument_group("chat")
-    group.add_argument("--system", default=None, metavar="TEXT", help="system prompt of every chat")
-    group.add_argument("--thinking", choices=("on", "off"), default=None, help="enable_thinking of the template")
-    group.add_argument("--date", default=None, metavar="YYYY-MM-DD", help="the day that the template believes it is")
-    group.add_argument("--chat-template", default=None, metavar="FILE", help="Jinja template to use instead")
-    group.add_argument("--template-kwargs", default=None, metavar="JSON", help="further template variables")
-
-
-def protocol_options(command: argparse.ArgumentParser) -> None:
-    """What is fixed before a run."""
-    group = command.add_argument_group("protocol", "what is fixed beforehand; a preset fills what is not given")
-    group.add_argument("--preset", default=None, help="rhumbline (default), arditi2024, blog2026 or style")
-    group.add_argument("--config", default=None, metavar="FILE", help="experiment.toml; options given here win over it")
-    group.add_argument("--behaviour", default=None, metavar="WORD", help="default: refusal")
-    group.add_argument("--seeds", default=None, metavar="0,1", help="each samples the splits anew and refits")
-    group.add_argument("--positions", default=None, help="where activations are read, for example response-mean")
-    group.add_argument("--sizes", default=None, metavar="128,32,100", help="prompts per class in train, val, test")
-    group.add_argument(
-        "--judge", default=None, help="refusal-opening, refusal-anywhere, refusal-anywhere-literal, markers, classifier"
-    )
-    group.add_argument("--refusal-tokens", default=None, metavar="auto|I,As", help="first tokens of a refusal")
-    group.add_argument("--nulls", type=int, default=None, metavar="N", help="draws of each null family that complete")
-    group.add_argument("--wide-nulls", type=int, default=None, metavar="N", help="draws scored by the fast metric")
-    group.add_argument("--max-new-tokens", type=int, default=None, metavar="N", help="length of a completion")
-    group.add_argument("--coefficient", default=None, metavar="C", help="of the addition: a number or validation")
-    group.add_argument("--add-at", choices=("all", "prompt"), default=None, help="positions of the addition")
-    group.add_argument("--full-grid", action="store_true", default=None, help="score every candidate")
-    group.add_argument("--early-stop", action="store_true", default=None, help="end a null's row once it is decided")
-    group.add_argument("--save-completions", action="store_true", default=None, help="write the texts too")
-    group.add_argument("--loss-documents", type=int, default=None, metavar="N", help="of each text; 0 measures no loss")
-    group.add_argument(
-        "--systems", default=None, metavar="none,FILE", help="test again under these system prompts (a file holds one)"
-    )
-    group.add_argument("--expect", default=None, metavar="VERDICT", help="exit with 1 on any other verdict")
-    group.add_argument("--json", action="store_true", help="print results.json on standard output, and nothing else")
-    chat_options(command)
-
-
-def chat_changes(a: argparse.Namespace) -> dict[str, Any]:
-    """The chat options that were given. Raises InputError for a template or variables that cannot be read."""
-    changes: dict[str, Any] = {"system": a.system, "date": a.date}
-    if a.thinking is not None:
-        changes["enable_thinking"] = a.thinking == "on"
-    if (template := read_template(a.chat_template)) is not None:
-        changes["template"] = template
-    if a.template_kwargs is not None:
-        try:
-            changes["template_kwargs"] = json.loads(a.template_kwargs)
-        except ValueError as error:
-            raise InputError(f"--template-kwargs is not JSON: {error}") from error
-        if not isinstance(changes["template_kwargs"], dict):
-            raise InputError('--template-kwargs must be a JSON object, for example {"tools_in_user_message": false}.')
-    return {k: v for k, v in changes.items() if v is not None}
-
-
-def integers(text: str, option: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} is {text!r}; give whole numbers separated by commas.") from None
-
-
-def protocol_of(a: argparse.Namespace) -> Any:
-    """The preset, then the experiment file, then the options given on the command line."""
-    from rhumbline.protocol import PRESETS, amend, preset, read_experiment
-
-    named, tables = read_experiment(a.config) if a.config else (None, {})
-    # A behaviour with a preset of its own takes it.
-    behaviour = a.behaviour or tables.get("behaviour")
-    protocol = preset(a.preset or named or (str(behaviour) if behaviour in PRESETS else "rhumbline"))
-    protocol = amend(protocol, tables, str(a.config))
-    changes: dict[str, Any] = {
-        "behaviour": a.behaviour,
-        "judge": a.judge,
-        "max_new_tokens": a.max_new_tokens,
-        "full_grid": a.full_grid,
-        "save_completions": a.save_completions,
-        "early_stop": a.early_stop,
-        "seeds": integers(a.seeds, "--seeds") if a.seeds is not None else None,
-    }
-    if a.positions is not None:
-        changes["extraction"] = {"positions": a.positions}
-    if a.refusal_tokens is not None:
-        changes["refusal_tokens"] = "auto" if a.refusal_tokens == "auto" else tuple(a.refusal_tokens.split(","))
-    if a.sizes is not None:
-        numbers = integers(a.sizes, "--sizes")
-        if len(numbers) != 3:
-            raise InputError(f"--sizes is {a.sizes!r}; give three numbers: train, val and test per class.")
-        changes["sizes"] = dict(zip(("train", "val", "test"), numbers, strict=True))
-    nulls = {"draws": a.nulls, "wide": a.wide_nulls}
-    changes["nulls"] = {k: v for k, v in nulls.items() if v is not None} or None
-    addition = {"coefficient": _coefficient(a.coefficient), "positions": a.add_at}
-    changes["addition"] = {k: v for k, v in addition.items() if v is not None} or None
-    changes["chat"] = chat_changes(a) or None
-    changes["side_effects"] = {"documents": a.loss_documents} if a.loss_documents is not None else None
-    changes["conditions"] = _systems(a.systems) if a.systems is not None else None
-    given = {k: v for k, v in changes.items() if v is not None}
-    return amend(protocol, given, "options")
-
-
-def _systems(text: str) -> dict[str, str]:
-    """Name and text of each system prompt: `none`, or a file that holds one and lends it its name."""
-    found = {}
-    for item in text.split(","):
-        name = "none" if item == "none" else Path(item).stem
-        try:
-            found[name] = "" if item == "none" else Path(item).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--systems {item} cannot be read: {error}. Give none, or files of one prompt.") from error
-        if item != "none" and not found[name]:
-            raise InputError(f"--systems {item} is empty; for no system prompt write none.")
-    if len(found) < len(text.split(",")):
-        raise InputError(f"--systems {text}: two of them have one name.")
-    return found
-
-
-def texts_option(command: argparse.ArgumentParser) -> None:
-    """What losses are measured on."""
-    command.add_argument(
-        "--loss-text", default=None, metavar="FILE", help="texts to measure losses on: JSON Lines or .txt (docs/guide)"
-    )
-
-
-def _coefficient(text: str | None) -> float | str | None:
-    if text is None or text == "validation":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--coefficient is {text!r}; give a number, or validation.") from None
-
-
-def check_expected(a: argparse.Namespace) -> None:
-    """Raise ProtocolError where `--expect` names no verdict."""
-    from rhumbline.records.results import VerdictName
-
-    known = get_args(VerdictName)
-    if a.expect is not None and a.expect not in known:
-        raise ProtocolError(f"--expect {a.expect} is no verdict; the verdicts are {', '.join(known)}.")
-
-
 def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parallel: bool = False) -> Any:
-    """A model (default: the command's MODEL), loaded with the options of the command and proved."""
+    """A model (default: MODEL of the command), loaded with the options of the command and proved."""
     from rhumbline.models.loading import load_source
 
     source = source_of(a, model)
@@ -235,7 +233,7 @@ def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parall
 
 
 def prepare(model: str) -> None:
-    """Print that a model is loaded, and set this process up for it."""
+    """Print that a model is being loaded, and set this process up for it."""
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -244,5 +242,121 @@ def prepare(model: str) -> None:
     transformers_logging.disable_progress_bar()
     err.print(f"[dim]loading {escape(model)}[/]")
     if model.startswith(ORGANISM):
-        # The organisms are tiny: a second thread gains little when cores are free and loses a lot when they are not.
+        # Organisms are tiny: a second thread saves little on free cores and costs much on busy ones.
         torch.set_num_threads(1)
+
+
+def chat_changes(a: argparse.Namespace) -> Changes:
+    """Fields of `ChatOptions` that the command sets. Raises InputError."""
+    changes = {
+        "system": a.system,
+        "date": a.date,
+        "enable_thinking": None if a.thinking is None else a.thinking == "on",
+        "template": read_template(a.chat_template),
+        "template_kwargs": None if a.template_kwargs is None else _template_kwargs(a.template_kwargs),
+    }
+    return _set(changes)
+
+
+def _template_kwargs(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--template-kwargs is not JSON: {error}. Pass a JSON object.") from error
+    if not isinstance(value, dict):
+        raise InputError(
+            f'--template-kwargs is {text}; pass a JSON object, such as {{"tools_in_user_message": false}}.'
+        )
+    return value
+
+
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas. Raises InputError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} is {text!r}; use whole numbers separated by commas.") from None
+
+
+def sizes_of(text: str) -> Any:
+    """The `Sizes` of `--sizes`. Raises InputError."""
+    from rhumbline.prompts.contrasts import Sizes
+
+    numbers = integers(text, "--sizes")
+    if len(numbers) != 3:
+        raise InputError(f"--sizes is {text!r}; use three numbers: train, validation and test prompts per class.")
+    return Sizes(*numbers)
+
+
+def protocol_of(a: argparse.Namespace) -> Any:
+    """The protocol: the preset, changed by the experiment file, changed by the options of the command."""
+    from rhumbline.protocol import PRESETS, amend, preset, read_experiment
+
+    named, tables = read_experiment(a.config) if a.config else (None, {})
+    # A behaviour with a preset of the same name uses it.
+    behaviour = a.behaviour or tables.get("behaviour")
+    protocol = preset(a.preset or named or (str(behaviour) if behaviour in PRESETS else "rhumbline"))
+    protocol = amend(protocol, tables, str(a.config))
+    changes = {
+        "behaviour": a.behaviour,
+        "judge": a.judge,
+        "max_new_tokens": a.max_new_tokens,
+        "full_grid": a.full_grid,
+        "save_completions": a.save_completions,
+        "early_stop": a.early_stop,
+        "seeds": None if a.seeds is None else integers(a.seeds, "--seeds"),
+        "extraction": _set({"positions": a.positions}),
+        "refusal_tokens": _refusal_tokens(a.refusal_tokens),
+        "sizes": None if a.sizes is None else vars(sizes_of(a.sizes)),
+        "nulls": _set({"draws": a.nulls, "wide": a.wide_nulls}),
+        "addition": _set({"coefficient": _coefficient(a.coefficient), "positions": a.add_at}),
+        "chat": chat_changes(a),
+        "side_effects": _set({"documents": a.loss_documents}),
+        "conditions": None if a.systems is None else _systems(a.systems),
+    }
+    return amend(protocol, {k: v for k, v in _set(changes).items() if v != {}}, "options")
+
+
+def _set(options: Changes) -> Changes:
+    """The options that are set."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refusal_tokens(text: str | None) -> str | tuple[str, ...] | None:
+    return text if text is None or text == "auto" else tuple(text.split(","))
+
+
+def _coefficient(text: str | None) -> float | str | None:
+    if text is None or text == "validation":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--coefficient is {text!r}; use a number, or validation.") from None
+
+
+def _systems(text: str) -> dict[str, str]:
+    """System prompts by name: `none`, or the stem of a file."""
+    prompts = {}
+    for item in text.split(","):
+        name = "none" if item == "none" else Path(item).stem
+        if name in prompts:
+            raise InputError(f"--systems {text}: two system prompts have the name {name!r}. Rename a file.")
+        try:
+            prompts[name] = "" if item == "none" else Path(item).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--systems {item} cannot be read: {error}. Pass none, or text files with one prompt each."
+            ) from error
+        if item != "none" and not prompts[name]:
+            raise InputError(f"--systems {item} is empty. Pass none to run without a system prompt.")
+    return prompts
+
+
+def check_expected(a: argparse.Namespace) -> None:
+    """Raise ProtocolError if `--expect` is not a verdict."""
+    from rhumbline.records.results import VerdictName
+
+    verdicts = get_args(VerdictName)
+    if a.expect is not None and a.expect not in verdicts:
+        raise ProtocolError(f"--expect is {a.expect!r}; use one of {', '.join(verdicts)}.")

@@ -1,23 +1,33 @@
-"""The commands that make a run: `demo`, `run` and `discover`."""
+"""The commands `demo`, `run` and `discover`."""
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from rhumbline.cli.console import Progress, err, out, print_plan, print_results
-from rhumbline.cli.forecasts import expected_rows, print_forecast
+from rhumbline.cli.console import (
+    NOT_MEASURED,
+    fault,
+    note,
+    number,
+    out,
+    print_json,
+    print_plan,
+    print_results,
+    progress,
+    say,
+    table_of,
+)
+from rhumbline.cli.forecast import expected_rows, print_forecast
 from rhumbline.cli.options import (
     MODEL_HELP,
+    AddCommand,
     chat_changes,
     chat_options,
     check_expected,
     contrast_options,
     engine_of,
     engine_options,
+    json_option,
     load_model,
     model_options,
     open_contrast,
@@ -27,41 +37,48 @@ from rhumbline.cli.options import (
     texts_option,
 )
 from rhumbline.errors import InputError
+from rhumbline.records.codec import convert
+from rhumbline.records.results import Results
+from rhumbline.records.run_files import Discovery
+
+DEMO_TOKENS, DEMO_WIDE_NULLS = 40, 39
+"""Fewer than the defaults of a run: no organism generates 40 tokens."""
+BEST_SITES = 8
+"""Sites that `discover` prints."""
 
 
-def add(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands to the parser; `command(name, run, text)` makes one."""
-    demo = command("demo", _demo, "the main job on the embedded organism")
-    demo.add_argument("--out", default="runs/demo", help="run directory (default: %(default)s)")
-    demo.add_argument("--organism", default="refusal", help="another organism (see: rhumbline organism list)")
+def add(command: AddCommand) -> None:
+    """Add the commands to the parser."""
+    demo = command("demo", _demo, "run the whole procedure on an embedded model organism")
+    demo.add_argument("--out", default="runs/demo", metavar="RUN", help="run directory (default: %(default)s)")
+    organism = "name of the model organism, from `rhumbline organism list` (default: %(default)s)"
+    demo.add_argument("--organism", default="refusal", metavar="NAME", help=organism)
     protocol_options(demo)
 
-    run = command("run", _run, "find, select, test, decide and report, on a model of yours")
+    run = command("run", _run, "find, select and test a direction, decide, and write the report")
     run.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(run)
-    run.add_argument("--out", required=True, metavar="RUN", help="run directory; the same protocol resumes")
+    directory = "run directory; a directory with the same protocol resumes"
+    run.add_argument("--out", required=True, metavar="RUN", help=directory)
     texts_option(run)
-    run.add_argument(
-        "--plan",
-        nargs="?",
-        const="headers",
-        default=None,
-        choices=("headers", "measured"),
-        help="say what the run will take, and stop: without loading the model, or with a short measurement",
+    plan = (
+        "print the estimated rows, tokens, memory and time, and stop; headers (default): without loading the model; "
+        "measured: with a short measurement"
     )
+    run.add_argument("--plan", nargs="?", const="headers", default=None, choices=("headers", "measured"), help=plan)
     model_options(run)
     engine_options(run)
-    run.add_argument(
-        "--tensor-parallel", action="store_true", help="under torchrun: every process holds a part of each matrix"
-    )
+    parallel = "under torchrun: every process holds a part of each weight matrix"
+    run.add_argument("--tensor-parallel", action="store_true", help=parallel)
     protocol_options(run)
 
-    discover = command("discover", _discover, "extraction only: where the classes separate; generates nothing")
+    discover = command("discover", _discover, "extraction only: separation of the classes by layer and position")
     discover.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(discover)
-    discover.add_argument("--out", default=None, metavar="RUN", help="run directory (default: runs/discover-MODEL)")
-    discover.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
-    discover.add_argument("--json", action="store_true", help="print discover.json on standard output")
+    directory = "run directory (default: runs/discover-MODEL)"
+    discover.add_argument("--out", default=None, metavar="RUN", help=directory)
+    discover.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the splits (default: 0)")
+    json_option(discover, "discover.json")
     model_options(discover)
     chat_options(discover)
 
@@ -75,9 +92,8 @@ def _demo(a: argparse.Namespace) -> int:
     if a.behaviour is None and a.organism in ORGANISMS:
         a.behaviour = ORGANISMS[a.organism].behaviour
     if a.config is None and a.preset is None:
-        # Shorter than a run's defaults, for a first look: no organism writes 40 tokens.
-        a.max_new_tokens = 40 if a.max_new_tokens is None else a.max_new_tokens
-        a.wide_nulls = 39 if a.wide_nulls is None else a.wide_nulls
+        a.max_new_tokens = DEMO_TOKENS if a.max_new_tokens is None else a.max_new_tokens
+        a.wide_nulls = DEMO_WIDE_NULLS if a.wide_nulls is None else a.wide_nulls
     protocol = protocol_of(a)
     name = f"{ORGANISM}{a.organism}"
     return _execute(a, load_model(a, name), own_contrast(name), protocol, loss_texts(a.organism))
@@ -87,7 +103,7 @@ def _run(a: argparse.Namespace) -> int:
     from rhumbline.prompts.loss_texts import NO_TEXTS, read_texts
 
     check_expected(a)
-    # Cheap checks first: a malformed file is found before a large model is loaded.
+    # Inexpensive checks first: a malformed file is reported before a large model is loaded.
     protocol, contrast, engine = protocol_of(a), open_contrast(a), engine_of(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
     if a.plan is not None:
@@ -100,17 +116,19 @@ def _run(a: argparse.Namespace) -> int:
     from rhumbline.jobs.replicas import replica_worker
     from rhumbline.models.loading import fingerprint
 
-    err.print("[dim]starting workers[/]")
+    note("starting workers")
     with engine.pool(replica_worker(source_of(a), contrast, protocol, fingerprint(model))) as pool:
-        return _execute(a, model, contrast, protocol, texts, pool, engine.name)
+        return _execute(a, model, contrast, protocol, texts, pool=pool, engine=engine.name)
 
 
 def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any, engine: Any) -> int:
+    from rhumbline.cli.console import err
     from rhumbline.models import tensor_parallel as ranks
 
     if engine.is_remote or a.device is not None:
         raise InputError(
-            "--tensor-parallel splits one model over the processes of torchrun: leave --engine and --device."
+            "--tensor-parallel splits one model over the processes of torchrun and cannot be combined with --engine "
+            "or --device. Omit them."
         )
     ranks.join()
     is_first = ranks.rank() == 0
@@ -125,33 +143,20 @@ def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, te
         ranks.leave()
 
 
-def _execute(
-    a: argparse.Namespace,
-    model: Any,
-    contrast: Any,
-    protocol: Any,
-    texts: Any,
-    pool: Any = None,
-    engine: str = "local",
-    page: bool = True,
-) -> int:
+def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, texts: Any, **options: Any) -> int:
+    """Run the experiment and print its results; `options` are those of `rhumbline.run`."""
     from rhumbline.experiment import run
 
     print_plan(contrast, protocol)
-    progress = Progress(expected_rows(model, contrast, protocol, texts))
-    try:
-        result = run(
-            model, contrast, a.out, protocol, texts=texts, progress=progress, page=page, pool=pool, engine=engine
-        )
-    finally:
-        progress.close()
+    with progress(expected_rows(model, contrast, protocol, texts)) as shown:
+        result = run(model, contrast, a.out, protocol, texts=texts, progress=shown, **options)
     if a.json:
-        print(json.dumps(result.results, ensure_ascii=False))
+        print_json(result.results)
     else:
-        print_results(result.results)
-        out.print(f"report: {result.path / 'report.html'}", markup=False, highlight=False)
+        print_results(convert(result.results, Results))
+        say(f"report: {result.path / 'report.html'}")
     if a.expect is not None and result.verdict != a.expect:
-        err.print(f"[bold red]rhumbline:[/] expected {a.expect}, the verdict is {result.verdict}.")
+        fault(f"expected {a.expect}, the verdict is {result.verdict}.")
         return 1
     return 0
 
@@ -160,32 +165,29 @@ def _discover(a: argparse.Namespace) -> int:
     from rhumbline.experiment import discover
     from rhumbline.protocol import amend, preset
 
-    chat = chat_changes(a)
-    protocol = amend(preset("rhumbline"), {"seeds": [a.seed]} | ({"chat": chat} if chat else {}), "options")
+    changes = {"seeds": [a.seed], "chat": chat_changes(a)}
+    protocol = amend(preset("rhumbline"), changes, "options")
     contrast = open_contrast(a)
-    folder = a.out or f"runs/discover-{Path(a.model).name}"
-    progress = Progress()
-    try:
-        found = discover(load_model(a), contrast, folder, protocol, progress=progress)
-    finally:
-        progress.close()
+    folder = Path(a.out or f"runs/discover-{Path(a.model).name}")
+    with progress() as shown:
+        record = convert(discover(load_model(a), contrast, folder, protocol, progress=shown), Discovery)
     if a.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(record)
         return 0
-    best = sorted(found["grid"], key=lambda cell: -(cell["auroc"] or 0))[:8]
-    table = Table(title="where the classes separate best (validation prompts)", title_justify="left", box=None)
-    for column in ("position", "layer", "AUROC", "cosine of the means", "norm"):
-        table.add_column(column, justify="right")
-    for cell in best:
-        values = (
-            cell["position"],
-            cell["layer"],
-            f"{cell['auroc']:.3f}",
-            f"{cell['cosine']:.3f}",
-            f"{cell['norm']:.3g}",
-        )
-        table.add_row(*map(str, values))
-    out.print(table)
-    out.print(f"n: train {found['train']}, held-out {found['n']}", markup=False, highlight=False)
-    out.print(f"report: {Path(folder) / 'report.html'}", markup=False, highlight=False)
+    _print_sites(record)
+    say(f"report: {folder / 'report.html'}")
     return 0
+
+
+def _print_sites(record: Discovery) -> None:
+    title = "sites with the best separation of the classes (validation prompts)"
+    table = table_of((), ("position", "layer", "AUROC", "cosine of the means", "norm"), title)
+    for site in sorted(record.grid, key=lambda s: -(s.auroc or 0))[:BEST_SITES]:
+        norm = NOT_MEASURED if site.norm is None else f"{site.norm:.3g}"
+        table.add_row(str(site.position), str(site.layer), number(site.auroc, 3), number(site.cosine, 3), norm)
+    out.print(table)
+    train, held_out = record.train, record.n
+    say(
+        f"prompts (positive/negative): train {train.positive}/{train.negative}, validation {held_out.positive}/"
+        f"{held_out.negative}"
+    )

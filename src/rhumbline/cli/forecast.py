@@ -1,20 +1,22 @@
-"""What a run will take, printed before it begins. Options and printing; computes nothing itself."""
+"""The output of `run --plan`: estimated rows, tokens, memory and time of a run; and the expected rows of its stages."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
-from rhumbline.cli.console import out
+from rhumbline.cli.console import out, say, table_of
 from rhumbline.cli.options import load_model, source_of
 
 GIB = 2**30
+DECODED_ROWS = 512
+"""Rows that are assumed to be decoded together."""
 
 
 def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any) -> int:
-    """Rows and tokens of every stage, memory and time; nothing is run but, where asked for, a short measurement."""
+    """Print the forecast of a run. Nothing runs, except a short measurement with `--plan measured`."""
     from rhumbline.inference.batching import CPU_TOKENS
     from rhumbline.jobs.forecast import measured_speed, total
     from rhumbline.jobs.sizing import find_folder
@@ -33,38 +35,27 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     model = load_model(a) if a.plan == "measured" else None
     chat = Chat.of(head.tokenizer, protocol.chat, contrast.prompts)
     stages = {seed: _stages(chat, contrast, protocol, seed, n_layers, texts) for seed in protocol.seeds}
-    first = stages[protocol.seeds[0]]
-    table = Table(box=None, title=f"seed {protocol.seeds[0]} of {len(stages)}", title_justify="left")
-    table.add_column("stage")
-    for column in ("rows", "at most", "prompt tokens", "written, at most"):
-        table.add_column(column, justify="right")
-    for stage in first:
-        most = "" if stage.most == stage.rows else f"{stage.most:,}"
-        written = f"{stage.written:,}" if stage.written else ""
-        table.add_row(escape(stage.name), f"{stage.rows:,}", most, f"{stage.tokens:,}", written)
-    out.print(table)
+    _print_stages(stages[protocol.seeds[0]], f"seed {protocol.seeds[0]} of {len(stages)}")
     whole = total(stages)
-    out.print(
+    say(
         f"all seeds: {whole.rows:,} rows (at most {whole.most:,}), {whole.tokens:,} prompt tokens, at most "
-        f"{whole.written:,} written",
-        highlight=False,
+        f"{whole.written:,} generated tokens"
     )
     _print_memory(source, size)
-    if model is not None:
-        prompts = [chat.encode(p) for p in contrast.prompts]
-        speed = measured_speed(model, prompts, CPU_TOKENS)
-        out.print(
-            f"time: about {_span(whole.tokens / speed)} to read, measured at {speed:,.0f} tokens/s here; writing comes "
-            "on top, and sharing the prompts' common start and starting additions at their layer saves some",
-            highlight=False,
-        )
-    else:
+    if model is None:
         _print_time(whole, size)
+    else:
+        speed = measured_speed(model, [chat.encode(p) for p in contrast.prompts], CPU_TOKENS)
+        say(
+            f"time: about {_duration(whole.tokens / speed)} to read the prompts, measured at {speed:,.0f} tokens/s on "
+            "this machine; generation takes additional time; prefix sharing and additions that start at their layer "
+            "save some"
+        )
     return 0
 
 
 def expected_rows(model: Any, contrast: Any, protocol: Any, texts: Any) -> dict[str, int]:
-    """Rows that each stage of a seed is likely to have, for the progress."""
+    """Expected rows of each stage of a seed, for the progress."""
     from rhumbline.models.chat import Chat
 
     chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
@@ -82,8 +73,17 @@ def _stages(chat: Any, contrast: Any, protocol: Any, seed: int, n_layers: int, t
     return forecast(chat, splits, resolved(protocol, contrast), n_layers, texts)
 
 
+def _print_stages(stages: Iterable[Any], title: str) -> None:
+    table = table_of(("stage",), ("rows", "at most", "prompt tokens", "generated, at most"), title)
+    for stage in stages:
+        most = "" if stage.most == stage.rows else f"{stage.most:,}"
+        generated = f"{stage.written:,}" if stage.written else ""
+        table.add_row(escape(stage.name), f"{stage.rows:,}", most, f"{stage.tokens:,}", generated)
+    out.print(table)
+
+
 def _size(folder: Path) -> Any:
-    """What the headers of the weights say; None for weights in another format. ModelError where there are none."""
+    """Sizes from the headers of the weights; None for weights in another format. Raises ModelError without weights."""
     from rhumbline.jobs.sizing import read_checkpoint
     from rhumbline.models.sources import weight_files
 
@@ -92,24 +92,23 @@ def _size(folder: Path) -> Any:
     return read_checkpoint(folder)
 
 
-def _print_memory(source: Any, found: Any) -> None:
+def _print_memory(source: Any, size: Any) -> None:
     from rhumbline.jobs.sizing import LOADED
 
-    if found is None:
-        out.print("memory and time: not known without safetensors files on this machine; download them first")
+    if size is None:
+        say("memory and time: unknown, because no safetensors files are available locally. Download them first.")
         return
-    size = found.bytes if source.dtype == "auto" else found.parameters * LOADED.get(source.dtype, 4)
-    free, of = _memory(source.device)
-    said = "fits" if 1.1 * size + found.largest < free else "DOES NOT FIT"
-    out.print(
-        f"memory: {found.parameters:,} parameters, {size / GIB:.2f} GiB as {source.dtype}; {free / GIB:.1f} GiB free "
-        f"on {of}: {said} (10 % and the largest tensor added; a block of completions takes what is left)",
-        highlight=False,
+    weights = size.bytes if source.dtype == "auto" else size.parameters * LOADED.get(source.dtype, 4)
+    free, place = _free_memory(source.device)
+    verdict = "fits" if 1.1 * weights + size.largest < free else "DOES NOT FIT"
+    say(
+        f"memory: {size.parameters:,} parameters, {weights / GIB:.2f} GiB as {source.dtype}; {free / GIB:.1f} GiB free "
+        f"on {place}: {verdict} (with 10 % and the largest tensor added; completions use the remaining memory)"
     )
 
 
-def _memory(device: str | None) -> tuple[float, str]:
-    """Free bytes, and of what."""
+def _free_memory(device: str | None) -> tuple[float, str]:
+    """Free bytes, and the name of their place."""
     import torch
 
     from rhumbline.inference.memory import free_memory
@@ -120,22 +119,22 @@ def _memory(device: str | None) -> tuple[float, str]:
     return float(free_memory(torch.device("cpu"))), "this machine"
 
 
-def _print_time(whole: Any, found: Any) -> None:
+def _print_time(whole: Any, size: Any) -> None:
     from rhumbline.jobs.sizing import Device
 
-    if found is None:
+    if size is None:
         return
     device = Device()
-    seconds = 2 * found.parameters * whole.tokens / device.flops + whole.written / 512 * found.bytes / device.bandwidth
-    out.print(
-        f"time: about {_span(seconds)} on one {device.name} GPU (assumed: {device.flops:.1e} operations/s reached, 2 x "
-        f"parameters for each token read, {device.bandwidth:.0e} bytes/s for 512 rows written at once); --plan "
-        "measured measures instead",
-        highlight=False,
+    reading = 2 * size.parameters * whole.tokens / device.flops
+    generating = whole.written / DECODED_ROWS * size.bytes / device.bandwidth
+    say(
+        f"time: about {_duration(reading + generating)} on one {device.name} GPU (assumed: {device.flops:.1e} "
+        f"operations/s, 2 x parameters for each prompt token, {device.bandwidth:.0e} bytes/s for {DECODED_ROWS} rows "
+        "decoded together). Pass --plan measured to measure the speed of this machine."
     )
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

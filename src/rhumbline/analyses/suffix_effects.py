@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rhumbline.analyses.attribution import Attribution, Part, attribute
 from rhumbline.analyses.subject import Subject, layer_means, mean_interval, residuals_at
-from rhumbline.analyses.suffixes import encoded, random_suffixes, read_suffixes
+from rhumbline.analyses.suffix_texts import encoded, random_suffixes, read_suffixes
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import wilson_of_rate
 from rhumbline.inference.interventions import BASELINE

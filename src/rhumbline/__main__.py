@@ -1,0 +1,7 @@
+"""`python -m rhumbline`."""
+
+import sys
+
+from rhumbline.cli import main
+
+sys.exit(main())

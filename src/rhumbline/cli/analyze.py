@@ -1,0 +1,266 @@
+"""The command `analyze`: one table row for each analysis, with its options and its summary on the terminal."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from rhumbline.cli import analyze_models
+from rhumbline.cli.console import NOT_MEASURED, interval, number, print_json, progress, say
+from rhumbline.cli.options import (
+    MODEL_HELP,
+    AddCommand,
+    data_dir_option,
+    device_option,
+    json_option,
+    load_model,
+    prepare,
+    read_template,
+    remote_code_option,
+    seed_of_run_option,
+    suffix_options,
+    template_option,
+)
+from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.directions_file import SOURCES, DirectionsPlan, DirectionsRecord, DirectionsRule
+from rhumbline.records.suffix_file import SuffixRecord
+
+R = TypeVar("R")
+"""Record of an analysis."""
+
+
+class Analysis(NamedTuple):
+    """One `rhumbline analyze NAME`."""
+
+    name: str
+    about: str
+    """Help."""
+    options: Callable[[argparse.ArgumentParser], None]
+    execute: Callable[[argparse.Namespace], int]
+
+
+def add(command: AddCommand) -> None:
+    """Add the command to the parser."""
+    analyze = command("analyze", _without_name, "further measurements on finished runs")
+    names = analyze.add_subparsers(required=True, metavar="NAME")
+    for analysis in ANALYSES:
+        parser = names.add_parser(analysis.name, help=analysis.about, description=analysis.about)
+        analysis.options(parser)
+        json_option(parser, "the record")
+        parser.set_defaults(command=analysis.execute)
+
+
+def _without_name(a: argparse.Namespace) -> int:
+    del a  # argparse requires a NAME
+    return 2
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every analysis of a run."""
+    parser.add_argument("run", metavar="RUN", help="directory of a finished run")
+    group = parser.add_argument_group("run", "model and prompts of the run, which its directory does not contain")
+    contrast = "contrast of the run, a file or a name; default: that of the organism"
+    group.add_argument("--contrast", default=None, metavar="FILE|NAME", help=contrast)
+    data_dir_option(group)
+    model = f"model of the run: {MODEL_HELP}; default: the name in the run"
+    group.add_argument("--model", default=None, metavar="MODEL", help=model)
+    seed_of_run_option(group)
+    template_option(group, "Jinja template of the run, if it is not the tokenizer's")
+    device_option(group)
+    remote_code_option(group)
+
+
+def _open(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
+    """The run of a command, with its model and prompts."""
+    from rhumbline.analyses.subject import open_subject
+    from rhumbline.stages.finished_run import RunInputs, open_run
+
+    template = read_template(a.chat_template)
+    prepare(a.model or open_run(a.run).protocol["model"]["name"])
+    inputs = RunInputs(data_dir=a.data_dir, device=a.device, template=template, trust_remote_code=a.trust_remote_code)
+    return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick)
+
+
+def _execute(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[[R], None]) -> int:
+    """Open the run, compute the record of an analysis, and print it."""
+    with progress() as shown:
+        shown("opening the run", None)
+        subject = _open(a, lambda rows: shown("", rows))
+        shown("measuring", None)
+        record = compute(subject)
+    path = subject.directory.file_of(type(record))
+    if a.json:
+        print_json(subject.directory.load(path))
+        return 0
+    show(record)
+    say(f"record: {path}")
+    say(f"report: {subject.directory.path / 'report.html'}")
+    return 0
+
+
+# -- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def _geometry_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    text = "principal components of the training prompts (default: 5)"
+    parser.add_argument("--components", type=int, default=5, metavar="N", help=text)
+
+
+def _geometry(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import geometry
+
+    def show(record: GeometryRecord) -> None:
+        position = record.read_at.position
+        say(f"position {position}, by layer: AUROC on validation, cosine with the direction, with the next layer")
+        for row in record.grid:
+            if row.position == position:
+                following = "-" if row.next is None else number(row.next, signed=True)
+                area = interval(row.auroc, row.low, row.high, 3)
+                say(f"  layer {row.layer:2d}  {area}  {number(row.cosine, signed=True)}  {following}")
+
+    return _execute(a, lambda subject: geometry.analyse(subject, components=a.components), show)
+
+
+# -- base -------------------------------------------------------------------------------------------------------------
+
+
+def _base_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    parser.add_argument("--base", required=True, metavar="MODEL", help=f"the base model: {MODEL_HELP}")
+    draws = "draws of each null family (default: 99)"
+    parser.add_argument("--draws", type=int, default=99, metavar="N", help=draws)
+    text = "read the same text in the base model's own tokens, if the tokenizers differ"
+    parser.add_argument("--retokenise", action="store_true", help=text)
+
+
+def _base(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import base_model
+
+    def compute(subject: Any) -> BaseRecord:
+        a.dtype = subject.directory.protocol["model"]["dtype"]
+        return base_model.analyse(subject, load_model(a, a.base), draws=a.draws, retokenise=a.retokenise)
+
+    def show(record: BaseRecord) -> None:
+        say(f"{record.finding.answer}: {record.finding.reason}")
+        for name, condition in (("template", record.conditions.template), ("plain", record.conditions.plain)):
+            say(f"{name}: cosine; AUROC in the base model of the chat model's direction, and of its own direction")
+            for row in condition.layers:
+                areas = "  ".join(interval(x.value, x.low, x.high, 3) for x in (row.chat_in_base, row.base_in_base))
+                say(f"  layer {row.layer:2d}  {number(row.cosine, signed=True)}  {areas}")
+
+    return _execute(a, compute, show)
+
+
+# -- suffix -----------------------------------------------------------------------------------------------------------
+
+
+def _suffix_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    suffix_options(parser, required=True)
+    prompts = "test prompts per class, at most (default: 50)"
+    parser.add_argument("--prompts", type=int, default=50, metavar="N", help=prompts)
+    heads = "attention heads that are reported in detail (default: 8)"
+    parser.add_argument("--heads", type=int, default=8, metavar="N", help=heads)
+
+
+def _suffix(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import suffix_effects
+
+    def compute(subject: Any) -> SuffixRecord:
+        return suffix_effects.analyse(subject, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads)
+
+    def show(record: SuffixRecord) -> None:
+        for c in record.conditions:
+            projection, metric = (interval(m.mean, m.low, m.high) for m in (c.projection, c.metric))
+            say(f"  {c.name:10s}  projection {projection}, metric {metric}")
+        error = NOT_MEASURED if record.attribution.error is None else f"{record.attribution.error:.1e}"
+        say(f"attribution: {len(record.attribution.parts)} terms, relative error {error}")
+
+    return _execute(a, compute, show)
+
+
+# -- directions -------------------------------------------------------------------------------------------------------
+
+
+def _directions_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    plan = DirectionsPlan()
+    sources = f"sources of further directions: {', '.join(SOURCES)} (default: all)"
+    parser.add_argument("--sources", default=",".join(SOURCES), metavar="A,B", help=sources)
+    for name, text in (
+        ("max_rank", "largest rank of the ablated span"),
+        ("draws", "random spans of each family at each rank"),
+        ("samples", "directions drawn in each cone"),
+        ("prompts", "test prompts per class, at most"),
+        ("steps", "steps of each gradient search"),
+    ):
+        option, default = name.replace("_", "-"), getattr(plan, name)
+        parser.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    margin = "smallest further decrease of the rate that counts, 0 to 1 (default: %(default)s)"
+    parser.add_argument("--margin", type=float, default=DirectionsRule().margin, metavar="X", help=margin)
+
+
+def _directions(a: argparse.Namespace) -> int:
+    from rhumbline.analyses.further_directions import analyse
+
+    plan = DirectionsPlan(
+        sources=tuple(name.strip() for name in a.sources.split(",")),
+        max_rank=a.max_rank,
+        draws=a.draws,
+        samples=a.samples,
+        prompts=a.prompts,
+        steps=a.steps,
+    )
+    rule = DirectionsRule(margin=a.margin)
+
+    def show(record: DirectionsRecord) -> None:
+        for name, source in record.sources.items():
+            rates = "  ".join(f"{r.rank}: {r.suppression.rate:.2f}" for r in source.ranks)
+            say(f"  {name:11s} rate by rank of the ablated span  {rates}")
+        say(f"{record.verdict.answer}: {record.verdict.reason}")
+
+    return _execute(a, lambda subject: analyse(subject, plan, rule), show)
+
+
+# -- monitor ----------------------------------------------------------------------------------------------------------
+
+
+def _monitor_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    fpr = "largest share of validation negatives above the threshold, 0 to 1 (default: %(default)s)"
+    parser.add_argument("--fpr", type=float, default=0.01, metavar="X", help=fpr)
+    suffix_options(parser, required=False)
+
+
+def _monitor(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import detector
+
+    def show(record: MonitorRecord) -> None:
+        say(f"threshold {record.threshold:.4g}, selected on {record.n.val.negative} validation negatives")
+        for c in record.conditions:
+            positives, negatives = (interval(r.rate, r.low, r.high, 3) for r in (c.tpr, c.fpr))
+            area = interval(c.auroc.value, c.auroc.low, c.auroc.high, 3)
+            say(f"  {c.name:10s}  AUROC {area}  positives flagged {positives}, negatives flagged {negatives}")
+
+    return _execute(a, lambda s: detector.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
+
+
+ANALYSES = (
+    Analysis("geometry", "cosines between candidates, and separation of the classes", _geometry_options, _geometry),
+    Analysis("base", "the direction on the activations of the base model", _base_options, _base),
+    Analysis("suffix", "effects of suffixes on the direction, and the heads that write it", _suffix_options, _suffix),
+    Analysis("directions", "whether one direction is enough, by rank and source", _directions_options, _directions),
+    Analysis("monitor", "the projection as a detector on test prompts", _monitor_options, _monitor),
+    Analysis(
+        "dissociation",
+        "whether two behaviours of a model have different directions",
+        analyze_models.dissociation_options,
+        analyze_models.dissociation,
+    ),
+    Analysis(
+        "flinch",
+        "whether a chat model avoids words that its base model uses",
+        analyze_models.flinch_options,
+        analyze_models.flinch,
+    ),
+)

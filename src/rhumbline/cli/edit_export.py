@@ -1,0 +1,107 @@
+"""The commands `edit` and `export`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rhumbline.cli.console import note, print_json, say
+from rhumbline.cli.options import (
+    MODEL_HELP,
+    AddCommand,
+    device_option,
+    json_option,
+    prepare,
+    remote_code_option,
+    seed_of_run_option,
+)
+
+DIRECTION_HELP = "run directory, or a file with a direction"
+
+
+def add(command: AddCommand) -> None:
+    """Add the commands to the parser."""
+    about = "write a checkpoint with the direction ablated (or added) in its weights, proved against the hooks"
+    edit = command("edit", _edit, about)
+    edit.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    edit.add_argument("--direction", required=True, metavar="RUN|FILE", help=DIRECTION_HELP)
+    edit.add_argument("--out", required=True, metavar="DIR", help="new directory; written only if the proof succeeds")
+    add_help = "add C times the difference in means instead of ablating the direction"
+    edit.add_argument("--add", type=float, default=None, metavar="C", help=add_help)
+    device_option(edit)
+    dtype = "dtype of the saved weights: auto (that of the checkpoint), float32 or bfloat16 (default: auto)"
+    edit.add_argument("--dtype", default="auto", help=dtype)
+    edit.add_argument("--dequantize", action="store_true", help="edit a quantised model as unquantised matrices")
+    sharded = "edit safetensors files one by one, without building the model"
+    edit.add_argument("--sharded", action="store_true", help=sharded)
+    remote_code_option(edit)
+    json_option(edit, "the record of the edit")
+    _direction_options(edit)
+
+    export = command("export", _export, "write the direction of a run as a file for other tools")
+    export.add_argument("run", metavar="RUN|FILE", help=DIRECTION_HELP)
+    formats = ("direction", "lora", "gguf", "lm-eval")
+    export.add_argument("--to", required=True, choices=formats, help="format")
+    export.add_argument("--out", required=True, metavar="FILE", help="new file (lora: new directory)")
+    model = f"model for lora and lm-eval: {MODEL_HELP}; default: the model of the run"
+    export.add_argument("--model", default=None, metavar="MODEL", help=model)
+    coefficient = "coefficient of an addition, in units of the difference in means (default: 1)"
+    export.add_argument("--coefficient", type=float, default=None, metavar="C", help=coefficient)
+    export.add_argument("--ablate", action="store_true", help="lm-eval: ablate the direction instead of adding it")
+    device_option(export, default="cpu")
+    _direction_options(export)
+
+
+def _direction_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("direction", "which direction of the run or file is used")
+    seed_of_run_option(group)
+    layer = "layer, for files with several directions or without a layer"
+    group.add_argument("--layer", type=int, default=None, metavar="N", help=layer)
+    position = "position, for files with several directions"
+    group.add_argument("--position", type=int, default=None, metavar="N", help=position)
+    group.add_argument("--rank", type=int, default=None, metavar="K", help="use the first K vectors of a subspace")
+    force = "use a direction of another model or chat template"
+    group.add_argument("--force", action="store_true", help=force)
+
+
+def _directions(a: argparse.Namespace, source: str) -> Any:
+    from rhumbline.edits.read_direction import read_directions
+
+    return read_directions(source, seed=a.seed, layer=a.layer, position=a.position, rank=a.rank)
+
+
+def _edit(a: argparse.Namespace) -> int:
+    from rhumbline.edits.save import EditOptions, check_target, edit_checkpoint, summary
+
+    # Inexpensive checks first: a faulty direction or target is reported before a large model is loaded.
+    check_target(Path(a.out))
+    directions = _directions(a, a.direction)
+    prepare(a.model)
+    options = EditOptions(
+        coefficient=a.add,
+        dtype=a.dtype,
+        device=a.device,
+        dequantize=a.dequantize,
+        force=a.force,
+        trust_remote_code=a.trust_remote_code,
+    )
+    if a.sharded:
+        from rhumbline.edits.sharded import edit_sharded
+
+        record = edit_sharded(a.model, directions, a.out, options, progress=note)
+    else:
+        record = edit_checkpoint(a.model, directions, a.out, options)
+    if a.json:
+        print_json(record)
+        return 0
+    for line in summary(record, Path(a.out)):
+        say(line)
+    return 0
+
+
+def _export(a: argparse.Namespace) -> int:
+    from rhumbline.edits.export import ExportOptions, export
+
+    options = ExportOptions(a.model, a.coefficient, a.ablate, a.device, a.force)
+    for line in export(_directions(a, a.run), a.to, Path(a.out), options):
+        say(line)
+    return 0

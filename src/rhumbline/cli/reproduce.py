@@ -1,0 +1,152 @@
+"""The command `reproduce`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from rhumbline.cli.console import (
+    NOT_MEASURED,
+    out,
+    print_json,
+    print_plan,
+    print_results,
+    progress,
+    say,
+    table_of,
+)
+from rhumbline.cli.options import (
+    AddCommand,
+    data_dir_option,
+    json_option,
+    load_model,
+    max_new_tokens_option,
+    model_options,
+    sizes_of,
+)
+from rhumbline.errors import InputError
+from rhumbline.records.codec import convert, to_json
+from rhumbline.records.reproduction_file import Figure, FigureComparison, Reproduction
+from rhumbline.records.results import Results
+
+SIGNS = {True: "[green]ok[/]     ", False: "[red]fault[/]  ", None: "[dim]unknown[/]"}
+
+
+def add(command: AddCommand) -> None:
+    """Add the command to the parser."""
+    about = "run a model of the paper or of the blog again, and compare its figures with the published ones"
+    reproduce = command("reproduce", _reproduce, about)
+    name = "name of a published model, such as llama-3-8b (see --list)"
+    reproduce.add_argument("name", metavar="NAME", nargs="?", help=name)
+    reproduce.add_argument("--list", action="store_true", help="list the published models")
+    dry = "check tokenizer and data without the weights; exit code 1 if a check fails"
+    reproduce.add_argument("--dry-run", action="store_true", help=dry)
+    reproduce.add_argument("--model", default=None, metavar="DIR", help="directory of the model; default: the hub")
+    reproduce.add_argument("--out", default=None, metavar="RUN", help="run directory (default: runs/NAME)")
+    data_dir_option(reproduce)
+    contrast = "contrast that replaces the published one"
+    reproduce.add_argument("--contrast", default=None, metavar="FILE|NAME", help=contrast)
+    sizes = "prompts per class in train, validation and test; default: the published ones"
+    reproduce.add_argument("--sizes", default=None, metavar="128,32,100", help=sizes)
+    max_new_tokens_option(reproduce, None, "the published number")
+    texts = "write the text of every completion, for `rhumbline judge`"
+    reproduce.add_argument("--save-completions", action="store_true", help=texts)
+    json_option(reproduce, "the comparison")
+    model_options(reproduce)
+
+
+def _reproduce(a: argparse.Namespace) -> int:
+    from rhumbline.presets.published_models import published_model
+
+    if a.list:
+        return _list(a)
+    if a.name is None:
+        raise InputError("reproduce: NAME is missing. Pass the name of a published model, or --list.")
+    published = published_model(a.name)
+    if a.dry_run:
+        return _dry_run(a, published)
+    if published.remote_code and a.model is None and not a.trust_remote_code:
+        raise InputError(
+            f"{published.hub} contains code of its own. Pass --trust-remote-code to execute it. {published.note}"
+        )
+    return _run(a, published)
+
+
+def _list(a: argparse.Namespace) -> int:
+    from rhumbline.presets.published_models import published_models
+
+    if a.json:
+        print_json(
+            {
+                name: {"hub": m.hub, "sites": [(s.position, s.layer) for s in m.sites()], **m.hardware()._asdict()}
+                for name, m in published_models().items()
+            }
+        )
+        return 0
+    table = table_of(("name", "hub", "selected", "disk, GiB*", "GPU memory, GiB*", "H100 hours*", "licence"))
+    for m in published_models().values():
+        need = m.hardware()
+        sites = ", ".join(f"({site.position}, {site.layer})" for site in m.sites())
+        layer = "-" if m.selected_layer is None else f"layer {m.selected_layer}"
+        numbers = map(str, (need.disk_gib, need.memory_gib, need.gpu_hours))
+        table.add_row(m.name, m.hub, sites or layer, *numbers, m.licence)
+    out.print(table)
+    say("* estimated from the number of parameters, in bfloat16; not measured.")
+    return 0
+
+
+def _dry_run(a: argparse.Namespace, published: Any) -> int:
+    from rhumbline.presets.reproduction import checks
+
+    rows = checks(published, a.model, a.data_dir)
+    if a.json:
+        print_json(rows)
+    else:
+        for row in rows:
+            out.print(f"{SIGNS[row.ok]} {escape(row.what)}: {escape(row.detail)}", highlight=False)
+    return 1 if any(row.ok is False for row in rows) else 0
+
+
+def _run(a: argparse.Namespace, published: Any) -> int:
+    from rhumbline.experiment import run
+    from rhumbline.presets.reproduction import compare_run
+    from rhumbline.prompts.named_sets import open_contrast
+    from rhumbline.records.files import write_json
+
+    changes: dict[str, Any] = {"save_completions": a.save_completions}
+    if a.max_new_tokens is not None:
+        changes["max_new_tokens"] = a.max_new_tokens
+    if a.sizes is not None:
+        changes["sizes"] = sizes_of(a.sizes)
+    protocol = published.protocol(**changes)
+    contrast = open_contrast(a.contrast or published.contrast, a.data_dir)
+    print_plan(contrast, protocol)
+    folder = Path(a.out or f"runs/{published.name}")
+    with progress() as shown:
+        result = run(load_model(a, a.model or published.hub), contrast, folder, protocol, progress=shown)
+    rows = compare_run(published, result.path)
+    write_json(result.path / "reproduction.json", to_json(Reproduction(published.name, tuple(rows))))
+    if a.json:
+        print_json(rows)
+        return 0
+    print_results(convert(result.results, Results))
+    _print(published.name, rows)
+    say(f"report: {result.path / 'report.html'}")
+    return 0
+
+
+def _print(name: str, rows: list[FigureComparison]) -> None:
+    columns = ("figure", "seed", "measured", "published", "tolerance", "agrees")
+    table = table_of(columns, title=f"{name}, compared with the published figures")
+    for row in rows:
+        agrees = {True: "yes", False: "no", None: NOT_MEASURED}[row.agrees]
+        seed = "all" if row.seed is None else str(row.seed)
+        table.add_row(row.what, seed, _figure(row.measured), _figure(row.published), row.tolerance, agrees)
+    out.print(table)
+
+
+def _figure(value: Figure) -> str:
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,92 @@
+"""Finished runs are opened for analyses: their own model and prompts, or an error."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import rhumbline
+from finished_runs import QUICK
+from make_sets import make_sets
+from rhumbline import verify
+from rhumbline.analyses import detector, geometry
+from rhumbline.analyses.subject import open_subject
+from rhumbline.errors import InputError, OutputError, ProtocolError
+from rhumbline.organisms import Planted, build
+from rhumbline.prompts.contrasts import split_contrast
+from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.report import build as report
+from rhumbline.stages.finished_run import RunInputs
+
+
+def test_a_model_or_contrast_that_is_not_the_runs_is_refused(planted, tmp_path):
+    path, contrast = planted.directory.path, tmp_path / "other.jsonl"
+    other = rhumbline.load(str(build(Planted(seed=5), tmp_path / "m")), device="cpu")
+    with pytest.raises(InputError, match="not the model"):
+        open_subject(path, other)
+    contrast.write_text('{"prompt": "a b", "label": "positive"}\n{"prompt": "c d", "label": "negative"}\n')
+    with pytest.raises(InputError, match="not that of"):
+        open_subject(path, planted.model, contrast)
+    with pytest.raises(InputError, match="no seed 9"):
+        open_subject(path, planted.model, seed=9)
+    with pytest.raises(OutputError, match="not a run directory"):
+        open_subject(tmp_path, planted.model)
+    # Model and contrast of an organism are found by its name.
+    again = open_subject(path)
+    assert torch.equal(again.selected().vector, planted.selected().vector)
+
+
+def test_a_run_on_a_named_contrast_is_opened_by_its_name(planted, tmp_path):
+    mirror = make_sets(tmp_path / "sets")
+    contrast = open_contrast("refusal", mirror)
+    assert QUICK.sampling == "reference"
+    rhumbline.run(planted.model, contrast, tmp_path / "run", replace(QUICK, refusal_tokens=("I",)), page=False)
+    again = open_subject(tmp_path / "run", planted.model, "refusal", inputs=RunInputs(data_dir=mirror))
+    assert again.splits.ids() != split_contrast(contrast, QUICK.sizes, 0, "lots").ids()
+    with pytest.raises(InputError, match="or the name that the run was made with"):
+        open_subject(tmp_path / "run", planted.model)
+
+
+# -- runs that read responses
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["geometry"], ["base", "--base", "organism:planted"], ["suffix", "--suffix", "FILE"], ["directions"], ["monitor"]],
+    ids=lambda options: options[0],
+)
+def test_analyses_of_prompts_refuse_a_run_that_read_responses(options, response_run, call, tmp_path):
+    (tmp_path / "suffixes.txt").write_text("a short answer\n")
+    name, *rest = [str(tmp_path / "suffixes.txt") if word == "FILE" else word for word in options]
+    code, _, message = call("analyze", name, response_run, *rest)
+    assert code == 2
+    assert "read its direction from responses" in message
+    assert "--positions post-instruction" in message
+
+
+def test_a_monitor_refuses_a_run_that_read_responses(response_run, planted):
+    with pytest.raises(InputError, match="a monitor reads prompts"):
+        rhumbline.Monitor.from_run(response_run, planted.model)
+
+
+# -- the run directory
+
+
+def test_analyses_are_in_the_report_and_do_not_affect_verification(planted):
+    geometry.analyse(planted, splits=2)
+    detector.analyse(replace(planted, page=True), nulls=3)
+    path = planted.directory.path
+    page = (path / "report.html").read_text()
+    assert "<h2>Geometry</h2>" in page
+    assert "<h2>Monitor</h2>" in page
+    assert (path / "figures" / "monitor-roc.svg").is_file()
+    assert verify(path) == []
+    foreign = path / "analyses" / "geometry.json"
+    kept = foreign.read_text()
+    foreign.write_text(json.dumps({**json.loads(kept), "protocol_sha256": "0" * 64}))
+    with pytest.raises(ProtocolError, match="another protocol"):
+        report.build(path)
+    foreign.unlink()
+    report.build(path)
+    assert "<h2>Geometry</h2>" not in (path / "report.html").read_text()

@@ -1,0 +1,35 @@
+"""`rhumbline analyze`: its records, its errors, and runs of files."""
+
+import json
+import shutil
+
+from finished_runs import COMPLETIONS, finished_run
+from rhumbline.organisms import Planted
+
+
+def test_analyze_prints_a_record_or_an_error(finished, call, tmp_path):
+    path = shutil.copytree(finished("refusal", COMPLETIONS), tmp_path / "run")
+    code, text, _ = call("analyze", "monitor", path, "--fpr", "0.1", "--json")
+    assert code == 0
+    assert json.loads(text) == json.loads((path / "analyses" / "monitor.json").read_text())
+    assert json.loads(text)["parameters"]["fpr"] == 0.1
+    for code, words, options in [
+        (2, "not a run directory", ["geometry", tmp_path]),
+        (2, "one suffix per line", ["suffix", path, "--suffix", tmp_path / "none.txt"]),
+        (2, "below 1", ["monitor", path, "--fpr", "3"]),
+        (2, "unknown sources best", ["directions", path, "--sources", "best"]),
+        (3, "nowhere", ["base", path, "--base", "./nowhere"]),
+    ]:
+        actual, _, message = call("analyze", *options)
+        assert (actual, words in message) == (code, True), message
+
+
+def test_a_run_of_a_file_needs_the_file(call, tmp_path):
+    subject = finished_run(Planted(prompts=120), tmp_path)
+    path = subject.directory.path
+    code, _, message = call("analyze", "geometry", path)
+    assert code == 2
+    assert "--contrast FILE|NAME" in message
+    code, text, _ = call("analyze", "geometry", path, "--contrast", tmp_path / "model" / "contrast.jsonl")
+    assert code == 0
+    assert "AUROC" in text
