@@ -9,7 +9,8 @@ import pytest
 
 from make_sets import make_sets
 from rhumbline import load, open_contrast, preset, read_contrast, run
-from rhumbline.cli import forecasts, main
+from rhumbline.cli import forecast as forecasts
+from rhumbline.cli import main
 from rhumbline.cli.console import Progress
 from rhumbline.jobs.forecast import forecast, measured_speed, total
 from rhumbline.jobs.sizing import work

@@ -319,6 +319,6 @@ def test_data_on_the_command_line(mirror, capsys):
     assert main(["data", "check", "refusal", "--data-dir", str(mirror), "--json"]) == 1  # miniature rows
     captured = capsys.readouterr()
     assert json.loads(captured.out)["pools"]["test"]["positive"] == 20
-    assert "the rows are not those that are declared" in captured.err
+    assert "the rows differ from the declared ones" in captured.err
     assert main(["data", "check", "nothing"]) == 2
     assert main(["data", "check", "refusal", "--data-dir", str(Path(mirror) / "none")]) == 2

@@ -238,7 +238,7 @@ def test_texts_are_read_from_either_form(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text", "name it"),
+        ("a.csv", "text", "is not a file of texts"),
         ("a.jsonl", '{"text": ""}\n{"text": "x"}\nnot json', "line 1, 3"),
         ("a.jsonl", '{"prompt": "x"}', "line 1"),
         ("a.txt", "  \n", "no text"),
