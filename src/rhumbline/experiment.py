@@ -90,7 +90,7 @@ def run(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     plan = RunPlan.of(model, contrast, protocol, texts)
-    with RunDirectory.open(out, {**plan.record(), "texts": texts.record()}) as directory:
+    with RunDirectory.open(out, plan.record()) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, plan.chat.encode(contrast.prompts[0]))
         for seed in plan.protocol.seeds:
@@ -147,7 +147,7 @@ def discover(
     """
     seed = protocol.seeds[0]
     plan = RunPlan.of(model, replace(contrast, neutral=()), replace(protocol, seeds=(seed,)))
-    with RunDirectory.open(out, {**plan.record(), "seeds": list(protocol.seeds), "mode": "discover"}) as directory:
+    with RunDirectory.open(out, plan.record("discover") | {"seeds": list(protocol.seeds)}) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         with timings.stage("discover", seed):
             runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))

@@ -55,12 +55,12 @@ def _evaluate(a: argparse.Namespace) -> int:
                 highlight=False,
             )
         return 0
-    recorded = run.protocol["model"]
+    recorded = run.context.model
     if a.dtype == "auto":
-        a.dtype = recorded["dtype"]
+        a.dtype = recorded.dtype
     found = evaluate(
         a.run,
-        load_model(a, a.model or recorded["name"]),
+        load_model(a, a.model or recorded.name),
         tasks,
         arms,
         settings,

@@ -18,6 +18,7 @@ from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.interventions import Direction
 from rhumbline.records.files import file_sha256, tensors_metadata
 from rhumbline.records.positions import Position
+from rhumbline.records.results import Results
 from rhumbline.stages.finished_run import open_run
 
 FORMAT = "rhumbline-direction-1"
@@ -88,17 +89,17 @@ def _from_run(path: Path, seed: int | None) -> Imported:
             f"{path}: no candidate passed the selection of seed {artefacts.seed}, so there is no direction. Give "
             "another --seed, run or file."
         )
-    results = run.results if (path / "results.json").is_file() else {}
-    model = run.protocol["model"]
+    results = run.results if run.directory.has(Results) else None
+    model = run.context.model
     origin = {
-        "model": model["name"],
-        "fingerprint": model["fingerprint"],
-        "dtype": model["dtype"],
-        "model_type": model["model_type"],
-        "n_layers": model["n_layers"],
-        "template_sha256": run.protocol["chat"].get("template_sha256"),
-        "verdict": results.get("verdict"),
-        "sentence": results.get("sentence"),
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": model.dtype,
+        "model_type": model.model_type,
+        "n_layers": model.n_layers,
+        "template_sha256": run.context.chat.template_sha256,
+        "verdict": None if results is None else results.verdict,
+        "sentence": None if results is None else results.sentence,
         "protocol_sha256": run.directory.protocol_sha256,
         "seed": artefacts.seed,
     }

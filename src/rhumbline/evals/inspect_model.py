@@ -30,8 +30,6 @@ from rhumbline.inference.runner import Runner
 from rhumbline.records.arms import ArmId
 from rhumbline.stages.finished_run import RunInputs, open_run
 
-MAX_TOKENS = 512
-"""Length of a completion where neither the task nor the run says one."""
 GATHER = 0.02
 """Seconds that the first of several questions waits for the others, which are then one batch."""
 
@@ -125,7 +123,7 @@ class RhumblineAPI(ModelAPI):
             raise InputError(f"rhumbline answers greedily and in text alone: {', '.join(wrong)} cannot be used.")
         tokenizer = self.arm.runner.model.tokenizer
         ids = self._encode(input)
-        most = config.max_tokens or int(self.protocol.get("max_new_tokens") or MAX_TOKENS)
+        most = config.max_tokens or self.protocol.max_new_tokens
         written = await self.arm.ask(ids, most)
         text = tokenizer.decode(written, skip_special_tokens=True)
         stopped = min((found for s in config.stop_seqs or () if (found := text.find(s)) >= 0), default=None)
@@ -137,13 +135,13 @@ class RhumblineAPI(ModelAPI):
         return ModelOutput(model=f"{self.model_name}:{self.arm.arm.name}", choices=[choice], usage=usage)
 
     def _encode(self, messages: Iterable[ChatMessage]) -> list[int]:
-        chat = self.protocol["chat"]
+        chat = self.protocol.chat
         turns = [{"role": m.role, "content": m.text} for m in messages]
-        if chat["system"] is not None and all(t["role"] != "system" for t in turns):
-            turns.insert(0, {"role": "system", "content": chat["system"]})
-        variables = dict(chat["template_kwargs"])
-        if chat["enable_thinking"] is not None:
-            variables["enable_thinking"] = chat["enable_thinking"]
+        if chat.system is not None and all(t["role"] != "system" for t in turns):
+            turns.insert(0, {"role": "system", "content": chat.system})
+        variables = dict(chat.template_kwargs)
+        if chat.enable_thinking is not None:
+            variables["enable_thinking"] = chat.enable_thinking
         tokenizer = self.arm.runner.model.tokenizer
         text = tokenizer.apply_chat_template(
             turns, chat_template=self.template, tokenize=False, add_generation_prompt=True, **variables
