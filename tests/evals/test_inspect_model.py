@@ -65,7 +65,7 @@ def test_every_arm_can_be_named(texts_run, planted_folder, arm):
 def test_what_an_arm_cannot_do_is_refused(texts_run, planted_folder, tmp_path):
     with pytest.raises(InputError, match="unknown"):
         inspecting.arm_of_run(texts_run, "ablate")
-    with pytest.raises(InputError, match="of isotropic"):
+    with pytest.raises(InputError, match="the run drew isotropic"):
         inspecting.arm_of_run(texts_run, "null:covariance:0:ablation")
     with pytest.raises(InputError, match="unknown arguments colour"):
         inspecting.RhumblineAPI(f"{texts_run}?colour=red")
