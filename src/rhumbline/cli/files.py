@@ -49,18 +49,21 @@ def _direction_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--force", action="store_true", help="use a direction made for another model or template")
 
 
-def _found(a: argparse.Namespace, source: str) -> Any:
+def _imported(a: argparse.Namespace, source: str) -> Any:
     from rhumbline.edits.read_direction import read_directions
 
     return read_directions(source, seed=a.seed, layer=a.layer, position=a.position, rank=a.rank)
 
 
 def _edit(a: argparse.Namespace) -> int:
-    from rhumbline.edits.save import EditOptions, check_target, edit_checkpoint, summary
+    from rhumbline.edits.edit_card import summary
+    from rhumbline.edits.new_directory import check_target
+    from rhumbline.edits.save import EditOptions, edit_checkpoint
+    from rhumbline.records.codec import to_json
 
-    # Cheap checks first: a bad direction or target is found before a large model is loaded.
+    # A wrong target or direction is an error before a large model is loaded.
     check_target(Path(a.out))
-    found = _found(a, a.direction)
+    imported = _imported(a, a.direction)
     prepare(a.model)
     options = EditOptions(
         coefficient=a.add,
@@ -73,11 +76,11 @@ def _edit(a: argparse.Namespace) -> int:
     if a.sharded:
         from rhumbline.edits.sharded import edit_sharded
 
-        record = edit_sharded(a.model, found, a.out, options, progress=lambda text: err.print(f"[dim]{text}[/]"))
+        record = edit_sharded(a.model, imported, a.out, options, progress=lambda text: err.print(f"[dim]{text}[/]"))
     else:
-        record = edit_checkpoint(a.model, found, a.out, options)
+        record = edit_checkpoint(a.model, imported, a.out, options)
     if a.json:
-        print(json.dumps(record, ensure_ascii=False))
+        print(json.dumps(to_json(record), ensure_ascii=False))
         return 0
     for line in summary(record, Path(a.out)):
         out.print(line, markup=False, highlight=False)
@@ -88,6 +91,6 @@ def _export(a: argparse.Namespace) -> int:
     from rhumbline.edits.export import ExportOptions, export
 
     options = ExportOptions(a.model, a.coefficient, a.ablate, a.device, a.force)
-    for line in export(_found(a, a.run), a.to, Path(a.out), options):
+    for line in export(_imported(a, a.run), a.to, Path(a.out), options):
         out.print(line, markup=False, highlight=False)
     return 0

@@ -83,10 +83,15 @@ class FinishedRun:
         """The seeds of the run."""
         return self.protocol.seeds
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has results."""
+        return self.directory.has(Results)
+
     @cached_property
     def results(self) -> Results:
         """The results of the run; InputError if it has none yet."""
-        if not self.directory.has(Results):
+        if not self.is_finished:
             raise InputError(f"{self.path} is not a finished run: it has no results.json. Rerun its command to resume.")
         return self.directory.read_record(Results)
 
