@@ -107,8 +107,8 @@ def run(
 
 def compare_seeds(directory: RunDirectory) -> Agreement:
     """Cosine between the selected directions of every two seeds."""
-    found = {seed: SeedArtefacts(directory, seed).direction for seed in directory.protocol["seeds"]}
-    directions = {seed: direction for seed, direction in found.items() if direction is not None}
+    seeds = directory.protocol["seeds"]
+    directions = {seed: d for seed in seeds if (d := SeedArtefacts(directory, seed).direction) is not None}
     return Agreement(tuple(_compared(a, b, directions[a], directions[b]) for a, b in combinations(directions, 2)))
 
 
