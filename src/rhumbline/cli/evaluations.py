@@ -3,13 +3,13 @@
 import argparse
 import json
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from rich.table import Table
 
-from rhumbline.cli.console import err, out
+from rhumbline.cli.console import NOT_MEASURED, err, out
 from rhumbline.cli.options import load_model, model_options
+from rhumbline.records.evaluation_files import ComparedScore
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -36,18 +36,20 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _evaluate(a: argparse.Namespace) -> int:
     from rhumbline.report import build as report
 
-    # Its notes on models in memory and on defaults of task files are for those who call it themselves.
+    # The harness warns about models in memory and about defaults of task files.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evals.evaluate import Settings, evaluate, planned, task_manager
+    from rhumbline.evals.evaluate import Benchmarks, Settings, evaluate, planned, task_manager
+    from rhumbline.records.codec import to_json
     from rhumbline.stages.finished_run import open_run
 
     run = open_run(a.run)
     settings = Settings(run.artefacts(a.seed).seed, a.limit, a.fewshot, a.chat)
     tasks, arms = (tuple(filter(None, text.split(","))) for text in (a.tasks, a.arms))
-    manager = task_manager(tasks, a.include_path)  # before a large model is loaded
+    benchmarks = Benchmarks(tasks, a.include_path, a.batch_size)
+    task_manager(benchmarks)  # an unknown task is an error before a large model is loaded
     if a.plan:
         n_arms = len({"baseline", *arms}) + bool(a.edited)
-        for task in planned(tasks, manager, settings):
+        for task in planned(benchmarks, settings):
             out.print(
                 f"{task.task}: {task.documents} documents, {task.requests} requests x {n_arms} arms, "
                 f"{task.words * n_arms:,} words",
@@ -58,27 +60,25 @@ def _evaluate(a: argparse.Namespace) -> int:
     recorded = run.context.model
     if a.dtype == "auto":
         a.dtype = recorded.dtype
-    found = evaluate(
+    comparison = evaluate(
         a.run,
         load_model(a, a.model or recorded.name),
-        tasks,
+        benchmarks,
         arms,
         settings,
-        include_path=a.include_path,
         edited=load_model(a, a.edited) if a.edited else None,
-        batch_size=a.batch_size,
         progress=lambda text: err.print(f"[dim]{text}[/]"),
     )
     report.build(run.path)
     if a.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(to_json(comparison), ensure_ascii=False))
         return 0
-    _print(found["rows"])
+    _print(comparison.rows)
     out.print(f"report: {run.path / 'report.html'}", markup=False, highlight=False)
     return 0
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: Iterable[ComparedScore]) -> None:
     table = Table(box=None)
     for column in ("task", "metric", "arm"):
         table.add_column(column)
@@ -86,9 +86,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
         table.add_column(column, justify="right")
     for row in rows:
         change = ("", "", "")
-        if row["change"] is not None:
-            p = "" if row["p"] is None else f"{row['p']:.3g}"
-            change = (f"{row['change']:+.3f}", f"{row['low']:+.3f} .. {row['high']:+.3f}", p)
-        name = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
-        table.add_row(row["task"], name, row["arm"], str(row["n"]), f"{row['score']:.3f}", *change)
+        if row.change is not None:
+            p = "" if row.p is None else f"{row.p:.3g}"
+            change = (f"{row.change:+.3f}", f"{row.low:+.3f} .. {row.high:+.3f}", p)
+        name = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
+        score = NOT_MEASURED if row.score is None else f"{row.score:.3f}"
+        table.add_row(row.task, name, str(row.arm), str(row.n), score, *change)
     out.print(table)
