@@ -101,7 +101,7 @@ class Comparison:
             return value
         if (code := CODES.get((self.file, key))) is not None:
             return str(code(value))
-        return Path(value).name if value.startswith("/") else value
+        return Path(value).name if value.startswith("/") or (key == "name" and "/" in value) else value
 
 
 def brief(value: Any) -> str:

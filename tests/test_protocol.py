@@ -108,7 +108,7 @@ def test_every_number_of_a_protocol_is_finite():
         ({"rule": {"max_kl": 0.0}}, "max_kl is 0.0"),
         ({"refusal_tokens": ["I", ""]}, "refusal_tokens has an empty text"),
         ({"conditions": {"clerk": 3}}, "conditions"),
-        ({"conditions": {" ": "You are a clerk."}}, "give a name"),
+        ({"conditions": {" ": "You are a clerk."}}, "use a name"),
     ],
 )
 def test_what_cannot_be_tested_is_refused(changes, words):

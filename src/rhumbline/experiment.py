@@ -90,7 +90,7 @@ def run(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     plan = RunPlan.of(model, contrast, protocol, texts)
-    with RunDirectory.open(out, {**plan.record(), "texts": to_json(texts.record())}) as directory:
+    with RunDirectory.open(out, plan.record()) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, plan.chat.encode(contrast.prompts[0]))
         for seed in plan.protocol.seeds:
@@ -107,8 +107,8 @@ def run(
 
 def compare_seeds(directory: RunDirectory) -> Agreement:
     """Cosine between the selected directions of every two seeds."""
-    found = {seed: SeedArtefacts(directory, seed).direction for seed in directory.protocol["seeds"]}
-    directions = {seed: direction for seed, direction in found.items() if direction is not None}
+    seeds = directory.protocol["seeds"]
+    directions = {seed: d for seed in seeds if (d := SeedArtefacts(directory, seed).direction) is not None}
     return Agreement(tuple(_compared(a, b, directions[a], directions[b]) for a, b in combinations(directions, 2)))
 
 
@@ -147,7 +147,7 @@ def discover(
     """
     seed = protocol.seeds[0]
     plan = RunPlan.of(model, replace(contrast, neutral=()), replace(protocol, seeds=(seed,)))
-    with RunDirectory.open(out, {**plan.record(), "seeds": list(protocol.seeds), "mode": "discover"}) as directory:
+    with RunDirectory.open(out, plan.record("discover") | {"seeds": list(protocol.seeds)}) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         with timings.stage("discover", seed):
             runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))

@@ -1,7 +1,7 @@
-"""What is fixed beforehand: one frozen record per stage, the presets, and the experiment file that overrides them.
+"""The protocol: everything that is fixed before the first forward pass, the presets, and experiment files.
 
-Promises: all faults of an experiment file are listed at once; every difference between presets is a named field.
-Does not run anything.
+Guarantees: all faults of an experiment file are listed at once, and every difference between presets is a named field.
+Independent of models and of execution.
 """
 
 import dataclasses
@@ -29,19 +29,19 @@ from rhumbline.records.codec import to_json
 from rhumbline.records.positions import Position
 
 FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
-"""Null families, weakest first; the place in this list seeds the draws."""
+"""Null families, weakest first. The index in this tuple seeds the draws."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """Where the candidate directions are read."""
+    """Where candidates are read."""
 
     positions: str = "post-instruction"
     """post-instruction: all template tokens after the instruction (the paper). last-instruction: the last token of the
-    instruction (the blog). response-mean: the mean over the tokens of the response that the contrast carries.
-    response:K: its K-th token. auto: response-mean for a contrast of texts, otherwise post-instruction."""
+    instruction (the blog). response-mean: the mean over the tokens of the response in the contrast. response:K: the
+    K-th token of the response. auto: response-mean for a contrast of texts, otherwise post-instruction."""
     filter: bool = True
-    """Keep only train and val prompts whose metric has the sign of their class (positives > 0, negatives < 0)."""
+    """Keep only train and validation prompts whose metric has the sign of their class (positive or negative)."""
 
     def __post_init__(self):
         known = ("post-instruction", "last-instruction", "response-mean", "auto")
@@ -58,47 +58,50 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Nulls:
-    """The control directions that every arm is repeated with."""
+    """The null directions that every arm is repeated with."""
 
     families: tuple[str, ...] = FAMILIES
-    """isotropic: random, norm-matched. covariance: as the negatives' activations spread. top-pc: random in the span of
-    their main axes. unrelated: topics within the negatives, or another contrast. shuffled-site: the same fit on
-    balanced pseudo-classes. shuffled: the whole procedure on them, extraction and selection."""
+    """isotropic: uniformly distributed directions. covariance: draws with the covariance of the negatives' activations.
+    top-pc: directions in the span of their first principal components. unrelated: differences between topics of the
+    negatives, or between the classes of another contrast. shuffled-site: differences between pseudo-classes at the same
+    site. shuffled: the whole procedure, extraction and selection, on pseudo-classes."""
     draws: int = 3
-    """Draws of each family that complete every test prompt: the first ones."""
+    """Draws of each family, the first ones, that complete every test prompt."""
     wide: int = 99
-    """Draws of each family that are scored by the fast metric; the smallest p that they allow is 1 / (wide + 1). 0:
-    none are, and the rule may not ask for a rank."""
+    """Draws of each family that the metric evaluates. Their smallest p is 1 / (wide + 1). 0: none, and the rule cannot
+    use ranks."""
     procedure: int = 19
-    """The same for `shuffled`, of which every draw extracts and selects anew."""
+    """The same for `shuffled`, whose draws repeat extraction and selection."""
     prompts: int = 16
-    """Test prompts per class that the fast metric reads under every draw."""
+    """Test prompts per class that the metric evaluates under every draw."""
     procedure_prompts: int = 8
-    """Validation prompts of either class that a draw of `shuffled` is selected on."""
+    """Validation prompts per class on which a draw of `shuffled` is selected."""
     top: int = 10
-    """Components that span `top-pc`."""
+    """Principal components that span `top-pc`."""
     unrelated: str = ""
-    """File of another contrast for the family `unrelated`; empty: topics (`category`) within the negatives."""
+    """File of another contrast for the family `unrelated`; empty: topics (`category`) of the negatives."""
 
     def __post_init__(self):
         unknown = [f for f in self.families if f not in FAMILIES]
         if unknown or len(set(self.families)) != len(self.families):
             raise ProtocolError(
-                f"nulls.families is {list(self.families)}; use each at most once of {', '.join(FAMILIES)}."
+                f"nulls.families is {list(self.families)}; use each of {', '.join(FAMILIES)} at most once."
             )
         if self.draws < 1:
-            raise ProtocolError(f"nulls.draws is {self.draws}; an effect needs at least 1 null draw beside it.")
+            raise ProtocolError(
+                f"nulls.draws is {self.draws}; an effect is compared with at least 1 null draw. Use 1 or more."
+            )
         for name, least in (("wide", 0), ("procedure", 1), ("prompts", 2), ("procedure_prompts", 2), ("top", 1)):
             if getattr(self, name) < least:
-                raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; give {least} or more.")
+                raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; use {least} or more.")
 
     def total(self, family: str) -> int:
-        """Draws of a family, whether they complete prompts or are only scored."""
+        """Number of draws of a family, those that only the metric evaluates included."""
         return max(self.draws, self.wide and (min(self.wide, self.procedure) if family == "shuffled" else self.wide))
 
 
 COEFFICIENTS = (0.5, 0.75, 1.0, 1.5, 2.0)
-"""What a coefficient chosen on validation may be."""
+"""Coefficients that `validation` selects from."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ class Addition:
 
     coefficient: float | Literal["validation"] = 1.0
     """In units of the difference in means. `validation`: the smallest of 0.5, 0.75, 1, 1.5 and 2 under which 9 of 10
-    validation negatives open as a refusal, or else the one under which most do."""
+    validation negatives have a positive metric, or else the one under which most do."""
     positions: Literal["all", "prompt"] = "all"
-    """`all` adds to generated tokens too; `prompt` leaves them alone. The other one is run beside it."""
+    """`all`: at generated tokens too. `prompt`: at prompt tokens only. The other one is a further arm."""
 
     def __post_init__(self):
         if self.positions not in ("all", "prompt"):
@@ -122,75 +125,74 @@ class Addition:
 
 @dataclass(frozen=True)
 class Dose:
-    """The curves over strengths, read by the fast metric on test prompts."""
+    """Dose curves: the metric on test prompts over strengths of an intervention."""
 
     strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-    """Of the ablation, x - a r r^T x. None: no curve."""
+    """Strengths a of the ablation, x - a r r^T x. Empty: no curve."""
     coefficients: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-    """Of the addition."""
+    """Coefficients of the addition. Empty: no curve."""
     draws: int = 2
-    """Draws of each null family that are measured too."""
+    """Draws of each null family that have curves too."""
     prompts: int = 24
     """Test prompts per class."""
 
     def __post_init__(self):
         if any(not 0 <= a <= 2 for a in self.strengths) or any(c < 0 for c in self.coefficients):
-            raise ProtocolError("dose: strengths lie in 0..2, and coefficients are not negative.")
+            raise ProtocolError("dose: use strengths from 0 to 2, and coefficients of 0 or more.")
         if self.draws < 0 or self.prompts < 2:
-            raise ProtocolError("dose: give draws of 0 or more, and 2 prompts or more.")
+            raise ProtocolError("dose: use 0 draws or more, and 2 prompts or more.")
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How often, and among how many sites, the choice is made again on resampled prompts."""
+    """Bootstrap refits: extraction and selection again, on resampled prompts."""
 
     refits: int = 20
-    """Bootstrap refits; 0 leaves the question open."""
+    """Number of refits; 0: stability is not measured."""
     sites: int = 4
-    """The best surviving candidates, among which a refit chooses."""
+    """The best candidates, among which a refit selects."""
     prompts: int = 16
-    """Validation prompts per class that a refit is chosen on."""
+    """Validation prompts per class on which a refit selects."""
 
     def __post_init__(self):
         if self.refits < 0 or self.sites < 1 or self.prompts < 2:
-            raise ProtocolError("stability: give refits of 0 or more, 1 site or more, and 2 prompts or more.")
+            raise ProtocolError("stability: use 0 refits or more, 1 site or more, and 2 prompts or more.")
 
 
 @dataclass(frozen=True)
 class SideEffects:
-    """What the interventions cost elsewhere, measured on whole texts."""
+    """Side effects on the losses of whole texts."""
 
     documents: int = 24
-    """Documents of each text that every arm reads; 0: none."""
+    """Documents of each text that are evaluated under every arm; 0: none."""
     max_tokens: int = 256
-    """Longest beginning of a plain document, or of an answer, that is read (the paper's)."""
+    """Tokens of a plain document or of a response that are evaluated, from its beginning (256 in the paper)."""
     controls: tuple[str, ...] = ("isotropic", "covariance")
-    """Null families whose first draw is measured beside the direction, where the run draws them: equal norm, and equal
-    share of the stream."""
+    """Null families whose first draw is evaluated too, if the run draws them."""
 
     def __post_init__(self):
         unknown = [f for f in self.controls if f not in FAMILIES]
         if unknown:
             raise ProtocolError(f"side_effects.controls is {list(self.controls)}; use some of {', '.join(FAMILIES)}.")
         if self.documents < 0 or self.max_tokens < 2:
-            raise ProtocolError("side_effects: give documents of 0 or more, and max_tokens of 2 or more.")
+            raise ProtocolError("side_effects: use 0 documents or more, and max_tokens of 2 or more.")
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """How a continuous score of completions is made, where the judge is `markers` or `classifier`."""
+    """How the judges `markers` and `classifier` score completions."""
 
     markers: tuple[str, ...] = ()
-    """The marker phrases. None given: estimated on training texts of both classes (the contrast's responses, or else
-    the model's own baseline completions)."""
+    """The marker phrases. Empty: estimated on training texts of both classes (responses of the contrast, or else the
+    model's own baseline completions)."""
     classifier: bool = True
-    """Whether a classifier is fitted on the training texts beside them; needs scikit-learn and topics."""
+    """Whether a classifier is fitted on the training texts too; needs scikit-learn and topics."""
     content_prompts: int = 32
-    """Validation prompts per class on which a candidate's content is looked at."""
+    """Validation prompts per class on which the content of completions is measured."""
 
     def __post_init__(self):
         if self.content_prompts < 2:
-            raise ProtocolError(f"text_score.content_prompts is {self.content_prompts}; give 2 or more.")
+            raise ProtocolError(f"text_score.content_prompts is {self.content_prompts}; use 2 or more.")
 
 
 def _not_finite(value: Any, at: str = "") -> Iterator[tuple[str, float]]:
@@ -212,22 +214,22 @@ def _not_finite(value: Any, at: str = "") -> Iterator[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that is decided before the first forward pass."""
+    """Everything that is fixed before the first forward pass."""
 
     preset: str
-    """The preset that this started from."""
+    """The preset from which the protocol was made."""
     behaviour: str = "refusal"
-    """The word for the behaviour in verdicts and reports."""
+    """Word for the behaviour in verdicts and reports."""
     seeds: tuple[int, ...] = (0, 1)
-    """Each seed samples the splits anew and refits the direction."""
+    """Each seed samples new splits and fits a new direction."""
     sizes: Sizes = field(default_factory=Sizes)
-    """Prompts per class in train, val and test, where the contrast does not fix them."""
+    """Prompts per class in train, validation and test, unless the contrast fixes the splits."""
     sampling: Sampling = "lots"
-    """How the pools of a named contrast are drawn from. `reference`: by the paper's code, in its order."""
+    """How prompts are sampled from the pools of a named contrast. `reference`: as in the authors' code."""
     chat: ChatOptions = field(default_factory=ChatOptions)
     extraction: Extraction = field(default_factory=Extraction)
     refusal_tokens: Literal["auto"] | tuple[str, ...] = "auto"
-    """First tokens of a refusal. `auto`: those of the model's own baseline refusals of training positives."""
+    """First tokens of a refusal. `auto`: first tokens of the model's own baseline refusals of training positives."""
     selection: SelectionRule = ARDITI2024
     nulls: Nulls = field(default_factory=Nulls)
     addition: Addition = field(default_factory=Addition)
@@ -235,60 +237,69 @@ class Protocol:
     stability: Stability = field(default_factory=Stability)
     side_effects: SideEffects = field(default_factory=SideEffects)
     conditions: Mapping[str, str] = field(default_factory=dict)
-    """Name: system prompt (empty: none) under which the direction of this run is tested again on the test prompts."""
+    """By name: a system prompt (empty: none) under which the test prompts run again with the direction of the run."""
     judge: str = "refusal-opening"
-    """Who reads the completions: a keyword judge, or `markers` or `classifier` for a continuous score."""
+    """The judge of the completions: a keyword judge, or `markers` or `classifier` for a continuous score."""
     text_score: TextScore = field(default_factory=TextScore)
     max_new_tokens: int = 64
-    """Length of a completion; a judge that reads too few tokens misses late refusals."""
+    """Longest completion, in tokens. A judge that reads too few tokens misses late refusals."""
     rule: Rule = field(default_factory=lambda: named_rule("rhumbline"))
     full_grid: bool = False
-    """Score every candidate that the layer cut leaves; without it only what can decide the choice (the same one)."""
+    """Compute every score. Otherwise only scores that can change the selection are computed; it is the same."""
     save_completions: bool = False
-    """Write the completions beside their scores."""
+    """Write the completions with their scores."""
     early_stop: bool = False
-    """End a null's completion once its class is settled; `new_tokens` then counts up to there. The direction's own
-    arms are always read whole, since other judges and lengths read them too."""
+    """Stop a completion under a null once its class is settled; `new_tokens` counts the tokens up to there. The arms of
+    the direction always complete in full, because other judges and lengths read them too."""
 
     def __post_init__(self):
-        faults = [f"{name} is {value}; give a finite number" for name, value in _not_finite(self)]
+        faults = [f"{name} is {value}; use a finite number" for name, value in _not_finite(self)]
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            faults.append(f"seeds is {list(self.seeds)}; give different whole numbers from 0 up")
+            faults.append(f"seeds is {list(self.seeds)}; use different whole numbers of 0 or more")
         if self.max_new_tokens < 1:
-            faults.append(f"max_new_tokens is {self.max_new_tokens}; give 1 or more")
+            faults.append(f"max_new_tokens is {self.max_new_tokens}; use 1 or more")
         if self.sampling not in typing.get_args(Sampling):
             faults.append(f"sampling is {self.sampling!r}; use lots or reference")
         if not self.behaviour.strip():
-            faults.append("behaviour is empty; give a word such as refusal")
+            faults.append("behaviour is empty; use a word such as refusal")
         if self.refusal_tokens != "auto" and not self.refusal_tokens:
-            faults.append("refusal_tokens is empty; use auto, or give the first tokens of a refusal")
+            faults.append("refusal_tokens is empty; use auto, or the first tokens of a refusal")
         if isinstance(self.refusal_tokens, tuple) and "" in self.refusal_tokens:
-            faults.append("refusal_tokens has an empty text; give the first tokens of a refusal, such as I or As")
+            faults.append("refusal_tokens has an empty text; use the first tokens of a refusal, such as I or As")
         for name, text in self.conditions.items():
             if not isinstance(name, str) or not name.strip() or not isinstance(text, str):
-                faults.append(f"conditions has {name!r} = {text!r}; give a name and the text of a system prompt")
+                faults.append(f"conditions has {name!r} = {text!r}; use a name and the text of a system prompt")
         lacking = sorted(set(self.rule.families) - set(self.nulls.families))
         if lacking:
-            faults.append(f"rule {self.rule.name} needs null families that are not drawn: {', '.join(lacking)}")
+            faults.append(
+                f"rule {self.rule.name} needs null families that are not drawn: {', '.join(lacking)}; add them to "
+                "nulls.families"
+            )
         elif self.rule.max_p is not None:
             draws = min(self.nulls.total(f) if self.nulls.wide else 0 for f in self.rule.families)
             if 1 / (draws + 1) > self.rule.max_p + 1e-9:
                 faults.append(
-                    f"rule {self.rule.name} asks for p <= {self.rule.max_p:g}, which {draws} draws by the fast metric "
-                    "cannot reach: raise nulls.wide and nulls.procedure (options --wide-nulls N)"
+                    f"rule {self.rule.name} requires p <= {self.rule.max_p:g}, which {draws} wide null draws cannot "
+                    "reach; raise nulls.wide and nulls.procedure (option --wide-nulls N)"
                 )
         if self.early_stop and self.save_completions:
-            faults.append("early_stop cuts completions short, so save_completions would keep parts: use one of them")
+            faults.append(
+                "early_stop shortens completions, so save_completions would write parts of them; use one of the two"
+            )
         if self.early_stop and not (self.judge in KEYWORD_JUDGES and KEYWORD_JUDGES[self.judge].can_decide_early):
             able = ", ".join(name for name, j in KEYWORD_JUDGES.items() if j.can_decide_early)
             faults.append(
-                f"early_stop needs a judge that the beginning of a completion can settle ({able}); {self.judge} reads "
-                "the whole of it, since a later degeneration changes the class"
+                f"early_stop needs a judge that can settle a class by the beginning of a completion ({able}); "
+                f"{self.judge} reads the whole completion, because later degeneration changes the class"
             )
         if self.conditions and self.judge in CONTINUOUS_JUDGES:
-            faults.append(f"conditions compare rates of a class, and judge {self.judge} gives a score: leave them out")
+            faults.append(
+                f"conditions compare rates, and judge {self.judge} gives a continuous score; remove the conditions"
+            )
         if self.judge == "classifier" and not self.text_score.classifier:
-            faults.append("judge is classifier, and text_score.classifier is false")
+            faults.append(
+                "judge is classifier, but text_score.classifier is false; set it to true, or use judge markers"
+            )
         if faults:
             raise ProtocolError("; ".join(faults) + ".")
         if self.judge not in CONTINUOUS_JUDGES:
@@ -296,7 +307,7 @@ class Protocol:
 
     @property
     def is_continuous(self) -> bool:
-        """Whether completions have a continuous score instead of a class."""
+        """Whether the judge gives a continuous score instead of a class."""
         return self.judge in CONTINUOUS_JUDGES
 
     def record(self) -> dict[str, Any]:
@@ -320,7 +331,7 @@ class Protocol:
 
 PRESETS: Mapping[str, Protocol] = {
     "rhumbline": Protocol("rhumbline"),
-    # The paper has neither nulls nor a rule: one isotropic draw and the blog's margins stand in for them.
+    # The paper has neither nulls nor a rule: this preset uses one isotropic draw and the margins of the blog.
     "arditi2024": Protocol(
         "arditi2024",
         seeds=(42,),
@@ -331,7 +342,7 @@ PRESETS: Mapping[str, Protocol] = {
         judge="refusal-anywhere-literal",
         full_grid=True,
         max_new_tokens=512,
-        # 256 batches of 16; of the model's own completions there are no more than test prompts.
+        # 256 batches of 16. The model's own completions are limited by the number of test prompts.
         side_effects=SideEffects(documents=4096, controls=("isotropic",)),
         rule=named_rule("arditi2024"),
     ),
@@ -360,15 +371,15 @@ PRESETS: Mapping[str, Protocol] = {
 def preset(name: str, **changes: Any) -> Protocol:
     """A preset by name, with fields replaced; ProtocolError lists the known names and fields."""
     if name not in PRESETS:
-        raise ProtocolError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}.")
+        raise ProtocolError(f"unknown preset {name!r}; use one of {', '.join(PRESETS)}.")
     known = {f.name for f in dataclasses.fields(Protocol)} - {"preset"}
     if unknown := sorted(set(changes) - known):
-        raise ProtocolError(f"unknown protocol fields {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
+        raise ProtocolError(f"unknown protocol fields {', '.join(unknown)}; use {', '.join(sorted(known))}.")
     return replace(PRESETS[name], **changes)
 
 
 def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:
-    """The preset named in an experiment file (TOML) and its tables; checked by `amend`."""
+    """The preset that an experiment file (TOML) names, and its tables, which `amend` checks."""
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -382,7 +393,7 @@ def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:
 def amend(protocol: Protocol, changes: Mapping[str, Any], source: str = "experiment") -> Protocol:
     """`protocol` with the fields of nested tables replaced; every unknown or ill-typed field is listed at once.
 
-    `selection` and `rule` may also be the name of a preset's.
+    `selection` and `rule` can also be the name of a preset, for its rule.
     """
     faults: list[str] = []
     amended = _amend(protocol, changes, "", faults)

@@ -7,10 +7,11 @@ import torch
 
 from families import random_model
 from rhumbline.edits.export import ExportOptions, export
-from rhumbline.edits.read_direction import Imported
+from rhumbline.edits.read_direction import ImportedDirections
 from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
+from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.positions import Position
 from tolerances import tolerance
 
@@ -104,7 +105,9 @@ def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokeniz
     vector = 3 * torch.randn(width, generator=torch.Generator().manual_seed(4))
     for layer in (2, 3):
         file = tmp_path / f"vector-{layer}.gguf"
-        found = Imported(vector[None], layer, Position(-1), "somewhere", {"model_type": "llama", "n_layers": depth})
+        found = ImportedDirections(
+            vector[None], layer, Position(-1), "somewhere", DirectionOrigin(model_type="llama", n_layers=depth)
+        )
         export(found, "gguf", file, ExportOptions(coefficient=1.5))
         (tensor,) = gguf.GGUFReader(str(file)).tensors
         at = int(tensor.name.removeprefix("direction."))

@@ -7,7 +7,8 @@ import torch
 
 from families import FAMILIES, OTHERS, random_model
 from rhumbline import orthogonalized
-from rhumbline.edits.edit_plan import Point, Probe, writing_axis
+from rhumbline.edits.edit_plan import writing_axis
+from rhumbline.edits.probe import Point, Probe
 from rhumbline.edits.projection import inner_vectors, orthonormal, project
 from rhumbline.edits.proved_edit import edit_in_place, measure_gap, reference, subspace_edits
 from rhumbline.errors import EditError

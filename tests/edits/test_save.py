@@ -178,7 +178,7 @@ def test_a_checkpoint_that_loads_as_something_else_is_not_kept(checkpoint, direc
     monkeypatch.setattr(saving, "_write", torn)
     code, _, messages = call("edit", source, "--direction", direction_file, "--out", tmp_path / "edited")
     assert code == 3
-    assert "does not load as what was proved" in messages
+    assert "differs from the proved model" in messages
     assert not (tmp_path / "edited").exists()
 
 
@@ -247,7 +247,7 @@ def test_what_the_paper_and_others_write_can_be_read(organism_run, tmp_path):
     torch.testing.assert_close(again.vectors[0], selected.difference)
     whole = read_directions(organism_run)
     torch.testing.assert_close(whole.direction().vector, selected.vector)
-    assert whole.origin["verdict"]
+    assert whole.origin.verdict
 
 
 class Payload:

@@ -11,7 +11,7 @@ from finished_runs import COMPLETIONS
 from rhumbline import load, verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evals.evaluate import Settings, evaluate, task_manager
+from rhumbline.evals.evaluate import Benchmarks, Settings, evaluate, task_manager
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
 from rhumbline.records.arms import ABLATION
@@ -46,17 +46,17 @@ ARMS = ("ablation", "addition", "null:isotropic:0:ablation")
 
 def test_ablation_changes_the_behavioural_task_and_not_the_other(refusal_run, refusal, tasks):
     settings = Settings(0, chat=True)
-    found = evaluate(refusal_run, refusal, ["answers", "help"], ARMS, settings, include_path=tasks)
-    rows = {(r["task"], r["arm"]): r for r in found["rows"]}
+    found = evaluate(refusal_run, refusal, Benchmarks(("answers", "help"), tasks), ARMS, settings)
+    rows = {(r.task, str(r.arm)): r for r in found.rows}
     assert {arm for _, arm in rows} == {"baseline", *ARMS}
-    assert all(r["n"] == N for r in rows.values())
-    assert rows["help", "baseline"]["score"] == 0.0
-    assert rows["help", "ablation"]["change"] >= 0.6
-    assert rows["help", "ablation"]["low"] > 0.2
-    assert rows["help", "ablation"]["p"] < 0.02
-    assert rows["help", "null:isotropic:0:ablation"]["change"] == 0.0
-    assert rows["answers", "baseline"]["score"] == 1.0
-    assert rows["answers", "ablation"]["change"] == 0.0
+    assert all(r.n == N for r in rows.values())
+    assert rows["help", "baseline"].score == 0.0
+    assert rows["help", "ablation"].change >= 0.6
+    assert rows["help", "ablation"].low > 0.2
+    assert rows["help", "ablation"].p < 0.02
+    assert rows["help", "null:isotropic:0:ablation"].change == 0.0
+    assert rows["answers", "baseline"].score == 1.0
+    assert rows["answers", "ablation"].change == 0.0
     assert verify(refusal_run) == []
     for path in (refusal_run / "evaluations").rglob("*"):
         if path.is_file():
@@ -77,10 +77,14 @@ def test_the_baseline_is_the_harness_itself(refusal_run, refusal, tasks):
     from lm_eval.models.huggingface import HFLM
 
     plain = HFLM(pretrained=refusal.model, tokenizer=refusal.tokenizer, backend="causal", batch_size=16, device="cpu")
-    evaluate(refusal_run, refusal, ["answers", "help"], [], Settings(0), include_path=tasks)
+    evaluate(refusal_run, refusal, Benchmarks(("answers", "help"), tasks), [], Settings(0))
     for task in ("answers", "help"):
         theirs = simple_evaluate(
-            model=plain, tasks=[task], task_manager=task_manager([task], tasks), bootstrap_iters=0, log_samples=True
+            model=plain,
+            tasks=[task],
+            task_manager=task_manager(Benchmarks((task,), tasks)),
+            bootstrap_iters=0,
+            log_samples=True,
         )
         (path,) = (refusal_run / "evaluations").rglob(f"{task}/baseline.json")
         ours = read_json(path)
@@ -92,7 +96,7 @@ def test_the_baseline_is_the_harness_itself(refusal_run, refusal, tasks):
 def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(refusal_run, refusal, tasks, tmp_path):
     from lm_eval.models.huggingface import HFLM
 
-    from rhumbline.evals.lm_eval_harness import Answers, ArmModel
+    from rhumbline.evals.lm_eval_harness import ArmModel, ResponseCache
 
     class Request:
         def __init__(self, *args):
@@ -103,7 +107,7 @@ def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(ref
     plain = HFLM(pretrained=refusal.model, tokenizer=refusal.tokenizer, backend="causal", batch_size=2, device="cpu")
     ablation = open_run(refusal_run).arms().arm(ABLATION)
     under = {
-        name: ArmModel(refusal, arm, Answers(tmp_path / name.replace(":", "-")), batch_size=2).loglikelihood(
+        name: ArmModel(refusal, arm, ResponseCache(tmp_path / name.replace(":", "-")), batch_size=2).loglikelihood(
             asked, disable_tqdm=True
         )
         for name, arm in (("baseline", BASELINE), ("nothing", Arm("nothing")), ("ablation", ablation))
@@ -116,18 +120,18 @@ def test_an_interrupted_evaluation_goes_on_at_the_document(refusal_run, refusal,
     """Killed after three answers: they are kept, asked no more, and the end is the same."""
     from rhumbline.evals import lm_eval_harness as harness
 
-    whole = evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
+    whole = evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True))
     shutil.rmtree(refusal_run / "evaluations")
-    real = harness.Answers.add_partial
+    real = harness.ResponseCache.add_partial
 
     def dying(self, kind, request, answer):
-        if len(self.known) == 3:
+        if len(self.responses) == 3:
             raise KeyboardInterrupt
         real(self, kind, request, answer)
 
-    monkeypatch.setattr(harness.Answers, "add_partial", dying)
+    monkeypatch.setattr(harness.ResponseCache, "add_partial", dying)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
+        evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True))
     (left,) = (refusal_run / "evaluations").rglob("*.answers")
     assert len(left.read_text().splitlines()) == 3
     with open(left, "a") as file:
@@ -138,46 +142,46 @@ def test_an_interrupted_evaluation_goes_on_at_the_document(refusal_run, refusal,
         asked.append(request)
         real(self, kind, request, answer)
 
-    monkeypatch.setattr(harness.Answers, "add_partial", counted)
-    again = evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks)
+    monkeypatch.setattr(harness.ResponseCache, "add_partial", counted)
+    again = evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True))
     assert again == whole
     new = {json.dumps(a, default=str) for a in asked}
     assert (
         len(new) == N
     )  # the arm `ablation`, of which nothing was known, has as many; the baseline asked N - 3 of them
     asked.clear()
-    assert evaluate(refusal_run, refusal, ["help"], ["ablation"], Settings(0, chat=True), include_path=tasks) == whole
+    assert evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True)) == whole
     assert asked == []
 
 
 def test_other_settings_are_another_evaluation(refusal_run, refusal, tasks):
-    one = evaluate(refusal_run, refusal, ["answers"], [], Settings(0, limit=4), include_path=tasks)
-    other = evaluate(refusal_run, refusal, ["answers"], [], Settings(0, limit=5), include_path=tasks)
-    assert [r["n"] for found in (one, other) for r in found["rows"]] == [4, 5]
+    one = evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), [], Settings(0, limit=4))
+    other = evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), [], Settings(0, limit=5))
+    assert [r.n for found in (one, other) for r in found.rows] == [4, 5]
     assert len(list((refusal_run / "evaluations").iterdir())) == 2
 
 
 def test_bad_requests_are_refused(refusal_run, refusal, tasks, tmp_path):
     settings = Settings(0)
-    with pytest.raises(InputError, match=r"unknown arms baselines; this run has baseline, ablation"):
-        evaluate(refusal_run, refusal, ["answers"], ["baselines"], settings, include_path=tasks)
+    with pytest.raises(InputError, match=r"unknown arms baselines. Pass some of baseline, ablation"):
+        evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), ["baselines"], settings)
     with pytest.raises(InputError, match=r"unknown tasks nonsense"):
-        task_manager(["nonsense"], None)
-    with pytest.raises(InputError, match="no directory"):
-        task_manager(["answers"], tmp_path / "nowhere")
+        task_manager(Benchmarks(("nonsense",)))
+    with pytest.raises(InputError, match="not a directory"):
+        task_manager(Benchmarks(("answers",), tmp_path / "nowhere"))
     with pytest.raises(InputError, match="--limit is 0"):
         Settings(0, limit=0)
     other = load(str(materialise("planted", tmp_path)), device="cpu")
     with pytest.raises(ModelError, match="not the model"):
-        evaluate(refusal_run, other, ["answers"], [], settings, include_path=tasks)
+        evaluate(refusal_run, other, Benchmarks(("answers",), tasks), [], settings)
 
 
 def test_the_names_of_the_issue_are_known_and_their_data_is_asked_for(refusal_run, refusal):
     names = ["mmlu", "arc_challenge", "gsm8k", "truthfulqa_mc2", "winogrande", "tinyHellaswag"]
-    manager = task_manager(names, None)
+    manager = task_manager(Benchmarks(tuple(names)))
     assert set(names) <= set(manager.all_tasks)
-    with pytest.raises(InputError, match=r"data of task arc_challenge cannot be had.*Offline"):
-        evaluate(refusal_run, refusal, ["arc_challenge"], [], Settings(0))
+    with pytest.raises(InputError, match=r"data of task arc_challenge could not be loaded.*Offline"):
+        evaluate(refusal_run, refusal, Benchmarks(("arc_challenge",)), [], Settings(0))
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch, refusal_run, capsys):
@@ -206,5 +210,5 @@ def test_the_command_prints_a_table_and_the_report_has_it(refusal_run, tasks, ca
 
 def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):
     """The same weights again: as an arm they change nothing."""
-    found = evaluate(refusal_run, refusal, ["answers"], [], Settings(0, limit=4), include_path=tasks, edited=refusal)
-    assert [(r["arm"], r["change"]) for r in found["rows"]] == [("baseline", None), ("edited", 0.0)]
+    found = evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), [], Settings(0, limit=4), edited=refusal)
+    assert [(str(r.arm), r.change) for r in found.rows] == [("baseline", None), ("edited", 0.0)]

@@ -8,7 +8,7 @@ from families import random_model
 from finished_runs import TEXTS
 from rhumbline import read_contrast, run
 from rhumbline.edits.proved_edit import edit_in_place, orthonormal, refuse_quantised
-from rhumbline.edits.read_direction import Imported
+from rhumbline.edits.read_direction import ImportedDirections
 from rhumbline.edits.save import EditOptions, dequantized, edit_checkpoint
 from rhumbline.edits.sharded import edit_sharded
 from rhumbline.errors import EditError
@@ -92,12 +92,12 @@ def test_a_quantised_checkpoint_is_edited_on_request(checkpoint, tokenizer, tmp_
     source, out = tmp_path / "four-bit", tmp_path / "edited"
     chat_model.model.save_pretrained(source)
     tokenizer.save_pretrained(source)
-    found = Imported(torch.ones(1, WIDTH), 1, Position(-1), "somewhere")
+    found = ImportedDirections(torch.ones(1, WIDTH), 1, Position(-1), "somewhere")
     with pytest.raises(EditError, match="--dequantize"):
         edit_checkpoint(str(source), found, out, EditOptions(device="cpu"))
     assert not out.exists()
     record = edit_checkpoint(str(source), found, out, EditOptions(device="cpu", dequantize=True))
-    assert record["outcome"] == "exact"
+    assert record.outcome == "exact"
     assert not hasattr(load(str(out), device="cpu").model.config, "quantization_config")
 
 
@@ -254,13 +254,13 @@ def test_a_checkpoint_of_four_or_eight_bit_floats(kind, stored_quantised, tmp_pa
         torch.testing.assert_close(found[name].float(), value, **tolerance(torch.bfloat16, terms=1))
     direction = Direction.from_vector(torch.randn(128, generator=torch.Generator().manual_seed(0)), -1, 1)
     assert all(len(text) > 0 for arm in completions(chat_model, direction) for text in arm)
-    imported, out = Imported(direction.vector[None], 1, Position(-1), "somewhere"), tmp_path / "edited"
+    imported, out = ImportedDirections(direction.vector[None], 1, Position(-1), "somewhere"), tmp_path / "edited"
     for way in (edit_checkpoint, edit_sharded):
         with pytest.raises(EditError, match="quantised"):
             way(str(source), imported, out)
         assert not out.exists()
     record = edit_checkpoint(str(source), imported, out, EditOptions(device="cpu", dequantize=True))
-    assert record["outcome"] == "exact"
+    assert record.outcome == "exact"
     again = load(str(out), device="cpu").model
     assert getattr(again.config, "quantization_config", None) is None
     assert {p.dtype for p in again.parameters()} == {torch.bfloat16}

@@ -9,7 +9,6 @@ from finished_runs import QUICK
 from rhumbline import load, selected_direction
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.records.arms import BASELINE, ArmId
-from rhumbline.records.codec import to_json
 from rhumbline.records.files import read_json
 from rhumbline.stages.finished_run import RunInputs, open_run
 
@@ -34,7 +33,7 @@ def test_a_run_has_its_directions(run):
     assert run.direction(0).layer == run.artefacts().selection.selected.layer
     assert [(null.family, null.draw) for null in run.nulls()] == [("isotropic", 0)]
     assert run.coefficient() == 1
-    assert run.results["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+    assert run.results.verdict == "SINGLE-DIRECTION-REPRODUCES"
     with pytest.raises(ProtocolError, match="no seed 5; it has 0"):
         run.artefacts(5)
     with pytest.raises(OutputError, match="not a run directory"):
@@ -54,7 +53,7 @@ def test_the_coefficient_is_the_one_on_disk(run, tmp_path):
 def test_a_run_is_opened_with_its_own_model_and_prompts(run):
     opened = run.with_model()
     assert opened.model.name == "organism:refusal"
-    assert to_json(opened.chat.record()) == run.protocol["chat"]
+    assert opened.chat.record() == run.context.chat
     assert opened.splits.ids() == read_json(run.path / "seed-0" / "splits.json")["ids"]
 
 
@@ -71,7 +70,7 @@ def test_another_model_contrast_or_template_is_refused(run, tmp_path):
     model.tokenizer.chat_template = "{{ messages[0].content }} -"
     with pytest.raises(InputError, match="chat template is not that of"):
         run.chat(model)
-    other = changed(run, tmp_path, "protocol.json", contrast={**run.protocol["contrast"], "name": "own"})
+    other = changed(run, tmp_path, "protocol.json", contrast={**run.directory.protocol["contrast"], "name": "own"})
     with pytest.raises(InputError, match="--contrast FILE"):
         other.contrast()
 

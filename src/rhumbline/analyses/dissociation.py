@@ -76,11 +76,11 @@ class Side:
         null = next((n for n in artefacts.nulls if n.family == "covariance"), artefacts.nulls[0]).direction
         ids = set(artefacts.read(SplitIds).ids.test.positive)
         prompts = tuple(p for p in contrast.prompts if p.id in ids)
-        return cls(run, artefacts, artefacts.direction, null, contrast, prompts, run.protocol["behaviour"], template)
+        return cls(run, artefacts, artefacts.direction, null, contrast, prompts, run.protocol.behaviour, template)
 
     def judge(self, prompt: Prompt) -> TextJudge:
         """Who reads a completion of this prompt in that run."""
-        name = self.run.protocol["judge"]
+        name = self.run.protocol.judge
         if not self.run.directory.has(StyleJudges, self.artefacts.seed):
             return keyword_judge(name)
         record = self.artefacts.read(StyleJudges)
@@ -89,9 +89,13 @@ class Side:
 
     def unit(self) -> tuple[float, float]:
         """Zero and one of its levels, in scores: of a rate they are 0 and 1."""
-        seed = next(s for s in self.run.results["seeds"] if s["seed"] == self.artefacts.seed)
-        unit = (seed.get("style") or {}).get("unit")
-        return (0.0, 1.0) if unit is None else (unit["negative"], unit["positive"])
+        seed = next(s for s in self.run.results.seeds if s.seed == self.artefacts.seed)
+        if not seed.style:
+            return 0.0, 1.0
+        unit = seed.style.unit
+        assert unit.negative is not None
+        assert unit.positive is not None
+        return unit.negative, unit.positive
 
 
 def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> DissociationRecord:

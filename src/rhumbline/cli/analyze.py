@@ -75,7 +75,7 @@ def _open(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
     from rhumbline.stages.finished_run import RunInputs, open_run
 
     template = read_template(a.chat_template)
-    prepare(a.model or open_run(a.run).protocol["model"]["name"])
+    prepare(a.model or open_run(a.run).context.model.name)
     inputs = RunInputs(data_dir=a.data_dir, device=a.device, template=template, trust_remote_code=a.trust_remote_code)
     return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick)
 

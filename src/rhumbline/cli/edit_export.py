@@ -70,7 +70,9 @@ def _directions(a: argparse.Namespace, source: str) -> Any:
 
 
 def _edit(a: argparse.Namespace) -> int:
-    from rhumbline.edits.save import EditOptions, check_target, edit_checkpoint, summary
+    from rhumbline.edits.edit_card import summary
+    from rhumbline.edits.new_directory import check_target
+    from rhumbline.edits.save import EditOptions, edit_checkpoint
 
     # Inexpensive checks first: a faulty direction or target is reported before a large model is loaded.
     check_target(Path(a.out))

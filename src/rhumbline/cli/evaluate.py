@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from rhumbline.cli.console import NOT_MEASURED, note, number, out, print_json, say, table_of
 from rhumbline.cli.options import MODEL_HELP, AddCommand, json_option, load_model, model_options, seed_of_run_option
 from rhumbline.records.arms import BASELINE, EDITED, ArmId
-from rhumbline.records.codec import convert
-from rhumbline.records.evaluation_files import ComparedScore, Comparison
+from rhumbline.records.evaluation_files import ComparedScore
 
 
 def add(command: AddCommand) -> None:
@@ -42,39 +41,38 @@ def add(command: AddCommand) -> None:
 def _evaluate(a: argparse.Namespace) -> int:
     # The notes of the harness on models in memory and on defaults of task files do not concern a user of this command.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evals.evaluate import Settings, evaluate, planned, task_manager
+    from rhumbline.evals.evaluate import Benchmarks, Settings, evaluate, planned, task_manager
     from rhumbline.report import build as report
     from rhumbline.stages.finished_run import open_run
 
     run = open_run(a.run)
     settings = Settings(run.artefacts(a.seed).seed, a.limit, a.fewshot, a.chat)
     tasks, arms = (tuple(filter(None, text.split(","))) for text in (a.tasks, a.arms))
-    manager = task_manager(tasks, a.include_path)  # unknown tasks are reported before a large model is loaded
+    benchmarks = Benchmarks(tasks, a.include_path, a.batch_size)
+    task_manager(benchmarks)  # unknown tasks are reported before a large model is loaded
     if a.plan:
         n_arms = len({BASELINE, *map(ArmId.parse, arms)} | ({EDITED} if a.edited else set()))
-        for task in planned(tasks, manager, settings):
+        for task in planned(benchmarks, settings):
             requests = f"{task.requests} requests x {n_arms} arms, {task.words * n_arms:,} words"
             say(f"{task.task}: {task.documents} documents, {requests}")
         return 0
-    recorded = run.protocol["model"]
+    recorded = run.context.model
     if a.dtype == "auto":
-        a.dtype = recorded["dtype"]
+        a.dtype = recorded.dtype
     comparison = evaluate(
         a.run,
-        load_model(a, a.model or recorded["name"]),
-        tasks,
+        load_model(a, a.model or recorded.name),
+        benchmarks,
         arms,
         settings,
-        include_path=a.include_path,
         edited=load_model(a, a.edited) if a.edited else None,
-        batch_size=a.batch_size,
         progress=note,
     )
     report.build(run.path)
     if a.json:
         print_json(comparison)
         return 0
-    _print(convert(comparison, Comparison).rows)
+    _print(comparison.rows)
     say(f"report: {run.path / 'report.html'}")
     return 0
 

@@ -1,7 +1,8 @@
-"""Activation addition as a weight edit: a bias that writes a constant into the stream before one block.
+"""Activation addition as a weight edit: a layer in, the bias that adds a constant to the stream before it out.
 
-Before block 0 every row of the token embedding is moved; before any other block an output bias of the block below is,
-where the architecture has one or its config can switch one on. Found by what it does, as in editing.py.
+Before block 0 the constant is added to every row of the token embedding. Before any other block it is added to an
+output bias of the block below, if the architecture has one or its config can enable one. The bias is identified by its
+effect, independent of its name.
 """
 
 from collections.abc import Mapping
@@ -11,46 +12,47 @@ import torch
 from torch import Tensor
 
 from rhumbline.axes import Vector
-from rhumbline.edits.edit_plan import PARALLEL, Point, Probe
+from rhumbline.edits.edit_plan import PARALLEL
+from rhumbline.edits.probe import Point, Probe
 from rhumbline.errors import EditError
 from rhumbline.models.chat_model import ChatModel
 
 
 class Bias(NamedTuple):
-    """A parameter that moves the stream by `gain * v` at every token when v is added to it (to each of its rows)."""
+    """A parameter that shifts the stream by `gain * v` at every token if v is added to it (to each of its rows)."""
 
     name: str
     gain: float
 
 
 def plan_addition(chat_model: ChatModel, layer: int, inputs: Mapping[str, Tensor]) -> Bias:
-    """The parameter whose shift is an addition at the input of block `layer`; EditError where there is none."""
+    """The parameter whose shift is an addition at the input of block `layer`; EditError if there is none."""
     probe = Probe(chat_model, inputs)
     point = Point(None, "", "input") if layer == 0 else Point(layer - 1, "")
     if layer == 0:
         embedding = chat_model.model.get_input_embeddings().weight
         first = [n for n, p in probe.parameters.items() if p is embedding]
-        mine = {n: p for n, p in probe.parameters.items() if not probe.inside(n)}
+        nearby = {n: p for n, p in probe.parameters.items() if not probe.inside(n)}
     else:
         first, start = [], f"{probe.prefix}{layer - 1}."
-        mine = {n: p for n, p in probe.parameters.items() if n.startswith(start)}
+        nearby = {n: p for n, p in probe.parameters.items() if n.startswith(start)}
     width = chat_model.d_model
     # One vector, or one row for each expert.
-    biases = [n for n, p in mine.items() if p.shape[-1:] == (width,) and p.ndim <= 2]
-    names = first + sorted(biases, key=lambda n: mine[n].ndim)
+    biases = [n for n, p in nearby.items() if p.shape[-1:] == (width,) and p.ndim <= 2]
+    names = first + sorted(biases, key=lambda n: nearby[n].ndim)
     for name in names:
         gain = _gain(probe, name, point)
         if gain is not None:
             return Bias(name, gain)
     raise EditError(
         f"{chat_model.name}: no bias writes into the stream before block {layer}, so an addition there cannot be "
-        "saved as weights. Use rhumbline.applied, or export a control vector (--to gguf) or a steering file (--to "
-        "lm-eval)."
+        "saved as weights. Use rhumbline.applied, or export a control vector (--to gguf) or a steering file "
+        "(--to lm-eval)."
     )
 
 
 def _gain(probe: Probe, name: str, point: Point) -> float | None:
-    """How far the stream moves along v at every token, in units of v added to the parameter; None if not just so."""
+    """Shift of the stream per unit of v added to the parameter; None unless every token shifts along v by the same."""
     parameter = probe.parameters[name]
     value = _read(probe, point)
     v = torch.randn(probe.d_model, generator=torch.Generator().manual_seed(1)).to(parameter)
@@ -58,8 +60,8 @@ def _gain(probe: Probe, name: str, point: Point) -> float | None:
     with probe.changed({name: parameter.data + v}):
         change = (_read(probe, point) - value).double()
     gain = float((change @ v.double()).mean() / (v.double() @ v.double()))
-    left = (change - gain * v.double()).norm(dim=1).max()
-    if abs(gain) < 1e-3 or float(left) > PARALLEL * abs(gain) * float(v.norm()):
+    residual = (change - gain * v.double()).norm(dim=1).max()
+    if abs(gain) < 1e-3 or float(residual) > PARALLEL * abs(gain) * float(v.norm()):
         return None
     return gain
 
@@ -71,14 +73,14 @@ def _read(probe: Probe, point: Point) -> Tensor:
 
 
 def add_constant(model: Any, bias: Bias, v: Vector) -> None:
-    """Shift the parameter so that the stream moves by v at every token."""
+    """Shift the parameter so that the stream shifts by v at every token."""
     parameter = dict(model.named_parameters(remove_duplicate=False))[bias.name]
     with torch.no_grad():
         parameter.copy_((parameter.double() + v.double().to(parameter.device) / bias.gain).to(parameter.dtype))
 
 
 def with_output_biases(model: Any) -> Any | None:
-    """The same model with output biases (zero) that its config can switch on; None where it has no such switch."""
+    """The same model with output biases of zero, enabled in its config; None if the config has no such entry."""
     config = model.config
     old = set(dict(model.named_parameters()))
     switches = [k for k, v in config.to_dict().items() if "bias" in k and v is False]

@@ -1,87 +1,83 @@
-"""A direction as a file that other tools read: direction.safetensors, PEFT adapters, control vectors, steering files.
+"""Export a direction: vectors and a format in, a file of another tool out.
 
-Each export says what it cannot hold. Tensors and plain values only; nothing written here runs code when it is loaded by
-rhumbline. What the other tool makes of a file is checked in tests/test_export.py with that tool.
+    direction    direction.safetensors, this project's own format
+    lora         a PEFT adapter directory with the effect of the ablation
+    gguf         a llama.cpp control vector
+    lm-eval      a steering file of lm-evaluation-harness
+
+Each export reports what its format cannot express. Files contain tensors and plain values only. Independent of how the
+direction was found.
 """
 
+import io
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from rhumbline.edits.adapters import lora
-from rhumbline.edits.edit_plan import Point, Probe
+from rhumbline.edits.new_directory import appearing, check_target
+from rhumbline.edits.probe import Point, Probe
 from rhumbline.edits.proved_edit import probe_rows, proof_tokens
-from rhumbline.edits.read_direction import FORMAT, Imported, check_coefficient, check_origin, extra
-from rhumbline.edits.save import appearing, check_target, fingerprints
+from rhumbline.edits.read_direction import FORMAT, ImportedDirections, check_coefficient, check_origin, extra
+from rhumbline.edits.save import fingerprints
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
 from rhumbline.models.sources import Source
+from rhumbline.records.codec import to_json
 from rhumbline.records.files import write_bytes
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What may be asked of an export besides its format."""
+    """Options of an export, besides its format."""
 
     model: str | None = None
-    """Hub name or directory; None: the model that the direction's run names."""
+    """Hub name, directory or organism:NAME; None: the model of the run of the direction."""
     coefficient: float | None = None
     """Of an addition; None: 1."""
     ablate: bool = False
+    """Ablate instead of adding (lm-eval)."""
     device: str = "cpu"
     force: bool = False
+    """Use a direction that was made for another model."""
 
     def __post_init__(self):
         check_coefficient(self.coefficient, "--coefficient")
 
 
-def export(found: Imported, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
-    """Write a direction in the format `to`; returns what to tell the user."""
-    writers: Mapping[str, Callable[[Imported, Path, ExportOptions], list[str]]] = {
-        "direction": _direction,
-        "gguf": _gguf,
-        "lm-eval": _lm_eval,
-        "lora": _lora,
-    }
+Writer = Callable[[ImportedDirections, Path, ExportOptions], list[str]]
+"""Writes one format; returns lines for the user."""
+
+
+def export(imported: ImportedDirections, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
+    """Write directions in the format `to`; returns lines for the user."""
+    writers: Mapping[str, Writer] = {"direction": _direction, "gguf": _gguf, "lm-eval": _lm_eval, "lora": _lora}
     if to not in writers:
-        raise InputError(f"unknown format {to!r}; the formats are {', '.join(writers)}.")
+        raise InputError(f"unknown format {to!r}. Use {', '.join(writers)}.")
     if to == "lora":
         check_target(out)
     elif out.exists():
-        raise OutputError(f"{out} exists; give another --out. Nothing was changed.")
-    return [*writers[to](found, out, options), f"{to}: {out}"]
+        raise OutputError(f"{out} exists. Nothing was changed; pass another --out.")
+    return [*writers[to](imported, out, options), f"{to}: {out}"]
 
 
-# -- the project's own form -------------------------------------------------------------------------------------------
+# -- direction.safetensors --------------------------------------------------------------------------------------------
 
 
-def _direction(found: Imported, out: Path, options: ExportOptions) -> list[str]:
+def _direction(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:
     from safetensors.torch import save
 
     del options
-    known = (
-        "model",
-        "fingerprint",
-        "dtype",
-        "template_sha256",
-        "verdict",
-        "sentence",
-        "protocol_sha256",
-        "seed",
-        "model_type",
-        "n_layers",
-    )
-    metadata = {k: str(found.origin[k]) for k in known if found.origin.get(k) is not None}
-    for name, value in (("layer", found.layer), ("position", found.position)):
-        if value is not None:
-            metadata[name] = str(int(value))
-    vectors = found.vectors[0] if len(found.vectors) == 1 else found.vectors
+    position = None if imported.position is None else int(imported.position)
+    values = {"layer": imported.layer, "position": position, **to_json(imported.origin), "sha256": None}
+    metadata = {name: str(value) for name, value in values.items() if value is not None}
+    vectors = imported.vectors[0] if len(imported.vectors) == 1 else imported.vectors
     write_bytes(out, save({"direction": vectors.float().contiguous()}, {"format": FORMAT, **metadata}))
     return []
 
@@ -89,26 +85,27 @@ def _direction(found: Imported, out: Path, options: ExportOptions) -> list[str]:
 # -- llama.cpp --------------------------------------------------------------------------------------------------------
 
 
-def _gguf(found: Imported, out: Path, options: ExportOptions) -> list[str]:
+def _gguf(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:
     gguf = extra("gguf", "gguf")
     if options.ablate:
         raise InputError(
-            "a control vector can only be added; for an ablation use rhumbline edit and convert the result."
+            "--ablate: a control vector can only be added. For an ablation use rhumbline edit and convert the result."
         )
-    direction = found.direction()
+    direction = imported.direction()
     if direction.layer < 2:
         raise DirectionError(
-            f"the direction acts at the input of block {direction.layer}; a control vector of llama.cpp is added to "
-            "the "
-            "output of a block with index 1 or more, so the input of block 2 is the first that it reaches."
+            f"the direction acts at the input of block {direction.layer}. A control vector of llama.cpp is added to "
+            "the output of block 1 or a later block, so the input of block 2 is the first that it reaches. Use "
+            "rhumbline edit --add."
         )
     vector = (1.0 if options.coefficient is None else options.coefficient) * direction.difference
+    layer_count = direction.layer if imported.origin.n_layers is None else imported.origin.n_layers
     temporary = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with closing(gguf.GGUFWriter(str(temporary), "controlvector")) as writer:
-            writer.add_string("controlvector.model_hint", str(found.origin.get("model_type", "")))
-            writer.add_uint32("controlvector.layer_count", int(found.origin.get("n_layers", direction.layer)))
+            writer.add_string("controlvector.model_hint", imported.origin.model_type or "")
+            writer.add_uint32("controlvector.layer_count", layer_count)
             # Tensor N is added to the output of block N, which is the input of block N + 1.
             writer.add_tensor(f"direction.{direction.layer - 1}", vector.float().numpy())
             writer.write_header_to_file()
@@ -116,50 +113,57 @@ def _gguf(found: Imported, out: Path, options: ExportOptions) -> list[str]:
             writer.write_tensors_to_file()
         temporary.replace(out)
     except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}.") from error
+        raise OutputError(
+            f"{out} cannot be written: {error.strerror or error}. Free the disk or pass --out."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    at = direction.layer - 1
+    block = direction.layer - 1
     return [
-        f"added to the output of block {at} at every token: llama-cli --control-vector {out.name} "
-        f"--control-vector-layer-range {at} {at}"
+        f"added to the output of block {block} at every token: llama-cli --control-vector {out.name} "
+        f"--control-vector-layer-range {block} {block}"
     ]
 
 
-# -- with the model at hand -------------------------------------------------------------------------------------------
+# -- formats that need the model --------------------------------------------------------------------------------------
 
 
-def _model(found: Imported, options: ExportOptions) -> ChatModel:
-    source = options.model or found.origin.get("model")
-    if not source:
-        raise InputError("this export needs the model; give it with --model.")
-    load_options = Source(source, device=options.device)
-    chat_model = load_source(load_options)
+def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
+    """The model of the export, checked against the origin and the width of the direction."""
+    name = options.model or imported.origin.model
+    if not name:
+        raise InputError("this format needs the model. Pass --model MODEL.")
+    source = Source(name, device=options.device)
+    chat_model = load_source(source)
     if not options.force:
-        check_origin(found, fingerprints(chat_model, found, load_options), None)
-    if found.vectors.shape[1] != chat_model.d_model:
+        check_origin(imported, fingerprints(chat_model, imported, source), None)
+    if imported.vectors.shape[1] != chat_model.d_model:
         raise DirectionError(
-            f"{found.source} has width {found.vectors.shape[1]}, but {source} has {chat_model.d_model}: another model."
+            f"{imported.source} has width {imported.vectors.shape[1]}, and the residual stream of {name} has width "
+            f"{chat_model.d_model}. Use a direction of this model."
         )
     return chat_model
 
 
-def _lora(found: Imported, out: Path, options: ExportOptions) -> list[str]:
+def _lora(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:
     extra("peft", "peft")
-    chat_model = _model(found, options)
+    chat_model = _model(imported, options)
     with appearing(out) as folder:
-        return lora(chat_model, found, folder)
+        return lora(chat_model, imported, folder)
 
 
 def entry_module(chat_model: ChatModel) -> str:
-    """The module before the blocks whose output is the first block's input, up to a constant factor."""
+    """The module before the blocks whose output is the input of the first block, up to a constant factor."""
     probe = Probe(chat_model, probe_rows(proof_tokens(chat_model), chat_model.device))
-    wanted = probe.read(Point(None, "", "input"))
+    entry = probe.read(Point(None, "", "input"))
     for name, (_, after) in reversed(probe.outputs(None).items()):
-        got = after.reshape(-1, probe.d_model).float()
-        if got.shape == wanted.shape and _proportional(got, wanted):
+        output = after.reshape(-1, probe.d_model).float()
+        if output.shape == entry.shape and _proportional(output, entry):
             return name
-    raise EditError(f"{chat_model.name}: no submodule returns what enters the first block, so it cannot be named.")
+    raise EditError(
+        f"{chat_model.name}: no submodule returns the input of the first block, so a steering file cannot name it. Use "
+        "rhumbline.applied."
+    )
 
 
 def _proportional(a: Tensor, b: Tensor) -> bool:
@@ -167,48 +171,55 @@ def _proportional(a: Tensor, b: Tensor) -> bool:
     return bool((b - scale * a).abs().max() <= 1e-3 * b.abs().max()) and scale != 0
 
 
-def steering(found: Imported, chat_model: ChatModel, options: ExportOptions) -> dict[str, dict[str, Any]]:
-    """lm-eval's steering configuration: what is done at the output of each named module of the base model.
+class SteeringStep(TypedDict):
+    """What lm-eval does at the output of one module; the keys are its own."""
 
-    An ablation is a clamp to 0 at what enters the first block and at every proved writer; an addition acts at the
-    output
-    of the block below (of the embedding, for block 0).
+    steering_vector: Tensor
+    steering_coefficient: float
+    action: Literal["add", "clamp"]
+    bias: None
+    head_index: None
+
+
+def _step(action: Literal["add", "clamp"], coefficient: float, vector: Tensor) -> SteeringStep:
+    return {
+        "steering_vector": vector.float(),
+        "steering_coefficient": coefficient,
+        "action": action,
+        "bias": None,
+        "head_index": None,
+    }
+
+
+def steering(imported: ImportedDirections, chat_model: ChatModel, options: ExportOptions) -> dict[str, SteeringStep]:
+    """The steering configuration of lm-eval: one step for each named module of the base model.
+
+    An ablation clamps the component to 0 at the input of the first block and at every proved writer. An addition acts
+    at the output of the block below (of the embedding for block 0).
     """
     names = {id(m): n for n, m in chat_model.model.base_model.named_modules()}
 
     def relative(name: str) -> str:
         return names[id(chat_model.model.get_submodule(name))]
 
-    def step(action: str, coefficient: float, vector: Tensor) -> dict[str, Any]:
-        return {
-            "steering_vector": vector.float(),
-            "steering_coefficient": coefficient,
-            "action": action,
-            "bias": None,
-            "head_index": None,
-        }
-
     blocks = chat_model.blocks_name
     if options.ablate:
-        unit = found.direction(0).vector
+        unit = imported.direction(0).vector
         places = [entry_module(chat_model), *(f"{blocks}.{w.layer}.{w.module}" for w in chat_model.writers)]
-        return {relative(name): step("clamp", 0.0, unit) for name in places}
-    direction = found.direction()
+        return {relative(name): _step("clamp", 0.0, unit) for name in places}
+    direction = imported.direction()
     coefficient = 1.0 if options.coefficient is None else options.coefficient
     place = entry_module(chat_model) if direction.layer == 0 else f"{blocks}.{direction.layer - 1}"
-    return {relative(place): step("add", coefficient, direction.difference)}
+    return {relative(place): _step("add", coefficient, direction.difference)}
 
 
-def _lm_eval(found: Imported, out: Path, options: ExportOptions) -> list[str]:
-    import io
-
+def _lm_eval(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:
     buffer = io.BytesIO()
-    config = steering(found, _model(found, options), options)
+    config = steering(imported, _model(imported, options), options)
     torch.save(config, buffer)
     write_bytes(out, buffer.getvalue())
     return [
         f"{'ablation' if options.ablate else 'addition'} at {len(config)} modules: lm_eval --model steered "
-        "--model_args "
-        f"pretrained=MODEL,steer_path={out.name}",
-        "lm-eval opens this file with a loader that can run code: open only files that you made yourself",
+        f"--model_args pretrained=MODEL,steer_path={out.name}",
+        "lm-eval opens this file with a loader that can execute code: open only files that you made yourself",
     ]

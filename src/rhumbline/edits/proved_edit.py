@@ -1,7 +1,8 @@
-"""The interventions as weight edits, proved: the hooked model and the edited model compared on real prompts in float32.
+"""Proved weight edits: a float32 model and an intervention in, the edited model and the proof of the edit out.
 
-`exact` means that they agree to rounding; `approximate` that nothing is written along the direction and the gap is
-measured and small beside the effect; anything else is refused. Nothing here writes a file (saving.py does).
+The proof compares the edited with the hooked model on prompts. `exact`: they agree to rounding. `approximate`: nothing
+is written along the direction, and the difference is small compared with the effect. Any other edit is an error.
+Independent of files.
 """
 
 import copy
@@ -15,12 +16,13 @@ from torch import Tensor
 from rhumbline.axes import Residual
 from rhumbline.edits.addition_bias import add_constant, plan_addition, with_output_biases
 from rhumbline.edits.edit_plan import plan_ablation, untied
-from rhumbline.edits.projection import Basis, Outcome, Plan, carry_out, orthonormal
+from rhumbline.edits.projection import Basis, Plan, carry_out, orthonormal
 from rhumbline.errors import EditError
 from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
+from rhumbline.records.edit_file import Gap, Outcome
 
 PROMPTS = (
     "Write a short note that thanks a neighbour for lending a ladder.",
@@ -30,43 +32,25 @@ PROMPTS = (
     "How do I boil an egg so that the yolk stays soft?",
     "Translate 'good morning' into Spanish and French.",
 )
-"""What an edit is proved on unless other prompts are given."""
+"""Default prompts of a proof."""
 
 ROUNDING = 1e-4
-"""An exact edit's logits differ by at most this share of the largest logit, in float32."""
+"""Largest difference of the logits of an exact edit, as a share of the largest logit, in float32."""
 GAP_SHARE = 0.5
-"""An approximate edit may differ from the hooks (mean KL) by at most this share of what the hooks do."""
+"""Largest mean KL between an approximate edit and the hooks, as a share of the effect of the hooks."""
 GAP_FLOOR = 0.01
-"""Nats: a mean gap below this is accepted whatever the effect is."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far an edited model is from the hooked one, over every token of the prompts."""
-
-    logits: float
-    """Largest absolute difference of a logit."""
-    size: float
-    """Largest absolute logit of the hooked model."""
-    kl: float
-    """Mean KL(hooked || edited), nats."""
-    kl_max: float
-    """The largest of any token."""
-    effect: float
-    """Mean KL(unedited || hooked): what the intervention does."""
-    leak: float
-    """Largest share of a writer's output along the subspace, over all writers (0 for an addition)."""
+"""Mean KL, in nats, that is accepted for every effect."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was measured of an edit."""
+    """The measurements of an edit."""
 
     outcome: Outcome
     gap: Gap
-    """In float32, before anything is rounded to the checkpoint's dtype."""
+    """In float32, before the weights are rounded to the dtype of the checkpoint."""
     leaks: Mapping[str, float] = field(repr=False)
-    """Per writer: the largest share of its output along the subspace."""
+    """Largest share of the output along the subspace, per writer."""
     prompts: int
     tokens: int
     reasons: tuple[str, ...] = ()
@@ -74,22 +58,22 @@ class Proof:
 
 @dataclass(frozen=True)
 class Edited:
-    """A model that was edited in place, in float32, with its proof."""
+    """A model after an edit in place, in float32, with its proof."""
 
     chat_model: ChatModel
-    """The edited model, its writers proved anew."""
+    """The edited model, with a new proof of its writers."""
     proof: Proof
     plan: Plan | None
     """None for an addition."""
     changed: tuple[str, ...]
-    """Names of the parameters that were changed."""
+    """Names of the edited parameters."""
     untied: bool
     reference: "Reference"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The hooked model's logits on the prompts, and the unedited model's distance from them."""
+    """Logits of the hooked model on the prompts, and the effect of the hooks (mean KL to the unedited model, nats)."""
 
     sequences: tuple[tuple[int, ...], ...]
     hooked: tuple[Tensor, ...] = field(repr=False)
@@ -104,8 +88,7 @@ Change = Basis | Add
 
 
 def proof_tokens(chat_model: ChatModel, prompts: Sequence[str] = PROMPTS) -> tuple[tuple[int, ...], ...]:
-    """Token ids of the prompts, as chats where the tokenizer has a template; random ones where there is no
-    tokenizer."""
+    """Token ids of the prompts, as chats if the tokenizer has a template; random ids without a tokenizer."""
     vocab, tokenizer = chat_model.model.get_input_embeddings().weight.shape[0], chat_model.tokenizer
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
@@ -122,17 +105,17 @@ def proof_tokens(chat_model: ChatModel, prompts: Sequence[str] = PROMPTS) -> tup
 
 
 def logits_of(chat_model: ChatModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits [position, vocab] of each prompt, alone, in float32."""
-    found = []
+    """Logits [position, vocab] of each prompt in float32, one prompt per batch."""
+    logits = []
     for ids in sequences:
         tokens = torch.tensor([list(ids)], device=chat_model.device)
         with torch.no_grad():
-            found.append(forward(chat_model, tokens, torch.ones_like(tokens), keep=0)[0].float())
-    return found
+            logits.append(forward(chat_model, tokens, torch.ones_like(tokens), keep=0)[0].float())
+    return logits
 
 
 def probe_rows(sequences: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
-    """Two rows of real tokens for the search of the writing parameters."""
+    """Two rows of prompt tokens, for the search of the writing parameters."""
     ids = [i for s in sequences for i in s]
     n = min(48, len(ids) // 2)
     rows = torch.tensor([ids[:n], ids[-n:]], device=device)
@@ -145,7 +128,7 @@ def _kl(a: Tensor, b: Tensor) -> Tensor:
 
 
 def subspace_edits(chat_model: ChatModel, basis: Basis) -> dict[HookPoint, Edit]:
-    """Hooks that remove a subspace at every write and from the first block's input: what an edit is compared with."""
+    """Hooks that remove a subspace at every write and from the input of the first block."""
 
     def edit(h: Residual) -> Residual:
         q = basis.to(device=h.device, dtype=torch.float32)
@@ -163,7 +146,7 @@ def _hooks(chat_model: ChatModel, change: Change) -> Mapping[HookPoint, Edit]:
 
 
 def reference(chat_model: ChatModel, change: Change, prompts: Sequence[str] = PROMPTS) -> Reference:
-    """The hooked model's logits: what an edit has to agree with."""
+    """Logits of the hooked model, with which an edited model has to agree."""
     sequences = proof_tokens(chat_model, prompts)
     base = logits_of(chat_model, sequences)
     with hooked(chat_model, _hooks(chat_model, change)):
@@ -173,7 +156,7 @@ def reference(chat_model: ChatModel, change: Change, prompts: Sequence[str] = PR
 
 
 def writer_leaks(chat_model: ChatModel, basis: Basis, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Per writer, and for the first block's input: largest |Q y| over tokens, over the root mean square of |y|."""
+    """Largest |Q y| over tokens, divided by the root mean square of |y|, per writer and for the first block input."""
     along: dict[str, float] = {}
     squares: dict[str, list[float]] = {}
 
@@ -184,16 +167,15 @@ def writer_leaks(chat_model: ChatModel, basis: Basis, sequences: Sequence[Sequen
         squares.setdefault(name, []).append(float(y.square().sum(1).mean()))
 
     def observer(name: str, module: Any, side: Any = "output") -> Observer:
-        def tell(args: tuple, kwargs: dict, output: Any) -> None:
+        def read(args: tuple, kwargs: dict, output: Any) -> None:
             value = (args[0] if args else kwargs["hidden_states"]) if output is None else output
             see(name, value if isinstance(value, Tensor) else value[0])
 
-        return Observer(module, tell, side)
+        return Observer(module, read, side)
 
     observers = [observer("embedding", chat_model.blocks[0], "input")]
     observers += [
         observer(f"{w.layer}.{w.module}", chat_model.blocks[w.layer].get_submodule(w.module))
-        for w in chat_model.writers
         for w in chat_model.writers
     ]
     with observed(observers):
@@ -201,18 +183,18 @@ def writer_leaks(chat_model: ChatModel, basis: Basis, sequences: Sequence[Sequen
     return {n: a / max((sum(squares[n]) / len(squares[n])) ** 0.5, 1e-30) for n, a in along.items()}
 
 
-def measure_gap(chat_model: ChatModel, change: Change, known: Reference) -> tuple[Gap, dict[str, float]]:
-    """How far an edited model is from the hooked one, and the leak of each of its writers."""
-    edited = logits_of(chat_model, known.sequences)
-    kl = torch.cat([_kl(a, b) for a, b in zip(known.hooked, edited, strict=True)])
-    pairs = list(zip(known.hooked, edited, strict=True))
-    leaks = {} if isinstance(change, Add) else writer_leaks(chat_model, change, known.sequences)
+def measure_gap(chat_model: ChatModel, change: Change, target: Reference) -> tuple[Gap, dict[str, float]]:
+    """Difference between an edited and the hooked model, and the leak of every writer."""
+    edited = logits_of(chat_model, target.sequences)
+    kl = torch.cat([_kl(a, b) for a, b in zip(target.hooked, edited, strict=True)])
+    pairs = list(zip(target.hooked, edited, strict=True))
+    leaks = {} if isinstance(change, Add) else writer_leaks(chat_model, change, target.sequences)
     gap = Gap(
         max(float((a - b).abs().max()) for a, b in pairs),
-        max(float(a.abs().max()) for a in known.hooked),
+        max(float(a.abs().max()) for a in target.hooked),
         float(kl.mean().clamp_min(0)),
         float(kl.max()),
-        known.effect,
+        target.effect,
         max(leaks.values(), default=0.0),
     )
     return gap, leaks
@@ -222,62 +204,64 @@ def measure_gap(chat_model: ChatModel, change: Change, known: Reference) -> tupl
 
 
 def check_width(chat_model: ChatModel, vectors: Tensor) -> None:
-    """EditError (before anything is touched) where a direction has another width than the model."""
+    """EditError if a direction has another width than the model."""
     if vectors.shape[-1] != chat_model.d_model:
         raise EditError(
             f"the direction has {vectors.shape[-1]} components, but {chat_model.name} has a residual stream of "
-            f"{chat_model.d_model}: it was made for another model. Nothing was changed."
+            f"{chat_model.d_model}. Nothing was changed; use a direction of this model."
         )
 
 
 def edit_in_place(chat_model: ChatModel, change: Change, prompts: Sequence[str] = PROMPTS) -> Edited:
-    """Edit a float32 model in place and prove it; EditError (the model is then spoilt) where it cannot be proved."""
+    """Edit a float32 model in place and prove the edit; after an EditError the model must be loaded again."""
     refuse_quantised(chat_model.model)
     if chat_model.dtype != torch.float32:
-        raise EditError("an edit is computed and proved in float32; give the model as float32.")
+        raise EditError("an edit is computed and proved in float32. Convert the model: model.float().")
     if isinstance(change, Add):
         return _add_in_place(chat_model, change, prompts)
     check_width(chat_model, change)
-    known = reference(chat_model, change, prompts)
+    target = reference(chat_model, change, prompts)
     was_tied = untied(chat_model.model)
-    rows = probe_rows(known.sequences, chat_model.device)
+    rows = probe_rows(target.sequences, chat_model.device)
     plan = plan_ablation(chat_model, change, rows)
-    plan = better_plan(chat_model, change, known, plan, rows)
+    plan = better_plan(chat_model, change, target, plan, rows)
     carry_out(chat_model.model, plan)
-    gap, leaks = measure_gap(chat_model, change, known)
-    proof = _judged(chat_model.name, plan.outcome, gap, leaks, known, plan.reasons)
-    return Edited(chat_model, proof, plan, tuple(sorted(e.name for e in plan.edits)), was_tied, known)
+    gap, leaks = measure_gap(chat_model, change, target)
+    proof = _judged(chat_model.name, plan.outcome, gap, leaks, target, plan.reasons)
+    return Edited(chat_model, proof, plan, tuple(sorted(e.name for e in plan.edits)), was_tied, target)
 
 
-def better_plan(chat_model: ChatModel, change: Basis, known: Reference, plan: Plan, rows: Mapping[str, Tensor]) -> Plan:
-    """Of the two approximate edits of what goes into a norm (orthogonal, oblique), the one with the smaller gap."""
+def better_plan(
+    chat_model: ChatModel, change: Basis, target: Reference, plan: Plan, rows: Mapping[str, Tensor]
+) -> Plan:
+    """Of the orthogonal and the oblique edit of the input of a norm, the one with the smaller mean KL."""
     if plan.outcome == "exact":
         return plan
     try:
         plans = [plan, plan_ablation(chat_model, change, rows, oblique=True)]
-    except EditError:  # a LayerNorm's output is centred: it cannot hold the direction itself
+    except EditError:  # the output of a LayerNorm is centred, so it cannot contain the direction itself
         return plan
     parameters = dict(chat_model.model.named_parameters(remove_duplicate=False))
     gaps = []
     for trial in plans:
         kept = {e.name: parameters[e.name].data.clone() for e in trial.edits}
         carry_out(chat_model.model, trial)
-        gaps.append(measure_gap(chat_model, change, known)[0].kl)
+        gaps.append(measure_gap(chat_model, change, target)[0].kl)
         for name, value in kept.items():
             parameters[name].data = value
     best = min(range(len(plans)), key=gaps.__getitem__)
-    how = ("orthogonal to the gain-weighted direction", "oblique, along the direction itself")[best]
-    note = f"what goes into a norm is edited {how} (mean KL {gaps[best]:.2g}; the other way {gaps[1 - best]:.2g})"
+    how = ("orthogonally to the gain-weighted direction", "obliquely, along the direction itself")[best]
+    note = f"the input of a norm is edited {how} (mean KL {gaps[best]:.2g}; the other edit {gaps[1 - best]:.2g})"
     return replace(plans[best], reasons=(note, *plans[best].reasons))
 
 
 def _add_in_place(chat_model: ChatModel, change: Add, prompts: Sequence[str]) -> Edited:
     if change.positions != "all":
-        raise EditError("an addition at prompt tokens only cannot be saved as weights; use rhumbline.applied.")
+        raise EditError("an addition at prompt tokens only cannot be saved as weights. Use rhumbline.applied.")
     check_width(chat_model, change.direction.vector)
-    known = reference(chat_model, change, prompts)
+    target = reference(chat_model, change, prompts)
     layer = change.direction.layer
-    rows = probe_rows(known.sequences, chat_model.device)
+    rows = probe_rows(target.sequences, chat_model.device)
     was_tied = untied(chat_model.model) if layer == 0 else False
     try:
         bias = plan_addition(chat_model, layer, rows)
@@ -288,55 +272,58 @@ def _add_in_place(chat_model: ChatModel, change: Add, prompts: Sequence[str]) ->
         chat_model = prove(biased, chat_model.tokenizer, chat_model.name)
         bias = plan_addition(chat_model, layer, rows)
     add_constant(chat_model.model, bias, change.coefficient * change.direction.difference)
-    gap, leaks = measure_gap(chat_model, change, known)
-    proof = _judged(chat_model.name, "exact", gap, leaks, known, ())
-    return Edited(chat_model, proof, None, (bias.name,), was_tied, known)
+    gap, leaks = measure_gap(chat_model, change, target)
+    proof = _judged(chat_model.name, "exact", gap, leaks, target, ())
+    return Edited(chat_model, proof, None, (bias.name,), was_tied, target)
 
 
 def _judged(
-    name: str, outcome: Outcome, gap: Gap, leaks: Mapping[str, float], known: Reference, reasons: tuple[str, ...]
+    name: str, outcome: Outcome, gap: Gap, leaks: Mapping[str, float], target: Reference, reasons: tuple[str, ...]
 ) -> Proof:
     if gap.leak > 1e-4:
         worst = max(leaks, key=leaks.__getitem__)
-        raise EditError(f"{name}: after the edit {worst} still writes along the direction (share {gap.leak:.1e}).")
+        raise EditError(
+            f"{name}: after the edit {worst} still writes along the direction (share {gap.leak:.1e}). Nothing was "
+            "saved; use rhumbline.applied instead."
+        )
     if outcome == "exact" and not gap.logits <= ROUNDING * max(gap.size, 1.0):
         outcome = "approximate"
-        reasons = (f"the logits differ by {gap.logits:.2g}, more than rounding explains", *reasons)
+        reasons = (f"the logits differ by {gap.logits:.2g}, which is more than rounding", *reasons)
     if outcome == "approximate":
         refuse_large(name, gap)
-    tokens = sum(map(len, known.sequences))
-    return Proof(outcome, gap, leaks, len(known.sequences), tokens, tuple(dict.fromkeys(reasons)))
+    tokens = sum(map(len, target.sequences))
+    return Proof(outcome, gap, leaks, len(target.sequences), tokens, tuple(dict.fromkeys(reasons)))
 
 
 def refuse_large(name: str, gap: Gap) -> None:
-    """EditError where an edit differs too much from the hooks to stand for them."""
+    """EditError if an edited model differs too much from the hooked one."""
     allowed = max(GAP_FLOOR, GAP_SHARE * gap.effect)
     if not gap.kl <= allowed:
         raise EditError(
-            f"{name}: the edited model is not the hooked one: mean KL {gap.kl:.3g} nats, allowed {allowed:.3g} (the "
-            f"intervention itself moves it by {gap.effect:.3g}). Nothing was saved; use rhumbline.applied instead."
+            f"{name}: the edited model differs from the hooked one by mean KL {gap.kl:.3g} nats, allowed {allowed:.3g} "
+            f"(effect of the intervention: {gap.effect:.3g}). Nothing was saved; use rhumbline.applied instead."
         )
 
 
 def refuse_quantised(model: Any) -> None:
-    """EditError where the weights are quantised: their values cannot be set."""
+    """EditError if the weights are quantised, because their values cannot be set."""
     config = getattr(model.config, "quantization_config", None)
     if config is not None or getattr(model, "is_quantized", False):
         method = getattr(config, "quant_method", None) or (config or {}).get("quant_method", "an unknown method")
         raise EditError(
             f"the weights are quantised ({getattr(method, 'value', method)}), and a quantised matrix cannot be edited "
-            "exactly. Edit the original checkpoint and quantise the result, or give --dequantize. Runs work as "
-            "they are."
+            "exactly. Edit the original checkpoint and quantise the result, or pass --dequantize. Runs and "
+            "rhumbline.applied work with quantised weights."
         )
 
 
 def orthogonalized(model: Any, direction: Direction | Tensor, prompts: Sequence[str] = PROMPTS) -> Any:
     """A copy of a model (a ChatModel, or any transformers model) that cannot write along a direction, proved.
 
-    `direction` may also be a tensor, [d_model] or [rank, d_model]. EditError where the edit cannot be proved.
+    `direction` may be a tensor, [d_model] or [rank, d_model]. Raises EditError if the edit cannot be proved.
     """
-    given = direction.vector if isinstance(direction, Direction) else direction
-    basis = orthonormal(given if given.ndim == 2 else given[None])
+    vectors = direction.vector if isinstance(direction, Direction) else direction
+    basis = orthonormal(vectors if vectors.ndim == 2 else vectors[None])
     original = model.model if isinstance(model, ChatModel) else model
     refuse_quantised(original)
     twin = copy.deepcopy(original)
@@ -354,7 +341,7 @@ def dtypes_of(model: Any) -> dict[str, torch.dtype]:
 
 
 def cast_back(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Give every parameter and buffer the dtype it had; a head that was untied gets the embedding's."""
+    """Convert every parameter and buffer to its previous dtype; a head that was untied gets that of the embedding."""
     embedding = model.get_input_embeddings().weight
     usual = next((dtypes[n] for n, p in model.named_parameters() if p is embedding and n in dtypes), torch.float32)
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):

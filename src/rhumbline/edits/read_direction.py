@@ -1,21 +1,23 @@
-"""One loader for directions: a run directory, this project's direction.safetensors, and the files of others, in.
+"""Read directions: a run directory, a direction.safetensors or a file of another tool in, vectors and their origin out.
 
-Reads tensors and plain values only: `.pt` files with weights_only, so that no file can run code. Checks shapes and
-finiteness, and that a direction was made for the model it is to be used on.
+Reads tensors and plain values only (`.pt` files with weights_only), so that no file can execute code. Checks shapes,
+finiteness, and whether a direction was made for the model that it is used on. Independent of what it is used for.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from msgspec import structs
 from torch import Tensor
 
 from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.interventions import Direction
+from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256, tensors_metadata
 from rhumbline.records.positions import Position
 from rhumbline.stages.finished_run import open_run
@@ -25,24 +27,26 @@ FORMAT = "rhumbline-direction-1"
 
 
 @dataclass(frozen=True)
-class Imported:
-    """Directions from a file or a run, not normalised, with what is known of their origin."""
+class ImportedDirections:
+    """Vectors from a file or a run, not normalised, with their origin."""
 
     vectors: Float[Tensor, "rank d_model"]
     layer: int | None
-    """Block whose input they were read at or are to be added to; None where the file does not say."""
+    """Block at whose input they were read, or are added; None if the file does not say."""
     position: Position | None
+    """Position at which they were read; None if the file does not say."""
     source: str
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    """`model`, `fingerprint`, `template_sha256`, `verdict`, `sentence`, `protocol_sha256`, as far as they are known."""
+    """Run directory or file."""
+    origin: DirectionOrigin = DirectionOrigin()  # noqa: RUF009 - frozen
+    """The model, template and run that they come from, as far as the file says."""
 
     def direction(self, layer: int | None = None) -> Direction:
-        """The one direction; DirectionError where there are several, or where the layer is not known."""
+        """The direction; DirectionError if there are several vectors, or if the layer is not known."""
         if len(self.vectors) != 1:
-            raise DirectionError(f"{self.source} holds {len(self.vectors)} vectors; one is needed (--rank 1).")
+            raise DirectionError(f"{self.source} has {len(self.vectors)} vectors, and one is needed. Pass --rank 1.")
         where = self.layer if layer is None else layer
         if where is None:
-            raise DirectionError(f"{self.source} does not say at which layer its vector acts; give --layer.")
+            raise DirectionError(f"{self.source} does not say at which layer its vector acts. Pass --layer.")
         return Direction.from_vector(self.vectors[0], -1 if self.position is None else self.position, where)
 
 
@@ -53,60 +57,59 @@ def read_directions(
     layer: int | None = None,
     position: Position | int | None = None,
     rank: int | None = None,
-) -> Imported:
-    """Directions from a run directory (its selected one), .safetensors, .pt, .gguf or .npy.
+) -> ImportedDirections:
+    """Read directions from a run directory (the selected one), .safetensors, .pt, .gguf or .npy.
 
-    `layer` and `position` pick from a file that has one vector for each; `rank` keeps the first vectors of a subspace.
+    `layer` and `position` select from a file with one vector for each; `rank` keeps the first vectors of a subspace.
     """
     path = Path(source)
     if path.is_dir():
-        found = _from_run(path, seed)
+        imported = _from_run(path, seed)
     elif not path.is_file():
-        raise DirectionError(f"{path}: no such file or run directory.")
+        raise DirectionError(f"{path}: no such file or run directory. Pass a run directory or a direction file.")
     else:
-        found = _from_file(path, layer, None if position is None else Position.of(position))
+        imported = _from_file(path, layer, None if position is None else Position.of(position))
     if rank is not None:
-        if not 1 <= rank <= len(found.vectors):
-            raise DirectionError(f"--rank {rank}: {path} holds {len(found.vectors)} vectors.")
-        found = Imported(found.vectors[:rank], found.layer, found.position, found.source, found.origin)
+        if not 1 <= rank <= len(imported.vectors):
+            raise DirectionError(f"--rank {rank}: {path} has {len(imported.vectors)} vectors. Pass at most that many.")
+        imported = replace(imported, vectors=imported.vectors[:rank])
     if layer is not None:
-        found = Imported(found.vectors, layer, found.position, found.source, found.origin)
-    norms = found.vectors.norm(dim=1)
+        imported = replace(imported, layer=layer)
+    norms = imported.vectors.norm(dim=1)
     if not torch.isfinite(norms).all():
-        raise DirectionError(f"{path}: the direction holds NaN or infinity.")
+        raise DirectionError(f"{path}: the direction has NaN or infinite values. Use another direction.")
     if not bool((norms > 0).all()):
-        raise DirectionError(f"{path}: the direction is a zero vector.")
-    return found
+        raise DirectionError(f"{path}: the direction is a zero vector. Use another direction.")
+    return imported
 
 
-def _from_run(path: Path, seed: int | None) -> Imported:
+def _from_run(path: Path, seed: int | None) -> ImportedDirections:
     run = open_run(path)
     artefacts = run.artefacts(seed)
     direction = artefacts.direction
     if direction is None:
         raise DirectionError(
-            f"{path}: no candidate passed the selection of seed {artefacts.seed}, so there is no direction. Give "
+            f"{path}: no candidate passed the selection of seed {artefacts.seed}, so there is no direction. Pass "
             "another --seed, run or file."
         )
-    results = run.results if (path / "results.json").is_file() else {}
-    model = run.protocol["model"]
-    origin = {
-        "model": model["name"],
-        "fingerprint": model["fingerprint"],
-        "dtype": model["dtype"],
-        "model_type": model["model_type"],
-        "n_layers": model["n_layers"],
-        "template_sha256": run.protocol["chat"].get("template_sha256"),
-        "verdict": results.get("verdict"),
-        "sentence": results.get("sentence"),
-        "protocol_sha256": run.directory.protocol_sha256,
-        "seed": artefacts.seed,
-    }
-    return Imported(direction.difference[None], direction.layer, direction.position, str(path), origin)
+    results, model = run.results if run.is_finished else None, run.context.model
+    origin = DirectionOrigin(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        dtype=model.dtype,
+        model_type=model.model_type,
+        n_layers=model.n_layers,
+        template_sha256=run.context.chat.template_sha256,
+        verdict=results and results.verdict,
+        sentence=results and results.sentence,
+        protocol_sha256=run.directory.protocol_sha256,
+        seed=artefacts.seed,
+    )
+    return ImportedDirections(direction.difference[None], direction.layer, direction.position, str(path), origin)
 
 
-def _from_file(path: Path, layer: int | None, position: Position | None) -> Imported:
-    origin: dict[str, Any] = {"sha256": file_sha256(path)}
+def _from_file(path: Path, layer: int | None, position: Position | None) -> ImportedDirections:
+    origin = DirectionOrigin(sha256=file_sha256(path))
     at_layer: int | None = None
     at_position: Position | None = None
     match path.suffix:
@@ -114,9 +117,10 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
             metadata = tensors_metadata(path)
             tensor = _safetensors(path)
             if metadata.get("format") == FORMAT:
-                at_layer = int(metadata["layer"]) if metadata.get("layer") else None
-                at_position = Position(int(metadata["position"])) if metadata.get("position") else None
-                origin |= {k: v for k, v in metadata.items() if k not in {"format", "layer", "position"} and v}
+                at_layer = _number(path, metadata, "layer")
+                number = _number(path, metadata, "position")
+                at_position = None if number is None else Position(number)
+                origin = _origin(path, metadata, origin)
         case ".pt" | ".pth" | ".bin":
             tensor = _pickled(path)
         case ".gguf":
@@ -126,40 +130,65 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
 
             tensor = torch.from_numpy(np.load(path, allow_pickle=False))
         case _:
-            raise DirectionError(f"{path}: not a known kind of direction file (.safetensors, .pt, .gguf, .npy).")
+            raise DirectionError(f"{path}: unknown kind of direction file. Use .safetensors, .pt, .gguf or .npy.")
     if tensor.ndim == 3:
-        tensor = _picked(path, tensor, layer, position)
+        tensor = _cell(path, tensor, layer, position)
         at_layer, at_position = layer, position
     if tensor.ndim not in (1, 2) or not tensor.is_floating_point():
-        raise DirectionError(f"{path}: expected a vector or a matrix of vectors, found shape {tuple(tensor.shape)}.")
+        raise DirectionError(
+            f"{path}: expected a vector or a matrix of vectors, found {tensor.dtype} of shape {tuple(tensor.shape)}. "
+            "Save one vector, or one per row."
+        )
     vectors = tensor.detach().float().cpu().reshape(-1, tensor.shape[-1])
-    return Imported(vectors, at_layer, at_position, str(path), origin)
+    return ImportedDirections(vectors, at_layer, at_position, str(path), origin)
 
 
-def _picked(path: Path, tensor: Tensor, layer: int | None, position: Position | None) -> Tensor:
-    """One vector of a [position, layer, d_model] table, as the paper's mean_diffs.pt or a run's candidates."""
+def _number(path: Path, metadata: Mapping[str, str], name: str) -> int | None:
+    """A whole number of the metadata; None if it has none of this name."""
+    text = metadata.get(name)
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise DirectionError(
+            f"{path}: {name} is {text!r} in the metadata, expected a whole number. Export the direction again."
+        ) from None
+
+
+def _origin(path: Path, metadata: Mapping[str, str], origin: DirectionOrigin) -> DirectionOrigin:
+    """The origin with the values that `export --to direction` wrote into the metadata."""
+    numbers = {name: _number(path, metadata, name) for name in ("n_layers", "seed")}
+    texts = ("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256")
+    return structs.replace(origin, **numbers, **{name: metadata.get(name) or None for name in texts})
+
+
+def _cell(path: Path, tensor: Tensor, layer: int | None, position: Position | None) -> Tensor:
+    """One vector of a [position, layer, d_model] table, such as mean_diffs.pt of the paper or candidates of a run."""
     n_positions, n_layers, _ = tensor.shape
     if layer is None or position is None:
         raise DirectionError(
-            f"{path} holds one vector for each of {n_positions} positions and {n_layers} layers; give --position "
+            f"{path} has one vector for each of {n_positions} positions and {n_layers} layers. Pass --position "
             f"(-{n_positions} .. -1) and --layer (0 .. {n_layers - 1})."
         )
     if position.is_in_response or int(position) < -n_positions or not 0 <= layer < n_layers:
         raise DirectionError(
-            f"{path}: position {int(position)}, layer {layer} is outside its {n_positions} x {n_layers}."
+            f"{path}: position {int(position)}, layer {layer} is not in its table of {n_positions} positions and "
+            f"{n_layers} layers. Pass --position (-{n_positions} .. -1) and --layer (0 .. {n_layers - 1})."
         )
     return tensor[int(position), layer]
 
 
-def _one(path: Path, tensors: Mapping[str, Any]) -> Tensor:
-    """The only tensor of several named ones, or the one whose name says that it is the direction."""
-    found = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+def _one(path: Path, values: Mapping[str, object]) -> Tensor:
+    """The only tensor, or the one that is named as a direction."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     for name in ("direction", "candidates", "mean_diffs"):
-        if name in found:
-            return found[name]
-    if len(found) != 1:
-        raise DirectionError(f"{path}: expected one tensor, found {', '.join(sorted(found)) or 'none'}.")
-    return next(iter(found.values()))
+        if name in tensors:
+            return tensors[name]
+    if len(tensors) != 1:
+        raise DirectionError(
+            f"{path}: expected one tensor, found {', '.join(sorted(tensors)) or 'none'}. Name the direction "
+            "`direction`."
+        )
+    return next(iter(tensors.values()))
 
 
 def _safetensors(path: Path) -> Tensor:
@@ -169,7 +198,7 @@ def _safetensors(path: Path) -> Tensor:
     try:
         return _one(path, load_file(path))
     except (SafetensorError, OSError) as error:
-        raise DirectionError(f"{path} cannot be read: {error}") from error
+        raise DirectionError(f"{path} cannot be read: {error}. Is the file complete?") from error
 
 
 def _pickled(path: Path) -> Tensor:
@@ -179,63 +208,65 @@ def _pickled(path: Path) -> Tensor:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise DirectionError(
-            f"{path} cannot be read as tensors alone ({type(error).__name__}); a pickle that would run code is not "
-            "opened."
+            f"{path} cannot be read as tensors only ({type(error).__name__}); a pickle that would execute code is not "
+            "opened. Save the tensor as .safetensors."
         ) from error
     return loaded if isinstance(loaded, Tensor) else _one(path, loaded if isinstance(loaded, Mapping) else {})
 
 
 def extra(name: str, module: str) -> Any:
-    """An optional dependency; InputError names the extra that brings it."""
+    """An optional dependency; InputError if it is not installed."""
     from importlib import import_module
 
     try:
         return import_module(module)
     except ImportError as error:
-        raise InputError(f"{module} is not installed; install it with: pip install 'rhumbline[{name}]'") from error
+        raise InputError(f"{module} is not installed. Install it: pip install 'rhumbline[{name}]'") from error
 
 
 def _gguf(path: Path, layer: int | None) -> tuple[Tensor, int]:
-    """A llama.cpp control vector (repeng's form): direction.N is added to the output of block N, the input of N + 1."""
+    """A llama.cpp control vector (format of repeng): direction.N is added to the output of block N."""
     gguf = extra("gguf", "gguf")
     try:
         reader = gguf.GGUFReader(str(path))
-        found = {
+        vectors = {
             int(t.name.removeprefix("direction.")): torch.tensor(t.data.copy())
             for t in reader.tensors
             if t.name.startswith("direction.")
         }
     except (ValueError, OSError, KeyError, IndexError) as error:
-        raise DirectionError(f"{path} is not a control vector: {error}") from error
-    if not found:
-        raise DirectionError(f"{path} holds no tensor direction.N, so it is not a control vector.")
-    wanted = next(iter(found)) if len(found) == 1 and layer is None else None if layer is None else layer - 1
-    if wanted not in found:
+        raise DirectionError(f"{path} is not a control vector: {error}. Is the file complete?") from error
+    if not vectors:
+        raise DirectionError(f"{path} has no tensor direction.N, so it is not a control vector. Use another file.")
+    block = next(iter(vectors)) if len(vectors) == 1 and layer is None else None if layer is None else layer - 1
+    if block not in vectors:
         raise DirectionError(
-            f"{path} holds vectors for the inputs of blocks {', '.join(str(n + 1) for n in sorted(found))}; "
-            f"give one of them with --layer{'' if layer is None else f' ({layer} is none)'}."
+            f"{path} has vectors for the inputs of blocks {', '.join(str(n + 1) for n in sorted(vectors))}"
+            f"{'' if layer is None else f', not {layer}'}. Pass one of them as --layer."
         )
-    return found[wanted].float(), wanted + 1
+    return vectors[block].float(), block + 1
 
 
-def check_origin(found: Imported, fingerprints: Mapping[str, str] | str, template_sha256: str | None) -> None:
-    """DirectionError where a direction says that it was made for another model or chat template.
+def check_origin(
+    imported: ImportedDirections, fingerprints: Mapping[str, str] | None, template_sha256: str | None
+) -> None:
+    """DirectionError if a direction was made for another model or chat template.
 
-    `fingerprints` are those of the model as loaded (one, or one for each dtype).
+    `fingerprints` are those of the loaded model, one for each dtype; None if it is known to be another model.
     """
-    known = {fingerprints} if isinstance(fingerprints, str) else set(fingerprints.values())
-    made_for = found.origin.get("fingerprint")
+    made_for, made_with = imported.origin.fingerprint, imported.origin.template_sha256
     faults = []
-    if made_for and made_for not in known:
-        faults.append(f"it was made for the model {found.origin.get('model', '?')} ({made_for[:12]}), not this one")
-    made_with = found.origin.get("template_sha256")
+    if made_for and made_for not in (fingerprints or {}).values():
+        faults.append(f"it was made for the model {imported.origin.model or '?'} ({made_for[:12]}), not this one")
     if made_with and template_sha256 and made_with != template_sha256:
         faults.append("it was made with another chat template")
     if faults:
-        raise DirectionError(f"{found.source} does not fit: {'; '.join(faults)}. Give --force to use it all the same.")
+        raise DirectionError(f"{imported.source} does not fit: {'; '.join(faults)}. Pass --force to use it anyway.")
 
 
 def check_coefficient(value: float | None, option: str) -> None:
-    """InputError for the coefficient of an addition that is 0, NaN or infinite."""
+    """InputError if the coefficient of an addition is 0, NaN or infinite."""
     if value is not None and (value == 0 or not math.isfinite(value)):
-        raise InputError(f"{option} {value:g} is no coefficient of an addition. Give a finite number other than 0.")
+        raise InputError(
+            f"{option} {value:g}: the coefficient of an addition is finite and not 0. Pass another number."
+        )

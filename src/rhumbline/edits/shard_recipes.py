@@ -1,8 +1,8 @@
-"""What the files of a checkpoint hold and how each is edited, learnt from a small model of the same config.
+"""Recipes for stored tensors: the config of a checkpoint in, the stored tensors to edit and their axes out.
 
-The small model has the same layers, heads, experts and ties and narrow matrices. It is proved and edited as in
-weights.py
-and saved before and after; every stored tensor that changed says along which axis, and through which norm.
+A small model has the same layers, heads, experts and ties, with narrow matrices. It is proved and edited in memory and
+saved before and after; comparing the files gives the axis and the norm of every changed tensor. Independent of the
+weights of the checkpoint.
 """
 
 import tempfile
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from rhumbline.edits.edit_plan import plan_ablation, untied
 from rhumbline.edits.projection import Plan, carry_out, orthonormal, project
-from rhumbline.edits.proved_edit import Gap, measure_gap, probe_rows, reference
+from rhumbline.edits.proved_edit import measure_gap, probe_rows, reference
 from rhumbline.errors import EditError
 from rhumbline.models.proving import prove
+from rhumbline.records.edit_file import Gap
 
 NARROW = 8
 """Width of an attention head of the small model."""
@@ -31,27 +32,27 @@ _WIDTHS = {
     "vocab_size": 96, "max_position_embeddings": 128, "n_positions": 128, "n_ctx": 128, "sliding_window": 16,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-"""Entries of a config that only set a width, and what the small model has instead (None: the hidden size)."""
+"""Entries of a config that set a width only, and their values in the small model (None: the hidden size)."""
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 
 
 class Rule(NamedTuple):
-    """How one stored tensor is edited."""
+    """The edit of one stored tensor."""
 
     axis: int
     norm: str
-    """The norm whose gain shapes the edit; empty for the plain projection."""
+    """The norm after the tensor, whose gain shapes the edit; empty for the plain projection."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the small model showed: which stored tensors are edited, and which one is a copy of the embedding."""
+    """The edits of the stored tensors, measured on the small model."""
 
     rules: Mapping[str, Rule]
     names: frozenset[str]
     """Every stored tensor of the edited small model."""
     untied: tuple[str, str] | None
-    """(head, embedding): the head is stored as a copy of the unedited embedding."""
+    """(head, embedding) if the head is stored as a copy of the unedited embedding."""
     plan: Plan
     gap: Gap
     oblique: bool
@@ -61,7 +62,7 @@ class Recipe:
 
 
 def narrow_config(config: Any) -> Any:
-    """The same architecture with narrow matrices: depth, heads, experts, layer types, biases and ties as they are."""
+    """The same architecture with narrow matrices: depth, heads, experts, layer types, biases and ties are unchanged."""
     values = config.to_dict()
     for part in [values, *(v for k, v in values.items() if k == "text_config" and isinstance(v, dict))]:
         heads = part.get("num_attention_heads") or part.get("n_head") or 4
@@ -91,12 +92,11 @@ def _small_model(source: str, config: Any) -> Any:
     except Exception as error:
         raise EditError(
             f"{source}: no small model of its config can be built ({error}), so the edit of its files cannot be "
-            "proved. "
-            "Edit it in memory, without --sharded."
+            "proved. Edit it in memory, without --sharded."
         ) from error
     with torch.no_grad():
         for parameter in model.parameters():
-            # Gains of 1 and biases of 0 would hide that an edit changes them.
+            # An edit of gains of 1 and biases of 0 could not be detected.
             if parameter.ndim == 1 or not parameter.any():
                 parameter += 0.5 * torch.rand_like(parameter) - 0.25
     return model
@@ -110,31 +110,32 @@ def _stored(model: Any, folder: Path) -> dict[str, Tensor]:
 
 
 def recipe(source: str, config: Any, rank: int) -> Recipe:
-    """Edit a small model of the config, and read from its stored tensors what happens to which of them."""
+    """Edit a small model of the config, and compare its stored tensors before and after."""
     model = _small_model(source, config)
     chat_model = prove(model, None, source)
     basis = orthonormal(torch.randn(rank, chat_model.d_model, generator=torch.Generator().manual_seed(1)))
     with tempfile.TemporaryDirectory() as scratch:
-        known = reference(chat_model, basis)
+        target = reference(chat_model, basis)
         was_tied = untied(model)
         before = _stored(model, Path(scratch) / "before")
-        rows = probe_rows(known.sequences, chat_model.device)
+        rows = probe_rows(target.sequences, chat_model.device)
         plan, oblique = plan_ablation(chat_model, basis, rows), False
         if plan.outcome == "approximate":
             try:
                 plan, oblique = plan_ablation(chat_model, basis, rows, oblique=True), True
-            except EditError:  # a LayerNorm's output is centred; the other edit stands
+            except EditError:  # the output of a LayerNorm is centred: only the orthogonal edit exists
                 oblique = False
         kept = {e.name: model.get_parameter(e.name).detach().clone() for e in plan.edits}
         carry_out(model, plan)
         same = [name for name, old in kept.items() if torch.equal(old, model.get_parameter(name))]
         if same:
-            raise EditError(f"{source}: on a small model the edit leaves {same[0]} as it is; edit in memory.")
-        gap, _ = measure_gap(chat_model, basis, known)
+            raise EditError(f"{source}: on a small model the edit does not change {same[0]}. Edit in memory.")
+        gap, _ = measure_gap(chat_model, basis, target)
         after = _stored(model, Path(scratch) / "after")
     if gap.leak > 1e-4 or (plan.outcome == "exact" and gap.logits > 1e-4 * max(gap.size, 1.0)):
         raise EditError(
-            f"{source}: the edit of a small model of its config does not agree with the hooks; edit in memory."
+            f"{source}: the edit of a small model of its config does not agree with the hooks. Edit in memory, without "
+            "--sharded."
         )
     rules = {
         name: _rule(name, old, after[name], plan) for name, old in before.items() if not torch.equal(old, after[name])
@@ -143,14 +144,14 @@ def recipe(source: str, config: Any, rank: int) -> Recipe:
 
 
 def _rule(name: str, old: Tensor, new: Tensor, plan: Plan) -> Rule:
-    """The edit that makes the stored tensor what it became, whatever it is called in the model."""
+    """The edit that gives the new stored tensor, independent of its name in the model."""
     ways = {(e.norm, e.read.numpy().tobytes()): e for e in plan.edits}
     d_model = plan.edits[0].read.shape[1]
     for (norm, _), edit in ways.items():
         for axis in (a for a, n in enumerate(old.shape) if n == d_model):
             if torch.allclose(project(old, axis, edit.read, edit.write), new, atol=1e-6, rtol=1e-5):
                 return Rule(axis, norm)
-    raise EditError(f"the stored tensor {name} changed in a way that is no projection of it; edit in memory.")
+    raise EditError(f"the change of the stored tensor {name} is no projection. Edit in memory, without --sharded.")
 
 
 def _head(before: Mapping[str, Tensor], model: Any) -> tuple[str, str]:
@@ -158,5 +159,5 @@ def _head(before: Mapping[str, Tensor], model: Any) -> tuple[str, str]:
     head = next(n for n, p in model.named_parameters() if p is model.get_output_embeddings().weight)
     tokens = next(n for n, p in model.named_parameters() if p is embedding)
     if not {head, tokens} <= before.keys():
-        raise EditError("the tied head is stored under another name than it has in the model; edit in memory.")
+        raise EditError("the tied head is stored under another name than in the model. Edit in memory.")
     return head, tokens

@@ -1,7 +1,7 @@
-"""A safetensors file written tensor by tensor: its header is known beforehand, so memory holds one tensor at a time.
+"""Rewrite a safetensors file tensor by tensor: a file and edits of named tensors in, a file out, one tensor in memory.
 
-Knows the format: eight bytes with the length of the header, the header as JSON (name -> dtype, shape, place), the data.
-Does not know what the tensors mean. A file of one format comes out as safetensors itself would write it, byte for byte.
+The format is eight bytes with the length of the header, the header as JSON (name -> dtype, shape, offsets), and the
+data. The result is the file that safetensors itself would write, byte for byte. Independent of what the tensors mean.
 """
 
 import json
@@ -19,19 +19,19 @@ from rhumbline.errors import ModelError
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 )
-"""Formats whose values can be read here; any other is copied as bytes."""
+"""Formats whose values can be edited; any other format is copied as bytes."""
 CHUNK = 1 << 24
-"""Bytes that are copied at a time."""
+"""Bytes of one copy operation."""
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies in its file, and in which form."""
+    """Format and offset of one tensor in its file."""
 
     dtype: str
-    """safetensors' name of the format."""
+    """Name of the format in safetensors."""
     shape: tuple[int, ...]
     start: int
-    """First byte, counted from the beginning of the file."""
+    """Offset of the first byte in the file."""
     size: int
     """Bytes."""
 
@@ -45,7 +45,7 @@ class TensorFile(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> "TensorFile":
-        """Read the header alone."""
+        """Read the header only."""
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
@@ -58,7 +58,7 @@ class TensorFile(NamedTuple):
         return cls(path, metadata, entries)
 
     def tensor(self, name: str) -> Tensor:
-        """The values of one tensor, in memory of their own; ModelError where the format cannot be read here."""
+        """The values of one tensor, in their own memory; ModelError if the format cannot be edited."""
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise ModelError(
@@ -76,13 +76,13 @@ class TensorFile(NamedTuple):
 def write_edited(
     source: TensorFile, target: Path, edits: Mapping[str, Callable[[Tensor], Tensor]], copies: Mapping[str, str]
 ) -> None:
-    """Write the tensors of a file, some edited and some under further names; atomic.
+    """Write the tensors of a file, some of them edited or copied to a further name; atomic.
 
-    `edits`: name -> what is made of its values, of the same shape and dtype; it may use their memory. `copies`: further
-    name -> the tensor whose unedited bytes it holds. Everything else is copied as bytes.
+    `edits`: name -> function of its values, with a result of the same shape and dtype that may use their memory.
+    `copies`: further name -> the tensor whose unedited bytes it gets. All other tensors are copied as bytes.
     """
     origin = {name: name for name in source.entries} | dict(copies)
-    # safetensors puts wide formats first, so that every tensor is aligned, and names in order within a format.
+    # safetensors stores wide formats first, so that every tensor is aligned, and sorts names within a format.
     order = sorted(origin, key=lambda name: (-_width(source.entries[origin[name]]), name))
     header: dict[str, Any] = {"__metadata__": dict(source.metadata)} if source.metadata else {}
     at = 0

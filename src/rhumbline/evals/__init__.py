@@ -1,4 +1,4 @@
-"""Runs in other evaluation tools: lm-evaluation-harness, Inspect, and `Monitor` for anyone's code.
+"""Evaluations of arms elsewhere: lm-evaluation-harness, Inspect AI, and the monitor.
 
-May import: experiment and the packages above it. Independent of edits.
+May import: experiment and the packages above it. Independent of edits, analyses and the command line.
 """

@@ -1,8 +1,8 @@
 """An arm of a run as a model of Inspect AI: `inspect eval task.py --model rhumbline/RUN -M arm=ablation`.
 
-Registered by the entry point `inspect_ai`; needs the extra `inspect`. Greedy, text alone: what an arm does was measured
-under greedy decoding, so a temperature, tools and several choices are refused, not ignored.
-Knows Inspect's interface and run directories; does not know what a task asks.
+Chat messages in, the greedy completion under the arm out. The entry point `inspect_ai` registers it; needs the extra
+`inspect`. Temperature, tools and several choices are errors, because arms were measured with greedy decoding of text.
+Independent of tasks.
 """
 
 import asyncio
@@ -30,58 +30,58 @@ from rhumbline.inference.runner import Runner
 from rhumbline.records.arms import ArmId
 from rhumbline.stages.finished_run import RunInputs, open_run
 
-MAX_TOKENS = 512
-"""Length of a completion where neither the task nor the run says one."""
-GATHER = 0.02
-"""Seconds that the first of several questions waits for the others, which are then one batch."""
+GATHER_SECONDS = 0.02
+"""Delay of the first request of a batch, in which further requests join the batch."""
+ARGUMENTS = ("arm", "seed", "model", "device", "dtype")
+"""Arguments of a model name, or of `-M`."""
 
 
 def arm_of_run(path: str | Path, name: str, seed: int | None = None) -> Arm:
-    """An arm by its name in outcomes.jsonl; InputError where the run has no such arm."""
+    """An arm by its name in outcomes.jsonl; InputError if the run has no such arm."""
     return open_run(path).arms(seed).arm(ArmId.parse(name))
 
 
 @dataclass
-class _Waiting:
-    """One question of a batch that is being gathered."""
+class _Request:
+    """One chat that a completion is generated for."""
 
     ids: list[int]
     max_tokens: int
-    answer: "asyncio.Future[list[int]]"
+    completion: "asyncio.Future[list[int]]"
 
 
 @dataclass
-class _Arm:
-    """A loaded model under one arm, asked in batches."""
+class _BatchedArm:
+    """A loaded model under one arm, which completes requests in batches."""
 
     runner: Runner
     arm: Arm
-    waiting: list[_Waiting] = field(default_factory=list)
+    queue: list[_Request] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def ask(self, ids: list[int], max_tokens: int) -> list[int]:
-        """The completion of one chat, computed with all that wait by then."""
-        own = _Waiting(ids, max_tokens, asyncio.get_running_loop().create_future())
-        self.waiting.append(own)
-        await asyncio.sleep(GATHER)
+    async def complete(self, ids: list[int], max_tokens: int) -> list[int]:
+        """The completion of one chat, in one batch with all queued requests."""
+        request = _Request(ids, max_tokens, asyncio.get_running_loop().create_future())
+        self.queue.append(request)
+        await asyncio.sleep(GATHER_SECONDS)
         async with self.lock:
-            batch, self.waiting = self.waiting, []
+            batch, self.queue = self.queue, []
             if batch:
                 await self._run(batch)
-        return await own.answer
+        return await request.completion
 
-    async def _run(self, batch: list[_Waiting]) -> None:
-        most = max(w.max_tokens for w in batch)
+    async def _run(self, batch: list[_Request]) -> None:
+        longest = max(request.max_tokens for request in batch)
         try:
-            found, _ = await asyncio.to_thread(
-                self.runner.generate, [w.ids for w in batch], [self.arm], max_new_tokens=most
+            completions, _ = await asyncio.to_thread(
+                self.runner.generate, [request.ids for request in batch], [self.arm], max_new_tokens=longest
             )
         except Exception as error:
-            for w in batch:
-                w.answer.set_exception(error)
+            for request in batch:
+                request.completion.set_exception(error)
             return
-        for w, ids in zip(batch, found[0], strict=True):
-            w.answer.set_result(ids[: w.max_tokens])
+        for request, ids in zip(batch, completions[0], strict=True):
+            request.completion.set_result(ids[: request.max_tokens])
 
 
 class RhumblineAPI(ModelAPI):
@@ -96,54 +96,58 @@ class RhumblineAPI(ModelAPI):
         **model_args: Any,
     ):
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
-        run, _, query = model_name.partition("?")
-        given = {**dict(parse_qsl(query)), **model_args}
-        known = {"arm", "seed", "model", "device", "dtype"}
-        if unknown := sorted(set(given) - known):
+        path, _, query = model_name.partition("?")
+        arguments = {**dict(parse_qsl(query)), **model_args}
+        if unknown := sorted(set(arguments) - set(ARGUMENTS)):
             raise InputError(
-                f"rhumbline/{run}: unknown arguments {', '.join(unknown)}; known: {', '.join(sorted(known))}."
+                f"rhumbline/{path}: unknown arguments {', '.join(unknown)}. Use some of {', '.join(ARGUMENTS)}."
             )
-        seed = None if given.get("seed") is None else int(given["seed"])
-        arm = arm_of_run(run, str(given.get("arm", "baseline")), seed)
-        opened = open_run(run)
-        self.protocol = opened.protocol
-        model = opened.model(RunInputs(given.get("model"), device=given.get("device"), dtype=given.get("dtype")))
-        self.template = opened.template(model)
-        self.arm = _Arm(Runner(model), arm)
+        arm = arm_of_run(path, str(arguments.get("arm", "baseline")), _seed(path, arguments.get("seed")))
+        run = open_run(path)
+        self.protocol = run.protocol
+        inputs = RunInputs(arguments.get("model"), device=arguments.get("device"), dtype=arguments.get("dtype"))
+        model = run.model(inputs)
+        self.template = run.template(model)
+        self.arm = _BatchedArm(Runner(model), arm)
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
         """The greedy completion of a chat under the arm."""
         del tool_choice
-        refused = {
+        options = {
             "tools": bool(tools),
             "temperature": bool(config.temperature),
             "num_choices": (config.num_choices or 1) > 1,
         }
-        if wrong := [what for what, there in refused.items() if there]:
-            raise InputError(f"rhumbline answers greedily and in text alone: {', '.join(wrong)} cannot be used.")
+        if unsupported := [name for name, is_used in options.items() if is_used]:
+            raise InputError(
+                f"rhumbline decodes text greedily and does not support {', '.join(unsupported)}. Leave them out."
+            )
         tokenizer = self.arm.runner.model.tokenizer
         ids = self._encode(input)
-        most = config.max_tokens or int(self.protocol.get("max_new_tokens") or MAX_TOKENS)
-        written = await self.arm.ask(ids, most)
-        text = tokenizer.decode(written, skip_special_tokens=True)
-        stopped = min((found for s in config.stop_seqs or () if (found := text.find(s)) >= 0), default=None)
+        max_tokens = config.max_tokens or self.protocol.max_new_tokens
+        completion = await self.arm.complete(ids, max_tokens)
+        text = tokenizer.decode(completion, skip_special_tokens=True)
+        stop = min((at for sequence in config.stop_seqs or () if (at := text.find(sequence)) >= 0), default=None)
         choice = ChatCompletionChoice(
-            message=ChatMessageAssistant(content=text[:stopped], source="generate"),
-            stop_reason="max_tokens" if len(written) == most and stopped is None else "stop",
+            message=ChatMessageAssistant(content=text[:stop], source="generate"),
+            stop_reason="max_tokens" if len(completion) == max_tokens and stop is None else "stop",
         )
-        usage = ModelUsage(input_tokens=len(ids), output_tokens=len(written), total_tokens=len(ids) + len(written))
+        usage = ModelUsage(
+            input_tokens=len(ids), output_tokens=len(completion), total_tokens=len(ids) + len(completion)
+        )
         return ModelOutput(model=f"{self.model_name}:{self.arm.arm.name}", choices=[choice], usage=usage)
 
     def _encode(self, messages: Iterable[ChatMessage]) -> list[int]:
-        chat = self.protocol["chat"]
+        """Token ids of the messages, with the system prompt of the run unless the messages have one."""
+        chat = self.protocol.chat
         turns = [{"role": m.role, "content": m.text} for m in messages]
-        if chat["system"] is not None and all(t["role"] != "system" for t in turns):
-            turns.insert(0, {"role": "system", "content": chat["system"]})
-        variables = dict(chat["template_kwargs"])
-        if chat["enable_thinking"] is not None:
-            variables["enable_thinking"] = chat["enable_thinking"]
+        if chat.system is not None and all(t["role"] != "system" for t in turns):
+            turns.insert(0, {"role": "system", "content": chat.system})
+        variables = dict(chat.template_kwargs)
+        if chat.enable_thinking is not None:
+            variables["enable_thinking"] = chat.enable_thinking
         tokenizer = self.arm.runner.model.tokenizer
         text = tokenizer.apply_chat_template(
             turns, chat_template=self.template, tokenize=False, add_generation_prompt=True, **variables
@@ -151,7 +155,16 @@ class RhumblineAPI(ModelAPI):
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+def _seed(path: str, value: object) -> int | None:
+    """The seed of the arguments, a number or its text."""
+    if value is None:
+        return None
+    if not str(value).isdecimal():
+        raise InputError(f"rhumbline/{path}: seed is {value!r}. Use a seed of the run.")
+    return int(str(value))
+
+
 @modelapi(name="rhumbline")
 def rhumbline() -> type[ModelAPI]:
-    """What Inspect calls when a model's name begins with `rhumbline/`."""
+    """The model class of names that begin with `rhumbline/`."""
     return RhumblineAPI

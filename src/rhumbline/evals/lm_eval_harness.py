@@ -1,8 +1,7 @@
-"""lm-evaluation-harness on an arm: its own Hugging Face model, whose forward passes run under our interventions.
+"""The model of lm-evaluation-harness under an arm: requests in, responses computed with the interventions out.
 
-Needs the extra `eval`; imported only where an evaluation begins. Promises: without interventions every answer is the
-one that the harness's own class gives, and an answer that was given once is never asked for again. Knows requests and
-answers; does not know tasks, runs or what the scores mean.
+Needs the extra `eval`. Without interventions every response is that of the harness's own class, and no request is
+computed twice. Independent of tasks, runs and scores.
 """
 
 import hashlib
@@ -18,41 +17,41 @@ from rhumbline.inference.interventions import Arm
 from rhumbline.models.chat_model import ChatModel
 
 
-class Answers:
-    """What was answered so far, by request; new answers are appended to a file, so that a killed evaluation goes on.
+class ResponseCache:
+    """Responses by request. New ones are appended to a file, so that an interrupted evaluation resumes.
 
-    In the place of the harness's own cache, which would open whatever pickles lie in a run directory.
+    It replaces the cache of the harness, which opens pickles from its directory.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.known: dict[str, Any] = {}
+        self.responses: dict[str, Any] = {}
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    key, answer = json.loads(line)
+                    key, response = json.loads(line)
                 except ValueError:
-                    continue  # the line that was being written when the process was killed
-                self.known[key] = answer
+                    continue  # an interrupted write
+                self.responses[key] = response
 
-    def add_partial(self, kind: str, request: Sequence[Any], answer: Any) -> None:
-        """Called by the harness's model with each answer as it comes."""
+    def add_partial(self, kind: str, request: Sequence[Any], response: Any) -> None:
+        """Add one response; the model of the harness calls this for each response."""
         key = _key(kind, request)
-        if key not in self.known:
-            self.known[key] = answer
+        if key not in self.responses:
+            self.responses[key] = response
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps([key, answer]) + "\n")
+                file.write(json.dumps([key, response]) + "\n")
 
-    def complete(self, kind: str, requests: Sequence[Any], ask: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """Answers of all requests, of which only the unknown ones are asked."""
-        drawn = [r for r in requests if kind == "generate_until" and r.args[1].get("do_sample")]
-        if drawn:
-            return ask(list(requests))  # two draws of one request differ
-        missing = [r for r in requests if _key(kind, r.args) not in self.known]
-        for request, answer in zip(missing, ask(missing) if missing else [], strict=True):
-            self.add_partial(kind, request.args, answer)
-        found = [self.known[_key(kind, r.args)] for r in requests]
-        return [tuple(a) if isinstance(a, list) else a for a in found]
+    def complete(self, kind: str, requests: Sequence[Any], compute: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """The responses to all requests; `compute` is called with the requests that are not cached."""
+        is_sampled = [r for r in requests if kind == "generate_until" and r.args[1].get("do_sample")]
+        if is_sampled:
+            return compute(list(requests))  # two samples of one request differ
+        missing = [r for r in requests if _key(kind, r.args) not in self.responses]
+        for request, response in zip(missing, compute(missing) if missing else [], strict=True):
+            self.add_partial(kind, request.args, response)
+        responses = [self.responses[_key(kind, r.args)] for r in requests]
+        return [tuple(r) if isinstance(r, list) else r for r in responses]
 
 
 def _key(kind: str, request: Sequence[Any]) -> str:
@@ -60,20 +59,19 @@ def _key(kind: str, request: Sequence[Any]) -> str:
 
 
 class ArmModel(HFLM):
-    """The harness's Hugging Face model under an arm."""
+    """The Hugging Face model of the harness under an arm."""
 
-    def __init__(self, chat_model: ChatModel, arm: Arm, answers: Answers, *, batch_size: int = 16):
-        self.chat_model, self.arm, self.answers = chat_model, arm, answers
-        make: Any = super().__init__  # a decorator hides its signature
-        make(
+    def __init__(self, chat_model: ChatModel, arm: Arm, cache: ResponseCache, *, batch_size: int = 16):
+        self.chat_model, self.arm, self.responses = chat_model, arm, cache
+        init: Any = super().__init__  # a decorator hides its signature
+        init(
             pretrained=chat_model.model,
             tokenizer=chat_model.tokenizer,
             backend="causal",
-            # Where padding changes a row, a batch holds one.
             batch_size=1 if chat_model.proof.padding_changes_logits else batch_size,
             device=str(chat_model.device),
         )
-        self.cache_hook: Any = answers
+        self.cache_hook: Any = cache
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation under the arm."""
@@ -84,9 +82,9 @@ class ArmModel(HFLM):
         return self._under(super().loglikelihood_rolling, "loglikelihood_rolling", requests, disable_tqdm)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """What each context is continued with under the arm."""
+        """The completion of each context under the arm."""
         return self._under(super().generate_until, "generate_until", requests, disable_tqdm)
 
-    def _under(self, ask: Callable, kind: str, requests: list[Any], quiet: bool) -> list[Any]:
+    def _under(self, compute: Callable, kind: str, requests: list[Any], quiet: bool) -> list[Any]:
         with applied(self.chat_model, self.arm):
-            return self.answers.complete(kind, requests, lambda some: ask(some, disable_tqdm=quiet))
+            return self.responses.complete(kind, requests, lambda some: compute(some, disable_tqdm=quiet))

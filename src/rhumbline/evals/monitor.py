@@ -1,14 +1,13 @@
-"""A run's direction as a detector in anyone's code: prompts in, their projections out, in one forward pass.
+"""Monitor: prompts in, projections of their residual stream on the direction of a run out, in one forward pass.
 
-The pass ends at the input of the direction's layer; nothing is generated. A score is the projection of the residual
-stream on the unit direction, in the stream's own units; it says how far a prompt lies along what separated the
-training classes, not what the model will do.
+The pass ends at the input of the layer of the direction, and no token is generated. A score is the projection on the
+unit direction, in units of the residual stream. It measures the position of a prompt along the difference of the
+training classes, and is no prediction of the completion. Independent of how the direction was found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -20,7 +19,7 @@ from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import Prompt
-from rhumbline.records.files import read_json
+from rhumbline.records.analysis_files import MonitorRecord
 from rhumbline.records.positions import Position
 from rhumbline.stages.finished_run import SeedArtefacts, open_run
 
@@ -33,7 +32,7 @@ class Monitor:
     chat: Chat
     direction: Direction
     threshold: float | None = None
-    """Prompts that score above it are flagged; None where none was chosen."""
+    """Prompts with a larger score are flagged; None if no threshold was selected."""
 
     def __post_init__(self):
         position = Position(int(self.direction.position))
@@ -47,49 +46,47 @@ class Monitor:
     def from_run(
         cls, run: str | Path, model: ChatModel, *, seed: int | None = None, template: str | None = None
     ) -> "Monitor":
-        """The monitor of a finished run (its first seed unless another is named), on the run's own model.
+        """The monitor of a finished run (default: of its first seed), with the model of the run.
 
-        The threshold is the one that `rhumbline analyze monitor` chose on validation prompts, where it was run for
-        this seed. `template` is the Jinja text of a run that used one of its own. Raises InputError where the model or
-        the template is not the run's, ProtocolError where no direction was selected.
+        The threshold is that of `rhumbline analyze monitor` for this seed, if it was run. `template` is the Jinja text
+        of the chat template, if the run had one of its own. Raises InputError if model or template are not the run's,
+        and ProtocolError if no direction was selected.
         """
         finished = open_run(run)
         artefacts = finished.artefacts(seed)
         if artefacts.direction is None:
             raise ProtocolError(
                 f"{run}: no candidate passed the selection of seed {artefacts.seed}, so there is no direction to "
-                "monitor. Give another seed or run."
+                "monitor. Use another seed or run."
             )
         chat = finished.chat(model, template)
         finished.check_model(model)
         return cls(model, chat, artefacts.direction, _threshold(artefacts))
 
     def score(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
-        """Projection of every prompt at the direction's site, float64."""
+        """Projection of every prompt at the site of the direction, float64."""
         return self.score_ids([self.chat.encode(Prompt(text, "negative", id="monitored")) for text in prompts])
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, " prompt"]:
-        """The same for chats that are token ids already, up to where the answer begins."""
+        """The same for chats as token ids, up to the start of the response."""
         if not sequences:
             return np.zeros(0)
         h = at_site(Runner(self.model), sequences, self.direction.position, self.direction.layer)
         return (h.double() @ self.direction.vector.double()).numpy()
 
     def flags(self, prompts: Sequence[str]) -> Bool[np.ndarray, " prompt"]:
-        """Which prompts score above the threshold. Raises ProtocolError where there is none."""
+        """Which prompts score above the threshold. Raises ProtocolError if there is none."""
         if self.threshold is None:
             raise ProtocolError(
-                "this monitor has no threshold: run `rhumbline analyze monitor RUN --fpr 0.01`, or give one, "
+                "this monitor has no threshold. Run `rhumbline analyze monitor RUN --fpr 0.01`, or set one: "
                 "dataclasses.replace(monitor, threshold=...)."
             )
         return self.score(prompts) > self.threshold
 
 
 def _threshold(artefacts: SeedArtefacts) -> float | None:
-    directory = artefacts.directory
-    path = directory.path / "analyses" / "monitor.json"
-    if not path.is_file():
+    """The threshold that `analyze monitor` selected for the seed; None if it was not run for this seed."""
+    if not artefacts.directory.has(MonitorRecord):
         return None
-    record: Mapping[str, Any] = read_json(path)
-    is_own = record.get("protocol_sha256") == directory.protocol_sha256 and record.get("seed") == artefacts.seed
-    return record["threshold"] if is_own else None
+    record = artefacts.directory.read_record(MonitorRecord)
+    return record.threshold if record.seed == artefacts.seed else None

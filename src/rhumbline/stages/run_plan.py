@@ -6,7 +6,7 @@ The command and every worker build the same plan from the same inputs. Independe
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from rhumbline.evidence.detectable_effects import detectable
 from rhumbline.models.chat import Chat
@@ -15,10 +15,10 @@ from rhumbline.models.loading import fingerprint
 from rhumbline.prompts.contrasts import SPLITS, ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
-from rhumbline.records.codec import to_json
-from rhumbline.records.directory import RunDirectory
-from rhumbline.records.protocol_file import SplitPlan, Versions
-from rhumbline.records.shared import ByLabel, BySplit, NearDuplicates
+from rhumbline.records.codec import convert, to_json
+from rhumbline.records.directory import SCHEMA, RunDirectory
+from rhumbline.records.protocol_file import ProtocolContext, SplitPlan, Versions
+from rhumbline.records.shared import ByLabel, BySplit, ModelFacts, NearDuplicates
 from rhumbline.records.source_hash import code_sha256
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.system_prompts import chats_of
@@ -50,18 +50,20 @@ class RunPlan:
         chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
         return cls(model, contrast, protocol, texts, splits, chat, chats)
 
-    def record(self) -> dict[str, Any]:
+    def record(self, mode: Literal["discover"] | None = None) -> dict[str, Any]:
         """The JSON value of protocol.json: the decisions, and hashes of what they depend on."""
-        return {
-            **self.protocol.record(),
-            "model": {**to_json(self.model.record()), "fingerprint": fingerprint(self.model)},
-            "chat": to_json(self.chat.record()),
-            "contrast": to_json(self.contrast.record()),
-            "splits": to_json({seed: self._split_plan(splits) for seed, splits in self.splits.items()}),
-            "versions": to_json(
-                Versions(version("rhumbline"), version("torch"), version("transformers"), code_sha256())
-            ),
-        }
+        facts = {**to_json(self.model.record()), "fingerprint": fingerprint(self.model)}
+        context = ProtocolContext(
+            schema=SCHEMA,
+            model=convert(facts, ModelFacts),
+            chat=self.chat.record(),
+            contrast=self.contrast.record(),
+            splits={seed: self._split_plan(splits) for seed, splits in self.splits.items()},
+            versions=Versions(version("rhumbline"), version("torch"), version("transformers"), code_sha256()),
+            texts=self.texts.record() if mode is None else None,
+            mode=mode,
+        )
+        return {**self.protocol.record(), **to_json(context)}
 
     def _split_plan(self, splits: Splits) -> SplitPlan:
         sizes = splits.sizes()

@@ -101,7 +101,7 @@ class SeedJobs:
             run.folder / FOLDER,
             {name: path.read_bytes() for name, path in inputs.items()},
             log=Log(run.directory.path / "jobs.log"),
-            told=lambda job, answer: run.timings.tick(job.kind, len(answer.value)),
+            told=lambda job, answer: run.timings.tick(job.kind, _n_items(answer.value)),
         )
         return self._converted(kind, results)
 
@@ -111,3 +111,8 @@ class SeedJobs:
     def clear(self) -> None:
         """Remove the stored results, once the artefact of the stage is written."""
         shutil.rmtree(self.run.folder / FOLDER, ignore_errors=True)
+
+
+def _n_items(result: dict[str, Any]) -> int:
+    """Number of items in the result of a job, for progress: the length of its longest list."""
+    return max((len(part) for part in result.values() if isinstance(part, list)), default=1)
