@@ -1,8 +1,7 @@
-"""A finished run verifies; a changed, malformed or contradictory file is named, and older versions are noted."""
+"""A finished run verifies; a changed, malformed or contradictory file is named, and runs of version 0.1 are noted."""
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -212,11 +211,11 @@ def test_a_malformed_file_is_a_fault_with_its_name(name, change, place, run_copy
     assert call("verify", run_copy)[0] == 1
 
 
-# -- other versions ---------------------------------------------------------------------------------------------------
+# -- version 0.1 ------------------------------------------------------------------------------------------------------
 
 
 def age(path: Path) -> None:
-    """Make the results those of version 0.1.0: without reasons, and with sentences of another wording."""
+    """Make the results those of version 0.1: without reasons, and with sentences of another wording."""
 
     def older(results):
         results["environment"]["rhumbline"] = "0.1.0"
@@ -229,8 +228,7 @@ def age(path: Path) -> None:
     seal(path)
 
 
-def test_the_sentences_of_another_version_are_not_compared(run_copy, call, monkeypatch):
-    monkeypatch.setattr("rhumbline.verification.version", lambda name: "0.2.0")
+def test_the_sentences_of_version_0_1_are_not_compared(run_copy, call):
     age(run_copy)
     note = "made by rhumbline 0.1.0: its sentences are not compared"
     assert check(run_copy) == ([], [note])
@@ -238,8 +236,7 @@ def test_the_sentences_of_another_version_are_not_compared(run_copy, call, monke
     assert (code, messages) == (0, note)
 
 
-def test_the_numbers_of_another_version_are_compared(run_copy, monkeypatch):
-    monkeypatch.setattr("rhumbline.verification.version", lambda name: "0.2.0")
+def test_the_numbers_of_version_0_1_are_compared(run_copy):
     age(run_copy)
     place = change_rate(run_copy)
     seal(run_copy)
@@ -247,8 +244,23 @@ def test_the_numbers_of_another_version_are_compared(run_copy, monkeypatch):
     assert place in fault
 
 
-def test_a_run_of_this_version_has_its_reasons(run_copy):
-    assert json.loads((run_copy / "results.json").read_text())["environment"]["rhumbline"] == version("rhumbline")
-    edit(run_copy / "results.json", lambda results: results.pop("reasons"))
+@pytest.mark.parametrize("stated", ["0.1.0", "0.2.0", "9.0", None])
+def test_the_stated_version_does_not_decide_whether_sentences_are_compared(stated, run_copy):
+    # An environment that was not reinstalled states an older version than that of the code.
+    edit(run_copy / "results.json", lambda results: results["environment"].update(rhumbline=stated))
     seal(run_copy)
-    assert any("results.json: reasons" in fault for fault in verify(run_copy))
+    assert check(run_copy) == ([], [])
+    place = forge_a_sentence(run_copy)
+    assert any(place in fault for fault in verify(run_copy))
+
+
+@pytest.mark.parametrize("of_seed", [False, True])
+def test_reasons_are_missing_everywhere_or_nowhere(of_seed, run_copy):
+    def remove(results):
+        del (results["seeds"][0] if of_seed else results)["reasons"]
+
+    edit(run_copy / "results.json", remove)
+    seal(run_copy)
+    faults, notes = check(run_copy)
+    assert any("reasons" in fault for fault in faults)
+    assert notes == []

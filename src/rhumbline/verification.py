@@ -6,7 +6,6 @@ Runs no model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from rhumbline.records.run_files import Agreement
 from rhumbline.records.selection_files import Candidate, Selection
 
 PROSE = frozenset({"sentence", "warnings"})
-"""Fields of results.json whose wording depends on the version of rhumbline."""
+"""Fields of results.json whose wording was another one in version 0.1."""
 
 
 def assemble(directory: RunDirectory) -> RunSummary:
@@ -130,8 +129,8 @@ def check(path: str | Path) -> Verification:
     if not isinstance(results, dict):
         return Verification(["results.json is not a JSON object"], [])
     notes, skipped = [], frozenset()
-    if (made_by := _version_of(results)) != version("rhumbline"):
-        notes, skipped = [f"made by rhumbline {made_by}: its sentences are not compared"], PROSE
+    if _has_no_reasons(results):
+        notes, skipped = [f"made by rhumbline {_version_of(results)}: its sentences are not compared"], PROSE
     faults = []
     if results.get("protocol_sha256") != directory.protocol_sha256:
         faults.append("protocol.json is not the protocol that results.json was made under")
@@ -152,6 +151,12 @@ def check(path: str | Path) -> Verification:
         # The files are well-formed, but contradict each other.
         faults.append(f"the run cannot be recomputed: {type(error).__name__}: {error}")
     return Verification(faults, notes)
+
+
+def _has_no_reasons(results: Mapping[str, Any]) -> bool:
+    """Whether neither the run nor a seed has `reasons`, as in version 0.1, whose sentences had another wording."""
+    parts = [results, *(results["seeds"] if isinstance(results.get("seeds"), list) else [])]
+    return not any("reasons" in part for part in parts if isinstance(part, dict))
 
 
 def _version_of(results: Mapping[str, Any]) -> str:
@@ -179,8 +184,7 @@ def _changed_files(directory: RunDirectory, recorded: Any) -> list[str]:
 def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str]) -> list[str]:
     """Places where `actual` differs from the recomputed JSON; fields that were not recomputed are not compared.
 
-    If another version wrote the file (`skipped` is not empty), fields in `skipped` and fields that it lacks are not
-    compared either.
+    In a file of version 0.1 (`skipped` is not empty), missing fields and those in `skipped` are not compared either.
     """
     if isinstance(expected, dict) and isinstance(actual, dict):
         return [
