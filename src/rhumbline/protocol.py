@@ -78,8 +78,12 @@ class Nulls:
     """Validation prompts per class on which a draw of `shuffled` is selected."""
     top: int = 10
     """Principal components that span `top-pc`."""
+    limit: int = 4
+    """Draws are added until enough of them are comparable with the direction (`rule.same_cosine`, `rule.min_draws`), up
+    to this many times the planned number."""
     unrelated: str = ""
-    """File of another contrast for the family `unrelated`; empty: topics (`category`) of the negatives."""
+    """File of another contrast for the family `unrelated`; empty: topics of the negatives, which are their categories
+    or, if there are fewer than 6, clusters of their activations."""
 
     def __post_init__(self):
         unknown = [f for f in self.families if f not in FAMILIES]
@@ -91,7 +95,9 @@ class Nulls:
             raise ProtocolError(
                 f"nulls.draws is {self.draws}; an effect is compared with at least 1 null draw. Use 1 or more."
             )
-        for name, least in (("wide", 0), ("procedure", 1), ("prompts", 2), ("procedure_prompts", 2), ("top", 1)):
+        for name, least in (
+            *(("wide", 0), ("procedure", 1), ("prompts", 2), ("procedure_prompts", 2), ("top", 1), ("limit", 1)),
+        ):
             if getattr(self, name) < least:
                 raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; use {least} or more.")
 
@@ -277,7 +283,7 @@ class Protocol:
             )
         elif self.rule.max_p is not None:
             draws = min(self.nulls.total(f) if self.nulls.wide else 0 for f in self.rule.families)
-            if 1 / (draws + 1) > self.rule.max_p + 1e-9:
+            if 1 / (draws + 1) > self.rule.max_p + 1e-9 or draws < (self.rule.min_draws or 0):
                 faults.append(
                     f"rule {self.rule.name} requires p <= {self.rule.max_p:g}, which {draws} wide null draws cannot "
                     "reach; raise nulls.wide and nulls.procedure (option --wide-nulls N)"

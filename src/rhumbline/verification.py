@@ -16,8 +16,8 @@ from rhumbline.evidence.metric_effects import with_adjusted_p
 from rhumbline.evidence.rate_effects import pooled_rate_effects
 from rhumbline.evidence.seed_results import seed_results
 from rhumbline.evidence.selection_rules import SelectionRule, choose
-from rhumbline.evidence.verdict import overall
-from rhumbline.evidence.verdict_sentences import run_sentence
+from rhumbline.evidence.verdict import overall, sentence
+from rhumbline.evidence.version_4_effects import version_4_pooled
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
@@ -27,9 +27,14 @@ from rhumbline.records.reasons import Discard
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
 from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.verdict_rule import VERSION
 
 PROSE = frozenset({"sentence", "warnings"})
-"""Fields of results.json whose wording was another one in version 0.1."""
+"""Fields of results.json whose wording depends on the version of rhumbline."""
+SINCE_VERSION_5 = frozenset(
+    {"claims", "damage", "version", "min_contrast", "min_draws", "max_over_refusal", "min_cosine"}
+)
+"""Fields of results.json, and of the rule in it, that rules up to version 4 do not have."""
 
 
 def assemble(directory: RunDirectory) -> RunSummary:
@@ -41,23 +46,29 @@ def assemble(directory: RunDirectory) -> RunSummary:
     }
     adjusted = with_adjusted_p({seed: results.result.wide for seed, results in by_seed.items()})
     seeds = tuple(replace(results.result, wide=adjusted[seed]) for seed, results in by_seed.items())
-    verdict = overall({seed: results.verdict for seed, results in by_seed.items()})
     levels = [results.levels for results in by_seed.values() if results.levels is not None]
     outcomes = {seed: results.outcomes for seed, results in by_seed.items()}
+    pooled = pooled_level_effects(levels) if levels else pooled_rate_effects(outcomes)
+    if protocol.rule.version < VERSION:
+        pooled = version_4_pooled(pooled)
+    agreement = directory.read_record(Agreement).pairs if directory.has(Agreement) else ()
+    verdicts = {seed: results.verdict for seed, results in by_seed.items()}
+    verdict = overall(protocol.rule, verdicts, protocol.behaviour, pooled, agreement)
     return RunSummary(
         schema=SCHEMA,
         verdict=verdict.verdict,
         reason=verdict.reason,
         reasons=verdict.reasons,
-        sentence=run_sentence(verdict, {seed.seed: seed.sentence for seed in seeds}),
+        sentence=sentence(verdict),
+        claims=verdict.claims,
         rule=protocol.rule,
         model=context.model,
         behaviour=protocol.behaviour,
         preset=protocol.preset,
         protocol_sha256=directory.protocol_sha256,
         seeds=seeds,
-        pooled=pooled_level_effects(levels) if levels else pooled_rate_effects(outcomes),
-        agreement=directory.read_record(Agreement).pairs if directory.has(Agreement) else (),
+        pooled=pooled,
+        agreement=agreement,
         warnings=tuple(_warnings(context, seeds)),
     )
 
@@ -128,9 +139,11 @@ def check(path: str | Path) -> Verification:
     results = read_json(directory.path / "results.json")
     if not isinstance(results, dict):
         return Verification(["results.json is not a JSON object"], [])
-    notes, skipped = [], frozenset()
-    if _has_no_reasons(results):
-        notes, skipped = [f"made by rhumbline {_version_of(results)}: its sentences are not compared"], PROSE
+    notes, skipped, is_first = [], frozenset(), _has_no_reasons(results)
+    if is_first:
+        notes.append(f"made by rhumbline {_version_of(results)}: its sentences are not compared")
+    if directory.protocol.get("rule", {}).get("version", 4) < VERSION:
+        skipped = PROSE | SINCE_VERSION_5
     faults = []
     if results.get("protocol_sha256") != directory.protocol_sha256:
         faults.append("protocol.json is not the protocol that results.json was made under")
@@ -138,13 +151,15 @@ def check(path: str | Path) -> Verification:
         faults.append("results.json was changed after it was written (its sha256 differs)")
     faults += _changed_files(directory, results.get("files"))
     try:
-        faults += _differences(to_json(assemble(directory)), results, "results.json", skipped)
+        faults += _differences(to_json(assemble(directory)), results, "results.json", skipped, is_first)
         protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
         for seed in protocol.seeds:
             faults += _selection_faults(directory, protocol.selection, context.model.n_layers, seed)
         for file in sorted(directory.path.glob("evaluations/*/comparison.json")):
             name = file.relative_to(directory.path).as_posix()
-            faults += _differences(to_json(compare(directory, file.parent)), directory.load(file), name, skipped)
+            faults += _differences(
+                to_json(compare(directory, file.parent)), directory.load(file), name, skipped, is_first
+            )
     except RhumblineError as error:
         faults.append(str(error))
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
@@ -181,23 +196,23 @@ def _changed_files(directory: RunDirectory, recorded: Any) -> list[str]:
     return [*missing, *changed, *(f"{name} was added after the run ended" for name in added)]
 
 
-def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str]) -> list[str]:
+def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str], is_first: bool = False) -> list[str]:
     """Places where `actual` differs from the recomputed JSON; fields that were not recomputed are not compared.
 
-    In a file of version 0.1 (`skipped` is not empty), missing fields and those in `skipped` are not compared either.
+    Fields in `skipped` are not compared, nor in a file of version 0.1 (`is_first`) those that it lacks.
     """
     if isinstance(expected, dict) and isinstance(actual, dict):
         return [
             difference
             for key, value in expected.items()
-            if not skipped or (key in actual and key not in skipped)
-            for difference in _differences(value, actual.get(key), f"{at}: {key}", skipped)
+            if key not in skipped and (key in actual or not is_first)
+            for difference in _differences(value, actual.get(key), f"{at}: {key}", skipped, is_first)
         ]
     if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
         return [
             difference
             for i, (value, other) in enumerate(zip(expected, actual, strict=True))
-            for difference in _differences(value, other, f"{at}[{_name(value, i)}]", skipped)
+            for difference in _differences(value, other, f"{at}[{_name(value, i)}]", skipped, is_first)
         ]
     return [] if expected == actual else [f"{at} is {_brief(actual)}; recomputed from the rows: {_brief(expected)}"]
 

@@ -1,158 +1,227 @@
-"""Effects on a rate: outcomes -> suppression and induction with their intervals, and their ranks among the nulls.
+"""Effects on a rate: outcomes -> suppression and induction with their intervals, compared with the nulls.
 
 The counterpart for continuous scores is level_effects.py. Independent of margins.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from rhumbline.errors import VerificationError
+from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
+from rhumbline.evidence.relative_changes import change_and_gap, record, relative_change
 from rhumbline.evidence.statistics import (
     Difference,
+    Ranking,
     difference_of_rates,
     finite_or_none,
     mcnemar,
     paired_difference,
     rank_floor,
-    rank_p,
 )
 from rhumbline.records.arms import BASELINE, ArmId
-from rhumbline.records.effect_results import Effect, Gap, NullSummary, PooledEffect
+from rhumbline.records.effect_results import Effect, NullSummary, PooledEffect, RelativeChange
 from rhumbline.records.held_out_files import Outcome
 from rhumbline.records.shared import Label
 
 NullDraw = tuple[str, int]
 """Family and draw of a null."""
+DEGENERATE = frozenset({"degenerate"})
 
 
-def rate_effects(outcomes: Iterable[Outcome], aligned: Collection[NullDraw] = ()) -> tuple[Effect, ...]:
+def rate_effects(
+    outcomes: Iterable[Outcome], aligned: Collection[NullDraw] = (), least_draws: int = 0
+) -> tuple[Effect, ...]:
     """Suppression and induction, each with its nulls; an effect is omitted if one of its arms is missing.
 
         suppression: drop = rate(baseline) - rate(ablation) on positives
         induction:   drop = rate(addition) - rate(baseline) on negatives
 
-    The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family,
-    with the interval of two independent rates (`difference_of_rates`). `apart` excludes the draws of `aligned` from
-    that mean, unless no other draw is left. Raises VerificationError if two arms were run on different prompts.
+    The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family.
+    `relative` and `relative_gap` are relative to the baseline (relative_changes.py); there degenerate completions count
+    against the effect, and draws of `aligned` are not compared. p is unknown with fewer than `least_draws` comparable
+    draws. Raises VerificationError if two arms were run on different prompts.
     """
     table = outcomes_by_arm(outcomes)
     return tuple(
-        _effect(table, effect, aligned)
+        _effect(table, effect, aligned, least_draws)
         for effect in EFFECTS
         if (BASELINE, effect.label) in table and (effect.arm, effect.label) in table
     )
 
 
-def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullDraw]) -> Effect:
+def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullDraw], least_draws: int) -> Effect:
     label, sign = effect.label, effect.sign
-    own = _drop(table, effect.arm, label, sign)
-    drops: dict[str, list[float]] = {}
-    others: dict[str, list[float]] = {}
-    for null in sorted(arm for arm, side in table if side == label and effect.has_null(arm)):
-        assert null.family is not None
-        drop = _drop(table, null, label, sign).mean
-        drops.setdefault(null.family, []).append(drop)
-        if null.null_draw not in aligned:
-            others.setdefault(null.family, []).append(drop)
-    means = {family: math.fsum(values) / len(values) for family, values in drops.items()}
-    base = _share_refused(table[BASELINE, label].values())
-    gaps = {family: _gap(base, own, mean, sign) for family, mean in means.items()}
-    apart = {
-        family: _gap(base, own, math.fsum(kept) / len(kept), sign)
-        for family, values in drops.items()
-        for kept in [others.get(family, values)]
-    }
+    own = drop_of(table, effect.arm, label, sign)
+    nulls = nulls_of(table, effect)
+    drops = {family: [drop_of(table, null, label, sign).mean for null in some] for family, some in nulls.items()}
+    comparable = {family: [n for n in some if n.null_draw not in aligned] for family, some in nulls.items()}
+    kept = {f: [d for d, n in zip(drops[f], some, strict=True) if n in comparable[f]] for f, some in nulls.items()}
+    ranks = {family: Ranking.of(own.mean, values) for family, values in kept.items()}
     return Effect(
         name=effect.name,
         drop=finite_or_none(own.mean),
         low=own.low,
         high=own.high,
         n=own.n,
-        mcnemar=mcnemar(*_paired_refusals(table, effect.arm, label)),
-        gap={family: finite_or_none(own.mean - mean) for family, mean in means.items()},
-        gap_low={family: finite_or_none(gap.low) for family, gap in gaps.items()},
-        gap_high={family: finite_or_none(gap.high) for family, gap in gaps.items()},
-        apart={
-            family: Gap(finite_or_none(gap.mean), finite_or_none(gap.low), finite_or_none(gap.high))
-            for family, gap in apart.items()
-        },
-        p={family: rank_p(own.mean, values) for family, values in drops.items()},
-        floor={family: rank_floor(len(values)) for family, values in drops.items()},
+        mcnemar=mcnemar(*paired_refusals(table, effect.arm, label)),
+        gap={f: finite_or_none(own.mean - math.fsum(values) / len(values)) for f, values in drops.items()},
+        p={family: rank.p(least_draws) for family, rank in ranks.items()},
+        floor={family: rank_floor(rank.draws) for family, rank in ranks.items()},
         null={
-            family: NullSummary(len(values), finite_or_none(means[family]), finite_or_none(float(np.max(values))))
-            for family, values in drops.items()
+            f: NullSummary(len(v), finite_or_none(math.fsum(v) / len(v)), finite_or_none(float(np.max(v))))
+            for f, v in drops.items()
         },
         wide={},
+        relative=_relative(table, effect),
+        relative_gap={family: _relative_gap(table, effect, some) for family, some in comparable.items()},
     )
 
 
-def _share_refused(rows: Iterable[Outcome]) -> float:
-    """Share of the scored rows with the class refused; NaN without rows."""
-    scored = [row.cls == "refused" for row in rows if row.cls != "unscored"]
-    return sum(scored) / len(scored) if scored else math.nan
+def nulls_of(table: OutcomeTable, effect: ComparedArms) -> dict[str, list[ArmId]]:
+    """The null arms of an effect by family."""
+    families: dict[str, list[ArmId]] = {}
+    for null in sorted(arm for arm, side in table if side == effect.label and effect.has_null(arm)):
+        assert null.family is not None
+        families.setdefault(null.family, []).append(null)
+    return families
 
 
-def _gap(base: float, own: Difference, null: float, sign: int) -> Difference:
-    """The drop of the direction minus the mean drop of a family, as a difference of two rates."""
-    if not (math.isfinite(base) and math.isfinite(own.mean) and math.isfinite(null)):
-        return Difference(math.nan, math.nan, math.nan, 0)
-    treated, control = (min(1.0, max(0.0, base - sign * change)) for change in (own.mean, null))
-    pair = (control, treated) if sign > 0 else (treated, control)
-    return difference_of_rates(*pair, n=own.n)
+# -- absolute changes -------------------------------------------------------------------------------------------------
 
 
-def _drop(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Difference:
+def drop_of(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Difference:
     """The paired fall from the baseline to the arm (sign 1), or the rise (sign -1)."""
-    before, after = _paired_refusals(table, arm, label)
+    before, after = paired_refusals(table, arm, label)
     return paired_difference(before, after) if sign > 0 else paired_difference(after, before)
 
 
-def _paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.ndarray, np.ndarray]:
+def paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.ndarray, np.ndarray]:
     """Which prompts scored in both arms were refused at baseline, and under the arm."""
-    baseline, treated = table[BASELINE, label], table[arm, label]
-    if alone := sorted(baseline.keys() ^ treated.keys()):
-        raise VerificationError(
-            f"Arms {BASELINE} and {arm} were not run on the same {label} prompts; in one of them only: "
-            f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''} ({len(alone)} in all). Resume the run, or "
-            "remove the incomplete rows."
+    before, after = ([row.cls == "refused" for row in rows] for rows in _paired(table, label, [BASELINE, arm]))
+    return np.array(before, dtype=bool), np.array(after, dtype=bool)
+
+
+def _paired(table: OutcomeTable, label: Label, arms: Sequence[ArmId]) -> list[list[Outcome]]:
+    """The outcomes of each arm on the prompts that are scored in all of them, in the order of the first arm."""
+    tables = [table[arm, label] for arm in arms]
+    for arm, rows in zip(arms, tables, strict=True):
+        if alone := sorted(tables[0].keys() ^ rows.keys()):
+            raise VerificationError(
+                f"Arms {arms[0]} and {arm} were not run on the same {label} prompts; in one of them only: "
+                f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''} ({len(alone)} in all). Resume the run, or "
+                "remove the incomplete rows."
+            )
+    scored = [i for i in tables[0] if all(rows[i].cls != "unscored" for rows in tables)]
+    return [[rows[i] for i in scored] for rows in tables]
+
+
+# -- relative changes -------------------------------------------------------------------------------------------------
+
+
+class _Counting(NamedTuple):
+    """How the completions under an intervention are counted."""
+
+    degenerate_counts_against: bool
+
+    def presence(self, rows: Sequence[Outcome], sign: int, is_baseline: bool = False) -> Float[np.ndarray, " prompt"]:
+        """1 for each completion that has what the effect should remove: the behaviour (sign 1) or its absence (-1)."""
+        shown = SHOWN
+        if not is_baseline and self.degenerate_counts_against == (sign > 0):
+            shown = SHOWN | DEGENERATE
+        return np.array([(row.cls in shown) == (sign > 0) for row in rows], dtype=float)
+
+
+AGAINST, IN_FAVOUR = _Counting(True), _Counting(False)
+
+
+def _relative(table: OutcomeTable, effect: ComparedArms) -> RelativeChange:
+    before, after = _paired(table, effect.label, [BASELINE, effect.arm])
+    changes = [
+        relative_change(
+            how.presence(before, effect.sign, is_baseline=True), how.presence(after, effect.sign), _categories(before)
         )
-    scored = [i for i in baseline if "unscored" not in (baseline[i].cls, treated[i].cls)]
-    before, after = (np.array([rows[i].cls == "refused" for i in scored], dtype=bool) for rows in (baseline, treated))
-    return before, after
+        for how in (AGAINST, IN_FAVOUR)
+    ]
+    return record(*changes)
+
+
+def _relative_gap(table: OutcomeTable, effect: ComparedArms, nulls: Sequence[ArmId]) -> RelativeChange:
+    before, own, *others = _paired(table, effect.label, [BASELINE, effect.arm, *nulls])
+    gaps = [
+        change_and_gap(
+            how.presence(before, effect.sign, is_baseline=True),
+            how.presence(own, effect.sign),
+            [how.presence(rows, effect.sign) for rows in others],
+            _categories(before),
+        )
+        for how in (AGAINST, IN_FAVOUR)
+    ]
+    return record(*gaps, draws=len(nulls))
+
+
+def _categories(rows: Sequence[Outcome]) -> list[str | None]:
+    return [row.category for row in rows]
+
+
+# -- all seeds --------------------------------------------------------------------------------------------------------
 
 
 def pooled_rate_effects(by_seed: Mapping[int, Sequence[Outcome]]) -> tuple[PooledEffect, ...]:
     """Both effects over all seeds: the mean change of the rate over the distinct prompts.
 
-    A prompt that several seeds test counts once, with its mean over them. The interval treats before and after as
-    independent rates, so it is conservative. `spread` is the range of the seeds' own drops.
+    A prompt that several seeds test counts once, with its mean over them; `shared` is the number of such prompts. The
+    interval of the drop treats before and after as independent rates, so it is conservative; that of `relative` is
+    paired and resamples categories. `spread` is the range of the seeds' own drops.
     """
-    effects = []
-    for name, arm, label, sign in EFFECTS:
-        pairs_of: dict[str, list[tuple[bool, bool]]] = {}
-        drops = []
-        for outcomes in by_seed.values():
-            table = outcomes_by_arm(outcomes)
-            before, after = (table.get((a, label), {}) for a in (BASELINE, arm))
-            pairs = {
-                prompt: (before[prompt].cls == "refused", row.cls == "refused")
-                for prompt, row in after.items()
-                if prompt in before and "unscored" not in (row.cls, before[prompt].cls)
-            }
-            if pairs:
-                drops.append(sign * sum(b - a for b, a in pairs.values()) / len(pairs))
-            for prompt, pair in pairs.items():
-                pairs_of.setdefault(prompt, []).append(pair)
-        if not pairs_of:
-            continue
-        rates = [
-            math.fsum(math.fsum(pair[k] for pair in pairs) / len(pairs) for pairs in pairs_of.values()) / len(pairs_of)
-            for k in (0, 1)
-        ]
-        drop = difference_of_rates(*rates[::sign], n=len(pairs_of))
-        spread = max(drops) - min(drops)
-        effects.append(PooledEffect(name, drop=drop.mean, low=drop.low, high=drop.high, n=drop.n, spread=spread))
-    return tuple(effects)
+    tables = [outcomes_by_arm(outcomes) for outcomes in by_seed.values()]
+    pooled = (_pooled_effect(tables, effect) for effect in EFFECTS)
+    return tuple(effect for effect in pooled if effect is not None)
+
+
+def _pooled_effect(tables: Sequence[OutcomeTable], effect: ComparedArms) -> PooledEffect | None:
+    sign = effect.sign
+    pairs_of: dict[str, list[tuple[Outcome, Outcome]]] = {}
+    drops = []
+    for table in tables:
+        before, after = (table.get((arm, effect.label), {}) for arm in (BASELINE, effect.arm))
+        pairs = {
+            prompt: (before[prompt], row)
+            for prompt, row in after.items()
+            if prompt in before and "unscored" not in (row.cls, before[prompt].cls)
+        }
+        if pairs:
+            drops.append(
+                sign * sum((b.cls == "refused") - (a.cls == "refused") for b, a in pairs.values()) / len(pairs)
+            )
+        for prompt, pair in pairs.items():
+            pairs_of.setdefault(prompt, []).append(pair)
+    if not pairs_of:
+        return None
+    rates = [
+        math.fsum(math.fsum(p[k].cls == "refused" for p in pairs) / len(pairs) for pairs in pairs_of.values())
+        / len(pairs_of)
+        for k in (0, 1)
+    ]
+    drop = difference_of_rates(*rates[::sign], n=len(pairs_of))
+    return PooledEffect(
+        effect.name,
+        drop=drop.mean,
+        low=drop.low,
+        high=drop.high,
+        n=drop.n,
+        spread=max(drops) - min(drops),
+        shared=sum(len(pairs) > 1 for pairs in pairs_of.values()),
+        relative=record(*(_pooled_change(list(pairs_of.values()), sign, how) for how in (AGAINST, IN_FAVOUR))),
+    )
+
+
+def _pooled_change(pairs_of: Sequence[Sequence[tuple[Outcome, Outcome]]], sign: int, how: _Counting):
+    """The relative change over prompts, each with its mean over the seeds that test it."""
+    before = [how.presence([b for b, _ in pairs], sign, is_baseline=True).mean() for pairs in pairs_of]
+    after = [how.presence([a for _, a in pairs], sign).mean() for pairs in pairs_of]
+    return relative_change(np.array(before), np.array(after), [pairs[0][0].category for pairs in pairs_of])

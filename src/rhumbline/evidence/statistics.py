@@ -179,14 +179,31 @@ def mcnemar(before: Bool[np.ndarray, " prompt"], after: Bool[np.ndarray, " promp
     return float(stats.binomtest(only_before, only_before + only_after).pvalue)
 
 
+class Ranking(NamedTuple):
+    """How many null draws reach an observed value."""
+
+    beaten: int
+    """Draws that are at least as large. A NaN, observed or drawn, counts as one."""
+    draws: int
+
+    @classmethod
+    def of(cls, observed: float, null: Sequence[float]) -> "Ranking":
+        """The ranking of an observed value among null draws."""
+        # Rates of n prompts differ by 1/n at least, so this tolerance only absorbs rounding.
+        return cls(sum(not value < observed - 1e-9 for value in null), len(null))
+
+    def p(self, least_draws: int = 0) -> float | None:
+        """(1 + beaten) / (1 + draws), one-sided (Phipson and Smyth 2010); None for fewer draws, and without any."""
+        return None if self.draws < max(1, least_draws) else (1 + self.beaten) / (1 + self.draws)
+
+
 def rank_p(observed: float, null: Sequence[float]) -> float:
     """(1 + #{null >= observed}) / (1 + draws): one-sided, valid for any number of draws (Phipson and Smyth 2010).
 
     At least `rank_floor(len(null))`. A NaN, observed or null, counts as a draw that reaches the observed value.
     """
-    # Rates of n prompts differ by 1/n at least, so this tolerance only absorbs rounding.
-    reached = sum(not value < observed - 1e-9 for value in null)
-    return (1 + reached) / (1 + len(null))
+    beaten, draws = Ranking.of(observed, null)
+    return (1 + beaten) / (1 + draws)
 
 
 def rank_floor(draws: int) -> float:

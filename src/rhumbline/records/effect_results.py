@@ -37,6 +37,41 @@ class MeanInterval:
     high: float | None
 
 
+class RelativeChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change by an intervention relative to the baseline, or the difference between two of them.
+
+    Suppression: 1 - (share that shows the behaviour after) / (before). Induction: the same for the absence of the
+    behaviour. Degenerate completions count against the effect.
+    """
+
+    value: float | None
+    """None: not known."""
+    low: float | None
+    """Lower end of the 95 % interval; None: not known."""
+    high: float | None
+    """Upper end of the 95 % interval; None: not known."""
+    n: int
+    """Prompts that are scored in all arms."""
+    most: float | None = None
+    """Upper end of the interval if degenerate completions count in favour of the effect; absent if it is `high`."""
+    draws: int | None = None
+    """Comparable draws of the null family that were completed; absent for an effect."""
+    units: int | None = None
+    """Categories that were resampled; absent if prompts were treated as independent."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Descriptive: do the positives differ from the negatives along one direction? Intervals contain 95 % of splits."""
+
+    halves: MeanInterval
+    """Cosine between the directions of two groups of positives, on halves of the training prompts."""
+    one_shift: MeanInterval
+    """The same where one constant vector separates the classes by construction."""
+    splits: int
+    """Random splits into halves."""
+
+
 class ArmRate(Struct, frozen=True, kw_only=True):
     """The rate (or mean level) of one arm on one class of prompts."""
 
@@ -90,19 +125,24 @@ class WideNull:
     """Mean change of the metric over the draws, log-odds."""
     max: float | None
     """Largest change of the metric by a draw, log-odds."""
-    p: float
-    """Rank p of the direction among the draws."""
-    p_apart: float
-    """Rank p without null draws that align with the direction."""
+    p: float | None
+    """(1 + beaten) / (1 + comparable); None with fewer comparable draws than the rule needs. Version 4 of the rule:
+    rank p among all draws."""
     floor: float
-    """Smallest possible p with this number of draws."""
+    """Smallest possible p: 1 / (1 + comparable). Version 4: 1 / (1 + draws)."""
     cosine: float | None
     """Largest |cosine| with the direction among draws with at least its effect; None if there is no such draw."""
     energy: float | None
     """Mean energy of the draws."""
     values: tuple[float | None, ...]
     """Change of the metric by every draw, log-odds, to four digits."""
-    p_holm: float | UnsetType = UNSET
+    comparable: int | UnsetType = UNSET
+    """Draws that do not align with the direction. Absent in version 4."""
+    beaten: int | UnsetType = UNSET
+    """Comparable draws that change the metric at least as far as the direction. Absent in version 4."""
+    p_apart: float | UnsetType = UNSET
+    """Version 4 only: rank p in which aligned draws count as draws that do not reach the effect."""
+    p_holm: float | UnsetType | None = UNSET
     """p adjusted over all effects, families and seeds of the run (Holm); absent in the copy under `effects`."""
 
 
@@ -121,20 +161,26 @@ class Effect:
     """McNemar's exact p; absent for a continuous score."""
     gap: dict[str, float | None]
     """The drop minus the mean drop of each family's draws."""
-    gap_low: dict[str, float | None]
-    """Lower end of each gap's interval."""
-    gap_high: dict[str, float | None]
-    """Upper end of each gap's interval."""
-    apart: dict[str, Gap]
-    """The gap without draws that align with the direction, unless no other draw is left."""
-    p: dict[str, float]
-    """Rank p of the drop among each family's draws."""
+    p: dict[str, float | None]
+    """(1 + draws that reach the drop) / (1 + draws) over comparable completed draws; None with fewer than the rule
+    needs. Version 4 of the rule: over all completed draws."""
     floor: dict[str, float]
     """Smallest possible p with each family's number of draws."""
     null: dict[str, NullSummary]
     """Drops of each family's draws."""
     wide: dict[str, WideNull]
     """Ranks in the metric: the same as `WideEffect.families`, without `p_holm`. Empty without wide nulls."""
+    relative: RelativeChange | UnsetType = UNSET
+    """The change relative to the baseline. Absent in version 4, as is the next one."""
+    relative_gap: dict[str, RelativeChange] | UnsetType = UNSET
+    """The relative change minus its mean over each family's comparable draws; the interval contains the variance
+    between the draws."""
+    gap_low: dict[str, float | None] | UnsetType = UNSET
+    """Version 4 only: lower end of the interval of each gap."""
+    gap_high: dict[str, float | None] | UnsetType = UNSET
+    """Version 4 only: upper end of the interval of each gap."""
+    apart: dict[str, Gap] | UnsetType = UNSET
+    """Version 4 only: the gap without draws that align with the direction, unless no other draw is left."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +198,10 @@ class PooledEffect:
     """Distinct prompts; for a continuous score, seeds."""
     spread: float
     """Range of the seeds' own drops."""
+    shared: int | UnsetType = UNSET
+    """Prompts that more than one seed tests. Absent for a continuous score and in version 4 of the rule."""
+    relative: RelativeChange | UnsetType = UNSET
+    """The relative change over distinct prompts. Absent as above."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +221,21 @@ class WideEffect:
     """The same share under the intervention."""
     families: dict[str, WideNull]
     """Rank among the draws of each family."""
+
+
+class DamageChange(Struct, frozen=True, kw_only=True):
+    """What one intervention changes apart from its effect, on the same prompts."""
+
+    quantity: Literal["degenerate", "behaviour", "correct"]
+    """Share of degenerate completions; of completions that show the behaviour; of right answers or of the content."""
+    arm: ArmId
+    side: Label = field(name="set")
+    change: float
+    """Rise of the share from the baseline to the arm; for `correct` its fall."""
+    low: float
+    high: float
+    n: int
+    """Prompts that are scored in both arms."""
 
 
 @dataclass(frozen=True)

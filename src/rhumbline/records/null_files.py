@@ -15,6 +15,22 @@ from rhumbline.records.shared import (
     Site,
 )
 
+Topics = Literal["contrast", "categories", "clusters"]
+"""What the family `unrelated` halves: classes of another contrast, or categories or clusters of the negatives."""
+
+
+@dataclass(frozen=True)
+class GroupCosines:
+    """Cosines between the directions of two groups of positives, on random halves of the training prompts.
+
+    Descriptive: positives from several sources differ from the negatives along several directions too.
+    """
+
+    halves: tuple[float, ...]
+    """Half of the positives against half of the negatives; one value for each random split."""
+    one_shift: tuple[float, ...]
+    """The same splits, with the other half of the negatives, moved by one constant vector, as the positives."""
+
 
 @dataclass(frozen=True)
 class NullDirections:
@@ -26,6 +42,11 @@ class NullDirections:
     """In the order of nulls.safetensors."""
     groups: float | None = None
     """Cosine between the directions of two groups of positives; None for fewer than 4 prompts, or not finite."""
+    group_cosines: GroupCosines | None = None
+    """The same on halves, beside a null with one shift; None for fewer than 8 prompts. Missing in the first runs."""
+    topics: Topics | None = None
+    """What the family `unrelated` halves: the classes of another contrast, the categories of the negatives, or
+    clusters of their activations; None: it was not drawn. Missing in the first runs."""
 
 
 class WideArm(Struct, frozen=True, kw_only=True):

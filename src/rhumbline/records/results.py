@@ -8,13 +8,16 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
+from rhumbline.records.claims import Claim
 from rhumbline.records.effect_results import (
     ArmRate,
+    DamageChange,
     Dose,
     Effect,
     PooledEffect,
     Readouts,
     Shift,
+    Spread,
     StabilitySummary,
     WideEffect,
 )
@@ -31,19 +34,9 @@ from rhumbline.records.shared import (
 )
 from rhumbline.records.side_effect_results import BaselineRate, CategoryRate, ConditionRate, SideEffects
 from rhumbline.records.style_results import StyleSummary
+from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import VerdictReason
 from rhumbline.records.verdict_rule import Rule
-
-VerdictName = Literal[
-    "SINGLE-DIRECTION-REPRODUCES",
-    "NOT-SINGLE-DIRECTION",
-    "NO-BASELINE-REFUSAL",
-    "NO-BASELINE",
-    "DAMAGED",
-    "INCONCLUSIVE",
-]
-"""NO-BASELINE is NO-BASELINE-REFUSAL if the behaviour is refusal. DAMAGED and INCONCLUSIVE need a rule that has bounds
-or reads intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +51,9 @@ class SeedResult:
     reasons: tuple[VerdictReason, ...] = ()
     """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
-    """The verdict with its numbers."""
+    """The claims with their numbers in one line. Version 4 of the rule: the verdict with its numbers."""
+    claims: tuple[Claim, ...] = ()
+    """What the verdict follows from. Absent in version 4 of the rule."""
     selected: Cell | None
     """The selected candidate; None if none survived."""
     survivors: int
@@ -105,6 +100,11 @@ class SeedResult:
     """Rates of positives by their class at baseline; empty if no candidate was selected."""
     conditions: tuple[ConditionRate, ...]
     """Rates under other system prompts; empty without any."""
+    damage: tuple[DamageChange, ...] = ()
+    """Changes apart from the effects, under the direction's own arms. Absent in version 4 of the rule."""
+    spread: Spread | UnsetType | None = UNSET
+    """Cosines between groups of positives beside a null with one shift; None if they were not measured. Absent in
+    version 4 of the rule."""
     style: StyleSummary | UnsetType = UNSET
     """The continuous score; absent for a behaviour with classes."""
 
@@ -156,7 +156,9 @@ class RunSummary:
     reasons: tuple[VerdictReason, ...] = ()
     """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
-    """The verdict with its numbers, seed by seed."""
+    """The claims with their numbers in one line. Version 4 of the rule: the verdict with its numbers, by seed."""
+    claims: tuple[Claim, ...] = ()
+    """The claims over all seeds. Absent in version 4 of the rule."""
     rule: Rule
     """The rule of the verdict."""
     model: ModelFacts

@@ -14,9 +14,53 @@ from rhumbline.records.reasons import Discard, NoCandidate
 from rhumbline.records.shared import EffectName, Label
 
 
-class VerdictCode(StrEnum):
-    """Why a verdict was reached."""
+class ClaimState(StrEnum):
+    """What the evidence says of a claim, or of one condition of it."""
 
+    SHOWN = "shown"
+    """The whole interval reaches the margin."""
+    REFUTED = "refuted"
+    """The whole interval misses the margin."""
+    UNDECIDED = "undecided"
+    """The interval contains the margin."""
+    NOT_TESTED = "not-tested"
+    """A quantity was not measured, or the rule has no bound for it."""
+
+    @property
+    def text(self) -> str:
+        """The state in words."""
+        return self.value.replace("-", " ")
+
+
+class VerdictCode(StrEnum):
+    """Why a verdict was reached, or what decides the state of a claim."""
+
+    # conditions of claims; the state of the reason says whether they are met
+    EFFECT_SIZE = "effect-size"
+    """Relative (or, for a rule that reads estimates, absolute) change by `effect`; `most` if degenerate completions
+    count in its favour, and `prompts` that would decide it."""
+    NULL_GAP = "null-gap"
+    """`effect` minus its mean under the nulls of `family`; `draws` were completed."""
+    NULL_RANK = "null-rank"
+    """`beaten` of `draws` comparable draws of `family` change the metric at least as far as `effect`: rank `p`."""
+    TOO_FEW_DRAWS = "too-few-draws"
+    """`family` has `draws` comparable draws, fewer than `bound`."""
+    OVER_REFUSAL = "over-refusal"
+    """Rise of the rate of the behaviour on `label` under `arm`."""
+    REFIT_COSINE = "refit-cosine"
+    """Cosine of the refitted directions with the direction; the interval contains 95 % of the refits."""
+    SEED_COSINE = "seed-cosine"
+    """Smallest cosine between the directions of two seeds."""
+    NOT_IN_RULE = "not-in-rule"
+    """The rule has no bound for this claim."""
+    NOT_MEASURED = "not-measured"
+    """The run did not measure what the claim needs."""
+    SECOND_DIRECTION = "second-direction"
+    """No second direction was fitted."""
+    # nothing could be tested
+    LABELS_NOT_INFORMATIVE = "labels-not-informative"
+    """At baseline the rate of the positives exceeds that of the negatives by `value`, and the lower end of its
+    interval is below `bound`."""
     # NO-BASELINE
     BASELINE_NOT_MEASURED = "baseline-not-measured"
     """The rate of the positives at baseline is unknown."""
@@ -26,9 +70,10 @@ class VerdictCode(StrEnum):
     """The AUROC of the continuous score between the classes is unknown."""
     CLASSES_NOT_SEPARATED = "classes-not-separated"
     """The lower end `value` of the 95 % interval of that AUROC is below `bound`."""
-    # NOT-SINGLE-DIRECTION
+    # NOT-TESTED; up to version 4 of the rule NOT-SINGLE-DIRECTION
     NO_CANDIDATE = "no-candidate"
     """No candidate was selected, because of `no_candidate`."""
+    # NOT-SINGLE-DIRECTION up to version 4; a quantity that is not measured is a claim that is not tested from 5 on
     EFFECT_NOT_MEASURED = "effect-not-measured"
     """The size of `effect` is unknown."""
     NEITHER_EFFECT = "neither-effect"
@@ -85,6 +130,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     code: VerdictCode
     """The kind of the reason."""
+    state: ClaimState | None = None
+    """Whether the condition is met. Absent up to version 4 of the rule."""
     seed: int | None = None
     """The seed, for a run whose seeds have the same verdict."""
     effect: EffectName | None = None
@@ -103,6 +150,14 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Upper end of its 95 % interval."""
     bound: float | None = None
     """The margin or bound of the rule, in the unit of `value`."""
+    most: float | None = None
+    """Upper end of the interval if degenerate completions count in favour of the effect; absent if it is `high`."""
+    n: int = 0
+    """Prompts, refits or pairs of seeds that `value` rests on."""
+    draws: int | None = None
+    """Null draws of the family: completed ones for a gap, comparable ones for a rank."""
+    beaten: int | None = None
+    """Comparable draws that reach the effect."""
     p: float | None = None
     """Rank p of the direction among the wide nulls of the family."""
     prompts: int | None = None
@@ -119,7 +174,14 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def text(self) -> str:
         """The reason as a short clause."""
+        if self.state is not None:
+            return self._condition(self.state)
         match self.code:
+            case VerdictCode.LABELS_NOT_INFORMATIVE:
+                return (
+                    f"at baseline positives exceed negatives by {self.value:.2f} [{self.low:.2f}, {self.high:.2f}], "
+                    f"lower end < {self.bound:g}"
+                )
             case VerdictCode.BASELINE_NOT_MEASURED:
                 return "baseline not measured"
             case VerdictCode.BASELINE_TOO_LOW:
@@ -151,6 +213,68 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return f"{self.value:.2f} of the content lost under {self.arm} on {self.label}s > {self.bound:g}"
             case _:
                 return self._effect()
+
+    def _condition(self, state: ClaimState) -> str:
+        """A condition of a claim: the quantity, its interval, and how it compares with its margin or bound."""
+        where = f" under {self.arm} on {self.label}s" if self.arm else ""
+        nulls = f"{self.family} nulls ({self.effect})"
+        match self.code:
+            case VerdictCode.EFFECT_SIZE:
+                if_counted = f" (up to {self.most:.2f} if degenerate completions count)" if self.most else ""
+                text = f"{self.effect} {self._reached(state)}{if_counted}"
+                return f"{text}; about {self.prompts} prompts per class would decide it" if self.prompts else text
+            case VerdictCode.NULL_GAP:
+                return f"gap to {nulls} {self._reached(state)}"
+            case VerdictCode.NULL_RANK:
+                sign = "<=" if state is ClaimState.SHOWN else ">"
+                return f"{nulls}: {self.beaten} of {self.draws} draws reach it, p = {self.p:.3g} {sign} {self.bound:g}"
+            case VerdictCode.TOO_FEW_DRAWS:
+                return f"{nulls}: {self.draws} comparable draws, {self.bound:g} needed"
+            case VerdictCode.EFFECT_NOT_MEASURED:
+                return f"{self.effect} not measured"
+            case VerdictCode.NULL_NOT_MEASURED:
+                return f"{nulls} not measured"
+            case VerdictCode.DEGENERATE:
+                return f"more degenerate completions{where}: {self._bounded(state)}"
+            case VerdictCode.KL_TOO_LARGE:
+                return f"KL under ablation on negatives {self._bounded(state)}"
+            case VerdictCode.ANSWERS_LOST:
+                return f"right answers lost{where}: {self._bounded(state)}"
+            case VerdictCode.CONTENT_LOST:
+                return f"content lost{where}: {self._bounded(state)}"
+            case VerdictCode.OVER_REFUSAL:
+                return f"more of the behaviour{where}: {self._bounded(state)}"
+            case VerdictCode.REFIT_COSINE:
+                return f"cosine with {self.n} refits {self._reached(state)}"
+            case VerdictCode.SEED_COSINE if state is ClaimState.NOT_TESTED:
+                return "only one seed has a direction"
+            case VerdictCode.SEED_COSINE:
+                return f"smallest cosine between seeds {self._reached(state)}"
+            case VerdictCode.NO_ROOM:
+                return self.negatives
+            case VerdictCode.NOT_IN_RULE:
+                return "the rule has no bound"
+            case VerdictCode.NOT_MEASURED:
+                return "not measured"
+            case VerdictCode.SECOND_DIRECTION:
+                return "no second direction was fitted"
+        raise NotImplementedError(f"no text for {self.code} with a state")
+
+    def _reached(self, state: ClaimState) -> str:
+        signs = {ClaimState.SHOWN: ">=", ClaimState.REFUTED: "<"}
+        return f"{self._number} {signs.get(state, 'around')} {self.bound:g}"
+
+    def _bounded(self, state: ClaimState) -> str:
+        signs = {ClaimState.SHOWN: "<=", ClaimState.REFUTED: ">"}
+        return f"{self._number} {signs.get(state, 'around')} {self.bound:g}"
+
+    @property
+    def _number(self) -> str:
+        """The value, with its interval if it has one."""
+        if self.value is None:
+            return "unknown"
+        ends = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{ends}"
 
     @property
     def negatives(self) -> str:

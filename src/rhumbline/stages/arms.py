@@ -58,6 +58,8 @@ class SeedArms:
     """The selected direction; None: the baseline is the only arm."""
     nulls: Sequence[Null]
     addition: AdditionParameters
+    same_cosine: float | None = None
+    """Nulls with a larger |cosine| are aligned with the direction; they complete nothing. None: every null can."""
 
     def arm(self, arm: ArmId) -> Arm:
         """The arm of this identity; InputError if the seed has no such arm."""
@@ -99,7 +101,7 @@ class SeedArms:
     # The arms of each stage
 
     def outcomes(self, label: Label, draws: int) -> Arms:
-        """Arms that complete test prompts: baseline, direction, then the first `draws` of each null family."""
+        """Arms that complete test prompts: baseline, direction, then the first comparable draws of each null family."""
         if self.direction is None:
             return self.arms([BASELINE])
         if label == "positive":
@@ -117,11 +119,11 @@ class SeedArms:
         return self.arms([BASELINE, ABLATION, ADDITION, *self._of_nulls(ArmKind.ADDITION)])
 
     def doses(self, label: Label, doses: Sequence[float], draws: int) -> list[DoseArm]:
-        """Every dose of the direction and of the first `draws` of each null family."""
+        """Every dose of the direction and of the first comparable draws of each null family."""
         assert self.direction is not None
         positions = self.addition.positions
         directions = {DIRECTION: self.direction}
-        directions |= {ArmId.null(n.family, n.draw): n.direction for n in self.nulls if n.draw < draws}
+        directions |= {ArmId.null(n.family, n.draw): n.direction for n in self._first(draws)}
         arms = []
         for arm, direction in directions.items():
             for dose in doses:
@@ -130,11 +132,11 @@ class SeedArms:
         return arms
 
     def losses(self, families: Sequence[str]) -> Arms:
-        """Arms under which losses are measured: those of the direction, and the first draw of each of `families`.
+        """Arms under which losses are measured: those of the direction, and the first comparable draw of each family.
 
         Subtraction is the paper's bypass by addition.
         """
-        firsts = [(n.family, n.draw) for n in self.nulls if n.draw == 0 and n.family in families]
+        firsts = [(n.family, n.draw) for n in self._first(1) if n.family in families]
         kinds = (ArmKind.ABLATION, ArmKind.ADDITION)
         nulls = [ArmId.null(*first, kind) for first in firsts for kind in kinds]
         return self.arms([BASELINE, ABLATION, ADDITION, SUBTRACTION, *nulls])
@@ -154,4 +156,11 @@ class SeedArms:
         return [BASELINE, ABLATION, ADDITION, ADDITION_ALL, ADDITION_PROMPT, SUBTRACTION, *nulls]
 
     def _of_nulls(self, kind: ArmKind, draws: int | None = None) -> list[ArmId]:
-        return [ArmId.null(n.family, n.draw, kind) for n in self.nulls if draws is None or n.draw < draws]
+        nulls = self.nulls if draws is None else self._first(draws)
+        return [ArmId.null(n.family, n.draw, kind) for n in nulls]
+
+    def _first(self, draws: int) -> list[Null]:
+        """The first comparable draws of every family."""
+        comparable = [n for n in self.nulls if self.same_cosine is None or abs(n.cosine) <= self.same_cosine]
+        of_family = {n.family: [m for m in comparable if m.family == n.family][:draws] for n in comparable}
+        return [n for some in of_family.values() for n in some]

@@ -6,7 +6,7 @@ the best bypass scores first. Refusal tokens and the filter by the sign of the m
 and validation prompts only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -139,16 +139,16 @@ def shuffled_differences(
     candidates: Candidates,
     positions: Sequence[Position],
     *,
-    draws: int,
+    draws: Sequence[int],
     seed: int,
 ) -> Float[Tensor, "draw position layer d_model"] | None:
     """Differences in means of pseudo-classes, each with half of either true class; None for too few prompts.
 
     Every difference is rescaled to the norm of the true difference at its site, so that additions are comparable.
     """
-    if draws == 0 or min(len(s) for s in train) < 2:
+    if len(draws) == 0 or min(len(s) for s in train) < 2:
         return None
-    signs = [torch.stack([halves(len(s), generator(seed, "shuffled", d)) for d in range(draws)]) for s in train]
+    signs = [torch.stack([halves(len(s), generator(seed, "shuffled", d)) for d in draws]) for s in train]
     sums = [weighted_sums(runner, s, positions, w) for s, w in zip(train, signs, strict=True)]
     differences = torch.nn.functional.normalize(sums[0] + sums[1], dim=-1).float()
     return differences * candidates.float().norm(dim=-1, keepdim=True)
@@ -156,25 +156,24 @@ def shuffled_differences(
 
 def shuffled_refits(
     selection: RefitSelection,
-    differences: Float[Tensor, "draw position layer d_model"],
+    differences: Mapping[int, Float[Tensor, "position layer d_model"]],
     val: tuple[Sequences, Sequences],
     *,
-    draws: Sequence[int],
     prompts: int,
     seed: int,
 ) -> list[Refit]:
-    """Selection on pseudo-classes, for some draws of pseudo-differences.
+    """Selection on pseudo-classes, for the pseudo-differences of some draws.
 
     Each pseudo-class gets half of `prompts` validation prompts of either true class.
     """
     refits = []
-    for draw in draws:
+    for draw, candidates in differences.items():
         rng = np.random.default_rng([seed, draw, prompts])
         drawn = [[s[i] for i in rng.permutation(len(s))[:prompts]] for s in val]
         first, second = ([x for s in drawn for x in s[half::2]] for half in (0, 1))
         if not (first and second):
             continue
-        refit = selection.select(differences[draw], _equally_weighted(selection.scorer, first, second))
+        refit = selection.select(candidates, _equally_weighted(selection.scorer, first, second))
         if refit is not None:
             refits.append(refit)
     return refits

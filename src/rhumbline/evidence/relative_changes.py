@@ -1,0 +1,146 @@
+"""Relative changes: what share of the behaviour (or of its absence) an intervention removes, with its interval.
+
+Every function reads one value per prompt between 0 and 1: 1 if what the intervention should remove is present, or a
+mean over seeds or draws. Independent of arms, classes and margins.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from rhumbline.evidence.statistics import Interval, finite_or_none, wilson_of_rate
+from rhumbline.records.effect_results import RelativeChange
+
+LEAST_UNITS = 5
+"""Smallest number of categories that are resampled; fewer are treated as fixed."""
+RESAMPLES = 2000
+"""Bootstrap draws of the categories."""
+
+Presence = Float[np.ndarray, " prompt"]
+
+
+class Change(NamedTuple):
+    """1 - after / before, with its interval; NaN if nothing was present before."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    units: int | None = None
+    """Categories that were resampled; None if prompts were treated as independent."""
+
+
+def relative_change(before: Presence, after: Presence, categories: Sequence[Hashable | None] = ()) -> Change:
+    """1 - sum(after) / sum(before) over paired prompts, with its 95 % interval.
+
+    The interval is that of Bonett and Price for a paired ratio. If the prompts belong to at least `LEAST_UNITS`
+    categories, it is widened to value +- t sd, where sd is the standard deviation over resampled categories and t has
+    one degree of freedom less than there are categories.
+    """
+    n, k1, k2 = len(before), float(before.sum()), float(after.sum())
+    if k1 <= 0:
+        return Change(math.nan, math.nan, math.nan, n)
+    ratio = paired_ratio(k1, k2, float((before * after).sum()))
+    value, low, high = 1 - k2 / k1, 1 - ratio.high, 1 - ratio.low
+    units = resampled_units(categories)
+    if units is None:
+        return Change(value, low, high, n)
+    sums = np.stack([np.bincount(units, weights=x) for x in (before, after)])
+    half = unit_half_width(sums, lambda s: 1 - s[1] / s[0])
+    return Change(value, min(low, value - half), max(high, value + half), n, sums.shape[1])
+
+
+def paired_ratio(before: float, after: float, both: float, level: float = 0.95) -> Interval:
+    """The interval of after / before for paired counts, which need not be whole: Bonett and Price's.
+
+    Stat Med 25:3039 (2006), with Wilson's intervals. With m prompts that are counted at least once,
+
+        z' = z A / (B + C),   A^2 = (before + after - 2 both + 2) / ((before + 1)(after + 1)),
+        B^2 = (1 - (before + 1) / (m + 2)) / (before + 1),   C^2 likewise for after,
+
+    and the interval is [l2 / u1, u2 / l1] for the Wilson intervals of before / m and after / m at z'.
+    """
+    m = before + after - both
+    a = math.sqrt((before + after - 2 * both + 2) / ((before + 1) * (after + 1)))
+    b, c = (math.sqrt(max(0.0, 1 - (k + 1) / (m + 2)) / (k + 1)) for k in (before, after))
+    z = float(stats.norm.ppf((1 + level) / 2)) * a / (b + c)
+    own_level = 2 * float(stats.norm.cdf(z)) - 1
+    (l1, u1), (l2, u2) = (wilson_of_rate(min(1.0, k / m), m, own_level) for k in (before, after))
+    return Interval(l2 / u1, u2 / l1 if l1 > 0 else math.inf)
+
+
+def change_and_gap(
+    before: Presence, own: Presence, nulls: Sequence[Presence], categories: Sequence[Hashable | None] = ()
+) -> Change:
+    """The relative change by the direction minus the mean one by the draws of a null family, with its interval.
+
+    The half-widths of the two changes and of the mean over the draws (t with draws - 1 degrees of freedom) are added
+    in quadrature. With one draw the interval is not known, and without draws neither is the value.
+    """
+    direct, n = relative_change(before, own, categories), len(before)
+    if not nulls or math.isnan(direct.value):
+        return Change(math.nan, math.nan, math.nan, n)
+    mean = relative_change(before, np.mean(nulls, axis=0), categories)
+    gap = direct.value - mean.value
+    if len(nulls) < 2:
+        return Change(gap, math.nan, math.nan, n)
+    draws = mean_half_width([1 - float(null.sum()) / float(before.sum()) for null in nulls])
+    low = gap - math.hypot(direct.value - direct.low, mean.high - mean.value, draws)
+    high = gap + math.hypot(direct.high - direct.value, mean.value - mean.low, draws)
+    return Change(gap, low, high, n, direct.units)
+
+
+def mean_half_width(values: Sequence[float], level: float = 0.95) -> float:
+    """Half-width of the t interval of the mean of at least two values."""
+    n = len(values)
+    return float(stats.t.ppf((1 + level) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def record(against: Change, in_favour: Change, draws: int | None = None) -> RelativeChange:
+    """The record of a change, counted with degenerate completions against the effect and in its favour."""
+    high, most = finite_or_none(against.high), finite_or_none(max(against.high, in_favour.high))
+    return RelativeChange(
+        value=finite_or_none(against.value),
+        low=finite_or_none(against.low),
+        high=high,
+        n=against.n,
+        most=None if most == high else most,
+        draws=draws,
+        units=against.units,
+    )
+
+
+# -- categories -------------------------------------------------------------------------------------------------------
+
+
+def resampled_units(categories: Sequence[Hashable | None]) -> np.ndarray | None:
+    """The number of the category of every prompt, or None if there are too few to resample.
+
+    A prompt without a category is a unit of its own.
+    """
+    names = [("", i) if name is None else name for i, name in enumerate(categories)]
+    known = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    if len(known) < LEAST_UNITS or len(known) == len(names):
+        return None
+    return np.array([known[name] for name in names])
+
+
+def unit_half_width(sums: Float[np.ndarray, "quantity unit"], statistic, level: float = 0.95) -> float:
+    """Half-width of the interval of a statistic of sums over prompts, from resampled units.
+
+    The standard deviation of the statistic over `RESAMPLES` bootstrap samples of the units, with the factor
+    sqrt(units / (units - 1)) that makes it unbiased for a mean, times t with units - 1 degrees of freedom.
+    """
+    n = sums.shape[1]
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = statistic(sums @ weights.T)
+    values = values[np.isfinite(values)]
+    if len(values) < RESAMPLES / 2:
+        return math.inf
+    spread = float(values.std()) * math.sqrt(n / (n - 1))
+    return float(stats.t.ppf((1 + level) / 2, n - 1)) * spread
