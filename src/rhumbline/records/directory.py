@@ -5,7 +5,6 @@ under; a directory of another protocol is refused, and so is a second process in
 Knows nothing of models, directions or verdicts.
 """
 
-import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.records.artefacts import OF_RUN, OF_SEED
@@ -206,25 +206,25 @@ class RunDirectory:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a directory, made if need be, while open; OutputError where another process does.
+    """Hold a directory for this process; create it if it is missing. Raises OutputError if another process holds it.
 
-    The lock is the process's and goes with it: a lock file that a dead process left behind holds nobody up.
+    The operating system releases the lock when the process ends, so a lock file of a killed process holds nothing.
     """
+    lock = FileLock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "a")  # noqa: SIM115
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be used as a run directory: {error.strerror}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"{folder} is in use by another rhumbline process. Wait for it, or give another --out."
-            ) from None
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be locked: {error.strerror}.") from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"{folder} is in use by another rhumbline process. Wait for it, or pass another --out."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder} cannot be used as a run directory: {reason}. Pass another --out.") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _differing(a: Any, b: Any, at: str = "") -> list[str]:
