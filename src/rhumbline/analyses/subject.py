@@ -35,7 +35,10 @@ from rhumbline.records.shared import Site
 from rhumbline.report import build as report
 from rhumbline.stages.finished_run import RunInputs, open_run
 
-Analysis = TypeVar("Analysis", bound=AnalysisRecord)
+Record = TypeVar("Record", bound=AnalysisRecord)
+
+SITE_FAMILIES = ("isotropic", "covariance", "shuffled-site")
+"""Null families that are drawn at one site and need no further model pass."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Subject:
         direction = self.selected()
         return Site(direction.position, direction.layer)
 
-    def save(self, record: Analysis) -> Analysis:
+    def save(self, record: Record) -> Record:
         """Write the record of an analysis (and the report, if `page`); returns the record as it will be read."""
         saved = self.directory.write_record(record)
         if self.page:

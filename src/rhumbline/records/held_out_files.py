@@ -20,7 +20,7 @@ Text = Literal["text", "responses", "completions"]
 
 
 @dataclass(frozen=True)
-class Form:
+class TextForm:
     """Length and layout of a completion."""
 
     words: int
@@ -60,7 +60,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     correct: bool | float | UnsetType | None = UNSET
     """With classes: whether the text of a negative contains the known answer; None if no answer is known; absent for
     nulls. With a continuous score: share of the content that the text has, 0 to 1."""
-    form: Form | None = None
+    form: TextForm | None = None
     """Length and layout. Absent unless the score is continuous."""
     marker_share: float | None = None
     """Share of the words inside markers. Absent unless the score is continuous."""

@@ -28,7 +28,7 @@ class NullDirections:
     """Cosine between the directions of two groups of positives; None for fewer than 4 prompts, or not finite."""
 
 
-class WideArm(Struct, frozen=True, kw_only=True):
+class WideRow(Struct, frozen=True, kw_only=True):
     """The metric of some test prompts under one arm."""
 
     arm: ArmId
@@ -44,14 +44,14 @@ class WideNulls:
 
     prompts: Mapping[Label, tuple[str, ...]]
     """Ids of the prompts, by class; empty if the protocol has no wide nulls."""
-    rows: tuple[WideArm, ...]
+    rows: tuple[WideRow, ...]
     """Arms of positives, then of negatives; empty as above."""
     kl: tuple[float | None, ...] = ()
     """KL divergence of the next-token distribution of each negative, baseline to ablation, nats; None for a negative
     that shows the behaviour at baseline, or not finite."""
 
 
-class DoseArm(Struct, frozen=True, kw_only=True):
+class DoseRow(Struct, frozen=True, kw_only=True):
     """The metric of some test prompts under one strength of one intervention."""
 
     kind: Literal["ablation", "addition"]
@@ -70,7 +70,7 @@ class Doses:
 
     prompts: ByLabel[tuple[str, ...]]
     """Ids of the prompts."""
-    rows: tuple[DoseArm, ...]
+    rows: tuple[DoseRow, ...]
     """Strengths of ablation, then coefficients of addition; empty if the protocol has no curve."""
 
 

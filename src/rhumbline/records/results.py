@@ -21,13 +21,13 @@ from rhumbline.records.effect_results import (
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
-    Cell,
     FirstToken,
     ModelFacts,
     NearDuplicates,
     NullDirection,
     SeedPair,
     StageTiming,
+    Survivor,
 )
 from rhumbline.records.side_effect_results import BaselineRate, CategoryRate, ConditionRate, SideEffects
 from rhumbline.records.style_results import StyleSummary
@@ -59,11 +59,11 @@ class SeedResult:
     """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
     """The verdict with its numbers."""
-    selected: Cell | None
+    selected: Survivor | None
     """The selected candidate; None if none survived."""
     survivors: int
     """Number of candidates that the selection rule does not discard."""
-    tied: tuple[Cell, ...]
+    tied: tuple[Survivor, ...]
     """Other survivors within the tie margin, nearest first."""
     n: BySplit[ByLabel[int]]
     """Number of prompts: train and validation after the filter, test as planned."""

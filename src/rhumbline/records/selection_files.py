@@ -10,11 +10,11 @@ from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
-    Cell,
     ClassifierFit,
     FirstToken,
     Marker,
     Site,
+    Survivor,
     TrainVal,
 )
 
@@ -115,13 +115,13 @@ class Candidate:
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """selection.json: the scores and the result of the rule. Without tokens or prompts only the reason is set."""
 
-    selected: Cell | None
+    selected: Survivor | None
     """The selected candidate; None: no candidate survived."""
     reason: NoCandidate | None
     """Why nothing was selected; None if a candidate was."""
     survivors: int
     """Candidates that the rule does not discard."""
-    tied: tuple[Cell, ...]
+    tied: tuple[Survivor, ...]
     """Other survivors within the tie margin of the rule, nearest first."""
     baseline: ByLabel[float | None] | None = None
     """Mean metric of the kept validation prompts, log-odds; None inside: none is finite. Absent if nothing was

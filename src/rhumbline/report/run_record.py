@@ -25,7 +25,7 @@ from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult, VerdictName
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.selection_files import Selection
-from rhumbline.records.shared import Cell, EffectName, Label, Site
+from rhumbline.records.shared import EffectName, Label, Site, Survivor
 
 NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")
 """Verdicts of runs whose positives rarely show the behaviour at baseline."""
@@ -48,7 +48,7 @@ EFFECT_ARMS: Mapping[EffectName, EffectArm] = {
 
 
 @dataclass(frozen=True)
-class RunSummary:
+class RunFiles:
     """protocol.json and results.json of a finished run."""
 
     directory: RunDirectory
@@ -59,7 +59,7 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
-class RunRecord(RunSummary):
+class RunRecord(RunFiles):
     """The files of a finished run, and of its evaluations, judgements and analyses."""
 
     selections: Mapping[int, Selection]
@@ -99,14 +99,14 @@ def measured_arm(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
     return next((row for row in seed.arms if (row.arm, row.side) == (arm, side) and row.rate is not None), None)
 
 
-def site_text(site: Cell | Site | SiteShare | None) -> str:
+def site_text(site: Survivor | Site | SiteShare | None) -> str:
     """Format a site as (position, layer)."""
     return "none" if site is None else f"({site.position}, {site.layer})"
 
 
-def read_summary(directory: RunDirectory) -> RunSummary:
+def read_summary(directory: RunDirectory) -> RunFiles:
     """Read protocol.json and results.json. Raises OutputError or ProtocolError that names the file and the field."""
-    return RunSummary(directory, *_protocol(directory), directory.read_record(Results))
+    return RunFiles(directory, *_protocol(directory), directory.read_record(Results))
 
 
 def read_run(path: Path) -> RunRecord:
