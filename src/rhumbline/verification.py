@@ -26,7 +26,7 @@ from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.reasons import Discard
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
-from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.seed_files import Candidate, Selection
 
 PROSE = frozenset({"sentence", "warnings"})
 """Fields of results.json whose wording was another one in version 0.1."""

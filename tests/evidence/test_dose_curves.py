@@ -3,8 +3,8 @@ import pytest
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.statistics import wilson
 from rhumbline.records.arms import ArmId
-from rhumbline.records.null_files import DoseRow, Doses
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import DoseRow, Doses
 from rhumbline.records.shared import ByLabel, NullDirection
 
 NULLS = [NullDirection("top-pc", 0, cosine=0.0, energy=0.2, position=Position(-1), layer=4)]

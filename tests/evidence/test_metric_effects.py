@@ -2,8 +2,8 @@ import pytest
 
 from rhumbline.evidence.metric_effects import mean_kl, wide_effects, with_adjusted_p
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
-from rhumbline.records.null_files import WideNulls, WideRow
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import WideNulls, WideRow
 from rhumbline.records.shared import NullDirection
 
 NULLS = [NullDirection("top-pc", d, cosine=0.1 * d, energy=0.2, position=Position(-1), layer=4) for d in range(4)]

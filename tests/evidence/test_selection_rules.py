@@ -21,7 +21,7 @@ from rhumbline.evidence.selection_rules import (
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import Candidate
 
 GOLDEN = DATA / "golden"
 

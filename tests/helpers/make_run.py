@@ -40,7 +40,6 @@ from rhumbline.records.effect_results import (
 )
 from rhumbline.records.evaluation_files import ComparedScore, Comparison, EvaluationSettings
 from rhumbline.records.files import sha256
-from rhumbline.records.held_out_files import Separation
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import (
     ChatFacts,
@@ -51,10 +50,23 @@ from rhumbline.records.protocol_file import (
     SplitPlan,
     Versions,
 )
-from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.results import Environment, Results, SeedResult, TimingSummary, VerdictName
-from rhumbline.records.run_files import Discovery, Projection, SiteSeparation
-from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.reasons import Discard, NoCandidate, VerdictCode, VerdictReason, reason_text
+from rhumbline.records.results import (
+    BaselineRate,
+    CategoryRate,
+    ConditionRate,
+    Divergence,
+    Environment,
+    Loss,
+    NegativeRate,
+    Results,
+    SeedResult,
+    SideEffects,
+    TimingSummary,
+    VerdictName,
+)
+from rhumbline.records.run_files import Discovery
+from rhumbline.records.seed_files import Candidate, Projection, Selection, Separation, SiteSeparation
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
@@ -68,16 +80,6 @@ from rhumbline.records.shared import (
     StageTiming,
     Survivor,
 )
-from rhumbline.records.side_effect_results import (
-    BaselineRate,
-    CategoryRate,
-    ConditionRate,
-    Divergence,
-    Loss,
-    NegativeRate,
-    SideEffects,
-)
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, reason_text
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\u202e\u2028\'"`${x}'
 SUFFIX = ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header_id|>", "<|end_header_id|>", "\n\n")

@@ -35,7 +35,7 @@ from rhumbline.protocol import (
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import Candidate
 from tolerances import near, tolerance
 
 

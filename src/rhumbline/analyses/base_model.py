@@ -23,6 +23,7 @@ from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, Label, Split
 from rhumbline.records.analysis_files import (
+    Auroc,
     BaseCondition,
     BaseConditions,
     BaseFinding,
@@ -30,9 +31,10 @@ from rhumbline.records.analysis_files import (
     BaseNull,
     BaseParameters,
     BaseRecord,
+    NullRank,
     TokenComparison,
+    TrainTest,
 )
-from rhumbline.records.analysis_values import Auroc, NullRank, TrainTest
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.null_families import covariance, generator, isotropic, shuffled_site

@@ -19,13 +19,15 @@ from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p, wilson_
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS, Split
 from rhumbline.records.analysis_files import (
+    Auroc,
     MonitorCondition,
     MonitorNull,
     MonitorParameters,
     MonitorRecord,
+    Rate,
     RocPoint,
+    ValTest,
 )
-from rhumbline.records.analysis_values import Auroc, Rate, ValTest
 from rhumbline.records.shared import ByLabel
 from rhumbline.records.suffix_file import random_condition, suffix_condition
 from rhumbline.stages.null_families import Material, draw_nulls

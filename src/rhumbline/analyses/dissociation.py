@@ -21,8 +21,8 @@ from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import ContrastSet, Prompt
-from rhumbline.records.analysis_values import LayerCosine
-from rhumbline.records.selection_files import SplitIds, StyleJudges
+from rhumbline.records.analysis_files import LayerCosine
+from rhumbline.records.seed_files import SplitIds, StyleJudges
 from rhumbline.records.sheet_files import (
     DissociationCell,
     DissociationCosines,

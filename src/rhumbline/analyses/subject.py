@@ -25,12 +25,12 @@ from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import ContrastSet, Label, Split, Splits
-from rhumbline.records.analysis_values import LayerMean, Mean
+from rhumbline.records.analysis_files import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import MetricTokens
+from rhumbline.records.seed_files import MetricTokens
 from rhumbline.records.shared import Site
 from rhumbline.report import build as report
 from rhumbline.stages.finished_run import RunInputs, open_run

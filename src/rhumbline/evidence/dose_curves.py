@@ -13,7 +13,7 @@ import numpy as np
 from rhumbline.evidence.statistics import finite_or_none, wilson
 from rhumbline.records.arms import DIRECTION, ArmId
 from rhumbline.records.effect_results import Dose, DoseFragility, DosePoint
-from rhumbline.records.null_files import DoseRow, Doses
+from rhumbline.records.seed_files import DoseRow, Doses
 from rhumbline.records.shared import NullDirection
 
 

@@ -14,7 +14,7 @@ from rhumbline.errors import ProtocolError
 from rhumbline.records.files import read_given
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import Candidate
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rhumbline.errors import ProtocolError
 from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.score import Score
-from rhumbline.records.held_out_files import TextForm
+from rhumbline.records.seed_files import TextForm
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.)])\s+", re.MULTILINE)

@@ -19,12 +19,11 @@ from rhumbline.records.codec import convert
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate, SiteShare
 from rhumbline.records.evaluation_files import Comparison
-from rhumbline.records.held_out_files import Separation
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult, VerdictName
 from rhumbline.records.run_files import Discovery
-from rhumbline.records.selection_files import Selection
+from rhumbline.records.seed_files import Selection, Separation
 from rhumbline.records.shared import EffectName, Label, Site, Survivor
 
 NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")

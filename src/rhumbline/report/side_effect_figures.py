@@ -11,9 +11,8 @@ import altair as alt
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.evaluation_files import ComparedScore
-from rhumbline.records.results import SeedResult
+from rhumbline.records.results import Loss, SeedResult
 from rhumbline.records.shared import EffectName
-from rhumbline.records.side_effect_results import Loss
 from rhumbline.report.figures import (
     LIGHT,
     NULL_COLOURS,

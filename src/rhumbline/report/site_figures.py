@@ -12,8 +12,7 @@ import altair as alt
 from rhumbline.records.analysis_files import GeometryCell
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ChatFacts
-from rhumbline.records.run_files import Projection, SiteSeparation
-from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.seed_files import Candidate, Projection, Selection, SiteSeparation
 from rhumbline.records.shared import Site, Survivor
 from rhumbline.report.figures import (
     DIVERGING,

@@ -9,9 +9,9 @@ from typing import Any
 
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
 from rhumbline.records.effect_results import Effect
+from rhumbline.records.reasons import VerdictCode
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import ModelFacts
-from rhumbline.records.verdict_reasons import VerdictCode
 from rhumbline.report import page
 from rhumbline.report.run_record import EFFECT_ARMS, RunRecord, measured_arm, site_text
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rhumbline.prompts.contrasts import LABELS, Label
-from rhumbline.records.null_files import DoseRow, Doses
+from rhumbline.records.seed_files import DoseRow, Doses
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.metric_samples import samples, six_digits
 from rhumbline.stages.seed_run import SeedRun

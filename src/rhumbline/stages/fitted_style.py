@@ -12,8 +12,7 @@ from rhumbline.judging.score import TextJudge
 from rhumbline.judging.style_classifier import Classifier, ClassifierJudge
 from rhumbline.judging.text_style import MarkerJudge, content_kept
 from rhumbline.prompts.contrasts import Prompt
-from rhumbline.records.held_out_files import TextForm
-from rhumbline.records.selection_files import StyleJudges
+from rhumbline.records.seed_files import StyleJudges, TextForm
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import ExtractionSettings, Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, StyleJudges
+from rhumbline.records.seed_files import Extracted, MetricTokens, Selection, StyleJudges
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.fitted_style import FittedStyle
 from rhumbline.stages.seed_artefacts import Null, SeedArtefacts

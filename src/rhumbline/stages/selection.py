@@ -18,7 +18,7 @@ from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.protocol import COEFFICIENTS
 from rhumbline.records.reasons import NoCandidate
-from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.seed_files import Candidate, Selection
 from rhumbline.records.shared import ByLabel, Site, Survivor
 from rhumbline.stages.candidate_scores import ScoreGrid, ScoreName, score_candidates
 from rhumbline.stages.completion_scores import CompletionScores

@@ -13,9 +13,8 @@ from rhumbline.inference.residuals import projections
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split, Splits
-from rhumbline.records.held_out_files import Separation
 from rhumbline.records.positions import Position
-from rhumbline.records.run_files import Projection, SiteSeparation
+from rhumbline.records.seed_files import Projection, Separation, SiteSeparation
 from rhumbline.records.shared import ByLabel, Survivor
 from rhumbline.stages.extraction import ClassMeans
 from rhumbline.stages.seed_run import SeedRun, encoded

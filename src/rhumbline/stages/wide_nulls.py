@@ -10,7 +10,7 @@ from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.arms import ABLATION
-from rhumbline.records.null_files import WideNulls, WideRow
+from rhumbline.records.seed_files import WideNulls, WideRow
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.arms import SeedArms
 from rhumbline.stages.metric_samples import Sample, samples, six_digits
