@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,20 @@ from rhumbline.records.files import (
     read_json,
     read_rows,
     sha256,
+    tensors_bytes,
     tensors_metadata,
     write_bytes,
     write_json,
 )
+from rhumbline.records.page_files import FIGURES, MANIFEST
 
 SCHEMA = 1
 _LOCK = ".lock"
+_ARTEFACTS = (".json", ".jsonl", ".safetensors")
+_WRITTEN_LATER = (
+    "results.json", "timings.json", MANIFEST, "reproduction.json", "analyses/*.json", "judgements/*.json",
+    "judgements/*.jsonl", "evaluations/*.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,9 +177,7 @@ class RunDirectory:
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write a safetensors file with the protocol's hash in its metadata."""
-        from safetensors.torch import save
-
-        write_bytes(path, save(dict(tensors), {**metadata, "protocol_sha256": self.protocol_sha256}))
+        write_bytes(path, tensors_bytes(tensors, {**metadata, "protocol_sha256": self.protocol_sha256}))
 
     def load_tensors(self, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         """Read a safetensors file and its metadata; one made under another protocol is refused."""
@@ -183,18 +189,12 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, str]:
         """Hash of every artefact that a verdict rests on, by its path inside the directory."""
-        kept = sorted(
-            p for p in self.path.rglob("*") if p.is_file() and p.suffix in {".json", ".jsonl", ".safetensors"}
-        )
-        inside = {p.relative_to(self.path).as_posix(): p for p in kept}
-        skip = {"results.json", "timings.json"}
-        return {
-            name: file_sha256(p)
-            for name, p in inside.items()
-            if name not in skip
-            and not name.startswith(("figures/", "judgements/", "analyses/", "evaluations/"))
-            and not any(part[0] == "." for part in name.split("/"))
-        }
+        return {name: file_sha256(self.path / name) for name in self.files() if _is_artefact(name)}
+
+    def files(self) -> list[str]:
+        """Path inside the directory of every entry that is not a folder, without the lock."""
+        entries = (p for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir())
+        return sorted(name for p in entries if (name := p.relative_to(self.path).as_posix()) != _LOCK)
 
     def _check(self, path: Path, found: Any) -> None:
         if found != self.protocol_sha256:
@@ -202,6 +202,17 @@ class RunDirectory:
                 f"{path} was made under another protocol ({str(found)[:12]}, this run's is "
                 f"{self.protocol_sha256[:12]}). Remove it, or give another --out."
             )
+
+
+def _is_artefact(name: str) -> bool:
+    """Whether a file was written by the run and is part of its results."""
+    is_hidden = any(part.startswith(".") for part in name.split("/"))
+    return name.endswith(_ARTEFACTS) and not is_hidden and not is_written_later(name) and not name.startswith(FIGURES)
+
+
+def is_written_later(name: str) -> bool:
+    """Whether a file is written after the manifest: results, timings, and what later commands compute."""
+    return any(fnmatchcase(name, pattern) for pattern in _WRITTEN_LATER)
 
 
 @contextmanager
