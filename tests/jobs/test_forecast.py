@@ -17,7 +17,7 @@ from rhumbline.jobs.sizing import work
 from rhumbline.models.chat import Chat
 from rhumbline.models.sources import own_contrast
 from rhumbline.organisms import materialise
-from rhumbline.organisms.reading import loss_texts
+from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.prompts.contrasts import Sizes, content_sha256, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS
 from rhumbline.protocol import (

@@ -17,7 +17,7 @@ from rhumbline.inference.runner import Runner
 from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.models.chat import Chat
 from rhumbline.organisms import organism_dir
-from rhumbline.organisms.reading import loss_texts
+from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes
 from rhumbline.prompts.loss_texts import Exchange, LossTexts, read_texts
 from rhumbline.protocol import DoseSettings, NullSettings, Protocol, SideEffectSettings, StabilitySettings
