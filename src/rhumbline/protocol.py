@@ -7,7 +7,6 @@ Independent of models and of execution.
 import dataclasses
 import inspect
 import math
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
 from rhumbline.records.codec import to_json
 from rhumbline.records.positions import Position
+from rhumbline.records.user_files import read_toml
 
 NULL_FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
 """Null families, weakest first. The index in this tuple seeds the draws."""
@@ -382,13 +382,10 @@ def preset(name: str, **changes: Any) -> Protocol:
 
 def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     """The preset that an experiment file (TOML) names, and its tables, which `amend` checks."""
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProtocolError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"{path} is not TOML: {error}.") from error
+    table = read_toml(path, ProtocolError, "an experiment file (TOML)")
     name = table.pop("preset", None)
+    if name is not None and not isinstance(name, str):
+        raise ProtocolError(f"{path}: preset is {name!r}; use one of {', '.join(PRESETS)}.")
     return name, table
 
 

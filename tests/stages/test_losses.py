@@ -242,7 +242,7 @@ def test_texts_are_read_from_either_form(tmp_path):
         ("a.jsonl", '{"text": ""}\n{"text": "x"}\nnot json', "line 1, 3"),
         ("a.jsonl", '{"prompt": "x"}', "line 1"),
         ("a.txt", "  \n", "no text"),
-        ("a.txt", None, "cannot be read"),
+        ("a.txt", None, "does not exist"),
     ],
 )
 def test_faulty_texts_are_refused(name, content, message, tmp_path):

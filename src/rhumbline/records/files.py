@@ -101,16 +101,6 @@ def read_json(path: Path) -> Any:
         raise OutputError(f"{path} cannot be read: {error}") from error
 
 
-def read_given(path: Path, wrong: type[RhumblineError], expected: str) -> Any:
-    """Read a JSON file that the user gave; `wrong` says what is the matter with it, and what was expected."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise wrong(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"{path} is not JSON: {error}. Give {expected}.") from error
-
-
 def inside(folder: Path, name: str, wrong: type[RhumblineError]) -> Path:
     """`folder / name`, for a name that comes from a file; `wrong` unless it is a plain file name."""
     if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
