@@ -36,8 +36,8 @@ SCHEMA = 1
 _LOCK = ".lock"
 _ARTEFACTS = (".json", ".jsonl", ".safetensors")
 _WRITTEN_LATER = (
-    "results.json", "timings.json", MANIFEST, "reproduction.json", "analyses/*.json", "judgements/*.json",
-    "judgements/*.jsonl", "evaluations/*.json",
+    "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, "reproduction.json",
+    "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "evaluations/*.json",
 )  # fmt: skip
 
 
