@@ -15,7 +15,7 @@ from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import Label
-from rhumbline.report.run_record import RunSummary, read_summary
+from rhumbline.report.run_record import RunFiles, read_summary
 
 NOT_MEASURED = "not measured"
 EFFECTS = (
@@ -58,7 +58,7 @@ def main() -> None:
     sys.stdout.write(page(summaries, "" if a.notes is None else a.notes.read_text(encoding="utf-8")))
 
 
-def page(summaries: Sequence[RunSummary], notes: str) -> str:
+def page(summaries: Sequence[RunFiles], notes: str) -> str:
     """The page as Markdown."""
     seeds = [(summary, seed) for summary in summaries for seed in summary.results.seeds]
     return "\n".join(
@@ -82,12 +82,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]
 
 
-def key(summary: RunSummary, seed: SeedResult) -> tuple[str, str, str]:
+def key(summary: RunFiles, seed: SeedResult) -> tuple[str, str, str]:
     """Cells that name one seed of one run."""
     return Path(summary.context.model.name).name, summary.context.contrast.name, str(seed.seed)
 
 
-def effects(summary: RunSummary, seed: SeedResult) -> tuple[str, ...]:
+def effects(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
     """Cells of the effects of one seed."""
     cell, n_layers = seed.selected, summary.context.model.n_layers
     return (
@@ -101,7 +101,7 @@ def effects(summary: RunSummary, seed: SeedResult) -> tuple[str, ...]:
     )
 
 
-def controls(summary: RunSummary, seed: SeedResult) -> tuple[str, ...]:
+def controls(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
     """Cells of the nulls, the damage and the cost of one seed."""
     stages = [stage for stage in summary.results.timings.stages if stage.seed == seed.seed]
     return (
@@ -151,7 +151,7 @@ def strongest(seed: SeedResult, kind: str, side: Label) -> str:
     return f"{means[family]:.2f} ({family}, {len(families[family])} draws)"
 
 
-def setting(summary: RunSummary) -> tuple[str, ...]:
+def setting(summary: RunFiles) -> tuple[str, ...]:
     """Cells of the settings of one run."""
     protocol, model = summary.protocol, summary.context.model
     sizes = protocol.sizes

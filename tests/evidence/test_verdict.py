@@ -17,8 +17,7 @@ from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import Gap
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.results import Results, VerdictName
-from rhumbline.records.style_results import LevelUnit
+from rhumbline.records.results import LevelUnit, Results, VerdictName
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 
 REPRODUCES, NOT, NO_BASELINE = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION", "NO-BASELINE-REFUSAL"

@@ -15,7 +15,7 @@ import numpy as np
 from rhumbline.evidence.statistics import wilson
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Nulls, Protocol
+from rhumbline.protocol import NullSettings, Protocol
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
@@ -40,7 +40,6 @@ from rhumbline.records.effect_results import (
 )
 from rhumbline.records.evaluation_files import ComparedScore, Comparison, EvaluationSettings
 from rhumbline.records.files import sha256
-from rhumbline.records.held_out_files import Separation
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import (
     ChatFacts,
@@ -52,13 +51,25 @@ from rhumbline.records.protocol_file import (
     Versions,
 )
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.results import Environment, Results, SeedResult, TimingSummary, VerdictName
-from rhumbline.records.run_files import Discovery, Projection, SiteSeparation
-from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.results import (
+    BaselineRate,
+    CategoryRate,
+    ConditionRate,
+    Divergence,
+    Environment,
+    Loss,
+    NegativeRate,
+    Results,
+    SeedResult,
+    SideEffects,
+    TimingSummary,
+    VerdictName,
+)
+from rhumbline.records.run_files import Discovery
+from rhumbline.records.seed_files import Candidate, Projection, Selection, Separation, SiteSeparation
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
-    Cell,
     FirstToken,
     KappaPair,
     Label,
@@ -67,15 +78,7 @@ from rhumbline.records.shared import (
     NullDirection,
     SeedPair,
     StageTiming,
-)
-from rhumbline.records.side_effect_results import (
-    BaselineRate,
-    CategoryRate,
-    ConditionRate,
-    Divergence,
-    Loss,
-    NegativeRate,
-    SideEffects,
+    Survivor,
 )
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, reason_text
 
@@ -145,7 +148,7 @@ def _protocol(p: Plan) -> dict[str, Any]:
         behaviour=p.behaviour,
         seeds=p.seeds,
         sizes=Sizes(128, 32, p.n),
-        nulls=Nulls(p.families, p.draws, wide=19 if p.evidence else 0),
+        nulls=NullSettings(p.families, p.draws, wide=19 if p.evidence else 0),
         rule=Rule("rhumbline", families=p.families),
     )
     detectable = Detectable(0.8, ByLabel(0.08, 0.08), ByLabel(0.63, 0.63), 0.05 if p.evidence else None)
@@ -202,7 +205,7 @@ def _selection(p: Plan, rng: np.random.Generator) -> Selection:
         )
     rows = _candidates(p, rng)
     cells = [
-        Cell(row.position, row.layer, row.norm, row.bypass)
+        Survivor(row.position, row.layer, row.norm, row.bypass)
         for row in rows
         if row.discarded is None and row.norm is not None and row.bypass is not None
     ]
@@ -277,7 +280,7 @@ def _arms(p: Plan, nulls: Sequence[NullDirection], rng: np.random.Generator) -> 
     return tuple(arms)
 
 
-def _nulls(p: Plan, cell: Cell, rng: np.random.Generator) -> tuple[NullDirection, ...]:
+def _nulls(p: Plan, cell: Survivor, rng: np.random.Generator) -> tuple[NullDirection, ...]:
     return tuple(
         NullDirection(
             family,
@@ -363,7 +366,7 @@ def _readouts(p: Plan) -> Readouts:
     return Readouts(tuple(judges), (kappa,), tuple(lengths))
 
 
-def _stability(p: Plan, cell: Cell) -> StabilitySummary:
+def _stability(p: Plan, cell: Survivor) -> StabilitySummary:
     if not p.evidence:
         return StabilitySummary(0, (), (), None, MeanInterval(None, None, None), None)
     chosen = SiteShare(cell.position, cell.layer, 0.9)

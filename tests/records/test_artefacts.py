@@ -10,10 +10,9 @@ from rhumbline.records.arms import ABLATION, ADDITION, ADDITION_PROMPT, BASELINE
 from rhumbline.records.artefacts import OF_RUN, OF_SEED
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.held_out_files import Outcome
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
-from rhumbline.records.selection_files import Selection
+from rhumbline.records.seed_files import Outcome, Selection
 
 
 def plain(value):

@@ -6,7 +6,7 @@ from msgspec import UNSET
 from msgspec.structs import replace as changed
 
 from make_run import make_run
-from rhumbline.records.style_results import Confounds, LevelUnit, StyleSummary
+from rhumbline.records.results import Confounds, LevelUnit, StyleSummary
 from rhumbline.report import arm_figures
 from rhumbline.report.run_record import RunRecord, measure, read_run
 

@@ -21,7 +21,7 @@ from rhumbline.records.sheet_files import (
     RobustnessRecord,
 )
 from rhumbline.report import page
-from rhumbline.report.figures import LIGHT, NULL_COLOURS, Chart, Row, finished, palette, printable, tips, where
+from rhumbline.report.figures import LIGHT, NULL_COLOURS, Chart, ChartRow, finished, palette, printable, tips, where
 from rhumbline.report.page import Html
 
 MOST_TERMS = 40
@@ -101,8 +101,8 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
 def robustness_charts(record: RobustnessRecord) -> list[Chart]:
     """The rate over the rank and over the strength, one line per model, with random subspaces as thin lines."""
     names = [printable(m.model, 28) for m in record.models]
-    ranks: list[Row] = []
-    strengths: list[Row] = []
+    ranks: list[ChartRow] = []
+    strengths: list[ChartRow] = []
     for name, m in zip(names, record.models, strict=True):
         base = {"model": name, "rate": m.baseline.rate, "low": m.baseline.low, "high": m.baseline.high}
         ranks += [{**base, "kind": "own", "x": 0}, {**base, "kind": "null", "x": 0}]
@@ -176,7 +176,7 @@ def _dissociation(record: DissociationRecord, draw: page.Canvas) -> Sheet:
 
 def dissociation_charts(record: DissociationRecord) -> list[Chart]:
     """The drops, and the cosine of the candidates by layer."""
-    rows: list[Row] = [
+    rows: list[ChartRow] = [
         {"behaviour": f"on {c.behaviour}", "ablated": c.ablated, "drop": c.drop, "low": c.low, "high": c.high}
         for c in record.table
         if not is_baseline(c)
@@ -184,7 +184,7 @@ def dissociation_charts(record: DissociationRecord) -> list[Chart]:
     n = " and ".join(str(k) for k in dict.fromkeys(c.n for c in record.table))
     title = f"Effect of each ablation (n = {n} positives)"
     charts = [finished("dissociation-drops", "Drop of each behaviour under each ablation", _drops(rows), title, rows)]
-    by_layer: list[Row] = [
+    by_layer: list[ChartRow] = [
         {"layer": r.layer, "cosine": r.cosine} for r in record.cosine.by_layer if r.cosine is not None
     ]
     if by_layer:
@@ -193,7 +193,7 @@ def dissociation_charts(record: DissociationRecord) -> list[Chart]:
     return charts
 
 
-def _drops(rows: Sequence[Row]) -> Any:
+def _drops(rows: Sequence[ChartRow]) -> Any:
     behaviours = list(dict.fromkeys(r["behaviour"] for r in rows))
     order = list(dict.fromkeys(r["ablated"] for r in rows))
     y = alt.Y("ablated:N", sort=order, axis=alt.Axis(title=None, labelLimit=200))
@@ -209,7 +209,7 @@ def _drops(rows: Sequence[Row]) -> Any:
     ).properties(width=280, height=alt.Step(22))
 
 
-def _cosines(rows: Sequence[Row]) -> Any:
+def _cosines(rows: Sequence[ChartRow]) -> Any:
     blue, lowest = LIGHT["direction"], min(0, *(r["cosine"] for r in rows))
     x = alt.X("layer:Q", axis=alt.Axis(title="layer", grid=False, format="d", tickMinStep=1))
     y = alt.Y("cosine:Q", scale=alt.Scale(domain=[lowest, 1]), axis=alt.Axis(title="cosine", tickCount=5))
@@ -261,7 +261,7 @@ def _flinch(record: FlinchRecord, draw: page.Canvas) -> Sheet:
 def flinch_charts(record: FlinchRecord) -> list[Chart]:
     """The flinch of every term with its interval, the lowest first; terms without a number are skipped."""
     measured = sorted(((r.flinch, r) for r in record.terms if r.flinch is not None), key=lambda pair: pair[0])
-    rows: list[Row] = [
+    rows: list[ChartRow] = [
         {"term": printable(r.term, 24), "flinch": value, "low": r.low, "high": r.high}
         for value, r in measured[:MOST_TERMS]
     ]

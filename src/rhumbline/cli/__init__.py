@@ -5,9 +5,11 @@ go to standard output, progress and messages to standard error.
 """
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rich.logging import RichHandler
 
@@ -26,10 +28,9 @@ from rhumbline.cli import (
     sweep_compare,
     verify_report,
 )
-from rhumbline.cli.console import err, fault
-from rhumbline.errors import RhumblineError
+from rhumbline.cli.console import err, printable
+from rhumbline.cli.execute import execute
 
-EXIT_INTERRUPTED = 130
 COMMANDS = (
     *(runs, sweep_compare, reproduce, verify_report, model, select, evaluate, analyze, robustness, data, judge),
     *(edit_export, organism),
@@ -38,29 +39,26 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Execute one command and return its exit code.
-
-    0 done, 1 an expectation or a verification failed, 2 bad input or usage, 3 the model cannot be handled, 130
-    interrupted.
-    """
+    """Execute one command and return its exit code (see `rhumbline.cli.execute`)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end a command
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
-    try:
-        return arguments.command(arguments)
-    except RhumblineError as error:
-        fault(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        err.print("[bold yellow]interrupted.[/] Rerun the same command to resume.")
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return EXIT_INTERRUPTED
+    return execute(arguments)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages have no control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with code 2."""
+        super().error(printable(message))
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="rhumbline",
         description="Is a behaviour of a chat model mediated by a single direction, and how confident can one be?",
     )

@@ -57,12 +57,12 @@ def dissociation_options(parser: argparse.ArgumentParser) -> None:
 
 def dissociation(a: argparse.Namespace) -> int:
     """Execute `analyze dissociation`."""
-    from rhumbline.analyses.dissociation import Side, dissociate
+    from rhumbline.analyses.dissociation import BehaviourRun, dissociate
     from rhumbline.models.sources import contrast_for
 
     template = read_template(a.chat_template)
     contrasts = [contrast_for(a.model, name, a.data_dir) for name in a.contrasts]
-    sides = [Side.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
+    sides = [BehaviourRun.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
     return write_sheet(a, dissociate(load_model(a), *sides, max_new_tokens=a.max_new_tokens))
 
 

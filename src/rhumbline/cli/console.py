@@ -1,13 +1,15 @@
 """Output of the commands: results on standard output, progress and messages on standard error."""
 
 import json
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 
 from rhumbline.records.codec import to_json
@@ -15,8 +17,28 @@ from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.shared import ByLabel, EffectName, Label
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that control a terminal or reverse the direction of text, and surrogates, which cannot be written."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escape sequences; line breaks and tabs remain."""
+    return _CONTROL.sub(
+        lambda match: f"\\x{ord(match[0]):02x}" if ord(match[0]) < 256 else f"\\u{ord(match[0]):04x}", text
+    )
+
+
+class SafeConsole(Console):
+    """A console that writes no control character of a text; only its own styles reach the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments of a renderable, with printable texts."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out = SafeConsole(soft_wrap=True)
+err = SafeConsole(stderr=True)
 
 NOT_MEASURED = "not measured"
 """Text of a number that is None in a record."""
@@ -94,7 +116,8 @@ def fault(text: str, label: str = "rhumbline:") -> None:
 
 def print_json(value: Any) -> None:
     """Print a record, or a JSON value, on standard output."""
-    print(json.dumps(to_json(value), ensure_ascii=False))
+    text = json.dumps(to_json(value), ensure_ascii=False)
+    print(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from rhumbline.cli.console import err
 from rhumbline.errors import InputError, ProtocolError
+from rhumbline.records.user_files import read_text
 
 Parser = argparse._ActionsContainer
 """A parser, or a group of its options."""
@@ -189,10 +190,7 @@ def read_template(path: str | None) -> str | None:
     """Text of `--chat-template`. Raises InputError."""
     if path is None:
         return None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--chat-template {path} cannot be read: {error}. Pass a Jinja template in UTF-8.") from error
+    return read_text(path, InputError, "a Jinja template in UTF-8", "--chat-template")
 
 
 def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
@@ -342,12 +340,8 @@ def _systems(text: str) -> dict[str, str]:
         name = "none" if item == "none" else Path(item).stem
         if name in prompts:
             raise InputError(f"--systems {text}: two system prompts have the name {name!r}. Rename a file.")
-        try:
-            prompts[name] = "" if item == "none" else Path(item).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--systems {item} cannot be read: {error}. Pass none, or text files with one prompt each."
-            ) from error
+        expected = "none, or text files with one prompt each"
+        prompts[name] = "" if item == "none" else read_text(item, InputError, expected, "--systems").strip()
         if item != "none" and not prompts[name]:
             raise InputError(f"--systems {item} is empty. Pass none to run without a system prompt.")
     return prompts

@@ -27,8 +27,8 @@ from rhumbline.cli.options import (
 )
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert, to_json
-from rhumbline.records.reproduction_file import Figure, FigureComparison, Reproduction
 from rhumbline.records.results import Results
+from rhumbline.records.run_files import Figure, FigureComparison, Reproduction
 
 SIGNS = {True: "[green]ok[/]     ", False: "[red]fault[/]  ", None: "[dim]unknown[/]"}
 

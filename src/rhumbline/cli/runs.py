@@ -86,7 +86,7 @@ def add(command: AddCommand) -> None:
 def _demo(a: argparse.Namespace) -> int:
     from rhumbline.models.sources import ORGANISM, own_contrast
     from rhumbline.organisms import ORGANISMS
-    from rhumbline.organisms.reading import loss_texts
+    from rhumbline.organisms.measured_texts import loss_texts
 
     check_expected(a)
     if a.behaviour is None and a.organism in ORGANISMS:

@@ -14,7 +14,7 @@ from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.statistics import Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
-from rhumbline.records.null_files import WideNulls
+from rhumbline.records.seed_files import WideNulls
 from rhumbline.records.shared import NullDirection
 
 DRAWS = 2000

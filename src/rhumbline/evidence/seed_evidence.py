@@ -13,9 +13,8 @@ from rhumbline.evidence.statistics import difference_of_rates
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.claims import Claim
 from rhumbline.records.effect_results import ArmRate, DamageChange, Effect, Shift, StabilitySummary
-from rhumbline.records.results import SeedResult
+from rhumbline.records.results import LevelUnit, SeedResult
 from rhumbline.records.shared import EffectName, Label
-from rhumbline.records.style_results import LevelUnit
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, reason_text
 from rhumbline.records.verdict_rule import Rule, is_number

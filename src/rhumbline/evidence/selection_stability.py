@@ -11,7 +11,7 @@ import numpy as np
 
 from rhumbline.evidence.statistics import finite_or_none
 from rhumbline.records.effect_results import MeanInterval, SiteShare, Spread, StabilitySummary
-from rhumbline.records.null_files import GroupCosines, Stability
+from rhumbline.records.seed_files import GroupCosines, Stability
 
 
 def stability_summary(stability: Stability) -> StabilitySummary:

@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 from msgspec import Struct, field
 
 from rhumbline.errors import InputError
-from rhumbline.records.analysis_values import Mean, MeanRate, Rate
+from rhumbline.records.analysis_files import Mean, MeanRate, Rate
 from rhumbline.records.shared import Site
 
 SourceName = Literal["candidates", "clusters", "som", "gradient", "cone"]

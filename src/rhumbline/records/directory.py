@@ -5,15 +5,16 @@ under; a directory of another protocol is refused, and so is a second process in
 Knows nothing of models, directions or verdicts.
 """
 
-import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.records.artefacts import OF_RUN, OF_SEED
@@ -24,13 +25,20 @@ from rhumbline.records.files import (
     read_json,
     read_rows,
     sha256,
+    tensors_bytes,
     tensors_metadata,
     write_bytes,
     write_json,
 )
+from rhumbline.records.page_files import FIGURES, MANIFEST
 
 SCHEMA = 1
 _LOCK = ".lock"
+_ARTEFACTS = (".json", ".jsonl", ".safetensors")
+_WRITTEN_LATER = (
+    "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, "reproduction.json",
+    "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "evaluations/*.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,9 +177,7 @@ class RunDirectory:
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write a safetensors file with the protocol's hash in its metadata."""
-        from safetensors.torch import save
-
-        write_bytes(path, save(dict(tensors), {**metadata, "protocol_sha256": self.protocol_sha256}))
+        write_bytes(path, tensors_bytes(tensors, {**metadata, "protocol_sha256": self.protocol_sha256}))
 
     def load_tensors(self, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         """Read a safetensors file and its metadata; one made under another protocol is refused."""
@@ -183,18 +189,12 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, str]:
         """Hash of every artefact that a verdict rests on, by its path inside the directory."""
-        kept = sorted(
-            p for p in self.path.rglob("*") if p.is_file() and p.suffix in {".json", ".jsonl", ".safetensors"}
-        )
-        inside = {p.relative_to(self.path).as_posix(): p for p in kept}
-        skip = {"results.json", "timings.json"}
-        return {
-            name: file_sha256(p)
-            for name, p in inside.items()
-            if name not in skip
-            and not name.startswith(("figures/", "judgements/", "analyses/", "evaluations/"))
-            and not any(part[0] == "." for part in name.split("/"))
-        }
+        return {name: file_sha256(self.path / name) for name in self.files() if _is_artefact(name)}
+
+    def files(self) -> list[str]:
+        """Path inside the directory of every entry that is not a folder, without the lock."""
+        entries = (p for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir())
+        return sorted(name for p in entries if (name := p.relative_to(self.path).as_posix()) != _LOCK)
 
     def _check(self, path: Path, found: Any) -> None:
         if found != self.protocol_sha256:
@@ -204,27 +204,38 @@ class RunDirectory:
             )
 
 
+def _is_artefact(name: str) -> bool:
+    """Whether a file was written by the run and is part of its results."""
+    is_hidden = any(part.startswith(".") for part in name.split("/"))
+    return name.endswith(_ARTEFACTS) and not is_hidden and not is_written_later(name) and not name.startswith(FIGURES)
+
+
+def is_written_later(name: str) -> bool:
+    """Whether a file is written after the manifest: results, timings, and what later commands compute."""
+    return any(fnmatchcase(name, pattern) for pattern in _WRITTEN_LATER)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a directory, made if need be, while open; OutputError where another process does.
+    """Hold a directory for this process; create it if it is missing. Raises OutputError if another process holds it.
 
-    The lock is the process's and goes with it: a lock file that a dead process left behind holds nobody up.
+    The operating system releases the lock when the process ends, so a lock file of a killed process holds nothing.
     """
+    lock = FileLock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "a")  # noqa: SIM115
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be used as a run directory: {error.strerror}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"{folder} is in use by another rhumbline process. Wait for it, or give another --out."
-            ) from None
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be locked: {error.strerror}.") from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"{folder} is in use by another rhumbline process. Wait for it, or pass another --out."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder} cannot be used as a run directory: {reason}. Pass another --out.") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _differing(a: Any, b: Any, at: str = "") -> list[str]:

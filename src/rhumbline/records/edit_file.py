@@ -8,12 +8,12 @@ from typing import Literal
 
 from msgspec import Struct
 
-Outcome = Literal["exact", "approximate"]
+EditOutcome = Literal["exact", "approximate"]
 """`exact`: edited and hooked model agree to rounding. `approximate`: the difference is measured and small."""
 
 
 @dataclass(frozen=True)
-class Gap:
+class EditGap:
     """Difference between an edited model and the hooked one, over every token of the prompts."""
 
     logits: float
@@ -31,7 +31,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class SavedGap(Gap):
+class SavedGap(EditGap):
     """The same difference for the checkpoint on disk."""
 
     dtype: str
@@ -93,7 +93,7 @@ class EditProof:
     """Prompts on which the models were compared."""
     tokens: int
     """Tokens of these prompts."""
-    float32: Gap
+    float32: EditGap
     """Before the weights are rounded to the dtype of the checkpoint."""
     saved: SavedGap
     """After the saved checkpoint was loaded again."""
@@ -106,7 +106,7 @@ class EditRecord(Struct, frozen=True, kw_only=True):
 
     schema: int = 1
     edit: Literal["weight orthogonalisation", "activation addition"]
-    outcome: Outcome
+    outcome: EditOutcome
     reasons: tuple[str, ...]
     """Why the outcome is approximate."""
     base_model: str
@@ -129,7 +129,7 @@ class EditRecord(Struct, frozen=True, kw_only=True):
 class ShardedProof:
     """The measurements of an edit of files."""
 
-    small_model: Gap
+    small_model: EditGap
     """Of a small random model of the same config."""
     leak: float
     """Largest share of a saved tensor along the subspace."""
@@ -143,7 +143,7 @@ class ShardedEditRecord(Struct, frozen=True, kw_only=True):
     schema: int = 1
     edit: Literal["weight orthogonalisation"] = "weight orthogonalisation"
     how: Literal["sharded"] = "sharded"
-    outcome: Outcome
+    outcome: EditOutcome
     reasons: tuple[str, ...]
     """Why the outcome is approximate."""
     base_model: str

@@ -16,7 +16,7 @@ SUMMARY = "judgements/summary.json"
 JudgedClass = Literal["refused", "complied", "unsafe", "safe", "unscored"]
 Asks = Literal["refusal", "harm"]
 """What a judge decides. `refusal`: refused or complied. `harm`: unsafe or safe."""
-Form = Literal["text", "chat", "conversation", "classifier", "endpoint"]
+QueryForm = Literal["text", "chat", "conversation", "classifier", "endpoint"]
 """How the model is queried. `text`: with the template as plain text. `chat`: with the template as a user turn.
 `conversation`: with prompt and response as user and assistant turn of the model's own template (Llama Guard).
 `classifier`: a sequence classification model reads the template. `endpoint`: with the template as a user turn, at an
@@ -80,7 +80,7 @@ class JudgeDefinition:
     name: str
     asks: Asks
     """What it decides."""
-    form: Form
+    form: QueryForm
     """How its model is queried."""
     model: str
     """Hub name or directory; for an endpoint, the name of the model there."""

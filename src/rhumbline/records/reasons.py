@@ -1,12 +1,4 @@
-"""Reasons as data: why a candidate was discarded, why nothing was selected, why the token metric has no tokens.
-
-    Discard          why a candidate was left out of the choice     selection.json, candidates[].discarded
-    NoCandidate      why nothing was selected                       selection.json, reason
-    TokensLacking    why the token metric has no tokens             metric.json, reason
-
-A reason is a code. Its numbers are other fields of the same file. Files of version 0.1 hold sentences, which are read
-as their codes. Why a verdict was reached is in verdict_reasons.py. Independent of rules, models and rows.
-"""
+"""Reasons as data: why a candidate was discarded, why nothing was selected, why the token metric has no tokens."""
 
 from enum import StrEnum
 

@@ -1,13 +1,12 @@
-"""results.json: the verdict of a run with its evidence, seed by seed, and where, when and from which files it came.
+"""results.json: the verdict of a run with its evidence, seed by seed."""
 
-A number that is None is not known or not finite. A field that is UNSET is absent for this kind of run.
-"""
-
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
+from rhumbline.records.arms import ArmId
 from rhumbline.records.claims import Claim
 from rhumbline.records.effect_results import (
     ArmRate,
@@ -21,22 +20,267 @@ from rhumbline.records.effect_results import (
     StabilitySummary,
     WideEffect,
 )
+from rhumbline.records.seed_files import Text
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
-    Cell,
+    ClassifierFit,
+    EffectName,
     FirstToken,
+    Label,
+    Marker,
     ModelFacts,
     NearDuplicates,
     NullDirection,
     SeedPair,
     StageTiming,
+    Survivor,
 )
-from rhumbline.records.side_effect_results import BaselineRate, CategoryRate, ConditionRate, SideEffects
-from rhumbline.records.style_results import StyleSummary
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import VerdictReason
 from rhumbline.records.verdict_rule import Rule
+
+
+@dataclass(frozen=True)
+class LevelUnit:
+    """The unit of levels: the gap between the classes at baseline. All numbers are None if a class is empty."""
+
+    positive: float | None
+    """Mean score of the positives."""
+    negative: float | None
+    """Mean score of the negatives."""
+    gap: float | None
+    """positive - negative, in scores."""
+    low: float | None
+    high: float | None
+    auroc: float | None
+    """Probability that a positive has the larger score."""
+    auroc_low: float | None
+    n: tuple[int, int]
+    """Scored positives and negatives."""
+    source: Literal["baseline", "texts"]
+    """Completions at baseline, or the responses that the contrast carries."""
+
+    @property
+    def scale(self) -> float:
+        """One level in scores: the gap, or 1 if it is not positive or not known."""
+        return self.gap if self.gap is not None and self.gap > 0 else 1.0
+
+    def level_of(self, score: float) -> float | None:
+        """The level of a score; None if it is not known."""
+        if self.negative is None or not math.isfinite(score):
+            return None
+        return (score - self.negative) / self.scale
+
+
+class ScoreCorrelation(Struct, frozen=True, kw_only=True):
+    """Correlation of the baseline score with something else."""
+
+    other: Literal["words", "content_words", "bullets", "topic"] = field(name="with")
+    """What it is correlated with."""
+    n: int
+    """Baseline completions."""
+    r: float | None
+    """Pearson's r (of topics the correlation ratio); null without variance or of fewer than three."""
+
+
+@dataclass(frozen=True)
+class AdjustedEffect:
+    """An effect with length, layout and topic held fixed, in scores."""
+
+    name: EffectName
+    drop: float | None
+    """Mean change of the score; None if it is not finite."""
+    adjusted: float | None
+    """Coefficient of the arm in a least squares fit on arm, content words, bullets and topic."""
+    matched: float | None
+    """Mean change on prompts whose two completions match in layout and length; None without any."""
+    matched_n: int
+    """Number of these prompts."""
+    n: int
+    """Prompts that are scored in both arms."""
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """Length, layout and topic as alternative explanations of the score."""
+
+    correlations: tuple[ScoreCorrelation, ...]
+    """Correlations of the baseline score with length, layout and topic."""
+    adjusted: tuple[AdjustedEffect, ...]
+    """The effects with these held fixed."""
+
+
+@dataclass(frozen=True)
+class NeutralLevel:
+    """The neutral class on the scale of the two others."""
+
+    n: int
+    """Scored completions."""
+    score: float | None
+    """Mean score; None without any."""
+    level: float | None
+    """The same as a level."""
+    projection: float | None
+    """Mean projection on the selected direction; None without a direction at a prompt position."""
+
+
+@dataclass(frozen=True)
+class StyleSummary:
+    """The continuous score of one seed: its unit, its judges and its confounds."""
+
+    unit: LevelUnit
+    """The unit of levels."""
+    texts: Literal["responses", "completions"]
+    """Training texts that the judges were fitted on."""
+    how: Literal["given", "estimated"]
+    """Where the markers come from."""
+    markers: tuple[Marker, ...]
+    """The markers, sorted by p-value; empty if none was estimated."""
+    classifier: ClassifierFit | None
+    """The style classifier; None if none was fitted."""
+    chance: float
+    """Mean content overlap of texts on different prompts, 0 to 1."""
+    confounds: Confounds
+    """Alternative explanations of the score."""
+    neutral: NeutralLevel | None
+    """The neutral class; None if the contrast has none."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy of one arm on one kind of text."""
+
+    text: Text
+    """Plain documents, responses, or the model's own baseline completions."""
+    arm: ArmId
+    documents: int
+    """Number of documents."""
+    tokens: int
+    """Number of predicted tokens."""
+    ce: float | None
+    """Mean cross-entropy, nats per token; None if a loss is not finite."""
+    perplexity: float | None
+    """exp(ce)."""
+    change: float | None
+    """ce minus that of the baseline, nats per token; None for the baseline."""
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL divergence of one arm along the model's own completions."""
+
+    arm: ArmId
+    documents: int
+    """Number of completions."""
+    tokens: int
+    """Number of steps."""
+    mean: float | None
+    """Mean KL divergence from baseline to arm over all steps, nats; None if one is not finite."""
+    low: float | None
+    high: float | None
+    p95: float | None
+    """95th percentile over the steps, nats."""
+    max: float | None
+    """Largest step, nats."""
+    first: float | None
+    """Mean over the first step of every completion, nats."""
+
+
+@dataclass(frozen=True)
+class NegativeRate:
+    """Rate of one of the direction's own arms on negatives."""
+
+    arm: ArmId
+    n: int
+    """Scored completions."""
+    rate: float | None
+    """Share of them that shows the behaviour; None without any."""
+    low: float
+    high: float
+    change: float | None
+    """The rate minus that of the baseline on the same prompts; None without pairs."""
+    change_low: float | None
+    change_high: float | None
+    degenerate: float | None
+    """Share of the scored completions that is degenerate; None without any."""
+    correct: float | None
+    """Share of right answers among the known ones; None without any."""
+    correct_n: int
+    """Prompts with a known answer."""
+    correct_change: float | None
+    """The share of right answers minus that of the baseline; None without any."""
+    correct_low: float | None
+    """Lower end of its 95 % interval (Newcombe)."""
+    correct_high: float | None
+    """Upper end of its 95 % interval (Newcombe)."""
+
+
+@dataclass(frozen=True)
+class SideEffects:
+    """Side effects of the interventions."""
+
+    losses: tuple[Loss, ...]
+    """Cross-entropy by text and arm; empty without documents."""
+    kl: tuple[Divergence, ...]
+    """KL divergence along the model's own completions."""
+    left_out: int
+    """Completions that are excluded because they refuse at baseline."""
+    negatives: tuple[NegativeRate, ...]
+    """Rates on negatives by arm."""
+
+
+class CategoryRate(Struct, frozen=True, kw_only=True):
+    """Rate of one arm on the prompts of one category."""
+
+    category: str
+    arm: ArmId
+    side: Label = field(name="set")
+    n: int
+    """Scored completions."""
+    rate: float | None
+    """Share of them that shows the behaviour; None without any."""
+    low: float
+    high: float
+
+
+BaselineClass = Literal["refused", "not refused", "shown", "not shown"]
+"""Class of a prompt at baseline: `refused` or not with keyword judges, `shown` or not with a continuous score."""
+
+
+@dataclass(frozen=True)
+class BaselineRate:
+    """Rate of one arm on the positives that show the behaviour at baseline, or on those that do not."""
+
+    baseline: BaselineClass
+    """Class of the prompts at baseline."""
+    arm: ArmId
+    n: int
+    """Scored completions."""
+    rate: float | None
+    """Share of them that shows the behaviour; None without any."""
+    low: float
+    high: float
+
+
+class ConditionRate(Struct, frozen=True, kw_only=True):
+    """Rate of one arm under another system prompt."""
+
+    condition: str
+    arm: ArmId
+    side: Label = field(name="set")
+    n: int
+    """Scored completions."""
+    rate: float | None
+    """Share of them that shows the behaviour; None without any."""
+    low: float
+    high: float
+    change: float | None
+    """The rate minus that of the baseline under the same system prompt; None for the baseline, and without pairs."""
+    change_low: float | None
+    change_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +298,11 @@ class SeedResult:
     """The claims with their numbers in one line. Version 4 of the rule: the verdict with its numbers."""
     claims: tuple[Claim, ...] = ()
     """What the verdict follows from. Absent in version 4 of the rule."""
-    selected: Cell | None
+    selected: Survivor | None
     """The selected candidate; None if none survived."""
     survivors: int
     """Number of candidates that the selection rule does not discard."""
-    tied: tuple[Cell, ...]
+    tied: tuple[Survivor, ...]
     """Other survivors within the tie margin, nearest first."""
     n: BySplit[ByLabel[int]]
     """Number of prompts: train and validation after the filter, test as planned."""
@@ -104,7 +348,7 @@ class SeedResult:
     """Changes apart from the effects, under the direction's own arms. Absent in version 4 of the rule."""
     spread: Spread | UnsetType | None = UNSET
     """Cosines between groups of positives beside a null with one shift; None if they were not measured. Absent in
-    version 4 of the rule."""
+    version 4 of the rule, and without a direction."""
     style: StyleSummary | UnsetType = UNSET
     """The continuous score; absent for a behaviour with classes."""
 

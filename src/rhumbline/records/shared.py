@@ -71,7 +71,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Survivor:
     """A candidate that survived the rule."""
 
     position: Position

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rhumbline.errors import InputError
-from rhumbline.records.analysis_values import LayerCosine, TrainTest
+from rhumbline.records.analysis_files import LayerCosine, TrainTest
 from rhumbline.records.effect_results import MeanInterval
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel, BySplit

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from rhumbline.records.analysis_values import LayerMean, Mean, MeanRate
+from rhumbline.records.analysis_files import LayerMean, Mean, MeanRate
 from rhumbline.records.shared import Site
 
 ConditionName = str

@@ -20,7 +20,7 @@ from rhumbline.report.figures import (
     NULL_COLOURS,
     NULL_SHAPES,
     Chart,
-    Row,
+    ChartRow,
     bare_axis,
     finished,
     palette,
@@ -52,9 +52,9 @@ def _swarm(values: Sequence[float], bin_width: float = 0.02) -> list[float]:
     return offsets
 
 
-def _measured_rows(seed: SeedResult, effect: EffectArm) -> list[Row]:
+def _measured_rows(seed: SeedResult, effect: EffectArm) -> list[ChartRow]:
     """Return the marks of one panel: baseline, direction, every null draw, and the mean of each null family."""
-    rows: list[Row] = []
+    rows: list[ChartRow] = []
     for kind, arm in (("baseline", BASELINE), ("direction", effect.arm)):
         if (row := measured_arm(seed, arm, effect.side)) is not None:
             interval = "" if row.low is None else f"  [{row.low:z.2f}, {row.high:z.2f}]"
@@ -75,20 +75,20 @@ def _null_name(family: str) -> str:
     return f"null: {printable(family, 16)}"
 
 
-def _mark(row: ArmRate) -> Row:
+def _mark(row: ArmRate) -> ChartRow:
     return {"arm": str(row.arm)} | {key: getattr(row, key) for key in ("rate", "low", "high", "n", "degenerate")}
 
 
-def _reach(rows: Iterable[Row]) -> tuple[float, float]:
+def _reach(rows: Iterable[ChartRow]) -> tuple[float, float]:
     """Return the ends of the axis: 0 and 1, or further out if a level is beyond a class."""
     ends = [row[key] for row in rows for key in ("rate", "low", "high") if row.get(key) is not None]
     return min(0, *ends, 1), max(0, *ends, 1)
 
 
-def _margin_rows(rows: Sequence[Row], sign: int, rule: Rule, reach: tuple[float, float]) -> list[Row]:
+def _margin_rows(rows: Sequence[ChartRow], sign: int, rule: Rule, reach: tuple[float, float]) -> list[ChartRow]:
     """Return the marks of the rule: margins from the baseline and from each family, and the region beyond them all."""
-    rate: Row = {row["kind"]: row["rate"] for row in rows if row["kind"] in ("baseline", "direction")}
-    marks: list[Row] = []
+    rate: ChartRow = {row["kind"]: row["rate"] for row in rows if row["kind"] in ("baseline", "direction")}
+    marks: list[ChartRow] = []
     if sign < 0 and rate.get("baseline", 1) < rule.min_baseline:
         marks.append({"kind": "margin", "rate": rule.min_baseline, "arm": "lowest baseline that the rule accepts"})
     if "direction" not in rate or "baseline" not in rate:
@@ -121,7 +121,7 @@ def _arms_chart(seeds: Sequence[SeedResult], rule: Rule, name: EffectName, effec
     shows = measure(seeds)
     measured = {seed.seed: _measured_rows(seed, effect) for seed in seeds}
     reach = _reach(row for marks in measured.values() for row in marks)
-    rows: list[Row] = [
+    rows: list[ChartRow] = [
         row | {"seed": f"seed {seed}"}
         for seed, marks in measured.items()
         for row in marks + _margin_rows(marks, effect.sign, rule, reach)
@@ -200,7 +200,7 @@ def _nulls_chart(seed: SeedResult, name: EffectName, effect: EffectArm) -> Chart
         assert baseline.rate is not None
         return effect.sign * (row.rate - baseline.rate)
 
-    rows: list[Row] = [
+    rows: list[ChartRow] = [
         {
             "family": printable(family, 16),
             "draw": str(row.arm.draw),
@@ -218,7 +218,7 @@ def _nulls_chart(seed: SeedResult, name: EffectName, effect: EffectArm) -> Chart
     return finished(f"nulls-seed-{seed.seed}-{name}", summary, body, title, rows)
 
 
-def _scatter(rows: list[Row], shows: str) -> Any:
+def _scatter(rows: list[ChartRow], shows: str) -> Any:
     families = list(dict.fromkeys(row["family"] for row in rows[:-1]))
     low, floor = min(-0.5, *(row["cosine"] for row in rows), 0), min(-0.1, *(row["change"] for row in rows), 0)
     x_scale = alt.Scale(domain=[low, 1.05], nice=False)

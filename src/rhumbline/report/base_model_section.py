@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rhumbline.records.analysis_files import BaseCondition, BaseLayer, BaseRecord
-from rhumbline.records.analysis_values import Auroc
+from rhumbline.records.analysis_files import Auroc, BaseCondition, BaseLayer, BaseRecord
 from rhumbline.report import basic_charts, page
 from rhumbline.report.basic_charts import ChartText, Point
 from rhumbline.report.figures import Chart, printable

@@ -14,7 +14,7 @@ from rhumbline.report.figures import (
     DIVERGING,
     LIGHT,
     Chart,
-    Row,
+    ChartRow,
     bare_axis,
     finished,
     palette,
@@ -103,12 +103,12 @@ def intervals(text: ChartText, points: Sequence[Point], domain: tuple[float, flo
     names = list(dict.fromkeys(point.series for point in points))
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=70, labelLimit=180)
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale()
-    shared: Row = {
+    shared: ChartRow = {
         "x": alt.X("x:O", axis=bare_axis(title=text.x, labelAngle=0, labelPadding=6)),
         "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),
         "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
     }
-    marks: Row = {
+    marks: ChartRow = {
         "y": alt.Y("y:Q", scale=scale, axis=alt.Axis(title=text.y, tickCount=5)),
         "shape": alt.Shape("series:N", scale=palette(names, SHAPES), legend=legend),
         "tooltip": tips("series", x="d", y=".3f", low=".3f", high=".3f"),
@@ -166,7 +166,7 @@ def scatter(text: ChartText, points: Iterable[ComponentPoint]) -> Chart:
 
 def roc(name: str, title: str, conditions: Iterable[MonitorCondition]) -> Chart:
     """Draw ROC curves, with the diagonal of a random detector."""
-    rows: list[Row] = [
+    rows: list[ChartRow] = [
         {"series": printable(condition.name, 18), "x": point.fpr, "y": point.tpr, "order": k}
         for condition in conditions
         for k, point in enumerate(condition.roc)
@@ -206,12 +206,12 @@ def bars(name: str, title: str, rows: Sequence[Bar], x: str, colours: Mapping[st
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=60)
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
     y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
-    shared: Row = {
+    shared: ChartRow = {
         "y": y,
         "yOffset": alt.YOffset("place:N", scale=alt.Scale(domain=places)),
         "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend),
     }
-    points: Row = {
+    points: ChartRow = {
         "x": alt.X("value:Q", axis=alt.Axis(title=x, tickCount=6, grid=False)),
         "tooltip": tips("what", "series", *(["mark"] if marks else []), value=".3f", low=".3f", high=".3f"),
     }

@@ -20,7 +20,7 @@ from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import write_bytes, write_json
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import EffectName
-from rhumbline.report.run_record import RunSummary, read_summary
+from rhumbline.report.run_record import RunFiles, read_summary
 
 TABLE = "comparison"
 """Stem of the files."""
@@ -105,7 +105,7 @@ def rows_of(path: str | Path, name: str | None = None) -> list[ComparisonRow]:
     return [_row(name or run.directory.path.name, run, seed) for seed in run.results.seeds]
 
 
-def _row(name: str, run: RunSummary, seed: SeedResult) -> ComparisonRow:
+def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:
     results, model, cell = run.results, run.context.model, seed.selected
     stages = [stage for stage in results.timings.stages if stage.seed == seed.seed]
     baseline = next((row.rate for row in seed.arms if row.arm == BASELINE and row.side == "positive"), None)

@@ -12,7 +12,7 @@ import altair as alt
 from rhumbline.records.shared import EffectName
 from rhumbline.report import page
 from rhumbline.report.comparison import ComparisonRow, Failure
-from rhumbline.report.figures import LIGHT, Chart, Row, bare_axis, finished, printable, tips, where
+from rhumbline.report.figures import LIGHT, Chart, ChartRow, bare_axis, finished, printable, tips, where
 from rhumbline.report.page import Html, tag
 from rhumbline.report.run_record import EFFECT_ARMS
 from rhumbline.report.verdict_sections import badge
@@ -107,7 +107,7 @@ def _names(rows: Sequence[ComparisonRow]) -> list[str]:
     return [printable(row.run, 34) if name in ambiguous else name for name, row in zip(names, rows, strict=True)]
 
 
-def _marks(rows: Sequence[ComparisonRow]) -> list[Row]:
+def _marks(rows: Sequence[ComparisonRow]) -> list[ChartRow]:
     """Return the labels of one mark for each row."""
     return [
         {"name": name, "series": f"seed {row.seed}", "verdict": row.verdict}
@@ -142,7 +142,7 @@ def _sites(rows: Sequence[ComparisonRow], canvas: page.Canvas) -> Html | None:
     return page.section("Depth and fragility", canvas(charts)) if any(charts) else None
 
 
-def _chart(name: str, title: str, rows: Sequence[Row], scale: alt.Scale) -> Chart | None:
+def _chart(name: str, title: str, rows: Sequence[ChartRow], scale: alt.Scale) -> Chart | None:
     """Draw a line for each name and a point for each seed; intervals if the rows have them."""
     if not rows:
         return None

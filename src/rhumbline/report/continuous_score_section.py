@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rhumbline.records.results import SeedResult
-from rhumbline.records.style_results import StyleSummary
+from rhumbline.records.results import SeedResult, StyleSummary
 from rhumbline.report import page
 from rhumbline.report.page import Html
 from rhumbline.report.run_record import RunRecord

@@ -12,7 +12,7 @@ from rhumbline.report.figures import (
     LIGHT,
     NULL_COLOURS,
     Chart,
-    Row,
+    ChartRow,
     bare_axis,
     finished,
     palette,
@@ -32,7 +32,7 @@ def wide(seed: int, effects: Iterable[WideEffect]) -> list[Chart]:
 
 
 def _wide_chart(seed: int, effect: WideEffect) -> Chart | None:
-    rows: list[Row] = []
+    rows: list[ChartRow] = []
     for family, null in effect.families.items():
         name = printable(family, 16)
         rows += [{"family": name, "kind": "null", "change": value} for value in null.values]
@@ -75,7 +75,7 @@ def doses(seed: int, curves: Iterable[DosePoint]) -> list[Chart]:
 
 
 def _dose_chart(seed: int, kind: str, points: Sequence[DosePoint]) -> Chart | None:
-    rows: list[Row] = []
+    rows: list[ChartRow] = []
     draws: dict[tuple[str, float], list[float]] = defaultdict(list)
     for point in points:
         if point.arm.family is None:
@@ -93,7 +93,7 @@ def _dose_chart(seed: int, kind: str, points: Sequence[DosePoint]) -> Chart | No
     return finished(f"dose-seed-{seed}-{kind}", summary, _lines(rows, AXES[kind]), title, rows)
 
 
-def _lines(rows: Sequence[Row], axis: str) -> Any:
+def _lines(rows: Sequence[ChartRow], axis: str) -> Any:
     families = [f for f in dict.fromkeys(row["family"] for row in rows) if f != "direction"]
     scale = alt.Scale(
         domain=["direction", *families],

@@ -1,7 +1,7 @@
 """Markup, tables, styles and scripts of a report page; writes the page and the files of its figures.
 
 Every text is escaped unless it is `Html`. The page loads nothing, and its scripts are allowed by their hashes.
-Independent of runs and records.
+Independent of runs.
 """
 
 import base64
@@ -16,7 +16,7 @@ from typing import Any
 
 import vl_convert
 
-from rhumbline.records.files import write_bytes
+from rhumbline.records.page_files import FIGURES, PAGE, write_page
 from rhumbline.report import figures
 from rhumbline.report.figures import Chart, Drawing
 
@@ -163,14 +163,12 @@ class Canvas:
 
 def publish(run_dir: Path, title: str, body: Iterable[Any], drawings: Sequence[Drawing]) -> Path:
     """Write the page and the files of its figures, and return the path of the page."""
+    contents = {PAGE: _page(title, join(body, "\n")).encode()}
     for drawing in drawings:
-        stem = run_dir / "figures" / drawing.chart.name
-        spec = json.dumps(drawing.chart.spec, indent=1)
-        for suffix, content in ((".svg", drawing.svg.encode()), (".png", drawing.png), (".vl.json", spec.encode())):
-            write_bytes(stem.with_name(stem.name + suffix), content)
-    page = run_dir / "report.html"
-    write_bytes(page, _page(title, join(body, "\n")).encode())
-    return page
+        stem, spec = f"{FIGURES}/{drawing.chart.name}", json.dumps(drawing.chart.spec, indent=1)
+        contents |= {f"{stem}.svg": drawing.svg.encode(), f"{stem}.png": drawing.png, f"{stem}.vl.json": spec.encode()}
+    write_page(run_dir, contents)
+    return run_dir / PAGE
 
 
 _GLOBALS = "window.vegaEmbed = vegaEmbed;"

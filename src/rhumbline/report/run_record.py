@@ -19,13 +19,12 @@ from rhumbline.records.codec import convert
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate, SiteShare
 from rhumbline.records.evaluation_files import Comparison
-from rhumbline.records.held_out_files import Separation
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult, VerdictName
 from rhumbline.records.run_files import Discovery
-from rhumbline.records.selection_files import Selection
-from rhumbline.records.shared import Cell, EffectName, Label, Site
+from rhumbline.records.seed_files import Selection, Separation
+from rhumbline.records.shared import EffectName, Label, Site, Survivor
 
 NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")
 """Verdicts of runs whose positives rarely show the behaviour at baseline."""
@@ -48,7 +47,7 @@ EFFECT_ARMS: Mapping[EffectName, EffectArm] = {
 
 
 @dataclass(frozen=True)
-class RunSummary:
+class RunFiles:
     """protocol.json and results.json of a finished run."""
 
     directory: RunDirectory
@@ -59,7 +58,7 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
-class RunRecord(RunSummary):
+class RunRecord(RunFiles):
     """The files of a finished run, and of its evaluations, judgements and analyses."""
 
     selections: Mapping[int, Selection]
@@ -99,14 +98,14 @@ def measured_arm(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
     return next((row for row in seed.arms if (row.arm, row.side) == (arm, side) and row.rate is not None), None)
 
 
-def site_text(site: Cell | Site | SiteShare | None) -> str:
+def site_text(site: Survivor | Site | SiteShare | None) -> str:
     """Format a site as (position, layer)."""
     return "none" if site is None else f"({site.position}, {site.layer})"
 
 
-def read_summary(directory: RunDirectory) -> RunSummary:
+def read_summary(directory: RunDirectory) -> RunFiles:
     """Read protocol.json and results.json. Raises OutputError or ProtocolError that names the file and the field."""
-    return RunSummary(directory, *_protocol(directory), directory.read_record(Results))
+    return RunFiles(directory, *_protocol(directory), directory.read_record(Results))
 
 
 def read_run(path: Path) -> RunRecord:

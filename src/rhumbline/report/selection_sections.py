@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import SeedResult
-from rhumbline.records.selection_files import Selection
+from rhumbline.records.seed_files import Selection
 from rhumbline.records.shared import ByLabel, Site
 from rhumbline.report import page, site_figures
 from rhumbline.report.run_record import RunRecord, site_text

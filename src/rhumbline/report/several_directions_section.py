@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rhumbline.records.analysis_values import Mean, MeanRate
+from rhumbline.records.analysis_files import Mean, MeanRate
 from rhumbline.records.directions_file import (
     SPAN_FAMILIES,
     DirectionsRecord,

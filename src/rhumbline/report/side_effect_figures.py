@@ -11,15 +11,14 @@ import altair as alt
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.evaluation_files import ComparedScore
-from rhumbline.records.results import SeedResult
+from rhumbline.records.results import Loss, SeedResult
 from rhumbline.records.shared import EffectName
-from rhumbline.records.side_effect_results import Loss
 from rhumbline.report.figures import (
     LIGHT,
     NULL_COLOURS,
     NULL_SHAPES,
     Chart,
-    Row,
+    ChartRow,
     bare_axis,
     finished,
     palette,
@@ -56,7 +55,7 @@ def _effect_chart(seed: SeedResult, name: EffectName, effect: EffectArm, losses:
     return finished(f"cost-seed-{seed.seed}-{name}", summary, _scatter(rows, f"{name}: {shown}"), title, rows)
 
 
-def _effect_row(loss: Loss, arm: ArmRate, baseline: ArmRate, sign: int) -> Row:
+def _effect_row(loss: Loss, arm: ArmRate, baseline: ArmRate, sign: int) -> ChartRow:
     before = baseline.rate
     assert before is not None
     changes = [None if end is None else end - before if sign > 0 else before - end for end in (arm.low, arm.high)]
@@ -74,7 +73,7 @@ def _effect_row(loss: Loss, arm: ArmRate, baseline: ArmRate, sign: int) -> Row:
     }
 
 
-def _scatter(rows: Sequence[Row], x_title: str) -> Any:
+def _scatter(rows: Sequence[ChartRow], x_title: str) -> Any:
     nulls = [row["arm"] for row in rows if row["kind"] == "null"]
     order = [row["arm"] for row in rows if row["kind"] == "direction"] + nulls
     n = len(order) - len(nulls)
@@ -101,7 +100,7 @@ def losses(seed: int, table: Sequence[Loss]) -> list[Chart]:
     """Draw the change of cross-entropy under every arm, one chart for each text."""
     charts = []
     for text, name in TEXT_NAMES.items():
-        rows: list[Row] = [
+        rows: list[ChartRow] = [
             {
                 "arm": loss.arm.label,
                 "kind": "null" if loss.arm.is_null else "direction",
@@ -118,7 +117,7 @@ def losses(seed: int, table: Sequence[Loss]) -> list[Chart]:
     return charts
 
 
-def _forest(rows: Sequence[Row]) -> Any:
+def _forest(rows: Sequence[ChartRow]) -> Any:
     order = [row["arm"] for row in rows]
     y = alt.Y(
         "arm:N", scale=alt.Scale(domain=order), axis=bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=130)
@@ -140,7 +139,7 @@ def _forest(rows: Sequence[Row]) -> Any:
 def scores(name: str, title: str, rows: Sequence[ComparedScore], names: Sequence[str]) -> Chart:
     """Draw the change of every benchmark score under the arms, with 95 % intervals. `names` are those of the scores."""
     arms = [arm.label for arm in dict.fromkeys(row.arm for row in rows)]
-    data: list[Row] = [
+    data: list[ChartRow] = [
         {
             "task": task,
             "arm": row.arm.label,

@@ -6,9 +6,8 @@ from typing import Any
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate
-from rhumbline.records.results import SeedResult
+from rhumbline.records.results import Divergence, Loss, NegativeRate, SeedResult, SideEffects
 from rhumbline.records.shared import Label
-from rhumbline.records.side_effect_results import Divergence, Loss, NegativeRate, SideEffects
 from rhumbline.report import page, side_effect_figures
 from rhumbline.report.page import Html
 from rhumbline.report.run_record import RunRecord

@@ -12,15 +12,14 @@ import altair as alt
 from rhumbline.records.analysis_files import GeometryCell
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ChatFacts
-from rhumbline.records.run_files import Projection, SiteSeparation
-from rhumbline.records.selection_files import Candidate, Selection
-from rhumbline.records.shared import Cell, Site
+from rhumbline.records.seed_files import Candidate, Projection, Selection, SiteSeparation
+from rhumbline.records.shared import Site, Survivor
 from rhumbline.report.figures import (
     DIVERGING,
     LIGHT,
     SEQUENTIAL,
     Chart,
-    Row,
+    ChartRow,
     bare_axis,
     finished,
     palette,
@@ -76,7 +75,7 @@ class _Mark:
     """A cell of a map: a site with its numbers."""
 
     site: Site
-    numbers: Row
+    numbers: ChartRow
     """Numbers of the tooltip, by name."""
     state: str = "kept"
     """kept, discarded (drawn small) or selected (framed)."""
@@ -150,7 +149,7 @@ def selection(seed: int, selection: Selection, labels: PositionLabels, max_kl: f
     ]
 
 
-def _candidate_mark(row: Candidate, selected: Cell | None) -> _Mark:
+def _candidate_mark(row: Candidate, selected: Survivor | None) -> _Mark:
     numbers = {"bypass": row.bypass, "induce": row.induce, "kl": row.kl, "norm": row.norm}
     state = "discarded" if row.discarded else "kept"
     if selected is not None and row.site == selected.site:
@@ -158,14 +157,14 @@ def _candidate_mark(row: Candidate, selected: Cell | None) -> _Mark:
     return _Mark(row.site, numbers, state, f"discarded: {row.discarded.text}" if row.discarded else state)
 
 
-def auroc_map(name: str, grid: Sequence[SiteSeparation], labels: PositionLabels, selected: Cell | None) -> Chart:
+def auroc_map(name: str, grid: Sequence[SiteSeparation], labels: PositionLabels, selected: Survivor | None) -> Chart:
     """Draw the separation of the classes for each layer and position."""
     marks = _separation_marks(grid, selected)
     what = _Map("auroc", "AUROC (colour scale starts at 0.5)", (0.5, 1.0))
     return _heat(name, "AUROC of the two classes for each layer and position", marks, labels, what)
 
 
-def _separation_marks(grid: Iterable[SiteSeparation], selected: Cell | None = None) -> list[_Mark]:
+def _separation_marks(grid: Iterable[SiteSeparation], selected: Survivor | None = None) -> list[_Mark]:
     site = None if selected is None else selected.site
     return [
         _Mark(
@@ -191,7 +190,7 @@ def projections(name: str, rows: Sequence[Projection]) -> Chart | None:
     low, bins = known[0][0], 64
     width = (known[-1][0] - low) / bins or 1.0
     heights: Counter[tuple[str, int]] = Counter()
-    table: list[Row] = []
+    table: list[ChartRow] = []
     for projection, row in known:
         stack = (row.label, min(bins - 1, int((projection - low) / width)))
         heights[stack] += 1
@@ -200,7 +199,7 @@ def projections(name: str, rows: Sequence[Projection]) -> Chart | None:
     return _stacks(name, table, max(5, *heights.values()), bins)
 
 
-def _stacks(name: str, table: Sequence[Row], tallest: int, bins: int) -> Chart:
+def _stacks(name: str, table: Sequence[ChartRow], tallest: int, bins: int) -> Chart:
     height = 190
     size = min(30.0, (0.85 * min(400 / bins, height / (2 * tallest))) ** 2)
     axis = alt.Axis(grid=False, tickCount=7, title="projection on the selected direction")
@@ -243,7 +242,7 @@ def discover(grid: Sequence[SiteSeparation], labels: PositionLabels) -> list[Cha
 def auroc_lines(name: str, grid: Sequence[SiteSeparation], labels: PositionLabels) -> Chart:
     """Draw AUROC over layers, one line for each position."""
     labels = _in_order((row.position for row in grid), labels)
-    rows: list[Row] = [{"layer": row.layer, "position": labels[row.position], "auroc": row.auroc} for row in grid]
+    rows: list[ChartRow] = [{"layer": row.layer, "position": labels[row.position], "auroc": row.auroc} for row in grid]
     names = list(labels.values())
     ramp = [LIGHT[c] for c in ("direction", "null-a", "null-b", "null-c", "positive", "ink", "null-d", "negative")]
     dashes = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2]]

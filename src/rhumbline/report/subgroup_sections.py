@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from rhumbline.records.results import SeedResult
-from rhumbline.records.side_effect_results import CategoryRate
+from rhumbline.records.results import CategoryRate, SeedResult
 from rhumbline.report import page
 from rhumbline.report.page import Html
 from rhumbline.report.run_record import RunRecord

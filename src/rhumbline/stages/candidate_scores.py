@@ -22,7 +22,7 @@ from rhumbline.inference.runner import Runner
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import Candidate
 from rhumbline.records.shared import Site
 
 log = logging.getLogger("rhumbline")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates
-from rhumbline.records.null_files import GroupCosines
+from rhumbline.records.seed_files import GroupCosines
 
 SPLITS = 20
 """Random splits into halves for the cosines between groups."""

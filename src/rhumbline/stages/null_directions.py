@@ -16,8 +16,8 @@ from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.protocol import Protocol
-from rhumbline.records.null_files import NullDirections, Topics
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import NullDirections, UnrelatedSource
 from rhumbline.records.shared import NullDirection
 from rhumbline.stages.directions import group_cosine, group_cosines
 from rhumbline.stages.null_families import Enough, Material, as_null, draw_nulls, topics_of
@@ -109,7 +109,7 @@ def _row(null: Null) -> NullDirection:
     return NullDirection(null.family, null.draw, null.cosine, null.energy, direction.position, direction.layer)
 
 
-def _material(run: SeedRun, direction: Direction) -> tuple[Material, Topics | None]:
+def _material(run: SeedRun, direction: Direction) -> tuple[Material, UnrelatedSource | None]:
     """Training activations at the site of the direction, and what the family `unrelated` halves."""
     runner, plan, contrast = run.runner("nulls"), run.protocol.nulls, None
 
@@ -124,7 +124,7 @@ def _material(run: SeedRun, direction: Direction) -> tuple[Material, Topics | No
     positive, negative = (read(sequences) for sequences in run.kept_sequences("train"))
     categories = [p.category for p in run.rows("train", "negative", run.extraction.kept.train.negative)]
     topics, are_clusters = topics_of(categories, negative)
-    source: Topics = "contrast" if contrast else "clusters" if are_clusters else "categories"
+    source: UnrelatedSource = "contrast" if contrast else "clusters" if are_clusters else "categories"
     return Material(positive, negative, topics, contrast, plan.top), source if is_drawn else None
 
 

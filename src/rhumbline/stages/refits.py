@@ -20,10 +20,9 @@ from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.scorer import Scorer
-from rhumbline.records.null_files import BootstrapRefit
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import BootstrapRefit, Candidate
 from rhumbline.records.shared import Site
 from rhumbline.stages.null_families import generator, halves
 

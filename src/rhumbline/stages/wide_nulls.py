@@ -10,7 +10,7 @@ from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.arms import ABLATION
-from rhumbline.records.null_files import WideArm, WideNulls
+from rhumbline.records.seed_files import WideNulls, WideRow
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.arms import SeedArms
 from rhumbline.stages.metric_samples import Sample, samples, six_digits
@@ -42,7 +42,7 @@ def wide_nulls(scorer: Scorer, prompts: ByLabel[Sample], seed_arms: SeedArms) ->
         arms, sequences = seed_arms.wide(label), prompts[label].sequences
         metric = scorer.read(sequences, list(arms.values())).metric
         rows += [
-            WideArm(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)
+            WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)
         ]
         if label == "negative":
             (divergence,) = scorer.kl(sequences, [arms[ABLATION]], scorer.baseline(sequences))
