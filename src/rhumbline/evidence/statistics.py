@@ -120,10 +120,16 @@ def difference_of_rates(before: float, after: float, n: float, level: float = 0.
     """
     if n <= 0:
         return Difference(math.nan, -1.0, 1.0, 0)
-    (l1, u1), (l2, u2) = wilson_of_rate(before, n, level), wilson_of_rate(after, n, level)
-    d = before - after
-    low, high = d - math.hypot(before - l1, u2 - after), d + math.hypot(u1 - before, after - l2)
-    return Difference(d, max(low, -1.0), min(high, 1.0), int(n))
+    low, high = difference_of_two_samples(before, n, after, n, level)
+    return Difference(before - after, low, high, int(n))
+
+
+def difference_of_two_samples(rate: float, n: float, other: float, other_n: float, level: float = 0.95) -> Interval:
+    """Interval of rate - other for two samples of n and other_n prompts: Newcombe 1998, Stat Med 17:873, method 10."""
+    (l1, u1), (l2, u2) = wilson_of_rate(rate, n, level), wilson_of_rate(other, other_n, level)
+    d = rate - other
+    low, high = d - math.hypot(rate - l1, u2 - other), d + math.hypot(u1 - rate, other - l2)
+    return Interval(max(low, -1.0), min(high, 1.0))
 
 
 def bootstrap_mean(

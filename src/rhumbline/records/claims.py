@@ -4,6 +4,7 @@
 rows.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from msgspec import Struct, field
@@ -84,3 +85,13 @@ class Claim(Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Claim, state and number."""
         return f"{self.kind.text} {self.state.text} {self.number}".strip()
+
+    def in_seed(self, claims: Sequence["Claim"]) -> "Claim":
+        """The claim of the same kind among those of a seed."""
+        return next(claim for claim in claims if claim.kind is self.kind)
+
+
+def reasons_once(claims: Sequence[Claim]) -> list[str]:
+    """The texts of the reasons for a table: a text that an earlier claim has too is empty."""
+    texts = [claim.reason for claim in claims]
+    return ["" if text in texts[:i] else text for i, text in enumerate(texts)]

@@ -1,5 +1,7 @@
 """Sections on the metric: ranks of the direction among many null draws, and curves over the dose."""
 
+from msgspec import UNSET
+
 from rhumbline.records.effect_results import DoseFragility
 from rhumbline.records.results import SeedResult
 from rhumbline.report import null_and_dose_figures, page
@@ -29,9 +31,10 @@ def wide_nulls(run: RunRecord, draw: page.Canvas) -> Html:
         "Wide nulls",
         parts,
         "Each tick is one null draw, evaluated with the metric at the last prompt position. The line is the "
-        "direction, shaded with its interval. p: its rank among the draws, at least the floor 1 / (draws + 1). p "
-        "without aligned: draws whose |cosine| with the direction exceeds the rule's bound do not count, because they "
-        "are nearly the direction itself; the rule uses this p. Holm: adjusted for all comparisons of the run; it "
+        "direction, shaded with its interval. Comparable: draws whose |cosine| with the direction does not exceed the "
+        "rule's bound; the others are nearly the direction itself. Reach it: comparable draws with at least the effect "
+        "of the direction. p: (1 + draws that reach it) / (1 + comparable draws), unknown if the rule needs more "
+        "draws; floor: the smallest possible p. Holm: adjusted for all comparisons of the run; it "
         "matters if a reader picks one of them. The rule requires all of them, which needs no adjustment. Largest "
         "|cosine|: among draws with at least the effect of the direction. Energy: share of the squared norm of the "
         "residual stream that ablation of a draw removes. Isotropic draws remove about 1 / d of it and have little "
@@ -42,22 +45,22 @@ def wide_nulls(run: RunRecord, draw: page.Canvas) -> Html:
 def _energy_text(seed: SeedResult) -> str:
     return (
         f"Energy of the direction at its site: {page.number(seed.energy, 3)}. KL divergence that its ablation causes "
-        f"on negative test prompts: {page.number(seed.shift.kl, 4)} nats (n = {seed.shift.n}). Group cosine, between "
-        f"the directions of two groups of positives: {page.number(seed.groups)}."
+        f"on negative test prompts: {page.number(seed.shift.kl, 4)} nats (n = {seed.shift.n})."
     )
 
 
 def _family_table(seed: SeedResult) -> Html:
-    head = ["Effect", "Family", "Draws", "Mean", "Largest", "p", "p without aligned", "Floor", "Holm"]
+    head = ["Effect", "Family", "Draws", "Comparable", "Reach it", "Mean", "Largest", "p", "Floor", "Holm"]
     head += ["Largest |cosine|", "Energy"]
     rows = [
         [
             effect.name,
             family,
             null.draws,
+            *("—" if n is UNSET else n for n in (null.comparable, null.beaten)),
             page.number(null.mean),
             page.number(null.max),
-            *(page.number(p, 3) for p in (null.p, null.p_apart, null.floor)),
+            *(page.number(p, 3) for p in (null.p, null.floor)),
             page.number(null.p_holm, 3) if isinstance(null.p_holm, float) else "—",
             page.number(null.cosine, 3),
             page.number(null.energy, 3),

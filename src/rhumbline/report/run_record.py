@@ -21,13 +21,11 @@ from rhumbline.records.effect_results import ArmRate, SiteShare
 from rhumbline.records.evaluation_files import Comparison
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.protocol_file import ProtocolContext
-from rhumbline.records.results import Results, SeedResult, VerdictName
+from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.seed_files import Selection, Separation
 from rhumbline.records.shared import EffectName, Label, Site, Survivor
-
-NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")
-"""Verdicts of runs whose positives rarely show the behaviour at baseline."""
+from rhumbline.records.verdict_names import NO_BASELINE
 
 
 class EffectArm(NamedTuple):
