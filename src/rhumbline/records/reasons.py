@@ -13,19 +13,13 @@ class Discard(StrEnum):
     """Why a candidate was left out of the choice, in the order in which a rule tests it."""
 
     TOO_LATE = "too late"
-    """Its layer is at or above the rule's layer cut."""
     NO_DIFFERENCE = "no difference"
-    """The class means agree: the norm of the candidate is zero up to rounding."""
     NOT_FINITE = "not finite"
     """The candidate or one of its scores overflowed."""
     KL_TOO_LARGE = "kl too large"
-    """Its KL exceeds the rule's bound."""
     DOES_NOT_INDUCE = "does not induce"
-    """Its induce score is below the rule's bound."""
     LOSES_CONTENT = "loses content"
-    """The share of the content that is left is below the rule's bound."""
     NOT_SCORED = "not scored"
-    """A score that the rule needs was not computed."""
     NOT_NEEDED = "not needed"
     """It passed so far; its KL cannot change the choice and was not computed."""
 
@@ -57,7 +51,6 @@ class NoCandidate(StrEnum):
     """Why nothing was selected."""
 
     ALL_DISCARDED = "all candidates discarded"
-    """Every candidate was discarded; each has its reason."""
     NO_TOKENS = "no refusal tokens"
     """The token metric has no tokens (metric.json has the reason), so nothing was scored."""
     NO_PROMPTS = "no prompt left after filtering"
@@ -146,46 +139,33 @@ class SeedVerdicts(Struct, frozen=True):
     """The seeds with one verdict."""
 
     verdict: str
-    """Name of the verdict."""
     seeds: tuple[int, ...]
-    """Numbers of the seeds."""
 
 
 class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One reason of a verdict; a number that the code does not use is None."""
+    """One reason of a verdict. A field that the code does not use is None; `effect` None: both, or not an effect."""
 
     code: VerdictCode
-    """The kind of the reason."""
     seed: int | None = None
-    """The seed, for a run whose seeds have the same verdict."""
     effect: EffectName | None = None
-    """The effect; None: both, or not an effect."""
     family: str | None = None
-    """The null family."""
     arm: ArmId | None = None
-    """The intervention that damaged the completions."""
     label: Label | None = None
-    """The class of these completions."""
     value: float | None = None
-    """The measured quantity: a rate, a change of the rate, a cosine, an AUROC, a share, or KL in nats."""
+    """A rate, a change of the rate, a cosine, an AUROC, a share, or KL in nats, with its 95 % interval."""
     low: float | None = None
-    """Lower end of its 95 % interval."""
     high: float | None = None
-    """Upper end of its 95 % interval."""
     bound: float | None = None
     """The margin or bound of the rule, in the unit of `value`."""
     p: float | None = None
-    """Rank p of the direction among the wide nulls of the family."""
     prompts: int | None = None
     """Prompts per class that would decide an undecided effect."""
     no_candidate: NoCandidate | None = None
-    """Why no candidate was selected."""
     counts: Mapping[Discard, int] | None = None
     """Number of candidates by the reason for which they were discarded."""
     sets: tuple[str, ...] = ()
     """Splits and classes without prompts after filtering, such as `train positive`."""
     verdicts: tuple[SeedVerdicts, ...] = ()
-    """The verdicts of the seeds, in the order of the seeds."""
 
     @property
     def text(self) -> str:
