@@ -39,7 +39,7 @@ from rhumbline.records.effect_results import (
     WideNull,
 )
 from rhumbline.records.evaluation_files import ComparedScore, Comparison, EvaluationSettings
-from rhumbline.records.files import sha256
+from rhumbline.records.files import sha256, write_json
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import (
     ChatFacts,
@@ -528,7 +528,7 @@ def make_run(into: Path, *, hostile: bool = False, **settings: Any) -> Path:
     with RunDirectory.open(into, _protocol(p)) as directory:
         results = _results(p, directory)
         values = {k: v for k, v in to_json(results).items() if k != "sha256"}
-        directory.save(into / "results.json", {**values, "sha256": sha256(values)})
+        write_json(directory.file_of(Results), {**values, "sha256": sha256(values)})
         if p.evidence and p.selects:
             _evaluate(directory)
     return into
@@ -548,7 +548,7 @@ def make_discover(into: Path, *, hostile: bool = False, **settings: Any) -> Path
     p = Plan(**settings, seeds=(0,), text=HOSTILE if hostile else None)
     with RunDirectory.open(into, {**_protocol(p), "mode": "discover"}) as directory:
         grid = _grid(p, np.random.default_rng(0))
-        directory.write_record(Discovery(0, _model(p), _by_label(128), "val", _by_label(32), grid, ()))
+        directory.write_record(Discovery("val", _by_label(32), grid, (), seed=0, model=_model(p), train=_by_label(128)))
     return into
 
 

@@ -135,5 +135,6 @@ def _nulls(subject: Subject, draws: int) -> dict[str, MonitorNull]:
         area = auroc(*((h @ null.direction.vector.double()).numpy() for h in test))
         areas.setdefault(null.family, []).append(max(area, 1 - area))
     return {
-        family: MonitorNull(len(v), float(np.mean(v)), float(np.max(v)), rank_p(own, v)) for family, v in areas.items()
+        family: MonitorNull(float(np.mean(v)), float(np.max(v)), rank_p(own, v), draws=len(v))
+        for family, v in areas.items()
     }

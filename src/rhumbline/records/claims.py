@@ -59,11 +59,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     kind: ClaimKind = field(name="claim")
     state: ClaimState = field(name="status")
     value: float | None = None
-    """None: not measured."""
     low: float | None = None
-    """Lower end of the 95 % interval."""
     high: float | None = None
-    """Upper end of the 95 % interval."""
     bound: float | None = None
     """Margin or bound of the rule."""
     n: int = 0

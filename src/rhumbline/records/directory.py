@@ -6,7 +6,7 @@ Knows nothing of models, directions or verdicts.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.records.artefacts import OF_RUN, OF_SEED
-from rhumbline.records.codec import R, convert, to_json
+from rhumbline.records.codec import JsonObject, R, convert, to_json
 from rhumbline.records.files import (
     file_sha256,
     finite,
@@ -46,7 +46,7 @@ class RunDirectory:
     """An open run directory: where it is and the protocol that everything in it was made under."""
 
     path: Path
-    protocol: Mapping[str, Any]
+    protocol: JsonObject
     protocol_sha256: str
 
     @classmethod
@@ -66,7 +66,7 @@ class RunDirectory:
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, protocol: Mapping[str, Any]) -> Iterator["RunDirectory"]:
+    def open(cls, path: str | Path, protocol: JsonObject) -> Iterator["RunDirectory"]:
         """Create the directory, or resume it if it holds the same protocol; ProtocolError if it holds another.
 
         Held by one process at a time; the lock goes with the process, so a killed run leaves none behind.
@@ -129,25 +129,24 @@ class RunDirectory:
         return _converted(self.load(path), kind, path)
 
     def write_as(self, record: R, path: Path) -> R:
-        """Write a record to any file of the run directory; returns it as it will be read."""
-        self.save(path, to_json(record))
+        """Write a record to any file of the run directory, with the protocol's hash; returns it as it will be read."""
+        write_json(path, {"protocol_sha256": self.protocol_sha256, **to_json(record)})
         return self.read_as(type(record), path)
 
     def read_rows_as(self, kind: type[R], path: Path) -> list[R]:
         """Rows from any JSON Lines file of the run directory. Raises OutputError."""
-        return [_converted(row, kind, path) for row in self.load_rows(path)]
+        rows = read_rows(path)
+        for row in rows:
+            self._check(path, row.get("protocol_sha256"))
+        return [_converted(row, kind, path) for row in rows]
 
     def write_rows_as(self, rows: Iterable[R], path: Path) -> None:
         """Write rows to any JSON Lines file of the run directory, each with the protocol's hash."""
-        self.save_rows(path, [to_json(row) for row in rows])
+        values = [to_json(row) | {"protocol_sha256": self.protocol_sha256} for row in rows]
+        write_bytes(path, "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values).encode())
 
-    def save(self, path: Path, value: Mapping[str, Any]) -> dict:
-        """Write a JSON artefact with the protocol's hash, and return it as it will be read."""
-        write_json(path, {"protocol_sha256": self.protocol_sha256, **value})
-        return self.load(path)
-
-    def load(self, path: Path) -> dict:
-        """Read a JSON artefact; one made under another protocol is refused."""
+    def load(self, path: Path) -> JsonObject:
+        """The JSON value of an artefact; one made under another protocol is refused."""
         value = read_json(path)
         if not isinstance(value, dict) or "protocol_sha256" not in value:
             raise OutputError(
@@ -156,36 +155,16 @@ class RunDirectory:
         self._check(path, value["protocol_sha256"])
         return value
 
-    def stage(self, path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict:
-        """The artefact at `path`, computed only if it is not there yet."""
-        return self.load(path) if path.is_file() else self.save(path, compute())
-
-    def save_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> list[dict]:
-        """Write JSON Lines, every row with the protocol's hash, and return the rows as they will be read."""
-        lines = [
-            json.dumps(finite({**row, "protocol_sha256": self.protocol_sha256}), ensure_ascii=False) for row in rows
-        ]
-        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-        return self.load_rows(path)
-
-    def load_rows(self, path: Path) -> list[dict]:
-        """Read JSON Lines; a row made under another protocol is refused."""
-        rows = read_rows(path)
-        for row in rows:
-            self._check(path, row.get("protocol_sha256"))
-        return rows
-
     def save_tensors(self, path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write a safetensors file with the protocol's hash in its metadata."""
         write_bytes(path, tensors_bytes(tensors, {**metadata, "protocol_sha256": self.protocol_sha256}))
 
-    def load_tensors(self, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-        """Read a safetensors file and its metadata; one made under another protocol is refused."""
+    def load_tensors(self, path: Path) -> dict[str, Any]:
+        """The tensors of a safetensors file, by name; one made under another protocol is refused."""
         from safetensors.torch import load_file
 
-        metadata = tensors_metadata(path)
-        self._check(path, metadata.get("protocol_sha256"))
-        return load_file(path), metadata
+        self._check(path, tensors_metadata(path).get("protocol_sha256"))
+        return load_file(path)
 
     def manifest(self) -> dict[str, str]:
         """Hash of every artefact that a verdict rests on, by its path inside the directory."""

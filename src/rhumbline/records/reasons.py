@@ -7,19 +7,13 @@ class Discard(StrEnum):
     """Why a candidate was left out of the choice, in the order in which a rule tests it."""
 
     TOO_LATE = "too late"
-    """Its layer is at or above the rule's layer cut."""
     NO_DIFFERENCE = "no difference"
-    """The class means agree: the norm of the candidate is zero up to rounding."""
     NOT_FINITE = "not finite"
     """The candidate or one of its scores overflowed."""
     KL_TOO_LARGE = "kl too large"
-    """Its KL exceeds the rule's bound."""
     DOES_NOT_INDUCE = "does not induce"
-    """Its induce score is below the rule's bound."""
     LOSES_CONTENT = "loses content"
-    """The share of the content that is left is below the rule's bound."""
     NOT_SCORED = "not scored"
-    """A score that the rule needs was not computed."""
     NOT_NEEDED = "not needed"
     """It passed so far; its KL cannot change the choice and was not computed."""
 
@@ -51,7 +45,6 @@ class NoCandidate(StrEnum):
     """Why nothing was selected."""
 
     ALL_DISCARDED = "all candidates discarded"
-    """Every candidate was discarded; each has its reason."""
     NO_TOKENS = "no refusal tokens"
     """The token metric has no tokens (metric.json has the reason), so nothing was scored."""
     NO_PROMPTS = "no prompt left after filtering"

@@ -4,22 +4,20 @@ from dataclasses import dataclass
 
 from msgspec import Struct, field
 
-from rhumbline.records.seed_files import Projection, SiteSeparation
+from rhumbline.records.seed_files import Separation
 from rhumbline.records.shared import (
     ByLabel,
     ModelFacts,
     SeedPair,
-    Split,
     StageTiming,
 )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """agreement.json: every two seeds that selected a direction."""
+    """agreement.json: every two seeds that selected a direction, in the order of the seeds."""
 
     pairs: tuple[SeedPair, ...]
-    """In the order of the seeds; empty if fewer than two selected one."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +28,14 @@ class StageTimings:
     """In the order in which they ended."""
 
 
-@dataclass(frozen=True)
-class Discovery:
-    """discover.json: where the classes separate on validation prompts."""
+@dataclass(frozen=True, kw_only=True)
+class Discovery(Separation):
+    """discover.json: where the classes separate on validation prompts; no projections, since nothing is selected."""
 
     seed: int
-    """Seed of the splits."""
     model: ModelFacts
     train: ByLabel[int]
-    """Number of training prompts."""
-    split: Split
-    """The split: val."""
-    n: ByLabel[int]
-    """Number of prompts (of a contrast of texts: rows)."""
-    grid: tuple[SiteSeparation, ...]
-    """Every candidate, by position and layer; the last token of the instruction comes first."""
-    projections: tuple[Projection, ...]
-    """Always empty: nothing is selected."""
+    """Training prompts."""
 
 
 Figure = tuple[int, int] | int | float | str | None
@@ -57,7 +46,6 @@ class FigureComparison(Struct, frozen=True, kw_only=True):
     """One figure of a run, compared with the published one."""
 
     what: str
-    """Name of the figure."""
     seed: int | None
     """None for a figure of the whole run."""
     measured: Figure = field(name="found")
@@ -73,7 +61,6 @@ class Reproduction:
     """reproduction.json: a run of a published model, compared with the published figures."""
 
     model: str
-    """Name of the published model."""
     rows: tuple[FigureComparison, ...]
 
 
@@ -81,7 +68,6 @@ class Check(Struct, frozen=True, kw_only=True):
     """One requirement of a reproduction, checked without weights."""
 
     what: str
-    """Name of the requirement."""
     ok: bool | None
     """None if it could not be checked here."""
     detail: str = field(name="told")

@@ -27,31 +27,26 @@ from rhumbline.records.shared import (
 
 @dataclass(frozen=True)
 class SplitIds:
-    """splits.json: the prompts of one seed."""
+    """splits.json: the ids of the prompts of one seed, in order."""
 
     seed: int
     ids: BySplit[ByLabel[tuple[str, ...]]]
-    """Ids of the prompts of each set, in order."""
 
 
 @dataclass(frozen=True)
 class StyleJudges:
-    """style.json: the judges of a continuous score, fitted on training texts. Absent for judges of classes."""
+    """style.json: the judges of a continuous score, fitted on training texts; absent for judges of classes."""
 
     texts: Literal["responses", "completions"]
-    """The texts: responses of the contrast, or the model's own baseline completions."""
     n: ByLabel[int]
-    """Number of training texts."""
     how: Literal["given", "estimated"]
-    """Source of the markers: the protocol (`given`), or the texts."""
     markers: tuple[Marker, ...]
-    """The marker phrases; empty if no phrase separates the texts of the classes."""
+    """Empty if no phrase separates the texts of the classes."""
     classifier: ClassifierFit | None
-    """The classifier, whose weights are in classifier.safetensors; None if none was fitted."""
+    """Its weights are in classifier.safetensors; None if none was fitted."""
     chance: float
-    """Mean content overlap of training texts on different prompts, 0 to 1."""
     train: ByLabel[float]
-    """Mean share of the words inside markers, over the training texts."""
+    """Mean share of the words inside markers."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +77,14 @@ class Extracted:
     kept: TrainVal[ByLabel[tuple[bool, ...]]]
     """Whether the sign of the metric keeps each prompt (of a contrast of texts: each row)."""
     n: TrainVal[ByLabel[int]]
-    """Number of kept prompts or rows."""
     metric: TrainVal[ByLabel[tuple[float | None, ...]]]
     """Metric at baseline, log-odds; None: not finite, or not read in this pass."""
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Site):
     """One candidate with its scores on validation prompts; None: not computed, or not finite."""
 
-    position: Position
-    layer: int
     bypass: float | None
     """Mean metric of positives under ablation, log-odds."""
     induce: float | None
@@ -100,33 +92,22 @@ class Candidate:
     kl: float | None
     """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, nats."""
     norm: float | None = None
-    """Length of the difference in means, in units of the residual stream; None: not finite."""
+    """In units of the residual stream."""
     discarded: Discard | None = None
-    """Why the rule discards it; None for a survivor."""
     content: float | None = None
-    """Share of the content of baseline completions that ablation and addition leave, the smaller of both; None: not
-    computed."""
+    """Share of the content of baseline completions that ablation and addition leave, the smaller of both."""
     moved: float | None = None
-    """Change of the score of whole completions, the smaller of suppression and induction, in gaps between the classes;
-    None: not computed."""
+    """Change of the score of completions in gaps between the classes, the smaller of suppression and induction."""
     rescored: bool = False
     """Whether it was scored again in one batch shape, because a comparison was closer than rounding."""
-
-    @property
-    def site(self) -> Site:
-        """Position and layer."""
-        return Site(self.position, self.layer)
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """selection.json: the scores and the result of the rule. Without tokens or prompts only the reason is set."""
 
     selected: Survivor | None
-    """The selected candidate; None: no candidate survived."""
     reason: NoCandidate | None
-    """Why nothing was selected; None if a candidate was."""
     survivors: int
-    """Candidates that the rule does not discard."""
     tied: tuple[Survivor, ...]
     """Other survivors within the tie margin of the rule, nearest first."""
     baseline: ByLabel[float | None] | None = None
@@ -190,7 +171,6 @@ class WideRow(Struct, frozen=True, kw_only=True):
     """The metric of some test prompts under one arm."""
 
     arm: ArmId
-    """Baseline, ablation or addition, of the direction or of a null."""
     side: Label = field(name="set")
     metric: tuple[float | None, ...]
     """Log-odds, six digits, in the order of `WideNulls.prompts`; None: not finite."""
@@ -214,7 +194,6 @@ class DoseRow(Struct, frozen=True, kw_only=True):
 
     kind: Literal["ablation", "addition"]
     arm: ArmId
-    """The direction of the intervention: `direction`, or `null:<family>:<draw>`."""
     dose: float
     """Strength of an ablation (1 removes all), coefficient of an addition (in units of the norm)."""
     side: Label = field(name="set")
@@ -227,7 +206,6 @@ class Doses:
     """dose.json: the curves over strengths. Written if a direction was selected."""
 
     prompts: ByLabel[tuple[str, ...]]
-    """Ids of the prompts."""
     rows: tuple[DoseRow, ...]
     """Strengths of ablation, then coefficients of addition; empty if the protocol has no curve."""
 
@@ -261,14 +239,11 @@ Text = Literal["text", "responses", "completions"]
 
 @dataclass(frozen=True)
 class TextForm:
-    """Length and layout of a completion."""
+    """Length and layout of a completion: its words, those outside the markers, and the lines that begin a list item."""
 
     words: int
-    """Number of words."""
     content_words: int
-    """Number of words outside the markers."""
     bullets: int
-    """Number of lines that begin a list item."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -282,7 +257,6 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     side: Label = field(name="set")
     prompt_id: str
     cls: Class = field(name="class")
-    """Class of the completion."""
     score: float | None
     """Amount of the behaviour: 1 or 0 for a class, 0 to 1 for a continuous score; None: unscored."""
     evidence: str
@@ -290,9 +264,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     metric: float | None
     """Metric under the arm, log-odds (nats per token for `pairs`); None: not finite, or no metric."""
     new_tokens: int
-    """Number of tokens of the completion."""
     category: str | None
-    """Category of the prompt; None if the contrast has none."""
     judges: Mapping[str, Class] | None = None
     """Class by keyword judge. Absent for nulls, and with a continuous score."""
     by_length: Mapping[str, Class] | None = None
@@ -323,28 +295,23 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 @dataclass(frozen=True)
-class SiteSeparation:
-    """How well the projection on one candidate separates the classes, without intervention; None: not finite."""
+class SiteSeparation(Site):
+    """Separation of the classes along one candidate; `cosine` of the class means. None: not finite."""
 
-    position: Position
-    layer: int
     auroc: float | None
     """AUROC of the projection, positives over negatives."""
     cosine: float | None
-    """Cosine between the training means of the classes."""
     norm: float | None
     """Length of the difference in means, in units of the residual stream."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The projection of one prompt on the selected direction, without intervention."""
+    """The projection of one prompt on the selected unit direction, without intervention; None: not finite."""
 
     prompt_id: str
     label: Label
-    """Its class."""
     projection: float | None
-    """Projection onto the unit direction, in units of the residual stream; None: not finite."""
 
 
 @dataclass(frozen=True)
@@ -352,11 +319,9 @@ class Separation:
     """separation.json: where the classes separate on test prompts."""
 
     split: Split
-    """The split: test."""
     n: ByLabel[int]
     """Number of prompts (of a contrast of texts: rows)."""
     grid: tuple[SiteSeparation, ...]
-    """Every candidate, by position and layer."""
     projections: tuple[Projection, ...]
     """Projections of the prompts on the selected direction; empty if nothing was selected."""
 
@@ -365,12 +330,10 @@ class DocumentLoss(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A row of losses-TEXT.jsonl: one arm on one document. A text without documents is an empty file."""
 
     text: Text
-    """Plain documents, responses to negatives, or the model's own baseline completions of negatives."""
     document: str
     """Number of the document, or id of the prompt."""
     arm: ArmId
     tokens: int
-    """Number of predicted tokens."""
     nats: float | None
     """Sum of their cross-entropies; None: not finite."""
     cls: Class | None = field(name="class", default=None)
@@ -388,11 +351,8 @@ class ConditionOutcome(Struct, frozen=True, kw_only=True):
     side: Label = field(name="set")
     prompt_id: str
     cls: Class = field(name="class")
-    """Class of the completion."""
     new_tokens: int
-    """Number of tokens of the completion."""
     category: str | None
-    """Category of the prompt; None if the contrast has none."""
 
 
 class NeutralOutcome(Struct, frozen=True, kw_only=True):
@@ -400,7 +360,6 @@ class NeutralOutcome(Struct, frozen=True, kw_only=True):
 
     prompt_id: str
     cls: Class = field(name="class")
-    """Class of the completion."""
     score: float | None
     """Amount of the behaviour, 0 to 1; None: unscored."""
     projection: float | None

@@ -120,34 +120,24 @@ class SeedVerdicts(Struct, frozen=True):
     """The seeds with one verdict."""
 
     verdict: str
-    """Name of the verdict."""
     seeds: tuple[int, ...]
-    """Numbers of the seeds."""
 
 
 class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One reason of a verdict; a number that the code does not use is None."""
+    """One reason of a verdict. A field that the code does not use is None; `effect` None: both, or not an effect."""
 
     code: VerdictCode
-    """The kind of the reason."""
     state: ClaimState | None = None
     """Whether the condition is met. Absent up to version 4 of the rule."""
     seed: int | None = None
-    """The seed, for a run whose seeds have the same verdict."""
     effect: EffectName | None = None
-    """The effect; None: both, or not an effect."""
     family: str | None = None
-    """The null family."""
     arm: ArmId | None = None
-    """The intervention that damaged the completions."""
     label: Label | None = None
-    """The class of these completions."""
     value: float | None = None
-    """The measured quantity: a rate, a change of the rate, a cosine, an AUROC, a share, or KL in nats."""
+    """A rate, a change of the rate, a cosine, an AUROC, a share, or KL in nats, with its 95 % interval."""
     low: float | None = None
-    """Lower end of its 95 % interval."""
     high: float | None = None
-    """Upper end of its 95 % interval."""
     bound: float | None = None
     """The margin or bound of the rule, in the unit of `value`."""
     most: float | None = None
@@ -159,17 +149,14 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     beaten: int | None = None
     """Comparable draws that reach the effect."""
     p: float | None = None
-    """Rank p of the direction among the wide nulls of the family."""
     prompts: int | None = None
     """Prompts per class that would decide an undecided effect."""
     no_candidate: NoCandidate | None = None
-    """Why no candidate was selected."""
     counts: Mapping[Discard, int] | None = None
     """Number of candidates by the reason for which they were discarded."""
     sets: tuple[str, ...] = ()
     """Splits and classes without prompts after filtering, such as `train positive`."""
     verdicts: tuple[SeedVerdicts, ...] = ()
-    """The verdicts of the seeds, in the order of the seeds."""
 
     @property
     def text(self) -> str:

@@ -48,7 +48,7 @@ class SeedArtefacts:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one safetensors file of the seed."""
-        return self.directory.load_tensors(self.folder / name)[0]
+        return self.directory.load_tensors(self.folder / name)
 
     @cached_property
     def extraction(self) -> Extracted:
