@@ -5,6 +5,7 @@ Independent of rows, models and margins.
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -62,6 +63,7 @@ def exact_interval(k: int, n: int, level: float = 0.95) -> Interval:
     return _proportion_interval(k, n, level, "exact")
 
 
+@cache
 def _proportion_interval(k: int, n: int, level: float, method: str) -> Interval:
     if not (0 <= k <= n and 0 < level < 1):
         raise InputError(f"An interval of {k} out of {n} at level {level}: expected 0 <= k <= n and 0 < level < 1.")

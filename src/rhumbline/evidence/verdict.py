@@ -78,7 +78,7 @@ def _verdict(rule: Rule, claims: tuple[Claim, ...], behaviour: str) -> Verdict:
     """The headline that follows from the claims, and the reasons of the claims that decide it."""
     decisive = [claim for claim in claims if claim.kind in DECISIVE_CLAIMS and not _is_left_out(claim)]
     if not _was_tested(claims):
-        reasons = tuple(dict.fromkeys(reason for claim in decisive for reason in claim.reasons))
+        reasons = _reasons(decisive)
         return Verdict(_untested(reasons, behaviour), reasons, claims)
     effects_refuted = [c for c in decisive if c.kind in EFFECT_CLAIMS and c.state is REFUTED]
     damaged = [c for c in decisive if c.kind is ClaimKind.LEAVES_INTACT and c.state is REFUTED]
@@ -91,8 +91,15 @@ def _verdict(rule: Rule, claims: tuple[Claim, ...], behaviour: str) -> Verdict:
         name, deciding = VerdictName.INCONCLUSIVE, open_claims
     else:
         name, deciding = VerdictName.REPRODUCES, []
-    reasons = tuple(dict.fromkeys(reason for claim in deciding for reason in claim.reasons))
-    return Verdict(name.qualified(criteria(rule)), reasons, claims)
+    return Verdict(name.qualified(criteria(rule)), _reasons(deciding), claims)
+
+
+def _reasons(claims: Sequence[Claim]) -> tuple[VerdictReason, ...]:
+    """The reasons of some claims, each once."""
+    distinct: list[VerdictReason] = []
+    for claim in claims:
+        distinct += [reason for reason in claim.reasons if reason not in distinct]
+    return tuple(distinct)
 
 
 def _untested(reasons: Sequence[VerdictReason], behaviour: str) -> VerdictName:

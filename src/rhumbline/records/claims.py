@@ -75,8 +75,8 @@ class Claim(Struct, frozen=True, kw_only=True):
         """The number with its interval and n; empty if it was not measured."""
         if self.value is None:
             return ""
-        ends = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.value:.2f}{ends}, n = {self.n}"
+        ends = "" if self.low is None or self.high is None else f" [{self.low:z.2f}, {self.high:z.2f}]"
+        return f"{self.value:z.2f}{ends}, n = {self.n}"
 
     @property
     def text(self) -> str:

@@ -260,8 +260,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The value, with its interval if it has one."""
         if self.value is None:
             return "unknown"
-        ends = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.value:.2f}{ends}"
+        ends = "" if self.low is None or self.high is None else f" [{self.low:z.2f}, {self.high:z.2f}]"
+        return f"{self.value:z.2f}{ends}"
 
     @property
     def negatives(self) -> str:
@@ -311,15 +311,30 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
 def reason_text(reasons: Sequence[VerdictReason]) -> str:
     """The reasons of a verdict in one line; empty without reasons.
 
-    Reasons of several seeds are listed seed by seed, or once if the text is the same for all seeds.
+    Reasons of several seeds are listed seed by seed, or once if the text is the same for all seeds. Of the same
+    condition on several null families, that on the one with the smallest value is listed.
     """
-    by_seed: dict[int | None, list[str]] = {}
+    by_seed: dict[int | None, list[VerdictReason]] = {}
     for reason in reasons:
-        by_seed.setdefault(reason.seed, []).append(reason.text)
-    texts = {seed: "; ".join(some) for seed, some in by_seed.items()}
+        by_seed.setdefault(reason.seed, []).append(reason)
+    texts = {seed: "; ".join(_one_for_all_families(some)) for seed, some in by_seed.items()}
     if len(set(texts.values())) > 1:
-        return "; ".join(f"seed {seed}: {text}" for seed, text in texts.items())
+        return "; ".join(f"seed {seed}: {text}" if seed is not None else text for seed, text in texts.items())
     return next(iter(texts.values()), "")
+
+
+def _one_for_all_families(reasons: Sequence[VerdictReason]) -> list[str]:
+    """The texts of reasons; those that differ in the null family only are one text."""
+    alike: dict[tuple[object, ...], list[VerdictReason]] = {}
+    for i, reason in enumerate(reasons):
+        key = (i,) if reason.state is None or reason.family is None else (reason.code, reason.state, reason.effect)
+        alike.setdefault(key, []).append(reason)
+    texts = []
+    for some in alike.values():
+        weakest = min(some, key=lambda r: (r.value if r.value is not None else 0.0, -(r.p or 0.0)))
+        others = f" (and {len(some) - 1} more families)" if len(some) > 1 else ""
+        texts.append(weakest.text + others)
+    return texts
 
 
 def _comparison(value: float | None, sign: str, bound: float | None) -> str:
