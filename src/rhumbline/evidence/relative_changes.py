@@ -102,10 +102,11 @@ def mean_half_width(values: Sequence[float], level: float = 0.95) -> float:
 
 def record(against: Change, in_favour: Change, draws: int | None = None) -> RelativeChange:
     """The record of a change, counted with degenerate completions against the effect and in its favour."""
-    high, most = finite_or_none(against.high), finite_or_none(max(against.high, in_favour.high))
+    most = max(against.high, in_favour.high)
+    value, low, high, most = (finite_or_none(float(x)) for x in (against.value, against.low, against.high, most))
     return RelativeChange(
-        value=finite_or_none(against.value),
-        low=finite_or_none(against.low),
+        value=value,
+        low=low,
         high=high,
         n=against.n,
         most=None if most == high else most,
