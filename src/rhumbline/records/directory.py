@@ -218,7 +218,7 @@ def check_writable(path: str | Path) -> None:
     if not existing.is_dir():
         raise OutputError(f"--out {folder}: {existing} is not a directory. Pass another --out.")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
-        raise OutputError(f"--out {str(path):.100}: a name is too long. Pass another --out.")
+        raise OutputError(f"--out {path!s:.100}: a name is too long. Pass another --out.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"--out {folder}: {existing} is not writable. Pass another --out, or change its permissions.")
 
