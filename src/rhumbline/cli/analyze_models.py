@@ -16,6 +16,7 @@ from rhumbline.cli.options import (
     template_option,
 )
 from rhumbline.records.artefacts import SheetRecord
+from rhumbline.records.directory import check_writable
 
 
 def sheet_options(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,7 @@ def dissociation(a: argparse.Namespace) -> int:
     from rhumbline.analyses.dissociation import BehaviourRun, dissociate
     from rhumbline.models.sources import contrast_for
 
+    check_writable(a.out)
     template = read_template(a.chat_template)
     contrasts = [contrast_for(a.model, name, a.data_dir) for name in a.contrasts]
     sides = [BehaviourRun.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
@@ -82,6 +84,7 @@ def flinch_options(parser: argparse.ArgumentParser) -> None:
 
 def flinch(a: argparse.Namespace) -> int:
     """Execute `analyze flinch`."""
+    check_writable(a.out)
     from rhumbline.analyses.flinch import Terms, flinch
 
     terms = Terms.read(a.terms)

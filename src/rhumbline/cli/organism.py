@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rhumbline.cli.console import err, out, say, table_of
 from rhumbline.cli.options import AddCommand
+from rhumbline.records.directory import check_writable
 
 
 def add(command: AddCommand) -> None:
@@ -38,6 +39,7 @@ def _list(a: argparse.Namespace) -> int:
 def _train(a: argparse.Namespace) -> int:
     from rhumbline.organisms import train
 
+    check_writable(a.out)
     with err.status("") as status:
 
         def progress(stage: str, step: int, steps: int, loss: float) -> None:

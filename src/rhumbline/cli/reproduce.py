@@ -27,6 +27,7 @@ from rhumbline.cli.options import (
 )
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert, to_json
+from rhumbline.records.directory import check_output
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Figure, FigureComparison, Reproduction
 
@@ -123,6 +124,7 @@ def _run(a: argparse.Namespace, published: Any) -> int:
     contrast = open_contrast(a.contrast or published.contrast, a.data_dir)
     print_plan(contrast, protocol)
     folder = Path(a.out or f"runs/{published.name}")
+    check_output(folder)
     with progress() as shown:
         result = run(load_model(a, a.model or published.hub), contrast, folder, protocol, progress=shown)
     rows = compare_run(published, result.path)

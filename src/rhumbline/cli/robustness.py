@@ -14,6 +14,7 @@ from rhumbline.cli.options import (
     max_new_tokens_option,
     open_contrast,
 )
+from rhumbline.records.directory import check_writable
 from rhumbline.records.sheet_files import RobustnessPlan
 
 PLAN = RobustnessPlan()
@@ -44,6 +45,7 @@ def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import compare, measure
     from rhumbline.judging.judge_names import keyword_judge
 
+    check_writable(a.out)
     keyword_judge(a.judge)  # an unknown judge is reported before a model is loaded
     plan = replace(
         PLAN,

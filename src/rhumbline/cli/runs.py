@@ -38,6 +38,7 @@ from rhumbline.cli.options import (
 )
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert
+from rhumbline.records.directory import check_output
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Discovery
 
@@ -89,6 +90,7 @@ def _demo(a: argparse.Namespace) -> int:
     from rhumbline.organisms.measured_texts import loss_texts
 
     check_expected(a)
+    check_output(a.out)
     if a.behaviour is None and a.organism in ORGANISMS:
         a.behaviour = ORGANISMS[a.organism].behaviour
     if a.config is None and a.preset is None:
@@ -108,6 +110,7 @@ def _run(a: argparse.Namespace) -> int:
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
     if a.plan is not None:
         return print_forecast(a, contrast, protocol, texts)
+    check_output(a.out)
     if a.tensor_parallel:
         return _run_tensor_parallel(a, contrast, protocol, texts, engine)
     model = load_model(a)
@@ -169,6 +172,7 @@ def _discover(a: argparse.Namespace) -> int:
     protocol = amend(preset("rhumbline"), changes, "options")
     contrast = open_contrast(a)
     folder = Path(a.out or f"runs/discover-{Path(a.model).name}")
+    check_output(folder)
     with progress() as shown:
         record = convert(discover(load_model(a), contrast, folder, protocol, progress=shown), Discovery)
     if a.json:

@@ -6,6 +6,7 @@ Knows nothing of models, directions or verdicts.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from rhumbline.records.files import (
 from rhumbline.records.page_files import FIGURES, MANIFEST
 
 SCHEMA = 1
+LONGEST_NAME = 255
+"""Bytes of a file name, on common file systems."""
 _LOCK = ".lock"
 _ARTEFACTS = (".json", ".jsonl", ".safetensors")
 _WRITTEN_LATER = (
@@ -84,11 +87,7 @@ class RunDirectory:
                         f"{', '.join(_differing(found, wanted))}). Give another --out, or the same options to resume."
                     )
             else:
-                others = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
-                if others:
-                    raise OutputError(
-                        f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Give another --out."
-                    )
+                _check_empty(folder)
                 write_json(folder / "protocol.json", wanted)
             yield cls(folder, wanted, sha256(wanted))
 
@@ -192,6 +191,42 @@ def _is_artefact(name: str) -> bool:
 def is_written_later(name: str) -> bool:
     """Whether a file is written after the manifest: results, timings, and what later commands compute."""
     return any(fnmatchcase(name, pattern) for pattern in _WRITTEN_LATER)
+
+
+def check_output(path: str | Path) -> None:
+    """Raise OutputError unless a run can be written to `path`: a run directory, or an empty or new one.
+
+    Called before a model is loaded. Writes nothing.
+    """
+    check_writable(path)
+    folder = Path(path)
+    if folder.exists() and not (folder / "protocol.json").exists():
+        _check_empty(folder)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OutputError unless `path` is a directory that can be written to, or can become one. Writes nothing."""
+    folder = Path(path)
+    try:
+        folder.lstat()
+        existing = folder
+    except FileNotFoundError:
+        existing = next(p for p in folder.absolute().parents if p.exists())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"--out {path!s:.100} cannot be a directory: {reason}. Pass another --out.") from error
+    if not existing.is_dir():
+        raise OutputError(f"--out {folder}: {existing} is not a directory. Pass another --out.")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
+        raise OutputError(f"--out {path!s:.100}: a name is too long. Pass another --out.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"--out {folder}: {existing} is not writable. Pass another --out, or change its permissions.")
+
+
+def _check_empty(folder: Path) -> None:
+    others = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
+    if others:
+        raise OutputError(f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Pass another --out.")
 
 
 @contextmanager
