@@ -1,5 +1,7 @@
 """Arms of a seed: the interventions of every identity, the arms of each stage in order, and arms that do not exist."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,6 +68,16 @@ def test_the_first_draws_of_every_family_complete_test_prompts():
     additions = [null(f, d, ArmKind.ADDITION) for f in FAMILIES for d in range(2)]
     assert list(ARMS.outcomes("positive", 2)) == [BASELINE, ABLATION, *ablations]
     assert list(ARMS.outcomes("negative", 2))[4:] == additions
+
+
+def test_aligned_draws_complete_nothing_but_the_metric_evaluates_them():
+    nulls = [replace(n, cosine=0.8) if n.draw == 0 else n for n in NULLS]
+    nulls = [replace(n, cosine=-0.8) if n.family == "covariance" else n for n in nulls]
+    arms = SeedArms(OWN, nulls, AdditionParameters(1.5, "all"), same_cosine=0.5)
+    drawn = [arm for arm in arms.outcomes("positive", 2) if arm.is_null]
+    assert drawn == [null("isotropic", draw, ArmKind.ABLATION) for draw in (1, 2)]
+    assert sum(arm.is_null for arm in arms.wide("positive")) == len(NULLS)
+    assert next(arm for arm in arms.losses(FAMILIES) if arm.is_null) == null("isotropic", 1, ArmKind.ABLATION)
 
 
 def test_the_metric_evaluates_every_draw():
