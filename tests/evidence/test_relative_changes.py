@@ -82,11 +82,17 @@ def test_the_interval_of_a_gap_contains_the_variance_between_draws():
     assert apart.low < many.low < alike.low
 
 
-def test_one_draw_has_no_interval_and_no_draw_no_gap():
-    one = change_and_gap(counts(100), counts(0), [counts(90)])
-    assert one.value == pytest.approx(0.9)
-    assert math.isnan(one.low)
-    assert math.isnan(change_and_gap(counts(100), counts(0), []).value)
+def test_one_draw_has_the_variance_of_all_families_and_no_draw_no_gap():
+    before, own, draw = counts(100), counts(0), counts(90)
+    alone = change_and_gap(before, own, [draw])
+    assert alone.value == pytest.approx(0.9)
+    assert math.isnan(alone.low)
+    alike = change_and_gap(before, own, [draw], every=[draw] * 6)
+    apart = change_and_gap(before, own, [draw], every=[draw, counts(50), counts(100)])
+    assert apart.value == alike.value == alone.value
+    assert alike.low > 0.75
+    assert apart.low < 0.3
+    assert math.isnan(change_and_gap(before, own, [], every=[draw]).value)
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ The counterpart for classes is rate_effects.py. Independent of margins and of th
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
 from rhumbline.evidence.rate_effects import NullDraw, nulls_of
-from rhumbline.evidence.relative_changes import Change, mean_half_width, record, resampled_units, unit_half_width
+from rhumbline.evidence.relative_changes import Change, draws_half_width, record, resampled_units, unit_half_width
 from rhumbline.evidence.statistics import Ranking, auroc, finite_or_none, rank_floor
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, PooledEffect
@@ -140,7 +140,7 @@ class Levels:
             wide={},
             relative=record(*(self._relative(effect, prompts, [], against) for against in (True, False))),
             relative_gap={
-                f: record(*(self._gap(effect, prompts, some, against) for against in (True, False)), draws=len(some))
+                f: record(*(self._gap(effect, prompts, f, comparable, a) for a in (True, False)), draws=len(some))
                 for f, some in comparable.items()
             },
         )
@@ -170,14 +170,21 @@ class Levels:
 
     # Changes relative to the baseline
 
-    def _gap(self, effect: ComparedArms, prompts: Sequence[str], nulls: Sequence[ArmId], against: bool) -> Change:
-        """The relative change by the direction minus its mean over the draws of a family."""
-        if not nulls:
+    def _gap(
+        self,
+        effect: ComparedArms,
+        prompts: Sequence[str],
+        family: str,
+        nulls: Mapping[str, Sequence[ArmId]],
+        against: bool,
+    ) -> Change:
+        """The relative change by the direction minus its mean over the comparable draws of a family."""
+        if not nulls[family]:
             return Change(math.nan, math.nan, math.nan, len(prompts))
-        gap = self._relative(effect, prompts, nulls, against)
-        if len(nulls) < 2:
-            return gap._replace(low=math.nan, high=math.nan)
-        half = mean_half_width([self._relative_value(effect, prompts, null, against) for null in nulls])
+        gap = self._relative(effect, prompts, nulls[family], against)
+        every = [null for some in nulls.values() for null in some] if len(nulls[family]) == 1 else []
+        values = [[self._relative_value(effect, prompts, null, against) for null in s] for s in (nulls[family], every)]
+        half = draws_half_width(*values)
         low = gap.value - math.hypot(gap.value - gap.low, half)
         return gap._replace(low=low, high=gap.value + math.hypot(gap.high - gap.value, half))
 

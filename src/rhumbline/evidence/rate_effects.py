@@ -78,7 +78,7 @@ def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullD
         },
         wide={},
         relative=_relative(table, effect),
-        relative_gap={family: _relative_gap(table, effect, some) for family, some in comparable.items()},
+        relative_gap={family: _relative_gap(table, effect, family, comparable) for family in comparable},
     )
 
 
@@ -150,18 +150,20 @@ def _relative(table: OutcomeTable, effect: ComparedArms) -> RelativeChange:
     return record(*changes)
 
 
-def _relative_gap(table: OutcomeTable, effect: ComparedArms, nulls: Sequence[ArmId]) -> RelativeChange:
-    before, own, *others = _paired(table, effect.label, [BASELINE, effect.arm, *nulls])
-    gaps = [
-        change_and_gap(
-            how.presence(before, effect.sign, is_baseline=True),
-            how.presence(own, effect.sign),
-            [how.presence(rows, effect.sign) for rows in others],
-            _categories(before),
-        )
-        for how in (AGAINST, IN_FAVOUR)
-    ]
-    return record(*gaps, draws=len(nulls))
+def _relative_gap(
+    table: OutcomeTable, effect: ComparedArms, family: str, nulls: Mapping[str, Sequence[ArmId]]
+) -> RelativeChange:
+    """The gap to one family; `nulls` holds the comparable draws of every family."""
+    draws = len(nulls[family])
+    every = [null for some in nulls.values() for null in some] if draws == 1 else []
+    before, own, *others = _paired(table, effect.label, [BASELINE, effect.arm, *nulls[family], *every])
+    gaps = []
+    for how in (AGAINST, IN_FAVOUR):
+        present = [how.presence(rows, effect.sign) for rows in others]
+        base = how.presence(before, effect.sign, is_baseline=True)
+        direct = how.presence(own, effect.sign)
+        gaps.append(change_and_gap(base, direct, present[:draws], _categories(before), present[draws:]))
+    return record(*gaps, draws=draws)
 
 
 def _categories(rows: Sequence[Outcome]) -> list[str | None]:

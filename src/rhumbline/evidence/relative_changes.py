@@ -74,30 +74,39 @@ def paired_ratio(before: float, after: float, both: float, level: float = 0.95) 
 
 
 def change_and_gap(
-    before: Presence, own: Presence, nulls: Sequence[Presence], categories: Sequence[Hashable | None] = ()
+    before: Presence,
+    own: Presence,
+    nulls: Sequence[Presence],
+    categories: Sequence[Hashable | None] = (),
+    every: Sequence[Presence] = (),
 ) -> Change:
     """The relative change by the direction minus the mean one by the draws of a null family, with its interval.
 
-    The half-widths of the two changes and of the mean over the draws (t with draws - 1 degrees of freedom) are added
-    in quadrature. With one draw the interval is not known, and without draws neither is the value.
+    The half-widths of the two changes and of the mean over the draws (`draws_half_width`) are added in quadrature.
+    `every` holds the draws of all families. Without draws of the family the gap is not known.
     """
     direct, n = relative_change(before, own, categories), len(before)
     if not nulls or math.isnan(direct.value):
         return Change(math.nan, math.nan, math.nan, n)
     mean = relative_change(before, np.mean(nulls, axis=0), categories)
     gap = direct.value - mean.value
-    if len(nulls) < 2:
-        return Change(gap, math.nan, math.nan, n)
-    draws = mean_half_width([1 - float(null.sum()) / float(before.sum()) for null in nulls])
+    draws = draws_half_width(*([1 - float(x.sum() / before.sum()) for x in some] for some in (nulls, every)))
     low = gap - math.hypot(direct.value - direct.low, mean.high - mean.value, draws)
     high = gap + math.hypot(direct.high - direct.value, mean.value - mean.low, draws)
     return Change(gap, low, high, n, direct.units)
 
 
-def mean_half_width(values: Sequence[float], level: float = 0.95) -> float:
-    """Half-width of the t interval of the mean of at least two values."""
-    n = len(values)
-    return float(stats.t.ppf((1 + level) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+def draws_half_width(values: Sequence[float], every: Sequence[float], level: float = 0.95) -> float:
+    """Half-width of the t interval of the mean over the draws of a family.
+
+    The standard deviation is that of these draws, or of the draws of all families if there is one draw only: the
+    families differ too, so that is rather too large. NaN if there is no second draw of any family.
+    """
+    spread = values if len(values) > 1 else every
+    if len(spread) < 2:
+        return math.nan
+    t = float(stats.t.ppf((1 + level) / 2, len(spread) - 1))
+    return t * float(np.std(spread, ddof=1)) / math.sqrt(len(values))
 
 
 def record(against: Change, in_favour: Change, draws: int | None = None) -> RelativeChange:
