@@ -21,6 +21,7 @@ from rhumbline.evidence.version_4_effects import version_4_pooled
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
+from rhumbline.records.effect_results import PooledEffect
 from rhumbline.records.files import read_json, sha256
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
 from rhumbline.records.protocol_file import ProtocolContext
@@ -28,6 +29,7 @@ from rhumbline.records.reasons import Discard
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
 from rhumbline.records.seed_files import Candidate, Selection
+from rhumbline.records.verdict_reasons import ClaimState
 from rhumbline.records.verdict_rule import VERSION
 
 PROSE = frozenset({"sentence", "warnings"})
@@ -70,7 +72,7 @@ def assemble(directory: RunDirectory) -> RunSummary:
         seeds=seeds,
         pooled=pooled,
         agreement=agreement,
-        warnings=tuple(_warnings(context, seeds)),
+        warnings=(*_warnings(context, seeds), *_seed_warnings(seeds, pooled)),
     )
 
 
@@ -103,6 +105,22 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
             for label in ("positive", "negative")
             if n[label] < planned[label] / 2
         ]
+    return warnings
+
+
+def _seed_warnings(seeds: Sequence[SeedResult], pooled: Sequence[PooledEffect]) -> list[str]:
+    """Seeds that the verdict does not rest on, and test prompts that make seeds dependent."""
+    tested = [seed for seed in seeds if any(claim.state is not ClaimState.NOT_TESTED for claim in seed.claims)]
+    warnings = []
+    if tested and seeds[0].claims:
+        rest = ", ".join(str(seed.seed) for seed in tested)
+        warnings += [
+            f"Seed {seed.seed} could not be tested ({seed.reason}). The verdict rests on seed {rest}."
+            for seed in seeds
+            if seed not in tested
+        ]
+    if any(effect.shared == effect.n for effect in pooled) and len(seeds) > 1:
+        warnings.append("The seeds share their test prompts, so they are not independent replications.")
     return warnings
 
 

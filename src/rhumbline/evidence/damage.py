@@ -11,7 +11,7 @@ from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import outcomes_by_arm
 from rhumbline.evidence.statistics import Difference, bootstrap_mean, paired_difference
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
-from rhumbline.records.effect_results import DamageChange
+from rhumbline.records.effect_results import DamageChange, Quantity
 from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Label
 
@@ -34,10 +34,9 @@ def damage_changes(outcomes: Iterable[Outcome]) -> tuple[DamageChange, ...]:
         pairs = [(base[i], row) for i, row in rows.items() if i in base and "unscored" not in (base[i].cls, row.cls)]
         if not pairs:
             continue
-        counted = {"degenerate": {"degenerate"}}
+        rises: dict[Quantity, Difference] = {"degenerate": _rise(pairs, {"degenerate"})}
         if (arm, label) == (ABLATION, "negative"):
-            counted["behaviour"] = set(SHOWN)
-        rises = {name: _rise(pairs, classes) for name, classes in counted.items()}
+            rises["behaviour"] = _rise(pairs, set(SHOWN))
         known = [(b.correctness, a.correctness) for b, a in pairs if None not in (b.correctness, a.correctness)]
         if known:
             rises["correct"] = _fall(np.array(known, dtype=float))

@@ -29,6 +29,8 @@ from rhumbline.records.shared import ByLabel, Label
 
 DRAWS = 2000
 """Bootstrap draws."""
+COUNTINGS = (True, False)
+"""Whether degenerate completions count against an effect: as it is shown, and as it is refuted."""
 
 Scores = Float[np.ndarray, " prompt"]
 
@@ -138,9 +140,9 @@ class Levels:
                 for f, values in means.items()
             },
             wide={},
-            relative=record(*(self._relative(effect, prompts, [], against) for against in (True, False))),
+            relative=record(*(self._relative(effect, prompts, [], how) for how in COUNTINGS)),
             relative_gap={
-                f: record(*(self._gap(effect, prompts, f, comparable, a) for a in (True, False)), draws=len(some))
+                f: record(*(self._gap(effect, prompts, f, comparable, how) for how in COUNTINGS), draws=len(some))
                 for f, some in comparable.items()
             },
         )
@@ -190,7 +192,7 @@ class Levels:
 
     def _relative_value(self, effect: ComparedArms, prompts: Sequence[str], arm: ArmId, against: bool) -> float:
         change = self._change(effect, arm, prompts, against).mean()
-        return float(change) / self._room(effect, self._baseline(effect, prompts).mean())
+        return float(change / self._room(effect, self._baseline(effect, prompts).mean()))
 
     def _relative(self, effect: ComparedArms, prompts: Sequence[str], nulls: Sequence[ArmId], against: bool) -> Change:
         """The mean change (minus that by nulls) divided by the largest possible one, with its interval.
@@ -207,7 +209,7 @@ class Levels:
         room = effect.sign * (base[rows].mean(1) - reference)
         with np.errstate(divide="ignore", invalid="ignore"):
             values = change[rows].mean(1) / np.where(room > 0, room, math.nan)
-            value = float(change.mean()) / self._room(effect, base.mean())
+            value = float(change.mean() / self._room(effect, base.mean()))
         low, high = (float(q) for q in np.quantile(values, [0.025, 0.975]))
         units = resampled_units([self.outcomes[BASELINE, effect.label][i].category for i in prompts])
         if units is None:
@@ -216,7 +218,7 @@ class Levels:
         half = unit_half_width(sums, lambda s: s[0] / s[2] / self._room(effect, s[1] / s[2]))
         return Change(value, min(low, value - half), max(high, value + half), n, sums.shape[1])
 
-    def _room(self, effect: ComparedArms, base):
+    def _room(self, effect: ComparedArms, base: np.ndarray | np.floating) -> np.ndarray:
         """The largest possible mean change: to the mean of the negatives, or of the positives; NaN if it is not > 0."""
         reference = (self.negative if effect.sign > 0 else self.positive).mean()
         room = effect.sign * (base - reference)

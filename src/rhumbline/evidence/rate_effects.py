@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
-from rhumbline.evidence.relative_changes import change_and_gap, record, relative_change
+from rhumbline.evidence.relative_changes import Change, change_and_gap, record, relative_change
 from rhumbline.evidence.statistics import (
     Difference,
     Ranking,
@@ -222,7 +222,7 @@ def _pooled_effect(tables: Sequence[OutcomeTable], effect: ComparedArms) -> Pool
     )
 
 
-def _pooled_change(pairs_of: Sequence[Sequence[tuple[Outcome, Outcome]]], sign: int, how: _Counting):
+def _pooled_change(pairs_of: Sequence[Sequence[tuple[Outcome, Outcome]]], sign: int, how: _Counting) -> Change:
     """The relative change over prompts, each with its mean over the seeds that test it."""
     before = [how.presence([b for b, _ in pairs], sign, is_baseline=True).mean() for pairs in pairs_of]
     after = [how.presence([a for _, a in pairs], sign).mean() for pairs in pairs_of]

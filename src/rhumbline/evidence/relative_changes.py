@@ -5,7 +5,7 @@ mean over seeds or draws. Independent of arms, classes and margins.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,8 +109,9 @@ def draws_half_width(values: Sequence[float], every: Sequence[float], level: flo
     return t * float(np.std(spread, ddof=1)) / math.sqrt(len(values))
 
 
-def record(against: Change, in_favour: Change, draws: int | None = None) -> RelativeChange:
-    """The record of a change, counted with degenerate completions against the effect and in its favour."""
+def record(*countings: Change, draws: int | None = None) -> RelativeChange:
+    """The record of a change, counted with degenerate completions against the effect and then in its favour."""
+    against, in_favour = countings
     most = max(against.high, in_favour.high)
     value, low, high, most = (finite_or_none(float(x)) for x in (against.value, against.low, against.high, most))
     return RelativeChange(
@@ -139,7 +140,9 @@ def resampled_units(categories: Sequence[Hashable | None]) -> np.ndarray | None:
     return np.array([known[name] for name in names])
 
 
-def unit_half_width(sums: Float[np.ndarray, "quantity unit"], statistic, level: float = 0.95) -> float:
+def unit_half_width(
+    sums: Float[np.ndarray, "quantity unit"], statistic: Callable[[np.ndarray], np.ndarray], level: float = 0.95
+) -> float:
     """Half-width of the interval of a statistic of sums over prompts, from resampled units.
 
     The standard deviation of the statistic over `RESAMPLES` bootstrap samples of the units, with the factor

@@ -47,8 +47,8 @@ def overall(
     """The verdict of a run from those of its seeds, by the same claims.
 
     Seeds in which nothing could be tested are left out. An effect is refuted if one seed refutes it, and shown if every
-    tested seed shows it; its number is the effect over all seeds. Damage depends on the direction that a seed selects:
-    it is refuted that the rest stays intact only if every tested seed refutes it.
+    tested seed shows it. If every seed was tested, its number is the effect over all seeds, `pooled`. Damage depends on
+    the direction that a seed selects: it is refuted that the rest stays intact only if every tested seed refutes it.
     """
     if not verdicts:
         raise ProtocolError("The verdict of a run needs at least one seed: got none. Pass the verdict of every seed.")
@@ -56,10 +56,10 @@ def overall(
         return version_4_overall(verdicts)
     tested = {seed: v for seed, v in sorted(verdicts.items()) if _was_tested(v.claims)}
     by_seed = tested or dict(sorted(verdicts.items()))
-    claims = [_run_claim(kind, {s: claim_of(kind, v.claims) for s, v in by_seed.items()}, pooled) for kind in ClaimKind]
-    at = list(ClaimKind).index(ClaimKind.STABLE)
+    of_all = pooled if len(tested) == len(verdicts) else ()
+    claims = [_run_claim(kind, {s: claim_of(kind, v.claims) for s, v in by_seed.items()}, of_all) for kind in ClaimKind]
     if tested:
-        claims[at] = _with_seed_cosine(rule, claims[at], agreement)
+        claims = [_with_seed_cosine(rule, c, agreement) if c.kind is ClaimKind.STABLE else c for c in claims]
     return _verdict(rule, tuple(claims), behaviour)
 
 

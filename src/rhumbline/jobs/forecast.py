@@ -18,7 +18,7 @@ from rhumbline.protocol import COEFFICIENTS, Protocol
 from rhumbline.stages.losses import Reading
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
 from rhumbline.stages.seed_run import read_positions
-from rhumbline.stages.stage_jobs import NULLS_PER_JOB
+from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, NULLS_PER_JOB
 
 OPENINGS = 20
 """First tokens that can each open one in twenty refusals: as many as `auto` may have to compare."""
@@ -68,10 +68,11 @@ def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, text
         stage("arms on negatives", (4 + few) * en, writing=(4 + few) * en),
     ]
     if protocol.nulls.wide:
-        draws = sum(protocol.nulls.total(f) for f in families)
+        draws, limit = sum(protocol.nulls.total(f) for f in families), _draw_limit(protocol)
         p, q = min(protocol.nulls.prompts, ep), min(protocol.nulls.prompts, en)
         blocks = -(-draws // NULLS_PER_JOB)  # each has the baseline and the direction's own arms too
-        found.append(stage("wide nulls", p * (2 * blocks + draws) + q * (5 * blocks + draws)))
+        rows = p * (2 * blocks + draws) + q * (5 * blocks + draws)
+        found.append(stage("wide nulls", rows, limit * rows))
     dose = protocol.dose
     p, q = min(dose.prompts, ep), min(dose.prompts, en)
     curves = 1 + len(families) * min(dose.draws, protocol.nulls.draws if not protocol.nulls.wide else dose.draws)
@@ -122,8 +123,16 @@ def _nulls(protocol: Protocol, cells: int, train: int, stage: Callable[..., Stag
     if "shuffled" not in protocol.nulls.families:
         return stage("nulls", train, texts=train)
     draws, q = protocol.nulls.total("shuffled"), protocol.nulls.procedure_prompts
+    limit = _draw_limit(protocol)
     likely, most = _refit(protocol, cells, q, q)
-    return stage("nulls", 2 * train + draws * (likely + q), 2 * train + draws * (most + q), texts=2 * train)
+    further = -(-draws * (limit - 1) // DRAWS_PER_JOB) * train  # one pass over the training prompts for each job
+    most_rows = 2 * train + further + limit * draws * (most + q)
+    return stage("nulls", 2 * train + draws * (likely + q), most_rows, texts=2 * train)
+
+
+def _draw_limit(protocol: Protocol) -> int:
+    """By how many times the planned draws can be exceeded until enough are comparable."""
+    return 1 if protocol.rule.same_cosine is None else protocol.nulls.limit
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[Stage]:

@@ -194,11 +194,14 @@ class WideEffect:
     families: dict[str, WideNull]
 
 
+Quantity = Literal["degenerate", "behaviour", "correct"]
+"""Share of degenerate completions; of completions that show the behaviour; of right answers or of the content."""
+
+
 class DamageChange(Struct, frozen=True, kw_only=True):
     """What one intervention changes apart from its effect, on the same prompts."""
 
-    quantity: Literal["degenerate", "behaviour", "correct"]
-    """Share of degenerate completions; of completions that show the behaviour; of right answers or of the content."""
+    quantity: Quantity
     arm: ArmId
     side: Label = field(name="set")
     change: float

@@ -110,10 +110,10 @@ def claims_table(run: RunRecord) -> page.Html:
 
 def _shared_prompts(run: RunRecord) -> list[str]:
     """How many test prompts the seeds share."""
-    shared = {e.name: f"{e.shared} of {e.n}" for e in run.results.pooled if e.shared is not UNSET}
+    shared = [e for e in run.results.pooled if e.shared is not UNSET]
     if len(run.seeds) < 2 or not shared:
         return []
-    listed = ", ".join(f"{n} {EFFECT_ARMS[name].side} test prompts" for name, n in shared.items())
+    listed = ", ".join(f"{e.shared} of {e.n} {EFFECT_ARMS[e.name].side} test prompts" for e in shared)
     return [f"The seeds share {listed}; over all seeds a prompt counts once, with its mean."]
 
 

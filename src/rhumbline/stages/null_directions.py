@@ -85,13 +85,14 @@ def _shuffled_nulls(run: SeedRun, jobs: SeedJobs, material: Material, enough: En
     The planned draws are independent jobs. Further ones are computed job by job until there are enough.
     """
     assert run.direction is not None
+    direction = run.direction
     planned = run.protocol.nulls.total("shuffled")
     nulls: list[tuple[Null, bool]] = []
 
     def add(parts: Sequence[ShuffledDraws]) -> None:
         for draw in (draw for part in parts for draw in part.draws):
             vector = torch.tensor(draw.vector)
-            null = as_null("shuffled", len(nulls), vector, run.direction, material)
+            null = as_null("shuffled", len(nulls), vector, direction, material)
             # It keeps its own site, and the norm with which it was selected: that of the true difference there.
             kept = replace(null, direction=Direction.from_vector(vector, draw.position, draw.layer))
             nulls.append((kept, draw.passed))
