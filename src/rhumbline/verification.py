@@ -164,10 +164,13 @@ def check(path: str | Path) -> Verification:
     if not isinstance(results, dict):
         return Verification(["results.json is not a JSON object"], [])
     notes, skipped, is_first = [], frozenset(), _has_no_reasons(results)
+    is_old_rule = directory.protocol.get("rule", {}).get("version", 4) < VERSION
     if is_first:
         notes.append(f"made by rhumbline {_version_of(results)}: its sentences are not compared")
-    if directory.protocol.get("rule", {}).get("version", 4) < VERSION:
-        skipped = PROSE | SINCE_VERSION_5
+    elif is_old_rule:
+        notes.append("decided by an earlier version of the rule: its sentences are not compared")
+    if is_first or is_old_rule:
+        skipped = PROSE | (SINCE_VERSION_5 if is_old_rule else frozenset())
     faults = []
     if results.get("protocol_sha256") != directory.protocol_sha256:
         faults.append("protocol.json is not the protocol that results.json was made under")

@@ -179,7 +179,8 @@ def test_texts_are_run_to_a_verdict_by_who_asks(tmp_path, askers):
     assert level["positive"] > 0.5
     assert seed["verdict"] != "NO-BASELINE"
     assert selection["room"] == (level["negative"] <= 0.5) == (askers[1] == "plain")
-    assert ("Induction was not tested" in seed["sentence"]) == (not selection["room"])
+    induces = next(claim for claim in seed["claims"] if claim["claim"] == "induces")
+    assert (induces["status"] == "not-tested") == (not selection["room"])
     assert verify(out) == []
 
 

@@ -24,9 +24,6 @@ from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.run_files import Check, Figure, FigureComparison
 from rhumbline.records.shared import Label, Site
 
-WIDEST = 0.25
-"""Largest difference that the interval of two agreeing rates may contain. With a wider interval the samples are too
-small to compare."""
 LAYER_TOLERANCE = 2
 """Tolerance of the selected layer, because neighbouring candidates have similar scores."""
 HARM_JUDGE = "llamaguard-2-arditi2024"
@@ -141,19 +138,15 @@ def _of_seed(published: Published, seed: SeedResult, safety: dict[str, Rate]) ->
 
 
 def _agreement(measured: Rate | None, published: Rate) -> tuple[bool | None, str]:
-    """Whether two rates of different samples agree, and the interval of their difference.
+    """Whether the 95 % interval of the difference of two samples contains 0, and this interval in words.
 
-    They agree if the 95 % interval contains 0 (Newcombe's method 10 for independent rates) and no difference above
-    `WIDEST`; None if it contains both, because the samples are then too small to compare. Of twenty rates that are the
-    same about one is expected to disagree.
+    Of twenty equal rates about one is expected to disagree. A wide interval means that the samples show little.
     """
     if measured is None:
         return None, "95 % interval of the difference contains 0"
     low, high = difference_of_two_samples(*measured, *published)
-    text = f"95 % interval of the difference [{low:.2f}, {high:.2f}] contains 0 (n = {measured.n} and {published.n})"
-    if not low <= 0 <= high:
-        return False, text
-    return (True, text) if max(-low, high) <= WIDEST else (None, f"{text}; too few prompts to compare")
+    interval = f"95 % interval of the difference, [{low:.2f}, {high:.2f}], contains 0"
+    return low <= 0 <= high, f"{interval} (n = {measured.n} and {published.n})"
 
 
 def _row(

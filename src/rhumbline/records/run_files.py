@@ -53,7 +53,7 @@ class FigureComparison(Struct, frozen=True, kw_only=True):
     tolerance: str
     """What counts as agreement, in words."""
     agrees: bool | None
-    """None if the figure was not measured, or if the samples are too small to compare."""
+    """None if the figure was not measured."""
 
 
 @dataclass(frozen=True)
