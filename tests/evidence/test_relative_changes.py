@@ -82,6 +82,17 @@ def test_the_interval_of_a_gap_contains_the_variance_between_draws():
     assert apart.low < many.low < alike.low
 
 
+def test_two_draws_are_decided_with_the_draws_of_all_families():
+    before, own, draws = counts(100), counts(0), [counts(100), counts(64)]
+    others = [counts(100)] * 10
+    two = change_and_gap(before, own, draws, every=[*draws, *others])
+    assert two.low > 0.25  # t with one degree of freedom would reach below -1
+    assert change_and_gap(before, own, [counts(100)] * 2, every=[*draws, *others]).low < 1 - 0.1
+    # Three draws have their own variance.
+    three = [*draws, counts(82)]
+    assert change_and_gap(before, own, three, every=others).low == change_and_gap(before, own, three).low
+
+
 def test_one_draw_has_the_variance_of_all_families_and_no_draw_no_gap():
     before, own, draw = counts(100), counts(0), counts(90)
     alone = change_and_gap(before, own, [draw])

@@ -19,7 +19,14 @@ from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
 from rhumbline.evidence.rate_effects import NullDraw, nulls_of
-from rhumbline.evidence.relative_changes import Change, draws_half_width, record, resampled_units, unit_half_width
+from rhumbline.evidence.relative_changes import (
+    LEAST_DRAWS,
+    Change,
+    draws_half_width,
+    record,
+    resampled_units,
+    unit_half_width,
+)
 from rhumbline.evidence.statistics import Ranking, auroc, finite_or_none, rank_floor
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, PooledEffect
@@ -184,7 +191,8 @@ class Levels:
         if not nulls[family]:
             return Change(math.nan, math.nan, math.nan, len(prompts))
         gap = self._relative(effect, prompts, nulls[family], against)
-        every = [null for some in nulls.values() for null in some] if len(nulls[family]) == 1 else []
+        is_few = len(nulls[family]) < LEAST_DRAWS
+        every = [null for some in nulls.values() for null in some] if is_few else []
         values = [[self._relative_value(effect, prompts, null, against) for null in s] for s in (nulls[family], every)]
         half = draws_half_width(*values)
         low = gap.value - math.hypot(gap.value - gap.low, half)

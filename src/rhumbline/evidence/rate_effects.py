@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
-from rhumbline.evidence.relative_changes import Change, change_and_gap, record, relative_change
+from rhumbline.evidence.relative_changes import LEAST_DRAWS, Change, change_and_gap, record, relative_change
 from rhumbline.evidence.statistics import (
     Difference,
     Ranking,
@@ -155,7 +155,7 @@ def _relative_gap(
 ) -> RelativeChange:
     """The gap to one family; `nulls` holds the comparable draws of every family."""
     draws = len(nulls[family])
-    every = [null for some in nulls.values() for null in some] if draws == 1 else []
+    every = [null for some in nulls.values() for null in some] if draws < LEAST_DRAWS else []
     before, own, *others = _paired(table, effect.label, [BASELINE, effect.arm, *nulls[family], *every])
     gaps = []
     for how in (AGAINST, IN_FAVOUR):

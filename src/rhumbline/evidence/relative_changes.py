@@ -17,6 +17,8 @@ from rhumbline.records.effect_results import RelativeChange
 
 LEAST_UNITS = 5
 """Smallest number of categories that are resampled; fewer are treated as fixed."""
+LEAST_DRAWS = 3
+"""Smallest number of null draws of a family whose own variance is used: with 2 draws t is 12.7."""
 RESAMPLES = 2000
 """Bootstrap draws of the categories."""
 
@@ -99,14 +101,15 @@ def change_and_gap(
 def draws_half_width(values: Sequence[float], every: Sequence[float], level: float = 0.95) -> float:
     """Half-width of the t interval of the mean over the draws of a family.
 
-    The standard deviation is that of these draws, or of the draws of all families if there is one draw only: the
-    families differ too, so that is rather too large. NaN if there is no second draw of any family.
+    With fewer than `LEAST_DRAWS` draws, `every` (the draws of all families) gives the degrees of freedom, and the
+    standard deviation if it is larger than that of the family. NaN if there is no second draw of any family.
     """
-    spread = values if len(values) > 1 else every
+    few = len(values) < LEAST_DRAWS
+    spread = every if few else values
     if len(spread) < 2:
         return math.nan
-    t = float(stats.t.ppf((1 + level) / 2, len(spread) - 1))
-    return t * float(np.std(spread, ddof=1)) / math.sqrt(len(values))
+    deviations = [float(np.std(x, ddof=1)) for x in (values, spread) if len(x) > 1]
+    return float(stats.t.ppf((1 + level) / 2, len(spread) - 1)) * max(deviations) / math.sqrt(len(values))
 
 
 def record(*countings: Change, draws: int | None = None) -> RelativeChange:
