@@ -15,6 +15,7 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import COEFFICIENTS, Protocol
+from rhumbline.stages.candidate_scores import PROBES
 from rhumbline.stages.losses import Reading
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
 from rhumbline.stages.seed_run import read_positions
@@ -104,7 +105,7 @@ def _openings(protocol: Protocol, tp: int, tn: int, stage: Callable[..., Stage])
 
 def _selection(protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., Stage]) -> Stage:
     """Induce of all, then bypass, then kl; candidates within rounding are scored again."""
-    again = cells * (vp + 2 * vn)
+    again = (cells + 4 * PROBES) * (vp + 2 * vn)
     validation = len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0
     everything = cells * (vp + 2 * vn) + vn + validation
     likely = everything if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn + validation

@@ -38,6 +38,8 @@ class Scorer:
     metric: Metric
     excluded: tuple[int, ...] = ()
     """Tokens that the KL divergence excludes."""
+    resumes: bool = True
+    """Whether a pass of additions starts at their layer; otherwise every pass is whole, in the shape of ablations."""
 
     def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits without an intervention."""
@@ -60,7 +62,7 @@ class Scorer:
         if isinstance(self.metric, PairedLogOdds):
             values = self.metric.read(self.runner, sequences, arms)
             return Readings(values, kl if baseline is None else self.kl(sequences, arms, baseline))
-        starts = [_first_layer(arm) for arm in arms]
+        starts = [_first_layer(arm) if self.resumes else None for arm in arms]
         whole = [i for i, layer in enumerate(starts) if layer is None]
         for start in range(0, len(whole), ARMS_AT_ONCE):
             now = torch.tensor(whole[start : start + ARMS_AT_ONCE])

@@ -104,12 +104,24 @@ class Candidate:
     """Change of the score of whole completions, the smaller of suppression and induction, in gaps between the classes;
     None: not computed."""
     rescored: bool = False
-    """Whether it was scored again in one batch shape, because a comparison was closer than rounding."""
+    """Whether it was scored again in one batch shape, because rounding could have changed the selection."""
 
     @property
     def site(self) -> Site:
         """Position and layer."""
         return Site(self.position, self.layer)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Bounds on the change of a score with the shape of its batch, measured on this model."""
+
+    bypass: float = 0.0
+    """Log-odds."""
+    induce: float = 0.0
+    """Log-odds."""
+    kl: float = 0.0
+    """Nats."""
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -131,6 +143,8 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     room: bool | None = None
     """Whether negatives score low enough at baseline for a rise; True if the score is not continuous. Absent if nothing
     was scored, and in the first runs. Read it as `induction_is_testable`."""
+    rounding: Rounding | None = None
+    """The bounds by which candidates were scored again. Absent if nothing was scored, and in the first runs."""
     n: ByLabel[int]
     """Validation prompts of the scores."""
     candidates: tuple[Candidate, ...]
