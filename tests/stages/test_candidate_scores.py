@@ -8,7 +8,7 @@ import torch
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, choose
 from rhumbline.inference.interventions import ablate
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.metric import kl_divergence, refusal_metric
+from rhumbline.judging.metric import TokenMetric, kl_divergence, refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
@@ -189,3 +189,31 @@ def test_equal_candidates_have_equal_scores_in_one_shape(family_model):
         assert values == [near(v) for v in scores.values(name, sites)]
         assert values[:6] == values[6:]
         assert values[:2] == scores.in_one_shape(name, sites[:2])
+
+
+def test_a_screen_scores_the_best_estimates_and_all_if_none_of_them_passes(family_model):
+    runner = Runner(family_model("llama"))
+    candidates = 0.3 * torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(2))
+    plain = grid(runner, candidates, [17, 20], replace(ARDITI2024, max_kl=10.0, min_induce=-100.0))
+    scores = replace(plain, scorer=Scorer(runner, TokenMetric((17, 20))))
+    table = score_candidates(scores, full_grid=False, screen=4).table
+    screened_out = [r for r in table if r.discarded is Discard.SCREENED]
+    assert len(screened_out) == 8
+    assert all(r.induce is None and r.estimates is not None for r in screened_out)
+    assert choose(table, 4, scores.rule).selected.discarded is None
+    full = score_candidates(scores, full_grid=True, screen=4).table  # the full grid has no screen
+    assert all(r.estimates is None and r.discarded is not Discard.SCREENED for r in full)
+
+    # Only a candidate outside of the screen passes: it is found all the same.
+    inside = {r.site for r in table if r.estimates is not None} - {r.site for r in screened_out}
+    best = max((r for r in full if r.induce is not None and r.site not in inside), key=lambda r: r.induce)
+    bound = max(r.induce for r in full if r.site in inside)
+    if best.induce > bound:
+        strict = replace(scores, rule=replace(scores.rule, min_induce=(best.induce + bound) / 2))
+    else:
+        strict = replace(scores, rule=replace(scores.rule, min_induce=1e3))
+    again = score_candidates(strict, full_grid=False, screen=4).table
+    expected = choose(score_candidates(strict, full_grid=True).table, 4, strict.rule).selected
+    selected = choose(again, 4, strict.rule).selected
+    assert (selected and selected.site) == (expected and expected.site)
+    assert not any(r.discarded is Discard.SCREENED for r in again)

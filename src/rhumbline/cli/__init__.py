@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    logging.getLogger("rhumbline").setLevel("INFO")
     try:
         return arguments.command(arguments)
     except RhumblineError as error:

@@ -33,6 +33,10 @@ class Checkpoint(NamedTuple):
     d_model: int | None
     kv_bytes_per_token: int | None
     """Keys and values of one token, at the files' dtype; None where the config does not say."""
+    matrices: tuple[tuple[int, int], ...] = ()
+    """Shapes of the matrices that every token is multiplied with: those of the blocks."""
+    embedding: tuple[int, int] | None = None
+    """Shape of the largest other matrix, taken for the unembedding."""
 
 
 def find_folder(where: str) -> Path | None:
@@ -56,10 +60,15 @@ def find_folder(where: str) -> Path | None:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Sizes from the headers of all safetensors files of a directory. ModelError where there is none, or a torn one."""
     sizes: dict[str, tuple[int, int]] = {}
+    matrices, others = [], []
     for file in weight_files(folder):
         for name, entry in _header(folder / file).items():
             count = prod(entry["shape"])
             sizes[name] = (count, count * BYTES.get(entry["dtype"], 4))
+            if len(entry["shape"]) == 2:
+                # A block has its number in the name of its tensors.
+                in_block = any(part.isdigit() for part in name.split("."))
+                (matrices if in_block else others).append(tuple(entry["shape"]))
     if not sizes:
         raise ModelError(
             f"{folder} has no safetensors files, whose headers say how large a model is. Is the download complete?"
@@ -73,7 +82,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if layers and width and heads:
         channels = config.get("head_dim") or width // heads
         kv = 2 * layers * (config.get("num_key_value_heads") or heads) * channels * max(1, round(total / parameters))
-    return Checkpoint(parameters, total, max(size for _, size in sizes.values()), layers, width, kv)
+    largest = max(size for _, size in sizes.values())
+    return Checkpoint(parameters, total, largest, layers, width, kv, tuple(matrices), max(others, default=None))
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -153,15 +163,20 @@ def work(protocol: Mapping[str, Any], layers: int) -> tuple[dict[str, float], fl
     procedure = min(nulls["wide"], nulls["procedure"]) if "shuffled" in nulls["families"] else 0
     draws = nulls["wide"] * (families - (procedure > 0)) + procedure
     strengths = len(dose["strengths"]) + len(dose["coefficients"]) / 2
-    completions = sizes["test"] * (6 + 2 * families * nulls["draws"])
+    by_null = min(nulls["completed"] or sizes["test"], sizes["test"])
+    completions = 6 * sizes["test"] + 2 * families * nulls["draws"] * by_null
+    screen = 0 if protocol["full_grid"] else protocol["screen"]
+    exact, of_draw = (min(cells, n or cells) for n in (screen, nulls["screen"]))
+    # A screen is one backward pass over the validation prompts.
+    screens = 6 * sizes["val"] * ((exact < cells) + (of_draw < cells and procedure > 0))
     passes = {
-        "serial": 2 * (sizes["train"] + sizes["val"] + sizes["test"]),
-        "candidates": 1.5 * cells * sizes["val"],
-        # One pass over train for the pseudo-differences (and for the refits); then bypass everywhere, and 4 cells more.
-        "shuffled": 2 * sizes["train"] + procedure * (cells + 6) * nulls["procedure_prompts"],
+        "serial": 2 * (sizes["train"] + sizes["val"] + sizes["test"]) + screens,
+        "candidates": 1.5 * exact * sizes["val"],
+        # One pass over train for the pseudo-differences (and for the refits); then bypass everywhere, and 2 cells more.
+        "shuffled": 2 * sizes["train"] + procedure * (of_draw + 5) * nulls["procedure_prompts"],
         "outcomes": completions,
         "wide": 1.5 * draws * nulls["prompts"],
         "dose": strengths * (1 + dose["draws"] * families) * dose["prompts"],
-        "refits": 2 * sizes["train"] + 3 * stability["refits"] * stability["sites"] * stability["prompts"],
+        "refits": 2 * sizes["train"] + stability["refits"] * (stability["sites"] + 4) * stability["prompts"],
     }
     return {kind: seeds * n for kind, n in passes.items()}, seeds * completions / 512 * protocol["max_new_tokens"]

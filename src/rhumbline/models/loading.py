@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from rhumbline.errors import ModelError
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.processor import dtype_on_processor
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source, checkpoint
 
@@ -34,9 +35,10 @@ def load(
 ) -> ChatModel:
     """Load a chat model by hub name, directory or `organism:NAME`, and prove its residual stream.
 
-    `dtype` is the name of a torch dtype or `auto` (the checkpoint's); `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a
-    device map over all devices) or None for the first accelerator. Remote code is off by default. `revision` is a
-    commit, branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
+    `dtype` is the name of a torch dtype or `auto`: that of the checkpoint, but on a processor bfloat16 only if it is
+    multiplied natively, and float32 instead of 16 bits otherwise. `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a device
+    map over all devices) or None for the first accelerator. Remote code is off by default. `revision` is a commit,
+    branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
     matrix, by transformers' own plan. A LoRA adapter is loaded on its base model (needs peft). Raises ModelError.
     """
     return load_source(
@@ -115,7 +117,10 @@ def _load_weights(source: Source, where: str, head: Head, placement: Mapping[str
     )
     loader = AutoModelForCausalLM if causal else AutoModelForImageTextToText
     check_dtype(source.dtype)
-    options = {"dtype": source.dtype, "trust_remote_code": source.trust_remote_code, **placement}
+    dtype = source.dtype
+    if placement.get("device_map") == "cpu" and dtype == "auto":
+        dtype = dtype_on_processor(checkpoint_dtype(head.config))
+    options = {"dtype": dtype, "trust_remote_code": source.trust_remote_code, **placement}
     try:
         with checkpoint(head.base or where) as place:
             revision = None if head.base else source.revision
@@ -128,6 +133,22 @@ def _load_weights(source: Source, where: str, head: Head, placement: Mapping[str
         raise ModelError(f"{source.model}: its weights cannot be loaded: {_first_line(error)}") from error
     _check_weights(source.model, model, loads)
     return model
+
+
+def checkpoint_dtype(config: Any) -> torch.dtype | None:
+    """The dtype that the config of a checkpoint states."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    stated = getattr(text, "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, stated, None) if isinstance(stated, str) else stated
+
+
+def dtype_of(source: Source, config: Any) -> torch.dtype:
+    """The dtype in which a model will be loaded; float32 if nothing states one."""
+    name = source.dtype
+    is_processor = source.device == "cpu" or (source.device is None and not torch.cuda.is_available())
+    if name == "auto" and is_processor:
+        name = dtype_on_processor(checkpoint_dtype(config))
+    return (checkpoint_dtype(config) or torch.float32) if name == "auto" else getattr(torch, name)
 
 
 def check_dtype(name: str) -> None:

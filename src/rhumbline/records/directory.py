@@ -30,6 +30,8 @@ from rhumbline.records.files import (
 )
 
 SCHEMA = 1
+QUICK = "quick"
+"""Folder of a quick run in the directory of the whole run: a run directory of its own."""
 _LOCK = ".lock"
 
 
@@ -76,7 +78,7 @@ class RunDirectory:
                         f"{', '.join(_differing(found, wanted))}). Give another --out, or the same options to resume."
                     )
             else:
-                others = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
+                others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, QUICK))
                 if others:
                     raise OutputError(
                         f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Give another --out."
@@ -192,7 +194,7 @@ class RunDirectory:
             name: file_sha256(p)
             for name, p in inside.items()
             if name not in skip
-            and not name.startswith(("figures/", "judgements/", "analyses/", "evaluations/"))
+            and not name.startswith(("figures/", "judgements/", "analyses/", "evaluations/", f"{QUICK}/"))
             and not any(part[0] == "." for part in name.split("/"))
         }
 

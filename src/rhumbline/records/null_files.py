@@ -1,7 +1,7 @@
 """nulls.json, wide.json, dose.json and stability.json of a seed, as records."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from msgspec import Struct, field
@@ -10,6 +10,7 @@ from rhumbline.records.arms import ArmId
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import (
     ByLabel,
+    EffectName,
     Label,
     NullDirection,
     Site,
@@ -39,6 +40,16 @@ class WideArm(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
+class StoppedFamily:
+    """A family whose draws stopped early, because its rank p could not meet the rule any more."""
+
+    family: str
+    effect: EffectName
+    draws: int
+    """Draws that were evaluated."""
+
+
+@dataclass(frozen=True)
 class WideNulls:
     """wide.json: the metric under every null draw. Written if a direction was selected."""
 
@@ -49,6 +60,12 @@ class WideNulls:
     kl: tuple[float | None, ...] = ()
     """KL divergence of the next-token distribution of each negative, baseline to ablation, nats; None for a negative
     that shows the behaviour at baseline, or not finite."""
+    stopped: tuple[StoppedFamily, ...] = ()
+    """Families that stopped early, by effect. Their rank p is above the bound of the rule."""
+
+    def with_rows(self, rows: Sequence[WideArm]) -> "WideNulls":
+        """The same with further rows."""
+        return replace(self, rows=(*self.rows, *rows))
 
 
 class DoseArm(Struct, frozen=True, kw_only=True):

@@ -30,6 +30,8 @@ class Discard(StrEnum):
     """A score that the rule needs was not computed."""
     NOT_NEEDED = "not needed"
     """It passed so far; its KL cannot change the choice and was not computed."""
+    SCREENED = "screened"
+    """Its first-order estimates are not among the best, and a better one passes."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Discard | None":
@@ -52,6 +54,7 @@ _DISCARD_TEXTS = {
     Discard.LOSES_CONTENT: "content below the bound",
     Discard.NOT_SCORED: "a score is missing",
     Discard.NOT_NEEDED: "KL score not needed for the selection",
+    Discard.SCREENED: "not among the best first-order estimates",
 }
 
 

@@ -82,6 +82,14 @@ class Extracted:
 
 
 @dataclass(frozen=True)
+class Estimates:
+    """First-order estimates of two scores, log-odds. Their order is used, not their values."""
+
+    bypass: float
+    induce: float
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One candidate with its scores on validation prompts; None: not computed, or not finite."""
 
@@ -105,6 +113,8 @@ class Candidate:
     None: not computed."""
     rescored: bool = False
     """Whether it was scored again in one batch shape, because rounding could have changed the selection."""
+    estimates: Estimates | None = None
+    """First-order estimates of the screen; None without a screen."""
 
     @property
     def site(self) -> Site:

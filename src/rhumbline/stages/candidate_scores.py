@@ -24,13 +24,15 @@ from rhumbline.evidence.rounding import (
     rounding_bound,
     surely_survives,
 )
-from rhumbline.evidence.selection_rules import SelectionRule
+from rhumbline.evidence.selection_rules import SelectionRule, choose, screened
+from rhumbline.inference.first_order import first_order
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
+from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate, Rounding
+from rhumbline.records.selection_files import Candidate, Estimates, Rounding
 from rhumbline.records.shared import Site
 
 log = logging.getLogger("rhumbline")
@@ -135,6 +137,24 @@ class ScoreGrid:
         """Logits of the negatives without intervention."""
         return self.scorer.baseline(self.negative)
 
+    def screen(self, table: Table, n: int) -> list[Site]:
+        """Discard all but the n candidates with the best first-order estimates; returns the discarded ones."""
+        sites, metric = _open(table), self.scorer.metric
+        if len(sites) <= n or isinstance(metric, PairedLogOdds):
+            return []
+        directions = [self._direction(site) for site in sites]
+        bypass, induce = (
+            getattr(first_order(self.scorer.runner, sequences, metric, directions), kind).mean(1).tolist()
+            for kind, sequences in (("ablation", self.positive), ("addition", self.negative))
+        )
+        for site, *estimate in zip(sites, bypass, induce, strict=True):
+            table[site] = replace(table[site], estimates=Estimates(*estimate))
+        kept = {sites[i] for i in screened([table[site].estimates for site in sites], n)}
+        discarded = [site for site in sites if site not in kept]
+        for site in discarded:
+            table[site] = replace(table[site], discarded=Discard.SCREENED)
+        return discarded
+
     @property
     def assumed_rounding(self) -> float | None:
         """Bound on rounding before it is measured; None: it is measured at once, as 16 bits need it."""
@@ -216,14 +236,22 @@ class ScoredCandidates(NamedTuple):
     rounding: Rounding
 
 
-def score_candidates(grid: ScoreGrid, *, full_grid: bool = True) -> ScoredCandidates:
+def score_candidates(grid: ScoreGrid, *, full_grid: bool = True, screen: int = 0) -> ScoredCandidates:
     """Bypass, induce and KL of every candidate that the layer cut of the rule leaves.
 
     Without `full_grid` only scores that can change the selection are computed: induce of all, bypass of those that pass
-    it, and KL in the order of the criterion until one passes, and of its ties.
+    it, and KL in the order of the criterion until one passes, and of its ties. With a `screen` this holds for so many
+    candidates with the best first-order estimates; if none of them passes, for all.
     """
     table, rounding = {row.site: row for row in grid.rows()}, Rounding(*[grid.assumed_rounding or 0.0] * 3)
+    screened_out = grid.screen(table, screen) if screen and not full_grid else []
     rounding = _score(grid, table, rounding, full_grid)
+    if screened_out and choose(list(table.values()), grid.n_layers, grid.criterion).selected is None:
+        log.info("no candidate of the screen passes, so %d others are scored too", len(screened_out))
+        scored = {site: row for site, row in table.items() if site not in screened_out}
+        others = {site: replace(table[site], discarded=None) for site in screened_out}
+        rounding = _score(grid, others, rounding, full_grid)
+        table |= scored | others
     rounding = grid.rescore(table, rounding)
     return ScoredCandidates(list(table.values()), rounding)
 
