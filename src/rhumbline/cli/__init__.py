@@ -8,8 +8,10 @@ import argparse
 import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import Any, NoReturn
 
 from rich.logging import RichHandler
 
@@ -49,7 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose messages have no control characters."""
+    """A parser whose messages have no control characters, and which suggests a command for an unknown one."""
+
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Read the options. Exits with code 2 and a message if they are wrong."""
+        args = list(sys.argv[1:] if args is None else args)
+        first = next(iter(args), "")
+        if self.commands and not first.startswith("-") and first not in self.commands:
+            similar = get_close_matches(first, self.commands, n=1)
+            advice = f"Did you mean {similar[0]}?" if similar else f"The commands are {', '.join(self.commands)}."
+            self.error(f"unknown command {first!r}. {advice}" if first else f"a command is missing. {advice}")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
@@ -62,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         prog="rhumbline",
         description="Is a behaviour of a chat model mediated by a single direction, and how confident can one be?",
     )
+    top.add_argument("--version", action="version", version=f"rhumbline {version('rhumbline')}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top.commands = commands.choices
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
