@@ -8,10 +8,10 @@ import argparse
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.logging import RichHandler
 
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
-    arguments = parser().parse_args(argv)
+    top, argv = parser(), sys.argv[1:] if argv is None else argv
+    top.check_command(argv)
+    arguments = top.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     return execute(arguments)
 
@@ -55,22 +57,21 @@ class Parser(argparse.ArgumentParser):
 
     commands: Mapping[str, argparse.ArgumentParser] = {}
 
-    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """Read the options. Exits with code 2 and a message if they are wrong."""
-        args = list(sys.argv[1:] if args is None else args)
-        first = next(iter(args), "")
-        if self.commands and not first.startswith("-") and first not in self.commands:
-            similar = get_close_matches(first, self.commands, n=1)
-            advice = f"Did you mean {similar[0]}?" if similar else f"The commands are {', '.join(self.commands)}."
-            self.error(f"unknown command {first!r}. {advice}" if first else f"a command is missing. {advice}")
-        return super().parse_args(args, namespace)
+    def check_command(self, arguments: Sequence[str]) -> None:
+        """Exit with code 2 and a message unless the first argument is an option or a command."""
+        first = arguments[0] if arguments else ""
+        if first.startswith("-") or first in self.commands:
+            return
+        similar = get_close_matches(first, self.commands, n=1)
+        advice = f"Did you mean {similar[0]}?" if similar else f"The commands are {', '.join(self.commands)}."
+        self.error(f"unknown command {first!r}. {advice}" if first else f"a command is missing. {advice}")
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
         super().error(printable(message))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Every command with its options."""
     top = Parser(
         prog="rhumbline",
