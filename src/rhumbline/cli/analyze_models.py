@@ -29,7 +29,7 @@ def sheet_options(parser: argparse.ArgumentParser) -> None:
 
 def write_sheet(a: argparse.Namespace, record: SheetRecord) -> int:
     """Write the record with its figures and page, and print it."""
-    from rhumbline.analyses.sheet_pages import write
+    from rhumbline.report.sheets import write
 
     page = write(record, Path(a.out))
     if a.json:

@@ -4,8 +4,8 @@ import pytest
 
 from make_run import make_run
 from rhumbline.records.positions import Position
+from rhumbline.report.candidate_sections import position_labels
 from rhumbline.report.run_record import read_run
-from rhumbline.report.site_figures import position_labels
 
 
 @pytest.fixture(scope="module")
