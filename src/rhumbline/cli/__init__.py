@@ -17,26 +17,23 @@ from rich.logging import RichHandler
 
 from rhumbline.cli import (
     analyze,
+    analyze_models,
     data,
     edit_export,
     evaluate,
     judge,
-    model,
-    organism,
+    models,
+    recompute,
     reproduce,
-    robustness,
     runs,
-    select,
     sweep_compare,
-    verify_report,
 )
 from rhumbline.cli.console import err, printable
 from rhumbline.cli.execute import execute
 
 COMMANDS = (
-    *(runs, sweep_compare, reproduce, verify_report, model, select, evaluate, analyze, robustness, data, judge),
-    *(edit_export, organism),
-)
+    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, judge, edit_export, models,
+)  # fmt: skip
 """Modules in the order of the help."""
 
 

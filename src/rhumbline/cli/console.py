@@ -120,6 +120,14 @@ def print_json(value: Any) -> None:
     print(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
+def print_lines(record: Mapping[str, Any]) -> None:
+    """Print the fields of a JSON object, one line for each item of a list."""
+    for name, value in record.items():
+        out.print(f"[bold]{name}[/]")
+        for line in value if isinstance(value, list) else [value]:
+            say(f"  {line}")
+
+
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
     """A number with fixed digits and without a negative zero."""
     return NOT_MEASURED if value is None else f"{value:{'+' if signed else ''}z.{digits}f}"

@@ -66,7 +66,7 @@ def add(command: AddCommand) -> None:
         "print the estimated rows, tokens, memory and time, and stop; headers (default): without loading the model; "
         "measured: with a short measurement"
     )
-    run.add_argument("--plan", nargs="?", const="headers", default=None, choices=("headers", "measured"), help=plan)
+    run.add_argument("--plan", nargs="?", const="headers", choices=("headers", "measured"), help=plan)
     model_options(run)
     engine_options(run)
     parallel = "under torchrun: every process holds a part of each weight matrix"
@@ -76,8 +76,7 @@ def add(command: AddCommand) -> None:
     discover = command("discover", _discover, "extraction only: separation of the classes by layer and position")
     discover.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(discover)
-    directory = "run directory (default: runs/discover-MODEL)"
-    discover.add_argument("--out", default=None, metavar="RUN", help=directory)
+    discover.add_argument("--out", metavar="RUN", help="run directory (default: runs/discover-MODEL)")
     discover.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the splits (default: 0)")
     json_option(discover, "discover.json")
     model_options(discover)
