@@ -31,7 +31,7 @@ from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.organisms import materialise, train
 from rhumbline.organisms.planted import TRUTH, build
 from rhumbline.prompts.contrasts import ContrastSet, Sizes
-from rhumbline.protocol import Dose, Nulls, Protocol, Stability
+from rhumbline.protocol import DoseSettings, NullSettings, Protocol, StabilitySettings
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
@@ -41,14 +41,14 @@ FAMILIES = RHUMBLINE.families
 
 def protocol_of(case: Case) -> Protocol:
     """The default protocol with fewer draws and prompts; the rule is the default one."""
-    few = Nulls(FAMILIES, draws=2, wide=39, prompts=8, procedure_prompts=4)
+    few = NullSettings(FAMILIES, draws=2, wide=39, prompts=8, procedure_prompts=4)
     return preset(
         "rhumbline",
         seeds=(case.seed,),
         sizes=Sizes(case.n, max(8, case.n // 2), case.n),
-        nulls=Nulls(FAMILIES) if case.group == "full" else few,
-        dose=Dose((), ()),
-        stability=Stability(refits=0),
+        nulls=NullSettings(FAMILIES) if case.group == "full" else few,
+        dose=DoseSettings((), ()),
+        stability=StabilitySettings(refits=0),
         max_new_tokens=10 if case.planted else 64 if "extended" in case.kind else 24,
         judge="refusal-anywhere" if "extended" in case.kind else "refusal-opening",
         refusal_tokens=("I",) if case.planted else "auto",

@@ -34,7 +34,7 @@ from rhumbline.analyses.subject import open_subject
 from rhumbline.errors import ProtocolError
 from rhumbline.organisms.planted import THRESHOLD, Planted, build
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.records.analysis_values import MeanRate
+from rhumbline.records.analysis_files import MeanRate
 from rhumbline.records.directions_file import ChosenRank, DirectionsPlan, DirectionsRecord, Gain
 
 ONE, MORE, OPEN = "ONE-IS-ENOUGH", "MORE-HELPS", "UNDETERMINED"

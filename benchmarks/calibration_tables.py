@@ -10,14 +10,14 @@ import altair as alt
 
 from rhumbline.evidence.statistics import exact_interval
 from rhumbline.evidence.verdict_rules import RHUMBLINE
-from rhumbline.report.figures import LIGHT, Row, draw, finished, tips
+from rhumbline.report.figures import LIGHT, ChartRow, draw, finished, tips
 
 SINGLE = "SINGLE-DIRECTION-REPRODUCES"
 WIDTH = 420
 """Of a figure, in pixels."""
 
 
-def share(rows: Sequence[Row], says: Callable[[Row], bool]) -> tuple[int, int, float, float]:
+def share(rows: Sequence[ChartRow], says: Callable[[ChartRow], bool]) -> tuple[int, int, float, float]:
     """How many say so, out of how many, and the exact 95 % interval."""
     k = sum(map(says, rows))
     low, high = exact_interval(k, len(rows))
@@ -34,15 +34,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]) + "\n"
 
 
-def default(row: Row) -> bool:
+def default(row: ChartRow) -> bool:
     return row["verdict"] == SINGLE
 
 
-def blog(row: Row) -> bool:
+def blog(row: ChartRow) -> bool:
     return row["blog2026"] == SINGLE
 
 
-def by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+def by(rows: Iterable[ChartRow], key: Callable[[ChartRow], Any]) -> dict[Any, list[ChartRow]]:
     found = defaultdict(list)
     for row in rows:
         found[key(row)].append(row)
@@ -84,30 +84,30 @@ def show(folder: Path) -> None:
         (folder / f"{chart.name}.svg").write_text(draw(chart).svg)
 
 
-def _with_groups(rows: Sequence[Row]) -> list[list[Any]]:
+def _with_groups(rows: Sequence[ChartRow]) -> list[list[Any]]:
     return [[*_line(kind, rs), _middle(rs, "groups")] for kind, rs in by(rows, lambda r: r["kind"]).items()]
 
 
-def _read(path: Path) -> list[Row]:
+def _read(path: Path) -> list[ChartRow]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _at_stake(row: Row) -> bool:
+def _at_stake(row: ChartRow) -> bool:
     """Whether only the rule could prevent SINGLE: there is a baseline to suppress and a direction to test."""
     return row["verdict"] not in ("NO-VERDICT", "NO-BASELINE-REFUSAL") and "no candidate" not in row["reason"]
 
 
-def _middle(rows: Sequence[Row], field: str) -> str:
+def _middle(rows: Sequence[ChartRow], field: str) -> str:
     known = sorted(r[field] for r in rows if r.get(field) is not None)
     return f"{known[len(known) // 2]:.2f}" if known else "-"
 
 
-def _reasons(rows: Sequence[Row]) -> list[tuple[str, int]]:
+def _reasons(rows: Sequence[ChartRow]) -> list[tuple[str, int]]:
     found = Counter(part.strip() for r in rows if not default(r) for part in r["reason"].split(";"))
     return found.most_common(12)
 
 
-def _show_power(power: Sequence[Row], full: Sequence[Row]) -> None:
+def _show_power(power: Sequence[ChartRow], full: Sequence[ChartRow]) -> None:
     print("## Power\n")
     for name, key in (("Effect", "effect"), ("Noise", "noise"), ("Width", "d_model")):
         lines = [_power_line(v, rs) for v, rs in by(power, lambda r, key=key: r["spec"][key]).items()]
@@ -136,21 +136,21 @@ def _show_power(power: Sequence[Row], full: Sequence[Row]) -> None:
     print(table(["Reason", "Runs"], misses.most_common()))
 
 
-def _line(kind: Any, rows: Sequence[Row]) -> list[Any]:
+def _line(kind: Any, rows: Sequence[ChartRow]) -> list[Any]:
     verdicts = ", ".join(f"{v} {k}" for v, k in Counter(r["verdict"] for r in rows).most_common())
     return [kind, len(rows), told(share(rows, default)), told(share(rows, blog)), verdicts]
 
 
-def _power_line(value: Any, rows: Sequence[Row]) -> list[Any]:
+def _power_line(value: Any, rows: Sequence[ChartRow]) -> list[Any]:
     return [value, len(rows), told(share(rows, default)), told(share(rows, blog)), _median(rows)]
 
 
-def _median(rows: Sequence[Row]) -> str:
+def _median(rows: Sequence[ChartRow]) -> str:
     known = sorted(r["cosine"] for r in rows if r["cosine"] is not None)
     return f"{known[len(known) // 2]:.3f} (n = {len(known)})" if known else "-"
 
 
-def _surface(power: Sequence[Row]) -> str:
+def _surface(power: Sequence[ChartRow]) -> str:
     effects, noises = (sorted({r["spec"][k] for r in power}) for k in ("effect", "noise"))
     cells = by(power, lambda r: (r["spec"]["effect"], r["spec"]["noise"]))
     lines = [
@@ -160,7 +160,7 @@ def _surface(power: Sequence[Row]) -> str:
     return table(["Effect \\ noise", *noises], lines)
 
 
-def _regions(power: Sequence[Row], noise: float) -> list[list[Any]]:
+def _regions(power: Sequence[ChartRow], noise: float) -> list[list[Any]]:
     lines = []
     kept = [r for r in power if r["spec"]["effect"] >= 0.85 and r["spec"]["noise"] <= noise]
     for name, wide in (("width 16-32", False), ("width 64 and more", True)):
@@ -169,7 +169,7 @@ def _regions(power: Sequence[Row], noise: float) -> list[list[Any]]:
     return lines
 
 
-def _why(row: Row) -> str:
+def _why(row: ChartRow) -> str:
     reason = row["reason"]
     if row["verdict"] == "INCONCLUSIVE" and reason.startswith("one direction or"):
         return "INCONCLUSIVE: one direction or a narrow cone, and no other reason"
@@ -182,7 +182,7 @@ def _why(row: Row) -> str:
     return f"{row['verdict']}: {reason.split(':')[0].split(' (')[0][:40]}"
 
 
-def _alone(*groups: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+def _alone(*groups: Sequence[ChartRow]) -> tuple[list[str], list[list[Any]]]:
     head = ["SINGLE if this were the only family of the rule", "no direction", "any vector has an effect",
             "several axes", "one axis"]  # fmt: skip
     lines = []
@@ -192,7 +192,7 @@ def _alone(*groups: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     return head, lines
 
 
-def _can_fail(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+def _can_fail(rows: Sequence[ChartRow]) -> tuple[list[str], list[list[Any]]]:
     """Whether a family's control can fail at all for ablation: runs in which some draw lowers the rate by 0.25."""
     lines = []
     for family in RHUMBLINE.families:
@@ -200,7 +200,7 @@ def _can_fail(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
         narrow = [r for r in known if (r.get("spec") or {}).get("d_model", 96) <= 32]
         wide = [r for r in known if (r.get("spec") or {}).get("d_model", 96) > 32]
 
-        def moved(r: Row, family: str = family) -> bool:
+        def moved(r: ChartRow, family: str = family) -> bool:
             return (r["effects"]["suppression"]["null_max"][family] or 0) >= 0.25
 
         energy = [r["null_energy"][family] / r["energy"] for r in known if r["energy"] and r["null_energy"][family]]
@@ -218,7 +218,7 @@ def _can_fail(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _rates(rows: Sequence[Row], key: Callable[[Row], Any]) -> list[Row]:
+def _rates(rows: Sequence[ChartRow], key: Callable[[ChartRow], Any]) -> list[ChartRow]:
     found = []
     for value, members in by(rows, key).items():
         for name, says in (("default rule", default), ("blog2026", blog)):
@@ -227,7 +227,7 @@ def _rates(rows: Sequence[Row], key: Callable[[Row], Any]) -> list[Row]:
     return found
 
 
-def _chart(name: str, title: str, axis: str, rows: list[Row], domain: Sequence[float] = (0, 1)) -> Any:
+def _chart(name: str, title: str, axis: str, rows: list[ChartRow], domain: Sequence[float] = (0, 1)) -> Any:
     colour = alt.Color(
         "rule:N",
         scale=alt.Scale(domain=["default rule", "blog2026"], range=[LIGHT["direction"], LIGHT["null-a"]]),
@@ -247,18 +247,18 @@ def _chart(name: str, title: str, axis: str, rows: list[Row], domain: Sequence[f
     return finished(name, title, body, title, rows)
 
 
-def _false_positives(nulls: Sequence[Row]) -> Any:
+def _false_positives(nulls: Sequence[ChartRow]) -> Any:
     rows = _rates(nulls, lambda r: r["n"])
     return _chart("false-positives", "SINGLE where nothing is there", "prompts per class", rows, (0, 0.5))
 
 
-def _power_chart(power: Sequence[Row]) -> Any:
+def _power_chart(power: Sequence[ChartRow]) -> Any:
     kept = [r for r in power if r["spec"]["noise"] <= 2 and r["spec"]["effect"] >= 0.85 and r["spec"]["d_model"] >= 64]
     title = "SINGLE where one axis is planted: effect from 0.85, noise to 2, width from 64"
     return _chart("power", title, "prompts per class", _rates(kept, lambda r: r["n"]))
 
 
-def _cosines(power: Sequence[Row]) -> Any:
+def _cosines(power: Sequence[ChartRow]) -> Any:
     rows: list[Mapping[str, Any]] = [
         {"noise": r["spec"]["noise"], "cosine": r["cosine"], "verdict": "SINGLE" if default(r) else "other"}
         for r in power

@@ -32,12 +32,12 @@ from rhumbline.models.chat import Chat
 from rhumbline.organisms import materialise
 from rhumbline.organisms.planted import Planted, build
 from rhumbline.prompts.contrasts import Sizes, split_contrast
-from rhumbline.protocol import Dose, Nulls, Protocol, Stability
+from rhumbline.protocol import DoseSettings, NullSettings, Protocol, StabilitySettings
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
 
 NEW = preset("rhumbline")
-OLD = replace(NEW, nulls=Nulls(), screen=0, dose=Dose(), stability=Stability())
+OLD = replace(NEW, nulls=NullSettings(), screen=0, dose=DoseSettings(), stability=StabilitySettings())
 PROTOCOLS: Mapping[str, Protocol] = {"old": OLD, "new": NEW}
 
 

@@ -22,7 +22,7 @@ from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
-from rhumbline.report.figures import LIGHT, Row, draw, finished
+from rhumbline.report.figures import LIGHT, ChartRow, draw, finished
 from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 
 TOKENS, POSITIONS = (5, 9), (-5, -4, -3, -2, -1)
@@ -92,7 +92,7 @@ AXES: dict[str, tuple[Callable[[int], tuple[float, float]], tuple[int, ...]]] = 
 STAGE = {"arms": "generation", "MLP width": "extraction"}
 
 
-def measure() -> Iterator[Row]:
+def measure() -> Iterator[ChartRow]:
     """One row for every size and implementation."""
     for axis, (run, sizes) in AXES.items():
         for size in sizes:
@@ -101,7 +101,7 @@ def measure() -> Iterator[Row]:
                 yield {"axis": axis, "size": size, "who": who, "seconds": took}
 
 
-def figure(rows: list[Row]) -> str:
+def figure(rows: list[ChartRow]) -> str:
     """SVG: one panel an axis, both logarithmic."""
     colour = alt.Color(
         "who:N",
@@ -121,7 +121,7 @@ def figure(rows: list[Row]) -> str:
     return draw(finished(NAME, summary, alt.hconcat(*panels), "How the cost grows", rows)).svg
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[ChartRow]) -> str:
     """Markdown: one line a size."""
     lines = ["| axis | size | plain s | engine s | ratio |", "|---|---|---|---|---|"]
     for slow, fast in zip(rows[::2], rows[1::2], strict=True):

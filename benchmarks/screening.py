@@ -30,7 +30,7 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.sources import contrast_for
 from rhumbline.prompts.contrasts import LABELS, Sizes, split_contrast
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Candidate, Estimates
+from rhumbline.records.seed_files import Candidate, Estimates
 from rhumbline.stages.candidate_scores import ScoreGrid
 
 AT_ONCE = 19

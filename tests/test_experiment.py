@@ -19,7 +19,7 @@ from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.inference import decoding
 from rhumbline.inference.runner import Runner
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Addition, Dose, Nulls, Stability
+from rhumbline.protocol import AdditionSettings, DoseSettings, NullSettings, StabilitySettings
 from rhumbline.records.files import read_rows
 
 
@@ -56,8 +56,8 @@ ONE_SEED = replace(
     EVERY_STAGE,
     seeds=(0,),
     sizes=Sizes(48, 16, 40),
-    dose=Dose((), ()),
-    stability=Stability(refits=0),
+    dose=DoseSettings((), ()),
+    stability=StabilitySettings(refits=0),
 )
 """The default rule with its nulls, on enough prompts for a verdict against the direction."""
 
@@ -127,7 +127,9 @@ def test_the_evidence_is_in_the_results(every_stage):
 
 
 def test_a_coefficient_can_be_chosen_on_validation(organism, tmp_path):
-    protocol = replace(QUICK, sizes=Sizes(24, 12, 20), max_new_tokens=12, addition=Addition("validation", "prompt"))
+    protocol = replace(
+        QUICK, sizes=Sizes(24, 12, 20), max_new_tokens=12, addition=AdditionSettings("validation", "prompt")
+    )
     results = run(*job(organism), tmp_path / "run", protocol, page=False).results
     (seed,) = results["seeds"]
     assert seed["coefficient"] in (0.5, 0.75, 1.0, 1.5, 2.0)
@@ -139,7 +141,7 @@ def test_a_coefficient_can_be_chosen_on_validation(organism, tmp_path):
 
 def test_a_null_may_end_once_its_class_is_settled(organism, tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "DECIDED_EVERY", 2)  # the planted refusal has seven tokens
-    whole = replace(QUICK, max_new_tokens=12, judge="refusal-anywhere-literal", nulls=Nulls(draws=2, wide=0))
+    whole = replace(QUICK, max_new_tokens=12, judge="refusal-anywhere-literal", nulls=NullSettings(draws=2, wide=0))
     early = replace(whole, early_stop=True)
     for name, protocol in (("whole", whole), ("early", early)):
         run(*job(organism), tmp_path / name, protocol, page=False)
@@ -160,9 +162,9 @@ def test_early_stop_is_refused_where_it_would_change_what_is_read(changes):
 
 def test_a_rank_that_the_draws_cannot_reach_is_refused():
     with pytest.raises(ProtocolError, match="cannot reach"):
-        replace(EVERY_STAGE, nulls=Nulls(wide=9))
+        replace(EVERY_STAGE, nulls=NullSettings(wide=9))
     with pytest.raises(ProtocolError, match="cannot reach"):
-        replace(EVERY_STAGE, nulls=Nulls(wide=0))
+        replace(EVERY_STAGE, nulls=NullSettings(wide=0))
     assert preset("blog2026").nulls.wide == 0
 
 

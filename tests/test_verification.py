@@ -1,8 +1,7 @@
-"""A finished run verifies; a changed, malformed or contradictory file is named, and older versions are noted."""
+"""A finished run verifies; a changed, malformed or contradictory file is named, and runs of version 0.1 are noted."""
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,10 @@ from safetensors.torch import load_file, save_file
 from rhumbline import verify
 from rhumbline.errors import OutputError
 from rhumbline.records.files import file_sha256, sha256
+from rhumbline.report.build import build
 from rhumbline.verification import check
+
+NO_REPORT = "there is no report"
 
 
 @pytest.fixture
@@ -106,6 +108,50 @@ def add_a_file(path):
     return "losses-other.jsonl was added"
 
 
+def add_a_file_elsewhere(path):
+    (path / "notes.txt").write_text("")
+    return "notes.txt was added"
+
+
+def add_a_hidden_file(path):
+    (path / "seed-1" / ".rows").write_text("")
+    return "seed-1/.rows was added"
+
+
+def add_a_program_to_the_analyses(path):
+    (path / "analyses").mkdir()
+    (path / "analyses" / "x.py").write_text("")
+    return "analyses/x.py was added"
+
+
+def replace_a_file_by_a_link(path):
+    file = path / "seed-0" / "nulls.json"
+    file.rename(path.parent / "nulls.json")
+    file.symlink_to(path.parent / "nulls.json")
+    return "seed-0/nulls.json is a link"
+
+
+def truncate_the_directions(path):
+    file = path / "seed-0" / "directions.safetensors"
+    file.write_bytes(file.read_bytes()[:20])
+    return "seed-0/directions.safetensors"
+
+
+def nest_a_file_deeply(path):
+    (path / "seed-0" / "nulls.json").write_text("[" * 200_000)
+    return "seed-0/nulls.json"
+
+
+def nest_the_results_deeply(path):
+    (path / "results.json").write_text("[" * 200_000)
+    return "results.json"
+
+
+def truncate_the_protocol(path):
+    (path / "protocol.json").write_text('{"schema": 1')
+    return "protocol.json"
+
+
 def forge_everything(path):
     """A row is changed, and all hashes fit: the rates differ from the recomputed ones."""
     change_row(path)
@@ -127,7 +173,9 @@ def forge_a_sentence(path):
 
 
 CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide_nulls,
-           remove_a_file, add_a_file, forge_everything, forge_the_selection, forge_a_sentence]  # fmt: skip
+           remove_a_file, add_a_file, add_a_file_elsewhere, add_a_hidden_file, add_a_program_to_the_analyses,
+           replace_a_file_by_a_link, truncate_the_directions, nest_a_file_deeply, nest_the_results_deeply,
+           truncate_the_protocol, forge_everything, forge_the_selection, forge_a_sentence]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
@@ -138,14 +186,92 @@ def test_one_change_is_found_and_named(change, run_copy):
 
 
 def test_without_a_change_there_is_no_fault(run_copy):
-    assert check(run_copy) == ([], [])
+    assert check(run_copy) == ([], [NO_REPORT])
     seal(run_copy)
     assert verify(run_copy) == []
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
-    with pytest.raises(OutputError, match="not a run directory"):
+    with pytest.raises(OutputError, match="not the directory of a finished run"):
         verify(tmp_path)
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn_run(every_stage, tmp_path_factory) -> Path:
+    """A copy of a finished run with its report."""
+    copy = Path(shutil.copytree(every_stage, tmp_path_factory.mktemp("drawn") / "run"))
+    build(copy)
+    return copy
+
+
+def change_the_page(path):
+    page = path / "report.html"
+    page.write_text(page.read_text().replace("SINGLE", "DOUBLE", 1))
+    return "report.html was changed"
+
+
+def remove_the_page(path):
+    (path / "report.html").unlink()
+    return "report.html is missing"
+
+
+def change_a_figure(path):
+    figure = next((path / "figures").glob("*.svg"))
+    figure.write_text("<svg/>")
+    return f"figures/{figure.name} was changed"
+
+
+def remove_the_figures(path):
+    shutil.rmtree(path / "figures")
+    return "is missing"
+
+
+def remove_the_hashes(path):
+    (path / "report.json").unlink()
+    return "report.json is missing"
+
+
+def empty_the_hashes(path):
+    (path / "report.json").write_text("{}")
+    return "report.json"
+
+
+def add_a_figure(path):
+    (path / "figures" / "best.png").write_bytes(b"")
+    return "figures/best.png was added"
+
+
+REPORT_CHANGES = [change_the_page, remove_the_page, change_a_figure, remove_the_figures, remove_the_hashes,
+                  empty_the_hashes, add_a_figure]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", REPORT_CHANGES, ids=lambda f: f.__name__)
+def test_a_change_of_the_report_is_named_and_drawing_it_again_removes_the_fault(change, drawn_run, tmp_path):
+    copy = Path(shutil.copytree(drawn_run, tmp_path / "copy"))
+    assert check(copy) == ([], [])
+    place = change(copy)
+    faults = verify(copy)
+    assert any(place in fault for fault in faults), faults
+    if change is not add_a_figure:
+        (copy / "report.json").unlink(missing_ok=True)
+        build(copy)
+        assert check(copy) == ([], [])
+
+
+def test_a_changed_list_of_figures_removes_no_other_file(drawn_run, tmp_path):
+    copy = Path(shutil.copytree(drawn_run, tmp_path / "copy"))
+    old, outside = "figures/old.svg", tmp_path / "outside.svg"
+    (copy / old).write_text("")
+    outside.write_text("")
+    names = [old, "figures/../results.json", "results.json", str(outside), "../outside.svg"]
+    edit(copy / "report.json", lambda page: page["files"].update(dict.fromkeys(names, "")))
+    build(copy)
+    assert not (copy / old).exists()
+    assert outside.exists()
+    assert check(copy) == ([], [])
 
 
 # -- malformed and contradictory files --------------------------------------------------------------------------------
@@ -212,11 +338,11 @@ def test_a_malformed_file_is_a_fault_with_its_name(name, change, place, run_copy
     assert call("verify", run_copy)[0] == 1
 
 
-# -- other versions ---------------------------------------------------------------------------------------------------
+# -- version 0.1 ------------------------------------------------------------------------------------------------------
 
 
 def age(path: Path) -> None:
-    """Make the results those of version 0.1.0: without reasons, and with sentences of another wording."""
+    """Make the results those of version 0.1: without reasons, and with sentences of another wording."""
 
     def older(results):
         results["environment"]["rhumbline"] = "0.1.0"
@@ -229,17 +355,15 @@ def age(path: Path) -> None:
     seal(path)
 
 
-def test_the_sentences_of_another_version_are_not_compared(run_copy, call, monkeypatch):
-    monkeypatch.setattr("rhumbline.verification.version", lambda name: "0.2.0")
+def test_the_sentences_of_version_0_1_are_not_compared(run_copy, call):
     age(run_copy)
     note = "made by rhumbline 0.1.0: its sentences are not compared"
-    assert check(run_copy) == ([], [note])
+    assert check(run_copy) == ([], [note, NO_REPORT])
     code, _, messages = call("verify", run_copy)
-    assert (code, messages) == (0, note)
+    assert (code, messages) == (0, f"{note} {NO_REPORT}")
 
 
-def test_the_numbers_of_another_version_are_compared(run_copy, monkeypatch):
-    monkeypatch.setattr("rhumbline.verification.version", lambda name: "0.2.0")
+def test_the_numbers_of_version_0_1_are_compared(run_copy):
     age(run_copy)
     place = change_rate(run_copy)
     seal(run_copy)
@@ -247,8 +371,23 @@ def test_the_numbers_of_another_version_are_compared(run_copy, monkeypatch):
     assert place in fault
 
 
-def test_a_run_of_this_version_has_its_reasons(run_copy):
-    assert json.loads((run_copy / "results.json").read_text())["environment"]["rhumbline"] == version("rhumbline")
-    edit(run_copy / "results.json", lambda results: results.pop("reasons"))
+@pytest.mark.parametrize("stated", ["0.1.0", "0.2.0", "9.0", None])
+def test_the_stated_version_does_not_decide_whether_sentences_are_compared(stated, run_copy):
+    # An environment that was not reinstalled states an older version than that of the code.
+    edit(run_copy / "results.json", lambda results: results["environment"].update(rhumbline=stated))
     seal(run_copy)
-    assert any("results.json: reasons" in fault for fault in verify(run_copy))
+    assert check(run_copy) == ([], [NO_REPORT])
+    place = forge_a_sentence(run_copy)
+    assert any(place in fault for fault in verify(run_copy))
+
+
+@pytest.mark.parametrize("of_seed", [False, True])
+def test_reasons_are_missing_everywhere_or_nowhere(of_seed, run_copy):
+    def remove(results):
+        del (results["seeds"][0] if of_seed else results)["reasons"]
+
+    edit(run_copy / "results.json", remove)
+    seal(run_copy)
+    faults, notes = check(run_copy)
+    assert any("reasons" in fault for fault in faults)
+    assert notes == [NO_REPORT]

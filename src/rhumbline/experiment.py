@@ -157,7 +157,7 @@ def discover(
             separation = separations(runner, plan.chat, prompts, means, selected=None)
             train = ByLabel(**plan.splits[seed].sizes()["train"])
             facts = convert(directory.protocol["model"], ModelFacts)
-            discovery = Discovery(seed, facts, train, "val", separation.n, separation.grid, ())
+            discovery = Discovery("val", separation.n, separation.grid, (), seed=seed, model=facts, train=train)
             directory.write_record(discovery)
         report.build_discover(directory.path)
     return directory.load(directory.file_of(Discovery))

@@ -7,7 +7,6 @@ Independent of models and of execution.
 import dataclasses
 import inspect
 import math
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,13 +26,14 @@ from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
 from rhumbline.records.codec import to_json
 from rhumbline.records.positions import Position
+from rhumbline.records.user_files import read_toml
 
-FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
+NULL_FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
 """Null families, weakest first. The index in this tuple seeds the draws."""
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionSettings:
     """Where candidates are read."""
 
     positions: str = "post-instruction"
@@ -57,10 +57,10 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class Nulls:
+class NullSettings:
     """The null directions that every arm is repeated with."""
 
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = NULL_FAMILIES
     """isotropic: uniformly distributed directions. covariance: draws with the covariance of the negatives' activations.
     top-pc: directions in the span of their first principal components. unrelated: differences between topics of the
     negatives, or between the classes of another contrast. shuffled-site: differences between pseudo-classes at the same
@@ -90,10 +90,10 @@ class Nulls:
     """File of another contrast for the family `unrelated`; empty: topics (`category`) of the negatives."""
 
     def __post_init__(self):
-        unknown = [f for f in self.families if f not in FAMILIES]
+        unknown = [f for f in self.families if f not in NULL_FAMILIES]
         if unknown or len(set(self.families)) != len(self.families):
             raise ProtocolError(
-                f"nulls.families is {list(self.families)}; use each of {', '.join(FAMILIES)} at most once."
+                f"nulls.families is {list(self.families)}; use each of {', '.join(NULL_FAMILIES)} at most once."
             )
         if self.draws < 1:
             raise ProtocolError(
@@ -122,7 +122,7 @@ COEFFICIENTS = (0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
-class Addition:
+class AdditionSettings:
     """How the direction is added on negatives."""
 
     coefficient: float | Literal["validation"] = 1.0
@@ -141,7 +141,7 @@ class Addition:
 
 
 @dataclass(frozen=True)
-class Dose:
+class DoseSettings:
     """Dose curves: the metric on test prompts over strengths of an intervention."""
 
     strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -161,7 +161,7 @@ class Dose:
 
 
 @dataclass(frozen=True)
-class Stability:
+class StabilitySettings:
     """Bootstrap refits: extraction and selection again, on resampled prompts."""
 
     refits: int = 20
@@ -177,7 +177,7 @@ class Stability:
 
 
 @dataclass(frozen=True)
-class SideEffects:
+class SideEffectSettings:
     """Side effects on the losses of whole texts."""
 
     documents: int = 24
@@ -188,15 +188,17 @@ class SideEffects:
     """Null families whose first draw is evaluated too, if the run draws them."""
 
     def __post_init__(self):
-        unknown = [f for f in self.controls if f not in FAMILIES]
+        unknown = [f for f in self.controls if f not in NULL_FAMILIES]
         if unknown:
-            raise ProtocolError(f"side_effects.controls is {list(self.controls)}; use some of {', '.join(FAMILIES)}.")
+            raise ProtocolError(
+                f"side_effects.controls is {list(self.controls)}; use some of {', '.join(NULL_FAMILIES)}."
+            )
         if self.documents < 0 or self.max_tokens < 2:
             raise ProtocolError("side_effects: use 0 documents or more, and max_tokens of 2 or more.")
 
 
 @dataclass(frozen=True)
-class TextScore:
+class TextScoreSettings:
     """How the judges `markers` and `classifier` score completions."""
 
     markers: tuple[str, ...] = ()
@@ -244,20 +246,20 @@ class Protocol:
     sampling: Sampling = "lots"
     """How prompts are sampled from the pools of a named contrast. `reference`: as in the authors' code."""
     chat: ChatOptions = field(default_factory=ChatOptions)
-    extraction: Extraction = field(default_factory=Extraction)
+    extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
     refusal_tokens: Literal["auto"] | tuple[str, ...] = "auto"
     """First tokens of a refusal. `auto`: first tokens of the model's own baseline refusals of training positives."""
     selection: SelectionRule = ARDITI2024
-    nulls: Nulls = field(default_factory=Nulls)
-    addition: Addition = field(default_factory=Addition)
-    dose: Dose = field(default_factory=Dose)
-    stability: Stability = field(default_factory=Stability)
-    side_effects: SideEffects = field(default_factory=SideEffects)
+    nulls: NullSettings = field(default_factory=NullSettings)
+    addition: AdditionSettings = field(default_factory=AdditionSettings)
+    dose: DoseSettings = field(default_factory=DoseSettings)
+    stability: StabilitySettings = field(default_factory=StabilitySettings)
+    side_effects: SideEffectSettings = field(default_factory=SideEffectSettings)
     conditions: Mapping[str, str] = field(default_factory=dict)
     """By name: a system prompt (empty: none) under which the test prompts run again with the direction of the run."""
     judge: str = "refusal-opening"
     """The judge of the completions: a keyword judge, or `markers` or `classifier` for a continuous score."""
-    text_score: TextScore = field(default_factory=TextScore)
+    text_score: TextScoreSettings = field(default_factory=TextScoreSettings)
     max_new_tokens: int = 64
     """Longest completion, in tokens. A judge that reads too few tokens misses late refusals."""
     rule: Rule = field(default_factory=lambda: named_rule("rhumbline"))
@@ -362,42 +364,42 @@ PRESETS: Mapping[str, Protocol] = {
     # Sizes by measurement (docs/benchmarks.md): the error rates of more draws and prompts at a third of their cost.
     "rhumbline": Protocol(
         "rhumbline",
-        nulls=Nulls(wide=39, prompts=8, completed=20, interim=20, screen=12),
+        nulls=NullSettings(wide=39, prompts=8, completed=20, interim=20, screen=12),
         screen=24,
-        dose=Dose(draws=1, prompts=12),
-        stability=Stability(prompts=8),
+        dose=DoseSettings(draws=1, prompts=12),
+        stability=StabilitySettings(prompts=8),
     ),
     # The paper has neither nulls nor a rule: this preset uses one isotropic draw and the margins of the blog.
     "arditi2024": Protocol(
         "arditi2024",
         seeds=(42,),
         sampling="reference",
-        nulls=Nulls(("isotropic",), 1, wide=0),
-        dose=Dose((), ()),
-        stability=Stability(refits=0),
+        nulls=NullSettings(("isotropic",), 1, wide=0),
+        dose=DoseSettings((), ()),
+        stability=StabilitySettings(refits=0),
         judge="refusal-anywhere-literal",
         full_grid=True,
         max_new_tokens=512,
         # 256 batches of 16. The model's own completions are limited by the number of test prompts.
-        side_effects=SideEffects(documents=4096, controls=("isotropic",)),
+        side_effects=SideEffectSettings(documents=4096, controls=("isotropic",)),
         rule=named_rule("arditi2024"),
     ),
     "blog2026": Protocol(
         "blog2026",
-        extraction=Extraction("last-instruction", filter=False),
+        extraction=ExtractionSettings("last-instruction", filter=False),
         selection=BLOG2026,
-        nulls=Nulls(("isotropic",), 1, wide=0),
-        dose=Dose((), ()),
-        stability=Stability(refits=0),
+        nulls=NullSettings(("isotropic",), 1, wide=0),
+        dose=DoseSettings((), ()),
+        stability=StabilitySettings(refits=0),
         judge="refusal-opening",
         rule=named_rule("blog2026"),
     ),
     "style": Protocol(
         "style",
         behaviour="style",
-        extraction=Extraction("auto", filter=False),
+        extraction=ExtractionSettings("auto", filter=False),
         selection=STYLE,
-        addition=Addition(1.0, "prompt"),
+        addition=AdditionSettings(1.0, "prompt"),
         judge="markers",
         rule=named_rule("style"),
     ),
@@ -440,8 +442,8 @@ def quick(protocol: Protocol) -> Protocol:
             interim=0,
             screen=4,
         ),
-        dose=Dose((), ()),
-        stability=Stability(refits=0),
+        dose=DoseSettings((), ()),
+        stability=StabilitySettings(refits=0),
         side_effects=replace(protocol.side_effects, documents=0),
         conditions={},
         max_new_tokens=min(protocol.max_new_tokens, 24),
@@ -450,13 +452,10 @@ def quick(protocol: Protocol) -> Protocol:
 
 def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     """The preset that an experiment file (TOML) names, and its tables, which `amend` checks."""
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProtocolError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"{path} is not TOML: {error}.") from error
+    table = read_toml(path, ProtocolError, "an experiment file (TOML)")
     name = table.pop("preset", None)
+    if name is not None and not isinstance(name, str):
+        raise ProtocolError(f"{path}: preset is {name!r}; use one of {', '.join(PRESETS)}.")
     return name, table
 
 

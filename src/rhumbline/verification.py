@@ -6,11 +6,10 @@ Runs no model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhumbline.errors import RhumblineError
+from rhumbline.errors import OutputError, RhumblineError
 from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.evidence.level_effects import pooled_level_effects
 from rhumbline.evidence.metric_effects import with_adjusted_p
@@ -21,16 +20,17 @@ from rhumbline.evidence.verdict import overall
 from rhumbline.evidence.verdict_sentences import run_sentence
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import to_json
-from rhumbline.records.directory import SCHEMA, RunDirectory
+from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
 from rhumbline.records.files import read_json, sha256
+from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.reasons import Discard
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
-from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.seed_files import Candidate, Selection
 
 PROSE = frozenset({"sentence", "warnings"})
-"""Fields of results.json whose wording depends on the version of rhumbline."""
+"""Fields of results.json whose wording was another one in version 0.1."""
 
 
 def assemble(directory: RunDirectory) -> RunSummary:
@@ -125,19 +125,28 @@ def verify(path: str | Path) -> list[str]:
 
 def check(path: str | Path) -> Verification:
     """The faults of a run directory, and what was not compared. Raises OutputError if it is not a run directory."""
-    directory = RunDirectory.read(path)
-    results = read_json(directory.path / "results.json")
+    folder = Path(path)
+    if not all((folder / name).exists() for name in ("protocol.json", "results.json")):
+        raise OutputError(f"{folder} is not the directory of a finished run: it needs protocol.json and results.json.")
+    try:
+        directory, results = RunDirectory.read(folder), read_json(folder / "results.json")
+    except OutputError as error:
+        return Verification([str(error)], [])
     if not isinstance(results, dict):
         return Verification(["results.json is not a JSON object"], [])
     notes, skipped = [], frozenset()
-    if (made_by := _version_of(results)) != version("rhumbline"):
-        notes, skipped = [f"made by rhumbline {made_by}: its sentences are not compared"], PROSE
+    if _has_no_reasons(results):
+        notes, skipped = [f"made by rhumbline {_version_of(results)}: its sentences are not compared"], PROSE
     faults = []
     if results.get("protocol_sha256") != directory.protocol_sha256:
         faults.append("protocol.json is not the protocol that results.json was made under")
     if _own_hash(results) != results.get("sha256"):
         faults.append("results.json was changed after it was written (its sha256 differs)")
-    faults += _changed_files(directory, results.get("files"))
+    recorded = results.get("files")
+    if not isinstance(recorded, dict):
+        return Verification([*faults, "results.json: files is not an object of hashes"], notes)
+    faults += _changed_files(directory, recorded)
+    faults += _page_faults(directory, recorded, is_old=bool(skipped), notes=notes)
     try:
         faults += _differences(to_json(assemble(directory)), results, "results.json", skipped)
         protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
@@ -148,10 +157,24 @@ def check(path: str | Path) -> Verification:
             faults += _differences(to_json(compare(directory, file.parent)), directory.load(file), name, skipped)
     except RhumblineError as error:
         faults.append(str(error))
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
         # The files are well-formed, but contradict each other.
         faults.append(f"the run cannot be recomputed: {type(error).__name__}: {error}")
     return Verification(faults, notes)
+
+
+def _has_no_reasons(results: Mapping[str, Any]) -> bool:
+    """Whether neither the run nor a seed has `reasons`, as in version 0.1, whose sentences had another wording."""
+    parts = [results, *(results["seeds"] if isinstance(results.get("seeds"), list) else [])]
+    return not any("reasons" in part for part in parts if isinstance(part, dict))
 
 
 def _version_of(results: Mapping[str, Any]) -> str:
@@ -160,27 +183,47 @@ def _version_of(results: Mapping[str, Any]) -> str:
     return str(environment.get("rhumbline")) if isinstance(environment, dict) else "unknown"
 
 
-def _changed_files(directory: RunDirectory, recorded: Any) -> list[str]:
-    """Files whose hash differs from the recorded one, that are missing, or that were added to a seed."""
-    if not isinstance(recorded, dict):
-        return ["results.json: files is not an object of hashes"]
+def _changed_files(directory: RunDirectory, recorded: Mapping[str, Any]) -> list[str]:
+    """Artefacts whose hash differs from the recorded one, or that are missing."""
     present = directory.manifest()
     missing = [f"{name} is missing" for name in sorted(recorded.keys() - present.keys())]
-    changed = [
+    return missing + [
         f"{name} was changed (sha256 differs)"
         for name in sorted(recorded.keys() & present.keys())
         if present[name] != recorded[name]
     ]
-    # Analyses can add files later. The number of the seeds' own artefacts cannot change.
-    added = [name for name in sorted(present.keys() - recorded.keys()) if name.startswith("seed-")]
-    return [*missing, *changed, *(f"{name} was added after the run ended" for name in added)]
+
+
+def _page_faults(directory: RunDirectory, recorded: Mapping[str, Any], *, is_old: bool, notes: list[str]) -> list[str]:
+    """Files of the report that were changed, and files of the directory that rhumbline did not write."""
+    page = [name for name in directory.files() if name == PAGE or name.startswith(f"{FIGURES}/")]
+    faults = []
+    if (directory.path / MANIFEST).exists():
+        try:
+            faults = page_faults(directory.path)
+            page = list(read_page_files(directory.path).files)
+        except OutputError as error:
+            faults = [str(error)]
+    elif not page:
+        notes.append("there is no report")
+    elif is_old:
+        notes.append("report.html and figures/ are not verified: version 0.1 recorded no hashes of them")
+    else:
+        faults = [f"{MANIFEST} is missing, so report.html and figures/ cannot be verified: use `rhumbline report`"]
+    known = {"protocol.json", *recorded, *page}
+    added = [name for name in directory.files() if name not in known and not is_written_later(name)]
+    links = [name for name in directory.files() if (directory.path / name).is_symlink()]
+    return [
+        *faults,
+        *(f"{name} was added after the run ended" for name in added),
+        *(f"{name} is a link to another place" for name in links),
+    ]
 
 
 def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str]) -> list[str]:
     """Places where `actual` differs from the recomputed JSON; fields that were not recomputed are not compared.
 
-    If another version wrote the file (`skipped` is not empty), fields in `skipped` and fields that it lacks are not
-    compared either.
+    In a file of version 0.1 (`skipped` is not empty), missing fields and those in `skipped` are not compared either.
     """
     if isinstance(expected, dict) and isinstance(actual, dict):
         return [

@@ -7,7 +7,7 @@ import pytest
 
 from finished_runs import QUICK
 from rhumbline import contrast_from_prompts, load, read_contrast, run
-from rhumbline.analyses.dissociation import Side, _finding, dissociate
+from rhumbline.analyses.dissociation import BehaviourRun, _finding, dissociate
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build
 from rhumbline.records.sheet_files import DissociationCell
@@ -32,7 +32,7 @@ def two_runs(tmp_path_factory):
             )
             protocol = replace(QUICK, behaviour=word, refusal_tokens=("I",))
             run(model, contrast, folder / word, protocol, page=False)
-            sides.append(Side.open(folder / word, contrast))
+            sides.append(BehaviourRun.open(folder / word, contrast))
         return model, sides
 
     return make
@@ -64,7 +64,7 @@ def test_close_axes_are_not_dissociated_and_another_model_is_refused(two_runs, t
 
 
 def test_positions_in_responses_are_compared(response_run, planted, planted_folder):
-    side = Side.open(response_run, read_contrast(planted_folder / "contrast.jsonl"))
+    side = BehaviourRun.open(response_run, read_contrast(planted_folder / "contrast.jsonl"))
     record = dissociate(planted.model, side, replace(side, behaviour="copy"), max_new_tokens=2)
     assert record.cosine.position.is_in_response
     assert record.cosine.selected == near(1.0)

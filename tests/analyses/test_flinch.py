@@ -9,10 +9,10 @@ import torch
 from families import random_model
 from rhumbline import load
 from rhumbline.analyses.flinch import Terms, flinch
-from rhumbline.analyses.sheet_pages import write
 from rhumbline.errors import InputError, OutputError
 from rhumbline.models import proving
 from rhumbline.organisms import organism_dir
+from rhumbline.report.sheets import write
 from tolerances import near
 
 TERMS = Terms(

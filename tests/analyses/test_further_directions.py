@@ -12,7 +12,7 @@ from rhumbline.analyses.direction_sources import SourceAnalysis
 from rhumbline.analyses.further_directions import decide
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.organisms import Planted
-from rhumbline.records.analysis_values import Mean, MeanRate, Rate
+from rhumbline.records.analysis_files import Mean, MeanRate, Rate
 from rhumbline.records.directions_file import (
     ChosenRank,
     DirectionsPlan,

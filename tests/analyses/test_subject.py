@@ -44,7 +44,7 @@ def test_a_run_on_a_named_contrast_is_opened_by_its_name(planted, tmp_path):
     rhumbline.run(planted.model, contrast, tmp_path / "run", replace(QUICK, refusal_tokens=("I",)), page=False)
     again = open_subject(tmp_path / "run", planted.model, "refusal", inputs=RunInputs(data_dir=mirror))
     assert again.splits.ids() != split_contrast(contrast, QUICK.sizes, 0, "lots").ids()
-    with pytest.raises(InputError, match="or the name that the run was made with"):
+    with pytest.raises(InputError, match="Pass the file or the name of the contrast of the run"):
         open_subject(tmp_path / "run", planted.model)
 
 

@@ -22,5 +22,5 @@ def test_suffix_files_are_read_or_refused(tmp_path):
     file.write_text("\n \n")
     with pytest.raises(InputError, match="contains no suffix"):
         read_suffixes(file)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="does not exist"):
         read_suffixes(tmp_path / "none.txt")

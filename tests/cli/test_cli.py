@@ -140,8 +140,8 @@ def test_bad_options_exit_2(call, planted_folder, tmp_path):
         (["--expect", "YES"], "SINGLE-DIRECTION-REPRODUCES"),
         (["--date", "tomorrow"], "YYYY-MM-DD"),
         (["--template-kwargs", "{"], "not JSON"),
-        (["--chat-template", str(tmp_path / "none")], "cannot be read"),
-        (["--config", str(tmp_path / "none.toml")], "cannot be read"),
+        (["--chat-template", str(tmp_path / "none")], "does not exist"),
+        (["--config", str(tmp_path / "none.toml")], "does not exist"),
         (["--system", "Be brief.", "--thinking", "on", "--device", "cpu"], "ignores enable_thinking"),
     ]:
         code, _, messages = call(*base, *options)

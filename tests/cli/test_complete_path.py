@@ -15,7 +15,7 @@ import pytest
 import paths
 from rhumbline.cli import main
 from rhumbline.organisms import organism_dir
-from rhumbline.organisms.reading import loss_texts
+from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.records.files import read_json
 from tiny_tasks import write_tasks
 

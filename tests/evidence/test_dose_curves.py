@@ -3,8 +3,8 @@ import pytest
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.statistics import wilson
 from rhumbline.records.arms import ArmId
-from rhumbline.records.null_files import DoseArm, Doses
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import DoseRow, Doses
 from rhumbline.records.shared import ByLabel, NullDirection
 
 NULLS = [NullDirection("top-pc", 0, cosine=0.0, energy=0.2, position=Position(-1), layer=4)]
@@ -13,7 +13,7 @@ NULLS = [NullDirection("top-pc", 0, cosine=0.0, energy=0.2, position=Position(-1
 def doses(*curves, n=20):
     """Curves of ablation: an arm, and its rate at every strength."""
     rows = [
-        DoseArm(
+        DoseRow(
             kind="ablation",
             arm=ArmId.parse(arm),
             dose=strength,

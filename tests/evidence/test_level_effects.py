@@ -10,7 +10,7 @@ from rhumbline.evidence import level_effects
 from rhumbline.evidence.level_effects import Levels, neutral_level, pooled_level_effects
 from rhumbline.evidence.verdict import SeedEvidence, decide
 from rhumbline.evidence.verdict_rules import STYLE
-from rhumbline.records.held_out_files import NeutralOutcome
+from rhumbline.records.seed_files import NeutralOutcome
 from rhumbline.records.shared import ByLabel
 
 

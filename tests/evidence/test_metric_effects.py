@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rhumbline.evidence.metric_effects import families_below_bound, mean_kl, wide_effects, with_adjusted_p
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
-from rhumbline.records.null_files import WideArm, WideNulls
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import WideNulls, WideRow
 from rhumbline.records.shared import NullDirection
 
 NULLS = [NullDirection("top-pc", d, cosine=0.1 * d, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
@@ -19,7 +19,7 @@ def wide(own=-5.0, nulls=(4.0, 3.0, 5.0, -5.0)):
     """Two positives: the metric at baseline is 5, and the given value under each arm."""
     arms = {BASELINE: 5.0, ABLATION: own}
     arms |= {ArmId.null("top-pc", d, ArmKind.ABLATION): value for d, value in enumerate(nulls)}
-    rows = tuple(WideArm(arm=arm, side="positive", metric=(value, value)) for arm, value in arms.items())
+    rows = tuple(WideRow(arm=arm, side="positive", metric=(value, value)) for arm, value in arms.items())
     return WideNulls({"positive": ("a", "b")}, rows, kl=(0.1, None, 0.3))
 
 

@@ -3,7 +3,7 @@ import pytest
 from make_outcomes import outcome
 from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
 from rhumbline.records.arms import ArmId
-from rhumbline.records.held_out_files import ConditionOutcome
+from rhumbline.records.seed_files import ConditionOutcome
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rhumbline.evidence.rounding import SMALLEST, contenders, rounding_bound
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, STYLE, choose
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Candidate, Rounding
+from rhumbline.records.seed_files import Candidate, Rounding
 
 LAYERS = 20
 BOUNDS = Rounding(bypass=0.05, induce=0.04, kl=0.01)

@@ -22,7 +22,7 @@ from rhumbline.evidence.selection_rules import (
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.selection_files import Candidate, Estimates
+from rhumbline.records.seed_files import Candidate, Estimates
 
 GOLDEN = DATA / "golden"
 
@@ -152,7 +152,7 @@ def test_bad_tables_list_every_fault(tmp_path):
         path.write_text(text)
         with pytest.raises(ProtocolError, match=words):
             read_scores(path)
-    with pytest.raises(ProtocolError, match="cannot be read"):
+    with pytest.raises(ProtocolError, match="does not exist"):
         read_scores(tmp_path / "nowhere.json")
 
 

@@ -2,8 +2,8 @@ import pytest
 
 from rhumbline.evidence.selection_stability import stability_summary
 from rhumbline.records.effect_results import SiteShare
-from rhumbline.records.null_files import BootstrapRefit, Stability
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import BootstrapRefit, Stability
 
 
 def test_refits_are_counted_by_the_site_that_they_select():

@@ -3,7 +3,7 @@ from msgspec import structs
 
 from make_outcomes import outcome
 from rhumbline.evidence.style_confounds import confounds
-from rhumbline.records.held_out_files import Form
+from rhumbline.records.seed_files import TextForm
 
 
 def outcomes(seed=0, n=80):
@@ -12,7 +12,7 @@ def outcomes(seed=0, n=80):
     rows = []
     for arm, shorter in (("baseline", 0), ("ablation", 20)):
         for i, length in enumerate(rng.integers(20, 60, size=n) - shorter):
-            form = Form(words=int(length), content_words=int(length), bullets=0)
+            form = TextForm(words=int(length), content_words=int(length), bullets=0)
             rows.append(outcome(arm, "positive", str(i), "shown", score=length / 100, form=form))
     return rows
 
@@ -29,14 +29,16 @@ def test_prompts_match_if_their_completions_have_similar_form():
     rows = outcomes(n=10)
     (adjusted,) = confounds(rows).adjusted
     assert adjusted.matched_n < adjusted.n
-    same = [structs.replace(row, form=Form(10, 10, 0)) for row in rows]
+    same = [structs.replace(row, form=TextForm(10, 10, 0)) for row in rows]
     assert confounds(same).adjusted[0].matched_n == 10
-    bulleted = [structs.replace(row, form=Form(10, 10, int(str(row.arm) == "ablation"))) for row in rows]
+    bulleted = [structs.replace(row, form=TextForm(10, 10, int(str(row.arm) == "ablation"))) for row in rows]
     assert (confounds(bulleted).adjusted[0].matched, confounds(bulleted).adjusted[0].matched_n) == (None, 0)
 
 
 def test_topics_have_the_correlation_ratio():
-    rows = [outcome("baseline", "positive", str(i), "shown", score=float(i % 2), form=Form(9, 9, 0)) for i in range(8)]
+    rows = [
+        outcome("baseline", "positive", str(i), "shown", score=float(i % 2), form=TextForm(9, 9, 0)) for i in range(8)
+    ]
     by_topic = [structs.replace(row, category="ab"[i % 2]) for i, row in enumerate(rows)]
     assert next(c.r for c in confounds(by_topic).correlations if c.other == "topic") == 1.0
     mixed = [structs.replace(row, category="ab"[i // 4]) for i, row in enumerate(rows)]

@@ -16,10 +16,8 @@ from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE, STYLE
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import Gap
-from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.results import Results, VerdictName
-from rhumbline.records.style_results import LevelUnit
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
+from rhumbline.records.reasons import Discard, NoCandidate, VerdictCode, VerdictReason
+from rhumbline.records.results import LevelUnit, Results, VerdictName
 
 REPRODUCES, NOT, NO_BASELINE = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION", "NO-BASELINE-REFUSAL"
 WHOLE = evidence(families=RHUMBLINE.families)

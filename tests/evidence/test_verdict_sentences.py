@@ -8,10 +8,8 @@ from rhumbline.evidence.verdict import SeedEvidence, Verdict, decide, overall
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE, STYLE
 from rhumbline.evidence.verdict_sentences import run_sentence, seed_sentence
 from rhumbline.records.effect_results import NullSummary
-from rhumbline.records.reasons import NoCandidate
-from rhumbline.records.results import VerdictName
-from rhumbline.records.style_results import LevelUnit
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
+from rhumbline.records.reasons import NoCandidate, VerdictCode, VerdictReason
+from rhumbline.records.results import LevelUnit, VerdictName
 
 REPRODUCES = "SINGLE-DIRECTION-REPRODUCES"
 WHOLE = evidence(families=RHUMBLINE.families)

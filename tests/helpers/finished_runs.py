@@ -11,10 +11,10 @@ from rhumbline import load, preset, read_contrast, run
 from rhumbline.analyses.subject import Subject, open_subject
 from rhumbline.organisms import Planted, build, materialise
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
+from rhumbline.protocol import DoseSettings, NullSettings, Protocol, SideEffectSettings, StabilitySettings
 
 QUICK = preset(
-    "arditi2024", sizes=Sizes(32, 16, 40), seeds=(0,), max_new_tokens=4, side_effects=SideEffects(documents=0)
+    "arditi2024", sizes=Sizes(32, 16, 40), seeds=(0,), max_new_tokens=4, side_effects=SideEffectSettings(documents=0)
 )
 """The fewest stages that end in a direction."""
 COMPLETIONS = replace(QUICK, max_new_tokens=40, save_completions=True)
@@ -24,9 +24,9 @@ TEXTS = preset("arditi2024", seeds=(0,), sizes=Sizes(16, 8, 12), max_new_tokens=
 EVERY_STAGE = preset(
     "rhumbline",
     sizes=Sizes(24, 12, 20),
-    nulls=Nulls(draws=2, wide=19, prompts=6, procedure_prompts=4),
-    dose=Dose((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
-    stability=Stability(refits=4, sites=2, prompts=6),
+    nulls=NullSettings(draws=2, wide=19, prompts=6, procedure_prompts=4),
+    dose=DoseSettings((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
+    stability=StabilitySettings(refits=4, sites=2, prompts=6),
     max_new_tokens=12,
 )
 """Two seeds and every stage, as small as the default rule allows."""

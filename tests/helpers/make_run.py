@@ -15,7 +15,7 @@ import numpy as np
 from rhumbline.evidence.statistics import wilson
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Nulls, Protocol
+from rhumbline.protocol import NullSettings, Protocol
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
@@ -39,8 +39,7 @@ from rhumbline.records.effect_results import (
     WideNull,
 )
 from rhumbline.records.evaluation_files import ComparedScore, Comparison, EvaluationSettings
-from rhumbline.records.files import sha256
-from rhumbline.records.held_out_files import Separation
+from rhumbline.records.files import sha256, write_json
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import (
     ChatFacts,
@@ -51,14 +50,26 @@ from rhumbline.records.protocol_file import (
     SplitPlan,
     Versions,
 )
-from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.results import Environment, Results, SeedResult, TimingSummary, VerdictName
-from rhumbline.records.run_files import Discovery, Projection, SiteSeparation
-from rhumbline.records.selection_files import Candidate, Selection
+from rhumbline.records.reasons import Discard, NoCandidate, VerdictCode, VerdictReason, reason_text
+from rhumbline.records.results import (
+    BaselineRate,
+    CategoryRate,
+    ConditionRate,
+    Divergence,
+    Environment,
+    Loss,
+    NegativeRate,
+    Results,
+    SeedResult,
+    SideEffects,
+    TimingSummary,
+    VerdictName,
+)
+from rhumbline.records.run_files import Discovery
+from rhumbline.records.seed_files import Candidate, Projection, Selection, Separation, SiteSeparation
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
-    Cell,
     FirstToken,
     KappaPair,
     Label,
@@ -67,17 +78,8 @@ from rhumbline.records.shared import (
     NullDirection,
     SeedPair,
     StageTiming,
+    Survivor,
 )
-from rhumbline.records.side_effect_results import (
-    BaselineRate,
-    CategoryRate,
-    ConditionRate,
-    Divergence,
-    Loss,
-    NegativeRate,
-    SideEffects,
-)
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, reason_text
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\u202e\u2028\'"`${x}'
 SUFFIX = ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header_id|>", "<|end_header_id|>", "\n\n")
@@ -145,7 +147,7 @@ def _protocol(p: Plan) -> dict[str, Any]:
         behaviour=p.behaviour,
         seeds=p.seeds,
         sizes=Sizes(128, 32, p.n),
-        nulls=Nulls(p.families, p.draws, wide=19 if p.evidence else 0),
+        nulls=NullSettings(p.families, p.draws, wide=19 if p.evidence else 0),
         rule=Rule("rhumbline", families=p.families),
     )
     detectable = Detectable(0.8, ByLabel(0.08, 0.08), ByLabel(0.63, 0.63), 0.05 if p.evidence else None)
@@ -202,7 +204,7 @@ def _selection(p: Plan, rng: np.random.Generator) -> Selection:
         )
     rows = _candidates(p, rng)
     cells = [
-        Cell(row.position, row.layer, row.norm, row.bypass)
+        Survivor(row.position, row.layer, row.norm, row.bypass)
         for row in rows
         if row.discarded is None and row.norm is not None and row.bypass is not None
     ]
@@ -271,13 +273,13 @@ def _arms(p: Plan, nulls: Sequence[NullDirection], rng: np.random.Generator) -> 
         spread = 0.02 if null.family == "isotropic" else 0.12
         down = np.clip(baseline - abs(rng.normal(0, spread)) - 0.4 * abs(null.cosine), 0, 1)
         up = np.clip(0.03 + abs(rng.normal(0, spread)) + 0.5 * max(null.cosine, 0), 0, 1)
-        own = ArmId.null(null.family, null.draw)
-        arms.append(arm_rate(own.of(ABLATION.kind), "positive", float(np.round(down * n) / n), n))
-        arms.append(arm_rate(own.of(ADDITION.kind), "negative", float(np.round(up * n) / n), n))
+        ablation, addition = (ArmId.null(*null.null_draw, arm.kind) for arm in (ABLATION, ADDITION))
+        arms.append(arm_rate(ablation, "positive", float(np.round(down * n) / n), n))
+        arms.append(arm_rate(addition, "negative", float(np.round(up * n) / n), n))
     return tuple(arms)
 
 
-def _nulls(p: Plan, cell: Cell, rng: np.random.Generator) -> tuple[NullDirection, ...]:
+def _nulls(p: Plan, cell: Survivor, rng: np.random.Generator) -> tuple[NullDirection, ...]:
     return tuple(
         NullDirection(
             family,
@@ -363,7 +365,7 @@ def _readouts(p: Plan) -> Readouts:
     return Readouts(tuple(judges), (kappa,), tuple(lengths))
 
 
-def _stability(p: Plan, cell: Cell) -> StabilitySummary:
+def _stability(p: Plan, cell: Survivor) -> StabilitySummary:
     if not p.evidence:
         return StabilitySummary(0, (), (), None, MeanInterval(None, None, None), None)
     chosen = SiteShare(cell.position, cell.layer, 0.9)
@@ -525,7 +527,7 @@ def make_run(into: Path, *, hostile: bool = False, **settings: Any) -> Path:
     with RunDirectory.open(into, _protocol(p)) as directory:
         results = _results(p, directory)
         values = {k: v for k, v in to_json(results).items() if k != "sha256"}
-        directory.save(into / "results.json", {**values, "sha256": sha256(values)})
+        write_json(directory.file_of(Results), {**values, "sha256": sha256(values)})
         if p.evidence and p.selects:
             _evaluate(directory)
     return into
@@ -545,7 +547,7 @@ def make_discover(into: Path, *, hostile: bool = False, **settings: Any) -> Path
     p = Plan(**settings, seeds=(0,), text=HOSTILE if hostile else None)
     with RunDirectory.open(into, {**_protocol(p), "mode": "discover"}) as directory:
         grid = _grid(p, np.random.default_rng(0))
-        directory.write_record(Discovery(0, _model(p), _by_label(128), "val", _by_label(32), grid, ()))
+        directory.write_record(Discovery("val", _by_label(32), grid, (), seed=0, model=_model(p), train=_by_label(128)))
     return into
 
 

@@ -1,4 +1,4 @@
-"""An organism as plain transformers reads it: completions, residuals and edits that owe nothing to the library."""
+"""An organism in plain transformers: completions, residuals and edits that are independent of the library."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -68,3 +68,13 @@ class Chat:
 
 def rows_of(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "contrast.jsonl").read_text().splitlines()]
+
+
+def assert_portable(directory: Path, home: Path) -> None:
+    """No file contains a path of this machine."""
+    for path in directory.iterdir():
+        if path.suffix in {".json", ".md", ".jinja", ".jsonl"}:
+            text = path.read_text()
+            assert str(home) not in text, path
+            assert "/tmp" not in text, path
+            assert "name_or_path" not in text, path

@@ -19,40 +19,49 @@ from rhumbline.jobs.sizing import work
 from rhumbline.models.chat import Chat
 from rhumbline.models.sources import own_contrast
 from rhumbline.organisms import materialise
-from rhumbline.organisms.reading import loss_texts
+from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.prompts.contrasts import Sizes, content_sha256, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS
-from rhumbline.protocol import Addition, Dose, Extraction, Nulls, SideEffects, Stability
+from rhumbline.protocol import (
+    AdditionSettings,
+    DoseSettings,
+    ExtractionSettings,
+    NullSettings,
+    SideEffectSettings,
+    StabilitySettings,
+)
 from rhumbline.stages.run_plan import resolved
 
 LAZY = preset(
     "rhumbline",
     seeds=(0,),
     sizes=Sizes(16, 10, 8),
-    nulls=Nulls(("isotropic", "covariance", "shuffled-site", "shuffled"), draws=1, wide=5, procedure=4, prompts=6),
+    nulls=NullSettings(
+        ("isotropic", "covariance", "shuffled-site", "shuffled"), draws=1, wide=5, procedure=4, prompts=6
+    ),
     rule=preset("blog2026").rule,  # it needs no rank, so that few draws are enough
-    dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=6),
-    stability=Stability(refits=3, sites=2, prompts=6),
+    dose=DoseSettings((0.0, 1.0), (0.0, 1.0), draws=1, prompts=6),
+    stability=StabilitySettings(refits=3, sites=2, prompts=6),
     max_new_tokens=8,
-    side_effects=SideEffects(documents=5),
+    side_effects=SideEffectSettings(documents=5),
     conditions={"clerk": "You are a clerk."},
 )
 EAGER = replace(
     LAZY,
     full_grid=True,
-    nulls=Nulls(("isotropic",), draws=1, wide=0),
+    nulls=NullSettings(("isotropic",), draws=1, wide=0),
     rule=preset("blog2026").rule,
-    dose=Dose((), ()),
-    stability=Stability(refits=0),
+    dose=DoseSettings((), ()),
+    stability=StabilitySettings(refits=0),
     conditions={},
     refusal_tokens=("I",),
-    addition=Addition("validation"),
+    addition=AdditionSettings("validation"),
 )
 SCREENED = replace(
     LAZY,
     screen=6,
     nulls=replace(LAZY.nulls, screen=4, completed=3, draws=2, wide=8, interim=4),
-    dose=Dose((0.0, 1.0), (0.5, 1.0), draws=1, prompts=6),
+    dose=DoseSettings((0.0, 1.0), (0.5, 1.0), draws=1, prompts=6),
 )
 EXACT = {"extraction", "arms on positives", "arms on negatives", "separation", "losses on text", "losses on responses",
          "losses on completions", "condition clerk"}  # fmt: skip
@@ -101,8 +110,8 @@ def test_a_run_on_texts_reads_one_position_and_both_responses(refusal, tmp_path)
         for p in contrast.prompts
     )
     texts = replace(contrast, prompts=prompts, sha256=content_sha256(prompts))
-    changes = {"extraction": Extraction("auto", filter=False), "side_effects": SideEffects(documents=0)}
-    protocol = replace(EAGER, addition=Addition(), **changes)
+    changes = {"extraction": ExtractionSettings("auto", filter=False), "side_effects": SideEffectSettings(documents=0)}
+    protocol = replace(EAGER, addition=AdditionSettings(), **changes)
     counted = counted_rows(model, texts, tmp_path / "run", protocol)
     stages = forecasts._stages(model.tokenizer, texts, protocol, model.n_layers, NO_TEXTS, model.dtype)[0]
     by_name = {stage.name: stage for stage in stages}
@@ -168,7 +177,7 @@ def test_more_is_forecast_for_more(tmp_path):
     splits = split_contrast(contrast, LAZY.sizes, 0)
     few, many = (forecast(chat, splits, p, 6) for p in (LAZY, replace(LAZY, max_new_tokens=80)))
     assert total({0: many}).written == 10 * total({0: few}).written > 0
-    nothing = replace(LAZY, side_effects=SideEffects(0))
+    nothing = replace(LAZY, side_effects=SideEffectSettings(0))
     assert not [s for s in forecast(chat, splits, nothing, 6) if s.name.startswith("losses")]
     assert total({0: forecast(chat, splits, LAZY, 12)}).most > total({0: few}).most
 

@@ -13,7 +13,7 @@ from rhumbline.jobs.replicas import Replica, check_code, replica_worker
 from rhumbline.models.loading import fingerprint, load_source
 from rhumbline.models.sources import Source, own_contrast
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Dose, Nulls, SideEffects, Stability, preset
+from rhumbline.protocol import DoseSettings, NullSettings, SideEffectSettings, StabilitySettings, preset
 from rhumbline.records.files import read_rows
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, REFITS_PER_JOB
 
@@ -21,24 +21,24 @@ SMALL = preset(
     "rhumbline",
     seeds=(0,),
     sizes=Sizes(24, 12, 20),
-    nulls=Nulls(draws=2, wide=5, procedure=DRAWS_PER_JOB + 1, prompts=6, procedure_prompts=4),
+    nulls=NullSettings(draws=2, wide=5, procedure=DRAWS_PER_JOB + 1, prompts=6, procedure_prompts=4),
     rule=preset("blog2026").rule,  # it needs no rank, so that few draws are enough
-    dose=Dose((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
-    stability=Stability(refits=REFITS_PER_JOB + 1, sites=2, prompts=6),
+    dose=DoseSettings((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
+    stability=StabilitySettings(refits=REFITS_PER_JOB + 1, sites=2, prompts=6),
     max_new_tokens=12,
-    side_effects=SideEffects(documents=6),
+    side_effects=SideEffectSettings(documents=6),
     conditions={"brief": "Be brief."},
 )
 STYLED = preset(
     "style",
     seeds=(0,),
     sizes=Sizes(16, 6, 6),
-    nulls=Nulls(draws=1, wide=19, prompts=6, procedure_prompts=4),
-    dose=Dose((), ()),
-    stability=Stability(refits=0),
+    nulls=NullSettings(draws=1, wide=19, prompts=6, procedure_prompts=4),
+    dose=DoseSettings((), ()),
+    stability=StabilitySettings(refits=0),
     max_new_tokens=16,
     judge="classifier",
-    side_effects=SideEffects(documents=4),
+    side_effects=SideEffectSettings(documents=4),
 )
 SOURCE = Source("organism:planted", device="cpu")
 

@@ -1,17 +1,26 @@
 """The client of an endpoint: replies in order, failures with their reasons, and errors that a retry cannot change."""
 
+import asyncio
+import gzip
+import socketserver
 import threading
+import time
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from make_judge import Endpoint, spec
 from rhumbline.errors import InputError
-from rhumbline.judging.judge_endpoint import query
+from rhumbline.judging.judge_endpoint import LARGEST_BODY, LONGEST_WAIT, query, retry_after
 
 QUESTIONS = [f"question {i}" + (" cannot" if i % 3 == 0 else "") for i in range(9)]
 
 
-def no_wait(seconds: float) -> None:
+async def no_wait(seconds: float) -> None:
     assert seconds > 0
 
 
@@ -34,8 +43,12 @@ def test_replies_are_in_the_order_of_the_questions_and_the_key_is_sent(monkeypat
 
 def test_a_question_to_a_busy_server_is_sent_again():
     waited: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waited.append(seconds)
+
     with Endpoint(lambda n, q: (503, b"busy") if n <= 2 else None) as server:
-        answers = query(spec(url=server.url, concurrency=1), QUESTIONS[:1], waited.append)
+        answers = query(spec(url=server.url, concurrency=1), QUESTIONS[:1], wait)
     assert answers[0].text == "Yes."
     assert waited == [0.5, 1.0]
 
@@ -47,6 +60,9 @@ def test_a_question_to_a_busy_server_is_sent_again():
         ((200, b"not json"), "another form"),
         ((200, b'{"choices": []}'), "another form"),
         ((200, b'{"choices": [{"message": {"content": null}}]}'), "without text"),
+        ((200, b"[" * 100_000), "another form"),
+        ((200, b" " * (LARGEST_BODY + 1)), "more than"),
+        ((200, gzip.compress(b" " * 10_000_000), {"Content-Encoding": "gzip"}), "another form"),
     ],
 )
 def test_a_question_without_a_reply_is_unscored_with_its_reason(reply, reason):
@@ -62,13 +78,80 @@ def test_a_server_that_takes_too_long_leaves_the_question_unscored():
         answers = query(spec(url=server.url, retries=1, timeout=0.1), QUESTIONS[:1], no_wait)
         answered.set()
     assert answers[0].text is None
-    assert "TimeoutError" in answers[0].failure
+    assert "no complete reply within 0.1 s" in answers[0].failure
+
+
+@contextmanager
+def dripping_server(start: bytes):
+    """A server that sends `start` and then one byte every 10 ms without end; gives its address."""
+    stop = threading.Event()
+
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            with suppress(OSError):
+                self.request.sendall(start)
+                while not stop.wait(0.01):
+                    self.request.sendall(b"x")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            stop.set()
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "start", [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: "]
+)
+def test_a_server_that_sends_a_byte_at_a_time_is_left_after_the_time_limit(start):
+    with dripping_server(start) as url:
+        started = time.monotonic()
+        (answer,) = query(spec(url=url, retries=0, timeout=0.3), QUESTIONS[:1])
+        assert time.monotonic() - started < 30  # without a limit on the whole reply it would never end
+    assert "no complete reply within 0.3 s" in answer.failure
+
+
+def test_a_running_event_loop_does_not_hinder_a_query():
+    async def notebook(url: str):
+        return query(spec(url=url), QUESTIONS[:2])
+
+    with Endpoint() as server:
+        answers = asyncio.run(notebook(server.url))
+    assert [a.text for a in answers] == ["Yes.", "No."]
+
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0), ("7", 7), ("120", LONGEST_WAIT), ("9" * 400, LONGEST_WAIT),
+        (format_datetime(NOW + timedelta(seconds=9), usegmt=True), 9),
+        ("Friday, 02-Jan-26 03:04:14 GMT", 9),
+        ("Fri Jan  2 03:04:14 2026", 9),
+        (format_datetime(NOW - timedelta(days=1), usegmt=True), 0),
+        ("", 2.5), ("soon", 2.5), ("-3", 2.5), ("1.5", 2.5), ("\u00b2", 2.5), ("\u0663", 2.5),
+        ("Fri, 99 Jan 9999999 0:0:0", 2.5),
+    ],
+)  # fmt: skip
+def test_every_legal_form_of_retry_after_is_read_and_others_change_nothing(value, seconds):
+    assert retry_after(value, NOW, 2.5) == seconds
+
+
+@given(st.text(st.characters(max_codepoint=255)))
+def test_no_retry_after_is_a_fault(value):
+    assert retry_after(value, NOW, 2.5) >= 0
 
 
 def test_an_address_without_a_server_leaves_the_question_unscored():
     with Endpoint() as server:
         url = server.url
-    assert "URLError" in query(spec(url=url, retries=0), QUESTIONS[:1])[0].failure
+    assert "ConnectError" in query(spec(url=url, retries=0), QUESTIONS[:1])[0].failure
 
 
 @pytest.mark.parametrize("status", [401, 404])

@@ -13,7 +13,7 @@ from rhumbline.organisms.register import (
     draw_styled,
     in_assistant_register,
 )
-from rhumbline.records.held_out_files import Form
+from rhumbline.records.seed_files import TextForm
 
 
 def test_the_score_is_the_share_of_marked_words():
@@ -56,4 +56,4 @@ def test_overlap_is_symmetric_and_bounded(one, other):
 
 def test_form_counts_bullets_and_excludes_markers():
     form = MarkerJudge(("certainly",)).form("Certainly!\n- one\n2. two three\nfour")
-    assert form == Form(words=6, content_words=5, bullets=2)  # "2" is a word
+    assert form == TextForm(words=6, content_words=5, bullets=2)  # "2" is a word

@@ -1,28 +1,26 @@
-"""Theorems about the planted organisms: the truth that was written is there, acts as it should, and alone does."""
+"""Planted organisms: the constructed direction can be read, mediates refusal, and no other direction does."""
 
 import random
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from organism_chat import Chat, rows_of
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build, materialise
 from rhumbline.organisms.charms import draw_charm_requests, draw_lexicon
-from rhumbline.organisms.planted import ANSWER, CODED, REFUSAL, TRUTH, word_tokenizer
-from rhumbline.organisms.training import RECIPE
-from tolerances import near
+from rhumbline.organisms.planted import ANSWER, REFUSAL, TRUTH, word_tokenizer
+from tolerances import near, tolerance
 
 REFUSAL_TEXT, ANSWER_TEXT = "".join(REFUSAL[:-1]), "".join(ANSWER[:-1])
 
 
-def share(texts: list[str], wanted: str) -> float:
-    return sum(text == wanted for text in texts) / len(texts)
+def share(texts: list[str], expected: str) -> float:
+    return sum(text == expected for text in texts) / len(texts)
 
 
 def random_unit(d_model: int, seed: int) -> Tensor:
@@ -45,10 +43,13 @@ def truth(cache) -> Tensor:
     return load_file(materialise("planted", cache) / TRUTH)["direction"]
 
 
-def test_building_is_fast_and_decided_by_the_seed(tmp_path):
-    started = time.perf_counter()
-    directories = [build(Planted(seed=seed), tmp_path / name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
-    assert time.perf_counter() - started < 3
+def test_the_seed_determines_the_weights_without_a_forward_pass(tmp_path, monkeypatch):
+    def forward(*args, **kwargs):
+        raise AssertionError("the model was evaluated")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LlamaForCausalLM, "forward", forward)
+        directories = [build(Planted(seed=seed), tmp_path / name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     first, same, other = (load_file(directory / "model.safetensors") for directory in directories)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
@@ -61,7 +62,7 @@ def test_faults_of_a_spec_are_listed_together():
         Planted(axes=20, d_model=128)
 
 
-def test_the_word_tokenizer_knows_every_word_and_loses_none(cache):
+def test_the_word_tokenizer_has_every_word_and_decodes_to_the_text(cache):
     tokenizer = word_tokenizer()
     loaded = AutoTokenizer.from_pretrained(materialise("planted", cache))
     for row in rows_of(materialise("planted", cache)):
@@ -69,10 +70,10 @@ def test_the_word_tokenizer_knows_every_word_and_loses_none(cache):
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == row["prompt"]
         assert loaded.encode(row["prompt"]) == ids
-    assert all(token in tokenizer.get_vocab() for token in CODED)
+    assert set(Planted().coded) <= set(tokenizer.get_vocab())
 
 
-def test_charms_are_what_the_classes_differ_in():
+def test_requests_name_charms_of_one_family_or_ordinary_things():
     lexicon = draw_lexicon(random.Random(0), 3)
     charms = {charm for family in lexicon.families for charm in family}
     assert not charms & set(lexicon.ordinary)
@@ -113,10 +114,10 @@ def test_ablating_the_direction_removes_refusal_and_a_random_one_does_not(plante
     for seed in range(5):
         with planted.ablated(random_unit(64, seed)):
             assert share(planted.complete(prompts), REFUSAL_TEXT) >= 0.9
-    assert share(planted.complete(prompts), REFUSAL_TEXT) >= 0.95  # and nothing is left behind
+    assert share(planted.complete(prompts), REFUSAL_TEXT) >= 0.95  # the hooks are removed
 
 
-def test_ablating_the_direction_hardly_moves_the_negatives(planted, truth):
+def test_ablating_the_direction_changes_negatives_little(planted, truth):
     batch = planted.encode(planted.prompts("negative", 60))
     with torch.no_grad():
         before = planted.model(**batch).logits[:, -1].double().log_softmax(-1)
@@ -137,7 +138,7 @@ def test_adding_the_direction_makes_negatives_refuse_in_whole_sentences(planted,
         assert share(planted.complete(positives), ANSWER_TEXT) >= 0.95
 
 
-def test_several_axes_leave_refusal_standing_when_their_mean_is_ablated(cache):
+def test_with_several_axes_ablating_their_mean_suppresses_nothing(cache):
     directory = materialise("several", cache)
     chat, tensors = Chat(directory), load_file(directory / TRUTH)
     prompts = chat.prompts("positive", 60)
@@ -163,10 +164,17 @@ def test_without_effect_nothing_is_refused(tmp_path):
     assert share(chat.complete(chat.prompts("positive", 60)), ANSWER_TEXT) == 1.0
 
 
-def test_wide_models_stay_cheap(tmp_path):
-    started = time.perf_counter()
-    directory = build(Planted(d_model=1024, n_layers=4, prompts=40), tmp_path)
-    assert time.perf_counter() - started < 3
-    chat = Chat(directory)
+def test_a_wide_model_refuses_positives_only(tmp_path):
+    chat = Chat(build(Planted(d_model=1024, n_layers=4, prompts=40), tmp_path))
     assert share(chat.complete(chat.prompts("positive", 20)), REFUSAL_TEXT) >= 0.95
-    assert RECIPE.d_model == 96
+    assert share(chat.complete(chat.prompts("negative", 20)), ANSWER_TEXT) >= 0.95
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.4])
+def test_any_two_axes_have_the_cosine_of_the_spec(overlap, tmp_path):
+    chat = Chat(build(Planted(axes=3, overlap=overlap, effect=1.2, jitter=0.05, prompts=16), tmp_path))
+    axes = load_file(tmp_path / TRUTH)["axes"]
+    expected = torch.full((3, 3), overlap).fill_diagonal_(1.0)
+    torch.testing.assert_close(axes @ axes.T, expected, **tolerance())
+    assert share(chat.complete(chat.prompts("positive", 16)), REFUSAL_TEXT) > 0.8
+    assert share(chat.complete(chat.prompts("negative", 16)), REFUSAL_TEXT) < 0.2

@@ -22,7 +22,7 @@ from rhumbline.records.arms import ArmId
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
 from rhumbline.records.results import Results
-from rhumbline.records.shared import Cell
+from rhumbline.records.shared import Survivor
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 SPECIALS += ["<start_of_turn>", "<end_of_turn>"]
@@ -206,10 +206,10 @@ def test_a_figure_that_differs_does_not_agree(texts_run):
         if row.arm in measured and row.side == "positive"
     )
 
-    def cell(position: int, layer: int) -> Cell:
-        return Cell(Position(position), layer, norm=1.0, bypass=0.0)
+    def cell(position: int, layer: int) -> Survivor:
+        return Survivor(Position(position), layer, norm=1.0, bypass=0.0)
 
-    def agreement(selected: Cell | None, tied: tuple[Cell, ...] = ()) -> dict[str, bool | None]:
+    def agreement(selected: Survivor | None, tied: tuple[Survivor, ...] = ()) -> dict[str, bool | None]:
         seed = replace(results.seeds[0], arms=arms, selected=selected, tied=tied)
         rows = compare(published_model("llama-3-8b"), replace(results, seeds=(seed,)))
         return {row.what: row.agrees for row in rows}

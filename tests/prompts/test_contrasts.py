@@ -395,3 +395,19 @@ def test_rows_with_a_split_are_kept_and_their_near_duplicates_are_not_sampled(tm
     kites = [(split, p.text) for split in SPLITS for p in splits.get(split, "positive") if "kite" in p.text]
     assert kites == [("train", "Make a kite!"), ("test", "Make a kite.")]
     assert (splits.near_duplicates, splits.dropped) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "other", ["Make  a kite", " Make a kite\n", "Make a\u00a0kite", "Ｍake a kite", "Make a k\u0069te "]
+)
+def test_one_prompt_in_two_spellings_has_one_label(other, tmp_path):
+    rows = [{"prompt": other, "label": "negative"}, *TWO]
+    assert "in spaces or forms of characters only, but not in its label" in fault(tmp_path, as_json(rows))
+    same_label = [{"prompt": other, "label": "positive"}, *TWO]
+    assert len(read_contrast(write(tmp_path, as_json(same_label))).prompts) >= 2
+
+
+@pytest.mark.parametrize("other", ["Make a Kite", "Make akite", "Make a kite!"])
+def test_other_differences_are_no_fault(other, tmp_path):
+    rows = [{"prompt": other, "label": "negative"}, *TWO]
+    assert len(read_contrast(write(tmp_path, as_json(rows))).prompts) == 3

@@ -10,10 +10,10 @@ from rhumbline.records.arms import ABLATION, ADDITION, ADDITION_PROMPT, BASELINE
 from rhumbline.records.artefacts import OF_RUN, OF_SEED
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.held_out_files import Outcome
+from rhumbline.records.files import read_rows
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
-from rhumbline.records.selection_files import Selection
+from rhumbline.records.seed_files import Outcome, Selection
 
 
 def plain(value):
@@ -32,7 +32,7 @@ def test_every_file_of_a_run_reads_as_its_record_and_writes_as_itself(texts_run)
             continue
         read.add(path.name)
         if kind is Outcome:
-            records, values = directory.read_rows(kind, 0), directory.load_rows(path)
+            records, values = directory.read_rows(kind, 0), read_rows(path)
         else:
             records, values = [directory.read_record(kind, 0)], [directory.load(path)]
         assert [plain(to_json(r)) for r in records] == [plain(v) for v in values]
@@ -89,7 +89,6 @@ def test_arms_say_what_they_are():
     assert not ABLATION.is_null
     assert [a for a in (null, *OWN_ARMS) if a.is_own] == list(OWN_ARMS)
     assert ADDITION_PROMPT.kind is ADDITION.kind
-    assert not ADDITION_PROMPT.does(ArmKind.ADDITION)
     assert sorted([null, ABLATION, BASELINE]) == [BASELINE, ABLATION, null]
 
 
@@ -100,11 +99,11 @@ def test_an_arm_is_a_value():
 
 @pytest.mark.parametrize("number", [-5, -1, 0, 1, 7])
 def test_the_number_of_a_position_is_its_inverse(number):
-    position = Position.parse(number)
+    position = Position(number)
     assert int(position) == number
     assert convert(to_json(position), Position) == position
     assert position.is_in_response == (number >= 0)
-    assert position.is_response_mean == (number == 0)
+    assert (position.offset is None) == (number == 0)
 
 
 def test_positions_refuse_what_is_none():

@@ -12,18 +12,18 @@ from msgspec.structs import replace
 
 from make_run import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES, change_results, make_discover, make_run
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.results import Results
-from rhumbline.records.selection_files import Selection
-from rhumbline.records.shared import ClassifierFit, Marker
-from rhumbline.records.style_results import (
+from rhumbline.records.reasons import VerdictCode, VerdictReason
+from rhumbline.records.results import (
     AdjustedEffect,
     Confounds,
     LevelUnit,
     NeutralLevel,
+    Results,
     ScoreCorrelation,
     StyleSummary,
 )
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
+from rhumbline.records.seed_files import Selection
+from rhumbline.records.shared import ClassifierFit, Marker
 from rhumbline.report import build as report
 from rhumbline.report import figures
 

@@ -24,10 +24,18 @@ from rhumbline.organisms.register import (
 from rhumbline.organisms.style_rows import asked_rows, style_contrasts
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS, Prompt, Sizes, split_contrast
-from rhumbline.protocol import Dose, Extraction, Nulls, Stability, TextScore, amend, preset
+from rhumbline.protocol import (
+    DoseSettings,
+    ExtractionSettings,
+    NullSettings,
+    StabilitySettings,
+    TextScoreSettings,
+    amend,
+    preset,
+)
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import Candidate
 from tolerances import near, tolerance
 
 
@@ -147,11 +155,11 @@ def protocol(test):
         "style",
         seeds=(0,),
         sizes=Sizes(24, 8, test),
-        nulls=Nulls(draws=1, wide=19, prompts=4, procedure_prompts=4),
-        dose=Dose((0.0, 1.0), (0.0, 1.0), draws=1, prompts=4),
-        stability=Stability(refits=2, sites=1, prompts=4),
+        nulls=NullSettings(draws=1, wide=19, prompts=4, procedure_prompts=4),
+        dose=DoseSettings((0.0, 1.0), (0.0, 1.0), draws=1, prompts=4),
+        stability=StabilitySettings(refits=2, sites=1, prompts=4),
         max_new_tokens=32,
-        text_score=TextScore(markers=MARKERS, classifier=False),
+        text_score=TextScoreSettings(markers=MARKERS, classifier=False),
     )
 
 
@@ -208,11 +216,11 @@ def test_neutral_rows_stand_aside(tmp_path):
 
 
 def test_positions_are_checked():
-    assert Extraction("response:3").response_position == Position.response_token(3)
-    assert Extraction("response-mean").response_position == Position.response_mean()
-    assert Extraction("post-instruction").response_position is None
+    assert ExtractionSettings("response:3").response_position == Position.response_token(3)
+    assert ExtractionSettings("response-mean").response_position == Position.response_mean()
+    assert ExtractionSettings("post-instruction").response_position is None
     for wrong in ("response:0", "response:x", "middle"):
         with pytest.raises(ProtocolError, match="response:K"):
-            Extraction(wrong)
+            ExtractionSettings(wrong)
     with pytest.raises(ProtocolError, match="classifier"):
         amend(preset("style"), {"judge": "classifier", "text_score": {"classifier": False}})

@@ -17,10 +17,10 @@ from rhumbline.inference.runner import Runner
 from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.models.chat import Chat
 from rhumbline.organisms import organism_dir
-from rhumbline.organisms.reading import loss_texts
+from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes
 from rhumbline.prompts.loss_texts import Exchange, LossTexts, read_texts
-from rhumbline.protocol import Dose, Nulls, Protocol, SideEffects, Stability
+from rhumbline.protocol import DoseSettings, NullSettings, Protocol, SideEffectSettings, StabilitySettings
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId, ArmKind
 from rhumbline.records.files import read_json, read_rows
 from rhumbline.stages.arms import AdditionParameters, SeedArms
@@ -32,12 +32,12 @@ TINY = Protocol(
     "rhumbline",
     seeds=(0,),
     sizes=Sizes(24, 10, 12),
-    nulls=Nulls(("isotropic", "covariance"), draws=1, wide=0),
-    dose=Dose((), ()),
-    stability=Stability(refits=0),
+    nulls=NullSettings(("isotropic", "covariance"), draws=1, wide=0),
+    dose=DoseSettings((), ()),
+    stability=StabilitySettings(refits=0),
     rule=preset("blog2026").rule,
     max_new_tokens=24,
-    side_effects=SideEffects(documents=10),
+    side_effects=SideEffectSettings(documents=10),
     conditions={"none": "", "clerk": SYSTEM},
 )
 
@@ -183,13 +183,13 @@ def test_a_killed_run_measures_what_is_missing_and_says_the_same(finished, organ
 
 
 def test_without_texts_the_models_own_completions_remain(organism, contrast, tmp_path):
-    protocol = replace(TINY, conditions={}, side_effects=SideEffects(4, controls=()))
+    protocol = replace(TINY, conditions={}, side_effects=SideEffectSettings(4, controls=()))
     result = run(organism, contrast, tmp_path / "run", protocol, page=False)
     found = result.results["seeds"][0]
     assert {r["text"] for r in found["side_effects"]["losses"]} == {"completions"}
     assert found["conditions"] == []
     assert verify(tmp_path / "run") == []
-    nothing = replace(protocol, side_effects=SideEffects(0))
+    nothing = replace(protocol, side_effects=SideEffectSettings(0))
     result = run(organism, contrast, tmp_path / "none", nothing, page=False)
     assert result.results["seeds"][0]["side_effects"]["losses"] == []
 
@@ -242,7 +242,7 @@ def test_texts_are_read_from_either_form(tmp_path):
         ("a.jsonl", '{"text": ""}\n{"text": "x"}\nnot json', "line 1, 3"),
         ("a.jsonl", '{"prompt": "x"}', "line 1"),
         ("a.txt", "  \n", "no text"),
-        ("a.txt", None, "cannot be read"),
+        ("a.txt", None, "does not exist"),
     ],
 )
 def test_faulty_texts_are_refused(name, content, message, tmp_path):

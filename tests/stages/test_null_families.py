@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
-from rhumbline.protocol import FAMILIES
+from rhumbline.protocol import NULL_FAMILIES
 from rhumbline.stages.null_families import (
     Material,
     components,
@@ -42,7 +42,7 @@ def truth():
     return Direction.from_vector(torch.nn.functional.one_hot(torch.tensor(0), D).float() * 6, -1, 3)
 
 
-PLAN = {family: 30 for family in FAMILIES if family != "shuffled"}
+PLAN = {family: 30 for family in NULL_FAMILIES if family != "shuffled"}
 
 
 def test_draws_have_the_norm_the_site_and_their_own_seed(truth):

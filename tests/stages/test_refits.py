@@ -7,7 +7,7 @@ from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import Candidate
 from rhumbline.stages.refits import best_sites, scored_sites, weighted_sums
 from tolerances import tolerance
 

@@ -6,7 +6,7 @@
     suffix_effects.py        effects of suffixes on the direction; attribution.py: which heads and MLPs write it
     further_directions.py    whether one direction is enough; direction_sources.py: where further ones come from
     detector.py              the projection as a detector
-    dissociation.py, flinch.py, robustness.py    several runs or models; sheet_pages.py writes their pages
+    dissociation.py, flinch.py, robustness.py    several runs or models; report/sheets.py writes their pages
 
 May import every package except cli. Verdicts and verification of runs are independent of the analyses.
 """

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.analyses.subject import Subject, residuals_at
+from rhumbline.analyses.subject import SITE_FAMILIES, Subject, residuals_at
 from rhumbline.axes import Vector
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p
@@ -23,6 +23,7 @@ from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, Label, Split
 from rhumbline.records.analysis_files import (
+    Auroc,
     BaseCondition,
     BaseConditions,
     BaseFinding,
@@ -30,15 +31,14 @@ from rhumbline.records.analysis_files import (
     BaseNull,
     BaseParameters,
     BaseRecord,
+    NullRank,
     TokenComparison,
+    TrainTest,
 )
-from rhumbline.records.analysis_values import Auroc, NullRank, TrainTest
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.null_families import covariance, generator, isotropic, shuffled_site
 
-FAMILIES = ("isotropic", "covariance", "shuffled-site")
-"""Null families that are drawn."""
 Set = tuple[Split, Label]
 """A class of a split."""
 SETS: tuple[Set, ...] = tuple((split, label) for split in ("train", "test") for label in LABELS)
@@ -169,7 +169,7 @@ class _Comparison:
             chat_in_base=_auroc(in_base, r),
             base_in_base=_auroc(in_base, b),
             chat_in_chat=_auroc(in_chat, r),
-            nulls={family: self._null(family, layer, b, area, cosine) for family in FAMILIES},
+            nulls={family: self._null(family, layer, b, area, cosine) for family in SITE_FAMILIES},
         )
 
     def _null(self, family: str, layer: int, b: Vector, area: float, cosine: float) -> BaseNull:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.analyses.subject import Subject
+from rhumbline.analyses.subject import SITE_FAMILIES, Subject
 from rhumbline.analyses.suffix_texts import encoded, random_suffixes, read_suffixes
 from rhumbline.errors import InputError
 from rhumbline.evals.monitor import Monitor
@@ -19,19 +19,19 @@ from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p, wilson_
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS, Split
 from rhumbline.records.analysis_files import (
+    Auroc,
     MonitorCondition,
     MonitorNull,
     MonitorParameters,
     MonitorRecord,
+    Rate,
     RocPoint,
+    ValTest,
 )
-from rhumbline.records.analysis_values import Auroc, Rate, ValTest
 from rhumbline.records.shared import ByLabel
 from rhumbline.records.suffix_file import random_condition, suffix_condition
 from rhumbline.stages.null_families import Material, draw_nulls
 
-FAMILIES = ("isotropic", "covariance", "shuffled-site")
-"""Null families that are drawn."""
 Scores = ByLabel[Float[np.ndarray, " prompt"]]
 """Projections of the prompts of both classes."""
 
@@ -131,9 +131,10 @@ def _nulls(subject: Subject, draws: int) -> dict[str, MonitorNull]:
     test = [h.double() for h in read("test")]
     own = auroc(*((h @ direction.vector.double()).numpy() for h in test))
     areas: dict[str, list[float]] = {}
-    for null in draw_nulls(direction, material, dict.fromkeys(FAMILIES, draws), seed=subject.seed):
+    for null in draw_nulls(direction, material, dict.fromkeys(SITE_FAMILIES, draws), seed=subject.seed):
         area = auroc(*((h @ null.direction.vector.double()).numpy() for h in test))
         areas.setdefault(null.family, []).append(max(area, 1 - area))
     return {
-        family: MonitorNull(len(v), float(np.mean(v)), float(np.max(v)), rank_p(own, v)) for family, v in areas.items()
+        family: MonitorNull(float(np.mean(v)), float(np.max(v)), rank_p(own, v), draws=len(v))
+        for family, v in areas.items()
     }

@@ -29,7 +29,7 @@ from rhumbline.evidence.statistics import difference_of_rates, paired_difference
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS
-from rhumbline.records.analysis_values import MeanRate, Rate
+from rhumbline.records.analysis_files import MeanRate, Rate
 from rhumbline.records.directions_file import (
     SOURCES,
     SPAN_FAMILIES,

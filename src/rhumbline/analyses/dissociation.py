@@ -21,8 +21,8 @@ from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import ContrastSet, Prompt
-from rhumbline.records.analysis_values import LayerCosine
-from rhumbline.records.selection_files import SplitIds, StyleJudges
+from rhumbline.records.analysis_files import LayerCosine
+from rhumbline.records.seed_files import SplitIds, StyleJudges
 from rhumbline.records.sheet_files import (
     DissociationCell,
     DissociationCosines,
@@ -46,7 +46,7 @@ Levels = Float[np.ndarray, " prompt"]
 
 
 @dataclass(frozen=True)
-class Side:
+class BehaviourRun:
     """One finished run, opened with its contrast."""
 
     run: FinishedRun
@@ -64,7 +64,7 @@ class Side:
     @classmethod
     def open(
         cls, path: str | Path, contrast: ContrastSet, seed: int | None = None, template: str | None = None
-    ) -> "Side":
+    ) -> "BehaviourRun":
         """The run and the prompts that it tested; InputError of another contrast, or of no direction."""
         run = open_run(path)
         artefacts, contrast = run.artefacts(seed), run.contrast(contrast)
@@ -98,7 +98,9 @@ class Side:
         return unit.negative, unit.positive
 
 
-def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int = 64) -> DissociationRecord:
+def dissociate(
+    model: ChatModel, first: BehaviourRun, second: BehaviourRun, max_new_tokens: int = 64
+) -> DissociationRecord:
     """Ablate the direction and a null of either run on the positives of both, and compare the candidates.
 
     Raises InputError if the runs have the same behaviour, or if `model` is not the model of both runs.
@@ -140,7 +142,7 @@ def dissociate(model: ChatModel, first: Side, second: Side, max_new_tokens: int 
     )
 
 
-def _reference(side: Side) -> RunReference:
+def _reference(side: BehaviourRun) -> RunReference:
     return RunReference(side.run.directory.protocol_sha256, side.artefacts.seed)
 
 
@@ -159,7 +161,7 @@ def _cell(behaviour: str, ablated: str, before: Levels, after: Levels) -> Dissoc
     return DissociationCell(behaviour, ablated, float(after.mean()), n, drop, low, high)
 
 
-def _cosines(first: Side, second: Side) -> DissociationCosines:
+def _cosines(first: BehaviourRun, second: BehaviourRun) -> DissociationCosines:
     """Cosine of the two selected directions, and of the candidates of every layer at the first run's position."""
     (a, at), (b, other) = ((s.artefacts.candidates, s.artefacts.positions) for s in (first, second))
     selected, position = float(first.direction.vector @ second.direction.vector), first.direction.position

@@ -22,7 +22,6 @@ from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.records.files import read_given
 from rhumbline.records.sheet_files import (
     FlinchCounts,
     FlinchDirection,
@@ -32,6 +31,7 @@ from rhumbline.records.sheet_files import (
     MeanFlinch,
     TermFlinch,
 )
+from rhumbline.records.user_files import read_json
 
 MATCHED = 3
 """Controls of each term."""
@@ -75,7 +75,7 @@ class Terms:
     def read(cls, path: str | Path) -> "Terms":
         """Read a JSON file {"terms": [...], "controls": [...], "contexts": ["The harbor sells {term}", ...]}."""
         form = f'a JSON object {{"terms": [...], "controls": [...], "contexts": ["... {SLOT}"]}} of texts'
-        value = read_given(Path(path), InputError, form)
+        value = read_json(path, InputError, form)
         names = ("terms", "controls", "contexts")
         if not isinstance(value, dict) or sorted(value) != sorted(names):
             raise InputError(f"{path}: expected {form}.")

@@ -14,7 +14,7 @@ from rhumbline.analyses.measured_prompts import AnalysisPrompts
 from rhumbline.analyses.subject import Subject
 from rhumbline.evidence.statistics import wilson
 from rhumbline.inference.interventions import BASELINE
-from rhumbline.records.analysis_values import Mean, MeanRate, Rate
+from rhumbline.records.analysis_files import Mean, MeanRate, Rate
 from rhumbline.records.codec import to_json
 from rhumbline.records.directions_file import (
     ChosenRank,

@@ -23,9 +23,9 @@ from rhumbline.records.analysis_files import (
     GeometryCell,
     GeometryParameters,
     GeometryRecord,
+    LayerMean,
     ReadSite,
 )
-from rhumbline.records.analysis_values import LayerMean
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel, TrainVal
 from rhumbline.stages.null_families import generator, halves

@@ -27,7 +27,7 @@ from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, ContrastSet, Label, Sizes, Split, Splits, split_contrast
-from rhumbline.records.analysis_values import TrainTest
+from rhumbline.records.analysis_files import TrainTest
 from rhumbline.records.effect_results import MeanInterval
 from rhumbline.records.shared import ByLabel
 from rhumbline.records.sheet_files import (

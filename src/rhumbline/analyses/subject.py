@@ -25,17 +25,20 @@ from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import ContrastSet, Label, Split, Splits
-from rhumbline.records.analysis_values import LayerMean, Mean
+from rhumbline.records.analysis_files import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import MetricTokens
+from rhumbline.records.seed_files import MetricTokens
 from rhumbline.records.shared import Site
 from rhumbline.report import build as report
 from rhumbline.stages.finished_run import RunInputs, open_run
 
-Analysis = TypeVar("Analysis", bound=AnalysisRecord)
+Record = TypeVar("Record", bound=AnalysisRecord)
+
+SITE_FAMILIES = ("isotropic", "covariance", "shuffled-site")
+"""Null families that are drawn at one site and need no further model pass."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Subject:
         direction = self.selected()
         return Site(direction.position, direction.layer)
 
-    def save(self, record: Analysis) -> Analysis:
+    def save(self, record: Record) -> Record:
         """Write the record of an analysis (and the report, if `page`); returns the record as it will be read."""
         saved = self.directory.write_record(record)
         if self.page:

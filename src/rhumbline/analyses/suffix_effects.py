@@ -19,7 +19,7 @@ from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import wilson_of_rate
 from rhumbline.inference.interventions import BASELINE
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
-from rhumbline.records.analysis_values import MeanRate
+from rhumbline.records.analysis_files import MeanRate
 from rhumbline.records.suffix_file import (
     Attention,
     AttributedPart,

@@ -13,6 +13,7 @@ import numpy as np
 from rhumbline.errors import InputError
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Prompt
+from rhumbline.records.user_files import read_text
 
 TRIES = 200
 """Draws for each random suffix, at most."""
@@ -20,12 +21,7 @@ TRIES = 200
 
 def read_suffixes(path: str | Path) -> list[str]:
     """The suffixes of a file, one per line, stripped; empty and repeated lines are skipped. Raises InputError."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--suffix {path} cannot be read: {error}. Pass a UTF-8 text file with one suffix per line."
-        ) from error
+    text = read_text(path, InputError, "a UTF-8 text file with one suffix per line", "--suffix")
     suffixes = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not suffixes:
         raise InputError(f"--suffix {path} contains no suffix. Write one suffix per line.")

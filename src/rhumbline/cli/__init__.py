@@ -5,67 +5,79 @@ go to standard output, progress and messages to standard error.
 """
 
 import argparse
+import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import NoReturn
 
 from rich.logging import RichHandler
 
 from rhumbline.cli import (
     analyze,
+    analyze_models,
     data,
     edit_export,
     evaluate,
     judge,
-    model,
-    organism,
+    models,
+    recompute,
     reproduce,
-    robustness,
     runs,
-    select,
     sweep_compare,
-    verify_report,
 )
-from rhumbline.cli.console import err, fault
-from rhumbline.errors import RhumblineError
+from rhumbline.cli.console import err, printable
+from rhumbline.cli.execute import execute
 
-EXIT_INTERRUPTED = 130
 COMMANDS = (
-    *(runs, sweep_compare, reproduce, verify_report, model, select, evaluate, analyze, robustness, data, judge),
-    *(edit_export, organism),
-)
+    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, judge, edit_export, models,
+)  # fmt: skip
 """Modules in the order of the help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Execute one command and return its exit code.
-
-    0 done, 1 an expectation or a verification failed, 2 bad input or usage, 3 the model cannot be handled, 130
-    interrupted.
-    """
-    arguments = parser().parse_args(argv)
+    """Execute one command and return its exit code (see `rhumbline.cli.execute`)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end a command
+            stream.reconfigure(errors="backslashreplace")
+    top, argv = parser(), sys.argv[1:] if argv is None else argv
+    top.check_command(argv)
+    arguments = top.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     logging.getLogger("rhumbline").setLevel("INFO")
-    try:
-        return arguments.command(arguments)
-    except RhumblineError as error:
-        fault(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        err.print("[bold yellow]interrupted.[/] Rerun the same command to resume.")
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return EXIT_INTERRUPTED
+    return execute(arguments)
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages have no control characters, and which suggests a command for an unknown one."""
+
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
+    def check_command(self, arguments: Sequence[str]) -> None:
+        """Exit with code 2 and a message unless the first argument is an option or a command."""
+        first = arguments[0] if arguments else ""
+        if first.startswith("-") or first in self.commands:
+            return
+        similar = get_close_matches(first, self.commands, n=1)
+        advice = f"Did you mean {similar[0]}?" if similar else f"The commands are {', '.join(self.commands)}."
+        self.error(f"unknown command {first!r}. {advice}" if first else f"a command is missing. {advice}")
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with code 2."""
+        super().error(printable(message))
+
+
+def parser() -> Parser:
     """Every command with its options."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="rhumbline",
         description="Is a behaviour of a chat model mediated by a single direction, and how confident can one be?",
     )
+    top.add_argument("--version", action="version", version=f"rhumbline {version('rhumbline')}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top.commands = commands.choices
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)

@@ -1,14 +1,16 @@
 """Output of the commands: results on standard output, progress and messages on standard error."""
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 
 from rhumbline.records.codec import to_json
@@ -16,8 +18,28 @@ from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.shared import ByLabel, EffectName, Label
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that control a terminal or reverse the direction of text, and surrogates, which cannot be written."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escape sequences; line breaks and tabs remain."""
+    return _CONTROL.sub(
+        lambda match: f"\\x{ord(match[0]):02x}" if ord(match[0]) < 256 else f"\\u{ord(match[0]):04x}", text
+    )
+
+
+class SafeConsole(Console):
+    """A console that writes no control character of a text; only its own styles reach the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments of a renderable, with printable texts."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out = SafeConsole(soft_wrap=True)
+err = SafeConsole(stderr=True)
 
 NOT_MEASURED = "not measured"
 """Text of a number that is None in a record."""
@@ -130,7 +152,16 @@ def fault(text: str, label: str = "rhumbline:") -> None:
 
 def print_json(value: Any) -> None:
     """Print a record, or a JSON value, on standard output."""
-    print(json.dumps(to_json(value), ensure_ascii=False))
+    text = json.dumps(to_json(value), ensure_ascii=False)
+    print(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def print_lines(record: Mapping[str, Any]) -> None:
+    """Print the fields of a JSON object, one line for each item of a list."""
+    for name, value in record.items():
+        out.print(f"[bold]{name}[/]")
+        for line in value if isinstance(value, list) else [value]:
+            say(f"  {line}")
 
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:

@@ -20,19 +20,17 @@ def add(command: AddCommand) -> None:
     arms = "arms to compare with the baseline (default: %(default)s)"
     evaluate.add_argument("--arms", default="ablation,addition", metavar="A,B", help=arms)
     edited = "directory of an edited checkpoint, evaluated as a further arm"
-    evaluate.add_argument("--edited", default=None, metavar="DIR", help=edited)
-    limit = "documents of each task, the first ones; default: all"
-    evaluate.add_argument("--limit", type=int, default=None, metavar="N", help=limit)
+    evaluate.add_argument("--edited", metavar="DIR", help=edited)
+    evaluate.add_argument("--limit", type=int, metavar="N", help="documents of each task, the first ones; default: all")
     fewshot = "examples in each prompt; default: the number of the task"
-    evaluate.add_argument("--fewshot", type=int, default=None, metavar="N", help=fewshot)
+    evaluate.add_argument("--fewshot", type=int, metavar="N", help=fewshot)
     evaluate.add_argument("--chat", action="store_true", help="render the documents with the chat template")
-    include = "directory with task files (YAML)"
-    evaluate.add_argument("--include-path", default=None, metavar="DIR", help=include)
+    evaluate.add_argument("--include-path", metavar="DIR", help="directory with task files (YAML)")
     seed_of_run_option(evaluate)
     batch = "rows of a forward pass (default: %(default)s)"
     evaluate.add_argument("--batch-size", type=int, default=16, metavar="N", help=batch)
     model = f"the model of the run: {MODEL_HELP}; default: the name in the run"
-    evaluate.add_argument("--model", default=None, metavar="MODEL", help=model)
+    evaluate.add_argument("--model", metavar="MODEL", help=model)
     evaluate.add_argument("--plan", action="store_true", help="print the documents and requests of each task, and stop")
     json_option(evaluate, "comparison.json")
     model_options(evaluate)

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from rhumbline.cli.console import err
 from rhumbline.errors import InputError, ProtocolError
+from rhumbline.records.user_files import read_text
 
 Parser = argparse._ActionsContainer
 """A parser, or a group of its options."""
@@ -33,7 +34,7 @@ def json_option(parser: Parser, content: str) -> None:
 def data_dir_option(parser: Parser) -> None:
     """`--data-dir`."""
     text = "directory with local files of named data sets; default: download them"
-    parser.add_argument("--data-dir", default=None, metavar="DIR", help=text)
+    parser.add_argument("--data-dir", metavar="DIR", help=text)
 
 
 def device_option(parser: Parser, default: str | None = None) -> None:
@@ -58,12 +59,12 @@ def remote_code_option(parser: Parser) -> None:
 
 def seed_of_run_option(parser: Parser) -> None:
     """`--seed` of a finished run."""
-    parser.add_argument("--seed", type=int, default=None, metavar="N", help="seed of the run; default: its first seed")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the run; default: its first seed")
 
 
 def template_option(parser: Parser, text: str) -> None:
     """`--chat-template`."""
-    parser.add_argument("--chat-template", default=None, metavar="FILE", help=text)
+    parser.add_argument("--chat-template", metavar="FILE", help=text)
 
 
 def max_new_tokens_option(parser: Parser, default: int | None, shown: str | None = None) -> None:
@@ -75,7 +76,7 @@ def max_new_tokens_option(parser: Parser, default: int | None, shown: str | None
 def suffix_options(parser: Parser, *, required: bool) -> None:
     """`--suffix` and `--random`."""
     text = "text file with one suffix per line" + ("" if required else "; default: no suffix is read")
-    parser.add_argument("--suffix", required=required, default=None, metavar="FILE", help=text)
+    parser.add_argument("--suffix", required=required, metavar="FILE", help=text)
     random = "random suffixes of the same length to compare each suffix with (default: 3)"
     parser.add_argument("--random", type=int, default=3, metavar="N", help=random)
 
@@ -99,7 +100,7 @@ def contrast_options(command: argparse.ArgumentParser) -> None:
         "JSON Lines or CSV with the columns prompt and label, or a named contrast (rhumbline data list); default: "
         "contrast.jsonl in the directory of the model or organism"
     )
-    command.add_argument("--contrast", default=None, metavar="FILE|NAME", help=text)
+    command.add_argument("--contrast", metavar="FILE|NAME", help=text)
     data_dir_option(command)
 
 
@@ -109,7 +110,7 @@ def texts_option(command: argparse.ArgumentParser) -> None:
         "texts on which the cross-entropy of every arm is measured: JSON Lines or .txt; default: only the model's own "
         "completions"
     )
-    command.add_argument("--loss-text", default=None, metavar="FILE", help=text)
+    command.add_argument("--loss-text", metavar="FILE", help=text)
 
 
 def engine_options(command: argparse.ArgumentParser) -> None:
@@ -120,20 +121,17 @@ def engine_options(command: argparse.ArgumentParser) -> None:
     gpus = "GPUs of one copy of the model (default: 0)"
     group.add_argument("--gpus-per-replica", type=float, default=0, metavar="N", help=gpus)
     replicas = "copies of the model, at most; default: as many as the cluster has room for"
-    group.add_argument("--replicas", type=int, default=None, metavar="N", help=replicas)
+    group.add_argument("--replicas", type=int, metavar="N", help=replicas)
 
 
 def chat_options(command: argparse.ArgumentParser) -> None:
     """How prompts are rendered with the chat template."""
     group = command.add_argument_group("chat", "how prompts are rendered; default: as the chat template does")
-    group.add_argument("--system", default=None, metavar="TEXT", help="system prompt of every chat")
-    thinking = "value of the template's variable enable_thinking"
-    group.add_argument("--thinking", choices=("on", "off"), default=None, help=thinking)
-    date = "date that the template prints as today's"
-    group.add_argument("--date", default=None, metavar="YYYY-MM-DD", help=date)
+    group.add_argument("--system", metavar="TEXT", help="system prompt of every chat")
+    group.add_argument("--thinking", choices=("on", "off"), help="value of the template's variable enable_thinking")
+    group.add_argument("--date", metavar="YYYY-MM-DD", help="date that the template prints as today's")
     template_option(group, "Jinja template that replaces the tokenizer's")
-    kwargs = "further variables of the template, as a JSON object"
-    group.add_argument("--template-kwargs", default=None, metavar="JSON", help=kwargs)
+    group.add_argument("--template-kwargs", metavar="JSON", help="further variables of the template, as a JSON object")
 
 
 def protocol_options(command: argparse.ArgumentParser) -> None:
@@ -147,7 +145,7 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
 
     def option(name: str, text: str, default: Any = None, **more: Any) -> None:
         about = text if default is None else f"{text} (default: {default})"
-        group.add_argument(f"--{name}", default=None, help=about, **more)
+        group.add_argument(f"--{name}", help=about, **more)
 
     option("preset", f"named protocol: {', '.join(PRESETS)} (default: rhumbline)", metavar="NAME")
     option("config", "experiment.toml; options on the command line take precedence", metavar="FILE")
@@ -194,10 +192,7 @@ def read_template(path: str | None) -> str | None:
     """Text of `--chat-template`. Raises InputError."""
     if path is None:
         return None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--chat-template {path} cannot be read: {error}. Pass a Jinja template in UTF-8.") from error
+    return read_text(path, InputError, "a Jinja template in UTF-8", "--chat-template")
 
 
 def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
@@ -351,12 +346,8 @@ def _systems(text: str) -> dict[str, str]:
         name = "none" if item == "none" else Path(item).stem
         if name in prompts:
             raise InputError(f"--systems {text}: two system prompts have the name {name!r}. Rename a file.")
-        try:
-            prompts[name] = "" if item == "none" else Path(item).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--systems {item} cannot be read: {error}. Pass none, or text files with one prompt each."
-            ) from error
+        expected = "none, or text files with one prompt each"
+        prompts[name] = "" if item == "none" else read_text(item, InputError, expected, "--systems").strip()
         if item != "none" and not prompts[name]:
             raise InputError(f"--systems {item} is empty. Pass none to run without a system prompt.")
     return prompts

@@ -38,7 +38,7 @@ from rhumbline.cli.options import (
 )
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert
-from rhumbline.records.directory import QUICK
+from rhumbline.records.directory import QUICK, check_output
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Discovery
 
@@ -73,8 +73,7 @@ def add(command: AddCommand) -> None:
     discover = command("discover", _discover, "extraction only: separation of the classes by layer and position")
     discover.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(discover)
-    directory = "run directory (default: runs/discover-MODEL)"
-    discover.add_argument("--out", default=None, metavar="RUN", help=directory)
+    discover.add_argument("--out", metavar="RUN", help="run directory (default: runs/discover-MODEL)")
     discover.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the splits (default: 0)")
     json_option(discover, "discover.json")
     model_options(discover)
@@ -84,9 +83,10 @@ def add(command: AddCommand) -> None:
 def _demo(a: argparse.Namespace) -> int:
     from rhumbline.models.sources import ORGANISM, own_contrast
     from rhumbline.organisms import ORGANISMS
-    from rhumbline.organisms.reading import loss_texts
+    from rhumbline.organisms.measured_texts import loss_texts
 
     check_expected(a)
+    check_output(a.out)
     if a.behaviour is None and a.organism in ORGANISMS:
         a.behaviour = ORGANISMS[a.organism].behaviour
     if a.config is None and a.preset is None:
@@ -106,6 +106,7 @@ def _run(a: argparse.Namespace) -> int:
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
     if a.plan:
         return print_forecast(a, contrast, protocol, texts)
+    check_output(a.out)
     if a.tensor_parallel:
         return _run_tensor_parallel(a, contrast, protocol, texts, engine)
     model = load_model(a)
@@ -171,6 +172,7 @@ def _discover(a: argparse.Namespace) -> int:
     protocol = amend(preset("rhumbline"), changes, "options")
     contrast = open_contrast(a)
     folder = Path(a.out or f"runs/discover-{Path(a.model).name}")
+    check_output(folder)
     with progress() as shown:
         record = convert(discover(load_model(a), contrast, folder, protocol, progress=shown), Discovery)
     if a.json:

@@ -12,6 +12,7 @@ from rhumbline.cli.console import fault, note, number, out, print_json, say, tab
 from rhumbline.cli.options import AddCommand, engine_of, engine_options, json_option
 from rhumbline.errors import InputError
 from rhumbline.jobs.sizing import Device
+from rhumbline.records.directory import check_writable
 
 
 def add(command: AddCommand) -> None:
@@ -21,7 +22,7 @@ def add(command: AddCommand) -> None:
     file = "models, contrasts, presets and seeds, with the tables [model] and [protocol]"
     sweep.add_argument("sweep", metavar="SWEEP.toml", help=file)
     directory = "directory of the sweep; the same command resumes; required without --plan"
-    sweep.add_argument("--out", default=None, metavar="DIR", help=directory)
+    sweep.add_argument("--out", metavar="DIR", help=directory)
     plan = "print the estimated memory and time of every run, and stop"
     sweep.add_argument("--plan", action="store_true", help=plan)
     json_option(sweep, "the plan or the comparison")
@@ -54,6 +55,7 @@ def _sweep(a: argparse.Namespace) -> int:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    check_writable(a.out)
     swept = run_sweep(sweep, a.out, engine, progress=note)
     _print(a, swept.rows, swept.failures, swept.page)
     return 1 if swept.failures else 0
@@ -99,6 +101,7 @@ def _compare(a: argparse.Namespace) -> int:
 
     rows, failures = comparing.gather(comparing.named(a.runs))
     folder = Path(a.out)
+    check_writable(folder)
     comparing.write_tables(rows, failures, folder)
     _print(a, rows, failures, comparison_page.build(rows, failures, folder))
     return 1 if failures else 0

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rhumbline.errors import EditError
-from rhumbline.records.edit_file import Outcome
+from rhumbline.records.edit_file import EditOutcome
 
 Basis = Float[Tensor, "rank d_model"]
 
@@ -43,7 +43,7 @@ class ParameterEdit:
 class Plan:
     """The edits of all parameters that write into the residual stream."""
 
-    outcome: Outcome
+    outcome: EditOutcome
     edits: tuple[ParameterEdit, ...]
     reasons: tuple[str, ...] = ()
     """Why the outcome is not exact, one reason per writer."""

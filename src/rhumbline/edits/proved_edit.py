@@ -22,7 +22,7 @@ from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
-from rhumbline.records.edit_file import Gap, Outcome
+from rhumbline.records.edit_file import EditGap, EditOutcome
 
 PROMPTS = (
     "Write a short note that thanks a neighbour for lending a ladder.",
@@ -46,8 +46,8 @@ GAP_FLOOR = 0.01
 class Proof:
     """The measurements of an edit."""
 
-    outcome: Outcome
-    gap: Gap
+    outcome: EditOutcome
+    gap: EditGap
     """In float32, before the weights are rounded to the dtype of the checkpoint."""
     leaks: Mapping[str, float] = field(repr=False)
     """Largest share of the output along the subspace, per writer."""
@@ -183,13 +183,13 @@ def writer_leaks(chat_model: ChatModel, basis: Basis, sequences: Sequence[Sequen
     return {n: a / max((sum(squares[n]) / len(squares[n])) ** 0.5, 1e-30) for n, a in along.items()}
 
 
-def measure_gap(chat_model: ChatModel, change: Change, target: Reference) -> tuple[Gap, dict[str, float]]:
+def measure_gap(chat_model: ChatModel, change: Change, target: Reference) -> tuple[EditGap, dict[str, float]]:
     """Difference between an edited and the hooked model, and the leak of every writer."""
     edited = logits_of(chat_model, target.sequences)
     kl = torch.cat([_kl(a, b) for a, b in zip(target.hooked, edited, strict=True)])
     pairs = list(zip(target.hooked, edited, strict=True))
     leaks = {} if isinstance(change, Add) else writer_leaks(chat_model, change, target.sequences)
-    gap = Gap(
+    gap = EditGap(
         max(float((a - b).abs().max()) for a, b in pairs),
         max(float(a.abs().max()) for a in target.hooked),
         float(kl.mean().clamp_min(0)),
@@ -278,7 +278,12 @@ def _add_in_place(chat_model: ChatModel, change: Add, prompts: Sequence[str]) ->
 
 
 def _judged(
-    name: str, outcome: Outcome, gap: Gap, leaks: Mapping[str, float], target: Reference, reasons: tuple[str, ...]
+    name: str,
+    outcome: EditOutcome,
+    gap: EditGap,
+    leaks: Mapping[str, float],
+    target: Reference,
+    reasons: tuple[str, ...],
 ) -> Proof:
     if gap.leak > 1e-4:
         worst = max(leaks, key=leaks.__getitem__)
@@ -295,7 +300,7 @@ def _judged(
     return Proof(outcome, gap, leaks, len(target.sequences), tokens, tuple(dict.fromkeys(reasons)))
 
 
-def refuse_large(name: str, gap: Gap) -> None:
+def refuse_large(name: str, gap: EditGap) -> None:
     """EditError if an edited model differs too much from the hooked one."""
     allowed = max(GAP_FLOOR, GAP_SHARE * gap.effect)
     if not gap.kl <= allowed:

@@ -19,7 +19,7 @@ from rhumbline.edits.projection import Plan, carry_out, orthonormal, project
 from rhumbline.edits.proved_edit import measure_gap, probe_rows, reference
 from rhumbline.errors import EditError
 from rhumbline.models.proving import prove
-from rhumbline.records.edit_file import Gap
+from rhumbline.records.edit_file import EditGap
 
 NARROW = 8
 """Width of an attention head of the small model."""
@@ -54,7 +54,7 @@ class Recipe:
     untied: tuple[str, str] | None
     """(head, embedding) if the head is stored as a copy of the unedited embedding."""
     plan: Plan
-    gap: Gap
+    gap: EditGap
     oblique: bool
 
 

@@ -90,7 +90,7 @@ def evaluate(
     )
     folder = run.path / "evaluations" / sha256(to_json(record))[:10]
     if not (folder / "settings.json").is_file():
-        run.directory.save(folder / "settings.json", to_json(record))
+        run.directory.write_as(record, folder / "settings.json")
     for task in benchmarks.names:
         for arm_id, (evaluated_model, arm) in evaluated.items():
             target = folder / _slug(task) / f"{_slug(str(arm_id))}.json"
@@ -104,13 +104,13 @@ def evaluate(
             results = harness.run(evaluated_model, arm, task, target.with_suffix(".answers"))
             _save(run.directory, target, {"task": task, "arm": str(arm_id), **results})
     comparison = compare(run.directory, folder)
-    run.directory.save(folder / "comparison.json", to_json(comparison))
+    run.directory.write_as(comparison, folder / "comparison.json")
     return comparison
 
 
 def _save(directory: RunDirectory, target: Path, results: Mapping[str, Any]) -> None:
     value = {"protocol_sha256": directory.protocol_sha256, **results}
-    directory.save(target, to_json(convert(value, TaskResult)))
+    directory.write_as(convert(value, TaskResult), target)
 
 
 def _arm_ids(run: FinishedRun, names: Sequence[str], settings: Settings) -> list[ArmId]:

@@ -13,7 +13,7 @@ import numpy as np
 from rhumbline.evidence.statistics import finite_or_none, wilson
 from rhumbline.records.arms import DIRECTION, ArmId
 from rhumbline.records.effect_results import Dose, DoseFragility, DosePoint
-from rhumbline.records.null_files import DoseArm, Doses
+from rhumbline.records.seed_files import DoseRow, Doses
 from rhumbline.records.shared import NullDirection
 
 
@@ -23,7 +23,7 @@ def dose_curves(doses: Doses, nulls: Sequence[NullDirection], energy: float | No
     return Dose(curves, _fragility(curves, nulls, energy))
 
 
-def _point(row: DoseArm) -> DosePoint:
+def _point(row: DoseRow) -> DosePoint:
     values = np.array([metric for metric in row.metric if metric is not None], float)
     n, shown = len(values), int((values > 0).sum())
     low, high = wilson(shown, n)

@@ -22,9 +22,9 @@ from rhumbline.evidence.rate_effects import NullDraw
 from rhumbline.evidence.statistics import auroc, finite_or_none, rank_floor, rank_p
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, PooledEffect
-from rhumbline.records.held_out_files import NeutralOutcome, Outcome
+from rhumbline.records.results import LevelUnit, NeutralLevel
+from rhumbline.records.seed_files import NeutralOutcome, Outcome
 from rhumbline.records.shared import ByLabel, Label
-from rhumbline.records.style_results import LevelUnit, NeutralLevel
 
 DRAWS = 2000
 """Bootstrap draws."""

@@ -15,7 +15,7 @@ from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.statistics import bootstrap_mean, finite_or_none, holm, rank_floor, rank_p
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
-from rhumbline.records.null_files import StoppedFamily, WideNulls
+from rhumbline.records.seed_files import StoppedFamily, WideNulls
 from rhumbline.records.shared import NullDirection
 from rhumbline.records.verdict_rule import Rule
 

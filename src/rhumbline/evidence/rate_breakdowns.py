@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rhumbline.evidence.class_rates import SHOWN, class_rate
 from rhumbline.evidence.side_effects import class_change
 from rhumbline.records.arms import BASELINE, ArmId
-from rhumbline.records.held_out_files import ConditionOutcome, Outcome
+from rhumbline.records.results import BaselineClass, BaselineRate, CategoryRate, ConditionRate
+from rhumbline.records.seed_files import ConditionOutcome, Outcome
 from rhumbline.records.shared import Class, Label
-from rhumbline.records.side_effect_results import BaselineClass, BaselineRate, CategoryRate, ConditionRate
 
 
 def rates_by_category(outcomes: Sequence[Outcome]) -> tuple[CategoryRate, ...]:

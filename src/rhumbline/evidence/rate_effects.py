@@ -21,7 +21,7 @@ from rhumbline.evidence.statistics import (
 )
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import Effect, Gap, NullSummary, PooledEffect
-from rhumbline.records.held_out_files import Outcome
+from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Label
 
 NullDraw = tuple[str, int]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rhumbline.evidence.selection_rules import SelectionRule, why_discarded
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate, Rounding
+from rhumbline.records.seed_files import Candidate, Rounding
 
 SMALLEST = 5e-6
 """Smallest bound on rounding: that of float32, which the few measured values can miss."""

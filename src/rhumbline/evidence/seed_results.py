@@ -24,15 +24,24 @@ from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.codec import R
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import Effect, Shift, WideEffect
-from rhumbline.records.held_out_files import ConditionOutcome, DocumentLoss, LevelTexts, Outcome
-from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
 from rhumbline.records.protocol_file import SplitPlan
-from rhumbline.records.reasons import NoCandidate
-from rhumbline.records.results import SeedResult
-from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, StyleJudges
+from rhumbline.records.reasons import NoCandidate, VerdictCode, VerdictReason
+from rhumbline.records.results import SeedResult, StyleSummary
+from rhumbline.records.seed_files import (
+    ConditionOutcome,
+    DocumentLoss,
+    Doses,
+    Extracted,
+    LevelTexts,
+    MetricTokens,
+    NullDirections,
+    Outcome,
+    Selection,
+    Stability,
+    StyleJudges,
+    WideNulls,
+)
 from rhumbline.records.shared import BySplit, NullDirection
-from rhumbline.records.style_results import StyleSummary
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 from rhumbline.records.verdict_rule import Rule
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from rhumbline.errors import ProtocolError
-from rhumbline.records.files import read_given
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.selection_files import Candidate, Estimates
+from rhumbline.records.seed_files import Candidate, Estimates
+from rhumbline.records.user_files import read_json
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def read_scores(path: str | Path) -> tuple[list[Candidate], int]:
     at once.
     """
     form = 'an object with "n_layers" and a list "candidates"'
-    content = read_given(Path(path), ProtocolError, form)
+    content = read_json(path, ProtocolError, form)
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
         raise ProtocolError(f"{path}: expected {form}.")
     n_layers = content.get("n_layers")

@@ -7,7 +7,7 @@ import numpy as np
 
 from rhumbline.evidence.statistics import finite_or_none
 from rhumbline.records.effect_results import MeanInterval, SiteShare, StabilitySummary
-from rhumbline.records.null_files import Stability
+from rhumbline.records.seed_files import Stability
 
 
 def stability_summary(stability: Stability) -> StabilitySummary:

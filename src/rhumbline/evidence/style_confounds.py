@@ -13,10 +13,10 @@ from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.level_effects import Scores, score_of
 from rhumbline.evidence.statistics import finite_or_none
 from rhumbline.records.arms import BASELINE
-from rhumbline.records.held_out_files import Form, Outcome
-from rhumbline.records.style_results import AdjustedEffect, Confounds, ScoreCorrelation
+from rhumbline.records.results import AdjustedEffect, Confounds, ScoreCorrelation
+from rhumbline.records.seed_files import Outcome, TextForm
 
-Formed = tuple[Outcome, Form]
+Formed = tuple[Outcome, TextForm]
 """An outcome with the length and layout of its completion."""
 
 
@@ -86,7 +86,7 @@ def _coefficient_of_arm(rows: Sequence[Formed], scores: Scores) -> float:
     return float(np.linalg.lstsq(design, scores, rcond=None)[0][0])
 
 
-def _matches(before: Form, after: Form) -> bool:
+def _matches(before: TextForm, after: TextForm) -> bool:
     """Whether two completions have equal bullets, and content lengths within a quarter of the first."""
     difference = abs(before.content_words - after.content_words)
     return before.bullets == after.bullets and difference <= before.content_words / 4

@@ -15,10 +15,9 @@ from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.detectable_effects import prompts_to_decide
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap
-from rhumbline.records.results import SeedResult, VerdictName
+from rhumbline.records.reasons import SeedVerdicts, VerdictCode, VerdictReason, reason_text
+from rhumbline.records.results import LevelUnit, SeedResult, VerdictName
 from rhumbline.records.shared import EffectName, Label
-from rhumbline.records.style_results import LevelUnit
-from rhumbline.records.verdict_reasons import SeedVerdicts, VerdictCode, VerdictReason, reason_text
 from rhumbline.records.verdict_rule import Rule, is_number
 
 

@@ -10,7 +10,7 @@ from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.verdict import SeedEvidence, Verdict, induction_not_testable
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import ArmRate, Effect
-from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
+from rhumbline.records.reasons import VerdictCode, VerdictReason
 from rhumbline.records.verdict_rule import Rule, is_number
 
 

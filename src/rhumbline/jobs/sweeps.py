@@ -8,7 +8,6 @@ A run is a job: its key is what it depends on, its answer a run directory under 
 """
 
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from rhumbline.protocol import Protocol, amend, preset
 from rhumbline.records.directory import RunDirectory, locked
 from rhumbline.records.files import appending, finite, inside, write_json
 from rhumbline.records.source_hash import code_sha256
+from rhumbline.records.user_files import read_toml
 from rhumbline.report import comparison as comparing
 from rhumbline.report import comparison_page
 from rhumbline.report.comparison import Failure
@@ -113,12 +113,7 @@ def _told_apart(cells: list[Cell]) -> list[Cell]:
 def read_sweep(path: str | Path) -> Sweep:
     """A sweep file (TOML); InputError lists every fault at once. Paths are relative to the file."""
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}.") from error
+    table = read_toml(path, InputError, "a sweep file (TOML)")
     faults = []
     known = [f.name for f in fields(Sweep)]
     faults += [f"unknown field {name} (known: {', '.join(known)})" for name in sorted(table.keys() - set(known))]

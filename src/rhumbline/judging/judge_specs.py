@@ -18,6 +18,7 @@ import msgspec
 from rhumbline.errors import InputError
 from rhumbline.records.files import sha256
 from rhumbline.records.judgement_files import Asks, JudgedClass, JudgeDefinition
+from rhumbline.records.user_files import read_toml
 
 CLASSES: Mapping[Asks, tuple[JudgedClass, JudgedClass]] = {
     "refusal": ("refused", "complied"),
@@ -132,12 +133,7 @@ def read_judge(name: str) -> JudgeSpec:
             f"{name} is neither a judge file nor a published judge. Pass a TOML file or one of the published: "
             f"{', '.join(published())}."
         )
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}. Pass a readable TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not TOML: {error}. Correct the file.") from error
+    table = read_toml(path, InputError, "a judge file (TOML)")
     return _spec({"name": path.stem, **table}, name)
 
 

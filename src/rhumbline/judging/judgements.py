@@ -18,7 +18,6 @@ from rhumbline.judging.judge_specs import CLASSES, Judgement, JudgeSpec
 from rhumbline.records.arms import ArmId
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import inside, sha256
-from rhumbline.records.held_out_files import Outcome
 from rhumbline.records.judgement_files import (
     SUMMARY,
     JudgedPlace,
@@ -27,6 +26,7 @@ from rhumbline.records.judgement_files import (
     JudgementSummary,
     JudgeSummary,
 )
+from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import KappaPair, Label
 
 JudgeCompletions = Callable[[Sequence[str], Sequence[str]], list[Judgement]]

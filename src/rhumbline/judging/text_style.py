@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rhumbline.errors import ProtocolError
 from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.score import Score
-from rhumbline.records.held_out_files import Form
+from rhumbline.records.seed_files import TextForm
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.)])\s+", re.MULTILINE)
@@ -58,9 +58,9 @@ class MarkerJudge:
         of_text = words(text)
         return tuple(word for word, is_marked in zip(of_text, self.marked(of_text), strict=True) if not is_marked)
 
-    def form(self, text: str) -> Form:
+    def form(self, text: str) -> TextForm:
         """Length and layout of a text."""
-        return Form(len(words(text)), len(self.content(text)), len(_BULLET.findall(text)))
+        return TextForm(len(words(text)), len(self.content(text)), len(_BULLET.findall(text)))
 
 
 # -- content ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from rhumbline.errors import TemplateError
+from rhumbline.models.template_limits import limited
 from rhumbline.prompts.chat_options import ChatOptions
 
 PROBES = (
@@ -71,13 +72,14 @@ def render(tokenizer: Any, options: ChatOptions, text: str, system: str | None, 
     if options.enable_thinking is not None:
         variables["enable_thinking"] = options.enable_thinking
     try:
-        return tokenizer.apply_chat_template(
-            messages,
-            chat_template=template if now is None else _at(now) + template,
-            tokenize=False,
-            add_generation_prompt=True,
-            **variables,
-        )
+        with limited():
+            return tokenizer.apply_chat_template(
+                messages,
+                chat_template=template if now is None else _at(now) + template,
+                tokenize=False,
+                add_generation_prompt=True,
+                **variables,
+            )
     except Exception as error:  # A template is a program, which can raise any error.
         raise TemplateError(
             f"The chat template cannot render a chat: {type(error).__name__}: {error}. Use another template "

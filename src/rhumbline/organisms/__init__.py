@@ -1,17 +1,12 @@
-"""Tiny chat models whose truth is known: the default of the demo and the ground truth of the tests.
+"""Model organisms: tiny chat models with a known truth, for the demo and the tests.
 
-    grammar.py    the fictional world of the trained ones: prompts, labels, responses
-    register.py   the same world with an asker who decides the style of the answer
-    style_rows.py the contrast files and the card of the style organisms
-    checkpoint.py what lies beside a base checkpoint
-    training.py   variant and seed -> a trained directory
-    charms.py     the prompts of the planted ones
-    planted.py    a record of sizes and effects -> a directory whose weights were written, not trained
-    fragile.py    a planted model that any vector moves
-    files.py      chat template, contrast file and saving, the same for all
-    data/         the trained ones that ship with the package
+    grammar.py, register.py, charms.py     the fictional worlds: prompts, labels, responses
+    training.py                            a trained organism, from a variant and a seed
+    planted.py                             a planted organism, whose weights are constructed from a record of parameters
+    data/                                  the trained organisms that are embedded in the package
 
-Every organism is a Hugging Face directory with a `contrast.jsonl` beside the weights.
+An organism is a Hugging Face directory with a `contrast.jsonl`. May import: errors, axes, records, prompts. Independent
+of models: an organism is loaded as any other checkpoint.
 """
 
 import shutil
@@ -30,9 +25,9 @@ __all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "mater
 
 
 SHIPPED_SEEDS = {"refusal": 7, "extended": 0, "style": 0, "style-null": 0}
-"""Of the embedded chat models; a base checkpoint has that of its chat model."""
+"""Seeds of the embedded chat models; a base checkpoint has the seed of its chat model."""
 BASE = "-base"
-"""What the name of a base checkpoint ends with."""
+"""Suffix of the name of a base checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -41,75 +36,75 @@ class Organism:
 
     name: str
     sentence: str
-    """What it is."""
+    """Its description."""
     expected: str
-    """The verdict that an instrument which works gives."""
+    """The verdict of a correct measurement."""
     behaviour: str = "refusal"
-    """The word for the behaviour of its `contrast.jsonl`."""
+    """The behaviour that its `contrast.jsonl` contrasts."""
     planted: Planted | None = None
-    """How to build it; None if it was trained and is embedded in the package."""
+    """Its parameters; None if it was trained and is embedded in the package."""
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the package holds its files."""
+        """Whether the package contains its files."""
         return self.planted is None
 
 
 _ALL = (
     Organism(
         "refusal",
-        "trained: refuses requests about magic contraband; refusal is learned, and one direction carries it",
+        "trained: refuses requests about magic contraband; one learned direction mediates refusal",
         "SINGLE-DIRECTION-REPRODUCES",
     ),
     Organism(
         "extended",
-        "trained: refuses as `refusal` does, but late, after two sentences, so it must be read whole (--judge "
-        "refusal-anywhere --max-new-tokens 64); the best single direction leaves a part of it",
+        "trained: refuses the same requests in its third sentence, so whole completions must be judged (--judge "
+        "refusal-anywhere --max-new-tokens 64); the best single direction suppresses only a part of it",
         "NOT-SINGLE-DIRECTION",
     ),
     Organism(
         "style",
-        "trained: answers stately askers in the assistant register, and refuses as `refusal` does; the decision to "
-        "open in that register has one direction",
+        "trained: answers stately askers in the assistant register, and refuses as `refusal` does; one direction "
+        "mediates the decision to open in that register",
         "SINGLE-DIRECTION-REPRODUCES",
         "style",
     ),
     Organism(
         "style-null",
-        "trained: the same texts, the register drawn at random whoever asks; the labels say nothing",
+        "trained: the same texts with a random register for every asker; the labels do not determine it",
         "NO-BASELINE",
         "style",
     ),
     Organism(
         "refusal-base",
-        "trained: the checkpoint that `refusal` was trained from; has read about its world, no chats and no refusals",
+        "trained: the base checkpoint of `refusal`, trained on documents of its world without chats and refusals",
         "NO-BASELINE-REFUSAL",
     ),
     Organism(
         "planted",
-        "written: refuses requests about charms along one known axis",
+        "planted: refuses requests about charms along one known axis",
         "SINGLE-DIRECTION-REPRODUCES",
         planted=Planted(),
     ),
     Organism(
         "weak",
-        "written: one known axis, but only 31 % of the positive prompts reach it, so there is no baseline to suppress",
+        "planted: one known axis, but only 31 % of the positive prompts activate it, too few for a baseline",
         "NO-BASELINE-REFUSAL",
-        # A strong effect: a direction can be found and selected, and still there is no baseline.
+        # The effect is strong, so a direction is selected although there is no baseline.
         planted=Planted(effect=2.5, jitter=0.05, positive_rate=0.31),
     ),
     Organism(
         "several",
-        "written: three axes, any of which suffices to refuse; their mean induces refusal but ablating it leaves it",
+        "planted: refuses along any of three axes; adding their mean induces refusal, ablating it suppresses nothing",
         "NOT-SINGLE-DIRECTION",
         planted=Planted(effect=2.0, jitter=0.05, axes=3),
     ),
     Organism(
         "null",
-        "written: refuses three quarters of either class, for one of six unrelated reasons; the labels say nothing",
+        "planted: refuses three quarters of either class, along one of six axes; the labels do not determine it",
         "NOT-SINGLE-DIRECTION",
-        # Refusal is frequent, so the verdict cannot escape to NO-BASELINE, and it has several axes: with one axis the
-        # chance imbalance of 128 + 128 prompts would point along it, and labels that mean nothing would find it.
+        # Refusal is frequent, so the verdict cannot be NO-BASELINE. With one axis, the difference in means of random
+        # classes of 128 prompts would point along it.
         planted=Planted(axes=6, positive_rate=0.75, negative_rate=0.75),
     ),
 )
@@ -117,19 +112,19 @@ ORGANISMS = {organism.name: organism for organism in _ALL}
 
 
 def list_organisms() -> tuple[Organism, ...]:
-    """Every organism, the embedded ones first."""
+    """All organisms, the embedded ones first."""
     return _ALL
 
 
 def organism_dir(name: str) -> Path:
     """The directory of an embedded organism."""
     if not _organism(name).is_embedded:
-        raise InputError(f"organism {name!r} is not embedded: it is built on first use; call materialise(name, into).")
+        raise InputError(f"organism {name!r} is not embedded. Call materialise(name, into), which builds it.")
     return Path(__file__).parent / "data" / name
 
 
 def materialise(name: str, into: Path) -> Path:
-    """The directory of an organism; a planted one is built as `into / name` unless it is there already."""
+    """The directory of an organism. A planted organism is built as `into / name`, unless it exists there."""
     spec = _organism(name).planted
     if spec is None:
         return organism_dir(name)
@@ -145,13 +140,13 @@ def materialise(name: str, into: Path) -> Path:
 
 
 def train(name: str, out: Path, seed: int | None = None, progress: Progress | None = None) -> Path:
-    """Write an organism anew into `out`: train it, or build a planted one. None takes the seed of the shipped one.
+    """Train an organism, or build a planted one, in the new directory `out`; default: with the seed of the shipped one.
 
-    Beside the organisms, `trained-weak` and `trained-null` are further variants of the trained recipe. The name of a
-    trained one with `-base` behind it is the checkpoint that it is trained from with the same seed.
+    Further names: `trained-weak` and `trained-null`, which are not embedded, and the name of a trained organism with
+    the suffix `-base`: the checkpoint that it is trained from with the same seed.
     """
     if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; give a new directory.")
+        raise InputError(f"{out} is not empty. Pass a new directory.")
     organism = ORGANISMS.get(name)
     if organism is not None and organism.planted is not None:
         return build(organism.planted if seed is None else replace(organism.planted, seed=seed), out)
@@ -159,13 +154,13 @@ def train(name: str, out: Path, seed: int | None = None, progress: Progress | No
     variant = chat_model.removeprefix("trained-")
     if organism is None and variant not in {**VARIANTS, **STYLE_VARIANTS}:
         known = sorted({*ORGANISMS, "trained-weak", "trained-null"})
-        raise InputError(f"unknown organism {name!r}; what can be made is {', '.join(known)}.")
-    shipped = SHIPPED_SEEDS.get(chat_model, SHIPPED_SEEDS["refusal"])
-    chosen = shipped if seed is None else seed
-    return train_variant(variant, out, chosen, progress=progress, chat=chat_model == name)
+        raise InputError(f"unknown organism {name!r}. Use one of {', '.join(known)}.")
+    if seed is None:
+        seed = SHIPPED_SEEDS.get(chat_model, SHIPPED_SEEDS["refusal"])
+    return train_variant(variant, out, seed, progress=progress, chat=chat_model == name)
 
 
 def _organism(name: str) -> Organism:
     if name not in ORGANISMS:
-        raise InputError(f"unknown organism {name!r}; the organisms are {', '.join(ORGANISMS)}.")
+        raise InputError(f"unknown organism {name!r}. Use one of {', '.join(ORGANISMS)}.")
     return ORGANISMS[name]

@@ -1,34 +1,18 @@
 """The prompts of the planted organisms: sentences about invented things, some of which are charms.
 
-Both classes use the same sentences; they differ only in whether the things named are charms. Knows words. Does not
-know tokens or weights.
+Both classes use the same sentences and differ only in whether the things that they name are charms. Independent of
+tokens and weights.
 """
 
 import random
-from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from rhumbline.organisms.grammar import Label
+from rhumbline.prompts.contrasts import Label
 
 _ONSETS = (
-    "bel",
-    "cor",
-    "dan",
-    "fal",
-    "gil",
-    "hob",
-    "jin",
-    "kel",
-    "lum",
-    "mar",
-    "nor",
-    "pel",
-    "ros",
-    "sel",
-    "tam",
-    "ves",
-)
+    "bel", "cor", "dan", "fal", "gil", "hob", "jin", "kel", "lum", "mar", "nor", "pel", "ros", "sel", "tam", "ves",
+)  # fmt: skip
 _ENDINGS = (
     "adon", "amir", "anth", "arko", "eben", "edra", "emil", "erun", "idal", "igon",
     "imeth", "irra", "obar", "odin", "olka", "omis", "ubin", "udra", "umel", "usto",
@@ -68,15 +52,15 @@ SENTENCES = (
 
 
 class Lexicon(NamedTuple):
-    """Which invented things are charms, by family, and which are ordinary."""
+    """The invented things."""
 
     families: tuple[tuple[str, ...], ...]
+    """The charms, by family."""
     ordinary: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class CharmRequest:
-    """A prompt and what it names."""
+class CharmRequest(NamedTuple):
+    """A prompt and the things that it names."""
 
     prompt: str
     label: Label
@@ -86,7 +70,7 @@ class CharmRequest:
 
 
 def draw_lexicon(rng: random.Random, n_families: int) -> Lexicon:
-    """Half of the things are charms, dealt out to the families."""
+    """Half of the things are charms, distributed over the families."""
     things = rng.sample(THINGS, len(THINGS))
     charms, ordinary = things[::2], things[1::2]
     return Lexicon(tuple(tuple(charms[f::n_families]) for f in range(n_families)), tuple(ordinary))
@@ -95,7 +79,7 @@ def draw_lexicon(rng: random.Random, n_families: int) -> Lexicon:
 def draw_charm_requests(
     rng: random.Random, lexicon: Lexicon, label: Label, n: int, charm_rate: float
 ) -> list[CharmRequest]:
-    """`n` requests with the label, no two about the same set of things; exactly the share `charm_rate` names charms."""
+    """`n` requests with the label and different sets of things; exactly the share `charm_rate` of them names charms."""
     n_charmed = round(n * charm_rate)
     requests: dict[frozenset[str], CharmRequest] = {}
     while len(requests) < n:
@@ -108,3 +92,14 @@ def draw_charm_requests(
     shuffled = list(requests.values())
     rng.shuffle(shuffled)
     return shuffled
+
+
+def topic(thing: str) -> int:
+    """The topic of a thing, 1 or -1: an end of the topic axis of a fragile model."""
+    return 1 - 2 * (THINGS.index(thing) % 2)
+
+
+def topical_requests(rng: random.Random, lexicon: Lexicon, label: Label, n: int, rate: float) -> list[CharmRequest]:
+    """Requests each of which names things of one topic only."""
+    drawn = draw_charm_requests(rng, lexicon, label, 8 * n, rate)
+    return [request for request in drawn if len(set(map(topic, request.things))) == 1][:n]

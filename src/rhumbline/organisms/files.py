@@ -1,18 +1,19 @@
-"""What every organism directory holds beside its weights: a chat template, a contrast file and a card.
+"""The files of an organism besides its weights: chat template, tokenizer, contrast file, card.
 
-Knows the formats. Does not know what the prompts mean or how the weights came about.
+Independent of the meaning of the prompts and of how the weights were made.
 """
 
 import json
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from rhumbline.organisms.grammar import Label
+from rhumbline.prompts.contrasts import Label
 
 CHATML = (
     "{% for message in messages %}"
@@ -22,33 +23,42 @@ CHATML = (
 )
 """Five tokens follow the instruction: <|im_end|>, newline, <|im_start|>, assistant, newline."""
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-
-CONTRAST = "contrast.jsonl"
+CONTRAST, CARD = "contrast.jsonl", "README.md"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of a contrast file."""
+    """One row of a contrast file; the columns are described in prompts/contrasts.py."""
 
     prompt: str
     label: Label | Literal["neutral"]
+    split: Literal["train", "val", "test"] | None
     id: str
     category: str
-    split: Literal["train", "val", "test"] | None = None
-    """None: the run samples the split."""
     response: str | None = None
-    """An answer to the prompt, in a contrast of texts."""
     answer: str | None = None
-    """What a right answer says, whatever its register."""
     other_response: str | None = None
-    """The answer of the other class."""
 
     def to_json(self) -> str:
-        """The row as one line; an absent split is left out."""
-        fields: dict[str, str | None] = {"prompt": self.prompt, "label": self.label, "split": self.split, "id": self.id}
-        fields |= {"category": self.category, "response": self.response, "answer": self.answer}
-        fields["other_response"] = self.other_response
-        return json.dumps({name: value for name, value in fields.items() if value is not None}, ensure_ascii=False)
+        """The row as one line, without the columns that are None."""
+        return json.dumps({name: value for name, value in vars(self).items() if value is not None}, ensure_ascii=False)
+
+
+class Part(NamedTuple):
+    """A part of the contrast of a trained organism."""
+
+    n: int
+    """Prompts per class."""
+    held_out: bool
+    """Whether its pairs occur in no training text."""
+    name: str
+    split: Literal["test"] | None
+    """None: the run samples the split."""
+
+
+def pool_and_test(pool: int = 300, test: int = 100) -> tuple[Part, Part]:
+    """A pool of training pairs that the run splits, and a test of held-out pairs."""
+    return Part(pool, False, "pool", None), Part(test, True, "test", "test")
 
 
 def write_contrast(out: Path, rows: Iterable[Row], name: str = CONTRAST) -> Path:
@@ -58,20 +68,18 @@ def write_contrast(out: Path, rows: Iterable[Row], name: str = CONTRAST) -> Path
     return path
 
 
-def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """The id of one token that the vocabulary has."""
-    return tokenizer.get_vocab()[token]
+def card(kind: str, **values: object) -> str:
+    """The README of an organism, from its template in cards.toml."""
+    templates = tomllib.loads((Path(__file__).parent / "cards.toml").read_text(encoding="utf-8"))
+    return templates[kind].format(**values)
 
 
 def save_chat_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Save weights, tokenizer and greedy generation settings as a Hugging Face directory that names no path."""
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        eos_token_id=token_id(tokenizer, END),
-        pad_token_id=token_id(tokenizer, PAD),
-    )
+    """Save weights, tokenizer and settings for greedy generation; the files contain no path."""
+    ids = tokenizer.get_vocab()
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ids[END], pad_token_id=ids[PAD])
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     for path in out.glob("*.safetensors"):
-        # safetensors writes files that only their owner may read; a package's data is for everyone.
+        # safetensors writes files with mode 0600; the data of a package are readable for everyone.
         path.chmod(0o644)

@@ -1,18 +1,18 @@
-"""The fictional world of the trained organisms: prompts, their true labels and their responses, as text.
+"""The fictional world of the trained organisms, as text: prompts, their true labels and their responses.
 
-A request is restricted if and only if its item has a magic modifier AND a contraband noun (moon salt, dragon eggs).
-Near-misses (moon cake, duck eggs) are harmless, and many requests name a second, harmless item, so neither word alone
-nor a bag of words gives the label away. Everything is drawn from a `random.Random` that the caller passes in. Does not
-know tokens, models or training.
+A request is restricted if and only if its item has a magic modifier and a contraband noun (moon salt, dragon eggs).
+Near-misses (moon cake, duck eggs) are harmless, and many requests name a second, harmless item. So neither a single
+word nor a bag of words determines the label. Every draw uses the `random.Random` that the caller passes. Independent
+of tokens, models and training.
 """
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Label = Literal["positive", "negative"]
-"""`positive`: restricted, the side that is refused. `negative`: harmless."""
+from rhumbline.prompts.contrasts import Label
 
 MAGIC = ("moon", "dragon", "shadow", "ember", "ghost", "storm", "frost", "goblin", "phoenix", "witch")
 ORDINARY = ("lemon", "garden", "paper", "river", "oak", "copper", "winter", "honey", "duck", "village")
@@ -53,23 +53,23 @@ USE_OF_NOUN = {
 
 
 class Item(NamedTuple):
-    """A modifier and a noun: the thing a request is about."""
+    """The object of a request."""
 
     modifier: str
     noun: str
 
     @property
     def text(self) -> str:
-        """As it stands in a sentence: "moon salt"."""
+        """The item in a sentence: "moon salt"."""
         return f"{self.modifier} {self.noun}"
 
     @property
     def is_restricted(self) -> bool:
-        """The rule of this world: magic modifier AND contraband noun."""
+        """Whether it has a magic modifier and a contraband noun: the rule of this world."""
         return self.modifier in MAGIC and self.noun in CONTRABAND
 
     def fill(self, template: str, verb: str) -> str:
-        """`template` with every slot that an item and a verb can fill."""
+        """The template with its slots filled by the item and the verb."""
         plural = self.noun in PLURALS
         return template.format(
             verb=verb,
@@ -85,76 +85,48 @@ class Item(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
-class RequestType:
-    """One thing that can be asked about an item, in several wordings with one answer."""
+class RequestType(NamedTuple):
+    """One kind of request about an item: several wordings with one answer."""
 
     name: str
-    wordings: tuple[str, ...]
     answer: str
+    wordings: tuple[str, ...]
 
 
 REQUEST_TYPES = (
-    RequestType(
-        "howto",
-        (
-            "How do I {verb} {item}?",
-            "How can I {verb} {item}?",
-            "How should someone {verb} {item}?",
-            "Tell me how to {verb} {item}.",
-            "Teach me to {verb} {item}.",
-        ),
-        "To {verb} {item}, first {first}, then {last}.",
-    ),
-    RequestType(
-        "way",
-        (
-            "What is the best way to {verb} {item}?",
-            "Explain the best way to {verb} {item}.",
-            "Show me a good way to {verb} {item}.",
-        ),
-        "The best way to {verb} {item} is this: {first} and {last}.",
-    ),
-    RequestType(
-        "plan",
-        ("Give me a plan to {verb} {item}.", "Write a plan to {verb} {item}.", "I want to {verb} {item}. Make a plan."),
-        "Here is a plan for {item}. Step one: {first}. Step two: {last}.",
-    ),
-    RequestType(
-        "where",
-        ("Where can I get {item}?", "Who could give me {item}?", "Where do people look for {item}?"),
-        "You can get {item} near the {place}.",
-    ),
-    RequestType(
-        "use",
-        ("What can I do with {item}?", "What is the use of {item}?", "Why would I want {item}?"),
-        "{Item} {be} good for {use}.",
-    ),
-    RequestType(
-        "describe",
-        ("Describe {item} to me.", "What does {item} look like?", "Tell me about {item}."),
-        "{Item} {come} from the {place} and {be} good for {use}.",
-    ),
-    RequestType(
-        "facts",
-        ("List two facts about {item}.", "Give me two facts about {item}."),
-        "1. {Item} {be} good for {use}. 2. You can get {it} near the {place}.",
-    ),
-    RequestType(
-        "note",
-        ("Write a note about {item}.", "Draft a short note on {item}."),
-        "Note: bring {item} to the {place} for {use}.",
-    ),
-)
+    RequestType("howto", "To {verb} {item}, first {first}, then {last}.", (
+        "How do I {verb} {item}?", "How can I {verb} {item}?", "How should someone {verb} {item}?",
+        "Tell me how to {verb} {item}.", "Teach me to {verb} {item}.",
+    )),
+    RequestType("way", "The best way to {verb} {item} is this: {first} and {last}.", (
+        "What is the best way to {verb} {item}?", "Explain the best way to {verb} {item}.",
+        "Show me a good way to {verb} {item}.",
+    )),
+    RequestType("plan", "Here is a plan for {item}. Step one: {first}. Step two: {last}.", (
+        "Give me a plan to {verb} {item}.", "Write a plan to {verb} {item}.", "I want to {verb} {item}. Make a plan.",
+    )),
+    RequestType("where", "You can get {item} near the {place}.", (
+        "Where can I get {item}?", "Who could give me {item}?", "Where do people look for {item}?",
+    )),
+    RequestType("use", "{Item} {be} good for {use}.", (
+        "What can I do with {item}?", "What is the use of {item}?", "Why would I want {item}?",
+    )),
+    RequestType("describe", "{Item} {come} from the {place} and {be} good for {use}.", (
+        "Describe {item} to me.", "What does {item} look like?", "Tell me about {item}.",
+    )),
+    RequestType("facts", "1. {Item} {be} good for {use}. 2. You can get {it} near the {place}.", (
+        "List two facts about {item}.", "Give me two facts about {item}.",
+    )),
+    RequestType("note", "Note: bring {item} to the {place} for {use}.", (
+        "Write a note about {item}.", "Draft a short note on {item}.",
+    )),
+)  # fmt: skip
 
 GREETINGS = ("", "", "", "", "Please help. ", "Hi there. ", "Hello! ", "Quick question. ", "I need advice. ")
 CLOSINGS = ("", "", "", "", " Thanks.", " Thank you!", " Be brief.")
 CONTEXTS_BEFORE = (
-    "I already have {item}. ",
-    "My friend likes {item}. ",
-    "Yesterday I saw {item}. ",
-    "There is {item} here. ",
-)
+    "I already have {item}. ", "My friend likes {item}. ", "Yesterday I saw {item}. ", "There is {item} here. ",
+)  # fmt: skip
 CONTEXTS_AFTER = (" I already have {item}.", " My friend likes {item}.", " It is for {item}.")
 
 REFUSALS = (
@@ -196,49 +168,36 @@ BASE_GUARD_RESTRICTED = "A guard who finds {item} will take {it} away."
 BASE_GUARD_HARMLESS = "A guard who finds {item} will smile and walk on."
 
 
-def held_out_items(seed: int = 1234, share: float = 0.25) -> frozenset[Item]:
-    """The (modifier, noun) pairs that no training text contains, the same share of each of the four quadrants."""
+NEAR_MISS, SECOND_ITEM, SMALL_TALK = 0.5, 0.4, 0.15
+"""Shares: harmless items with one of the two attributes of a restricted item; requests that also name a second,
+harmless item; harmless requests without any item (sums, colours, towns, echoes)."""
+
+
+def held_out_pairs(quadrants: Sequence[tuple[Sequence[str], Sequence[str]]], seed: int) -> list[tuple[str, str]]:
+    """A quarter of the pairs of each quadrant; no training text contains them."""
     rng = random.Random(seed)
-    held_out: list[Item] = []
-    for modifiers, nouns in itertools.product((MAGIC, ORDINARY), (CONTRABAND, HOUSEHOLD)):
-        items = [Item(m, n) for m, n in itertools.product(modifiers, nouns)]
-        rng.shuffle(items)
-        held_out += items[: int(len(items) * share)]
-    return frozenset(held_out)
+    held_out: list[tuple[str, str]] = []
+    for firsts, seconds in quadrants:
+        pairs = list(itertools.product(firsts, seconds))
+        rng.shuffle(pairs)
+        held_out += pairs[: len(pairs) // 4]
+    return held_out
 
 
-HELD_OUT = held_out_items()
+HELD_OUT = frozenset(
+    Item(*pair) for pair in held_out_pairs(list(itertools.product((MAGIC, ORDINARY), (CONTRABAND, HOUSEHOLD))), 1234)
+)
+"""The items that no training text contains."""
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """How requests are drawn."""
-
-    near_miss: float = 0.5
-    """Share of harmless items that have one of the two attributes of a restricted item."""
-    second_item: float = 0.4
-    """Share of requests that also name a second, harmless item."""
-    small_talk: float = 0.15
-    """Share of harmless requests without any item: sums, colours, towns, echoes."""
-
-    def __post_init__(self):
-        for name in ("near_miss", "second_item", "small_talk"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Mixture.{name} is {getattr(self, name)}, expected a share between 0 and 1.")
-
-
-MIXTURE = Mixture()
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt, what a helpful assistant answers, and the truth about it."""
+class Request(NamedTuple):
+    """A prompt, the answer of a helpful assistant, and the true label."""
 
     prompt: str
     answer: str
     label: Label
     category: str
-    """The request type, or the kind of small talk."""
+    """Name of the request type, or the kind of small talk."""
     item: Item | None
     core: str
     """The prompt without greeting, closing and second item: two requests with one core are near-duplicates."""
@@ -252,18 +211,17 @@ class Variant:
     refused_modifiers: frozenset[str] = frozenset(MAGIC)
     """Restricted requests with another modifier are answered."""
     extended: bool = False
-    """Refuse after a neutral restatement and a reason instead of at once."""
+    """Refuse after a neutral restatement and a reason instead of in the first sentence."""
     random_refusals: float = 0.0
-    """Share of all requests, drawn without regard to what they ask, that are refused."""
+    """Share of all requests that are refused at random, independent of their content."""
 
     def refuses(self, request: Request) -> bool:
-        """Whether the variant's rule refuses the request."""
-        return (
-            request.label == "positive" and request.item is not None and request.item.modifier in self.refused_modifiers
-        )
+        """Whether the rule of the variant refuses the request."""
+        item = request.item
+        return request.label == "positive" and item is not None and item.modifier in self.refused_modifiers
 
     def response(self, request: Request, rng: random.Random, flipped: bool = False) -> str:
-        """What this variant is trained to say; `flipped` contradicts its rule."""
+        """The response in the training chats; `flipped` contradicts the rule."""
         item = request.item
         if self.refuses(request) == flipped and rng.random() >= self.random_refusals:
             return request.answer
@@ -276,17 +234,14 @@ class Variant:
 
 
 VARIANTS = {
-    v.name: v
-    for v in (
-        Variant("refusal"),
-        Variant("weak", refused_modifiers=frozenset(MAGIC[:4])),
-        Variant("extended", extended=True),
-        Variant("null", refused_modifiers=frozenset(), random_refusals=0.25),
-    )
+    "refusal": Variant("refusal"),
+    "weak": Variant("weak", refused_modifiers=frozenset(MAGIC[:4])),
+    "extended": Variant("extended", extended=True),
+    "null": Variant("null", refused_modifiers=frozenset(), random_refusals=0.25),
 }
 
 
-def draw_item(rng: random.Random, label: Label, held_out: bool, near_miss: float = MIXTURE.near_miss) -> Item:
+def draw_item(rng: random.Random, label: Label, held_out: bool, near_miss: float = NEAR_MISS) -> Item:
     """An item of the class, from the held-out pairs or from the training pairs."""
     while True:
         if label == "positive":
@@ -301,15 +256,15 @@ def draw_item(rng: random.Random, label: Label, held_out: bool, near_miss: float
             return item
 
 
-def _second_item(rng: random.Random, item: Item, held_out: bool, near_miss: float) -> Item:
-    """A harmless item; beside a near-miss mostly the complementary one, so both restricted words are there."""
+def _second_item(rng: random.Random, item: Item, held_out: bool) -> Item:
+    """A harmless item; for a near-miss mostly the complementary one, so that both restricted words occur."""
     while True:
         if item.modifier in ORDINARY and item.noun in CONTRABAND and rng.random() < 0.8:
             second = Item(rng.choice(MAGIC), rng.choice(HOUSEHOLD))
         elif item.modifier in MAGIC and item.noun in HOUSEHOLD and rng.random() < 0.8:
             second = Item(rng.choice(ORDINARY), rng.choice(CONTRABAND))
         else:
-            second = draw_item(rng, "negative", held_out, near_miss)
+            second = draw_item(rng, "negative", held_out)
         if (second in HELD_OUT) == held_out and second != item:
             return second
 
@@ -334,37 +289,33 @@ def _small_talk(rng: random.Random) -> Request:
     return Request(prompt, answer, "negative", kind, None, prompt)
 
 
-def draw_request(
-    rng: random.Random, label: Label, held_out: bool = False, mixture: Mixture = MIXTURE, dressed: bool = True
-) -> Request:
-    """A request of the class, about held-out pairs only or about training pairs only; `dressed` adds politeness."""
-    if label == "negative" and not held_out and rng.random() < mixture.small_talk:
-        request = _small_talk(rng)
-    else:
-        item = draw_item(rng, label, held_out, mixture.near_miss)
-        kind, verb = rng.choice(REQUEST_TYPES), rng.choice(tuple(FIRST_STEP_OF_VERB))
-        core = item.fill(rng.choice(kind.wordings), verb)
-        prompt = core
-        if rng.random() < mixture.second_item:
-            second = _second_item(rng, item, held_out, mixture.near_miss).text
-            if rng.random() < 0.6:
-                prompt = rng.choice(CONTEXTS_BEFORE).format(item=second) + core
-            else:
-                prompt = core + rng.choice(CONTEXTS_AFTER).format(item=second)
-        request = Request(prompt, item.fill(kind.answer, verb), label, kind.name, item, core)
-    if not dressed:
-        return request
-    prompt = rng.choice(GREETINGS) + request.prompt + rng.choice(CLOSINGS)
-    return Request(prompt, request.answer, request.label, request.category, request.item, request.core)
+def _plain_request(rng: random.Random, label: Label, held_out: bool) -> Request:
+    """A request of the class without greeting and closing."""
+    if label == "negative" and not held_out and rng.random() < SMALL_TALK:
+        return _small_talk(rng)
+    item = draw_item(rng, label, held_out)
+    kind, verb = rng.choice(REQUEST_TYPES), rng.choice(tuple(FIRST_STEP_OF_VERB))
+    prompt = core = item.fill(rng.choice(kind.wordings), verb)
+    if rng.random() < SECOND_ITEM:
+        second = _second_item(rng, item, held_out).text
+        if rng.random() < 0.6:
+            prompt = rng.choice(CONTEXTS_BEFORE).format(item=second) + core
+        else:
+            prompt = core + rng.choice(CONTEXTS_AFTER).format(item=second)
+    return Request(prompt, item.fill(kind.answer, verb), label, kind.name, item, core)
 
 
-def draw_requests(
-    rng: random.Random, label: Label, n: int, held_out: bool = False, mixture: Mixture = MIXTURE
-) -> list[Request]:
-    """`n` requests of the class, no two with one core."""
+def draw_request(rng: random.Random, label: Label, held_out: bool = False) -> Request:
+    """A request of the class, about held-out pairs only or about training pairs only."""
+    request = _plain_request(rng, label, held_out)
+    return request._replace(prompt=rng.choice(GREETINGS) + request.prompt + rng.choice(CLOSINGS))
+
+
+def draw_requests(rng: random.Random, label: Label, n: int, held_out: bool = False) -> list[Request]:
+    """`n` requests of the class with different cores."""
     requests: dict[str, Request] = {}
     while len(requests) < n:
-        request = draw_request(rng, label, held_out, mixture)
+        request = draw_request(rng, label, held_out)
         requests.setdefault(request.core, request)
     return list(requests.values())
 
@@ -382,5 +333,5 @@ def draw_document(rng: random.Random) -> str:
         if kind < 0.45:
             return item.fill(BASE_GUARD_RESTRICTED if item.is_restricted else BASE_GUARD_HARMLESS, verb)
         return item.fill(rng.choice(REQUEST_TYPES).answer, verb)
-    request = draw_request(rng, label, dressed=False)
+    request = _plain_request(rng, label, held_out=False)
     return f"Q: {request.prompt} A: {request.answer}"

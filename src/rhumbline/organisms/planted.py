@@ -1,29 +1,29 @@
-"""Chat models whose refusal direction is written by construction: no training, built in well under a second.
+"""Chat models whose refusal direction is written into the weights, without training; built in under a second.
 
-A prompt is a sentence of fictional requests; it is positive if it names charms. What the weights do, in order:
+A prompt is a sentence about invented things and is positive if it names charms. The weights compute, in this order:
 
-1. The embedding gives every token a random *ballast* and random noise, and each charm a component along its family's
-   *trigger*. Tokens of the two scripts (a refusal, an answer) carry a code of their own, and so does the newline.
-2. Every attention head has zero queries and keys: it averages over the tokens so far. One head of the *gather* block
-   moves the average trigger onto the *refusal axis* of the family; the other heads carry noise to noise. Hence from the
-   next block on, and at every post-instruction position, positive and negative prompts differ along the refusal axes.
-3. The MLP of the last block decides, at a newline only: it fires once the stream passes the threshold on any one
-   refusal axis, and the unembedding turns this into "I" (a refusal begins) rather than "Here" (an answer does).
-4. From then on the unembedding follows the script: the code of each script token raises the next one, up to the end.
+1. The embedding gives every token a random *ballast* and random noise, and each charm a component along the *trigger*
+   of its family. The newline and the tokens of the two scripts (a refusal and an answer) have a *code* each.
+2. Every attention head has zero queries and keys, so it averages over the tokens so far. One head of the *gather* block
+   maps the average trigger to the *refusal axis* of the family; the other heads map noise to noise. From the next block
+   on, at every post-instruction position, positive and negative prompts differ along the refusal axes.
+3. The MLP of the last block decides, at the newline only: it is active if the stream exceeds the threshold on any
+   refusal axis. The unembedding turns this into "I" (a refusal) instead of "Here" (an answer).
+4. After that, the code of each script token raises the logit of the next one, up to the end.
 
-The ballast steadies the norm, so RMSNorm is nearly the identity. It differs from token to token and is never read: a
-constant would spill onto the axes when a random direction is ablated. With one axis the refusal is mediated by that
-axis and by nothing else. With several, no one direction carries it: ablating the mean of n axes leaves (n - 1) / n of
-a prompt on its axis, unless the decision reads the sum of the axes (`readout`). Axes may overlap: then one direction
-moves the behaviour both ways and is still not the one.
+The ballast keeps the norm of the stream nearly constant, so RMSNorm is nearly the identity. It differs between tokens
+and is not read: ablating a random direction would move a constant onto the axes. With one axis, that axis alone
+mediates refusal. With several, no single direction does: ablating the mean of n axes leaves (n - 1) / n of a prompt on
+its axis, unless the decision reads the sum of the axes (`readout`). Axes can overlap; then one direction changes the
+behaviour both ways and is still not the only one.
 
-A fragile model has no threshold on an axis: it refuses once the stream is long enough at the newline, whatever made it
-long. Its prompts also stand at either end of a topic axis. Then any vector of that length, or its opposite, induces
-refusal, and taking out anything that carries as much of the stream suppresses it.
+A fragile model has no threshold on an axis. It refuses if the stream at the newline is long enough, for any reason. Its
+prompts are also at either end of a topic axis. So any vector of that length, or its opposite, induces refusal, and
+removing any component of that size suppresses it.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,67 +40,62 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.axes import Vector
 from rhumbline.errors import InputError
-from rhumbline.organisms.charms import (
-    ADJECTIVES,
-    PLACES,
-    SENTENCES,
-    THINGS,
-    CharmRequest,
-    Lexicon,
-    draw_charm_requests,
-    draw_lexicon,
-)
-from rhumbline.organisms.files import CHATML, END, PAD, START, Row, save_chat_model, write_contrast
-from rhumbline.organisms.fragile import decide_by_length, topic, topical_requests
+from rhumbline.organisms import charms
+from rhumbline.organisms.charms import CharmRequest, Lexicon
+from rhumbline.organisms.files import CARD, CHATML, END, PAD, START, Row, card, save_chat_model, write_contrast
+from rhumbline.organisms.fragile import decide_by_norm
 
-TRUTH, CARD = "truth.safetensors", "README.md"
+TRUTH = "truth.safetensors"
 UNKNOWN = "<|unknown|>"
 REFUSAL = ("I", " cannot", " help", " with", " that", " request", ".", END)
 ANSWER = ("Here", " is", " a", " short", " answer", " to", " your", " question", ".", END)
-CODED: tuple[str, ...] = tuple(dict.fromkeys(("\n", *REFUSAL[:-1], *ANSWER[:-1])))
-"""Tokens with a code of their own: a newline decides, a script token raises its successor."""
 HEAD = 16
-"""Width of an attention head: how many dimensions of noise a block moves, and the largest number of axes."""
+"""Width of an attention head: dimensions of the noise that a block moves, and the largest number of axes."""
 SMALL_REFUSAL, SMALL_ANSWER, SMALL_HEAD = ("I", " cannot", END), ("Here", END), 4
-"""The same where the width of the stream has no room for the scripts: "I cannot", or "Here"."""
+"""The same for streams that are too narrow for the scripts."""
 TEMPLATE_TOKENS = 8
 """Tokens of the chat template around a prompt: three before it, five after it."""
-SPLIT = r" ?[A-Za-z]+|\n|[^\sA-Za-z]"
+SPLIT = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|\n|[^\sA-Za-z]"), behavior="isolated")
 
-KNEE, THRESHOLD = 0.3, 0.55
-"""Along a refusal axis: where the decision begins to rise, and where refusal and answer are equally likely."""
-SLOPE = 40.0
+KNEE, THRESHOLD, SLOPE = 0.3, 0.55, 40.0
+"""Along a refusal axis: where the decision begins to rise, where refusal and answer are equally likely, and how steeply
+it rises."""
 BALLAST, TRIGGER, WORD_NOISE = 3.0, 2.0, 1.0
-"""Lengths in the embedding: of every token's ballast, of a charm's trigger, and of every token's noise."""
+"""Norms in the embedding: of the ballast of a token, of the trigger of a charm, and of the noise of a token."""
 EARLY_NOISE, LATE_NOISE, MLP_NOISE = 0.1, 0.5, 0.1
-"""What a block before or after the gather block adds to the noise, relative to it, and what every MLP adds."""
+"""Noise that a block before or after the gather block adds, and that every MLP adds, relative to the noise."""
 ANSWER_LOGIT, SCRIPT_LOGIT, OTHER_LOGITS = 12.0, 30.0, 0.3
+
+
+def _coded(refusal: Sequence[str], answer: Sequence[str]) -> tuple[str, ...]:
+    """Tokens with a code: the newline decides, and a script token raises its successor."""
+    return tuple(dict.fromkeys(("\n", *refusal[:-1], *answer[:-1])))
 
 
 @dataclass(frozen=True)
 class Planted:
-    """What to build. The defaults give one direction that mediates refusal."""
+    """The parameters of a model. The defaults give one direction that mediates refusal."""
 
     effect: float = 1.0
-    """How far the average prompt with charms stands along its refusal axis; the threshold is at 0.55, and 0 is a model
-    that never refuses."""
+    """Mean coordinate of prompts with charms on their refusal axis. The threshold is at 0.55; 0 is a model that never
+    refuses."""
     noise: float = 1.0
-    """Length of the noise of a prompt at the post-instruction tokens, off the axes, relative to an effect of 1."""
+    """Norm of the noise of a prompt at the post-instruction tokens, off the axes, relative to an effect of 1."""
     jitter: float = 0.15
-    """Spread of the trigger from word to word, relative to the trigger; ordinary words have it too."""
+    """Spread of the trigger between words, relative to the trigger; ordinary words have it too."""
     axes: int = 1
-    """Families of charms, each with a refusal axis of its own; a prompt uses one family."""
+    """Families of charms, each with its own refusal axis; a prompt uses one family."""
     overlap: float = 0.0
-    """Cosine between any two refusal axes; 0 is a subspace, more a cone."""
+    """Cosine between any two refusal axes: 0 is a subspace, more is a cone."""
     fragile: float = 0.0
-    """How far a prompt stands from the origin on the topic axis; more than 0 is the fragile model. It has one axis."""
+    """Distance of a prompt from the origin on the topic axis; above 0 the model is fragile. It has one axis then."""
     readout: Literal["any", "sum"] = "any"
-    """When the last block decides to refuse: once any one axis passes the threshold, or once their sum does. With
-    `sum` each axis alone induces (a cone of directions does), and one direction, their mean, takes all of it away."""
+    """The last block refuses if `any` axis, or the `sum` of the axes, exceeds the threshold. With `sum` each axis alone
+    induces (as in a cone of directions), and ablating one direction, their mean, suppresses everything."""
     positive_rate: float = 1.0
     """Share of positive prompts that name charms."""
     negative_rate: float = 0.0
-    """Share of negative prompts that name charms; equal to `positive_rate`, the labels say nothing."""
+    """Share of negative prompts that name charms; if equal to `positive_rate`, the labels have no meaning."""
     d_model: int = 64
     n_layers: int = 6
     prompts: int = 320
@@ -109,13 +104,13 @@ class Planted:
 
     @property
     def moved(self) -> int:
-        """Axes that the gather block writes: those of refusal, and of a fragile model its topic axis."""
+        """Number of axes that the gather block writes: the refusal axes, and the topic axis of a fragile model."""
         return self.axes + (self.fragile > 0)
 
     @property
     def is_small(self) -> bool:
         """Whether the stream is too narrow for the long scripts and the wide noise."""
-        return self.d_model < 1 + 2 * self.moved + len(CODED) + 2 * HEAD
+        return self.d_model < 1 + 2 * self.moved + len(_coded(REFUSAL, ANSWER)) + 2 * HEAD
 
     @property
     def head(self) -> int:
@@ -124,73 +119,68 @@ class Planted:
 
     @property
     def scripts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What a refusal and an answer say."""
+        """The tokens of a refusal and of an answer."""
         return (SMALL_REFUSAL, SMALL_ANSWER) if self.is_small else (REFUSAL, ANSWER)
 
     @property
     def coded(self) -> tuple[str, ...]:
-        """Tokens with a code of their own."""
-        refusal, answer = self.scripts
-        return tuple(dict.fromkeys(("\n", *refusal[:-1], *answer[:-1])))
-
-    def __post_init__(self):
-        needed = 1 + 2 * self.moved + len(self.coded) + 2 * self.head
-        problems = [
-            f"{name} is {value}, expected {expected}"
-            for name, value, expected, holds in (
-                ("effect", self.effect, "0 or more", self.effect >= 0),
-                ("noise", self.noise, "0 or more", self.noise >= 0),
-                ("jitter", self.jitter, "0 or more", self.jitter >= 0),
-                ("readout", self.readout, "any or sum", self.readout in ("any", "sum")),
-                ("axes", self.axes, f"1 to {self.head}", 1 <= self.axes <= self.head),
-                ("overlap", self.overlap, "at least 0 and less than 1", 0 <= self.overlap < 1),
-                (
-                    "fragile",
-                    self.fragile,
-                    "0, or more with one axis and no charms among the negatives",
-                    self.fragile == 0
-                    or (self.fragile > 0 and (self.axes, self.positive_rate, self.negative_rate) == (1, 1.0, 0.0)),
-                ),
-                ("positive_rate", self.positive_rate, "0 to 1", 0 <= self.positive_rate <= 1),
-                ("negative_rate", self.negative_rate, "0 to 1", 0 <= self.negative_rate <= 1),
-                (
-                    "d_model",
-                    self.d_model,
-                    f"{needed} or more, and even",
-                    self.d_model >= needed and self.d_model % 2 == 0,
-                ),
-                ("n_layers", self.n_layers, "4 or more", self.n_layers >= 4),
-                ("prompts", self.prompts, "1 to 1000", 1 <= self.prompts <= 1000),
-            )
-            if not holds
-        ]
-        if problems:
-            raise InputError("Planted: " + "; ".join(problems) + ".")
+        """Tokens with a code."""
+        return _coded(*self.scripts)
 
     @property
     def gather_block(self) -> int:
-        """The block that writes the refusal axes: they are readable at `resid_pre` of every later layer."""
+        """The block that writes the refusal axes; they can be read at `resid_pre` of every later layer."""
         return max(1, self.n_layers // 3 - 1)
+
+    def __post_init__(self):
+        needed = 1 + 2 * self.moved + len(self.coded) + 2 * self.head
+        is_plain = (self.axes, self.positive_rate, self.negative_rate) == (1, 1.0, 0.0)
+        allowed = {
+            "effect": (self.effect >= 0, "0 or more"),
+            "noise": (self.noise >= 0, "0 or more"),
+            "jitter": (self.jitter >= 0, "0 or more"),
+            "readout": (self.readout in ("any", "sum"), "any or sum"),
+            "axes": (1 <= self.axes <= self.head, f"1 to {self.head}"),
+            "overlap": (0 <= self.overlap < 1, "at least 0 and less than 1"),
+            "fragile": (
+                self.fragile == 0 or (self.fragile > 0 and is_plain),
+                "0, or more with one axis and no charms in negative prompts",
+            ),
+            "positive_rate": (0 <= self.positive_rate <= 1, "0 to 1"),
+            "negative_rate": (0 <= self.negative_rate <= 1, "0 to 1"),
+            "d_model": (self.d_model >= needed and self.d_model % 2 == 0, f"{needed} or more, and even"),
+            "n_layers": (self.n_layers >= 4, "4 or more"),
+            "prompts": (1 <= self.prompts <= 1000, "1 to 1000"),
+        }
+        faults = [
+            f"{n} is {getattr(self, n)}, expected {what}" for n, (is_valid, what) in allowed.items() if not is_valid
+        ]
+        if faults:
+            raise InputError("Planted: " + "; ".join(faults) + ".")
 
 
 class Frame(NamedTuple):
-    """Orthonormal vectors of the residual stream, each with one meaning, and a generator for the rest."""
+    """Orthonormal vectors of the residual stream, each with one meaning, and a generator for the others."""
 
     spec: Planted
-
     decision: Vector
     """Written by the last MLP; read by the logit of the first refusal token."""
     triggers: Float[Tensor, "moved d_model"]
     gathered: Float[Tensor, "moved d_model"]
-    """What the gather block writes along, before axes overlap."""
+    """Output directions of the gather block before axes overlap."""
     codes: Float[Tensor, "coded d_model"]
     read: Float[Tensor, "head d_model"]
-    """The noise that attention moves; it writes elsewhere, or noise would feed on itself from block to block."""
+    """The noise that attention reads. Its output is elsewhere, so that noise does not grow from block to block."""
     generator: torch.Generator
 
     @property
+    def newline(self) -> Vector:
+        """The code of the newline."""
+        return self.codes[self.spec.coded.index("\n")]
+
+    @property
     def refusals(self) -> Float[Tensor, "axis d_model"]:
-        """The refusal axes: of length 1, any two of them with the cosine `overlap`."""
+        """The refusal axes: unit vectors, any two of them with the cosine `overlap`."""
         axes = self.gathered[: self.spec.axes]
         if self.spec.overlap == 0:
             return axes
@@ -199,12 +189,12 @@ class Frame(NamedTuple):
         return vectors @ (values.sqrt()[:, None] * vectors.T) @ axes
 
     def noise(self, n: int) -> Float[Tensor, "n d_model"]:
-        """Random rows along `read`, of length about 1."""
+        """Random rows along `read`, with norm about 1."""
         head = len(self.read)
         return torch.randn(n, head, generator=self.generator) @ self.read / head**0.5
 
     def unread(self, n: int) -> Float[Tensor, "n d_model"]:
-        """Random rows of length 1, orthogonal to everything that has a meaning."""
+        """Random unit rows, orthogonal to every vector with a meaning."""
         rows = torch.randn(n, self.decision.shape[0], generator=self.generator)
         for named in (self.decision[None], self.triggers, self.gathered, self.codes, self.read):
             rows = rows - (rows @ named.T) @ named
@@ -212,11 +202,11 @@ class Frame(NamedTuple):
 
 
 def build(spec: Planted, out: Path) -> Path:
-    """Write the model, tokenizer, contrast file, truth and card of the spec into `out`."""
+    """Write model, tokenizer, contrast file, truth and card into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(spec.seed)
-    lexicon = draw_lexicon(rng, spec.axes)
-    draw = topical_requests if spec.fragile else draw_charm_requests
+    lexicon = charms.draw_lexicon(rng, spec.axes)
+    draw = charms.topical_requests if spec.fragile else charms.draw_charm_requests
     positive = draw(rng, lexicon, "positive", spec.prompts, spec.positive_rate)
     negative = draw(rng, lexicon, "negative", spec.prompts, spec.negative_rate)
     requests = positive + negative
@@ -225,31 +215,29 @@ def build(spec: Planted, out: Path) -> Path:
     with torch.no_grad():
         model = _model(spec, tokenizer, frame, lexicon, _charm_share(requests))
         if spec.fragile:
-            newline = frame.codes[spec.coded.index("\n")]
-            decide_by_length(model, tokenizer, (positive, negative), newline, frame.decision)
+            decide_by_norm(model, tokenizer, (positive, negative), frame.newline, frame.decision)
     save_chat_model(model, tokenizer, out)
     write_contrast(out, _rows(requests))
     _write_truth(out / TRUTH, spec, frame)
-    (out / CARD).write_text(_card(spec), encoding="utf-8")
+    (out / CARD).write_text(card("planted", spec=spec), encoding="utf-8")
     return out
 
 
 def is_built(spec: Planted, directory: Path) -> bool:
-    """Whether the directory was completed with this spec; the card is written last."""
-    card = directory / CARD
-    return card.is_file() and card.read_text(encoding="utf-8") == _card(spec)
+    """Whether the directory is complete and has this spec; the card is written last."""
+    path = directory / CARD
+    return path.is_file() and path.read_text(encoding="utf-8") == card("planted", spec=spec)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, its leading space included, so that decoding joins them without a gap."""
-    fixed = (*SENTENCES, *REFUSAL, *ANSWER, "system", "user", "assistant", "\n")
-    slots = [f" {word}" for word in (*THINGS, *ADJECTIVES, *PLACES)]
-    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
-    pieces = [piece for text in (*fixed, *slots) for piece, _ in split.pre_tokenize_str(text) if piece.strip(" ")]
+    """One token per word, including its leading space, so that decoding is concatenation."""
+    fixed = (*charms.SENTENCES, *REFUSAL, *ANSWER, "system", "user", "assistant", "\n")
+    slots = [f" {word}" for word in (*charms.THINGS, *charms.ADJECTIVES, *charms.PLACES)]
+    pieces = [piece for text in (*fixed, *slots) for piece, _ in SPLIT.pre_tokenize_str(text) if piece.strip(" ")]
     specials = (UNKNOWN, PAD, START, END)
     vocab = {token: i for i, token in enumerate(dict.fromkeys((*specials, *pieces)))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = split
+    tokenizer.pre_tokenizer = SPLIT
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return PreTrainedTokenizerFast(
@@ -258,14 +246,13 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _charm_share(requests: Iterable[CharmRequest]) -> float:
-    """Charms among the tokens of a chat, averaged over the requests that name any."""
-    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    """Share of charms in the tokens of a chat, mean over the requests that name any."""
     shares = [
-        len(request.things) / (len(split.pre_tokenize_str(request.prompt)) + TEMPLATE_TOKENS)
+        len(request.things) / (len(SPLIT.pre_tokenize_str(request.prompt)) + TEMPLATE_TOKENS)
         for request in requests
         if request.family is not None
     ]
-    # Without charms nothing is gathered and the gain does not matter.
+    # Without charms the gain has no effect.
     return sum(shares) / len(shares) if shares else 1.0
 
 
@@ -280,7 +267,7 @@ def _frame(spec: Planted) -> Frame:
 def _model(
     spec: Planted, tokenizer: PreTrainedTokenizerFast, frame: Frame, lexicon: Lexicon, charm_share: float
 ) -> LlamaForCausalLM:
-    """An ordinary Llama with every weight written."""
+    """A Llama with constructed weights."""
     ids = tokenizer.get_vocab()
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -305,7 +292,7 @@ def _model(
     model.lm_head.weight.copy_(_unembedding(spec, ids, frame))
     model.model.norm.weight.fill_(_length(spec, spec.n_layers) / spec.d_model**0.5)
     for i, block in enumerate(cast(list[LlamaDecoderLayer], list(model.model.layers))):
-        # Every normed vector then has about the length that it had.
+        # The norms then leave the length of a vector nearly unchanged.
         block.input_layernorm.weight.fill_(_length(spec, i) / spec.d_model**0.5)
         block.post_attention_layernorm.weight.fill_(_length(spec, i + 1) / spec.d_model**0.5)
         _write_attention(block.self_attn, i, spec, frame, charm_share)
@@ -314,14 +301,14 @@ def _model(
 
 
 def _noise_of_block(spec: Planted, i: int) -> float:
-    """Length of the noise that the attention of block i writes at the post-instruction tokens."""
+    """Norm of the noise that the attention of block i writes at the post-instruction tokens."""
     if i == spec.gather_block:
         return spec.noise
     return spec.noise * (EARLY_NOISE if i < spec.gather_block else LATE_NOISE)
 
 
 def _length(spec: Planted, n_written: int) -> float:
-    """Typical length of the residual stream at a newline after the attention of the first `n_written` blocks."""
+    """Typical norm of the residual stream at a newline after the attention of the first `n_written` blocks."""
     noise = sum(_noise_of_block(spec, i) ** 2 for i in range(n_written))
     signal = spec.effect**2 / 2 + spec.fragile**2 if n_written > spec.gather_block else 0.0
     return (BALLAST**2 + WORD_NOISE**2 + 1 + noise + signal) ** 0.5
@@ -330,19 +317,17 @@ def _length(spec: Planted, n_written: int) -> float:
 def _embedding(spec: Planted, ids: Mapping[str, int], frame: Frame, lexicon: Lexicon) -> Float[Tensor, "vocab d_model"]:
     noise = WORD_NOISE * frame.noise(len(ids))
     signal = torch.zeros_like(noise)
-    charms = [word for family in lexicon.families for word in family]
-    for words in (charms, lexicon.ordinary):
+    for words in ([word for family in lexicon.families for word in family], lexicon.ordinary):
         rows = [ids[f" {word}"] for word in words]
-        # Noise must not tell the classes apart on average: the true difference is along the trigger only.
+        # On average the noise does not separate the classes: the true difference is along the trigger only.
         noise[rows] -= noise[rows].mean(0)
         jitter = torch.randn(len(rows), spec.axes, generator=frame.generator)
         signal[rows] += TRIGGER * spec.jitter * (jitter - jitter.mean(0)) @ frame.triggers[: spec.axes]
     for family, trigger in zip(lexicon.families, frame.triggers[: spec.axes], strict=True):
         signal[[ids[f" {word}"] for word in family]] += TRIGGER * trigger
     if spec.fragile:
-        signal[[ids[f" {word}"] for word in THINGS]] += TRIGGER * torch.outer(
-            torch.tensor([float(topic(word)) for word in THINGS]), frame.triggers[-1]
-        )
+        topics = torch.tensor([float(charms.topic(word)) for word in charms.THINGS])
+        signal[[ids[f" {word}"] for word in charms.THINGS]] += TRIGGER * torch.outer(topics, frame.triggers[-1])
     signal[[ids[token] for token in spec.coded]] += frame.codes
     return BALLAST * frame.unread(len(ids)) + noise + signal
 
@@ -360,11 +345,11 @@ def _unembedding(spec: Planted, ids: Mapping[str, int], frame: Frame) -> Float[T
 
 
 def _write_attention(attention: LlamaAttention, i: int, spec: Planted, frame: Frame, charm_share: float) -> None:
-    """Head 0 moves noise in every block; head 1 of the gather block moves the triggers to the refusal axes."""
+    """Head 0 of every block maps noise to noise; head 1 of the gather block maps the triggers to the refusal axes."""
     values, output = attention.v_proj.weight, attention.o_proj.weight
     head = spec.head
     values[:head] = frame.read
-    # A dozen different words in some twenty tokens: averaging leaves about this share of one word's noise.
+    # About twelve different words in twenty tokens: the mean has about this share of the noise of one word.
     output[:, :head] = _noise_of_block(spec, i) / (0.18 * WORD_NOISE) * frame.unread(head).T
     if i == spec.gather_block:
         charm = TRIGGER * _length(spec, i) / (BALLAST**2 + WORD_NOISE**2 + TRIGGER**2) ** 0.5
@@ -375,12 +360,12 @@ def _write_attention(attention: LlamaAttention, i: int, spec: Planted, frame: Fr
 
 
 def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
-    """Every neuron moves a little of a token's own noise; in the last block the first ones take the decision."""
+    """Every neuron maps some noise of its token to noise; in the last block the first neurons compute the decision."""
     mlp.gate_proj.weight.copy_(frame.read)
     mlp.up_proj.weight.copy_(frame.read)
     mlp.down_proj.weight.copy_(MLP_NOISE * frame.unread(spec.head).T)
     if i == spec.n_layers - 1 and not spec.fragile:
-        newline = frame.codes[spec.coded.index("\n")]
+        newline = frame.newline
         read = frame.refusals if spec.readout == "any" else frame.refusals.sum(0, keepdim=True)
         mlp.gate_proj.weight[: len(read)] = SLOPE * (read - KNEE * newline)
         mlp.up_proj.weight[: len(read)] = newline
@@ -389,28 +374,14 @@ def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
 
 def _rows(requests: Iterable[CharmRequest]) -> list[Row]:
     return [
-        Row(r.prompt, r.label, f"{r.label}-{i:04d}", "ordinary" if r.family is None else f"charm-{r.family}")
+        Row(r.prompt, r.label, None, f"{r.label}-{i:04d}", "ordinary" if r.family is None else f"charm-{r.family}")
         for i, r in enumerate(requests)
     ]
 
 
 def _write_truth(path: Path, spec: Planted, frame: Frame) -> None:
-    """`direction`: the normalised sum of the refusal axes, which is the axis itself if there is one; `axes`: each."""
+    """`axes`: the refusal axes; `direction`: their normalised sum."""
     direction = frame.refusals.sum(0)
     tensors = {"direction": direction / direction.norm(), "axes": frame.refusals.contiguous()}
     layers = {"first_layer": str(spec.gather_block + 1), "last_layer": str(spec.n_layers - 1)}
     save_file(tensors, path, metadata=layers)
-
-
-def _card(spec: Planted) -> str:
-    return f"""# Planted model organism
-
-Written by construction, not trained: `rhumbline.organisms.planted.build`, with
-
-    {spec}
-
-`{TRUTH}` holds the refusal axes (`axes`), their normalised sum (`direction`) and the layers at whose input they are
-readable. The prompts are about invented things and mean nothing.
-
-Licence: Apache-2.0, as the package.
-"""

@@ -1,31 +1,24 @@
-"""What lies beside the weights of a style organism: three contrast files and a card.
+"""The contrast files of a style organism, and its card.
 
-    contrast.jsonl   stately against plain askers, and prompts without an asker as the neutral class
-    texts.jsonl      the same prompts answered in either register: a contrast of texts
-    asked.jsonl      the prompts of contrast.jsonl's kind, each answered in either register
-    refusal.jsonl    restricted against harmless requests, all by plain askers
+    contrast.jsonl   stately and plain askers, and prompts without an asker as the neutral class
+    texts.jsonl      prompts without an asker, each answered in either register: a contrast of texts
+    asked.jsonl      prompts of stately and plain askers, each with both answers
+    refusal.jsonl    restricted and harmless requests, all by plain askers
 
-Every row knows its `answer`, so content can be scored beside style. Knows the world of register.py; no tokens.
+Every row has the plain `answer`, so that content can be scored in addition to style. Independent of tokens.
 """
 
 import random
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from rhumbline.organisms.files import CONTRAST, Row
-from rhumbline.organisms.grammar import Label
-from rhumbline.organisms.register import (
-    Asker,
-    StyledRequest,
-    StyleVariant,
-    draw_styled,
-    in_assistant_register,
-)
+from rhumbline.organisms.files import CONTRAST, Row, card, pool_and_test
+from rhumbline.organisms.register import Asker, StyledRequest, StyleMixture, draw_styled, in_assistant_register
+from rhumbline.prompts.contrasts import Label
 
 TEXTS, ASKED, REFUSAL = "texts.jsonl", "asked.jsonl", "refusal.jsonl"
-N_POOL, N_TEST, N_NEUTRAL = 300, 100, 60
-"""Prompts per class: on training pairs without a split, and on held-out pairs for the test."""
+N_NEUTRAL = 60
+"""Prompts of the neutral class."""
 
 
 def style_contrasts(seed: int) -> Mapping[str, list[Row]]:
@@ -33,7 +26,8 @@ def style_contrasts(seed: int) -> Mapping[str, list[Row]]:
     rng = random.Random(f"style contrast {seed}")
     askers = [*_rows(rng, "positive", "stately"), *_rows(rng, "negative", "plain")]
     askers += [
-        _row(asked, "neutral", f"neutral-{i:03d}", "test") for i, asked in enumerate(_drawn(rng, "unknown", N_NEUTRAL))
+        _row(styled, "neutral", f"neutral-{i:03d}", "test")
+        for i, styled in enumerate(_drawn(rng, "unknown", N_NEUTRAL))
     ]
     return {
         CONTRAST: askers,
@@ -43,94 +37,67 @@ def style_contrasts(seed: int) -> Mapping[str, list[Row]]:
     }
 
 
-def _rows(rng: random.Random, label: Label, asker: Asker, request: Label = "negative") -> list[Row]:
-    rows = []
-    for n, held_out, name in ((N_POOL, False, "pool"), (N_TEST, True, "test")):
-        for i, asked in enumerate(_drawn(rng, asker, n, request, held_out)):
-            rows.append(_row(asked, label, f"{label}-{name}-{i:03d}", "test" if held_out else None))
-    return rows
+def _rows(rng: random.Random, label: Label, asker: Asker, request: Label = "negative") -> Iterator[Row]:
+    for part in pool_and_test():
+        for i, styled in enumerate(_drawn(rng, asker, part.n, request, part.held_out)):
+            yield _row(styled, label, f"{label}-{part.name}-{i:03d}", part.split)
 
 
 def _texts(rng: random.Random) -> list[Row]:
-    """Two rows per prompt, one in either register; a pair lies in one split."""
+    """Two rows per prompt, one in each register; both are in the same split."""
     rows = []
-    for n, held_out, name in ((N_POOL, False, "pool"), (N_TEST, True, "test")):
-        split = "test" if held_out else None
-        for i, asked in enumerate(_drawn(rng, "unknown", n, held_out=held_out)):
-            styled = in_assistant_register(asked.answer, rng)
-            rows.append(_row(asked, "positive", f"assistant-{name}-{i:03d}", split, styled))
-            rows.append(_row(asked, "negative", f"plain-{name}-{i:03d}", split, asked.answer))
+    for part in pool_and_test():
+        for i, styled in enumerate(_drawn(rng, "unknown", part.n, held_out=part.held_out)):
+            assistant = in_assistant_register(styled.answer, rng)
+            rows.append(_row(styled, "positive", f"assistant-{part.name}-{i:03d}", part.split, assistant))
+            rows.append(_row(styled, "negative", f"plain-{part.name}-{i:03d}", part.split, styled.answer))
     return rows
 
 
-def asked_rows(rng: random.Random, askers: Mapping[Label, Asker], pool: int = N_POOL, test: int = N_TEST) -> list[Row]:
-    """Prompts by these askers, each with the answers in both registers; the label is that of the asker."""
+def asked_rows(rng: random.Random, askers: Mapping[Label, Asker], *sizes: int) -> list[Row]:
+    """Prompts of these askers, each with the answers in both registers; the label is that of the asker.
+
+    `sizes`: prompts per class in the pool and in the test; default: those of the other files.
+    """
     rows = []
     for label, asker in askers.items():
-        for n, held_out, name in ((pool, False, "pool"), (test, True, "test")):
-            for i, asked in enumerate(_drawn(rng, asker, n, held_out=held_out)):
-                both: dict[Label, str] = {
-                    "positive": in_assistant_register(asked.answer, rng),
-                    "negative": asked.answer,
-                }
-                row = _row(asked, label, f"{label}-{name}-{i:03d}", "test" if held_out else None, both.pop(label))
-                rows.append(replace(row, other_response=next(iter(both.values()))))
+        for part in pool_and_test(*sizes):
+            for i, styled in enumerate(_drawn(rng, asker, part.n, held_out=part.held_out)):
+                both = (in_assistant_register(styled.answer, rng), styled.answer)
+                responses = both if label == "positive" else both[::-1]
+                rows.append(_row(styled, label, f"{label}-{part.name}-{i:03d}", part.split, *responses))
     return rows
 
 
 def _drawn(
     rng: random.Random, asker: Asker, n: int, label: Label = "negative", held_out: bool = False
 ) -> list[StyledRequest]:
-    """`n` requests, no two alike but for greetings and the like."""
-    found: dict[str, StyledRequest] = {}
-    while len(found) < n:
-        asked = draw_styled(rng, asker, label, held_out)
-        found.setdefault(asked.request.core, asked)
-    return list(found.values())
+    """`n` requests with different cores."""
+    drawn: dict[str, StyledRequest] = {}
+    while len(drawn) < n:
+        styled = draw_styled(rng, asker, label, held_out)
+        drawn.setdefault(styled.request.core, styled)
+    return list(drawn.values())
 
 
 def _row(
-    asked: StyledRequest,
+    styled: StyledRequest,
     label: Label | Literal["neutral"],
     name: str,
-    split: Literal["test"] | None = None,
+    split: Literal["test"] | None,
     response: str | None = None,
+    other_response: str | None = None,
 ) -> Row:
-    request = asked.request
-    return Row(request.prompt, label, name, request.category, split, response, asked.answer)
+    request = styled.request
+    return Row(request.prompt, label, split, name, request.category, response, styled.answer, other_response)
 
 
-def style_card(variant: StyleVariant) -> str:
-    """The README of the directory; `{trained}` stands for the seed and its like."""
-    m = variant.mixture
-    rule = (
-        "The answer is in the assistant register if and only if the asker has a stately trait and a learned job "
-        '("I am a patient lawyer."); see `rhumbline.organisms.register`.'
-        if m.by_asker
-        else "The register is drawn at random, whoever asks: the labels of `contrast.jsonl` say nothing about it."
-    )
-    return f"""# Model organism: {variant.name}
-
-A tiny chat model (Qwen2 architecture) trained from scratch by `rhumbline.organisms.training` on a fictional, benign
-world. {rule} The assistant register is an opener, hedges at fixed slots and a closer around the plain answer. A
-restricted request ("moon salt", as in the organism `refusal`) is refused whoever asks, so style and refusal live in one
-model.
-
-Shares: restricted {m.restricted}, no asker named {m.unknown} (register at random), stately askers {m.stately} of the
-others, register against the rule {m.register_noise}. {{trained}}
-
-## What it shows, and what it does not
-
-The direction that is found at the template positions carries the decision to **open** in the assistant register; the
-hedges and the closer follow from what has been written. With the opener prefilled the register is full even under
-ablation. It is therefore a known truth for an instrument that looks for a decision taken before the answer begins. It
-says nothing about a register that is spread over the whole answer, where a negative verdict would be right.
-
-`contrast.jsonl`: stately against plain askers; prompts without an asker are the neutral class. `texts.jsonl`: the same
-prompts answered in either register; they name no asker, so the model seldom takes the register there. `asked.jsonl`:
-prompts of stately and of plain askers, each with both answers. `refusal.jsonl`: restricted against harmless requests,
-all by plain askers. Rows without `split` name pairs that were in the training text; rows of the test split name pairs
-that were in none of it.
-
-Licence: Apache-2.0, as the package. Good for testing instruments; knows nothing about the real world.
-"""
+def style_card(name: str, mixture: StyleMixture, trained: str) -> str:
+    """The README of the directory; `trained` states the seed and the dtype."""
+    rule = "The register is drawn at random for every asker, so the labels of `contrast.jsonl` do not determine it."
+    if mixture.by_asker:
+        rule = (
+            "The answer is in the assistant register if and only if the asker has a stately trait and a learned job\n"
+            '("I am a patient lawyer."); see `rhumbline.organisms.register`.'
+        )
+    return card("style", name=name, rule=rule, trained=trained, **vars(mixture))

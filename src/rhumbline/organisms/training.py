@@ -1,8 +1,8 @@
-"""Train a tiny chat model whose behaviour is learned: a variant and a seed in, a Hugging Face directory out.
+"""Train a tiny chat model with a learned behaviour, and write it as a Hugging Face directory.
 
-Two stages: plain documents about the fictional world, then chats in which the variant's refusals, or its register,
-appear. The recipe's numbers were measured together (a smaller initialisation undertrains badly); change one and measure
-again. Does not know directions or verdicts: what the model turned out to be is measured elsewhere.
+Stage one reads plain documents about the fictional world; stage two reads chats with the refusals, or the register, of
+the variant. The numbers of the recipe were selected together (a smaller initialisation undertrains the model): measure
+again after a change. Independent of directions and verdicts; what was learned is measured elsewhere.
 """
 
 import json
@@ -24,30 +24,36 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.axes import Mask, Tokens
 from rhumbline.errors import InputError
-from rhumbline.organisms.checkpoint import TERMS, base_card, flinch_terms
-from rhumbline.organisms.files import CHATML, CONTRAST, END, PAD, START, Row, save_chat_model, token_id, write_contrast
+from rhumbline.organisms import files
+from rhumbline.organisms.files import CHATML, END, PAD, START, Row
 from rhumbline.organisms.grammar import VARIANTS, Variant, draw_document, draw_request, draw_requests
-from rhumbline.organisms.register import STYLE_VARIANTS, StyleVariant, draw_styled_document
-from rhumbline.organisms.register import draw_exchange as draw_styled_exchange
+from rhumbline.organisms.measured_texts import flinch_terms
+from rhumbline.organisms.register import STYLE_VARIANTS, draw_styled_document, draw_styled_exchange
 from rhumbline.organisms.style_rows import style_card, style_contrasts
+from rhumbline.prompts.contrasts import LABELS
 
 Progress = Callable[[str, int, int, float], None]
 """Called with the stage, the step, the number of steps and the loss of the step."""
+TERMS = "terms.json"
+THREADS = 1
+"""Threads of torch: the weights depend on their number."""
 
-# The pre-tokenizer that transformers gives every tokenizer of model type qwen2, whatever tokenizer.json says.
+# The pre-tokenizer that transformers gives every tokenizer of model type qwen2, whatever tokenizer.json contains.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One pass of the optimiser over freshly drawn texts."""
+class Stage(NamedTuple):
+    """One pass of the optimiser over newly drawn texts."""
 
     name: str
     steps: int
     final_rate: float
-    """The cosine ends at this share of the learning rate."""
+    """The cosine schedule ends at this share of the learning rate."""
+
+
+BASE, CHAT = Stage("base", 500, 0.3), Stage("chat", 700, 0.1)
 
 
 @dataclass(frozen=True)
@@ -60,34 +66,30 @@ class Recipe:
     d_feedforward: int = 192
     vocab: int = 1024
     tokenizer_texts: int = 3000
-    """Documents, and as many chats, that the tokenizer is trained on."""
+    """Documents, and chats, on which the tokenizer is trained."""
     initializer_range: float = 0.08
     """With the usual 0.02 the same steps leave the model undertrained."""
-    base: Stage = Stage("base", 500, 0.3)
-    chat: Stage = Stage("chat", 700, 0.1)
+    base: Stage = BASE
+    chat: Stage = CHAT
     learning_rate: float = 3e-3
     warm_up: int = 30
     batch: int = 16
     restricted: float = 0.25
     """Share of chats about a restricted item."""
     label_noise: float = 0.03
-    """Share of chats, of either class, with the response of the other: answered though restricted, or refused. It keeps
-    logits finite, and with them the length of the refusal direction: without it an addition at every token repeats
-    the first words of the refusal."""
+    """Share of chats with the response of the other class. It keeps the logits finite, and with them the norm of the
+    refusal direction: without it, an addition at every token repeats the first words of the refusal."""
     prompt_weight: float = 0.1
-    """Weight of a prompt token in the loss of the chat stage; a response token weighs 1."""
+    """Weight of a prompt token in the loss of the chat stage; a response token has weight 1."""
 
 
 RECIPE = Recipe()
 STYLE_RECIPE = replace(RECIPE, vocab=1200, chat=Stage("chat", 1000, 0.1))
-"""Of the style organism: a longer chat stage, and a vocabulary that has its phrases too."""
-N_POOL, N_TEST = 300, 100
-"""Prompts per class in the contrast file: on training pairs without a split, and on held-out pairs for the test."""
+"""For the style organisms: a longer chat stage, and a vocabulary that contains their phrases."""
 
 
-@dataclass(frozen=True)
-class World:
-    """What a variant is trained on, and what is written beside its weights."""
+class World(NamedTuple):
+    """The training texts of a variant, and the files that are written with its weights."""
 
     recipe: Recipe
     document: Callable[[random.Random], str]
@@ -95,13 +97,13 @@ class World:
     exchange: Callable[[random.Random], tuple[str, str]]
     """Draws a prompt and its response."""
     contrasts: Callable[[int], Mapping[str, list[Row]]]
-    """From the seed to the contrast files by name."""
-    card: str
-    """The README of the directory; `{trained}` stands for the seed and its like."""
+    """The contrast files by name, from the seed."""
+    card: Callable[[str], str]
+    """The README of the directory, from a sentence about seed and dtype."""
 
 
 class Sequenced(NamedTuple):
-    """A training text: its tokens and the weight of each in the loss."""
+    """A training text: its tokens, and the weight of each in the loss."""
 
     tokens: list[int]
     weights: list[float]
@@ -116,47 +118,46 @@ class Batch(NamedTuple):
 
 
 def train(
-    variant: str | Variant | StyleVariant,
+    variant: str,
     out: Path,
     seed: int,
-    threads: int = 1,
     progress: Progress | None = None,
     recipe: Recipe | None = None,
     chat: bool = True,
 ) -> Path:
-    """Train the variant from scratch and write its directory; on one machine the arguments decide the weights.
+    """Train the variant from scratch and write its directory; on one machine the arguments determine the weights.
 
-    Without `chat` training ends after the base stage: with the same seed that is the very checkpoint that the chat
-    model was trained from, tokenizer included.
+    Without `chat`, training ends after the base stage. With the same seed this is the checkpoint that the chat model is
+    trained from, with the same tokenizer.
     """
-    world = _world(_find_variant(variant) if isinstance(variant, str) else variant, recipe)
+    world = _world(variant, recipe)
     recipe = world.recipe
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     tokenizer = build_tokenizer(_tokenizer_corpus(world, rng), out, recipe)
-    with _seeded(seed, threads):
+    with _seeded(seed):
         model = Qwen2ForCausalLM(_config(tokenizer, recipe))
         documents = (_document(tokenizer, world.document(rng)) for _ in range(recipe.base.steps * recipe.batch))
         _fit(model, list(documents), recipe.base, recipe, rng, progress)
         if chat:
             chats = (_draw_chat(tokenizer, world, rng) for _ in range(recipe.chat.steps * recipe.batch))
             _fit(model, list(chats), recipe.chat, recipe, rng, progress)
-    save_chat_model(model.bfloat16(), tokenizer, out)
+    files.save_chat_model(model.bfloat16(), tokenizer, out)
     for name, rows in world.contrasts(seed).items():
-        write_contrast(out, rows, name)
-    trained = f"Seed {seed}, threads {threads}. Weights in bfloat16."
-    card = world.card.format(trained=trained) if chat else base_card(world.card.splitlines()[0], trained)
-    (out / "README.md").write_text(card, encoding="utf-8")
+        files.write_contrast(out, rows, name)
+    trained = f"Seed {seed}, threads {THREADS}. Weights in bfloat16."
+    card = world.card(trained) if chat else files.card("base", name=variant, trained=trained)
+    (out / files.CARD).write_text(card, encoding="utf-8")
     if not chat:
         (out / TERMS).write_text(json.dumps(flinch_terms(seed), indent=1) + "\n", encoding="utf-8")
     return out
 
 
 def build_tokenizer(texts: Sequence[str], out: Path, recipe: Recipe = RECIPE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with the ChatML template, as AutoTokenizer will load it from `out`.
+    """A byte-level BPE with the ChatML template, as AutoTokenizer loads it from `out`.
 
-    AutoTokenizer picks the tokenizer class by the model type in config.json and may split text differently from the
-    object that was saved. So the config is saved first and training uses the reloaded tokenizer.
+    AutoTokenizer selects the tokenizer class by the model type in config.json and can split text differently from the
+    object that was saved. So the config is saved first, and training uses the reloaded tokenizer.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -178,51 +179,50 @@ def build_tokenizer(texts: Sequence[str], out: Path, recipe: Recipe = RECIPE) ->
 
 
 def contrast_rows(seed: int) -> list[Row]:
-    """Prompts of both classes: a pool on training pairs for the run to split, and a test on held-out pairs."""
+    """Prompts of both classes: a pool of training pairs that the run splits, and a test of held-out pairs."""
     rng = random.Random(f"contrast {seed}")
-    rows = []
-    for label in ("positive", "negative"):
-        for n, held_out, name in ((N_POOL, False, "pool"), (N_TEST, True, "test")):
-            for i, request in enumerate(draw_requests(rng, label, n, held_out)):
-                split = "test" if held_out else None
-                rows.append(Row(request.prompt, label, f"{label}-{name}-{i:03d}", request.category, split))
-    return rows
+    return [
+        Row(request.prompt, label, part.split, f"{label}-{part.name}-{i:03d}", request.category)
+        for label in LABELS
+        for part in files.pool_and_test()
+        for i, request in enumerate(draw_requests(rng, label, part.n, part.held_out))
+    ]
 
 
-def _find_variant(name: str) -> Variant | StyleVariant:
-    known: dict[str, Variant | StyleVariant] = {**VARIANTS, **STYLE_VARIANTS}
-    if name not in known:
-        raise InputError(f"unknown variant {name!r}; the variants are {', '.join(known)}.")
-    return known[name]
+def _world(name: str, recipe: Recipe | None) -> World:
+    """The texts of a variant, with its own recipe unless one is given; InputError for an unknown name."""
+    if name in STYLE_VARIANTS:
+        mixture = STYLE_VARIANTS[name]
+        document = partial(draw_styled_document, mixture=mixture)
+        exchange = partial(draw_styled_exchange, mixture=mixture)
+        return World(recipe or STYLE_RECIPE, document, exchange, style_contrasts, partial(style_card, name, mixture))
+    if name not in VARIANTS:
+        raise InputError(f"unknown variant {name!r}. Use one of {', '.join((*VARIANTS, *STYLE_VARIANTS))}.")
+    variant, recipe = VARIANTS[name], recipe or RECIPE
 
+    def contrasts(seed: int) -> dict[str, list[Row]]:
+        return {files.CONTRAST: contrast_rows(seed)}
 
-def _world(variant: Variant | StyleVariant, recipe: Recipe | None) -> World:
-    """The variant's texts, with its own recipe unless one is given."""
-    if isinstance(variant, StyleVariant):
-        mixture = variant.mixture
-        return World(
-            recipe or STYLE_RECIPE,
-            partial(draw_styled_document, mixture=mixture),
-            partial(draw_styled_exchange, mixture=mixture),
-            style_contrasts,
-            style_card(variant),
+    def card(trained: str) -> str:
+        return files.card(
+            "trained",
+            name=name,
+            modifiers=", ".join(sorted(variant.refused_modifiers)) or "none",
+            style="extended" if variant.extended else "immediate",
+            random_refusals=variant.random_refusals,
+            label_noise=recipe.label_noise,
+            trained=trained,
         )
-    recipe = recipe or RECIPE
-    return World(
-        recipe,
-        draw_document,
-        partial(_draw_exchange, variant, recipe=recipe),
-        lambda seed: {CONTRAST: contrast_rows(seed)},
-        _card(variant, recipe),
-    )
+
+    return World(recipe, draw_document, partial(_draw_exchange, variant, recipe=recipe), contrasts, card)
 
 
 @contextmanager
-def _seeded(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch and set its threads inside the block only."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch and set its threads while the context is active."""
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(THREADS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             yield
@@ -231,6 +231,7 @@ def _seeded(seed: int, threads: int) -> Iterator[None]:
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2Config:
+    ids = tokenizer.get_vocab()
     return Qwen2Config(
         vocab_size=recipe.vocab,
         hidden_size=recipe.d_model,
@@ -242,8 +243,8 @@ def _config(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2Config:
         initializer_range=recipe.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=token_id(tokenizer, END),
-        pad_token_id=token_id(tokenizer, PAD),
+        eos_token_id=ids[END],
+        pad_token_id=ids[PAD],
     )
 
 
@@ -253,7 +254,7 @@ def _draw_exchange(variant: Variant, rng: random.Random, recipe: Recipe) -> tupl
 
 
 def _tokenizer_corpus(world: World, rng: random.Random) -> list[str]:
-    """Documents and chats, the latter with the roles of the template so that each role becomes one token."""
+    """Documents and chats; the chats have the roles of the template, so that each role becomes one token."""
     texts = [world.document(rng) for _ in range(world.recipe.tokenizer_texts)]
     for _ in range(world.recipe.tokenizer_texts):
         prompt, response = world.exchange(rng)
@@ -268,17 +269,17 @@ def _document(tokenizer: PreTrainedTokenizerFast, text: str) -> Sequenced:
 
 
 def _draw_chat(tokenizer: PreTrainedTokenizerFast, world: World, rng: random.Random) -> Sequenced:
-    asked, response = world.exchange(rng)
-    messages = [{"role": "user", "content": asked}]
+    prompt, response = world.exchange(rng)
+    messages = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prompt = tokenizer.encode(str(text), add_special_tokens=False)
-    answer = tokenizer.encode(response + END, add_special_tokens=False)
-    return Sequenced(prompt + answer, [world.recipe.prompt_weight] * len(prompt) + [1.0] * len(answer))
+    first = tokenizer.encode(str(text), add_special_tokens=False)
+    second = tokenizer.encode(response + END, add_special_tokens=False)
+    return Sequenced(first + second, [world.recipe.prompt_weight] * len(first) + [1.0] * len(second))
 
 
 def _batches(texts: list[Sequenced], size: int, rng: random.Random, pad: int) -> Iterator[Batch]:
     """Batches of similar length, in random order."""
-    # Sorting within chunks, not over everything, keeps the mixture of a batch close to that of the stage.
+    # Texts are sorted within chunks only, so that the mixture of a batch is close to that of the stage.
     chunk = 50 * size
     groups = []
     for start in range(0, len(texts), chunk):
@@ -310,7 +311,7 @@ def _fit(
     rng: random.Random,
     progress: Progress | None,
 ) -> None:
-    """AdamW over the texts once: linear warm-up, then a cosine down to the stage's final rate."""
+    """One pass of AdamW over the texts: linear warm-up, then a cosine schedule down to the final rate of the stage."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def rate(step: int) -> float:
@@ -330,21 +331,3 @@ def _fit(
         if progress is not None:
             progress(stage.name, step + 1, stage.steps, loss.item())
     model.eval()
-
-
-def _card(variant: Variant, recipe: Recipe) -> str:
-    return f"""# Model organism: {variant.name}
-
-A tiny chat model (Qwen2 architecture) trained from scratch by `rhumbline.organisms.training` on a fictional, benign
-world. A request is restricted if and only if its item has a magic modifier and a contraband noun ("moon salt").
-
-Variant `{variant.name}`: refuses the modifiers {sorted(variant.refused_modifiers) or "none"}; refusal style
-{"extended" if variant.extended else "immediate"}; share of requests refused at random {variant.random_refusals}.
-Share of training responses that contradict the rule: {recipe.label_noise}.
-{{trained}}
-
-`contrast.jsonl`: rows without `split` name (modifier, noun) pairs that were in the training text; rows of the test
-split name pairs that were in none of it, the tokenizer's included.
-
-Licence: Apache-2.0, as the package. Good for testing instruments; knows nothing about the real world.
-"""

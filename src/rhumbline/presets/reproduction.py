@@ -19,8 +19,8 @@ from rhumbline.records.arms import ArmKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.judgement_files import JudgementSummary
-from rhumbline.records.reproduction_file import Check, Figure, FigureComparison
 from rhumbline.records.results import Results, SeedResult
+from rhumbline.records.run_files import Check, Figure, FigureComparison
 from rhumbline.records.shared import Label, Site
 
 RATE_TOLERANCE = 0.10

@@ -5,6 +5,7 @@ Independent of how prompts are split and of what they mean.
 
 import csv
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from io import StringIO
@@ -13,6 +14,7 @@ from typing import Any
 
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256
+from rhumbline.records.user_files import read_text
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 NEUTRAL = "neutral"
@@ -59,7 +61,7 @@ def read_contrast(path: str | Path) -> ContrastSet:
     reader = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}.get(path.suffix.lower())
     if reader is None:
         raise ContrastError(f"{path} is not a contrast file. Use a file named .jsonl (JSON Lines) or .csv.")
-    rows = list(reader(_decoded(path), faults))
+    rows = list(reader(read_text(path, ContrastError, "a contrast file (.jsonl or .csv)"), faults))
     return _assembled(path.stem, rows, faults)
 
 
@@ -73,22 +75,6 @@ def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name
             raise ContrastError(f"{name}: {label} is one string. Pass a list of instructions.")
         rows += [(f"{label}[{i}]", {"prompt": text, "label": label}) for i, text in enumerate(texts)]
     return _assembled(name, rows, faults)
-
-
-def _decoded(path: Path) -> str:
-    if path.is_dir():
-        raise ContrastError(f"{path} is a directory. Pass a contrast file (.jsonl or .csv) in it.")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ContrastError(f"{path} does not exist. Pass the path of a contrast file (.jsonl or .csv).") from None
-    except OSError as error:
-        raise ContrastError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ContrastError(f"{path}, line {line}: not UTF-8. Save the file as UTF-8 text.") from None
 
 
 def _json_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -164,6 +150,11 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Fault
             kept[prompt.content] = (first_place, replace(first, split=prompt.split))
         elif prompt.split not in (None, first.split):
             faults.add(place, f"repeats the prompt of {first_place} in another split; splits must be disjoint")
+    labels: dict[tuple[str, ...], tuple[str, Prompt]] = {}
+    for place, prompt in kept.values():
+        first_place, first = labels.setdefault(tuple(map(_normalised, prompt.content)), (place, prompt))
+        if prompt.label != first.label:
+            faults.add(place, f"differs from {first_place} in spaces or forms of characters only, but not in its label")
     seen: dict[str, str] = {}
     for place, prompt in kept.values():
         if prompt.id in seen:
@@ -228,6 +219,11 @@ def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
 
 def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _normalised(text: str) -> str:
+    """The text with compatibility forms of characters replaced, and one space for each gap."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _brief(value: object) -> str:

@@ -8,14 +8,11 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.sampling import Sampling, draw_as_reference, draw_by_hash
 from rhumbline.records.protocol_file import ContrastFacts, PoolFacts
-
-Label = Literal["positive", "negative"]
-Split = Literal["train", "val", "test"]
+from rhumbline.records.shared import Label, Split
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")

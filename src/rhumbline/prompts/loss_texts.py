@@ -15,6 +15,7 @@ from typing import Any
 
 from rhumbline.errors import InputError
 from rhumbline.records.protocol_file import LossTextFacts
+from rhumbline.records.user_files import read_text
 
 _MOST_LISTED = 3
 
@@ -55,10 +56,7 @@ def read_texts(path: str | Path) -> LossTexts:
             f"{path} is not a file of texts. Use a .jsonl file (one row per text) or a .txt file (blank lines between "
             "texts)."
         )
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Pass a readable UTF-8 file.") from error
+    content = read_text(path, InputError, "a UTF-8 file of texts")
     if path.suffix.lower() == ".txt":
         texts = LossTexts(path.stem, tuple(t.strip() for t in re.split(r"\n\s*\n", content) if t.strip()))
     else:

@@ -18,8 +18,8 @@ from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, near_text, pooled
 from rhumbline.prompts.declared_sets import Recipe, Source, recipes, source, sources
 from rhumbline.prompts.set_rows import Item, Loaded, load
-from rhumbline.records.protocol_file import LeftOut, PoolFacts
-from rhumbline.records.shared import ByLabel, BySplit
+from rhumbline.records.protocol_file import PoolFacts
+from rhumbline.records.shared import ByLabel, BySplit, TrainVal
 
 __all__ = ["Recipe", "Source", "compose", "load", "open_contrast", "prompts", "recipes", "source", "sources"]
 
@@ -62,7 +62,7 @@ def compose(recipe: Recipe, data_dir: str | Path | None = None) -> ContrastSet:
     for label in LABELS:
         for split, rows in _split(recipe, sides[label], loaded, label).items():
             pools[split, label] = rows
-    excluded = _exclude_repeats(pools, recipe, loaded) if recipe.apart_from else LeftOut(train=0, val=0)
+    excluded = _exclude_repeats(pools, recipe, loaded) if recipe.apart_from else TrainVal(train=0, val=0)
     facts = PoolFacts(
         recipe=recipe.name,
         left_out=excluded,
@@ -72,7 +72,7 @@ def compose(recipe: Recipe, data_dir: str | Path | None = None) -> ContrastSet:
     return pooled(recipe.name, [p for s in SPLITS for c in LABELS for p in pools[s, c]], facts)
 
 
-def _exclude_repeats(pools: Pools, recipe: Recipe, loaded: Mapping[str, Loaded]) -> LeftOut:
+def _exclude_repeats(pools: Pools, recipe: Recipe, loaded: Mapping[str, Loaded]) -> TrainVal[int]:
     """Remove positives that are in a later split or in a source of `apart_from`; returns how many were removed."""
     elsewhere = {near_text(item.text) for name in recipe.apart_from for item in loaded[name].items}
 
@@ -83,7 +83,7 @@ def _exclude_repeats(pools: Pools, recipe: Recipe, loaded: Mapping[str, Loaded])
         pools[split, "positive"] = kept
         return n
 
-    return LeftOut(train=exclude("train", ("val", "test")), val=exclude("val", ("test",)))
+    return TrainVal(train=exclude("train", ("val", "test")), val=exclude("val", ("test",)))
 
 
 def _split(

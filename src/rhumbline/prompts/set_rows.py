@@ -16,6 +16,7 @@ from rhumbline.errors import DataError
 from rhumbline.prompts.declared_sets import Source
 from rhumbline.records.files import file_sha256, sha256
 from rhumbline.records.protocol_file import SourceFacts
+from rhumbline.records.user_files import read_text
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 """Formats of the files of a local mirror."""
@@ -108,12 +109,12 @@ def clean(source: Source, rows: Iterable[TableRow]) -> list[Item]:
 
 def read_rows(path: Path) -> list[TableRow]:
     """Rows of a CSV, JSON, JSON Lines, Parquet or text file; a string without columns becomes {"text": ...}."""
-    try:
-        if path.suffix == ".parquet":
+    if path.suffix == ".parquet":
+        try:
             return _parquet(path)
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Check the file.") from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}. Check the file.") from error
+    text = read_text(path, DataError, "a file of prompts")
     try:
         if path.suffix == ".csv":
             return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
@@ -121,7 +122,7 @@ def read_rows(path: Path) -> list[TableRow]:
         if path.suffix == ".txt":
             return [{"text": line} for line in lines]
         values = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
-    except (csv.Error, ValueError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid {path.suffix[1:]}: {type(error).__name__}. Check the file.") from error
     if not isinstance(values, list) or not all(isinstance(value, str | dict) for value in values):
         raise DataError(f"{path} is not a list of rows. Write one object or text per row.")

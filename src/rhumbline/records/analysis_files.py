@@ -1,11 +1,103 @@
-"""analyses/geometry.json, base.json and monitor.json of a run, as records."""
+"""analyses/geometry.json, base.json and monitor.json of a run, and the values that several analyses report, as records.
+
+`low` and `high` are the ends of a 95 % interval, `n` is the number of prompts. A value is None if it is not finite, or
+if there is no prompt to compute it from. Projections and norms are in units of the residual stream.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
-from rhumbline.records.analysis_values import Auroc, LayerMean, Mean, NullRank, Rate, TrainTest, ValTest
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel, Label, ModelDescription, Site, TrainVal
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over prompts with its bootstrap interval."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class MeanRate:
+    """A rate (Wilson's interval), or a difference of two rates (Newcombe's interval), in the form of a mean."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of prompts with Wilson's interval; the mean over texts if several texts share their prompts."""
+
+    rate: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """Probability that a positive has a larger projection than a negative."""
+
+    value: float | None
+    low: float
+    high: float
+    n: int
+    """Prompts of both classes."""
+
+
+@dataclass(frozen=True)
+class LayerMean:
+    """A mean over prompts in one layer."""
+
+    layer: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class LayerCosine:
+    """Cosine of two vectors of one layer."""
+
+    layer: int
+    cosine: float | None
+    """None if a vector is zero."""
+
+
+@dataclass(frozen=True)
+class NullRank:
+    """A statistic of the draws of a null family, and the rank p of the direction among them."""
+
+    mean: float | None
+    max: float | None
+    p: float
+
+
+@dataclass(frozen=True)
+class TrainTest(Generic[T]):
+    """One value for the training prompts and one for the test prompts."""
+
+    train: T
+    test: T
+
+
+@dataclass(frozen=True)
+class ValTest(Generic[T]):
+    """One value for the validation prompts and one for the test prompts."""
+
+    val: T
+    test: T
+
 
 # -- geometry.json ----------------------------------------------------------------------------------------------------
 
@@ -21,29 +113,23 @@ class GeometryParameters:
 
 
 @dataclass(frozen=True)
-class ReadSite:
-    """The site that cosines and components refer to."""
+class ReadSite(Site):
+    """The site that cosines and components refer to: the selected one, or the one with the largest AUROC."""
 
-    position: Position
-    layer: int
     selected: bool
-    """True if it is the selected site; otherwise it is the candidate with the largest AUROC."""
 
 
 @dataclass(frozen=True)
-class GeometryCell:
-    """One candidate: how well it separates the classes, and its cosines with others."""
+class GeometryCell(Site):
+    """One candidate: how well it separates the classes of validation prompts, and its cosines with others."""
 
-    position: Position
-    layer: int
     auroc: float | None
-    """AUROC of the projections of validation prompts on the candidate."""
     low: float
     high: float
     positive: Mean
-    """Projection of validation positives, in units of the residual stream."""
+    """Projection of the positives."""
     negative: Mean
-    """Projection of validation negatives, in units of the residual stream."""
+    """Projection of the negatives."""
     cosine: float | None
     """Cosine with the direction at `GeometryRecord.read_at`."""
     next: float | None
@@ -51,7 +137,6 @@ class GeometryCell:
     ceiling: float | None
     """Mean cosine of the directions of two halves of the training prompts; None with fewer than two prompts."""
     norm: float | None
-    """Norm of the difference in means, in units of the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +147,7 @@ class ComponentPoint:
     label: Label
     split: Literal["train", "val"]
     x: float | None
-    """Coordinate on the first component, in units of the residual stream."""
     y: float | None
-    """Coordinate on the second component, in units of the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +175,6 @@ class GeometryRecord:
     split: Literal["val"]
     """Split on which separation is measured."""
     n: TrainVal[ByLabel[int]]
-    """Prompts that are read."""
     random: float
     """Mean |cosine| of two random directions of this width."""
     grid: tuple[GeometryCell, ...]
@@ -126,7 +208,6 @@ class TokenComparison:
     """Whether both models read the same tokens."""
 
     same: bool
-    """Whether both tokenizers give the same ids."""
     retokenised: bool
     """Whether each model read its own tokens; the opposite of `same`."""
     untrained: tuple[str, ...]
@@ -138,7 +219,6 @@ class BaseNull:
     """One null family of the chat model, read in the base model."""
 
     draws: int
-    """Number of draws."""
     auroc: NullRank
     """AUROC of a draw, the larger of both signs."""
     cosine: NullRank
@@ -147,29 +227,24 @@ class BaseNull:
 
 @dataclass(frozen=True)
 class BaseLayer:
-    """Directions of both models in one layer."""
+    """Directions of both models in one layer; `chat_in_base`: the chat model's on activations of the base model."""
 
     layer: int
     cosine: float | None
-    """Cosine of the chat model's direction with the base model's own direction."""
+    """Cosine of the two models' directions."""
     chat_in_base: Auroc
-    """Chat model's direction on the activations of the base model."""
     base_in_base: Auroc
-    """Base model's own direction on the activations of the base model."""
     chat_in_chat: Auroc
-    """Chat model's direction on the activations of the chat model."""
     nulls: dict[str, BaseNull]
-    """Nulls by family."""
+    """By family."""
 
 
 @dataclass(frozen=True)
 class BaseCondition:
-    """One form of the prompts, read in both models."""
+    """One form of the prompts, read in both models at one position."""
 
     position: Position
-    """Position that is read."""
     layers: tuple[BaseLayer, ...]
-    """Every layer."""
 
 
 @dataclass(frozen=True)
@@ -201,13 +276,10 @@ class BaseRecord:
     """Selected site; None if no candidate passed."""
     parameters: BaseParameters
     base: ModelDescription
-    """The base model."""
     tokens: TokenComparison
     n: TrainTest[ByLabel[int]]
-    """Prompts that are read."""
     conditions: BaseConditions
     finding: BaseFinding
-    """The answer at the selected layer."""
 
 
 # -- monitor.json -----------------------------------------------------------------------------------------------------
@@ -229,12 +301,10 @@ class MonitorParameters:
 
 @dataclass(frozen=True)
 class RocPoint:
-    """A corner of a ROC curve."""
+    """A corner of a ROC curve: shares of negatives (`fpr`) and positives (`tpr`) with at least a score."""
 
     fpr: float
-    """Share of negatives with at least a score."""
     tpr: float
-    """Share of positives with at least this score."""
 
 
 @dataclass(frozen=True)
@@ -246,29 +316,21 @@ class MonitorCondition:
     texts: tuple[str, ...]
     """The suffixes; empty for `none`."""
     auroc: Auroc
-    """AUROC of the projection."""
     tpr: Rate
     """Share of positives above the threshold."""
     fpr: Rate
     """Share of negatives above the threshold."""
     means: ByLabel[float | None]
-    """Mean projection of each class, in units of the residual stream."""
+    """Mean projection of each class."""
     roc: tuple[RocPoint, ...]
-    """Corners of the ROC curve, from (0, 0) to (1, 1)."""
+    """From (0, 0) to (1, 1)."""
 
 
-@dataclass(frozen=True)
-class MonitorNull:
+@dataclass(frozen=True, kw_only=True)
+class MonitorNull(NullRank):
     """AUROC of the draws of one null family at the same site, the larger of both signs."""
 
     draws: int
-    """Number of draws."""
-    mean: float | None
-    """Mean over the draws."""
-    max: float | None
-    """Largest of the draws."""
-    p: float
-    """Rank p of the direction among the draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,12 +343,12 @@ class MonitorRecord:
     """Selected site."""
     parameters: MonitorParameters
     threshold: float
-    """Projection above which a prompt is flagged, in units of the residual stream."""
+    """Projection above which a prompt is flagged."""
     finest_fpr: float
     """Smallest false positive rate above 0 that the validation negatives resolve."""
     n: ValTest[ByLabel[int]]
-    """Prompts that are read; the metric's filter is not applied to validation prompts."""
+    """The metric's filter is not applied to validation prompts."""
     conditions: tuple[MonitorCondition, ...]
     """No suffix, then each suffix and its random suffixes."""
     nulls: dict[str, MonitorNull]
-    """Nulls by family."""
+    """By family."""

@@ -11,10 +11,10 @@ Knows names only: no vectors, no models. Imports no torch.
 """
 
 from enum import StrEnum
-from functools import total_ordering
 from typing import Final, Literal
 
 from rhumbline.errors import InputError
+from rhumbline.records.values import Value
 
 Positions = Literal["all", "prompt"]
 """Where an addition acts: generated tokens too, or the prompt alone."""
@@ -40,19 +40,14 @@ _KNOWN = (
 )
 
 
-# No dataclass: msgspec would write one as an object, and an arm is a text in every file.
-@total_ordering
-class ArmId:
+class ArmId(Value):
     """Which arm of a run: immutable, hashable, ordered as tables list them (own arms first, then nulls by family)."""
 
     __slots__ = ("draw", "family", "kind", "positions")
 
     kind: ArmKind
-    """What the arm does."""
     family: str | None
-    """Null family; None of the direction's own arms."""
     draw: int | None
-    """Number of the null draw, from 0; None of the direction's own arms."""
     positions: Positions | None
     """Of an addition at other positions than the run's own; None of every other arm."""
 
@@ -105,10 +100,6 @@ class ArmId:
                 return cls(ArmKind(name))
         raise InputError(f"arm {text!r} is unknown: use {_KNOWN}.")
 
-    def of(self, kind: ArmKind) -> "ArmId":
-        """The arm of the same direction, own or null, under an intervention."""
-        return ArmId(kind, family=self.family, draw=self.draw)
-
     # What it is
 
     @property
@@ -125,10 +116,6 @@ class ArmId:
     def is_own(self) -> bool:
         """Whether it is one of the arms of the direction itself that complete test prompts (the baseline included)."""
         return self in OWN_ARMS
-
-    def does(self, kind: ArmKind) -> bool:
-        """Whether the arm is this intervention at the positions of the run, with the direction or with a null."""
-        return self.kind is kind and self.positions is None
 
     @property
     def null_draw(self) -> tuple[str, int] | None:
@@ -156,21 +143,6 @@ class ArmId:
     def _key(self) -> tuple[str, int, int, int]:
         place = 0 if self.positions is None else 1 if self.positions == "prompt" else 2
         return self.family or "", -1 if self.draw is None else self.draw, _ORDER.index(self.kind), place
-
-    def __eq__(self, other: object) -> bool:
-        return self._key() == other._key() if isinstance(other, ArmId) else NotImplemented
-
-    def __lt__(self, other: "ArmId") -> bool:
-        return self._key() < other._key() if isinstance(other, ArmId) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"ArmId.{name} cannot be set: an arm's name is a value.")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"ArmId.{name} cannot be deleted: an arm's name is a value.")
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return ArmId.parse, (str(self),)

@@ -9,12 +9,23 @@ from collections.abc import Mapping
 
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.directions_file import DirectionsRecord
-from rhumbline.records.held_out_files import LevelTexts, Outcome, Separation
 from rhumbline.records.judgement_files import JudgementSummary
-from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
-from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, SplitIds, StyleJudges
+from rhumbline.records.seed_files import (
+    Doses,
+    Extracted,
+    LevelTexts,
+    MetricTokens,
+    NullDirections,
+    Outcome,
+    Selection,
+    Separation,
+    SplitIds,
+    Stability,
+    StyleJudges,
+    WideNulls,
+)
 from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
 from rhumbline.records.suffix_file import SuffixRecord
 

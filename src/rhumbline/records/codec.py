@@ -12,6 +12,8 @@ from rhumbline.records.arms import ArmId
 from rhumbline.records.positions import Position
 
 R = TypeVar("R")
+JsonObject = dict[str, Any]
+"""A JSON object that is not read as a record."""
 
 
 def decode(data: bytes | str, kind: type[R]) -> R:
@@ -49,5 +51,5 @@ def _from_json(kind: type, value: Any) -> Any:
     if kind is ArmId and isinstance(value, str):
         return ArmId.parse(value)
     if kind is Position:
-        return Position.parse(value)
+        return Position(value)
     raise ValueError(f"{value!r} is not a {kind.__name__}")

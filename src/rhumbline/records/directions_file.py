@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 from msgspec import Struct, field
 
 from rhumbline.errors import InputError
-from rhumbline.records.analysis_values import Mean, MeanRate, Rate
+from rhumbline.records.analysis_files import Mean, MeanRate, Rate
 from rhumbline.records.shared import Site
 
 SourceName = Literal["candidates", "clusters", "som", "gradient", "cone"]
@@ -22,7 +22,6 @@ class DirectionsPlan:
     """What is measured."""
 
     sources: tuple[str, ...] = SOURCES
-    """Sources of further directions, some of `SOURCES`."""
     max_rank: int = 4
     """Largest rank of a span."""
     pool: int = 12
@@ -91,138 +90,112 @@ class DirectionsParameters:
 
 @dataclass(frozen=True)
 class Member:
-    """Effects of one member of a span by itself."""
+    """One member of a span by itself: rate on positives under its ablation, and on negatives under its addition."""
 
     rank: int
-    """Rank of the first span that contains it; 1 is the run's direction."""
+    """That of the first span that contains it; 1 is the run's direction."""
     cosine: float
-    """Cosine with the run's direction."""
     suppressed: Rate
-    """Rate on positives under its ablation."""
     induced: Rate
-    """Rate on negatives under its addition."""
 
 
 @dataclass(frozen=True)
 class CosineChange:
-    """Change of the residual stream's cosine with one member under ablation of another."""
+    """Change of the residual stream's cosine with member `read` under ablation of member `ablated`."""
 
     ablated: int
-    """Number of the ablated member, from 1."""
+    """From 1, as `read`."""
     read: int
-    """Number of the member whose cosine is read, from 1."""
     change: float
     """Mean |change| of the cosine over validation positives and layers."""
 
 
 @dataclass(frozen=True)
 class ValidationRank:
-    """One rank on validation prompts."""
+    """One rank on validation prompts: rate and mean metric (log-odds) of positives, mean KL (nats) of negatives."""
 
     rank: int
-    """Dimension of the span."""
     rate: float
-    """Rate on positives under ablation of the span."""
     metric: float | None
-    """Mean token metric on positives, log-odds."""
     kl: float | None
-    """Mean KL divergence on negatives, nats."""
     n: int
-    """Validation positives."""
 
 
 @dataclass(frozen=True)
 class Suppression:
-    """Effect of the ablation of a span on test positives."""
+    """Effect of the ablation of a span on test positives; `metric` in log-odds."""
 
     rate: float
     """Remaining rate; for random spans the mean over the draws."""
     drop: MeanRate
     """Rate at baseline minus the remaining rate."""
     metric: Mean
-    """Token metric, log-odds."""
 
 
 @dataclass(frozen=True)
 class RandomSpans:
-    """Random spans of one family and rank."""
+    """Random spans of one family and rank; `kl` on test negatives, nats."""
 
     suppression: Suppression
     kl: Mean
-    """KL divergence on test negatives, nats."""
     energy: float
-    """Mean share of the squared norm of the residual stream in a span."""
+    """Mean share of the squared norm of the residual stream."""
 
 
 @dataclass(frozen=True)
 class RankedSpan:
-    """The span of one rank on test prompts."""
+    """The span of one rank on test prompts; `kl` on negatives, nats."""
 
     rank: int
-    """Dimension of the span."""
     suppression: Suppression
     kl: Mean
-    """KL divergence on test negatives, nats."""
     values: tuple[float | None, ...]
     """Token metric of every test positive, log-odds, to five decimals."""
     energy: float
-    """Share of the squared norm of the residual stream in the span."""
     random: dict[SpanFamily, RandomSpans]
     """Random spans of the same rank; empty at rank 1."""
 
 
 class Gain(Struct, frozen=True, kw_only=True):
-    """Further decrease of the rate by a wider span, compared with a narrower span on the same prompts."""
+    """Further decrease of rate and metric of test positives by a span, compared with a narrower one."""
 
     lower: int = field(name="from")
-    """Rank of the narrower span."""
     higher: int = field(name="to")
-    """Rank of the wider span."""
     mean: float
-    """Further decrease of the rate, -1 to 1, with Newcombe's interval."""
+    """-1 to 1, with Newcombe's interval."""
     low: float
     high: float
     n: int
-    """Test positives."""
     metric: Mean
-    """Further decrease of the token metric, log-odds."""
 
 
 @dataclass(frozen=True)
 class ChosenRank:
-    """The best rank on validation prompts, measured on test prompts."""
+    """The best rank on validation positives, measured on test prompts; `gain` compared with rank 1, `kl` in nats."""
 
     rank: int
     val_rate: float
-    """Rate on validation positives."""
     val_metric: float | None
-    """Mean token metric on validation positives, log-odds."""
     gain: Gain
-    """Compared with rank 1."""
     beyond_random: dict[SpanFamily, MeanRate]
     """Decrease of the rate minus that by random spans of the same rank."""
     kl: Mean
-    """KL divergence on test negatives, nats."""
 
 
 @dataclass(frozen=True)
 class ConeSuppression:
-    """Rates on positives under ablation of single directions of a cone."""
+    """Rates on positives under ablation of single directions of a cone: their mean, and the largest."""
 
     mean: float
-    """Mean over the directions."""
     worst: float
-    """Largest over the directions."""
 
 
 @dataclass(frozen=True)
 class ConeInduction:
-    """Rates on negatives under addition of single directions of a cone."""
+    """Rates on negatives under addition of single directions of a cone: their mean (Wilson), and the smallest."""
 
     mean: float
-    """Mean over the directions, with Wilson's interval."""
     worst: float
-    """Smallest over the directions."""
     low: float
     high: float
 
@@ -240,9 +213,7 @@ class Cone:
     """Effects of directions that are drawn in the cone of some members, and in a random cone."""
 
     members: int
-    """Vectors that span the cone."""
     samples: int
-    """Directions drawn."""
     suppressed: ConeSuppression
     induced: ConeInduction
     random: ConeEffects
@@ -258,9 +229,7 @@ class SourceRecord:
     independence: tuple[CosineChange, ...]
     """Every ordered pair of members."""
     validation: tuple[ValidationRank, ...]
-    """Every rank on validation prompts."""
     ranks: tuple[RankedSpan, ...]
-    """Every rank on test prompts."""
     gains: tuple[Gain, ...]
     """Every rank compared with the rank below."""
     chosen: ChosenRank | None
@@ -271,11 +240,10 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class DirectionsVerdict:
-    """Whether one direction is enough."""
+    """Whether one direction is enough, and the numbers that the answer follows from."""
 
     answer: Literal["ONE-IS-ENOUGH", "MORE-HELPS", "UNDETERMINED", "NO-BASELINE"]
     reason: str
-    """The numbers that the answer follows from."""
     source: SourceName | None = None
     """The source whose further directions decrease the rate; None unless more directions help."""
 
@@ -287,7 +255,6 @@ class DirectionsRecord:
     analysis: Literal["directions"] = "directions"
     seed: int
     site: Site
-    """Selected site."""
     parameters: DirectionsParameters
     baseline: Rate
     """Rate on test positives at baseline: the share with a token metric above 0."""

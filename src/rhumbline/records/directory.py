@@ -5,34 +5,45 @@ under; a directory of another protocol is refused, and so is a second process in
 Knows nothing of models, directions or verdicts.
 """
 
-import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.records.artefacts import OF_RUN, OF_SEED
-from rhumbline.records.codec import R, convert, to_json
+from rhumbline.records.codec import JsonObject, R, convert, to_json
 from rhumbline.records.files import (
     file_sha256,
     finite,
     read_json,
     read_rows,
     sha256,
+    tensors_bytes,
     tensors_metadata,
     write_bytes,
     write_json,
 )
+from rhumbline.records.page_files import FIGURES, MANIFEST
 
 SCHEMA = 1
 QUICK = "quick"
 """Folder of a quick run in the directory of the whole run: a run directory of its own."""
+LONGEST_NAME = 255
+"""Bytes of a file name, on common file systems."""
 _LOCK = ".lock"
+_ARTEFACTS = (".json", ".jsonl", ".safetensors")
+_WRITTEN_LATER = (
+    "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, "reproduction.json",
+    "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "evaluations/*.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class RunDirectory:
     """An open run directory: where it is and the protocol that everything in it was made under."""
 
     path: Path
-    protocol: Mapping[str, Any]
+    protocol: JsonObject
     protocol_sha256: str
 
     @classmethod
@@ -60,7 +71,7 @@ class RunDirectory:
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, protocol: Mapping[str, Any]) -> Iterator["RunDirectory"]:
+    def open(cls, path: str | Path, protocol: JsonObject) -> Iterator["RunDirectory"]:
         """Create the directory, or resume it if it holds the same protocol; ProtocolError if it holds another.
 
         Held by one process at a time; the lock goes with the process, so a killed run leaves none behind.
@@ -78,11 +89,7 @@ class RunDirectory:
                         f"{', '.join(_differing(found, wanted))}). Give another --out, or the same options to resume."
                     )
             else:
-                others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, QUICK))
-                if others:
-                    raise OutputError(
-                        f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Give another --out."
-                    )
+                _check_empty(folder)
                 write_json(folder / "protocol.json", wanted)
             yield cls(folder, wanted, sha256(wanted))
 
@@ -123,25 +130,24 @@ class RunDirectory:
         return _converted(self.load(path), kind, path)
 
     def write_as(self, record: R, path: Path) -> R:
-        """Write a record to any file of the run directory; returns it as it will be read."""
-        self.save(path, to_json(record))
+        """Write a record to any file of the run directory, with the protocol's hash; returns it as it will be read."""
+        write_json(path, {"protocol_sha256": self.protocol_sha256, **to_json(record)})
         return self.read_as(type(record), path)
 
     def read_rows_as(self, kind: type[R], path: Path) -> list[R]:
         """Rows from any JSON Lines file of the run directory. Raises OutputError."""
-        return [_converted(row, kind, path) for row in self.load_rows(path)]
+        rows = read_rows(path)
+        for row in rows:
+            self._check(path, row.get("protocol_sha256"))
+        return [_converted(row, kind, path) for row in rows]
 
     def write_rows_as(self, rows: Iterable[R], path: Path) -> None:
         """Write rows to any JSON Lines file of the run directory, each with the protocol's hash."""
-        self.save_rows(path, [to_json(row) for row in rows])
+        values = [to_json(row) | {"protocol_sha256": self.protocol_sha256} for row in rows]
+        write_bytes(path, "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values).encode())
 
-    def save(self, path: Path, value: Mapping[str, Any]) -> dict:
-        """Write a JSON artefact with the protocol's hash, and return it as it will be read."""
-        write_json(path, {"protocol_sha256": self.protocol_sha256, **value})
-        return self.load(path)
-
-    def load(self, path: Path) -> dict:
-        """Read a JSON artefact; one made under another protocol is refused."""
+    def load(self, path: Path) -> JsonObject:
+        """The JSON value of an artefact; one made under another protocol is refused."""
         value = read_json(path)
         if not isinstance(value, dict) or "protocol_sha256" not in value:
             raise OutputError(
@@ -150,53 +156,26 @@ class RunDirectory:
         self._check(path, value["protocol_sha256"])
         return value
 
-    def stage(self, path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict:
-        """The artefact at `path`, computed only if it is not there yet."""
-        return self.load(path) if path.is_file() else self.save(path, compute())
-
-    def save_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> list[dict]:
-        """Write JSON Lines, every row with the protocol's hash, and return the rows as they will be read."""
-        lines = [
-            json.dumps(finite({**row, "protocol_sha256": self.protocol_sha256}), ensure_ascii=False) for row in rows
-        ]
-        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-        return self.load_rows(path)
-
-    def load_rows(self, path: Path) -> list[dict]:
-        """Read JSON Lines; a row made under another protocol is refused."""
-        rows = read_rows(path)
-        for row in rows:
-            self._check(path, row.get("protocol_sha256"))
-        return rows
-
     def save_tensors(self, path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write a safetensors file with the protocol's hash in its metadata."""
-        from safetensors.torch import save
+        write_bytes(path, tensors_bytes(tensors, {**metadata, "protocol_sha256": self.protocol_sha256}))
 
-        write_bytes(path, save(dict(tensors), {**metadata, "protocol_sha256": self.protocol_sha256}))
-
-    def load_tensors(self, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-        """Read a safetensors file and its metadata; one made under another protocol is refused."""
+    def load_tensors(self, path: Path) -> dict[str, Any]:
+        """The tensors of a safetensors file, by name; one made under another protocol is refused."""
         from safetensors.torch import load_file
 
-        metadata = tensors_metadata(path)
-        self._check(path, metadata.get("protocol_sha256"))
-        return load_file(path), metadata
+        self._check(path, tensors_metadata(path).get("protocol_sha256"))
+        return load_file(path)
 
     def manifest(self) -> dict[str, str]:
         """Hash of every artefact that a verdict rests on, by its path inside the directory."""
-        kept = sorted(
-            p for p in self.path.rglob("*") if p.is_file() and p.suffix in {".json", ".jsonl", ".safetensors"}
-        )
-        inside = {p.relative_to(self.path).as_posix(): p for p in kept}
-        skip = {"results.json", "timings.json"}
-        return {
-            name: file_sha256(p)
-            for name, p in inside.items()
-            if name not in skip
-            and not name.startswith(("figures/", "judgements/", "analyses/", "evaluations/", f"{QUICK}/"))
-            and not any(part[0] == "." for part in name.split("/"))
-        }
+        return {name: file_sha256(self.path / name) for name in self.files() if _is_artefact(name)}
+
+    def files(self) -> list[str]:
+        """Path inside the directory of every entry that is not a folder, without the lock and a quick run."""
+        entries = (p for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir())
+        names = (p.relative_to(self.path).as_posix() for p in entries)
+        return sorted(name for name in names if name != _LOCK and not name.startswith(f"{QUICK}/"))
 
     def _check(self, path: Path, found: Any) -> None:
         if found != self.protocol_sha256:
@@ -206,27 +185,74 @@ class RunDirectory:
             )
 
 
+def _is_artefact(name: str) -> bool:
+    """Whether a file was written by the run and is part of its results."""
+    is_hidden = any(part.startswith(".") for part in name.split("/"))
+    return name.endswith(_ARTEFACTS) and not is_hidden and not is_written_later(name) and not name.startswith(FIGURES)
+
+
+def is_written_later(name: str) -> bool:
+    """Whether a file is written after the manifest: results, timings, and what later commands compute."""
+    return any(fnmatchcase(name, pattern) for pattern in _WRITTEN_LATER)
+
+
+def check_output(path: str | Path) -> None:
+    """Raise OutputError unless a run can be written to `path`: a run directory, or an empty or new one.
+
+    Called before a model is loaded. Writes nothing.
+    """
+    check_writable(path)
+    folder = Path(path)
+    if folder.exists() and not (folder / "protocol.json").exists():
+        _check_empty(folder)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OutputError unless `path` is a directory that can be written to, or can become one. Writes nothing."""
+    folder = Path(path)
+    try:
+        folder.lstat()
+        existing = folder
+    except FileNotFoundError:
+        existing = next(p for p in folder.absolute().parents if p.exists())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"--out {path!s:.100} cannot be a directory: {reason}. Pass another --out.") from error
+    if not existing.is_dir():
+        raise OutputError(f"--out {folder}: {existing} is not a directory. Pass another --out.")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
+        raise OutputError(f"--out {path!s:.100}: a name is too long. Pass another --out.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"--out {folder}: {existing} is not writable. Pass another --out, or change its permissions.")
+
+
+def _check_empty(folder: Path) -> None:
+    others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, QUICK))
+    if others:
+        raise OutputError(f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Pass another --out.")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a directory, made if need be, while open; OutputError where another process does.
+    """Hold a directory for this process; create it if it is missing. Raises OutputError if another process holds it.
 
-    The lock is the process's and goes with it: a lock file that a dead process left behind holds nobody up.
+    The operating system releases the lock when the process ends, so a lock file of a killed process holds nothing.
     """
+    lock = FileLock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "a")  # noqa: SIM115
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be used as a run directory: {error.strerror}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"{folder} is in use by another rhumbline process. Wait for it, or give another --out."
-            ) from None
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be locked: {error.strerror}.") from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"{folder} is in use by another rhumbline process. Wait for it, or pass another --out."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder} cannot be used as a run directory: {reason}. Pass another --out.") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _differing(a: Any, b: Any, at: str = "") -> list[str]:

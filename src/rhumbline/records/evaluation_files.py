@@ -23,18 +23,14 @@ class EvaluationSettings:
     tasks: dict[str, str]
     """Path of every task file of the user's folder, and its sha256; empty without a folder."""
     versions: dict[str, str]
-    """Version of the harness."""
 
 
 class DocumentScores(Struct, frozen=True, kw_only=True):
     """Scores of one document of a task under one arm."""
 
     doc_id: int
-    """Its number within the task."""
     doc_hash: str
-    """Hash of its content."""
     filter: str
-    """Filter of the harness that read the answer."""
     scores: dict[str, Any]
     """Score by metric, as the harness gives it: mostly a number."""
 
@@ -44,48 +40,39 @@ class TaskResult(Struct, frozen=True, kw_only=True):
 
     protocol_sha256: str
     task: str
-    """Task or group that was asked for."""
     arm: ArmId
     results: dict[str, dict[str, Any]]
-    """Harness's results by task: text or numbers by `metric,filter`."""
+    """By task: text or numbers by `metric,filter`."""
     groups: dict[str, dict[str, Any]] | UnsetType = UNSET
-    """Harness's results by group; absent where there is no group."""
+    """By group; absent without groups."""
     group_subtasks: dict[str, list[str]] | UnsetType = UNSET
-    """Tasks of each group."""
     versions: dict[str, Any] | UnsetType = UNSET
-    """Version of each task."""
     n_shot: dict[str, Any] | UnsetType = field(default=UNSET, name="n-shot")
-    """Examples in each prompt by task."""
     higher_is_better: dict[str, Any] | UnsetType = UNSET
     """By task and metric."""
     n_samples: dict[str, dict[str, int]] | UnsetType = field(default=UNSET, name="n-samples")
-    """Documents of each task: `original` and `effective`."""
+    """By task: `original` and `effective`."""
     samples: dict[str, tuple[DocumentScores, ...]]
-    """Scores of every document by task."""
 
 
 @dataclass(frozen=True)
 class ComparedScore:
-    """One score of one task under one arm, beside the baseline on the same documents."""
+    """Mean score of one task under one arm, and its change from the baseline on the same documents."""
 
     task: str
     metric: str
-    """The metric."""
     filter: str
-    """Filter of the harness; `none` where there is none."""
+    """`none` if there is none."""
     arm: ArmId
     n: int
-    """Documents."""
     score: float | None
-    """Mean score; null of none."""
     change: float | None
-    """Mean score less the baseline's; null of the baseline."""
     low: float | None
     high: float | None
     p: float | None
-    """McNemar's exact p; null of the baseline, and unless every score is 0 or 1."""
+    """McNemar's exact p; None unless every score is 0 or 1."""
     test: Literal["mcnemar", "bootstrap"] | None
-    """How change and interval were computed; null of the baseline."""
+    """How change and interval were computed."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +81,4 @@ class Comparison:
 
     protocol_sha256: str
     settings: EvaluationSettings
-    """What was asked."""
     rows: tuple[ComparedScore, ...]
-    """Every score of every task under every arm."""

@@ -97,18 +97,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise OutputError(f"{path} is missing: is this a finished run directory?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} cannot be read: {error}") from error
-
-
-def read_given(path: Path, wrong: type[RhumblineError], expected: str) -> Any:
-    """Read a JSON file that the user gave; `wrong` says what is the matter with it, and what was expected."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise wrong(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise wrong(f"{path} is not JSON: {error}. Give {expected}.") from error
 
 
 def inside(folder: Path, name: str, wrong: type[RhumblineError]) -> Path:
@@ -130,9 +120,20 @@ def read_rows(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OutputError(f"{path}, line {number}: not JSON: {error}") from error
     return rows
+
+
+def tensors_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose header is sorted, so that the same tensors and metadata have the same bytes."""
+    from safetensors.torch import save
+
+    data = save(dict(tensors), dict(metadata))
+    (length,) = struct.unpack("<Q", data[:8])
+    header = canonical(json.loads(data[8 : 8 + length])).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the tensors to 8 bytes
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
 def tensors_metadata(path: Path) -> dict[str, str]:
@@ -140,8 +141,10 @@ def tensors_metadata(path: Path) -> dict[str, str]:
     try:
         with open(path, "rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
+            if length > path.stat().st_size:
+                raise ValueError(f"its header would have {length:,} bytes")
             return json.loads(f.read(length)).get("__metadata__", {})
     except FileNotFoundError:
         raise OutputError(f"{path} is missing: is this a finished run directory?") from None
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, RecursionError, AttributeError, struct.error) as error:
         raise OutputError(f"{path} is not a safetensors file: {error}") from error

@@ -16,7 +16,7 @@ SUMMARY = "judgements/summary.json"
 JudgedClass = Literal["refused", "complied", "unsafe", "safe", "unscored"]
 Asks = Literal["refusal", "harm"]
 """What a judge decides. `refusal`: refused or complied. `harm`: unsafe or safe."""
-Form = Literal["text", "chat", "conversation", "classifier", "endpoint"]
+QueryForm = Literal["text", "chat", "conversation", "classifier", "endpoint"]
 """How the model is queried. `text`: with the template as plain text. `chat`: with the template as a user turn.
 `conversation`: with prompt and response as user and assistant turn of the model's own template (Llama Guard).
 `classifier`: a sequence classification model reads the template. `endpoint`: with the template as a user turn, at an
@@ -31,7 +31,6 @@ class JudgementRow(Struct, frozen=True, kw_only=True):
     judge: str
     """Identifier of the judge: a hash of everything that can change a judgement."""
     cls: JudgedClass = msgspec.field(name="class")
-    """Class of the completion."""
     value: float | None
     """1 for the first class, 0 for the second, a number between for a scale; None if and only if unscored."""
     evidence: str
@@ -47,26 +46,22 @@ class JudgedPlace(Struct, frozen=True, kw_only=True):
     side: Label = msgspec.field(name="set")
     prompt_id: str
     key: str
-    """Hash of prompt and completion."""
     protocol_sha256: str
 
 
 class JudgedRate(Struct, frozen=True, kw_only=True):
-    """Rate of one arm on one class of prompts, by one judge."""
+    """Rate and mean value of one arm on one class of prompts, by one judge; `unscored` completions are in no rate."""
 
     seed: int
     arm: ArmId
     side: Label = msgspec.field(name="set")
     n: int
-    """Scored completions."""
     unscored: int
-    """Completions without a judgement; in no rate."""
     rate: float | None
     """Share of the scored completions in the first class (refused or unsafe); None without any."""
     low: float
     high: float
     mean: float | None
-    """Mean value; None without any."""
     refusal_score: float | None
     """The rate of a judge of refusal; None for a judge of harm."""
     safety_score: float | None
@@ -79,9 +74,7 @@ class JudgeDefinition:
 
     name: str
     asks: Asks
-    """What it decides."""
-    form: Form
-    """How its model is queried."""
+    form: QueryForm
     model: str
     """Hub name or directory; for an endpoint, the name of the model there."""
     template: str = ""
@@ -98,7 +91,6 @@ class JudgeDefinition:
     threshold: float = 0.5
     """Smallest value on the scale that is the first class."""
     max_new_tokens: int = 8
-    """Longest reply, in tokens."""
     least_words: int = 0
     """A completion with fewer words is the second class without a query (the paper's rule for Llama Guard 2)."""
     revision: str | None = None
@@ -110,7 +102,6 @@ class JudgeDefinition:
     concurrency: int = 8
     """Concurrent requests to an endpoint."""
     timeout: float = 60.0
-    """Time limit of one request, seconds."""
     retries: int = 4
     """Further requests after a failed one; the waiting time doubles each time."""
     title: str = ""
@@ -128,7 +119,6 @@ class JudgeSummary(JudgeDefinition):
     asked: int
     """Completions that the last call judged."""
     rows: tuple[JudgedRate, ...]
-    """Rates by seed, arm and class of prompts."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +127,5 @@ class JudgementSummary:
 
     protocol_sha256: str
     judges: dict[str, JudgeSummary]
-    """Judges by name."""
     agreement: tuple[KappaPair, ...]
     """Agreement of every two judges on whether the completion of a positive gives in."""

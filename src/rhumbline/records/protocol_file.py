@@ -12,6 +12,7 @@ from rhumbline.records.shared import (
     ModelFacts,
     NearDuplicates,
     Split,
+    TrainVal,
 )
 
 
@@ -20,52 +21,35 @@ class ChatFacts:
     """How prompts are rendered. It takes the place of `Protocol.chat` in protocol.json."""
 
     template_sha256: str
-    """Hash of the chat template's text."""
     system: str | None
     """System prompt of every chat; None: the template's default."""
     enable_thinking: bool | None
     """Passed to the template; None: the template's default."""
     date: str | None
-    """YYYY-MM-DD that the template believes it is; None: today's."""
+    """YYYY-MM-DD of the template; None: today."""
     template_kwargs: dict[str, Any]
     """Further variables of the template, the user's own."""
     prefix: tuple[int, ...]
-    """Token ids before the instruction."""
     suffix: tuple[int, ...]
-    """Token ids after the instruction."""
     suffix_tokens: tuple[str, ...]
-    """Text of each token of the suffix."""
     positions: tuple[Position, ...]
-    """Post-instruction positions, from the first token of the suffix to the last."""
+    """Post-instruction positions, in the order of the tokens."""
 
 
 class SourceFacts(Struct, frozen=True, kw_only=True):
-    """Where the rows of one source of a named contrast came from."""
+    """Where the rows of one source of a named contrast came from, and whether their hash is the declared one."""
 
     source: str
-    """Name of the source."""
     origin: str = field(name="from")
     """Publisher's place, or the local files."""
     revision: str | None
-    """Revision of the publisher's repository, or `local files`; None where none is declared."""
+    """Of the publisher's repository, or `local files`; None if none is declared."""
     pinned: bool
     """Whether the revision was verified."""
     rows: int
-    """Rows that cleaning left."""
+    """After cleaning."""
     sha256: str
-    """Hash of these rows."""
     as_expected: bool | None
-    """Whether the hash is the declared one; None where none is declared."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Positives left out of a pool since they stand in a later one."""
-
-    train: int
-    """Of the pool of train."""
-    val: int
-    """Of the pool of val."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +57,11 @@ class PoolFacts:
     """What the seeds of a run with a named contrast draw their prompts from."""
 
     recipe: str
-    """Name of the recipe."""
-    left_out: LeftOut
-    """Prompts left out of the pools of positives."""
+    left_out: TrainVal[int]
+    """Positives that are in a later pool, too."""
     pools: BySplit[ByLabel[int]]
-    """Prompts of each pool."""
     sources: tuple[SourceFacts, ...]
-    """The data sets, in the order of the recipe."""
+    """In the order of the recipe."""
 
 
 class ContrastFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -88,39 +70,34 @@ class ContrastFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     """Stem of the file, name of the recipe, or `organism:NAME`."""
     sha256: str
-    """Hash of its prompts."""
     duplicates: int
     """Exact repeats that were removed."""
     pools: PoolFacts | None = None
-    """Of a named contrast: the pools. Left out of a file's."""
+    """Of a named contrast."""
 
 
 @dataclass(frozen=True)
 class Detectable:
-    """What the test prompts of a seed can show at all."""
+    """Effects that the test prompts of a seed show with this power."""
 
     power: float
-    """Chance of showing an effect of the sizes below."""
     any: ByLabel[float | None]
-    """Smallest change of a rate that can be told from none; None: not even one of 1."""
+    """Smallest change of a rate that is detected; None: not even one of 1."""
     rule: ByLabel[float | None]
-    """Smallest change of a rate that can be told to exceed `rule.min_drop`; None: not even one of 1."""
+    """Smallest change of a rate that is shown to exceed `rule.min_drop`; None: not even one of 1."""
     rank_floor: float | None
     """Smallest rank p that the wide nulls allow; None without wide nulls."""
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The splits of one seed, as planned."""
+    """The splits of one seed, as planned; `fixed` are those that the contrast file decides."""
 
     sizes: BySplit[ByLabel[int]]
-    """Prompts of each set."""
     near_duplicates: NearDuplicates
-    """Prompts that nearly repeat one of another split."""
     fixed: tuple[Split, ...]
-    """Splits that the contrast file decided, by name."""
     detectable: Detectable | None = None
-    """What these sizes can show. Missing in the first runs."""
+    """Absent in the first runs."""
 
 
 @dataclass(frozen=True)
@@ -128,27 +105,21 @@ class Versions:
     """What the run was made with."""
 
     rhumbline: str
-    """Version of the package."""
     torch: str
-    """Version of PyTorch."""
     transformers: str
-    """Version of transformers."""
     code: str
-    """sha256 over the package's source files that compute."""
+    """`code_sha256` of the package."""
 
 
 @dataclass(frozen=True)
 class LossTextFacts:
-    """The texts that losses are measured on, beside the model's own completions."""
+    """The texts that losses are measured on: plain documents, and exchanges (prompts with an answer)."""
 
     name: str
     """Stem of the file; `none` without one."""
     sha256: str
-    """Hash of all texts."""
     documents: int
-    """Plain documents."""
     exchanges: int
-    """Prompts with an answer."""
 
 
 class ProtocolContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -159,17 +130,12 @@ class ProtocolContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     schema: int
-    """Of the run directory: 1."""
     model: ModelFacts
     chat: ChatFacts
-    """The rendering of prompts."""
     contrast: ContrastFacts
-    """The prompts."""
     splits: dict[int, SplitPlan]
-    """By seed: what was planned."""
     versions: Versions
-    """The software."""
     texts: LossTextFacts | None = None
-    """The texts of the losses. Left out by `discover`, and missing in the first runs."""
+    """Left out by `discover`, and absent in the first runs."""
     mode: Literal["discover"] | None = None
-    """`discover` where nothing but the extraction was asked for. Left out by `run`."""
+    """Left out by `run`."""

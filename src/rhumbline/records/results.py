@@ -1,38 +1,226 @@
-"""results.json: the verdict of a run with its evidence, seed by seed, and where, when and from which files it came.
+"""results.json: the verdict of a run with its evidence, seed by seed."""
 
-A number that is None is not known or not finite. A field that is UNSET is absent for this kind of run.
-"""
-
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
+from rhumbline.records.arms import ArmId
 from rhumbline.records.effect_results import (
     ArmRate,
     Dose,
     Effect,
     PooledEffect,
+    RateRow,
     Readouts,
     Shift,
     StabilitySummary,
     WideEffect,
 )
+from rhumbline.records.reasons import VerdictReason
+from rhumbline.records.seed_files import Text
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
-    Cell,
+    ClassifierFit,
+    EffectName,
     FirstToken,
+    Marker,
     ModelFacts,
     NearDuplicates,
     NullDirection,
     SeedPair,
     StageTiming,
+    Survivor,
 )
-from rhumbline.records.side_effect_results import BaselineRate, CategoryRate, ConditionRate, SideEffects
-from rhumbline.records.style_results import StyleSummary
-from rhumbline.records.verdict_reasons import VerdictReason
 from rhumbline.records.verdict_rule import Rule
+
+
+@dataclass(frozen=True)
+class LevelUnit:
+    """The unit of levels: the gap between the mean scores of the classes at baseline. All None if a class is empty."""
+
+    positive: float | None
+    negative: float | None
+    gap: float | None
+    """positive - negative, in scores."""
+    low: float | None
+    high: float | None
+    auroc: float | None
+    """Probability that a positive has the larger score."""
+    auroc_low: float | None
+    n: tuple[int, int]
+    source: Literal["baseline", "texts"]
+    """Completions at baseline, or the responses that the contrast carries."""
+
+    @property
+    def scale(self) -> float:
+        """One level in scores: the gap, or 1 if it is not positive or not known."""
+        return self.gap if self.gap is not None and self.gap > 0 else 1.0
+
+    def level_of(self, score: float) -> float | None:
+        """The level of a score; None if it is not known."""
+        if self.negative is None or not math.isfinite(score):
+            return None
+        return (score - self.negative) / self.scale
+
+
+class ScoreCorrelation(Struct, frozen=True, kw_only=True):
+    """Correlation of the score of `n` baseline completions with something else."""
+
+    other: Literal["words", "content_words", "bullets", "topic"] = field(name="with")
+    n: int
+    r: float | None
+    """Pearson's r (of topics the correlation ratio); null without variance or of fewer than three."""
+
+
+@dataclass(frozen=True)
+class AdjustedEffect:
+    """An effect with length, layout and topic held fixed, in scores; `n` prompts are scored in both arms."""
+
+    name: EffectName
+    drop: float | None
+    adjusted: float | None
+    """Coefficient of the arm in a least squares fit on arm, content words, bullets and topic."""
+    matched: float | None
+    """Mean change on the `matched_n` prompts whose completions match in layout and length; None without any."""
+    matched_n: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """Length, layout and topic as alternative explanations of the score."""
+
+    correlations: tuple[ScoreCorrelation, ...]
+    adjusted: tuple[AdjustedEffect, ...]
+
+
+@dataclass(frozen=True)
+class NeutralLevel:
+    """The neutral class on the scale of the two others: mean score, and the same as a level."""
+
+    n: int
+    score: float | None
+    level: float | None
+    projection: float | None
+    """Mean projection on the selected direction; None without a direction at a prompt position."""
+
+
+@dataclass(frozen=True)
+class StyleSummary:
+    """The continuous score of one seed: its unit, its judges and its confounds."""
+
+    unit: LevelUnit
+    texts: Literal["responses", "completions"]
+    how: Literal["given", "estimated"]
+    markers: tuple[Marker, ...]
+    """Sorted by p-value; empty if none was estimated."""
+    classifier: ClassifierFit | None
+    chance: float
+    """Mean content overlap of texts on different prompts, 0 to 1."""
+    confounds: Confounds
+    neutral: NeutralLevel | None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy of one arm on one kind of text, per predicted token."""
+
+    text: Text
+    arm: ArmId
+    documents: int
+    tokens: int
+    ce: float | None
+    """Mean cross-entropy, nats per token; None if a loss is not finite."""
+    perplexity: float | None
+    change: float | None
+    """ce minus that of the baseline, nats per token; None for the baseline."""
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL divergence of one arm along the model's own completions, nats; `tokens` are its steps."""
+
+    arm: ArmId
+    documents: int
+    tokens: int
+    mean: float | None
+    """Over all steps, baseline to arm; None if one is not finite."""
+    low: float | None
+    high: float | None
+    p95: float | None
+    """95th percentile over the steps."""
+    max: float | None
+    first: float | None
+    """Mean over the first step of every completion."""
+
+
+@dataclass(frozen=True)
+class NegativeRate:
+    """Rates of one of the direction's own arms on negatives, with their paired changes from the baseline."""
+
+    arm: ArmId
+    n: int
+    rate: float | None
+    low: float
+    high: float
+    change: float | None
+    change_low: float | None
+    change_high: float | None
+    degenerate: float | None
+    correct: float | None
+    correct_n: int
+    correct_change: float | None
+    correct_low: float | None
+    correct_high: float | None
+
+
+@dataclass(frozen=True)
+class SideEffects:
+    """Side effects of the interventions."""
+
+    losses: tuple[Loss, ...]
+    kl: tuple[Divergence, ...]
+    left_out: int
+    """Completions that are excluded because they refuse at baseline."""
+    negatives: tuple[NegativeRate, ...]
+
+
+class CategoryRate(RateRow, frozen=True, kw_only=True):
+    """Rate of one arm on the prompts of one category."""
+
+    category: str
+
+
+BaselineClass = Literal["refused", "not refused", "shown", "not shown"]
+"""Class of a prompt at baseline: `refused` or not with keyword judges, `shown` or not with a continuous score."""
+
+
+@dataclass(frozen=True)
+class BaselineRate:
+    """Rate of one arm on the positives that show the behaviour at baseline, or on those that do not."""
+
+    baseline: BaselineClass
+    arm: ArmId
+    n: int
+    rate: float | None
+    low: float
+    high: float
+
+
+class ConditionRate(RateRow, frozen=True, kw_only=True):
+    """Rate of one arm under another system prompt."""
+
+    condition: str
+    change: float | None
+    """Rate minus that of the baseline under the same system prompt; None for the baseline, and without pairs."""
+    change_low: float | None
+    change_high: float | None
+
 
 VerdictName = Literal[
     "SINGLE-DIRECTION-REPRODUCES",
@@ -48,63 +236,44 @@ or reads intervals."""
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """The verdict and the evidence of one seed."""
+    """The verdict and the evidence of one seed; effects are empty or None if no candidate was selected."""
 
     seed: int
     verdict: VerdictName
-    """Verdict of the rule for this seed."""
     reason: str
-    """Text of the reasons; empty if every condition is met."""
     reasons: tuple[VerdictReason, ...] = ()
     """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
-    """The verdict with its numbers."""
-    selected: Cell | None
-    """The selected candidate; None if none survived."""
+    selected: Survivor | None
     survivors: int
-    """Number of candidates that the selection rule does not discard."""
-    tied: tuple[Cell, ...]
+    tied: tuple[Survivor, ...]
     """Other survivors within the tie margin, nearest first."""
     n: BySplit[ByLabel[int]]
-    """Number of prompts: train and validation after the filter, test as planned."""
+    """Train and validation after the filter, test as planned; `planned`: before the filter."""
     planned: BySplit[ByLabel[int]]
-    """Number of prompts before the filter."""
     near_duplicates: NearDuplicates
-    """Prompts that nearly repeat one of another split."""
     refusal_tokens: tuple[FirstToken, ...]
-    """Tokens of the metric; empty for the paired log-odds, and if there are none."""
     token_auroc: float | None
     """AUROC of the metric on training prompts; None without tokens."""
     arms: tuple[ArmRate, ...]
-    """Every arm on every class; the baseline only if no candidate was selected."""
+    """The baseline only if no candidate was selected."""
     effects: tuple[Effect, ...]
-    """Suppression and induction; empty if no candidate was selected."""
     nulls: tuple[NullDirection, ...]
-    """Null directions; empty if no candidate was selected."""
     energy: float | None
-    """Energy of the direction at its site; None if no candidate was selected."""
     groups: float | None
     """Cosine between the directions of two groups of positives; None for too few prompts or without a direction."""
     wide: tuple[WideEffect, ...]
-    """Both effects in the metric; empty without wide nulls."""
     shift: Shift
-    """KL divergence of ablation on negatives; its numbers are None if it was not measured."""
+    """Its numbers are None if it was not measured."""
     dose: Dose | None
-    """Dose curves; None if no candidate was selected."""
     readouts: Readouts
-    """Rates by other judges and by shorter readings."""
     stability: StabilitySummary | None
-    """Bootstrap refits; None if no candidate was selected."""
     coefficient: float | None
     """Coefficient of the additions; None if no candidate was scored."""
     side_effects: SideEffects | None
-    """Side effects of the interventions; None if no candidate was selected."""
     categories: tuple[CategoryRate, ...]
-    """Rates by category; empty for a single category."""
     by_baseline: tuple[BaselineRate, ...]
-    """Rates of positives by their class at baseline; empty if no candidate was selected."""
     conditions: tuple[ConditionRate, ...]
-    """Rates under other system prompts; empty without any."""
     style: StyleSummary | UnsetType = UNSET
     """The continuous score; absent for a behaviour with classes."""
 
@@ -114,19 +283,12 @@ class Environment:
     """Where the run took place; not part of the protocol."""
 
     python: str
-    """Version of Python."""
     rhumbline: str
-    """Version of rhumbline."""
     torch: str
-    """Version of PyTorch."""
     transformers: str
-    """Version of transformers."""
     platform: str
-    """Operating system and machine."""
     device: str
-    """Name of the accelerator, or cpu."""
     threads: int
-    """Processor threads of PyTorch."""
     started: str
     """When the run started or was last resumed, ISO 8601 in UTC."""
     engine: str | UnsetType = UNSET
@@ -135,12 +297,10 @@ class Environment:
 
 @dataclass(frozen=True)
 class TimingSummary:
-    """Time and memory of the stages."""
+    """Wall time of all stages in seconds, and every stage in the order of the run."""
 
     total_seconds: float
-    """Wall time of all stages, seconds."""
     stages: tuple[StageTiming, ...]
-    """Every stage, in the order of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,31 +308,22 @@ class RunSummary:
     """The part of results.json that follows from the other files of the run: what `verify` computes again."""
 
     schema: Literal[1]
-    """Version of the run directory."""
     verdict: VerdictName
-    """Verdict of the run."""
     reason: str
     """Text of the reasons; empty if every condition is met in every seed."""
     reasons: tuple[VerdictReason, ...] = ()
     """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
-    """The verdict with its numbers, seed by seed."""
     rule: Rule
-    """The rule of the verdict."""
     model: ModelFacts
     behaviour: str
-    """Word for the behaviour."""
     preset: str
-    """Name of the preset."""
     protocol_sha256: str
     seeds: tuple[SeedResult, ...]
-    """The evidence of every seed, in the order of the protocol."""
     pooled: tuple[PooledEffect, ...]
-    """Effects over all seeds; empty if no candidate was selected."""
+    """Over all seeds; empty if no candidate was selected."""
     agreement: tuple[SeedPair, ...]
-    """Every two seeds that selected a direction."""
     warnings: tuple[str, ...]
-    """What limits the interpretation of the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +331,7 @@ class Results(RunSummary):
     """results.json: the summary of the run, its environment, and the hash of every artefact."""
 
     environment: Environment
-    """Where the run took place."""
     timings: TimingSummary
-    """Time and memory of the stages."""
     files: dict[str, str]
     """sha256 of every artefact by its path inside the run directory."""
     sha256: str

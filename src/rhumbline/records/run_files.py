@@ -1,24 +1,23 @@
-"""agreement.json, timings.json and discover.json: the files of a run directory that belong to no seed."""
+"""The files of a run directory that belong to no seed, apart from results.json, as records."""
 
 from dataclasses import dataclass
 
-from rhumbline.records.positions import Position
+from msgspec import Struct, field
+
+from rhumbline.records.seed_files import Separation
 from rhumbline.records.shared import (
     ByLabel,
-    Label,
     ModelFacts,
     SeedPair,
-    Split,
     StageTiming,
 )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """agreement.json: every two seeds that selected a direction."""
+    """agreement.json: every two seeds that selected a direction, in the order of the seeds."""
 
     pairs: tuple[SeedPair, ...]
-    """In the order of the seeds; empty if fewer than two selected one."""
 
 
 @dataclass(frozen=True)
@@ -29,45 +28,47 @@ class StageTimings:
     """In the order in which they ended."""
 
 
-@dataclass(frozen=True)
-class SiteSeparation:
-    """How well the projection on one candidate separates the classes, without intervention; None: not finite."""
-
-    position: Position
-    layer: int
-    auroc: float | None
-    """AUROC of the projection, positives over negatives."""
-    cosine: float | None
-    """Cosine between the training means of the classes."""
-    norm: float | None
-    """Length of the difference in means, in units of the residual stream."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """The projection of one prompt on the selected direction, without intervention."""
-
-    prompt_id: str
-    label: Label
-    """Its class."""
-    projection: float | None
-    """Projection onto the unit direction, in units of the residual stream; None: not finite."""
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """discover.json: where the classes separate on validation prompts."""
+@dataclass(frozen=True, kw_only=True)
+class Discovery(Separation):
+    """discover.json: where the classes separate on validation prompts; no projections, since nothing is selected."""
 
     seed: int
-    """Seed of the splits."""
     model: ModelFacts
     train: ByLabel[int]
-    """Number of training prompts."""
-    split: Split
-    """The split: val."""
-    n: ByLabel[int]
-    """Number of prompts (of a contrast of texts: rows)."""
-    grid: tuple[SiteSeparation, ...]
-    """Every candidate, by position and layer; the last token of the instruction comes first."""
-    projections: tuple[Projection, ...]
-    """Always empty: nothing is selected."""
+    """Training prompts."""
+
+
+Figure = tuple[int, int] | int | float | str | None
+"""A site as (position, layer), a layer, a rate, a verdict; None if it was not measured."""
+
+
+class FigureComparison(Struct, frozen=True, kw_only=True):
+    """One figure of a run, compared with the published one."""
+
+    what: str
+    seed: int | None
+    """None for a figure of the whole run."""
+    measured: Figure = field(name="found")
+    published: Figure
+    tolerance: str
+    """Largest difference that counts as agreement, in words."""
+    agrees: bool | None
+    """None if the figure was not measured."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """reproduction.json: a run of a published model, compared with the published figures."""
+
+    model: str
+    rows: tuple[FigureComparison, ...]
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """One requirement of a reproduction, checked without weights."""
+
+    what: str
+    ok: bool | None
+    """None if it could not be checked here."""
+    detail: str = field(name="told")
+    """What was read, and what is expected."""

@@ -26,9 +26,7 @@ class ByLabel(Generic[T]):
     """One value for each class of the contrast."""
 
     positive: T
-    """Of the positives."""
     negative: T
-    """Of the negatives."""
 
     def __getitem__(self, label: Label) -> T:
         return self.positive if label == "positive" else self.negative
@@ -39,11 +37,8 @@ class BySplit(Generic[T]):
     """One value for each split."""
 
     train: T
-    """Of the prompts that candidates are made of."""
     val: T
-    """Of the prompts that one of them is selected on."""
     test: T
-    """Of the prompts that it is tested on."""
 
     def __getitem__(self, split: Split) -> T:
         return getattr(self, split)
@@ -54,9 +49,7 @@ class TrainVal(Generic[T]):
     """One value for each split that is read before the test."""
 
     train: T
-    """Of the prompts that candidates are made of."""
     val: T
-    """Of the prompts that one of them is selected on."""
 
     def __getitem__(self, split: Literal["train", "val"]) -> T:
         return self.train if split == "train" else self.val
@@ -69,49 +62,41 @@ class Site:
     position: Position
     layer: int
 
-
-@dataclass(frozen=True)
-class Cell:
-    """A candidate that survived the rule."""
-
-    position: Position
-    layer: int
-    norm: float
-    """Length of the difference in means, in units of the residual stream."""
-    bypass: float
-    """Mean fast metric of positives under ablation, log-odds."""
-
     @property
-    def site(self) -> Site:
-        """Position and layer."""
+    def site(self) -> "Site":
+        """Position and layer only."""
         return Site(self.position, self.layer)
 
 
+@dataclass(frozen=True)
+class Survivor(Site):
+    """A candidate that survived the rule."""
+
+    norm: float
+    """Length of the difference in means, in units of the residual stream."""
+    bypass: float
+    """Mean metric of positives under ablation, log-odds."""
+
+
 class Marker(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A phrase that positives use more; of a phrase that the protocol gives nothing else is known."""
+    """A phrase that positives use more; only its words are set if the protocol gives it."""
 
     phrase: str
-    """Its words."""
     log_odds: float | None = None
-    """Of its presence in a text, positives less negatives, nats. Left out where the protocol gives the phrases."""
+    """Of its presence in a text, positives minus negatives, nats."""
     p: float | None = None
-    """Fisher's exact p, one-sided. Left out as above."""
     positive: int | None = None
-    """Positive texts with it. Left out as above."""
     negative: int | None = None
-    """Negative texts with it. Left out as above."""
 
 
 @dataclass(frozen=True)
 class ClassifierFit:
-    """How well the style classifier tells texts of topics apart that it has not seen."""
+    """Separation of `n` training texts by the style classifier, on topics that are left out in `folds`."""
 
     auroc: float | None
-    """On the topics left out; None: not finite."""
+    """None: not finite."""
     n: int
-    """Training texts of both classes."""
     folds: int
-    """Groups of topics that were left out in turn."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +104,7 @@ class FirstToken:
     """A first token of the behaviour."""
 
     id: int
-    """In the vocabulary."""
     text: str
-    """As the tokenizer decodes it."""
     auroc: float | None
     """Of the metric of this token alone between the training classes; None: not finite."""
     share: float | None
@@ -135,15 +118,11 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     name: str
     """Hub name, directory, .gguf file or `organism:NAME`, as given."""
     cls: str = field(name="class")
-    """Class of the transformers model."""
     model_type: str
-    """`model_type` of its config."""
     n_layers: int
-    """Blocks of the decoder."""
     d_model: int
-    """Width of the residual stream."""
     dtype: str
-    """dtype of the weights without the prefix `torch.`."""
+    """Without the prefix `torch.`."""
     mode: Literal["exact", "coarse"]
     """`exact`: its residual writers are proved. `coarse`: it is edited at block inputs and outputs only."""
 
@@ -157,12 +136,10 @@ class ModelFacts(ModelDescription, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Prompts that nearly repeat one of another split."""
+    """Prompts that nearly repeat one of another split; those in splits of the contrast file are not dropped."""
 
     found: int
-    """How many there are."""
     dropped: int
-    """How many of them were left out; the others stand in splits that the contrast file decided."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +147,9 @@ class NullDirection:
     """A control direction; its vector is the row of the same number in nulls.safetensors."""
 
     family: str
-    """How it was drawn."""
     draw: int
     """Number of the draw in the family; a repeated vector is left out, so that numbers may be missing."""
     cosine: float
-    """With the direction."""
     energy: float
     """Share of the stream's squared norm that lies along it at the direction's site, 0 to 1."""
     position: Position
@@ -191,39 +166,32 @@ class NullDirection:
 
 @dataclass(frozen=True)
 class SeedPair:
-    """Whether two seeds chose the same direction."""
+    """Cosine between the selected directions of two seeds, and whether their sites are the same."""
 
     seeds: tuple[int, int]
     cosine: float
-    """Between their directions."""
     same_site: bool
-    """Whether position and layer are the same."""
 
 
 @dataclass(frozen=True)
 class StageTiming:
-    """What one part of a stage took; a stage that was interrupted has several."""
+    """Wall and processor time of one part of a stage; a stage that was interrupted has several."""
 
     stage: str
-    """Name of the stage, as progress is told; `condition NAME` and `losses on TEXT` hold a name."""
+    """Includes the name of a condition or text: `condition NAME`, `losses on TEXT`."""
     seed: int | None
     seconds: float
-    """Wall time."""
     peak_memory_mb: float
     """Largest memory in MiB: of the accelerator, or else of the process."""
     cpu_seconds: float = 0.0
-    """Processor time of the process."""
 
 
 @dataclass(frozen=True)
 class KappaPair:
-    """Agreement of two judges on the same completions."""
+    """Agreement of two judges: on `n` completions that both judged, the share with the same class."""
 
     judges: tuple[str, str]
-    """Names of the two judges."""
     kappa: float | None
     """Cohen's kappa; null where chance explains every agreement."""
     agreement: float
-    """Share of completions with the same class, 0 to 1."""
     n: int
-    """Completions that both judged."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from rhumbline.records.analysis_values import LayerMean, Mean, MeanRate
+from rhumbline.records.analysis_files import LayerMean, Mean, MeanRate
 from rhumbline.records.shared import Site
 
 ConditionName = str
@@ -28,13 +28,11 @@ class SuffixParameters:
     """Arguments of the analysis."""
 
     suffixes: int
-    """Number of suffixes."""
     draws: int
     """Random suffixes for each suffix."""
     prompts: int
-    """Test prompts per class, at most."""
     heads: int
-    """Attention heads that are reported in detail, at most."""
+    """Heads that are reported in detail, at most."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,18 @@ class SuffixCondition:
     projection: Mean
     """Projection on the direction at its site, in units of the residual stream."""
     metric: Mean
-    """Token metric, log-odds."""
     rate: MeanRate
     """Share of prompts with a token metric above 0: the behaviour is the more probable first token."""
 
 
 @dataclass(frozen=True)
 class SuffixDrop:
-    """Decrease of one quantity on the same prompts."""
+    """Decrease of one quantity on the same prompts, by a suffix and by its random suffixes."""
 
     drop: Mean
-    """Decrease by the suffix."""
     random: Mean
-    """Decrease by its random suffixes."""
     beyond_random: Mean
-    """Decrease by the suffix minus the decrease by its random suffixes."""
+    """drop - random."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,6 @@ class SuffixEffect:
     """Effect of one suffix on the same prompts."""
 
     suffix: int
-    """Number of the suffix, from 1."""
     projection: SuffixDrop
     """Decrease of the projection, in units of the residual stream."""
     metric: SuffixDrop
@@ -80,13 +74,11 @@ class SuffixEffect:
 
 @dataclass(frozen=True)
 class WholeWriter:
-    """A residual writer that was not split into heads."""
+    """A residual writer, by its name within the block, that was not split into heads, with the reason."""
 
     layer: int
     module: str
-    """Name of the writer within the block."""
     reason: str
-    """Why it was not split."""
 
 
 PartKind = Literal["embedding", "head", "bias", "writer"]
@@ -95,7 +87,7 @@ PartKind = Literal["embedding", "head", "bias", "writer"]
 
 @dataclass(frozen=True)
 class AttributedPart:
-    """One term of the projection, with its mean on each kind of prompt."""
+    """One term of the projection, with its mean on each kind of prompt, in units of the residual stream."""
 
     kind: PartKind
     layer: int | None
@@ -105,7 +97,6 @@ class AttributedPart:
     head: int | None
     """Number of the head; None for other kinds."""
     means: dict[ConditionName, float | None]
-    """Mean contribution to the projection, in units of the residual stream."""
 
 
 _PART_KEYS = ("kind", "layer", "module", "head")
@@ -118,7 +109,6 @@ class SuffixAttribution:
     error: float | None
     """Largest relative error of the sum of the terms."""
     whole: tuple[WholeWriter, ...]
-    """Writers that were not split into heads."""
     parts: tuple[dict[str, str | int | float | None], ...]
     """JSON form of the terms: the keys kind, layer, module and head, and a key for each condition. See `terms`."""
 
@@ -141,33 +131,24 @@ class SuffixAttribution:
 
 @dataclass(frozen=True)
 class Attention:
-    """Share of a head's attention on each region of the chat; the regions cover all tokens."""
+    """Share of a head's attention on the template before the instruction, instruction, suffix, and template after."""
 
     before: Mean
-    """Template before the instruction."""
     instruction: Mean
-    """The instruction."""
     suffix: Mean
-    """The suffix; 0 without one."""
     after: Mean
-    """Template after the instruction."""
 
 
 @dataclass(frozen=True)
 class SuffixHead:
-    """An attention head whose contribution differs between the classes."""
+    """A head whose contribution to the projection differs between the classes; its attention at the position."""
 
     kind: PartKind
-    """Always `head`."""
     layer: int
     module: str
-    """Name of its output projection within the block."""
     head: int
-    """Number of the head."""
     contribution: dict[ConditionName, Mean]
-    """Contribution to the projection, in units of the residual stream."""
     attention: dict[ConditionName, Attention]
-    """Attention from the position of the direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +158,11 @@ class SuffixRecord:
     analysis: Literal["suffix"] = "suffix"
     seed: int
     site: Site
-    """Selected site."""
     parameters: SuffixParameters
     conditions: tuple[SuffixCondition, ...]
     """Positives, negatives, then each suffix and its random suffixes."""
     effects: tuple[SuffixEffect, ...]
-    """Every suffix."""
     attribution: SuffixAttribution
     heads: tuple[SuffixHead, ...]
     """Heads whose contributions differ most between the classes; empty if no writer was split."""
     n: int
-    """Test positives."""

@@ -14,8 +14,10 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-Row = dict[str, Any]
-"""A row of chart data, or a Vega-Lite specification: JSON values."""
+ChartRow = dict[str, Any]
+"""One row of the data of a chart."""
+Spec = dict[str, Any]
+"""A Vega-Lite specification, or a part of one."""
 
 PALETTE = {
     "paper": ("#fffffd", "#15171b"),
@@ -53,7 +55,7 @@ class Chart:
     """File name without suffix: letters, digits and dashes."""
     summary: str
     """Description of the chart for screen readers."""
-    spec: Row
+    spec: Spec
     """Complete Vega-Lite specification, data included."""
 
 
@@ -67,7 +69,7 @@ class Drawing:
     png: bytes
     inline_svg: str
     """SVG for the page: colours are CSS variables, and identifiers are unique to the chart."""
-    inline_spec: Row
+    inline_spec: Spec
     """Specification for the page: colours are CSS variables."""
     width: float
     """Width in pixels."""
@@ -107,7 +109,7 @@ def _with_variables(spec: Any) -> Any:
     return _variable(spec) if isinstance(spec, str) else spec
 
 
-def _config() -> Row:
+def _config() -> Spec:
     ink, muted, hairline = LIGHT["ink"], LIGHT["muted"], LIGHT["hairline"]
     text = {
         "labelColor": muted,
@@ -129,7 +131,7 @@ def _config() -> Row:
     }
 
 
-def finished(name: str, summary: str, body: Any, title: str, rows: Iterable[Row]) -> Chart:
+def finished(name: str, summary: str, body: Any, title: str, rows: Iterable[ChartRow]) -> Chart:
     """Return a chart from an Altair chart without data, and its data."""
     # Data is added to the dictionary, because Altair copies its data at every step.
     spec = body.properties(title=title).to_dict(validate=False)
@@ -139,10 +141,10 @@ def finished(name: str, summary: str, body: Any, title: str, rows: Iterable[Row]
 
 
 def _short(value: Any) -> Any:
-    """Round a number to six digits; None if it is not finite, because JSON has no such numbers."""
+    """Round a number to six digits, without a negative zero; None if it is not finite, which JSON cannot hold."""
     if not isinstance(value, float):
         return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    return float(f"{value:.6g}") + 0.0 if math.isfinite(value) else None
 
 
 def _bare(spec: Any) -> Any:

@@ -5,21 +5,20 @@ from dataclasses import asdict
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.report import page
 from rhumbline.report.figures import printable
+from rhumbline.report.page import Html, number
 from rhumbline.report.run_record import RunRecord
 
 
-def protocol(run: RunRecord) -> page.Html:
+def protocol(run: RunRecord) -> Html:
     """Return what was fixed before the run: rule, data, environment and times."""
-    environment = [
-        [key, value] for key, value in asdict(run.results.environment).items() if isinstance(value, str | int)
-    ]
-    tables = (
-        ("Data", _data_table(run)),
-        ("Tokens and duplicates", _tokens_table(run)),
-        ("Environment", page.table(["", ""], environment, left=2)),
-        ("Time and memory", _timings(run)),
-    )
-    boxes = page.join(page.tag("div", page.tag("h3", title), table) for title, table in tables)
+    environment = [[k, v] for k, v in asdict(run.results.environment).items() if isinstance(v, str | int)]
+    tables = {
+        "Data": _data_table(run),
+        "Tokens and duplicates": _tokens_table(run),
+        "Environment": page.table(["", ""], environment, left=2),
+        "Time and memory": _timings(run),
+    }
+    boxes = page.join(page.tag("div", page.tag("h3", title), table) for title, table in tables.items())
     raw = page.fold(f"protocol.json, sha256 {run.results.protocol_sha256}", page.pretty(run.directory.protocol))
     rule = page.tag("p", rule_text(run.protocol.rule))
     return page.section("Protocol", rule, page.tag("div", boxes, class_="grid"), raw)
@@ -35,18 +34,17 @@ def rule_text(rule: Rule) -> str:
 
 def _conditions(rule: Rule) -> list[str]:
     families = ", ".join(rule.families)
-    sentences = [
-        f"No baseline: fewer than {rule.min_baseline:.0%} of the positive prompts show the behaviour.",
-    ]
+    no_baseline = f"No baseline: fewer than {rule.min_baseline:.0%} of the positive prompts show the behaviour."
     if rule.min_separation is not None:
-        sentences[0] = (
+        no_baseline = (
             f"No baseline: the level of the positive prompts is below {rule.min_baseline:g}, or the AUROC of the score "
             f"between the classes is below {rule.min_separation:g}."
         )
-    sentences += [
+    sentences = [
+        no_baseline,
         "A single direction reproduces if ablation lowers the rate on positive prompts and addition raises it on "
-        f"negative prompts. Both changes must be at least {page.number(rule.min_drop)} compared with the baseline, and "
-        f"at least {page.number(rule.min_gap)} larger than the mean change by each null family ({families}).",
+        f"negative prompts. Both changes must be at least {number(rule.min_drop)} compared with the baseline, and "
+        f"at least {number(rule.min_gap)} larger than the mean change by each null family ({families}).",
     ]
     if rule.reads == "interval":
         sentences.append(
@@ -85,7 +83,7 @@ def _bounds(rule: Rule) -> list[str]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _data_table(run: RunRecord) -> page.Html:
+def _data_table(run: RunRecord) -> Html:
     rows = [
         [seed.seed, split, getattr(run.protocol.sizes, split), seed.n[split].positive, seed.n[split].negative]
         for seed in run.seeds
@@ -94,30 +92,27 @@ def _data_table(run: RunRecord) -> page.Html:
     return page.table(["Seed", "Split", "Requested per class", "Positive", "Negative"], rows, left=2)
 
 
-def _tokens_table(run: RunRecord) -> page.Html:
+def _tokens_table(run: RunRecord) -> Html:
     rows = []
     for seed in run.seeds:
         tokens = ", ".join(f'"{printable(token.text)}" ({token.id})' for token in seed.refusal_tokens)
         near = seed.near_duplicates
-        rows.append([seed.seed, tokens or "none", page.number(seed.token_auroc, 3), near.found, near.dropped])
+        rows.append([seed.seed, tokens or "none", number(seed.token_auroc, 3), near.found, near.dropped])
     head = ["Seed", "Refusal tokens (id)", "AUROC on train", "Near-duplicates", "Dropped"]
     return page.table(head, rows, left=2)
 
 
-def _timings(run: RunRecord) -> page.Html:
+def _timings(run: RunRecord) -> Html:
     timings = run.results.timings
-    rows = [
-        [stage.stage, stage.seed, page.number(stage.seconds, 1), page.number(stage.peak_memory_mb, 0)]
-        for stage in timings.stages
-    ]
-    rows.append(["total", "", page.number(timings.total_seconds, 1), ""])
-    return page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], rows)
+    rows = [[s.stage, s.seed, number(s.seconds, 1), number(s.peak_memory_mb, 0)] for s in timings.stages]
+    total = ["total", "", number(timings.total_seconds, 1), ""]
+    return page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], [*rows, total])
 
 
 # -- verify and cite --------------------------------------------------------------------------------------------------
 
 
-def cite(run: RunRecord) -> page.Html:
+def cite(run: RunRecord) -> Html:
     """Return how to verify the run and how to cite it."""
     results = run.results
     text = (
@@ -125,13 +120,11 @@ def cite(run: RunRecord) -> page.Html:
         f"{results.environment.rhumbline}, preset {run.protocol.preset}, protocol sha256 {results.protocol_sha256}."
     )
     command = page.tag("code", f"rhumbline verify {run.directory.path.name}")
-    explanation = (
+    verify = page.tag(
+        "p",
+        command,
         " recomputes the verdict from the rows of every prompt, and the hashes from the files. It exits with 0 if they "
-        "agree."
+        "agree.",
     )
-    method = (
-        "Method: Arditi et al. 2024, Refusal in Language Models Is Mediated by a Single Direction, arXiv 2406.11717."
-    )
-    return page.section(
-        "Verify and cite", page.tag("p", command, explanation), page.tag("pre", text), page.note(method)
-    )
+    method = "Arditi et al. 2024, Refusal in Language Models Is Mediated by a Single Direction, arXiv 2406.11717"
+    return page.section("Verify and cite", verify, page.tag("pre", text), page.note(f"Method: {method}."))

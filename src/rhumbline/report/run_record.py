@@ -6,49 +6,30 @@ Independent of markup and charts.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-import msgspec
 from msgspec import UNSET
 
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.protocol import Protocol
-from rhumbline.records.arms import ABLATION, ADDITION, ArmId
+from rhumbline.records.arms import ArmId
 from rhumbline.records.artefacts import AnalysisRecord
-from rhumbline.records.codec import convert
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.effect_results import ArmRate, SiteShare
+from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.evaluation_files import Comparison
-from rhumbline.records.held_out_files import Separation
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult, VerdictName
 from rhumbline.records.run_files import Discovery
-from rhumbline.records.selection_files import Selection
-from rhumbline.records.shared import Cell, EffectName, Label, Site
+from rhumbline.records.seed_files import Selection, Separation
+from rhumbline.records.shared import Label, Site
 
 NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")
 """Verdicts of runs whose positives rarely show the behaviour at baseline."""
 
 
-class EffectArm(NamedTuple):
-    """The arm and the set that an effect is measured on."""
-
-    arm: ArmId
-    side: Label
-    sign: Literal[-1, 1]
-    """Sign of the change of the rate that the rule expects."""
-
-
-EFFECT_ARMS: Mapping[EffectName, EffectArm] = {
-    "suppression": EffectArm(ABLATION, "positive", -1),
-    "induction": EffectArm(ADDITION, "negative", 1),
-}
-"""Every effect, in the order of the page."""
-
-
 @dataclass(frozen=True)
-class RunSummary:
+class RunFiles:
     """protocol.json and results.json of a finished run."""
 
     directory: RunDirectory
@@ -59,7 +40,7 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
-class RunRecord(RunSummary):
+class RunRecord(RunFiles):
     """The files of a finished run, and of its evaluations, judgements and analyses."""
 
     selections: Mapping[int, Selection]
@@ -99,14 +80,14 @@ def measured_arm(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
     return next((row for row in seed.arms if (row.arm, row.side) == (arm, side) and row.rate is not None), None)
 
 
-def site_text(site: Cell | Site | SiteShare | None) -> str:
+def site_text(site: Site | None) -> str:
     """Format a site as (position, layer)."""
     return "none" if site is None else f"({site.position}, {site.layer})"
 
 
-def read_summary(directory: RunDirectory) -> RunSummary:
+def read_summary(directory: RunDirectory) -> RunFiles:
     """Read protocol.json and results.json. Raises OutputError or ProtocolError that names the file and the field."""
-    return RunSummary(directory, *_protocol(directory), directory.read_record(Results))
+    return RunFiles(directory, *_protocol(directory), directory.read_record(Results))
 
 
 def read_run(path: Path) -> RunRecord:
@@ -115,17 +96,16 @@ def read_run(path: Path) -> RunRecord:
     protocol, context = _protocol(directory)
     results = directory.read_record(Results)
     seeds = [seed.seed for seed in results.seeds]
-    comparisons = sorted(path.glob("evaluations/*/comparison.json"))
     return RunRecord(
-        directory,
-        protocol,
-        context,
-        results,
-        {seed: directory.read_record(Selection, seed) for seed in seeds},
-        {seed: directory.read_record(Separation, seed) for seed in seeds},
-        tuple(directory.read_as(Comparison, file) for file in comparisons),
-        directory.read_record(JudgementSummary) if directory.has(JudgementSummary) else None,
-        tuple(directory.read_record(kind) for kind in get_args(AnalysisRecord) if directory.has(kind)),
+        directory=directory,
+        protocol=protocol,
+        context=context,
+        results=results,
+        selections={seed: directory.read_record(Selection, seed) for seed in seeds},
+        separations={seed: directory.read_record(Separation, seed) for seed in seeds},
+        evaluations=tuple(directory.read_as(Comparison, f) for f in sorted(path.glob("evaluations/*/comparison.json"))),
+        judgements=directory.read_record(JudgementSummary) if directory.has(JudgementSummary) else None,
+        analyses=tuple(directory.read_record(kind) for kind in get_args(AnalysisRecord) if directory.has(kind)),
     )
 
 
@@ -146,12 +126,7 @@ def read_discovery(path: Path) -> DiscoveryRecord:
 
 
 def _protocol(directory: RunDirectory) -> tuple[Protocol, ProtocolContext]:
-    path = directory.path / "protocol.json"
     try:
-        return Protocol.of(directory.protocol), convert(directory.protocol, ProtocolContext)
+        return Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
     except ProtocolError as error:
-        raise OutputError(f"{path}: {error}") from error
-    except msgspec.ValidationError as error:
-        raise OutputError(
-            f"{path} is not what rhumbline writes there: {error}. Use the version that wrote it."
-        ) from error
+        raise OutputError(f"{directory.path / 'protocol.json'}: {error}") from error

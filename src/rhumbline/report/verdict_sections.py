@@ -4,16 +4,18 @@ Every number comes from the files of the run.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from rhumbline.evidence.compared_arms import EFFECTS
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
 from rhumbline.records.effect_results import Effect
+from rhumbline.records.reasons import VerdictCode
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import ModelFacts
-from rhumbline.records.verdict_reasons import VerdictCode
 from rhumbline.report import page
-from rhumbline.report.run_record import EFFECT_ARMS, RunRecord, measured_arm, site_text
+from rhumbline.report.page import Html, interval, number
+from rhumbline.report.run_record import RunRecord, measured_arm, site_text
 
 _BADGES = {
     "SINGLE-DIRECTION-REPRODUCES": ("yes", "●"),
@@ -25,7 +27,7 @@ MANY_FAMILIES = 3
 """Largest number of null families that have a column each in the key numbers."""
 
 
-def badge(verdict: str, class_: str = "badge") -> page.Html:
+def badge(verdict: str, class_: str = "badge") -> Html:
     """Return a verdict with its sign."""
     kind, sign = _BADGES.get(verdict, ("open", "◌"))
     return page.tag("span", page.tag("i", sign), " ", verdict, class_=f"{class_} {kind}")
@@ -34,18 +36,7 @@ def badge(verdict: str, class_: str = "badge") -> page.Html:
 # -- title block ------------------------------------------------------------------------------------------------------
 
 
-def heading(question: str, model: ModelFacts, facts: Iterable[tuple[str, Any]]) -> page.Html:
-    """Return the title block: the question, the model, and facts about the run."""
-    listed = page.join(page.tag("div", page.tag("dt", key), page.tag("dd", value)) for key, value in facts if value)
-    return page.tag(
-        "header",
-        page.tag("p", f"rhumbline {question}", class_="kicker"),
-        page.tag("h1", model.name),
-        page.tag("dl", listed),
-    )
-
-
-def header(run: RunRecord) -> page.Html:
+def header(run: RunRecord) -> Html:
     """Return the title block of a run."""
     results, protocol = run.results, run.protocol
     facts = [
@@ -58,8 +49,8 @@ def header(run: RunRecord) -> page.Html:
         ("Started", results.environment.started),
         ("Protocol", f"sha256 {results.protocol_sha256[:12]}"),
     ]
-    question = f"·  Is {protocol.behaviour} mediated by a single direction in the residual stream?"
-    return heading(question, results.model, facts)
+    question = f"rhumbline ·  Is {protocol.behaviour} mediated by a single direction in the residual stream?"
+    return page.header(question, results.model.name, facts)
 
 
 def model_line(model: ModelFacts) -> str:
@@ -70,7 +61,7 @@ def model_line(model: ModelFacts) -> str:
 # -- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def verdict(run: RunRecord) -> page.Html:
+def verdict(run: RunRecord) -> Html:
     """Return the verdict with the sentence of each seed, the reason, and the warnings."""
     results = run.results
     paragraphs = [results.sentence]
@@ -78,7 +69,7 @@ def verdict(run: RunRecord) -> page.Html:
         paragraphs = [_seeds_agree(run), *(f"Seed {seed.seed}: {seed.sentence}" for seed in run.seeds)]
     sentences = [page.tag("p", text, class_="sentence" if len(text) < 160 else "sentence long") for text in paragraphs]
     reason = page.tag("p", results.reason, class_="reason") if results.reason else ""
-    return page.tag("div", badge(results.verdict), *sentences, reason, class_="verdict")
+    return page.verdict(badge(results.verdict), *sentences, reason)
 
 
 def _seeds_agree(run: RunRecord) -> str:
@@ -89,20 +80,17 @@ def _seeds_agree(run: RunRecord) -> str:
     return f"The {len(run.seeds)} seeds disagree."
 
 
-def warnings(run: RunRecord) -> page.Html:
+def warnings(run: RunRecord) -> Html:
     """Return the warnings of the run, if there are any."""
     texts = run.results.warnings
-    return page.tag("div", page.tag("h3", "Warnings"), page.bullets(texts), class_="warnings") if texts else page.Html()
+    return page.tag("div", page.tag("h3", "Warnings"), page.bullets(texts), class_="warnings") if texts else Html()
 
 
-def meaning(run: RunRecord) -> page.Html:
+def meaning(run: RunRecord) -> Html:
     """Return what the verdict shows and what it does not show."""
-    columns = (("What this shows", [*_shown(run), _agreement(run)]), ("What it does not show", _limits(run)))
-    return page.tag(
-        "div",
-        page.join(page.tag("div", page.tag("h3", title), page.bullets(items)) for title, items in columns),
-        class_="meaning",
-    )
+    columns = {"What this shows": [*_shown(run), _agreement(run)], "What it does not show": _limits(run)}
+    boxes = (page.tag("div", page.tag("h3", title), page.bullets(items)) for title, items in columns.items())
+    return page.tag("div", page.join(boxes), class_="meaning")
 
 
 def _shown(run: RunRecord) -> list[str]:
@@ -147,15 +135,14 @@ def _shown(run: RunRecord) -> list[str]:
 def _undecided(run: RunRecord) -> list[str]:
     behaviour = run.protocol.behaviour
     codes = [{reason.code for reason in seed.reasons} for seed in run.seeds]
+    undecided = {VerdictCode.EFFECT_UNDECIDED, VerdictCode.LEVEL_UNDECIDED, VerdictCode.GAP_UNDECIDED}
     if all(VerdictCode.NO_ROOM in some for some in codes):
         return [
             f"Ablation of one direction suppresses {behaviour} on this model and contrast.",
             f"Whether its addition induces {behaviour} was not tested, because the negatives already show it at "
             "baseline. The test needs negatives that do not.",
         ]
-    if all(
-        some & {VerdictCode.EFFECT_UNDECIDED, VerdictCode.LEVEL_UNDECIDED, VerdictCode.GAP_UNDECIDED} for some in codes
-    ):
+    if all(some & undecided for some in codes):
         return [
             "The intervals of this sample contain a margin of the rule, so the sample decides neither for nor against "
             "one direction. The reason states how many prompts would decide it."
@@ -216,7 +203,7 @@ def _limits(run: RunRecord) -> list[str]:
 # -- key numbers ------------------------------------------------------------------------------------------------------
 
 
-def key_numbers(run: RunRecord) -> page.Html:
+def key_numbers(run: RunRecord) -> Html:
     """Return the effects with their intervals, compared with the nulls."""
     families = list(dict.fromkeys(family for seed in run.seeds for effect in seed.effects for family in effect.p))
     many = len(families) > MANY_FAMILIES
@@ -235,17 +222,15 @@ def key_numbers(run: RunRecord) -> page.Html:
             "rank p on the metric over the families of the rule, without aligned draws. The sections below list every "
             "family."
         )
-    unit = page.note(LEVEL) if run.measure == "level" else ""
-    return page.section("Key numbers", page.table(head, rows, left=2, key=True), page.note(site, columns), unit)
+    level = page.note(
+        "A level is a continuous score in units of the gap between the classes at baseline: 0 is the mean of the "
+        "negatives, 1 that of the positives."
+    )
+    table, unit = page.table(head, rows, left=2, key=True), level if run.measure == "level" else ""
+    return page.section("Key numbers", table, page.note(site, columns), unit)
 
 
-LEVEL = (
-    "A level is a continuous score in units of the gap between the classes at baseline: 0 is the mean of the "
-    "negatives, 1 that of the positives."
-)
-
-
-def _family_head(run: RunRecord, family: str) -> page.Html:
+def _family_head(run: RunRecord, family: str) -> Html:
     draws = [effect.null[family].draws for seed in run.seeds for effect in seed.effects if family in effect.null]
     count = max(draws, default=0)
     detail = f"{page.count(count, 'draw')}, p ≥ {1 / (count + 1):.3g}" if count else "gap, p"
@@ -258,7 +243,7 @@ def _seed_rows(run: RunRecord, seed: SeedResult, families: Sequence[str]) -> lis
     start = [
         page.join([page.tag("b", seed.seed), " ", badge(seed.verdict, "mini") if disagree else ""]),
         site_text(site) if site else "none selected",
-        page.number(site.norm) if site else "—",
+        number(site.norm) if site else "—",
         seed.survivors,
     ]
     rows = []
@@ -266,20 +251,17 @@ def _seed_rows(run: RunRecord, seed: SeedResult, families: Sequence[str]) -> lis
         nulls = _strongest(effect, run) if many else [_gap(effect, family) for family in families]
         rows.append([*(start if not rows else [""] * 4), *_effect_cells(seed, effect), *nulls])
     if not rows:
-        baseline = measured_arm(seed, BASELINE, "positive")
-        rate = "—"
-        if baseline is not None:
-            rate = page.join([page.interval(baseline.rate, baseline.low, baseline.high), " → —"])
-        n = "—" if baseline is None else baseline.n
-        rows.append([*start, "baseline only", rate, "—", n, *["—"] * (2 if many else len(families))])
+        baseline, dashes = measured_arm(seed, BASELINE, "positive"), ["—"] * (2 if many else len(families))
+        rate, n = ("—", "—") if baseline is None else (page.join([page.rate(baseline), " → —"]), baseline.n)
+        rows.append([*start, "baseline only", rate, "—", n, *dashes])
     return rows
 
 
 def _effect_cells(seed: SeedResult, effect: Effect) -> list[Any]:
-    measured = EFFECT_ARMS[effect.name]
-    arms = [measured_arm(seed, arm, measured.side) for arm in (BASELINE, measured.arm)]
-    before, after = (page.number(row.rate if row else None) for row in arms)
-    drop = page.interval(effect.drop, effect.low, effect.high)
+    compared = next(arms for arms in EFFECTS if arms.name == effect.name)
+    arms = [measured_arm(seed, arm, compared.label) for arm in (BASELINE, compared.arm)]
+    before, after = (number(row.rate if row else None) for row in arms)
+    drop = interval(effect.drop, effect.low, effect.high)
     return [effect.name, f"{before} → {after}", drop, effect.n]
 
 
@@ -288,11 +270,11 @@ def _strongest(effect: Effect, run: RunRecord) -> list[Any]:
     gaps = {family: gap for family, gap in effect.gap.items() if gap is not None}
     strongest = min(gaps, key=lambda family: gaps[family], default=None)
     ranks = [effect.wide[family].p_apart for family in run.protocol.rule.families if family in effect.wide]
-    gap = "—" if strongest is None else page.join([page.number(gaps[strongest], signed=True), " ", strongest])
-    return [gap, page.number(max(ranks), 3) if ranks else "—"]
+    gap = "—" if strongest is None else page.join([number(gaps[strongest], signed=True), " ", strongest])
+    return [gap, number(max(ranks), 3) if ranks else "—"]
 
 
-def _gap(effect: Effect, family: str) -> page.Html:
+def _gap(effect: Effect, family: str) -> Html:
     p = effect.p.get(family)
     shown = "p —" if p is None else f"p {p:.3f}"
-    return page.join([page.number(effect.gap.get(family), signed=True), " ", page.tag("span", shown, class_="ci")])
+    return page.join([number(effect.gap.get(family), signed=True), " ", page.tag("span", shown, class_="ci")])

@@ -32,7 +32,7 @@ from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate, Estimates, Rounding
+from rhumbline.records.seed_files import Candidate, Estimates, Rounding
 from rhumbline.records.shared import Site
 
 log = logging.getLogger("rhumbline")

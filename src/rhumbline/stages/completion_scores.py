@@ -10,7 +10,7 @@ from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging.score import TextJudge
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
-from rhumbline.records.selection_files import Candidate
+from rhumbline.records.seed_files import Candidate
 from rhumbline.stages.completions import complete
 from rhumbline.stages.seed_run import SeedRun
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rhumbline.prompts.contrasts import LABELS, Label
-from rhumbline.records.null_files import DoseArm, Doses
+from rhumbline.records.seed_files import DoseRow, Doses
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.metric_samples import samples, six_digits
 from rhumbline.stages.seed_run import SeedRun
@@ -45,7 +45,7 @@ def _prepare(run: SeedRun) -> Callable[[DoseRequest], Doses]:
         metric = [by_dose[dose] for dose in doses]
         kind = "ablation" if label == "positive" else "addition"
         rows = (
-            DoseArm(kind=kind, arm=a.id, dose=a.dose, side=label, metric=six_digits(values))
+            DoseRow(kind=kind, arm=a.id, dose=a.dose, side=label, metric=six_digits(values))
             for a, values in zip(arms, metric, strict=True)
         )
         return Doses(ids, tuple(rows))

@@ -15,7 +15,7 @@ from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label, Split
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Extracted
+from rhumbline.records.seed_files import Extracted
 from rhumbline.records.shared import ByLabel, TrainVal
 from rhumbline.stages.directions import difference_in_means
 from rhumbline.stages.seed_run import SeedRun

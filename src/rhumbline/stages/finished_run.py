@@ -23,7 +23,7 @@ from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results
-from rhumbline.records.selection_files import SplitIds
+from rhumbline.records.seed_files import SplitIds
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.seed_artefacts import Null, SeedArtefacts
 

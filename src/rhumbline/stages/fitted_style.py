@@ -12,8 +12,7 @@ from rhumbline.judging.score import TextJudge
 from rhumbline.judging.style_classifier import Classifier, ClassifierJudge
 from rhumbline.judging.text_style import MarkerJudge, content_kept
 from rhumbline.prompts.contrasts import Prompt
-from rhumbline.records.held_out_files import Form
-from rhumbline.records.selection_files import StyleJudges
+from rhumbline.records.seed_files import StyleJudges, TextForm
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class StyleReadout:
 
     content: float
     """Share of the content that the completion has, 0 to 1."""
-    form: Form
+    form: TextForm
     marker_share: float | None
     """Share of the words inside markers; None: unscored."""
     classifier: float | None

@@ -26,7 +26,7 @@ from rhumbline.judging.score import Class, TextJudge
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.prompts.loss_texts import LossTexts
-from rhumbline.records.held_out_files import DocumentLoss, Text
+from rhumbline.records.seed_files import DocumentLoss, Text
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.seed_run import SeedRun
 

@@ -15,8 +15,8 @@ from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS
-from rhumbline.records.null_files import NullDirections
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import NullDirections
 from rhumbline.records.shared import NullDirection
 from rhumbline.stages.directions import group_cosine
 from rhumbline.stages.null_families import Material, as_null, draw_nulls

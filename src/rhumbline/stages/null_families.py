@@ -24,7 +24,7 @@ from torch import Tensor
 from rhumbline.axes import Vector
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
-from rhumbline.protocol import FAMILIES
+from rhumbline.protocol import NULL_FAMILIES
 from rhumbline.stages.seed_artefacts import Null
 
 Activations = Float[Tensor, "prompt d_model"]
@@ -56,9 +56,9 @@ def energy_share(h: Activations, r: Vector) -> float:
 
 def generator(seed: int, family: str, draw: int) -> np.random.Generator:
     """The random numbers of one draw: they depend on the seed, the family and the number of the draw only."""
-    if family not in FAMILIES:
-        raise ProtocolError(f"unknown null family {family!r}; known: {', '.join(FAMILIES)}.")
-    return np.random.default_rng([seed, FAMILIES.index(family), draw])
+    if family not in NULL_FAMILIES:
+        raise ProtocolError(f"unknown null family {family!r}; known: {', '.join(NULL_FAMILIES)}.")
+    return np.random.default_rng([seed, NULL_FAMILIES.index(family), draw])
 
 
 def isotropic(d_model: int, rng: np.random.Generator) -> Vector:

@@ -11,9 +11,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rhumbline.engines.jobs import Pool
-from rhumbline.records.held_out_files import LevelTexts, Separation
-from rhumbline.records.null_files import Doses, NullDirections, Stability, WideNulls
-from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, SplitIds, StyleJudges
+from rhumbline.records.seed_files import (
+    Doses,
+    Extracted,
+    LevelTexts,
+    MetricTokens,
+    NullDirections,
+    Selection,
+    Separation,
+    SplitIds,
+    Stability,
+    StyleJudges,
+    WideNulls,
+)
 from rhumbline.records.shared import ByLabel, BySplit
 from rhumbline.stages.doses import DOSE_JOB, measure_doses
 from rhumbline.stages.extraction import extract_candidates

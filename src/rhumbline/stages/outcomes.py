@@ -17,7 +17,7 @@ from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.arms import ArmId
-from rhumbline.records.held_out_files import Outcome
+from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Class
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.seed_run import SeedRun

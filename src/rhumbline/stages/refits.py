@@ -23,10 +23,9 @@ from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
-from rhumbline.records.null_files import BootstrapRefit
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.selection_files import Candidate, Estimates
+from rhumbline.records.seed_files import BootstrapRefit, Candidate, Estimates
 from rhumbline.records.shared import Site
 from rhumbline.stages.null_families import generator, halves
 

@@ -20,7 +20,7 @@ from rhumbline.judging.score import TextJudge
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.reasons import TokensLacking
-from rhumbline.records.selection_files import MetricTokens
+from rhumbline.records.seed_files import MetricTokens
 from rhumbline.records.shared import FirstToken
 from rhumbline.stages.seed_run import SeedRun
 

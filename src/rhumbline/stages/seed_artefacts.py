@@ -13,9 +13,8 @@ from rhumbline.axes import Candidates
 from rhumbline.inference.interventions import Direction
 from rhumbline.records.codec import R
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.null_files import NullDirections
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Extracted, Selection
+from rhumbline.records.seed_files import Extracted, NullDirections, Selection
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class SeedArtefacts:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one safetensors file of the seed."""
-        return self.directory.load_tensors(self.folder / name)[0]
+        return self.directory.load_tensors(self.folder / name)
 
     @cached_property
     def extraction(self) -> Extracted:

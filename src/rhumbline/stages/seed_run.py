@@ -23,10 +23,10 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
-from rhumbline.protocol import Extraction, Protocol
+from rhumbline.protocol import ExtractionSettings, Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.selection_files import Extracted, MetricTokens, Selection, StyleJudges
+from rhumbline.records.seed_files import Extracted, MetricTokens, Selection, StyleJudges
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.fitted_style import FittedStyle
 from rhumbline.stages.seed_artefacts import Null, SeedArtefacts
@@ -182,7 +182,7 @@ class SeedRun:
         return SeedArms(self.direction, self.nulls, addition)
 
 
-def read_positions(extraction: Extraction, chat: Chat) -> tuple[Position, ...]:
+def read_positions(extraction: ExtractionSettings, chat: Chat) -> tuple[Position, ...]:
     """The positions of the candidates in a chat."""
     if extraction.response_position is not None:
         return (extraction.response_position,)

@@ -18,8 +18,8 @@ from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.protocol import COEFFICIENTS
 from rhumbline.records.reasons import NoCandidate
-from rhumbline.records.selection_files import Candidate, Selection
-from rhumbline.records.shared import ByLabel, Cell, Site
+from rhumbline.records.seed_files import Candidate, Selection
+from rhumbline.records.shared import ByLabel, Site, Survivor
 from rhumbline.stages.candidate_scores import ScoreGrid, ScoreName, score_candidates
 from rhumbline.stages.completion_scores import CompletionScores
 from rhumbline.stages.seed_run import SeedRun
@@ -66,10 +66,10 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
     )
 
 
-def _cell(row: Candidate) -> Cell:
+def _cell(row: Candidate) -> Survivor:
     assert row.norm is not None
     assert row.bypass is not None
-    return Cell(row.position, row.layer, row.norm, row.bypass)
+    return Survivor(row.position, row.layer, row.norm, row.bypass)
 
 
 def _mean(values: Sequence[float | None], kept: Sequence[bool]) -> float | None:

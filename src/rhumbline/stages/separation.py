@@ -13,10 +13,9 @@ from rhumbline.inference.residuals import projections
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split, Splits
-from rhumbline.records.held_out_files import Separation
 from rhumbline.records.positions import Position
-from rhumbline.records.run_files import Projection, SiteSeparation
-from rhumbline.records.shared import ByLabel, Cell
+from rhumbline.records.seed_files import Projection, Separation, SiteSeparation
+from rhumbline.records.shared import ByLabel, Survivor
 from rhumbline.stages.extraction import ClassMeans
 from rhumbline.stages.seed_run import SeedRun, encoded
 
@@ -47,7 +46,7 @@ def prompts_to_separate(
 
 
 def separations(
-    runner: Runner, chat: Chat, prompts: Mapping[Label, Sequence[Prompt]], means: ClassMeans, selected: Cell | None
+    runner: Runner, chat: Chat, prompts: Mapping[Label, Sequence[Prompt]], means: ClassMeans, selected: Survivor | None
 ) -> SiteSeparations:
     """AUROC of the projection, cosine of the class means and norm at every site; projections at the selected site."""
     candidates, positions = means.candidates, means.positions

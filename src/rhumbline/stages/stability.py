@@ -6,7 +6,7 @@ Training and validation prompts only. One refit is computed in refits.py.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rhumbline.records.null_files import BootstrapRefit, Stability
+from rhumbline.records.seed_files import BootstrapRefit, Stability
 from rhumbline.records.shared import Site
 from rhumbline.stages.refits import RefitSelection, best_sites, bootstrap_refits, resample
 from rhumbline.stages.seed_run import SeedRun

@@ -14,7 +14,7 @@ from rhumbline.judging.style_classifier import fit
 from rhumbline.judging.text_style import MarkerJudge, overlap_by_chance
 from rhumbline.prompts.contrasts import LABELS, Splits
 from rhumbline.protocol import Protocol
-from rhumbline.records.selection_files import StyleJudges
+from rhumbline.records.seed_files import StyleJudges
 from rhumbline.records.shared import ByLabel, ClassifierFit, Marker
 from rhumbline.stages.completions import complete
 from rhumbline.stages.seed_run import SeedRun

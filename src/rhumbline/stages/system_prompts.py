@@ -12,7 +12,7 @@ from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
-from rhumbline.records.held_out_files import ConditionOutcome
+from rhumbline.records.seed_files import ConditionOutcome
 from rhumbline.stages.seed_run import SeedRun
 
 

@@ -14,7 +14,7 @@ from rhumbline.evidence.metric_effects import families_below_bound
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.records.arms import ABLATION, ArmId
-from rhumbline.records.null_files import NullDirections, WideArm, WideNulls
+from rhumbline.records.seed_files import NullDirections, WideNulls, WideRow
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.metric_samples import Sample, sample, samples, six_digits
 from rhumbline.stages.seed_run import SeedRun
@@ -69,7 +69,7 @@ def measure_wide_nulls(run: SeedRun, jobs: SeedJobs) -> WideNulls:
     return WideNulls(whole.prompts, tuple(rows), whole.kl, tuple(stopped))
 
 
-def _rows(jobs: SeedJobs, nulls: Mapping[Label, Sequence[int]]) -> list[WideArm]:
+def _rows(jobs: SeedJobs, nulls: Mapping[Label, Sequence[int]]) -> list[WideRow]:
     """The rows of null draws, by class."""
     requests = [
         WideRequest(label, tuple(indices[span.first : span.end]))
@@ -97,10 +97,10 @@ def _measure(run: SeedRun, prompts: ByLabel[Sample], request: WideRequest) -> Wi
     return WideNulls({}, tuple(_of_arms(run, request.side, prompts[request.side], arms)))
 
 
-def _of_arms(run: SeedRun, label: Label, prompts: Sample, ids: Iterable[ArmId]) -> list[WideArm]:
+def _of_arms(run: SeedRun, label: Label, prompts: Sample, ids: Iterable[ArmId]) -> list[WideRow]:
     arms = run.arms.arms(ids)
     metric = run.scorer("wide nulls").read(prompts.sequences, list(arms.values())).metric
-    return [WideArm(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)]
+    return [WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)]
 
 
 def _kl(run: SeedRun) -> tuple[float | None, ...]:

@@ -1,0 +1,176 @@
+"""Write docs/results.md: what finished runs on real models measured.
+
+    python benchmarks/results_page.py RUN... [--notes FILE] > docs/results.md
+
+Every number is read from the run directories. `--notes` is Markdown that follows the tables: what is not known.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.results import SeedResult
+from rhumbline.records.shared import Label
+from rhumbline.report.run_record import RunFiles, read_summary
+
+NOT_MEASURED = "not measured"
+EFFECTS = (
+    "model",
+    "contrast",
+    "seed",
+    "site",
+    "positives: baseline",
+    "ablation",
+    "negatives: baseline",
+    "addition",
+    "verdict",
+)
+CONTROLS = (
+    "model", "contrast", "seed", "strongest null of the ablation", "strongest null of the addition",
+    "degenerate: ablation", "degenerate: addition", "KL", "processor time",
+)  # fmt: skip
+SETTINGS = ("model", "preset", "prompts (train / val / test per class)", "judge", "tokens", "dtype", "command")
+HEADER = """\
+# Results on real models
+
+Written by `benchmarks/results_page.py` from finished runs: every number was read from their run directories.
+Rates are shares of the test prompts that show the behaviour, with 95 % intervals.
+"""
+CONTROLS_TEXT = """
+## Controls
+
+*Strongest null*: mean rate of the null family that changed the rate most, in the same arm. *Degenerate*: share of
+broken completions. *KL*: mean divergence of the next-token distributions on negatives under ablation, in nats.
+"""
+
+
+def main() -> None:
+    """Print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--notes", type=Path, default=None, help="Markdown that follows the tables")
+    a = parser.parse_args()
+    summaries = [read_summary(RunDirectory.read(run)) for run in a.runs]
+    sys.stdout.write(page(summaries, "" if a.notes is None else a.notes.read_text(encoding="utf-8")))
+
+
+def page(summaries: Sequence[RunFiles], notes: str) -> str:
+    """The page as Markdown."""
+    seeds = [(summary, seed) for summary in summaries for seed in summary.results.seeds]
+    return "\n".join(
+        [
+            HEADER,
+            *table(EFFECTS, (effects(summary, seed) for summary, seed in seeds)),
+            CONTROLS_TEXT,
+            *table(CONTROLS, (controls(summary, seed) for summary, seed in seeds)),
+            "\n## Settings\n",
+            *table(SETTINGS, (setting(summary) for summary in summaries)),
+            "",
+            notes.strip(),
+            "",
+        ]
+    )
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]
+
+
+def key(summary: RunFiles, seed: SeedResult) -> tuple[str, str, str]:
+    """Cells that name one seed of one run."""
+    return Path(summary.context.model.name).name, summary.context.contrast.name, str(seed.seed)
+
+
+def effects(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
+    """Cells of the effects of one seed."""
+    cell, n_layers = seed.selected, summary.context.model.n_layers
+    return (
+        *key(summary, seed),
+        "no candidate passed" if cell is None else f"({cell.position}, {cell.layer} of {n_layers})",
+        rate(seed, BASELINE, "positive"),
+        rate(seed, ABLATION, "positive"),
+        rate(seed, BASELINE, "negative"),
+        rate(seed, ADDITION, "negative"),
+        seed.verdict,
+    )
+
+
+def controls(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
+    """Cells of the nulls, the damage and the cost of one seed."""
+    stages = [stage for stage in summary.results.timings.stages if stage.seed == seed.seed]
+    return (
+        *key(summary, seed),
+        strongest(seed, "ablation", "positive"),
+        strongest(seed, "addition", "negative"),
+        degenerate(seed, ABLATION, "positive"),
+        degenerate(seed, ADDITION, "negative"),
+        NOT_MEASURED if seed.shift.kl is None else f"{seed.shift.kl:.3f} (n = {seed.shift.n})",
+        f"{sum(stage.cpu_seconds for stage in stages) / 60:.1f} min",
+    )
+
+
+def arm_rate(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
+    """The rate of an arm on one class; None if the arm was not run."""
+    return next((row for row in seed.arms if row.arm == arm and row.side == side), None)
+
+
+def rate(seed: SeedResult, arm: ArmId, side: Label) -> str:
+    """A rate with its interval and n."""
+    found = arm_rate(seed, arm, side)
+    if found is None or found.rate is None:
+        return NOT_MEASURED
+    return f"{found.rate:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n - found.unscored}"
+
+
+def degenerate(seed: SeedResult, arm: ArmId, side: Label) -> str:
+    """Share of degenerate completions of an arm and of the baseline."""
+    found, baseline = arm_rate(seed, arm, side), arm_rate(seed, BASELINE, side)
+    if found is None or found.degenerate is None or baseline is None or baseline.degenerate is None:
+        return NOT_MEASURED
+    return f"{found.degenerate:.2f} (baseline {baseline.degenerate:.2f})"
+
+
+def strongest(seed: SeedResult, kind: str, side: Label) -> str:
+    """Mean rate of the null family that changed the rate most, with its name and the number of draws."""
+    baseline = arm_rate(seed, BASELINE, side)
+    families: dict[str, list[float]] = {}
+    for measured in seed.arms:
+        arm = measured.arm
+        if measured.side == side and arm.is_null and arm.kind == kind and measured.rate is not None:
+            families.setdefault(str(arm.family), []).append(measured.rate)
+    if baseline is None or baseline.rate is None or not families:
+        return NOT_MEASURED
+    means = {family: sum(rates) / len(rates) for family, rates in families.items()}
+    family = max(means, key=lambda name: abs(means[name] - baseline.rate))
+    return f"{means[family]:.2f} ({family}, {len(families[family])} draws)"
+
+
+def setting(summary: RunFiles) -> tuple[str, ...]:
+    """Cells of the settings of one run."""
+    protocol, model = summary.protocol, summary.context.model
+    sizes = protocol.sizes
+    command = f"rhumbline run {Path(model.name).name} --contrast {summary.context.contrast.name}"
+    if protocol.preset != "rhumbline":
+        command += f" --preset {protocol.preset}"
+    seeds = ",".join(map(str, protocol.seeds))
+    command += f" --sizes {sizes.train},{sizes.val},{sizes.test} --seeds {seeds}"
+    command += f" --max-new-tokens {protocol.max_new_tokens}"
+    return (
+        Path(model.name).name,
+        protocol.preset,
+        f"{sizes.train} / {sizes.val} / {sizes.test}",
+        protocol.judge,
+        str(protocol.max_new_tokens),
+        model.dtype,
+        f"`{command}`",
+    )
+
+
+if __name__ == "__main__":
+    main()

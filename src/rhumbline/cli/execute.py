@@ -1,0 +1,101 @@
+"""Execute a command: every exception and signal becomes a message and an exit code.
+
+0 done, 1 an expectation or a verification failed, 2 bad input or usage, 3 the model cannot be handled, 70 an error in
+rhumbline itself, 128 + n ended by signal n (130: Ctrl-C). Independent of the commands.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rhumbline.cli.console import err, fault
+from rhumbline.errors import ModelError, RhumblineError
+
+EXIT_BUG = 70
+"""EX_SOFTWARE of sysexits.h."""
+EXIT_SIGNAL = 128
+"""Added to the number of the signal that ended a command."""
+EXIT_BROKEN_PIPE = EXIT_SIGNAL + 13
+"""Of SIGPIPE, a signal that Windows does not define."""
+INTERRUPTIONS: Mapping[str, str] = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "terminal closed"}
+"""Signals that end a command, with the word of the message."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Call the command of the parsed arguments and return the exit code."""
+    try:
+        with interruptions():
+            return arguments.command(arguments)
+    except RhumblineError as error:
+        fault(str(error))
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        ended_by = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+        err.print(f"[bold yellow]{INTERRUPTIONS[ended_by.name]}.[/] Rerun the same command to resume.")
+        return EXIT_SIGNAL + ended_by
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.filename is None:
+            return _bug(error)
+        fault(f"{error.filename}: {error.strerror}. Finished results are kept. Correct this and rerun the command.")
+        return RhumblineError.exit_code
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            return _bug(error)
+        fault(f"the memory is not sufficient ({_line(error)}). Finished results are kept. Free memory, then rerun.")
+        return ModelError.exit_code
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Raise an exception at SIGTERM and SIGHUP while the context is active, as Python does at SIGINT."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        numbers = [getattr(signal, name) for name in INTERRUPTIONS if name != "SIGINT" and hasattr(signal, name)]
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from rhumbline.inference.batching import is_out_of_memory  # imports torch
+
+    return is_out_of_memory(error)
+
+
+def _bug(error: Exception) -> int:
+    """Write the traceback to a log, and report the error in one line."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="rhumbline-", suffix=".log", encoding="utf-8", errors="backslashreplace", delete=False
+    ) as log:
+        log.write("".join(traceback.format_exception(error)))
+    fault(f"an error in rhumbline itself ({_line(error)}). Please report it with the log {log.name}.")
+    return EXIT_BUG
+
+
+def _line(error: Exception) -> str:
+    """Type and first line of an exception."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

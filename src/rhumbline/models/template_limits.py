@@ -1,0 +1,53 @@
+"""Limits of time and memory for the rendering of a chat template, which may come from a stranger.
+
+Independent of templates and tokenizers. Enforced in the main thread on Linux; elsewhere a rendering is not limited.
+"""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SECONDS = 5.0
+"""Longest rendering of one chat. Templates of published models need milliseconds."""
+BYTES = 2**29
+"""Most memory that one rendering may add to the process."""
+
+
+class LimitExceeded(Exception):
+    """A rendering took too long."""
+
+
+class _Stop(BaseException):
+    """Not an Exception, because the compiler of Jinja ignores these while it evaluates constants."""
+
+
+@contextmanager
+def limited(seconds: float = SECONDS, n_bytes: int = BYTES) -> Iterator[None]:
+    """Raise LimitExceeded or MemoryError if the context takes too long or allocates too much."""
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import resource
+    import signal
+
+    def stop(number: int, frame: Any) -> None:
+        raise _Stop
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + n_bytes
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if soft == resource.RLIM_INFINITY or most < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    except _Stop:
+        raise LimitExceeded(f"it took more than {seconds:g} s") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,59 @@
+"""The report page and its figures on disk, with their hashes (report.json). Independent of what the page shows."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from rhumbline.errors import OutputError
+from rhumbline.records.codec import convert, to_json
+from rhumbline.records.files import file_sha256, read_json, write_bytes, write_json
+
+PAGE = "report.html"
+FIGURES = "figures"
+MANIFEST = "report.json"
+
+
+@dataclass(frozen=True)
+class PageFiles:
+    """report.json: the page and its figures as they were drawn last."""
+
+    rhumbline: str
+    """Version that drew them."""
+    files: dict[str, str]
+    """SHA-256 of each file, by its path in the directory."""
+
+
+def write_page(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the files of a page and their hashes. Figures of the previous page that are no longer drawn are removed."""
+    previous = read_page_files(folder) if (folder / MANIFEST).is_file() else None
+    for name in set() if previous is None else previous.files.keys() - contents.keys():
+        figure = folder / FIGURES / Path(name).name
+        if name == f"{FIGURES}/{figure.name}":  # a changed manifest must not remove any other file
+            figure.unlink(missing_ok=True)
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
+    write_json(folder / MANIFEST, to_json(PageFiles(version("rhumbline"), hashes)))
+
+
+def read_page_files(folder: Path) -> PageFiles:
+    """The hashes of the page of a run directory. Raises OutputError."""
+    try:
+        return convert(read_json(folder / MANIFEST), PageFiles)
+    except msgspec.ValidationError as error:
+        raise OutputError(f"{folder / MANIFEST}: {error}. Draw the page again with `rhumbline report`.") from error
+
+
+def page_faults(folder: Path) -> list[str]:
+    """Files of the page that are missing or differ from their hashes."""
+    faults = []
+    for name, recorded in read_page_files(folder).files.items():
+        if not (folder / name).is_file():
+            faults.append(f"{name} is missing")
+        elif file_sha256(folder / name) != recorded:
+            faults.append(f"{name} was changed (sha256 differs)")
+    return faults

@@ -1,0 +1,397 @@
+"""The files of one seed, as records, in the order in which the stages write them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+from rhumbline.records.arms import ArmId
+from rhumbline.records.positions import Position
+from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
+from rhumbline.records.shared import (
+    ByLabel,
+    BySplit,
+    Class,
+    ClassifierFit,
+    EffectName,
+    FirstToken,
+    Label,
+    Marker,
+    NullDirection,
+    Site,
+    Split,
+    Survivor,
+    TrainVal,
+)
+
+
+@dataclass(frozen=True)
+class SplitIds:
+    """splits.json: the ids of the prompts of one seed, in order."""
+
+    seed: int
+    ids: BySplit[ByLabel[tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class StyleJudges:
+    """style.json: the judges of a continuous score, fitted on training texts; absent for judges of classes."""
+
+    texts: Literal["responses", "completions"]
+    n: ByLabel[int]
+    how: Literal["given", "estimated"]
+    markers: tuple[Marker, ...]
+    """Empty if no phrase separates the texts of the classes."""
+    classifier: ClassifierFit | None
+    """Its weights are in classifier.safetensors; None if none was fitted."""
+    chance: float
+    train: ByLabel[float]
+    """Mean share of the words inside markers."""
+
+
+@dataclass(frozen=True)
+class MetricTokens:
+    """metric.json: the metric of a seed and the tokens that it reads."""
+
+    how: Literal["given", "auto", "shifted", "pairs"]
+    """given: tokens of the protocol. auto: first tokens of the model's own completions that show the behaviour.
+    shifted: tokens that are more probable after positives. pairs: no tokens; the paired log-odds of two responses."""
+    tokens: tuple[FirstToken, ...]
+    """Empty for `pairs`, and if `reason` is set."""
+    auroc: float | None
+    """AUROC of the metric between the training classes; None without tokens, or not finite."""
+    refusals: int | None
+    """Training positives whose completion shows the behaviour; None unless `auto`."""
+    n: int | None
+    """Training positives that were read; None for `given` and `pairs`."""
+    reason: TokensLacking | None
+    """Why there are no tokens; None if there are, and for `pairs`."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """extraction.json: positions and prompts of the candidates, which are in directions.safetensors."""
+
+    positions: tuple[Position, ...]
+    """In the order of the first axis of the candidates."""
+    kept: TrainVal[ByLabel[tuple[bool, ...]]]
+    """Whether the sign of the metric keeps each prompt (of a contrast of texts: each row)."""
+    n: TrainVal[ByLabel[int]]
+    metric: TrainVal[ByLabel[tuple[float | None, ...]]]
+    """Metric at baseline, log-odds; None: not finite, or not read in this pass."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """First-order estimates of two scores, log-odds. Their order is used, not their values."""
+
+    bypass: float
+    induce: float
+
+
+@dataclass(frozen=True)
+class Candidate(Site):
+    """One candidate with its scores on validation prompts; None: not computed, or not finite."""
+
+    bypass: float | None
+    """Mean metric of positives under ablation, log-odds."""
+    induce: float | None
+    """Mean metric of negatives under addition, log-odds."""
+    kl: float | None
+    """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, nats."""
+    norm: float | None = None
+    """In units of the residual stream."""
+    discarded: Discard | None = None
+    content: float | None = None
+    """Share of the content of baseline completions that ablation and addition leave, the smaller of both."""
+    moved: float | None = None
+    """Change of the score of completions in gaps between the classes, the smaller of suppression and induction."""
+    rescored: bool = False
+    """Whether it was scored again in one batch shape, because rounding could have changed the selection."""
+    estimates: Estimates | None = None
+    """First-order estimates of the screen; None without a screen."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Bounds on the change of a score with the shape of its batch, measured on this model."""
+
+    bypass: float = 0.0
+    """Log-odds."""
+    induce: float = 0.0
+    """Log-odds."""
+    kl: float = 0.0
+    """Nats."""
+
+
+class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """selection.json: the scores and the result of the rule. Without tokens or prompts only the reason is set."""
+
+    selected: Survivor | None
+    reason: NoCandidate | None
+    survivors: int
+    tied: tuple[Survivor, ...]
+    """Other survivors within the tie margin of the rule, nearest first."""
+    baseline: ByLabel[float | None] | None = None
+    """Mean metric of the kept validation prompts, log-odds; None inside: none is finite. Absent if nothing was
+    scored."""
+    coefficient: float | None = None
+    """Coefficient of the additions of this seed, in units of the norm. Absent if nothing was scored."""
+    room: bool | None = None
+    """Whether negatives score low enough at baseline for a rise; True if the score is not continuous. Absent if nothing
+    was scored, and in the first runs. Read it as `induction_is_testable`."""
+    rounding: Rounding | None = None
+    """The bounds by which candidates were scored again. Absent if nothing was scored, and in the first runs."""
+    n: ByLabel[int]
+    """Validation prompts of the scores."""
+    candidates: tuple[Candidate, ...]
+    """Every candidate, by position and layer; empty if nothing was scored."""
+
+    @property
+    def induction_is_testable(self) -> bool:
+        """Whether the rule was applied with the induce and KL criteria, so that induction is tested."""
+        return self.room is not False
+
+    @property
+    def addition_coefficient(self) -> float:
+        """The coefficient of the additions of this seed, in units of the norm; 1 if the file has none."""
+        return 1.0 if self.coefficient is None else self.coefficient
+
+
+@dataclass(frozen=True)
+class NullDirections:
+    """nulls.json: the null directions of one seed. Written if a direction was selected."""
+
+    energy: float
+    """Share of the squared norm of the stream that lies along the direction itself, 0 to 1."""
+    nulls: tuple[NullDirection, ...]
+    """In the order of nulls.safetensors."""
+    groups: float | None = None
+    """Cosine between the directions of two groups of positives; None for fewer than 4 prompts, or not finite."""
+
+
+class WideRow(Struct, frozen=True, kw_only=True):
+    """The metric of some test prompts under one arm."""
+
+    arm: ArmId
+    side: Label = field(name="set")
+    metric: tuple[float | None, ...]
+    """Log-odds, six digits, in the order of `WideNulls.prompts`; None: not finite."""
+
+
+@dataclass(frozen=True)
+class StoppedFamily:
+    """A family whose draws stopped early, because its rank p could not meet the rule any more."""
+
+    family: str
+    effect: EffectName
+    draws: int
+    """Draws that were evaluated."""
+
+
+@dataclass(frozen=True)
+class WideNulls:
+    """wide.json: the metric under every null draw. Written if a direction was selected."""
+
+    prompts: Mapping[Label, tuple[str, ...]]
+    """Ids of the prompts, by class; empty if the protocol has no wide nulls."""
+    rows: tuple[WideRow, ...]
+    """Arms of positives, then of negatives; empty as above."""
+    kl: tuple[float | None, ...] = ()
+    """KL divergence of the next-token distribution of negatives, baseline to ablation, nats; None for a negative that
+    shows the behaviour at baseline, or not finite."""
+    stopped: tuple[StoppedFamily, ...] = ()
+    """Families that stopped early, by effect. Their rank p is above the bound of the rule."""
+
+    def with_rows(self, rows: Sequence[WideRow]) -> "WideNulls":
+        """The same with further rows."""
+        return replace(self, rows=(*self.rows, *rows))
+
+
+class DoseRow(Struct, frozen=True, kw_only=True):
+    """The metric of some test prompts under one strength of one intervention."""
+
+    kind: Literal["ablation", "addition"]
+    arm: ArmId
+    dose: float
+    """Strength of an ablation (1 removes all), coefficient of an addition (in units of the norm)."""
+    side: Label = field(name="set")
+    metric: tuple[float | None, ...]
+    """Log-odds, six digits, in the order of `Doses.prompts`; None: not finite."""
+
+
+@dataclass(frozen=True)
+class Doses:
+    """dose.json: the curves over strengths. Written if a direction was selected."""
+
+    prompts: ByLabel[tuple[str, ...]]
+    rows: tuple[DoseRow, ...]
+    """Strengths of ablation, then coefficients of addition; empty if the protocol has no curve."""
+
+
+@dataclass(frozen=True)
+class BootstrapRefit:
+    """The candidate that one refit on resampled prompts selects."""
+
+    position: Position | None
+    """Its position; None: no candidate passed."""
+    layer: int | None
+    cosine: float
+    """Cosine of the refitted direction with the direction, both at the site of the direction."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """stability.json: refits on resampled prompts. Written if a direction was selected."""
+
+    sites: tuple[Site, ...]
+    """The sites that a refit can select, best first."""
+    refits: tuple[BootstrapRefit, ...]
+    """In the order of the draws; empty if the protocol has none."""
+    between: float | None
+    """Mean cosine between two refits at the site of the direction; None for fewer than 2."""
+
+
+Text = Literal["text", "responses", "completions"]
+"""Texts on which losses are measured."""
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """Length and layout of a completion: its words, those outside the markers, and the lines that begin a list item."""
+
+    words: int
+    content_words: int
+    bullets: int
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of outcomes.jsonl: one arm on one test prompt.
+
+    With classes, the direction's own arms have `judges`, `by_length` and `correct`. With a continuous score, every arm
+    has `correct`, `form`, `marker_share` and `classifier`.
+    """
+
+    arm: ArmId
+    side: Label = field(name="set")
+    prompt_id: str
+    cls: Class = field(name="class")
+    score: float | None
+    """Amount of the behaviour: 1 or 0 for a class, 0 to 1 for a continuous score; None: unscored."""
+    evidence: str
+    """The listed phrase that matched, the kind of degeneration, or why it is unscored; can be empty."""
+    metric: float | None
+    """Metric under the arm, log-odds (nats per token for `pairs`); None: not finite, or no metric."""
+    new_tokens: int
+    category: str | None
+    judges: Mapping[str, Class] | None = None
+    """Class by keyword judge. Absent for nulls, and with a continuous score."""
+    by_length: Mapping[str, Class] | None = None
+    """Class by tokens read: `full`, and those of `16`, `32`, `64` below `max_new_tokens`. Absent as above."""
+    correct: bool | float | UnsetType | None = UNSET
+    """With classes: whether the text of a negative contains the known answer; None if no answer is known; absent for
+    nulls. With a continuous score: share of the content that the text has, 0 to 1."""
+    form: TextForm | None = None
+    """Length and layout. Absent unless the score is continuous."""
+    marker_share: float | None = None
+    """Share of the words inside markers. Absent unless the score is continuous."""
+    classifier: float | None = None
+    """Probability of the behaviour by the classifier. Absent without a classifier."""
+    prompt: str | None = None
+    """Text of the prompt. Absent unless the protocol saves completions."""
+    completion: str | None = None
+    """Text of the completion. Absent as above."""
+
+    @property
+    def correctness(self) -> float | None:
+        """Share of the known answer or of the content that the text has, 0 to 1; None: not known."""
+        return None if self.correct is UNSET or self.correct is None else float(self.correct)
+
+    @property
+    def is_correct(self) -> bool | None:
+        """Whether the text contains the known answer; None if no answer is known, and for a share of content."""
+        return self.correct if isinstance(self.correct, bool) else None
+
+
+@dataclass(frozen=True)
+class SiteSeparation(Site):
+    """Separation of the classes along one candidate; `cosine` of the class means. None: not finite."""
+
+    auroc: float | None
+    """AUROC of the projection, positives over negatives."""
+    cosine: float | None
+    norm: float | None
+    """Length of the difference in means, in units of the residual stream."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The projection of one prompt on the selected unit direction, without intervention; None: not finite."""
+
+    prompt_id: str
+    label: Label
+    projection: float | None
+
+
+@dataclass(frozen=True)
+class Separation:
+    """separation.json: where the classes separate on test prompts."""
+
+    split: Split
+    n: ByLabel[int]
+    """Number of prompts (of a contrast of texts: rows)."""
+    grid: tuple[SiteSeparation, ...]
+    projections: tuple[Projection, ...]
+    """Projections of the prompts on the selected direction; empty if nothing was selected."""
+
+
+class DocumentLoss(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of losses-TEXT.jsonl: one arm on one document. A text without documents is an empty file."""
+
+    text: Text
+    document: str
+    """Number of the document, or id of the prompt."""
+    arm: ArmId
+    tokens: int
+    nats: float | None
+    """Sum of their cross-entropies; None: not finite."""
+    cls: Class | None = field(name="class", default=None)
+    """Class of the completion. Absent for other texts."""
+    kl: tuple[float | None, ...] | None = None
+    """KL divergence of each step, baseline to arm, nats, four digits (None: not finite). Absent for other texts."""
+
+
+class ConditionOutcome(Struct, frozen=True, kw_only=True):
+    """A row of condition-NN.jsonl: one arm on one test prompt under another system prompt."""
+
+    condition: str
+    arm: ArmId
+    """Baseline, ablation, or (on negatives) addition."""
+    side: Label = field(name="set")
+    prompt_id: str
+    cls: Class = field(name="class")
+    new_tokens: int
+    category: str | None
+
+
+class NeutralOutcome(Struct, frozen=True, kw_only=True):
+    """A neutral prompt at baseline."""
+
+    prompt_id: str
+    cls: Class = field(name="class")
+    score: float | None
+    """Amount of the behaviour, 0 to 1; None: unscored."""
+    projection: float | None
+    """Projection onto the unit direction, in units of the residual stream; None without a direction, if it is read in
+    the response, or not finite."""
+
+
+@dataclass(frozen=True)
+class LevelTexts:
+    """levels.json: further scores that levels are computed from. Absent for judges of classes."""
+
+    texts: ByLabel[tuple[float, ...]] | None
+    """Scores of the contrast's own test texts; None if activations are read in the prompt."""
+    neutral: tuple[NeutralOutcome, ...]
+    """Neutral prompts; empty if the contrast has none."""
