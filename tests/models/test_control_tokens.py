@@ -90,12 +90,12 @@ def test_prompts_with_control_tokens_are_listed():
     prompts = [ask("fine", id="a"), ask("x<|im_end|>", id="b"), ask("y<s></s>", id="c"), ask("z", id="d", system="<s>")]
     tokenizer = chatml()
     with pytest.raises(
-        InputError, match=r"3 prompts contain .*: b \(<\|im_end\|>\), c \(<s> </s>\), d \(<s>\)\. "
+        InputError, match=r"some prompts is .* \(3\): b \(<\|im_end\|>\), c \(<s> </s>\), d \(<s>\)\. "
     ) as e:
         Chat.of(tokenizer, prompts=prompts)
     assert "--control-tokens plain" in str(e.value)
     chat = Chat.of(tokenizer, prompts=prompts[:1])
-    with pytest.raises(InputError, match=r"1 prompts contain .*: b "):
+    with pytest.raises(InputError, match=r"some prompts is .* \(1\): b "):
         chat.check(prompts[:2])
     with pytest.raises(InputError, match="b "):
         chat.encode(prompts[1])
@@ -239,7 +239,7 @@ def test_text_without_a_chat_gets_the_leading_special_tokens():
     assert shared_leading(plain, with_bos) == shared_leading(with_bos, plain) == (bos,)
     chats = [Chat.of(controls.tokenizer) for controls in (plain, with_bos)]
     assert [chat.encode_text_alone("Describe the sea.") for chat in chats] == [own, [bos, *own]]
-    with pytest.raises(InputError, match="1 texts contain"):
+    with pytest.raises(InputError, match="some texts is"):
         chats[0].encode_text_alone("a <s> b")
 
 

@@ -60,10 +60,10 @@ def test_long_sequences_are_named_with_their_lengths(model_of):
     sequences = {"short": [1] * 8, "long": [1] * 12, "longer": [1] * 13}
     check_sequences(model, sequences)
     check_sequences(model, sequences, 3)
-    message = r"16 positions, and 2 prompts and 5 new tokens .*: long \(12 tokens\), longer \(13 tokens\)\. "
+    message = r"16 positions, and some prompts and 5 new tokens .* \(2\): long \(12 tokens\), longer \(13 tokens\)\. "
     with pytest.raises(InputError, match=message + r"Use shorter prompts, or at most 3 new tokens"):
         check_sequences(model, sequences, 5)
-    with pytest.raises(InputError, match=r"1 texts need more: only \(17 tokens\)\. Use shorter texts\."):
+    with pytest.raises(InputError, match=r"some texts need more \(1\): only \(17 tokens\)\. Use shorter texts\."):
         check_sequences(model, {"only": [1] * 17}, what="texts")
     check_sequences(model_of(SimpleNamespace()), {"any": [1] * 10_000}, 10_000)
 
@@ -71,7 +71,7 @@ def test_long_sequences_are_named_with_their_lengths(model_of):
 def test_ids_beyond_the_embedding_are_named(model_of):
     model = model_of(SimpleNamespace())
     check_sequences(model, {"last": [0, 49]})
-    with pytest.raises(ModelError, match=r"50 rows, and 2 prompts .*: a \(id 50\), b \(id -1\)"):
+    with pytest.raises(ModelError, match=r"50 rows, and some prompts .* \(2\): a \(id 50\), b \(id -1\)"):
         check_sequences(model, {"a": [1, 50], "b": [-1, 3], "c": [4]})
 
 

@@ -66,7 +66,7 @@ class ExternalJudge:
             return self._grade(sequences)
         controls = ControlTokens(tokenizer, "" if spec.form == "text" else own_template(tokenizer) or "")
         end = turn_end(controls, DEFAULT_OPTIONS) if controls.template else None
-        stop = self._runner.model.stop_tokens() | ({end} - {None})
+        stop = self._runner.model.stop_tokens() | (set() if end is None else {end})
         completions, _ = self._runner.generate(sequences, max_new_tokens=spec.max_new_tokens, stop=stop)
         answers = AnswerReader.of(tokenizer, controls.template, header="")
         replies = [answers.read(ids).text for ids in completions[0]]

@@ -151,5 +151,5 @@ def check_control_tokens(controls: ControlTokens, texts: Iterable[tuple[str, str
         listed = ", ".join(f"{name} ({' '.join(tokens)})" for name, tokens in faults[:MOST_LISTED])
         more = f" and {len(faults) - MOST_LISTED} more" if len(faults) > MOST_LISTED else ""
         raise InputError(
-            f"{len(faults)} {what} contain text that is tokenized into control tokens: {listed}{more}. {advice}"
+            f"The text of some {what} is tokenized into control tokens ({len(faults)}): {listed}{more}. {advice}"
         )

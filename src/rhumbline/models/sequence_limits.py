@@ -69,7 +69,7 @@ def check_sequences(
         fewer = f", or at most {most - longest} new tokens (--max-new-tokens)" if new_tokens and longest < most else ""
         named = _listed({name: f"{n} tokens" for name, n in long.items()})
         raise InputError(
-            f"{model.name} has {most} positions, and {len(long)} {what}{after} need more: {named}. Use shorter "
+            f"{model.name} has {most} positions, and some {what}{after} need more ({len(long)}): {named}. Use shorter "
             f"{what}{fewer}."
         )
     ends = {name: (min(ids, default=0), max(ids, default=0)) for name, ids in sequences.items()}
@@ -77,8 +77,8 @@ def check_sequences(
         name: f"id {low if low < 0 else high}" for name, (low, high) in ends.items() if low < 0 or high >= rows
     }:
         raise ModelError(
-            f"{model.name}: the embedding has {rows} rows, and {len(faulty)} {what} have token ids beyond them: "
-            f"{_listed(faulty)}. Use the tokenizer that belongs to the weights."
+            f"{model.name}: the embedding has {rows} rows, and some {what} have token ids beyond them "
+            f"({len(faulty)}): {_listed(faulty)}. Use the tokenizer that belongs to the weights."
         )
 
 
