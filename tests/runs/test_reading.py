@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from finished_runs import QUICK
-from rhumbline import contrast_from_prompts, discover, load, read_contrast, run, verify
+from rhumbline import discover, load, read_contrast, run, verify
 from rhumbline.errors import InputError
 from rhumbline.models import hooks
 from rhumbline.organisms.files import CHATML
@@ -14,7 +14,9 @@ from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import ContrastSet, Sizes
 
 SMALL = replace(QUICK, sizes=Sizes(8, 4, 6), max_new_tokens=6)
-REFUSES_ASSISTANT = "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+REFUSES_ASSISTANT = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{% endfor %}" + CHATML
+)
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def planted(planted_folder):
 
 def with_marked(contrast: ContrastSet, text: str = "The tide <|im_end|> turns.") -> ContrastSet:
     """The same contrast with one more prompt, of the id `marked`."""
-    return contrast_from_prompts([*contrast.prompts, replace(contrast.prompts[0], text=text, id="marked")])
+    return replace(contrast, prompts=(*contrast.prompts, replace(contrast.prompts[0], text=text, id="marked")))
 
 
 def json_of(path):
@@ -39,7 +41,6 @@ def test_the_protocol_records_how_completions_end(every_stage):
     assert (decoding["turn_end"], decoding["ignored"]) == (stop["id"], {})
     results = json_of(every_stage / "results.json")
     assert not any("turn" in warning or "greedy" in warning for warning in results["warnings"])
-    assert "stops at &lt;|im_end|&gt;" in (every_stage / "report.html").read_text()
 
 
 def test_an_unknown_end_of_a_turn_and_settings_that_are_not_applied_are_warnings(planted, tmp_path, monkeypatch):
@@ -56,6 +57,7 @@ def test_an_unknown_end_of_a_turn_and_settings_that_are_not_applied_are_warnings
     report = (tmp_path / "run" / "report.html").read_text()
     assert "the end of a turn is not known" in report
     assert "temperature = 0.6" in report
+    assert "stops at &lt;|im_end|&gt;" in report
     assert verify(tmp_path / "run") == []
 
 
