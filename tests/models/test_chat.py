@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from make_tokenizer import TEMPLATES, make_tokenizer, read_template
+from make_tokenizer import CHATML_MARKS, COLLECTION, TEMPLATES, make_tokenizer, read_template
 from rhumbline.errors import TemplateError
 from rhumbline.models.chat import Chat, Spans, token_batch
 from rhumbline.models.templates import PROBES
@@ -18,36 +18,6 @@ from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ChatFacts
 
-CHATML_MARKS = ["<|im_start|>", "<|im_end|>"]
-PHI_MARKS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-
-# Template: the special tokens of its model, and the text after the instruction.
-COLLECTION = {
-    "alpaca": ([], "\n\n### Response:\n"),
-    "amberchat": ([], "\n###Assistant:"),
-    "chatml": (CHATML_MARKS, "<|im_end|>\n<|im_start|>assistant\n"),
-    "chatqa": ([], "\n\nAssistant:"),
-    "falcon-instruct": ([], "\n\nAssistant:"),
-    "gemma-it": (["<start_of_turn>", "<end_of_turn>"], "<end_of_turn>\n<start_of_turn>model\n"),
-    "granite-3.0-instruct": (
-        ["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"],
-        "<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
-    ),
-    "llama-2-chat": ([], " [/INST]"),
-    "llama-3-instruct": (
-        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    ),
-    "mistral-instruct": (["[INST]", "[/INST]"], " [/INST]"),
-    "openchat-3.5": (["<|end_of_turn|>"], "<|end_of_turn|>GPT4 Correct Assistant:"),
-    "phi-3": (PHI_MARKS, "<|end|>\n<|assistant|>\n"),
-    "phi-3-small": (PHI_MARKS, "<|end|>\n<|assistant|>\n"),
-    "qwen2.5-instruct": (CHATML_MARKS, "<|im_end|>\n<|im_start|>assistant\n"),
-    "saiga": ([], "</s><s>bot\n"),
-    "solar-instruct": ([], "\n\n### Assistant:\n"),
-    "vicuna": ([], "\nASSISTANT:"),
-    "zephyr": ([], "</s>\n<|assistant|>\n"),
-}
 # Where every marker is a special token the count is the model's own; the first three are published.
 COUNTS = {
     "gemma-it": 5,

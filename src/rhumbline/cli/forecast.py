@@ -23,6 +23,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     from rhumbline.models.chat import Chat
     from rhumbline.models.loading import check_dtype, read_head
     from rhumbline.models.sources import checkpoint
+    from rhumbline.stages.run_plan import prompts_of
 
     source = source_of(a)
     check_dtype(source.dtype)
@@ -33,8 +34,10 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
             folder = find_folder(place)
             size = None if folder is None else _size(folder)
     model = load_model(a) if a.plan == "measured" else None
-    chat = Chat.of(head.tokenizer, protocol.chat, contrast.prompts)
-    stages = {seed: _stages(chat, contrast, protocol, seed, n_layers, texts) for seed in protocol.seeds}
+    splits = _splits(contrast, protocol)
+    prompts = prompts_of(contrast, splits.values())
+    chat = Chat.of(head.tokenizer, protocol.chat, prompts)
+    stages = {seed: _stages(chat, contrast, protocol, some, n_layers, texts) for seed, some in splits.items()}
     _print_stages(stages[protocol.seeds[0]], f"seed {protocol.seeds[0]} of {len(stages)}")
     whole = total(stages)
     say(
@@ -45,7 +48,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     if model is None:
         _print_time(whole, size)
     else:
-        speed = measured_speed(model, [chat.encode(p) for p in contrast.prompts], CPU_TOKENS)
+        speed = measured_speed(model, [chat.encode(p) for p in prompts], CPU_TOKENS)
         say(
             f"time: about {_duration(whole.tokens / speed)} to read the prompts, measured at {speed:,.0f} tokens/s on "
             "this machine; generation takes additional time; prefix sharing and additions that start at their layer "
@@ -57,19 +60,26 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
 def expected_rows(model: Any, contrast: Any, protocol: Any, texts: Any) -> dict[str, int]:
     """Expected rows of each stage of a seed, for the progress."""
     from rhumbline.models.chat import Chat
+    from rhumbline.stages.run_plan import prompts_of
 
-    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
-    stages = _stages(chat, contrast, protocol, protocol.seeds[0], model.n_layers, texts)
+    splits = _splits(contrast, protocol)
+    chat = Chat.of(model.tokenizer, protocol.chat, prompts_of(contrast, splits.values()))
+    stages = _stages(chat, contrast, protocol, splits[protocol.seeds[0]], model.n_layers, texts)
     return {stage.name: stage.rows for stage in stages}
 
 
-def _stages(chat: Any, contrast: Any, protocol: Any, seed: int, n_layers: int, texts: Any) -> list[Any]:
-    """The stages of one seed, with the splits and the positions that the run will use."""
-    from rhumbline.jobs.forecast import forecast
+def _splits(contrast: Any, protocol: Any) -> dict[int, Any]:
+    """The splits of every seed."""
     from rhumbline.prompts.contrasts import split_contrast
+
+    return {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+
+
+def _stages(chat: Any, contrast: Any, protocol: Any, splits: Any, n_layers: int, texts: Any) -> list[Any]:
+    """The stages of one seed, with the positions that the run will use."""
+    from rhumbline.jobs.forecast import forecast
     from rhumbline.stages.run_plan import resolved
 
-    splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
     return forecast(chat, splits, resolved(protocol, contrast), n_layers, texts)
 
 
