@@ -89,6 +89,8 @@ class ChatModel:
     proof: Proof
     keywords: frozenset[str] = field(repr=False, default=frozenset())
     """Keyword arguments of the model's forward method."""
+    dequantised: str | None = None
+    """The stored format that was dequantised while loading, such as `GGUF (F32, Q8_0)`; None for other models."""
 
     @property
     def n_layers(self) -> int:
@@ -132,9 +134,11 @@ class ChatModel:
 
     @property
     def pad_token(self) -> int:
-        """Token id for padding. Padding is masked, so its value changes no result."""
+        """Token id for padding. Padding is masked, so its value changes no result; it needs an embedding, though."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        return int(pad) if pad is not None else min(self.stop_tokens(), default=0)
+        ids = [pad] if pad is not None and pad < rows else [i for i in self.stop_tokens() if i < rows]
+        return int(min(ids, default=0))
 
     def record(self) -> ModelDescription:
         """The description of the model in protocol.json, without the fingerprint, which reads every weight."""
@@ -146,6 +150,7 @@ class ChatModel:
             d_model=self.d_model,
             dtype=str(self.dtype).removeprefix("torch."),
             mode=self.proof.mode,
+            dequantised=self.dequantised,
         )
 
 
