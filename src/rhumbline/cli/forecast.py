@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -19,20 +18,19 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     """Print the forecast of a run. Nothing runs, except a short measurement with `--plan measured`."""
     from rhumbline.inference.batching import CPU_TOKENS
     from rhumbline.jobs.forecast import measured_speed, total
-    from rhumbline.jobs.sizing import find_folder
+    from rhumbline.jobs.sizing import read_checkpoint
     from rhumbline.models.chat import Chat
-    from rhumbline.models.loading import check_dtype, read_head
-    from rhumbline.models.sources import checkpoint
+    from rhumbline.models.loading import check_checkpoint, check_dtype, read_head
+    from rhumbline.models.places import places_of
     from rhumbline.stages.run_plan import prompts_of
 
     source = source_of(a)
     check_dtype(source.dtype)
-    with checkpoint(source.model) as where:
-        head = read_head(source, where)
+    with places_of(source) as places:
+        head = read_head(places)
         n_layers = head.config.get_text_config().num_hidden_layers
-        with checkpoint(head.base or where) as place:
-            folder = find_folder(place)
-            size = None if folder is None else _size(folder)
+        check_checkpoint(places, head)
+        size = None if places.weights is None else read_checkpoint(places.weights)
     model = load_model(a) if a.plan == "measured" else None
     splits = _splits(contrast, protocol)
     prompts = prompts_of(contrast, splits.values())
@@ -92,21 +90,11 @@ def _print_stages(stages: Iterable[Any], title: str) -> None:
     out.print(table)
 
 
-def _size(folder: Path) -> Any:
-    """Sizes from the headers of the weights; None for weights in another format. Raises ModelError without weights."""
-    from rhumbline.jobs.sizing import read_checkpoint
-    from rhumbline.models.sources import weight_files
-
-    if any(folder.glob("*.bin")) and not weight_files(folder):
-        return None
-    return read_checkpoint(folder)
-
-
 def _print_memory(source: Any, size: Any) -> None:
     from rhumbline.jobs.sizing import LOADED
 
     if size is None:
-        say("memory and time: unknown, because no safetensors files are available locally. Download them first.")
+        say("memory and time: unknown, because the weights are not on this machine. Download them first.")
         return
     weights = size.bytes if source.dtype == "auto" else size.parameters * LOADED.get(source.dtype, 4)
     free, place = _free_memory(source.device)

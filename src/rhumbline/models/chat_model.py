@@ -90,6 +90,8 @@ class ChatModel:
     proof: Proof
     keywords: frozenset[str] = field(repr=False, default=frozenset())
     """Keyword arguments of the model's forward method."""
+    dequantised: str | None = None
+    """The stored format that was dequantised while loading, such as `GGUF (F32, Q8_0)`; None for other models."""
 
     @property
     def n_layers(self) -> int:
@@ -159,6 +161,7 @@ class ChatModel:
             d_model=self.d_model,
             dtype=str(self.dtype).removeprefix("torch."),
             mode=self.proof.mode,
+            dequantised=self.dequantised,
         )
 
 
