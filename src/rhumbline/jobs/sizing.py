@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rhumbline.errors import ModelError
 from rhumbline.models.weight_files import gguf_config, stored_tensors
-from rhumbline.records.files import read_given
+from rhumbline.records.user_files import read_json
 
 LOADED = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROMPT_TOKENS = 60
@@ -53,7 +53,7 @@ def read_checkpoint(place: Path) -> Checkpoint:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    config = read_given(path, ModelError, "the config of a model") if path.is_file() else {}
+    config = read_json(path, ModelError, "the config of a model") if path.is_file() else {}
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a JSON object. Give the config of a model.")
     return config.get("text_config") or config

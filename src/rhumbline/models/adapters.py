@@ -100,7 +100,7 @@ def _refuse(name: str, fault: str, keys: Iterable[str]) -> None:
         )
 
 
-def _adapted(model: Any) -> list[tuple[str, nn.Module]]:
+def _adapted(model: Any) -> list[tuple[str, Any]]:
     """The modules that peft put in the place of others, innermost last."""
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer

@@ -40,7 +40,8 @@ def check_keys(places: Places, model: Any, report: Mapping[str, Any]) -> None:
             f"{name}: the checkpoint has {len(missing)} missing tensors ({listed(missing)}), which would be random. Is "
             "the download complete?"
         )
-    if wrong := sorted(report.get("mismatched_keys") or ()):
+    wrong: list[Any] = sorted(report.get("mismatched_keys") or ())
+    if wrong:
         shapes = [f"{key} {list(stored)}, expected {list(expected)}" for key, stored, expected in wrong]
         raise ModelError(
             f"{name}: the checkpoint has {len(wrong)} tensors of another shape than its config describes "

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 from rhumbline.errors import InputError, ModelError
-from rhumbline.records.files import inside, read_given
+from rhumbline.records.files import inside
+from rhumbline.records.user_files import read_json
 
 INDEX = "model.safetensors.index.json"
 """Where a checkpoint of several safetensors files says which file has which tensor."""
@@ -56,7 +57,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _indexed(folder: Path, index: Path) -> list[str]:
-    content = read_given(index, ModelError, "the index of a checkpoint")
+    content = read_json(index, ModelError, "the index of a checkpoint")
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise ModelError(f"{index} has no weight_map of tensor names and file names. Is the download complete?")
