@@ -105,7 +105,9 @@ def test_a_run_on_texts_reads_one_position_and_both_responses(refusal, tmp_path)
     changes = {"extraction": ExtractionSettings("auto", filter=False), "side_effects": SideEffectSettings(documents=0)}
     protocol = replace(EAGER, addition=AdditionSettings(), **changes)
     counted = counted_rows(model, texts, tmp_path / "run", protocol)
-    stages = forecasts._stages(Chat.of(model.tokenizer), texts, protocol, 0, model.n_layers, NO_TEXTS)
+    stages = forecasts._stages(
+        Chat.of(model.tokenizer), texts, protocol, forecasts._splits(texts, protocol)[0], model.n_layers, NO_TEXTS
+    )
     by_name = {stage.name: stage for stage in stages}
     for name in ("extraction", "separation"):
         assert counted[name] == by_name[name].rows == by_name[name].most
@@ -121,7 +123,9 @@ def test_a_forecast_draws_the_sample_of_the_run(refusal, tmp_path):
     contrast = open_contrast("refusal", make_sets(tmp_path))
     chat = Chat.of(model.tokenizer)
     protocol = replace(LAZY, sampling="reference")
-    found = forecasts._stages(chat, contrast, protocol, 0, model.n_layers, NO_TEXTS)
+    found = forecasts._stages(
+        chat, contrast, protocol, forecasts._splits(contrast, protocol)[0], model.n_layers, NO_TEXTS
+    )
     lots, reference = (
         forecast(chat, split_contrast(contrast, protocol.sizes, 0, sampling), protocol, model.n_layers)
         for sampling in ("lots", "reference")
