@@ -37,6 +37,7 @@ from rhumbline.records.analysis_files import (
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel
+from rhumbline.records.verdict_rule import is_number
 from rhumbline.stages.null_families import covariance, generator, isotropic, shuffled_site
 
 Set = tuple[Split, Label]
@@ -230,6 +231,8 @@ def _finding(condition: BaseCondition, subject: Subject) -> BaseFinding:
         return BaseFinding("undetermined", "no direction was selected")
     row = condition.layers[subject.direction.layer]
     area = row.chat_in_base
+    if not is_number(area.value):
+        return BaseFinding("undetermined", "the AUROC in the base model was not measured")
     family = max(row.nulls, key=lambda f: row.nulls[f].auroc.p)
     p = row.nulls[family].auroc.p
     numbers = f"AUROC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], rank p {p:.3f} against {family}"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rhumbline.errors import InputError
+from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.statistics import holm, rank_p
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
@@ -93,11 +93,17 @@ def flinch(
 ) -> FlinchRecord:
     """Measure the flinch of every term, and the effect of subtracting one direction.
 
-    Raises InputError if the two models tokenise a text differently.
+    Raises InputError if the two models tokenise a text differently, and ModelError if a log-probability is not finite.
     """
     texts, n = _Texts.of(chat, base, terms), len(terms.terms)
     runners = Runner(chat, tick=tick), Runner(base, tick=tick)
     in_chat, in_base = (texts.log_probabilities(r, [BASELINE])[0] for r in runners)
+    for model, values in ((chat, in_chat), (base, in_base)):
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{model.name}: the log-probability of a term is not finite, so no flinch can be measured. Use "
+                "--dtype float32."
+            )
     matching = _Matching.of(in_base, n)
     rng = np.random.default_rng(seed)
     rows = _term_rows((*terms.terms, *terms.controls), in_chat, matching, rng)

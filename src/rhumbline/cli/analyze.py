@@ -213,7 +213,7 @@ def _directions(a: argparse.Namespace) -> int:
 
     def show(record: DirectionsRecord) -> None:
         for name, source in record.sources.items():
-            rates = "  ".join(f"{r.rank}: {r.suppression.rate:.2f}" for r in source.ranks)
+            rates = "  ".join(f"{r.rank}: {number(r.suppression.rate)}" for r in source.ranks)
             say(f"  {name:11s} rate by rank of the ablated span  {rates}")
         say(f"{record.verdict.answer}: {record.verdict.reason}")
 

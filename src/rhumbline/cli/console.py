@@ -15,7 +15,8 @@ from rich.table import Table
 from rhumbline.records.codec import to_json
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import Results, SeedResult
-from rhumbline.records.shared import ByLabel, EffectName, Label
+from rhumbline.records.shared import ByLabel, Label
+from rhumbline.records.verdict_rule import is_number
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that control a terminal or reverse the direction of text, and surrogates, which cannot be written."""
@@ -41,9 +42,7 @@ out = SafeConsole(soft_wrap=True)
 err = SafeConsole(stderr=True)
 
 NOT_MEASURED = "not measured"
-"""Text of a number that is None in a record."""
-EFFECTS: tuple[tuple[Label, EffectName], ...] = (("positive", "suppression"), ("negative", "induction"))
-"""The effect that the test prompts of each class show."""
+"""Text of a number that is None in a record, or not finite."""
 
 
 class Progress:
@@ -130,19 +129,18 @@ def print_lines(record: Mapping[str, Any]) -> None:
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
     """A number with fixed digits and without a negative zero."""
-    return NOT_MEASURED if value is None else f"{value:{'+' if signed else ''}z.{digits}f}"
+    return f"{value:{'+' if signed else ''}z.{digits}f}" if is_number(value) else NOT_MEASURED
 
 
 def interval(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
     """A number with its interval."""
-    if value is None or low is None or high is None:
-        return NOT_MEASURED
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+    is_known = is_number(value) and is_number(low) and is_number(high)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]" if is_known else NOT_MEASURED
 
 
 def ends(low: float | None, high: float | None) -> str:
     """The ends of an interval."""
-    return NOT_MEASURED if low is None or high is None else f"{low:.2f} - {high:.2f}"
+    return f"{low:.2f} - {high:.2f}" if is_number(low) and is_number(high) else NOT_MEASURED
 
 
 def table_of(texts: Sequence[str], numbers: Sequence[str] = (), title: str | None = None) -> Table:
@@ -160,12 +158,14 @@ def table_of(texts: Sequence[str], numbers: Sequence[str] = (), title: str | Non
 
 def print_plan(contrast: Any, protocol: Any) -> None:
     """Print the effects that the planned sample can detect."""
+    from rhumbline.evidence.compared_arms import EFFECTS
     from rhumbline.evidence.detectable_effects import detectable
     from rhumbline.prompts.contrasts import split_contrast
 
     sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
     effects = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
-    for label, effect in EFFECTS:
+    for effect in EFFECTS:
+        label = effect.label
         change, passing = effects.any[label], effects.rule[label]
         detects = "detects no change" if change is None else f"detects a true change of {change:.2f}"
         passes = (
@@ -174,7 +174,7 @@ def print_plan(contrast: Any, protocol: Any) -> None:
             else f"an effect below {passing:.2f} is unlikely to pass the rule"
         )
         n, power = sizes["test"][label], round(100 * effects.power)
-        note(f"{effect}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
+        note(f"{effect.name}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
 
 
 def print_results(results: Results) -> None:

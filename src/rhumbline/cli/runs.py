@@ -41,6 +41,7 @@ from rhumbline.records.codec import convert
 from rhumbline.records.directory import check_output
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Discovery
+from rhumbline.records.verdict_rule import is_number
 
 DEMO_TOKENS, DEMO_WIDE_NULLS = 40, 39
 """Fewer than the defaults of a run: no organism generates 40 tokens."""
@@ -186,7 +187,7 @@ def _print_sites(record: Discovery) -> None:
     title = "sites with the best separation of the classes (validation prompts)"
     table = table_of((), ("position", "layer", "AUROC", "cosine of the means", "norm"), title)
     for site in sorted(record.grid, key=lambda s: -(s.auroc or 0))[:BEST_SITES]:
-        norm = NOT_MEASURED if site.norm is None else f"{site.norm:.3g}"
+        norm = f"{site.norm:.3g}" if is_number(site.norm) else NOT_MEASURED
         table.add_row(str(site.position), str(site.layer), number(site.auroc, 3), number(site.cosine, 3), norm)
     out.print(table)
     train, held_out = record.train, record.n

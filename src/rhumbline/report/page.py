@@ -19,6 +19,7 @@ import vl_convert
 
 from rhumbline.records.page_files import FIGURES, PAGE, write_page
 from rhumbline.records.results import SeedResult
+from rhumbline.records.verdict_rule import is_number
 from rhumbline.report import figures
 from rhumbline.report.figures import Chart, Drawing
 
@@ -104,8 +105,8 @@ def verdict(*content: Any) -> Html:
 
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
-    """Format a number with fixed digits and no negative zero; None is a dash."""
-    return "—" if value is None else f"{value:{'+' if signed else ''}z.{digits}f}"
+    """Format a number with fixed digits and no negative zero; a value that is not a finite number is a dash."""
+    return f"{value:{'+' if signed else ''}z.{digits}f}" if is_number(value) else "—"
 
 
 def count(n: int, noun: str) -> str:
@@ -117,7 +118,7 @@ def interval(
     value: float | None, low: float | None, high: float | None, digits: int = 2, *, signed: bool = False
 ) -> Html:
     """Format a number in bold, with its interval; a dash if there is no number."""
-    if value is None:
+    if not is_number(value):
         return Html("—")
     ends = f"[{number(low, digits)}, {number(high, digits)}]"
     return join([tag("b", number(value, digits, signed)), " ", tag("span", ends, class_="ci")])
