@@ -28,7 +28,7 @@ def padded(sequences: Sequences, pad: int) -> tuple[Tensor, Tensor]:
 
 def _run(model: ChatModel, sequences: Sequences) -> Tensor:
     """Logits of whole padded sequences; positions count real tokens, which absolute ones (gpt2) need to be told."""
-    ids, mask = padded(sequences, model.pad_token)
+    ids, mask = (x.to(model.device) for x in padded(sequences, model.pad_token))
     positions = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if "position_ids" in model.keywords else {}
     return model.model(input_ids=ids, attention_mask=mask, **positions).logits
 
@@ -52,7 +52,7 @@ def hooks(model: ChatModel, pre: dict[int, Callable] | None = None, write: Calla
 
 
 def ablation(model: ChatModel, direction: Float[Tensor, " d_model"]):
-    r = direction / direction.norm()
+    r = (direction / direction.norm()).to(model.device, model.dtype)
 
     def edit(h: Tensor) -> Tensor:
         return h - (h @ r)[..., None] * r
@@ -62,7 +62,8 @@ def ablation(model: ChatModel, direction: Float[Tensor, " d_model"]):
 
 
 def addition(model: ChatModel, direction: Float[Tensor, " d_model"], layer: int):
-    return hooks(model, {layer: lambda h: h + direction})
+    r = direction.to(model.device, model.dtype)
+    return hooks(model, {layer: lambda h: h + r})
 
 
 @torch.no_grad()
@@ -81,7 +82,7 @@ def mean_residuals(
 
     def see(layer: int) -> Callable[[Tensor], Tensor]:
         def keep(h: Tensor) -> Tensor:
-            total[:, layer] += h[:, list(positions)].double().sum(0)
+            total[:, layer] += h[:, list(positions)].double().sum(0).cpu()
             return h
 
         return keep
@@ -122,7 +123,7 @@ def generate(model: ChatModel, sequences: Sequences, new_tokens: int, batch: int
     stops = sorted(model.stop_tokens())
     found = []
     for i in range(0, len(sequences), batch):
-        ids, mask = padded(sequences[i : i + batch], model.pad_token)
+        ids, mask = (x.to(model.device) for x in padded(sequences[i : i + batch], model.pad_token))
         out = model.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False,
             eos_token_id=stops or None, pad_token_id=model.pad_token,

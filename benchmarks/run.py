@@ -148,7 +148,7 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
     open_rule = replace(ARDITI2024, max_kl=1e9, min_induce=-1e9)
     positions = [Position(p) for p in POSITIONS]
     grid = ScoreGrid(Scorer(runner, metric), part, positions, positive, negative, open_rule)
-    fast, fast_mb, table = timed(lambda: score_candidates(grid), 1)
+    fast, fast_mb, table = timed(lambda: score_candidates(grid).table, 1)
     layer = (SAMPLED_LAYERS[name] or (3,))[-1]
     one, slow_mb, scores = timed(
         lambda: plain.scores(model, candidates[-1:], (-1,), positive, negative, TOKENS, [layer])
@@ -178,7 +178,7 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
         min_induce=between([r.induce for r in scored], 0.6),
         max_kl=between([r.kl for r in scored], 0.6),
     )
-    fast, fast_mb, lazy = timed(lambda: score_candidates(replace(grid, rule=rule), full_grid=False), 1)
+    fast, fast_mb, lazy = timed(lambda: score_candidates(replace(grid, rule=rule), full_grid=False).table, 1)
     same = choose(lazy, shape.n_layers, rule).selected
     full = choose(table, shape.n_layers, rule).selected
     assert (same is None) == (full is None)

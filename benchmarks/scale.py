@@ -159,7 +159,7 @@ class Assumed(NamedTuple):
     """How many times fewer tokens packed prompts have (docs/benchmarks.md)."""
 
 
-BLOCKS = {"candidates": 10, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 9, "dose": 2}
+BLOCKS = {"candidates": 2, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 8, "dose": 2}
 """Jobs of each stage of one seed at 80 layers (stages/stage_jobs.py)."""
 
 

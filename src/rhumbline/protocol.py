@@ -78,6 +78,14 @@ class NullSettings:
     """Validation prompts per class on which a draw of `shuffled` is selected."""
     top: int = 10
     """Principal components that span `top-pc`."""
+    completed: int = 0
+    """Test prompts per class that each of the first `draws` completes, other ones for every draw; 0: all. A continuous
+    score always reads all."""
+    interim: int = 0
+    """Draws of a family after which its wide nulls stop if the rule cannot be met any more (Besag and Clifford 1991);
+    0: every draw is evaluated."""
+    screen: int = 0
+    """Sites of a draw of `shuffled` that are scored exactly, chosen by first-order estimates; 0: every site."""
     unrelated: str = ""
     """File of another contrast for the family `unrelated`; empty: topics (`category`) of the negatives."""
 
@@ -91,7 +99,16 @@ class NullSettings:
             raise ProtocolError(
                 f"nulls.draws is {self.draws}; an effect is compared with at least 1 null draw. Use 1 or more."
             )
-        for name, least in (("wide", 0), ("procedure", 1), ("prompts", 2), ("procedure_prompts", 2), ("top", 1)):
+        for name, least in (
+            ("wide", 0),
+            ("procedure", 1),
+            ("prompts", 2),
+            ("procedure_prompts", 2),
+            ("top", 1),
+            ("completed", 0),
+            ("interim", 0),
+            ("screen", 0),
+        ):
             if getattr(self, name) < least:
                 raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; use {least} or more.")
 
@@ -246,10 +263,15 @@ class Protocol:
     max_new_tokens: int = 64
     """Longest completion, in tokens. A judge that reads too few tokens misses late refusals."""
     rule: Rule = field(default_factory=lambda: named_rule("rhumbline"))
+    screen: int = 0
+    """Candidates that are scored exactly, chosen by first-order estimates; the others only if none of these passes.
+    0: every candidate. A rule that needs completions, and the paired log-odds, score every candidate."""
     full_grid: bool = False
-    """Compute every score. Otherwise only scores that can change the selection are computed; it is the same."""
+    """Compute every score, without a screen. Otherwise only scores that can change the selection are computed."""
     save_completions: bool = False
     """Write the completions with their scores."""
+    quick: bool = False
+    """Whether `quick` made the protocol smaller for a first answer."""
     early_stop: bool = False
     """Stop a completion under a null once its class is settled; `new_tokens` counts the tokens up to there. The arms of
     the direction always complete in full, because other judges and lengths read them too."""
@@ -258,6 +280,8 @@ class Protocol:
         faults = [f"{name} is {value}; use a finite number" for name, value in _not_finite(self)]
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             faults.append(f"seeds is {list(self.seeds)}; use different whole numbers of 0 or more")
+        if self.screen < 0:
+            faults.append(f"screen is {self.screen}; use 0 or more")
         if self.max_new_tokens < 1:
             faults.append(f"max_new_tokens is {self.max_new_tokens}; use 1 or more")
         if self.sampling not in typing.get_args(Sampling):
@@ -308,6 +332,11 @@ class Protocol:
             keyword_judge(self.judge)
 
     @property
+    def completed(self) -> int:
+        """Test prompts per class that each null draw completes; 0: all. A level is paired, so it reads all."""
+        return 0 if self.is_continuous else self.nulls.completed
+
+    @property
     def is_continuous(self) -> bool:
         """Whether the judge gives a continuous score instead of a class."""
         return self.judge in CONTINUOUS_JUDGES
@@ -332,7 +361,14 @@ class Protocol:
 
 
 PRESETS: Mapping[str, Protocol] = {
-    "rhumbline": Protocol("rhumbline"),
+    # Sizes by measurement (docs/benchmarks.md): the error rates of more draws and prompts at a third of their cost.
+    "rhumbline": Protocol(
+        "rhumbline",
+        nulls=NullSettings(wide=39, prompts=8, completed=20, interim=20, screen=12),
+        screen=24,
+        dose=DoseSettings(draws=1, prompts=12),
+        stability=StabilitySettings(prompts=8),
+    ),
     # The paper has neither nulls nor a rule: this preset uses one isotropic draw and the margins of the blog.
     "arditi2024": Protocol(
         "arditi2024",
@@ -378,6 +414,40 @@ def preset(name: str, **changes: Any) -> Protocol:
     if unknown := sorted(set(changes) - known):
         raise ProtocolError(f"unknown protocol fields {', '.join(unknown)}; use {', '.join(sorted(known))}.")
     return replace(PRESETS[name], **changes)
+
+
+def quick(protocol: Protocol) -> Protocol:
+    """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
+
+    More results are undecided. No bound of the rule changes.
+    """
+    sizes, nulls = protocol.sizes, protocol.nulls
+    least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
+    draws = min(nulls.wide, least)
+    return replace(
+        protocol,
+        quick=True,
+        seeds=protocol.seeds[:1],
+        sizes=Sizes(min(sizes.train, 32), min(sizes.val, 8), min(sizes.test, 24)),
+        screen=min(protocol.screen or 8, 8),
+        nulls=replace(
+            nulls,
+            families=protocol.rule.families,
+            draws=1,
+            wide=draws,
+            procedure=min(nulls.procedure, max(1, draws)),
+            prompts=min(nulls.prompts, 3),
+            procedure_prompts=min(nulls.procedure_prompts, 2),
+            completed=12,
+            interim=0,
+            screen=4,
+        ),
+        dose=DoseSettings((), ()),
+        stability=StabilitySettings(refits=0),
+        side_effects=replace(protocol.side_effects, documents=0),
+        conditions={},
+        max_new_tokens=min(protocol.max_new_tokens, 24),
+    )
 
 
 def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:

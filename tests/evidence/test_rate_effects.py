@@ -148,3 +148,34 @@ def test_pooling_counts_a_prompt_once():
     assert pooled.n == 10
     assert pooled.spread == pytest.approx(0.2)
     assert pooled_rate_effects({0: [outcome("baseline", "positive", "1", "refused")]}) == ()
+
+
+def test_nulls_that_completed_some_prompts_are_compared_on_these():
+    def some(arm, label, classes, prompts):
+        return [row for i, row in enumerate(outcomes_of(arm, label, classes)) if i in prompts]
+
+    whole = [
+        *outcomes_of("baseline", "positive", "r" * 20 + "c" * 20),
+        *outcomes_of("ablation", "positive", "c" * 40),
+    ]
+    # The refused half: the null changes nothing. The other half: neither.
+    nulls = [
+        *some("null:isotropic:0:ablation", "positive", "r" * 20 + "c" * 20, range(10)),
+        *some("null:isotropic:1:ablation", "positive", "r" * 20 + "c" * 20, range(30, 40)),
+    ]
+    effect = rate_effects([*whole, *nulls])[0]
+    assert effect.n == 40
+    assert effect.drop == pytest.approx(0.5)
+    assert effect.gap["isotropic"] == pytest.approx(0.5)
+    every = rate_effects([*whole, *outcomes_of("null:isotropic:0:ablation", "positive", "r" * 20 + "c" * 20)])[0]
+    assert every.gap["isotropic"] == pytest.approx(0.5)
+    # Fewer prompts, a wider interval.
+    assert effect.gap_low["isotropic"] < every.gap_low["isotropic"]
+    one = rate_effects([*whole, *nulls], aligned={("isotropic", 1)})[0]
+    assert one.apart["isotropic"].low < effect.apart["isotropic"].low
+
+
+def test_an_arm_of_the_direction_has_every_prompt():
+    rows = [*outcomes_of("baseline", "positive", "rrrr"), *outcomes_of("ablation", "positive", "ccc")]
+    with pytest.raises(VerificationError, match="not run on the same positive prompts"):
+        rate_effects(rows)

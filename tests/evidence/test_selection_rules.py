@@ -18,10 +18,11 @@ from rhumbline.evidence.selection_rules import (
     count_discards,
     describe_discard,
     read_scores,
+    screened,
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.seed_files import Candidate
+from rhumbline.records.seed_files import Candidate, Estimates
 
 GOLDEN = DATA / "golden"
 
@@ -163,3 +164,11 @@ def test_impossible_rules_are_refused():
 def test_discards_are_counted_by_reason():
     table = choose([cell(layer=8), cell(kl=0.2), cell(position=-2, layer=9), cell()], 10, ARDITI2024).candidates
     assert count_discards(table) == {Discard.KL_TOO_LARGE: 1, Discard.TOO_LATE: 2}
+
+
+def test_a_screen_keeps_the_best_of_two_orders():
+    estimates = [Estimates(bypass, induce) for bypass, induce in ((0, 0), (-5, -9), (-1, 3), (-2, 0), (1, 9), (2, 2))]
+    assert screened(estimates, 2) == [1, 4]  # the lowest bypass, and the largest swing
+    assert screened(estimates, 3) == [1, 3, 4]
+    assert screened(estimates, 99) == list(range(6))
+    assert screened([None, Estimates(float("nan"), 1.0), estimates[0]], 2) == [2]

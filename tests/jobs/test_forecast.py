@@ -6,13 +6,15 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 
 from make_sets import make_sets
 from rhumbline import load, open_contrast, preset, read_contrast, run
 from rhumbline.cli import forecast as forecasts
 from rhumbline.cli import main
-from rhumbline.cli.console import Progress
-from rhumbline.jobs.forecast import forecast, measured_speed, total
+from rhumbline.cli.console import Progress, Work
+from rhumbline.jobs.device_speed import WeightShapes, measure
+from rhumbline.jobs.forecast import _share_computed, forecast, total
 from rhumbline.jobs.sizing import work
 from rhumbline.models.chat import Chat
 from rhumbline.models.sources import own_contrast
@@ -55,6 +57,12 @@ EAGER = replace(
     refusal_tokens=("I",),
     addition=AdditionSettings("validation"),
 )
+SCREENED = replace(
+    LAZY,
+    screen=6,
+    nulls=replace(LAZY.nulls, screen=4, completed=3, draws=2, wide=8, interim=4),
+    dose=DoseSettings((0.0, 1.0), (0.5, 1.0), draws=1, prompts=6),
+)
 EXACT = {"extraction", "arms on positives", "arms on negatives", "separation", "losses on text", "losses on responses",
          "losses on completions", "condition clerk"}  # fmt: skip
 
@@ -75,7 +83,7 @@ def refusal():
     return load("organism:refusal", device="cpu", dtype="float32"), replace(contrast, prompts=prompts)
 
 
-@pytest.mark.parametrize("protocol", [LAZY, EAGER], ids=["lazy", "eager"])
+@pytest.mark.parametrize("protocol", [LAZY, EAGER, SCREENED], ids=["lazy", "eager", "screened"])
 def test_a_run_does_what_was_forecast(protocol, refusal, tmp_path):
     (model, contrast), texts = refusal, loss_texts("refusal")
     counted = counted_rows(model, contrast, tmp_path / "run", protocol, texts)
@@ -105,9 +113,7 @@ def test_a_run_on_texts_reads_one_position_and_both_responses(refusal, tmp_path)
     changes = {"extraction": ExtractionSettings("auto", filter=False), "side_effects": SideEffectSettings(documents=0)}
     protocol = replace(EAGER, addition=AdditionSettings(), **changes)
     counted = counted_rows(model, texts, tmp_path / "run", protocol)
-    stages = forecasts._stages(
-        Chat.of(model.tokenizer), texts, protocol, forecasts._splits(texts, protocol)[0], model.n_layers, NO_TEXTS
-    )
+    stages = forecasts._stages(model.tokenizer, texts, protocol, model.n_layers, NO_TEXTS, model.dtype)[0]
     by_name = {stage.name: stage for stage in stages}
     for name in ("extraction", "separation"):
         assert counted[name] == by_name[name].rows == by_name[name].most
@@ -118,14 +124,20 @@ def test_a_run_on_texts_reads_one_position_and_both_responses(refusal, tmp_path)
     )
 
 
+def test_in_16_bits_the_rounding_is_counted(refusal):
+    model, contrast = refusal
+    splits, chat = split_contrast(contrast, LAZY.sizes, 0), Chat.of(model.tokenizer)
+    plain, rounded = (forecast(chat, splits, SCREENED, model.n_layers, is_16_bit=x)[2] for x in (False, True))
+    assert plain.name == "selection"
+    assert plain.rows < rounded.rows < rounded.most == plain.most
+
+
 def test_a_forecast_draws_the_sample_of_the_run(refusal, tmp_path):
     model, _ = refusal
     contrast = open_contrast("refusal", make_sets(tmp_path))
     chat = Chat.of(model.tokenizer)
     protocol = replace(LAZY, sampling="reference")
-    found = forecasts._stages(
-        chat, contrast, protocol, forecasts._splits(contrast, protocol)[0], model.n_layers, NO_TEXTS
-    )
+    found = forecasts._stages(model.tokenizer, contrast, protocol, model.n_layers, NO_TEXTS, model.dtype)[0]
     lots, reference = (
         forecast(chat, split_contrast(contrast, protocol.sizes, 0, sampling), protocol, model.n_layers)
         for sampling in ("lots", "reference")
@@ -181,44 +193,55 @@ def test_the_plan_says_what_fits_and_stops(tmp_path, capsys, monkeypatch):
         patched.setattr("rhumbline.models.loading.load", loaded)
         assert main([*command, "--plan"]) == 0
     said = capsys.readouterr().out
-    for part in ("arms on positives", "parameters", "fits", "H100-like"):
+    for part in ("arms on positives", "parameters", "fits", "on this machine", "prompt tokens/s"):
         assert part in said
     assert "DOES NOT FIT" not in said
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("rhumbline.cli.forecast._free_memory", lambda device: (1e3, "a small machine"))
     assert main([*command, "--plan"]) == 0
     assert "DOES NOT FIT" in capsys.readouterr().out
-    assert main([*command, "--device", "cpu", "--plan", "measured"]) == 0
-    assert "tokens/s" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
-def test_speed_is_of_tokens(family_model):
-    assert measured_speed(family_model("qwen2"), [[1, 5, 6, 7]] * 8, 64) > 0
+def test_a_device_is_timed_in_the_shapes_of_the_model():
+    shapes = WeightShapes([(64, 32), (32, 64), (64, 32)], (256, 32))
+    speed = measure(shapes, torch.float32, torch.device("cpu"))
+    assert 0 < speed.prompt_token < speed.step < 1
+    more = measure(replace(shapes, blocks=[*shapes.blocks] * 50), torch.float32, torch.device("cpu"))
+    assert more.prompt_token > 5 * speed.prompt_token
+    assert speed.seconds(100, 0) == pytest.approx(100 * speed.prompt_token)
+    assert speed.seconds(0, 2 * speed.rows) == pytest.approx(2 * speed.step)
 
 
-def test_progress_says_how_fast_and_how_long():
-    now = [0.0]
-    progress = Progress({"nulls": 100}, clock=lambda: now[0])
+def test_tokens_that_prompts_share_are_computed_once_for_each_pass():
+    shared = [[1] * 20 + [i, i + 1] for i in range(2, 40, 2)]
+    assert _share_computed(shared) < 0.2
+    assert _share_computed([[i] * 22 for i in range(5)]) == pytest.approx(1.0)
+    assert _share_computed([]) == 1.0
+
+
+def test_one_bar_shows_the_share_of_the_whole_run(capsys):
+    work = [Work("extraction", 10, 100), Work("nulls", 100, 300), Work("extraction", 10, 100), Work("nulls", 100, 500)]
+    progress = Progress(work)
     try:
+        progress("extraction", None)
+        progress("extraction", 5)
+        assert progress.finished == 50
+        progress("extraction", 20)  # more rows than expected do not count
+        assert progress.finished == 100
         progress("nulls", None)
-        assert progress.line("nulls") == "nulls"
-        now[0] = 2.0
-        progress("nulls", 20)
-        assert progress.line("nulls") == "nulls: 20 rows, 10 rows/s, about 8 s left"
-        progress("nulls", 90)
-        assert progress.line("nulls") == "nulls: 110 rows, 55 rows/s"  # past what was expected, nothing is promised
-        progress("dose", None)
-        now[0] = 4.0
-        progress("dose", 4)
-        assert progress.line("dose") == "dose: 4 rows, 2 rows/s"
-        progress("dose", None)  # a later part of the stage: its rate is its own, its rows go on
-        now[0] = 5.0
-        progress("dose", 6)
-        assert progress.line("dose") == "dose: 10 rows, 6 rows/s"
-        progress("nulls", None)  # of the next seed
-        now[0] = 6.0
-        progress("nulls", 50)
-        assert progress.line("nulls") == "nulls: 50 rows, 50 rows/s, about 1 s left"
+        progress("nulls", 10)
+        progress("nulls", None)  # the next part of the same stage
+        progress("nulls", 10)
+        assert progress.finished == 160
+        progress("report", None)  # a stage that is not expected; nulls count as whole
+        assert progress.finished == 400
+        progress("nulls", None)  # of the second seed, whose extraction was resumed
+        assert progress.finished == 500
+        progress("nulls", 100)
+        assert progress.finished == 1000
     finally:
         progress.close()
+    said = capsys.readouterr().err
+    assert "nulls: ended early, 20 of 100 expected rows were needed" in " ".join(said.split())
+    assert said.count("ended early") == 1

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     top.check_command(argv)
     arguments = top.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    logging.getLogger("rhumbline").setLevel("INFO")
     return execute(arguments)
 
 

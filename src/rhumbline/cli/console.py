@@ -2,13 +2,14 @@
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
@@ -45,48 +46,83 @@ NOT_MEASURED = "not measured"
 """Text of a number that is None in a record, or not finite."""
 
 
-class Progress:
-    """Prints every stage when it begins; on a terminal also its rows, rows per second and remaining time."""
+class Work(NamedTuple):
+    """The expected work of one part of a run: a stage of a seed."""
 
-    def __init__(self, expected: Mapping[str, int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.expected = expected or {}
-        """Expected number of rows of each stage, where it is known."""
-        self.clock = clock
-        self.stage = ""
-        self.rows: dict[str, int] = {}
-        self.started = (clock(), 0)
-        """Time and rows when the stage began or resumed."""
-        self.status = err.status("")
-        self.status.start()
+    stage: str
+    rows: int
+    tokens: float
+    """Prompt tokens, and generated ones at the cost of as many prompt tokens."""
+
+
+EARLY = 0.9
+"""Share of the expected rows below which a stage is said to have ended early."""
+WRITTEN_COST = 3
+"""Prompt tokens that take about as long as one generated token in a large batch."""
+
+
+class Progress:
+    """One bar for the whole run: the share of the expected work that is done, and the time left.
+
+    Every stage is printed when it begins. A stage that ends before its expected rows counts as whole, and is named.
+    """
+
+    def __init__(self, expected: Sequence[Work] = ()) -> None:
+        self.expected = list(expected)
+        """Stages in the order in which they run."""
+        self.current: Work | None = None
+        self.stage, self.rows = "", 0
+        self.done = 0.0
+        """Work of the finished stages."""
+        columns = (TextColumn("[dim]{task.description}[/]"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self.bar = ProgressBar(*columns, console=err, transient=True)
+        self.task = self.bar.add_task("", total=sum(w.tokens for w in self.expected) or None)
+        self.bar.start()
 
     def __call__(self, stage: str, rows: int | None) -> None:
-        """Begin a stage (`rows` is None), or add finished rows to it."""
+        """Begin a stage or its next part (`rows` is None), or add finished rows to it."""
         if rows is None:
-            err.print(f"[dim]{escape(stage)}[/]")
-            if stage != self.stage:  # otherwise it is the next part of the same stage
-                self.stage, self.rows[stage] = stage, 0
-            self.started = (self.clock(), self.rows.get(stage, 0))
-        self.rows[stage] = self.rows.get(stage, 0) + (rows or 0)
-        self.status.update(escape(self.line(stage)))
+            self._begin(stage)
+        elif stage == self.stage:
+            self.rows += rows
+        self.bar.update(self.task, completed=self.finished, description=escape(f"{self.stage}: {self.rows:,} rows"))
 
-    def line(self, stage: str) -> str:
-        """Finished rows, rows per second since the stage began or resumed, and the remaining time if it is known."""
-        done, (start, before) = self.rows[stage], self.started
-        seconds = self.clock() - start
-        if done == before or seconds <= 0:
-            return stage
-        rate = (done - before) / seconds
-        line = f"{stage}: {done:,} rows, {rate:,.0f} rows/s"
-        remaining = self.expected.get(stage, 0) - done
-        return line + (f", about {remaining / rate:,.0f} s left" if remaining > 0 else "")
+    @property
+    def finished(self) -> float:
+        """The expected work that is done."""
+        if self.current is None:
+            return self.done
+        return self.done + self.current.tokens * min(1.0, self.rows / max(1, self.current.rows))
+
+    def _begin(self, stage: str) -> None:
+        if stage == self.stage and self.current is not None and self.rows < self.current.rows:
+            return  # the next part of the same stage
+        self._end()
+        err.print(f"[dim]{escape(stage)}[/]")
+        self.stage, self.rows = stage, 0
+        names = [work.stage for work in self.expected]
+        if stage in names:
+            # Stages before it were resumed or skipped.
+            index = names.index(stage)
+            self.done += sum(work.tokens for work in self.expected[:index])
+            self.current, self.expected = self.expected[index], self.expected[index + 1 :]
+
+    def _end(self) -> None:
+        """Count the current stage as whole."""
+        if self.current is not None:
+            if self.rows < EARLY * self.current.rows:
+                note(f"{self.stage}: ended early, {self.rows:,} of {self.current.rows:,} expected rows were needed")
+            self.done += self.current.tokens
+        self.current = None
 
     def close(self) -> None:
         """Restore the terminal."""
-        self.status.stop()
+        self._end()
+        self.bar.stop()
 
 
 @contextmanager
-def progress(expected: Mapping[str, int] | None = None) -> Iterator[Progress]:
+def progress(expected: Sequence[Work] = ()) -> Iterator[Progress]:
     """Show progress while the context is active."""
     shown = Progress(expected)
     try:

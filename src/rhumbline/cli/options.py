@@ -45,7 +45,10 @@ def device_option(parser: Parser, default: str | None = None) -> None:
 
 def dtype_option(parser: Parser) -> None:
     """`--dtype`."""
-    text = "dtype of the weights: auto (that of the checkpoint), float32, bfloat16 or float16 (default: auto)"
+    text = (
+        "dtype of the weights: float32, bfloat16, float16 or auto (default): that of the checkpoint, but on a "
+        "processor without native products of 16 bits float32"
+    )
     parser.add_argument("--dtype", default="auto", help=text)
 
 
@@ -174,6 +177,8 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     option("add-at", add_at, own.addition.positions, choices=("all", "prompt"))
     option("full-grid", "compute every score of every candidate", action="store_true")
     early = "end the completion of a null as soon as its class is certain"
+    quick = "a first answer in RUN/quick, by the same rule with fewer prompts and draws; more is undecided"
+    option("quick", quick, action="store_true")
     option("early-stop", early, action="store_true")
     option("save-completions", "write the text of every completion", action="store_true")
     documents = "documents of each text on which cross-entropy is measured; 0: none"
@@ -237,6 +242,7 @@ def prepare(model: str) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from rhumbline.models.processor import use_fastest_threads
     from rhumbline.models.sources import ORGANISM
 
     transformers_logging.disable_progress_bar()
@@ -244,6 +250,8 @@ def prepare(model: str) -> None:
     if model.startswith(ORGANISM):
         # Organisms are tiny: a second thread saves little on free cores and costs much on busy ones.
         torch.set_num_threads(1)
+    else:
+        use_fastest_threads()
 
 
 def chat_changes(a: argparse.Namespace) -> Changes:
@@ -291,7 +299,7 @@ def sizes_of(text: str) -> Any:
 
 def protocol_of(a: argparse.Namespace) -> Any:
     """The protocol: the preset, changed by the experiment file, changed by the options of the command."""
-    from rhumbline.protocol import PRESETS, amend, preset, read_experiment
+    from rhumbline.protocol import PRESETS, amend, preset, quick, read_experiment
 
     named, tables = read_experiment(a.config) if a.config else (None, {})
     # A behaviour with a preset of the same name uses it.
@@ -315,7 +323,8 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "side_effects": _set({"documents": a.loss_documents}),
         "conditions": None if a.systems is None else _systems(a.systems),
     }
-    return amend(protocol, {k: v for k, v in _set(changes).items() if v != {}}, "options")
+    protocol = amend(protocol, {k: v for k, v in _set(changes).items() if v != {}}, "options")
+    return quick(protocol) if a.quick else protocol
 
 
 def _set(options: Changes) -> Changes:

@@ -50,21 +50,25 @@ def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullD
     label, sign = effect.label, effect.sign
     own = _drop(table, effect.arm, label, sign)
     drops: dict[str, list[float]] = {}
-    others: dict[str, list[float]] = {}
+    arms: dict[str, list[ArmId]] = {}
     for null in sorted(arm for arm, side in table if side == label and effect.has_null(arm)):
         assert null.family is not None
-        drop = _drop(table, null, label, sign).mean
-        drops.setdefault(null.family, []).append(drop)
-        if null.null_draw not in aligned:
-            others.setdefault(null.family, []).append(drop)
+        drops.setdefault(null.family, []).append(_drop(table, null, label, sign).mean)
+        arms.setdefault(null.family, []).append(null)
     means = {family: math.fsum(values) / len(values) for family, values in drops.items()}
     base = _share_refused(table[BASELINE, label].values())
-    gaps = {family: _gap(base, own, mean, sign) for family, mean in means.items()}
-    apart = {
-        family: _gap(base, own, math.fsum(kept) / len(kept), sign)
-        for family, values in drops.items()
-        for kept in [others.get(family, values)]
-    }
+
+    def gap(family: str, left_out: Collection[NullDraw]) -> Difference:
+        kept = [i for i, arm in enumerate(arms[family]) if arm.null_draw not in left_out]
+        kept = kept or list(range(len(arms[family])))
+        prompts = {prompt for i in kept for prompt in table[arms[family][i], label]}
+        mean = math.fsum(drops[family][i] for i in kept) / len(kept)
+        # Of draws that complete other prompts than each other, the mean is over all of these.
+        n = own.n if len(prompts) >= len(table[BASELINE, label]) else len(prompts)
+        return _gap(base, own, mean, sign, n)
+
+    gaps = {family: gap(family, ()) for family in drops}
+    apart = {family: gap(family, aligned) for family in drops}
     return Effect(
         name=effect.name,
         drop=finite_or_none(own.mean),
@@ -73,11 +77,11 @@ def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullD
         n=own.n,
         mcnemar=mcnemar(*_paired_refusals(table, effect.arm, label)),
         gap={family: finite_or_none(own.mean - mean) for family, mean in means.items()},
-        gap_low={family: finite_or_none(gap.low) for family, gap in gaps.items()},
-        gap_high={family: finite_or_none(gap.high) for family, gap in gaps.items()},
+        gap_low={family: finite_or_none(some.low) for family, some in gaps.items()},
+        gap_high={family: finite_or_none(some.high) for family, some in gaps.items()},
         apart={
-            family: Gap(finite_or_none(gap.mean), finite_or_none(gap.low), finite_or_none(gap.high))
-            for family, gap in apart.items()
+            family: Gap(finite_or_none(some.mean), finite_or_none(some.low), finite_or_none(some.high))
+            for family, some in apart.items()
         },
         p={family: rank_p(own.mean, values) for family, values in drops.items()},
         floor={family: rank_floor(len(values)) for family, values in drops.items()},
@@ -95,13 +99,14 @@ def _share_refused(rows: Iterable[Outcome]) -> float:
     return sum(scored) / len(scored) if scored else math.nan
 
 
-def _gap(base: float, own: Difference, null: float, sign: int) -> Difference:
-    """The drop of the direction minus the mean drop of a family, as a difference of two rates."""
+def _gap(base: float, own: Difference, null: float, sign: int, n_null: int) -> Difference:
+    """The drop of the direction minus the mean drop of a family over `n_null` prompts, as a difference of two rates."""
     if not (math.isfinite(base) and math.isfinite(own.mean) and math.isfinite(null)):
         return Difference(math.nan, math.nan, math.nan, 0)
     treated, control = (min(1.0, max(0.0, base - sign * change)) for change in (own.mean, null))
-    pair = (control, treated) if sign > 0 else (treated, control)
-    return difference_of_rates(*pair, n=own.n)
+    if sign < 0:
+        return difference_of_rates(treated, control, own.n, n_after=n_null)
+    return difference_of_rates(control, treated, n_null, n_after=own.n)
 
 
 def _drop(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Difference:
@@ -111,15 +116,15 @@ def _drop(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Differenc
 
 
 def _paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """Which prompts scored in both arms were refused at baseline, and under the arm."""
+    """Which prompts scored in both arms were refused at baseline, and under the arm; a null may have fewer prompts."""
     baseline, treated = table[BASELINE, label], table[arm, label]
-    if alone := sorted(baseline.keys() ^ treated.keys()):
+    if alone := sorted(treated.keys() - baseline.keys() if arm.is_null else baseline.keys() ^ treated.keys()):
         raise VerificationError(
             f"Arms {BASELINE} and {arm} were not run on the same {label} prompts; in one of them only: "
             f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''} ({len(alone)} in all). Resume the run, or "
             "remove the incomplete rows."
         )
-    scored = [i for i in baseline if "unscored" not in (baseline[i].cls, treated[i].cls)]
+    scored = [i for i in baseline if i in treated and "unscored" not in (baseline[i].cls, treated[i].cls)]
     before, after = (np.array([rows[i].cls == "refused" for i in scored], dtype=bool) for rows in (baseline, treated))
     return before, after
 

@@ -124,13 +124,18 @@ class Runner:
             return packs(lengths, n_shared, n_arms, self.tokens_per_forward)
         return rectangles(lengths, n_arms, self.tokens_per_forward, same_length=proof.padding_changes_logits)
 
-    def within_memory(self, batch: Batch, run: Callable[[Batch], T]) -> Iterator[tuple[Batch, T]]:
-        """`run` of the batch, or of its parts if memory runs out, each with its result."""
+    def within_memory(
+        self, batch: Batch, run: Callable[[Batch], T], *, gradients: bool = False
+    ) -> Iterator[tuple[Batch, T]]:
+        """`run` of the batch, or of its parts if memory runs out, each with its result.
+
+        With `gradients`, `run` can differentiate.
+        """
         queue = [batch]
         while queue:
             part = queue.pop()
             try:
-                with torch.inference_mode():
+                with torch.enable_grad() if gradients else torch.inference_mode():
                     result = run(part)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

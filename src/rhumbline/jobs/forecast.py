@@ -5,20 +5,22 @@ tokens found) there is a likely count and one that is never passed: `most`. All 
 the filter keeps every prompt and that every null family can be drawn. Knows the stages; runs none of them.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from rhumbline.inference.runner import Runner
+from rhumbline.inference.batching import CPU_TOKENS
+from rhumbline.inference.first_order import ROWS_PER_PROMPT
 from rhumbline.models.chat import Chat
-from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.packing import shared_length
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import COEFFICIENTS, Protocol
+from rhumbline.stages.candidate_scores import PROBES
 from rhumbline.stages.losses import Reading
+from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
 from rhumbline.stages.seed_run import read_positions
-from rhumbline.stages.stage_jobs import NULLS_PER_JOB
+from rhumbline.stages.wide_nulls import KL_PROMPTS
 
 OPENINGS = 20
 """First tokens that can each open one in twenty refusals: as many as `auto` may have to compare."""
@@ -36,17 +38,28 @@ class Stage(NamedTuple):
     """Prompt tokens of the likely rows, as if nothing were shared."""
     written: int = 0
     """Tokens that are generated at most."""
+    computed: int = 0
+    """Prompt tokens of the likely rows that passes compute: tokens that prompts share count once for each pass."""
 
 
-def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, texts: LossTexts = NO_TEXTS) -> list[Stage]:
-    """Every stage of one seed, in the order in which it runs."""
+def forecast(
+    chat: Chat,
+    splits: Splits,
+    protocol: Protocol,
+    n_layers: int,
+    texts: LossTexts = NO_TEXTS,
+    *,
+    is_16_bit: bool = False,
+) -> list[Stage]:
+    """Every stage of one seed, in the order in which it runs. In 16 bits the rounding of scores is measured too."""
     n = splits.sizes()
     (tp, tn), (vp, vn), (ep, en) = ((n[s]["positive"], n[s]["negative"]) for s in ("train", "val", "test"))
     reads_texts = protocol.extraction.response_position is not None
     texts_of = splits.texts if reads_texts else splits.get
     # Activations of texts are read from both responses to a prompt, where the contrast has both.
     train, test = (sum(len(texts_of(split, label)) for label in LABELS) for split in ("train", "test"))
-    length = _mean_length([chat.encode(p) for s in SPLITS for c in LABELS for p in splits.get(s, c)])
+    prompts = [chat.encode(p) for s in SPLITS for c in LABELS for p in splits.get(s, c)]
+    length, share = _mean_length(prompts), _share_computed(prompts)
     read_length = length
     if reads_texts:
         read_length = _mean_length([chat.encode_text(p) for c in LABELS for p in splits.texts("train", c)])
@@ -54,29 +67,35 @@ def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, text
     def stage(name: str, rows: int, most: int | None = None, writing: int = 0, texts: int = 0) -> Stage:
         """`texts`: how many of the rows are read with a response."""
         most, tokens = rows if most is None else most, (rows - texts) * length + texts * read_length
-        return Stage(name, rows, most, round(tokens), writing * protocol.max_new_tokens)
+        computed = (rows - texts) * length * share + texts * read_length
+        return Stage(name, rows, most, round(tokens), writing * protocol.max_new_tokens, round(computed))
 
     cells = len(read_positions(protocol.extraction, chat)) * protocol.selection.first_cut_layer(n_layers)
     families = protocol.nulls.families
-    few = len(families) * protocol.nulls.draws
+    completed = [
+        len(families) * sum(map(len, draws_by_prompt(m, protocol.nulls.draws, protocol.completed, seed=0)))
+        for m in (ep, en)
+    ]
     found = [
         _openings(protocol, tp, tn, stage),
         stage("extraction", train + vp + vn, texts=train),
-        _selection(protocol, cells, vp, vn, stage),
-        _nulls(protocol, cells, train, stage),
-        stage("arms on positives", (2 + few) * ep, writing=(2 + few) * ep),
-        stage("arms on negatives", (4 + few) * en, writing=(4 + few) * en),
+        _selection(protocol, cells, vp, vn, stage, is_16_bit=is_16_bit),
+        _nulls(protocol, cells, train, vp + vn, stage),
+        stage("arms on positives", 2 * ep + completed[0], writing=2 * ep + completed[0]),
+        stage("arms on negatives", 4 * en + completed[1], writing=4 * en + completed[1]),
     ]
     if protocol.nulls.wide:
-        draws = sum(protocol.nulls.total(f) for f in families)
-        p, q = min(protocol.nulls.prompts, ep), min(protocol.nulls.prompts, en)
-        blocks = -(-draws // NULLS_PER_JOB)  # each has the baseline and the direction's own arms too
-        found.append(stage("wide nulls", p * (2 * blocks + draws) + q * (5 * blocks + draws)))
+        found.append(_wide(protocol, ep, en, stage))
     dose = protocol.dose
     p, q = min(dose.prompts, ep), min(dose.prompts, en)
     curves = 1 + len(families) * min(dose.draws, protocol.nulls.draws if not protocol.nulls.wide else dose.draws)
     if dose.strengths or dose.coefficients:
-        found.append(stage("dose", curves * (p * len(dose.strengths) + q * len(dose.coefficients))))
+        # Dose 0 is the baseline of every curve.
+        rows = (
+            n * (curves * sum(d != 0 for d in doses) + (0 in doses))
+            for n, doses in ((p, dose.strengths), (q, dose.coefficients))
+        )
+        found.append(stage("dose", sum(rows)))
     if protocol.stability.refits:
         plan = protocol.stability
         likely, most = _refit(protocol, plan.sites, min(plan.prompts, vp), min(plan.prompts, vn))
@@ -94,6 +113,15 @@ def _mean_length(sequences: Sequence[Sequence[int]]) -> float:
     return sum(map(len, sequences)) / max(1, len(sequences))
 
 
+def _share_computed(sequences: Sequence[Sequence[int]]) -> float:
+    """Share of the tokens that is left if packs compute the tokens that all prompts share once."""
+    if not sequences:
+        return 1.0
+    shared, length = shared_length(sequences), _mean_length(sequences)
+    own = max(1.0, length - shared)
+    return (own + shared / max(1, (CPU_TOKENS - shared) // own)) / (own + shared)
+
+
 def _openings(protocol: Protocol, tp: int, tn: int, stage: Callable[..., Stage]) -> Stage:
     """The refusal tokens: one look at the classes for each, and one for all of them together."""
     if protocol.refusal_tokens != "auto":
@@ -102,13 +130,18 @@ def _openings(protocol: Protocol, tp: int, tn: int, stage: Callable[..., Stage])
     return stage("refusal tokens", tp + tp + tn, tp + (OPENINGS + 1) * (tp + tn), writing=tp)
 
 
-def _selection(protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., Stage]) -> Stage:
-    """Induce of all, then bypass, then kl; candidates within rounding are scored again."""
-    again = cells * (vp + 2 * vn)
-    validation = len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0
-    everything = cells * (vp + 2 * vn) + vn + validation
-    likely = everything if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn + validation
-    return stage("selection", likely, everything + again)
+def _selection(
+    protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., Stage], *, is_16_bit: bool
+) -> Stage:
+    """Induce of all, then bypass, then KL; in 16 bits their rounding, and some candidates within it again."""
+    per_candidate, whole, screen = vp + 2 * vn, cells, 0
+    if protocol.screen and not protocol.full_grid and cells > protocol.screen:
+        screen, cells = ROWS_PER_PROMPT * (vp + vn), protocol.screen
+    once = screen + vn + (len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0)
+    probes, again = 2 * PROBES * per_candidate, PROBES * per_candidate
+    likely = once + (whole * per_candidate if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn)
+    most = once + whole * per_candidate + 2 * probes + whole * per_candidate
+    return stage("selection", likely + (probes + again if is_16_bit else 0), most)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
@@ -117,13 +150,23 @@ def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
     return sites * p + step * 2 * q, sites * p + sites * 3 * q
 
 
-def _nulls(protocol: Protocol, cells: int, train: int, stage: Callable[..., Stage]) -> Stage:
+def _nulls(protocol: Protocol, cells: int, train: int, val: int, stage: Callable[..., Stage]) -> Stage:
     """Activations at the site; and where the whole procedure is repeated, its sums and its choices."""
     if "shuffled" not in protocol.nulls.families:
         return stage("nulls", train, texts=train)
-    draws, q = protocol.nulls.total("shuffled"), protocol.nulls.procedure_prompts
+    draws, q, once = protocol.nulls.total("shuffled"), protocol.nulls.procedure_prompts, 2 * train
+    if protocol.nulls.screen and cells > protocol.nulls.screen:
+        once, cells = once + ROWS_PER_PROMPT * val, protocol.nulls.screen
     likely, most = _refit(protocol, cells, q, q)
-    return stage("nulls", 2 * train + draws * (likely + q), 2 * train + draws * (most + q), texts=2 * train)
+    return stage("nulls", once + draws * (likely + q), once + draws * (most + q), texts=2 * train)
+
+
+def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., Stage]) -> Stage:
+    """Every draw that can be needed, the arms of the direction, and the KL divergence of the ablation."""
+    plan = protocol.nulls
+    draws = sum(plan.total(family) for family in plan.families)
+    p, q = min(plan.prompts, ep), min(plan.prompts, en)
+    return stage("wide nulls", p * (2 + draws) + q * (3 + draws) + 2 * min(max(KL_PROMPTS, plan.prompts), en))
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[Stage]:
@@ -135,11 +178,11 @@ def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, le
     found = []
     for name, sources in (("text", reading.text(texts)), ("responses", reading.responses(texts, negatives))):
         tokens = arms * sum(len(s.document.ids) for s in sources)
-        found.append(Stage(f"losses on {name}", arms * len(sources), arms * len(sources), tokens))
+        found.append(Stage(f"losses on {name}", arms * len(sources), arms * len(sources), tokens, computed=tokens))
     n, longest = min(plan.documents, len(negatives)), protocol.max_new_tokens
     tokens = round(n * length + arms * n * (length + longest))
     # A completion without a token is not read.
-    return [*found, Stage("losses on completions", n + arms * n, n + arms * n, tokens, n * longest)]
+    return [*found, Stage("losses on completions", n + arms * n, n + arms * n, tokens, n * longest, tokens)]
 
 
 class Total(NamedTuple):
@@ -149,21 +192,10 @@ class Total(NamedTuple):
     most: int
     tokens: int
     written: int
+    computed: int
 
 
 def total(stages: Mapping[int, Sequence[Stage]]) -> Total:
     """The sums over stages and seeds."""
     every = [s for of_seed in stages.values() for s in of_seed]
     return Total(*(sum(getattr(s, f) for s in every) for f in Total._fields))
-
-
-def measured_speed(model: ChatModel, sequences: Sequence[Sequence[int]], tokens: int) -> float:
-    """Prompt tokens per second of this model here: the second of two passes over a block of prompts."""
-    some = list(sequences[: max(1, tokens // max(map(len, sequences)))])
-    runner, took = Runner(model, tokens), 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        for _ in runner.last_logits(some):
-            pass
-        took = time.perf_counter() - start
-    return sum(map(len, some)) / took

@@ -29,6 +29,10 @@ class Checkpoint(NamedTuple):
     d_model: int | None
     kv_bytes_per_token: int | None
     """Keys and values of one token, at the files' dtype; None where the config does not say."""
+    matrices: tuple[tuple[int, int], ...] = ()
+    """Shapes of the matrices that every token is multiplied with: those of the blocks."""
+    embedding: tuple[int, int] | None = None
+    """Shape of the largest other matrix, taken for the unembedding."""
 
 
 def read_checkpoint(place: Path) -> Checkpoint:
@@ -48,7 +52,14 @@ def read_checkpoint(place: Path) -> Checkpoint:
         channels = config.get("head_dim") or width // heads
         each = max(1, round(sum(sizes) / max(1, parameters)))
         kv = 2 * layers * (config.get("num_key_value_heads") or heads) * channels * each
-    return Checkpoint(parameters, sum(sizes), max(sizes, default=0), layers, width, kv)
+    matrices, others = [], []
+    for name, tensor in stored.items():
+        if len(tensor.shape) == 2:
+            # A block has its number in the name of its tensors.
+            in_block = any(part.isdigit() for part in name.split("."))
+            (matrices if in_block else others).append(tensor.shape)
+    embedding = max(others, default=None)
+    return Checkpoint(parameters, sum(sizes), max(sizes, default=0), layers, width, kv, tuple(matrices), embedding)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -125,15 +136,20 @@ def work(protocol: Mapping[str, Any], layers: int) -> tuple[dict[str, float], fl
     procedure = min(nulls["wide"], nulls["procedure"]) if "shuffled" in nulls["families"] else 0
     draws = nulls["wide"] * (families - (procedure > 0)) + procedure
     strengths = len(dose["strengths"]) + len(dose["coefficients"]) / 2
-    completions = sizes["test"] * (6 + 2 * families * nulls["draws"])
+    by_null = min(nulls["completed"] or sizes["test"], sizes["test"])
+    completions = 6 * sizes["test"] + 2 * families * nulls["draws"] * by_null
+    screen = 0 if protocol["full_grid"] else protocol["screen"]
+    exact, of_draw = (min(cells, n or cells) for n in (screen, nulls["screen"]))
+    # A screen is one backward pass over the validation prompts.
+    screens = 6 * sizes["val"] * ((exact < cells) + (of_draw < cells and procedure > 0))
     passes = {
-        "serial": 2 * (sizes["train"] + sizes["val"] + sizes["test"]),
-        "candidates": 1.5 * cells * sizes["val"],
-        # One pass over train for the pseudo-differences (and for the refits); then bypass everywhere, and 4 cells more.
-        "shuffled": 2 * sizes["train"] + procedure * (cells + 6) * nulls["procedure_prompts"],
+        "serial": 2 * (sizes["train"] + sizes["val"] + sizes["test"]) + screens,
+        "candidates": 1.5 * exact * sizes["val"],
+        # One pass over train for the pseudo-differences (and for the refits); then bypass everywhere, and 2 cells more.
+        "shuffled": 2 * sizes["train"] + procedure * (of_draw + 5) * nulls["procedure_prompts"],
         "outcomes": completions,
         "wide": 1.5 * draws * nulls["prompts"],
         "dose": strengths * (1 + dose["draws"] * families) * dose["prompts"],
-        "refits": 2 * sizes["train"] + 3 * stability["refits"] * stability["sites"] * stability["prompts"],
+        "refits": 2 * sizes["train"] + stability["refits"] * (stability["sites"] + 4) * stability["prompts"],
     }
     return {kind: seeds * n for kind, n in passes.items()}, seeds * completions / 512 * protocol["max_new_tokens"]

@@ -41,6 +41,8 @@ class Scorer:
     """Tokens that the KL divergence excludes."""
     start: tuple[int, ...] = ()
     """Generated tokens after which both are read (`CommonStart`)."""
+    resumes: bool = True
+    """Whether a pass of additions starts at their layer; otherwise every pass is whole, in the shape of ablations."""
 
     def _after_start(self, sequences: Sequence[TokenIds]) -> Sequence[TokenIds]:
         return [ChatWithResponse(ids, self.start) for ids in sequences] if self.start else sequences
@@ -66,7 +68,7 @@ class Scorer:
         if isinstance(self.metric, PairedLogOdds):
             values = self.metric.read(self.runner, started, arms)
             return Readings(values, kl if baseline is None else self.kl(sequences, arms, baseline))
-        starts = [_first_layer(arm) for arm in arms]
+        starts = [_first_layer(arm) if self.resumes else None for arm in arms]
         whole = [i for i, layer in enumerate(starts) if layer is None]
         for start in range(0, len(whole), ARMS_AT_ONCE):
             now = torch.tensor(whole[start : start + ARMS_AT_ONCE])

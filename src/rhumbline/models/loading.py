@@ -21,6 +21,7 @@ from rhumbline.models.adapters import apply_adapter
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loaded_weights import check_keys, check_tied, check_values, named_tensors, values_of
 from rhumbline.models.places import Places, file_of, places_of, readable
+from rhumbline.models.processor import dtype_on_processor
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source
 from rhumbline.models.vocabulary import check_vocabulary
@@ -45,9 +46,10 @@ def load(
 ) -> ChatModel:
     """Load a chat model by hub name, directory, GGUF file or `organism:NAME`, and prove its residual stream.
 
-    `dtype` is the name of a torch dtype or `auto` (the checkpoint's); `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a
-    device map over all devices) or None for the first accelerator. Remote code is off by default. `revision` is a
-    commit, branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
+    `dtype` is the name of a torch dtype or `auto`: that of the checkpoint, but on a processor bfloat16 only if it is
+    multiplied natively, and float32 instead of 16 bits otherwise. `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a device
+    map over all devices) or None for the first accelerator. Remote code is off by default. `revision` is a commit,
+    branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
     matrix, by transformers' own plan. A LoRA adapter is loaded on its base model (needs peft), and a GGUF file is
     dequantised (needs gguf). Raises ModelError.
     """
@@ -152,7 +154,10 @@ def _load_weights(places: Places, head: Head, placement: Mapping[str, Any]) -> A
         getattr(head.config, "auto_map", None) or {}
     )
     loader = AutoModelForCausalLM if causal else AutoModelForImageTextToText
-    options = {"dtype": source.dtype, "adapter_kwargs": _NO_ADAPTER, **placement}
+    dtype = source.dtype
+    if placement.get("device_map") == "cpu" and dtype == "auto":
+        dtype = dtype_on_processor(checkpoint_dtype(head.config))
+    options = {"dtype": dtype, "adapter_kwargs": _NO_ADAPTER, **placement}
     if places.gguf is not None:
         options["quantization_config"] = _dequantising()
     try:
@@ -166,6 +171,22 @@ def _load_weights(places: Places, head: Head, placement: Mapping[str, Any]) -> A
     check_keys(places, model, info)
     check_tied(places, model)
     return model
+
+
+def checkpoint_dtype(config: Any) -> torch.dtype | None:
+    """The dtype that the config of a checkpoint states."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    stated = getattr(text, "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, stated, None) if isinstance(stated, str) else stated
+
+
+def dtype_of(source: Source, config: Any) -> torch.dtype:
+    """The dtype in which a model will be loaded; float32 if nothing states one."""
+    name = source.dtype
+    is_processor = source.device == "cpu" or (source.device is None and not torch.cuda.is_available())
+    if name == "auto" and is_processor:
+        name = dtype_on_processor(checkpoint_dtype(config))
+    return (checkpoint_dtype(config) or torch.float32) if name == "auto" else getattr(torch, name)
 
 
 def check_dtype(name: str) -> None:

@@ -34,6 +34,8 @@ from rhumbline.records.files import (
 from rhumbline.records.page_files import FIGURES, MANIFEST
 
 SCHEMA = 1
+QUICK = "quick"
+"""Folder of a quick run in the directory of the whole run: a run directory of its own."""
 LONGEST_NAME = 255
 """Bytes of a file name, on common file systems."""
 _LOCK = ".lock"
@@ -170,9 +172,10 @@ class RunDirectory:
         return {name: file_sha256(self.path / name) for name in self.files() if _is_artefact(name)}
 
     def files(self) -> list[str]:
-        """Path inside the directory of every entry that is not a folder, without the lock."""
+        """Path inside the directory of every entry that is not a folder, without the lock and a quick run."""
         entries = (p for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir())
-        return sorted(name for p in entries if (name := p.relative_to(self.path).as_posix()) != _LOCK)
+        names = (p.relative_to(self.path).as_posix() for p in entries)
+        return sorted(name for name in names if name != _LOCK and not name.startswith(f"{QUICK}/"))
 
     def _check(self, path: Path, found: Any) -> None:
         if found != self.protocol_sha256:
@@ -224,7 +227,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    others = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
+    others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, QUICK))
     if others:
         raise OutputError(f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Pass another --out.")
 

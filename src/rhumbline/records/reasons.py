@@ -22,6 +22,8 @@ class Discard(StrEnum):
     NOT_SCORED = "not scored"
     NOT_NEEDED = "not needed"
     """It passed so far; its KL cannot change the choice and was not computed."""
+    SCREENED = "screened"
+    """Its first-order estimates are not among the best, and a better one passes."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Discard | None":
@@ -44,6 +46,7 @@ _DISCARD_TEXTS = {
     Discard.LOSES_CONTENT: "content below the bound",
     Discard.NOT_SCORED: "a score is missing",
     Discard.NOT_NEEDED: "KL score not needed for the selection",
+    Discard.SCREENED: "not among the best first-order estimates",
 }
 
 

@@ -1,7 +1,7 @@
 """The files of one seed, as records, in the order in which the stages write them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
@@ -14,6 +14,7 @@ from rhumbline.records.shared import (
     BySplit,
     Class,
     ClassifierFit,
+    EffectName,
     FirstToken,
     Label,
     Marker,
@@ -97,6 +98,14 @@ class Extracted:
 
 
 @dataclass(frozen=True)
+class Estimates:
+    """First-order estimates of two scores, log-odds. Their order is used, not their values."""
+
+    bypass: float
+    induce: float
+
+
+@dataclass(frozen=True)
 class Candidate(Site):
     """One candidate with its scores on validation prompts; None: not computed, or not finite."""
 
@@ -114,7 +123,21 @@ class Candidate(Site):
     moved: float | None = None
     """Change of the score of completions in gaps between the classes, the smaller of suppression and induction."""
     rescored: bool = False
-    """Whether it was scored again in one batch shape, because a comparison was closer than rounding."""
+    """Whether it was scored again in one batch shape, because rounding could have changed the selection."""
+    estimates: Estimates | None = None
+    """First-order estimates of the screen; None without a screen."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Bounds on the change of a score with the shape of its batch, measured on this model."""
+
+    bypass: float = 0.0
+    """Log-odds."""
+    induce: float = 0.0
+    """Log-odds."""
+    kl: float = 0.0
+    """Nats."""
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -133,6 +156,8 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     room: bool | None = None
     """Whether negatives score low enough at baseline for a rise; True if the score is not continuous. Absent if nothing
     was scored, and in the first runs. Read it as `induction_is_testable`."""
+    rounding: Rounding | None = None
+    """The bounds by which candidates were scored again. Absent if nothing was scored, and in the first runs."""
     n: ByLabel[int]
     """Validation prompts of the scores."""
     candidates: tuple[Candidate, ...]
@@ -171,6 +196,16 @@ class WideRow(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
+class StoppedFamily:
+    """A family whose draws stopped early, because its rank p could not meet the rule any more."""
+
+    family: str
+    effect: EffectName
+    draws: int
+    """Draws that were evaluated."""
+
+
+@dataclass(frozen=True)
 class WideNulls:
     """wide.json: the metric under every null draw. Written if a direction was selected."""
 
@@ -179,8 +214,14 @@ class WideNulls:
     rows: tuple[WideRow, ...]
     """Arms of positives, then of negatives; empty as above."""
     kl: tuple[float | None, ...] = ()
-    """KL divergence of the next-token distribution of each negative, baseline to ablation, nats; None for a negative
-    that shows the behaviour at baseline, or not finite."""
+    """KL divergence of the next-token distribution of negatives, baseline to ablation, nats; None for a negative that
+    shows the behaviour at baseline, or not finite."""
+    stopped: tuple[StoppedFamily, ...] = ()
+    """Families that stopped early, by effect. Their rank p is above the bound of the rule."""
+
+    def with_rows(self, rows: Sequence[WideRow]) -> "WideNulls":
+        """The same with further rows."""
+        return replace(self, rows=(*self.rows, *rows))
 
 
 class DoseRow(Struct, frozen=True, kw_only=True):

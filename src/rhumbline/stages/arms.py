@@ -4,7 +4,7 @@ Each stage lists the arms that it runs; `SeedArms.arm` makes the interventions o
 and of what an arm is measured with.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -98,8 +98,8 @@ class SeedArms:
 
     # The arms of each stage
 
-    def outcomes(self, label: Label, draws: int) -> Arms:
-        """Arms that complete test prompts: baseline, direction, then the first `draws` of each null family."""
+    def outcomes(self, label: Label, draws: Collection[int]) -> Arms:
+        """Arms that complete test prompts: baseline, direction, then these draws of each null family."""
         if self.direction is None:
             return self.arms([BASELINE])
         if label == "positive":
@@ -108,13 +108,11 @@ class SeedArms:
         return self.arms([BASELINE, ADDITION, other, ABLATION, *self._of_nulls(ArmKind.ADDITION, draws)])
 
     def wide(self, label: Label) -> Arms:
-        """Arms that the metric evaluates: ablation on positives, addition on negatives, with every null draw.
+        """Arms of the direction that the metric evaluates: ablation on positives, addition on negatives.
 
-        Negatives have the ablation of the direction too, for its KL divergence.
+        Negatives have the ablation too.
         """
-        if label == "positive":
-            return self.arms([BASELINE, ABLATION, *self._of_nulls(ArmKind.ABLATION)])
-        return self.arms([BASELINE, ABLATION, ADDITION, *self._of_nulls(ArmKind.ADDITION)])
+        return self.arms([BASELINE, ABLATION, *([] if label == "positive" else [ADDITION])])
 
     def doses(self, label: Label, doses: Sequence[float], draws: int) -> list[DoseArm]:
         """Every dose of the direction and of the first `draws` of each null family."""
@@ -153,5 +151,5 @@ class SeedArms:
         nulls = [ArmId.null(n.family, n.draw, kind) for n in self.nulls for kind in kinds]
         return [BASELINE, ABLATION, ADDITION, ADDITION_ALL, ADDITION_PROMPT, SUBTRACTION, *nulls]
 
-    def _of_nulls(self, kind: ArmKind, draws: int | None = None) -> list[ArmId]:
-        return [ArmId.null(n.family, n.draw, kind) for n in self.nulls if draws is None or n.draw < draws]
+    def _of_nulls(self, kind: ArmKind, draws: Collection[int]) -> list[ArmId]:
+        return [ArmId.null(n.family, n.draw, kind) for n in self.nulls if n.draw in draws]

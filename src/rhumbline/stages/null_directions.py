@@ -20,7 +20,7 @@ from rhumbline.records.seed_files import NullDirections
 from rhumbline.records.shared import NullDirection
 from rhumbline.stages.directions import group_cosine
 from rhumbline.stages.null_families import Material, as_null, draw_nulls
-from rhumbline.stages.refits import RefitSelection, scored_sites, shuffled_differences, shuffled_refits
+from rhumbline.stages.refits import RefitSelection, ShuffledSelection, scored_sites, shuffled_differences
 from rhumbline.stages.seed_artefacts import Null
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, JobKind, SeedJobs, Span, spans
@@ -103,18 +103,20 @@ def _prepare_shuffled(run: SeedRun) -> Callable[[Span], ShuffledDraws]:
         seed=run.seed,
     )
 
+    if differences is None:
+        return lambda span: ShuffledDraws(())
+    sites = scored_sites(run.selection.candidates)
+    shuffled = ShuffledSelection(
+        RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only()),
+        differences,
+        run.kept_sequences("val"),
+        plan.procedure_prompts,
+        run.seed,
+        plan.screen,
+    )
+
     def compute(span: Span) -> ShuffledDraws:
-        if differences is None:
-            return ShuffledDraws(())
-        sites = scored_sites(run.selection.candidates)
-        refits = shuffled_refits(
-            RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only()),
-            differences,
-            run.kept_sequences("val"),
-            draws=span.range,
-            prompts=plan.procedure_prompts,
-            seed=run.seed,
-        )
+        refits = shuffled.refits(span.range)
         draws = (ShuffledDraw(r.position, r.layer, tuple(r.vector.tolist()), r.passed) for r in refits)
         return ShuffledDraws(tuple(draws))
 

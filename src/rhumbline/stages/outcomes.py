@@ -3,10 +3,11 @@
 Test prompts are first read here, after selection.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from msgspec.structs import replace
 
 from rhumbline.errors import ProtocolError
@@ -30,16 +31,18 @@ LENGTHS_READ = (16, 32, 64)
 
 @dataclass(frozen=True)
 class OutcomeRequest:
-    """Test prompts first <= i < end of one class."""
+    """Test prompts of one class, and the null draws that complete them."""
 
     label: Label
-    first: int
-    end: int
+    prompts: tuple[int, ...]
+    """Indices of the prompts."""
+    draws: tuple[int, ...]
+    """Numbers of the draws."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The outcomes of some test prompts under every arm."""
+    """The outcomes of some test prompts under some arms."""
 
     rows: tuple[Outcome, ...]
 
@@ -51,17 +54,40 @@ def write_outcomes(run: SeedRun, jobs: SeedJobs) -> None:
         return
     rows: list[Outcome] = []
     for label in LABELS:
-        size = max(1, ROWS_PER_JOB // len(_arms(run, label)))
         with run.timings.stage(f"arms on {label}s", run.seed):
-            parts = spans(len(run.splits.get("test", label)), size)
-            requests = [OutcomeRequest(label, span.first, span.end) for span in parts]
+            requests = _requests(run, label)
             rows += [row for part in jobs.request(OUTCOME_JOB, requests) for row in part.rows]
     run.directory.write_rows_as(rows, path)
     jobs.clear()
 
 
-def _arms(run: SeedRun, label: Label) -> Arms:
-    return run.arms.outcomes(label, run.protocol.nulls.draws)
+def draws_by_prompt(n: int, draws: int, completed: int, seed: int) -> list[tuple[int, ...]]:
+    """The null draws that complete each of n test prompts: `completed` prompts for each draw, or all (0).
+
+    Draws have different prompts as far as possible, so that their mean is over many prompts.
+    """
+    if not completed or completed >= n:
+        return [tuple(range(draws))] * n
+    order = np.random.default_rng([seed, n, completed]).permutation(n)
+    of_draw = [{int(order[(draw * completed + i) % n]) for i in range(completed)} for draw in range(draws)]
+    return [tuple(draw for draw in range(draws) if prompt in of_draw[draw]) for prompt in range(n)]
+
+
+def _requests(run: SeedRun, label: Label) -> list[OutcomeRequest]:
+    """The jobs of one class: prompts with the same draws together."""
+    n, plan = len(run.splits.get("test", label)), run.protocol.nulls
+    prompts: dict[tuple[int, ...], list[int]] = {}
+    for prompt, draws in enumerate(draws_by_prompt(n, plan.draws, run.protocol.completed, run.seed)):
+        prompts.setdefault(draws, []).append(prompt)
+    return [
+        OutcomeRequest(label, tuple(some[span.first : span.end]), draws)
+        for draws, some in prompts.items()
+        for span in spans(len(some), max(1, ROWS_PER_JOB // len(_arms(run, label, draws))))
+    ]
+
+
+def _arms(run: SeedRun, label: Label, draws: Collection[int]) -> Arms:
+    return run.arms.outcomes(label, draws)
 
 
 def _prepare(run: SeedRun) -> Callable[[OutcomeRequest], Outcomes]:
@@ -74,7 +100,7 @@ OUTCOME_JOB = JobKind("outcomes", OutcomeRequest, Outcomes, _prepare)
 def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     """The outcomes of some test prompts under every arm."""
     label = request.label
-    arms, prompts = _arms(run, label), run.splits.get("test", label)[request.first : request.end]
+    arms, prompts = _arms(run, label, request.draws), [run.splits.get("test", label)[i] for i in request.prompts]
     ids = list(arms)
     runner, sequences = run.runner(f"arms on {label}s"), [run.chat.encode(p) for p in prompts]
     # The first logits of a completion are those of the metric, unless it reads responses or later tokens.
