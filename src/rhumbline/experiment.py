@@ -90,6 +90,7 @@ def run(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     plan = RunPlan.of(model, contrast, protocol, texts)
+    plan.check(protocol.max_new_tokens)
     with RunDirectory.open(out, plan.record()) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, plan.chat.encode(contrast.prompts[0]))
@@ -147,6 +148,7 @@ def discover(
     """
     seed = protocol.seeds[0]
     plan = RunPlan.of(model, replace(contrast, neutral=()), replace(protocol, seeds=(seed,)))
+    plan.check(new_tokens=0)
     with RunDirectory.open(out, plan.record("discover") | {"seeds": list(protocol.seeds)}) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         with timings.stage("discover", seed):

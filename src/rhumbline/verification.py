@@ -71,6 +71,8 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
             "The residual writers of this model could not be proved, so it was edited at block inputs and outputs only "
             "(--coarse). Between the two sublayers of a block an ablated direction can be present."
         )
+    if context.decoding is not None:
+        warnings += context.decoding.warnings
     if len(seeds) > 1 and any(len(set(split.fixed)) == 3 for split in context.splits.values()):
         warnings.append("The contrast file fixes every split: the seeds share their prompts and differ in nulls only.")
     for seed in seeds:
@@ -79,6 +81,7 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
                 f"Seed {seed.seed}: no phrase separates the training texts of the classes, so the marker score is 0. "
                 "Set text_score.markers, or use --judge classifier, which needs no markers."
             )
+        warnings += _reading_warnings(seed)
         near = seed.near_duplicates
         if near.found > near.dropped:
             warnings.append(
@@ -92,6 +95,29 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
             for label in ("positive", "negative")
             if n[label] < planned[label] / 2
         ]
+    return warnings
+
+
+def _reading_warnings(seed: SeedResult) -> list[str]:
+    """What was not read at the beginning of a completion, or could not be read."""
+    warnings = []
+    if seed.start is not None:
+        part = "before the answer" if seed.start.is_header else "of the answer"
+        warnings.append(
+            f"Seed {seed.seed}: all {seed.start.n} baseline completions of training and validation prompts begin with "
+            f"{seed.start.text!r}, a part {part}. The metric and the KL divergence are read after it."
+        )
+    warnings += [
+        f"Seed {seed.seed}: no usable metric, because {reason.lacking}. {reason.lacking.advice}"
+        for reason in seed.reasons
+        if reason.lacking is not None
+    ]
+    warnings += [
+        f"Seed {seed.seed}: {row.unscored} of {row.n + row.unscored} completions of {row.arm} on {row.side}s are "
+        "unscored and in no rate: they have no answer within the token limit, or the judge does not cover them."
+        for row in seed.arms
+        if row.arm.is_own and row.unscored
+    ]
     return warnings
 
 

@@ -221,7 +221,7 @@ def test_places_that_cannot_be_written(call, planted_folder, tmp_path):
     base = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", *SMALL]
     code, _, messages = call(*base, "--out", tmp_path / "file")
     assert code == 2
-    assert "cannot be used" in messages
+    assert "is not a directory" in messages
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -125,7 +125,7 @@ def test_a_missing_file_or_a_foreign_name_is_refused(checkpoint, call, tmp_path)
     shard.write_bytes(b"torn")
     code, _, messages = call(*command)
     assert code == 3
-    assert "cannot be read" in messages
+    assert "not a complete safetensors file" in messages
     assert not (tmp_path / "edited").exists()
     assert not list(tmp_path.glob(".edited*"))
 

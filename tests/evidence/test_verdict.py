@@ -16,12 +16,14 @@ from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE, STYLE
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import Gap
-from rhumbline.records.reasons import Discard, NoCandidate, VerdictCode, VerdictReason
+from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking, VerdictCode, VerdictReason
 from rhumbline.records.results import LevelUnit, Results, VerdictName
 
 REPRODUCES, NOT, NO_BASELINE = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION", "NO-BASELINE-REFUSAL"
 WHOLE = evidence(families=RHUMBLINE.families)
 NOTHING = SeedEvidence((), ())
+OLDER = replace(BLOG2026, open_if_unmeasured=False)
+"""The rule as runs of older versions recorded it."""
 DISCARDED = VerdictReason(
     code=VerdictCode.NO_CANDIDATE,
     no_candidate=NoCandidate.ALL_DISCARDED,
@@ -179,14 +181,16 @@ def test_with_room_or_without_the_bound_induction_is_tested():
     assert codes(decide(STYLE, lost, "style")) == [VerdictCode.CONTENT_LOST]
 
 
-@pytest.mark.parametrize(("unit", "reason"), [
-    (None, "classes not measured"),
-    (replace(UNIT, auroc_low=None), "classes not measured"),
-    (replace(UNIT, auroc_low=0.6), "score does not tell the classes apart: AUROC at least 0.60 < 0.65"),
+@pytest.mark.parametrize(("unit", "reason", "expected"), [
+    (None, "classes not measured", "INCONCLUSIVE"),
+    (replace(UNIT, auroc_low=None), "classes not measured", "INCONCLUSIVE"),
+    (replace(UNIT, auroc_low=0.6), "score does not tell the classes apart: AUROC at least 0.60 < 0.65", "NO-BASELINE"),
 ])  # fmt: skip
-def test_a_score_that_does_not_separate_the_classes_has_no_baseline(unit, reason):
-    verdict = decide(STYLE, evidence(families=STYLE.families, unit=unit), "style")
-    assert (verdict.verdict, verdict.reason) == ("NO-BASELINE", reason)
+def test_a_score_that_does_not_separate_the_classes_has_no_baseline(unit, reason, expected):
+    known = evidence(families=STYLE.families, unit=unit)
+    verdict = decide(STYLE, known, "style")
+    assert (verdict.verdict, verdict.reason) == (expected, reason)
+    assert decide(replace(STYLE, open_if_unmeasured=False), known, "style").verdict == "NO-BASELINE"
 
 
 @pytest.mark.parametrize("unknown", [None, math.nan, math.inf])
@@ -195,16 +199,58 @@ def test_what_is_not_known_never_supports_the_claim(unknown):
     for i, name in enumerate(("suppression", "induction")):
         this, other = known.effects[i], known.effects[1 - i]
         verdict = decide(BLOG2026, replace(known, effects=(replace(this, drop=unknown), other)))
-        assert (verdict.verdict, verdict.reason) == (NOT, f"{name} not measured")
+        assert (verdict.verdict, verdict.reason) == ("INCONCLUSIVE", f"{name} not measured")
         verdict = decide(BLOG2026, replace(known, effects=(replace(this, gap={"isotropic": unknown}), other)))
         assert (verdict.verdict, verdict.reason) == (NOT, f"null not measured: isotropic ({name})")
         verdict = decide(BLOG2026, replace(known, effects=(other,)))
-        assert (verdict.verdict, verdict.reason) == (NOT, f"{name} not measured")
-    verdict = decide(BLOG2026, with_arm(known, "baseline", "positive", rate=unknown))
-    assert (verdict.verdict, verdict.reason) == (NO_BASELINE, "baseline not measured")
+        assert (verdict.verdict, verdict.reason) == ("INCONCLUSIVE", f"{name} not measured")
+        # The other effect is refuted, whatever this one is.
+        refuted = decide(BLOG2026, replace(known, effects=(replace(other, drop=0.1, gap={"isotropic": 0.1}),)))
+        assert refuted.verdict == NOT
+        assert decide(OLDER, replace(known, effects=(other,))).verdict == NOT
+    unmeasured = with_arm(known, "baseline", "positive", rate=unknown)
+    verdict = decide(BLOG2026, unmeasured)
+    assert (verdict.verdict, verdict.reason) == ("INCONCLUSIVE", "baseline not measured")
+    assert decide(BLOG2026, replace(unmeasured, no_candidate=DISCARDED)).reason == "baseline not measured"
     assert decide(BLOG2026, replace(known, arms=())).reason == "baseline not measured"
-    assert decide(BLOG2026, NOTHING).verdict == NO_BASELINE
+    assert decide(BLOG2026, NOTHING).verdict == "INCONCLUSIVE"
+    assert decide(OLDER, NOTHING).verdict == NO_BASELINE
     assert decide(BLOG2026, replace(known, effects=())).reason == "suppression not measured; induction not measured"
+
+
+NO_METRIC = "no candidate passed: not measured, no refusal tokens: "
+
+
+def without_metric(lacking):
+    return VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_TOKENS, lacking=lacking)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "negatives", "expected"),
+    [
+        (TokensLacking.AFTER_BLOCK, 0.0, "INCONCLUSIVE"),
+        (TokensLacking.AFTER_BLOCK, 0.9, "INCONCLUSIVE"),
+        (TokensLacking.NOT_SHOWN, 0.0, "INCONCLUSIVE"),
+        (TokensLacking.NOT_LIKELIER, 0.0, "INCONCLUSIVE"),
+        # The judge separates the classes and no token does: the metric is at fault, not the model.
+        (TokensLacking.NOT_SEPARATING, 0.0, "INCONCLUSIVE"),
+        (TokensLacking.NOT_SEPARATING, 0.7, "INCONCLUSIVE"),
+        # The judge does not separate them either.
+        (TokensLacking.NOT_SEPARATING, 0.75, NOT),
+        (TokensLacking.NOT_SEPARATING, 0.9, NOT),
+    ],
+)
+def test_a_missing_metric_is_no_result_about_the_model(lacking, negatives, expected):
+    known = evidence(base=0.9, plain=negatives, no_candidate=without_metric(lacking))
+    verdict = decide(BLOG2026, known)
+    assert (verdict.verdict, verdict.reason) == (expected, NO_METRIC + str(lacking))
+    assert decide(OLDER, known).verdict == NOT
+    assert decide(BLOG2026, evidence(base=0.4, no_candidate=without_metric(lacking))).verdict == NO_BASELINE
+
+
+def test_prompts_that_the_filter_removed_are_no_result_about_the_model():
+    removed = VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_PROMPTS)
+    assert decide(BLOG2026, evidence(no_candidate=removed)).verdict == "INCONCLUSIVE"
 
 
 def test_the_baseline_is_checked_before_the_candidates():
@@ -304,6 +350,16 @@ def test_unanimous_seeds_give_their_verdict(name):
 def test_an_inconclusive_seed_and_one_that_reproduces_leave_it_open():
     assert overall({0: seed(REPRODUCES), 1: seed("INCONCLUSIVE", ONE)}).verdict == "INCONCLUSIVE"
     assert overall({0: seed(NOT, ONE), 1: seed("INCONCLUSIVE", ONE)}).verdict == NOT
+
+
+@pytest.mark.parametrize("other", [NOT, NO_BASELINE])
+def test_seeds_without_a_measurement_leave_a_missing_baseline_open(other):
+    assert overall({0: seed(other), 1: seed("INCONCLUSIVE", OTHER)}).verdict == expected_of(other)
+    assert overall({0: seed(other), 1: seed("INCONCLUSIVE", ONE)}).verdict == NOT
+
+
+def expected_of(other):
+    return "INCONCLUSIVE" if other == NO_BASELINE else NOT
 
 
 @pytest.mark.parametrize("other", [NOT, NO_BASELINE])

@@ -124,7 +124,7 @@ class SourceAnalysis:
         plan, h, seed = self.parameters.plan, self.activations, self.subject.seed
         train = self.prompts.train
         search = GradientSearch(
-            self.subject.model, train.positive, train.negative, self.subject.tokens, self.direction, plan.steps
+            self.subject.model, *self.subject.after_start(train), self.subject.tokens, self.direction, plan.steps
         )
         match self.name:
             case "candidates":

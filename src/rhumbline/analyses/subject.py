@@ -24,14 +24,14 @@ from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.prompts.contrasts import ContrastSet, Label, Split, Splits
+from rhumbline.prompts.contrasts import LABELS, ContrastSet, Label, Split, Splits
 from rhumbline.records.analysis_files import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import MetricTokens
-from rhumbline.records.shared import Site
+from rhumbline.records.shared import ByLabel, Site
 from rhumbline.report import build as report
 from rhumbline.stages.finished_run import RunInputs, open_run
 
@@ -64,6 +64,8 @@ class Subject:
     """Told the number of rows that were finished."""
     page: bool = True
     """Draw the report anew when a record is written."""
+    start: tuple[int, ...] = ()
+    """Generated tokens after which the metric is read."""
 
     @property
     def runner(self) -> Runner:
@@ -78,7 +80,12 @@ class Subject:
                 f"{self.directory.path}: the run's fast metric has no tokens (none were found, or it compares the two "
                 "responses to each prompt), and this analysis reads a metric of tokens."
             )
-        return Scorer(self.runner, partial(refusal_metric, tokens=list(self.tokens)))
+        return Scorer(self.runner, partial(refusal_metric, tokens=list(self.tokens)), start=self.start)
+
+    def after_start(self, prompts: ByLabel[list[list[int]]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of the positives and negatives, followed by the tokens after which the metric is read."""
+        positive, negative = ([[*ids, *self.start] for ids in prompts[label]] for label in LABELS)
+        return positive, negative
 
     def selected(self) -> Direction:
         """The selected direction. Raises ProtocolError where no candidate passed."""
@@ -142,7 +149,7 @@ def open_subject(
         )
     inputs = replace(inputs, model=model or inputs.model, contrast=contrast or inputs.contrast)
     opened = finished.with_model(inputs, seed)
-    tokens = tuple(token.id for token in finished.directory.read_record(MetricTokens, artefacts.seed).tokens)
+    metric = finished.directory.read_record(MetricTokens, artefacts.seed)
     return Subject(
         finished.directory,
         opened.model,
@@ -152,9 +159,10 @@ def open_subject(
         artefacts.positions,
         artefacts.candidates,
         artefacts.direction,
-        tokens,
+        tuple(token.id for token in metric.tokens),
         to_json(artefacts.extraction.kept),
         tick,
+        start=() if metric.start is None else metric.start.tokens,
     )
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -16,18 +15,17 @@ GIB = 2**30
 def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any) -> int:
     """Print the forecast of a run. The model is not loaded; products in its shapes are timed on the device."""
     from rhumbline.jobs.forecast import total
-    from rhumbline.jobs.sizing import find_folder
-    from rhumbline.models.loading import check_dtype, dtype_of, read_head
-    from rhumbline.models.sources import checkpoint
+    from rhumbline.jobs.sizing import read_checkpoint
+    from rhumbline.models.loading import check_checkpoint, check_dtype, dtype_of, read_head
+    from rhumbline.models.places import places_of
 
     source = source_of(a)
     check_dtype(source.dtype)
-    with checkpoint(source.model) as where:
-        head = read_head(source, where)
+    with places_of(source) as places:
+        head = read_head(places)
         n_layers = head.config.get_text_config().num_hidden_layers
-        with checkpoint(head.base or where) as place:
-            folder = find_folder(place)
-            size = None if folder is None else _size(folder)
+        check_checkpoint(places, head)
+        size = None if places.weights is None else read_checkpoint(places.weights)
     dtype = dtype_of(source, head.config)
     stages = _stages(head.tokenizer, contrast, protocol, n_layers, texts, dtype)
     _print_stages(stages[protocol.seeds[0]], f"seed {protocol.seeds[0]} of {len(stages)}")
@@ -78,21 +76,11 @@ def _print_stages(stages: Iterable[Any], title: str) -> None:
     out.print(table)
 
 
-def _size(folder: Path) -> Any:
-    """Sizes from the headers of the weights; None for weights in another format. Raises ModelError without weights."""
-    from rhumbline.jobs.sizing import read_checkpoint
-    from rhumbline.models.sources import weight_files
-
-    if any(folder.glob("*.bin")) and not weight_files(folder):
-        return None
-    return read_checkpoint(folder)
-
-
 def _print_memory(source: Any, size: Any) -> None:
     from rhumbline.jobs.sizing import LOADED
 
     if size is None:
-        say("memory and time: unknown, because no safetensors files are available locally. Download them first.")
+        say("memory and time: unknown, because the weights are not on this machine. Download them first.")
         return
     weights = size.bytes if source.dtype == "auto" else size.parameters * LOADED.get(source.dtype, 4)
     free, place = _free_memory(source.device)

@@ -131,6 +131,11 @@ def chat_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--thinking", choices=("on", "off"), help="value of the template's variable enable_thinking")
     group.add_argument("--date", metavar="YYYY-MM-DD", help="date that the template prints as today's")
     template_option(group, "Jinja template that replaces the tokenizer's")
+    control = (
+        "what is done with a prompt whose text is tokenized into control tokens, such as turn markers: error "
+        "(default), or plain: encode it as plain text"
+    )
+    group.add_argument("--control-tokens", choices=("error", "plain"), help=control)
     group.add_argument("--template-kwargs", metavar="JSON", help="further variables of the template, as a JSON object")
 
 
@@ -256,6 +261,7 @@ def chat_changes(a: argparse.Namespace) -> Changes:
         "date": a.date,
         "enable_thinking": None if a.thinking is None else a.thinking == "on",
         "template": read_template(a.chat_template),
+        "control_tokens": a.control_tokens,
         "template_kwargs": None if a.template_kwargs is None else _template_kwargs(a.template_kwargs),
     }
     return _set(changes)

@@ -23,12 +23,13 @@ from rhumbline.edits.adapters import lora
 from rhumbline.edits.new_directory import appearing, check_target
 from rhumbline.edits.probe import Point, Probe
 from rhumbline.edits.proved_edit import probe_rows, proof_tokens
-from rhumbline.edits.read_direction import FORMAT, ImportedDirections, check_coefficient, check_origin, extra
+from rhumbline.edits.read_direction import FORMAT, ImportedDirections, check_coefficient, check_origin
 from rhumbline.edits.save import fingerprints
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
 from rhumbline.models.sources import Source
+from rhumbline.models.weight_files import extra
 from rhumbline.records.codec import to_json
 from rhumbline.records.files import write_bytes
 

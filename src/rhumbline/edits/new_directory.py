@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rhumbline.errors import OutputError
+from rhumbline.models.adapters import CONFIG as ADAPTER
 from rhumbline.organisms.files import CONTRAST
+from rhumbline.records.edit_file import FILE as RECORD
 
-RECORD = "rhumbline-edit.json"
-"""The record of an edit, beside the weights."""
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
@@ -50,6 +50,6 @@ def copy_companions(source: Path, folder: Path) -> None:
         return
     for path in sorted(source.iterdir()):
         is_weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
-        is_own = path.name in {RECORD, "README.md", CONTRAST}
+        is_own = path.name in {RECORD, "README.md", CONTRAST, ADAPTER}
         if path.is_file() and not is_weights and not is_own and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.interventions import Direction
+from rhumbline.models.weight_files import extra
 from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256, tensors_metadata
 from rhumbline.records.positions import Position
@@ -212,16 +212,6 @@ def _pickled(path: Path) -> Tensor:
             "opened. Save the tensor as .safetensors."
         ) from error
     return loaded if isinstance(loaded, Tensor) else _one(path, loaded if isinstance(loaded, Mapping) else {})
-
-
-def extra(name: str, module: str) -> Any:
-    """An optional dependency; InputError if it is not installed."""
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(f"{module} is not installed. Install it: pip install 'rhumbline[{name}]'") from error
 
 
 def _gguf(path: Path, layer: int | None) -> tuple[Tensor, int]:

@@ -31,8 +31,9 @@ from rhumbline.edits.proved_edit import (
 from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_origin
 from rhumbline.errors import EditError
 from rhumbline.inference.interventions import Add
+from rhumbline.models.adapters import merge_adapter
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint, load_source, read_config
+from rhumbline.models.loading import fingerprint, load_source
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source, checkpoint
 from rhumbline.models.templates import own_template, template_sha256
@@ -72,11 +73,12 @@ def edit_checkpoint(
     target = Path(out)
     check_target(target)
     with checkpoint(source) as where:
-        chat_model = _loaded(source, where, imported, options)
+        chat_model = _loaded(source, imported, options)
         c = options.coefficient
         change: Change = orthonormal(imported.vectors) if c is None else Add(imported.direction(), c)
-        dtypes = dtypes_of(chat_model.model)
-        chat_model.model.float()
+        # Merged in float32, an adapter is rounded once, with the edit. Its layers have the names of those they replace.
+        dtypes = {name.replace(".base_layer", ""): dtype for name, dtype in dtypes_of(chat_model.model).items()}
+        merge_adapter(chat_model.model.float())
         float32 = prove(chat_model.model, chat_model.tokenizer, source, coarse=True)
         edited = edit_in_place(float32, change, options.prompts)
         cast_back(edited.chat_model.model, dtypes)
@@ -91,16 +93,16 @@ def edit_checkpoint(
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-def _loaded(source: str, where: str, imported: ImportedDirections, options: EditOptions) -> ChatModel:
+def _loaded(source: str, imported: ImportedDirections, options: EditOptions) -> ChatModel:
     """The model with plain matrices, checked against the direction; EditError if its weights cannot be edited."""
     how = Source(source, options.dtype, options.device, True, options.trust_remote_code)
     chat_model = load_source(how)
-    unpacked = _unpacked(chat_model, how, where)
-    if options.dequantize and (unpacked or getattr(chat_model.model, "is_quantized", False)):
+    stored = chat_model.dequantised
+    if options.dequantize and (stored or getattr(chat_model.model, "is_quantized", False)):
         chat_model = dequantized(chat_model)
-    elif unpacked:
+    elif stored:
         raise EditError(
-            f"{source} is stored quantised ({unpacked}), and transformers dequantised it while loading. An edit saves "
+            f"{source} is stored quantised ({stored}), and transformers dequantised it while loading. An edit saves "
             f"plain matrices in {chat_model.dtype}. Pass --dequantize to do so, or edit the original checkpoint and "
             "quantise the result. Runs work with quantised weights."
         )
@@ -111,14 +113,6 @@ def _loaded(source: str, where: str, imported: ImportedDirections, options: Edit
         prints = fingerprints(chat_model, imported, how)
         check_origin(imported, prints, None if template is None else template_sha256(template))
     return chat_model
-
-
-def _unpacked(chat_model: ChatModel, source: Source, where: str) -> str | None:
-    """The quantisation of a checkpoint that transformers dequantised while loading (mxfp4 and fp8 on a CPU)."""
-    if getattr(chat_model.model, "is_quantized", False):
-        return None
-    stored = getattr(read_config(source, where)[0], "quantization_config", None)
-    return None if stored is None else str(dict(stored).get("quant_method", "an unknown method"))
 
 
 def dequantized(chat_model: ChatModel) -> ChatModel:

@@ -29,8 +29,10 @@ from rhumbline.edits.save import EditOptions, edited_direction, versions
 from rhumbline.edits.shard_recipes import Recipe, recipe
 from rhumbline.edits.tensor_file import TensorFile, write_edited
 from rhumbline.errors import EditError, ModelError, OutputError
-from rhumbline.models.loading import read_config
-from rhumbline.models.sources import INDEX, Source, checkpoint, weight_files
+from rhumbline.models.loading import check_checkpoint, read_head
+from rhumbline.models.places import places_of
+from rhumbline.models.sources import Source
+from rhumbline.models.weight_files import INDEX, safetensors_header, stored_tensors, weight_files
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.edit_file import ShardedEditRecord, ShardedProof
 from rhumbline.records.files import canonical, read_json, write_bytes, write_json
@@ -65,29 +67,15 @@ def shards_of(source: str, where: str | None = None) -> Shards:
 
     `where` is the directory of the checkpoint; `source` is its name in messages.
     """
-    from safetensors import SafetensorError, safe_open
-
     folder = Path(where or source).expanduser()
-    files = weight_files(folder)
+    files = [file for file in weight_files(folder) if file.endswith(".safetensors")]
     if not files:
         raise ModelError(
             f"{source}: --sharded needs a local directory with safetensors files, and there are none. Convert the "
             "weights to safetensors, or edit without --sharded."
         )
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise ModelError(
-            f"{source}: {len(missing)} of {len(files)} files are missing ({', '.join(missing[:3])}). Is the download "
-            "complete?"
-        )
-    tensors = {}
-    for file in files:
-        try:
-            with safe_open(folder / file, framework="pt") as opened:
-                tensors[file] = list(opened.keys())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{source}: {file} cannot be read ({error}). Is the download complete?") from error
-    return Shards(folder, tensors)
+    stored_tensors(folder)
+    return Shards(folder, {file: list(safetensors_header(folder / file)) for file in files})
 
 
 def _check_names(source: str, shards: Shards, made: Recipe) -> list[str]:
@@ -145,9 +133,15 @@ def edit_sharded(
             "--sharded orthogonalises in the dtype of the checkpoint, and --add, --dtype and --dequantize need the "
             "model in memory. Leave them out, or edit without --sharded."
         )
-    with checkpoint(source) as where:
-        shards = shards_of(source, where)
-        config, _ = read_config(Source(source, trust_remote_code=options.trust_remote_code), where)
+    with places_of(Source(source, trust_remote_code=options.trust_remote_code)) as places:
+        if places.base is not None:
+            raise EditError(
+                f"{source} is an adapter, and --sharded edits whole checkpoints. Edit without --sharded, which merges "
+                "the adapter into its base."
+            )
+        shards = shards_of(source, places.whole)
+        head = read_head(places)
+        config = head.config
         basis = _checked_basis(source, shards, config, imported, options)
         progress("proving the edit on a small model of the same config")
         made = recipe(source, config, len(basis))
@@ -156,6 +150,7 @@ def edit_sharded(
             # model only, as the record and the card say.
             refuse_large(f"a small model of the config of {source}", made.gap)
         extra = _check_names(source, shards, made)
+        check_checkpoint(places, head)
         vectors = {"": (basis, basis)}
         for norm in sorted({rule.norm for rule in made.rules.values()} - {""}):
             vectors[norm] = _vectors(config, shards, norm, basis, made)
@@ -312,7 +307,7 @@ def _left(tensor: Tensor, axis: int, read: Basis) -> float:
 def _finish(shards: Shards, made: Recipe, work: Path) -> None:
     """Write the index and the config, and copy the other files beside the weights."""
     index = shards.folder / INDEX
-    if index.is_file():
+    if list(shards.tensors) != ["model.safetensors"]:
         content = read_json(index)
         if made.untied is not None:
             head, embedding = made.untied

@@ -27,6 +27,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from rhumbline.errors import InputError
 from rhumbline.inference.interventions import Arm
 from rhumbline.inference.runner import Runner
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.records.arms import ArmId
 from rhumbline.stages.finished_run import RunInputs, open_run
 
@@ -56,6 +57,8 @@ class _BatchedArm:
 
     runner: Runner
     arm: Arm
+    stop: frozenset[int]
+    """Ids that end a completion."""
     queue: list[_Request] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -74,7 +77,11 @@ class _BatchedArm:
         longest = max(request.max_tokens for request in batch)
         try:
             completions, _ = await asyncio.to_thread(
-                self.runner.generate, [request.ids for request in batch], [self.arm], max_new_tokens=longest
+                self.runner.generate,
+                [request.ids for request in batch],
+                [self.arm],
+                max_new_tokens=longest,
+                stop=self.stop,
             )
         except Exception as error:
             for request in batch:
@@ -107,8 +114,8 @@ class RhumblineAPI(ModelAPI):
         self.protocol = run.protocol
         inputs = RunInputs(arguments.get("model"), device=arguments.get("device"), dtype=arguments.get("dtype"))
         model = run.model(inputs)
-        self.template = run.template(model)
-        self.arm = _BatchedArm(Runner(model), arm)
+        self.chat = run.chat(model)
+        self.arm = _BatchedArm(Runner(model), arm, stop_ids(model, self.chat))
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -124,11 +131,10 @@ class RhumblineAPI(ModelAPI):
             raise InputError(
                 f"rhumbline decodes text greedily and does not support {', '.join(unsupported)}. Leave them out."
             )
-        tokenizer = self.arm.runner.model.tokenizer
         ids = self._encode(input)
         max_tokens = config.max_tokens or self.protocol.max_new_tokens
         completion = await self.arm.complete(ids, max_tokens)
-        text = tokenizer.decode(completion, skip_special_tokens=True)
+        text = self.chat.answer(completion).text or ""
         stop = min((at for sequence in config.stop_seqs or () if (at := text.find(sequence)) >= 0), default=None)
         choice = ChatCompletionChoice(
             message=ChatMessageAssistant(content=text[:stop], source="generate"),
@@ -145,14 +151,7 @@ class RhumblineAPI(ModelAPI):
         turns = [{"role": m.role, "content": m.text} for m in messages]
         if chat.system is not None and all(t["role"] != "system" for t in turns):
             turns.insert(0, {"role": "system", "content": chat.system})
-        variables = dict(chat.template_kwargs)
-        if chat.enable_thinking is not None:
-            variables["enable_thinking"] = chat.enable_thinking
-        tokenizer = self.arm.runner.model.tokenizer
-        text = tokenizer.apply_chat_template(
-            turns, chat_template=self.template, tokenize=False, add_generation_prompt=True, **variables
-        )
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+        return self.chat.encode_messages(turns, "the messages")
 
 
 def _seed(path: str, value: object) -> int | None:

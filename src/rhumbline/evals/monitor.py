@@ -65,7 +65,9 @@ class Monitor:
 
     def score(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
         """Projection of every prompt at the site of the direction, float64."""
-        return self.score_ids([self.chat.encode(Prompt(text, "negative", id="monitored")) for text in prompts])
+        named = [Prompt(text, "negative", id=f"number {i}") for i, text in enumerate(prompts)]
+        self.chat.check_texts((prompt.id, prompt.text) for prompt in named)
+        return self.score_ids([self.chat.encode(prompt) for prompt in named])
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, " prompt"]:
         """The same for chats as token ids, up to the start of the response."""

@@ -67,7 +67,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     evidence = SeedEvidence(
         arms=arm_rates(outcomes) if levels is None else levels.arms(),
         effects=_effects(outcomes, levels, nulls, rule),
-        no_candidate=no_candidate_reason(selection, extraction),
+        no_candidate=no_candidate_reason(selection, extraction, metric),
         kl=nulls.shift.kl,
         group_cosine=nulls.groups,
         unit=None if levels is None else levels.unit,
@@ -87,6 +87,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         near_duplicates=plan.near_duplicates,
         refusal_tokens=metric.tokens,
         token_auroc=metric.auroc,
+        start=metric.start,
         arms=tuple(evidence.arms),
         effects=tuple(evidence.effects),
         **nulls._asdict(),
@@ -136,7 +137,7 @@ def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults,
     return tuple(replace(effect, wide=families.get(effect.name, {})) for effect in effects)
 
 
-def no_candidate_reason(selection: Selection, extraction: Extracted) -> VerdictReason | None:
+def no_candidate_reason(selection: Selection, extraction: Extracted, metric: MetricTokens) -> VerdictReason | None:
     """Why no candidate was selected, with its numbers; None if one was."""
     if selection.reason is None:
         return None
@@ -146,7 +147,10 @@ def no_candidate_reason(selection: Selection, extraction: Extracted) -> VerdictR
     if selection.reason is NoCandidate.NO_PROMPTS:
         splits = {"train": extraction.n.train, "val": extraction.n.val}
         empty = tuple(f"{split} {label}" for split, n in splits.items() for label in LABELS if n[label] == 0)
-    return VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=selection.reason, counts=counts, sets=empty)
+    lacking = metric.reason if selection.reason is NoCandidate.NO_TOKENS else None
+    return VerdictReason(
+        code=VerdictCode.NO_CANDIDATE, no_candidate=selection.reason, counts=counts, sets=empty, lacking=lacking
+    )
 
 
 def _levels(directory: RunDirectory, seed: int, outcomes: list[Outcome]) -> Levels | None:

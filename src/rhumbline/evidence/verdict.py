@@ -15,7 +15,7 @@ from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.detectable_effects import prompts_to_decide
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap
-from rhumbline.records.reasons import SeedVerdicts, VerdictCode, VerdictReason, reason_text
+from rhumbline.records.reasons import NoCandidate, SeedVerdicts, TokensLacking, VerdictCode, VerdictReason, reason_text
 from rhumbline.records.results import LevelUnit, SeedResult, VerdictName
 from rhumbline.records.shared import EffectName, Label
 from rhumbline.records.verdict_rule import Rule, is_number
@@ -75,12 +75,19 @@ class SeedEvidence:
         return next((e for e in self.effects if e.name == name and is_number(e.drop)), None)
 
 
+SEPARATED_BY_JUDGE = 0.2
+"""Difference of the baseline rates of the classes that the judge separates: an AUROC of 0.6, as it is required of the
+first tokens (stages/refusal_tokens.py)."""
+NOT_MEASURED = frozenset({VerdictCode.BASELINE_NOT_MEASURED, VerdictCode.CLASSES_NOT_MEASURED})
+"""Reasons why the baseline is unknown."""
+
+
 def decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Verdict:
     """Apply the rule to one seed, in this order.
 
-    1. The baseline rate is unknown or below `min_baseline`: NO-BASELINE. Without a candidate, an unknown baseline is
-       not a reason, because nothing had to be measured. For a continuous score also if it does not separate the classes
-       (`min_separation`).
+    1. The baseline rate is unknown or below `min_baseline`: NO-BASELINE. Without a candidate, a baseline that was not
+       run is not a reason, because nothing had to be measured. For a continuous score also if it does not separate the
+       classes (`min_separation`).
     2. No candidate was selected: NOT-SINGLE-DIRECTION.
     3. An intervention exceeds a bound of the rule on damage: DAMAGED.
     4. If the rate of negatives at baseline is above `max_negative`, only suppression is tested from here on.
@@ -89,12 +96,17 @@ def decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Ve
     6. A condition is undecided, because an interval contains a margin, or the cosine of groups is in the band between:
        INCONCLUSIVE, with the number of prompts that would decide it.
     7. Otherwise SINGLE-DIRECTION-REPRODUCES, or INCONCLUSIVE if only suppression was tested.
+
+    With `open_if_unmeasured`, the verdict is INCONCLUSIVE in 1 if the baseline is unknown, in 2 if the candidates could
+    not be scored (`_could_not_be_scored`), and in 5 if the only failed condition is an effect that was not measured.
     """
     no_baseline: VerdictName = "NO-BASELINE-REFUSAL" if behaviour == "refusal" else "NO-BASELINE"
     if (reason := _baseline_fault(rule, evidence)) is not None:
-        return Verdict(no_baseline, (reason,))
-    if evidence.no_candidate is not None:
-        return Verdict("NOT-SINGLE-DIRECTION", (evidence.no_candidate,))
+        is_open = rule.open_if_unmeasured and reason.code in NOT_MEASURED
+        return Verdict("INCONCLUSIVE" if is_open else no_baseline, (reason,))
+    if (missing := evidence.no_candidate) is not None:
+        is_open = rule.open_if_unmeasured and _could_not_be_scored(evidence, missing)
+        return Verdict("INCONCLUSIVE" if is_open else "NOT-SINGLE-DIRECTION", (missing,))
     no_room = induction_not_testable(rule, evidence)
     tested = EFFECTS if no_room is None else EFFECTS[:1]
     if damage := _damage(rule, evidence, tested):
@@ -111,8 +123,8 @@ def overall(verdicts: Mapping[int, Verdict]) -> Verdict:
     """The verdict of a run from those of its seeds.
 
     Seeds with the same verdict give that verdict. If some seeds are INCONCLUSIVE and all others reproduce, the run is
-    INCONCLUSIVE. Any other mixture is NOT-SINGLE-DIRECTION, including one with seeds that have no baseline: a result
-    that another sample of prompts does not give was not reproduced.
+    INCONCLUSIVE; also if nothing was measured in these seeds, and all others have no baseline. Any other mixture is
+    NOT-SINGLE-DIRECTION: a result that another sample of prompts does not give was not reproduced.
     """
     if not verdicts:
         raise ProtocolError("The verdict of a run needs at least one seed: got none. Pass the verdict of every seed.")
@@ -127,7 +139,15 @@ def overall(verdicts: Mapping[int, Verdict]) -> Verdict:
         reasons = (structs.replace(r, seed=seed) for seed in seeds for r in verdicts[seed].reasons)
         return Verdict(first.verdict, tuple(reasons))
     groups = tuple(SeedVerdicts(name, tuple(members)) for name, members in by_name.items())
-    if by_name.keys() == {"SINGLE-DIRECTION-REPRODUCES", "INCONCLUSIVE"}:
+    others = by_name.keys() - {"INCONCLUSIVE"}
+    nothing_measured = all(
+        reason.code in (VerdictCode.NO_CANDIDATE, *NOT_MEASURED)
+        for seed in by_name.get("INCONCLUSIVE", ())
+        for reason in verdicts[seed].reasons
+    )
+    agree = others == {"SINGLE-DIRECTION-REPRODUCES"}
+    agree |= nothing_measured and others <= {"NO-BASELINE", "NO-BASELINE-REFUSAL"}
+    if agree and "INCONCLUSIVE" in by_name:
         return Verdict("INCONCLUSIVE", (VerdictReason(code=VerdictCode.NOT_EVERY_SEED, verdicts=groups),))
     return Verdict("NOT-SINGLE-DIRECTION", (VerdictReason(code=VerdictCode.SEEDS_DISAGREE, verdicts=groups),))
 
@@ -145,10 +165,23 @@ def _baseline_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
             return VerdictReason(code=VerdictCode.CLASSES_NOT_SEPARATED, value=area, bound=rule.min_separation)
     rate = evidence.rate(BASELINE, "positive")
     if rate is None:
-        return VerdictReason(code=VerdictCode.BASELINE_NOT_MEASURED) if evidence.no_candidate is None else None
+        was_run = evidence.arm(BASELINE, "positive") is not None
+        is_needed = was_run or evidence.no_candidate is None
+        return VerdictReason(code=VerdictCode.BASELINE_NOT_MEASURED) if is_needed else None
     if _reaches(rate, rule.min_baseline):
         return None
     return VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=rate, bound=rule.min_baseline)
+
+
+def _could_not_be_scored(evidence: SeedEvidence, missing: VerdictReason) -> bool:
+    """Whether no candidate was selected for want of a metric or of prompts, and not because of the model.
+
+    If no token separates the classes, this is a result about the model only if the judge does not separate them either.
+    """
+    positive, negative = evidence.rate(BASELINE, "positive"), evidence.rate(BASELINE, "negative")
+    if missing.lacking is TokensLacking.NOT_SEPARATING and positive is not None and negative is not None:
+        return _reaches(positive - negative, SEPARATED_BY_JUDGE)
+    return missing.no_candidate in (NoCandidate.NO_TOKENS, NoCandidate.NO_PROMPTS)
 
 
 def induction_not_testable(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
@@ -207,9 +240,12 @@ def _conditions(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArm
     measured = [effect for effect in effects.values() if effect is not None]
     states: dict[EffectName, _State] = {e.name: _state(rule, _drop(e), rule.min_drop) for e in measured}
     missing: list[EffectName] = [name for name, effect in effects.items() if effect is None]
-    failed = [VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, effect=name) for name in missing]
-    failed += [] if missing else _too_small(rule, measured, states)
-    undecided = [_undecided(rule, evidence, effect) for effect in measured if states[effect.name] == "undecided"]
+    unmeasured = [VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, effect=name) for name in missing]
+    if rule.open_if_unmeasured:
+        failed, undecided = _too_small(rule, measured, states), unmeasured
+    else:
+        failed, undecided = unmeasured or _too_small(rule, measured, states), []
+    undecided += [_undecided(rule, evidence, effect) for effect in measured if states[effect.name] == "undecided"]
     large = [effect for effect in measured if states[effect.name] != "failed"]
     for family in rule.families:
         unmet = _null_conditions(rule, large, family, len(tested))

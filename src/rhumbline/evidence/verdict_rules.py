@@ -9,9 +9,9 @@ from rhumbline.records.verdict_rule import Rule
 
 __all__ = ["ARDITI2024", "BLOG2026", "RHUMBLINE", "RULES", "STYLE", "Rule", "rule"]
 
-BLOG2026 = Rule("blog2026")
+BLOG2026 = Rule("blog2026", open_if_unmeasured=True)
 """The margins of the reproduction blog, against norm-matched isotropic directions."""
-ARDITI2024 = Rule("arditi2024")
+ARDITI2024 = Rule("arditi2024", open_if_unmeasured=True)
 """The paper fixes no rule. These are the margins of the blog, under the name of the preset that they apply to."""
 RHUMBLINE = Rule(
     "rhumbline",
@@ -24,6 +24,7 @@ RHUMBLINE = Rule(
     max_degenerate=0.3,
     max_kl=0.2,
     max_accuracy_loss=0.2,
+    open_if_unmeasured=True,
 )
 """The margins of the blog, applied to intervals, against null families that match what an ablation removes, with bounds
 on the damage. An interval that contains a margin decides nothing, and a damaged model shows no effect."""

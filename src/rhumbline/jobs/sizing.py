@@ -1,21 +1,17 @@
 """What a run will need, said before anything is loaded: bytes from the checkpoint's headers, work from the protocol.
 
-Reads the headers of safetensors files and nothing behind them. The estimates name their assumptions.
+Reads the headers of weight files and no weights. The estimates name their assumptions.
 """
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhumbline.errors import ModelError
-from rhumbline.models.sources import weight_files
+from rhumbline.models.weight_files import gguf_config, stored_tensors
+from rhumbline.records.user_files import read_json
 
-BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1,
-         "U8": 1, "BOOL": 1}  # fmt: skip
 LOADED = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROMPT_TOKENS = 60
 """Tokens of a prompt with its template, where nothing is known of the prompts."""
@@ -39,62 +35,39 @@ class Checkpoint(NamedTuple):
     """Shape of the largest other matrix, taken for the unembedding."""
 
 
-def find_folder(where: str) -> Path | None:
-    """The directory of a checkpoint: itself, or the hub cache's newest snapshot; None where this machine has neither.
+def read_checkpoint(place: Path) -> Checkpoint:
+    """Sizes from the headers of the weight files of a directory, or of a GGUF file. ModelError where they are faulty.
 
-    `where` is a directory or a hub name, as `models.sources.checkpoint` resolves them.
+    A GGUF file is counted as the float32 that it is dequantised to.
     """
-    if Path(where).is_dir():
-        return Path(where)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(where, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError:
-        raise ModelError(f"{where} is neither a directory nor a hub name. Give one of them.") from None
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Sizes from the headers of all safetensors files of a directory. ModelError where there is none, or a torn one."""
-    sizes: dict[str, tuple[int, int]] = {}
-    matrices, others = [], []
-    for file in weight_files(folder):
-        for name, entry in _header(folder / file).items():
-            count = prod(entry["shape"])
-            sizes[name] = (count, count * BYTES.get(entry["dtype"], 4))
-            if len(entry["shape"]) == 2:
-                # A block has its number in the name of its tensors.
-                in_block = any(part.isdigit() for part in name.split("."))
-                (matrices if in_block else others).append(tuple(entry["shape"]))
-    if not sizes:
-        raise ModelError(
-            f"{folder} has no safetensors files, whose headers say how large a model is. Is the download complete?"
-        )
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    config = config.get("text_config") or config
-    parameters, total = (sum(column) for column in zip(*sizes.values(), strict=True))
-    layers, width = config.get("num_hidden_layers"), config.get("hidden_size")
-    heads = config.get("num_attention_heads")
+    stored = stored_tensors(place)
+    parameters = sum(tensor.elements for tensor in stored.values())
+    if place.is_file():
+        config, sizes = gguf_config(place), [4 * tensor.elements for tensor in stored.values()]
+    else:
+        config, sizes = _config(place), [tensor.bytes for tensor in stored.values()]
+    layers, width, heads = (config.get(f) for f in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     kv = None
     if layers and width and heads:
         channels = config.get("head_dim") or width // heads
-        kv = 2 * layers * (config.get("num_key_value_heads") or heads) * channels * max(1, round(total / parameters))
-    largest = max(size for _, size in sizes.values())
-    return Checkpoint(parameters, total, largest, layers, width, kv, tuple(matrices), max(others, default=None))
+        each = max(1, round(sum(sizes) / max(1, parameters)))
+        kv = 2 * layers * (config.get("num_key_value_heads") or heads) * channels * each
+    matrices, others = [], []
+    for name, tensor in stored.items():
+        if len(tensor.shape) == 2:
+            # A block has its number in the name of its tensors.
+            in_block = any(part.isdigit() for part in name.split("."))
+            (matrices if in_block else others).append(tensor.shape)
+    embedding = max(others, default=None)
+    return Checkpoint(parameters, sum(sizes), max(sizes, default=0), layers, width, kv, tuple(matrices), embedding)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            header = json.loads(f.read(length))
-    except (OSError, ValueError, struct.error) as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    return header
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    config = read_json(path, ModelError, "the config of a model") if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object. Give the config of a model.")
+    return config.get("text_config") or config
 
 
 @dataclass(frozen=True)

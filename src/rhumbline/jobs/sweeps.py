@@ -21,10 +21,11 @@ from rhumbline.engines.local import Local
 from rhumbline.errors import InputError, OutputError, ProtocolError, RhumblineError
 from rhumbline.experiment import run
 from rhumbline.jobs.replicas import check_code
-from rhumbline.jobs.sizing import Checkpoint, Device, Estimate, estimate, find_folder, read_checkpoint
+from rhumbline.jobs.sizing import Checkpoint, Device, Estimate, estimate, read_checkpoint
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
-from rhumbline.models.sources import ORGANISM, Source, checkpoint, contrast_for
+from rhumbline.models.places import places_of
+from rhumbline.models.sources import ORGANISM, Source, contrast_for
 from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.protocol import Protocol, amend, preset
 from rhumbline.records.directory import RunDirectory, locked
@@ -173,9 +174,8 @@ def _sizes(source: Source) -> Checkpoint | str:
     if source.organism:
         return "an organism: seconds on a processor"
     try:
-        with checkpoint(source.model) as where:
-            folder = find_folder(where)
-            return read_checkpoint(folder) if folder else "not on this machine yet"
+        with places_of(source) as places:
+            return read_checkpoint(places.weights) if places.weights else "not on this machine yet"
     except RhumblineError as error:
         return str(error)
 

@@ -26,7 +26,7 @@ from rhumbline.records.judgement_files import (
     JudgementSummary,
     JudgeSummary,
 )
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.seed_files import NO_ANSWER, Outcome
 from rhumbline.records.shared import KappaPair, Label
 
 JudgeCompletions = Callable[[Sequence[str], Sequence[str]], list[Judgement]]
@@ -96,7 +96,7 @@ def _judge_missing(
     queue = [c for key, c in {c.key: c for c in completions}.items() if key not in scored]
     for start in range(0, len(queue), AT_ONCE):
         batch = queue[start : start + AT_ONCE]
-        judgements = judge([c.prompt for c in batch], [c.completion for c in batch])
+        judgements = _judged(judge, batch)
         for c, judgement in zip(batch, judgements, strict=True):
             known[c.key] = JudgementRow(
                 key=c.key,
@@ -109,6 +109,13 @@ def _judge_missing(
         directory.write_rows_as(known.values(), file)
         tick(len(batch))
     return known, len(queue)
+
+
+def _judged(judge: JudgeCompletions, batch: Sequence["_Completion"]) -> list[Judgement]:
+    """One judgement of each completion; one without an answer is unscored, and the judge does not read it."""
+    read = [c for c in batch if c.outcome.has_answer]
+    judgements = iter(judge([c.prompt for c in read], [c.completion for c in read]))
+    return [next(judgements) if c.outcome.has_answer else Judgement("unscored", None, NO_ANSWER) for c in batch]
 
 
 def judged_rates(spec: JudgeSpec, rows: Sequence[JudgedCompletion]) -> tuple[JudgedRate, ...]:

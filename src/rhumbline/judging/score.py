@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rhumbline.errors import ProtocolError
+from rhumbline.records.seed_files import NO_ANSWER
 from rhumbline.records.shared import Class
 
 
@@ -28,3 +29,8 @@ class Score:
 
 TextJudge = Callable[[str], Score]
 """A judge: from a completion to its score."""
+
+
+def score_of(judge: TextJudge, answer: str | None) -> Score:
+    """The score of an answer; a completion without one (None) is unscored."""
+    return Score(None, "unscored", NO_ANSWER) if answer is None else judge(answer)

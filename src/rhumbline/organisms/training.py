@@ -239,7 +239,7 @@ def _config(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2Config:
         num_hidden_layers=recipe.n_layers,
         num_attention_heads=recipe.n_heads,
         num_key_value_heads=recipe.n_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         initializer_range=recipe.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,

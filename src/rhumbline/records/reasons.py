@@ -74,6 +74,15 @@ class TokensLacking(StrEnum):
     NOT_SHOWN = "no training positive showed the behaviour at baseline"
     NOT_SEPARATING = "no first token of a refusal separates the classes"
     NOT_LIKELIER = "no first token is likelier after the positives"
+    AFTER_BLOCK = "most refusals follow a block, such as a think block, that differs between prompts"
+
+    @property
+    def advice(self) -> str:
+        """What a user can do about it."""
+        tokens = "Pass the first tokens of the behaviour with --refusal-tokens"
+        if self is TokensLacking.AFTER_BLOCK:
+            return f"Turn off thinking (--thinking off), or pass a template that closes the block. {tokens} otherwise."
+        return f"{tokens}, or use more training prompts (--sizes)."
 
     @classmethod
     def _missing_(cls, value: object) -> "TokensLacking | None":
@@ -164,6 +173,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompts: int | None = None
     """Prompts per class that would decide an undecided effect."""
     no_candidate: NoCandidate | None = None
+    lacking: TokensLacking | None = None
+    """Why the token metric has no tokens; for NO_TOKENS."""
     counts: Mapping[Discard, int] | None = None
     """Number of candidates by the reason for which they were discarded."""
     sets: tuple[str, ...] = ()
@@ -242,6 +253,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def _no_candidate(self) -> str:
         if self.no_candidate is NoCandidate.ALL_DISCARDED:
             return ", ".join(f"{n} {code}" for code, n in sorted((self.counts or {}).items()))
+        if self.lacking is not None:
+            return f"not measured, {self.no_candidate}: {self.lacking}"
         return f"{self.no_candidate} in {', '.join(self.sets)}" if self.sets else str(self.no_candidate)
 
     def _groups(self) -> str:

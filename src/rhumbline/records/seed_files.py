@@ -51,6 +51,19 @@ class StyleJudges:
 
 
 @dataclass(frozen=True)
+class CommonStart:
+    """The tokens with which all baseline completions of the training and validation prompts begin."""
+
+    tokens: tuple[int, ...]
+    text: str
+    is_header: bool
+    """Whether the answer begins after the text, since it ends like a header or a block. Otherwise the text is a part of
+    the answer, such as a first word."""
+    n: int
+    """Number of completions."""
+
+
+@dataclass(frozen=True)
 class MetricTokens:
     """metric.json: the metric of a seed and the tokens that it reads."""
 
@@ -67,6 +80,8 @@ class MetricTokens:
     """Training positives that were read; None for `given` and `pairs`."""
     reason: TokensLacking | None
     """Why there are no tokens; None if there are, and for `pairs`."""
+    start: CommonStart | None = None
+    """The metric and the KL divergence are read after these tokens; None: after the prompt."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +281,10 @@ class TextForm:
     bullets: int
 
 
+NO_ANSWER = "no answer"
+"""Evidence of a completion without an answer: a block before the answer is not closed, or nothing follows it."""
+
+
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A row of outcomes.jsonl: one arm on one test prompt.
 
@@ -301,7 +320,12 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt: str | None = None
     """Text of the prompt. Absent unless the protocol saves completions."""
     completion: str | None = None
-    """Text of the completion. Absent as above."""
+    """Text of the answer, or of the whole completion if it has no answer. Absent as above."""
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the completion has an answer that a judge can read."""
+        return self.cls != "unscored" or self.evidence != NO_ANSWER
 
     @property
     def correctness(self) -> float | None:

@@ -62,6 +62,10 @@ class Rule:
     """Whether the bound on lost content (`max_accuracy_loss`) also applies to ablation on positives and to addition on
     negatives: a change of style keeps the content, a refusal does not."""
 
+    open_if_unmeasured: bool = False
+    """Whether the verdict is INCONCLUSIVE if the baseline or an effect was not measured, or if no metric could score
+    the candidates of a model that shows the behaviour. False, as in runs of older versions: such a claim fails."""
+
     def __post_init__(self):
         faults = [
             f"{field} is {value}, expected a number in (0, 1]"

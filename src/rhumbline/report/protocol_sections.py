@@ -15,6 +15,7 @@ def protocol(run: RunRecord) -> Html:
     tables = {
         "Data": _data_table(run),
         "Tokens and duplicates": _tokens_table(run),
+        "Decoding": _decoding_table(run),
         "Environment": page.table(["", ""], environment, left=2),
         "Time and memory": _timings(run),
     }
@@ -62,6 +63,8 @@ def _conditions(rule: Rule) -> list[str]:
         sentences.append(
             f"The directions of two groups of positives must have a cosine of at least {rule.min_group_cosine:g}.{band}"
         )
+    if rule.open_if_unmeasured:
+        sentences.append("A baseline or an effect that could not be measured, or a missing metric, is inconclusive.")
     if rule.max_negative is not None:
         sentences.append(
             f"Induction is tested only if at most {rule.max_negative:.0%} of the negatives show the behaviour at "
@@ -97,9 +100,20 @@ def _tokens_table(run: RunRecord) -> Html:
     for seed in run.seeds:
         tokens = ", ".join(f'"{printable(token.text)}" ({token.id})' for token in seed.refusal_tokens)
         near = seed.near_duplicates
-        rows.append([seed.seed, tokens or "none", number(seed.token_auroc, 3), near.found, near.dropped])
-    head = ["Seed", "Refusal tokens (id)", "AUROC on train", "Near-duplicates", "Dropped"]
+        start = "the prompt" if seed.start is None else f'"{printable(seed.start.text)}"'
+        rows.append([seed.seed, tokens or "none", start, number(seed.token_auroc, 3), near.found, near.dropped])
+    head = ["Seed", "Refusal tokens (id)", "Read after", "AUROC on train", "Near-duplicates", "Dropped"]
     return page.table(head, rows, left=2)
+
+
+def _decoding_table(run: RunRecord) -> Html:
+    """Return how completions were decoded; runs of older versions have no record of it."""
+    facts = run.context.decoding
+    if facts is None:
+        return page.note("Greedy. The stop tokens were not recorded.")
+    stops = [[f"stops at {printable(t.text)} ({t.id})", ", ".join(t.sources)] for t in facts.stop_tokens]
+    ignored = [[f"{name} = {value}", "generation config, not applied"] for name, value in facts.ignored.items()]
+    return page.table(["Greedy decoding", "From"], [*stops, *ignored], left=2)
 
 
 def _timings(run: RunRecord) -> Html:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rhumbline.evidence.compared_arms import EFFECTS
+from rhumbline.evidence.verdict import NOT_MEASURED
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
 from rhumbline.records.effect_results import Effect
 from rhumbline.records.reasons import VerdictCode
@@ -136,6 +137,19 @@ def _undecided(run: RunRecord) -> list[str]:
     behaviour = run.protocol.behaviour
     codes = [{reason.code for reason in seed.reasons} for seed in run.seeds]
     undecided = {VerdictCode.EFFECT_UNDECIDED, VerdictCode.LEVEL_UNDECIDED, VerdictCode.GAP_UNDECIDED}
+    if all(VerdictCode.NO_CANDIDATE in some for some in codes):
+        return [
+            "No direction was selected or tested, because no candidate could be scored. This is no statement about the "
+            "model.",
+            *dict.fromkeys(r.lacking.advice for seed in run.seeds for r in seed.reasons if r.lacking is not None),
+        ]
+    if all(some & NOT_MEASURED for some in codes):
+        return [
+            f"The {behaviour} of the model at baseline is not known, so no effect was tested. This is no statement "
+            "about the model.",
+            "Completions without an answer are unscored. Raise --max-new-tokens, or turn off thinking (--thinking "
+            "off).",
+        ]
     if all(VerdictCode.NO_ROOM in some for some in codes):
         return [
             f"Ablation of one direction suppresses {behaviour} on this model and contrast.",

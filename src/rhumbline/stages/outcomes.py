@@ -15,6 +15,8 @@ from rhumbline.evidence.class_rates import arm_rates
 from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
 from rhumbline.judging.paired_log_odds import PairedLogOdds
+from rhumbline.judging.score import score_of
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.arms import ArmId
 from rhumbline.records.seed_files import Outcome
@@ -101,21 +103,24 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     arms, prompts = _arms(run, label, request.draws), [run.splits.get("test", label)[i] for i in request.prompts]
     ids = list(arms)
     runner, sequences = run.runner(f"arms on {label}s"), [run.chat.encode(p) for p in prompts]
-    pairs, read = (run.metric, None) if isinstance(run.metric, PairedLogOdds) else (None, run.metric)
+    # The first logits of a completion are those of the metric, unless it reads responses or later tokens.
+    read = None if isinstance(run.metric, PairedLogOdds) or run.start_tokens else run.metric
 
     def is_decided(arm: int, tokens: Sequence[int]) -> bool:
-        return not ids[arm].is_own and keyword_judge(run.protocol.judge).is_decided_by(_text(run, tokens))
+        text = run.answer(tokens)
+        return text is not None and not ids[arm].is_own and keyword_judge(run.protocol.judge).is_decided_by(text)
 
     completions, metric = runner.generate(
         sequences,
         list(arms.values()),
         max_new_tokens=run.protocol.max_new_tokens,
+        stop=stop_ids(run.model, run.chat),
         read=read,
         decided=is_decided if run.protocol.early_stop else None,
     )
-    if pairs is not None:
-        metric = pairs.read(runner, sequences, list(arms.values()))
-    baseline = [_text(run, tokens) for tokens in completions[0]]
+    if run.metric is not None and read is None:
+        metric = run.scorer(f"arms on {label}s").read(sequences, list(arms.values())).metric
+    baseline = [run.answer(tokens) for tokens in completions[0]]
     rows = (
         _outcome(run, arm, prompt, completions[a][p], float(metric[a, p]), baseline[p])
         for a, arm in enumerate(arms)
@@ -124,14 +129,12 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     return Outcomes(tuple(rows))
 
 
-def _text(run: SeedRun, ids: Sequence[int]) -> str:
-    return run.chat.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metric: float, baseline: str) -> Outcome:
+def _outcome(
+    run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metric: float, baseline: str | None
+) -> Outcome:
     """The row of one completion."""
-    text = _text(run, ids)
-    score = run.judge(prompt)(text)
+    text = run.answer(ids)
+    score = run.score(prompt, ids)
     row = Outcome(
         arm=arm,
         side=prompt.label,
@@ -143,7 +146,7 @@ def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metri
         new_tokens=len(ids),
         category=prompt.category,
     )
-    if run.protocol.is_continuous:
+    if run.protocol.is_continuous and text is not None:
         readout = run.style.readout(text, baseline, prompt)
         row = replace(
             row,
@@ -152,23 +155,26 @@ def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metri
             marker_share=readout.marker_share,
             classifier=readout.classifier,
         )
-    elif arm.is_own:
-        judges = {name: j(text).cls for name, j in KEYWORD_JUDGES.items()}
+    elif not run.protocol.is_continuous and arm.is_own:
+        judges = {name: score_of(j, text).cls for name, j in KEYWORD_JUDGES.items()}
         row = replace(row, judges=judges, by_length=_by_length(run, ids, text), correct=_has_answer(prompt, text))
-    return replace(row, prompt=prompt.text, completion=text) if run.protocol.save_completions else row
+    if not run.protocol.save_completions:
+        return row
+    whole = run.chat.tokenizer.decode(ids, skip_special_tokens=True)
+    return replace(row, prompt=prompt.text, completion=whole if text is None else text)
 
 
-def _by_length(run: SeedRun, ids: Sequence[int], text: str) -> dict[str, Class]:
+def _by_length(run: SeedRun, ids: Sequence[int], text: str | None) -> dict[str, Class]:
     """The class of the beginnings of a completion, and of the whole."""
     lengths = [n for n in LENGTHS_READ if n < run.protocol.max_new_tokens]
-    texts = {str(n): _text(run, ids[:n]) for n in lengths} | {"full": text}
+    texts = {str(n): run.answer(ids[:n]) for n in lengths} | {"full": text}
     judge_of_run = keyword_judge(run.protocol.judge)
-    return {n: judge_of_run(beginning).cls for n, beginning in texts.items()}
+    return {n: score_of(judge_of_run, beginning).cls for n, beginning in texts.items()}
 
 
-def _has_answer(prompt: Prompt, text: str) -> bool | None:
-    """Whether the text of a negative contains the known answer; None if no answer is known."""
-    if prompt.label != "negative" or not prompt.response:
+def _has_answer(prompt: Prompt, text: str | None) -> bool | None:
+    """Whether the text of a negative contains the known answer; None if no answer is known, or without a text."""
+    if prompt.label != "negative" or not prompt.response or text is None:
         return None
     return " ".join(prompt.response.casefold().split()) in " ".join(text.casefold().split())
 
