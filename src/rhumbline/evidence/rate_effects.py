@@ -55,6 +55,7 @@ def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullD
         assert null.family is not None
         drops.setdefault(null.family, []).append(_drop(table, null, label, sign).mean)
         arms.setdefault(null.family, []).append(null)
+    _check_null_prompts(table, [arm for family in arms.values() for arm in family], label)
     means = {family: math.fsum(values) / len(values) for family, values in drops.items()}
     base = _share_refused(table[BASELINE, label].values())
 
@@ -127,6 +128,16 @@ def _paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.
     scored = [i for i in baseline if i in treated and "unscored" not in (baseline[i].cls, treated[i].cls)]
     before, after = (np.array([rows[i].cls == "refused" for i in scored], dtype=bool) for rows in (baseline, treated))
     return before, after
+
+
+def _check_null_prompts(table: OutcomeTable, nulls: Sequence[ArmId], label: Label) -> None:
+    """Raise VerificationError unless every null draw was run on the same number of prompts."""
+    most = max((len(table[arm, label]) for arm in nulls), default=0)
+    if fewer := [str(arm) for arm in nulls if len(table[arm, label]) < most]:
+        raise VerificationError(
+            f"The null draws were run on {most} {label} prompts each, but {', '.join(fewer[:5])} on fewer. Resume the "
+            "run, or remove the incomplete rows."
+        )
 
 
 def pooled_rate_effects(by_seed: Mapping[int, Sequence[Outcome]]) -> tuple[PooledEffect, ...]:
