@@ -1,6 +1,6 @@
 """Further measurements on finished runs and on models; each analysis computes one record.
 
-    subject.py               one seed of a finished run, opened with its model and prompts
+    subject.py               one seed of a finished run, with its model, prompts and token metric
     geometry.py              cosines between candidates, and separation of the classes
     base_model.py            the direction on the activations of the base model
     suffix_effects.py        effects of suffixes on the direction; attribution.py: which heads and MLPs write it

@@ -108,8 +108,7 @@ def _tokenised(subject: Subject, base: ChatModel, retokenise: bool) -> tuple[Map
     decode = subject.model.tokenizer.decode
     with_template = {at: subject.sequences(*at) for at in SETS}
     chats = {at: [decode(ids) for ids in with_template[at]] for at in SETS}
-    kept = {at: set(subject.ids(*at)) for at in SETS}
-    instructions = {at: [p.text for p in subject.splits.get(*at) if p.id in kept[at]] for at in SETS}
+    instructions = {at: [prompt.text for prompt in subject.prompts(*at)] for at in SETS}
 
     # A chat contains its special tokens; a plain text gets those that a tokenizer puts before it.
     leading, is_plain = shared_leading(in_chat, in_base), subject.chat.options.control_tokens == "plain"

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.analyses.spans import Basis, energy
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
@@ -44,7 +45,6 @@ from rhumbline.records.sheet_files import (
     RobustnessStrength,
 )
 from rhumbline.stages.directions import difference_in_means
-from rhumbline.stages.null_families import energy_share
 
 TOP = 10
 """Principal axes of the activations whose span contains the random subspaces: they remove a large share of energy."""
@@ -212,14 +212,14 @@ class _ModelPrompts:
         shown = self.shown("test", "positive", arms)
         rate, low, high = _rate(shown[0])
         null_rates = np.nanmean(shown[1:], 1)
-        null_energy = float(np.mean([_energy(h, draw) for draw in draws]))
+        null_energy = float(np.mean([energy(h, _matrix(draw)) for draw in draws]))
         return RobustnessRank(
             rank=rank,
             rate=rate,
             low=low,
             high=high,
             drop=_drop(self.baseline, shown[0]),
-            energy=_energy(h, basis),
+            energy=energy(h, _matrix(basis)),
             null=RandomSubspaces(float(null_rates.mean()), float(null_rates.min()), null_energy, len(draws)),
             harmless=float(np.nanmean(self.shown("test", "negative", [own]))),
         )
@@ -278,9 +278,8 @@ def _random_basis(
     return [Direction.from_vector(v.float(), like.position, like.layer) for v in basis]
 
 
-def _energy(h: Float[Tensor, "prompt d_model"], basis: Sequence[Direction]) -> float:
-    """Share of the squared norm of the activations in the span of orthonormal directions."""
-    return sum(energy_share(h, d.vector) for d in basis)
+def _matrix(basis: Sequence[Direction]) -> Basis:
+    return torch.stack([direction.vector for direction in basis])
 
 
 def _scored(*shown: Indicators) -> tuple[Indicators, ...]:
