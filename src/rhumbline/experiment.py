@@ -10,13 +10,11 @@ stages/outcomes.py, and verification.py (results and verdict).
 """
 
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +26,7 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, ContrastSet
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
-from rhumbline.records.codec import convert, to_json
+from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import write_json
 from rhumbline.records.results import Environment, Results
@@ -51,7 +49,7 @@ class Result:
     """A finished run."""
 
     path: Path
-    results: Mapping[str, Any]
+    results: JsonObject
     """The JSON value of results.json."""
 
     @property
@@ -141,7 +139,7 @@ def discover(
     protocol: Protocol,
     *,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Extraction only: where the classes separate on validation prompts. Generates nothing, reads no test prompt.
 
     Returns the JSON value of discover.json.

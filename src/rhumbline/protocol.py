@@ -24,7 +24,7 @@ from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.positions import Position
 from rhumbline.records.user_files import read_toml
 
@@ -341,12 +341,12 @@ class Protocol:
         """Whether the judge gives a continuous score instead of a class."""
         return self.judge in CONTINUOUS_JUDGES
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """The JSON value of the protocol."""
         return to_json(self)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Protocol":
+    def of(cls, record: JsonObject) -> "Protocol":
         """The protocol of a JSON value: that of `record()`, or that of protocol.json, which contains further keys.
 
         A field that an older run lacks has its default. The text of the chat template is not in protocol.json. Raises

@@ -19,7 +19,7 @@ from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.evidence.verdict import overall
 from rhumbline.evidence.verdict_sentences import run_sentence
 from rhumbline.protocol import Protocol
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
 from rhumbline.records.files import read_json, sha256
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
@@ -128,7 +128,7 @@ def sealed(summary: RunSummary, environment: Environment, timings: TimingSummary
     return replace(results, sha256=_own_hash(to_json(results)))
 
 
-def _own_hash(results: Mapping[str, Any]) -> str:
+def _own_hash(results: JsonObject) -> str:
     return sha256({key: value for key, value in results.items() if key != "sha256"})
 
 
@@ -197,13 +197,13 @@ def check(path: str | Path) -> Verification:
     return Verification(faults, notes)
 
 
-def _has_no_reasons(results: Mapping[str, Any]) -> bool:
+def _has_no_reasons(results: JsonObject) -> bool:
     """Whether neither the run nor a seed has `reasons`, as in version 0.1, whose sentences had another wording."""
     parts = [results, *(results["seeds"] if isinstance(results.get("seeds"), list) else [])]
     return not any("reasons" in part for part in parts if isinstance(part, dict))
 
 
-def _version_of(results: Mapping[str, Any]) -> str:
+def _version_of(results: JsonObject) -> str:
     """The version of rhumbline that wrote the results."""
     environment = results.get("environment")
     return str(environment.get("rhumbline")) if isinstance(environment, dict) else "unknown"

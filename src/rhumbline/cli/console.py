@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from rich.progress import Progress as ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.shared import ByLabel, Label
@@ -155,7 +155,7 @@ def print_json(value: Any) -> None:
     print(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
-def print_lines(record: Mapping[str, Any]) -> None:
+def print_lines(record: JsonObject) -> None:
     """Print the fields of a JSON object, one line for each item of a list."""
     for name, value in record.items():
         out.print(f"[bold]{name}[/]")

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct, field
 
+from rhumbline.records.codec import JsonObject
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import (
     ByLabel,
@@ -31,7 +32,7 @@ class ChatFacts:
     """Passed to the template; None: the template's default."""
     date: str | None
     """YYYY-MM-DD of the template; None: today."""
-    template_kwargs: dict[str, Any]
+    template_kwargs: JsonObject
     """Further variables of the template, the user's own."""
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]

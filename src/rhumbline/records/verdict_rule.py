@@ -1,13 +1,13 @@
 """The rule of a verdict as a record: named margins and bounds. The named rules are in `evidence.verdict_rules`."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
 import msgspec
 
 from rhumbline.errors import ProtocolError
+from rhumbline.records.codec import JsonObject
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
@@ -90,12 +90,12 @@ class Rule:
         if faults:
             raise ProtocolError(f"Rule {self.name!r}: {'; '.join(faults)}. Correct these fields of the rule.")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The rule as JSON."""
         return {**asdict(self), "families": list(self.families)}
 
     @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> "Rule":
+    def from_dict(cls, table: JsonObject) -> "Rule":
         """The rule of a JSON or TOML table; a missing field has its default. One family may be a text."""
         known = [field.name for field in fields(cls)]
         if not set(table) <= set(known) or "name" not in table:

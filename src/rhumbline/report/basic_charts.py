@@ -14,6 +14,8 @@ from rhumbline.report.figures import (
     DIVERGING,
     LIGHT,
     Chart,
+    ChartRow,
+    Spec,
     bare_axis,
     finished,
     palette,
@@ -46,7 +48,7 @@ class ChartText:
     summary: str = ""
     """Description for screen readers, if the title does not suffice."""
 
-    def finish(self, body: Any, rows: Iterable[dict[str, Any]]) -> Chart:
+    def finish(self, body: Any, rows: Iterable[ChartRow]) -> Chart:
         """Return the chart of a body and its data."""
         return finished(self.name, self.summary or self.title, body, self.title, rows)
 
@@ -76,7 +78,7 @@ class Bar:
     """Distinguishes several values of a series in one row, by shape."""
     shown: str = ""
     """Text at the right end of the row."""
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: ChartRow = field(default_factory=dict)
     """Further numbers and texts of the tooltip, by name."""
 
 
@@ -127,12 +129,12 @@ def intervals(text: ChartText, points: Sequence[CurvePoint], domain: tuple[float
     names = list(dict.fromkeys(point.series for point in points))
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=70, labelLimit=180)
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale()
-    shared: dict[str, Any] = {
+    shared: Spec = {
         "x": alt.X("x:O", axis=bare_axis(title=text.x, labelAngle=0, labelPadding=6)),
         "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),
         "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
     }
-    marks: dict[str, Any] = {
+    marks: Spec = {
         "y": alt.Y("y:Q", scale=scale, axis=alt.Axis(title=text.y, tickCount=5)),
         "shape": alt.Shape("series:N", scale=palette(names, SHAPES), legend=legend),
         "tooltip": tips("series", x="d", y=".3f", low=".3f", high=".3f"),
@@ -168,7 +170,7 @@ def bars(
     y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
     scale = scale or alt.Scale()
     colour = alt.Scale(domain=names, range=shades)
-    shared: dict[str, Any] = {
+    shared: Spec = {
         "y": y,
         "color": alt.Color("series:N", scale=colour, legend=legend if len(names) > 1 else None),
     }
@@ -177,7 +179,7 @@ def bars(
     numbers = {"value": ".3f"} | ({} if all(bar.low is None for bar in rows) else {"low": ".3f", "high": ".3f"})
     texts = [*(["mark"] if marks else []), *(k for k, v in rows[0].more.items() if isinstance(v, str))]
     numbers |= {k: "d" if isinstance(v, int) else ".3f" for k, v in rows[0].more.items() if not isinstance(v, str)}
-    points: dict[str, Any] = {
+    points: Spec = {
         "x": alt.X("value:Q", scale=scale, axis=alt.Axis(title=text.x or None, tickCount=6, grid=False)),
         "tooltip": tips("what", "series", *texts, **numbers),
     }
@@ -200,9 +202,9 @@ def bars(
     return text.finish(body, [_bar_row(bar, order.index(bar.what) % 2) for bar in rows])
 
 
-def _bar_row(bar: Bar, banded: int) -> dict[str, Any]:
+def _bar_row(bar: Bar, banded: int) -> ChartRow:
     row = {key: value for key, value in vars(bar).items() if value not in (None, "") and key != "more"}
-    return row | dict(bar.more) | {"place": f"{bar.series} {bar.mark}", "banded": banded}
+    return row | bar.more | {"place": f"{bar.series} {bar.mark}", "banded": banded}
 
 
 def matrix(name: str, title: str, values: Sequence[Sequence[float | None]], labels: Sequence[str], axis: str) -> Chart:
@@ -248,7 +250,7 @@ def scatter(text: ChartText, points: Iterable[ComponentPoint]) -> Chart:
 
 def roc(name: str, title: str, conditions: Iterable[MonitorCondition]) -> Chart:
     """Draw ROC curves, with the diagonal of a random detector."""
-    rows: list[dict[str, Any]] = [
+    rows: list[ChartRow] = [
         {"series": printable(condition.name, 18), "x": point.fpr, "y": point.tpr, "order": k}
         for condition in conditions
         for k, point in enumerate(condition.roc)

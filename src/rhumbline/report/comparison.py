@@ -138,7 +138,7 @@ def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:
     )
 
 
-def _effect(seed: SeedResult, name: EffectName) -> dict[str, Any]:
+def _effect(seed: SeedResult, name: EffectName) -> dict[str, float | None]:
     effect = next((effect for effect in seed.effects if effect.name == name), None)
     if effect is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_p", f"{name}_gap"))
@@ -210,7 +210,7 @@ def _columns() -> list[str]:
     return [field.name for field in fields(ComparisonRow)]
 
 
-def _without_formulas(row: ComparisonRow) -> dict[str, Any]:
+def _without_formulas(row: ComparisonRow) -> JsonObject:
     """Return the cells of a row; a text that a spreadsheet would run as a formula starts with an apostrophe."""
     return {k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t" else v for k, v in asdict(row).items()}
 
