@@ -4,12 +4,16 @@ Needs RHUMBLINE_MODELS, a folder with the models of shared/real_models/make.py. 
 """
 
 import copy
+import json
+import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from rhumbline import preset, run, verify
 from rhumbline.errors import InputError
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE
@@ -23,7 +27,9 @@ from rhumbline.models.decoding_facts import decoding_facts, stop_ids
 from rhumbline.models.loading import load
 from rhumbline.models.sequence_limits import check_sequences, most_positions
 from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.prompts.contrasts import Prompt
+from rhumbline.prompts.contrasts import Prompt, Sizes
+from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.protocol import SideEffectSettings
 from rhumbline.stages.common_start import Baseline, header_text
 
 pytestmark = pytest.mark.real
@@ -184,3 +190,33 @@ def test_settings_of_the_generation_config_are_recorded_and_not_applied(model, m
     assert {"do_sample", "temperature", "repetition_penalty", "suppress_tokens"} <= facts.ignored.keys()
     (again,), _ = Runner(model).generate(sequences, max_new_tokens=8, stop=stop)
     assert again == plain
+
+
+# -- a short run
+
+
+@pytest.fixture(scope="module")
+def real_data():
+    """The folder of a clone of andyrdt/refusal_direction, or a folder that holds it as `rd`."""
+    folder = os.environ.get("RHUMBLINE_DATA", "")
+    places = [Path(folder) / "rd" / "dataset", Path(folder) / "dataset"]
+    found = next((place for place in places if folder and place.is_dir()), None)
+    if found is None:
+        pytest.skip(
+            f"RHUMBLINE_DATA is {folder!r}; set it to a folder with a clone of andyrdt/refusal_direction as rd."
+        )
+    return found
+
+
+def test_a_short_run_reads_completions_up_to_the_end_of_their_turns(model, real_data, tmp_path):
+    sides = SideEffectSettings(documents=2, controls=())
+    protocol = preset("blog2026", seeds=(0,), sizes=Sizes(12, 6, 6), max_new_tokens=24, side_effects=sides)
+    result = run(model, open_contrast("refusal-blog2026", data_dir=real_data), tmp_path / "run", protocol, page=False)
+    assert verify(result.path) == []
+    decoding = json.loads((result.path / "protocol.json").read_text())["decoding"]
+    (end,) = (token for token in decoding["stop_tokens"] if token["id"] == decoding["turn_end"])
+    assert (end["text"], "chat template" in end["sources"]) == ("<|im_end|>", True)
+    rows = [json.loads(line) for line in (result.path / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} >= {"baseline"}
+    assert all(row["class"] != "unscored" for row in rows)
+    assert result.results["seeds"][0]["start"] is None
