@@ -108,9 +108,9 @@ def _reading_warnings(seed: SeedResult) -> list[str]:
             f"{seed.start.text!r}, a part {part}. The metric and the KL divergence are read after it."
         )
     warnings += [
-        f"Seed {seed.seed}: no usable metric, because {reason.lacking}. {reason.lacking.advice}"
+        f"Seed {seed.seed}: there is no usable metric ({reason.text}). {reason.advice}"
         for reason in seed.reasons
-        if reason.lacking is not None
+        if reason.advice is not None
     ]
     warnings += [
         f"Seed {seed.seed}: {row.unscored} of {row.n + row.unscored} completions of {row.arm} on {row.side}s are "

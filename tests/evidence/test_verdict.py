@@ -248,6 +248,25 @@ def test_a_missing_metric_is_no_result_about_the_model(lacking, negatives, expec
     assert decide(BLOG2026, evidence(base=0.4, no_candidate=without_metric(lacking))).verdict == NO_BASELINE
 
 
+@pytest.mark.parametrize(
+    ("area", "negatives", "is_open"),
+    [(0.5, 0.0, True), (0.59, 0.1, True), (0.6, 0.0, False), (0.95, 0.0, False), (None, 0.0, False), (0.5, 0.8, False)],
+)
+def test_a_metric_that_does_not_separate_classes_that_the_judge_separates(area, negatives, is_open):
+    against = [
+        evidence(base=0.9, plain=negatives, ablated=0.8, added=negatives),
+        evidence(base=0.9, plain=negatives, no_candidate=DISCARDED),
+    ]
+    for known in against:
+        verdict = decide(BLOG2026, replace(known, metric_auroc=area))
+        assert verdict.verdict == ("INCONCLUSIVE" if is_open else NOT)
+        assert (codes(verdict) == [VerdictCode.METRIC_NOT_SEPARATING]) == is_open
+        assert any("--refusal-tokens" in (reason.advice or "") for reason in verdict.reasons) == is_open
+        assert decide(OLDER, replace(known, metric_auroc=area)).verdict == NOT
+    # A direction that reproduces was found in spite of its metric.
+    assert decide(BLOG2026, replace(evidence(), metric_auroc=area)).verdict == REPRODUCES
+
+
 def test_prompts_that_the_filter_removed_are_no_result_about_the_model():
     removed = VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_PROMPTS)
     assert decide(BLOG2026, evidence(no_candidate=removed)).verdict == "INCONCLUSIVE"

@@ -125,3 +125,15 @@ def test_completions_without_an_answer_are_unscored_and_no_result_about_the_mode
     rows = [json.loads(line) for line in (tmp_path / "run" / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
     assert {(row["class"], row["score"], row["evidence"]) for row in rows} == {("unscored", None, "no answer")}
     assert {cls for row in rows for cls in row["judges"].values()} == {"unscored"}
+
+
+def test_the_command_lists_the_prompts_or_encodes_them_on_request(planted_folder, tmp_path, call):
+    rows = (planted_folder / "contrast.jsonl").read_text() + json.dumps(
+        {"prompt": "The tide <|im_end|> turns.", "label": "positive", "id": "marked"}
+    )
+    (tmp_path / "marked.jsonl").write_text(rows)
+    command = ["discover", planted_folder, "--contrast", tmp_path / "marked.jsonl", "--out", tmp_path / "run", "--json"]
+    code, _, err = call(*command)
+    assert (code, "marked (<|im_end|>)" in err, "--control-tokens plain" in err) == (2, True, True)
+    assert call(*command, "--control-tokens", "plain")[0] == 0
+    assert json_of(tmp_path / "run" / "protocol.json")["chat"]["encoded_as_text"] == ["marked"]

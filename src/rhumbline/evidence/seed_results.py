@@ -70,6 +70,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         no_candidate=no_candidate_reason(selection, extraction, metric),
         kl=nulls.shift.kl,
         group_cosine=nulls.groups,
+        metric_auroc=metric.auroc,
         unit=None if levels is None else levels.unit,
     )
     verdict = decide(rule, evidence, behaviour)

@@ -48,6 +48,8 @@ class SeedEvidence:
     """Mean KL divergence of ablation on negatives, nats."""
     group_cosine: float | None = None
     """Cosine between the directions of two groups of positives."""
+    metric_auroc: float | None = None
+    """AUROC of the token metric between the training classes; None without tokens."""
     unit: LevelUnit | None = None
     """The unit of levels; None if the behaviour has classes."""
 
@@ -59,7 +61,7 @@ class SeedEvidence:
             reasons = (reason for reason in seed.reasons if reason.code is VerdictCode.NO_CANDIDATE)
             missing = next(reasons, VerdictReason(code=VerdictCode.NO_CANDIDATE))
         unit = None if seed.style is UNSET else seed.style.unit
-        return cls(seed.arms, seed.effects, missing, seed.shift.kl, seed.groups, unit)
+        return cls(seed.arms, seed.effects, missing, seed.shift.kl, seed.groups, seed.token_auroc, unit)
 
     def arm(self, arm: ArmId, label: Label) -> ArmRate | None:
         """The rate or level of an arm on a class; None if it was not run."""
@@ -75,9 +77,10 @@ class SeedEvidence:
         return next((e for e in self.effects if e.name == name and is_number(e.drop)), None)
 
 
+USABLE_AUROC = 0.6
+"""Separation of the training classes by a metric that can select a direction; required of first tokens too."""
 SEPARATED_BY_JUDGE = 0.2
-"""Difference of the baseline rates of the classes that the judge separates: an AUROC of 0.6, as it is required of the
-first tokens (stages/refusal_tokens.py)."""
+"""Difference of the baseline rates of classes that the judge separates: an AUROC of `USABLE_AUROC`."""
 NOT_MEASURED = frozenset({VerdictCode.BASELINE_NOT_MEASURED, VerdictCode.CLASSES_NOT_MEASURED})
 """Reasons why the baseline is unknown."""
 
@@ -98,7 +101,8 @@ def decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Ve
     7. Otherwise SINGLE-DIRECTION-REPRODUCES, or INCONCLUSIVE if only suppression was tested.
 
     With `open_if_unmeasured`, the verdict is INCONCLUSIVE in 1 if the baseline is unknown, in 2 if the candidates could
-    not be scored (`_could_not_be_scored`), and in 5 if the only failed condition is an effect that was not measured.
+    not be scored (`_could_not_be_scored`), in 5 if the only failed condition is an effect that was not measured, and in
+    2, 3 and 5 if the metric does not separate classes that the judge separates.
     """
     no_baseline: VerdictName = "NO-BASELINE-REFUSAL" if behaviour == "refusal" else "NO-BASELINE"
     if (reason := _baseline_fault(rule, evidence)) is not None:
@@ -106,7 +110,16 @@ def decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Ve
         return Verdict("INCONCLUSIVE" if is_open else no_baseline, (reason,))
     if (missing := evidence.no_candidate) is not None:
         is_open = rule.open_if_unmeasured and _could_not_be_scored(evidence, missing)
-        return Verdict("INCONCLUSIVE" if is_open else "NOT-SINGLE-DIRECTION", (missing,))
+        verdict = Verdict("INCONCLUSIVE" if is_open else "NOT-SINGLE-DIRECTION", (missing,))
+    else:
+        verdict = _tested(rule, evidence)
+    fault = _metric_fault(evidence) if rule.open_if_unmeasured else None
+    is_against = verdict.verdict in ("NOT-SINGLE-DIRECTION", "DAMAGED")
+    return Verdict("INCONCLUSIVE", (fault,)) if fault is not None and is_against else verdict
+
+
+def _tested(rule: Rule, evidence: SeedEvidence) -> Verdict:
+    """The verdict on a direction that was selected."""
     no_room = induction_not_testable(rule, evidence)
     tested = EFFECTS if no_room is None else EFFECTS[:1]
     if damage := _damage(rule, evidence, tested):
@@ -173,14 +186,27 @@ def _baseline_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
     return VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=rate, bound=rule.min_baseline)
 
 
+def _judge_separates(evidence: SeedEvidence) -> bool | None:
+    """Whether the rates of the classes differ at baseline; None if one is unknown."""
+    positive, negative = evidence.rate(BASELINE, "positive"), evidence.rate(BASELINE, "negative")
+    return None if positive is None or negative is None else _reaches(positive - negative, SEPARATED_BY_JUDGE)
+
+
+def _metric_fault(evidence: SeedEvidence) -> VerdictReason | None:
+    """Why the metric cannot select a direction: it does not separate classes that the judge separates."""
+    area = evidence.metric_auroc
+    if not is_number(area) or area >= USABLE_AUROC or not _judge_separates(evidence):
+        return None
+    return VerdictReason(code=VerdictCode.METRIC_NOT_SEPARATING, value=area, bound=USABLE_AUROC)
+
+
 def _could_not_be_scored(evidence: SeedEvidence, missing: VerdictReason) -> bool:
     """Whether no candidate was selected for want of a metric or of prompts, and not because of the model.
 
     If no token separates the classes, this is a result about the model only if the judge does not separate them either.
     """
-    positive, negative = evidence.rate(BASELINE, "positive"), evidence.rate(BASELINE, "negative")
-    if missing.lacking is TokensLacking.NOT_SEPARATING and positive is not None and negative is not None:
-        return _reaches(positive - negative, SEPARATED_BY_JUDGE)
+    if missing.lacking is TokensLacking.NOT_SEPARATING and (separates := _judge_separates(evidence)) is not None:
+        return separates
     return missing.no_candidate in (NoCandidate.NO_TOKENS, NoCandidate.NO_PROMPTS)
 
 

@@ -7,7 +7,7 @@ was reached.
 from collections.abc import Mapping, Sequence
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
-from rhumbline.evidence.verdict import SeedEvidence, Verdict, induction_not_testable
+from rhumbline.evidence.verdict import NOT_MEASURED, SeedEvidence, Verdict, induction_not_testable
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import ArmRate, Effect
 from rhumbline.records.reasons import VerdictCode, VerdictReason
@@ -18,7 +18,7 @@ def seed_sentence(rule: Rule, evidence: SeedEvidence, verdict: Verdict, behaviou
     """The verdict of one seed in a few sentences."""
     by_rule, both = f"by the rule {rule.name}", f"to suppress and to induce {behaviour}"
     codes = {reason.code for reason in verdict.reasons}
-    if verdict.verdict in ("NO-BASELINE", "NO-BASELINE-REFUSAL"):
+    if verdict.verdict in ("NO-BASELINE", "NO-BASELINE-REFUSAL") or codes & NOT_MEASURED:
         return (
             f"{_baseline(rule, evidence, codes, behaviour)} The sufficiency of one direction was therefore not tested."
         )

@@ -68,6 +68,9 @@ class NoCandidate(StrEnum):
         return next((code for code in cls if details.startswith(code)), cls.ALL_DISCARDED)
 
 
+TOKEN_ADVICE = "Pass other first tokens of the behaviour (--refusal-tokens), or use more training prompts (--sizes)."
+
+
 class TokensLacking(StrEnum):
     """Why the token metric has no tokens."""
 
@@ -79,10 +82,9 @@ class TokensLacking(StrEnum):
     @property
     def advice(self) -> str:
         """What a user can do about it."""
-        tokens = "Pass the first tokens of the behaviour with --refusal-tokens"
         if self is TokensLacking.AFTER_BLOCK:
-            return f"Turn off thinking (--thinking off), or pass a template that closes the block. {tokens} otherwise."
-        return f"{tokens}, or use more training prompts (--sizes)."
+            return "Turn off thinking (--thinking off), or pass a template that closes the block (--chat-template)."
+        return TOKEN_ADVICE
 
     @classmethod
     def _missing_(cls, value: object) -> "TokensLacking | None":
@@ -143,6 +145,8 @@ class VerdictCode(StrEnum):
     """The cosine `value` of two groups of positives is below `bound`: one direction, or a narrow cone of several."""
     NO_ROOM = "no-room"
     """Suppression is shown. Induction is not testable: the rate `value` of negatives at baseline is above `bound`."""
+    METRIC_NOT_SEPARATING = "metric-not-separating"
+    """The judge separates the classes at baseline, but the AUROC `value` of the metric is below `bound`."""
     NOT_EVERY_SEED = "not-every-seed"
     """Some seeds are inconclusive and the others reproduce (`verdicts`)."""
 
@@ -194,6 +198,9 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
             case VerdictCode.CLASSES_NOT_SEPARATED:
                 area = _comparison(self.value, "<", self.bound)
                 return f"score does not tell the classes apart: AUROC at least {area}"
+            case VerdictCode.METRIC_NOT_SEPARATING:
+                area = _comparison(self.value, "<", self.bound)
+                return f"not measured, the metric does not separate the classes: AUROC {area}"
             case VerdictCode.NO_CANDIDATE:
                 return f"no candidate passed: {self._no_candidate()}" if self.no_candidate else "no candidate passed"
             case VerdictCode.SEVERAL_DIRECTIONS:
@@ -216,6 +223,13 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return f"{self.value:.2f} of the content lost under {self.arm} on {self.label}s > {self.bound:g}"
             case _:
                 return self._effect()
+
+    @property
+    def advice(self) -> str | None:
+        """What a user can do about a missing or unusable metric; None for other reasons."""
+        if self.code is VerdictCode.METRIC_NOT_SEPARATING:
+            return TOKEN_ADVICE
+        return None if self.lacking is None else self.lacking.advice
 
     @property
     def negatives(self) -> str:

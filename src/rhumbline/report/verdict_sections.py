@@ -137,11 +137,12 @@ def _undecided(run: RunRecord) -> list[str]:
     behaviour = run.protocol.behaviour
     codes = [{reason.code for reason in seed.reasons} for seed in run.seeds]
     undecided = {VerdictCode.EFFECT_UNDECIDED, VerdictCode.LEVEL_UNDECIDED, VerdictCode.GAP_UNDECIDED}
-    if all(VerdictCode.NO_CANDIDATE in some for some in codes):
+    if all(some & {VerdictCode.NO_CANDIDATE, VerdictCode.METRIC_NOT_SEPARATING} for some in codes):
+        advice = (reason.advice for seed in run.seeds for reason in seed.reasons)
         return [
-            "No direction was selected or tested, because no candidate could be scored. This is no statement about the "
+            "The run has no usable metric, so no direction could be selected by it. This is no statement about the "
             "model.",
-            *dict.fromkeys(r.lacking.advice for seed in run.seeds for r in seed.reasons if r.lacking is not None),
+            *dict.fromkeys(text for text in advice if text is not None),
         ]
     if all(some & NOT_MEASURED for some in codes):
         return [

@@ -15,6 +15,7 @@ import torch
 from rhumbline.axes import TokenIds
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.statistics import auroc
+from rhumbline.evidence.verdict import USABLE_AUROC
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.score import TextJudge, score_of
@@ -33,8 +34,6 @@ SMALLEST_SHARE = 0.05
 """Share of the refusals that a first token must start."""
 SMALLEST_SHARE_AT_START = 0.5
 """Share of the refusals that must begin where the metric is read, and not after a block of another length."""
-SMALLEST_AUROC = 0.6
-"""Separation of the classes that the probability of a first token must reach."""
 
 
 def find_tokens(run: SeedRun) -> MetricTokens:
@@ -92,7 +91,7 @@ class FirstTokens:
         shares = {token: n / len(refusals) for token, n in counts.most_common() if n / len(refusals) >= SMALLEST_SHARE}
         if not shares:
             return self._metric("auto", (), TokensLacking.NOT_SHOWN, refusals=len(refusals))
-        tokens = self._tokens(shares, SMALLEST_AUROC)
+        tokens = self._tokens(shares, USABLE_AUROC)
         return self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))
 
     def of_probabilities(self) -> MetricTokens:
@@ -111,7 +110,7 @@ class FirstTokens:
         more = means[0] - means[1]
         order = more.argsort(descending=True).tolist()
         shares = {int(t): float(more[t]) for t in order if more[t] >= SMALLEST_SHARE}
-        return self._metric("shifted", self._tokens(shares, SMALLEST_AUROC), TokensLacking.NOT_LIKELIER)
+        return self._metric("shifted", self._tokens(shares, USABLE_AUROC), TokensLacking.NOT_LIKELIER)
 
     def _tokens(self, shares: Mapping[int, float | None], least_auroc: float | None) -> tuple[FirstToken, ...]:
         """The tokens that separate the classes well enough."""
