@@ -18,10 +18,12 @@ from rhumbline.evidence.seed_results import seed_results
 from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.evidence.verdict import overall
 from rhumbline.evidence.verdict_sentences import run_sentence
+from rhumbline.judging.label_results import recomputed
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
 from rhumbline.records.files import read_json, sha256
+from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.reasons import Discard
@@ -181,6 +183,9 @@ def check(path: str | Path) -> Verification:
         for file in sorted(directory.path.glob("evaluations/*/comparison.json")):
             name = file.relative_to(directory.path).as_posix()
             faults += _differences(to_json(compare(directory, file.parent)), directory.load(file), name, skipped)
+        if directory.has(HumanLabels):
+            file = directory.file_of(HumanLabels)
+            faults += _differences(to_json(recomputed(directory)), directory.load(file), "human.json", skipped)
     except RhumblineError as error:
         faults.append(str(error))
     except (

@@ -22,6 +22,7 @@ from rhumbline.cli import (
     edit_export,
     evaluate,
     judge,
+    label,
     models,
     recompute,
     reproduce,
@@ -32,7 +33,7 @@ from rhumbline.cli.console import err, printable
 from rhumbline.cli.execute import execute
 
 COMMANDS = (
-    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, judge, edit_export, models,
+    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, label, judge, edit_export, models,
 )  # fmt: skip
 """Modules in the order of the help."""
 

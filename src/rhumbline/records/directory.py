@@ -42,7 +42,7 @@ _LOCK = ".lock"
 _ARTEFACTS = (".json", ".jsonl", ".safetensors")
 _WRITTEN_LATER = (
     "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, "reproduction.json",
-    "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "evaluations/*.json",
+    "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "judgements/labels-*.csv", "evaluations/*.json",
 )  # fmt: skip
 
 

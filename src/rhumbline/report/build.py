@@ -23,6 +23,7 @@ from rhumbline.report import (
 )
 from rhumbline.report.analysis_sections import analyses
 from rhumbline.report.continuous_score_section import continuous_score
+from rhumbline.report.human_label_section import human_labels
 from rhumbline.report.page import number
 from rhumbline.report.run_record import read_discovery, read_run
 
@@ -47,6 +48,7 @@ def build(run_dir: Path) -> Path:
         reliability_sections.readouts(run),
         reliability_sections.stability(run),
         continuous_score(run),
+        human_labels(run),
         reliability_sections.external_judges(run),
         side_effect_sections.side_effects(run, draw),
         side_effect_sections.benchmarks(run, draw),

@@ -17,6 +17,7 @@ from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.evaluation_files import Comparison
+from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult, VerdictName
@@ -51,6 +52,8 @@ class RunRecord(RunFiles):
     """Benchmarks, one record for each setting."""
     judgements: JudgementSummary | None
     """Rates by external judges; None if no judge was applied."""
+    human: HumanLabels | None
+    """None if no label sheet was read."""
     analyses: tuple[AnalysisRecord, ...]
     """Analyses of the run, in the order of the page."""
 
@@ -105,6 +108,7 @@ def read_run(path: Path) -> RunRecord:
         separations={seed: directory.read_record(Separation, seed) for seed in seeds},
         evaluations=tuple(directory.read_as(Comparison, f) for f in sorted(path.glob("evaluations/*/comparison.json"))),
         judgements=directory.read_record(JudgementSummary) if directory.has(JudgementSummary) else None,
+        human=directory.read_record(HumanLabels) if directory.has(HumanLabels) else None,
         analyses=tuple(directory.read_record(kind) for kind in get_args(AnalysisRecord) if directory.has(kind)),
     )
 
