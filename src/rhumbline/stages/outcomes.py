@@ -141,7 +141,7 @@ def _outcome(
 
 
 def _class_by(run: SeedRun, judge: str, text: str | None) -> Class:
-    """The class by another judge; unscored also where the literal judge has a class for a language it does not cover."""
+    """The class by another judge; unscored also where the literal one classifies a language that it does not cover."""
     score = score_of(run.protocol.class_judge(judge), text)
     return "unscored" if score.uncovered else score.cls
 
