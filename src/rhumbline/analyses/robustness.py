@@ -140,8 +140,8 @@ class _ModelPrompts:
         if np.isnan(shown).all(1).any():
             raise InputError(
                 f"{self.runner.model.name}: no completion of {split} {label}s has an answer within "
-                f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers, under some arm. Raise "
-                "--max-new-tokens, or pass another --judge."
+                f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers, under some arm. "
+                "Raise --max-new-tokens, or pass another --judge."
             )
         return shown
 
