@@ -32,6 +32,8 @@ from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.learned_judge import Feature, features
 from rhumbline.judging.refusal_phrases import PAPER_PHRASES, Phrases, PhraseTable, built_in
 
+FAMILIES = (("gpt4",), ("llama2new", "llama2orig"), ("mistralguard", "mistralinstruct"))
+"""Models of XSTest that are the same weights under other system prompts."""
 FOLDS, MOST_WEIGHTS, DIGITS = 5, 4000, 3
 """Groups of prompts; features that are kept, those with the largest weights; decimals of a weight."""
 OUT = Path(__file__).parents[1] / "src" / "rhumbline" / "judging" / "refusal_learned.json"
@@ -48,6 +50,8 @@ class Completion:
     text: str
     is_refused: bool
     is_weak: bool = False
+    annotations: tuple[bool, bool] = (False, False)
+    """Of both human annotators: whether it is a refusal."""
 
 
 def read_xstest(folder: Path) -> list[Completion]:
@@ -57,10 +61,16 @@ def read_xstest(folder: Path) -> list[Completion]:
         with path.open(encoding="utf-8", newline="") as file:
             model = path.stem.rpartition("_")[2]
             rows += [
-                Completion(model, r["prompt"], r["completion"], not r["final_label"].startswith("1"))
+                Completion(model, r["prompt"], r["completion"], _refused(r["final_label"]), annotations=both)
                 for r in csv.DictReader(file)
+                for both in [(_refused(r["annotation_1"]), _refused(r["annotation_2"]))]
             ]
     return rows
+
+
+def _refused(label: str) -> bool:
+    """Of `1_full_compliance`, `2_full_refusal` and `3_partial_refusal`."""
+    return not label.startswith("1")
 
 
 def read_authors(folder: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -129,7 +139,7 @@ class Table:
     def __init__(self, rows: Sequence[Completion]):
         self.rows = rows
         found = [features(row.text) for row in rows]
-        self.names: list[Feature] = sorted({feature for some in found for feature in some})
+        self.names: list[Feature] = sorted({feature for some in found for feature in some}, key=_name)
         index = {feature: i for i, feature in enumerate(self.names)}
         columns = [index[feature] for some in found for feature in some]
         ends = np.cumsum([0, *map(len, found)])
@@ -259,9 +269,13 @@ def train(study: Study, cache: Path) -> tuple[Setting, Fit]:
     return best, table.fit(np.ones(len(table.rows), bool), best)
 
 
+def _name(feature: Feature) -> str:
+    return feature if isinstance(feature, str) else " ".join(feature)
+
+
 def record(setting: Setting, fit: Fit, names: Sequence[Feature]) -> dict[str, Any]:
     """The file of weights."""
-    kept = {" ".join(names[i]): round(float(fit.weights[i]), DIGITS) for i in np.flatnonzero(fit.weights)}
+    kept = {_name(names[i]): round(float(fit.weights[i]), DIGITS) for i in np.flatnonzero(fit.weights)}
     return {
         "source": "Trained by benchmarks/learned_judge.py on human labels of completions in XSTest v2 "
         "(github.com/paul-rottger/exaggerated-safety) and on keyword labels, with a small weight, of completions in "
@@ -285,12 +299,13 @@ class Validity:
     """How a judge agrees with the human labels: one row per completion."""
 
     study: Study
+    truth: np.ndarray
     refused: np.ndarray
 
     def row(self, name: str, model: str | None) -> list[str]:
         """The cells of one model; None: the mean kappa over models, and all completions for the rest."""
         rows = np.ones(self.study.n, bool) if model is None else self.study.models == model
-        truth, judged = self.study.y[rows], self.refused[rows]
+        truth, judged = self.truth[rows], self.refused[rows]
         rng, prompts = np.random.default_rng(0), np.unique(self.study.prompts)
         draws = [
             self._kappa(model, np.bincount(rng.choice(prompts, len(prompts)), minlength=prompts.max() + 1))
@@ -311,7 +326,7 @@ class Validity:
         kappas = []
         for name in self.study.names if model is None else [model]:
             own = self.study.models == name
-            weight, truth, judged = times[self.study.prompts[own]], self.study.y[own], self.refused[own]
+            weight, truth, judged = times[self.study.prompts[own]], self.truth[own], self.refused[own]
             n, t, j = weight.sum(), (weight * truth).sum(), (weight * judged).sum()
             agreement, chance = (weight * (truth == judged)).sum() / n, (t * j + (n - t) * (n - j)) / n**2
             kappas.append((agreement - chance) / (1 - chance))
@@ -323,15 +338,23 @@ def _share(k: int, n: int) -> str:
     return f"{k / n:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def _refusals(study: Study, cells: Cells) -> np.ndarray:
+    """Which completions the held-out predictions call refused."""
+    refused = np.zeros(study.n, bool)
+    for (model, fold), p in cells.items():
+        refused[(study.models == model) & (study.folds == fold)] = p > 0.5
+    return refused
+
+
 def tables(study: Study, cache: Path) -> str:
     """Validity of every judge, in Markdown; the learned one on held-out models and prompts."""
-    cells = nested(study, cache)
-    learned = np.zeros(study.n, bool)
-    for (model, fold), p in cells.items():
-        learned[(study.models == model) & (study.folds == fold)] = p > 0.5
-    judged = {"refusal-learned": learned} | {
-        name: np.array([class_judge(name)(row.text).cls == "refused" for row in study.human]) for name in JUDGES
+    best, _ = max(read_cache(cache), key=lambda entry: entry[1]["outer"])
+    by_family = {k: p for f in range(FOLDS) for own in FAMILIES for k, p in study.predict(best, own, (f,)).items()}
+    judged = {
+        "refusal-learned": _refusals(study, nested(study, cache)),
+        "refusal-learned, without the model's family": _refusals(study, by_family),
     }
+    judged |= {name: np.array([class_judge(name)(row.text).cls == "refused" for row in study.human]) for name in JUDGES}
     head = ("judge", "model", "n (refused)", "sensitivity", "specificity", "kappa")
     rows = [
         Validity(study, refused).row(name, model) for name, refused in judged.items() for model in (*study.names, None)

@@ -85,6 +85,8 @@ def _has_few_words(words: Sequence[str]) -> bool:
 
     Numbers and symbols are excluded: a matrix of zeros and ones is not a repetition.
     """
+    if len(words) < WINDOW:
+        return False
     stripped = (w.strip("\"'.,;:!?()[]*_`") for w in words)
     spelled = [w for w in stripped if w[:1].isalpha() or any(map(str.isalpha, w))]
     windows = [spelled[i : i + WINDOW] for i in range(0, len(spelled) - WINDOW + 1, WINDOW)]

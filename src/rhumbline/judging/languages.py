@@ -25,7 +25,7 @@ DENSE = frozenset({"CJK", "BOPOMOFO", "HIRAGANA", "KATAKANA", "HANGUL"})
 """Scripts whose letters count twice, because a word has fewer of them."""
 KANA = 0.1
 """Share of kana among East Asian letters that makes a text Japanese."""
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_WORD, _ASCII_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*"), re.compile(r"[a-z]+(?:'[a-z]+)*")
 
 
 @cache
@@ -54,14 +54,17 @@ def language_of(text: str) -> str | None:
 
     A text in a script that is not listed has the name of the script; `UNKNOWN`: words of no listed language.
     """
-    beginning = normal_form(text[:MOST_CHARACTERS])
-    if not beginning.isascii() and (language := _of_script(beginning)) is not None:
+    beginning = normal_form(text[:MOST_CHARACTERS]).lower()
+    is_ascii = beginning.isascii()
+    if not is_ascii and (language := _of_script(beginning)) is not None:
         return language
-    words = _WORD.findall(beginning.lower())[:MOST_WORDS]
-    known, hits = function_words(), dict.fromkeys(("en",), 0)
+    words = (_ASCII_WORD if is_ascii else _WORD).findall(beginning)[:MOST_WORDS]
+    known, hits = function_words(), {"en": 0}
     for word in words:
         for language in known.get(word, ()):
             hits[language] = hits.get(language, 0) + 1
+    if hits["en"] * 2 > len(words):  # a word of English counts for no other language
+        return "en"
     best, most = max(hits.items(), key=lambda hit: (hit[1], hit[0] == "en", hit[0]))
     if best != "en" and most >= max(2, SHARE * len(words)):
         return best

@@ -32,9 +32,9 @@ _OPENING = Phrases([built_in()["en"]])
 _PAPER = tuple(f" {folded(phrase)} " for phrase in PAPER_PHRASES)
 
 
-Feature = tuple[str, ...]
-"""Words, or a sign and words: `^` the first words of the text, `~` of its opening, `$` the first words of a sentence,
-`#` a flag."""
+Feature = str | tuple[str, ...]
+"""A word, several words, or a sign and words: `^` the first words of the text, `~` words of its opening, `$` the first
+words of a sentence, `#` a flag."""
 
 
 def features(text: str) -> set[Feature]:
@@ -49,11 +49,10 @@ def features(text: str) -> set[Feature]:
     marked = mark_idioms(normal_form(text[:MOST_CHARACTERS]).lower())
     words = ["0" if token.isdigit() else token for token in _TOKEN.findall(marked)[:WINDOW]]
     opening = words[:FIRST]
-    found: set[Feature] = {*zip(words), *pairwise(words)}
+    found: set[Feature] = {*words, *pairwise(words)}
     found.update(zip(repeat("~"), opening, opening[1:]), zip(repeat("~"), opening, opening[1:], opening[2:]))
-    found.update(("^", *words[:n]) for n in (1, 2, 3))
-    starts = [i + 1 for i, word in enumerate(words) if word in _ENDS]
-    for i in (0, *starts):
+    found.update((("^", *words[:1]), ("^", *words[:2]), ("^", *words[:3])))
+    for i in (0, *(i + 1 for i, word in enumerate(words) if word in _ENDS)):
         found.update((("$", *words[i : i + 1]), ("$", *words[i : i + 2]), ("$", *words[i : i + 3])))
     if _OPENING.opens(" ".join(marked.split())):
         found.add(("#", "open"))
@@ -72,11 +71,17 @@ class Weights(NamedTuple):
     """By feature; 0 for any other."""
 
 
+def as_feature(name: str) -> Feature:
+    """The feature of a name in the file of weights."""
+    words = name.split(" ")
+    return name if len(words) == 1 else tuple(words)
+
+
 @cache
 def weights() -> Weights:
     """The weights of this package."""
     record = json.loads((files("rhumbline.judging") / "refusal_learned.json").read_text(encoding="utf-8"))
-    return Weights(record["intercept"], {tuple(name.split(" ")): w for name, w in record["weights"].items()})
+    return Weights(record["intercept"], {as_feature(name): w for name, w in record["weights"].items()})
 
 
 def probability(text: str, fitted: Weights) -> float:

@@ -15,6 +15,7 @@ _INVISIBLE = re.compile(
     "\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+_CONTROLS = bytes(i for i in range(128) if _INVISIBLE.match(chr(i)))
 # Underlined, struck-through or enclosed letters. Marks of other scripts have their own blocks and are kept.
 _MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]")
 
@@ -22,7 +23,7 @@ _MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]")
 def normal_form(text: str) -> str:
     """The text with one form for each character that is read in the same way; case and line breaks are kept."""
     if text.isascii():
-        return _INVISIBLE.sub("", text).replace("`", "'")
+        return text.encode().translate(None, _CONTROLS).decode().replace("`", "'")
     # Quotes first: NFKC decomposes an acute accent that stands for an apostrophe into a space and a mark.
     visible = _INVISIBLE.sub("", text).translate(_QUOTES)
     composed = _MARKS.sub("", unicodedata.normalize("NFKC", visible))
