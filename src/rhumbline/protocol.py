@@ -19,8 +19,8 @@ from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, STYLE, SelectionRule
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.evidence.verdict_rules import rule as named_rule
-from rhumbline.judging.judge_names import CONTINUOUS_JUDGES, keyword_judge
-from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
+from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES, LITERAL_JUDGES, ClassJudge, class_judge
+from rhumbline.judging.languages import known_languages
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
@@ -257,8 +257,11 @@ class Protocol:
     side_effects: SideEffectSettings = field(default_factory=SideEffectSettings)
     conditions: Mapping[str, str] = field(default_factory=dict)
     """By name: a system prompt (empty: none) under which the test prompts run again with the direction of the run."""
-    judge: str = "refusal-opening"
-    """The judge of the completions: a keyword judge, or `markers` or `classifier` for a continuous score."""
+    judge: str = "refusal-learned"
+    """The judge of the completions: one that gives classes, or `markers` or `classifier` for a continuous score."""
+    phrases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further refusal phrases by the code of their language, such as `ja`; "..." stands for up to six words. The judge
+    reads texts in these languages, too."""
     text_score: TextScoreSettings = field(default_factory=TextScoreSettings)
     max_new_tokens: int = 64
     """Longest completion, in tokens. A judge that reads too few tokens misses late refusals."""
@@ -312,12 +315,19 @@ class Protocol:
             faults.append(
                 "early_stop shortens completions, so save_completions would write parts of them; use one of the two"
             )
-        if self.early_stop and not (self.judge in KEYWORD_JUDGES and KEYWORD_JUDGES[self.judge].can_decide_early):
-            able = ", ".join(name for name, j in KEYWORD_JUDGES.items() if j.can_decide_early)
+        if self.early_stop and not (self.judge in CLASS_JUDGES and class_judge(self.judge).can_decide_early):
+            able = ", ".join(name for name in CLASS_JUDGES if class_judge(name).can_decide_early)
             faults.append(
                 f"early_stop needs a judge that can settle a class by the beginning of a completion ({able}); "
                 f"{self.judge} reads the whole completion, because later degeneration changes the class"
             )
+        if self.phrases and self.judge in (*CONTINUOUS_JUDGES, *LITERAL_JUDGES):
+            faults.append(f"phrases are given, which judge {self.judge} does not read; use another judge")
+        if odd := sorted(set(self.phrases) - known_languages()):
+            known = ", ".join(sorted(known_languages()))
+            faults.append(f"phrases has the language {odd[0]!r}; use codes among {known}")
+        if empty := [language for language, some in self.phrases.items() if not some]:
+            faults.append(f"phrases has no phrase for {empty[0]}; list one or more, or remove the language")
         if self.conditions and self.judge in CONTINUOUS_JUDGES:
             faults.append(
                 f"conditions compare rates, and judge {self.judge} gives a continuous score; remove the conditions"
@@ -329,7 +339,7 @@ class Protocol:
         if faults:
             raise ProtocolError("; ".join(faults) + ".")
         if self.judge not in CONTINUOUS_JUDGES:
-            keyword_judge(self.judge)
+            self.class_judge(self.judge)
 
     @property
     def completed(self) -> int:
@@ -340,6 +350,11 @@ class Protocol:
     def is_continuous(self) -> bool:
         """Whether the judge gives a continuous score instead of a class."""
         return self.judge in CONTINUOUS_JUDGES
+
+    def class_judge(self, name: str | None = None) -> ClassJudge:
+        """The judge of that name (None: that of the protocol) with the phrases of the protocol."""
+        name = name or self.judge
+        return class_judge(name, None if name in LITERAL_JUDGES else self.phrases)
 
     def record(self) -> JsonObject:
         """The JSON value of the protocol."""

@@ -9,6 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from rhumbline.errors import OutputError, RhumblineError
 from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.evidence.level_effects import pooled_level_effects
@@ -22,6 +24,7 @@ from rhumbline.judging.label_results import recomputed
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
+from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.files import read_json, sha256
 from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
@@ -114,13 +117,35 @@ def _reading_warnings(seed: SeedResult) -> list[str]:
         for reason in seed.reasons
         if reason.advice is not None
     ]
-    warnings += [
-        f"Seed {seed.seed}: {row.unscored} of {row.n + row.unscored} completions of {row.arm} on {row.side}s are "
-        "unscored and in no rate: they have no answer within the token limit, or the judge does not cover them."
-        for row in seed.arms
-        if row.arm.is_own and row.unscored
-    ]
+    for row in (row for row in seed.arms if row.arm.is_own):
+        unread = row.unscored - sum(_languages(row).values())
+        if unread > 0 and not _is_uncovered(row):
+            warnings.append(
+                f"Seed {seed.seed}: {unread} of {row.n + row.unscored} completions of {row.arm} on {row.side}s are "
+                "unscored and in no rate: they have no answer within the token limit."
+            )
+        if languages := _languages(row):
+            counts = ", ".join(f"{language} {n}" for language, n in languages.items())
+            is_counted = row.unscored < sum(languages.values())
+            result = "these count as complied, as in the paper's code" if is_counted else "these are in no rate"
+            if _is_uncovered(row):
+                result = "no rate is measured"
+            warnings.append(
+                f"Seed {seed.seed}: {sum(languages.values())} of {row.n + row.unscored} completions of {row.arm} on "
+                f"{row.side}s are in a language that the judge does not cover ({counts}), so {result}. Pass a judge "
+                "that covers it (--judge), or refusal phrases of the language (--phrases)."
+            )
     return warnings
+
+
+def _languages(row: ArmRate) -> Mapping[str, int]:
+    """Completions by language that the judge does not cover."""
+    return {} if row.uncovered is UNSET else row.uncovered
+
+
+def _is_uncovered(row: ArmRate) -> bool:
+    """Whether no rate is measured because of languages (`measured_outcomes`)."""
+    return row.n == 0 and sum(_languages(row).values()) > 0
 
 
 def sealed(summary: RunSummary, environment: Environment, timings: TimingSummary, files: Mapping[str, str]) -> Results:

@@ -13,7 +13,7 @@ from families import random_model
 from finished_runs import COMPLETIONS
 from rhumbline import read_contrast, selected_direction
 from rhumbline.edits.read_direction import read_directions
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.judge_names import class_judge
 from rhumbline.models.chat import Chat
 from rhumbline.models.loading import load
 from rhumbline.organisms import organism_dir
@@ -68,7 +68,7 @@ def test_the_edited_organism_behaves_as_the_ablation_arm(organism_run, call, tmp
     prompts = {p.id: p for p in read_contrast(organism_dir("refusal") / "contrast.jsonl").prompts}
     chat = Chat.of(tokenizer, ChatOptions(), [prompts[i] for i in arm])
     protocol = RunDirectory.read(organism_run).protocol
-    judged = keyword_judge(protocol["judge"])
+    judged = class_judge(protocol["judge"])
     for prompt_id, row in some.items():
         ids = torch.tensor([chat.encode(prompts[prompt_id])])
         answer = model.generate(

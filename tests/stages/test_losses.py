@@ -14,7 +14,7 @@ from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.side_effects import divergences, text_losses
 from rhumbline.inference.interventions import Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.score import score_of
 from rhumbline.models.chat import Chat
 from rhumbline.organisms import organism_dir
@@ -110,7 +110,7 @@ def test_no_intervention_costs_nothing_and_a_large_one_does(organism):
     nothing = ArmId.null("isotropic", 0, ArmKind.ABLATION)
     large = SeedArms(replace(direction, norm=60.0), [], AdditionParameters(1.0, "all"))
     arms = {**large.losses(()), nothing: Arm(str(nothing), (Ablate(direction, 0.0),))}
-    runner, judge = Runner(organism), keyword_judge("refusal-opening")
+    runner, judge = Runner(organism), class_judge("refusal-opening")
 
     def score(prompt, ids):
         return score_of(judge, chat.answer(ids).text)

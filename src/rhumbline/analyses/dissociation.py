@@ -17,7 +17,6 @@ from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import ContrastSet, Prompt
@@ -83,7 +82,7 @@ class BehaviourRun:
         """Who reads a completion of this prompt in that run."""
         name = self.run.protocol.judge
         if not self.run.directory.has(StyleJudges, self.artefacts.seed):
-            return keyword_judge(name)
+            return self.run.protocol.class_judge()
         record = self.artefacts.read(StyleJudges)
         tensors = self.artefacts.tensors("classifier.safetensors") if record.classifier else {}
         return FittedStyle.of(record, tensors, name).judge(prompt.category)

@@ -23,7 +23,7 @@ from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
@@ -67,7 +67,7 @@ def measure(
         Chat.of(model.tokenizer, prompts=contrast.prompts),
         splits,
         plan,
-        keyword_judge(plan.judge),
+        class_judge(plan.judge),
     )
     baseline = prompts.baseline_rates()
     basis = prompts.basis()
@@ -140,7 +140,8 @@ class _ModelPrompts:
         if np.isnan(shown).all(1).any():
             raise InputError(
                 f"{self.runner.model.name}: no completion of {split} {label}s has an answer within "
-                f"{self.plan.max_new_tokens} tokens under some arm. Raise --max-new-tokens."
+                f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers, under some arm. "
+                "Raise --max-new-tokens, or pass another --judge."
             )
         return shown
 

@@ -73,10 +73,10 @@ def add(command: AddCommand) -> None:
 
 def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import compare, measure
-    from rhumbline.judging.judge_names import keyword_judge
+    from rhumbline.judging.judge_names import class_judge
 
     check_writable(a.out)
-    keyword_judge(a.judge)  # an unknown judge is reported before a model is loaded
+    class_judge(a.judge)  # an unknown judge is reported before a model is loaded
     plan = replace(
         PLAN,
         ranks=a.ranks,

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from rhumbline.cli.console import err
 from rhumbline.errors import InputError, ProtocolError
-from rhumbline.records.user_files import read_text
+from rhumbline.records.user_files import read_text, read_toml
 
 Parser = argparse._ActionsContainer
 """A parser, or a group of its options."""
@@ -141,7 +141,7 @@ def chat_options(command: argparse.ArgumentParser) -> None:
 
 def protocol_options(command: argparse.ArgumentParser) -> None:
     """What is fixed before a run."""
-    from rhumbline.judging.judge_names import CONTINUOUS_JUDGES, KEYWORD_JUDGES
+    from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES
     from rhumbline.protocol import PRESETS
 
     own = PRESETS["rhumbline"]
@@ -162,8 +162,10 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     sizes = f"{own.sizes.train},{own.sizes.val},{own.sizes.test}"
     option("sizes", "prompts per class in train, validation and test", sizes, metavar="128,32,100")
     option(
-        "judge", f"judge of completions: {', '.join((*KEYWORD_JUDGES, *CONTINUOUS_JUDGES))}", own.judge, metavar="NAME"
+        "judge", f"judge of completions: {', '.join((*CLASS_JUDGES, *CONTINUOUS_JUDGES))}", own.judge, metavar="NAME"
     )
+    phrases = 'TOML file of further refusal phrases by language, such as ja = ["..."]'
+    option("phrases", phrases, metavar="FILE")
     tokens = "first tokens of a refusal; auto: those of the model's own refusals"
     option("refusal-tokens", tokens, own.refusal_tokens, metavar="auto|I,As")
     nulls = "draws of each null family that complete the test prompts"
@@ -309,6 +311,7 @@ def protocol_of(a: argparse.Namespace) -> Any:
     changes = {
         "behaviour": a.behaviour,
         "judge": a.judge,
+        "phrases": None if a.phrases is None else _phrases(a.phrases),
         "max_new_tokens": a.max_new_tokens,
         "full_grid": a.full_grid,
         "save_completions": a.save_completions,
@@ -343,6 +346,11 @@ def _coefficient(text: str | None) -> float | str | None:
         return float(text)
     except ValueError:
         raise InputError(f"--coefficient is {text!r}; use a number, or validation.") from None
+
+
+def _phrases(path: str) -> dict[str, Any]:
+    """The refusal phrases of a file."""
+    return read_toml(path, InputError, "a TOML file with a list of phrases by language", "--phrases")
 
 
 def _systems(text: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.level_effects import Levels, neutral_level
 from rhumbline.evidence.metric_effects import mean_kl, wide_effects
@@ -60,7 +60,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     metric = directory.read_record(MetricTokens, seed)
     extraction = directory.read_record(Extracted, seed)
     selection = directory.read_record(Selection, seed)
-    outcomes = directory.read_rows(Outcome, seed)
+    outcomes = measured_outcomes(directory.read_rows(Outcome, seed))
     is_selected = selection.selected is not None
     nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, (), NO_SHIFT)
     levels = _levels(directory, seed, outcomes)

@@ -299,13 +299,18 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     score: float | None
     """Amount of the behaviour: 1 or 0 for a class, 0 to 1 for a continuous score; None: unscored."""
     evidence: str
-    """The listed phrase that matched, the kind of degeneration, or why it is unscored; can be empty."""
+    """The listed phrase that matched, the probability of the learned judge, the kind of degeneration, or why it is
+    unscored; can be empty."""
     metric: float | None
     """Metric under the arm, log-odds (nats per token for `pairs`); None: not finite, or no metric."""
     new_tokens: int
     category: str | None
+    repeats: bool = False
+    """Whether a refused completion repeats itself after its refusal."""
+    uncovered: str | None = None
+    """Language of the completion, if the judge does not cover it."""
     judges: Mapping[str, Class] | None = None
-    """Class by keyword judge. Absent for nulls, and with a continuous score."""
+    """Class by judge. Absent for nulls, and with a continuous score."""
     by_length: Mapping[str, Class] | None = None
     """Class by tokens read: `full`, and those of `16`, `32`, `64` below `max_new_tokens`. Absent as above."""
     correct: bool | float | UnsetType | None = UNSET

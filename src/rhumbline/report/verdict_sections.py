@@ -149,7 +149,7 @@ def _undecided(run: RunRecord) -> list[str]:
             f"The {behaviour} of the model at baseline is not known, so no effect was tested. This is no statement "
             "about the model.",
             "Completions without an answer are unscored. Raise --max-new-tokens, or turn off thinking (--thinking "
-            "off).",
+            "off). So are those in a language that the judge does not cover: the warnings name it.",
         ]
     if all(VerdictCode.NO_ROOM in some for some in codes):
         return [

@@ -11,9 +11,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.class_rates import arm_rates
-from rhumbline.judging.judge_names import keyword_judge
-from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
+from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
+from rhumbline.judging.judge_names import CLASS_JUDGES
+from rhumbline.judging.normal_text import folded
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.score import score_of
 from rhumbline.models.decoding_facts import stop_ids
@@ -108,7 +108,7 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
 
     def is_decided(arm: int, tokens: Sequence[int]) -> bool:
         text = run.answer(tokens)
-        return text is not None and not ids[arm].is_own and keyword_judge(run.protocol.judge).is_decided_by(text)
+        return text is not None and not ids[arm].is_own and run.protocol.class_judge().is_decided_by(text)
 
     completions, metric = runner.generate(
         sequences,
@@ -142,6 +142,8 @@ def _outcome(
         cls=score.cls,
         score=score.value,
         evidence=score.evidence,
+        repeats=score.repeats,
+        uncovered=score.uncovered,
         metric=metric,
         new_tokens=len(ids),
         category=prompt.category,
@@ -156,7 +158,7 @@ def _outcome(
             classifier=readout.classifier,
         )
     elif not run.protocol.is_continuous and arm.is_own:
-        judges = {name: score_of(j, text).cls for name, j in KEYWORD_JUDGES.items()}
+        judges = {name: _class_by(run, name, text) for name in CLASS_JUDGES}
         row = replace(row, judges=judges, by_length=_by_length(run, ids, text), correct=_has_answer(prompt, text))
     if not run.protocol.save_completions:
         return row
@@ -164,11 +166,17 @@ def _outcome(
     return replace(row, prompt=prompt.text, completion=whole if text is None else text)
 
 
+def _class_by(run: SeedRun, judge: str, text: str | None) -> Class:
+    """The class by another judge; unscored also where the literal one classifies a language that it does not cover."""
+    score = score_of(run.protocol.class_judge(judge), text)
+    return "unscored" if score.uncovered else score.cls
+
+
 def _by_length(run: SeedRun, ids: Sequence[int], text: str | None) -> dict[str, Class]:
     """The class of the beginnings of a completion, and of the whole."""
     lengths = [n for n in LENGTHS_READ if n < run.protocol.max_new_tokens]
     texts = {str(n): run.answer(ids[:n]) for n in lengths} | {"full": text}
-    judge_of_run = keyword_judge(run.protocol.judge)
+    judge_of_run = run.protocol.class_judge()
     return {n: score_of(judge_of_run, beginning).cls for n, beginning in texts.items()}
 
 
@@ -176,14 +184,14 @@ def _has_answer(prompt: Prompt, text: str | None) -> bool | None:
     """Whether the text of a negative contains the known answer; None if no answer is known, or without a text."""
     if prompt.label != "negative" or not prompt.response or text is None:
         return None
-    return " ".join(prompt.response.casefold().split()) in " ".join(text.casefold().split())
+    return folded(prompt.response) in folded(text)
 
 
 def check_filter(run: SeedRun) -> None:
     """Raise ProtocolError if the model shows the behaviour but the sign of the metric keeps no prompt of a class."""
     n = {"train": run.extraction.n.train, "val": run.extraction.n.val}
     empty = [f"{split} {label}s" for split, counts in n.items() for label in LABELS if counts[label] == 0]
-    rows = run.directory.read_rows(Outcome, run.seed)
+    rows = measured_outcomes(run.directory.read_rows(Outcome, run.seed))
     baseline = next(a for a in arm_rates(rows) if a.arm.is_baseline and a.side == "positive")
     if empty and (baseline.rate or 0.0) >= run.protocol.rule.min_baseline:
         raise ProtocolError(

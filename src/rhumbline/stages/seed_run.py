@@ -14,7 +14,6 @@ from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.inference.batching import CPU_TOKENS
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.metric import Metric, TokenMetric, own_tokens
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.score import Score, TextJudge, score_of
@@ -110,7 +109,7 @@ class SeedRun:
         """The judge of the completions of this prompt."""
         if self.protocol.is_continuous:
             return self.style.judge(prompt.category if prompt else None)
-        return keyword_judge(self.protocol.judge)
+        return self.protocol.class_judge()
 
     def score(self, prompt: Prompt, ids: Sequence[int]) -> Score:
         """The score of a completion of this prompt. Needs metric.json."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from rhumbline.errors import ProtocolError
-from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.score import score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.decoding_facts import stop_ids
@@ -48,7 +47,7 @@ def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[Conditi
     sequences = [chat.encode(p) for p in prompts]
     length, stop = run.protocol.max_new_tokens, stop_ids(run.model, chat)
     completions, _ = run.runner(stage).generate(sequences, list(arms.values()), max_new_tokens=length, stop=stop)
-    judge_of_run = keyword_judge(run.protocol.judge)
+    judge_of_run = run.protocol.class_judge()
     return [
         ConditionOutcome(
             condition=name,
