@@ -33,7 +33,8 @@ from rhumbline.cli.console import err, printable
 from rhumbline.cli.execute import execute
 
 COMMANDS = (
-    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, label, judge, edit_export, models,
+    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, label, judge, edit_export,
+    models,
 )  # fmt: skip
 """Modules in the order of the help."""
 

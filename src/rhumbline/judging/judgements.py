@@ -111,7 +111,7 @@ def _judge_missing(
     return known, len(queue)
 
 
-def _judged(judge: JudgeCompletions, batch: Sequence["_Completion"]) -> list[Judgement]:
+def _judged(judge: JudgeCompletions, batch: Sequence["Completion"]) -> list[Judgement]:
     """One judgement of each completion; one without an answer is unscored, and the judge does not read it."""
     read = [c for c in batch if c.outcome.has_answer]
     judgements = iter(judge([c.prompt for c in read], [c.completion for c in read]))

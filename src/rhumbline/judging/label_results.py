@@ -232,7 +232,7 @@ def _effects(labels: _Labels, tables: _Tables) -> list[CorrectedEffect]:
 
 def _pairs(tables: _Tables, one: ArmId, other: ArmId, side: Label) -> dict[tuple[Class, Class], float]:
     """The number of prompts by their classes in two arms; a prompt that several seeds test counts once."""
-    classes = [
+    classes: list[tuple[str, Class, Class]] = [
         (prompt, row.cls, table[other, side][prompt].cls)
         for table in tables.values()
         for prompt, row in table.get((one, side), {}).items()
