@@ -8,7 +8,8 @@ import pytest
 
 from rhumbline.errors import ProtocolError
 from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.protocol import PRESETS, Protocol, amend, preset, quick
+from rhumbline.protocol import PRESETS, ExtractionSettings, Protocol, amend, preset, quick
+from rhumbline.records.positions import Position
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -161,3 +162,14 @@ def test_a_quick_protocol_has_the_rule_of_the_whole_one(name):
         # As few draws as the rule permits, and not fewer.
         assert all(1 / (first.nulls.total(f) + 1) <= whole.rule.max_p + 1e-9 for f in whole.rule.families)
     assert quick(first) == first
+
+
+def test_positions_are_checked():
+    assert ExtractionSettings("response:3").response_position == Position.response_token(3)
+    assert ExtractionSettings("response-mean").response_position == Position.response_mean()
+    assert ExtractionSettings("post-instruction").response_position is None
+    for wrong in ("response:0", "response:x", "middle"):
+        with pytest.raises(ProtocolError, match="response:K"):
+            ExtractionSettings(wrong)
+    with pytest.raises(ProtocolError, match="classifier"):
+        amend(preset("style"), {"judge": "classifier", "text_score": {"classifier": False}})

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from rhumbline.engines.jobs import Pool
+from rhumbline.engines.engine import Pool
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner, measured_tokens

@@ -1,10 +1,10 @@
-"""A number that was not measured is printed as such, by every command that prints records."""
+"""Numbers that were not measured, and the progress."""
 
 import math
 
 import pytest
 
-from rhumbline.cli.console import NOT_MEASURED, ends, interval, number
+from rhumbline.cli.console import NOT_MEASURED, Progress, Work, ends, interval, number
 from rhumbline.cli.runs import _print_sites
 from rhumbline.records.positions import Position
 from rhumbline.records.run_files import Discovery
@@ -41,3 +41,30 @@ def test_discover_prints_sites_whose_separation_was_not_measured(capsys):
     measured, unknown = capsys.readouterr().out.splitlines()[2:4]
     assert measured.split() == ["-1", "0", "0.750", "0.500", "2"]
     assert unknown.split() == ["-1", "1", *NOT_MEASURED.split() * 3]
+
+
+def test_one_bar_shows_the_share_of_the_whole_run(capsys):
+    work = [Work("extraction", 10, 100), Work("nulls", 100, 300), Work("extraction", 10, 100), Work("nulls", 100, 500)]
+    progress = Progress(work)
+    try:
+        progress("extraction", None)
+        progress("extraction", 5)
+        assert progress.finished == 50
+        progress("extraction", 20)  # more rows than expected do not count
+        assert progress.finished == 100
+        progress("nulls", None)
+        progress("nulls", 10)
+        progress("nulls", None)  # the next part of the same stage
+        progress("nulls", 10)
+        assert progress.finished == 160
+        progress("report", None)  # a stage that is not expected; nulls count as whole
+        assert progress.finished == 400
+        progress("nulls", None)  # the second seed, whose extraction was resumed
+        assert progress.finished == 500
+        progress("nulls", 100)
+        assert progress.finished == 1000
+    finally:
+        progress.close()
+    printed = capsys.readouterr().err
+    assert "nulls: ended early, 20 of 100 expected rows were needed" in " ".join(printed.split())
+    assert printed.count("ended early") == 1

@@ -1,4 +1,4 @@
-"""A control vector in llama.cpp itself: its logits are those of our hooks. Needs llama-cpp-python, which few have."""
+"""A control vector in llama.cpp gives the logits of the hooks. Needs llama-cpp-python."""
 
 import ctypes
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from families import random_model
+from make_directions import make_directions
 from rhumbline.edits.export import ExportOptions, export
-from rhumbline.edits.read_direction import ImportedDirections
 from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
-from rhumbline.records.edit_file import DirectionOrigin
-from rhumbline.records.positions import Position
 from tolerances import tolerance
 
 pytestmark = pytest.mark.slow
@@ -21,7 +19,7 @@ PROMPTS = [[5, 9, 70, 11, 33, 8], [7, 100, 3], [9, 61, 2, 44, 17, 90, 4, 4, 4, 5
 
 
 def write_gguf(model, path):
-    """A tiny Llama as llama.cpp reads it: float32, without a vocabulary of words."""
+    """Write a tiny Llama for llama.cpp: float32, without a vocabulary."""
     gguf = pytest.importorskip("gguf")
     c = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -50,7 +48,7 @@ def write_gguf(model, path):
             _, _, layer, *inner = owner.split(".")
             stored = f"blk.{layer}.{names['.'.join(inner)]}"
         if "attn_q" in stored or "attn_k" in stored:
-            # Llama rotates pairs of neighbours there, and halves here.
+            # llama.cpp rotates pairs of neighbours, transformers rotates halves.
             heads = len(tensor) // c.head_dim
             tensor = tensor.reshape(heads, 2, c.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
         writer.add_tensor(f"{stored}.weight", tensor.float().contiguous().numpy())
@@ -61,7 +59,7 @@ def write_gguf(model, path):
 
 
 class LlamaCpp:
-    """The few calls of llama.cpp that are needed."""
+    """The calls of llama.cpp that the test needs."""
 
     def __init__(self, api, path):
         self.api = api
@@ -69,7 +67,7 @@ class LlamaCpp:
         self.model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 64, 64, 1, 1
-        # Keys and values at 16 bits are its default; we compare rounding only.
+        # The default is keys and values at 16 bits; here only rounding may differ.
         params.type_k = params.type_v = api.GGML_TYPE_F32
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
@@ -80,15 +78,15 @@ class LlamaCpp:
         assert self.api.llama_set_adapter_cvec(self.context, data, len(buffer), width, first, last) == 0
 
     def logits(self, ids):
-        """Of the last token."""
+        """Logits of the last token."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         tokens = (self.api.llama_token * len(ids))(*ids)
         assert self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(ids))) == 0
-        found = self.api.llama_get_logits_ith(self.context, -1)
-        return torch.tensor([found[i] for i in range(self.vocab_size)])
+        logits = self.api.llama_get_logits_ith(self.context, -1)
+        return torch.tensor([logits[i] for i in range(self.vocab_size)])
 
 
-def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokenizer):
+def test_a_control_vector_in_llama_cpp_has_the_effect_of_the_hook(tmp_path, tokenizer):
     api = pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
     model = random_model("llama", vocab_size=256, gains=True, attention_bias=False, tie_word_embeddings=False)
@@ -102,16 +100,14 @@ def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokeniz
 
     for ids in PROMPTS:
         torch.testing.assert_close(theirs.logits(ids), ours(ids), **tolerance())
-    vector = 3 * torch.randn(width, generator=torch.Generator().manual_seed(4))
+    vector = make_directions(width=width).vectors[0]
     for layer in (2, 3):
         file = tmp_path / f"vector-{layer}.gguf"
-        found = ImportedDirections(
-            vector[None], layer, Position(-1), "somewhere", DirectionOrigin(model_type="llama", n_layers=depth)
-        )
-        export(found, "gguf", file, ExportOptions(coefficient=1.5))
+        directions = make_directions(layer, width=width, n_layers=depth)
+        export(directions, "gguf", file, ExportOptions(coefficient=1.5))
         (tensor,) = gguf.GGUFReader(str(file)).tensors
         at = int(tensor.name.removeprefix("direction."))
-        # llama.cpp's buffer begins at layer 1; layer 0 cannot be steered.
+        # The buffer of llama.cpp begins at layer 1; layer 0 cannot be steered.
         buffer = [0.0] * (width * (depth - 1))
         buffer[(at - 1) * width : at * width] = tensor.data.tolist()
         theirs.steer(buffer, width, at, at)

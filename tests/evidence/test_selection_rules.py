@@ -13,6 +13,7 @@ from rhumbline.errors import ProtocolError
 from rhumbline.evidence.selection_rules import (
     ARDITI2024,
     BLOG2026,
+    STYLE,
     SelectionRule,
     choose,
     count_discards,
@@ -172,3 +173,13 @@ def test_a_screen_keeps_the_best_of_two_orders():
     assert screened(estimates, 3) == [1, 3, 4]
     assert screened(estimates, 99) == list(range(6))
     assert screened([None, Estimates(float("nan"), 1.0), estimates[0]], 2) == [2]
+
+
+def test_without_induce_and_kl_a_candidate_that_removes_the_behaviour_survives():
+    table = [Candidate(Position(0), 2, -1.0, -0.2, 0.6, content=1.0, moved=0.9)]
+    assert choose(table, 10, STYLE).selected is None
+    selected = choose(table, 10, STYLE.without_induce_and_kl()).selected
+    assert selected is not None
+    assert selected.layer == 2
+    (lost,) = choose([replace(table[0], content=0.5)], 10, STYLE.without_induce_and_kl()).candidates
+    assert lost.discarded is Discard.LOSES_CONTENT

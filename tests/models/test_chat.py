@@ -369,3 +369,9 @@ def test_a_batch_gives_its_sequences_back(sequences):
 def test_a_batch_without_tokens_is_refused(sequences):
     with pytest.raises(ValueError, match="at least one token"):
         token_batch(sequences, pad_id=0)
+
+
+def test_a_response_without_own_tokens_is_refused(family_model):
+    chat = Chat.of(family_model("qwen2").tokenizer)
+    with pytest.raises(TemplateError, match="tokens of its own"):
+        chat.response_tokens(Prompt("Describe the sea.", "positive", "a"), " ")

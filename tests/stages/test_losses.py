@@ -26,6 +26,7 @@ from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, Ar
 from rhumbline.records.files import read_json, read_rows
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.losses import Reading, loss_rows
+from sampled_contrast import sampled_contrast
 from tolerances import WITH_SOFTMAX, near
 
 SYSTEM = "You are a careful clerk."
@@ -53,9 +54,7 @@ def organism():
 
 @pytest.fixture(scope="module")
 def contrast():
-    """Sampled anew, so that the test split is as small as the protocol says."""
-    found = read_contrast(organism_dir("refusal") / "contrast.jsonl")
-    return replace(found, prompts=tuple(p for p in found.prompts if p.split is None))
+    return sampled_contrast(read_contrast(organism_dir("refusal") / "contrast.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,8 @@ def test_the_loss_of_the_baseline_is_the_models_own(organism):
     """transformers' own loss on one text is the mean that the rows give."""
     chat, texts = Chat.of(organism.tokenizer), loss_texts("refusal")
     sources = Reading(chat, 6, 256).text(texts)
-    for row, text in zip(loss_rows(Runner(organism), "text", sources, NO_ARMS), texts.documents, strict=False):
+    assert len(sources) == 6
+    for row, text in zip(loss_rows(Runner(organism), "text", sources, NO_ARMS), texts.documents[:6], strict=True):
         ids = torch.tensor([organism.tokenizer(text)["input_ids"]])
         with torch.no_grad():
             theirs = float(organism.model(input_ids=ids, labels=ids).loss)
@@ -88,9 +88,9 @@ def test_only_the_tokens_of_an_answer_count(organism):
     """The loss of a response does not hold the prompt's; -100 is transformers' mark for a token that does not count."""
     chat, texts = Chat.of(organism.tokenizer), loss_texts("refusal")
     sources = Reading(chat, 6, 256).responses(texts, [])
-    for row, (_, document, _), exchange in zip(
-        loss_rows(Runner(organism), "responses", sources, NO_ARMS), sources, texts.exchanges, strict=False
-    ):
+    rows = list(loss_rows(Runner(organism), "responses", sources, NO_ARMS))
+    assert len(rows) == 6
+    for row, (_, document, _), exchange in zip(rows, sources, texts.exchanges[:6], strict=True):
         ids = torch.tensor([document.ids])
         assert organism.tokenizer.decode(document.ids[document.start :]) == exchange.response
         labels = ids.clone()

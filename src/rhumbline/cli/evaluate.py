@@ -39,18 +39,18 @@ def add(command: AddCommand) -> None:
 def _evaluate(a: argparse.Namespace) -> int:
     # The notes of the harness on models in memory and on defaults of task files do not concern a user of this command.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evals.evaluate import Benchmarks, Settings, evaluate, planned, task_manager
+    from rhumbline.evals.evaluate import Evaluation, evaluate, planned, task_manager
     from rhumbline.report import build as report
     from rhumbline.stages.finished_run import open_run
 
     run = open_run(a.run)
-    settings = Settings(run.artefacts(a.seed).seed, a.limit, a.fewshot, a.chat)
     tasks, arms = (tuple(filter(None, text.split(","))) for text in (a.tasks, a.arms))
-    benchmarks = Benchmarks(tasks, a.include_path, a.batch_size)
-    task_manager(benchmarks)  # unknown tasks are reported before a large model is loaded
+    run.artefacts(a.seed)  # an unknown seed is reported before a large model is loaded
+    evaluation = Evaluation(tasks, a.include_path, a.seed, a.limit, a.fewshot, a.chat, a.batch_size)
+    task_manager(evaluation)  # unknown tasks are reported before a large model is loaded
     if a.plan:
         n_arms = len({BASELINE, *map(ArmId.parse, arms)} | ({EDITED} if a.edited else set()))
-        for task in planned(benchmarks, settings):
+        for task in planned(evaluation):
             requests = f"{task.requests} requests x {n_arms} arms, {task.words * n_arms:,} words"
             say(f"{task.task}: {task.documents} documents, {requests}")
         return 0
@@ -60,9 +60,8 @@ def _evaluate(a: argparse.Namespace) -> int:
     comparison = evaluate(
         a.run,
         load_model(a, a.model or recorded.name),
-        benchmarks,
+        evaluation,
         arms,
-        settings,
         edited=load_model(a, a.edited) if a.edited else None,
         progress=note,
     )

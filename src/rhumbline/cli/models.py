@@ -46,7 +46,7 @@ def _list(a: argparse.Namespace) -> int:
     del a
     table = table_of(("name", "origin", "expected verdict", "description"))
     for organism in list_organisms():
-        origin = "trained, embedded" if organism.is_embedded else "written"
+        origin = "trained, embedded" if organism.is_embedded else "planted"
         table.add_row(organism.name, origin, organism.expected, organism.sentence)
     out.print(table)
     return 0

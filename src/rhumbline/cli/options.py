@@ -213,7 +213,7 @@ def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
 
 def engine_of(a: argparse.Namespace) -> Any:
     """The engine of a command. Raises InputError."""
-    from rhumbline.engines.jobs import engine
+    from rhumbline.engines.engine import engine
 
     if a.gpus_per_replica < 0:
         raise InputError(f"--gpus-per-replica is {a.gpus_per_replica:g}; use 0 or more.")

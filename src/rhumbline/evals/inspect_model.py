@@ -1,14 +1,13 @@
 """An arm of a run as a model of Inspect AI: `inspect eval task.py --model rhumbline/RUN -M arm=ablation`.
 
-Chat messages in, the greedy completion under the arm out. The entry point `inspect_ai` registers it; needs the extra
-`inspect`. Temperature, tools and several choices are errors, because arms were measured with greedy decoding of text.
+It completes chats greedily under the arm. The entry point `inspect_ai` registers it; needs the extra `inspect`.
+Temperature, tools and several choices raise InputError, because arms were measured with greedy decoding of text.
 Independent of tasks.
 """
 
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -37,14 +36,9 @@ ARGUMENTS = ("arm", "seed", "model", "device", "dtype")
 """Arguments of a model name, or of `-M`."""
 
 
-def arm_of_run(path: str | Path, name: str, seed: int | None = None) -> Arm:
-    """An arm by its name in outcomes.jsonl; InputError if the run has no such arm."""
-    return open_run(path).arms(seed).arm(ArmId.parse(name))
-
-
 @dataclass
 class _Request:
-    """One chat that a completion is generated for."""
+    """One chat, and its completion."""
 
     ids: list[int]
     max_tokens: int
@@ -109,8 +103,11 @@ class RhumblineAPI(ModelAPI):
             raise InputError(
                 f"rhumbline/{path}: unknown arguments {', '.join(unknown)}. Use some of {', '.join(ARGUMENTS)}."
             )
-        arm = arm_of_run(path, str(arguments.get("arm", "baseline")), _seed(path, arguments.get("seed")))
+        seed = arguments.get("seed")
+        if seed is not None and not str(seed).isdecimal():
+            raise InputError(f"rhumbline/{path}: seed is {seed!r}. Use a seed of the run.")
         run = open_run(path)
+        arm = run.arms(None if seed is None else int(seed)).arm(ArmId.parse(str(arguments.get("arm", "baseline"))))
         self.protocol = run.protocol
         inputs = RunInputs(arguments.get("model"), device=arguments.get("device"), dtype=arguments.get("dtype"))
         model = run.model(inputs)
@@ -122,12 +119,8 @@ class RhumblineAPI(ModelAPI):
     ) -> ModelOutput:
         """The greedy completion of a chat under the arm."""
         del tool_choice
-        options = {
-            "tools": bool(tools),
-            "temperature": bool(config.temperature),
-            "num_choices": (config.num_choices or 1) > 1,
-        }
-        if unsupported := [name for name, is_used in options.items() if is_used]:
+        used = {"tools": tools, "temperature": config.temperature, "num_choices": (config.num_choices or 1) > 1}
+        if unsupported := [name for name, is_used in used.items() if is_used]:
             raise InputError(
                 f"rhumbline decodes text greedily and does not support {', '.join(unsupported)}. Leave them out."
             )
@@ -152,15 +145,6 @@ class RhumblineAPI(ModelAPI):
         if chat.system is not None and all(t["role"] != "system" for t in turns):
             turns.insert(0, {"role": "system", "content": chat.system})
         return self.chat.encode_messages(turns, "the messages")
-
-
-def _seed(path: str, value: object) -> int | None:
-    """The seed of the arguments, a number or its text."""
-    if value is None:
-        return None
-    if not str(value).isdecimal():
-        raise InputError(f"rhumbline/{path}: seed is {value!r}. Use a seed of the run.")
-    return int(str(value))
 
 
 @modelapi(name="rhumbline")

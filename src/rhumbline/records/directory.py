@@ -46,6 +46,10 @@ _WRITTEN_LATER = (
 )  # fmt: skip
 
 
+class InUseError(OutputError):
+    """Another process holds the directory."""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """An open run directory: where it is and the protocol that everything in it was made under."""
@@ -234,7 +238,7 @@ def _check_empty(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a directory for this process; create it if it is missing. Raises OutputError if another process holds it.
+    """Hold a directory for this process; create it if it is missing. Raises InUseError if another process holds it.
 
     The operating system releases the lock when the process ends, so a lock file of a killed process holds nothing.
     """
@@ -243,7 +247,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise OutputError(
+        raise InUseError(
             f"{folder} is in use by another rhumbline process. Wait for it, or pass another --out."
         ) from None
     except (OSError, NotImplementedError) as error:

@@ -18,14 +18,14 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
 
 
-def test_the_sweep_file_is_one(tmp_path):
+def test_the_sweep_file_is_valid(tmp_path):
     (text,) = blocks("toml")
     assert "seeds" in tomllib.loads(text)
     (tmp_path / "sweep.toml").write_text(text)
     assert len(read_sweep(tmp_path / "sweep.toml").cells()) == 9
 
 
-def test_the_slurm_script_is_bash(tmp_path):
+def test_the_slurm_script_is_valid_bash(tmp_path):
     (text,) = blocks("bash")
     script = tmp_path / "job.sh"
     script.write_text(text)
@@ -38,7 +38,7 @@ def test_the_slurm_script_is_bash(tmp_path):
     assert "RAY_AUTH_MODE=token" in text
 
 
-def test_the_ray_job_has_what_kuberay_asks_for():
+def test_the_ray_job_has_the_fields_of_kuberay():
     (text,) = blocks("yaml")
     job = yaml.safe_load(text)
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
@@ -66,6 +66,6 @@ def test_the_ray_job_has_what_kuberay_asks_for():
 def test_the_commands_in_the_recipes_exist(source):
     (text,) = blocks(source)
     (line,) = re.findall(r"(?:entrypoint: |^)rhumbline (sweep .*?)(?: &)?$", text, re.MULTILINE)
-    given = parser().parse_args(line.replace('"', "").split())
-    assert given.engine == "ray"
-    assert given.gpus_per_replica == 1
+    options = parser().parse_args(line.replace('"', "").split())
+    assert options.engine == "ray"
+    assert options.gpus_per_replica == 1
