@@ -153,7 +153,8 @@ def test_an_adapter_in_the_directory_of_its_base(adapter, base, tmp_path):
     shutil.copytree(base, tmp_path / "whole")
     for name in (WEIGHTS, "adapter_config.json"):
         shutil.copy(folder / name, tmp_path / "whole" / name)
-    whole, apart, plain = (load(str(place), device="cpu").model(IDS).logits for place in (tmp_path / "whole", folder, base))
+    places = (tmp_path / "whole", folder, base)
+    whole, apart, plain = (load(str(place), device="cpu").model(IDS).logits for place in places)
     assert torch.equal(whole, apart)
     assert not torch.equal(whole, plain)
     both(without(SECOND))(tmp_path / "whole")
