@@ -18,46 +18,6 @@ pytestmark = pytest.mark.slow
 PROMPTS = [[5, 9, 70, 11, 33, 8], [7, 100, 3], [9, 61, 2, 44, 17, 90, 4, 4, 4, 52]]
 
 
-def write_gguf(model, path):
-    """Write a tiny Llama for llama.cpp: float32, without a vocabulary."""
-    gguf = pytest.importorskip("gguf")
-    c = model.config
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_dimension_count(c.head_dim)
-    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
-    names = {
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
-    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    for name, tensor in model.state_dict().items():
-        owner = name.removesuffix(".weight")
-        if owner in outer:
-            stored = outer[owner]
-        else:
-            _, _, layer, *inner = owner.split(".")
-            stored = f"blk.{layer}.{names['.'.join(inner)]}"
-        if "attn_q" in stored or "attn_k" in stored:
-            # llama.cpp rotates pairs of neighbours, transformers rotates halves.
-            heads = len(tensor) // c.head_dim
-            tensor = tensor.reshape(heads, 2, c.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(f"{stored}.weight", tensor.float().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 class LlamaCpp:
     """The calls of llama.cpp that the test needs."""
 
@@ -89,6 +49,8 @@ class LlamaCpp:
 def test_a_control_vector_in_llama_cpp_has_the_effect_of_the_hook(tmp_path, tokenizer):
     api = pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
+    from make_gguf import write_gguf
+
     model = random_model("llama", vocab_size=256, gains=True, attention_bias=False, tie_word_embeddings=False)
     write_gguf(model, tmp_path / "model.gguf")
     theirs, chat_model = LlamaCpp(api, tmp_path / "model.gguf"), proving.prove(model, tokenizer, "llama")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 
 from rhumbline.cli.console import WRITTEN_COST, Work, out, say, table_of
-from rhumbline.cli.options import source_of
+from rhumbline.cli.options import quieten, source_of
 
 GIB = 2**30
 
@@ -19,6 +19,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     from rhumbline.models.loading import check_checkpoint, check_dtype, dtype_of, read_head
     from rhumbline.models.places import places_of
 
+    quieten()
     source = source_of(a)
     check_dtype(source.dtype)
     with places_of(source) as places:

@@ -19,7 +19,7 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 """Adds a command: its name, the function that executes it, and its help."""
 Changes = dict[str, Any]
 """Fields of a record that options change, by name."""
-MODEL_HELP = "hub name, directory or organism:NAME"
+MODEL_HELP = "hub name, directory, .gguf file or organism:NAME"
 
 
 # -- single options ---------------------------------------------------------------------------------------------------
@@ -242,18 +242,25 @@ def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parall
 def prepare(model: str) -> None:
     """Print that a model is being loaded, and set this process up for it."""
     import torch
-    from transformers.utils import logging as transformers_logging
 
     from rhumbline.models.processor import use_fastest_threads
     from rhumbline.models.sources import ORGANISM
 
-    transformers_logging.disable_progress_bar()
+    quieten()
     err.print(f"[dim]loading {escape(model)}[/]")
     if model.startswith(ORGANISM):
         # Organisms are tiny: a second thread saves little on free cores and costs much on busy ones.
         torch.set_num_threads(1)
     else:
         use_fastest_threads()
+
+
+def quieten() -> None:
+    """Turn off the progress bars of transformers, and its tables of faulty tensors, which errors name."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def chat_changes(a: argparse.Namespace) -> Changes:

@@ -4,7 +4,6 @@ Every tensor of the file must have a place in the model, and every place must ge
 model is loaded.
 """
 
-import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 from rhumbline.errors import ModelError
 from rhumbline.models.weight_files import extra, listed, one_line, safetensors_header
+from rhumbline.records.user_files import read_json
 
 CONFIG = "adapter_config.json"
 
@@ -28,10 +28,7 @@ class Base(NamedTuple):
 
 def base_of(name: str, config: Path) -> Base:
     """The base that adapter_config.json names; ModelError if it names none. `name` is the adapter's, for messages."""
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: {CONFIG} cannot be read ({one_line(error)}). Download the adapter again.") from error
+    content = read_json(config, ModelError, "the config of an adapter")
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
     if not isinstance(base, str) or not base:
         raise ModelError(

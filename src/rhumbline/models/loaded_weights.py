@@ -18,7 +18,7 @@ from rhumbline.models.places import Places, file_of
 from rhumbline.models.proving import decoder_blocks
 from rhumbline.models.weight_files import listed, stored_tensors
 from rhumbline.records.edit_file import FILE as EDIT_RECORD
-from rhumbline.records.files import read_json
+from rhumbline.records.user_files import read_json
 
 log = logging.getLogger("rhumbline")
 
@@ -107,7 +107,7 @@ def check_tied(places: Places, model: Any) -> None:
 def _untied_by_edit(places: Places) -> bool:
     """Whether rhumbline untied the head of a checkpoint whose config ties other weights by the same entry."""
     path = file_of(places.whole, EDIT_RECORD, places.revision)
-    return path is not None and bool(read_json(path).get("untied"))
+    return path is not None and bool(read_json(path, ModelError, "the record of an edit").get("untied"))
 
 
 # -- values -----------------------------------------------------------------------------------------------------------

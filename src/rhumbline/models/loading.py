@@ -5,7 +5,6 @@ prompts and of what is done with a model.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +25,7 @@ from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source
 from rhumbline.models.vocabulary import check_vocabulary
 from rhumbline.models.weight_files import integer_matrices, listed, one_line, stored_tensors
-from rhumbline.records.files import read_json
+from rhumbline.records.user_files import read_json
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads")
 """Fields of a config that are at least 1. Every config has the first three, some under other names in its file."""
@@ -103,7 +102,7 @@ def read_config(places: Places) -> Any:
             config = AutoConfig.from_pretrained(**places.arguments())
         except ArithmeticError:
             # Configs divide by their sizes. The file says which of them is faulty.
-            _check_numbers(name, read_json(Path(places.whole) / "config.json"))
+            _check_numbers(name, read_json(Path(places.whole) / "config.json", ModelError, "a config"))
             raise
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
@@ -129,8 +128,8 @@ def _check_numbers(name: str, values: Mapping[str, Any]) -> None:
 def _check_generation_config(places: Places) -> None:
     """Raise if generation_config.json is no JSON object: transformers would go on without it."""
     path = file_of(places.whole, "generation_config.json", places.revision)
-    if path is not None and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-        raise ValueError(f"{path.name} is not a JSON object")
+    if path is not None and not isinstance(read_json(path, ModelError, "a generation config"), dict):
+        raise ModelError(f"{path} is not a JSON object. Restore it, or remove it to decode without one.")
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -196,10 +195,10 @@ def check_dtype(name: str) -> None:
 
 
 def _check_files(places: Places, config: Any) -> None:
-    """ModelError where weight files on this machine are missing, cut off, or quantised without their config."""
-    if places.weights is None:
-        return
-    stored = stored_tensors(places.weights)
+    """ModelError where weight files of a path are missing, cut off, or quantised without their config."""
+    if not Path(places.whole).exists():
+        return  # a hub name, whose files transformers downloads
+    stored = stored_tensors(Path(places.whole))
     integers = [] if places.gguf else list(integer_matrices(stored))
     if integers and getattr(config, "quantization_config", None) is None:
         raise ModelError(

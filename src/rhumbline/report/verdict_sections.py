@@ -55,8 +55,9 @@ def header(run: RunRecord) -> Html:
 
 
 def model_line(model: ModelFacts) -> str:
-    """Format class, depth, width and dtype of a model."""
-    return f"{model.cls}, {model.n_layers} layers × {model.d_model}, {model.dtype}"
+    """Format class, depth, width and dtype of a model, and the stored format if it was dequantised."""
+    dequantised = f", dequantised from {model.dequantised}" if model.dequantised else ""
+    return f"{model.cls}, {model.n_layers} layers × {model.d_model}, {model.dtype}{dequantised}"
 
 
 # -- verdict ----------------------------------------------------------------------------------------------------------
