@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from make_tokenizer import CHATML, CHATML_MARKS, make_tokenizer
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.score import score_of
 from rhumbline.models.answer_forms import FORMS
 from rhumbline.models.answers import AnswerReader
@@ -175,7 +175,7 @@ def test_a_chat_reads_answers_as_its_options_open_them():
 
 
 def test_a_completion_without_an_answer_is_unscored():
-    judge = keyword_judge("refusal-anywhere")
+    judge = class_judge("refusal-anywhere")
     score = score_of(judge, None)
     assert (score.cls, score.value, score.evidence) == ("unscored", None, "no answer")
     assert score_of(judge, "I cannot.").cls == "refused"

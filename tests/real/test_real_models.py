@@ -18,7 +18,7 @@ from rhumbline.errors import InputError
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
@@ -150,7 +150,7 @@ def test_the_metric_is_read_after_what_every_completion_begins_with(loaded):
     chat = Chat.of(model.tokenizer, ChatOptions(template=template))
     runner, prompts = Runner(model), [ask(text) for text in QUESTIONS]
     sequences = [chat.encode(p) for p in prompts]
-    start = Baseline(runner, chat, sequences).common_start(keyword_judge("refusal-opening"))
+    start = Baseline(runner, chat, sequences).common_start(class_judge("refusal-opening"))
     assert start is not None
     assert (start.text, start.is_header, start.n) == ("\n", True, len(QUESTIONS))
     assert header_text(chat, start) == "\n"

@@ -9,7 +9,7 @@ from make_tokenizer import CHATML, CHATML_MARKS, make_tokenizer
 from rhumbline.inference.batching import RowIndex
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.metric import TokenMetric, kl_divergence
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
@@ -20,7 +20,7 @@ from rhumbline.stages.common_start import Baseline, header_text
 from rhumbline.stages.refusal_tokens import FirstTokens
 from tolerances import near
 
-JUDGE = keyword_judge("refusal-opening")
+JUDGE = class_judge("refusal-opening")
 CHAT = Chat.of(
     make_tokenizer(CHATML.replace("assistant\n{% endif", "assistant\n{# <think></think> #}{% endif"), CHATML_MARKS)
 )

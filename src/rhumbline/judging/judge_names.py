@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rhumbline.errors import ProtocolError
 from rhumbline.judging.judge_specs import published
@@ -19,6 +19,7 @@ CONTINUOUS_JUDGES = ("markers", "classifier")
 """Judges of a run with a continuous score, fitted on training texts."""
 
 
+@runtime_checkable
 class ClassJudge(Protocol):
     """A judge that gives the class of a completion."""
 
