@@ -24,7 +24,7 @@ def test_without_options_the_protocol_is_the_preset(name):
 def test_a_switch_sets_its_field_and_its_absence_keeps_that_of_the_file(field, tmp_path):
     config = tmp_path / "experiment.toml"
     config.write_text(f"{field} = true\n")
-    judge = ("--judge", "refusal-anywhere")  # a class that is certain before the end, as an early stop needs
+    judge = ("--judge", "refusal-anywhere-literal")  # an early stop needs a class that is certain before the end
     assert not getattr(protocol_of(parsed(*judge)), field)
     assert getattr(protocol_of(parsed(*judge, SWITCHES[field])), field) is True
     assert getattr(protocol_of(parsed(*judge, "--config", str(config))), field) is True
