@@ -113,7 +113,7 @@ class Setting:
 
 
 GRID = tuple(
-    Setting(*values) for values in itertools.product((0.1, 0.3), (0.01, 0.03, 0.1), (False, True), (0.0, 0.5), (2, 3))
+    Setting(*values) for values in itertools.product((0.1, 0.3), (0.01, 0.03), (False, True), (0.0, 0.5), (2, 3))
 )
 
 
