@@ -2,8 +2,9 @@
 
     python benchmarks/recorded_rates.py --authors DIR --tokenizer DIR/tokenizer.json
 
-`--authors` is a clone of andyrdt/refusal_direction. Each cell is the rate of refusals in percent, of whole completions
-(up to 512 tokens) or of their first 64 tokens; the recorded class is that of the whole completion by substring matching.
+`--authors` is a clone of andyrdt/refusal_direction. Each cell is the rate of refusals in percent, of whole
+completions (up to 512 tokens) or of their first 64 tokens; the recorded class is that of the whole completion by
+substring matching.
 """
 
 import argparse
