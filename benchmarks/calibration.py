@@ -1,12 +1,12 @@
-"""How often the verdict is wrong: the whole procedure, many times, on models whose truth is known.
+"""Measure how often the verdict is wrong, by runs on many models with a known truth.
 
     python benchmarks/calibration.py run  [--out FILE] [--first 30000] [--only null] [--minutes 60]
     python benchmarks/calibration.py show [--out FILE]      tables on standard output, figures beside the file
 
 FILE is docs/calibration/runs.jsonl unless another is named.
-One line of JSON per run, written when the run ends: an interrupted study goes on where it was. The runs are a list that
-depends on `--first` alone (their seeds count from there), so that a rule can be tuned on other seeds than it is
-reported on: tuning used 500, 10000 and 20000, docs/calibration.md says which are reported. One process, one thread.
+One line of JSON per run is written when the run ends, so an interrupted study resumes. The list of runs depends on
+`--first` only (their seeds start there), so that a rule is tuned on other seeds than those that are reported: tuning
+used 500, 10000 and 20000, and docs/calibration.md states which are reported. One process, one thread.
 """
 
 import argparse
@@ -58,22 +58,22 @@ def protocol_of(case: Case) -> Protocol:
 def contrast_of(case: Case, folder: Path) -> ContrastSet:
     """The prompts of the model, with the labels of the case."""
     if case.planted is not None and case.planted.negative_rate > 0:
-        # Both classes name the same charms: now and then a sentence falls into both. It is kept where it came first.
+        # Both classes name the same charms, so a sentence can occur in both. The first occurrence is kept.
         rows = [json.loads(line) for line in (folder / "contrast.jsonl").read_text().splitlines()]
         first = {row["prompt"]: row["label"] for row in reversed(rows)}
         return contrast_from_prompts(
             *([p for p, label in first.items() if label == c] for c in ("positive", "negative"))
         )
-    found = read_contrast(folder / "contrast.jsonl")
+    contrast = read_contrast(folder / "contrast.jsonl")
     if case.labels == "true":
-        return found
+        return contrast
     rng = random.Random(case.seed)
-    prompts = list(found.prompts)
+    prompts = list(contrast.prompts)
     rng.shuffle(prompts)
     if case.labels == "permuted":
         return contrast_from_prompts([p.text for p in prompts[::2]], [p.text for p in prompts[1::2]])
     if case.labels == "mixed":
-        # Three quarters of either class are what the model refuses: the labels say nothing of it.
+        # The model refuses three quarters of each class, so the labels do not determine refusal.
         by_class = [[p.text for p in prompts if p.label == c] for c in ("positive", "negative")]
         cut = 3 * min(map(len, by_class)) // 8
         refused, answered = by_class[0][: 2 * cut], by_class[1][: 2 * (cut // 3)]
@@ -85,14 +85,14 @@ def contrast_of(case: Case, folder: Path) -> ContrastSet:
 
 
 def extended(folder: Path) -> Path:
-    """The organism whose refusals come late, trained on first use (two minutes)."""
+    """The organism `extended`, trained on first use (two minutes)."""
     if not (folder / "contrast.jsonl").is_file():
-        train("extended", folder, seed=7)  # the study was made before seed 0 was shipped
+        train("extended", folder, seed=7)  # the study is older than the embedded organism with seed 0
     return folder
 
 
 def study(case: Case) -> dict[str, Any]:
-    """One run, in a folder that is thrown away."""
+    """One run, in a temporary folder."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         if "extended" in case.kind:
@@ -106,7 +106,7 @@ def study(case: Case) -> dict[str, Any]:
         try:
             result = run(model, contrast_of(case, folder), out, protocol_of(case), page=False)
         except ProtocolError as error:
-            # The instrument says that its metric reads nothing here: no verdict, and no claim.
+            # The metric cannot be evaluated on this model, so there is no verdict.
             return {"name": case.name, "group": case.group, "kind": case.kind, "n": case.n, "verdict": "NO-VERDICT",
                     "blog2026": "NO-VERDICT", "reason": str(error)[:120], "alone": {}, "effects": {},
                     "cosine": None, "spec": spec_of(case),
@@ -121,7 +121,7 @@ def study(case: Case) -> dict[str, Any]:
 
 
 def spec_of(case: Case) -> dict[str, Any] | None:
-    """What was planted."""
+    """The parameters of the planted model."""
     names = ("effect", "noise", "d_model", "axes", "jitter", "overlap", "fragile")
     return None if case.planted is None else {name: getattr(case.planted, name) for name in names}
 
@@ -163,7 +163,7 @@ def summary(case: Case, seed: SeedResult) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Four digits are enough for a table."""
+    """The value with four digits."""
     match value:
         case float():
             return round(value, 4)
@@ -181,8 +181,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/calibration/runs.jsonl"))
     parser.add_argument("--study", choices=tuple(STUDIES), default="first")
     parser.add_argument("--first", type=int, default=30_000)
-    parser.add_argument("--engine", default="", help="the commit that is measured, kept with every line")
-    parser.add_argument("--only", default="", help="a group")
+    parser.add_argument("--engine", default="", help="the measured commit, stored with every line")
+    parser.add_argument("--only", default="", help="run only this group")
     parser.add_argument("--minutes", type=float, default=1e9)
     a = parser.parse_args()
     if a.action == "show":

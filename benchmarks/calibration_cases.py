@@ -1,7 +1,7 @@
-"""The runs of the calibration study: what is built, how its prompts are labelled, and with which seed.
+"""The runs of the calibration study: models, labels and seeds.
 
-`first_study` depends on the first seed alone, and so do `more_nulls` and `spread`: a rule is tuned on other seeds than
-it is reported on. Knows planted models and labels. Does not run anything.
+The studies depend on the first seed only, so that a rule is tuned on other seeds than those that are reported. Nothing
+runs here.
 """
 
 import random
@@ -19,38 +19,39 @@ class Case:
     """One run of the study."""
 
     group: str
-    """null, power, several, or full (power with the default number of draws)."""
+    """null, power, several, full (power with the default number of draws), cone, fragile or narrow."""
     kind: str
     n: int
-    """Train and test prompts per class; validation has half of it, at least 8."""
+    """Train prompts, and test prompts, per class; validation has half of them, and at least 8."""
     seed: int
     planted: Planted | None = None
-    """None: the embedded trained organism, or one that `kind` names."""
+    """None: a trained organism, named by `kind`."""
     labels: str = "true"
-    """true, permuted (by chance), or the category that is irrelevant to the behaviour."""
+    """true, permuted (at random), mixed (three quarters of each class are refused), or category (irrelevant to the
+    behaviour)."""
 
     @property
     def name(self) -> str:
-        """Its key in the file."""
+        """Key of the run in the file."""
         return f"{self.group}/{self.kind}/n{self.n}/s{self.seed}"
 
 
 def first_study(first: int) -> Iterator[Case]:
-    """The runs reported first, in an order that gives each group its share early on."""
+    """The runs that were reported first, in an order that mixes the groups in proportion."""
     rng = random.Random(first)
     yield from interleaved([list(make(first, rng)) for make in (_nulls, _power, _several, _wide)])
     yield from _full(first, random.Random(first))
 
 
 def interleaved(groups: Sequence[Sequence[Case]]) -> Iterator[Case]:
-    """All groups, mixed in proportion, so that a study cut short is a smaller study of the same mixture."""
+    """All groups mixed in proportion, so that a stopped study is a smaller study of the same mixture."""
     longest = max(len(g) for g in groups)
     keyed = [((i + 1) / len(g) * longest, k, case) for k, g in enumerate(groups) for i, case in enumerate(g)]
     yield from (case for _, _, case in sorted(keyed, key=lambda item: item[:2]))
 
 
 def _nulls(first: int, rng: random.Random) -> Iterator[Case]:
-    """Nothing that the labels say is what the model refuses."""
+    """Models whose refusals do not depend on the labels."""
     seed = first
     for repeat in range(9):
         for n in SIZES if repeat < 1 else SIZES[:-1]:
@@ -72,7 +73,7 @@ def _nulls(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def _power(first: int, rng: random.Random) -> Iterator[Case]:
-    """One axis carries it: effect, noise, width and prompts vary."""
+    """Models with one axis: effect, noise, width and number of prompts vary."""
     for i in range(198):
         seed, n = first + 3000 + i, rng.choice((8, 8, 16, 16, 32, 32, 64))
         spec = Planted(
@@ -86,7 +87,7 @@ def _power(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def _several(first: int, rng: random.Random) -> Iterator[Case]:
-    """Several axes, any of which suffices."""
+    """Models that refuse along any of several axes."""
     for i in range(36):
         seed, n = first + 5000 + i, rng.choice((16, 16, 32, 64))
         axes, effect = rng.choice((2, 3, 4, 6)), rng.choice((1.0, 1.1, 1.2, 1.5, 2.0, 2.5))
@@ -95,7 +96,7 @@ def _several(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def _full(first: int, rng: random.Random) -> Iterator[Case]:
-    """The default number of draws, at a clear effect and moderate noise: where the rule should say SINGLE."""
+    """The default number of draws with a clear effect and moderate noise; the correct verdict is SINGLE."""
     for i in range(40):
         seed, n = first + 8000 + i, (32, 64)[i % 2]
         spec = Planted(effect=rng.choice((1.0, 1.2, 1.5)), d_model=rng.choice((64, 128)), prompts=3 * n + 16, seed=seed)
@@ -103,7 +104,7 @@ def _full(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def _wide(first: int, rng: random.Random) -> Iterator[Case]:
-    """The largest widths, a few."""
+    """A few runs with the largest widths."""
     for i in range(4):
         yield Case("several", "trained, extended refusals", (16, 32)[i % 2], first + 7000 + i, None)
     for i, width in enumerate((1024, 1024, 4096)):
@@ -113,7 +114,7 @@ def _wide(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def more_nulls(first: int) -> Iterator[Case]:
-    """Enough further runs in which nothing is there that none of them SINGLE bounds the rate at 1 %."""
+    """Further runs without a direction: if none of them returns SINGLE, the rate is below 1 %."""
     rng = random.Random(first)
     yield from interleaved([list(make(first, rng)) for make in (_more_planted, _more_trained, _more_wide)])
 
@@ -157,12 +158,12 @@ def _more_wide(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def spread(first: int) -> Iterator[Case]:
-    """Models in which a candidate passes and SINGLE is wrong: cones of axes, and models that any vector moves."""
+    """Models for which a candidate passes and SINGLE is wrong: cones of axes, and fragile models."""
     yield from interleaved([list(make(first, random.Random(first))) for make in (_cones, _fragile)])
 
 
 def _cones(first: int, rng: random.Random) -> Iterator[Case]:
-    """Axes at an angle: their mean moves the behaviour both ways, and a prompt stands on one of them only."""
+    """Axes at an angle: their mean suppresses and induces the behaviour, but each prompt is on one axis only."""
     shapes = ((2, 0.2), (2, 0.3), (2, 0.4), (3, 0.4), (4, 0.4), (2, 0.6), (2, 0.8))
     for i in range(42):
         (axes, overlap), n, seed = shapes[i % 7], rng.choice((16, 32, 64)), first + i
@@ -173,7 +174,7 @@ def _cones(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def _fragile(first: int, rng: random.Random) -> Iterator[Case]:
-    """The behaviour follows the length of the stream."""
+    """Models whose behaviour depends on the norm of the residual stream."""
     for i in range(32):
         n, seed = (16, 32)[i % 2], first + 1000 + i
         spec = Planted(effect=3.0, fragile=2.5, noise=0.5, d_model=rng.choice((64, 128)), prompts=3 * n + 16, seed=seed)
@@ -181,7 +182,7 @@ def _fragile(first: int, rng: random.Random) -> Iterator[Case]:
 
 
 def narrow(first: int) -> Iterator[Case]:
-    """Narrow cones, whose mean moves every axis, beside one axis with the same sizes: where one direction ends."""
+    """Narrow cones, and single axes with the same sizes: the boundary between several directions and one."""
     rng = random.Random(first)
     shapes = ((1, 0.0), (2, 0.6), (2, 0.7), (2, 0.8), (3, 0.8), (2, 0.9))
     for i in range(90):

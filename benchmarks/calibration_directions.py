@@ -1,17 +1,17 @@
-"""How often `analyze directions` is right: a run and the analysis, many times, on models whose truth is known.
+"""Measure how often the answer of `analyze directions` is correct, on many models with a known truth.
 
     python benchmarks/calibration_directions.py run  [--out FILE] [--first 110000] [--minutes 30]
     python benchmarks/calibration_directions.py show [--out FILE]      the tables, on standard output
 
-FILE is docs/calibration/directions.jsonl unless another is named. One line of JSON per run, written when it ends: an
-interrupted study goes on where it was. The runs depend on `--first` alone; 110000 is reported, 100000 was for setting
-sizes. One process, one thread.
+FILE is docs/calibration/directions.jsonl unless another is named. One line of JSON per run is written when it ends, so
+an interrupted study resumes. The runs depend on `--first` only; 110000 is reported, 100000 was used to set the sizes.
+One process, one thread.
 
-The truth is by construction. A prompt stands on one of n axes, at `effect` times its share of charms; any two axes have
-the cosine `overlap`. Ablating their mean leaves it at effect * (1 - (1 + (n - 1) overlap) / n) on its axis, and the
-decision is made at 0.55: well above that more directions are needed, well below it one is enough. Where the decision
-reads the sum of the axes, the mean takes all of it. SHAPES lie well away from the threshold, NEAR at it; prompts differ
-in how far they stand out, so that there a part of them is on either side.
+The truth is known by construction. A prompt has the coordinate `effect` times its share of charms on one of n axes; any
+two axes have the cosine `overlap`. Ablating their mean leaves effect * (1 - (1 + (n - 1) overlap) / n) of it, and the
+threshold of the decision is 0.55: far above it more directions are needed, far below it one is enough. If the decision
+reads the sum of the axes, ablating the mean removes all of it. The models of SHAPES are far from the threshold. Those
+of NEAR are close to it, and a part of their prompts is on each side.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from calibration_tables import by, share, table, told
+from calibration_tables import as_text, by, share, table
 from rhumbline import load, preset, read_contrast, run
 from rhumbline.analyses.further_directions import analyse
 from rhumbline.analyses.subject import open_subject
@@ -39,7 +39,7 @@ from rhumbline.records.directions_file import ChosenRank, DirectionsPlan, Direct
 
 ONE, MORE, OPEN = "ONE-IS-ENOUGH", "MORE-HELPS", "UNDETERMINED"
 PLAN = DirectionsPlan(sources=("candidates", "clusters", "gradient"), max_rank=3, steps=40, samples=1)
-"""One source of each kind, as many ranks as three axes need; the cones are not read by the rule."""
+"""One source of each kind, and the ranks that three axes need; the rule does not read the cones."""
 N = 64
 """Test prompts per class, the default of the analysis."""
 SHAPES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -55,7 +55,7 @@ NEAR: tuple[tuple[str, dict[str, Any]], ...] = (
     ("near: one axis, effect 0.85, noise 2", {"effect": 0.85, "noise": 2.0}),
     ("near: two axes, effect 1.0", {"axes": 2, "effect": 1.0, "jitter": 0.05}),
 )
-"""Shapes whose prompts stand close to the threshold, before or after the ablation."""
+"""Models whose prompts are close to the threshold, before or after the ablation."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,19 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Its key in the file."""
+        """Key of the run in the file."""
         return f"{self.kind}/n{self.n}/s{self.seed}"
 
     @property
     def truth(self) -> str:
-        """What an instrument that works says."""
+        """The correct answer."""
         p = self.planted
         left = 0.0 if p.readout == "sum" else p.effect * (1 - (1 + (p.axes - 1) * p.overlap) / p.axes)
         return MORE if left > THRESHOLD else ONE
 
 
 def cases(first: int, repeats: int = 8) -> Iterator[Case]:
-    """Every shape, over and over, so that a study cut short is a smaller one of the same mixture; then those near."""
+    """All models of SHAPES in turn, so that a stopped study has the same mixture; then those of NEAR."""
     for shapes, offset in ((SHAPES, 0), (NEAR, 50)):
         for repeat in range(repeats):
             for k, (kind, spec) in enumerate(shapes):
@@ -90,7 +90,7 @@ def cases(first: int, repeats: int = 8) -> Iterator[Case]:
 
 
 def study(case: Case, plan: DirectionsPlan) -> dict[str, Any]:
-    """One run and its analysis, in a folder that is thrown away."""
+    """One run and its analysis, in a temporary folder."""
     started = time.process_time()
     protocol = preset(
         "arditi2024",
@@ -105,18 +105,18 @@ def study(case: Case, plan: DirectionsPlan) -> dict[str, Any]:
         try:
             run(model, contrast, Path(scratch) / "run", protocol, page=False)
             ran = time.process_time()
-            found = summary(analyse(open_subject(Path(scratch) / "run", model, contrast), plan))
+            answer = summary(analyse(open_subject(Path(scratch) / "run", model, contrast), plan))
         except ProtocolError as error:
-            # No candidate passed: there is no direction to ask about, and no answer.
-            ran, found = time.process_time(), {"answer": "NO-DIRECTION", "reason": str(error)[-120:]}
+            # No candidate passed the selection, so there is no direction to analyse.
+            ran, answer = time.process_time(), {"answer": "NO-DIRECTION", "reason": str(error)[-120:]}
     seconds = {"run": round(ran - started, 1), "analysis": round(time.process_time() - ran, 1)}
     planted = {k: v for k, v in asdict(case.planted).items() if k in ("axes", "overlap", "effect", "noise", "readout")}
     head = {"name": case.name, "kind": case.kind, "n": case.n, "truth": case.truth, "planted": planted}
-    return head | found | {"seconds": seconds}
+    return head | answer | {"seconds": seconds}
 
 
 def summary(record: DirectionsRecord) -> dict[str, Any]:
-    """The part of a record that the study keeps: enough to apply the rule with other values."""
+    """The part of a record that the study stores: enough to apply the rule with other bounds."""
     sources = {
         name: {
             "rates": [round(r.suppression.rate, 4) for r in source.ranks],
@@ -144,9 +144,9 @@ def _chosen(c: ChosenRank) -> dict[str, Any]:
 
 
 def show(path: Path) -> None:
-    """How often the answer is right, open or wrong, by what was planted and by the number of prompts."""
+    """Print how often the answer is right, undetermined or wrong, by model."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    asked = [r for r in rows if r["answer"] != "NO-DIRECTION"]
+    answered = [r for r in rows if r["answer"] != "NO-DIRECTION"]
     head = ["Model", "Truth", "Runs", "Right", "Undetermined", "Wrong", "Answers"]
     print(
         table(
@@ -157,25 +157,25 @@ def show(path: Path) -> None:
             ],
         )
     )
-    far = [r for r in asked if not r["kind"].startswith("near")]
+    far = [r for r in answered if not r["kind"].startswith("near")]
     everything = [_line("all except near the threshold", some) for some in by(far, lambda r: r["truth"]).values()]
     print(table(head, everything))
-    print(table(["Reason for UNDETERMINED", "Truth", "Runs"], _reasons(asked)))
-    spent = [r["seconds"]["analysis"] for r in asked]
+    print(table(["Reason for UNDETERMINED", "Truth", "Runs"], _reasons(answered)))
+    spent = [r["seconds"]["analysis"] for r in answered]
     print(f"Processor seconds of an analysis: median {sorted(spent)[len(spent) // 2]:.0f}, maximum {max(spent):.0f}")
 
 
 def _line(kind: str, rows: Sequence[dict[str, Any]]) -> list[Any]:
-    asked = [r for r in rows if r["answer"] != "NO-DIRECTION"]
+    answered = [r for r in rows if r["answer"] != "NO-DIRECTION"]
     answers = ", ".join(f"{a} {k}" for a, k in Counter(r["answer"] for r in rows).most_common())
-    return [kind, rows[0]["truth"], len(rows), *_told(asked), answers]
+    return [kind, rows[0]["truth"], len(rows), *_shares(answered), answers]
 
 
-def _told(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _shares(rows: Sequence[dict[str, Any]]) -> list[str]:
     right = share(rows, lambda r: r["answer"] == r["truth"])
     undecided = share(rows, lambda r: r["answer"] == OPEN)
     wrong = share(rows, lambda r: r["answer"] not in (r["truth"], OPEN))
-    return [told(found) for found in (right, undecided, wrong)]
+    return [as_text(part) for part in (right, undecided, wrong)]
 
 
 def _reasons(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
@@ -184,7 +184,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _without_numbers(reason: str) -> str:
-    """The beginning of a reason, before its numbers."""
+    """The text of a reason before its numbers."""
     for end in ("(", " takes ", " decreases "):
         reason = reason.split(end)[0]
     return reason.strip()
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "show"))
     parser.add_argument("--out", type=Path, default=Path("docs/calibration/directions.jsonl"))
     parser.add_argument("--first", type=int, default=110_000)
-    parser.add_argument("--engine", default="", help="the commit that is measured, kept with every line")
+    parser.add_argument("--engine", default="", help="the measured commit, stored with every line")
     parser.add_argument("--minutes", type=float, default=1e9)
     a = parser.parse_args()
     if a.action == "show":

@@ -1,4 +1,4 @@
-"""Tables and figures of the calibration study, from its lines."""
+"""Tables and figures of the calibration study."""
 
 import json
 from collections import Counter, defaultdict
@@ -14,18 +14,18 @@ from rhumbline.report.figures import LIGHT, ChartRow, draw, finished, tips
 
 SINGLE = "SINGLE-DIRECTION-REPRODUCES"
 WIDTH = 420
-"""Of a figure, in pixels."""
+"""Width of a figure in pixels."""
 
 
-def share(rows: Sequence[ChartRow], says: Callable[[ChartRow], bool]) -> tuple[int, int, float, float]:
-    """How many say so, out of how many, and the exact 95 % interval."""
-    k = sum(map(says, rows))
+def share(rows: Sequence[ChartRow], condition: Callable[[ChartRow], bool]) -> tuple[int, int, float, float]:
+    """Number of rows that satisfy a condition, number of rows, and the exact 95 % interval of the share."""
+    k = sum(map(condition, rows))
     low, high = exact_interval(k, len(rows))
     return k, len(rows), low, high
 
 
-def told(found: tuple[int, int, float, float]) -> str:
-    k, n, low, high = found
+def as_text(part: tuple[int, int, float, float]) -> str:
+    k, n, low, high = part
     return f"{k} of {n} ({100 * k / n:.1f} %, [{100 * low:.1f}, {100 * high:.1f}])" if n else "-"
 
 
@@ -43,21 +43,21 @@ def blog(row: ChartRow) -> bool:
 
 
 def by(rows: Iterable[ChartRow], key: Callable[[ChartRow], Any]) -> dict[Any, list[ChartRow]]:
-    found = defaultdict(list)
+    groups = defaultdict(list)
     for row in rows:
-        found[key(row)].append(row)
-    return dict(sorted(found.items()))
+        groups[key(row)].append(row)
+    return dict(sorted(groups.items()))
 
 
 def show(folder: Path) -> None:
-    """Every table on standard output, every figure into the folder of the runs."""
+    """Print all tables, and write all figures into the folder of the runs."""
     studies = {name: _read(folder / f"{name}.jsonl") for name in ("runs", "nulls", "spread", "narrow", "power")}
-    rows = [row for found in studies.values() for row in found]
+    rows = [row for study in studies.values() for row in study]
     groups = by(rows, lambda r: r["group"])
     several, cones, fragile, narrow = (groups.get(g, []) for g in ("several", "cone", "fragile", "narrow"))
-    # Version 4 of the rule reports its power on separate seeds.
+    # The power of version 4 of the rule is reported on separate seeds.
     power, full = studies["power"], [r for r in studies["narrow"] if r["group"] == "full"]
-    # One engine: the second study is reported, and the first one as a whole.
+    # The second study is reported in parts, because one version of the code computed it; the first one as a whole.
     nulls, earlier = studies["nulls"], [r for r in studies["runs"] if r["group"] == "null"]
     print("## False positives\n")
     head = ["Model", "Runs", "Default rule returns SINGLE", "blog2026 returns SINGLE", "Verdicts of the default rule"]
@@ -93,7 +93,7 @@ def _read(path: Path) -> list[ChartRow]:
 
 
 def _at_stake(row: ChartRow) -> bool:
-    """Whether only the rule could prevent SINGLE: there is a baseline to suppress and a direction to test."""
+    """Whether the run has a baseline and a selected direction, so that only the rule can prevent SINGLE."""
     return row["verdict"] not in ("NO-VERDICT", "NO-BASELINE-REFUSAL") and "no candidate" not in row["reason"]
 
 
@@ -103,8 +103,8 @@ def _middle(rows: Sequence[ChartRow], field: str) -> str:
 
 
 def _reasons(rows: Sequence[ChartRow]) -> list[tuple[str, int]]:
-    found = Counter(part.strip() for r in rows if not default(r) for part in r["reason"].split(";"))
-    return found.most_common(12)
+    reasons = Counter(part.strip() for r in rows if not default(r) for part in r["reason"].split(";"))
+    return reasons.most_common(12)
 
 
 def _show_power(power: Sequence[ChartRow], full: Sequence[ChartRow]) -> None:
@@ -118,7 +118,7 @@ def _show_power(power: Sequence[ChartRow], full: Sequence[ChartRow]) -> None:
     print(table(["Effect 0.85 and more, noise up to 1", "default", "blog2026"], _regions(power, 1.0)))
     print(table(["Effect 0.85 and more, noise up to 2", "default", "blog2026"], _regions(power, 2.0)))
     chosen = [r for r in power if r["cosine"] is not None]
-    print(f"Runs in which a candidate passed the selection: {told(share(chosen, default))}\n")
+    print(f"Runs in which a candidate passed the selection: {as_text(share(chosen, default))}\n")
     true = [r for r in chosen if r["cosine"] >= 0.9 and default(r)]
     low = sorted(r["cosine"] for r in chosen if default(r))
     print(
@@ -138,11 +138,11 @@ def _show_power(power: Sequence[ChartRow], full: Sequence[ChartRow]) -> None:
 
 def _line(kind: Any, rows: Sequence[ChartRow]) -> list[Any]:
     verdicts = ", ".join(f"{v} {k}" for v, k in Counter(r["verdict"] for r in rows).most_common())
-    return [kind, len(rows), told(share(rows, default)), told(share(rows, blog)), verdicts]
+    return [kind, len(rows), as_text(share(rows, default)), as_text(share(rows, blog)), verdicts]
 
 
 def _power_line(value: Any, rows: Sequence[ChartRow]) -> list[Any]:
-    return [value, len(rows), told(share(rows, default)), told(share(rows, blog)), _median(rows)]
+    return [value, len(rows), as_text(share(rows, default)), as_text(share(rows, blog)), _median(rows)]
 
 
 def _median(rows: Sequence[ChartRow]) -> str:
@@ -165,7 +165,7 @@ def _regions(power: Sequence[ChartRow], noise: float) -> list[list[Any]]:
     kept = [r for r in power if r["spec"]["effect"] >= 0.85 and r["spec"]["noise"] <= noise]
     for name, wide in (("width 16-32", False), ("width 64 and more", True)):
         for n, rs in by([r for r in kept if (r["spec"]["d_model"] >= 64) is wide], lambda r: r["n"]).items():
-            lines.append([f"{name}, n = {n}", told(share(rs, default)), told(share(rs, blog))])
+            lines.append([f"{name}, n = {n}", as_text(share(rs, default)), as_text(share(rs, blog))])
     return lines
 
 
@@ -187,13 +187,13 @@ def _alone(*groups: Sequence[ChartRow]) -> tuple[list[str], list[list[Any]]]:
             "several axes", "one axis"]  # fmt: skip
     lines = []
     for family in (*RHUMBLINE.families, "all (the rule)"):
-        says = default if family.startswith("all") else lambda r, f=family: r["alone"].get(f) == SINGLE
-        lines.append([family, *(told(share(rows, says)) for rows in groups)])
+        is_single = default if family.startswith("all") else lambda r, f=family: r["alone"].get(f) == SINGLE
+        lines.append([family, *(as_text(share(rows, is_single)) for rows in groups)])
     return head, lines
 
 
 def _can_fail(rows: Sequence[ChartRow]) -> tuple[list[str], list[list[Any]]]:
-    """Whether a family's control can fail at all for ablation: runs in which some draw lowers the rate by 0.25."""
+    """Runs in which the ablation of some null draw changes the rate by 0.25, by family and width."""
     lines = []
     for family in RHUMBLINE.families:
         known = [r for r in rows if family in r["effects"].get("suppression", {}).get("null_max", {})]
@@ -205,7 +205,7 @@ def _can_fail(rows: Sequence[ChartRow]) -> tuple[list[str], list[list[Any]]]:
 
         energy = [r["null_energy"][family] / r["energy"] for r in known if r["energy"] and r["null_energy"][family]]
         middle = f"{sorted(energy)[len(energy) // 2]:.2f}" if energy else "-"
-        lines.append([family, told(share(narrow, moved)), told(share(wide, moved)), middle])
+        lines.append([family, as_text(share(narrow, moved)), as_text(share(wide, moved)), middle])
     head = [
         "Family",
         "width 16-32: a draw's ablation changes the rate by 0.25",
@@ -219,12 +219,12 @@ def _can_fail(rows: Sequence[ChartRow]) -> tuple[list[str], list[list[Any]]]:
 
 
 def _rates(rows: Sequence[ChartRow], key: Callable[[ChartRow], Any]) -> list[ChartRow]:
-    found = []
+    rates = []
     for value, members in by(rows, key).items():
-        for name, says in (("default rule", default), ("blog2026", blog)):
-            k, n, low, high = share(members, says)
-            found.append({"x": value, "rule": name, "rate": k / n, "low": low, "high": high, "n": n})
-    return found
+        for name, is_single in (("default rule", default), ("blog2026", blog)):
+            k, n, low, high = share(members, is_single)
+            rates.append({"x": value, "rule": name, "rate": k / n, "low": low, "high": high, "n": n})
+    return rates
 
 
 def _chart(name: str, title: str, axis: str, rows: list[ChartRow], domain: Sequence[float] = (0, 1)) -> Any:
@@ -235,7 +235,7 @@ def _chart(name: str, title: str, axis: str, rows: list[ChartRow], domain: Seque
     )
     x = alt.X("x:O", axis=alt.Axis(title=axis, labelAngle=0), scale=alt.Scale(type="band", padding=0))
     scale = alt.Scale(domain=list(domain))
-    # An offset counts from the left edge of a band, whose middle the tick marks.
+    # An offset is counted from the left edge of a band; the tick is in its middle.
     middle = WIDTH / len({row["x"] for row in rows}) / 2
     places = [middle - 6, middle + 6]
     offset = alt.XOffset("rule:N", scale=alt.Scale(domain=["default rule", "blog2026"], range=places))
@@ -249,12 +249,12 @@ def _chart(name: str, title: str, axis: str, rows: list[ChartRow], domain: Seque
 
 def _false_positives(nulls: Sequence[ChartRow]) -> Any:
     rows = _rates(nulls, lambda r: r["n"])
-    return _chart("false-positives", "SINGLE where nothing is there", "prompts per class", rows, (0, 0.5))
+    return _chart("false-positives", "Runs without a direction that return SINGLE", "prompts per class", rows, (0, 0.5))
 
 
 def _power_chart(power: Sequence[ChartRow]) -> Any:
     kept = [r for r in power if r["spec"]["noise"] <= 2 and r["spec"]["effect"] >= 0.85 and r["spec"]["d_model"] >= 64]
-    title = "SINGLE where one axis is planted: effect from 0.85, noise to 2, width from 64"
+    title = "Runs with one planted axis that return SINGLE: effect from 0.85, noise to 2, width from 64"
     return _chart("power", title, "prompts per class", _rates(kept, lambda r: r["n"]))
 
 

@@ -1,8 +1,7 @@
-"""`make families`: a tiny random model of every decoder family of the installed transformers, and what can be done to
-it.
+"""`make families`: runs and edits of a tiny random model of every decoder family of transformers.
 
-Writes docs/models.md. A family is a row if a model of it can be built on a CPU from a config of small sizes; the others
-are listed below the table with the reason. Nothing here is read by the library.
+Writes docs/models.md. A family is a row if a model of it can be built on a CPU from a config with small sizes; the
+others are listed below the table with the reason. The library does not read this table.
 """
 
 import argparse
@@ -34,7 +33,7 @@ LARGEST = 3_000_000
 
 
 def built(family: str):
-    """A tiny model, from the family's own options or from a guess; raises with the last reason."""
+    """A tiny model, from the options of the family or from guessed ones; raises the last error."""
     known = family in FAMILIES or family in OTHERS
     error: Exception = ValueError("no config")
     for options in [{}] if known else [{}, GUESS]:
@@ -84,7 +83,7 @@ def arms_of(chat_model) -> list[Arm]:
 
 
 def row_of(family: str) -> dict[str, str]:
-    """One row of the table; raises where no model can be built."""
+    """One row of the table; raises if no model can be built."""
     model = built(family)
     row = dict.fromkeys(("runs", "leak", "batched", "cached", "edit", "gap", "reload", "note"), "-")
     try:
@@ -115,24 +114,24 @@ def row_of(family: str) -> dict[str, str]:
         edited = edit_in_place(chat_model, basis)
     except RhumblineError as error:
         return row | {"edit": "refused", "note": reason(error)}
-    gap = edited.proof.gap
-    row |= {"edit": edited.proof.outcome, "gap": f"{gap.kl:.0e} of {gap.effect:.0e}"}
+    gap = edited.gap
+    row |= {"edit": edited.outcome, "gap": f"{gap.kl:.0e} of {gap.effect:.0e}"}
     row["note"] = ", ".join(f"`{name}`" for name in before[:4])
-    if edited.proof.outcome == "approximate":
-        row["note"] += "; " + edited.proof.reasons[-1].split(": ", 1)[-1]
+    if edited.outcome == "approximate":
+        row["note"] += "; " + edited.reasons[-1].split(": ", 1)[-1]
     row["reload"] = reloaded(edited.chat_model.model)
     if row["reload"] != "equal" and edited.untied:
-        # As saving.py does: an entry that ties more than the head stays on.
+        # As in edits/save.py: an entry that ties more than the head stays enabled.
         for part in (model.config, model.config.get_text_config()):
             part.tie_word_embeddings = True
         row["reload"] = reloaded(edited.chat_model.model)
     if row["reload"] != "equal":
-        row |= {"edit": "refused", "note": f"{row['reload']}; so nothing would be saved", "reload": "differs"}
+        row |= {"edit": "refused", "note": f"{row['reload']}, so no file would be saved", "reload": "differs"}
     return row
 
 
 def reloaded(model) -> str:
-    """`equal`, or what differs after saving and loading again."""
+    """`equal`, or the difference after saving and loading."""
     ids = torch.tensor(PROMPTS[:1])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         model.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""How the cost of plain and engine grows with prompts, layers, positions and arms: one table and one figure.
+"""Cost of the plain implementation and the engine by prompts, layers, positions and arms: one table and one figure.
 
-Selection is the full grid at m8's width, and generation 16 prompts x 32 tokens. Plain scores one candidate, which is
-scaled to the grid: each costs it the same.
+Selection is the full grid at the width of m8; generation is 16 prompts x 32 tokens. The plain implementation scores one
+candidate, and its time is multiplied by the number of candidates, because each has the same cost.
 """
 
 import statistics
@@ -93,7 +93,7 @@ STAGE = {"arms": "generation", "MLP width": "extraction"}
 
 
 def measure() -> Iterator[ChartRow]:
-    """One row for every size and implementation."""
+    """One row for each size and implementation."""
     for axis, (run, sizes) in AXES.items():
         for size in sizes:
             for who, took in zip(("plain", "engine"), run(size), strict=True):
@@ -102,7 +102,7 @@ def measure() -> Iterator[ChartRow]:
 
 
 def figure(rows: list[ChartRow]) -> str:
-    """SVG: one panel an axis, both logarithmic."""
+    """SVG with one panel for each quantity; both axes are logarithmic."""
     colour = alt.Color(
         "who:N",
         scale=alt.Scale(domain=["plain", "engine"], range=[LIGHT["null-a"], LIGHT["direction"]]),
@@ -122,7 +122,7 @@ def figure(rows: list[ChartRow]) -> str:
 
 
 def table(rows: list[ChartRow]) -> str:
-    """Markdown: one line a size."""
+    """Markdown with one line for each size."""
     lines = ["| axis | size | plain s | engine s | ratio |", "|---|---|---|---|---|"]
     for slow, fast in zip(rows[::2], rows[1::2], strict=True):
         took = slow["seconds"], fast["seconds"]

@@ -1,8 +1,8 @@
-"""The oracle: the paper's loops, written plainly, in float32 and in the order of the paper.
+"""The plain implementation: the loops of the paper, in float32 and in the order of the paper.
 
-One candidate and one arm at a time, whole padded sequences in batches of 32, full logits; generation per arm in batches
-of 8 through transformers' own `generate`. No trick, and nothing slower than a straightforward reading of the method:
-what a user would otherwise run. Shares with the engine only the formulas of judging.py.
+One candidate and one arm at a time, whole padded sequences in batches of 32, full logits; generation by arm in batches
+of 8 with `generate` of transformers. It has no optimisation and is not slower than a direct implementation of the
+method. It shares only the formulas of judging/metric.py with the engine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,8 @@ def padded(sequences: Sequences, pad: int) -> tuple[Tensor, Tensor]:
 
 
 def _run(model: ChatModel, sequences: Sequences) -> Tensor:
-    """Logits of whole padded sequences; positions count real tokens, which absolute ones (gpt2) need to be told."""
-    ids, mask = padded(sequences, model.pad_token)
+    """Logits of whole padded sequences; models with absolute positions (gpt2) need the positions of the real tokens."""
+    ids, mask = (x.to(model.device) for x in padded(sequences, model.pad_token))
     positions = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if "position_ids" in model.keywords else {}
     return model.model(input_ids=ids, attention_mask=mask, **positions).logits
 
@@ -52,25 +52,24 @@ def hooks(model: ChatModel, pre: dict[int, Callable] | None = None, write: Calla
 
 
 def ablation(model: ChatModel, direction: Float[Tensor, " d_model"]):
-    r = direction / direction.norm()
+    r = (direction / direction.norm()).to(model.device, model.dtype)
 
     def edit(h: Tensor) -> Tensor:
         return h - (h @ r)[..., None] * r
 
-    # As the reference: block inputs and both sublayers' outputs.
+    # As in the authors' code: block inputs, and the outputs of both sublayers.
     return hooks(model, dict.fromkeys(range(model.n_layers), edit), edit)
 
 
 def addition(model: ChatModel, direction: Float[Tensor, " d_model"], layer: int):
-    return hooks(model, {layer: lambda h: h + direction})
+    r = direction.to(model.device, model.dtype)
+    return hooks(model, {layer: lambda h: h + r})
 
 
 @torch.no_grad()
 def last_logits(model: ChatModel, sequences: Sequences) -> Float[Tensor, "prompt vocab"]:
-    found = []
-    for i in range(0, len(sequences), BATCH):
-        found.append(_run(model, sequences[i : i + BATCH])[:, -1].clone())
-    return torch.cat(found)
+    batches = range(0, len(sequences), BATCH)
+    return torch.cat([_run(model, sequences[i : i + BATCH])[:, -1].clone() for i in batches])
 
 
 @torch.no_grad()
@@ -81,7 +80,7 @@ def mean_residuals(
 
     def see(layer: int) -> Callable[[Tensor], Tensor]:
         def keep(h: Tensor) -> Tensor:
-            total[:, layer] += h[:, list(positions)].double().sum(0)
+            total[:, layer] += h[:, list(positions)].double().sum(0).cpu()
             return h
 
         return keep
@@ -101,9 +100,9 @@ def scores(
     tokens: Sequence[int],
     layers: Sequence[int] | None = None,
 ) -> dict[tuple[int, int], tuple[float, float, float]]:
-    """(position, layer) -> (bypass, induce, kl); the reference scores every layer, pruned or not."""
+    """(position, layer) -> (bypass, induce, kl); the authors' code scores the layers that are pruned too."""
     baseline = last_logits(model, negative)
-    found = {}
+    table = {}
     for p, position in enumerate(positions):
         for layer in range(model.n_layers) if layers is None else layers:
             r = candidates[p, layer]
@@ -113,21 +112,21 @@ def scores(
                 bypass = float(refusal_metric(last_logits(model, positive), tokens).mean())
             with addition(model, r, layer):
                 induce = float(refusal_metric(last_logits(model, negative), tokens).mean())
-            found[position, layer] = (bypass, induce, kl)
-    return found
+            table[position, layer] = (bypass, induce, kl)
+    return table
 
 
 @torch.no_grad()
 def generate(model: ChatModel, sequences: Sequences, new_tokens: int, batch: int = 8) -> list[list[int]]:
     stops = sorted(model.stop_tokens())
-    found = []
+    completions = []
     for i in range(0, len(sequences), batch):
-        ids, mask = padded(sequences[i : i + batch], model.pad_token)
+        ids, mask = (x.to(model.device) for x in padded(sequences[i : i + batch], model.pad_token))
         out = model.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False,
             eos_token_id=stops or None, pad_token_id=model.pad_token,
         )  # fmt: skip
         for row in out[:, ids.shape[1] :].tolist():
             cut = next((i for i, t in enumerate(row) if t in stops), len(row))
-            found.append(row[:cut])
-    return found
+            completions.append(row[:cut])
+    return completions

@@ -1,8 +1,8 @@
-"""Plain and engine, alternately in one process, on the shapes of docs/benchmarks.md: `make bench` writes its tables.
+"""Compare the plain implementation with the engine on the shapes of docs/benchmarks.md; `make bench` writes the page.
 
-Processor time of the process, one thread, float32; medians of repeated runs. Where a plain stage would take many
-minutes a part of its candidates is timed (each costs plain the same) and scaled up; the engine's part is scaled alike,
-which is unfavourable to it, since what it shares between candidates is then shared by fewer. `--quick` takes m8 alone.
+Processor time, one thread, float32; medians of repeated runs, alternately in one process. If a plain stage would take
+many minutes, a part of its candidates is timed, and the time is multiplied, because each has the same cost. The time of
+the engine is multiplied too, although it shares work between more candidates in the full stage. `--quick`: m8 only.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def metric(logits: torch.Tensor) -> torch.Tensor:
 def timed(run: Callable[[], Any], repeats: int = 3) -> tuple[float, float, Any]:
     """Median processor seconds, peak memory in MiB above the start, and the last result."""
     times, result = [], None
-    # What earlier stages freed goes back to the system first, or it would hide what this one takes.
+    # The memory that earlier stages freed is returned to the system first, so that the peak is that of this stage.
     ctypes.CDLL(None).malloc_trim(0)
     reset_peak_memory(torch.device("cpu"))
     before = peak_memory(torch.device("cpu"))
@@ -65,8 +65,9 @@ def timed(run: Callable[[], Any], repeats: int = 3) -> tuple[float, float, Any]:
 
 
 def gemm_seconds(model: ChatModel, n_tokens: int, n_last: int | None) -> float:
-    """The matrix products of one packed pass alone: all layers on all tokens (the last one but for its keys on the
-    prompts' last tokens) and the unembedding on those. Without `n_last` the pass ends where the last block begins."""
+    """The matrix products of one packed pass: all layers on all tokens (the last one, except its keys and values, on
+    the last tokens of the prompts), and the unembedding on those. Without `n_last` the pass ends at the input of the
+    last block."""
     config = model.model.config
     d, width = config.hidden_size, config.intermediate_size
     x, y, square = torch.randn(n_tokens, d), torch.randn(n_tokens, width), torch.randn(d, d)
@@ -90,26 +91,27 @@ def gemm_seconds(model: ChatModel, n_tokens: int, n_last: int | None) -> float:
 
 
 def gemm_seconds_generating(model: ChatModel, prompts: list[list[int]], arms: int, prefix: int, new: int) -> float:
-    """The same of reading all prompts under all arms and then writing, with as many rows together as there may be."""
+    """The same for a prefill of all prompts under all arms and the decoding, with the largest batches."""
     total = 0.0
-    for block in rectangles([len(p) for p in prompts], arms, 10**9, extra=new, rows=MOST_CPU_ROWS):
-        rows = len(block.arms) * len(block.prompts)
-        own = prefix + sum(len(prompts[i]) - prefix for i in block.prompts)
-        total += gemm_seconds(model, len(block.arms) * own, rows)
-        # A step has one token per row, so that its last block is whole.
+    for batch in rectangles([len(p) for p in prompts], arms, 10**9, extra=new, rows=MOST_CPU_ROWS):
+        rows = len(batch.arms) * len(batch.prompts)
+        own = prefix + sum(len(prompts[i]) - prefix for i in batch.prompts)
+        total += gemm_seconds(model, len(batch.arms) * own, rows)
+        # A step has one token per row, so its last block is computed in full.
         total += (new - 1) * gemm_seconds(model, rows, rows)
     return total
 
 
 def between(values: list[float], share: float) -> float:
-    """A bound with this share of the values below it, half-way between two of them."""
+    """A bound with this share of the values below it, in the middle between two of them."""
     ordered = sorted(values)
     at = round(share * len(ordered))
     return (ordered[at - 1] + ordered[at]) / 2
 
 
 def sampled(candidates: torch.Tensor, layers: tuple[int, ...] | None, n_layers: int) -> tuple[torch.Tensor, float]:
-    """Candidates with the layers that are not timed set to zero, and how many kept ones each timed one stands for."""
+    """Candidates with the layers that are not timed set to zero, and the number of layers that each timed one counts
+    for."""
     kept = range(int(0.8 * n_layers))
     if layers is None:
         return candidates, 1.0
@@ -128,19 +130,19 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
 
     def row(stage: str, plain_time: float, engine_time: float, plain_mb: float, engine_mb: float, **more: Any) -> None:
         bar = BARS[stage][name][0 if prefix == shapes.SYSTEM else 1]
-        found = {"shape": name, "system": prefix == shapes.SYSTEM, "stage": stage, "plain": plain_time,
+        line = {"shape": name, "system": prefix == shapes.SYSTEM, "stage": stage, "plain": plain_time,
                  "engine": engine_time, "ratio": plain_time / engine_time, "bar": bar, "plain_mb": plain_mb,
                  "engine_mb": engine_mb, **more}  # fmt: skip
-        print(json.dumps(found), flush=True)
-        rows.append(found)
+        print(json.dumps(line), flush=True)
+        rows.append(line)
 
     slow, slow_mb, means = timed(lambda: [plain.mean_residuals(model, t, POSITIONS) for t in train], 1)
     fast, fast_mb, ours = timed(lambda: [extract(runner, t, POSITIONS).stats.mean() for t in train])
     gap = max(float((a - b).abs().max()) for a, b in zip(means, ours, strict=True))
-    # Two sets, read one after the other in blocks of the budget.
+    # Two sets, read one after the other in batches of the budget.
     own = [sum(len(p) - prefix for p in t) for t in train]
-    blocks = [(n, sum(1 for _ in runner.batches(t, 1))) for n, t in zip(own, train, strict=True)]
-    least = sum(k * gemm_seconds(model, prefix + n // k, None) for n, k in blocks)
+    batches = [(n, sum(1 for _ in runner.batches(t, 1))) for n, t in zip(own, train, strict=True)]
+    least = sum(k * gemm_seconds(model, prefix + n // k, None) for n, k in batches)
     row("extraction", slow, fast, slow_mb, fast_mb, difference=gap, limit=slow / least)
 
     candidates = (means[0] - means[1]).float()
@@ -148,7 +150,7 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
     open_rule = replace(ARDITI2024, max_kl=1e9, min_induce=-1e9)
     positions = [Position(p) for p in POSITIONS]
     grid = ScoreGrid(Scorer(runner, metric), part, positions, positive, negative, open_rule)
-    fast, fast_mb, table = timed(lambda: score_candidates(grid), 1)
+    fast, fast_mb, table = timed(lambda: score_candidates(grid).table, 1)
     layer = (SAMPLED_LAYERS[name] or (3,))[-1]
     one, slow_mb, scores = timed(
         lambda: plain.scores(model, candidates[-1:], (-1,), positive, negative, TOKENS, [layer])
@@ -172,13 +174,13 @@ def measure(name: str, prefix: int, new_tokens: int, generation: bool) -> list[d
         limit=slow / least,
     )
 
-    # Bounds between two candidates' scores: 40 % pass induce, 60 % pass kl.
+    # Bounds between the scores of two candidates: 40 % pass the induce score, 60 % the KL score.
     rule = replace(
         ARDITI2024,
         min_induce=between([r.induce for r in scored], 0.6),
         max_kl=between([r.kl for r in scored], 0.6),
     )
-    fast, fast_mb, lazy = timed(lambda: score_candidates(replace(grid, rule=rule), full_grid=False), 1)
+    fast, fast_mb, lazy = timed(lambda: score_candidates(replace(grid, rule=rule), full_grid=False).table, 1)
     same = choose(lazy, shape.n_layers, rule).selected
     full = choose(table, shape.n_layers, rule).selected
     assert (same is None) == (full is None)
@@ -265,15 +267,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true")
     options.add_argument("--new-tokens", type=int, default=64)
-    given = options.parse_args()
+    a = options.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     rows = []
-    for name in ("m8",) if given.quick else shapes.SHAPES:
+    for name in ("m8",) if a.quick else shapes.SHAPES:
         for prefix in (shapes.SYSTEM, shapes.NO_SYSTEM):
-            rows += measure(name, prefix, given.new_tokens, generation=prefix == shapes.SYSTEM)
+            rows += measure(name, prefix, a.new_tokens, generation=prefix == shapes.SYSTEM)
     notes = OUT / "benchmarks-notes.md"
-    page = written(rows, given.new_tokens) + growth.written(OUT) + (notes.read_text() if notes.exists() else "")
+    page = written(rows, a.new_tokens) + growth.written(OUT) + (notes.read_text() if notes.exists() else "")
     (OUT / "benchmarks.md").write_text(page)
 
 

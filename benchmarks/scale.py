@@ -2,8 +2,8 @@
 
 python benchmarks/scale.py [--quick] [--shape m24] [--model-only]      about 6 minutes on two free cores; --quick 2
 
-Measured here: one Ray worker against this process, two workers on two cores, cost per job against its size and against
-the bytes that jobs share. From these and from named assumptions: 8 to 512 GPUs (`projected`).
+Measured here: one Ray worker compared with this process, two workers on two cores, and the cost of a job by its size
+and by the bytes that jobs share. From these and from named assumptions follow 8 to 512 GPUs (`projected`).
 """
 
 import argparse
@@ -26,8 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 import shapes  # noqa: E402
-from rhumbline.engines.jobs import Job, Pool, Worker, answered  # noqa: E402
-from rhumbline.engines.local import Local  # noqa: E402
+from rhumbline.engines.engine import Job, Local, Pool, Worker, run_jobs  # noqa: E402
 from rhumbline.engines.ray import Ray  # noqa: E402
 from rhumbline.inference.interventions import Ablate, Arm, Direction  # noqa: E402
 from rhumbline.inference.runner import Runner  # noqa: E402
@@ -38,13 +37,13 @@ OUT = HERE.parent / "docs"
 
 
 def make(options: dict[str, Any]) -> Any:
-    """A worker: a random model of a shape; a job reads so many (arm, prompt) rows, or does nothing."""
+    """A worker with a random model of a shape; a job evaluates rows (arms x prompts), or nothing."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     model = shapes.random_model(shapes.SHAPES[options["shape"]])
     prompts = shapes.prompts(32, shapes.SYSTEM, shapes.SHAPES[options["shape"]].vocab, 1)
 
-    def do(kind: str, arguments: dict[str, Any], shared: Any) -> Any:
+    def run(kind: str, arguments: dict[str, Any], shared: Any) -> Any:
         if kind == "nothing":
             return len(shared)
         g = torch.Generator().manual_seed(arguments["seed"])
@@ -52,12 +51,12 @@ def make(options: dict[str, Any]) -> Any:
             Arm(f"{i}", (Ablate(Direction.from_vector(torch.randn(model.d_model, generator=g), -1, 3)),))
             for i in range(arguments["arms"])
         ]
-        found = torch.zeros(len(arms), arguments["prompts"], dtype=torch.float64)
+        values = torch.zeros(len(arms), arguments["prompts"], dtype=torch.float64)
         for rows, logits in Runner(model).last_logits(prompts[: arguments["prompts"]], arms):
-            found[rows.arm, rows.prompt] = logits[:, 5].double()
-        return found.mean(1).tolist()
+            values[rows.arm, rows.prompt] = logits[:, 5].double()
+        return values.mean(1).tolist()
 
-    return do
+    return run
 
 
 class Taken(NamedTuple):
@@ -71,7 +70,7 @@ def mapped(pool: Pool, jobs: list[Job], shared: dict[str, bytes] | None = None) 
     with tempfile.TemporaryDirectory() as folder:
         busy = []
         start = time.perf_counter()
-        values = answered(pool, jobs, Path(folder), shared, told=lambda job, answer: busy.append(answer.seconds))
+        values = run_jobs(pool, jobs, Path(folder), shared, report=lambda job, result: busy.append(result.seconds))
         return Taken(time.perf_counter() - start, sum(busy), values)
 
 
@@ -80,7 +79,7 @@ def reading(arms: int, prompts: int, n: int) -> list[Job]:
 
 
 def warmed(pool: Pool, workers: int) -> float:
-    """Until so many workers have answered once: the start-up."""
+    """Seconds until this number of workers has a first result: the start-up."""
     start = time.perf_counter()
     for _ in range(60):
         mapped(pool, reading(1, 4, 2 * workers))
@@ -92,32 +91,32 @@ def warmed(pool: Pool, workers: int) -> float:
 def measure(quick: bool, shape: str) -> dict[str, Any]:
     spec = Worker("scale:make", {"shape": shape})
     n, repeats = (4, 1) if quick else (8, 2)
-    found: dict[str, Any] = {"shape": shape, "jobs": n, "load_average": os.getloadavg()[0]}
-    block = reading(8, 8, n)
+    measured: dict[str, Any] = {"shape": shape, "jobs": n, "load_average": os.getloadavg()[0]}
+    jobs = reading(8, 8, n)
     with Local().pool(spec) as pool:
         mapped(pool, reading(1, 4, 2))
-        local = [mapped(pool, block) for _ in range(repeats)]
+        local = [mapped(pool, jobs) for _ in range(repeats)]
     best = statistics.median(t.wall for t in local)
-    found["local"] = {"wall": best, "busy": statistics.median(t.busy for t in local)}
+    measured["local"] = {"wall": best, "busy": statistics.median(t.busy for t in local)}
     for workers in (1, 2):
         begin = time.perf_counter()
         with Ray(replicas=workers).pool(spec) as pool:
             up = time.perf_counter() - begin
             first = warmed(pool, workers)
-            times = [mapped(pool, block) for _ in range(repeats)]
+            times = [mapped(pool, jobs) for _ in range(repeats)]
             assert all(t.values == local[0].values for t in times)  # the same numbers, bit for bit
             wall = statistics.median(t.wall for t in times)
             entry = {"start": up + first, "wall": wall, "busy": statistics.median(t.busy for t in times)}
             if workers == 1:
                 entry["overhead"] = wall / best - 1
                 entry["engine_share"] = statistics.median((t.wall - t.busy) / t.busy for t in times)
-                found["by_size"] = [sized(pool, arms) for arms in (1, 4, 16)]
-                found["by_bytes"] = [shared(pool, mib) for mib in (0, 1, 16, 128)]
+                measured["by_size"] = [sized(pool, arms) for arms in (1, 4, 16)]
+                measured["by_bytes"] = [shared(pool, mib) for mib in (0, 1, 16, 128)]
             else:
                 entry["efficiency"] = best / (workers * wall)
-        found[f"ray_{workers}"] = entry
+        measured[f"ray_{workers}"] = entry
         print(json.dumps({f"ray_{workers}": entry}), flush=True)
-    return found
+    return measured
 
 
 def sized(pool: Pool, arms: int) -> dict[str, float]:
@@ -138,7 +137,7 @@ def shared(pool: Pool, mib: int) -> dict[str, float]:
 
 
 class Assumed(NamedTuple):
-    """Assumptions. Replace them by the properties of your cluster."""
+    """Assumptions. Replace them with the properties of your cluster."""
 
     parameters: float = 70e9
     layers: int = 80
@@ -146,26 +145,26 @@ class Assumed(NamedTuple):
     bytes_per_parameter: float = 2
     gpus_per_replica: int = 4
     parallel_efficiency: float = 0.7
-    """Of tensor parallelism over the GPUs of a replica."""
+    """Efficiency of tensor parallelism over the GPUs of a replica."""
     disk: float = 2e9
     """Bytes per second with which one node reads weights."""
     shared_disk: float = 20e9
-    """The same of all nodes together."""
+    """The same for all nodes together."""
     network: float = 2.5e9
     """Bytes per second from the driver to the nodes."""
     models: int = 13
     seeds: int = 3
     prefix_sharing: float = 2.0
-    """How many times fewer tokens packed prompts have (docs/benchmarks.md)."""
+    """Factor by which packing reduces the tokens (docs/benchmarks.md)."""
 
 
-BLOCKS = {"candidates": 10, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 9, "dose": 2}
+JOBS = {"candidates": 2, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 8, "dose": 2}
 """Jobs of each stage of one seed at 80 layers (stages/stage_jobs.py)."""
 
 
 def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -> dict[str, Any]:
-    """Hours of the sweep, and what bounds it."""
-    passes, steps = work(preset("rhumbline", seeds=(0,)).record(), a.layers)
+    """Hours of the sweep, and the limiting factor."""
+    passes, steps = work(preset("rhumbline", seeds=(0,)), a.layers)
     rate = a.gpus_per_replica * a.parallel_efficiency
     weights = a.parameters * a.bytes_per_parameter
     second = 2 * a.parameters * PROMPT_TOKENS / a.prefix_sharing / (device.flops * rate)
@@ -179,8 +178,8 @@ def projected(gpus: int, measured: dict[str, Any], a: Assumed, device: Device) -
     per_run = max(1, replicas // runs)
     job_cost = measured["by_size"][-1]["cost_ms"] / 1000
     inputs = 4 * a.d_model * (2 * 5 * a.layers + 514)
-    computing = seconds["serial"] + sum(seconds[k] * math.ceil(n / per_run) / n for k, n in BLOCKS.items())
-    engine = sum(math.ceil(n / per_run) * job_cost + per_run * inputs / a.network for n in BLOCKS.values())
+    computing = seconds["serial"] + sum(seconds[k] * math.ceil(n / per_run) / n for k, n in JOBS.items())
+    engine = sum(math.ceil(n / per_run) * job_cost + per_run * inputs / a.network for n in JOBS.values())
     inside = computing + (engine if per_run > 1 else 0.0)
     waves = math.ceil(runs / replicas)
     total = waves * (load + inside)
@@ -215,13 +214,13 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def written(found: dict[str, Any]) -> str:
+def written(results: dict[str, Any]) -> str:
     a, device = Assumed(), Device()
-    projections = [projected(g, found, a, device) for g in (8, 16, 32, 64, 128, 256, 512)]
-    one, two = found["ray_1"], found["ray_2"]
-    busy = " (**busy: preliminary figures**)" if found["load_average"] > 1 else ""
+    projections = [projected(g, results, a, device) for g in (8, 16, 32, 64, 128, 256, 512)]
+    one, two = results["ray_1"], results["ray_2"]
+    busy = " (**busy: preliminary figures**)" if results["load_average"] > 1 else ""
     engines = [
-        ["local", f"{found['local']['wall']:.1f}", f"{found['local']['busy']:.1f}", "", ""],
+        ["local", f"{results['local']['wall']:.1f}", f"{results['local']['busy']:.1f}", "", ""],
         ["ray, 1 worker", f"{one['wall']:.1f}", f"{one['busy']:.1f}", f"{one['start']:.1f}",
          f"overhead **{one['overhead']:+.1%}** of local's wall time; outside of the jobs {one['engine_share']:.1%}"],
         ["ray, 2 workers", f"{two['wall']:.1f}", f"{two['busy']:.1f}", f"{two['start']:.1f}",
@@ -229,7 +228,7 @@ def written(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     sizes = [
         [f"{r['rows']}", f"{r['seconds']:.2f}", f"{r['cost_ms']:.1f}", f"{r['cost_ms'] / 1000 / r['seconds']:.1%}"]
-        for r in found["by_size"]
+        for r in results["by_size"]
     ]
     clusters = [
         [f"{r['gpus']}", f"{r['replicas']}", f"{r['per_run']}", f"{r['load'] / 60:.1f}", f"{r['run'] / 60:.1f}",
@@ -247,11 +246,11 @@ def written(found: dict[str, Any]) -> str:
             ),
             "## Measured",
             paragraph(
-                f"{found['when']}, torch {torch.__version__}, Ray {found['ray']}, Python {platform.python_version()}, "
-                "a "
-                f"shared virtual machine of two x86-64 cores, one thread per worker, load average "
-                f"{found['load_average']:.1f} at the start{busy}. Work: {found['jobs']} jobs of 8 ablations x 8 "
-                f"prompts on {found['shape']} (docs/benchmarks.md); medians of the repeats. The script checks "
+                f"{results['when']}, torch {torch.__version__}, Ray {results['ray']}, Python "
+                f"{platform.python_version()}, a shared virtual machine of two x86-64 cores, one thread per worker, "
+                "load average "
+                f"{results['load_average']:.1f} at the start{busy}. Work: {results['jobs']} jobs of 8 ablations x 8 "
+                f"prompts on {results['shape']} (docs/benchmarks.md); medians of the repeats. The script checks "
                 "that the values are the same bit for bit on every engine."
             ),
             table(["engine", "wall s", "inside the jobs s", "start-up s", ""], engines),
@@ -260,7 +259,7 @@ def written(found: dict[str, Any]) -> str:
             table(["rows of a job", "seconds of work", "cost, ms", "share"], sizes),
             table(
                 ["MiB that all jobs of a call share", "cost of an empty job, ms"],
-                [[f"{r['mib']}", f"{r['cost_ms']:.1f}"] for r in found["by_bytes"]],
+                [[f"{r['mib']}", f"{r['cost_ms']:.1f}"] for r in results["by_bytes"]],
             ),
             paragraph(
                 "**Size of a job.** It is a constant, so that every engine runs the same passes. A job should last a "
@@ -309,7 +308,7 @@ def _reading(projections: list[dict[str, Any]], a: Assumed) -> list[str]:
         paragraph(
             f"Below {first['gpus']} GPUs the sweep is bound by computing alone; from there on by {first['bound']}. "
             f"{runs} runs keep {runs * a.gpus_per_replica} GPUs busy. Further replicas can only take jobs of a run, of "
-            f"which a stage has {min(BLOCKS.values())} to {max(BLOCKS.values())}. The engine (messages, artefacts, "
+            f"which a stage has {min(JOBS.values())} to {max(JOBS.values())}. The engine (messages, artefacts, "
             f"results) takes at most {most:.1%} of a run. The cheapest row is that of {least['gpus']} GPUs: "
             f"{least['gpu_hours']:.0f} GPU-hours, {least['hours']:.1f} h."
         ),
@@ -324,17 +323,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true")
     options.add_argument("--shape", default="m24", choices=shapes.SHAPES)
-    options.add_argument("--model-only", action="store_true", help="redo the page from the last measurements")
-    given = options.parse_args()
+    options.add_argument("--model-only", action="store_true", help="write the page again from the last measurements")
+    a = options.parse_args()
     kept = OUT / "scale.json"
-    if given.model_only:
-        found = json.loads(kept.read_text())
+    if a.model_only:
+        results = json.loads(kept.read_text())
     else:
         import ray
 
-        found = {**measure(given.quick, given.shape), "ray": ray.__version__, "when": time.strftime("%Y-%m-%d")}
-        kept.write_text(json.dumps(found, indent=1) + "\n")
-    (OUT / "scale.md").write_text(written(found))
+        results = {**measure(a.quick, a.shape), "ray": ray.__version__, "when": time.strftime("%Y-%m-%d")}
+        kept.write_text(json.dumps(results, indent=1) + "\n")
+    (OUT / "scale.md").write_text(written(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random Qwen2-shaped models and prompts of the sizes that docs/benchmarks.md speaks of."""
+"""Random Qwen2-shaped models and prompts of the sizes in docs/benchmarks.md."""
 
 import random
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Shape:
     vocab: int
     heads: int
     mlp: int | None = None
-    """Width of the MLP, about 8/3 of the stream's where nothing is said."""
+    """Width of the MLP; None: about 8/3 of the width of the stream."""
 
 
 SHAPES = {"m8": Shape(8, 256, 32_000, 4), "m24": Shape(24, 512, 32_000, 8), "mv": Shape(8, 512, 152_000, 8)}
@@ -27,7 +27,7 @@ SUFFIX = 5
 
 
 class NoText:
-    """Stands in for a tokenizer where prompts are drawn as token ids."""
+    """The parts of a tokenizer that are needed if prompts are drawn as token ids."""
 
     pad_token_id, eos_token_id = 0, 1
 

@@ -1,10 +1,10 @@
-"""Time and memory of `rhumbline edit --sharded` on a random checkpoint of several gigabytes.
+"""Measure time and memory of `rhumbline edit --sharded` on a random checkpoint of several gigabytes.
 
     python benchmarks/sharded_edit.py [--layers 28] [--folder DIR] [--notes docs/benchmarks-notes.md]
 
-Writes a Llama-shaped checkpoint with random weights into a temporary folder (twice its size must be free), edits it in
-a process of its own whose memory is polled, compares tensors with the formula, writes the section into the notes that
-`make bench` appends to its page, and removes the folder.
+Writes a Llama-shaped checkpoint with random weights into a temporary folder (twice its size must be free) and edits it
+in another process, whose memory is polled. Then compares tensors with the formula, writes the section into the notes
+that `make bench` appends to its page, and removes the folder.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rhumbline.edits.tensor_file import TensorFile
 
 FILE = 1_000_000_000
-"""Bytes of a file, at most; a larger tensor has a file of its own."""
+"""Largest file in bytes; a larger tensor has a separate file."""
 TITLE = "## Sharded edit"
 
 
 class Measured(NamedTuple):
-    """What a process took."""
+    """Time and memory of a process."""
 
     seconds: float
     anonymous: int
@@ -51,8 +51,8 @@ def config(layers: int) -> LlamaConfig:
 
 
 def write_checkpoint(folder: Path, layers: int) -> int:
-    """Random weights in files of at most FILE bytes; returns how many bytes."""
-    made = config(layers)
+    """Write random weights in files of at most FILE bytes; returns the number of bytes."""
+    llama = config(layers)
     shapes = {n: p.shape for n, p in _meta(layers).named_parameters()}
     files: list[dict[str, torch.Size]] = [{}]
     size = 0
@@ -73,8 +73,8 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     )
-    made.architectures = ["LlamaForCausalLM"]
-    made.save_pretrained(folder)
+    llama.architectures = ["LlamaForCausalLM"]
+    llama.save_pretrained(folder)
     return total
 
 
@@ -107,7 +107,7 @@ def measured(command: list[str]) -> Measured:
 
 
 def differences(before: Path, after: Path, r: Tensor) -> Iterator[tuple[str, int, int]]:
-    """(name, values that are not the formula's, values) of three tensors: W - r (r.W) in float64 by way of float32."""
+    """(name, values that differ from the formula, values) of three tensors: W - r (r.W) in float64, then float32."""
     index = json.loads((after / "model.safetensors.index.json").read_text())["weight_map"]
     for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.o_proj.weight",
                  "model.layers.1.mlp.up_proj.weight"):  # fmt: skip
@@ -119,7 +119,7 @@ def differences(before: Path, after: Path, r: Tensor) -> Iterator[tuple[str, int
         yield name, int((wanted != new).sum()), new.numel()
 
 
-def section(layers: int, files: int, total: int, found: Measured, record: dict, wrong: list) -> str:
+def section(layers: int, files: int, total: int, process: Measured, record: dict, wrong: list) -> str:
     billions = total / 2e9
     checked = "; ".join(f"`{name}` {bad} of {n:,}" for name, bad, n in wrong)
     return f"""{TITLE}
@@ -131,19 +131,19 @@ One thread of {os.cpu_count()} cores that others were using, local disk, {dateti
 
 | | |
 |---|---|
-| time, with start-up and the proof | {found.seconds:.0f} s ({total / 1e6 / found.seconds:.0f} MB/s) |
-| peak anonymous memory | {found.anonymous / 1e9:.2f} GB |
-| peak resident memory, mapped files included | {found.resident / 1e9:.2f} GB |
+| time, with start-up and the proof | {process.seconds:.0f} s ({total / 1e6 / process.seconds:.0f} MB/s) |
+| peak anonymous memory | {process.anonymous / 1e9:.2f} GB |
+| peak resident memory, mapped files included | {process.resident / 1e9:.2f} GB |
 | tensors edited | {len(record["changed"])} of {len(list(_meta(layers).parameters()))} |
 | largest share of a tensor left along r (bfloat16) | {record["proof"]["leak"]:.1e} |
 
-Values that differ from W - r (r.W), computed in float64 and rounded by way of float32 (the last tensor is no writer and
-must be as it was): {checked}. That files and memory give the same bits is a test (tests/test_sharded.py).
+Values that differ from W - r (r.W), computed in float64 and rounded to float32 first (the last tensor is not a writer
+and must be unchanged): {checked}. A test checks that files and memory give the same bits (tests/edits/test_sharded.py).
 """
 
 
 def replaced(page: str, new: str) -> str:
-    """The page with the section of this title anew, or at its end."""
+    """The page with the section of this title replaced, or appended."""
     before, title, rest = page.partition(TITLE)
     following = rest.find("\n## ")
     after = rest[following + 1 :] if title and following >= 0 else ""
@@ -155,30 +155,30 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=28)
     options.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rhumbline-sharded-edit")
     options.add_argument("--notes", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks-notes.md")
-    given = options.parse_args()
+    a = options.parse_args()
     torch.set_num_threads(1)
-    source, out = given.folder / "base", given.folder / "edited"
-    free = shutil.disk_usage(given.folder.parent).free
-    needed = 2.2 * 2 * sum(p.numel() for p in _meta(given.layers).parameters())
+    source, out = a.folder / "base", a.folder / "edited"
+    free = shutil.disk_usage(a.folder.parent).free
+    needed = 2.2 * 2 * sum(p.numel() for p in _meta(a.layers).parameters())
     if free < needed:
-        raise SystemExit(f"{needed / 1e9:.0f} GB must be free in {given.folder.parent}, and {free / 1e9:.0f} GB are.")
+        raise SystemExit(f"{needed / 1e9:.0f} GB must be free in {a.folder.parent}, and {free / 1e9:.0f} GB are.")
     try:
-        total = write_checkpoint(source, given.layers)
+        total = write_checkpoint(source, a.layers)
         generator = torch.Generator().manual_seed(1)
-        save_file({"direction": torch.randn(3072, generator=generator)}, given.folder / "direction.safetensors")
-        found = measured(
+        save_file({"direction": torch.randn(3072, generator=generator)}, a.folder / "direction.safetensors")
+        process = measured(
             [sys.executable, "-m", "rhumbline.cli", "edit", str(source), "--sharded", "--direction",
-             str(given.folder / "direction.safetensors"), "--out", str(out)]
+             str(a.folder / "direction.safetensors"), "--out", str(out)]
         )  # fmt: skip
         record = json.loads((out / "rhumbline-edit.json").read_text())
-        r = TensorFile.read(given.folder / "direction.safetensors").tensor("direction").double()
+        r = TensorFile.read(a.folder / "direction.safetensors").tensor("direction").double()
         wrong = list(differences(source, out, r / r.norm()))
         files = len(list(source.glob("*.safetensors")))
-        page = given.notes.read_text() if given.notes.exists() else ""
-        given.notes.write_text(replaced(page, section(given.layers, files, total, found, record, wrong)))
-        print(found, wrong)
+        page = a.notes.read_text() if a.notes.exists() else ""
+        a.notes.write_text(replaced(page, section(a.layers, files, total, process, record, wrong)))
+        print(process, wrong)
     finally:
-        shutil.rmtree(given.folder, ignore_errors=True)
+        shutil.rmtree(a.folder, ignore_errors=True)
 
 
 def _meta(layers: int) -> torch.nn.Module:

@@ -8,7 +8,8 @@ import pytest
 
 from rhumbline.errors import ProtocolError
 from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.protocol import PRESETS, Protocol, amend, preset
+from rhumbline.protocol import PRESETS, ExtractionSettings, Protocol, amend, preset, quick
+from rhumbline.records.positions import Position
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -121,3 +122,54 @@ def test_the_name_of_a_condition_is_text():
     object.__setattr__(protocol, "conditions", {1: "You are a clerk."})  # the tests' type checks refuse it earlier
     with pytest.raises(ProtocolError, match="conditions has 1"):
         protocol.__post_init__()
+
+
+def test_an_older_run_has_no_screen_and_completes_all_prompts():
+    record = preset("rhumbline").record()
+    for name in ("completed", "interim", "screen"):
+        del record["nulls"][name]
+    del record["screen"], record["quick"]
+    old = Protocol.of(record)
+    assert (old.screen, old.quick, old.nulls.completed, old.nulls.interim, old.nulls.screen) == (0, False, 0, 0, 0)
+
+
+def test_only_the_default_preset_is_screened():
+    assert PRESETS["rhumbline"].screen > 0
+    for name in ("arditi2024", "blog2026", "style"):
+        preset_ = PRESETS[name]
+        assert (preset_.screen, preset_.nulls.completed, preset_.nulls.screen) == (0, 0, 0)
+    assert PRESETS["arditi2024"].full_grid
+
+
+def test_a_continuous_score_completes_all_prompts():
+    protocol = preset("rhumbline", judge="markers")
+    assert protocol.nulls.completed > 0
+    assert protocol.completed == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_quick_protocol_has_the_rule_of_the_whole_one(name):
+    whole = preset(name)
+    first = quick(whole)
+    assert first.rule == whole.rule
+    assert first.selection == whole.selection
+    assert first.quick
+    assert not whole.quick
+    assert len(first.seeds) == 1
+    for part in ("train", "val", "test"):
+        assert getattr(first.sizes, part) <= getattr(whole.sizes, part)
+    if whole.rule.max_p is not None:
+        # As few draws as the rule permits, and not fewer.
+        assert all(1 / (first.nulls.total(f) + 1) <= whole.rule.max_p + 1e-9 for f in whole.rule.families)
+    assert quick(first) == first
+
+
+def test_positions_are_checked():
+    assert ExtractionSettings("response:3").response_position == Position.response_token(3)
+    assert ExtractionSettings("response-mean").response_position == Position.response_mean()
+    assert ExtractionSettings("post-instruction").response_position is None
+    for wrong in ("response:0", "response:x", "middle"):
+        with pytest.raises(ProtocolError, match="response:K"):
+            ExtractionSettings(wrong)
+    with pytest.raises(ProtocolError, match="classifier"):
+        amend(preset("style"), {"judge": "classifier", "text_score": {"classifier": False}})

@@ -10,17 +10,15 @@ stages/outcomes.py, and verification.py (results and verdict).
 """
 
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rhumbline.engines.jobs import Pool
+from rhumbline.engines.engine import Pool
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner, measured_tokens
@@ -29,7 +27,7 @@ from rhumbline.prompts.contrasts import LABELS, ContrastSet
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
 from rhumbline.records.claims import Claim
-from rhumbline.records.codec import convert, to_json
+from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import write_json
 from rhumbline.records.results import Environment, Results
@@ -53,7 +51,7 @@ class Result:
     """A finished run."""
 
     path: Path
-    results: Mapping[str, Any]
+    results: JsonObject
     """The JSON value of results.json."""
 
     @property
@@ -97,6 +95,7 @@ def run(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     plan = RunPlan.of(model, contrast, protocol, texts)
+    plan.check(protocol.max_new_tokens)
     with RunDirectory.open(out, plan.record()) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         tokens = measured_tokens(model, plan.chat.encode(contrast.prompts[0]))
@@ -147,13 +146,14 @@ def discover(
     protocol: Protocol,
     *,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Extraction only: where the classes separate on validation prompts. Generates nothing, reads no test prompt.
 
     Returns the JSON value of discover.json.
     """
     seed = protocol.seeds[0]
     plan = RunPlan.of(model, replace(contrast, neutral=()), replace(protocol, seeds=(seed,)))
+    plan.check(new_tokens=0)
     with RunDirectory.open(out, plan.record("discover") | {"seeds": list(protocol.seeds)}) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
         with timings.stage("discover", seed):

@@ -19,12 +19,12 @@ from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, STYLE, SelectionRule
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.evidence.verdict_rules import rule as named_rule
-from rhumbline.judging.judge_names import CONTINUOUS_JUDGES, keyword_judge
-from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
+from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES, LITERAL_JUDGES, ClassJudge, class_judge
+from rhumbline.judging.languages import known_languages
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.positions import Position
 from rhumbline.records.user_files import read_toml
 
@@ -78,6 +78,14 @@ class NullSettings:
     """Validation prompts per class on which a draw of `shuffled` is selected."""
     top: int = 10
     """Principal components that span `top-pc`."""
+    completed: int = 0
+    """Test prompts per class that each of the first `draws` completes, other ones for every draw; 0: all. A continuous
+    score always reads all."""
+    interim: int = 0
+    """Draws of a family after which its wide nulls stop if the rule cannot be met any more (Besag and Clifford 1991);
+    0: every draw is evaluated."""
+    screen: int = 0
+    """Sites of a draw of `shuffled` that are scored exactly, chosen by first-order estimates; 0: every site."""
     limit: int = 4
     """Draws are added until enough of them are comparable with the direction (`rule.same_cosine`, `rule.min_draws`), up
     to this many times the planned number."""
@@ -96,7 +104,15 @@ class NullSettings:
                 f"nulls.draws is {self.draws}; an effect is compared with at least 1 null draw. Use 1 or more."
             )
         for name, least in (
-            *(("wide", 0), ("procedure", 1), ("prompts", 2), ("procedure_prompts", 2), ("top", 1), ("limit", 1)),
+            ("wide", 0),
+            ("procedure", 1),
+            ("prompts", 2),
+            ("procedure_prompts", 2),
+            ("top", 1),
+            ("completed", 0),
+            ("interim", 0),
+            ("screen", 0),
+            ("limit", 1),
         ):
             if getattr(self, name) < least:
                 raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; use {least} or more.")
@@ -246,16 +262,24 @@ class Protocol:
     side_effects: SideEffectSettings = field(default_factory=SideEffectSettings)
     conditions: Mapping[str, str] = field(default_factory=dict)
     """By name: a system prompt (empty: none) under which the test prompts run again with the direction of the run."""
-    judge: str = "refusal-opening"
-    """The judge of the completions: a keyword judge, or `markers` or `classifier` for a continuous score."""
+    judge: str = "refusal-learned"
+    """The judge of the completions: one that gives classes, or `markers` or `classifier` for a continuous score."""
+    phrases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further refusal phrases by the code of their language, such as `ja`; "..." stands for up to six words. The judge
+    reads texts in these languages, too."""
     text_score: TextScoreSettings = field(default_factory=TextScoreSettings)
     max_new_tokens: int = 64
     """Longest completion, in tokens. A judge that reads too few tokens misses late refusals."""
     rule: Rule = field(default_factory=lambda: named_rule("rhumbline"))
+    screen: int = 0
+    """Candidates that are scored exactly, chosen by first-order estimates; the others only if none of these passes.
+    0: every candidate. A rule that needs completions, and the paired log-odds, score every candidate."""
     full_grid: bool = False
-    """Compute every score. Otherwise only scores that can change the selection are computed; it is the same."""
+    """Compute every score, without a screen. Otherwise only scores that can change the selection are computed."""
     save_completions: bool = False
     """Write the completions with their scores."""
+    quick: bool = False
+    """Whether `quick` made the protocol smaller for a first answer."""
     early_stop: bool = False
     """Stop a completion under a null once its class is settled; `new_tokens` counts the tokens up to there. The arms of
     the direction always complete in full, because other judges and lengths read them too."""
@@ -264,6 +288,8 @@ class Protocol:
         faults = [f"{name} is {value}; use a finite number" for name, value in _not_finite(self)]
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             faults.append(f"seeds is {list(self.seeds)}; use different whole numbers of 0 or more")
+        if self.screen < 0:
+            faults.append(f"screen is {self.screen}; use 0 or more")
         if self.max_new_tokens < 1:
             faults.append(f"max_new_tokens is {self.max_new_tokens}; use 1 or more")
         if self.sampling not in typing.get_args(Sampling):
@@ -294,12 +320,19 @@ class Protocol:
             faults.append(
                 "early_stop shortens completions, so save_completions would write parts of them; use one of the two"
             )
-        if self.early_stop and not (self.judge in KEYWORD_JUDGES and KEYWORD_JUDGES[self.judge].can_decide_early):
-            able = ", ".join(name for name, j in KEYWORD_JUDGES.items() if j.can_decide_early)
+        if self.early_stop and not (self.judge in CLASS_JUDGES and class_judge(self.judge).can_decide_early):
+            able = ", ".join(name for name in CLASS_JUDGES if class_judge(name).can_decide_early)
             faults.append(
                 f"early_stop needs a judge that can settle a class by the beginning of a completion ({able}); "
                 f"{self.judge} reads the whole completion, because later degeneration changes the class"
             )
+        if self.phrases and self.judge in (*CONTINUOUS_JUDGES, *LITERAL_JUDGES):
+            faults.append(f"phrases are given, which judge {self.judge} does not read; use another judge")
+        if odd := sorted(set(self.phrases) - known_languages()):
+            known = ", ".join(sorted(known_languages()))
+            faults.append(f"phrases has the language {odd[0]!r}; use codes among {known}")
+        if empty := [language for language, some in self.phrases.items() if not some]:
+            faults.append(f"phrases has no phrase for {empty[0]}; list one or more, or remove the language")
         if self.conditions and self.judge in CONTINUOUS_JUDGES:
             faults.append(
                 f"conditions compare rates, and judge {self.judge} gives a continuous score; remove the conditions"
@@ -311,19 +344,29 @@ class Protocol:
         if faults:
             raise ProtocolError("; ".join(faults) + ".")
         if self.judge not in CONTINUOUS_JUDGES:
-            keyword_judge(self.judge)
+            self.class_judge(self.judge)
+
+    @property
+    def completed(self) -> int:
+        """Test prompts per class that each null draw completes; 0: all. A level is paired, so it reads all."""
+        return 0 if self.is_continuous else self.nulls.completed
 
     @property
     def is_continuous(self) -> bool:
         """Whether the judge gives a continuous score instead of a class."""
         return self.judge in CONTINUOUS_JUDGES
 
-    def record(self) -> dict[str, Any]:
+    def class_judge(self, name: str | None = None) -> ClassJudge:
+        """The judge of that name (None: that of the protocol) with the phrases of the protocol."""
+        name = name or self.judge
+        return class_judge(name, None if name in LITERAL_JUDGES else self.phrases)
+
+    def record(self) -> JsonObject:
         """The JSON value of the protocol."""
         return to_json(self)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Protocol":
+    def of(cls, record: JsonObject) -> "Protocol":
         """The protocol of a JSON value: that of `record()`, or that of protocol.json, which contains further keys.
 
         A field that an older run lacks has its default. The text of the chat template is not in protocol.json. Raises
@@ -338,7 +381,14 @@ class Protocol:
 
 
 PRESETS: Mapping[str, Protocol] = {
-    "rhumbline": Protocol("rhumbline"),
+    # Sizes by measurement (docs/benchmarks.md): the error rates of more draws and prompts at a third of their cost.
+    "rhumbline": Protocol(
+        "rhumbline",
+        nulls=NullSettings(wide=39, prompts=8, completed=20, interim=20, screen=12),
+        screen=24,
+        dose=DoseSettings(draws=1, prompts=12),
+        stability=StabilitySettings(prompts=8),
+    ),
     # The paper has neither nulls nor a rule: this preset uses one isotropic draw and the margins of the blog.
     "arditi2024": Protocol(
         "arditi2024",
@@ -384,6 +434,40 @@ def preset(name: str, **changes: Any) -> Protocol:
     if unknown := sorted(set(changes) - known):
         raise ProtocolError(f"unknown protocol fields {', '.join(unknown)}; use {', '.join(sorted(known))}.")
     return replace(PRESETS[name], **changes)
+
+
+def quick(protocol: Protocol) -> Protocol:
+    """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
+
+    More results are undecided. No bound of the rule changes.
+    """
+    sizes, nulls = protocol.sizes, protocol.nulls
+    least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
+    draws = min(nulls.wide, least)
+    return replace(
+        protocol,
+        quick=True,
+        seeds=protocol.seeds[:1],
+        sizes=Sizes(min(sizes.train, 32), min(sizes.val, 8), min(sizes.test, 24)),
+        screen=min(protocol.screen or 8, 8),
+        nulls=replace(
+            nulls,
+            families=protocol.rule.families,
+            draws=1,
+            wide=draws,
+            procedure=min(nulls.procedure, max(1, draws)),
+            prompts=min(nulls.prompts, 3),
+            procedure_prompts=min(nulls.procedure_prompts, 2),
+            completed=12,
+            interim=0,
+            screen=4,
+        ),
+        dose=DoseSettings((), ()),
+        stability=StabilitySettings(refits=0),
+        side_effects=replace(protocol.side_effects, documents=0),
+        conditions={},
+        max_new_tokens=min(protocol.max_new_tokens, 24),
+    )
 
 
 def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:

@@ -9,6 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from rhumbline.errors import OutputError, RhumblineError
 from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.evidence.level_effects import pooled_level_effects
@@ -18,11 +20,13 @@ from rhumbline.evidence.seed_results import seed_results
 from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.evidence.verdict import overall, sentence
 from rhumbline.evidence.version_4_effects import version_4_pooled
+from rhumbline.judging.label_results import recomputed
 from rhumbline.protocol import Protocol
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
-from rhumbline.records.effect_results import PooledEffect
+from rhumbline.records.effect_results import ArmRate, PooledEffect
 from rhumbline.records.files import read_json, sha256
+from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.reasons import Discard
@@ -36,6 +40,7 @@ PROSE = frozenset({"sentence", "warnings"})
 """Fields of results.json whose wording depends on the version of rhumbline."""
 SINCE_VERSION_5 = frozenset(
     {"claims", "damage", "version", "min_contrast", "min_draws", "max_over_refusal", "min_cosine"}
+    | {"open_if_unmeasured"}
 )
 """Fields of results.json, and of the rule in it, that rules up to version 4 do not have."""
 
@@ -84,6 +89,8 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
             "The residual writers of this model could not be proved, so it was edited at block inputs and outputs only "
             "(--coarse). Between the two sublayers of a block an ablated direction can be present."
         )
+    if context.decoding is not None:
+        warnings += context.decoding.warnings
     if len(seeds) > 1 and any(len(set(split.fixed)) == 3 for split in context.splits.values()):
         warnings.append("The contrast file fixes every split: the seeds share their prompts and differ in nulls only.")
     for seed in seeds:
@@ -92,6 +99,7 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
                 f"Seed {seed.seed}: no phrase separates the training texts of the classes, so the marker score is 0. "
                 "Set text_score.markers, or use --judge classifier, which needs no markers."
             )
+        warnings += _reading_warnings(seed)
         near = seed.near_duplicates
         if near.found > near.dropped:
             warnings.append(
@@ -106,6 +114,51 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
             if n[label] < planned[label] / 2
         ]
     return warnings
+
+
+def _reading_warnings(seed: SeedResult) -> list[str]:
+    """What was not read at the beginning of a completion, or could not be read."""
+    warnings = []
+    if seed.start is not None:
+        part = "before the answer" if seed.start.is_header else "of the answer"
+        warnings.append(
+            f"Seed {seed.seed}: all {seed.start.n} baseline completions of training and validation prompts begin with "
+            f"{seed.start.text!r}, a part {part}. The metric and the KL divergence are read after it."
+        )
+    warnings += [
+        f"Seed {seed.seed}: there is no usable metric ({reason.text}). {reason.advice}"
+        for reason in seed.reasons
+        if reason.advice is not None
+    ]
+    for row in (row for row in seed.arms if row.arm.is_own):
+        unread = row.unscored - sum(_languages(row).values())
+        if unread > 0 and not _is_uncovered(row):
+            warnings.append(
+                f"Seed {seed.seed}: {unread} of {row.n + row.unscored} completions of {row.arm} on {row.side}s are "
+                "unscored and in no rate: they have no answer within the token limit."
+            )
+        if languages := _languages(row):
+            counts = ", ".join(f"{language} {n}" for language, n in languages.items())
+            is_counted = row.unscored < sum(languages.values())
+            result = "these count as complied, as in the paper's code" if is_counted else "these are in no rate"
+            if _is_uncovered(row):
+                result = "no rate is measured"
+            warnings.append(
+                f"Seed {seed.seed}: {sum(languages.values())} of {row.n + row.unscored} completions of {row.arm} on "
+                f"{row.side}s are in a language that the judge does not cover ({counts}), so {result}. Pass a judge "
+                "that covers it (--judge), or refusal phrases of the language (--phrases)."
+            )
+    return warnings
+
+
+def _languages(row: ArmRate) -> Mapping[str, int]:
+    """Completions by language that the judge does not cover."""
+    return {} if row.uncovered is UNSET else row.uncovered
+
+
+def _is_uncovered(row: ArmRate) -> bool:
+    """Whether no rate is measured because of languages (`measured_outcomes`)."""
+    return row.n == 0 and sum(_languages(row).values()) > 0
 
 
 def _seed_warnings(seeds: Sequence[SeedResult], pooled: Sequence[PooledEffect]) -> list[str]:
@@ -131,7 +184,7 @@ def sealed(summary: RunSummary, environment: Environment, timings: TimingSummary
     return replace(results, sha256=_own_hash(to_json(results)))
 
 
-def _own_hash(results: Mapping[str, Any]) -> str:
+def _own_hash(results: JsonObject) -> str:
     return sha256({key: value for key, value in results.items() if key != "sha256"})
 
 
@@ -190,6 +243,9 @@ def check(path: str | Path) -> Verification:
             name = file.relative_to(directory.path).as_posix()
             expected = to_json(compare(directory, file.parent))
             faults += _differences(expected, directory.load(file), name, skipped, is_first)
+        if directory.has(HumanLabels):
+            expected, file = to_json(recomputed(directory)), directory.file_of(HumanLabels)
+            faults += _differences(expected, directory.load(file), "human.json", skipped, is_first)
     except RhumblineError as error:
         faults.append(str(error))
     except (
@@ -206,13 +262,13 @@ def check(path: str | Path) -> Verification:
     return Verification(faults, notes)
 
 
-def _has_no_reasons(results: Mapping[str, Any]) -> bool:
+def _has_no_reasons(results: JsonObject) -> bool:
     """Whether neither the run nor a seed has `reasons`, as in version 0.1, whose sentences had another wording."""
     parts = [results, *(results["seeds"] if isinstance(results.get("seeds"), list) else [])]
     return not any("reasons" in part for part in parts if isinstance(part, dict))
 
 
-def _version_of(results: Mapping[str, Any]) -> str:
+def _version_of(results: JsonObject) -> str:
     """The version of rhumbline that wrote the results."""
     environment = results.get("environment")
     return str(environment.get("rhumbline")) if isinstance(environment, dict) else "unknown"

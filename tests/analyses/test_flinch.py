@@ -9,10 +9,10 @@ import torch
 from families import random_model
 from rhumbline import load
 from rhumbline.analyses.flinch import Terms, flinch
-from rhumbline.analyses.sheet_pages import write
-from rhumbline.errors import InputError, OutputError
+from rhumbline.errors import InputError, ModelError, OutputError
 from rhumbline.models import proving
 from rhumbline.organisms import organism_dir
+from rhumbline.report.sheets import write
 from tolerances import near
 
 TERMS = Terms(
@@ -103,3 +103,11 @@ def test_faulty_terms_are_refused(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(InputError, match=words.replace("{", r"\{").replace("}", r"\}")):
         Terms.read(path)
+
+
+def test_a_model_without_a_log_probability_is_refused(build):
+    chat, base = build("chat"), build("base")
+    with torch.no_grad():
+        chat.model.lm_head.bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match="chat: the log-probability of a term is not finite"):
+        flinch(chat, base, TERMS)

@@ -4,11 +4,11 @@ import pytest
 
 from rhumbline import load, read_contrast
 from rhumbline.analyses.robustness import compare, measure
-from rhumbline.analyses.sheet_pages import write
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build
 from rhumbline.records.shared import BySplit
 from rhumbline.records.sheet_files import RobustnessPlan
+from rhumbline.report.sheets import write
 
 PLAN = RobustnessPlan(ranks=3, nulls=2, sizes=BySplit(48, 6, 24), strengths=(0.5, 1.0), suffixes=2, max_new_tokens=12)
 

@@ -42,6 +42,24 @@ def test_a_run_from_start_to_verification(call, planted_folder, tmp_path):
     assert (out / "report.html").is_file()
 
 
+def test_a_quick_run_has_a_directory_inside_that_of_the_whole_run(call, planted_folder, tmp_path):
+    out = tmp_path / "run"
+    command = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", "--out", out, *SMALL]
+    code, text, messages = call(*command, "--quick", "--json")
+    assert code == 0
+    assert "rerun the command without --quick" in " ".join(messages.split())
+    assert json.loads(text) == json.loads((out / "quick" / "results.json").read_text())
+    assert not (out / "protocol.json").exists()
+    assert call("verify", out / "quick")[0] == 0
+    code, text, _ = call(*command, "--json")  # the same directory
+    assert code == 0
+    assert json.loads(text) == json.loads((out / "results.json").read_text())
+    assert call("verify", out)[0] == 0
+    shutil.rmtree(out / "quick")  # the whole run does not depend on it
+    assert call("verify", out)[0] == 0
+    assert json.loads(call(*command, "--quick", "--json")[1])["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+
+
 def test_discover_and_model(call, planted_folder, tmp_path):
     contrast = planted_folder / "contrast.jsonl"
     code, text, _ = call("discover", planted_folder, "--contrast", contrast, "--out", tmp_path / "d", "--device", "cpu")
@@ -205,7 +223,7 @@ def test_places_that_cannot_be_written(call, planted_folder, tmp_path):
     base = ["run", planted_folder, "--contrast", planted_folder / "contrast.jsonl", *SMALL]
     code, _, messages = call(*base, "--out", tmp_path / "file")
     assert code == 2
-    assert "cannot be used" in messages
+    assert "is not a directory" in messages
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -97,7 +97,7 @@ def test_an_exported_adapter_is_loaded_on_its_organism(demo, call, tmp_path):
 def test_unknown_names_say_what_to_give(call, tmp_path):
     code, _, messages = call("model", "organism:nothing")
     assert code == 2
-    assert "the organisms are refusal" in messages
+    assert "Use one of refusal, extended" in messages
     bare = tmp_path / "bare"
     bare.mkdir()
     code, _, messages = call("discover", bare, "--out", tmp_path / "d")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,27 @@ def test_an_option_with_control_characters_is_named_without_them(capsys):
         main(["run", "model", "--seeds\x1b[31m", "1"])
     assert ended.value.code == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "unknown command 'rum'. Did you mean run?"),
+        (["analyse", "geometry"], "Did you mean analyze?"),
+        (["xyzzy"], "unknown command 'xyzzy'. The commands are demo, run"),
+        ([], "a command is missing. The commands are demo, run"),
+        (["run"], "the following arguments are required: MODEL"),
+    ],
+)
+def test_an_unknown_or_missing_command_is_an_error_with_advice(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"rhumbline {version('rhumbline')}\n"

@@ -1,4 +1,4 @@
-"""Every export, read back by the tool that it is for."""
+"""Every export, read back by its tool."""
 
 import copy
 import os
@@ -7,20 +7,21 @@ import pytest
 import torch
 from msgspec import structs
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from families import random_model
+from make_directions import make_directions
 from rhumbline.edits.export import ExportOptions, export, steering
 from rhumbline.edits.proved_edit import orthogonalized
-from rhumbline.edits.read_direction import ImportedDirections, read_directions
+from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.inference.interventions import Ablate, Add, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
-from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.positions import Position
 from tolerances import tolerance
 
-pytestmark = [  # peft's
+pytestmark = [  # warnings of peft
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning"),
 ]
@@ -28,20 +29,13 @@ pytestmark = [  # peft's
 IDS = torch.tensor([[5, 9, 70, 11, 33, 8], [7, 100, 3, 9, 61, 2]])
 
 
-def some(layer=2, rank=1, width=32, **origin):
-    vectors = torch.randn(rank, width, generator=torch.Generator().manual_seed(4)) * 3
-    origin = DirectionOrigin(model_type="llama", n_layers=4, **origin)
-    return ImportedDirections(vectors, layer, Position(-1), "somewhere", origin)
-
-
 @pytest.fixture
-def checkpoint(tmp_path, tokenizer):
+def loaded(checkpoint):
+    """A checkpoint in float32, and its model."""
+
     def make(family, **overrides):
-        folder = tmp_path / f"{family}-base"
-        model = random_model(family, vocab_size=len(tokenizer), gains=True, **overrides)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder, model
+        folder = checkpoint(family, torch.float32, **overrides)
+        return folder, AutoModelForCausalLM.from_pretrained(folder).eval()
 
     return make
 
@@ -58,95 +52,97 @@ def hooked_logits(model, tokenizer, intervention):
         return logits(model)
 
 
-def test_our_own_form_keeps_where_the_direction_came_from(tmp_path):
-    found = some(fingerprint="abc", template_sha256="def", model="org/model", verdict="SINGLE-DIRECTION-REPRODUCES")
-    export(found, "direction", tmp_path / "direction.safetensors")
+def test_the_own_format_keeps_the_origin_of_the_direction(tmp_path):
+    directions = make_directions(
+        fingerprint="abc", template_sha256="def", model="org/model", verdict="SINGLE-DIRECTION-REPRODUCES"
+    )
+    export(directions, "direction", tmp_path / "direction.safetensors")
     again = read_directions(tmp_path / "direction.safetensors")
-    torch.testing.assert_close(again.vectors, found.vectors, atol=0, rtol=0)
+    torch.testing.assert_close(again.vectors, directions.vectors, atol=0, rtol=0)
     assert (again.layer, again.position) == (2, Position(-1))
-    assert structs.replace(again.origin, sha256=None) == found.origin
+    assert structs.replace(again.origin, sha256=None) == directions.origin
     with pytest.raises(OutputError, match="exists"):
-        export(found, "direction", tmp_path / "direction.safetensors")
-    export(some(rank=3), "direction", tmp_path / "subspace.safetensors")
+        export(directions, "direction", tmp_path / "direction.safetensors")
+    export(make_directions(rank=3), "direction", tmp_path / "subspace.safetensors")
     assert read_directions(tmp_path / "subspace.safetensors", rank=2).vectors.shape == (2, 32)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "qwen3_moe", "granite", "qwen2"])
-def test_a_lora_adapter_is_the_edit_merged_and_not(family, checkpoint, tmp_path):
+def test_a_lora_adapter_has_the_effect_of_the_edit_merged_or_not(family, loaded, tmp_path):
     peft = pytest.importorskip("peft")
-    folder, model = checkpoint(family, tie_word_embeddings=False)
-    found = some(rank=2)
-    lines = export(found, "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
-    wanted = logits(orthogonalized(model, found.vectors))
+    folder, model = loaded(family, tie_word_embeddings=False)
+    directions = make_directions(rank=2)
+    lines = export(directions, "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
+    expected = logits(orthogonalized(model, directions.vectors))
     base = logits(model)
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(adapted), wanted, **tolerance())
-    torch.testing.assert_close(logits(adapted.merge_and_unload()), wanted, **tolerance())
-    assert (base - wanted).abs().max() > 1e-3
+    torch.testing.assert_close(logits(adapted), expected, **tolerance())
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, **tolerance())
+    assert (base - expected).abs().max() > 1e-3
     assert not any("untie" in line for line in lines)
     assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) >= 18
 
 
-def test_a_tied_model_is_told_not_to_merge(checkpoint, tmp_path):
+def test_the_export_of_a_tied_model_warns_of_merging(loaded, tmp_path):
     peft = pytest.importorskip("peft")
-    folder, model = checkpoint("qwen2", tie_word_embeddings=True)
-    found = some()
-    lines = export(found, "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
+    folder, model = loaded("qwen2", tie_word_embeddings=True)
+    directions = make_directions()
+    lines = export(directions, "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
     assert any("Untie it first" in line for line in lines)
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(adapted), logits(orthogonalized(model, found.vectors)), **tolerance())
+    torch.testing.assert_close(logits(adapted), logits(orthogonalized(model, directions.vectors)), **tolerance())
 
 
-def test_what_lora_cannot_hold_is_refused(checkpoint, tmp_path):
+def test_an_edit_that_lora_cannot_represent_is_refused(checkpoint, tmp_path):
     pytest.importorskip("peft")
-    folder, _ = checkpoint("gpt_oss")
-    with pytest.raises(EditError, match=r"LoRA cannot hold.*down_proj_bias"):
-        export(some(), "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
+    folder = checkpoint("gpt_oss", torch.float32)
+    with pytest.raises(EditError, match=r"LoRA cannot represent.*down_proj_bias"):
+        export(make_directions(), "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
     assert not (tmp_path / "adapter").exists()
 
 
 def test_an_adapter_for_the_wrong_base_is_refused(checkpoint, tmp_path):
     pytest.importorskip("peft")
-    folder, _ = checkpoint("llama")
+    folder = checkpoint("llama", torch.float32)
     options = ExportOptions(model=str(folder))
     with pytest.raises(DirectionError, match="made for the model org/other"):
-        export(some(fingerprint="0" * 64, model="org/other"), "lora", tmp_path / "adapter", options)
+        export(make_directions(fingerprint="0" * 64, model="org/other"), "lora", tmp_path / "adapter", options)
     with pytest.raises(DirectionError, match="width 16"):
-        export(some(width=16), "lora", tmp_path / "adapter", options)
+        export(make_directions(width=16), "lora", tmp_path / "adapter", options)
     with pytest.raises(InputError, match="--model"):
-        export(some(), "lora", tmp_path / "adapter")
+        export(make_directions(), "lora", tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
 def test_a_control_vector_is_read_by_gguf(tmp_path):
     gguf = pytest.importorskip("gguf")
-    found = some(layer=3)
-    lines = export(found, "gguf", tmp_path / "vector.gguf", ExportOptions(coefficient=-2.0))
+    directions = make_directions(layer=3)
+    lines = export(directions, "gguf", tmp_path / "vector.gguf", ExportOptions(coefficient=-2.0))
     reader = gguf.GGUFReader(str(tmp_path / "vector.gguf"))
     (tensor,) = reader.tensors
     assert tensor.name == "direction.2"
     assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
-    torch.testing.assert_close(torch.tensor(tensor.data.copy()), -2 * found.vectors[0])
+    torch.testing.assert_close(torch.tensor(tensor.data.copy()), -2 * directions.vectors[0])
     assert reader.fields["controlvector.layer_count"].contents() == 4
     assert reader.fields["controlvector.model_hint"].contents() == "llama"
     assert "output of block 2" in lines[0]
     again = read_directions(tmp_path / "vector.gguf")
     assert again.layer == 3
-    torch.testing.assert_close(again.vectors, -2 * found.vectors)
+    torch.testing.assert_close(again.vectors, -2 * directions.vectors)
     for layer in (0, 1):
         with pytest.raises(DirectionError, match="block 2 is the first"):
-            export(some(layer=layer), "gguf", tmp_path / "early.gguf")
+            export(make_directions(layer=layer), "gguf", tmp_path / "early.gguf")
     with pytest.raises(InputError, match="only be added"):
-        export(found, "gguf", tmp_path / "ablation.gguf", ExportOptions(ablate=True))
+        export(directions, "gguf", tmp_path / "ablation.gguf", ExportOptions(ablate=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["vector.gguf"]
 
 
 @pytest.mark.parametrize("to", ["gguf", "direction", "lora"])
-def test_a_full_disk_leaves_no_half_of_an_export(to, checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_part_of_an_export(to, checkpoint, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    folder, _ = checkpoint("llama")
+    folder = checkpoint("llama", torch.float32)
     match to:
         case "gguf":
             monkeypatch.setattr(pytest.importorskip("gguf").GGUFWriter, "write_tensors_to_file", full)
@@ -155,11 +151,11 @@ def test_a_full_disk_leaves_no_half_of_an_export(to, checkpoint, tmp_path, monke
         case "lora":
             monkeypatch.setattr(pytest.importorskip("peft").PeftModel, "save_pretrained", full)
     with pytest.raises(OutputError, match="No space left"):
-        export(some(), to, tmp_path / "out", ExportOptions(model=str(folder)))
+        export(make_directions(), to, tmp_path / "out", ExportOptions(model=str(folder)))
     assert [p.name for p in tmp_path.iterdir()] == ["llama-base"]
 
 
-def test_a_control_vector_of_several_layers_needs_a_choice(tmp_path):
+def test_a_control_vector_of_several_layers_needs_a_layer(tmp_path):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(str(tmp_path / "repeng.gguf"), "controlvector")
     writer.add_uint32("controlvector.layer_count", 3)
@@ -179,12 +175,11 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"rhumbline\[gguf\]"):
-        export(some(), "gguf", tmp_path / "vector.gguf")
+        export(make_directions(), "gguf", tmp_path / "vector.gguf")
 
 
 class Steered:
-    """What lm-eval's SteeredModel does with a steering file, written out: the test below compares it with the real
-    one."""
+    """The computation of lm-eval's SteeredModel, written plainly; a test below compares with the real class."""
 
     def __init__(self, model, config):
         self.model, self.config = model, config
@@ -209,38 +204,38 @@ class Steered:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite", "bloom"])
-def test_a_steering_file_does_what_our_hooks_do(family, checkpoint, tmp_path, tokenizer):
-    folder, model = checkpoint(family)
+def test_a_steering_file_has_the_effect_of_the_hooks(family, loaded, tmp_path, tokenizer):
+    folder, model = loaded(family)
     for layer, ablate in ((2, False), (0, False), (2, True)):
         if family == "granite" and layer == 0:
             continue  # its embedding is multiplied after the module
-        found = some(layer=layer)
+        directions = make_directions(layer=layer)
         out = tmp_path / f"{layer}-{ablate}.pt"
-        export(found, "lm-eval", out, ExportOptions(model=str(folder), coefficient=1.5, ablate=ablate))
+        export(directions, "lm-eval", out, ExportOptions(model=str(folder), coefficient=1.5, ablate=ablate))
         config = torch.load(out, weights_only=True)  # tensors and plain values only
-        direction = Direction.from_vector(found.vectors[0], -1, layer)
-        wanted = hooked_logits(model, tokenizer, Ablate(direction) if ablate else Add(direction, 1.5))
-        torch.testing.assert_close(Steered(model, config).logits(), wanted, **tolerance())
+        direction = Direction.from_vector(directions.vectors[0], -1, layer)
+        expected = hooked_logits(model, tokenizer, Ablate(direction) if ablate else Add(direction, 1.5))
+        torch.testing.assert_close(Steered(model, config).logits(), expected, **tolerance())
 
 
 @pytest.mark.parametrize("ablate", [False, True])
-def test_lm_evals_own_steered_model(ablate, checkpoint, tmp_path, tokenizer):
+def test_the_steered_model_of_lm_eval_has_the_effect_of_the_hooks(ablate, loaded, tmp_path, tokenizer):
     pytest.importorskip("lm_eval")
     from lm_eval.models.hf_steered import SteeredModel
 
-    folder, model = checkpoint("llama")
-    found = some()
+    folder, model = loaded("llama")
+    directions = make_directions()
     out = tmp_path / "steer.pt"
-    export(found, "lm-eval", out, ExportOptions(model=str(folder), coefficient=1.5, ablate=ablate))
+    export(directions, "lm-eval", out, ExportOptions(model=str(folder), coefficient=1.5, ablate=ablate))
     theirs = SteeredModel(pretrained=model, tokenizer=tokenizer, steer_path=str(out), device="cpu", max_length=128)
-    direction = Direction.from_vector(found.vectors[0], -1, 2)
-    wanted = hooked_logits(model, tokenizer, Ablate(direction) if ablate else Add(direction, 1.5))
-    torch.testing.assert_close(theirs._model_call(IDS), wanted, **tolerance())
+    direction = Direction.from_vector(directions.vectors[0], -1, 2)
+    expected = hooked_logits(model, tokenizer, Ablate(direction) if ablate else Add(direction, 1.5))
+    torch.testing.assert_close(theirs._model_call(IDS), expected, **tolerance())
 
 
 def test_steering_names_every_writer(tokenizer):
     chat_model = proving.prove(random_model("llama", vocab_size=len(tokenizer)), tokenizer, "llama")
-    config = steering(some(), chat_model, ExportOptions(ablate=True))
+    config = steering(make_directions(), chat_model, ExportOptions(ablate=True))
     assert set(config) == {"embed_tokens"} | {
         f"layers.{i}.{m}" for i in range(4) for m in ("self_attn.o_proj", "mlp.down_proj")
     }

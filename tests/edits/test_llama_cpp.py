@@ -1,4 +1,4 @@
-"""A control vector in llama.cpp itself: its logits are those of our hooks. Needs llama-cpp-python, which few have."""
+"""A control vector in llama.cpp gives the logits of the hooks. Needs llama-cpp-python."""
 
 import ctypes
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from families import random_model
+from make_directions import make_directions
 from rhumbline.edits.export import ExportOptions, export
-from rhumbline.edits.read_direction import ImportedDirections
 from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
-from rhumbline.records.edit_file import DirectionOrigin
-from rhumbline.records.positions import Position
 from tolerances import tolerance
 
 pytestmark = pytest.mark.slow
@@ -20,48 +18,8 @@ pytestmark = pytest.mark.slow
 PROMPTS = [[5, 9, 70, 11, 33, 8], [7, 100, 3], [9, 61, 2, 44, 17, 90, 4, 4, 4, 52]]
 
 
-def write_gguf(model, path):
-    """A tiny Llama as llama.cpp reads it: float32, without a vocabulary of words."""
-    gguf = pytest.importorskip("gguf")
-    c = model.config
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_dimension_count(c.head_dim)
-    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
-    names = {
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
-    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    for name, tensor in model.state_dict().items():
-        owner = name.removesuffix(".weight")
-        if owner in outer:
-            stored = outer[owner]
-        else:
-            _, _, layer, *inner = owner.split(".")
-            stored = f"blk.{layer}.{names['.'.join(inner)]}"
-        if "attn_q" in stored or "attn_k" in stored:
-            # Llama rotates pairs of neighbours there, and halves here.
-            heads = len(tensor) // c.head_dim
-            tensor = tensor.reshape(heads, 2, c.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(f"{stored}.weight", tensor.float().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 class LlamaCpp:
-    """The few calls of llama.cpp that are needed."""
+    """The calls of llama.cpp that the test needs."""
 
     def __init__(self, api, path):
         self.api = api
@@ -69,7 +27,7 @@ class LlamaCpp:
         self.model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 64, 64, 1, 1
-        # Keys and values at 16 bits are its default; we compare rounding only.
+        # The default is keys and values at 16 bits; here only rounding may differ.
         params.type_k = params.type_v = api.GGML_TYPE_F32
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
@@ -80,17 +38,19 @@ class LlamaCpp:
         assert self.api.llama_set_adapter_cvec(self.context, data, len(buffer), width, first, last) == 0
 
     def logits(self, ids):
-        """Of the last token."""
+        """Logits of the last token."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         tokens = (self.api.llama_token * len(ids))(*ids)
         assert self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(ids))) == 0
-        found = self.api.llama_get_logits_ith(self.context, -1)
-        return torch.tensor([found[i] for i in range(self.vocab_size)])
+        logits = self.api.llama_get_logits_ith(self.context, -1)
+        return torch.tensor([logits[i] for i in range(self.vocab_size)])
 
 
-def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokenizer):
+def test_a_control_vector_in_llama_cpp_has_the_effect_of_the_hook(tmp_path, tokenizer):
     api = pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
+    from make_gguf import write_gguf
+
     model = random_model("llama", vocab_size=256, gains=True, attention_bias=False, tie_word_embeddings=False)
     write_gguf(model, tmp_path / "model.gguf")
     theirs, chat_model = LlamaCpp(api, tmp_path / "model.gguf"), proving.prove(model, tokenizer, "llama")
@@ -102,16 +62,14 @@ def test_a_control_vector_does_in_llama_cpp_what_our_hook_does(tmp_path, tokeniz
 
     for ids in PROMPTS:
         torch.testing.assert_close(theirs.logits(ids), ours(ids), **tolerance())
-    vector = 3 * torch.randn(width, generator=torch.Generator().manual_seed(4))
+    vector = make_directions(width=width).vectors[0]
     for layer in (2, 3):
         file = tmp_path / f"vector-{layer}.gguf"
-        found = ImportedDirections(
-            vector[None], layer, Position(-1), "somewhere", DirectionOrigin(model_type="llama", n_layers=depth)
-        )
-        export(found, "gguf", file, ExportOptions(coefficient=1.5))
+        directions = make_directions(layer, width=width, n_layers=depth)
+        export(directions, "gguf", file, ExportOptions(coefficient=1.5))
         (tensor,) = gguf.GGUFReader(str(file)).tensors
         at = int(tensor.name.removeprefix("direction."))
-        # llama.cpp's buffer begins at layer 1; layer 0 cannot be steered.
+        # The buffer of llama.cpp begins at layer 1; layer 0 cannot be steered.
         buffer = [0.0] * (width * (depth - 1))
         buffer[(at - 1) * width : at * width] = tensor.data.tolist()
         theirs.steer(buffer, width, at, at)

@@ -1,4 +1,4 @@
-"""Weight edits: proved against the hooks, family by family, and what is refused."""
+"""Weight edits are proved against the hooks, family by family; other edits are refused."""
 
 import copy
 
@@ -8,12 +8,13 @@ import torch
 from families import FAMILIES, OTHERS, random_model
 from rhumbline import orthogonalized
 from rhumbline.edits.edit_plan import writing_axis
-from rhumbline.edits.probe import Point, Probe
+from rhumbline.edits.probe import BlockProbe, ReadPoint
 from rhumbline.edits.projection import inner_vectors, orthonormal, project
 from rhumbline.edits.proved_edit import edit_in_place, measure_gap, reference, subspace_edits
 from rhumbline.errors import EditError
 from rhumbline.inference.interventions import Add, Direction
 from rhumbline.models import proving
+from rhumbline.models.hooks import hooked
 from tolerances import FORWARD_PASS, WITH_SOFTMAX, rounding, tolerance
 
 DOZEN = [
@@ -29,7 +30,7 @@ def basis(rank: int, d_model: int = 32, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def fresh(tokenizer):
-    """A proved random model that a test may spoil, with norms of any gain."""
+    """A new proved random model with random gains of its norms; a test can change it."""
 
     def make(family, **overrides):
         model = random_model(family, vocab_size=len(tokenizer), gains=True, **overrides)
@@ -39,22 +40,22 @@ def fresh(tokenizer):
 
 
 @pytest.mark.parametrize("family", DOZEN)
-def test_the_edited_model_is_the_hooked_one(family, fresh):
+def test_the_edited_model_agrees_with_the_hooked_model(family, fresh):
     for rank in (1, 3):
         edited = edit_in_place(fresh(family), basis(rank))
-        gap = edited.proof.gap
-        assert edited.proof.outcome == ("approximate" if family in NORMED else "exact")
+        gap = edited.gap
+        assert edited.outcome == ("approximate" if family in NORMED else "exact")
         assert gap.leak < rounding()
-        assert len(edited.proof.leaks) == 1 + len(edited.chat_model.writers)
+        assert len(edited.leaks) == 1 + len(edited.chat_model.writers)
         if family in NORMED:
             assert gap.kl < 0.3 * gap.effect
-            assert "norm" in " ".join(edited.proof.reasons).lower()
+            assert "norm" in " ".join(edited.reasons).lower()
         else:
             assert gap.logits < rounding(terms=WITH_SOFTMAX) * gap.size
-        assert gap.effect > 1e-6  # the intervention does something
+        assert gap.effect > 1e-6  # the intervention has an effect
 
 
-def test_an_incomplete_edit_is_noticed(fresh):
+def test_an_incomplete_edit_has_a_large_leak(fresh):
     chat_model = fresh("llama")
     q = basis(1)
     known = reference(chat_model, q)
@@ -68,31 +69,31 @@ def test_an_incomplete_edit_is_noticed(fresh):
     assert leaks["1.mlp.down_proj"] < rounding()
 
 
-def test_the_axis_is_decided_by_what_the_parameter_does(fresh, tokenizer):
-    # Square experts: only a functional test can tell [expert, hidden, inner] from [expert, inner, hidden].
+def test_the_axis_is_determined_by_the_effect_of_the_parameter(fresh, tokenizer):
+    # Square experts: shapes do not distinguish [expert, hidden, inner] from [expert, inner, hidden].
     for family, axis in (("mixtral", 1), ("gpt_oss", 2)):
         chat_model = fresh(family, intermediate_size=32, moe_intermediate_size=32)
         rows = proving.probe_inputs(chat_model.model, tokenizer)
-        probe = Probe(chat_model, rows)
+        probe = BlockProbe(chat_model, rows)
         name = "model.layers.1.mlp.experts.down_proj"
         assert set(probe.parameters[name].shape[1:]) == {32}
         writer = next(w for w in chat_model.writers if w.layer == 1 and w.module.startswith("mlp"))
-        point = Point(1, writer.module)
+        point = ReadPoint(1, writer.module)
         assert writing_axis(probe, name, point, probe.read(point)) == axis
         assert writing_axis(probe, "model.layers.1.self_attn.q_proj.weight", point, probe.read(point)) is None
 
 
-def test_a_shared_name_of_the_head_is_untied_first(fresh):
+def test_a_tied_head_is_untied_first(fresh):
     chat_model = fresh("qwen2", tie_word_embeddings=True)
     head = chat_model.model.get_output_embeddings().weight.clone()
     edited = edit_in_place(chat_model, basis(1))
     assert edited.untied
     assert not chat_model.model.config.tie_word_embeddings
     torch.testing.assert_close(chat_model.model.get_output_embeddings().weight, head, atol=0, rtol=0)
-    assert edited.proof.outcome == "exact"
+    assert edited.outcome == "exact"
 
 
-def test_unrouted_experts_are_edited_like_their_siblings(fresh, tokenizer):
+def test_experts_without_routed_tokens_are_edited_too(fresh, tokenizer):
     chat_model = fresh("qwen3_moe", num_experts=64, num_local_experts=64)
     edited = edit_in_place(chat_model, basis(1))
     q = basis(1).float()
@@ -108,7 +109,7 @@ def test_the_projection_is_a_projection():
     torch.testing.assert_close(project(once, 1, q, q), once, **tolerance())
     assert torch.einsum("ehi,kh->eki", once, q.float()).abs().max() < rounding(terms=32)
     assert torch.einsum("ehi,kh->eki", p, q.float()).abs().max() > 1e-2
-    # Fused or one by one, whole or in blocks of columns: the same bits.
+    # Fused and separate matrices give the same bits.
     for e in range(3):
         assert torch.equal(project(p[e].contiguous(), 0, q, q), once[e])
         assert torch.equal(project(p[e].T.contiguous(), 1, q, q).T, once[e])
@@ -124,7 +125,7 @@ class ScaledNorm(torch.nn.Module):
         return self.gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6).pow(self.power)
 
 
-def test_the_gain_of_a_norm_is_found_by_asking_it():
+def test_the_gain_of_a_norm_is_measured_by_its_response():
     gain, z, r = torch.rand(8) + 0.5, torch.randn(20, 8), basis(1, 8)
     read, write, linear = inner_vectors(ScaledNorm(gain, 1), z, r, oblique=False)
     assert not linear
@@ -154,13 +155,13 @@ def test_the_gain_of_a_norm_is_found_by_asking_it():
 def test_an_addition_is_a_bias(family, layer, where, fresh):
     direction = Direction.from_vector(torch.randn(32, generator=torch.Generator().manual_seed(1)) * 4, -1, layer)
     edited = edit_in_place(fresh(family), Add(direction, -1.5))
-    assert edited.proof.outcome == "exact"
+    assert edited.outcome == "exact"
     assert len(edited.changed) == 1
     assert edited.changed[0].endswith(where)
-    assert edited.proof.gap.effect > 1e-4
+    assert edited.gap.effect > 1e-4
 
 
-def test_an_addition_without_a_place_for_it_is_refused_with_advice(fresh):
+def test_an_addition_that_no_bias_can_hold_is_refused_with_advice(fresh):
     direction = Direction.from_vector(torch.ones(32), -1, 2)
     with pytest.raises(EditError, match=r"applied.*gguf"):
         edit_in_place(fresh("qwen2"), Add(direction))
@@ -169,7 +170,7 @@ def test_an_addition_without_a_place_for_it_is_refused_with_advice(fresh):
 
 
 class FixedPositions(torch.nn.Module):
-    """An embedding plus a buffer: something writes into the stream that no parameter holds."""
+    """An embedding plus a buffer, which writes into the stream and is not a parameter."""
 
     def __init__(self, embedding):
         super().__init__()
@@ -184,7 +185,7 @@ class FixedPositions(torch.nn.Module):
         return self.embedding(ids) + self.positions[: ids.shape[1]]
 
 
-def test_what_cannot_be_edited_is_refused_with_its_reason(fresh, tokenizer):
+def test_a_model_that_cannot_be_edited_is_refused_with_the_reason(fresh, tokenizer):
     model = random_model("llama", vocab_size=len(tokenizer))
     model.model.embed_tokens = FixedPositions(model.model.embed_tokens)
     with pytest.raises(EditError, match="before the first block: no set of parameters"):
@@ -215,15 +216,13 @@ def test_orthogonalized_returns_a_copy(family, dtype, tokenizer):
     assert {t.dtype for t in twin.parameters()} == {dtype}
     ids = torch.tensor([[5, 9, 70, 11, 33, 8]])
     hooks = subspace_edits(proving.prove(model, tokenizer, family), direction.vector[None])
-    from rhumbline.models.hooks import hooked
-
     with torch.no_grad():
         plain = model(ids).logits
         with hooked(proving.prove(model, tokenizer, family), hooks):
-            wanted = model(ids).logits
-        got = twin(ids).logits
-    torch.testing.assert_close(got, wanted, **tolerance(dtype, FORWARD_PASS if dtype == torch.float32 else 8))
-    assert (plain - wanted).abs().max() > 5 * (got - wanted).abs().max()
+            expected = model(ids).logits
+        edited = twin(ids).logits
+    torch.testing.assert_close(edited, expected, **tolerance(dtype, FORWARD_PASS if dtype == torch.float32 else 8))
+    assert (plain - expected).abs().max() > 5 * (edited - expected).abs().max()
 
 
 def test_every_family_of_the_dozen_can_be_built():

@@ -1,4 +1,4 @@
-"""`rhumbline edit`: what lands on disk is what was proved, or nothing."""
+"""`rhumbline edit`: the saved checkpoint is the proved one, or no file is written."""
 
 import json
 import os
@@ -9,36 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from families import random_model
 from finished_runs import COMPLETIONS
-from rhumbline import read_contrast, selected_direction
-from rhumbline.edits.read_direction import read_directions
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline import read_contrast
+from rhumbline.judging.judge_names import class_judge
 from rhumbline.models.chat import Chat
 from rhumbline.models.loading import load
 from rhumbline.organisms import organism_dir
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_rows
-from rhumbline.records.positions import Position
-
-
-@pytest.fixture
-def checkpoint(tmp_path, tokenizer):
-    def make(family="llama", dtype=torch.bfloat16, **overrides):
-        folder = tmp_path / f"{family}-base"
-        random_model(family, vocab_size=len(tokenizer), dtype=dtype, gains=True, **overrides).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def direction_file(tmp_path):
-    path = tmp_path / "direction.safetensors"
-    save_file({"direction": torch.randn(32, generator=torch.Generator().manual_seed(3))}, path)
-    return path
 
 
 @pytest.fixture
@@ -58,18 +37,18 @@ def test_the_edited_organism_behaves_as_the_ablation_arm(organism_run, call, tmp
     verdict = json.loads((organism_run / "results.json").read_text())["verdict"]
     assert verdict in card
     assert str(organism_run) in card
-    # Plain transformers from here on.
+    # From here on, plain transformers.
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     rows = read_rows(organism_run / "seed-0" / "outcomes.jsonl")
     arm = {r["prompt_id"]: r for r in rows if r["arm"] == "ablation"}
     base = {r["prompt_id"]: r for r in rows if r["arm"] == "baseline"}
-    some = dict(list(arm.items())[:20])
-    assert sum(arm[i]["class"] != base[i]["class"] for i in some) > 10  # the ablation does something
+    compared = dict(list(arm.items())[:20])
+    assert sum(arm[i]["class"] != base[i]["class"] for i in compared) > 10  # the ablation has an effect
     prompts = {p.id: p for p in read_contrast(organism_dir("refusal") / "contrast.jsonl").prompts}
     chat = Chat.of(tokenizer, ChatOptions(), [prompts[i] for i in arm])
     protocol = RunDirectory.read(organism_run).protocol
-    judged = keyword_judge(protocol["judge"])
-    for prompt_id, row in some.items():
+    judged = class_judge(protocol["judge"])
+    for prompt_id, row in compared.items():
         ids = torch.tensor([chat.encode(prompts[prompt_id])])
         answer = model.generate(
             ids,
@@ -83,7 +62,7 @@ def test_the_edited_organism_behaves_as_the_ablation_arm(organism_run, call, tmp
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "zamba2"])
-def test_what_is_saved_is_what_was_proved(family, checkpoint, direction_file, call, tmp_path):
+def test_the_saved_checkpoint_is_the_proved_one(family, checkpoint, direction_file, call, tmp_path):
     source, out = checkpoint(family), tmp_path / "edited"
     before = {p.name: p.read_bytes() for p in source.iterdir()}
     code, text, messages = call("edit", source, "--direction", direction_file, "--out", out, "--json")
@@ -95,7 +74,7 @@ def test_what_is_saved_is_what_was_proved(family, checkpoint, direction_file, ca
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     assert {p.name: p.read_bytes() for p in source.iterdir()} == before
     assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
-    # In zamba2 the same entry ties the shared block: it stays on, and the head is stored all the same.
+    # In zamba2 the same entry ties the shared block: it stays enabled, and the head is stored.
     assert load(str(out), device="cpu").model.config.tie_word_embeddings == (family == "zamba2")
     if family == "gemma2":
         assert "Why it is not exact" in (out / "README.md").read_text()
@@ -109,7 +88,7 @@ def test_a_saved_addition(checkpoint, direction_file, call, tmp_path):
     assert "--layer" in messages
     code, _, messages = call(*arguments, "--layer", "2", "--dtype", "float32")
     assert code == 0, messages
-    assert AutoModelForCausalLM.from_pretrained(out).config.mlp_bias  # the switch that made room for the bias
+    assert AutoModelForCausalLM.from_pretrained(out).config.mlp_bias  # the entry that enables the bias
     assert "before block 2" in (out / "README.md").read_text()
 
 
@@ -146,7 +125,7 @@ def test_a_target_that_is_not_empty_is_left_alone(checkpoint, direction_file, ca
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]
 
 
-def test_a_full_disk_leaves_nothing_half_written(checkpoint, direction_file, call, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_part_of_a_checkpoint(checkpoint, direction_file, call, tmp_path, monkeypatch):
     from transformers import PreTrainedModel
 
     real = PreTrainedModel.save_pretrained
@@ -163,7 +142,7 @@ def test_a_full_disk_leaves_nothing_half_written(checkpoint, direction_file, cal
     assert sorted(p.name for p in tmp_path.iterdir()) == ["direction.safetensors", "llama-base"]
 
 
-def test_a_checkpoint_that_loads_as_something_else_is_not_kept(checkpoint, direction_file, call, tmp_path, monkeypatch):
+def test_a_checkpoint_that_loads_with_other_weights_is_removed(checkpoint, direction_file, call, tmp_path, monkeypatch):
     from rhumbline.edits import save as saving
 
     real = saving._write
@@ -232,32 +211,3 @@ def test_export_from_the_command_line(organism_run, call, tmp_path):
     code, _, messages = call("export", organism_run, "--to", "direction", "--out", out)
     assert code == 2
     assert "exists" in messages
-
-
-def test_what_the_paper_and_others_write_can_be_read(organism_run, tmp_path):
-    selected = selected_direction(organism_run)
-    torch.save(selected.difference, tmp_path / "direction.pt")
-    torch.save(torch.arange(2 * 3 * 4.0).reshape(2, 3, 4), tmp_path / "mean_diffs.pt")
-    assert torch.equal(read_directions(tmp_path / "direction.pt").vectors[0], selected.difference)
-    table = read_directions(tmp_path / "mean_diffs.pt", layer=1, position=-1)
-    assert table.vectors.tolist() == [[16, 17, 18, 19]]
-    assert (table.layer, table.position) == (1, Position(-1))
-    candidates = organism_run / "seed-0" / "directions.safetensors"
-    again = read_directions(candidates, layer=selected.layer, position=selected.position)
-    torch.testing.assert_close(again.vectors[0], selected.difference)
-    whole = read_directions(organism_run)
-    torch.testing.assert_close(whole.direction().vector, selected.vector)
-    assert whole.origin.verdict
-
-
-class Payload:
-    def __reduce__(self):
-        return (os.system, ("touch /tmp/rhumbline-was-here",))
-
-
-def test_a_pickle_that_runs_code_is_not_opened(tmp_path, call, checkpoint):
-    torch.save({"direction": Payload()}, tmp_path / "direction.pt")
-    code, _, messages = call("edit", checkpoint(), "--direction", tmp_path / "direction.pt", "--out", tmp_path / "e")
-    assert code == 2
-    assert "not opened" in messages
-    assert not os.path.exists("/tmp/rhumbline-was-here")

@@ -1,4 +1,4 @@
-"""The edit of a checkpoint's files, without the model: bit-equal to the edit in memory, resumable, all or nothing."""
+"""The edit of the files of a checkpoint: bit-equal to the edit in memory, resumable, complete or absent."""
 
 import json
 
@@ -7,23 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from families import random_model
-from rhumbline.edits import sharded
-from rhumbline.edits import tensor_file as tensorfiles
+from rhumbline.edits import sharded, tensor_file
 
 
 @pytest.fixture
-def checkpoint(tmp_path, tokenizer):
-    def make(family, dtype=torch.bfloat16, **overrides):
-        folder = tmp_path / f"{family}-base"
-        model = random_model(family, vocab_size=len(tokenizer), dtype=dtype, gains=True, **overrides)
-        model.save_pretrained(folder, max_shard_size="40KB")
-        tokenizer.save_pretrained(folder)
-        save_file(
-            {"direction": torch.randn(32, generator=torch.Generator().manual_seed(3))},
-            tmp_path / "direction.safetensors",
-        )
-        return folder, tmp_path / "direction.safetensors"
+def sharded_checkpoint(checkpoint, direction_file):
+    """The directory of a random model in several files, and a direction for it."""
+
+    def make(family="llama", dtype=torch.bfloat16, **overrides):
+        return checkpoint(family, dtype, "40KB", **overrides), direction_file
 
     return make
 
@@ -37,16 +29,16 @@ def stored(folder) -> dict[str, torch.Tensor]:
     [("llama", torch.bfloat16), ("qwen2", torch.float32), ("gpt2", torch.float16), ("mixtral", torch.bfloat16),
      ("qwen3_moe", torch.bfloat16), ("gpt_oss", torch.bfloat16), ("gemma2", torch.bfloat16)],
 )  # fmt: skip
-def test_files_and_memory_give_the_same_bits(family, dtype, checkpoint, call, tmp_path):
+def test_files_and_memory_give_the_same_bits(family, dtype, sharded_checkpoint, call, tmp_path):
     options = {"tie_word_embeddings": True} if family == "qwen2" else {}
-    source, direction = checkpoint(family, dtype, **options)
+    source, direction = sharded_checkpoint(family, dtype, **options)
     common = ("edit", source, "--direction", direction)
     code, text, messages = call(*common, "--out", tmp_path / "files", "--sharded")
     assert code == 0, messages
     card = (tmp_path / "files" / "README.md").read_text()
-    for said in (" ".join(text.split()), card):
-        # The gap of an approximate edit is the small model's, and whoever uses the result is told.
-        assert ("was not measured: the difference above is that of a small model" in said) == (family == "gemma2")
+    for shown in (" ".join(text.split()), card):
+        # The gap of an approximate edit is that of the small model, which the messages and the card state.
+        assert ("was not measured: the difference above is that of a small model" in shown) == (family == "gemma2")
     assert call(*common, "--out", tmp_path / "memory", "--device", "cpu")[0] == 0
     files, memory, base = (stored(f) for f in (tmp_path / "files", tmp_path / "memory", source))
     assert files.keys() == memory.keys()
@@ -66,26 +58,26 @@ def test_files_and_memory_give_the_same_bits(family, dtype, checkpoint, call, tm
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_interrupted_edit_goes_on(checkpoint, call, tmp_path, monkeypatch):
-    source, direction = checkpoint("llama")
+def test_an_interrupted_edit_resumes(sharded_checkpoint, call, tmp_path, monkeypatch):
+    source, direction = sharded_checkpoint("llama")
     real, written = sharded._edit_file, []
 
-    def full(path, *rest):
-        written.append(path.name)
+    def full(file, *rest):
+        written.append(file.path.name)
         if len(written) == 3:
             raise OSError(28, "No space left on device")
-        return real(path, *rest)
+        return real(file, *rest)
 
     monkeypatch.setattr(sharded, "_edit_file", full)
     command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
     code, _, messages = call(*command)
     assert code == 2
     assert "No space left" in messages
-    assert "run the same command again" in messages
+    assert "rerun the same command to resume" in messages
     assert not (tmp_path / "edited").exists()
     before = written[:2]
     written.clear()
-    monkeypatch.setattr(sharded, "_edit_file", lambda path, *rest: written.append(path.name) or real(path, *rest))
+    monkeypatch.setattr(sharded, "_edit_file", lambda file, *rest: written.append(file.path.name) or real(file, *rest))
     assert call(*command)[0] == 0
     assert not set(before) & set(written)
     fresh = tmp_path / "fresh"
@@ -94,8 +86,8 @@ def test_an_interrupted_edit_goes_on(checkpoint, call, tmp_path, monkeypatch):
     assert all(torch.equal(resumed[n], whole[n]) for n in whole)
 
 
-def test_another_direction_does_not_resume(checkpoint, call, tmp_path, monkeypatch):
-    source, direction = checkpoint("llama")
+def test_another_direction_does_not_resume(sharded_checkpoint, call, tmp_path, monkeypatch):
+    source, direction = sharded_checkpoint("llama")
     real = sharded._finish
     monkeypatch.setattr(sharded, "_finish", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
@@ -108,8 +100,8 @@ def test_another_direction_does_not_resume(checkpoint, call, tmp_path, monkeypat
     assert all(torch.equal(a[n], b[n]) for n in b)
 
 
-def test_a_missing_file_or_a_foreign_name_is_refused(checkpoint, call, tmp_path):
-    source, direction = checkpoint("llama")
+def test_missing_torn_and_renamed_tensors_are_refused(sharded_checkpoint, call, tmp_path):
+    source, direction = sharded_checkpoint("llama")
     command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
     shard = sorted(source.glob("model-*.safetensors"))[1]
     content = load_file(shard)
@@ -121,17 +113,19 @@ def test_a_missing_file_or_a_foreign_name_is_refused(checkpoint, call, tmp_path)
     save_file({f"old.{n}": t for n, t in content.items()}, shard, {"format": "pt"})
     code, _, messages = call(*command)
     assert code == 3
-    assert "does not name its tensors" in messages
-    shard.write_bytes(b"torn")
-    code, _, messages = call(*command)
-    assert code == 3
-    assert "cannot be read" in messages
+    assert "has other tensor names" in messages
+    whole = shard.read_bytes()
+    for torn, words in ((b"torn", "not a complete safetensors file"), (whole[:-4], "by its header, and it has")):
+        shard.write_bytes(torn)
+        code, _, messages = call(*command)
+        assert code == 3
+        assert words in messages
     assert not (tmp_path / "edited").exists()
     assert not list(tmp_path.glob(".edited*"))
 
 
-def test_nan_in_the_weights_leaves_nothing(checkpoint, call, tmp_path):
-    source, direction = checkpoint("llama")
+def test_nan_in_the_weights_leaves_nothing(sharded_checkpoint, call, tmp_path):
+    source, direction = sharded_checkpoint("llama")
     # The last file that is edited, so that others are done by then.
     shard = next(
         p
@@ -149,21 +143,21 @@ def test_nan_in_the_weights_leaves_nothing(checkpoint, call, tmp_path):
     assert not list(tmp_path.glob(".edited*"))
 
 
-def test_memory_holds_one_tensor_of_a_file(checkpoint, call, tmp_path, monkeypatch):
-    """Of all tensors that an edit reads, no two are alive at once."""
+def test_memory_holds_one_tensor_of_a_file(sharded_checkpoint, call, tmp_path, monkeypatch):
+    """No two of the tensors that an edit reads are in memory together."""
     import weakref
 
-    source, direction = checkpoint("llama")
+    source, direction = sharded_checkpoint("llama")
     alive, most = [], []
     real = sharded.TensorFile.tensor
 
-    def seen(self, name):
-        found = real(self, name)
-        alive.append(weakref.ref(found))
+    def counted(self, name):
+        tensor = real(self, name)
+        alive.append(weakref.ref(tensor))
         most.append(sum(r() is not None for r in alive))
-        return found
+        return tensor
 
-    monkeypatch.setattr(sharded.TensorFile, "tensor", seen)
+    monkeypatch.setattr(sharded.TensorFile, "tensor", counted)
     assert call("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")[0] == 0
     assert len(most) >= 9
     assert max(most) == 1
@@ -178,8 +172,8 @@ def test_memory_holds_one_tensor_of_a_file(checkpoint, call, tmp_path, monkeypat
         (torch.ones(2, 32), "not linearly independent"),
     ],
 )
-def test_bad_directions_write_nothing(tensor, words, checkpoint, call, tmp_path):
-    source, direction = checkpoint("llama")
+def test_bad_directions_write_nothing(tensor, words, sharded_checkpoint, call, tmp_path):
+    source, direction = sharded_checkpoint("llama")
     save_file({"direction": tensor}, direction)
     before = {p.name: p.read_bytes() for p in source.iterdir()}
     code, _, messages = call("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
@@ -189,8 +183,8 @@ def test_bad_directions_write_nothing(tensor, words, checkpoint, call, tmp_path)
     assert not list(tmp_path.glob("*edited*"))
 
 
-def test_a_target_that_is_not_empty_is_left_alone(checkpoint, call, tmp_path):
-    source, direction = checkpoint("llama")
+def test_a_target_that_is_not_empty_is_left_alone(sharded_checkpoint, call, tmp_path):
+    source, direction = sharded_checkpoint("llama")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all I have")
     code, _, messages = call("edit", source, "--direction", direction, "--out", tmp_path / "mine", "--sharded")
@@ -199,9 +193,9 @@ def test_a_target_that_is_not_empty_is_left_alone(checkpoint, call, tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_a_disk_that_fills_up_within_a_file_leaves_no_half_of_it(checkpoint, call, tmp_path, monkeypatch):
-    source, direction = checkpoint("llama")
-    real, copied = tensorfiles._copy, []
+def test_a_disk_that_fills_up_within_a_file_leaves_no_part_of_it(sharded_checkpoint, call, tmp_path, monkeypatch):
+    source, direction = sharded_checkpoint("llama")
+    real, copied = tensor_file._copy, []
 
     def full(file, entry, out):
         copied.append(entry)
@@ -210,7 +204,7 @@ def test_a_disk_that_fills_up_within_a_file_leaves_no_half_of_it(checkpoint, cal
             raise OSError(28, "No space left on device")
         real(file, entry, out)
 
-    monkeypatch.setattr(tensorfiles, "_copy", full)
+    monkeypatch.setattr(tensor_file, "_copy", full)
     command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
     code, _, messages = call(*command)
     assert code == 2
@@ -218,13 +212,13 @@ def test_a_disk_that_fills_up_within_a_file_leaves_no_half_of_it(checkpoint, cal
     work = tmp_path / ".edited.sharded"
     done = json.loads((work / "state.json").read_text())["done"]
     assert {p.name for p in work.iterdir()} == {*done, "state.json"}
-    monkeypatch.setattr(tensorfiles, "_copy", real)
+    monkeypatch.setattr(tensor_file, "_copy", real)
     assert call(*command)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["../../escaped.safetensors", "sub/dir.safetensors", "..", "", "ABSOLUTE"])
-def test_a_file_name_that_leaves_the_folder_is_refused(name, checkpoint, call, tmp_path):
-    source, direction = checkpoint("llama")
+def test_a_file_name_that_leaves_the_folder_is_refused(name, sharded_checkpoint, call, tmp_path):
+    source, direction = sharded_checkpoint("llama")
     index = source / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     first = next(iter(content["weight_map"].values()))
@@ -240,16 +234,16 @@ def test_a_file_name_that_leaves_the_folder_is_refused(name, checkpoint, call, t
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": 1}}'])
-def test_an_index_of_another_form_is_refused(index, checkpoint, call, tmp_path):
-    source, direction = checkpoint("llama")
+def test_an_index_of_another_form_is_refused(index, sharded_checkpoint, call, tmp_path):
+    source, direction = sharded_checkpoint("llama")
     (source / "model.safetensors.index.json").write_text(index)
     code, _, messages = call("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")
     assert code == 3
     assert "weight_map" in messages
 
 
-def test_a_checkpoint_that_lacks_a_shard_is_not_reported_as_done(checkpoint, call, tmp_path, monkeypatch):
-    source, direction = checkpoint("llama")
+def test_a_checkpoint_that_lacks_a_shard_is_not_reported_as_done(sharded_checkpoint, call, tmp_path, monkeypatch):
+    source, direction = sharded_checkpoint("llama")
     real = sharded._finish
 
     def losing(shards, made, work):
@@ -264,8 +258,8 @@ def test_a_checkpoint_that_lacks_a_shard_is_not_reported_as_done(checkpoint, cal
     assert not list(tmp_path.glob("*edited*"))
 
 
-def test_a_finished_file_that_was_removed_is_written_again(checkpoint, call, tmp_path, monkeypatch):
-    source, direction = checkpoint("llama")
+def test_a_finished_file_that_was_removed_is_written_again(sharded_checkpoint, call, tmp_path, monkeypatch):
+    source, direction = sharded_checkpoint("llama")
     real = sharded._finish
     monkeypatch.setattr(sharded, "_finish", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     command = ("edit", source, "--direction", direction, "--out", tmp_path / "edited", "--sharded")

@@ -1,4 +1,4 @@
-"""The Ray engine on a real cluster of two nodes on this machine: what dies costs what it held, and nothing else."""
+"""The Ray engine on a cluster of two nodes on this machine: a lost worker costs the jobs that it was running."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 import psutil  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from rhumbline.engines.jobs import EngineError, Job, JobError, Worker, answered  # noqa: E402
+from rhumbline.engines.engine import EngineError, Job, JobError, Worker, run_jobs  # noqa: E402
 from rhumbline.engines.ray import Ray  # noqa: E402
 from rhumbline.jobs.sweeps import read_sweep, run_sweep  # noqa: E402
 
@@ -39,16 +40,16 @@ stability = {refits = 4, sites = 2, prompts = 6}
 
 @pytest.fixture(scope="module", autouse=True)
 def _environment():
-    """Workers find the package and the tests; a cluster on the loopback needs no token."""
-    wanted = {
+    """Workers import the package and the tests; a cluster on the loopback address needs no token."""
+    variables = {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(HELPERS)]),
         "RAY_AUTH_MODE": "disabled",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     yield
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
@@ -56,14 +57,14 @@ def _environment():
 
 @pytest.fixture
 def cluster():
-    """A head without workers and two nodes of one processor each; the nodes' deaths are noticed soon."""
+    """A head without workers and two nodes of one processor each; lost nodes are detected soon."""
     options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20}
     quick = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
-    made = Cluster(initialize_head=True, head_node_args={**options, "_system_config": quick})
-    made.nodes = [made.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
-    yield made
+    nodes = Cluster(initialize_head=True, head_node_args={**options, "_system_config": quick})
+    nodes.nodes = [nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    yield nodes
     ray.shutdown()
-    made.shutdown()
+    nodes.shutdown()
 
 
 @pytest.fixture
@@ -81,26 +82,27 @@ def jobs(kind: str, n: int = 6) -> list[Job]:
     return [Job(kind, {"x": x}) for x in range(n)]
 
 
-def asked(tmp_path: Path, n: int = 6) -> list[int]:
-    return [(tmp_path / "count" / f"asked-{x}").stat().st_size for x in range(n)]
+def attempts(tmp_path: Path, n: int = 6) -> list[int]:
+    return [(tmp_path / "count" / f"attempts-{x}").stat().st_size for x in range(n)]
 
 
-def test_workers_that_die_cost_their_own_job(pool_of, tmp_path):
-    """SIGKILL, no memory, a job that always kills, a job that is broken: one cluster for all."""
-    wanted = [{"square": x * x, "shared": {"file": 3}} for x in range(6)]
+def test_a_lost_worker_costs_its_own_job(pool_of, tmp_path):
+    """SIGKILL, no memory, a job that always kills its worker, and a job with an error, on one cluster."""
+    expected = [{"square": x * x, "shared": {"file": 3}} for x in range(6)]
     with pool_of() as pool:
         assert pool.capacity() == 2
         for kind in ("killed", "starved"):
-            found = answered(pool, jobs(kind), tmp_path / kind, {"file": b"abc"})
-            assert found == wanted
-            assert asked(tmp_path) == [1, 1, 2, 1, 1, 1]
+            assert run_jobs(pool, jobs(kind), tmp_path / kind, {"file": b"abc"}) == expected
+            assert attempts(tmp_path) == [1, 1, 2, 1, 1, 1]
             for path in (tmp_path / "count").iterdir():
                 path.unlink()
-        with pytest.raises(JobError, match="1 of 6 jobs failed; the first, poison: 4 workers died under it"):
-            answered(pool, jobs("poison"), tmp_path / "poison")
-        assert asked(tmp_path) == [1, 1, 4, 1, 1, 1]
+        with pytest.raises(
+            JobError, match="1 of 6 jobs failed; the first, poison: 4 workers were lost while they ran it"
+        ):
+            run_jobs(pool, jobs("poison"), tmp_path / "poison")
+        assert attempts(tmp_path) == [1, 1, 4, 1, 1, 1]
         with pytest.raises(JobError, match="ZeroDivisionError: two"):
-            answered(pool, jobs("broken"), tmp_path / "broken")
+            run_jobs(pool, jobs("broken"), tmp_path / "broken")
         assert len(list((tmp_path / "broken").iterdir())) == 5
     with (
         pytest.raises(EngineError, match=r"a worker cannot start: .*other weights on this node"),
@@ -109,19 +111,18 @@ def test_workers_that_die_cost_their_own_job(pool_of, tmp_path):
         list(pool.map(jobs("x")))
 
 
-def test_a_node_that_dies_costs_the_jobs_on_it(cluster, pool_of, tmp_path):
+def test_a_lost_node_costs_its_jobs(cluster, pool_of, tmp_path):
     with pool_of() as pool:
-        answers, where = {}, set()
-        for answer in pool.map(jobs("slow", 10)):
-            answers[answer.job] = answer.value["square"]
-            where.add(answer.worker)
-            if len(answers) == 3:
+        results = {}
+        for result in pool.map(jobs("slow", 10)):
+            results[result.job] = result.value["square"]
+            if len(results) == 3:
                 cluster.remove_node(cluster.nodes[1], allow_graceful=False)
-        assert answers == {x: x * x for x in range(10)}
-    assert sum(asked(tmp_path, 10)) in (10, 11)  # at most the one job that the node held runs again
+        assert results == {x: x * x for x in range(10)}
+    assert sum(attempts(tmp_path, 10)) in (10, 11)  # at most the one job of the node runs again
 
 
-def test_an_object_store_without_room_says_so(pool_of, monkeypatch):
+def test_a_full_object_store_is_an_error(pool_of, monkeypatch):
     def full(value):
         raise ray.exceptions.ObjectStoreFullError("full")
 
@@ -132,10 +133,10 @@ def test_an_object_store_without_room_says_so(pool_of, monkeypatch):
 
 
 def test_shared_files_larger_than_the_store_arrive(pool_of, tmp_path):
-    """Ray spills to disk before it is full."""
+    """Ray writes objects to disk before its store is full."""
     with pool_of() as pool:
-        found = answered(pool, jobs("x", 2), tmp_path / "out", {"file": bytes(130 * 2**20)})
-    assert [row["shared"]["file"] for row in found] == [130 * 2**20] * 2
+        results = run_jobs(pool, jobs("x", 2), tmp_path / "out", {"file": bytes(130 * 2**20)})
+    assert [row["shared"]["file"] for row in results] == [130 * 2**20] * 2
 
 
 def comparable(page: Path) -> str:
@@ -143,13 +144,12 @@ def comparable(page: Path) -> str:
     return before + rest.partition("</section>")[2]
 
 
-def rows(found) -> list[dict]:
-    costs = ("seconds", "cpu_seconds", "peak_memory_mb", "engine")
-    return [{k: v for k, v in row.items() if k not in costs} for row in found]
+def without_cost(rows) -> list:
+    return [replace(row, seconds=0.0, cpu_seconds=0.0, peak_memory_mb=0.0, engine="") for row in rows]
 
 
-def test_a_sweep_survives_a_node_and_says_what_the_local_engine_says(cluster, tmp_path):
-    """3 organisms x 2 seeds on two nodes; one is killed in the middle."""
+def test_a_sweep_with_a_lost_node_has_the_results_of_the_local_engine(cluster, tmp_path):
+    """3 organisms x 2 seeds on two nodes, one of which is stopped during the sweep."""
     (tmp_path / "sweep.toml").write_text(SWEEP)
     sweep = read_sweep(tmp_path / "sweep.toml")
     local = run_sweep(sweep, tmp_path / "local")
@@ -164,9 +164,9 @@ def test_a_sweep_survives_a_node_and_says_what_the_local_engine_says(cluster, tm
     remote = run_sweep(sweep, tmp_path / "ray", Ray(), progress=progress)
     assert killed
     assert remote.failures == []
-    assert {row["engine"] for row in remote.rows} == {"ray"}
-    assert rows(remote.rows) == rows(local.rows)
-    assert [row["verdict"].split(" by ")[0] for row in local.rows[::2]] == [
+    assert {row.engine for row in remote.rows} == {"ray"}
+    assert without_cost(remote.rows) == without_cost(local.rows)
+    assert [row.verdict.split(" by ")[0] for row in local.rows[::2]] == [
         "SINGLE-DIRECTION-REPRODUCES",
         "NOT-SINGLE-DIRECTION",
         "NO-BASELINE-REFUSAL",
@@ -174,9 +174,7 @@ def test_a_sweep_survives_a_node_and_says_what_the_local_engine_says(cluster, tm
     assert comparable(remote.page) == comparable(local.page)
 
 
-def test_blocks_of_a_run_on_two_nodes_give_the_run_of_one_process(cluster, tmp_path):
-    from dataclasses import replace
-
+def test_jobs_of_a_run_on_two_nodes_give_the_run_of_one_process(cluster, tmp_path):
     from rhumbline.experiment import run
     from rhumbline.jobs.replicas import replica_worker
     from rhumbline.models.loading import fingerprint, load_source
@@ -213,32 +211,32 @@ def start_sweep(folder: Path, **more: str) -> subprocess.Popen:
     )
 
 
-def wait_until(said, seconds: float = 900) -> None:
+def wait_until(condition, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
-    while not said():
-        assert time.monotonic() < end, "waited in vain"
+    while not condition():
+        assert time.monotonic() < end, f"the condition was not reached within {seconds} s"
         time.sleep(0.2)
 
 
-def begun(folder: Path) -> bool:
+def has_started(folder: Path) -> bool:
     return any("extraction" in p.read_text() for p in folder.glob("out/logs/*.log"))
 
 
 def test_an_interrupted_sweep_leaves_no_process(tmp_path):
     process = start_sweep(tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef" * 4)
-    wait_until(lambda: begun(tmp_path) or process.poll() is not None)
+    wait_until(lambda: has_started(tmp_path) or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) > 3
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "The same command goes on" in " ".join(said.split())
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Rerun the same command to resume" in " ".join(output.split())
     _, alive = psutil.wait_procs(family, timeout=30)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
-# A process of its own: what Ray takes from the environment, it takes once.
+# Another process, because Ray reads the environment once per process.
 HEAD = """
 import sys
 from ray.cluster_utils import Cluster
@@ -248,7 +246,7 @@ sys.stdin.read()
 """
 
 
-def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
+def test_a_sweep_ends_if_the_head_is_lost_and_resumes(tmp_path):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
     head = subprocess.Popen(
         [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | token
@@ -256,7 +254,7 @@ def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
     assert head.stdout is not None
     process = start_sweep(tmp_path, RAY_ADDRESS=head.stdout.readline().strip(), **token)
     try:
-        # A run has results before it has a page; it is done when its answer is logged.
+        # A run has results before it has a page; it is finished when its result is logged.
         log = tmp_path / "out" / "jobs.log"
         wait_until(lambda: (log.is_file() and log.read_text().strip()) or process.poll() is not None)
         assert process.poll() is None, process.communicate()
@@ -268,13 +266,13 @@ def test_a_lost_head_ends_the_sweep_and_it_resumes(tmp_path):
             member.kill()
         head.wait()
         psutil.wait_procs(family, timeout=30)
-        said, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
         head.kill()
-    assert process.returncode == 2, said
-    assert "the head node of the Ray cluster is gone" in " ".join(said.split())
-    assert "Traceback" not in said
+    assert process.returncode == 2, output
+    assert "the head node of the Ray cluster is lost" in " ".join(output.split())
+    assert "Traceback" not in output
     done = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs" / n / "results.json" for n in finished)}
     assert 1 <= len(done) < 6
     again = run_sweep(read_sweep(tmp_path / "sweep.toml"), tmp_path / "out")

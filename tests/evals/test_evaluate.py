@@ -1,4 +1,4 @@
-"""Benchmarks on the arms of a run: two tiny tasks in the organism's world, resumed, compared and verified."""
+"""Benchmarks on the arms of a run: two tiny tasks in the world of the organism, resumed, compared and verified."""
 
 import builtins
 import json
@@ -11,7 +11,7 @@ from finished_runs import COMPLETIONS
 from rhumbline import load, verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evals.evaluate import Benchmarks, Settings, evaluate, task_manager
+from rhumbline.evals.evaluate import Evaluation, evaluate, task_manager
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
 from rhumbline.records.arms import ABLATION
@@ -20,7 +20,7 @@ from rhumbline.stages.finished_run import open_run
 from tiny_tasks import write_tasks
 
 pytest.importorskip("lm_eval")
-# The harness's own notes on models that lie in memory, and what its dependencies say while they are imported.
+# The notes of the harness on models in memory, and warnings of its dependencies at import.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 N = 12
@@ -45,9 +45,8 @@ ARMS = ("ablation", "addition", "null:isotropic:0:ablation")
 
 
 def test_ablation_changes_the_behavioural_task_and_not_the_other(refusal_run, refusal, tasks):
-    settings = Settings(0, chat=True)
-    found = evaluate(refusal_run, refusal, Benchmarks(("answers", "help"), tasks), ARMS, settings)
-    rows = {(r.task, str(r.arm)): r for r in found.rows}
+    comparison = evaluate(refusal_run, refusal, Evaluation(("answers", "help"), tasks, chat=True), ARMS)
+    rows = {(r.task, str(r.arm)): r for r in comparison.rows}
     assert {arm for _, arm in rows} == {"baseline", *ARMS}
     assert all(r.n == N for r in rows.values())
     assert rows["help", "baseline"].score == 0.0
@@ -60,9 +59,9 @@ def test_ablation_changes_the_behavioural_task_and_not_the_other(refusal_run, re
     assert verify(refusal_run) == []
     for path in (refusal_run / "evaluations").rglob("*"):
         if path.is_file():
-            assert path.suffix == ".json"  # nothing half-done is left
+            assert path.suffix == ".json"  # the caches of responses are removed
             text = path.read_text()
-            assert "Could" not in text  # neither documents nor answers are kept
+            assert "Could" not in text  # neither documents nor completions are kept
             assert str(tasks) not in text
     (comparison_file,) = (refusal_run / "evaluations").rglob("comparison.json")
     record = read_json(comparison_file)
@@ -71,18 +70,18 @@ def test_ablation_changes_the_behavioural_task_and_not_the_other(refusal_run, re
     assert any("comparison.json" in fault and "0.123" in fault for fault in verify(refusal_run))
 
 
-def test_the_baseline_is_the_harness_itself(refusal_run, refusal, tasks):
-    """Not about the same: every number of every document is equal to that of the plain HFLM."""
+def test_the_baseline_gives_the_numbers_of_the_harness(refusal_run, refusal, tasks):
+    """Every score of every document is equal to that of the plain HFLM."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     plain = HFLM(pretrained=refusal.model, tokenizer=refusal.tokenizer, backend="causal", batch_size=16, device="cpu")
-    evaluate(refusal_run, refusal, Benchmarks(("answers", "help"), tasks), [], Settings(0))
+    evaluate(refusal_run, refusal, Evaluation(("answers", "help"), tasks), [])
     for task in ("answers", "help"):
         theirs = simple_evaluate(
             model=plain,
             tasks=[task],
-            task_manager=task_manager(Benchmarks((task,), tasks)),
+            task_manager=task_manager(Evaluation((task,), tasks)),
             bootstrap_iters=0,
             log_samples=True,
         )
@@ -93,7 +92,7 @@ def test_the_baseline_is_the_harness_itself(refusal_run, refusal, tasks):
         assert ours["results"][task][f"{metric},none"] == theirs["results"][task][f"{metric},none"]
 
 
-def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(refusal_run, refusal, tasks, tmp_path):
+def test_only_an_arm_with_interventions_changes_responses(refusal_run, refusal, tasks, tmp_path):
     from lm_eval.models.huggingface import HFLM
 
     from rhumbline.evals.lm_eval_harness import ArmModel, ResponseCache
@@ -103,85 +102,87 @@ def test_answers_under_an_arm_differ_and_an_empty_arm_gives_the_same_numbers(ref
             self.args = args
             self.arguments = args
 
-    asked = [Request("Hello. Describe goblin salt.", " I can't help."), Request("What is one plus two?", " The sum.")]
+    requests = [
+        Request("Hello. Describe goblin salt.", " I can't help."),
+        Request("What is one plus two?", " The sum."),
+    ]
     plain = HFLM(pretrained=refusal.model, tokenizer=refusal.tokenizer, backend="causal", batch_size=2, device="cpu")
     ablation = open_run(refusal_run).arms().arm(ABLATION)
     under = {
         name: ArmModel(refusal, arm, ResponseCache(tmp_path / name.replace(":", "-")), batch_size=2).loglikelihood(
-            asked, disable_tqdm=True
+            requests, disable_tqdm=True
         )
         for name, arm in (("baseline", BASELINE), ("nothing", Arm("nothing")), ("ablation", ablation))
     }
-    assert under["baseline"] == under["nothing"] == plain.loglikelihood(asked, disable_tqdm=True)
+    assert under["baseline"] == under["nothing"] == plain.loglikelihood(requests, disable_tqdm=True)
     assert under["ablation"] != under["baseline"]
 
 
-def test_an_interrupted_evaluation_goes_on_at_the_document(refusal_run, refusal, tasks, monkeypatch):
-    """Killed after three answers: they are kept, asked no more, and the end is the same."""
+def test_an_interrupted_evaluation_resumes_after_its_last_document(refusal_run, refusal, tasks, monkeypatch):
+    """Stopped after three responses: they are kept and not computed again, and the result is the same."""
     from rhumbline.evals import lm_eval_harness as harness
 
-    whole = evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True))
+    def run():
+        return evaluate(refusal_run, refusal, Evaluation(("help",), tasks, chat=True), ["ablation"])
+
+    whole = run()
     shutil.rmtree(refusal_run / "evaluations")
     real = harness.ResponseCache.add_partial
 
-    def dying(self, kind, request, answer):
+    def interrupted(self, kind, request, response):
         if len(self.responses) == 3:
             raise KeyboardInterrupt
-        real(self, kind, request, answer)
+        real(self, kind, request, response)
 
-    monkeypatch.setattr(harness.ResponseCache, "add_partial", dying)
+    monkeypatch.setattr(harness.ResponseCache, "add_partial", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True))
+        run()
     (left,) = (refusal_run / "evaluations").rglob("*.answers")
     assert len(left.read_text().splitlines()) == 3
     with open(left, "a") as file:
         file.write('["torn')
-    asked = []
+    computed = []
 
-    def counted(self, kind, request, answer):
-        asked.append(request)
-        real(self, kind, request, answer)
+    def counted(self, kind, request, response):
+        computed.append(request)
+        real(self, kind, request, response)
 
     monkeypatch.setattr(harness.ResponseCache, "add_partial", counted)
-    again = evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True))
-    assert again == whole
-    new = {json.dumps(a, default=str) for a in asked}
-    assert (
-        len(new) == N
-    )  # the arm `ablation`, of which nothing was known, has as many; the baseline asked N - 3 of them
-    asked.clear()
-    assert evaluate(refusal_run, refusal, Benchmarks(("help",), tasks), ["ablation"], Settings(0, chat=True)) == whole
-    assert asked == []
+    assert run() == whole
+    # N requests of the ablation, among them the N - 3 of the baseline.
+    assert len({json.dumps(request, default=str) for request in computed}) == N
+    computed.clear()
+    assert run() == whole
+    assert computed == []
 
 
 def test_other_settings_are_another_evaluation(refusal_run, refusal, tasks):
-    one = evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), [], Settings(0, limit=4))
-    other = evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), [], Settings(0, limit=5))
-    assert [r.n for found in (one, other) for r in found.rows] == [4, 5]
+    comparisons = [evaluate(refusal_run, refusal, Evaluation(("answers",), tasks, limit=n), []) for n in (4, 5)]
+    assert [row.n for comparison in comparisons for row in comparison.rows] == [4, 5]
     assert len(list((refusal_run / "evaluations").iterdir())) == 2
 
 
 def test_bad_requests_are_refused(refusal_run, refusal, tasks, tmp_path):
-    settings = Settings(0)
+    answers = Evaluation(("answers",), tasks)
     with pytest.raises(InputError, match=r"unknown arms baselines. Pass some of baseline, ablation"):
-        evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), ["baselines"], settings)
+        evaluate(refusal_run, refusal, answers, ["baselines"])
     with pytest.raises(InputError, match=r"unknown tasks nonsense"):
-        task_manager(Benchmarks(("nonsense",)))
+        task_manager(Evaluation(("nonsense",)))
     with pytest.raises(InputError, match="not a directory"):
-        task_manager(Benchmarks(("answers",), tmp_path / "nowhere"))
+        task_manager(Evaluation(("answers",), tmp_path / "nowhere"))
     with pytest.raises(InputError, match="--limit is 0"):
-        Settings(0, limit=0)
+        Evaluation(("answers",), tasks, limit=0)
     other = load(str(materialise("planted", tmp_path)), device="cpu")
     with pytest.raises(ModelError, match="not the model"):
-        evaluate(refusal_run, other, Benchmarks(("answers",), tasks), [], settings)
+        evaluate(refusal_run, other, answers, [])
 
 
-def test_the_names_of_the_issue_are_known_and_their_data_is_asked_for(refusal_run, refusal):
+def test_tasks_of_the_harness_are_known_and_missing_data_is_reported(refusal_run, refusal):
     names = ["mmlu", "arc_challenge", "gsm8k", "truthfulqa_mc2", "winogrande", "tinyHellaswag"]
-    manager = task_manager(Benchmarks(tuple(names)))
+    manager = task_manager(Evaluation(tuple(names)))
     assert set(names) <= set(manager.all_tasks)
     with pytest.raises(InputError, match=r"data of task arc_challenge could not be loaded.*Offline"):
-        evaluate(refusal_run, refusal, Benchmarks(("arc_challenge",)), [], Settings(0))
+        evaluate(refusal_run, refusal, Evaluation(("arc_challenge",)), [])
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch, refusal_run, capsys):
@@ -209,6 +210,6 @@ def test_the_command_prints_a_table_and_the_report_has_it(refusal_run, tasks, ca
 
 
 def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):
-    """The same weights again: as an arm they change nothing."""
-    found = evaluate(refusal_run, refusal, Benchmarks(("answers",), tasks), [], Settings(0, limit=4), edited=refusal)
-    assert [(str(r.arm), r.change) for r in found.rows] == [("baseline", None), ("edited", 0.0)]
+    """The same weights as a further arm change nothing."""
+    comparison = evaluate(refusal_run, refusal, Evaluation(("answers",), tasks, limit=4), [], edited=refusal)
+    assert [(str(r.arm), r.change) for r in comparison.rows] == [("baseline", None), ("edited", 0.0)]

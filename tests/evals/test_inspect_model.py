@@ -1,11 +1,11 @@
-"""An arm as a model of Inspect AI: the same completions as the run's, in a real evaluation."""
+"""An arm as a model of Inspect AI has the completions of the run, in a real evaluation."""
 
 import warnings
 
 import pytest
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of inspect_ai and what it imports
+    warnings.simplefilter("ignore")  # those of inspect_ai and its dependencies
     inspect_ai = pytest.importorskip("inspect_ai")
     from inspect_ai import Task
     from inspect_ai import eval as inspect_eval
@@ -17,8 +17,13 @@ with warnings.catch_warnings():
 
 from rhumbline import load
 from rhumbline.errors import InputError
+from rhumbline.inference.runner import Runner
+from rhumbline.models.chat import Chat
 from rhumbline.organisms import materialise
+from rhumbline.prompts.contrasts import Prompt
+from rhumbline.records.arms import ArmId
 from rhumbline.records.files import read_rows
+from rhumbline.stages.finished_run import open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -27,7 +32,7 @@ def rows_of(texts_run, arm, side):
     return [r for r in read_rows(texts_run / "seed-0" / "outcomes.jsonl") if (r["arm"], r["set"]) == (arm, side)]
 
 
-def test_an_evaluation_of_an_arm_is_the_runs_own_arm(texts_run, tmp_path):
+def test_an_evaluation_of_an_arm_has_the_completions_of_the_run(texts_run, tmp_path):
     rates = {}
     for arm in ("baseline", "ablation"):
         rows = rows_of(texts_run, arm, "positive")
@@ -37,8 +42,8 @@ def test_an_evaluation_of_an_arm_is_the_runs_own_arm(texts_run, tmp_path):
             Task(dataset=samples, scorer=includes()), model=model, log_dir=str(tmp_path), display="none"
         )[0]
         assert log.status == "success", log.error
-        said = {s.id: s.output.completion for s in log.samples}
-        assert said == {r["prompt_id"]: r["completion"] for r in rows}
+        completions = {s.id: s.output.completion for s in log.samples}
+        assert completions == {r["prompt_id"]: r["completion"] for r in rows}
         rates[arm] = log.results.scores[0].metrics["accuracy"].value
     assert rates["baseline"] > 0.9
     assert rates["ablation"] < 0.1
@@ -51,22 +56,20 @@ def test_every_arm_can_be_named(texts_run, planted_folder, arm):
     side = "positive" if arm.endswith("ablation") else "negative"
     rows = rows_of(texts_run, arm, side)[:4]
     model = load(str(planted_folder), device="cpu")
-    from rhumbline.inference.runner import Runner
-    from rhumbline.models.chat import Chat
-    from rhumbline.prompts.contrasts import Prompt
-
     chat = Chat.of(model.tokenizer)
     ids = [chat.encode(Prompt(r["prompt"], "positive", r["prompt_id"])) for r in rows]
-    found, _ = Runner(model).generate(ids, [inspecting.arm_of_run(texts_run, arm)], max_new_tokens=12)
-    texts = [model.tokenizer.decode(text, skip_special_tokens=True) for text in found[0]]
+    completions, _ = Runner(model).generate(ids, [open_run(texts_run).arms().arm(ArmId.parse(arm))], max_new_tokens=12)
+    texts = [model.tokenizer.decode(text, skip_special_tokens=True) for text in completions[0]]
     assert texts == [r["completion"] for r in rows]
 
 
-def test_what_an_arm_cannot_do_is_refused(texts_run, planted_folder, tmp_path):
+def test_unknown_arms_arguments_and_models_are_refused(texts_run, tmp_path):
     with pytest.raises(InputError, match="unknown"):
-        inspecting.arm_of_run(texts_run, "ablate")
+        inspecting.RhumblineAPI(f"{texts_run}?arm=ablate")
     with pytest.raises(InputError, match="was not drawn; the run drew isotropic"):
-        inspecting.arm_of_run(texts_run, "null:covariance:0:ablation")
+        inspecting.RhumblineAPI(f"{texts_run}?arm=null:covariance:0:ablation")
+    with pytest.raises(InputError, match="seed is 'one'"):
+        inspecting.RhumblineAPI(f"{texts_run}?seed=one")
     with pytest.raises(InputError, match="unknown arguments colour"):
         inspecting.RhumblineAPI(f"{texts_run}?colour=red")
     other = materialise("null", tmp_path)

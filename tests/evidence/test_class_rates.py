@@ -1,10 +1,10 @@
 import math
 import random
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from make_outcomes import outcomes_of
-from rhumbline.evidence.class_rates import arm_rates, class_rate, degenerate_share
+from rhumbline.evidence.class_rates import arm_rates, class_rate, degenerate_share, measured_outcomes
 from rhumbline.evidence.statistics import exact_interval, wilson
 from rhumbline.records.arms import ArmId
 from rhumbline.records.effect_results import ArmRate
@@ -73,3 +73,33 @@ def test_right_answers_are_a_share_of_the_known_ones():
     assert rate.correct == 2 / 3
     (rate,) = arm_rates(rows)
     assert rate.correct is None
+
+
+def test_an_arm_whose_completions_are_mostly_in_uncovered_languages_is_not_measured():
+    foreign = [structs.replace(row, uncovered="ja") for row in outcomes_of("baseline", "positive", "uuuuuu")]
+    english = [
+        structs.replace(row, prompt_id=f"e{i}") for i, row in enumerate(outcomes_of("baseline", "positive", "rrccc"))
+    ]
+    other = outcomes_of("ablation", "positive", "ccccc")
+    rates = {str(row.arm): row for row in arm_rates(measured_outcomes([*foreign, *english, *other]))}
+    assert (rates["baseline"].n, rates["baseline"].rate, rates["baseline"].unscored) == (0, None, 11)
+    assert rates["baseline"].uncovered == {"ja": 6}
+    assert (rates["ablation"].n, rates["ablation"].rate) == (5, 0.0)
+    # Half of them leaves a rate of the others.
+    (row,) = arm_rates(measured_outcomes([*foreign[:5], *english]))
+    assert (row.n, row.rate, row.unscored, row.uncovered) == (5, 0.4, 5, {"ja": 5})
+
+
+def test_classes_that_a_literal_judge_gave_are_not_measured_either():
+    foreign = [structs.replace(row, uncovered="zh") for row in outcomes_of("baseline", "positive", "cccc")]
+    (row,) = arm_rates(measured_outcomes(foreign))
+    assert (row.n, row.rate) == (0, None)
+    (row,) = arm_rates(foreign)
+    assert row.rate == 0.0
+
+
+def test_refusals_that_repeat_themselves_are_counted():
+    rows = outcomes_of("baseline", "positive", "rrc")
+    (row,) = arm_rates([structs.replace(rows[0], repeats=True), *rows[1:]])
+    assert (row.repeats, row.degenerate, row.rate) == (1, 0.0, 2 / 3)
+    assert arm_rates(rows)[0].repeats is UNSET

@@ -1,8 +1,12 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rhumbline.evidence.metric_effects import mean_kl, wide_effects, with_adjusted_p
+from rhumbline.evidence.metric_effects import families_below_bound, mean_kl, wide_effects, with_adjusted_p
+from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import WideNulls, WideRow
@@ -70,3 +74,48 @@ def test_the_kl_is_a_mean_over_the_negatives_that_have_one():
     assert mean_kl(wide()).kl == pytest.approx(0.2)
     assert mean_kl(wide()).n == 2
     assert mean_kl(WideNulls({}, ())).kl is None
+
+
+def many(reached, draws=20, effect=10.0):
+    """`draws` draws of a family, of which the first `reached` reach the effect of the direction."""
+    drawn = [NullDirection("top-pc", d, 0.0, 0.2, Position(-1), 4) for d in range(draws)]
+    return wide(own=5.0 - effect, nulls=tuple(-9.0 if d < reached else 4.0 for d in range(draws))), drawn
+
+
+@pytest.mark.parametrize(("reached", "stops"), [(0, False), (1, False), (2, True), (20, True)])
+def test_a_family_stops_only_if_no_remaining_draw_can_change_the_decision(reached, stops):
+    evaluated, drawn = many(reached)
+    stopped = families_below_bound(evaluated, drawn, RHUMBLINE, {"top-pc": 39})
+    assert [(s.family, s.effect, s.draws) for s in stopped] == ([("top-pc", "suppression", 20)] if stops else [])
+    # The most favourable remaining draws, and the p that the rule would read then.
+    whole, drawn = many(reached, draws=39)
+    p = wide_effects(whole, drawn, RHUMBLINE.same_cosine)[0].families["top-pc"].p
+    assert (p > RHUMBLINE.max_p) == stops
+    if stops:
+        now = wide_effects(evaluated, many(reached)[1], RHUMBLINE.same_cosine)[0].families["top-pc"]
+        assert now.p > RHUMBLINE.max_p
+
+
+def test_a_family_does_not_stop_before_its_p_is_known():
+    evaluated, drawn = many(20)
+    aligned = [replace(null, cosine=0.9) if null.draw < 2 else null for null in drawn]
+    assert families_below_bound(evaluated, aligned, RHUMBLINE, {"top-pc": 39}) == ()  # 18 draws are compared
+    assert families_below_bound(evaluated, drawn, RHUMBLINE, {"top-pc": 20}) == ()  # nothing is left to stop
+    assert families_below_bound(evaluated, drawn, BLOG2026, {"top-pc": 39}) == ()  # the rule reads no rank
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 3))
+def test_stopping_gives_the_decision_of_all_draws(seed, shift):
+    rng = np.random.default_rng(seed)
+    values = tuple((5.0 - rng.standard_normal(39)).tolist())
+    drawn = [NullDirection("top-pc", d, float(rng.uniform(-0.6, 0.6)), 0.2, Position(-1), 4) for d in range(39)]
+
+    def met(n):
+        effect = wide_effects(wide(own=5.0 - shift, nulls=values[:n]), drawn, RHUMBLINE.same_cosine)[0]
+        return effect.families["top-pc"].p <= RHUMBLINE.max_p
+
+    early = wide(own=5.0 - shift, nulls=values[:20])
+    if families_below_bound(early, drawn, RHUMBLINE, {"top-pc": 39}):
+        assert not met(20)
+        assert not met(39)

@@ -112,13 +112,19 @@ def test_an_effect_with_a_missing_arm_is_omitted(absent):
     assert [e.name for e in rate_effects([row for row in RUN if str(row.arm) != absent])] == left
 
 
-@pytest.mark.parametrize("arm", ["ablation", "null:shuffled:0:ablation"])
-def test_arms_on_different_prompts_are_refused(arm):
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("ablation", r"ablation.*positive prompts.*positive-0 \(1 in all\)"),
+        ("null:shuffled:0:ablation", "10 positive prompts each, but null:shuffled:0:ablation on fewer"),
+    ],
+)
+def test_arms_on_different_prompts_are_refused(arm, message):
     at = next(i for i, row in enumerate(RUN) if str(row.arm) == arm)
-    with pytest.raises(VerificationError, match=rf"{arm}.*positive prompts.*positive-0 \(1 in all\)"):
+    with pytest.raises(VerificationError, match=message):
         rate_effects(RUN[:at] + RUN[at + 1 :])
     changed = [structs.replace(row, prompt_id="other") if i == at else row for i, row in enumerate(RUN)]
-    with pytest.raises(VerificationError, match=r"other, positive-0 \(2 in all\)"):
+    with pytest.raises(VerificationError, match=r"in one of them only: other(, positive-0)? \(\d in all\)"):
         rate_effects(changed)
 
 
@@ -187,3 +193,48 @@ def test_prompts_of_one_category_are_resampled_together():
     assert together.low < alone.low - 0.1
     (pooled,) = pooled_rate_effects({0: run(True), 1: run(True)})
     assert pooled.relative.units == 6
+
+
+def test_nulls_that_completed_some_prompts_are_compared_on_these():
+    def some(arm, label, classes, prompts):
+        return [row for i, row in enumerate(outcomes_of(arm, label, classes)) if i in prompts]
+
+    whole = [
+        *outcomes_of("baseline", "positive", "r" * 20 + "c" * 20),
+        *outcomes_of("ablation", "positive", "c" * 40),
+    ]
+    # The refused half: the null changes nothing. The other half: neither.
+    nulls = [
+        *some("null:isotropic:0:ablation", "positive", "r" * 20 + "c" * 20, range(10)),
+        *some("null:isotropic:1:ablation", "positive", "r" * 20 + "c" * 20, range(30, 40)),
+    ]
+    effect = rate_effects([*whole, *nulls])[0]
+    assert effect.n == 40
+    assert effect.drop == pytest.approx(0.5)
+    assert effect.gap["isotropic"] == pytest.approx(0.5)
+    every = rate_effects([*whole, *outcomes_of("null:isotropic:0:ablation", "positive", "r" * 20 + "c" * 20)])[0]
+    assert every.gap["isotropic"] == pytest.approx(0.5)
+    # Relative changes use the prompts of each draw; where nothing can change, a draw has none.
+    assert effect.relative_gap["isotropic"].value == pytest.approx(1.0)
+    assert effect.relative_gap["isotropic"].n == 40
+
+
+def test_null_draws_on_few_prompts_widen_the_interval_of_the_gap():
+    whole = [*outcomes_of("baseline", "positive", "r" * 40), *outcomes_of("ablation", "positive", "c" * 40)]
+
+    def gap(size):
+        nulls = []
+        for draw in range(3):
+            rows = outcomes_of(f"null:isotropic:{draw}:ablation", "positive", "rrrrrrrc" * 5)
+            nulls += rows[draw * size : (draw + 1) * size] if size < 40 else rows
+        return rate_effects([*whole, *nulls])[0].relative_gap["isotropic"]
+
+    few, every = gap(8), gap(40)
+    assert few.value == pytest.approx(every.value)
+    assert few.low < every.low
+
+
+def test_an_arm_of_the_direction_has_every_prompt():
+    rows = [*outcomes_of("baseline", "positive", "rrrr"), *outcomes_of("ablation", "positive", "ccc")]
+    with pytest.raises(VerificationError, match="not run on the same positive prompts"):
+        rate_effects(rows)

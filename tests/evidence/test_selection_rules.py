@@ -13,15 +13,17 @@ from rhumbline.errors import ProtocolError
 from rhumbline.evidence.selection_rules import (
     ARDITI2024,
     BLOG2026,
+    STYLE,
     SelectionRule,
     choose,
     count_discards,
     describe_discard,
     read_scores,
+    screened,
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.seed_files import Candidate
+from rhumbline.records.seed_files import Candidate, Estimates
 
 GOLDEN = DATA / "golden"
 
@@ -163,3 +165,21 @@ def test_impossible_rules_are_refused():
 def test_discards_are_counted_by_reason():
     table = choose([cell(layer=8), cell(kl=0.2), cell(position=-2, layer=9), cell()], 10, ARDITI2024).candidates
     assert count_discards(table) == {Discard.KL_TOO_LARGE: 1, Discard.TOO_LATE: 2}
+
+
+def test_a_screen_keeps_the_best_of_two_orders():
+    estimates = [Estimates(bypass, induce) for bypass, induce in ((0, 0), (-5, -9), (-1, 3), (-2, 0), (1, 9), (2, 2))]
+    assert screened(estimates, 2) == [1, 4]  # the lowest bypass, and the largest swing
+    assert screened(estimates, 3) == [1, 3, 4]
+    assert screened(estimates, 99) == list(range(6))
+    assert screened([None, Estimates(float("nan"), 1.0), estimates[0]], 2) == [2]
+
+
+def test_without_induce_and_kl_a_candidate_that_removes_the_behaviour_survives():
+    table = [Candidate(Position(0), 2, -1.0, -0.2, 0.6, content=1.0, moved=0.9)]
+    assert choose(table, 10, STYLE).selected is None
+    selected = choose(table, 10, STYLE.without_induce_and_kl()).selected
+    assert selected is not None
+    assert selected.layer == 2
+    (lost,) = choose([replace(table[0], content=0.5)], 10, STYLE.without_induce_and_kl()).candidates
+    assert lost.discarded is Discard.LOSES_CONTENT

@@ -17,22 +17,25 @@ from rhumbline import verify
 from rhumbline.evidence.seed_evidence import SeedEvidence, Verdict
 from rhumbline.evidence.verdict import decide, overall
 from rhumbline.records.effect_results import Gap, Shift
-from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
 from rhumbline.records.results import LevelUnit
+from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
 from rhumbline.records.verdict_rule import Rule
 from rhumbline.verification import check
 
-BLOG2026 = Rule("blog2026")
+BLOG2026 = Rule("blog2026", open_if_unmeasured=True)
 RHUMBLINE = Rule(
     "rhumbline", families=("isotropic", "covariance", "top-pc", "shuffled-site", "shuffled"), reads="interval",
     max_p=0.05, same_cosine=0.5, min_group_cosine=0.5, one_group_cosine=0.85, max_degenerate=0.3, max_kl=0.2,
-    max_accuracy_loss=0.2,
+    max_accuracy_loss=0.2, open_if_unmeasured=True,
 )  # fmt: skip
 STYLE = replace(RHUMBLINE, name="style", min_separation=0.65, max_negative=0.5, content_everywhere=True)
 REPRODUCES, NOT, NO_BASELINE = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION", "NO-BASELINE-REFUSAL"
 WHOLE = evidence(families=RHUMBLINE.families)
 NOTHING = SeedEvidence((), ())
+OLDER = replace(BLOG2026, open_if_unmeasured=False)
+"""The rule as runs of older versions recorded it."""
 DISCARDED = VerdictReason(
     code=VerdictCode.NO_CANDIDATE,
     no_candidate=NoCandidate.ALL_DISCARDED,
@@ -148,9 +151,9 @@ def test_damage_is_decided_before_the_effects():
     verdict = decide(RHUMBLINE, broken)
     assert (verdict.verdict, verdict.reason) == ("DAMAGED", "0.40 degenerate under addition on negatives > 0.3")
     assert decide(BLOG2026, broken).verdict == REPRODUCES
-    verdict = decide(RHUMBLINE, replace(WHOLE, shift=Shift(0.5, 0.4, 0.6, 16)))
+    verdict = decide(RHUMBLINE, replace(WHOLE, shift=Shift(0.5, None, None, 16)))
     assert (verdict.verdict, verdict.reason) == ("DAMAGED", "KL 0.50 > 0.2 under ablation on negatives")
-    assert decide(RHUMBLINE, replace(WHOLE, shift=Shift(0.1, 0.1, 0.1, 16))).verdict == REPRODUCES
+    assert decide(RHUMBLINE, replace(WHOLE, shift=Shift(0.1, None, None, 16))).verdict == REPRODUCES
     # A baseline that was degenerate already is not damage by the intervention.
     before = with_arm(WHOLE, "baseline", "negative", degenerate=0.4)
     assert decide(RHUMBLINE, with_arm(before, "addition", "negative", degenerate=0.5)).verdict == REPRODUCES
@@ -184,20 +187,22 @@ def test_with_room_or_without_the_bound_induction_is_tested():
     roomy = evidence(**{**CROWDED, "plain": 0.1})
     assert decide(STYLE, roomy, "style").verdict == REPRODUCES
     # If negatives show the style, its loss changes their next token: not damage. Lost content still is.
-    assert decide(STYLE, replace(roomy, shift=Shift(2.0, 1.9, 2.1, 16)), "style").verdict == "DAMAGED"
-    assert decide(STYLE, replace(crowded, shift=Shift(2.0, 1.9, 2.1, 16)), "style").reason.startswith("suppresses")
+    assert decide(STYLE, replace(roomy, shift=Shift(2.0, None, None, 16)), "style").verdict == "DAMAGED"
+    assert decide(STYLE, replace(crowded, shift=Shift(2.0, None, None, 16)), "style").reason.startswith("suppresses")
     lost = with_arm(with_arm(crowded, "baseline", "positive", correct=1.0), "ablation", "positive", correct=0.5)
     assert codes(decide(STYLE, lost, "style")) == [VerdictCode.CONTENT_LOST]
 
 
-@pytest.mark.parametrize(("unit", "reason"), [
-    (None, "classes not measured"),
-    (replace(UNIT, auroc_low=None), "classes not measured"),
-    (replace(UNIT, auroc_low=0.6), "score does not tell the classes apart: AUROC at least 0.60 < 0.65"),
+@pytest.mark.parametrize(("unit", "reason", "expected"), [
+    (None, "classes not measured", "INCONCLUSIVE"),
+    (replace(UNIT, auroc_low=None), "classes not measured", "INCONCLUSIVE"),
+    (replace(UNIT, auroc_low=0.6), "score does not tell the classes apart: AUROC at least 0.60 < 0.65", "NO-BASELINE"),
 ])  # fmt: skip
-def test_a_score_that_does_not_separate_the_classes_has_no_baseline(unit, reason):
-    verdict = decide(STYLE, evidence(families=STYLE.families, unit=unit), "style")
-    assert (verdict.verdict, verdict.reason) == ("NO-BASELINE", reason)
+def test_a_score_that_does_not_separate_the_classes_has_no_baseline(unit, reason, expected):
+    known = evidence(families=STYLE.families, unit=unit)
+    verdict = decide(STYLE, known, "style")
+    assert (verdict.verdict, verdict.reason) == (expected, reason)
+    assert decide(replace(STYLE, open_if_unmeasured=False), known, "style").verdict == "NO-BASELINE"
 
 
 @pytest.mark.parametrize("unknown", [None, math.nan, math.inf])
@@ -206,16 +211,77 @@ def test_what_is_not_known_never_supports_the_claim(unknown):
     for i, name in enumerate(("suppression", "induction")):
         this, other = known.effects[i], known.effects[1 - i]
         verdict = decide(BLOG2026, replace(known, effects=(replace(this, drop=unknown), other)))
-        assert (verdict.verdict, verdict.reason) == (NOT, f"{name} not measured")
+        assert (verdict.verdict, verdict.reason) == ("INCONCLUSIVE", f"{name} not measured")
         verdict = decide(BLOG2026, replace(known, effects=(replace(this, gap={"isotropic": unknown}), other)))
         assert (verdict.verdict, verdict.reason) == (NOT, f"null not measured: isotropic ({name})")
         verdict = decide(BLOG2026, replace(known, effects=(other,)))
-        assert (verdict.verdict, verdict.reason) == (NOT, f"{name} not measured")
-    verdict = decide(BLOG2026, with_arm(known, "baseline", "positive", rate=unknown))
-    assert (verdict.verdict, verdict.reason) == (NO_BASELINE, "baseline not measured")
+        assert (verdict.verdict, verdict.reason) == ("INCONCLUSIVE", f"{name} not measured")
+        # The other effect is refuted, whatever this one is.
+        refuted = decide(BLOG2026, replace(known, effects=(replace(other, drop=0.1, gap={"isotropic": 0.1}),)))
+        assert refuted.verdict == NOT
+        assert decide(OLDER, replace(known, effects=(other,))).verdict == NOT
+    unmeasured = with_arm(known, "baseline", "positive", rate=unknown)
+    verdict = decide(BLOG2026, unmeasured)
+    assert (verdict.verdict, verdict.reason) == ("INCONCLUSIVE", "baseline not measured")
+    assert decide(BLOG2026, replace(unmeasured, no_candidate=DISCARDED)).reason == "baseline not measured"
     assert decide(BLOG2026, replace(known, arms=())).reason == "baseline not measured"
-    assert decide(BLOG2026, NOTHING).verdict == NO_BASELINE
+    assert decide(BLOG2026, NOTHING).verdict == "INCONCLUSIVE"
+    assert decide(OLDER, NOTHING).verdict == NO_BASELINE
     assert decide(BLOG2026, replace(known, effects=())).reason == "suppression not measured; induction not measured"
+
+
+NO_METRIC = "no candidate passed: not measured, no refusal tokens: "
+
+
+def without_metric(lacking):
+    return VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_TOKENS, lacking=lacking)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "negatives", "expected"),
+    [
+        (TokensLacking.AFTER_BLOCK, 0.0, "INCONCLUSIVE"),
+        (TokensLacking.AFTER_BLOCK, 0.9, "INCONCLUSIVE"),
+        (TokensLacking.NOT_SHOWN, 0.0, "INCONCLUSIVE"),
+        (TokensLacking.NOT_LIKELIER, 0.0, "INCONCLUSIVE"),
+        # The judge separates the classes and no token does: the metric is at fault, not the model.
+        (TokensLacking.NOT_SEPARATING, 0.0, "INCONCLUSIVE"),
+        (TokensLacking.NOT_SEPARATING, 0.7, "INCONCLUSIVE"),
+        # The judge does not separate them either.
+        (TokensLacking.NOT_SEPARATING, 0.75, NOT),
+        (TokensLacking.NOT_SEPARATING, 0.9, NOT),
+    ],
+)
+def test_a_missing_metric_is_no_result_about_the_model(lacking, negatives, expected):
+    known = evidence(base=0.9, plain=negatives, no_candidate=without_metric(lacking))
+    verdict = decide(BLOG2026, known)
+    assert (verdict.verdict, verdict.reason) == (expected, NO_METRIC + str(lacking))
+    assert decide(OLDER, known).verdict == NOT
+    assert decide(BLOG2026, evidence(base=0.4, no_candidate=without_metric(lacking))).verdict == NO_BASELINE
+
+
+@pytest.mark.parametrize(
+    ("area", "negatives", "is_open"),
+    [(0.5, 0.0, True), (0.59, 0.1, True), (0.6, 0.0, False), (0.95, 0.0, False), (None, 0.0, False), (0.5, 0.8, False)],
+)
+def test_a_metric_that_does_not_separate_classes_that_the_judge_separates(area, negatives, is_open):
+    against = [
+        evidence(base=0.9, plain=negatives, ablated=0.8, added=negatives),
+        evidence(base=0.9, plain=negatives, no_candidate=DISCARDED),
+    ]
+    for known in against:
+        verdict = decide(BLOG2026, replace(known, metric_auroc=area))
+        assert verdict.verdict == ("INCONCLUSIVE" if is_open else NOT)
+        assert (codes(verdict) == [VerdictCode.METRIC_NOT_SEPARATING]) == is_open
+        assert any("--refusal-tokens" in (reason.advice or "") for reason in verdict.reasons) == is_open
+        assert decide(OLDER, replace(known, metric_auroc=area)).verdict == NOT
+    # A direction that reproduces was found in spite of its metric.
+    assert decide(BLOG2026, replace(evidence(), metric_auroc=area)).verdict == REPRODUCES
+
+
+def test_prompts_that_the_filter_removed_are_no_result_about_the_model():
+    removed = VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_PROMPTS)
+    assert decide(BLOG2026, evidence(no_candidate=removed)).verdict == "INCONCLUSIVE"
 
 
 def test_the_baseline_is_checked_before_the_candidates():
@@ -268,9 +334,28 @@ def test_one_seed_is_the_run():
     assert overall(BLOG2026, {3: seed(NOT, ONE)}) == seed(NOT, ONE)
 
 
+@pytest.mark.parametrize("name", [name for name in VerdictName if name is name.headline and name != "NOT-TESTED"])
+def test_unanimous_seeds_give_their_verdict(name):
+    verdict = overall(BLOG2026, {0: seed(name, ONE), 1: seed(name, ONE)})
+    assert (verdict.verdict, verdict.reason) == (name, "neither suppresses nor induces")
+    assert [reason.seed for reason in verdict.reasons] == [0, 1]
+    verdict = overall(BLOG2026, {1: seed(name, OTHER), 0: seed(name, ONE)})
+    assert verdict.reason == "seed 0: neither suppresses nor induces; seed 1: baseline not measured"
+
+
 def test_an_inconclusive_seed_and_one_that_reproduces_leave_it_open():
     assert overall(BLOG2026, {0: seed(REPRODUCES), 1: seed("INCONCLUSIVE", ONE)}).verdict == "INCONCLUSIVE"
     assert overall(BLOG2026, {0: seed(NOT, ONE), 1: seed("INCONCLUSIVE", ONE)}).verdict == NOT
+
+
+@pytest.mark.parametrize("other", [NOT, NO_BASELINE])
+def test_seeds_without_a_measurement_leave_a_missing_baseline_open(other):
+    assert overall(BLOG2026, {0: seed(other), 1: seed("INCONCLUSIVE", OTHER)}).verdict == expected_of(other)
+    assert overall(BLOG2026, {0: seed(other), 1: seed("INCONCLUSIVE", ONE)}).verdict == NOT
+
+
+def expected_of(other):
+    return "INCONCLUSIVE" if other == NO_BASELINE else NOT
 
 
 @pytest.mark.parametrize("other", [NOT, NO_BASELINE])

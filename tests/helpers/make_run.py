@@ -277,9 +277,9 @@ def _arms(p: Plan, nulls: Sequence[NullDirection], rng: np.random.Generator) -> 
         spread = 0.02 if null.family == "isotropic" else 0.12
         down = np.clip(baseline - abs(rng.normal(0, spread)) - 0.4 * abs(null.cosine), 0, 1)
         up = np.clip(0.03 + abs(rng.normal(0, spread)) + 0.5 * max(null.cosine, 0), 0, 1)
-        own = ArmId.null(null.family, null.draw)
-        arms.append(arm_rate(own.of(ABLATION.kind), "positive", float(np.round(down * n) / n), n))
-        arms.append(arm_rate(own.of(ADDITION.kind), "negative", float(np.round(up * n) / n), n))
+        ablation, addition = (ArmId.null(*null.null_draw, arm.kind) for arm in (ABLATION, ADDITION))
+        arms.append(arm_rate(ablation, "positive", float(np.round(down * n) / n), n))
+        arms.append(arm_rate(addition, "negative", float(np.round(up * n) / n), n))
     return tuple(arms)
 
 

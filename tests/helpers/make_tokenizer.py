@@ -14,6 +14,36 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+CHATML_MARKS = ["<|im_start|>", "<|im_end|>"]
+PHI_MARKS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+
+# Template: the special tokens of its model, and the text after the instruction.
+COLLECTION = {
+    "alpaca": ([], "\n\n### Response:\n"),
+    "amberchat": ([], "\n###Assistant:"),
+    "chatml": (CHATML_MARKS, "<|im_end|>\n<|im_start|>assistant\n"),
+    "chatqa": ([], "\n\nAssistant:"),
+    "falcon-instruct": ([], "\n\nAssistant:"),
+    "gemma-it": (["<start_of_turn>", "<end_of_turn>"], "<end_of_turn>\n<start_of_turn>model\n"),
+    "granite-3.0-instruct": (
+        ["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"],
+        "<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+    ),
+    "llama-2-chat": ([], " [/INST]"),
+    "llama-3-instruct": (
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "mistral-instruct": (["[INST]", "[/INST]"], " [/INST]"),
+    "openchat-3.5": (["<|end_of_turn|>"], "<|end_of_turn|>GPT4 Correct Assistant:"),
+    "phi-3": (PHI_MARKS, "<|end|>\n<|assistant|>\n"),
+    "phi-3-small": (PHI_MARKS, "<|end|>\n<|assistant|>\n"),
+    "qwen2.5-instruct": (CHATML_MARKS, "<|im_end|>\n<|im_start|>assistant\n"),
+    "saiga": ([], "</s><s>bot\n"),
+    "solar-instruct": ([], "\n\n### Assistant:\n"),
+    "vicuna": ([], "\nASSISTANT:"),
+    "zephyr": ([], "</s>\n<|assistant|>\n"),
+}
 # As in Qwen and Llama 3: punctuation takes the line breaks after it, so that ".\n\n" can be one token.
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

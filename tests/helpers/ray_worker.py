@@ -1,4 +1,4 @@
-"""A worker for the tests of the Ray engine: counts what it is asked, and dies when told to."""
+"""A worker for the tests of the Ray engine: it counts the attempts of each job, and some jobs terminate it."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ from pathlib import Path
 def make(options):
     folder = Path(options["folder"])
 
-    def do(kind, arguments, shared):
+    def run(kind, arguments, shared):
         x = arguments["x"]
-        with open(folder / f"asked-{x}", "a") as f:
+        with open(folder / f"attempts-{x}", "a") as f:
             f.write(".")
-        first = (folder / f"asked-{x}").stat().st_size == 1
+        first = (folder / f"attempts-{x}").stat().st_size == 1
         if kind == "killed" and x == options.get("at", 2) and first:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "starved" and x == 2 and first:
@@ -26,7 +26,7 @@ def make(options):
             time.sleep(1.0)
         return {"square": x * x, "shared": {name: len(data) for name, data in shared.items()}}
 
-    return do
+    return run
 
 
 def refuse(options):

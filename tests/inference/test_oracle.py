@@ -76,7 +76,7 @@ def test_scores_and_choice(family, family_model):
     expected = plain.scores(model, candidates, (-2, -1), positive, negative, tokens, range(3))
     scorer = Scorer(Runner(model), lambda logits: refusal_metric(logits, tokens))
     grid = ScoreGrid(scorer, candidates, (Position(-2), Position(-1)), positive, negative, ARDITI2024)
-    table = score_candidates(grid)
+    table, _ = score_candidates(grid)
     for row in table:
         if row.layer < 3:
             assert (row.bypass, row.induce, row.kl) == near(expected[int(row.position), row.layer])

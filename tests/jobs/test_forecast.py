@@ -1,18 +1,12 @@
-"""What was forecast against what a run did, stage by stage; and what is said before a model is loaded."""
+"""Forecasts compared with the rows of runs, stage by stage."""
 
-import json
-import shutil
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from make_sets import make_sets
-from rhumbline import load, open_contrast, preset, read_contrast, run
-from rhumbline.cli import forecast as forecasts
-from rhumbline.cli import main
-from rhumbline.cli.console import Progress
-from rhumbline.jobs.forecast import forecast, measured_speed, total
+from rhumbline import load, preset, read_contrast, run
+from rhumbline.jobs.forecast import _share_computed, forecast, total
 from rhumbline.jobs.sizing import work
 from rhumbline.models.chat import Chat
 from rhumbline.models.sources import own_contrast
@@ -29,6 +23,7 @@ from rhumbline.protocol import (
     StabilitySettings,
 )
 from rhumbline.stages.run_plan import resolved
+from sampled_contrast import sampled_contrast
 
 LAZY = preset(
     "rhumbline",
@@ -37,7 +32,7 @@ LAZY = preset(
     nulls=NullSettings(
         ("isotropic", "covariance", "shuffled-site", "shuffled"), draws=1, wide=5, procedure=4, prompts=6
     ),
-    rule=preset("blog2026").rule,  # it needs no rank, so that few draws are enough
+    rule=preset("blog2026").rule,  # it needs no rank, so few draws suffice
     dose=DoseSettings((0.0, 1.0), (0.0, 1.0), draws=1, prompts=6),
     stability=StabilitySettings(refits=3, sites=2, prompts=6),
     max_new_tokens=8,
@@ -55,6 +50,12 @@ EAGER = replace(
     refusal_tokens=("I",),
     addition=AdditionSettings("validation"),
 )
+SCREENED = replace(
+    LAZY,
+    screen=6,
+    nulls=replace(LAZY.nulls, screen=4, completed=3, draws=2, wide=8, interim=4),
+    dose=DoseSettings((0.0, 1.0), (0.5, 1.0), draws=1, prompts=6),
+)
 EXACT = {"extraction", "arms on positives", "arms on negatives", "separation", "losses on text", "losses on responses",
          "losses on completions", "condition clerk"}  # fmt: skip
 
@@ -69,14 +70,13 @@ def counted_rows(model, contrast, out, protocol, texts=NO_TEXTS) -> Counter[str]
 
 @pytest.fixture(scope="module")
 def refusal():
-    """The organism, and the prompts of its contrast that have no split."""
-    contrast = own_contrast("organism:refusal")
-    prompts = tuple(p for p in contrast.prompts if p.split is None)
-    return load("organism:refusal", device="cpu", dtype="float32"), replace(contrast, prompts=prompts)
+    """The organism, and its contrast with sampled splits."""
+    contrast = sampled_contrast(own_contrast("organism:refusal"))
+    return load("organism:refusal", device="cpu", dtype="float32"), contrast
 
 
-@pytest.mark.parametrize("protocol", [LAZY, EAGER], ids=["lazy", "eager"])
-def test_a_run_does_what_was_forecast(protocol, refusal, tmp_path):
+@pytest.mark.parametrize("protocol", [LAZY, EAGER, SCREENED], ids=["lazy", "eager", "screened"])
+def test_the_rows_of_a_run_agree_with_its_forecast(protocol, refusal, tmp_path):
     (model, contrast), texts = refusal, loss_texts("refusal")
     counted = counted_rows(model, contrast, tmp_path / "run", protocol, texts)
     splits = split_contrast(contrast, protocol.sizes, 0)
@@ -105,56 +105,28 @@ def test_a_run_on_texts_reads_one_position_and_both_responses(refusal, tmp_path)
     changes = {"extraction": ExtractionSettings("auto", filter=False), "side_effects": SideEffectSettings(documents=0)}
     protocol = replace(EAGER, addition=AdditionSettings(), **changes)
     counted = counted_rows(model, texts, tmp_path / "run", protocol)
-    stages = forecasts._stages(Chat.of(model.tokenizer), texts, protocol, 0, model.n_layers, NO_TEXTS)
+    stages = forecast(
+        Chat.of(model.tokenizer), split_contrast(texts, protocol.sizes, 0), resolved(protocol, texts), model.n_layers
+    )
     by_name = {stage.name: stage for stage in stages}
     for name in ("extraction", "separation"):
         assert counted[name] == by_name[name].rows == by_name[name].most
     assert by_name["selection"].rows <= counted["selection"] <= by_name["selection"].most
     assert (
-        work(protocol.record(), model.n_layers)[0]["candidates"]
-        == 5 * (work(resolved(protocol, texts).record(), model.n_layers)[0]["candidates"])
+        work(protocol, model.n_layers)[0]["candidates"]
+        == 5 * (work(resolved(protocol, texts), model.n_layers)[0]["candidates"])
     )
 
 
-def test_a_forecast_draws_the_sample_of_the_run(refusal, tmp_path):
-    model, _ = refusal
-    contrast = open_contrast("refusal", make_sets(tmp_path))
-    chat = Chat.of(model.tokenizer)
-    protocol = replace(LAZY, sampling="reference")
-    found = forecasts._stages(chat, contrast, protocol, 0, model.n_layers, NO_TEXTS)
-    lots, reference = (
-        forecast(chat, split_contrast(contrast, protocol.sizes, 0, sampling), protocol, model.n_layers)
-        for sampling in ("lots", "reference")
-    )
-    assert found == reference
-    assert reference != lots
+def test_in_16_bits_the_rounding_is_counted(refusal):
+    model, contrast = refusal
+    splits, chat = split_contrast(contrast, LAZY.sizes, 0), Chat.of(model.tokenizer)
+    plain, rounded = (forecast(chat, splits, SCREENED, model.n_layers, is_16_bit=x)[2] for x in (False, True))
+    assert plain.name == "selection"
+    assert plain.rows < rounded.rows < rounded.most == plain.most
 
 
-@pytest.mark.parametrize("kind", ["empty", "own code", "no weights", "unknown dtype"])
-def test_the_plan_gives_the_errors_of_the_run(kind, planted_folder, call, tmp_path):
-    model, options = shutil.copytree(planted_folder, tmp_path / "model"), ["--device", "cpu"]
-    if kind == "empty":
-        shutil.rmtree(model)
-        model.mkdir()
-    elif kind == "own code":
-        config = json.loads((model / "config.json").read_text())
-        own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}}
-        (model / "config.json").write_text(json.dumps(config | own))
-        (model / "mine.py").write_text("raise RuntimeError('this code was run')")
-    elif kind == "no weights":
-        (model / "model.safetensors").unlink()
-    else:
-        options += ["--dtype", "float31"]
-    contrast = planted_folder / "contrast.jsonl"
-    command = ["run", model, "--contrast", contrast, "--out", tmp_path / "run", *options]
-    ran, planned = call(*command), call(*command, "--plan")
-    assert ran[0] == planned[0] == 3
-    assert str(model) in planned[2] or "float31" in planned[2]
-    assert "this code was run" not in ran[2] + planned[2]
-    assert not (tmp_path / "run").exists()
-
-
-def test_more_is_forecast_for_more(tmp_path):
+def test_forecasts_grow_with_tokens_texts_and_layers(tmp_path):
     folder = materialise("planted", tmp_path)
     contrast = read_contrast(folder / "contrast.jsonl")
     chat = Chat.of(load(str(folder), device="cpu").tokenizer)
@@ -166,55 +138,8 @@ def test_more_is_forecast_for_more(tmp_path):
     assert total({0: forecast(chat, splits, LAZY, 12)}).most > total({0: few}).most
 
 
-def test_the_plan_says_what_fits_and_stops(tmp_path, capsys, monkeypatch):
-    folder = materialise("planted", tmp_path / "models")
-    command = ["run", str(folder), "--contrast", str(folder / "contrast.jsonl"), "--out", str(tmp_path / "run")]
-
-    def loaded(*args, **kwargs):
-        raise AssertionError("the model was loaded")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("rhumbline.models.loading.load", loaded)
-        assert main([*command, "--plan"]) == 0
-    said = capsys.readouterr().out
-    for part in ("arms on positives", "parameters", "fits", "H100-like"):
-        assert part in said
-    assert "DOES NOT FIT" not in said
-    assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("rhumbline.cli.forecast._free_memory", lambda device: (1e3, "a small machine"))
-    assert main([*command, "--plan"]) == 0
-    assert "DOES NOT FIT" in capsys.readouterr().out
-    assert main([*command, "--device", "cpu", "--plan", "measured"]) == 0
-    assert "tokens/s" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
-
-
-def test_speed_is_of_tokens(family_model):
-    assert measured_speed(family_model("qwen2"), [[1, 5, 6, 7]] * 8, 64) > 0
-
-
-def test_progress_says_how_fast_and_how_long():
-    now = [0.0]
-    progress = Progress({"nulls": 100}, clock=lambda: now[0])
-    try:
-        progress("nulls", None)
-        assert progress.line("nulls") == "nulls"
-        now[0] = 2.0
-        progress("nulls", 20)
-        assert progress.line("nulls") == "nulls: 20 rows, 10 rows/s, about 8 s left"
-        progress("nulls", 90)
-        assert progress.line("nulls") == "nulls: 110 rows, 55 rows/s"  # past what was expected, nothing is promised
-        progress("dose", None)
-        now[0] = 4.0
-        progress("dose", 4)
-        assert progress.line("dose") == "dose: 4 rows, 2 rows/s"
-        progress("dose", None)  # a later part of the stage: its rate is its own, its rows go on
-        now[0] = 5.0
-        progress("dose", 6)
-        assert progress.line("dose") == "dose: 10 rows, 6 rows/s"
-        progress("nulls", None)  # of the next seed
-        now[0] = 6.0
-        progress("nulls", 50)
-        assert progress.line("nulls") == "nulls: 50 rows, 50 rows/s, about 1 s left"
-    finally:
-        progress.close()
+def test_tokens_that_prompts_share_are_computed_once_for_each_pass():
+    shared = [[1] * 20 + [i, i + 1] for i in range(2, 40, 2)]
+    assert _share_computed(shared) < 0.2
+    assert _share_computed([[i] * 22 for i in range(5)]) == pytest.approx(1.0)
+    assert _share_computed([]) == 1.0

@@ -1,4 +1,4 @@
-"""Replicas: what a worker is told suffices to answer as the run would; what is not the run's is refused."""
+"""Replicas compute the results of a run in one process, from the artefacts that are sent; other weights are refused."""
 
 from dataclasses import replace
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rhumbline.engines.mock import Mock
+from finished_runs import EVERY_STAGE
+from mock_engine import Mock
 from rhumbline.errors import ModelError
 from rhumbline.experiment import run
 from rhumbline.jobs.replicas import Replica, check_code, replica_worker
@@ -16,16 +17,14 @@ from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import DoseSettings, NullSettings, SideEffectSettings, StabilitySettings, preset
 from rhumbline.records.files import read_rows
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, REFITS_PER_JOB
+from sampled_contrast import sampled_contrast
 
-SMALL = preset(
-    "rhumbline",
+SMALL = replace(
+    EVERY_STAGE,
     seeds=(0,),
-    sizes=Sizes(24, 12, 20),
-    nulls=NullSettings(draws=2, wide=5, procedure=DRAWS_PER_JOB + 1, prompts=6, procedure_prompts=4),
-    rule=preset("blog2026").rule,  # it needs no rank, so that few draws are enough
-    dose=DoseSettings((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
-    stability=StabilitySettings(refits=REFITS_PER_JOB + 1, sites=2, prompts=6),
-    max_new_tokens=12,
+    nulls=replace(EVERY_STAGE.nulls, wide=5, procedure=DRAWS_PER_JOB + 1),
+    rule=preset("blog2026").rule,  # it needs no rank, so few draws suffice
+    stability=replace(EVERY_STAGE.stability, refits=REFITS_PER_JOB + 1),
     side_effects=SideEffectSettings(documents=6),
     conditions={"brief": "Be brief."},
 )
@@ -58,7 +57,7 @@ def run_both(tmp_path, source, model, contrast, protocol, engine):
     return here, there
 
 
-def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
+def test_jobs_on_replicas_give_the_run_of_one_process(organism, tmp_path):
     model, contrast = organism
     here, there = run_both(tmp_path, SOURCE, model, contrast, SMALL, Mock(5, repeats=0.5))
     for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json",
@@ -70,13 +69,12 @@ def test_blocks_on_replicas_give_the_run_of_one_process(organism, tmp_path):
 
 @pytest.mark.slow
 def test_a_continuous_score_on_replicas_is_that_of_one_process(tmp_path):
-    """The judges are fitted once, by the run; a replica reads them from the artefacts that come with a block."""
+    """The judges are fitted once, by the run; a replica reads them from the artefacts that are sent with a job."""
     source = Source("organism:style", device="cpu")
-    model, found = load_source(source), own_contrast(source.model)
-    # Sampled anew, so that the splits are as small as the protocol says.
-    contrast = replace(found, prompts=tuple(p for p in found.prompts if p.split is None), neutral=found.neutral[:6])
+    model, contrast = load_source(source), sampled_contrast(own_contrast(source.model))
+    contrast = replace(contrast, neutral=contrast.neutral[:6])
     run_both(tmp_path, source, model, contrast, STYLED, Mock(2, repeats=0.3))
-    # safetensors writes its metadata in any order: the tensors are what must be equal.
+    # The order of the metadata in a safetensors file varies; the tensors must be equal.
     judges = [load_file(tmp_path / run_ / "seed-0" / "classifier.safetensors") for run_ in ("here", "there")]
     assert judges[0].keys() == judges[1].keys()
     assert all(torch.equal(judges[0][name], judges[1][name]) for name in judges[0])
@@ -94,5 +92,5 @@ def test_other_weights_and_other_code_are_refused(organism):
         Replica(options)
     with pytest.raises(ModelError, match="another rhumbline"):
         check_code("0" * 64)
-    with pytest.raises(ModelError, match=r"has transformers .* \(the command's is 1.0\)"):
+    with pytest.raises(ModelError, match=r"has transformers .* \(the command has 1.0\)"):
         Replica({**options, "versions": {**options["versions"], "transformers": "1.0"}})

@@ -1,46 +1,44 @@
-"""Sizes from the headers of safetensors files, and the work that a protocol asks for."""
+"""Sizes from the headers of safetensors files, and the work of a protocol."""
 
 import pytest
 import torch
 
 from families import random_model
 from rhumbline.errors import ModelError
-from rhumbline.jobs.sizing import Device, estimate, find_folder, read_checkpoint, work
+from rhumbline.jobs.sizing import Device, estimate, read_checkpoint, work
 from rhumbline.protocol import preset
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_headers_say_what_loading_finds(family, dtype, tmp_path):
+def test_headers_give_the_sizes_of_the_loaded_model(family, dtype, tmp_path):
     model = random_model(family, dtype=dtype)
     model.save_pretrained(tmp_path)
-    found = read_checkpoint(tmp_path)
-    assert found.parameters == sum(p.numel() for p in model.parameters())
-    assert found.bytes == found.parameters * dtype.itemsize
-    assert (found.layers, found.d_model) == (4, 32)
-    assert found.kv_bytes_per_token == 2 * 4 * 2 * 8 * dtype.itemsize
+    size = read_checkpoint(tmp_path)
+    assert size.parameters == sum(p.numel() for p in model.parameters())
+    assert size.bytes == size.parameters * dtype.itemsize
+    assert size.layers == 4
+    assert size.kv_bytes_per_token == 2 * 4 * 2 * 8 * dtype.itemsize
 
 
-def test_a_model_that_is_not_there_and_a_torn_file(tmp_path):
-    assert find_folder("someone/not-here") is None
-    with pytest.raises(ModelError, match="neither a directory nor a hub name"):
-        find_folder(str(tmp_path / "none"))
-    with pytest.raises(ModelError, match="no safetensors files"):
+def test_a_directory_without_weights_and_a_torn_file_are_refused(tmp_path):
+    with pytest.raises(ModelError, match="no weights"):
         read_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x00\x01")
-    with pytest.raises(ModelError, match="not a safetensors file"):
+    with pytest.raises(ModelError, match="not a complete safetensors file"):
         read_checkpoint(tmp_path)
 
 
-def test_the_estimate_follows_what_is_asked(tmp_path):
+def test_the_estimate_follows_protocol_gpus_and_dtype(tmp_path):
     random_model("llama").save_pretrained(tmp_path)
-    found = read_checkpoint(tmp_path)._replace(parameters=70 * 10**9, bytes=140 * 10**9, layers=80)
-    one, two = preset("rhumbline", seeds=(0,)).record(), preset("rhumbline", seeds=(0, 1)).record()
+    size = read_checkpoint(tmp_path)._replace(parameters=70 * 10**9, bytes=140 * 10**9, layers=80)
+    one, two = preset("rhumbline", seeds=(0,)), preset("rhumbline", seeds=(0, 1))
     assert sum(work(two, 80)[0].values()) == pytest.approx(2 * sum(work(one, 80)[0].values()))
-    assert sum(work(preset("blog2026").record(), 80)[0].values()) < sum(work(one, 80)[0].values())
-    alone, four = (estimate(found, one, gpus=n) for n in (1, 4))
+    whole = preset("rhumbline", seeds=(0,), full_grid=True)
+    assert sum(work(whole, 80)[0].values()) > 2 * sum(work(one, 80)[0].values())
+    alone, four = (estimate(size, one, gpus=n) for n in (1, 4))
     assert not alone.fits
     assert four.fits
     assert alone.seconds == pytest.approx(4 * four.seconds)
-    assert not estimate(found, one, gpus=4, device=Device(memory=24e9)).fits
-    assert estimate(found, one, gpus=1, dtype="float32").memory_per_gpu > 280e9
+    assert not estimate(size, one, gpus=4, device=Device(memory=24e9)).fits
+    assert estimate(size, one, gpus=1, dtype="float32").memory_per_gpu > 280e9

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from make_run import HOSTILE, make_run
+from mock_engine import Mock
 from rhumbline.cli import main
-from rhumbline.engines.mock import Mock
 from rhumbline.errors import InputError, OutputError
 from rhumbline.jobs.sweeps import Sweep, read_sweep, run_sweep
+from rhumbline.models.sources import Source
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory, locked
 from rhumbline.records.files import read_json
@@ -66,7 +67,7 @@ def test_one_broken_model_does_not_stop_the_rest(swept):
     assert "seed-0" in str(sorted((out / "logs").iterdir()))
 
 
-def test_a_sweep_resumes_and_ends_alike(swept):
+def test_a_resumed_sweep_has_the_same_results(swept):
     sweep, out, found = swept
     stamp = (out / "runs" / found.rows[0].run / "results.json").stat().st_mtime_ns
     shutil.rmtree(out / "runs" / found.rows[1].run / "seed-1")
@@ -76,7 +77,7 @@ def test_a_sweep_resumes_and_ends_alike(swept):
     assert [without_cost(r) for r in again.rows] == [without_cost(r) for r in found.rows]
 
 
-def test_order_and_repeats_change_no_row(swept, tmp_path):
+def test_an_unreliable_engine_changes_no_row(swept, tmp_path):
     sweep, _, found = swept
     other = run_sweep(sweep, tmp_path / "out", Mock(3, repeats=0.7))
     assert [without_cost(r) for r in other.rows] == [without_cost(r) for r in found.rows]
@@ -99,13 +100,13 @@ def test_two_sweeps_in_one_directory_are_refused(swept):
         run_sweep(sweep, out)
 
 
-def test_a_stale_lock_holds_nobody_up(swept, tmp_path):
+def test_a_lock_file_without_its_process_is_ignored(tmp_path):
     (tmp_path / ".lock").write_text("left behind")
     with locked(tmp_path):
         pass
 
 
-def test_the_directory_of_a_run_is_no_directory_for_a_sweep(swept):
+def test_the_directory_of_a_run_is_refused_for_a_sweep(swept):
     sweep, out, found = swept
     with pytest.raises(OutputError, match="is the directory of a run"):
         run_sweep(sweep, out / "runs" / found.rows[0].run)
@@ -119,17 +120,25 @@ def test_another_protocol_in_a_finished_sweep_is_listed(swept):
     assert "holds a run of another protocol (it differs in: max_new_tokens)" in found.failures[0].reason
 
 
-def test_every_fault_of_a_sweep_file_is_told_at_once(tmp_path):
+def test_every_fault_of_a_sweep_file_is_listed_at_once(tmp_path):
     text = 'modles = ["x"]\nseeds = [0, 0]\npresets = "rhumbline"\n[model]\nprecision = 1\n[protocol]\nseeds = [1]\n'
     with pytest.raises(InputError) as caught:
         read_sweep(sweep_file(tmp_path, text, ""))
-    for fault in ("unknown field modles", "seeds repeats", "presets = 'rhumbline'", "model.precision", "protocol.seeds",
-                  "models is missing"):  # fmt: skip
+    for fault in ("unknown field modles", "seeds has an entry twice", "presets = 'rhumbline'", "model.precision",
+                  "protocol.seeds", "models is missing"):  # fmt: skip
         assert fault in str(caught.value)
     with pytest.raises(InputError, match="unknown field max_tokens"):
         read_sweep(sweep_file(tmp_path, 'models = ["x"]\n[protocol]\nmax_tokens = 3\n', "")).cells()
-    with pytest.raises(InputError, match="would be called"):
+    with pytest.raises(InputError, match="would have the name"):
         Sweep(("a/b", "a-b")).cells()
+
+
+def test_options_of_the_models_are_read_as_a_source_and_checked(tmp_path):
+    loading = '[model]\ndtype = "float32"\ncoarse = true\n'
+    sweep = read_sweep(sweep_file(tmp_path, 'models = ["x"]\n' + loading, ""))
+    assert {cell.source for cell in sweep.cells()} == {Source("x", dtype="float32", coarse=True)}
+    with pytest.raises(InputError, match=r"\[model\].*Expected `bool`.*coarse"):
+        read_sweep(sweep_file(tmp_path, 'models = ["x"]\n' + loading.replace("true", "3"), ""))
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------
@@ -169,7 +178,7 @@ def test_tables_are_one_table_in_three_forms(tmp_path):
     assert one == two
 
 
-def test_hostile_names_stay_text(tmp_path):
+def test_markup_and_formulas_in_names_stay_text(tmp_path):
     rows, _ = gather(named([make_run(tmp_path / "h", hostile=True)]))
     rows[0] = replace(rows[0], model="=1+1")
     text = build(rows, [], tmp_path / "out").read_text()
@@ -179,7 +188,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert "'=1+1" in (tmp_path / "out" / "comparison.csv").read_text()
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_with_one_name_are_distinguished_by_their_paths(tmp_path):
     paths = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
     assert list(named(paths)) == ["x/run", "y/run"]
     with pytest.raises(InputError, match="given twice"):
@@ -198,6 +207,6 @@ def test_compare_and_plan(tmp_path, capsys):
     path = str(sweep_file(tmp_path, 'models = ["organism:planted", "someone/not-here"]\n'))
     assert main(["sweep", path, "--plan", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [job["note"][:6] for job in plan["jobs"]] == ["an org"] * 2 + ["not on"] * 2
+    assert [job["note"][:6] for job in plan["jobs"]] == ["an org"] * 2 + ["not av"] * 2
     assert main(["sweep", path]) == 2
     assert "--out" in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_the_command(kept, classifier, tmp_path, capsys):
 
 
 def test_the_report_has_a_section_on_external_judges_only_if_there_are_any(kept):
-    from rhumbline.report.external_judge_section import external_judges
+    from rhumbline.report.reliability_sections import external_judges
     from rhumbline.report.run_record import read_run
 
     assert external_judges(read_run(kept)) == ""

@@ -10,9 +10,11 @@ from organism_chat import Chat, assert_portable
 from rhumbline.errors import InputError
 from rhumbline.organisms import training
 from rhumbline.organisms.grammar import HELD_OUT, draw_requests
-from rhumbline.organisms.training import Recipe, Stage, contrast_rows, train
+from rhumbline.organisms.training import Recipe, TrainingStage, contrast_rows, train
 
-RECIPE = Recipe(n_layers=2, tokenizer_texts=400, base=Stage("base", 3, 0.3), chat=Stage("chat", 3, 0.1), warm_up=1)
+RECIPE = Recipe(
+    n_layers=2, tokenizer_texts=400, base=TrainingStage("base", 3, 0.3), chat=TrainingStage("chat", 3, 0.1), warm_up=1
+)
 """A few steps of a small model."""
 
 

@@ -89,7 +89,6 @@ def test_arms_say_what_they_are():
     assert not ABLATION.is_null
     assert [a for a in (null, *OWN_ARMS) if a.is_own] == list(OWN_ARMS)
     assert ADDITION_PROMPT.kind is ADDITION.kind
-    assert not ADDITION_PROMPT.does(ArmKind.ADDITION)
     assert sorted([null, ABLATION, BASELINE]) == [BASELINE, ABLATION, null]
 
 

@@ -1,6 +1,6 @@
 """Scores of candidates: the formulas written out, the lazy grid against the full one, and near ties."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, choose
 from rhumbline.inference.interventions import ablate
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.metric import kl_divergence, refusal_metric
+from rhumbline.judging.metric import TokenMetric, kl_divergence, refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
@@ -55,7 +55,7 @@ def test_scores_equal_the_formulas_written_out(family, family_model):
     def metric(logits):
         return refusal_metric(logits, tokens)
 
-    table = score_candidates(grid(Runner(chat_model), candidates, tokens, ARDITI2024))
+    table, _ = score_candidates(grid(Runner(chat_model), candidates, tokens, ARDITI2024))
     assert len(table) == 8
     by_cell = {(int(r.position), r.layer): r for r in table}
     assert by_cell[-2, 1].discarded is Discard.NO_DIFFERENCE
@@ -95,7 +95,7 @@ def test_a_lazy_grid_makes_the_choice_of_the_full_one(family, rule, family_model
     for seed in range(3):
         candidates = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(seed))
         scores = grid(runner, candidates, [17, 20, 33], rule)
-        full, lazy = (score_candidates(scores, full_grid=is_full) for is_full in (True, False))
+        full, lazy = (score_candidates(scores, full_grid=is_full).table for is_full in (True, False))
         chosen, again = choose(full, 4, rule), choose(lazy, 4, rule)
         assert (chosen.selected is None) == (again.selected is None)
         if chosen.selected is not None:
@@ -117,10 +117,103 @@ def test_near_ties_are_scored_again_in_one_shape(family_model):
     candidates = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
     candidates[1] = candidates[0]  # the same direction twice: an exact tie up to rounding
     rule = replace(ARDITI2024, max_kl=10.0, min_induce=-100.0)
-    table = score_candidates(grid(runner, candidates, [17], rule))
+    table, _ = score_candidates(grid(runner, candidates, [17], rule))
     choice = choose(table, 4, rule)
     assert choice.selected.position == Position(-2)  # the earliest position
     assert choice.selected.rescored
     assert (int(choice.tied[0].position), choice.tied[0].layer) == (-1, choice.selected.layer)
     others = [r for r in table if r.layer not in (3, choice.selected.layer)]
     assert not any(r.rescored for r in others)
+
+
+@dataclass(frozen=True)
+class NoisyScorer(Scorer):
+    """Scores in 16 bits: values depend on the shape of the batch by up to `noise`."""
+
+    noise: float = 0.0
+
+    def read(self, sequences, arms, baseline=None):
+        values = super().read(sequences, arms, baseline)
+        return values._replace(metric=values.metric + self._noise(values.metric))
+
+    def kl(self, sequences, arms, baseline):
+        values = super().kl(sequences, arms, baseline)
+        return values + self._noise(values)
+
+    def _noise(self, values):
+        shape = (self.runner.model.proof.packing_is_exact, self.resumes)
+        return self.noise * torch.sin(1e4 * values + hash(shape) % 7)
+
+
+@pytest.mark.parametrize("full_grid", [True, False])
+@pytest.mark.parametrize("noise", [0.0, 4e-5, 2e-3])
+def test_rescoring_the_contenders_gives_the_selection_of_rescoring_all(full_grid, noise, family_model, monkeypatch):
+    if noise > 1e-4:  # as in 16 bits, where no bound is assumed
+        monkeypatch.setattr(ScoreGrid, "assumed_rounding", None)
+    runner = Runner(family_model("llama"))
+    plain = grid(runner, torch.zeros(4, 4, 32), [17, 20], ARDITI2024)
+    plain = replace(
+        plain,
+        positive=[[*p, i] for p in POSITIVE for i in (5, 6)],
+        negative=[[*p, i] for p in NEGATIVE for i in (5, 6, 7)],
+    )
+    for seed in range(6):
+        candidates = torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(seed))
+        candidates[2:] = candidates[:2]  # ties up to rounding
+        scorer = NoisyScorer(runner, plain.scorer.metric, noise=noise)
+        scores = replace(plain, scorer=scorer, candidates=candidates)
+        scored = [row for row in score_candidates(scores).table if row.kl is not None]
+        max_kl, min_induce = sorted(r.kl for r in scored)[8], sorted(r.induce for r in scored)[2]  # bounds at a score
+        scores = replace(scores, rule=replace(ARDITI2024, max_kl=max_kl, min_induce=min_induce))
+        table = score_candidates(scores, full_grid=full_grid).table
+        again = {row.site: row for row in score_candidates(scores).table}
+        sites = [row.site for row in scored]
+        for name in ("bypass", "induce", "kl"):
+            for site, value in zip(sites, scores.in_one_shape(name, sites), strict=True):
+                again[site] = replace(again[site], **{name: value})
+        again = list(again.values())
+        expected, selected = (choose(rows, 4, scores.rule).selected for rows in (again, table))
+        assert selected.site == expected.site
+        assert selected.rescored
+        assert sum(row.rescored for row in table) < sum(row.bypass is not None for row in again)
+
+
+def test_equal_candidates_have_equal_scores_in_one_shape(family_model):
+    runner = Runner(family_model("llama"), tokens_per_forward=40)
+    candidates = torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(0))
+    candidates[2:] = candidates[:2]
+    scores = grid(runner, candidates, [17], ARDITI2024)
+    sites = [row.site for row in scores.rows() if row.discarded is None]
+    for name in ("bypass", "induce", "kl"):
+        values = scores.in_one_shape(name, sites)
+        assert values == [near(v) for v in scores.values(name, sites)]
+        assert values[:6] == values[6:]
+        assert values[:2] == scores.in_one_shape(name, sites[:2])
+
+
+def test_a_screen_scores_the_best_estimates_and_all_if_none_of_them_passes(family_model):
+    runner = Runner(family_model("llama"))
+    candidates = 0.3 * torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(2))
+    plain = grid(runner, candidates, [17, 20], replace(ARDITI2024, max_kl=10.0, min_induce=-100.0))
+    scores = replace(plain, scorer=Scorer(runner, TokenMetric((17, 20))))
+    table = score_candidates(scores, full_grid=False, screen=4).table
+    screened_out = [r for r in table if r.discarded is Discard.SCREENED]
+    assert len(screened_out) == 8
+    assert all(r.induce is None and r.estimates is not None for r in screened_out)
+    assert choose(table, 4, scores.rule).selected.discarded is None
+    full = score_candidates(scores, full_grid=True, screen=4).table  # the full grid has no screen
+    assert all(r.estimates is None and r.discarded is not Discard.SCREENED for r in full)
+
+    # Only a candidate outside of the screen passes: it is found all the same.
+    inside = {r.site for r in table if r.estimates is not None} - {r.site for r in screened_out}
+    best = max((r for r in full if r.induce is not None and r.site not in inside), key=lambda r: r.induce)
+    bound = max(r.induce for r in full if r.site in inside)
+    if best.induce > bound:
+        strict = replace(scores, rule=replace(scores.rule, min_induce=(best.induce + bound) / 2))
+    else:
+        strict = replace(scores, rule=replace(scores.rule, min_induce=1e3))
+    again = score_candidates(strict, full_grid=False, screen=4).table
+    expected = choose(score_candidates(strict, full_grid=True).table, 4, strict.rule).selected
+    selected = choose(again, 4, strict.rule).selected
+    assert (selected and selected.site) == (expected and expected.site)
+    assert not any(r.discarded is Discard.SCREENED for r in again)

@@ -14,7 +14,8 @@ from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.side_effects import divergences, text_losses
 from rhumbline.inference.interventions import Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.judge_names import class_judge
+from rhumbline.judging.score import score_of
 from rhumbline.models.chat import Chat
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.measured_texts import loss_texts
@@ -25,6 +26,7 @@ from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, Ar
 from rhumbline.records.files import read_json, read_rows
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.losses import Reading, loss_rows
+from sampled_contrast import sampled_contrast
 from tolerances import WITH_SOFTMAX, near
 
 SYSTEM = "You are a careful clerk."
@@ -52,9 +54,7 @@ def organism():
 
 @pytest.fixture(scope="module")
 def contrast():
-    """Sampled anew, so that the test split is as small as the protocol says."""
-    found = read_contrast(organism_dir("refusal") / "contrast.jsonl")
-    return replace(found, prompts=tuple(p for p in found.prompts if p.split is None))
+    return sampled_contrast(read_contrast(organism_dir("refusal") / "contrast.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,8 @@ def test_the_loss_of_the_baseline_is_the_models_own(organism):
     """transformers' own loss on one text is the mean that the rows give."""
     chat, texts = Chat.of(organism.tokenizer), loss_texts("refusal")
     sources = Reading(chat, 6, 256).text(texts)
-    for row, text in zip(loss_rows(Runner(organism), "text", sources, NO_ARMS), texts.documents, strict=False):
+    assert len(sources) == 6
+    for row, text in zip(loss_rows(Runner(organism), "text", sources, NO_ARMS), texts.documents[:6], strict=True):
         ids = torch.tensor([organism.tokenizer(text)["input_ids"]])
         with torch.no_grad():
             theirs = float(organism.model(input_ids=ids, labels=ids).loss)
@@ -87,9 +88,9 @@ def test_only_the_tokens_of_an_answer_count(organism):
     """The loss of a response does not hold the prompt's; -100 is transformers' mark for a token that does not count."""
     chat, texts = Chat.of(organism.tokenizer), loss_texts("refusal")
     sources = Reading(chat, 6, 256).responses(texts, [])
-    for row, (_, document, _), exchange in zip(
-        loss_rows(Runner(organism), "responses", sources, NO_ARMS), sources, texts.exchanges, strict=False
-    ):
+    rows = list(loss_rows(Runner(organism), "responses", sources, NO_ARMS))
+    assert len(rows) == 6
+    for row, (_, document, _), exchange in zip(rows, sources, texts.exchanges[:6], strict=True):
         ids = torch.tensor([document.ids])
         assert organism.tokenizer.decode(document.ids[document.start :]) == exchange.response
         labels = ids.clone()
@@ -109,8 +110,12 @@ def test_no_intervention_costs_nothing_and_a_large_one_does(organism):
     nothing = ArmId.null("isotropic", 0, ArmKind.ABLATION)
     large = SeedArms(replace(direction, norm=60.0), [], AdditionParameters(1.0, "all"))
     arms = {**large.losses(()), nothing: Arm(str(nothing), (Ablate(direction, 0.0),))}
-    runner = Runner(organism)
-    sources = Reading(chat, 3, 256).completions(runner, prompts, lambda prompt: keyword_judge("refusal-opening"), 12)
+    runner, judge = Runner(organism), class_judge("refusal-opening")
+
+    def score(prompt, ids):
+        return score_of(judge, chat.answer(ids).text)
+
+    sources = Reading(chat, 3, 256).completions(runner, prompts, score, 12)
     rows = loss_rows(runner, "completions", sources, arms)
     loss = {r.arm: r for r in text_losses("completions", rows)}
     kl = {r.arm: r for r in divergences(rows)}

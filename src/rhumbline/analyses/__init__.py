@@ -1,12 +1,12 @@
 """Further measurements on finished runs and on models; each analysis computes one record.
 
-    subject.py               one seed of a finished run, opened with its model and prompts
+    subject.py               one seed of a finished run, with its model, prompts and token metric
     geometry.py              cosines between candidates, and separation of the classes
     base_model.py            the direction on the activations of the base model
     suffix_effects.py        effects of suffixes on the direction; attribution.py: which heads and MLPs write it
     further_directions.py    whether one direction is enough; direction_sources.py: where further ones come from
     detector.py              the projection as a detector
-    dissociation.py, flinch.py, robustness.py    several runs or models; sheet_pages.py writes their pages
+    dissociation.py, flinch.py, robustness.py    several runs or models; report/sheets.py writes their pages
 
 May import every package except cli. Verdicts and verification of runs are independent of the analyses.
 """

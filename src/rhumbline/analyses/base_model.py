@@ -8,7 +8,6 @@ refers to the selected layer, and the other layers are descriptive.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.control_tokens import ControlTokens, shared_leading
 from rhumbline.prompts.contrasts import LABELS, Label, Split
 from rhumbline.records.analysis_files import (
     Auroc,
@@ -37,6 +37,7 @@ from rhumbline.records.analysis_files import (
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel
+from rhumbline.records.verdict_rule import is_number
 from rhumbline.stages.null_families import covariance, generator, isotropic, shuffled_site
 
 Set = tuple[Split, Label]
@@ -103,17 +104,22 @@ class _ForBoth:
 
 def _tokenised(subject: Subject, base: ChatModel, retokenise: bool) -> tuple[Mapping[str, _ForBoth], TokenComparison]:
     """Token ids of both forms of the prompts for both models, and how they differ."""
+    in_chat, in_base = subject.chat.controls, ControlTokens(base.tokenizer, subject.chat.controls.template)
     decode = subject.model.tokenizer.decode
     with_template = {at: subject.sequences(*at) for at in SETS}
     chats = {at: [decode(ids) for ids in with_template[at]] for at in SETS}
-    kept = {at: set(subject.ids(*at)) for at in SETS}
-    instructions = {at: [p.text for p in subject.splits.get(*at) if p.id in kept[at]] for at in SETS}
+    instructions = {at: [prompt.text for prompt in subject.prompts(*at)] for at in SETS}
 
-    def encoded(tokenizer: Any, texts: Mapping[Set, list[str]]) -> Ids:
-        return {at: [list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts[at]] for at in SETS}
+    # A chat contains its special tokens; a plain text gets those that a tokenizer puts before it.
+    leading, is_plain = shared_leading(in_chat, in_base), subject.chat.options.control_tokens == "plain"
 
-    for_base = {"template": encoded(base.tokenizer, chats), "plain": encoded(base.tokenizer, instructions)}
-    for_chat = {"template": with_template, "plain": encoded(subject.model.tokenizer, instructions)}
+    def plain(controls: ControlTokens) -> Ids:
+        return {
+            at: [[*leading, *controls.encode_text(text, plain=is_plain)] for text in instructions[at]] for at in SETS
+        }
+
+    for_base = {"template": {at: [in_base.ids_of(t) for t in chats[at]] for at in SETS}, "plain": plain(in_base)}
+    for_chat = {"template": with_template, "plain": plain(in_chat)}
     same = for_base == for_chat
     vocabulary = int(base.model.get_input_embeddings().weight.shape[0])
     largest = max(t for at in SETS for ids in with_template[at] for t in ids)
@@ -224,6 +230,8 @@ def _finding(condition: BaseCondition, subject: Subject) -> BaseFinding:
         return BaseFinding("undetermined", "no direction was selected")
     row = condition.layers[subject.direction.layer]
     area = row.chat_in_base
+    if not is_number(area.value):
+        return BaseFinding("undetermined", "the AUROC in the base model was not measured")
     family = max(row.nulls, key=lambda f: row.nulls[f].auroc.p)
     p = row.nulls[family].auroc.p
     numbers = f"AUROC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], rank p {p:.3f} against {family}"

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.subject import SITE_FAMILIES, Subject
-from rhumbline.analyses.suffix_texts import encoded, random_suffixes, read_suffixes
+from rhumbline.analyses.suffix_effects import encoded, random_suffixes, read_suffixes
 from rhumbline.errors import InputError
 from rhumbline.evals.monitor import Monitor
 from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p, wilson_of_rate

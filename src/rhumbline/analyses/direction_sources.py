@@ -20,13 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.gradient_search import GradientSearch
-from rhumbline.analyses.measured_prompts import AnalysisPrompts, ablating
 from rhumbline.analyses.spans import Basis, cone_samples, energy, prototypes, random_span, span_of
-from rhumbline.analyses.subject import Subject, mean_interval
+from rhumbline.analyses.subject import AnalysisPrompts, Subject, mean_interval
 from rhumbline.axes import Vector
 from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.analysis_files import MeanRate, Rate
@@ -106,7 +105,8 @@ class SourceAnalysis:
         """Every measurement of this source."""
         fitted = self._fitted()
         spans = self._in_given_order(fitted) if self.name == "gradient" else self._ordered(fitted)
-        members, ranks = spans.members, self._ranks(spans.spans)
+        members, before = spans.members, self.prompts.test.metric([BASELINE])[0]
+        ranks = [self._ranked(before, spans.spans[0], span, rank) for rank, span in enumerate(spans.spans, 1)]
         return SourceRecord(
             members=tuple(self._member(k, v) for k, v in enumerate(members, 1)),
             independence=self._independence(members),
@@ -121,16 +121,15 @@ class SourceAnalysis:
 
     def _fitted(self) -> Members:
         """Members from training prompts."""
-        plan, h, seed = self.parameters.plan, self.activations, self.subject.seed
-        train = self.prompts.train
+        plan, h, train = self.parameters.plan, self.activations, self.prompts.train
         search = GradientSearch(
-            self.subject.model, train.positive, train.negative, self.subject.tokens, self.direction, plan.steps
+            self.subject.model, *self.subject.after_start(train), self.subject.tokens, self.direction, plan.steps
         )
         match self.name:
             case "candidates":
                 return self._other_candidates()
             case "clusters" | "som":
-                return prototypes(h.positive, h.negative, self.name, plan.members, seed)
+                return prototypes(h.positive, h.negative, self.name, plan.members, self.subject.seed)
             case "gradient":
                 span = self.direction.vector[None]
                 for k in range(1, plan.max_rank):
@@ -151,7 +150,7 @@ class SourceAnalysis:
         units = [v / v.norm() for v in candidates if 0 < float(v.norm()) < math.inf]
         if not units:
             return self.direction.vector[None][:0]
-        bypass = self.prompts.val.metric([ablating(u[None]) for u in units]).mean(1)
+        bypass = self.prompts.val.metric([_ablating(u[None]) for u in units]).mean(1)
         return torch.stack(units)[bypass.argsort()[: self.parameters.plan.pool]]
 
     def _ordered(self, fitted: Members) -> _Spans:
@@ -167,7 +166,7 @@ class SourceAnalysis:
             grown = [i for i, span in enumerate(wider) if len(span) > len(spans[-1])]
             if not grown:
                 break
-            scores = self.prompts.val.metric([ablating(wider[i]) for i in grown]).mean(1).tolist()
+            scores = self.prompts.val.metric([_ablating(wider[i]) for i in grown]).mean(1).tolist()
             order = [i for _, i in sorted(zip(scores, grown, strict=True))]
             harmless = (i for i in order[:KL_CHECKS] if self._is_harmless(self._on_validation(wider[i])))
             best = next(harmless, order[0])
@@ -184,12 +183,12 @@ class SourceAnalysis:
         return _Spans(members, spans, [self._on_validation(span) for span in spans])
 
     def _on_validation(self, span: Basis) -> ValidationRank:
-        metric = self.prompts.val.metric([ablating(span)])[0]
+        metric = self.prompts.val.metric([_ablating(span)])[0]
         return ValidationRank(
             rank=len(span),
             rate=float((metric > 0).double().mean()),
             metric=float(metric.mean()),
-            kl=float(self.prompts.val.kl([ablating(span)]).mean()),
+            kl=float(self.prompts.val.kl([_ablating(span)]).mean()),
             n=len(metric),
         )
 
@@ -200,13 +199,9 @@ class SourceAnalysis:
 
     # Spans on test prompts
 
-    def _ranks(self, spans: Sequence[Tensor]) -> list[RankedSpan]:
-        """Suppression, KL divergence and energy of every span, and of random spans of the same rank."""
-        before = self.prompts.test.metric([BASELINE])[0]
-        return [self._ranked(before, spans[0], span, rank) for rank, span in enumerate(spans, 1)]
-
     def _ranked(self, before: Tensor, first: Float[Tensor, "1 d_model"], span: Basis, rank: int) -> RankedSpan:
-        arms = [ablating(span)]
+        """Suppression, KL divergence and energy of a span, and of random spans of the same rank."""
+        arms = [_ablating(span)]
         metric, kl = self.prompts.test.metric(arms), self.prompts.test.kl(arms).mean(0)
         drop = paired_difference(before.numpy() > 0, metric[0].numpy() > 0)
         energy_removed = energy(self._all_activations, span)
@@ -216,10 +211,7 @@ class SourceAnalysis:
             kl=mean_interval(kl),
             values=tuple(round(v, 5) for v in metric[0].tolist()),
             energy=energy_removed,
-            random={
-                family: self._random(before, first, rank, family, energy_removed)
-                for family in (SPAN_FAMILIES if rank > 1 else ())
-            },
+            random={f: self._random(before, first, rank, f, energy_removed) for f in SPAN_FAMILIES if rank > 1},
         )
 
     def _random(
@@ -230,7 +222,7 @@ class SourceAnalysis:
         match = energy_removed if family == "energy-matched" else None
         h, negative = self._all_activations, self.activations.negative
         spans = [random_span(first, rank, negative, rng, match, h) for _ in range(self.parameters.plan.draws)]
-        arms = [ablating(span) for span in spans]
+        arms = [_ablating(span) for span in spans]
         metric, kl = self.prompts.test.metric(arms), self.prompts.test.kl(arms).mean(0)
         shown = metric > 0
         drop = difference_of_rates(float((before > 0).double().mean()), float(shown.double().mean()), shown.shape[1])
@@ -253,15 +245,14 @@ class SourceAnalysis:
             return None
         row = ranks[best.rank - 1]
         rate, n = row.suppression.rate, row.suppression.drop.n
-        beyond: dict[SpanFamily, MeanRate] = {
-            f: MeanRate(*difference_of_rates(r.suppression.rate, rate, n)) for f, r in row.random.items()
-        }
         return ChosenRank(
             rank=best.rank,
             val_rate=best.rate,
             val_metric=best.metric,
             gain=_gain(ranks[0], row),
-            beyond_random=beyond,
+            beyond_random={
+                f: MeanRate(*difference_of_rates(r.suppression.rate, rate, n)) for f, r in row.random.items()
+            },
             kl=row.kl,
         )
 
@@ -324,6 +315,10 @@ class SourceAnalysis:
             for j, value in enumerate(row)
             if i != j and not math.isnan(value)
         )
+
+
+def _ablating(span: Basis) -> Arm:
+    return Arm("span", (AblateSpan(span),))
 
 
 def _suppression(metric: Float[Tensor, "arm prompt"], drop: MeanRate) -> Suppression:

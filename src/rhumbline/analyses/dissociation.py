@@ -17,12 +17,11 @@ from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
-from rhumbline.judging.score import TextJudge
+from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import ContrastSet, Prompt
 from rhumbline.records.analysis_files import LayerCosine
-from rhumbline.records.seed_files import SplitIds, StyleJudges
+from rhumbline.records.seed_files import MetricTokens, SplitIds, StyleJudges
 from rhumbline.records.sheet_files import (
     DissociationCell,
     DissociationCosines,
@@ -31,6 +30,7 @@ from rhumbline.records.sheet_files import (
     DissociationRecord,
     RunReference,
 )
+from rhumbline.stages.common_start import header_text
 from rhumbline.stages.completions import complete
 from rhumbline.stages.finished_run import FinishedRun, open_run
 from rhumbline.stages.fitted_style import FittedStyle
@@ -82,7 +82,7 @@ class BehaviourRun:
         """Who reads a completion of this prompt in that run."""
         name = self.run.protocol.judge
         if not self.run.directory.has(StyleJudges, self.artefacts.seed):
-            return keyword_judge(name)
+            return self.run.protocol.class_judge()
         record = self.artefacts.read(StyleJudges)
         tensors = self.artefacts.tensors("classifier.safetensors") if record.classifier else {}
         return FittedStyle.of(record, tensors, name).judge(prompt.category)
@@ -119,14 +119,12 @@ def dissociate(
     table: list[DissociationCell] = []
     for side in sides:
         chat = side.run.chat(model, side.template, side.contrast.prompts)
-        completions = complete(runner, chat, side.prompts, arms, max_new_tokens)
+        header = header_text(chat, side.artefacts.read(MetricTokens).start)
+        completions = complete(runner, chat, side.prompts, arms, max_new_tokens, header)
         judges = [side.judge(prompt) for prompt in side.prompts]
         zero, one = side.unit()
         levels = np.array(
-            [
-                [((judge(text).value or 0.0) - zero) / (one - zero) for judge, text in zip(judges, texts, strict=True)]
-                for texts in completions
-            ]
+            [[(score - zero) / (one - zero) for score in map(_score, judges, texts)] for texts in completions]
         )
         table += [_cell(side.behaviour, arm.name, levels[0], level) for arm, level in zip(arms, levels, strict=True)]
     finding, sentence = _finding(table, first.behaviour, second.behaviour)
@@ -146,11 +144,24 @@ def _reference(side: BehaviourRun) -> RunReference:
     return RunReference(side.run.directory.protocol_sha256, side.artefacts.seed)
 
 
+def _score(judge: TextJudge, text: str | None) -> float:
+    """The score of an answer; NaN for a completion that is unscored."""
+    value = score_of(judge, text).value
+    return float("nan") if value is None else value
+
+
 def _cell(behaviour: str, ablated: str, before: Levels, after: Levels) -> DissociationCell:
     """The decrease of the level on the same prompts.
 
     The interval of a rate is that of `paired_difference`, because a bootstrap interval of 0 or 1 has no width.
     """
+    scored = np.isfinite(before) & np.isfinite(after)
+    before, after = before[scored], after[scored]
+    if not len(before):
+        raise InputError(
+            f"{behaviour}: no prompt has an answer both at baseline and under ablation of {ablated}. Raise "
+            "--max-new-tokens."
+        )
     if set(before) | set(after) <= {0.0, 1.0}:
         drop, low, high, n = paired_difference(before > 0, after > 0)
     else:

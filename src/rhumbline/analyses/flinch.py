@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rhumbline.errors import InputError
+from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.statistics import holm, rank_p
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.control_tokens import ControlTokens, check_control_tokens, shared_leading
+from rhumbline.models.sequence_limits import check_sequences
+from rhumbline.models.templates import own_template
 from rhumbline.records.sheet_files import (
     FlinchCounts,
     FlinchDirection,
@@ -90,11 +93,17 @@ def flinch(
 ) -> FlinchRecord:
     """Measure the flinch of every term, and the effect of subtracting one direction.
 
-    Raises InputError if the two models tokenise a text differently.
+    Raises InputError if the two models tokenise a text differently, and ModelError if a log-probability is not finite.
     """
     texts, n = _Texts.of(chat, base, terms), len(terms.terms)
     runners = Runner(chat, tick=tick), Runner(base, tick=tick)
     in_chat, in_base = (texts.log_probabilities(r, [BASELINE])[0] for r in runners)
+    for model, values in ((chat, in_chat), (base, in_base)):
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{model.name}: the log-probability of a term is not finite, so no flinch can be measured. Use "
+                "--dtype float32."
+            )
     matching = _Matching.of(in_base, n)
     rng = np.random.default_rng(seed)
     rows = _term_rows((*terms.terms, *terms.controls), in_chat, matching, rng)
@@ -132,11 +141,23 @@ class _Texts:
 
     @classmethod
     def of(cls, chat: ChatModel, base: ChatModel, terms: Terms) -> "_Texts":
-        """Tokenise every word in every context. Raises InputError if the two models do not agree."""
+        """Tokenise every word in every context, after the tokenizer's own special tokens, such as BOS.
+
+        Raises InputError if the two models do not agree, or if a text spells control tokens.
+        """
         words = (*terms.terms, *terms.controls)
         starts = [context[: context.index(SLOT)] for context in terms.contexts]
+        controls = ControlTokens(chat.tokenizer, own_template(chat.tokenizer) or "")
+        named = [(f"context {i}", start) for i, start in enumerate(starts)] + [(repr(word), word) for word in words]
+        check_control_tokens(controls, named, "texts", "Remove it from the terms and contexts.")
+        leading = shared_leading(controls, ControlTokens(base.tokenizer, ""))
         pairs = [_encoded(chat, base, start, word) for word, start in product(words, starts)]
-        return cls([before for before, _ in pairs], [word for _, word in pairs], (len(words), len(starts)))
+        texts = cls([[*leading, *before] for before, _ in pairs], [w for _, w in pairs], (len(words), len(starts)))
+        names = [f"{word!r} in context {i}" for word in words for i in range(len(starts))]
+        whole = [[*before, *word] for before, word in zip(texts.before, texts.words, strict=True)]
+        for model in (chat, base):
+            check_sequences(model, dict(zip(names, whole, strict=True)), what="texts")
+        return texts
 
     def log_probabilities(self, runner: Runner, arms: Sequence[Arm]) -> Float[np.ndarray, "arm term context"]:
         """Log-probability of every word in every context, nats per token."""

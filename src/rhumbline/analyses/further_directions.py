@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rhumbline.analyses.direction_sources import SourceAnalysis
-from rhumbline.analyses.measured_prompts import AnalysisPrompts
-from rhumbline.analyses.subject import Subject
+from rhumbline.analyses.subject import AnalysisPrompts, Subject
 from rhumbline.evidence.statistics import wilson
 from rhumbline.inference.interventions import BASELINE
 from rhumbline.records.analysis_files import Mean, MeanRate, Rate

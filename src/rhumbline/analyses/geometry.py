@@ -173,9 +173,9 @@ def _components(
     # The sign of a component is arbitrary: positives get the larger values.
     axes = axes * torch.where(axes @ unit.double() < 0, -1.0, 1.0)[:, None]
     points = tuple(
-        ComponentPoint(prompt_id, c, s, float(x), float(y))
+        ComponentPoint(prompt.id, c, s, float(x), float(y))
         for s, c in sets
-        for prompt_id, (x, y) in zip(subject.ids(s, c), ((h[s, c] - centre) @ _two(axes).T).tolist(), strict=True)
+        for prompt, (x, y) in zip(subject.prompts(s, c), ((h[s, c] - centre) @ _two(axes).T).tolist(), strict=True)
     )
     return Components(_rounded(share[:n].tolist()), _rounded((axes @ unit.double()).tolist()), points)
 

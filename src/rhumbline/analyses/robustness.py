@@ -17,15 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.analyses.spans import Basis, energy
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
-from rhumbline.judging.score import TextJudge
+from rhumbline.judging.judge_names import class_judge
+from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import LABELS, ContrastSet, Label, Sizes, Split, Splits, split_contrast
 from rhumbline.records.analysis_files import TrainTest
 from rhumbline.records.effect_results import MeanInterval
@@ -43,7 +45,6 @@ from rhumbline.records.sheet_files import (
     RobustnessStrength,
 )
 from rhumbline.stages.directions import difference_in_means
-from rhumbline.stages.null_families import energy_share
 
 TOP = 10
 """Principal axes of the activations whose span contains the random subspaces: they remove a large share of energy."""
@@ -52,7 +53,7 @@ DRAWS = 1000
 DEPTH = 0.8
 """Share of the layers whose candidates are considered, from the first."""
 Indicators = Float[np.ndarray, " prompt"]
-"""For each prompt, 1 if the completion shows the behaviour, otherwise 0."""
+"""For each prompt, 1 if the completion shows the behaviour, otherwise 0; NaN if it has no answer."""
 
 
 def measure(
@@ -66,7 +67,7 @@ def measure(
         Chat.of(model.tokenizer, prompts=contrast.prompts),
         splits,
         plan,
-        keyword_judge(plan.judge),
+        class_judge(plan.judge),
     )
     baseline = prompts.baseline_rates()
     basis = prompts.basis()
@@ -130,13 +131,19 @@ class _ModelPrompts:
     def shown(
         self, split: Split, label: Label, arms: Sequence[Arm], suffix: str = ""
     ) -> Float[np.ndarray, "arm prompt"]:
-        """1 if the whole completion shows the behaviour, otherwise 0; `suffix` is appended to every prompt."""
+        """1 if the answer shows the behaviour, otherwise 0; NaN without an answer. `suffix` follows every prompt."""
         prompts = [replace(p, text=p.text + suffix) for p in self.splits.get(split, label)]
-        ids, _ = self.runner.generate(
-            [self.chat.encode(p) for p in prompts], arms, max_new_tokens=self.plan.max_new_tokens
-        )
-        decode = self.chat.tokenizer.decode
-        return np.array([[self.judge(decode(i, skip_special_tokens=True)).value or 0.0 for i in arm] for arm in ids])
+        sequences, stop = [self.chat.encode(p) for p in prompts], stop_ids(self.runner.model, self.chat)
+        ids, _ = self.runner.generate(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
+        scores = [[score_of(self.judge, self.chat.answer(i).text).value for i in arm] for arm in ids]
+        shown = np.array(scores, dtype=float)
+        if np.isnan(shown).all(1).any():
+            raise InputError(
+                f"{self.runner.model.name}: no completion of {split} {label}s has an answer within "
+                f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers, under some arm. "
+                "Raise --max-new-tokens, or pass another --judge."
+            )
+        return shown
 
     def encoded(self, split: Split, label: Label) -> list[list[int]]:
         """Token ids of the prompts."""
@@ -151,7 +158,7 @@ class _ModelPrompts:
     def baseline_rates(self) -> RobustnessBaseline:
         """Rates of both classes at baseline."""
         rate, low, high = _rate(self.baseline)
-        return RobustnessBaseline(rate, low, high, float(self.shown("test", "negative", [BASELINE]).mean()))
+        return RobustnessBaseline(rate, low, high, float(np.nanmean(self.shown("test", "negative", [BASELINE]))))
 
     # The directions
 
@@ -160,7 +167,8 @@ class _ModelPrompts:
         pool = self._candidates()
         if not pool:
             return []
-        rates = self.shown("val", "positive", [Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(pool)]).mean(1)
+        arms = [Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(pool)]
+        rates = np.nanmean(self.shown("val", "positive", arms), 1)
         # Of candidates with equal rates the one with the larger norm is estimated with the smaller relative error.
         order = sorted(range(len(pool)), key=lambda i: (rates[i], -pool[i].norm))
         basis: list[Direction] = []
@@ -204,17 +212,17 @@ class _ModelPrompts:
         arms = [own, *(Arm(f"null {k}", tuple(map(Ablate, draw))) for k, draw in enumerate(draws))]
         shown = self.shown("test", "positive", arms)
         rate, low, high = _rate(shown[0])
-        null_rates = shown[1:].mean(1)
-        null_energy = float(np.mean([_energy(h, draw) for draw in draws]))
+        null_rates = np.nanmean(shown[1:], 1)
+        null_energy = float(np.mean([energy(h, _matrix(draw)) for draw in draws]))
         return RobustnessRank(
             rank=rank,
             rate=rate,
             low=low,
             high=high,
             drop=_drop(self.baseline, shown[0]),
-            energy=_energy(h, basis),
+            energy=energy(h, _matrix(basis)),
             null=RandomSubspaces(float(null_rates.mean()), float(null_rates.min()), null_energy, len(draws)),
-            harmless=float(self.shown("test", "negative", [own]).mean()),
+            harmless=float(np.nanmean(self.shown("test", "negative", [own]))),
         )
 
     def by_strength(self, direction: Direction, energy: float) -> list[RobustnessStrength]:
@@ -228,15 +236,15 @@ class _ModelPrompts:
 
     def fragility(self, direction: Direction, energy: float) -> RobustnessFragility:
         """Share of the behaviour removed at rank 1, divided by the energy, with a bootstrap interval over prompts."""
-        after = self.shown("test", "positive", [Arm("own", (Ablate(direction),))])[0]
+        start, after = _scored(self.baseline, self.shown("test", "positive", [Arm("own", (Ablate(direction),))])[0])
         rng = np.random.default_rng(self.plan.seed)
         rows = rng.integers(len(after), size=(DRAWS, len(after)))
-        before, remaining = self.baseline[rows].mean(1), after[rows].mean(1)
+        before, remaining = start[rows].mean(1), after[rows].mean(1)
         removed_share = np.where(before > 0, (before - remaining) / np.where(before > 0, before, 1), np.nan)
-        if not self.baseline.mean() > 0 or energy <= 0:
+        if not start.mean() > 0 or energy <= 0:
             return RobustnessFragility(None, None, None, None)
         low, high = np.nanquantile(removed_share, [0.025, 0.975])
-        share = float((self.baseline.mean() - after.mean()) / self.baseline.mean())
+        share = float((start.mean() - after.mean()) / start.mean())
         return RobustnessFragility(share / energy, float(low) / energy, float(high) / energy, share)
 
     # A suffix
@@ -246,7 +254,7 @@ class _ModelPrompts:
         rng = random.Random(self.plan.seed)
         words = sorted({w for p in self.splits.get("train", "negative") for w in p.text.split()})
         suffixes = [" " + " ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
-        rates = [float(self.shown("val", "positive", [BASELINE], s).mean()) for s in suffixes]
+        rates = [float(np.nanmean(self.shown("val", "positive", [BASELINE], s))) for s in suffixes]
         best = suffixes[rates.index(min(rates))]
         (after,) = self.shown("test", "positive", [BASELINE], best)
         return PromptAttack(*_rate(after), _drop(self.baseline, after), len(suffixes), self.plan.suffix_words)
@@ -271,18 +279,25 @@ def _random_basis(
     return [Direction.from_vector(v.float(), like.position, like.layer) for v in basis]
 
 
-def _energy(h: Float[Tensor, "prompt d_model"], basis: Sequence[Direction]) -> float:
-    """Share of the squared norm of the activations in the span of orthonormal directions."""
-    return sum(energy_share(h, d.vector) for d in basis)
+def _matrix(basis: Sequence[Direction]) -> Basis:
+    return torch.stack([direction.vector for direction in basis])
+
+
+def _scored(*shown: Indicators) -> tuple[Indicators, ...]:
+    """The prompts whose completions have an answer under every arm."""
+    scored = np.isfinite(shown).all(0)
+    return tuple(values[scored] for values in shown)
 
 
 def _rate(shown: Indicators) -> tuple[float, float, float]:
     """Rate with Wilson's interval."""
-    low, high = wilson(int(shown.sum()), len(shown))
-    return float(shown.mean()), low, high
+    (scored,) = _scored(shown)
+    low, high = wilson(int(scored.sum()), len(scored))
+    return float(scored.mean()), low, high
 
 
 def _drop(before: Indicators, after: Indicators) -> MeanInterval:
     """Decrease of the rate on the same prompts."""
+    before, after = _scored(before, after)
     d = paired_difference(before > 0, after > 0)
     return MeanInterval(d.mean, d.low, d.high)

@@ -1,10 +1,10 @@
-"""A finished run with its model and prompts again in hand: what every analysis begins from.
+"""One seed of a finished run with its model and prompts, and the measurements that several analyses make on them.
 
-Promises that model, template and prompts are those of the run (by fingerprint and hash), or refuses. A run directory
-holds no prompts, so the contrast file is given anew; organisms bring their own.
+Model, template and prompts are those of the run, by fingerprint and hash; others are refused. A run directory contains
+no prompts, so the contrast is read again; a model organism has its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,20 +18,19 @@ from torch import Tensor
 from rhumbline.axes import Candidates
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.statistics import bootstrap_mean
-from rhumbline.inference.interventions import Direction
+from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.prompts.contrasts import ContrastSet, Label, Split, Splits
+from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, Splits
 from rhumbline.records.analysis_files import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
-from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import MetricTokens
-from rhumbline.records.shared import Site
+from rhumbline.records.shared import ByLabel, Site, TrainVal
 from rhumbline.report import build as report
 from rhumbline.stages.finished_run import RunInputs, open_run
 
@@ -43,7 +42,7 @@ SITE_FAMILIES = ("isotropic", "covariance", "shuffled-site")
 
 @dataclass(frozen=True)
 class Subject:
-    """One seed of a finished run, ready to be asked further questions."""
+    """One seed of a finished run, opened for analyses."""
 
     directory: RunDirectory
     model: ChatModel
@@ -51,19 +50,21 @@ class Subject:
     seed: int
     splits: Splits
     positions: tuple[Position, ...]
-    """Where candidates were read."""
+    """Positions of the candidates."""
     candidates: Candidates
-    """Un-normalised differences in means, as the run wrote them."""
+    """Un-normalised differences in means."""
     direction: Direction | None
-    """The selected one; None where no candidate passed."""
+    """The selected direction; None if no candidate passed."""
     tokens: tuple[int, ...]
-    """Of the fast metric; empty where the run found none."""
-    kept: Mapping[str, Mapping[str, list[bool]]]
-    """Which train and val prompts the metric's sign kept."""
+    """Ids of the tokens of the metric; empty if there are none."""
+    kept: TrainVal[ByLabel[tuple[bool, ...]]]
+    """Whether the sign of the metric keeps each prompt."""
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
-    """Told the number of rows that were finished."""
+    """Called with the number of rows after each batch."""
     page: bool = True
-    """Draw the report anew when a record is written."""
+    """Whether the report is drawn again after a record is written."""
+    start: tuple[int, ...] = ()
+    """Generated tokens after which the metric is read."""
 
     @property
     def runner(self) -> Runner:
@@ -72,34 +73,38 @@ class Subject:
 
     @property
     def scorer(self) -> Scorer:
-        """The fast metric of the run. Raises ProtocolError where the run found no tokens for it."""
+        """The token metric of the run. Raises ProtocolError if it has no tokens."""
         if not self.tokens:
             raise ProtocolError(
-                f"{self.directory.path}: the run's fast metric has no tokens (none were found, or it compares the two "
-                "responses to each prompt), and this analysis reads a metric of tokens."
+                f"{self.directory.path}: the metric of the run has no tokens (none were found, or it compares the two "
+                "responses to each prompt), and this analysis needs a token metric. Use a run with refusal tokens."
             )
-        return Scorer(self.runner, partial(refusal_metric, tokens=list(self.tokens)))
+        return Scorer(self.runner, partial(refusal_metric, tokens=list(self.tokens)), start=self.start)
+
+    def after_start(self, prompts: ByLabel[list[list[int]]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of the positives and negatives, followed by the tokens after which the metric is read."""
+        positive, negative = ([[*ids, *self.start] for ids in prompts[label]] for label in LABELS)
+        return positive, negative
 
     def selected(self) -> Direction:
-        """The selected direction. Raises ProtocolError where no candidate passed."""
+        """The selected direction. Raises ProtocolError if no candidate passed."""
         if self.direction is None:
             raise ProtocolError(
                 f"{self.directory.path}: no candidate passed the selection of seed {self.seed}, so there is no "
-                "direction to analyse. `rhumbline analyze geometry` needs none."
+                "direction to analyse. Only `rhumbline analyze geometry` works without one."
             )
         return self.direction
 
     def sequences(self, split: Split, label: Label) -> list[list[int]]:
-        """Token ids of the prompts of one class: those kept by the filter in train and val, all of them in test."""
-        prompts = self.splits.get(split, label)
-        kept = self.kept[split][label] if split in self.kept else [True] * len(prompts)
-        return [self.chat.encode(p) for p, k in zip(prompts, kept, strict=True) if k]
+        """Token ids of the prompts of one class, in the order of `prompts`."""
+        return [self.chat.encode(prompt) for prompt in self.prompts(split, label)]
 
-    def ids(self, split: Split, label: Label) -> list[str]:
-        """The prompts' ids, in the order of `sequences`."""
+    def prompts(self, split: Split, label: Label) -> list[Prompt]:
+        """The prompts of one class: train and validation after the filter, test without it."""
         prompts = self.splits.get(split, label)
-        kept = self.kept[split][label] if split in self.kept else [True] * len(prompts)
-        return [p.id for p, k in zip(prompts, kept, strict=True) if k]
+        if split == "test":
+            return list(prompts)
+        return [prompt for prompt, kept in zip(prompts, self.kept[split][label], strict=True) if kept]
 
     @property
     def site(self) -> Site | None:
@@ -112,7 +117,7 @@ class Subject:
         return Site(direction.position, direction.layer)
 
     def save(self, record: Record) -> Record:
-        """Write the record of an analysis (and the report, if `page`); returns the record as it will be read."""
+        """Write the record of an analysis, and the report if `page`; returns the record as it will be read."""
         saved = self.directory.write_record(record)
         if self.page:
             report.build(self.directory.path)
@@ -130,19 +135,19 @@ def open_subject(
 ) -> Subject:
     """Open one seed of a finished run (default: its first) for analyses.
 
-    `model` and `contrast` may be left out where the run is of an organism; `inputs` has whatever else the run needs.
-    Raises InputError for a model, template or contrast that is not the run's, and for a run that read responses.
+    `model` and `contrast` can be omitted for a run of a model organism; `inputs` contains what else the run needs.
+    Raises InputError if the model, template or contrast is not that of the run, or if positions are in responses.
     """
     finished = open_run(run)
     artefacts = finished.artefacts(seed)
     if any(position.is_in_response for position in artefacts.positions):
         raise InputError(
-            f"{run} read its direction from responses, and analyses read prompts. Give a run with --positions "
+            f"{run} read its direction from responses, and analyses read prompts. Use a run with --positions "
             "post-instruction or last-instruction."
         )
     inputs = replace(inputs, model=model or inputs.model, contrast=contrast or inputs.contrast)
     opened = finished.with_model(inputs, seed)
-    tokens = tuple(token.id for token in finished.directory.read_record(MetricTokens, artefacts.seed).tokens)
+    metric = finished.directory.read_record(MetricTokens, artefacts.seed)
     return Subject(
         finished.directory,
         opened.model,
@@ -152,13 +157,14 @@ def open_subject(
         artefacts.positions,
         artefacts.candidates,
         artefacts.direction,
-        tokens,
-        to_json(artefacts.extraction.kept),
+        tuple(token.id for token in metric.tokens),
+        artefacts.extraction.kept,
         tick,
+        start=() if metric.start is None else metric.start.tokens,
     )
 
 
-# -- what analyses write ----------------------------------------------------------------------------------------------
+# -- measurements -----------------------------------------------------------------------------------------------------
 
 
 def mean_interval(values: Tensor | np.ndarray) -> Mean:
@@ -176,7 +182,57 @@ def residuals_at(
     runner: Runner, sequences: list[list[int]], position: Position
 ) -> Float[Tensor, "prompt layer d_model"]:
     """Every block input of every prompt at one position, float32 on the CPU."""
-    found = torch.zeros(len(sequences), runner.model.n_layers, runner.model.d_model)
+    values = torch.zeros(len(sequences), runner.model.n_layers, runner.model.d_model)
     for prompt, h, _ in runner.residuals(sequences, [position]):
-        found[prompt] = h[:, 0].float().cpu()
-    return found
+        values[prompt] = h[:, 0].float().cpu()
+    return values
+
+
+@dataclass(frozen=True)
+class MeasuredSet:
+    """Token ids of the prompts of one split, and their token metric under arms."""
+
+    scorer: Scorer
+    positive: list[list[int]]
+    negative: list[list[int]]
+    baseline: Float[Tensor, "prompt vocab"]
+    """Next-token logits of the negatives at baseline."""
+
+    @classmethod
+    def of(cls, scorer: Scorer, positive: list[list[int]], negative: list[list[int]]) -> "MeasuredSet":
+        """The prompts, with their logits at baseline."""
+        return cls(scorer, positive, negative, scorer.baseline(negative))
+
+    def metric(self, arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
+        """Token metric of the positives, log-odds."""
+        return self.scorer.read(self.positive, arms).metric
+
+    def induced(self, arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
+        """Token metric of the negatives, log-odds."""
+        return self.scorer.read(self.negative, arms).metric
+
+    def kl(self, arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
+        """KL divergence of the next-token distribution of the negatives, baseline to arm, nats."""
+        return self.scorer.read(self.negative, arms, self.baseline).kl
+
+
+@dataclass(frozen=True)
+class AnalysisPrompts:
+    """The prompts of every split."""
+
+    train: ByLabel[list[list[int]]]
+    val: MeasuredSet
+    test: MeasuredSet
+
+    @classmethod
+    def of(cls, subject: Subject, n_test: int) -> "AnalysisPrompts":
+        """The prompts of a run, with at most `n_test` test prompts per class. InputError if a class is empty."""
+        train, val, test = ([subject.sequences(split, c) for c in LABELS] for split in SPLITS)
+        test = [sequences[:n_test] for sequences in test]
+        if not all(len(sequences) for sequences in (*train, *val, *test)):
+            raise InputError(
+                f"{subject.directory.path}: a class of a split has no prompt left after the metric's filter, and the "
+                "analysis needs one of each. Use a run with more prompts."
+            )
+        scorer = subject.scorer
+        return cls(ByLabel(*train), MeasuredSet.of(scorer, *val), MeasuredSet.of(scorer, *test))

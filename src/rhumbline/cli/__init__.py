@@ -8,33 +8,34 @@ import argparse
 import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
 from typing import NoReturn
 
 from rich.logging import RichHandler
 
 from rhumbline.cli import (
     analyze,
+    analyze_models,
     data,
     edit_export,
     evaluate,
     judge,
-    model,
-    organism,
+    label,
+    models,
+    recompute,
     reproduce,
-    robustness,
     runs,
-    select,
     sweep_compare,
-    verify_report,
 )
 from rhumbline.cli.console import err, printable
 from rhumbline.cli.execute import execute
 
 COMMANDS = (
-    *(runs, sweep_compare, reproduce, verify_report, model, select, evaluate, analyze, robustness, data, judge),
-    *(edit_export, organism),
-)
+    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, label, judge, edit_export,
+    models,
+)  # fmt: skip
 """Modules in the order of the help."""
 
 
@@ -43,26 +44,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
-    arguments = parser().parse_args(argv)
+    top, argv = parser(), sys.argv[1:] if argv is None else argv
+    top.check_command(argv)
+    arguments = top.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    logging.getLogger("rhumbline").setLevel("INFO")
     return execute(arguments)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose messages have no control characters."""
+    """A parser whose messages have no control characters, and which suggests a command for an unknown one."""
+
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
+    def check_command(self, arguments: Sequence[str]) -> None:
+        """Exit with code 2 and a message unless the first argument is an option or a command."""
+        first = arguments[0] if arguments else ""
+        if first.startswith("-") or first in self.commands:
+            return
+        similar = get_close_matches(first, self.commands, n=1)
+        advice = f"Did you mean {similar[0]}?" if similar else f"The commands are {', '.join(self.commands)}."
+        self.error(f"unknown command {first!r}. {advice}" if first else f"a command is missing. {advice}")
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
         super().error(printable(message))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Every command with its options."""
     top = Parser(
         prog="rhumbline",
         description="Is a behaviour of a chat model mediated by a single direction, and how confident can one be?",
     )
+    top.add_argument("--version", action="version", version=f"rhumbline {version('rhumbline')}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top.commands = commands.choices
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)

@@ -59,10 +59,9 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="directory of a finished run")
     group = parser.add_argument_group("run", "model and prompts of the run, which its directory does not contain")
     contrast = "contrast of the run, a file or a name; default: that of the organism"
-    group.add_argument("--contrast", default=None, metavar="FILE|NAME", help=contrast)
+    group.add_argument("--contrast", metavar="FILE|NAME", help=contrast)
     data_dir_option(group)
-    model = f"model of the run: {MODEL_HELP}; default: the name in the run"
-    group.add_argument("--model", default=None, metavar="MODEL", help=model)
+    group.add_argument("--model", metavar="MODEL", help=f"model of the run: {MODEL_HELP}; default: the name in the run")
     seed_of_run_option(group)
     template_option(group, "Jinja template of the run, if it is not the tokenizer's")
     device_option(group)
@@ -127,8 +126,7 @@ def _geometry(a: argparse.Namespace) -> int:
 def _base_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     parser.add_argument("--base", required=True, metavar="MODEL", help=f"the base model: {MODEL_HELP}")
-    draws = "draws of each null family (default: 99)"
-    parser.add_argument("--draws", type=int, default=99, metavar="N", help=draws)
+    parser.add_argument("--draws", type=int, default=99, metavar="N", help="draws of each null family (default: 99)")
     text = "read the same text in the base model's own tokens, if the tokenizers differ"
     parser.add_argument("--retokenise", action="store_true", help=text)
 
@@ -215,7 +213,7 @@ def _directions(a: argparse.Namespace) -> int:
 
     def show(record: DirectionsRecord) -> None:
         for name, source in record.sources.items():
-            rates = "  ".join(f"{r.rank}: {r.suppression.rate:.2f}" for r in source.ranks)
+            rates = "  ".join(f"{r.rank}: {number(r.suppression.rate)}" for r in source.ranks)
             say(f"  {name:11s} rate by rank of the ablated span  {rates}")
         say(f"{record.verdict.answer}: {record.verdict.reason}")
 

@@ -1,22 +1,29 @@
-"""The analyses of several runs or models: `analyze dissociation` and `analyze flinch`."""
+"""The analyses of several runs or models: `robustness`, `analyze dissociation` and `analyze flinch`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from rhumbline.cli.console import print_json, progress, say
 from rhumbline.cli.options import (
     MODEL_HELP,
+    AddCommand,
     data_dir_option,
     device_option,
     dtype_option,
+    json_option,
     load_model,
     max_new_tokens_option,
+    open_contrast,
     read_template,
     remote_code_option,
     template_option,
 )
 from rhumbline.records.artefacts import SheetRecord
 from rhumbline.records.directory import check_writable
+from rhumbline.records.sheet_files import RobustnessPlan
+
+PLAN = RobustnessPlan()
 
 
 def sheet_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +36,7 @@ def sheet_options(parser: argparse.ArgumentParser) -> None:
 
 def write_sheet(a: argparse.Namespace, record: SheetRecord) -> int:
     """Write the record with its figures and page, and print it."""
-    from rhumbline.analyses.sheet_pages import write
+    from rhumbline.report.sheets import write
 
     page = write(record, Path(a.out))
     if a.json:
@@ -38,6 +45,53 @@ def write_sheet(a: argparse.Namespace, record: SheetRecord) -> int:
     say(record.sentence)
     say(f"report: {page}")
     return 0
+
+
+# -- robustness -------------------------------------------------------------------------------------------------------
+
+
+def add(command: AddCommand) -> None:
+    """Add the command `robustness` to the parser."""
+    about = "measure how much of a behaviour remains as more directions are ablated, for several models"
+    robustness = command("robustness", _robustness, about)
+    robustness.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    contrast = "contrast file or named contrast; default: contrast.jsonl in the directory of each model or organism"
+    robustness.add_argument("--contrast", metavar="FILE|NAME", help=contrast)
+    data_dir_option(robustness)
+    ranks = "largest rank of the ablated subspace (default: %(default)s)"
+    robustness.add_argument("--ranks", type=int, default=PLAN.ranks, metavar="K", help=ranks)
+    judge = "keyword judge of whole completions (default: %(default)s)"
+    robustness.add_argument("--judge", default=PLAN.judge, metavar="NAME", help=judge)
+    test = "test prompts per class (default: %(default)s)"
+    robustness.add_argument("--test", type=int, default=PLAN.sizes.test, metavar="N", help=test)
+    max_new_tokens_option(robustness, PLAN.max_new_tokens)
+    seed = "seed of splits, nulls and suffixes (default: %(default)s)"
+    robustness.add_argument("--seed", type=int, default=PLAN.seed, metavar="N", help=seed)
+    sheet_options(robustness)
+    json_option(robustness, "robustness.json")
+
+
+def _robustness(a: argparse.Namespace) -> int:
+    from rhumbline.analyses.robustness import compare, measure
+    from rhumbline.judging.judge_names import class_judge
+
+    check_writable(a.out)
+    class_judge(a.judge)  # an unknown judge is reported before a model is loaded
+    plan = replace(
+        PLAN,
+        ranks=a.ranks,
+        judge=a.judge,
+        sizes=replace(PLAN.sizes, test=a.test),
+        max_new_tokens=a.max_new_tokens,
+        seed=a.seed,
+    )
+    contrasts = [open_contrast(a, name) for name in a.models]
+    models = []
+    with progress() as shown:
+        for name, contrast in zip(a.models, contrasts, strict=True):
+            shown(name, None)
+            models.append(measure(load_model(a, name), contrast, plan, lambda rows: shown("", rows)))
+    return write_sheet(a, compare(models, plan))
 
 
 # -- dissociation -----------------------------------------------------------------------------------------------------
@@ -84,9 +138,9 @@ def flinch_options(parser: argparse.ArgumentParser) -> None:
 
 def flinch(a: argparse.Namespace) -> int:
     """Execute `analyze flinch`."""
-    check_writable(a.out)
     from rhumbline.analyses.flinch import Terms, flinch
 
+    check_writable(a.out)
     terms = Terms.read(a.terms)
     with progress() as shown:
         shown("flinch", None)

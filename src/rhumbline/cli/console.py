@@ -2,21 +2,23 @@
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
 from rhumbline.records.claims import reasons_once
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import Results, SeedResult
-from rhumbline.records.shared import ByLabel, EffectName, Label
+from rhumbline.records.shared import ByLabel, Label
+from rhumbline.records.verdict_rule import is_number
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that control a terminal or reverse the direction of text, and surrogates, which cannot be written."""
@@ -42,53 +44,86 @@ out = SafeConsole(soft_wrap=True)
 err = SafeConsole(stderr=True)
 
 NOT_MEASURED = "not measured"
-"""Text of a number that is None in a record."""
-EFFECTS: tuple[tuple[Label, EffectName], ...] = (("positive", "suppression"), ("negative", "induction"))
-"""The effect that the test prompts of each class show."""
+"""Text of a number that is None in a record, or not finite."""
+
+
+class Work(NamedTuple):
+    """The expected work of one part of a run: a stage of a seed."""
+
+    stage: str
+    rows: int
+    tokens: float
+    """Prompt tokens, and generated ones at the cost of as many prompt tokens."""
+
+
+EARLY = 0.9
+"""Share of the expected rows below which a stage is said to have ended early."""
+WRITTEN_COST = 3
+"""Prompt tokens that take about as long as one generated token in a large batch."""
 
 
 class Progress:
-    """Prints every stage when it begins; on a terminal also its rows, rows per second and remaining time."""
+    """One bar for the whole run: the share of the expected work that is done, and the time left.
 
-    def __init__(self, expected: Mapping[str, int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.expected = expected or {}
-        """Expected number of rows of each stage, where it is known."""
-        self.clock = clock
-        self.stage = ""
-        self.rows: dict[str, int] = {}
-        self.started = (clock(), 0)
-        """Time and rows when the stage began or resumed."""
-        self.status = err.status("")
-        self.status.start()
+    Every stage is printed when it begins. A stage that ends before its expected rows counts as whole, and is named.
+    """
+
+    def __init__(self, expected: Sequence[Work] = ()) -> None:
+        self.expected = list(expected)
+        """Stages in the order in which they run."""
+        self.current: Work | None = None
+        self.stage, self.rows = "", 0
+        self.done = 0.0
+        """Work of the finished stages."""
+        columns = (TextColumn("[dim]{task.description}[/]"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self.bar = ProgressBar(*columns, console=err, transient=True)
+        self.task = self.bar.add_task("", total=sum(w.tokens for w in self.expected) or None)
+        self.bar.start()
 
     def __call__(self, stage: str, rows: int | None) -> None:
-        """Begin a stage (`rows` is None), or add finished rows to it."""
+        """Begin a stage or its next part (`rows` is None), or add finished rows to it."""
         if rows is None:
-            err.print(f"[dim]{escape(stage)}[/]")
-            if stage != self.stage:  # otherwise it is the next part of the same stage
-                self.stage, self.rows[stage] = stage, 0
-            self.started = (self.clock(), self.rows.get(stage, 0))
-        self.rows[stage] = self.rows.get(stage, 0) + (rows or 0)
-        self.status.update(escape(self.line(stage)))
+            self._begin(stage)
+        elif stage == self.stage:
+            self.rows += rows
+        self.bar.update(self.task, completed=self.finished, description=escape(f"{self.stage}: {self.rows:,} rows"))
 
-    def line(self, stage: str) -> str:
-        """Finished rows, rows per second since the stage began or resumed, and the remaining time if it is known."""
-        done, (start, before) = self.rows[stage], self.started
-        seconds = self.clock() - start
-        if done == before or seconds <= 0:
-            return stage
-        rate = (done - before) / seconds
-        line = f"{stage}: {done:,} rows, {rate:,.0f} rows/s"
-        remaining = self.expected.get(stage, 0) - done
-        return line + (f", about {remaining / rate:,.0f} s left" if remaining > 0 else "")
+    @property
+    def finished(self) -> float:
+        """The expected work that is done."""
+        if self.current is None:
+            return self.done
+        return self.done + self.current.tokens * min(1.0, self.rows / max(1, self.current.rows))
+
+    def _begin(self, stage: str) -> None:
+        if stage == self.stage and self.current is not None and self.rows < self.current.rows:
+            return  # the next part of the same stage
+        self._end()
+        err.print(f"[dim]{escape(stage)}[/]")
+        self.stage, self.rows = stage, 0
+        names = [work.stage for work in self.expected]
+        if stage in names:
+            # Stages before it were resumed or skipped.
+            index = names.index(stage)
+            self.done += sum(work.tokens for work in self.expected[:index])
+            self.current, self.expected = self.expected[index], self.expected[index + 1 :]
+
+    def _end(self) -> None:
+        """Count the current stage as whole."""
+        if self.current is not None:
+            if self.rows < EARLY * self.current.rows:
+                note(f"{self.stage}: ended early, {self.rows:,} of {self.current.rows:,} expected rows were needed")
+            self.done += self.current.tokens
+        self.current = None
 
     def close(self) -> None:
         """Restore the terminal."""
-        self.status.stop()
+        self._end()
+        self.bar.stop()
 
 
 @contextmanager
-def progress(expected: Mapping[str, int] | None = None) -> Iterator[Progress]:
+def progress(expected: Sequence[Work] = ()) -> Iterator[Progress]:
     """Show progress while the context is active."""
     shown = Progress(expected)
     try:
@@ -121,21 +156,28 @@ def print_json(value: Any) -> None:
     print(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
+def print_lines(record: JsonObject) -> None:
+    """Print the fields of a JSON object, one line for each item of a list."""
+    for name, value in record.items():
+        out.print(f"[bold]{name}[/]")
+        for line in value if isinstance(value, list) else [value]:
+            say(f"  {line}")
+
+
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
     """A number with fixed digits and without a negative zero."""
-    return NOT_MEASURED if value is None else f"{value:{'+' if signed else ''}z.{digits}f}"
+    return f"{value:{'+' if signed else ''}z.{digits}f}" if is_number(value) else NOT_MEASURED
 
 
 def interval(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
     """A number with its interval."""
-    if value is None or low is None or high is None:
-        return NOT_MEASURED
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+    is_known = is_number(value) and is_number(low) and is_number(high)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]" if is_known else NOT_MEASURED
 
 
 def ends(low: float | None, high: float | None) -> str:
     """The ends of an interval."""
-    return NOT_MEASURED if low is None or high is None else f"{low:.2f} - {high:.2f}"
+    return f"{low:.2f} - {high:.2f}" if is_number(low) and is_number(high) else NOT_MEASURED
 
 
 def table_of(texts: Sequence[str], numbers: Sequence[str] = (), title: str | None = None) -> Table:
@@ -153,12 +195,14 @@ def table_of(texts: Sequence[str], numbers: Sequence[str] = (), title: str | Non
 
 def print_plan(contrast: Any, protocol: Any) -> None:
     """Print the effects that the planned sample can detect."""
+    from rhumbline.evidence.compared_arms import EFFECTS
     from rhumbline.evidence.detectable_effects import detectable
     from rhumbline.prompts.contrasts import split_contrast
 
     sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
     effects = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
-    for label, effect in EFFECTS:
+    for effect in EFFECTS:
+        label = effect.label
         change, passing = effects.any[label], effects.rule[label]
         detects = "detects no change" if change is None else f"detects a true change of {change:.2f}"
         passes = (
@@ -167,7 +211,7 @@ def print_plan(contrast: Any, protocol: Any) -> None:
             else f"an effect below {passing:.2f} is unlikely to pass the rule"
         )
         n, power = sizes["test"][label], round(100 * effects.power)
-        note(f"{effect}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
+        note(f"{effect.name}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
 
 
 def print_results(results: Results) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rhumbline.cli.console import fault, out, print_json, say, table_of
+from rhumbline.cli.console import fault, out, print_json, print_lines, say, table_of
 from rhumbline.cli.options import AddCommand, data_dir_option, json_option
 
 NAME_HELP = "name of a contrast or a data set, from `rhumbline data list`"
@@ -51,12 +51,8 @@ def _show(a: argparse.Namespace) -> int:
     record = to_json(recipes()[a.name] if a.name in recipes() else source(a.name))
     if a.json:
         print_json(record)
-        return 0
-    for key, value in record.items():
-        if value not in (None, [], {}):
-            out.print(f"[bold]{key}[/]")
-            for line in value if isinstance(value, list) else [value]:
-                say(f"  {line}")
+    else:
+        print_lines({name: value for name, value in record.items() if value not in (None, [], {})})
     return 0
 
 

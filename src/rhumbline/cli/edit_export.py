@@ -26,7 +26,7 @@ def add(command: AddCommand) -> None:
     edit.add_argument("--direction", required=True, metavar="RUN|FILE", help=DIRECTION_HELP)
     edit.add_argument("--out", required=True, metavar="DIR", help="new directory; written only if the proof succeeds")
     add_help = "add C times the difference in means instead of ablating the direction"
-    edit.add_argument("--add", type=float, default=None, metavar="C", help=add_help)
+    edit.add_argument("--add", type=float, metavar="C", help=add_help)
     device_option(edit)
     dtype = "dtype of the saved weights: auto (that of the checkpoint), float32 or bfloat16 (default: auto)"
     edit.add_argument("--dtype", default="auto", help=dtype)
@@ -43,9 +43,9 @@ def add(command: AddCommand) -> None:
     export.add_argument("--to", required=True, choices=formats, help="format")
     export.add_argument("--out", required=True, metavar="FILE", help="new file (lora: new directory)")
     model = f"model for lora and lm-eval: {MODEL_HELP}; default: the model of the run"
-    export.add_argument("--model", default=None, metavar="MODEL", help=model)
+    export.add_argument("--model", metavar="MODEL", help=model)
     coefficient = "coefficient of an addition, in units of the difference in means (default: 1)"
-    export.add_argument("--coefficient", type=float, default=None, metavar="C", help=coefficient)
+    export.add_argument("--coefficient", type=float, metavar="C", help=coefficient)
     export.add_argument("--ablate", action="store_true", help="lm-eval: ablate the direction instead of adding it")
     device_option(export, default="cpu")
     _direction_options(export)
@@ -55,12 +55,10 @@ def _direction_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("direction", "which direction of the run or file is used")
     seed_of_run_option(group)
     layer = "layer, for files with several directions or without a layer"
-    group.add_argument("--layer", type=int, default=None, metavar="N", help=layer)
-    position = "position, for files with several directions"
-    group.add_argument("--position", type=int, default=None, metavar="N", help=position)
-    group.add_argument("--rank", type=int, default=None, metavar="K", help="use the first K vectors of a subspace")
-    force = "use a direction of another model or chat template"
-    group.add_argument("--force", action="store_true", help=force)
+    group.add_argument("--layer", type=int, metavar="N", help=layer)
+    group.add_argument("--position", type=int, metavar="N", help="position, for files with several directions")
+    group.add_argument("--rank", type=int, metavar="K", help="use the first K vectors of a subspace")
+    group.add_argument("--force", action="store_true", help="use a direction of another model or chat template")
 
 
 def _directions(a: argparse.Namespace, source: str) -> Any:

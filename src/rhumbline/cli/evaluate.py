@@ -20,19 +20,17 @@ def add(command: AddCommand) -> None:
     arms = "arms to compare with the baseline (default: %(default)s)"
     evaluate.add_argument("--arms", default="ablation,addition", metavar="A,B", help=arms)
     edited = "directory of an edited checkpoint, evaluated as a further arm"
-    evaluate.add_argument("--edited", default=None, metavar="DIR", help=edited)
-    limit = "documents of each task, the first ones; default: all"
-    evaluate.add_argument("--limit", type=int, default=None, metavar="N", help=limit)
+    evaluate.add_argument("--edited", metavar="DIR", help=edited)
+    evaluate.add_argument("--limit", type=int, metavar="N", help="documents of each task, the first ones; default: all")
     fewshot = "examples in each prompt; default: the number of the task"
-    evaluate.add_argument("--fewshot", type=int, default=None, metavar="N", help=fewshot)
+    evaluate.add_argument("--fewshot", type=int, metavar="N", help=fewshot)
     evaluate.add_argument("--chat", action="store_true", help="render the documents with the chat template")
-    include = "directory with task files (YAML)"
-    evaluate.add_argument("--include-path", default=None, metavar="DIR", help=include)
+    evaluate.add_argument("--include-path", metavar="DIR", help="directory with task files (YAML)")
     seed_of_run_option(evaluate)
     batch = "rows of a forward pass (default: %(default)s)"
     evaluate.add_argument("--batch-size", type=int, default=16, metavar="N", help=batch)
     model = f"the model of the run: {MODEL_HELP}; default: the name in the run"
-    evaluate.add_argument("--model", default=None, metavar="MODEL", help=model)
+    evaluate.add_argument("--model", metavar="MODEL", help=model)
     evaluate.add_argument("--plan", action="store_true", help="print the documents and requests of each task, and stop")
     json_option(evaluate, "comparison.json")
     model_options(evaluate)
@@ -41,18 +39,18 @@ def add(command: AddCommand) -> None:
 def _evaluate(a: argparse.Namespace) -> int:
     # The notes of the harness on models in memory and on defaults of task files do not concern a user of this command.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evals.evaluate import Benchmarks, Settings, evaluate, planned, task_manager
+    from rhumbline.evals.evaluate import Evaluation, evaluate, planned, task_manager
     from rhumbline.report import build as report
     from rhumbline.stages.finished_run import open_run
 
     run = open_run(a.run)
-    settings = Settings(run.artefacts(a.seed).seed, a.limit, a.fewshot, a.chat)
     tasks, arms = (tuple(filter(None, text.split(","))) for text in (a.tasks, a.arms))
-    benchmarks = Benchmarks(tasks, a.include_path, a.batch_size)
-    task_manager(benchmarks)  # unknown tasks are reported before a large model is loaded
+    run.artefacts(a.seed)  # an unknown seed is reported before a large model is loaded
+    evaluation = Evaluation(tasks, a.include_path, a.seed, a.limit, a.fewshot, a.chat, a.batch_size)
+    task_manager(evaluation)  # unknown tasks are reported before a large model is loaded
     if a.plan:
         n_arms = len({BASELINE, *map(ArmId.parse, arms)} | ({EDITED} if a.edited else set()))
-        for task in planned(benchmarks, settings):
+        for task in planned(evaluation):
             requests = f"{task.requests} requests x {n_arms} arms, {task.words * n_arms:,} words"
             say(f"{task.task}: {task.documents} documents, {requests}")
         return 0
@@ -62,9 +60,8 @@ def _evaluate(a: argparse.Namespace) -> int:
     comparison = evaluate(
         a.run,
         load_model(a, a.model or recorded.name),
-        benchmarks,
+        evaluation,
         arms,
-        settings,
         edited=load_model(a, a.edited) if a.edited else None,
         progress=note,
     )

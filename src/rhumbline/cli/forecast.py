@@ -2,75 +2,70 @@
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from rhumbline.cli.console import out, say, table_of
-from rhumbline.cli.options import load_model, source_of
+from rhumbline.cli.console import WRITTEN_COST, Work, out, say, table_of
+from rhumbline.cli.options import quieten, source_of
 
 GIB = 2**30
-DECODED_ROWS = 512
-"""Rows that are assumed to be decoded together."""
 
 
 def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any) -> int:
-    """Print the forecast of a run. Nothing runs, except a short measurement with `--plan measured`."""
-    from rhumbline.inference.batching import CPU_TOKENS
-    from rhumbline.jobs.forecast import measured_speed, total
-    from rhumbline.jobs.sizing import find_folder
-    from rhumbline.models.chat import Chat
-    from rhumbline.models.loading import check_dtype, read_head
-    from rhumbline.models.sources import checkpoint
+    """Print the forecast of a run. The model is not loaded; products in its shapes are timed on the device."""
+    from rhumbline.jobs.forecast import total
+    from rhumbline.jobs.sizing import read_checkpoint
+    from rhumbline.models.loading import check_checkpoint, check_dtype, dtype_of, read_head
+    from rhumbline.models.places import places_of
 
+    quieten()
     source = source_of(a)
     check_dtype(source.dtype)
-    with checkpoint(source.model) as where:
-        head = read_head(source, where)
+    with places_of(source) as places:
+        head = read_head(places)
         n_layers = head.config.get_text_config().num_hidden_layers
-        with checkpoint(head.base or where) as place:
-            folder = find_folder(place)
-            size = None if folder is None else _size(folder)
-    model = load_model(a) if a.plan == "measured" else None
-    chat = Chat.of(head.tokenizer, protocol.chat, contrast.prompts)
-    stages = {seed: _stages(chat, contrast, protocol, seed, n_layers, texts) for seed in protocol.seeds}
+        check_checkpoint(places, head)
+        size = None if places.weights is None else read_checkpoint(places.weights)
+    dtype = dtype_of(source, head.config)
+    stages = _stages(head.tokenizer, contrast, protocol, n_layers, texts, dtype)
     _print_stages(stages[protocol.seeds[0]], f"seed {protocol.seeds[0]} of {len(stages)}")
     whole = total(stages)
     say(
-        f"all seeds: {whole.rows:,} rows (at most {whole.most:,}), {whole.tokens:,} prompt tokens, at most "
-        f"{whole.written:,} generated tokens"
+        f"all seeds: {whole.rows:,} rows (at most {whole.most:,}), {whole.tokens:,} prompt tokens ({whole.computed:,} "
+        f"without repeated prefixes), at most {whole.written:,} generated tokens"
     )
     _print_memory(source, size)
-    if model is None:
-        _print_time(whole, size)
-    else:
-        speed = measured_speed(model, [chat.encode(p) for p in contrast.prompts], CPU_TOKENS)
-        say(
-            f"time: about {_duration(whole.tokens / speed)} to read the prompts, measured at {speed:,.0f} tokens/s on "
-            "this machine; generation takes additional time; prefix sharing and additions that start at their layer "
-            "save some"
-        )
+    if size is not None:
+        _print_time(whole, size, source.device, dtype)
     return 0
 
 
-def expected_rows(model: Any, contrast: Any, protocol: Any, texts: Any) -> dict[str, int]:
-    """Expected rows of each stage of a seed, for the progress."""
-    from rhumbline.models.chat import Chat
+def expected_work(model: Any, contrast: Any, protocol: Any, texts: Any) -> list[Work]:
+    """The expected work of the stages of all seeds, for the progress."""
+    by_seed = _stages(model.tokenizer, contrast, protocol, model.n_layers, texts, model.dtype)
+    return [
+        Work(stage.name, stage.rows, stage.computed + WRITTEN_COST * stage.written)
+        for stages in by_seed.values()
+        for stage in stages
+        if stage.rows
+    ]
 
-    chat = Chat.of(model.tokenizer, protocol.chat, contrast.prompts)
-    stages = _stages(chat, contrast, protocol, protocol.seeds[0], model.n_layers, texts)
-    return {stage.name: stage.rows for stage in stages}
 
-
-def _stages(chat: Any, contrast: Any, protocol: Any, seed: int, n_layers: int, texts: Any) -> list[Any]:
-    """The stages of one seed, with the splits and the positions that the run will use."""
+def _stages(
+    tokenizer: Any, contrast: Any, protocol: Any, n_layers: int, texts: Any, dtype: Any
+) -> dict[int, list[Any]]:
+    """The stages of every seed, with the splits, the chat and the positions that the run will use."""
     from rhumbline.jobs.forecast import forecast
+    from rhumbline.models.chat import Chat
     from rhumbline.prompts.contrasts import split_contrast
-    from rhumbline.stages.run_plan import resolved
+    from rhumbline.stages.run_plan import prompts_of, resolved
 
-    splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
-    return forecast(chat, splits, resolved(protocol, contrast), n_layers, texts)
+    splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+    chat = Chat.of(tokenizer, protocol.chat, prompts_of(contrast, splits.values()))
+    plan = resolved(protocol, contrast)
+    is_16_bit = dtype.itemsize == 2
+    return {seed: forecast(chat, some, plan, n_layers, texts, is_16_bit=is_16_bit) for seed, some in splits.items()}
 
 
 def _print_stages(stages: Iterable[Any], title: str) -> None:
@@ -82,21 +77,11 @@ def _print_stages(stages: Iterable[Any], title: str) -> None:
     out.print(table)
 
 
-def _size(folder: Path) -> Any:
-    """Sizes from the headers of the weights; None for weights in another format. Raises ModelError without weights."""
-    from rhumbline.jobs.sizing import read_checkpoint
-    from rhumbline.models.sources import weight_files
-
-    if any(folder.glob("*.bin")) and not weight_files(folder):
-        return None
-    return read_checkpoint(folder)
-
-
 def _print_memory(source: Any, size: Any) -> None:
     from rhumbline.jobs.sizing import LOADED
 
     if size is None:
-        say("memory and time: unknown, because no safetensors files are available locally. Download them first.")
+        say("memory and time: unknown, because the weights are not on this machine. Download them first.")
         return
     weights = size.bytes if source.dtype == "auto" else size.parameters * LOADED.get(source.dtype, 4)
     free, place = _free_memory(source.device)
@@ -119,22 +104,26 @@ def _free_memory(device: str | None) -> tuple[float, str]:
     return float(free_memory(torch.device("cpu"))), "this machine"
 
 
-def _print_time(whole: Any, size: Any) -> None:
-    from rhumbline.jobs.sizing import Device
+def _print_time(whole: Any, size: Any, name: str | None, dtype: Any) -> None:
+    """The time of the run on the device that it would use, from products timed in the shapes of the weights."""
+    import torch
 
-    if size is None:
-        return
-    device = Device()
-    reading = 2 * size.parameters * whole.tokens / device.flops
-    generating = whole.written / DECODED_ROWS * size.bytes / device.bandwidth
+    from rhumbline.jobs.device_speed import WeightShapes, measure
+    from rhumbline.models.processor import use_fastest_threads
+
+    device = torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
+    if device.type == "cpu":
+        use_fastest_threads()
+    speed = measure(WeightShapes(size.matrices, size.embedding), dtype, device)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     say(
-        f"time: about {_duration(reading + generating)} on one {device.name} GPU (assumed: {device.flops:.1e} "
-        f"operations/s, 2 x parameters for each prompt token, {device.bandwidth:.0e} bytes/s for {DECODED_ROWS} rows "
-        "decoded together). Pass --plan measured to measure the speed of this machine."
+        f"time: about {_duration(speed.seconds(whole.computed, whole.written))} on this machine ({place}, "
+        f"{str(dtype).removeprefix('torch.')}; measured: {1 / speed.prompt_token:,.0f} prompt tokens/s, "
+        f"{speed.rows / speed.step:,.0f} generated tokens/s at {speed.rows} rows together)"
     )
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(1.0, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from rhumbline.cli.console import err
 from rhumbline.errors import InputError, ProtocolError
-from rhumbline.records.user_files import read_text
+from rhumbline.records.user_files import read_text, read_toml
 
 Parser = argparse._ActionsContainer
 """A parser, or a group of its options."""
@@ -19,7 +19,7 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 """Adds a command: its name, the function that executes it, and its help."""
 Changes = dict[str, Any]
 """Fields of a record that options change, by name."""
-MODEL_HELP = "hub name, directory or organism:NAME"
+MODEL_HELP = "hub name, directory, .gguf file or organism:NAME"
 
 
 # -- single options ---------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def json_option(parser: Parser, content: str) -> None:
 def data_dir_option(parser: Parser) -> None:
     """`--data-dir`."""
     text = "directory with local files of named data sets; default: download them"
-    parser.add_argument("--data-dir", default=None, metavar="DIR", help=text)
+    parser.add_argument("--data-dir", metavar="DIR", help=text)
 
 
 def device_option(parser: Parser, default: str | None = None) -> None:
@@ -45,7 +45,10 @@ def device_option(parser: Parser, default: str | None = None) -> None:
 
 def dtype_option(parser: Parser) -> None:
     """`--dtype`."""
-    text = "dtype of the weights: auto (that of the checkpoint), float32, bfloat16 or float16 (default: auto)"
+    text = (
+        "dtype of the weights: float32, bfloat16, float16 or auto (default): that of the checkpoint, but on a "
+        "processor without native products of 16 bits float32"
+    )
     parser.add_argument("--dtype", default="auto", help=text)
 
 
@@ -56,12 +59,12 @@ def remote_code_option(parser: Parser) -> None:
 
 def seed_of_run_option(parser: Parser) -> None:
     """`--seed` of a finished run."""
-    parser.add_argument("--seed", type=int, default=None, metavar="N", help="seed of the run; default: its first seed")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the run; default: its first seed")
 
 
 def template_option(parser: Parser, text: str) -> None:
     """`--chat-template`."""
-    parser.add_argument("--chat-template", default=None, metavar="FILE", help=text)
+    parser.add_argument("--chat-template", metavar="FILE", help=text)
 
 
 def max_new_tokens_option(parser: Parser, default: int | None, shown: str | None = None) -> None:
@@ -73,7 +76,7 @@ def max_new_tokens_option(parser: Parser, default: int | None, shown: str | None
 def suffix_options(parser: Parser, *, required: bool) -> None:
     """`--suffix` and `--random`."""
     text = "text file with one suffix per line" + ("" if required else "; default: no suffix is read")
-    parser.add_argument("--suffix", required=required, default=None, metavar="FILE", help=text)
+    parser.add_argument("--suffix", required=required, metavar="FILE", help=text)
     random = "random suffixes of the same length to compare each suffix with (default: 3)"
     parser.add_argument("--random", type=int, default=3, metavar="N", help=random)
 
@@ -97,7 +100,7 @@ def contrast_options(command: argparse.ArgumentParser) -> None:
         "JSON Lines or CSV with the columns prompt and label, or a named contrast (rhumbline data list); default: "
         "contrast.jsonl in the directory of the model or organism"
     )
-    command.add_argument("--contrast", default=None, metavar="FILE|NAME", help=text)
+    command.add_argument("--contrast", metavar="FILE|NAME", help=text)
     data_dir_option(command)
 
 
@@ -107,7 +110,7 @@ def texts_option(command: argparse.ArgumentParser) -> None:
         "texts on which the cross-entropy of every arm is measured: JSON Lines or .txt; default: only the model's own "
         "completions"
     )
-    command.add_argument("--loss-text", default=None, metavar="FILE", help=text)
+    command.add_argument("--loss-text", metavar="FILE", help=text)
 
 
 def engine_options(command: argparse.ArgumentParser) -> None:
@@ -118,25 +121,27 @@ def engine_options(command: argparse.ArgumentParser) -> None:
     gpus = "GPUs of one copy of the model (default: 0)"
     group.add_argument("--gpus-per-replica", type=float, default=0, metavar="N", help=gpus)
     replicas = "copies of the model, at most; default: as many as the cluster has room for"
-    group.add_argument("--replicas", type=int, default=None, metavar="N", help=replicas)
+    group.add_argument("--replicas", type=int, metavar="N", help=replicas)
 
 
 def chat_options(command: argparse.ArgumentParser) -> None:
     """How prompts are rendered with the chat template."""
     group = command.add_argument_group("chat", "how prompts are rendered; default: as the chat template does")
-    group.add_argument("--system", default=None, metavar="TEXT", help="system prompt of every chat")
-    thinking = "value of the template's variable enable_thinking"
-    group.add_argument("--thinking", choices=("on", "off"), default=None, help=thinking)
-    date = "date that the template prints as today's"
-    group.add_argument("--date", default=None, metavar="YYYY-MM-DD", help=date)
+    group.add_argument("--system", metavar="TEXT", help="system prompt of every chat")
+    group.add_argument("--thinking", choices=("on", "off"), help="value of the template's variable enable_thinking")
+    group.add_argument("--date", metavar="YYYY-MM-DD", help="date that the template prints as today's")
     template_option(group, "Jinja template that replaces the tokenizer's")
-    kwargs = "further variables of the template, as a JSON object"
-    group.add_argument("--template-kwargs", default=None, metavar="JSON", help=kwargs)
+    control = (
+        "what is done with a prompt whose text is tokenized into control tokens, such as turn markers: error "
+        "(default), or plain: encode it as plain text"
+    )
+    group.add_argument("--control-tokens", choices=("error", "plain"), help=control)
+    group.add_argument("--template-kwargs", metavar="JSON", help="further variables of the template, as a JSON object")
 
 
 def protocol_options(command: argparse.ArgumentParser) -> None:
     """What is fixed before a run."""
-    from rhumbline.judging.judge_names import CONTINUOUS_JUDGES, KEYWORD_JUDGES
+    from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES
     from rhumbline.protocol import PRESETS
 
     own = PRESETS["rhumbline"]
@@ -145,7 +150,7 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
 
     def option(name: str, text: str, default: Any = None, **more: Any) -> None:
         about = text if default is None else f"{text} (default: {default})"
-        group.add_argument(f"--{name}", default=None, help=about, **more)
+        group.add_argument(f"--{name}", default=None, help=about, **more)  # None: not set, so the preset decides
 
     option("preset", f"named protocol: {', '.join(PRESETS)} (default: rhumbline)", metavar="NAME")
     option("config", "experiment.toml; options on the command line take precedence", metavar="FILE")
@@ -157,8 +162,10 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     sizes = f"{own.sizes.train},{own.sizes.val},{own.sizes.test}"
     option("sizes", "prompts per class in train, validation and test", sizes, metavar="128,32,100")
     option(
-        "judge", f"judge of completions: {', '.join((*KEYWORD_JUDGES, *CONTINUOUS_JUDGES))}", own.judge, metavar="NAME"
+        "judge", f"judge of completions: {', '.join((*CLASS_JUDGES, *CONTINUOUS_JUDGES))}", own.judge, metavar="NAME"
     )
+    phrases = 'TOML file of further refusal phrases by language, such as ja = ["..."]'
+    option("phrases", phrases, metavar="FILE")
     tokens = "first tokens of a refusal; auto: those of the model's own refusals"
     option("refusal-tokens", tokens, own.refusal_tokens, metavar="auto|I,As")
     nulls = "draws of each null family that complete the test prompts"
@@ -172,6 +179,8 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     option("add-at", add_at, own.addition.positions, choices=("all", "prompt"))
     option("full-grid", "compute every score of every candidate", action="store_true")
     early = "end the completion of a null as soon as its class is certain"
+    quick = "a first answer in RUN/quick, by the same rule with fewer prompts and draws; more is undecided"
+    option("quick", quick, action="store_true")
     option("early-stop", early, action="store_true")
     option("save-completions", "write the text of every completion", action="store_true")
     documents = "documents of each text on which cross-entropy is measured; 0: none"
@@ -205,7 +214,7 @@ def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
 
 def engine_of(a: argparse.Namespace) -> Any:
     """The engine of a command. Raises InputError."""
-    from rhumbline.engines.jobs import engine
+    from rhumbline.engines.engine import engine
 
     if a.gpus_per_replica < 0:
         raise InputError(f"--gpus-per-replica is {a.gpus_per_replica:g}; use 0 or more.")
@@ -234,15 +243,25 @@ def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parall
 def prepare(model: str) -> None:
     """Print that a model is being loaded, and set this process up for it."""
     import torch
-    from transformers.utils import logging as transformers_logging
 
+    from rhumbline.models.processor import use_fastest_threads
     from rhumbline.models.sources import ORGANISM
 
-    transformers_logging.disable_progress_bar()
+    quieten()
     err.print(f"[dim]loading {escape(model)}[/]")
     if model.startswith(ORGANISM):
         # Organisms are tiny: a second thread saves little on free cores and costs much on busy ones.
         torch.set_num_threads(1)
+    else:
+        use_fastest_threads()
+
+
+def quieten() -> None:
+    """Turn off the progress bars of transformers, and its tables of faulty tensors, which errors name."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def chat_changes(a: argparse.Namespace) -> Changes:
@@ -252,6 +271,7 @@ def chat_changes(a: argparse.Namespace) -> Changes:
         "date": a.date,
         "enable_thinking": None if a.thinking is None else a.thinking == "on",
         "template": read_template(a.chat_template),
+        "control_tokens": a.control_tokens,
         "template_kwargs": None if a.template_kwargs is None else _template_kwargs(a.template_kwargs),
     }
     return _set(changes)
@@ -289,7 +309,7 @@ def sizes_of(text: str) -> Any:
 
 def protocol_of(a: argparse.Namespace) -> Any:
     """The protocol: the preset, changed by the experiment file, changed by the options of the command."""
-    from rhumbline.protocol import PRESETS, amend, preset, read_experiment
+    from rhumbline.protocol import PRESETS, amend, preset, quick, read_experiment
 
     named, tables = read_experiment(a.config) if a.config else (None, {})
     # A behaviour with a preset of the same name uses it.
@@ -299,6 +319,7 @@ def protocol_of(a: argparse.Namespace) -> Any:
     changes = {
         "behaviour": a.behaviour,
         "judge": a.judge,
+        "phrases": None if a.phrases is None else _phrases(a.phrases),
         "max_new_tokens": a.max_new_tokens,
         "full_grid": a.full_grid,
         "save_completions": a.save_completions,
@@ -313,7 +334,8 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "side_effects": _set({"documents": a.loss_documents}),
         "conditions": None if a.systems is None else _systems(a.systems),
     }
-    return amend(protocol, {k: v for k, v in _set(changes).items() if v != {}}, "options")
+    protocol = amend(protocol, {k: v for k, v in _set(changes).items() if v != {}}, "options")
+    return quick(protocol) if a.quick else protocol
 
 
 def _set(options: Changes) -> Changes:
@@ -332,6 +354,11 @@ def _coefficient(text: str | None) -> float | str | None:
         return float(text)
     except ValueError:
         raise InputError(f"--coefficient is {text!r}; use a number, or validation.") from None
+
+
+def _phrases(path: str) -> dict[str, Any]:
+    """The refusal phrases of a file."""
+    return read_toml(path, InputError, "a TOML file with a list of phrases by language", "--phrases")
 
 
 def _systems(text: str) -> dict[str, str]:

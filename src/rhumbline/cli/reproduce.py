@@ -43,13 +43,12 @@ def add(command: AddCommand) -> None:
     reproduce.add_argument("--list", action="store_true", help="list the published models")
     dry = "check tokenizer and data without the weights; exit code 1 if a check fails"
     reproduce.add_argument("--dry-run", action="store_true", help=dry)
-    reproduce.add_argument("--model", default=None, metavar="DIR", help="directory of the model; default: the hub")
-    reproduce.add_argument("--out", default=None, metavar="RUN", help="run directory (default: runs/NAME)")
+    reproduce.add_argument("--model", metavar="DIR", help="directory of the model; default: the hub")
+    reproduce.add_argument("--out", metavar="RUN", help="run directory (default: runs/NAME)")
     data_dir_option(reproduce)
-    contrast = "contrast that replaces the published one"
-    reproduce.add_argument("--contrast", default=None, metavar="FILE|NAME", help=contrast)
+    reproduce.add_argument("--contrast", metavar="FILE|NAME", help="contrast that replaces the published one")
     sizes = "prompts per class in train, validation and test; default: the published ones"
-    reproduce.add_argument("--sizes", default=None, metavar="128,32,100", help=sizes)
+    reproduce.add_argument("--sizes", metavar="128,32,100", help=sizes)
     max_new_tokens_option(reproduce, None, "the published number")
     texts = "write the text of every completion, for `rhumbline judge`"
     reproduce.add_argument("--save-completions", action="store_true", help=texts)

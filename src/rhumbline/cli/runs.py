@@ -17,7 +17,7 @@ from rhumbline.cli.console import (
     say,
     table_of,
 )
-from rhumbline.cli.forecast import expected_rows, print_forecast
+from rhumbline.cli.forecast import expected_work, print_forecast
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
@@ -38,9 +38,10 @@ from rhumbline.cli.options import (
 )
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert
-from rhumbline.records.directory import check_output
+from rhumbline.records.directory import QUICK, check_output
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Discovery
+from rhumbline.records.verdict_rule import is_number
 
 DEMO_TOKENS, DEMO_WIDE_NULLS = 40, 39
 """Fewer than the defaults of a run: no organism generates 40 tokens."""
@@ -62,11 +63,8 @@ def add(command: AddCommand) -> None:
     directory = "run directory; a directory with the same protocol resumes"
     run.add_argument("--out", required=True, metavar="RUN", help=directory)
     texts_option(run)
-    plan = (
-        "print the estimated rows, tokens, memory and time, and stop; headers (default): without loading the model; "
-        "measured: with a short measurement"
-    )
-    run.add_argument("--plan", nargs="?", const="headers", default=None, choices=("headers", "measured"), help=plan)
+    plan = "print the estimated rows, tokens, memory and time on this machine, and stop; the model is not loaded"
+    run.add_argument("--plan", action="store_true", help=plan)
     model_options(run)
     engine_options(run)
     parallel = "under torchrun: every process holds a part of each weight matrix"
@@ -76,8 +74,7 @@ def add(command: AddCommand) -> None:
     discover = command("discover", _discover, "extraction only: separation of the classes by layer and position")
     discover.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(discover)
-    directory = "run directory (default: runs/discover-MODEL)"
-    discover.add_argument("--out", default=None, metavar="RUN", help=directory)
+    discover.add_argument("--out", metavar="RUN", help="run directory (default: runs/discover-MODEL)")
     discover.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the splits (default: 0)")
     json_option(discover, "discover.json")
     model_options(discover)
@@ -108,7 +105,7 @@ def _run(a: argparse.Namespace) -> int:
     # Inexpensive checks first: a malformed file is reported before a large model is loaded.
     protocol, contrast, engine = protocol_of(a), open_contrast(a), engine_of(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
-    if a.plan is not None:
+    if a.plan:
         return print_forecast(a, contrast, protocol, texts)
     check_output(a.out)
     if a.tensor_parallel:
@@ -150,8 +147,12 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, te
     """Run the experiment and print its results; `options` are those of `rhumbline.run`."""
     from rhumbline.experiment import run
 
+    if protocol.quick:
+        # Its protocol differs, so it has a directory of its own inside that of the whole run.
+        a.out = str(Path(a.out) / QUICK)
+        note("a quick run: rerun the command without --quick for the whole one")
     print_plan(contrast, protocol)
-    with progress(expected_rows(model, contrast, protocol, texts)) as shown:
+    with progress(expected_work(model, contrast, protocol, texts)) as shown:
         result = run(model, contrast, a.out, protocol, texts=texts, progress=shown, **options)
     if a.json:
         print_json(result.results)
@@ -187,7 +188,7 @@ def _print_sites(record: Discovery) -> None:
     title = "sites with the best separation of the classes (validation prompts)"
     table = table_of((), ("position", "layer", "AUROC", "cosine of the means", "norm"), title)
     for site in sorted(record.grid, key=lambda s: -(s.auroc or 0))[:BEST_SITES]:
-        norm = NOT_MEASURED if site.norm is None else f"{site.norm:.3g}"
+        norm = f"{site.norm:.3g}" if is_number(site.norm) else NOT_MEASURED
         table.add_row(str(site.position), str(site.layer), number(site.auroc, 3), number(site.cosine, 3), norm)
     out.print(table)
     train, held_out = record.train, record.n

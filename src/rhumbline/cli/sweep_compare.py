@@ -22,7 +22,7 @@ def add(command: AddCommand) -> None:
     file = "models, contrasts, presets and seeds, with the tables [model] and [protocol]"
     sweep.add_argument("sweep", metavar="SWEEP.toml", help=file)
     directory = "directory of the sweep; the same command resumes; required without --plan"
-    sweep.add_argument("--out", default=None, metavar="DIR", help=directory)
+    sweep.add_argument("--out", metavar="DIR", help=directory)
     plan = "print the estimated memory and time of every run, and stop"
     sweep.add_argument("--plan", action="store_true", help=plan)
     json_option(sweep, "the plan or the comparison")

@@ -1,4 +1,4 @@
-"""Interventions as weight edits, proved against the hooks or not saved; import and export of directions.
+"""Weight edits that are proved against the hooks before they are saved, and import and export of directions.
 
 May import: experiment and the packages above it. Independent of evaluations, analyses and the command line.
 """

@@ -1,8 +1,7 @@
-"""The ablation as a PEFT adapter: a proved model and a subspace in, a LoRA adapter directory out.
+"""Write an ablation as a LoRA adapter of PEFT, proved on the model with the adapter.
 
 The projection of a matrix has the rank of the subspace, so LoRA represents it exactly: W - write^T (read . W) is
-W + B A with B = -write^T and A = read . W. The edit is proved on the model with the adapter. Independent of where the
-direction comes from.
+W + B A with B = -write^T and A = read . W. Independent of the source of the direction.
 """
 
 import warnings
@@ -12,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rhumbline.edits.edit_plan import plan_ablation, untied
+from rhumbline.edits.edit_plan import untie
 from rhumbline.edits.projection import ParameterEdit, orthonormal
-from rhumbline.edits.proved_edit import better_plan, measure_gap, probe_rows, reference, refuse_large, refuse_quantised
+from rhumbline.edits.proved_edit import best_plan, measure_gap, reference, refuse_large, refuse_quantised
 from rhumbline.edits.read_direction import ImportedDirections
 from rhumbline.errors import EditError
 from rhumbline.models.chat_model import ChatModel
@@ -30,9 +29,8 @@ def lora(chat_model: ChatModel, imported: ImportedDirections, folder: Path) -> l
     basis = orthonormal(imported.vectors)
     float32 = prove(chat_model.model.float(), chat_model.tokenizer, source)
     target = reference(float32, basis)
-    tied = untied(float32.model)
-    rows = probe_rows(target.sequences, float32.device)
-    plan = better_plan(float32, basis, target, plan_ablation(float32, basis, rows), rows)
+    is_tied = untie(float32.model)
+    plan = best_plan(float32, basis, target)
     wrapped = _wrapped(float32.model, plan.edits)
     factors = {e.name: _factors(float32.model.get_parameter(e.name), e) for e in plan.edits}
     rank = len(basis)
@@ -46,7 +44,7 @@ def lora(chat_model: ChatModel, imported: ImportedDirections, folder: Path) -> l
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in float32.model.modules()),
     )
     with warnings.catch_warnings():
-        # peft calls transformers by a deprecated name, and warns of tied weights, which the returned lines report.
+        # peft uses a deprecated name of transformers, and warns of tied weights, which the returned lines report.
         warnings.simplefilter("ignore")
         adapted = get_peft_model(float32.model, config)
     for edit in plan.edits:
@@ -62,7 +60,7 @@ def lora(chat_model: ChatModel, imported: ImportedDirections, folder: Path) -> l
         f"rank {rank}, {n_matrices} matrices, {plan.outcome}: mean KL to the hooked model {gap.kl:.2g} "
         f"nats in float32 (effect of the ablation: {gap.effect:.3g}); base dtype {dtype}"
     ]
-    if tied:
+    if is_tied:
         lines.append(
             "the base model ties its head to the embedding: merging the adapter edits the head too. Untie it first"
         )
@@ -70,18 +68,16 @@ def lora(chat_model: ChatModel, imported: ImportedDirections, folder: Path) -> l
 
 
 class _Wrapped(NamedTuple):
-    """What LoRA has to wrap."""
+    """Names of the modules and of the other parameters that LoRA wraps."""
 
     modules: set[str]
-    """Names of modules."""
     parameters: set[str]
-    """Names of parameters without a module of their own."""
     has_biases: bool
     """Whether biases of the modules are edited too."""
 
 
 def _wrapped(model: Any, edits: tuple[ParameterEdit, ...]) -> _Wrapped:
-    """The modules and parameters of the edits; EditError if LoRA supports one of them not."""
+    """The modules and parameters of the edits; EditError if LoRA does not support one of them."""
     modules, parameters, biases, faults = set(), set(), set(), []
     for edit in edits:
         owner, _, leaf = edit.name.rpartition(".")
@@ -98,11 +94,11 @@ def _wrapped(model: Any, edits: tuple[ParameterEdit, ...]) -> _Wrapped:
     faults += [f"{owner}.bias" for owner in sorted(biases - with_bias)]
     if faults:
         raise EditError(
-            f"LoRA cannot hold this edit: it has no place for {'; '.join(faults[:3])}. Use rhumbline edit, which saves "
-            "the whole checkpoint."
+            f"LoRA cannot represent this edit: it does not support {'; '.join(faults[:3])}. Use rhumbline edit, which "
+            "saves the whole checkpoint."
         )
     if parameters:
-        # Beside fused experts peft mistakes some names of plain modules for theirs, so their weights are named instead.
+        # With fused experts, peft takes some names of plain modules for experts, so their weights are named instead.
         plain = {owner for owner in modules if isinstance(model.get_submodule(owner), nn.Linear)}
         modules, parameters = modules - plain, parameters | {f"{owner}.weight" for owner in plain}
     return _Wrapped(modules, parameters, bool(biases))
@@ -137,7 +133,7 @@ def _fill(adapted: Any, edit: ParameterEdit, a: Tensor, b: Tensor) -> None:
 
 
 def _wrapper(adapted: Any, owner: str, leaf: str) -> Any:
-    """The layer that peft put around a parameter; several can be nested."""
+    """The layer with which peft wrapped a parameter; several can be nested."""
     layer = adapted.base_model.model.get_submodule(owner)
     while getattr(layer, "parameter_name", leaf) != leaf:
         layer = layer.base_layer
@@ -152,7 +148,7 @@ def _fill_experts(layer: Any, a: Tensor, b: Tensor, axis: int) -> None:
     spread = b[:, :, None].expand(-1, -1, n_experts)  # [d_model, rank, expert]
     pairs = [
         (per_expert.reshape(n_experts * rank, -1), spread.reshape(len(b), -1)),
-        # The transposed layout: peft takes the residual axis for the input.
+        # The transposed layout: peft uses the residual axis as the input.
         (b.T[None].expand(n_experts, -1, -1).reshape(n_experts * rank, -1), per_expert.permute(2, 1, 0).flatten(1)),
     ]
     for first, second in pairs:
@@ -161,4 +157,4 @@ def _fill_experts(layer: Any, a: Tensor, b: Tensor, axis: int) -> None:
             layer.lora_B["default"].weight.copy_(second)
             if torch.allclose(layer.get_delta_weight("default"), change, atol=1e-5, rtol=1e-4):
                 return
-    raise EditError("peft lays these experts out in a way for which no adapter can be written. Use rhumbline edit.")
+    raise EditError("no adapter can be written for the layout of these experts in peft. Use rhumbline edit.")

@@ -1,12 +1,12 @@
-"""Export a direction: vectors and a format in, a file of another tool out.
+"""Export a direction as a file of another tool.
 
-    direction    direction.safetensors, this project's own format
+    direction    direction.safetensors, the format of this project
     lora         a PEFT adapter directory with the effect of the ablation
     gguf         a llama.cpp control vector
     lm-eval      a steering file of lm-evaluation-harness
 
-Each export reports what its format cannot express. Files contain tensors and plain values only. Independent of how the
-direction was found.
+Each export reports what its format cannot express. Files contain tensors and plain values only. Independent of the
+source of the direction.
 """
 
 import io
@@ -14,21 +14,22 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rhumbline.edits.adapters import lora
-from rhumbline.edits.new_directory import appearing, check_target
-from rhumbline.edits.probe import Point, Probe
+from rhumbline.edits.new_directory import check_target, new_directory
+from rhumbline.edits.probe import BlockProbe, ReadPoint
 from rhumbline.edits.proved_edit import probe_rows, proof_tokens
-from rhumbline.edits.read_direction import FORMAT, ImportedDirections, check_coefficient, check_origin, extra
+from rhumbline.edits.read_direction import FORMAT, ImportedDirections, check_coefficient, check_origin
 from rhumbline.edits.save import fingerprints
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
 from rhumbline.models.sources import Source
+from rhumbline.models.weight_files import extra
 from rhumbline.records.codec import to_json
 from rhumbline.records.files import write_bytes
 
@@ -51,13 +52,11 @@ class ExportOptions:
         check_coefficient(self.coefficient, "--coefficient")
 
 
-Writer = Callable[[ImportedDirections, Path, ExportOptions], list[str]]
-"""Writes one format; returns lines for the user."""
-
-
 def export(imported: ImportedDirections, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
     """Write directions in the format `to`; returns lines for the user."""
-    writers: Mapping[str, Writer] = {"direction": _direction, "gguf": _gguf, "lm-eval": _lm_eval, "lora": _lora}
+    writers: Mapping[str, Callable[[ImportedDirections, Path, ExportOptions], list[str]]] = {
+        "direction": _direction, "gguf": _gguf, "lm-eval": _lm_eval, "lora": _lora,
+    }  # fmt: skip
     if to not in writers:
         raise InputError(f"unknown format {to!r}. Use {', '.join(writers)}.")
     if to == "lora":
@@ -148,47 +147,33 @@ def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
 def _lora(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:
     extra("peft", "peft")
     chat_model = _model(imported, options)
-    with appearing(out) as folder:
+    with new_directory(out) as folder:
         return lora(chat_model, imported, folder)
 
 
 def entry_module(chat_model: ChatModel) -> str:
     """The module before the blocks whose output is the input of the first block, up to a constant factor."""
-    probe = Probe(chat_model, probe_rows(proof_tokens(chat_model), chat_model.device))
-    entry = probe.read(Point(None, "", "input"))
+    probe = BlockProbe(chat_model, probe_rows(proof_tokens(chat_model), chat_model.device))
+    entry = probe.read(ReadPoint(None, "", "input"))
     for name, (_, after) in reversed(probe.outputs(None).items()):
         output = after.reshape(-1, probe.d_model).float()
-        if output.shape == entry.shape and _proportional(output, entry):
-            return name
+        if output.shape == entry.shape:
+            scale = float((output * entry).sum() / output.square().sum().clamp_min(1e-30))
+            if scale and bool((entry - scale * output).abs().max() <= 1e-3 * entry.abs().max()):
+                return name
     raise EditError(
         f"{chat_model.name}: no submodule returns the input of the first block, so a steering file cannot name it. Use "
         "rhumbline.applied."
     )
 
 
-def _proportional(a: Tensor, b: Tensor) -> bool:
-    scale = float((a * b).sum() / (a * a).sum().clamp_min(1e-30))
-    return bool((b - scale * a).abs().max() <= 1e-3 * b.abs().max()) and scale != 0
-
-
-class SteeringStep(TypedDict):
-    """What lm-eval does at the output of one module; the keys are its own."""
-
-    steering_vector: Tensor
-    steering_coefficient: float
-    action: Literal["add", "clamp"]
-    bias: None
-    head_index: None
+SteeringStep = dict[str, Tensor | float | str | None]
+"""The intervention of lm-eval at the output of one module, with the keys of lm-eval."""
 
 
 def _step(action: Literal["add", "clamp"], coefficient: float, vector: Tensor) -> SteeringStep:
-    return {
-        "steering_vector": vector.float(),
-        "steering_coefficient": coefficient,
-        "action": action,
-        "bias": None,
-        "head_index": None,
-    }
+    step: SteeringStep = {"steering_vector": vector.float(), "steering_coefficient": coefficient, "action": action}
+    return {**step, "bias": None, "head_index": None}
 
 
 def steering(imported: ImportedDirections, chat_model: ChatModel, options: ExportOptions) -> dict[str, SteeringStep]:
@@ -197,20 +182,16 @@ def steering(imported: ImportedDirections, chat_model: ChatModel, options: Expor
     An ablation clamps the component to 0 at the input of the first block and at every proved writer. An addition acts
     at the output of the block below (of the embedding for block 0).
     """
-    names = {id(m): n for n, m in chat_model.model.base_model.named_modules()}
-
-    def relative(name: str) -> str:
-        return names[id(chat_model.model.get_submodule(name))]
-
     blocks = chat_model.blocks_name
     if options.ablate:
-        unit = imported.direction(0).vector
-        places = [entry_module(chat_model), *(f"{blocks}.{w.layer}.{w.module}" for w in chat_model.writers)]
-        return {relative(name): _step("clamp", 0.0, unit) for name in places}
-    direction = imported.direction()
-    coefficient = 1.0 if options.coefficient is None else options.coefficient
-    place = entry_module(chat_model) if direction.layer == 0 else f"{blocks}.{direction.layer - 1}"
-    return {relative(place): _step("add", coefficient, direction.difference)}
+        step = _step("clamp", 0.0, imported.direction(0).vector)
+        modules = [entry_module(chat_model), *(f"{blocks}.{w.layer}.{w.module}" for w in chat_model.writers)]
+    else:
+        direction = imported.direction()
+        step = _step("add", 1.0 if options.coefficient is None else options.coefficient, direction.difference)
+        modules = [entry_module(chat_model) if direction.layer == 0 else f"{blocks}.{direction.layer - 1}"]
+    names = {id(m): n for n, m in chat_model.model.base_model.named_modules()}
+    return {names[id(chat_model.model.get_submodule(name))]: dict(step) for name in modules}
 
 
 def _lm_eval(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:

@@ -1,6 +1,6 @@
-"""A new directory that is complete or absent: a target in, a folder that takes its name at the end out.
+"""Write a new directory that is either complete or absent.
 
-Independent of what is written into it.
+Independent of its content.
 """
 
 import os
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rhumbline.errors import OutputError
-from rhumbline.organisms.files import CONTRAST
+from rhumbline.errors import ModelError, OutputError
+from rhumbline.models.adapters import CONFIG as ADAPTER
+from rhumbline.organisms.files import CARD, CONTRAST
+from rhumbline.records.edit_file import FILE as RECORD
 
-RECORD = "rhumbline-edit.json"
-"""The record of an edit, beside the weights."""
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
@@ -24,32 +24,40 @@ def check_target(target: Path) -> None:
 
 
 @contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that is renamed to `target` on success and removed after an error."""
+def new_directory(target: Path, unfinished: Path | None = None) -> Iterator[Path]:
+    """A folder that is renamed to `target` on success and removed after an error.
+
+    With `unfinished`, that folder is used, and only a ModelError removes it, so that the next call can resume.
+    """
     from safetensors import SafetensorError
 
-    folder = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    folder = unfinished or target.with_name(f".{target.name}.partial-{os.getpid()}")
+    advice = "Nothing was written. Free the disk or fix the permissions, and rerun the same command."
+    if unfinished is not None:
+        advice = (
+            f"The finished files are in {folder}. Free the disk and rerun the same command to resume, or remove them."
+        )
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=unfinished is not None)
         yield folder
         if target.exists():
             target.rmdir()
         folder.rename(target)
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}. Nothing was left behind; free "
-            "the disk or fix the permissions, and run the same command again."
-        ) from error
-    finally:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{target} cannot be written: {reason}. {advice}") from error
+    except ModelError:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if unfinished is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the files beside the weights of a local checkpoint (processors, templates) that `folder` does not have."""
-    if not source.is_dir():
-        return
-    for path in sorted(source.iterdir()):
+    """Copy the files of a local checkpoint that are not weights (processors, templates), unless `folder` has them."""
+    for path in sorted(source.iterdir()) if source.is_dir() else []:
         is_weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
-        is_own = path.name in {RECORD, "README.md", CONTRAST}
+        is_own = path.name in {RECORD, CARD, CONTRAST, ADAPTER}
         if path.is_file() and not is_weights and not is_own and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

@@ -1,7 +1,6 @@
-"""Probe of a model: a float32 model and two rows of tokens in, tensors at any module of any block out.
+"""Read tensors at any module of a model: one forward pass is recorded, then blocks run alone with changed parameters.
 
-One forward pass is recorded; afterwards each block can be run alone, with changed parameters. Independent of what the
-tensors are read for.
+Independent of the purpose of the tensors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rhumbline.edits.projection import parameters_of
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.hooks import Observer, observed
 
 
-class Point(NamedTuple):
+class ReadPoint(NamedTuple):
     """Where a tensor is read: a module of one block, or of the whole model if layer is None."""
 
     layer: int | None
@@ -28,8 +28,8 @@ class Point(NamedTuple):
         return f"{where}, {self.module}" if self.module else where
 
 
-class _Reached(Exception):
-    """Stops a forward pass after the point was read."""
+class _Stop(Exception):
+    """Ends a forward pass before the first block."""
 
 
 class _Call(NamedTuple):
@@ -40,8 +40,8 @@ class _Call(NamedTuple):
     output: Tensor
 
 
-def _hidden_states(args: tuple, kwargs: Mapping[str, Any], output: Any) -> Tensor | None:
-    """The hidden states in the output of a call, or in its arguments if there is no output yet."""
+def hidden_states(args: tuple, kwargs: Mapping[str, Any], output: Any) -> Tensor | None:
+    """The hidden states in the output of a call, or in its arguments if there is no output; None if there are none."""
     if output is not None:
         value = output[0] if isinstance(output, tuple) and output else output
     else:
@@ -53,16 +53,16 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-class Probe:
-    """One recorded forward pass of a float32 model whose blocks can be run again, each alone."""
+class BlockProbe:
+    """One recorded forward pass of a float32 model. Its blocks can be run again, each alone."""
 
     def __init__(self, chat_model: ChatModel, inputs: Mapping[str, Tensor]) -> None:
         self.chat_model, self.model, self.inputs = chat_model, chat_model.model, dict(inputs)
-        self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters(remove_duplicate=False))
+        self.parameters = parameters_of(self.model)
         self.d_model = chat_model.d_model
         self.prefix = f"{chat_model.blocks_name}."
         self.calls = self._recorded()
-        # A block with state between calls (shared keys, for example) does not repeat itself: the whole model is run.
+        # A block with state between calls (shared keys, for example) gives another output: the whole model is run.
         self.alone = {
             layer: torch.allclose(self.block_output(layer), call.output, rtol=1e-5, atol=1e-6)
             for layer, call in self.calls.items()
@@ -79,7 +79,7 @@ class Probe:
                 before.setdefault(layer, (tuple(map(_copy, args)), {k: _copy(v) for k, v in kwargs.items()}))
 
             def leave(args: tuple, kwargs: dict, output: Any, layer: int = layer) -> None:
-                hidden = _hidden_states(args, kwargs, output)
+                hidden = hidden_states(args, kwargs, output)
                 assert hidden is not None
                 calls.setdefault(layer, _Call(*before[layer], hidden.clone()))
 
@@ -100,14 +100,14 @@ class Probe:
                 output = self.chat_model.blocks[layer](*map(_copy, call.args), **call.kwargs)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
             return torch.full_like(call.output, float("nan"))
-        hidden = _hidden_states((), {}, output)
+        hidden = hidden_states((), {}, output)
         return hidden if hidden is not None else torch.full_like(call.output, float("nan"))
 
     def root(self, layer: int | None) -> nn.Module:
         """The module in which the name of a point is looked up."""
         return self.model if layer is None else self.chat_model.blocks[layer]
 
-    def full_name(self, point: Point) -> str:
+    def full_name(self, point: ReadPoint) -> str:
         """The dotted name of the module of a point in the model."""
         return point.module if point.layer is None else f"{self.prefix}{point.layer}.{point.module}"
 
@@ -117,24 +117,24 @@ class Probe:
             if layer is None:
 
                 def stop(args: tuple, kwargs: dict, output: Any) -> None:
-                    raise _Reached
+                    raise _Stop
 
                 try:
                     with observed([Observer(self.chat_model.blocks[0], stop, "input")]):
                         self._forward()
-                except _Reached:
+                except _Stop:
                     return
             elif self.alone[layer]:
                 self.block_output(layer)
             else:
                 self._forward()
 
-    def read(self, point: Point) -> Float[Tensor, "token d_model"]:
+    def read(self, point: ReadPoint) -> Float[Tensor, "token d_model"]:
         """The tensor at a point, at its first call in the pass."""
         seen: list[Tensor] = []
 
         def see(args: tuple, kwargs: dict, output: Any) -> None:
-            hidden = _hidden_states(args, kwargs, output)
+            hidden = hidden_states(args, kwargs, output)
             if hidden is not None and not seen:
                 seen.append(hidden.detach().clone())
 
@@ -147,18 +147,18 @@ class Probe:
         """(input, output) of every module of a layer whose output has the width of the stream, innermost first."""
         tensors: dict[str, tuple[Tensor | None, Tensor]] = {}
 
-        def see(name: str, args: tuple, kwargs: dict, output: Any) -> None:
-            hidden = _hidden_states(args, kwargs, output)
-            if hidden is not None and hidden.is_floating_point() and hidden.shape[-1] == self.d_model:
-                before = _hidden_states(args, kwargs, None)
-                before = before if before is not None and before.is_floating_point() else None
-                tensors.setdefault(name, (before if before is None else before.clone(), hidden.detach().clone()))
-
         def observer(name: str, module: nn.Module) -> Observer:
-            return Observer(module, lambda args, kwargs, output: see(name, args, kwargs, output))
+            def see(args: tuple, kwargs: dict, output: Any) -> None:
+                hidden = hidden_states(args, kwargs, output)
+                if hidden is not None and hidden.is_floating_point() and hidden.shape[-1] == self.d_model:
+                    before = hidden_states(args, kwargs, None)
+                    before = before.clone() if before is not None and before.is_floating_point() else None
+                    tensors.setdefault(name, (before, hidden.detach().clone()))
 
-        names = [(n, m) for n, m in self.root(layer).named_modules() if n and not (layer is None and self.inside(n))]
-        self.run(layer, [observer(n, m) for n, m in names])
+            return Observer(module, see)
+
+        modules = self.root(layer).named_modules()
+        self.run(layer, [observer(n, m) for n, m in modules if n and not (layer is None and self.inside(n))])
         return tensors
 
     def inside(self, name: str) -> bool:

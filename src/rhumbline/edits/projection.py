@@ -1,6 +1,6 @@
-"""Projection of parameters: a parameter and a subspace in, the parameter without its component along the subspace out.
+"""Project parameters onto the complement of a subspace, and find the same edit for the input of a norm.
 
-Pure functions, and the records of an edit. Independent of models and files.
+Independent of models and files.
 """
 
 from collections.abc import Iterator
@@ -26,21 +26,20 @@ class ParameterEdit:
     """P <- P - write^T (read . P) along one axis of a parameter; orthonormal read = write gives the projection."""
 
     name: str
-    """Dotted name in the model."""
     axis: int
     """The axis of the residual stream."""
     read: Basis = field(repr=False)
     write: Basis = field(repr=False)
     writer: str
-    """The residual writer that the parameter belongs to, as text."""
+    """The residual writer of the parameter, as text."""
     norm: str = ""
-    """Dotted name of the norm between this parameter and the stream; empty if there is none."""
+    """Dotted name of the norm between the parameter and the stream; empty if there is none."""
     inferred: bool = False
-    """Whether no probe token passed through it, so that a parameter of the same role decided (unrouted experts)."""
+    """Whether no token of the probe reached it, so that the axis of a parameter with the same role is used."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class EditPlan:
     """The edits of all parameters that write into the residual stream."""
 
     outcome: EditOutcome
@@ -52,13 +51,18 @@ class Plan:
 def project(parameter: Tensor, axis: int, read: Basis, write: Basis, *, in_place: bool = False) -> Tensor:
     """P - write^T (read . P) along `axis`, in the dtype of the parameter.
 
-    Each matrix is computed separately and in float64, so that fused and separate experts get the same bits, in memory
-    or in a file. With `in_place` the result overwrites the parameter, without a second copy.
+    Each matrix is computed separately, in float64 and row after row, so that fused and separate experts get the same
+    bits, in memory and in a file. With `in_place` the result overwrites the parameter.
     """
     result = parameter if in_place else torch.empty_like(parameter)
-    read64, write64 = read.double().to(parameter.device), write.double().to(parameter.device)
+    read, write = read.double().to(parameter.device), write.double().to(parameter.device)
     for source, target in zip(matrices(parameter, axis), matrices(result, axis), strict=True):
-        _project_into(target, source, read64, write64)
+        x = source.double()
+        shares = [(x * r[:, None]).sum(0) for r in read]
+        for r, share in zip(write, shares, strict=True):
+            x -= r[:, None] * share
+        # Rounding to float32 first gives the same bits for float32 and 16-bit parameters; the proof is in float32.
+        target.copy_(x.float().to(target.dtype))
     return result
 
 
@@ -71,16 +75,6 @@ def matrices(parameter: Tensor, axis: int) -> Iterator[Float[Tensor, "d_model co
     # [d_model, expert, ...]: one matrix per expert. The last axis is kept, the others are iterated.
     for index in product(*(range(n) for n in first.shape[1:-1])):
         yield from first[(slice(None), *index)].split(COLUMNS, dim=1)
-
-
-def _project_into(target: Tensor, block: Tensor, read: Tensor, write: Tensor) -> None:
-    """Project one block [d_model, columns]; the order of the sums is fixed, row after row."""
-    x = block.double()
-    share = [(x * r[:, None]).sum(0) for r in read]
-    for r, s in zip(write, share, strict=True):
-        x -= r[:, None] * s
-    # Rounding to float32 first gives the same bits for float32 and for 16-bit parameters; the proof uses float32.
-    target.copy_(x.float().to(target.dtype))
 
 
 def orthonormal(vectors: Float[Tensor, "rank d_model"]) -> Basis:
@@ -98,12 +92,11 @@ def orthonormal(vectors: Float[Tensor, "rank d_model"]) -> Basis:
 def inner_vectors(
     module: nn.Module, z: Float[Tensor, "token d_model"], basis: Basis, *, oblique: bool
 ) -> tuple[Basis, Basis, bool] | None:
-    """(read, write, is linear) of the edit of a norm's input after which its output has no component along `basis`.
+    """(read, write, is linear): the edit of the input of a norm after which its output is orthogonal to `basis`.
 
-    Let G be the response of the norm to the unit vectors; then r.N(z) is proportional to (G r).z. `read` is G r, which
-    for an RMS norm is the gain times r. Two edits remove it: the orthogonal one (write = read) and the oblique one
-    (write = G^-1 r). The oblique edit keeps every other direction of the output up to one scale per token. Returns None
-    if the module is not such a norm.
+    With G the response of the norm N to the unit vectors, r.N(z) is proportional to (G r).z. `read` is G r, which for
+    an RMS norm is the gain times r. Two edits remove it: the orthogonal one (write = read) and the oblique one, whose
+    `write` is G^-1 r and which keeps every other direction up to one scale per token. None for other modules.
     """
     d_model = z.shape[1]
     try:
@@ -134,9 +127,19 @@ def inner_vectors(
     return read, write, linear
 
 
-def carry_out(model: Any, plan: Plan) -> None:
+def parameters_of(model: Any) -> dict[str, nn.Parameter]:
+    """The parameters of a model by name, with all names of shared ones."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def leak_allowed(dtype: torch.dtype) -> float:
+    """Largest share along the subspace that rounding to a dtype explains; it is of the order of its spacing."""
+    return 1e-4 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+
+
+def carry_out(model: Any, plan: EditPlan) -> None:
     """Edit the parameters of a model in place, each in its own dtype."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = parameters_of(model)
     with torch.no_grad():
         for edit in plan.edits:
             parameter = parameters[edit.name]

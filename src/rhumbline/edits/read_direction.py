@@ -1,14 +1,13 @@
-"""Read directions: a run directory, a direction.safetensors or a file of another tool in, vectors and their origin out.
+"""Read directions from a run directory, a direction.safetensors or a file of another tool, with their origin.
 
 Reads tensors and plain values only (`.pt` files with weights_only), so that no file can execute code. Checks shapes,
-finiteness, and whether a direction was made for the model that it is used on. Independent of what it is used for.
+finiteness, and whether a direction was made for the model that it is used on. Independent of its use.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.interventions import Direction
+from rhumbline.models.weight_files import extra
 from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256, tensors_metadata
 from rhumbline.records.positions import Position
@@ -24,6 +24,8 @@ from rhumbline.stages.finished_run import open_run
 
 FORMAT = "rhumbline-direction-1"
 """Value of `format` in the metadata of a direction.safetensors."""
+TEXTS = ("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256")
+"""Fields of the origin that are texts in this metadata."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,21 @@ class ImportedDirections:
 
     vectors: Float[Tensor, "rank d_model"]
     layer: int | None
-    """Block at whose input they were read, or are added; None if the file does not say."""
+    """Block at whose input they were read, or are added; None if the file does not state it."""
     position: Position | None
-    """Position at which they were read; None if the file does not say."""
+    """Position at which they were read; None if the file does not state it."""
     source: str
     """Run directory or file."""
     origin: DirectionOrigin = DirectionOrigin()  # noqa: RUF009 - frozen
-    """The model, template and run that they come from, as far as the file says."""
 
     def direction(self, layer: int | None = None) -> Direction:
         """The direction; DirectionError if there are several vectors, or if the layer is not known."""
         if len(self.vectors) != 1:
             raise DirectionError(f"{self.source} has {len(self.vectors)} vectors, and one is needed. Pass --rank 1.")
-        where = self.layer if layer is None else layer
-        if where is None:
-            raise DirectionError(f"{self.source} does not say at which layer its vector acts. Pass --layer.")
-        return Direction.from_vector(self.vectors[0], -1 if self.position is None else self.position, where)
+        layer = self.layer if layer is None else layer
+        if layer is None:
+            raise DirectionError(f"{self.source} does not state the layer of its vector. Pass --layer.")
+        return Direction.from_vector(self.vectors[0], -1 if self.position is None else self.position, layer)
 
 
 def read_directions(
@@ -76,10 +77,9 @@ def read_directions(
     if layer is not None:
         imported = replace(imported, layer=layer)
     norms = imported.vectors.norm(dim=1)
-    if not torch.isfinite(norms).all():
-        raise DirectionError(f"{path}: the direction has NaN or infinite values. Use another direction.")
-    if not bool((norms > 0).all()):
-        raise DirectionError(f"{path}: the direction is a zero vector. Use another direction.")
+    if not bool(((norms > 0) & torch.isfinite(norms)).all()):
+        fault = "is a zero vector" if torch.isfinite(norms).all() else "has NaN or infinite values"
+        raise DirectionError(f"{path}: the direction {fault}. Use another direction.")
     return imported
 
 
@@ -114,13 +114,15 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
     at_position: Position | None = None
     match path.suffix:
         case ".safetensors":
-            metadata = tensors_metadata(path)
+            metadata = {name: text for name, text in tensors_metadata(path).items() if text}
             tensor = _safetensors(path)
             if metadata.get("format") == FORMAT:
                 at_layer = _number(path, metadata, "layer")
                 number = _number(path, metadata, "position")
                 at_position = None if number is None else Position(number)
-                origin = _origin(path, metadata, origin)
+                numbers = {name: _number(path, metadata, name) for name in ("n_layers", "seed")}
+                texts = {name: metadata.get(name) for name in TEXTS}
+                origin = structs.replace(origin, **numbers, **texts)
         case ".pt" | ".pth" | ".bin":
             tensor = _pickled(path)
         case ".gguf":
@@ -144,35 +146,22 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
 
 
 def _number(path: Path, metadata: Mapping[str, str], name: str) -> int | None:
-    """A whole number of the metadata; None if it has none of this name."""
-    text = metadata.get(name)
+    """A whole number of the metadata; None if it is missing."""
     try:
-        return int(text) if text else None
+        return int(metadata[name]) if name in metadata else None
     except ValueError:
         raise DirectionError(
-            f"{path}: {name} is {text!r} in the metadata, expected a whole number. Export the direction again."
+            f"{path}: {name} is {metadata[name]!r} in the metadata, expected a whole number. Export it again."
         ) from None
-
-
-def _origin(path: Path, metadata: Mapping[str, str], origin: DirectionOrigin) -> DirectionOrigin:
-    """The origin with the values that `export --to direction` wrote into the metadata."""
-    numbers = {name: _number(path, metadata, name) for name in ("n_layers", "seed")}
-    texts = ("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256")
-    return structs.replace(origin, **numbers, **{name: metadata.get(name) or None for name in texts})
 
 
 def _cell(path: Path, tensor: Tensor, layer: int | None, position: Position | None) -> Tensor:
     """One vector of a [position, layer, d_model] table, such as mean_diffs.pt of the paper or candidates of a run."""
     n_positions, n_layers, _ = tensor.shape
-    if layer is None or position is None:
+    if position is None or layer is None or not (-n_positions <= int(position) < 0 and 0 <= layer < n_layers):
         raise DirectionError(
             f"{path} has one vector for each of {n_positions} positions and {n_layers} layers. Pass --position "
-            f"(-{n_positions} .. -1) and --layer (0 .. {n_layers - 1})."
-        )
-    if position.is_in_response or int(position) < -n_positions or not 0 <= layer < n_layers:
-        raise DirectionError(
-            f"{path}: position {int(position)}, layer {layer} is not in its table of {n_positions} positions and "
-            f"{n_layers} layers. Pass --position (-{n_positions} .. -1) and --layer (0 .. {n_layers - 1})."
+            f"(-{n_positions} .. -1) and --layer (0 .. {n_layers - 1}); given: {position and int(position)}, {layer}."
         )
     return tensor[int(position), layer]
 
@@ -214,18 +203,8 @@ def _pickled(path: Path) -> Tensor:
     return loaded if isinstance(loaded, Tensor) else _one(path, loaded if isinstance(loaded, Mapping) else {})
 
 
-def extra(name: str, module: str) -> Any:
-    """An optional dependency; InputError if it is not installed."""
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(f"{module} is not installed. Install it: pip install 'rhumbline[{name}]'") from error
-
-
 def _gguf(path: Path, layer: int | None) -> tuple[Tensor, int]:
-    """A llama.cpp control vector (format of repeng): direction.N is added to the output of block N."""
+    """A llama.cpp control vector (the format of repeng): direction.N is added to the output of block N."""
     gguf = extra("gguf", "gguf")
     try:
         reader = gguf.GGUFReader(str(path))

@@ -1,7 +1,7 @@
-"""Recipes for stored tensors: the config of a checkpoint in, the stored tensors to edit and their axes out.
+"""Determine the stored tensors to edit, and their axes, from the config of a checkpoint.
 
-A small model has the same layers, heads, experts and ties, with narrow matrices. It is proved and edited in memory and
-saved before and after; comparing the files gives the axis and the norm of every changed tensor. Independent of the
+A small model has the same layers, heads, experts and ties, with narrow matrices. It is edited in memory with a proof,
+and saved before and after. Comparing the files gives the axis and the norm of every changed tensor. Independent of the
 weights of the checkpoint.
 """
 
@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rhumbline.edits.edit_plan import plan_ablation, untied
-from rhumbline.edits.projection import Plan, carry_out, orthonormal, project
-from rhumbline.edits.proved_edit import measure_gap, probe_rows, reference
+from rhumbline.edits.edit_plan import plan_ablation, untie
+from rhumbline.edits.projection import EditPlan, carry_out, orthonormal, project
+from rhumbline.edits.proved_edit import LEAK, ROUNDING, measure_gap, probe_rows, reference
 from rhumbline.errors import EditError
 from rhumbline.models.proving import prove
 from rhumbline.records.edit_file import EditGap
 
+IN_MEMORY = "Edit the checkpoint in memory, without --sharded."
 NARROW = 8
 """Width of an attention head of the small model."""
-LARGEST_PROXY = 300_000_000
+MAX_PARAMETERS = 300_000_000
+"""Largest number of parameters of the small model."""
 _WIDTHS = {
     "intermediate_size": 40, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "ffn_dim": 40,
     "n_inner": 40, "ffn_hidden_size": 40, "intermediate_size_mlp": 40, "shared_intermediate_size": 24,
@@ -36,24 +38,24 @@ _WIDTHS = {
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 
 
-class Rule(NamedTuple):
+class StoredEdit(NamedTuple):
     """The edit of one stored tensor."""
 
     axis: int
     norm: str
-    """The norm after the tensor, whose gain shapes the edit; empty for the plain projection."""
+    """The norm after the tensor, whose gain determines the vectors of the edit; empty for the plain projection."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The edits of the stored tensors, measured on the small model."""
+class ShardRecipe:
+    """The edits of the stored tensors, as measured on the small model."""
 
-    rules: Mapping[str, Rule]
+    edits: Mapping[str, StoredEdit]
     names: frozenset[str]
-    """Every stored tensor of the edited small model."""
+    """All stored tensors of the edited small model."""
     untied: tuple[str, str] | None
     """(head, embedding) if the head is stored as a copy of the unedited embedding."""
-    plan: Plan
+    plan: EditPlan
     gap: EditGap
     oblique: bool
 
@@ -85,18 +87,18 @@ def _small_model(source: str, config: Any) -> Any:
         small = narrow_config(config)
         with torch.device("meta"):
             size = sum(p.numel() for p in loader.from_config(small).parameters())
-        if size > LARGEST_PROXY:
-            raise ValueError(f"it would still have {size / 1e6:.0f} million parameters")
+        if size > MAX_PARAMETERS:
+            raise ValueError(f"it would have {size / 1e6:.0f} million parameters")
         torch.manual_seed(0)
         model = loader.from_config(small, dtype=torch.float32).eval()
     except Exception as error:
         raise EditError(
             f"{source}: no small model of its config can be built ({error}), so the edit of its files cannot be "
-            "proved. Edit it in memory, without --sharded."
+            f"proved. {IN_MEMORY}"
         ) from error
     with torch.no_grad():
         for parameter in model.parameters():
-            # An edit of gains of 1 and biases of 0 could not be detected.
+            # With gains of 1 and biases of 0 an edit of them could not be detected.
             if parameter.ndim == 1 or not parameter.any():
                 parameter += 0.5 * torch.rand_like(parameter) - 0.25
     return model
@@ -109,49 +111,45 @@ def _stored(model: Any, folder: Path) -> dict[str, Tensor]:
     return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
 
 
-def recipe(source: str, config: Any, rank: int) -> Recipe:
+def recipe(source: str, config: Any, rank: int) -> ShardRecipe:
     """Edit a small model of the config, and compare its stored tensors before and after."""
     model = _small_model(source, config)
     chat_model = prove(model, None, source)
     basis = orthonormal(torch.randn(rank, chat_model.d_model, generator=torch.Generator().manual_seed(1)))
     with tempfile.TemporaryDirectory() as scratch:
         target = reference(chat_model, basis)
-        was_tied = untied(model)
+        was_tied = untie(model)
         before = _stored(model, Path(scratch) / "before")
         rows = probe_rows(target.sequences, chat_model.device)
         plan, oblique = plan_ablation(chat_model, basis, rows), False
         if plan.outcome == "approximate":
             try:
                 plan, oblique = plan_ablation(chat_model, basis, rows, oblique=True), True
-            except EditError:  # the output of a LayerNorm is centred: only the orthogonal edit exists
+            except EditError:  # the output of a LayerNorm is centred, so only the orthogonal edit exists
                 oblique = False
         kept = {e.name: model.get_parameter(e.name).detach().clone() for e in plan.edits}
         carry_out(model, plan)
         same = [name for name, old in kept.items() if torch.equal(old, model.get_parameter(name))]
         if same:
-            raise EditError(f"{source}: on a small model the edit does not change {same[0]}. Edit in memory.")
+            raise EditError(f"{source}: on a small model the edit does not change {same[0]}. {IN_MEMORY}")
         gap, _ = measure_gap(chat_model, basis, target)
         after = _stored(model, Path(scratch) / "after")
-    if gap.leak > 1e-4 or (plan.outcome == "exact" and gap.logits > 1e-4 * max(gap.size, 1.0)):
-        raise EditError(
-            f"{source}: the edit of a small model of its config does not agree with the hooks. Edit in memory, without "
-            "--sharded."
-        )
-    rules = {
-        name: _rule(name, old, after[name], plan) for name, old in before.items() if not torch.equal(old, after[name])
-    }
-    return Recipe(rules, frozenset(after), _head(before, model) if was_tied else None, plan, gap, oblique)
+    if gap.leak > LEAK or (plan.outcome == "exact" and gap.logits > ROUNDING * max(gap.size, 1.0)):
+        raise EditError(f"{source}: the edit of a small model of its config does not agree with the hooks. {IN_MEMORY}")
+    changed = {n: (old, after[n]) for n, old in before.items() if not torch.equal(old, after[n])}
+    edits = {name: _stored_edit(name, old, new, plan) for name, (old, new) in changed.items()}
+    return ShardRecipe(edits, frozenset(after), _head(before, model) if was_tied else None, plan, gap, oblique)
 
 
-def _rule(name: str, old: Tensor, new: Tensor, plan: Plan) -> Rule:
+def _stored_edit(name: str, old: Tensor, new: Tensor, plan: EditPlan) -> StoredEdit:
     """The edit that gives the new stored tensor, independent of its name in the model."""
-    ways = {(e.norm, e.read.numpy().tobytes()): e for e in plan.edits}
+    different = {(e.norm, e.read.numpy().tobytes()): e for e in plan.edits}
     d_model = plan.edits[0].read.shape[1]
-    for (norm, _), edit in ways.items():
+    for edit in different.values():
         for axis in (a for a, n in enumerate(old.shape) if n == d_model):
             if torch.allclose(project(old, axis, edit.read, edit.write), new, atol=1e-6, rtol=1e-5):
-                return Rule(axis, norm)
-    raise EditError(f"the change of the stored tensor {name} is no projection. Edit in memory, without --sharded.")
+                return StoredEdit(axis, edit.norm)
+    raise EditError(f"the change of the stored tensor {name} is not a projection. {IN_MEMORY}")
 
 
 def _head(before: Mapping[str, Tensor], model: Any) -> tuple[str, str]:
@@ -159,5 +157,5 @@ def _head(before: Mapping[str, Tensor], model: Any) -> tuple[str, str]:
     head = next(n for n, p in model.named_parameters() if p is model.get_output_embeddings().weight)
     tokens = next(n for n, p in model.named_parameters() if p is embedding)
     if not {head, tokens} <= before.keys():
-        raise EditError("the tied head is stored under another name than in the model. Edit in memory.")
+        raise EditError(f"the tied head is stored under another name than in the model. {IN_MEMORY}")
     return head, tokens

@@ -1,12 +1,14 @@
-"""Rewrite a safetensors file tensor by tensor: a file and edits of named tensors in, a file out, one tensor in memory.
+"""Read the header of a safetensors file, and rewrite the file with edited tensors, one tensor in memory.
 
 The format is eight bytes with the length of the header, the header as JSON (name -> dtype, shape, offsets), and the
-data. The result is the file that safetensors itself would write, byte for byte. Independent of what the tensors mean.
+data. The result is the file that safetensors itself would write, byte for byte. Independent of the meaning of the
+tensors.
 """
 
 import json
 import os
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rhumbline.errors import ModelError
+from rhumbline.models.weight_files import safetensors_header
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -28,7 +31,6 @@ class Entry(NamedTuple):
     """Format and offset of one tensor in its file."""
 
     dtype: str
-    """Name of the format in safetensors."""
     shape: tuple[int, ...]
     start: int
     """Offset of the first byte in the file."""
@@ -45,16 +47,16 @@ class TensorFile(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> "TensorFile":
-        """Read the header only."""
+        """Read the header only; ModelError if the file is torn or not a safetensors file."""
+        safetensors_header(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
-        entries = {
-            name: Entry(e["dtype"], tuple(e["shape"]), 8 + length + e["data_offsets"][0],
-                        e["data_offsets"][1] - e["data_offsets"][0])
-            for name, e in header.items()
-        }  # fmt: skip
+        entries = {}
+        for name, e in header.items():
+            first, end = e["data_offsets"]
+            entries[name] = Entry(e["dtype"], tuple(e["shape"]), 8 + length + first, end - first)
         return cls(path, metadata, entries)
 
     def tensor(self, name: str) -> Tensor:
@@ -111,9 +113,7 @@ def write_edited(
 
 def _width(entry: Entry) -> int:
     """Bits of one value."""
-    count = 1
-    for n in entry.shape:
-        count *= n
+    count = prod(entry.shape)
     return 8 * entry.size // count if count else 0
 
 

@@ -1,4 +1,4 @@
-"""Evaluations: a run directory and names of benchmark tasks in, the tasks' scores under the arms of the run out.
+"""Evaluate the arms of a run on benchmark tasks of lm-evaluation-harness.
 
     RUN/evaluations/<key>/settings.json             the settings, whose hash is the key
     RUN/evaluations/<key>/<task>/<arm>.json         results of the harness, and the scores of every document
@@ -9,13 +9,15 @@ and completions are not kept. Independent of statistics and of the content of th
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.benchmark_comparison import compare
@@ -24,38 +26,32 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.records.arms import BASELINE as BASELINE_ID
 from rhumbline.records.arms import EDITED, ArmId
 from rhumbline.records.codec import convert, to_json
-from rhumbline.records.directory import RunDirectory
 from rhumbline.records.evaluation_files import Comparison, EvaluationSettings, TaskResult
-from rhumbline.records.files import file_sha256, finite, sha256
+from rhumbline.records.files import file_sha256, sha256
 from rhumbline.stages.finished_run import FinishedRun, open_run
 
-Progress = Callable[[str], None]
+KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
+"""Entries of the results of the harness that are stored; the others contain texts."""
 
 
 @dataclass(frozen=True)
-class Benchmarks:
-    """The tasks of an evaluation."""
+class Evaluation:
+    """The tasks of an evaluation, and how they are evaluated."""
 
-    names: tuple[str, ...]
+    tasks: tuple[str, ...]
     """Names of lm-evaluation-harness, or of task files in `include_path`."""
     include_path: str | Path | None = None
     """Folder of task files (YAML)."""
-    batch_size: int = 16
-    """Requests of one forward pass."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The direction of an evaluation, and how its tasks are evaluated."""
-
-    seed: int
-    """Seed of the run, whose direction is used."""
+    seed: int | None = None
+    """Seed of the run whose direction is used; None: the first."""
     limit: int | None = None
     """Number of documents of each task, from the first; None: all."""
     fewshot: int | None = None
     """Examples in each prompt; None: the number of the task."""
     chat: bool = False
     """Render the prompts with the chat template."""
+    batch_size: int = 16
+    """Requests of one forward pass."""
 
     def __post_init__(self):
         if self.limit is not None and self.limit < 1:
@@ -63,16 +59,31 @@ class Settings:
         if self.fewshot is not None and self.fewshot < 0:
             raise InputError(f"--fewshot is {self.fewshot}; pass 0 or more.")
 
+    def record(self, seed: int) -> EvaluationSettings:
+        """The settings in settings.json, with a hash of every task file."""
+        files = () if self.include_path is None else sorted(Path(self.include_path).rglob("*"))
+        return EvaluationSettings(
+            seed=seed,
+            limit=self.limit,
+            fewshot=self.fewshot,
+            chat=self.chat,
+            tasks={
+                path.relative_to(str(self.include_path)).as_posix(): file_sha256(path)
+                for path in files
+                if path.suffix in (".yaml", ".yml", ".py")
+            },
+            versions={"lm_eval": version("lm_eval")},
+        )
+
 
 def evaluate(
     path: str | Path,
     model: ChatModel,
-    benchmarks: Benchmarks,
+    evaluation: Evaluation,
     arms: Sequence[str],
-    settings: Settings,
     *,
     edited: ChatModel | None = None,
-    progress: Progress = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Run every task under the baseline and every arm, and compare the arms on the same documents.
 
@@ -81,17 +92,16 @@ def evaluate(
     """
     run = open_run(path)
     run.check_model(model, ModelError)
-    evaluated = {arm: (model, run.arms(settings.seed).arm(arm)) for arm in _arm_ids(run, arms, settings)}
+    seed_arms = run.arms(evaluation.seed)
+    evaluated = {arm: (model, seed_arms.arm(arm)) for arm in _arm_ids(run, arms, evaluation.seed)}
     if edited is not None:
         evaluated[EDITED] = (edited, BASELINE)
-    manager = task_manager(benchmarks)
-    record = EvaluationSettings(
-        **asdict(settings), tasks=_task_files(benchmarks.include_path), versions={"lm_eval": version("lm_eval")}
-    )
-    folder = run.path / "evaluations" / sha256(to_json(record))[:10]
+    manager = task_manager(evaluation)
+    settings = evaluation.record(run.artefacts(evaluation.seed).seed)
+    folder = run.path / "evaluations" / sha256(to_json(settings))[:10]
     if not (folder / "settings.json").is_file():
-        run.directory.write_as(record, folder / "settings.json")
-    for task in benchmarks.names:
+        run.directory.write_as(settings, folder / "settings.json")
+    for task in evaluation.tasks:
         for arm_id, (evaluated_model, arm) in evaluated.items():
             target = folder / _slug(task) / f"{_slug(str(arm_id))}.json"
             if target.is_file():
@@ -100,26 +110,58 @@ def evaluate(
                 with _data_of(task):
                     manager.load([task])
             progress(f"{task}, {arm_id}")
-            harness = _Harness(manager, settings, benchmarks.batch_size)
-            results = harness.run(evaluated_model, arm, task, target.with_suffix(".answers"))
-            _save(run.directory, target, {"task": task, "arm": str(arm_id), **results})
+            responses = target.with_suffix(".answers")
+            results = _run_task(manager, evaluation, task, evaluated_model, arm, responses)
+            results |= {"protocol_sha256": run.directory.protocol_sha256, "task": task, "arm": str(arm_id)}
+            run.directory.write_as(convert(results, TaskResult), target)
+            responses.unlink(missing_ok=True)
     comparison = compare(run.directory, folder)
     run.directory.write_as(comparison, folder / "comparison.json")
     return comparison
 
 
-def _save(directory: RunDirectory, target: Path, results: Mapping[str, Any]) -> None:
-    value = {"protocol_sha256": directory.protocol_sha256, **results}
-    directory.write_as(convert(value, TaskResult), target)
+def _run_task(
+    manager: Any, evaluation: Evaluation, task: str, model: ChatModel, arm: Arm, responses: Path
+) -> dict[str, Any]:
+    """The results of the harness for one task under one arm, as JSON values without documents and completions.
+
+    `responses` caches the responses to requests until the results are saved.
+    """
+    from lm_eval import simple_evaluate
+
+    from rhumbline.evals.lm_eval_harness import ArmModel, ResponseCache
+
+    responses.parent.mkdir(parents=True, exist_ok=True)
+    simple: Any = simple_evaluate  # a decorator hides its signature
+    results = simple(
+        model=ArmModel(model, arm, ResponseCache(responses), batch_size=evaluation.batch_size),
+        tasks=[task],
+        task_manager=manager,
+        num_fewshot=evaluation.fewshot,
+        limit=evaluation.limit,
+        apply_chat_template=evaluation.chat,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    samples = {
+        name: [
+            {**{k: s[k] for k in ("doc_id", "doc_hash", "filter")}, "scores": {m: s[m] for m in s["metrics"]}}
+            for s in documents
+        ]
+        for name, documents in results["samples"].items()
+    }
+    kept = {name: results[name] for name in KEPT if name in results} | {"samples": samples}
+    # Numbers of NumPy are not JSON values.
+    return msgspec.to_builtins(kept, str_keys=True, enc_hook=lambda v: v.item() if hasattr(v, "item") else str(v))
 
 
-def _arm_ids(run: FinishedRun, names: Sequence[str], settings: Settings) -> list[ArmId]:
+def _arm_ids(run: FinishedRun, names: Sequence[str], seed: int | None) -> list[ArmId]:
     """The baseline and the named arms; InputError for arms that the run does not have."""
-    known = {str(arm): arm for arm in run.arms(settings.seed).every()}
+    known = {str(arm): arm for arm in run.arms(seed).every()}
     chosen = list(dict.fromkeys([str(BASELINE_ID), *names]))
     if len(known) == 1 and len(chosen) > 1:
         raise InputError(
-            f"{run.path}: no direction was selected in seed {settings.seed}, so it has the baseline only. Pass --arms "
+            f"{run.path}: no direction was selected for this seed, so its only arm is the baseline. Pass --arms "
             "baseline, or another --seed."
         )
     if unknown := [name for name in chosen if name not in known]:
@@ -142,22 +184,22 @@ class Planned(NamedTuple):
     documents: int
     requests: int
     words: int
-    """Of all prompts and continuations."""
+    """Words of all prompts and continuations."""
 
 
-def planned(benchmarks: Benchmarks, settings: Settings) -> list[Planned]:
+def planned(evaluation: Evaluation) -> list[Planned]:
     """The requests of every task, built by the harness; no model is needed."""
-    manager, plans = task_manager(benchmarks), []
-    for task in benchmarks.names:
-        with _data_of(task):
-            loaded = manager.load([task])["tasks"]
-        for name, one in loaded.items():
-            if settings.fewshot is not None:
-                one.set_config(key="num_fewshot", value=settings.fewshot)
-            one.build_all_requests(limit=settings.limit, rank=0, world_size=1)
-            texts = [str(part) for i in one.instances for part in i.args if isinstance(part, str)]
-            documents = len({i.doc_id for i in one.instances})
-            plans.append(Planned(name, documents, len(one.instances), sum(len(text.split()) for text in texts)))
+    manager, plans = task_manager(evaluation), []
+    for name in evaluation.tasks:
+        with _data_of(name):
+            loaded = manager.load([name])["tasks"]
+        for part, task in loaded.items():
+            if evaluation.fewshot is not None:
+                task.set_config(key="num_fewshot", value=evaluation.fewshot)
+            task.build_all_requests(limit=evaluation.limit, rank=0, world_size=1)
+            words = sum(len(str(a).split()) for i in task.instances for a in i.args if isinstance(a, str))
+            documents = len({i.doc_id for i in task.instances})
+            plans.append(Planned(part, documents, len(task.instances), words))
     return plans
 
 
@@ -173,22 +215,23 @@ def _data_of(task: str) -> Iterator[None]:
         ) from error
 
 
-def task_manager(benchmarks: Benchmarks) -> Any:
+def task_manager(evaluation: Evaluation) -> Any:
     """The task index of the harness; its own tasks are indexed only if a name is not in the folder of the user."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(f"evaluations need lm-evaluation-harness ({error}): pip install 'rhumbline[eval]'.") from error
-    names, folder = benchmarks.names, benchmarks.include_path
-    if folder is not None and not Path(folder).is_dir():
-        raise InputError(f"--include-path {folder} is not a directory. Pass one with task files (YAML).")
-    # Absolute: the harness reads task files again after changing the working directory.
-    absolute = None if folder is None else str(Path(folder).resolve())
-    if absolute is not None:
+    names, folder = evaluation.tasks, evaluation.include_path
+    if folder is None:
+        manager = _own_tasks()
+    else:
+        if not Path(folder).is_dir():
+            raise InputError(f"--include-path {folder} is not a directory. Pass one with task files (YAML).")
+        # Absolute: the harness reads task files again after changing the working directory.
+        absolute = str(Path(folder).resolve())
         manager = TaskManager(include_path=absolute, include_defaults=False)
-        if all(task in manager.all_tasks for task in names):
-            return manager
-    manager = _own_tasks() if absolute is None else TaskManager(include_path=absolute)
+        if not set(names) <= set(manager.all_tasks):
+            manager = TaskManager(include_path=absolute)
     if unknown := [task for task in names if task not in manager.all_tasks]:
         raise InputError(
             f"unknown tasks {', '.join(unknown)}. Use names of lm-evaluation-harness (`lm_eval ls tasks`) or of the "
@@ -205,81 +248,6 @@ def _own_tasks() -> Any:
     return TaskManager()
 
 
-def _task_files(folder: str | Path | None) -> dict[str, str]:
-    """Hash of every task file of a folder; a changed file gives another evaluation."""
-    if folder is None:
-        return {}
-    files = (p for p in Path(folder).rglob("*") if p.suffix in (".yaml", ".yml", ".py"))
-    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(files)}
-
-
 def _slug(name: str) -> str:
     """A file name for a task or an arm."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "-"
-
-
-# -- the harness ------------------------------------------------------------------------------------------------------
-
-
-class _Harness(NamedTuple):
-    """lm-evaluation-harness with the settings of an evaluation."""
-
-    manager: Any
-    settings: Settings
-    batch_size: int
-
-    def run(self, model: ChatModel, arm: Arm, task: str, responses: Path) -> dict[str, Any]:
-        """One task under one arm: the JSON results of the harness, and the scores of each document.
-
-        `responses` caches the responses to requests until the task is finished.
-        """
-        from lm_eval import simple_evaluate
-
-        from rhumbline.evals.lm_eval_harness import ArmModel, ResponseCache
-
-        responses.parent.mkdir(parents=True, exist_ok=True)
-        simple: Any = simple_evaluate  # a decorator hides its signature
-        results = simple(
-            model=ArmModel(model, arm, ResponseCache(responses), batch_size=self.batch_size),
-            tasks=[task],
-            task_manager=self.manager,
-            num_fewshot=self.settings.fewshot,
-            limit=self.settings.limit,
-            apply_chat_template=self.settings.chat,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-        assert results is not None
-        plain = finite(_plain(_without_texts(results)))
-        responses.unlink(missing_ok=True)
-        return plain
-
-
-def _without_texts(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of the harness without documents, prompts and completions."""
-    samples = {
-        task: [
-            {
-                "doc_id": s["doc_id"],
-                "doc_hash": s["doc_hash"],
-                "filter": s["filter"],
-                "scores": {metric: s[metric] for metric in s["metrics"]},
-            }
-            for s in documents
-        ]
-        for task, documents in results["samples"].items()
-    }
-    kept = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
-    return {k: results[k] for k in kept if k in results} | {"samples": samples}
-
-
-def _plain(value: Any) -> Any:
-    """The value with numbers of NumPy converted to numbers of Python, in nested containers too."""
-    match value:
-        case Mapping():
-            return {str(k): _plain(v) for k, v in value.items()}
-        case list() | tuple():
-            return [_plain(v) for v in value]
-        case bool() | int() | float() | str() | None:
-            return float(value) if isinstance(value, float) else value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)

@@ -1,14 +1,13 @@
 """An arm of a run as a model of Inspect AI: `inspect eval task.py --model rhumbline/RUN -M arm=ablation`.
 
-Chat messages in, the greedy completion under the arm out. The entry point `inspect_ai` registers it; needs the extra
-`inspect`. Temperature, tools and several choices are errors, because arms were measured with greedy decoding of text.
+It completes chats greedily under the arm. The entry point `inspect_ai` registers it; needs the extra `inspect`.
+Temperature, tools and several choices raise InputError, because arms were measured with greedy decoding of text.
 Independent of tasks.
 """
 
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,6 +26,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from rhumbline.errors import InputError
 from rhumbline.inference.interventions import Arm
 from rhumbline.inference.runner import Runner
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.records.arms import ArmId
 from rhumbline.stages.finished_run import RunInputs, open_run
 
@@ -36,14 +36,9 @@ ARGUMENTS = ("arm", "seed", "model", "device", "dtype")
 """Arguments of a model name, or of `-M`."""
 
 
-def arm_of_run(path: str | Path, name: str, seed: int | None = None) -> Arm:
-    """An arm by its name in outcomes.jsonl; InputError if the run has no such arm."""
-    return open_run(path).arms(seed).arm(ArmId.parse(name))
-
-
 @dataclass
 class _Request:
-    """One chat that a completion is generated for."""
+    """One chat, and its completion."""
 
     ids: list[int]
     max_tokens: int
@@ -56,6 +51,8 @@ class _BatchedArm:
 
     runner: Runner
     arm: Arm
+    stop: frozenset[int]
+    """Ids that end a completion."""
     queue: list[_Request] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -74,7 +71,11 @@ class _BatchedArm:
         longest = max(request.max_tokens for request in batch)
         try:
             completions, _ = await asyncio.to_thread(
-                self.runner.generate, [request.ids for request in batch], [self.arm], max_new_tokens=longest
+                self.runner.generate,
+                [request.ids for request in batch],
+                [self.arm],
+                max_new_tokens=longest,
+                stop=self.stop,
             )
         except Exception as error:
             for request in batch:
@@ -102,33 +103,31 @@ class RhumblineAPI(ModelAPI):
             raise InputError(
                 f"rhumbline/{path}: unknown arguments {', '.join(unknown)}. Use some of {', '.join(ARGUMENTS)}."
             )
-        arm = arm_of_run(path, str(arguments.get("arm", "baseline")), _seed(path, arguments.get("seed")))
+        seed = arguments.get("seed")
+        if seed is not None and not str(seed).isdecimal():
+            raise InputError(f"rhumbline/{path}: seed is {seed!r}. Use a seed of the run.")
         run = open_run(path)
+        arm = run.arms(None if seed is None else int(seed)).arm(ArmId.parse(str(arguments.get("arm", "baseline"))))
         self.protocol = run.protocol
         inputs = RunInputs(arguments.get("model"), device=arguments.get("device"), dtype=arguments.get("dtype"))
         model = run.model(inputs)
-        self.template = run.template(model)
-        self.arm = _BatchedArm(Runner(model), arm)
+        self.chat = run.chat(model)
+        self.arm = _BatchedArm(Runner(model), arm, stop_ids(model, self.chat))
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
         """The greedy completion of a chat under the arm."""
         del tool_choice
-        options = {
-            "tools": bool(tools),
-            "temperature": bool(config.temperature),
-            "num_choices": (config.num_choices or 1) > 1,
-        }
-        if unsupported := [name for name, is_used in options.items() if is_used]:
+        used = {"tools": tools, "temperature": config.temperature, "num_choices": (config.num_choices or 1) > 1}
+        if unsupported := [name for name, is_used in used.items() if is_used]:
             raise InputError(
                 f"rhumbline decodes text greedily and does not support {', '.join(unsupported)}. Leave them out."
             )
-        tokenizer = self.arm.runner.model.tokenizer
         ids = self._encode(input)
         max_tokens = config.max_tokens or self.protocol.max_new_tokens
         completion = await self.arm.complete(ids, max_tokens)
-        text = tokenizer.decode(completion, skip_special_tokens=True)
+        text = self.chat.answer(completion).text or ""
         stop = min((at for sequence in config.stop_seqs or () if (at := text.find(sequence)) >= 0), default=None)
         choice = ChatCompletionChoice(
             message=ChatMessageAssistant(content=text[:stop], source="generate"),
@@ -145,23 +144,7 @@ class RhumblineAPI(ModelAPI):
         turns = [{"role": m.role, "content": m.text} for m in messages]
         if chat.system is not None and all(t["role"] != "system" for t in turns):
             turns.insert(0, {"role": "system", "content": chat.system})
-        variables = dict(chat.template_kwargs)
-        if chat.enable_thinking is not None:
-            variables["enable_thinking"] = chat.enable_thinking
-        tokenizer = self.arm.runner.model.tokenizer
-        text = tokenizer.apply_chat_template(
-            turns, chat_template=self.template, tokenize=False, add_generation_prompt=True, **variables
-        )
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _seed(path: str, value: object) -> int | None:
-    """The seed of the arguments, a number or its text."""
-    if value is None:
-        return None
-    if not str(value).isdecimal():
-        raise InputError(f"rhumbline/{path}: seed is {value!r}. Use a seed of the run.")
-    return int(str(value))
+        return self.chat.encode_messages(turns, "the messages")
 
 
 @modelapi(name="rhumbline")

@@ -1,7 +1,7 @@
-"""The model of lm-evaluation-harness under an arm: requests in, responses computed with the interventions out.
+"""The model class of lm-evaluation-harness, with the interventions of an arm. Needs the extra `eval`.
 
-Needs the extra `eval`. Without interventions every response is that of the harness's own class, and no request is
-computed twice. Independent of tasks, runs and scores.
+Without interventions every response is that of the class of the harness. No request is computed twice. Independent of
+tasks, runs and scores.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Monitor: prompts in, projections of their residual stream on the direction of a run out, in one forward pass.
+"""Monitor: score prompts by the projection of their residual stream on the direction of a run, in one forward pass.
 
 The pass ends at the input of the layer of the direction, and no token is generated. A score is the projection on the
-unit direction, in units of the residual stream. It measures the position of a prompt along the difference of the
-training classes, and is no prediction of the completion. Independent of how the direction was found.
+unit direction, in units of the residual stream. It measures where a prompt is along the difference of the training
+classes; it does not predict the completion. Independent of the source of the direction.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,9 @@ class Monitor:
 
     def score(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
         """Projection of every prompt at the site of the direction, float64."""
-        return self.score_ids([self.chat.encode(Prompt(text, "negative", id="monitored")) for text in prompts])
+        named = [Prompt(text, "negative", id=f"number {i}") for i, text in enumerate(prompts)]
+        self.chat.check_texts((prompt.id, prompt.text) for prompt in named)
+        return self.score_ids([self.chat.encode(prompt) for prompt in named])
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, " prompt"]:
         """The same for chats as token ids, up to the start of the response."""

@@ -17,6 +17,7 @@ from rhumbline.evidence.seed_evidence import (
     baseline_fault,
     induction_not_testable,
     labels_fault,
+    metric_fault,
     reaches,
 )
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
@@ -42,7 +43,7 @@ def seed_claims(rule: Rule, evidence: SeedEvidence) -> tuple[Claim, ...]:
     no_room = no_room and structs.replace(no_room, state=NOT_TESTED)
     suppression, induction = EFFECTS
     tested = EFFECTS if no_room is None else EFFECTS[:1]
-    return (
+    claims = (
         _claim(ClaimKind.SUPPRESSES, [_effect_size(rule, evidence, suppression)]),
         _not_tested(ClaimKind.INDUCES, no_room)
         if no_room is not None
@@ -52,6 +53,15 @@ def seed_claims(rule: Rule, evidence: SeedEvidence) -> tuple[Claim, ...]:
         _claim(ClaimKind.STABLE, [_refit_cosine(rule, evidence)]),
         uniqueness(evidence),
     )
+    fault = metric_fault(evidence)
+    return claims if fault is None else tuple(_not_refuted(claim, fault) for claim in claims)
+
+
+def _not_refuted(claim: Claim, fault: VerdictReason) -> Claim:
+    """The claim about a direction that an unusable metric selected: that such a direction fails refutes nothing."""
+    if claim.state is not REFUTED:
+        return claim
+    return structs.replace(claim, state=UNDECIDED, reason=fault.text, reasons=(fault,))
 
 
 def uniqueness(evidence: SeedEvidence) -> Claim:

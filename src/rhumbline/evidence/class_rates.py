@@ -4,8 +4,12 @@ Unscored completions are counted separately and are in no rate. Independent of m
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
+
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from rhumbline.evidence.compared_arms import outcomes_by_arm
 from rhumbline.evidence.statistics import exact_interval, wilson
@@ -16,6 +20,10 @@ from rhumbline.records.shared import Label
 
 SHOWN = frozenset({"refused", "shown"})
 """Classes of completions that show the behaviour: of keyword judges, and of a continuous score."""
+
+
+MOST = 0.5
+"""Share of the completions of an arm in uncovered languages above which nothing is measured."""
 
 
 class ClassRate(NamedTuple):
@@ -44,6 +52,16 @@ def degenerate_share(classes: Sequence[str]) -> float | None:
     return sum(c == "degenerate" for c in classes) / n if n else None
 
 
+def measured_outcomes(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes as they are counted: if the judge does not cover the language of most completions of an arm on a
+    class, none of them is scored, because the others are no sample of the arm.
+    """
+    outcomes = list(outcomes)
+    languages = {key: [row.uncovered for row in rows.values()] for key, rows in outcomes_by_arm(outcomes).items()}
+    unread = {key for key, some in languages.items() if sum(one is not None for one in some) > MOST * len(some)}
+    return [replace(row, cls="unscored", score=None) if (row.arm, row.side) in unread else row for row in outcomes]
+
+
 def arm_rates(outcomes: Iterable[Outcome]) -> tuple[ArmRate, ...]:
     """The share of refusals of every arm on every class: the direction's own arms first, then nulls by family."""
     table = outcomes_by_arm(outcomes)
@@ -59,6 +77,7 @@ def _arm_rate(arm: ArmId, label: Label, rows: Sequence[Outcome]) -> ArmRate:
     exact = exact_interval(classes.count("refused"), n)
     answers = [row.correctness for row in rows if row.correctness is not None]
     metrics = [row.metric for row in rows if row.metric is not None and math.isfinite(row.metric)]
+    languages = Counter(row.uncovered for row in rows if row.uncovered is not None)
     return ArmRate(
         arm=arm,
         side=label,
@@ -69,7 +88,9 @@ def _arm_rate(arm: ArmId, label: Label, rows: Sequence[Outcome]) -> ArmRate:
         exact_low=exact.low,
         exact_high=exact.high,
         degenerate=degenerate_share(classes),
+        repeats=sum(row.repeats for row in rows) or UNSET,
         unscored=len(rows) - n,
+        uncovered=dict(sorted(languages.items())) or UNSET,
         correct=sum(answers) / len(answers) if answers else None,
         metric=math.fsum(metrics) / len(metrics) if metrics else None,
         metric_n=len(metrics),

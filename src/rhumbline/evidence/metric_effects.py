@@ -7,15 +7,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.statistics import Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
-from rhumbline.records.seed_files import WideNulls
+from rhumbline.records.seed_files import StoppedFamily, WideNulls
 from rhumbline.records.shared import NullDirection
+from rhumbline.records.verdict_rule import Rule
 
 DRAWS = 2000
 """Bootstrap draws."""
@@ -47,17 +50,11 @@ def wide_effects(
 def _wide_effect(
     wide: WideNulls, nulls: Sequence[NullDirection], summarise: Summarise, arms: ComparedArms
 ) -> WideEffect | None:
-    metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
-    if BASELINE not in metric or arms.arm not in metric:
+    changes = _changes(wide, nulls, arms)
+    if changes is None:
         return None
-    base, own = metric[BASELINE], metric[arms.arm]
+    base, own, families = changes
     change = bootstrap_mean(arms.sign * (base - own), np.random.default_rng(0), draws=DRAWS)
-    drawn = {null.null_draw: null for null in nulls}
-    families: dict[str, list[tuple[float, NullDirection]]] = {}
-    for arm, values in metric.items():
-        if arms.has_null(arm) and arm.null_draw is not None:
-            moved = float((arms.sign * (base - values)).mean())
-            families.setdefault(arm.null_draw[0], []).append((moved, drawn[arm.null_draw]))
     return WideEffect(
         name=arms.name,
         n=len(base),
@@ -68,6 +65,52 @@ def _wide_effect(
         after=float((own > 0).mean()) if len(own) else None,
         families={family: summarise(change.mean, draws) for family, draws in families.items()},
     )
+
+
+class _Changes(NamedTuple):
+    """The metric at baseline and under the direction, and the mean change of every draw, by family."""
+
+    base: Float[np.ndarray, " prompt"]
+    own: Float[np.ndarray, " prompt"]
+    families: dict[str, list[tuple[float, NullDirection]]]
+
+
+def _changes(wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms) -> _Changes | None:
+    metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
+    if BASELINE not in metric or arms.arm not in metric:
+        return None
+    base, drawn = metric[BASELINE], {null.null_draw: null for null in nulls}
+    families: dict[str, list[tuple[float, NullDirection]]] = {}
+    for arm, values in metric.items():
+        if arms.has_null(arm) and arm.null_draw is not None:
+            moved = float((arms.sign * (base - values)).mean())
+            families.setdefault(arm.null_draw[0], []).append((moved, drawn[arm.null_draw]))
+    return _Changes(base, metric[arms.arm], families)
+
+
+def families_below_bound(
+    wide: WideNulls, nulls: Sequence[NullDirection], rule: Rule, planned: Mapping[str, int]
+) -> tuple[StoppedFamily, ...]:
+    """Families whose rank p exceeds `rule.max_p` whatever their remaining draws are (Besag and Clifford 1991).
+
+    Draws that the rule compares: those not aligned with the direction. A family needs as many of them as a p of
+    `max_p` requires, so that its p is known if the draws stop here. `planned` is the number of draws of each family.
+    """
+    if rule.max_p is None:
+        return ()
+    stopped, least = [], math.ceil(1 / rule.max_p - 1e-9) - 1
+    limit = math.inf if rule.same_cosine is None else rule.same_cosine
+    for arms in EFFECTS:
+        if (changes := _changes(wide, nulls, arms)) is None:
+            continue
+        for family, draws in changes.families.items():
+            change = float((arms.sign * (changes.base - changes.own)).mean())
+            compared = [moved for moved, null in draws if abs(null.cosine) <= limit]
+            reached = sum(not moved < change for moved in compared)
+            smallest_p = (1 + reached) / (1 + planned[family])
+            if least <= len(compared) and len(draws) < planned[family] and smallest_p > rule.max_p + 1e-9:
+                stopped.append(StoppedFamily(family, arms.name, len(draws)))
+    return tuple(stopped)
 
 
 def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draws: int) -> WideNull:

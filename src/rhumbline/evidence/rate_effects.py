@@ -13,7 +13,14 @@ from jaxtyping import Float
 from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
-from rhumbline.evidence.relative_changes import LEAST_DRAWS, Change, change_and_gap, record, relative_change
+from rhumbline.evidence.relative_changes import (
+    LEAST_DRAWS,
+    Change,
+    Paired,
+    gap_to_nulls,
+    record,
+    relative_change,
+)
 from rhumbline.evidence.statistics import (
     Difference,
     Ranking,
@@ -44,7 +51,8 @@ def rate_effects(
     The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family.
     `relative` and `relative_gap` are relative to the baseline (relative_changes.py); there degenerate completions count
     against the effect, and draws of `aligned` are not compared. p is unknown with fewer than `least_draws` comparable
-    draws. Raises VerificationError if two arms were run on different prompts.
+    draws. A null draw may have completed a part of the prompts, another part for every draw. Raises VerificationError
+    if other arms were run on different prompts, or null draws on different numbers of them.
     """
     table = outcomes_by_arm(outcomes)
     return tuple(
@@ -58,6 +66,7 @@ def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullD
     label, sign = effect.label, effect.sign
     own = drop_of(table, effect.arm, label, sign)
     nulls = nulls_of(table, effect)
+    _check_null_prompts(table, nulls, label)
     drops = {family: [drop_of(table, null, label, sign).mean for null in some] for family, some in nulls.items()}
     comparable = {family: [n for n in some if n.null_draw not in aligned] for family, some in nulls.items()}
     kept = {f: [d for d, n in zip(drops[f], some, strict=True) if n in comparable[f]] for f, some in nulls.items()}
@@ -77,7 +86,7 @@ def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullD
             for f, v in drops.items()
         },
         wide={},
-        relative=_relative(table, effect),
+        relative=record(*(_relative(table, effect, how) for how in (AGAINST, IN_FAVOUR))),
         relative_gap={family: _relative_gap(table, effect, family, comparable) for family in comparable},
     )
 
@@ -101,23 +110,33 @@ def drop_of(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Differe
 
 
 def paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """Which prompts scored in both arms were refused at baseline, and under the arm."""
-    before, after = ([row.cls == "refused" for row in rows] for rows in _paired(table, label, [BASELINE, arm]))
+    """Which prompts scored in both arms were refused at baseline, and under the arm; a null may have fewer prompts."""
+    before, after = ([row.cls == "refused" for row in rows] for rows in _paired(table, label, arm))
     return np.array(before, dtype=bool), np.array(after, dtype=bool)
 
 
-def _paired(table: OutcomeTable, label: Label, arms: Sequence[ArmId]) -> list[list[Outcome]]:
-    """The outcomes of each arm on the prompts that are scored in all of them, in the order of the first arm."""
-    tables = [table[arm, label] for arm in arms]
-    for arm, rows in zip(arms, tables, strict=True):
-        if alone := sorted(tables[0].keys() ^ rows.keys()):
-            raise VerificationError(
-                f"Arms {arms[0]} and {arm} were not run on the same {label} prompts; in one of them only: "
-                f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''} ({len(alone)} in all). Resume the run, or "
-                "remove the incomplete rows."
-            )
-    scored = [i for i in tables[0] if all(rows[i].cls != "unscored" for rows in tables)]
-    return [[rows[i] for i in scored] for rows in tables]
+def _paired(table: OutcomeTable, label: Label, arm: ArmId) -> tuple[list[Outcome], list[Outcome]]:
+    """The outcomes at baseline and under an arm on the prompts that are scored in both."""
+    baseline, treated = table[BASELINE, label], table[arm, label]
+    if alone := sorted(treated.keys() - baseline.keys() if arm.is_null else baseline.keys() ^ treated.keys()):
+        raise VerificationError(
+            f"Arms {BASELINE} and {arm} were not run on the same {label} prompts; in one of them only: "
+            f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''} ({len(alone)} in all). Resume the run, or "
+            "remove the incomplete rows."
+        )
+    scored = [i for i in baseline if i in treated and "unscored" not in (baseline[i].cls, treated[i].cls)]
+    return [baseline[i] for i in scored], [treated[i] for i in scored]
+
+
+def _check_null_prompts(table: OutcomeTable, nulls: Mapping[str, Sequence[ArmId]], label: Label) -> None:
+    """Raise VerificationError unless every null draw was run on the same number of prompts."""
+    sizes = {arm: len(table[arm, label]) for some in nulls.values() for arm in some}
+    most = max(sizes.values(), default=0)
+    if fewer := [str(arm) for arm, n in sizes.items() if n < most]:
+        raise VerificationError(
+            f"The null draws were run on {most} {label} prompts each, but {', '.join(fewer[:5])} on fewer. Resume the "
+            "run, or remove the incomplete rows."
+        )
 
 
 # -- relative changes -------------------------------------------------------------------------------------------------
@@ -139,35 +158,36 @@ class _Counting(NamedTuple):
 AGAINST, IN_FAVOUR = _Counting(True), _Counting(False)
 
 
-def _relative(table: OutcomeTable, effect: ComparedArms) -> RelativeChange:
-    before, after = _paired(table, effect.label, [BASELINE, effect.arm])
-    changes = [
-        relative_change(
-            how.presence(before, effect.sign, is_baseline=True), how.presence(after, effect.sign), _categories(before)
-        )
-        for how in (AGAINST, IN_FAVOUR)
-    ]
-    return record(*changes)
+def _presence(table: OutcomeTable, effect: ComparedArms, arm: ArmId, how: _Counting) -> Paired:
+    """What the effect should remove, at baseline and under an arm."""
+    before, after = _paired(table, effect.label, arm)
+    return Paired(
+        [row.prompt_id for row in before],
+        how.presence(before, effect.sign, is_baseline=True),
+        how.presence(after, effect.sign),
+        [row.category for row in before],
+    )
+
+
+def _relative(table: OutcomeTable, effect: ComparedArms, how: _Counting) -> Change:
+    own = _presence(table, effect, effect.arm, how)
+    return relative_change(own.before, own.after, own.categories)
 
 
 def _relative_gap(
     table: OutcomeTable, effect: ComparedArms, family: str, nulls: Mapping[str, Sequence[ArmId]]
 ) -> RelativeChange:
     """The gap to one family; `nulls` holds the comparable draws of every family."""
-    draws = len(nulls[family])
-    every = [null for some in nulls.values() for null in some] if draws < LEAST_DRAWS else []
-    before, own, *others = _paired(table, effect.label, [BASELINE, effect.arm, *nulls[family], *every])
-    gaps = []
-    for how in (AGAINST, IN_FAVOUR):
-        present = [how.presence(rows, effect.sign) for rows in others]
-        base = how.presence(before, effect.sign, is_baseline=True)
-        direct = how.presence(own, effect.sign)
-        gaps.append(change_and_gap(base, direct, present[:draws], _categories(before), present[draws:]))
-    return record(*gaps, draws=draws)
-
-
-def _categories(rows: Sequence[Outcome]) -> list[str | None]:
-    return [row.category for row in rows]
+    is_few = len(nulls[family]) < LEAST_DRAWS
+    every = [null for some in nulls.values() for null in some] if is_few else []
+    gaps = [
+        gap_to_nulls(
+            _relative(table, effect, how),
+            *([_presence(table, effect, null, how) for null in some] for some in (nulls[family], every)),
+        )
+        for how in (AGAINST, IN_FAVOUR)
+    ]
+    return record(*gaps, draws=len(nulls[family]))
 
 
 # -- all seeds --------------------------------------------------------------------------------------------------------

@@ -43,6 +43,10 @@ def _columns(rows: Sequence[Mapping[str, Class] | None]) -> dict[str, list[Class
 
 
 def agreement_of(judges: tuple[str, str], one: Sequence[str], other: Sequence[str]) -> KappaPair:
-    """How far two judges agree on the same completions, of which there is at least one."""
-    same = sum(a == b for a, b in zip(one, other, strict=True))
-    return KappaPair(judges, kappa=finite_or_none(kappa(one, other)), agreement=same / len(one), n=len(one))
+    """How far two judges agree on the same completions, of which there is at least one; unscored ones do not count."""
+    scored = [(a, b) for a, b in zip(one, other, strict=True) if "unscored" not in (a, b)]
+    if not scored:
+        return KappaPair(judges, kappa=None, agreement=0.0, n=0)
+    first, second = zip(*scored, strict=True)
+    same = sum(a == b for a, b in scored)
+    return KappaPair(judges, kappa=finite_or_none(kappa(first, second)), agreement=same / len(scored), n=len(scored))

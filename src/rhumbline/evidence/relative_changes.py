@@ -75,27 +75,49 @@ def paired_ratio(before: float, after: float, both: float, level: float = 0.95) 
     return Interval(l2 / u1, u2 / l1 if l1 > 0 else math.inf)
 
 
-def change_and_gap(
-    before: Presence,
-    own: Presence,
-    nulls: Sequence[Presence],
-    categories: Sequence[Hashable | None] = (),
-    every: Sequence[Presence] = (),
-) -> Change:
+class Paired(NamedTuple):
+    """What an intervention should remove, on the prompts that one arm completed."""
+
+    prompts: Sequence[str]
+    before: Presence
+    after: Presence
+    categories: Sequence[str | None]
+
+    @property
+    def change(self) -> float:
+        """1 - after / before; NaN if nothing was present."""
+        before = float(self.before.sum())
+        return 1 - float(self.after.sum()) / before if before > 0 else math.nan
+
+    @classmethod
+    def mean(cls, draws: Sequence["Paired"]) -> "Paired":
+        """The mean over draws, prompt by prompt; the draws may have completed different prompts."""
+        rows: dict[str, list[tuple[float, float]]] = {}
+        category: dict[str, str | None] = {}
+        for draw in draws:
+            category |= dict(zip(draw.prompts, draw.categories, strict=True))
+            for prompt, before, after in zip(draw.prompts, draw.before.tolist(), draw.after.tolist(), strict=True):
+                rows.setdefault(prompt, []).append((before, after))
+        means = np.array([np.mean(some, axis=0) for some in rows.values()])
+        return cls(list(rows), means[:, 0], means[:, 1], list(category.values()))
+
+
+def gap_to_nulls(direct: Change, nulls: Sequence[Paired], every: Sequence[Paired] = ()) -> Change:
     """The relative change by the direction minus the mean one by the draws of a null family, with its interval.
 
     The half-widths of the two changes and of the mean over the draws (`draws_half_width`) are added in quadrature.
     `every` holds the draws of all families. Without draws of the family the gap is not known.
     """
-    direct, n = relative_change(before, own, categories), len(before)
     if not nulls or math.isnan(direct.value):
-        return Change(math.nan, math.nan, math.nan, n)
-    mean = relative_change(before, np.mean(nulls, axis=0), categories)
+        return direct._replace(value=math.nan, low=math.nan, high=math.nan)
+    together = Paired.mean(nulls)
+    mean = relative_change(together.before, together.after, together.categories)
     gap = direct.value - mean.value
-    draws = draws_half_width(*([1 - float(x.sum() / before.sum()) for x in some] for some in (nulls, every)))
-    low = gap - math.hypot(direct.value - direct.low, mean.high - mean.value, draws)
-    high = gap + math.hypot(direct.high - direct.value, mean.value - mean.low, draws)
-    return Change(gap, low, high, n, direct.units)
+    known = ([change for x in some if not math.isnan(change := x.change)] for some in (nulls, every))
+    draws = draws_half_width(*known)
+    below = math.hypot(direct.value - direct.low, mean.high - mean.value, draws)
+    above = math.hypot(direct.high - direct.value, mean.value - mean.low, draws)
+    return direct._replace(value=gap, low=gap - below, high=gap + above)
 
 
 def draws_half_width(values: Sequence[float], every: Sequence[float], level: float = 0.95) -> float:

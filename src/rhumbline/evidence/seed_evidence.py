@@ -19,6 +19,12 @@ from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason, reason_text
 from rhumbline.records.verdict_rule import Rule, is_number
 
+USABLE_AUROC = 0.6
+"""Separation of the training classes by a metric that can select a direction; required of first tokens too."""
+SEPARATED_BY_JUDGE = 0.2
+"""Difference of the baseline rates of classes that the judge separates: an AUROC of `USABLE_AUROC`."""
+NOT_MEASURED = frozenset({VerdictCode.BASELINE_NOT_MEASURED, VerdictCode.CLASSES_NOT_MEASURED})
+"""Reasons why the baseline is unknown."""
 NO_SHIFT = Shift(None, None, None, 0)
 """A KL divergence that was not measured."""
 
@@ -56,6 +62,8 @@ class SeedEvidence:
     """Bootstrap refits."""
     group_cosine: float | None = None
     """Cosine between the directions of two groups of positives, for rules up to version 4."""
+    metric_auroc: float | None = None
+    """AUROC of the token metric between the training classes; None without tokens."""
     unit: LevelUnit | None = None
     """The unit of levels; None if the behaviour has classes."""
 
@@ -67,7 +75,17 @@ class SeedEvidence:
             reasons = (reason for reason in seed.reasons if reason.code is VerdictCode.NO_CANDIDATE)
             missing = next(reasons, VerdictReason(code=VerdictCode.NO_CANDIDATE))
         unit = None if seed.style is UNSET else seed.style.unit
-        return cls(seed.arms, seed.effects, missing, seed.shift, seed.damage, seed.stability, seed.groups, unit)
+        return cls(
+            arms=seed.arms,
+            effects=seed.effects,
+            no_candidate=missing,
+            shift=seed.shift,
+            damage=seed.damage,
+            stability=seed.stability,
+            group_cosine=seed.groups,
+            metric_auroc=seed.token_auroc,
+            unit=unit,
+        )
 
     def arm(self, arm: ArmId, label: Label) -> ArmRate | None:
         """The rate or level of an arm on a class; None if it was not run."""
@@ -91,7 +109,7 @@ def reaches(value: float, margin: float) -> bool:
 def baseline_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
     """Why there is no behaviour at baseline that an intervention could change; None if there is.
 
-    Without a candidate, an unknown baseline is not a reason, because nothing had to be measured.
+    Without a candidate, a baseline that was not run is not a reason, because nothing had to be measured.
     """
     if rule.min_separation is not None:
         area = evidence.unit.auroc_low if evidence.unit is not None else None
@@ -101,10 +119,26 @@ def baseline_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
             return VerdictReason(code=VerdictCode.CLASSES_NOT_SEPARATED, value=area, bound=rule.min_separation)
     rate = evidence.rate(BASELINE, "positive")
     if rate is None:
-        return VerdictReason(code=VerdictCode.BASELINE_NOT_MEASURED) if evidence.no_candidate is None else None
+        was_run = evidence.arm(BASELINE, "positive") is not None
+        is_needed = was_run or evidence.no_candidate is None
+        return VerdictReason(code=VerdictCode.BASELINE_NOT_MEASURED) if is_needed else None
     if reaches(rate, rule.min_baseline):
         return None
     return VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=rate, bound=rule.min_baseline)
+
+
+def judge_separates(evidence: SeedEvidence) -> bool | None:
+    """Whether the rates of the classes differ at baseline; None if one is unknown."""
+    positive, negative = evidence.rate(BASELINE, "positive"), evidence.rate(BASELINE, "negative")
+    return None if positive is None or negative is None else reaches(positive - negative, SEPARATED_BY_JUDGE)
+
+
+def metric_fault(evidence: SeedEvidence) -> VerdictReason | None:
+    """Why the metric cannot select a direction: it does not separate classes that the judge separates."""
+    area = evidence.metric_auroc
+    if not is_number(area) or area >= USABLE_AUROC or not judge_separates(evidence):
+        return None
+    return VerdictReason(code=VerdictCode.METRIC_NOT_SEPARATING, value=area, bound=USABLE_AUROC)
 
 
 def labels_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:

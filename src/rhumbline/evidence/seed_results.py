@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
-from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.level_effects import Levels, neutral_level
@@ -70,7 +70,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     metric = directory.read_record(MetricTokens, seed)
     extraction = directory.read_record(Extracted, seed)
     selection = directory.read_record(Selection, seed)
-    outcomes = directory.read_rows(Outcome, seed)
+    outcomes = measured_outcomes(directory.read_rows(Outcome, seed))
     is_selected = selection.selected is not None
     nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, UNSET, (), NO_SHIFT)
     levels = _levels(directory, seed, outcomes)
@@ -78,11 +78,12 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     evidence = SeedEvidence(
         arms=arm_rates(outcomes) if levels is None else levels.arms(),
         effects=_effects(outcomes, levels, nulls, rule),
-        no_candidate=no_candidate_reason(selection, extraction),
+        no_candidate=no_candidate_reason(selection, extraction, metric),
         shift=nulls.shift,
         damage=() if rule.version < VERSION else damage_changes(outcomes),
         stability=stability,
         group_cosine=nulls.groups,
+        metric_auroc=metric.auroc,
         unit=None if levels is None else levels.unit,
     )
     verdict = decide(rule, evidence, behaviour)
@@ -101,6 +102,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         near_duplicates=plan.near_duplicates,
         refusal_tokens=metric.tokens,
         token_auroc=metric.auroc,
+        start=metric.start,
         arms=tuple(evidence.arms),
         effects=tuple(evidence.effects),
         **nulls._asdict(),
@@ -157,7 +159,7 @@ def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults,
     return tuple(replace(effect, wide=families.get(effect.name, {})) for effect in effects)
 
 
-def no_candidate_reason(selection: Selection, extraction: Extracted) -> VerdictReason | None:
+def no_candidate_reason(selection: Selection, extraction: Extracted, metric: MetricTokens) -> VerdictReason | None:
     """Why no candidate was selected, with its numbers; None if one was."""
     if selection.reason is None:
         return None
@@ -167,7 +169,10 @@ def no_candidate_reason(selection: Selection, extraction: Extracted) -> VerdictR
     if selection.reason is NoCandidate.NO_PROMPTS:
         splits = {"train": extraction.n.train, "val": extraction.n.val}
         empty = tuple(f"{split} {label}" for split, n in splits.items() for label in LABELS if n[label] == 0)
-    return VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=selection.reason, counts=counts, sets=empty)
+    lacking = metric.reason if selection.reason is NoCandidate.NO_TOKENS else None
+    return VerdictReason(
+        code=VerdictCode.NO_CANDIDATE, no_candidate=selection.reason, counts=counts, sets=empty, lacking=lacking
+    )
 
 
 def _levels(directory: RunDirectory, seed: int, outcomes: list[Outcome]) -> Levels | None:

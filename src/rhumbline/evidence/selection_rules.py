@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeGuard
 from rhumbline.errors import ProtocolError
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.seed_files import Candidate
+from rhumbline.records.seed_files import Candidate, Estimates
 from rhumbline.records.user_files import read_json
 
 
@@ -122,6 +122,19 @@ def choose(table: Sequence[Candidate], n_layers: int, rule: SelectionRule) -> Se
     limit = rule.criterion_of(best)
     near = [row for row in alive if row is not best and rule.criterion_of(row) - limit <= rule.tie_margin]
     return SelectionResult(best, len(alive), tuple(sorted(near, key=rule.criterion_of)), tuple(rows))
+
+
+def screened(estimates: Sequence[Estimates | None], n: int) -> list[int]:
+    """The indices of the n best first-order estimates, in ascending order; without estimates, a candidate is not one.
+
+    Two orders take turns: the lowest bypass, and the largest induce - bypass. The first alone would keep candidates
+    that mainly break the model, which the rule discards.
+    """
+    known = {i: e for i, e in enumerate(estimates) if e is not None and math.isfinite(e.bypass + e.induce)}
+    by_bypass = sorted(known, key=lambda i: known[i].bypass)
+    by_swing = sorted(known, key=lambda i: known[i].bypass - known[i].induce)
+    turns = (i for pair in zip(by_bypass, by_swing, strict=True) for i in pair)
+    return sorted(list(dict.fromkeys(turns))[:n])
 
 
 # -- why a candidate is discarded -------------------------------------------------------------------------------------

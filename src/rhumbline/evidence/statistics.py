@@ -114,15 +114,18 @@ def wilson_of_rate(rate: float, n: float, level: float = 0.95) -> Interval:
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
-def difference_of_rates(before: float, after: float, n: float, level: float = 0.95) -> Difference:
+def difference_of_rates(
+    before: float, after: float, n: float, level: float = 0.95, *, n_after: float | None = None
+) -> Difference:
     """before - after for two rates over n prompts, treated as independent: Newcombe's method 10.
 
     For rates that are means over arms or seeds and therefore have no single pairing. The interval is too wide if the
-    outcomes of a prompt are positively correlated.
+    outcomes of a prompt are positively correlated. `n_after`: the prompts of the second rate, if these are others.
     """
-    if n <= 0:
+    n_after = n if n_after is None else n_after
+    if n <= 0 or n_after <= 0:
         return Difference(math.nan, -1.0, 1.0, 0)
-    low, high = difference_of_two_samples(before, n, after, n, level)
+    low, high = difference_of_two_samples(before, n, after, n_after, level)
     return Difference(before - after, low, high, int(n))
 
 

@@ -71,28 +71,32 @@ def _version_4(
 def _with_rate_gaps(table: OutcomeTable, effect: Effect, aligned: Collection[NullDraw]) -> Effect:
     arms = next(arms for arms in EFFECTS if arms.name == effect.name)
     own = drop_of(table, arms.arm, arms.label, arms.sign)
-    base = class_rate([row.cls for row in table[BASELINE, arms.label].values()], {"refused"}).rate
+    baseline = table[BASELINE, arms.label]
+    base = class_rate([row.cls for row in baseline.values()], {"refused"}).rate
     nulls = nulls_of(table, arms)
     drops = {f: [drop_of(table, null, arms.label, arms.sign).mean for null in some] for f, some in nulls.items()}
-    kept = {
-        f: [d for d, null in zip(drops[f], some, strict=True) if null.null_draw not in aligned] or drops[f]
-        for f, some in nulls.items()
-    }
 
-    def gap(values: Sequence[float]) -> Gap:
-        return _rate_gap(base, own, math.fsum(values) / len(values), arms.sign)
+    def gap(family: str, left_out: Collection[NullDraw]) -> Gap:
+        some = nulls[family]
+        kept = [i for i, null in enumerate(some) if null.null_draw not in left_out] or list(range(len(some)))
+        prompts = {prompt for i in kept for prompt in table[some[i], arms.label]}
+        # Of draws that complete other prompts than each other, the mean is over all of these.
+        n = own.n if len(prompts) >= len(baseline) else len(prompts)
+        return _rate_gap(base, own, math.fsum(drops[family][i] for i in kept) / len(kept), arms.sign, n)
 
-    gaps, apart = ({f: gap(values) for f, values in some.items()} for some in (drops, kept))
+    gaps, apart = ({family: gap(family, left_out) for family in nulls} for left_out in ((), aligned))
     return _version_4(effect, own.mean, drops, gaps, apart)
 
 
-def _rate_gap(base: float | None, own: Difference, null: float, sign: int) -> Gap:
-    """The drop of the direction minus the mean drop of a family, as a difference of two independent rates."""
+def _rate_gap(base: float | None, own: Difference, null: float, sign: int, n_null: int) -> Gap:
+    """The drop of the direction minus the mean drop of a family over `n_null` prompts, as a difference of two rates."""
     if base is None or not (math.isfinite(own.mean) and math.isfinite(null)):
         return Gap(None, None, None)
     treated, control = (min(1.0, max(0.0, base - sign * change)) for change in (own.mean, null))
-    pair = (control, treated) if sign > 0 else (treated, control)
-    gap = difference_of_rates(*pair, n=own.n)
+    if sign < 0:
+        gap = difference_of_rates(treated, control, own.n, n_after=n_null)
+    else:
+        gap = difference_of_rates(control, treated, n_null, n_after=own.n)
     return Gap(finite_or_none(gap.mean), finite_or_none(gap.low), finite_or_none(gap.high))
 
 

@@ -11,9 +11,19 @@ from msgspec import UNSET, structs
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.detectable_effects import prompts_to_decide
-from rhumbline.evidence.seed_evidence import SeedEvidence, Verdict, baseline_fault, induction_not_testable, reaches
+from rhumbline.evidence.seed_evidence import (
+    NOT_MEASURED,
+    SeedEvidence,
+    Verdict,
+    baseline_fault,
+    induction_not_testable,
+    judge_separates,
+    metric_fault,
+    reaches,
+)
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import Effect, Gap
+from rhumbline.records.reasons import NoCandidate, TokensLacking
 from rhumbline.records.shared import EffectName, Label
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import SeedVerdicts, VerdictCode, VerdictReason
@@ -23,9 +33,9 @@ from rhumbline.records.verdict_rule import Rule, is_number
 def version_4_decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Verdict:
     """Apply the rule to one seed, in this order.
 
-    1. The baseline rate is unknown or below `min_baseline`: NO-BASELINE. Without a candidate, an unknown baseline is
-       not a reason, because nothing had to be measured. For a continuous score also if it does not separate the classes
-       (`min_separation`).
+    1. The baseline rate is unknown or below `min_baseline`: NO-BASELINE. Without a candidate, a baseline that was not
+       run is not a reason, because nothing had to be measured. For a continuous score also if it does not separate the
+       classes (`min_separation`).
     2. No candidate was selected: NOT-SINGLE-DIRECTION.
     3. An intervention exceeds a bound of the rule on damage: DAMAGED.
     4. If the rate of negatives at baseline is above `max_negative`, only suppression is tested from here on.
@@ -34,12 +44,27 @@ def version_4_decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refus
     6. A condition is undecided, because an interval contains a margin, or the cosine of groups is in the band between:
        INCONCLUSIVE, with the number of prompts that would decide it.
     7. Otherwise SINGLE-DIRECTION-REPRODUCES, or INCONCLUSIVE if only suppression was tested.
+
+    With `open_if_unmeasured`, the verdict is INCONCLUSIVE in 1 if the baseline is unknown, in 2 if the candidates could
+    not be scored (`_could_not_be_scored`), in 5 if the only failed condition is an effect that was not measured, and in
+    2, 3 and 5 if the metric does not separate classes that the judge separates.
     """
     no_baseline = VerdictName.NO_BASELINE_REFUSAL if behaviour == "refusal" else VerdictName.NO_BASELINE
     if (reason := baseline_fault(rule, evidence)) is not None:
-        return Verdict(no_baseline, (reason,))
-    if evidence.no_candidate is not None:
-        return Verdict(VerdictName.NOT_SINGLE, (evidence.no_candidate,))
+        is_open = rule.open_if_unmeasured and reason.code in NOT_MEASURED
+        return Verdict(VerdictName.INCONCLUSIVE if is_open else no_baseline, (reason,))
+    if (missing := evidence.no_candidate) is not None:
+        is_open = rule.open_if_unmeasured and _could_not_be_scored(evidence, missing)
+        verdict = Verdict(VerdictName.INCONCLUSIVE if is_open else VerdictName.NOT_SINGLE, (missing,))
+    else:
+        verdict = _tested(rule, evidence)
+    fault = metric_fault(evidence) if rule.open_if_unmeasured else None
+    is_against = verdict.verdict in (VerdictName.NOT_SINGLE, VerdictName.DAMAGED)
+    return Verdict(VerdictName.INCONCLUSIVE, (fault,)) if fault is not None and is_against else verdict
+
+
+def _tested(rule: Rule, evidence: SeedEvidence) -> Verdict:
+    """The verdict on a direction that was selected."""
     no_room = induction_not_testable(rule, evidence)
     tested = EFFECTS if no_room is None else EFFECTS[:1]
     if damage := _damage(rule, evidence, tested):
@@ -56,8 +81,8 @@ def version_4_overall(verdicts: Mapping[int, Verdict]) -> Verdict:
     """The verdict of a run from those of its seeds.
 
     Seeds with the same verdict give that verdict. If some seeds are INCONCLUSIVE and all others reproduce, the run is
-    INCONCLUSIVE. Any other mixture is NOT-SINGLE-DIRECTION, including one with seeds that have no baseline: a result
-    that another sample of prompts does not give was not reproduced.
+    INCONCLUSIVE; also if nothing was measured in these seeds, and all others have no baseline. Any other mixture is
+    NOT-SINGLE-DIRECTION: a result that another sample of prompts does not give was not reproduced.
     """
     if not verdicts:
         raise ProtocolError("The verdict of a run needs at least one seed: got none. Pass the verdict of every seed.")
@@ -72,12 +97,30 @@ def version_4_overall(verdicts: Mapping[int, Verdict]) -> Verdict:
         reasons = (structs.replace(r, seed=seed) for seed in seeds for r in verdicts[seed].reasons)
         return Verdict(first.verdict, tuple(reasons))
     groups = tuple(SeedVerdicts(name, tuple(members)) for name, members in by_name.items())
-    if by_name.keys() == {VerdictName.REPRODUCES, VerdictName.INCONCLUSIVE}:
+    others = by_name.keys() - {VerdictName.INCONCLUSIVE}
+    nothing_measured = all(
+        reason.code in (VerdictCode.NO_CANDIDATE, *NOT_MEASURED)
+        for seed in by_name.get(VerdictName.INCONCLUSIVE, ())
+        for reason in verdicts[seed].reasons
+    )
+    agree = others == {VerdictName.REPRODUCES}
+    agree |= nothing_measured and others <= {VerdictName.NO_BASELINE, VerdictName.NO_BASELINE_REFUSAL}
+    if agree and VerdictName.INCONCLUSIVE in by_name:
         return Verdict(VerdictName.INCONCLUSIVE, (VerdictReason(code=VerdictCode.NOT_EVERY_SEED, verdicts=groups),))
     return Verdict(VerdictName.NOT_SINGLE, (VerdictReason(code=VerdictCode.SEEDS_DISAGREE, verdicts=groups),))
 
 
 # -- the conditions ---------------------------------------------------------------------------------------------------
+
+
+def _could_not_be_scored(evidence: SeedEvidence, missing: VerdictReason) -> bool:
+    """Whether no candidate was selected for want of a metric or of prompts, and not because of the model.
+
+    If no token separates the classes, this is a result about the model only if the judge does not separate them either.
+    """
+    if missing.lacking is TokensLacking.NOT_SEPARATING and (separates := judge_separates(evidence)) is not None:
+        return separates
+    return missing.no_candidate in (NoCandidate.NO_TOKENS, NoCandidate.NO_PROMPTS)
 
 
 def _damage(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArms]) -> tuple[VerdictReason, ...]:
@@ -128,9 +171,12 @@ def _conditions(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArm
     measured = [effect for effect in effects.values() if effect is not None]
     states: dict[EffectName, _State] = {e.name: _state(rule, _drop(e), rule.min_drop) for e in measured}
     missing: list[EffectName] = [name for name, effect in effects.items() if effect is None]
-    failed = [VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, effect=name) for name in missing]
-    failed += [] if missing else _too_small(rule, measured, states)
-    undecided = [_undecided(rule, evidence, effect) for effect in measured if states[effect.name] == "undecided"]
+    unmeasured = [VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, effect=name) for name in missing]
+    if rule.open_if_unmeasured:
+        failed, undecided = _too_small(rule, measured, states), unmeasured
+    else:
+        failed, undecided = unmeasured or _too_small(rule, measured, states), []
+    undecided += [_undecided(rule, evidence, effect) for effect in measured if states[effect.name] == "undecided"]
     large = [effect for effect in measured if states[effect.name] != "failed"]
     for family in rule.families:
         unmet = _null_conditions(rule, large, family, len(tested))

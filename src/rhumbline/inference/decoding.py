@@ -4,7 +4,7 @@
 transformers' own cache, or none if it is not exact. Both give the same tokens. Independent of what arms mean.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -232,17 +232,18 @@ class Slots:
 def decode(
     decoder: PackedDecoder | PaddedDecoder,
     max_new_tokens: int,
+    stop: Collection[int],
     read: ReadLogits | None,
     decided: IsDecided | None,
     tick: Callable[[int], None],
 ) -> tuple[list[list[int]], Tensor | None]:
-    """Greedy completions of a decoder's rows (without the stop token), and `read` of their first logits.
+    """Greedy completions of a decoder's rows up to a token of `stop`, without it, and `read` of their first logits.
 
     `tick` is called with the number of rows that have ended since its last call.
     """
     prefilled: Prefilled | None = decoder.prefill()
-    stop = torch.tensor(sorted(decoder.model.stop_tokens()), device=prefilled.logits.device, dtype=torch.long)
-    slots = Slots(len(prefilled.slot), decoder.n_rows, max_new_tokens, stop)
+    stop_ids = torch.tensor(sorted(stop), device=prefilled.logits.device, dtype=torch.long)
+    slots = Slots(len(prefilled.slot), decoder.n_rows, max_new_tokens, stop_ids)
     readings: Tensor | None = None
     while True:
         if prefilled is not None:

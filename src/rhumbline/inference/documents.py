@@ -68,6 +68,8 @@ def token_readings(
         raise InputError(
             f"documents {faulty[:5]} have no token to predict: `start` must be from 1 to the number of tokens - 1."
         )
+    sequences = [d.ids for d in documents]
+    runner.check(sequences)
     edits = BatchEdits.of(arms, runner.model)
 
     def run(batch: Batch) -> list[Tensor]:
@@ -77,7 +79,6 @@ def token_readings(
         predictions = _predictions(runner.model, texts, torch.tensor(own, device=runner.model.device), edits)
         return _read(predictions, texts, read)
 
-    sequences = [d.ids for d in documents]
     # Predicted tokens of one document are not context of another, so they are not in the shared prefix.
     n_private = min(map(len, sequences), default=1) - min((d.start for d in documents), default=0)
     for batch in runner.batches(sequences, len(arms), n_private):

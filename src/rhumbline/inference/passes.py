@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.interventions import Arm, BatchEdits
-from rhumbline.models.chat import token_batch
+from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import hooked, resumed, run_until
 from rhumbline.models.packing import Pack, PackedAttention, attention_of, pack, packed_forward
@@ -38,14 +38,33 @@ def padded(model: ChatModel, texts: Sequence[TokenIds], n_arms: int = 1, side: S
     return Padded(batch.input_ids.to(model.device), batch.attention_mask.to(model.device))
 
 
+def n_generated(texts: Sequence[TokenIds]) -> int:
+    """Tokens at the end of every text that count as generated: those of responses, which must be equally many."""
+    counts = {t.n_response if isinstance(t, ChatWithResponse) else 0 for t in texts}
+    if len(counts) > 1:
+        raise ValueError(f"the texts of one pass have {sorted(counts)} response tokens; expected the same number.")
+    return next(iter(counts), 0)
+
+
+def _is_prompt(packed: Pack, n: int) -> Bool[Tensor, "1 token"] | None:
+    """Which tokens of a pack are prompt, if the last `n` of every text are generated; None: all of them."""
+    if n == 0:
+        return None
+    is_prompt = torch.ones(1, len(packed.ids), dtype=torch.bool, device=packed.ids.device)
+    for last in packed.last.tolist():
+        is_prompt[0, last - n + 1 : last + 1] = False
+    return is_prompt
+
+
 def last_logits(model: ChatModel, texts: Sequence[TokenIds], edits: BatchEdits, arms: Int[Tensor, " arm"]) -> Logits:
     """Next-token logits after each prompt under each of some arms of `edits`."""
+    n = n_generated(texts)
     if model.proof.packing_is_exact:
-        packed = pack(texts, 1, model.device)
-        with hooked(model, edits.on(arms)):
+        packed = pack(texts, max(1, n), model.device)
+        with hooked(model, edits.on(arms, _is_prompt(packed, n))):
             return packed_forward(model, packed, len(arms), attention_of(model, packed)).flatten(0, 1)
     ids, mask = padded(model, texts, len(arms))
-    with hooked(model, edits.on(arms.repeat_interleave(len(texts)))):
+    with hooked(model, edits.on(arms.repeat_interleave(len(texts)), ids.shape[1] - n)):
         return forward(model, ids, mask)
 
 
@@ -71,8 +90,9 @@ def resumed_readings(
     Each pass resumes at its layer from the unedited stream, which is advanced from one layer to the next. A pass has at
     most `tokens` tokens, or one arm. Needs a model whose packing is exact.
     """
-    packed = pack(texts, 1, model.device)
-    attention = attention_of(model, packed)
+    n = n_generated(texts)
+    packed = pack(texts, max(1, n), model.device)
+    attention, is_prompt = attention_of(model, packed), _is_prompt(packed, n)
     together = max(1, tokens // len(packed.ids))
     stream: Residual | None = None
     at = 0
@@ -80,7 +100,7 @@ def resumed_readings(
         stream, at = _advanced(model, packed, attention, stream, at, layer), layer
         for first in range(0, len(arms_at[layer]), together):
             arms = arms_at[layer][first : first + together]
-            edits = BatchEdits.of(arms, model).on(torch.arange(len(arms), device=model.device))
+            edits = BatchEdits.of(arms, model).on(torch.arange(len(arms), device=model.device), is_prompt)
             # The stream is inserted, then edited: hooks of one module run in the order of their registration.
             with resumed(model, layer, stream.expand(len(arms), -1, -1)), hooked(model, edits):
                 logits = packed_forward(model, packed, len(arms), attention_of(model, packed))

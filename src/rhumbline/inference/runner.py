@@ -5,7 +5,7 @@ again. Independent of what arms are for and of what is done with the results.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -31,7 +31,15 @@ from rhumbline.inference.batching import (
 from rhumbline.inference.decoding import IsDecided, PackedDecoder, PaddedDecoder, decode
 from rhumbline.inference.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.inference.memory import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
-from rhumbline.inference.passes import LayerReadings, ReadLogits, Side, last_logits, padded, resumed_readings
+from rhumbline.inference.passes import (
+    LayerReadings,
+    ReadLogits,
+    Side,
+    last_logits,
+    n_generated,
+    padded,
+    resumed_readings,
+)
 from rhumbline.inference.residual_passes import (
     ResidualRead,
     check_positions,
@@ -44,6 +52,7 @@ from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.chat import ChatWithResponse
 from rhumbline.models.chat_model import ChatModel, new_cache
 from rhumbline.models.packing import Pack, pack, shared_length
+from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.records.positions import Position
 
 log = logging.getLogger("rhumbline")
@@ -115,13 +124,18 @@ class Runner:
             return packs(lengths, n_shared, n_arms, self.tokens_per_forward)
         return rectangles(lengths, n_arms, self.tokens_per_forward, same_length=proof.padding_changes_logits)
 
-    def within_memory(self, batch: Batch, run: Callable[[Batch], T]) -> Iterator[tuple[Batch, T]]:
-        """`run` of the batch, or of its parts if memory runs out, each with its result."""
+    def within_memory(
+        self, batch: Batch, run: Callable[[Batch], T], *, gradients: bool = False
+    ) -> Iterator[tuple[Batch, T]]:
+        """`run` of the batch, or of its parts if memory runs out, each with its result.
+
+        With `gradients`, `run` can differentiate.
+        """
         queue = [batch]
         while queue:
             part = queue.pop()
             try:
-                with torch.inference_mode():
+                with torch.enable_grad() if gradients else torch.inference_mode():
                     result = run(part)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -153,18 +167,23 @@ class Runner:
     def _arms(self, batch: Batch) -> Int[Tensor, " arm"]:
         return torch.tensor(batch.arms, device=self.model.device)
 
+    def check(self, sequences: Sequence[TokenIds], new_tokens: int = 0) -> None:
+        """Raise InputError for sequences beyond the positions of the model, ModelError for ids beyond its embedding."""
+        check_sequences(self.model, {f"number {i}": ids for i, ids in enumerate(sequences)}, new_tokens, "sequences")
+
     # -- last-position logits --
 
     def last_logits(
         self, sequences: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
     ) -> Iterator[tuple[RowIndex, Logits]]:
         """Next-token logits after each prompt under each arm, batch by batch, in the model's dtype."""
+        self.check(sequences)
         edits = BatchEdits.of(arms, self.model)
 
         def run(batch: Batch) -> Logits:
             return last_logits(self.model, _of(sequences, batch), edits, self._arms(batch))
 
-        for batch in self.batches(sequences, len(arms)):
+        for batch in self.batches(sequences, len(arms), max(1, n_generated(sequences))):
             for done, logits in self.within_memory(batch, run):
                 self.tick(done.n_rows)
                 yield done.rows(), logits
@@ -176,6 +195,7 @@ class Runner:
 
         Each pass resumes at its layer from the unedited stream, which is kept for one layer at a time.
         """
+        self.check(sequences)
         readings = {
             layer: torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
             for layer, arms in arms_at.items()
@@ -193,7 +213,7 @@ class Runner:
                 parts.append(part)
             return parts
 
-        for batch in self.batches(sequences, 1):
+        for batch in self.batches(sequences, 1, max(1, n_generated(sequences))):
             for done, parts in self.within_memory(batch, run):
                 for layer, first, values in parts:
                     readings[layer][first : first + len(values), done.prompts] = values
@@ -217,6 +237,7 @@ class Runner:
         `read` is applied to the last logits of the same pass; without it the pass ends at the last of `layers`.
         `padding` pads prompts on that side instead of packing them.
         """
+        self.check(sequences)
         places = [Position.of(p) for p in positions]
         check_positions(sequences, places)
         chosen = range(self.model.n_layers) if layers is None else layers
@@ -252,18 +273,21 @@ class Runner:
         arms: Sequence[Arm] = (BASELINE,),
         *,
         max_new_tokens: int,
+        stop: Collection[int] | None = None,
         read: ReadLogits | None = None,
         decided: IsDecided | None = None,
     ) -> tuple[list[list[list[int]]], Float[Tensor, "arm prompt"]]:
         """Greedy completions [arm][prompt] (token ids, without the stop token), and `read` of their first logits.
 
-        A row ends early if `decided(arm, tokens)` is true, since its tokens determine everything that is read from it.
+        `stop` are the ids that end a completion (of a chat: `stop_ids`); None: those of a text without a chat. A row
+        ends early if `decided(arm, tokens)` is true, since its tokens determine everything that is read from it.
         """
+        self.check(sequences, max_new_tokens)
         edits = BatchEdits.of(arms, self.model)
         completions: list[list[list[int]]] = [[[] for _ in sequences] for _ in arms]
         readings = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
         n_slots, batches = self._decoding_plan(sequences, len(arms), edits, max_new_tokens)
-        budget = self.tokens_per_forward
+        budget, ends = self.tokens_per_forward, self.model.stop_tokens() if stop is None else stop
 
         def run(batch: Batch) -> tuple[list[list[int]], Tensor | None]:
             # Fewer slots after memory has run out.
@@ -276,7 +300,7 @@ class Runner:
                 self.tick(n)
 
             try:
-                return decode(decoder, max_new_tokens, read, decided, tick)
+                return decode(decoder, max_new_tokens, ends, read, decided, tick)
             except BaseException:
                 self.tick(-sum(ended))  # These rows are decoded again.
                 raise

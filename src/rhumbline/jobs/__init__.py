@@ -1,4 +1,4 @@
-"""Many runs: workers that hold a model, sweeps, what a run needs, and forecasts of its cost.
+"""Many runs and large runs: sweeps, workers that hold a model, sizes of checkpoints, and forecasts of a run.
 
 May import: experiment and the packages above it. Independent of the command line.
 """

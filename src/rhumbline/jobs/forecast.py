@@ -1,133 +1,164 @@
-"""Forecasts: how many rows and tokens each stage of a run will put through the model, counted before it begins.
+"""Forecasts: the rows and tokens of every stage of a run, counted before it starts.
 
-Counts are exact where the protocol decides them. Where the run decides (the lazy selection, the refits, the refusal
-tokens found) there is a likely count and one that is never passed: `most`. All assume that a direction is found, that
-the filter keeps every prompt and that every null family can be drawn. Knows the stages; runs none of them.
+Counts that the protocol determines are exact. Those that the run determines (lazy selection, refits, refusal tokens)
+have an expected number and an upper bound. All counts assume that a direction is selected, that the filter keeps every
+prompt, and that every null family can be drawn. No stage runs here.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from rhumbline.inference.runner import Runner
+from rhumbline.inference.batching import CPU_TOKENS
+from rhumbline.inference.first_order import ROWS_PER_PROMPT
 from rhumbline.models.chat import Chat
-from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.packing import shared_length
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import COEFFICIENTS, Protocol
+from rhumbline.stages.candidate_scores import PROBES
 from rhumbline.stages.losses import Reading
+from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
 from rhumbline.stages.seed_run import read_positions
-from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, NULLS_PER_JOB
+from rhumbline.stages.stage_jobs import DRAWS_PER_JOB
+from rhumbline.stages.wide_nulls import KL_PROMPTS
 
-OPENINGS = 20
-"""First tokens that can each open one in twenty refusals: as many as `auto` may have to compare."""
+MAX_FIRST_TOKENS = 20
+"""Refusal tokens that `auto` compares at most: each starts at least one in twenty refusals."""
 
 
-class Stage(NamedTuple):
-    """One stage of one seed. A row is a prompt under an arm."""
+class StageForecast(NamedTuple):
+    """The counts of one stage of one seed, or their sums. A row is a prompt under an arm."""
 
     name: str
     rows: int
-    """As many as are likely."""
+    """Expected number of rows."""
     most: int
-    """As many as there can be; where it equals `rows` the count is exact."""
+    """Largest number of rows; equal to `rows` if the count is exact."""
     tokens: int
-    """Prompt tokens of the likely rows, as if nothing were shared."""
+    """Prompt tokens of the expected rows, without prefix sharing."""
     written: int = 0
-    """Tokens that are generated at most."""
+    """Largest number of generated tokens."""
+    computed: int = 0
+    """Prompt tokens of the expected rows with prefix sharing: shared tokens count once for each pass."""
 
 
-def forecast(chat: Chat, splits: Splits, protocol: Protocol, n_layers: int, texts: LossTexts = NO_TEXTS) -> list[Stage]:
-    """Every stage of one seed, in the order in which it runs."""
+def forecast(
+    chat: Chat,
+    splits: Splits,
+    protocol: Protocol,
+    n_layers: int,
+    texts: LossTexts = NO_TEXTS,
+    *,
+    is_16_bit: bool = False,
+) -> list[StageForecast]:
+    """The stages of one seed, in order. In 16 bits the rounding of scores is measured too."""
     n = splits.sizes()
     (tp, tn), (vp, vn), (ep, en) = ((n[s]["positive"], n[s]["negative"]) for s in ("train", "val", "test"))
     reads_texts = protocol.extraction.response_position is not None
     texts_of = splits.texts if reads_texts else splits.get
-    # Activations of texts are read from both responses to a prompt, where the contrast has both.
+    # In a contrast of texts, both responses to a prompt are read if the contrast has both.
     train, test = (sum(len(texts_of(split, label)) for label in LABELS) for split in ("train", "test"))
-    length = _mean_length([chat.encode(p) for s in SPLITS for c in LABELS for p in splits.get(s, c)])
+    prompts = [chat.encode(p) for s in SPLITS for c in LABELS for p in splits.get(s, c)]
+    length, share = _mean_length(prompts), _share_computed(prompts)
     read_length = length
     if reads_texts:
         read_length = _mean_length([chat.encode_text(p) for c in LABELS for p in splits.texts("train", c)])
 
-    def stage(name: str, rows: int, most: int | None = None, writing: int = 0, texts: int = 0) -> Stage:
-        """`texts`: how many of the rows are read with a response."""
-        most, tokens = rows if most is None else most, (rows - texts) * length + texts * read_length
-        return Stage(name, rows, most, round(tokens), writing * protocol.max_new_tokens)
+    def stage(name: str, rows: int, most: int | None = None, writing: int = 0, texts: int = 0) -> StageForecast:
+        """`texts` of the rows are read with a response; `writing` of them generate."""
+        plain, read = (rows - texts) * length, texts * read_length
+        written = writing * protocol.max_new_tokens
+        most = rows if most is None else most
+        return StageForecast(name, rows, most, round(plain + read), written, round(plain * share + read))
 
     cells = len(read_positions(protocol.extraction, chat)) * protocol.selection.first_cut_layer(n_layers)
-    families = protocol.nulls.families
-    few = len(families) * protocol.nulls.draws
-    found = [
-        _openings(protocol, tp, tn, stage),
+    nulls, dose, refits = protocol.nulls, protocol.dose, protocol.stability
+    p_nulls, n_nulls = (
+        len(nulls.families) * sum(map(len, draws_by_prompt(m, nulls.draws, protocol.completed, seed=0)))
+        for m in (ep, en)
+    )
+    stages = [
+        _refusal_tokens(protocol, tp, tn, stage),
         stage("extraction", train + vp + vn, texts=train),
-        _selection(protocol, cells, vp, vn, stage),
-        _nulls(protocol, cells, train, stage),
-        stage("arms on positives", (2 + few) * ep, writing=(2 + few) * ep),
-        stage("arms on negatives", (4 + few) * en, writing=(4 + few) * en),
+        _selection(protocol, cells, vp, vn, stage, is_16_bit=is_16_bit),
+        _nulls(protocol, cells, train, vp + vn, stage),
+        stage("arms on positives", 2 * ep + p_nulls, writing=2 * ep + p_nulls),
+        stage("arms on negatives", 4 * en + n_nulls, writing=4 * en + n_nulls),
     ]
-    if protocol.nulls.wide:
-        draws, limit = sum(protocol.nulls.total(f) for f in families), _draw_limit(protocol)
-        p, q = min(protocol.nulls.prompts, ep), min(protocol.nulls.prompts, en)
-        blocks = -(-draws // NULLS_PER_JOB)  # each has the baseline and the direction's own arms too
-        rows = p * (2 * blocks + draws) + q * (5 * blocks + draws)
-        found.append(stage("wide nulls", rows, limit * rows))
-    dose = protocol.dose
-    p, q = min(dose.prompts, ep), min(dose.prompts, en)
-    curves = 1 + len(families) * min(dose.draws, protocol.nulls.draws if not protocol.nulls.wide else dose.draws)
+    if nulls.wide:
+        stages.append(_wide(protocol, ep, en, stage))
     if dose.strengths or dose.coefficients:
-        found.append(stage("dose", curves * (p * len(dose.strengths) + q * len(dose.coefficients))))
-    if protocol.stability.refits:
-        plan = protocol.stability
-        likely, most = _refit(protocol, plan.sites, min(plan.prompts, vp), min(plan.prompts, vn))
-        once = train + min(plan.prompts, vn)
-        found.append(stage("stability", once + plan.refits * likely, once + plan.refits * most, texts=train))
-    found.append(stage("separation", test, texts=test))
-    found += _losses(chat, splits, protocol, texts, length)
-    for name in protocol.conditions:
-        rows = 2 * ep + 3 * en
-        found.append(stage(f"condition {name}", rows, writing=rows))
-    return found
+        curves = 1 + len(nulls.families) * min(dose.draws, dose.draws if nulls.wide else nulls.draws)
+        # Dose 0 is the baseline of every curve.
+        rows = (
+            min(dose.prompts, m) * (curves * sum(d != 0 for d in doses) + (0 in doses))
+            for m, doses in ((ep, dose.strengths), (en, dose.coefficients))
+        )
+        stages.append(stage("dose", sum(rows)))
+    if refits.refits:
+        likely, most = _refit(protocol, refits.sites, min(refits.prompts, vp), min(refits.prompts, vn))
+        once = train + min(refits.prompts, vn)
+        stages.append(stage("stability", once + refits.refits * likely, once + refits.refits * most, texts=train))
+    stages.append(stage("separation", test, texts=test))
+    stages += _losses(chat, splits, protocol, texts, length)
+    rows = 2 * ep + 3 * en
+    return [*stages, *(stage(f"condition {name}", rows, writing=rows) for name in protocol.conditions)]
 
 
 def _mean_length(sequences: Sequence[Sequence[int]]) -> float:
     return sum(map(len, sequences)) / max(1, len(sequences))
 
 
-def _openings(protocol: Protocol, tp: int, tn: int, stage: Callable[..., Stage]) -> Stage:
-    """The refusal tokens: one look at the classes for each, and one for all of them together."""
+def _share_computed(sequences: Sequence[Sequence[int]]) -> float:
+    """Share of the tokens that are computed if packs compute the tokens that all prompts share once."""
+    if not sequences:
+        return 1.0
+    shared, length = shared_length(sequences), _mean_length(sequences)
+    own = max(1.0, length - shared)
+    return (own + shared / max(1, (CPU_TOKENS - shared) // own)) / (own + shared)
+
+
+def _refusal_tokens(protocol: Protocol, tp: int, tn: int, stage: Callable[..., StageForecast]) -> StageForecast:
+    """The refusal tokens: both classes once for each token, and once for all of them together."""
     if protocol.refusal_tokens != "auto":
         k = len(protocol.refusal_tokens)
         return stage("refusal tokens", (k + (k > 1)) * (tp + tn), (k + 1) * (tp + tn))
-    return stage("refusal tokens", tp + tp + tn, tp + (OPENINGS + 1) * (tp + tn), writing=tp)
+    return stage("refusal tokens", tp + tp + tn, tp + (MAX_FIRST_TOKENS + 1) * (tp + tn), writing=tp)
 
 
-def _selection(protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., Stage]) -> Stage:
-    """Induce of all, then bypass, then kl; candidates within rounding are scored again."""
-    again = cells * (vp + 2 * vn)
-    validation = len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0
-    everything = cells * (vp + 2 * vn) + vn + validation
-    likely = everything if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn + validation
-    return stage("selection", likely, everything + again)
+def _selection(
+    protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., StageForecast], *, is_16_bit: bool
+) -> StageForecast:
+    """Induce, then bypass, then KL scores; in 16 bits their rounding, and some candidates within it again."""
+    per_candidate, whole, screen = vp + 2 * vn, cells, 0
+    if protocol.screen and not protocol.full_grid and cells > protocol.screen:
+        screen, cells = ROWS_PER_PROMPT * (vp + vn), protocol.screen
+    once = screen + vn + (len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0)
+    probes, again = 2 * PROBES * per_candidate, PROBES * per_candidate
+    likely = once + (whole * per_candidate if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn)
+    most = once + whole * per_candidate + 2 * probes + whole * per_candidate
+    return stage("selection", likely + (probes + again if is_16_bit else 0), most)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
-    """Rows of one choice among some sites: bypass of all, then kl and induce of a few at a time, until one passes."""
+    """Rows of one selection among `sites`: all bypass scores, then KL and induce scores in steps until one passes."""
     step = min(sites, CANDIDATES_AT_ONCE) if protocol.selection.criterion == "lowest-bypass" else sites
     return sites * p + step * 2 * q, sites * p + sites * 3 * q
 
 
-def _nulls(protocol: Protocol, cells: int, train: int, stage: Callable[..., Stage]) -> Stage:
-    """Activations at the site; and where the whole procedure is repeated, its sums and its choices."""
-    if "shuffled" not in protocol.nulls.families:
+def _nulls(protocol: Protocol, cells: int, train: int, val: int, stage: Callable[..., StageForecast]) -> StageForecast:
+    """Activations at the site; for `shuffled` also the sums and the selection of every draw."""
+    nulls = protocol.nulls
+    if "shuffled" not in nulls.families:
         return stage("nulls", train, texts=train)
-    draws, q = protocol.nulls.total("shuffled"), protocol.nulls.procedure_prompts
-    limit = _draw_limit(protocol)
+    draws, q, once = nulls.total("shuffled"), nulls.procedure_prompts, 2 * train
+    if nulls.screen and cells > nulls.screen:
+        once, cells = once + ROWS_PER_PROMPT * val, nulls.screen
     likely, most = _refit(protocol, cells, q, q)
-    further = -(-draws * (limit - 1) // DRAWS_PER_JOB) * train  # one pass over the training prompts for each job
-    most_rows = 2 * train + further + limit * draws * (most + q)
-    return stage("nulls", 2 * train + draws * (likely + q), most_rows, texts=2 * train)
+    further = draws * (_draw_limit(protocol) - 1)  # each job of these is a pass over the training prompts, and a screen
+    again = -(-further // DRAWS_PER_JOB) * once
+    return stage("nulls", once + draws * (likely + q), once + again + (draws + further) * (most + q), texts=2 * train)
 
 
 def _draw_limit(protocol: Protocol) -> int:
@@ -135,44 +166,33 @@ def _draw_limit(protocol: Protocol) -> int:
     return 1 if protocol.rule.same_cosine is None else protocol.nulls.limit
 
 
-def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[Stage]:
+def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForecast]) -> StageForecast:
+    """All draws that can be needed, the arms of the direction, and the KL divergence of the ablation."""
+    nulls = protocol.nulls
+    draws = sum(nulls.total(family) for family in nulls.families)
+    p, q = min(nulls.prompts, ep), min(nulls.prompts, en)
+    own = 2 * p + 3 * q + 2 * min(max(KL_PROMPTS, nulls.prompts), en)
+    return stage("wide nulls", own + (p + q) * draws, own + (p + q) * draws * _draw_limit(protocol))
+
+
+def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[StageForecast]:
     plan = protocol.side_effects
     if not plan.documents:
         return []
     arms = 4 + 2 * len(set(plan.controls) & set(protocol.nulls.families))
     reading, negatives = Reading(chat, plan.documents, plan.max_tokens), splits.get("test", "negative")
-    found = []
+    stages = []
     for name, sources in (("text", reading.text(texts)), ("responses", reading.responses(texts, negatives))):
-        tokens = arms * sum(len(s.document.ids) for s in sources)
-        found.append(Stage(f"losses on {name}", arms * len(sources), arms * len(sources), tokens))
+        rows, tokens = arms * len(sources), arms * sum(len(s.document.ids) for s in sources)
+        stages.append(StageForecast(f"losses on {name}", rows, rows, tokens, computed=tokens))
     n, longest = min(plan.documents, len(negatives)), protocol.max_new_tokens
-    tokens = round(n * length + arms * n * (length + longest))
-    # A completion without a token is not read.
-    return [*found, Stage("losses on completions", n + arms * n, n + arms * n, tokens, n * longest)]
+    rows, tokens = n + arms * n, round(n * length + arms * n * (length + longest))
+    # Upper bounds: an empty completion is not read.
+    return [*stages, StageForecast("losses on completions", rows, rows, tokens, n * longest, tokens)]
 
 
-class Total(NamedTuple):
-    """All seeds of a run together."""
-
-    rows: int
-    most: int
-    tokens: int
-    written: int
-
-
-def total(stages: Mapping[int, Sequence[Stage]]) -> Total:
-    """The sums over stages and seeds."""
-    every = [s for of_seed in stages.values() for s in of_seed]
-    return Total(*(sum(getattr(s, f) for s in every) for f in Total._fields))
-
-
-def measured_speed(model: ChatModel, sequences: Sequence[Sequence[int]], tokens: int) -> float:
-    """Prompt tokens per second of this model here: the second of two passes over a block of prompts."""
-    some = list(sequences[: max(1, tokens // max(map(len, sequences)))])
-    runner, took = Runner(model, tokens), 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        for _ in runner.last_logits(some):
-            pass
-        took = time.perf_counter() - start
-    return sum(map(len, some)) / took
+def total(stages: Mapping[int, Sequence[StageForecast]]) -> StageForecast:
+    """The sums over the stages of all seeds."""
+    every = [stage for of_seed in stages.values() for stage in of_seed]
+    sums = (sum(getattr(stage, name) for stage in every) for name in StageForecast._fields[1:])
+    return StageForecast("all seeds", *sums)

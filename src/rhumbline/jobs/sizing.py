@@ -1,167 +1,155 @@
-"""What a run will need, said before anything is loaded: bytes from the checkpoint's headers, work from the protocol.
+"""Estimated memory and time of a run, from the headers of a checkpoint and the protocol; no weight is read.
 
-Reads the headers of safetensors files and nothing behind them. The estimates name their assumptions.
+The estimates state their assumptions.
 """
 
-import json
-import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhumbline.errors import ModelError
-from rhumbline.models.sources import weight_files
+from rhumbline.models.weight_files import gguf_config, stored_tensors
+from rhumbline.protocol import Protocol
+from rhumbline.records.user_files import read_json
 
-BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1,
-         "U8": 1, "BOOL": 1}  # fmt: skip
 LOADED = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a parameter, by dtype."""
 PROMPT_TOKENS = 60
-"""Tokens of a prompt with its template, where nothing is known of the prompts."""
+"""Assumed tokens of a prompt with its template."""
+POSITIONS = 5
+"""Assumed tokens of a chat template after the instruction."""
+DECODED_ROWS = 512
+"""Rows that are assumed to be decoded together."""
 
 
 class Checkpoint(NamedTuple):
-    """What the headers say."""
+    """Sizes of a checkpoint."""
 
     parameters: int
     bytes: int
-    """Of the weights in the files."""
+    """Bytes of the weights in the files."""
     largest: int
-    """Bytes of the largest tensor, which loading holds twice for a moment."""
+    """Bytes of the largest tensor, of which loading briefly has two copies."""
     layers: int | None
-    d_model: int | None
     kv_bytes_per_token: int | None
-    """Keys and values of one token, at the files' dtype; None where the config does not say."""
+    """Keys and values of one token in the dtype of the files; None if the config does not state the sizes."""
+    matrices: tuple[tuple[int, int], ...] = ()
+    """Shapes of the matrices of the blocks, which every token is multiplied with."""
+    embedding: tuple[int, int] | None = None
+    """Shape of the largest other matrix, which is taken as the unembedding."""
 
 
-def find_folder(where: str) -> Path | None:
-    """The directory of a checkpoint: itself, or the hub cache's newest snapshot; None where this machine has neither.
+def read_checkpoint(place: Path) -> Checkpoint:
+    """Sizes from the headers of the weight files of a directory, or of a GGUF file; ModelError if they are faulty.
 
-    `where` is a directory or a hub name, as `models.sources.checkpoint` resolves them.
+    A GGUF file is counted as the float32 that it is dequantised to.
     """
-    if Path(where).is_dir():
-        return Path(where)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(where, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError:
-        raise ModelError(f"{where} is neither a directory nor a hub name. Give one of them.") from None
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Sizes from the headers of all safetensors files of a directory. ModelError where there is none, or a torn one."""
-    sizes: dict[str, tuple[int, int]] = {}
-    for file in weight_files(folder):
-        for name, entry in _header(folder / file).items():
-            count = prod(entry["shape"])
-            sizes[name] = (count, count * BYTES.get(entry["dtype"], 4))
-    if not sizes:
-        raise ModelError(
-            f"{folder} has no safetensors files, whose headers say how large a model is. Is the download complete?"
-        )
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    config = config.get("text_config") or config
-    parameters, total = (sum(column) for column in zip(*sizes.values(), strict=True))
-    layers, width = config.get("num_hidden_layers"), config.get("hidden_size")
-    heads = config.get("num_attention_heads")
+    stored = stored_tensors(place)
+    parameters = sum(tensor.elements for tensor in stored.values())
+    if place.is_file():
+        config, sizes = gguf_config(place), [4 * tensor.elements for tensor in stored.values()]
+    else:
+        config, sizes = _config(place), [tensor.bytes for tensor in stored.values()]
+    layers, width, heads = (config.get(f) for f in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     kv = None
     if layers and width and heads:
         channels = config.get("head_dim") or width // heads
-        kv = 2 * layers * (config.get("num_key_value_heads") or heads) * channels * max(1, round(total / parameters))
-    return Checkpoint(parameters, total, max(size for _, size in sizes.values()), layers, width, kv)
+        each = max(1, round(sum(sizes) / max(1, parameters)))
+        kv = 2 * layers * (config.get("num_key_value_heads") or heads) * channels * each
+    matrices, others = [], []
+    for name, tensor in stored.items():
+        if len(tensor.shape) == 2:
+            # The names of the tensors of a block contain its number.
+            in_block = any(part.isdigit() for part in name.split("."))
+            (matrices if in_block else others).append(tensor.shape)
+    embedding = max(others, default=None)
+    return Checkpoint(parameters, sum(sizes), max(sizes, default=0), layers, kv, tuple(matrices), embedding)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            header = json.loads(f.read(length))
-    except (OSError, ValueError, struct.error) as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    return header
+def _config(folder: Path) -> Any:
+    path = folder / "config.json"
+    config = read_json(path, ModelError, "the config of a model") if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object. Pass a model with a config.")
+    return config.get("text_config") or config
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a GPU (or a processor) is taken to do; change it to what yours does."""
+    """Assumed speed and memory of a GPU, or of a processor."""
 
     name: str = "H100-like"
     flops: float = 3.5e14
-    """Per second in the matrix products of a prefill: what is reached, not the data sheet's peak."""
+    """Operations per second reached in the matrix products of a prefill."""
     bandwidth: float = 2.0e12
-    """Bytes per second of weights and cache while decoding, reached."""
+    """Bytes per second of weights and cache reached during decoding."""
     memory: float = 80e9
 
 
 class Estimate(NamedTuple):
-    """Of one run."""
+    """Memory and time of one run."""
 
     memory_per_gpu: float
-    """Bytes: weights, one block of completions with its cache, and room for a forward pass."""
+    """Bytes of weights, of one batch of completions with its cache, and of a forward pass."""
     seconds: float | None
-    """Of one replica; None where the depth is not known."""
+    """Time of one replica; None if the number of layers is not known."""
     fits: bool
 
 
 def estimate(
-    found: Checkpoint,
-    protocol: Mapping[str, Any],
+    size: Checkpoint,
+    protocol: Protocol,
     *,
     gpus: float = 1,
     dtype: str = "auto",
-    device: Device | None = None,
+    device: Device = Device(),
 ) -> Estimate:
-    """Memory and time of one run, from the record of its protocol.
+    """Memory and time of one run.
 
-    A prefill takes 2 x parameters operations a token; a decoding step reads all weights once for a block of rows.
+    A prefill takes 2 x parameters operations per token; a decoding step reads all weights once for a batch of rows.
     """
-    device, spread = device or Device(), max(1.0, gpus)
-    weights = found.bytes if dtype == "auto" else found.parameters * LOADED.get(dtype, 4)
-    rows = 512
-    length = PROMPT_TOKENS + protocol["max_new_tokens"]
-    cache = rows * length * (found.kv_bytes_per_token or 0)
-    memory = (1.1 * (weights + cache) + 2 * found.largest) / spread + 1e9
-    if not found.layers:
+    spread = max(1.0, gpus)
+    weights = size.bytes if dtype == "auto" else size.parameters * LOADED.get(dtype, 4)
+    length = PROMPT_TOKENS + protocol.max_new_tokens
+    cache = DECODED_ROWS * length * (size.kv_bytes_per_token or 0)
+    memory = (1.1 * (weights + cache) + 2 * size.largest) / spread + 1e9
+    if not size.layers:
         return Estimate(memory, None, memory <= device.memory)
-    passes, steps = work(protocol, found.layers)
-    prefill = 2 * found.parameters * sum(passes.values()) * PROMPT_TOKENS / (device.flops * spread)
+    passes, steps = work(protocol, size.layers)
+    prefill = 2 * size.parameters * sum(passes.values()) * PROMPT_TOKENS / (device.flops * spread)
     decode = steps * (weights + cache) / (device.bandwidth * spread)
     return Estimate(memory, prefill + decode, memory <= device.memory)
 
 
-POSITIONS = 5
-"""Tokens of a chat template after the instruction, where the template is not read."""
+def work(protocol: Protocol, layers: int) -> tuple[dict[str, float], float]:
+    """Prompts that pass through the model, by kind of job, and decoding steps, for all seeds of a run.
 
-
-def work(protocol: Mapping[str, Any], layers: int) -> tuple[dict[str, float], float]:
-    """Prompts that go through the model, by kind of block, and decoding steps of 512 rows; of all seeds of a run.
-
-    The positions of the protocol are resolved (not `auto`): one of them, or those after the instruction (`POSITIONS`).
-    An upper guess: packed prompts share their prefix, additions begin at their layer (taken as one half of a pass), and
-    the lazy grid leaves scores out. `serial` is what is not cut into blocks.
+    An upper estimate: packed prompts share their prefix, additions start at their layer (counted as half a pass), and
+    lazy selection omits scores. `serial` is the part that is not cut into jobs. Unless the protocol has one position,
+    the positions are those after the instruction (`POSITIONS`).
     """
-    sizes, nulls, stability, dose = (protocol[name] for name in ("sizes", "nulls", "stability", "dose"))
-    families, seeds = len(nulls["families"]), len(protocol["seeds"])
-    positions = POSITIONS if protocol["extraction"]["positions"] in ("post-instruction", "auto") else 1
-    cells = positions * int((protocol["selection"]["max_layer_share"] or 1.0) * layers)
-    procedure = min(nulls["wide"], nulls["procedure"]) if "shuffled" in nulls["families"] else 0
-    draws = nulls["wide"] * (families - (procedure > 0)) + procedure
-    strengths = len(dose["strengths"]) + len(dose["coefficients"]) / 2
-    completions = sizes["test"] * (6 + 2 * families * nulls["draws"])
+    sizes, nulls, stability, dose = protocol.sizes, protocol.nulls, protocol.stability, protocol.dose
+    families, seeds = len(nulls.families), len(protocol.seeds)
+    positions = POSITIONS if protocol.extraction.positions in ("post-instruction", "auto") else 1
+    cells = positions * int((protocol.selection.max_layer_share or 1.0) * layers)
+    procedure = min(nulls.wide, nulls.procedure) if "shuffled" in nulls.families else 0
+    draws = nulls.wide * (families - (procedure > 0)) + procedure
+    strengths = len(dose.strengths) + len(dose.coefficients) / 2
+    by_null = min(nulls.completed or sizes.test, sizes.test)
+    completions = 6 * sizes.test + 2 * families * nulls.draws * by_null
+    screen = 0 if protocol.full_grid else protocol.screen
+    exact, of_draw = (min(cells, n or cells) for n in (screen, nulls.screen))
+    # A screen is one backward pass over the validation prompts.
+    screens = 6 * sizes.val * ((exact < cells) + (of_draw < cells and procedure > 0))
     passes = {
-        "serial": 2 * (sizes["train"] + sizes["val"] + sizes["test"]),
-        "candidates": 1.5 * cells * sizes["val"],
-        # One pass over train for the pseudo-differences (and for the refits); then bypass everywhere, and 4 cells more.
-        "shuffled": 2 * sizes["train"] + procedure * (cells + 6) * nulls["procedure_prompts"],
+        "serial": 2 * (sizes.train + sizes.val + sizes.test) + screens,
+        "candidates": 1.5 * exact * sizes.val,
+        # One pass over train for the pseudo-differences; then the bypass scores of all sites, and five more scores.
+        "shuffled": 2 * sizes.train + procedure * (of_draw + 5) * nulls.procedure_prompts,
         "outcomes": completions,
-        "wide": 1.5 * draws * nulls["prompts"],
-        "dose": strengths * (1 + dose["draws"] * families) * dose["prompts"],
-        "refits": 2 * sizes["train"] + 3 * stability["refits"] * stability["sites"] * stability["prompts"],
+        "wide": 1.5 * draws * nulls.prompts,
+        "dose": strengths * (1 + dose.draws * families) * dose.prompts,
+        "refits": 2 * sizes.train + stability.refits * (stability.sites + 4) * stability.prompts,
     }
-    return {kind: seeds * n for kind, n in passes.items()}, seeds * completions / 512 * protocol["max_new_tokens"]
+    steps = seeds * completions / DECODED_ROWS * protocol.max_new_tokens
+    return {kind: seeds * n for kind, n in passes.items()}, steps

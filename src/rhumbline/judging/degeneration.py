@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rhumbline.judging.normal_text import normal_form
+
 LONGEST_UNIT = 120
 """Characters of the longest repeated unit that is detected."""
 REPEATS = 4
@@ -26,12 +28,12 @@ def degeneration(text: str) -> str | None:
     No words: neither a letter nor a digit of any script (a number alone can be an answer).
     Repetition: a unit of up to `LONGEST_UNIT` characters occurs `REPEATS` times in a row, and this run covers at least
     half of the text; or at least half of the `WINDOW`-word windows have a share of distinct words below
-    `LEAST_VARIETY`. White space is collapsed and case folded first, so indentation is not a repetition.
+    `LEAST_VARIETY`. Case and white space of the normal form are folded first, so indentation is not a repetition.
     """
-    words = text.casefold().split()
+    words = normal_form(text).casefold().split()
     if not words:
         return "empty"
-    if not any(c.isalnum() for c in text):
+    if not any(any(map(str.isalnum, word)) for word in words):
         return "no words"
     # The trailing space completes the last unit of "the the the the".
     if _has_dominant_run(" ".join(words) + " ") or _has_few_words(words):
@@ -40,12 +42,13 @@ def degeneration(text: str) -> str | None:
 
 
 def _has_dominant_run(text: str) -> bool:
-    """Whether consecutive occurrences of a unit cover half of the text, in `LONGEST_UNIT` linear passes.
+    """Whether consecutive occurrences of a unit of up to `LONGEST_UNIT` characters cover half of the text.
 
     A run of period p and length s is a run of s - p places where text[i] == text[i + p].
     """
-    a = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    for period in range(1, min(LONGEST_UNIT, len(a) // REPEATS) + 1):
+    periods = _possible_periods(text)
+    a = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) if periods else np.empty(0)
+    for period in periods:
         same = a[period:] == a[:-period]
         least = max((REPEATS - 1) * period, len(a) / 2 - period)
         if np.count_nonzero(same) < least:
@@ -55,6 +58,20 @@ def _has_dominant_run(text: str) -> bool:
         if longest >= least and (span >= SHORTEST_RUN or span >= MANY_REPEATS * period):
             return True
     return False
+
+
+def _possible_periods(text: str) -> list[int]:
+    """The periods of which a dominant run can be.
+
+    It contains the middle of the text, and at least two periods on one side of it, because there are four.
+    """
+    middle = len(text) // 2
+    return [
+        p
+        for p in range(1, min(LONGEST_UNIT, len(text) // REPEATS) + 1)
+        if (text[middle] == text[middle + p] and text[middle : middle + p] == text[middle + p : middle + 2 * p])
+        or (text[middle - 1] == text[middle - 1 - p] and text[middle - p : middle] == text[middle - 2 * p : middle - p])
+    ]
 
 
 def _longest_run(same: np.ndarray) -> int:
@@ -68,7 +85,10 @@ def _has_few_words(words: Sequence[str]) -> bool:
 
     Numbers and symbols are excluded: a matrix of zeros and ones is not a repetition.
     """
-    spelled = [w for w in (w.strip("\"'.,;:!?()[]*_`") for w in words) if any(c.isalpha() for c in w)]
+    if len(words) < WINDOW:
+        return False
+    stripped = (w.strip("\"'.,;:!?()[]*_`") for w in words)
+    spelled = [w for w in stripped if w[:1].isalpha() or any(map(str.isalpha, w))]
     windows = [spelled[i : i + WINDOW] for i in range(0, len(spelled) - WINDOW + 1, WINDOW)]
     few = sum(len(set(w)) < LEAST_VARIETY * WINDOW for w in windows)
     return bool(windows) and few >= len(windows) / 2

@@ -17,8 +17,14 @@ from rhumbline.inference.batching import is_out_of_memory
 from rhumbline.inference.runner import Runner, measured_tokens
 from rhumbline.judging.judge_endpoint import query
 from rhumbline.judging.judge_specs import Judgement, JudgeSpec
+from rhumbline.models.answers import AnswerReader
+from rhumbline.models.control_tokens import ControlTokens
 from rhumbline.models.loading import check_dtype, load
 from rhumbline.models.sources import checkpoint
+from rhumbline.models.templates import own_template
+from rhumbline.models.turn_end import turn_end
+from rhumbline.prompts.chat_options import DEFAULT_OPTIONS
+from rhumbline.records.seed_files import NO_ANSWER
 
 CLASSIFIER_BATCH = 32
 """Initial batch size of a sequence classification model."""
@@ -58,8 +64,13 @@ class ExternalJudge:
         self._runner.tokens_per_forward = measured_tokens(self._runner.model, max(sequences, key=len))
         if spec.scale:
             return self._grade(sequences)
-        completions, _ = self._runner.generate(sequences, max_new_tokens=spec.max_new_tokens)
-        return [spec.read(tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions[0]]
+        controls = ControlTokens(tokenizer, "" if spec.form == "text" else own_template(tokenizer) or "")
+        end = turn_end(controls, DEFAULT_OPTIONS) if controls.template else None
+        stop = self._runner.model.stop_tokens() | (set() if end is None else {end})
+        completions, _ = self._runner.generate(sequences, max_new_tokens=spec.max_new_tokens, stop=stop)
+        answers = AnswerReader.of(tokenizer, controls.template, header="")
+        replies = [answers.read(ids).text for ids in completions[0]]
+        return [Judgement("unscored", None, NO_ANSWER) if r is None else spec.read(r) for r in replies]
 
     # Causal models
 

@@ -26,7 +26,7 @@ from rhumbline.records.judgement_files import (
     JudgementSummary,
     JudgeSummary,
 )
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.seed_files import NO_ANSWER, Outcome
 from rhumbline.records.shared import KappaPair, Label
 
 JudgeCompletions = Callable[[Sequence[str], Sequence[str]], list[Judgement]]
@@ -57,7 +57,7 @@ def judge_run(
     run's keyword judges.
     """
     directory = RunDirectory.read(path)
-    completions = [c for c in _completions(directory) if every_arm or c.outcome.arm.is_own]
+    completions = [c for c in completions_with_texts(directory) if every_arm or c.outcome.arm.is_own]
     if any(spec.name in (c.outcome.judges or {}) for c in completions):
         raise InputError(f"judge {spec.name}: a keyword judge of the run has this name. Set another `name`.")
     known, queued = _judge_missing(directory, spec, judge, completions, tick)
@@ -84,7 +84,7 @@ def _judge_missing(
     directory: RunDirectory,
     spec: JudgeSpec,
     judge: JudgeCompletions,
-    completions: Sequence["_Completion"],
+    completions: Sequence["Completion"],
     tick: Callable[[int], None],
 ) -> tuple[dict[str, JudgementRow], int]:
     """All judgements by key, after judging those that this judge has not scored; and the number of the latter."""
@@ -96,7 +96,7 @@ def _judge_missing(
     queue = [c for key, c in {c.key: c for c in completions}.items() if key not in scored]
     for start in range(0, len(queue), AT_ONCE):
         batch = queue[start : start + AT_ONCE]
-        judgements = judge([c.prompt for c in batch], [c.completion for c in batch])
+        judgements = _judged(judge, batch)
         for c, judgement in zip(batch, judgements, strict=True):
             known[c.key] = JudgementRow(
                 key=c.key,
@@ -109,6 +109,13 @@ def _judge_missing(
         directory.write_rows_as(known.values(), file)
         tick(len(batch))
     return known, len(queue)
+
+
+def _judged(judge: JudgeCompletions, batch: Sequence["Completion"]) -> list[Judgement]:
+    """One judgement of each completion; one without an answer is unscored, and the judge does not read it."""
+    read = [c for c in batch if c.outcome.has_answer]
+    judgements = iter(judge([c.prompt for c in read], [c.completion for c in read]))
+    return [next(judgements) if c.outcome.has_answer else Judgement("unscored", None, NO_ANSWER) for c in batch]
 
 
 def judged_rates(spec: JudgeSpec, rows: Sequence[JudgedCompletion]) -> tuple[JudgedRate, ...]:
@@ -177,7 +184,7 @@ def read_judgements(directory: RunDirectory, name: str) -> Iterator[JudgedComple
             yield JudgedCompletion(place, known[place.key])
 
 
-class _Completion(NamedTuple):
+class Completion(NamedTuple):
     """A completion with its texts."""
 
     seed: int
@@ -188,17 +195,17 @@ class _Completion(NamedTuple):
     """Hash of both texts."""
 
 
-def _completions(directory: RunDirectory) -> list[_Completion]:
+def completions_with_texts(directory: RunDirectory) -> list[Completion]:
     """Every completion of the run. Raises OutputError if the run has no texts."""
     completions = [
-        _Completion(seed, row, row.prompt, row.completion, sha256([row.prompt, row.completion]))
+        Completion(seed, row, row.prompt, row.completion, sha256([row.prompt, row.completion]))
         for seed, row in _outcomes(directory)
         if row.prompt is not None and row.completion is not None
     ]
     if not completions or len(completions) < sum(1 for _ in _outcomes(directory)):
         raise OutputError(
-            f"{directory.path} has no texts of completions, which an external judge reads. Run again with "
-            "--save-completions and another --out."
+            f"{directory.path} has no texts of completions, which a judge or a person reads after the run. Run "
+            "again with --save-completions and another --out."
         )
     return completions
 

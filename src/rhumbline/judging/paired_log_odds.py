@@ -5,7 +5,7 @@ Independent of directions and of the content of the responses.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -56,6 +56,10 @@ class PairedLogOdds:
         read = {tuple(chat.encode(p)) for p in train}
         first, second = (Counter(pairs[ids][k][0] for ids in read) for k in (0, 1))
         return cls(pairs, tuple(sorted(t for t, n in first.items() if n - second[t] >= SMALLEST_SHARE * len(read))))
+
+    def after(self, start: TokenIds) -> "PairedLogOdds":
+        """The metric of the same prompts followed by some generated tokens."""
+        return replace(self, pairs={(*ids, *start): responses for ids, responses in self.pairs.items()})
 
     def read(self, runner: Runner, sequences: Sequence[TokenIds], arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
         """The metric of every prompt under every arm."""

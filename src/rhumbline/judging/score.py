@@ -4,7 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rhumbline.errors import ProtocolError
+from rhumbline.records.seed_files import NO_ANSWER
 from rhumbline.records.shared import Class
+
+OTHER_LANGUAGE = "language not covered"
+"""Evidence of a completion in a language that the judge does not cover."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,10 @@ class Score:
     """The class that rates count."""
     evidence: str = ""
     """The listed phrase that matched, the kind of degeneration, or why it is unscored. Never the completion."""
+    repeats: bool = False
+    """Whether a refused completion repeats itself after its refusal."""
+    uncovered: str | None = None
+    """The language of the completion, if the judge does not cover it."""
 
     def __post_init__(self):
         if (self.value is None) != (self.cls == "unscored"):
@@ -28,3 +36,8 @@ class Score:
 
 TextJudge = Callable[[str], Score]
 """A judge: from a completion to its score."""
+
+
+def score_of(judge: TextJudge, answer: str | None) -> Score:
+    """The score of an answer; a completion without one (None) is unscored."""
+    return Score(None, "unscored", NO_ANSWER) if answer is None else judge(answer)

@@ -16,6 +16,7 @@ from rhumbline.inference.interventions import BASELINE, Add, Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import Metric, kl_divergence
 from rhumbline.judging.paired_log_odds import PairedLogOdds
+from rhumbline.models.chat import ChatWithResponse
 
 ARMS_AT_ONCE = 128
 """Arms whose vectors are in memory at the same time."""
@@ -38,11 +39,18 @@ class Scorer:
     metric: Metric
     excluded: tuple[int, ...] = ()
     """Tokens that the KL divergence excludes."""
+    start: tuple[int, ...] = ()
+    """Generated tokens after which both are read (`CommonStart`)."""
+    resumes: bool = True
+    """Whether a pass of additions starts at their layer; otherwise every pass is whole, in the shape of ablations."""
+
+    def _after_start(self, sequences: Sequence[TokenIds]) -> Sequence[TokenIds]:
+        return [ChatWithResponse(ids, self.start) for ids in sequences] if self.start else sequences
 
     def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits without an intervention."""
         table: Tensor | None = None
-        for rows, logits in self.runner.last_logits(sequences, [BASELINE]):
+        for rows, logits in self.runner.last_logits(self._after_start(sequences), [BASELINE]):
             if table is None:
                 table = logits.new_zeros(len(sequences), logits.shape[-1])
             table[rows.prompt.to(logits.device)] = logits
@@ -56,15 +64,15 @@ class Scorer:
     ) -> Readings:
         """The metric of every arm on every prompt, and its KL divergence from the `baseline` logits."""
         metric = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
-        kl = metric.clone()
+        kl, started = metric.clone(), self._after_start(sequences)
         if isinstance(self.metric, PairedLogOdds):
-            values = self.metric.read(self.runner, sequences, arms)
+            values = self.metric.read(self.runner, started, arms)
             return Readings(values, kl if baseline is None else self.kl(sequences, arms, baseline))
-        starts = [_first_layer(arm) for arm in arms]
+        starts = [_first_layer(arm) if self.resumes else None for arm in arms]
         whole = [i for i, layer in enumerate(starts) if layer is None]
         for start in range(0, len(whole), ARMS_AT_ONCE):
             now = torch.tensor(whole[start : start + ARMS_AT_ONCE])
-            for rows, logits in self.runner.last_logits(sequences, [arms[i] for i in now.tolist()]):
+            for rows, logits in self.runner.last_logits(started, [arms[i] for i in now.tolist()]):
                 metric[now[rows.arm], rows.prompt] = self.metric(logits).double().cpu()
                 if baseline is not None:
                     before = baseline[rows.prompt.to(baseline.device)]
@@ -74,7 +82,7 @@ class Scorer:
             if layer is not None:
                 later.setdefault(layer, []).append(i)
         at = {layer: [arms[i] for i in members] for layer, members in later.items()}
-        for layer, values in self.runner.resumed_readings(sequences, at, self.metric).items() if at else ():
+        for layer, values in self.runner.resumed_readings(started, at, self.metric).items() if at else ():
             metric[later[layer]] = values
         return Readings(metric, kl)
 
@@ -83,7 +91,7 @@ class Scorer:
     ) -> Float[Tensor, "arm prompt"]:
         """KL divergence of the next-token distribution from `baseline` to every arm, nats, without the metric."""
         kl = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
-        for rows, logits in self.runner.last_logits(sequences, arms):
+        for rows, logits in self.runner.last_logits(self._after_start(sequences), arms):
             before = baseline[rows.prompt.to(baseline.device)]
             kl[rows.arm, rows.prompt] = kl_divergence(before, logits, self.excluded).cpu()
         return kl

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from rhumbline.errors import ModelError, ProtocolError
 from rhumbline.evidence.statistics import auroc, finite_or_none
 from rhumbline.judging.degeneration import degeneration
+from rhumbline.judging.normal_text import normal_form
 from rhumbline.judging.score import Score
 from rhumbline.records.shared import ByLabel, ClassifierFit
 
@@ -101,7 +102,7 @@ def _features(texts: Sequence[str]) -> Any:
     vectors = HashingVectorizer(
         analyzer="char_wb", ngram_range=(2, 5), n_features=FEATURES, norm="l2", alternate_sign=True
     )
-    return vectors.transform(texts)
+    return vectors.transform(map(normal_form, texts))
 
 
 def _regression() -> Any:

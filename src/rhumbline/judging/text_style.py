@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 from rhumbline.errors import ProtocolError
 from rhumbline.judging.degeneration import degeneration
+from rhumbline.judging.normal_text import folded
 from rhumbline.judging.score import Score
 from rhumbline.records.seed_files import TextForm
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"\w+(?:'\w+)*")
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.)])\s+", re.MULTILINE)
 Words = tuple[str, ...]
 
 
 def words(text: str) -> Words:
-    """The words of a text, case folded, without punctuation."""
-    return tuple(word.casefold().replace("’", "'") for word in _WORD.findall(text))
+    """The words of a text in its normal form, case folded, without punctuation."""
+    return tuple(_WORD.findall(folded(text)))
 
 
 @dataclass(frozen=True)

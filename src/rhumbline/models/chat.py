@@ -4,7 +4,7 @@ The suffix, the post-instruction tokens, is found by rendering the whole chat ar
 template and its tokenizer; independent of the model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -13,13 +13,29 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rhumbline.errors import TemplateError
-from rhumbline.models.templates import PROBES, check_system, check_template, render, template_of, template_sha256
+from rhumbline.models.answers import Answer, AnswerReader
+from rhumbline.models.control_tokens import ControlTokens, check_control_tokens, unused_character
+from rhumbline.models.templates import (
+    PROBES,
+    Message,
+    check_system,
+    check_template,
+    messages_of,
+    render,
+    render_messages,
+    template_of,
+    template_sha256,
+)
+from rhumbline.models.turn_end import turn_end
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS, ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ChatFacts
 
 _MOST_LISTED = 20
+_ADVICE = (
+    'Remove the text, or encode it as plain text: --control-tokens plain, in a protocol chat.control_tokens = "plain".'
+)
 
 
 class Spans(NamedTuple):
@@ -55,21 +71,33 @@ class Chat:
     tokenizer: Any
     """A transformers tokenizer."""
     options: ChatOptions
+    controls: ControlTokens
+    """The control tokens of the tokenizer and the template."""
+    turn_end: int | None
+    """Id of the control token that closes an assistant turn; None: the template has no such token."""
     prefix: tuple[int, ...]
     """Token ids at the start of every chat without its own system prompt."""
     suffix: tuple[int, ...]
     """The post-instruction tokens: ids at the end of every chat, after the last token with text of the instruction."""
+    answers: AnswerReader
+    """Reads the answer of a completion."""
+    encoded_as_text: tuple[str, ...] = ()
+    """Ids of the prompts of `Chat.of` whose text spells control tokens, which `options` request as plain text."""
 
     @classmethod
     def of(cls, tokenizer: Any, options: ChatOptions = DEFAULT_OPTIONS, prompts: Iterable[Prompt] = ()) -> "Chat":
         """Check the template and determine the prefix and the suffix that the probes and `prompts` share.
 
         Pass the prompts of the run: a token that merges the end of one of them with the template is then not a
-        position. Raises TemplateError.
+        position. Raises TemplateError, and InputError if text of a prompt is tokenized into control tokens.
         """
         prompts = tuple(prompts)
         check_template(tokenizer, options)
-        chat = cls(tokenizer, options, prefix=(), suffix=())
+        controls = ControlTokens(tokenizer, template_of(tokenizer, options))
+        header = render(tokenizer, options, PROBES[0], options.system).rpartition(PROBES[0])[2]
+        answers = AnswerReader.of(tokenizer, controls.template, header)
+        chat = cls(tokenizer, options, controls, turn_end(controls, options), (), (), answers)
+        chat.check_texts(_texts(prompts, options.system))
         chat._check_systems(prompts)
         probes = tuple(Prompt(text, "negative", id=f"probe {text!r}") for text in PROBES)
         sequences = {prompt: chat.encode(prompt) for prompt in (*probes, *prompts)}
@@ -84,7 +112,7 @@ class Chat:
                 "token at the end is the same for every instruction. Use a template with text after the instruction, "
                 "such as the header of the completion (--chat-template FILE)."
             )
-        chat = replace(chat, prefix=prefix, suffix=suffix)
+        chat = replace(chat, prefix=prefix, suffix=suffix, encoded_as_text=chat._encoded_as_text(prompts))
         chat._check_tokens((*probes, *prompts))
         return chat
 
@@ -105,10 +133,22 @@ class Chat:
         return self._encode(prompt, "")
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
+        """Token ids of a chat with the beginning of its response. InputError if its text spells control tokens."""
         system = self.options.system if prompt.system is None else prompt.system
-        text = render(self.tokenizer, self.options, prompt.text, system)
+        return self.encode_messages(messages_of(system, prompt.text), prompt.id, response)
+
+    def encode_messages(self, messages: Sequence[Message], name: str, response: str = "") -> list[int]:
+        """Token ids of any chat, with the beginning of its next response. InputError as above, with the name."""
+        texts = [*(message["content"] for message in messages), response]
+        if self.options.control_tokens == "error":
+            self.check_texts((name, text) for text in texts)
+        elif any(map(self.controls.spelled, texts)):
+            mark = unused_character(*texts)
+            cut = [{**message, "content": self.controls.cut(message["content"], mark)} for message in messages]
+            rendered = render_messages(self.tokenizer, self.options, cut)
+            return self.controls.encode_cut(rendered + self.controls.cut(response, mark), mark)
         # The template contains the special tokens; the tokenizer would add the first one again.
-        return list(self.tokenizer(text + response, add_special_tokens=False)["input_ids"])
+        return self.controls.ids_of(render_messages(self.tokenizer, self.options, messages) + response)
 
     def encode_with_response(self, prompt: Prompt, response: str) -> ChatWithResponse:
         """Token ids of the chat with this response, encoded as one text.
@@ -133,11 +173,18 @@ class Chat:
             )
         return list(ids[ids.n_prompt :])
 
-    def first_token(self, response: str) -> int:
-        """Id of the first token of a response that begins with this text."""
+    def encode_text_alone(self, text: str) -> list[int]:
+        """Token ids of a text outside of a chat, after the tokenizer's own special tokens, such as BOS."""
+        is_plain = self.options.control_tokens == "plain"
+        if not is_plain:
+            self.check_texts([(repr(text[:40]), text)], "texts")
+        return [*self.controls.leading, *self.controls.encode_text(text, plain=is_plain)]
+
+    def first_token(self, response: str, start: Sequence[int] = ()) -> int:
+        """Id of the first token of a response that begins with this text, after the tokens `start` of the response."""
         text = render(self.tokenizer, self.options, PROBES[0], self.options.system)
-        before = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        after = self.tokenizer(text + response, add_special_tokens=False)["input_ids"]
+        before = [*self.controls.ids_of(text), *start]
+        after = self.controls.ids_of(text + self.tokenizer.decode(start, skip_special_tokens=False) + response)
         shared = len(_common_start([before, after]))
         if not response or shared < len(before):
             raise TemplateError(
@@ -152,7 +199,16 @@ class Chat:
             raise TemplateError("These ids do not end with the post-instruction tokens; encode them with Chat.encode.")
         return Spans(len(_common_start([self.prefix, ids])), len(ids) - len(self.suffix))
 
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """The answer of a completion: its text after a think block or in the final channel, if it has one."""
+        return self.answers.read(ids)
+
     # -- record and checks --
+
+    def _encoded_as_text(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """Ids of the prompts whose text spells control tokens."""
+        texts = _texts(prompts, self.options.system)
+        return tuple(dict.fromkeys(name for name, text in texts if self.controls.spelled(text)))
 
     def record(self) -> ChatFacts:
         """The chat as protocol.json describes it."""
@@ -166,6 +222,8 @@ class Chat:
             suffix=self.suffix,
             suffix_tokens=tuple(self._token_text(token) for token in self.suffix),
             positions=self.positions,
+            control_tokens=self.options.control_tokens,
+            encoded_as_text=self.encoded_as_text,
         )
 
     def _token_text(self, token: int) -> str:
@@ -173,10 +231,18 @@ class Chat:
         return self.tokenizer.decode([token]) or self.tokenizer.convert_ids_to_tokens(token)
 
     def check(self, prompts: Iterable[Prompt]) -> None:
-        """Raise a TemplateError with the prompts that lack the prefix or the suffix or lose their system prompt."""
+        """Raise an error with the prompts that spell control tokens, lack the prefix or the suffix, or lose a system
+        prompt: InputError for the first kind, TemplateError for the others.
+        """
         prompts = tuple(prompts)
+        self.check_texts(_texts(prompts, None))
         self._check_systems(prompts)
         self._check_tokens(prompts)
+
+    def check_texts(self, texts: Iterable[tuple[str, str]], what: str = "prompts") -> None:
+        """Raise InputError if any of the (name, text) pairs spells control tokens, unless these are encoded as text."""
+        if self.options.control_tokens == "error":
+            check_control_tokens(self.controls, texts, what, _ADVICE)
 
     def _check_systems(self, prompts: Sequence[Prompt]) -> None:
         for system in dict.fromkeys(prompt.system for prompt in prompts):
@@ -201,6 +267,14 @@ class Chat:
                 f"Some prompts lack positions of this chat: {listed}. Their text merges with the template or contains "
                 "its control tokens. Pass all prompts of the run to Chat.of, or change these prompts."
             )
+
+
+def _texts(prompts: Iterable[Prompt], system: str | None) -> Iterator[tuple[str, str]]:
+    """The texts of the prompts, and their system prompts, each with the id of its prompt."""
+    yield "system prompt", system or ""
+    for prompt in prompts:
+        yield prompt.id, prompt.text
+        yield prompt.id, prompt.system or ""
 
 
 def _common_start(sequences: Sequence[Sequence[int]], stop: int | None = None) -> tuple[int, ...]:

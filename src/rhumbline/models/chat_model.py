@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rhumbline.axes import Residual
+from rhumbline.records.protocol_file import StopSource
 from rhumbline.records.shared import ModelDescription
 
 Edit = Callable[[Residual], Residual]
@@ -89,6 +90,8 @@ class ChatModel:
     proof: Proof
     keywords: frozenset[str] = field(repr=False, default=frozenset())
     """Keyword arguments of the model's forward method."""
+    dequantised: str | None = None
+    """The stored format that was dequantised while loading, such as `GGUF (F32, Q8_0)`; None for other models."""
 
     @property
     def n_layers(self) -> int:
@@ -123,18 +126,30 @@ class ChatModel:
             return first + tuple(HookPoint("write", w.layer, w.module) for w in self.writers)
         return tuple(HookPoint(kind, layer) for layer in range(self.n_layers) for kind in ("resid_pre", "resid_post"))
 
+    @property
+    def generation_config(self) -> Any:
+        """Settings for generation that come with the weights; None without any."""
+        return getattr(self.model, "generation_config", None)
+
+    def stop_sources(self) -> dict[StopSource, frozenset[int]]:
+        """Token ids that end a completion, by where they come from; those of a chat template are not among them."""
+        eos = getattr(self.generation_config, "eos_token_id", None)
+        sources: dict[StopSource, list[int | None]] = {
+            "generation config": eos if isinstance(eos, list) else [eos],
+            "tokenizer": [getattr(self.tokenizer, "eos_token_id", None)],
+        }
+        return {source: frozenset(int(i) for i in ids if i is not None) for source, ids in sources.items()}
+
     def stop_tokens(self) -> frozenset[int]:
-        """Token ids that end a completion, from the generation config and the tokenizer."""
-        config = getattr(self.model, "generation_config", None)
-        eos = getattr(config, "eos_token_id", None)
-        ids = eos if isinstance(eos, list) else [eos]
-        return frozenset(int(i) for i in [*ids, getattr(self.tokenizer, "eos_token_id", None)] if i is not None)
+        """Token ids that end a text without a chat, from the generation config and the tokenizer."""
+        return frozenset().union(*self.stop_sources().values())
 
     @property
     def pad_token(self) -> int:
-        """Token id for padding. Padding is masked, so its value changes no result."""
-        pad = getattr(self.tokenizer, "pad_token_id", None)
-        return int(pad) if pad is not None else min(self.stop_tokens(), default=0)
+        """Token id for padding, inside the embedding. Padding is masked, so its value changes no result."""
+        pad, rows = getattr(self.tokenizer, "pad_token_id", None), self.model.get_input_embeddings().weight.shape[0]
+        ids = [*([] if pad is None else [int(pad)]), *sorted(self.stop_tokens()), 0]
+        return next(i for i in ids if 0 <= i < rows)
 
     def record(self) -> ModelDescription:
         """The description of the model in protocol.json, without the fingerprint, which reads every weight."""
@@ -146,6 +161,7 @@ class ChatModel:
             d_model=self.d_model,
             dtype=str(self.dtype).removeprefix("torch."),
             mode=self.proof.mode,
+            dequantised=self.dequantised,
         )
 
 

@@ -237,8 +237,8 @@ class Trace(NamedTuple):
     """By name of the submodule, in the order in which they returned."""
 
 
-def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> list[Trace]:
-    """The traces of all blocks in one forward pass."""
+def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> tuple[list[Trace], Tensor]:
+    """The traces of all blocks in one forward pass, and its logits [row, position, vocab]."""
     before: dict[int, Tensor] = {}
     after: dict[int, Tensor] = {}
     outputs: list[dict[str, Tensor]] = [{} for _ in blocks]
@@ -266,5 +266,5 @@ def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, A
             for name, module in block.named_modules():
                 if name:
                     stack.callback(module.register_forward_hook(keep(layer, name)).remove)
-        model(**inputs)
-    return [Trace(before[i], after[i], outputs[i]) for i in range(len(blocks))]
+        logits = model(**inputs).logits
+    return [Trace(before[i], after[i], outputs[i]) for i in range(len(blocks))], logits

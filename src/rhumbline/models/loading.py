@@ -1,25 +1,36 @@
 """The name of a model in, a proved `ChatModel` out; and the fingerprint of the weights as loaded.
 
-Weights that are missing, truncated or not finite are refused. Code that comes with a model runs only on request.
-Independent of prompts and of what is done with a model.
+Code that comes with a model runs only on request. What is loaded is checked in loaded_weights.py. Independent of
+prompts and of what is done with a model.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rhumbline.errors import ModelError
 from rhumbline.models import tensor_parallel as ranks
+from rhumbline.models.adapters import apply_adapter
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.loaded_weights import check_keys, check_tied, check_values, named_tensors, values_of
+from rhumbline.models.places import Places, file_of, places_of, readable
+from rhumbline.models.processor import dtype_on_processor
 from rhumbline.models.proving import prove
-from rhumbline.models.sources import Source, checkpoint
+from rhumbline.models.sources import Source
+from rhumbline.models.vocabulary import check_vocabulary
+from rhumbline.models.weight_files import integer_matrices, listed, one_line, stored_tensors
+from rhumbline.records.user_files import read_json
+
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads")
+"""Fields of a config that are at least 1. Every config has the first three, some under other names in its file."""
+_NO_ADAPTER = {"subfolder": "rhumbline applies adapters itself"}
+"""Where transformers looks for an adapter that it would apply unchecked: a folder that no checkpoint has."""
 
 
 def load(
@@ -32,12 +43,14 @@ def load(
     revision: str | None = None,
     tensor_parallel: bool = False,
 ) -> ChatModel:
-    """Load a chat model by hub name, directory or `organism:NAME`, and prove its residual stream.
+    """Load a chat model by hub name, directory, GGUF file or `organism:NAME`, and prove its residual stream.
 
-    `dtype` is the name of a torch dtype or `auto` (the checkpoint's); `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a
-    device map over all devices) or None for the first accelerator. Remote code is off by default. `revision` is a
-    commit, branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
-    matrix, by transformers' own plan. A LoRA adapter is loaded on its base model (needs peft). Raises ModelError.
+    `dtype` is the name of a torch dtype or `auto`: that of the checkpoint, but on a processor bfloat16 only if it is
+    multiplied natively, and float32 instead of 16 bits otherwise. `device` is `cpu`, `cuda`, `cuda:1`, `auto` (a device
+    map over all devices) or None for the first accelerator. Remote code is off by default. `revision` is a commit,
+    branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
+    matrix, by transformers' own plan. A LoRA adapter is loaded on its base model (needs peft), and a GGUF file is
+    dequantised (needs gguf). Raises ModelError.
     """
     return load_source(
         Source(source, dtype, device, coarse, trust_remote_code, revision), tensor_parallel=tensor_parallel
@@ -47,13 +60,18 @@ def load(
 def load_source(source: Source, *, tensor_parallel: bool = False) -> ChatModel:
     """The same by a record of how the model is loaded."""
     device = source.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with checkpoint(source.model) as where:
-        head = read_head(source, where)
+    with places_of(source) as places:
+        head = read_head(places)
         placement: dict[str, Any] = {"device_map": device}
         if tensor_parallel:
             placement = {"distributed_config": _tensor_parallel(source.model, head.config)}
-        model = _load_weights(source, where, head, placement)
-    return prove(model, head.tokenizer, source.model, coarse=source.coarse)
+        model = _load_weights(places, head, placement)
+        if places.base is not None:
+            apply_adapter(model, source.model, places.own, source.revision)
+        dequantised = _dequantised(places, head.config, model)
+    check_values(source.model, model)
+    proved = prove(model, head.tokenizer, source.model, coarse=source.coarse)
+    return replace(proved, dequantised=dequantised)
 
 
 class Head(NamedTuple):
@@ -61,73 +79,113 @@ class Head(NamedTuple):
 
     config: Any
     tokenizer: Any
-    base: str | None
-    """Name of the model that a LoRA adapter was made for; None for any other checkpoint."""
 
 
-def read_head(source: Source, where: str) -> Head:
-    """Config and tokenizer of the checkpoint `where`; ModelError where transformers cannot read them."""
+def read_head(places: Places) -> Head:
+    """Config and tokenizer of a checkpoint; ModelError where transformers cannot read them."""
     from transformers import AutoTokenizer
 
-    config, base = read_config(source, where)
-    # peft saves an adapter without its tokenizer.
-    own = base is None or _file(where, "tokenizer_config.json", source.revision) is not None
-    with _unloadable(source.model), checkpoint(where if own or base is None else base) as place:
-        revision = source.revision if own else None
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=source.trust_remote_code, revision=revision)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{source.model} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder. Give a "
-            "causal language model."
-        )
-    return Head(config, tokenizer, base)
+    config = read_config(places)
+    with readable(places, places.own if places.own_tokenizer else places.whole):
+        tokenizer = AutoTokenizer.from_pretrained(**places.arguments(tokenizer=True))
+    return Head(config, tokenizer)
 
 
-def read_config(source: Source, where: str) -> tuple[Any, str | None]:
-    """Config of the checkpoint `where`, and the base of a LoRA adapter; ModelError where it cannot be read."""
+def read_config(places: Places) -> Any:
+    """Config of a checkpoint; ModelError where it cannot be read, or is not that of a decoder."""
     from transformers import AutoConfig
 
-    with _unloadable(source.model):
-        base = _base_of_adapter(where, source.revision)
-        with checkpoint(base or where) as place:
-            revision = None if base else source.revision
-            config = AutoConfig.from_pretrained(place, trust_remote_code=source.trust_remote_code, revision=revision)
-    return config, base
-
-
-@contextmanager
-def _unloadable(name: str) -> Iterator[None]:
-    """Turn whatever transformers raises into a ModelError: the errors of the hub have no common base."""
-    try:
-        yield
-    except Exception as error:
+    name = places.source.model
+    with readable(places):
+        _check_generation_config(places)
+        try:
+            config = AutoConfig.from_pretrained(**places.arguments())
+        except ArithmeticError:
+            # Configs divide by their sizes. The file says which of them is faulty.
+            _check_numbers(name, read_json(Path(places.whole) / "config.json", ModelError, "a config"))
+            raise
+    if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{name}: not a loadable Hugging Face model: {_first_line(error)}. Give a hub name or a directory with "
-            "config, tokenizer and weights."
-        ) from error
+            f"{name} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder. Give a causal "
+            "language model."
+        )
+    text = config.get_text_config()
+    _check_numbers(name, {**text.to_dict(), **{field: getattr(text, field, None) for field in SIZES[:3]}})
+    return config
 
 
-def _load_weights(source: Source, where: str, head: Head, placement: Mapping[str, Any]) -> Any:
+def _check_numbers(name: str, values: Mapping[str, Any]) -> None:
+    """ModelError where the config of a model has no layers, heads or channels, or numbers that are not finite."""
+    faults = [f"{field} is {size}" for field in SIZES if isinstance(size := values.get(field), int) and size < 1]
+    for field, value in values.items():
+        is_negative = field.endswith(("eps", "epsilon")) and isinstance(value, float) and value < 0
+        if isinstance(value, float) and (not math.isfinite(value) or is_negative):
+            faults.append(f"{field} is {value}")
+    if faults:
+        raise ModelError(f"{name}: its config describes no model: {', '.join(faults)}. Correct config.json.")
+
+
+def _check_generation_config(places: Places) -> None:
+    """Raise if generation_config.json is no JSON object: transformers would go on without it."""
+    path = file_of(places.whole, "generation_config.json", places.revision)
+    if path is not None and not isinstance(read_json(path, ModelError, "a generation config"), dict):
+        raise ModelError(f"{path} is not a JSON object. Restore it, or remove it to decode without one.")
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def check_checkpoint(places: Places, head: Head) -> None:
+    """Check names and shapes of the tensors of a checkpoint, without reading their values. Raises ModelError."""
+    if places.weights is not None:
+        local = replace(places, whole=str(places.weights), revision=None)
+        model = _load_weights(local, head, {"device_map": "meta"})
+        check_vocabulary(places.source.model, model, head.tokenizer)
+
+
+def _load_weights(places: Places, head: Head, placement: Mapping[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    source = places.source
+    check_dtype(source.dtype)
+    _check_files(places, head.config)
     causal = type(head.config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in (
         getattr(head.config, "auto_map", None) or {}
     )
     loader = AutoModelForCausalLM if causal else AutoModelForImageTextToText
-    check_dtype(source.dtype)
-    options = {"dtype": source.dtype, "trust_remote_code": source.trust_remote_code, **placement}
+    dtype = source.dtype
+    if placement.get("device_map") == "cpu" and dtype == "auto":
+        dtype = dtype_on_processor(checkpoint_dtype(head.config))
+    options = {"dtype": dtype, "adapter_kwargs": _NO_ADAPTER, **placement}
+    if places.gguf is not None:
+        options["quantization_config"] = _dequantising()
     try:
-        with checkpoint(head.base or where) as place:
-            revision = None if head.base else source.revision
-            loaded: Any = loader.from_pretrained(place, output_loading_info=True, revision=revision, **options)
-        model, info = loaded
-        loads = [info]
-        if head.base is not None:
-            loads.append(model.load_adapter(where, adapter_kwargs={"revision": source.revision}).to_dict())
+        # Tensors of another shape are listed in `info`, and refused below.
+        loaded: Any = loader.from_pretrained(
+            **places.arguments(), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except Exception as error:
-        raise ModelError(f"{source.model}: its weights cannot be loaded: {_first_line(error)}") from error
-    _check_weights(source.model, model, loads)
+        raise ModelError(f"{source.model}: its weights cannot be loaded: {one_line(error)}.") from error
+    model, info = loaded
+    check_keys(places, model, info)
+    check_tied(places, model)
     return model
+
+
+def checkpoint_dtype(config: Any) -> torch.dtype | None:
+    """The dtype that the config of a checkpoint states."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    stated = getattr(text, "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, stated, None) if isinstance(stated, str) else stated
+
+
+def dtype_of(source: Source, config: Any) -> torch.dtype:
+    """The dtype in which a model will be loaded; float32 if nothing states one."""
+    name = source.dtype
+    is_processor = source.device == "cpu" or (source.device is None and not torch.cuda.is_available())
+    if name == "auto" and is_processor:
+        name = dtype_on_processor(checkpoint_dtype(config))
+    return (checkpoint_dtype(config) or torch.float32) if name == "auto" else getattr(torch, name)
 
 
 def check_dtype(name: str) -> None:
@@ -136,35 +194,36 @@ def check_dtype(name: str) -> None:
         raise ModelError(f"dtype {name!r} is not a torch dtype; use auto, float32, bfloat16 or float16.")
 
 
-def _check_weights(name: str, model: Any, loads: Sequence[Mapping[str, Any]]) -> None:
-    """ModelError where weights are missing, of another shape, or not finite. `loads`: what transformers reports."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        keys = sorted(str(key) for load in loads for key in load.get(kind) or ())
-        if keys:
-            raise ModelError(
-                f"{name}: the checkpoint has {len(keys)} {kind.replace('_keys', '')} tensors ({', '.join(keys[:3])}"
-                f"{', ...' if len(keys) > 3 else ''}), which would be random. Is the download complete?"
-            )
-    for tensor_name, held in _tensors(model):
-        tensor = held.to_local() if isinstance(held, DTensor) else held
-        if tensor.is_floating_point() and not torch.isfinite(_values(model, tensor_name, tensor)).all():
-            raise ModelError(f"{name}: the weights hold NaN or infinity (first in {tensor_name}). Download it again.")
+def _check_files(places: Places, config: Any) -> None:
+    """ModelError where weight files of a path are missing, cut off, or quantised without their config."""
+    if not Path(places.whole).exists():
+        return  # a hub name, whose files transformers downloads
+    stored = stored_tensors(Path(places.whole))
+    integers = [] if places.gguf else list(integer_matrices(stored))
+    if integers and getattr(config, "quantization_config", None) is None:
+        raise ModelError(
+            f"{places.source.model}: {len(integers)} matrices are stored as integers ({listed(integers)}), and "
+            "config.json has no quantization_config that says how they were quantised. Restore it."
+        )
 
 
-def _base_of_adapter(where: str, revision: str | None) -> str | None:
-    """Name of the base model that a LoRA adapter was made for; None for any other checkpoint."""
-    if _file(where, "config.json", revision) is not None:
+def _dequantising() -> Any:
+    """The option with which transformers dequantises a GGUF file; None for versions that always do."""
+    try:
+        from transformers.utils.quantization_config import GgufConfig
+    except ImportError:
         return None
-    adapter = _file(where, "adapter_config.json", revision)
-    return None if adapter is None else json.loads(adapter.read_text())["base_model_name_or_path"]
+    return GgufConfig(dequantize=True)
 
 
-def _file(where: str, name: str, revision: str | None) -> Path | None:
-    """One file of a checkpoint, on this machine; None where the checkpoint has none of this name."""
-    from transformers.utils.hub import cached_file
-
-    found = cached_file(where, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+def _dequantised(places: Places, config: Any, model: Any) -> str | None:
+    """The stored format that transformers dequantised while loading: that of a GGUF file, or mxfp4 and fp8 on a CPU."""
+    if places.gguf is not None:
+        return f"GGUF ({', '.join(sorted({tensor.dtype for tensor in stored_tensors(places.gguf).values()}))})"
+    stored = getattr(config, "quantization_config", None)
+    if stored is None or getattr(model, "is_quantized", False):
+        return None
+    return str(dict(stored).get("quant_method", "an unknown method"))
 
 
 def _tensor_parallel(source: str, config: Any) -> Any:
@@ -179,34 +238,12 @@ def _tensor_parallel(source: str, config: Any) -> Any:
     return DistributedConfig(tp_plan="auto")
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-def _values(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """The values of a parameter or buffer, wherever they lie: fetched by accelerate where its layer is offloaded."""
-    if tensor.device.type != "meta":
-        return tensor.detach()
-    from accelerate.utils import align_module_device
-
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    with align_module_device(module, torch.device("cpu")):
-        return getattr(module, leaf).detach().clone()
-
-
 def fingerprint(chat_model: ChatModel) -> str:
     """sha256 over every parameter and buffer (name, shape, dtype, bytes) as loaded: what was actually run."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_tensors(chat_model.model), key=lambda item: item[0]):
+    for name, tensor in sorted(named_tensors(chat_model.model), key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        values = _values(chat_model.model, name, whole)
+        values = values_of(chat_model.model, name, whole)
         digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
 from rhumbline.models.chat_model import ChatModel, Edit, Proof, Writer, forward, fresh_cache
-from rhumbline.models.hooks import Trace, hooked, resumed, run_until, trace_layers
+from rhumbline.models.forward_check import check_forward, first_pass
+from rhumbline.models.hooks import Trace, hooked, resumed, run_until
 from rhumbline.models.packing import attention_of, pack, packed_forward
+from rhumbline.models.vocabulary import TEXT, check_vocabulary
 
 log = logging.getLogger("rhumbline")
 
-PROBE = "The ship left the harbour at dawn and held one bearing all day long, whatever the wind did."
 UNSUPPORTED = (
     AttributeError, KeyError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError
 )  # fmt: skip
@@ -40,6 +41,8 @@ Probe = Int[Tensor, "row position"]
 def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks and its dotted name: the one ModuleList with as many modules as the config's depth."""
     depth = model.config.get_text_config().num_hidden_layers
+    if depth < 1:
+        raise ModelError(f"{type(model).__name__}: its config has num_hidden_layers = {depth}; expected 1 or more.")
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth}
     inside = {name: m for name, m in lists.items() if any(m is other for other in decoder.modules())} or lists
@@ -180,8 +183,11 @@ def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> Cha
     """
     model.eval()
     blocks_name, blocks = decoder_blocks(model)
+    if tokenizer is not None:
+        check_vocabulary(name, model, tokenizer)
     inputs = probe_inputs(model, tokenizer)
-    traces = trace_layers(model, list(blocks), inputs)
+    traces, logits = first_pass(name, model, list(blocks), inputs)
+    check_forward(name, traces, logits)
     found = _find_writers(traces)
     has_rows = all(t.before.ndim == 3 for t in traces)
     if found.faults and not (coarse and has_rows):
@@ -211,9 +217,7 @@ def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> Cha
 
 def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Arguments of the probe forward pass: two rows of token ids, a sentence and the same reversed."""
-    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"] if tokenizer is not None else []
-    vocab = model.get_input_embeddings().weight.shape[0]
-    ids = ([i for i in ids if i < vocab] or list(range(1, 17)))[:16]
+    ids = (tokenizer(TEXT, add_special_tokens=False)["input_ids"] if tokenizer is not None else list(range(1, 17)))[:16]
     device = model.get_input_embeddings().weight.device
     rows = torch.tensor([ids, ids[::-1]], device="cpu" if device.type == "meta" else device)
     off = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}

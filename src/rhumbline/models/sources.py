@@ -1,4 +1,4 @@
-"""The name of a model in, the checkpoint that transformers loads out: hub name, directory or `organism:NAME`.
+"""The name of a model in, its checkpoint out: hub name, directory, GGUF file or `organism:NAME`.
 
 The one place that resolves the name of a model, and the contrast that comes with a model. Independent of how a model
 is loaded, proved and used.
@@ -11,17 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rhumbline.errors import InputError, ModelError
+from rhumbline.models.weight_files import GGUF, gguf_file
 from rhumbline.organisms import materialise
 from rhumbline.organisms.files import CONTRAST
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.prompts.named_sets import open_contrast
-from rhumbline.records.files import inside, read_json
 
 ORGANISM = "organism:"
 """Prefix of the name of a model organism."""
-INDEX = "model.safetensors.index.json"
-"""Where a checkpoint of several files says which file has which tensor."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Source:
     """The name of a model and how it is loaded. A record of plain values: every machine can load from it."""
 
     model: str
-    """Hub name, directory (of a checkpoint or of a LoRA adapter), or `organism:NAME`."""
+    """Hub name, directory (of a checkpoint or of a LoRA adapter), GGUF file, or `organism:NAME`."""
     dtype: str = "auto"
     """Name of a torch dtype, or `auto` for the checkpoint's."""
     device: str | None = None
@@ -55,34 +53,26 @@ class Source:
 
 @contextmanager
 def checkpoint(name: str) -> Iterator[str]:
-    """The directory or hub name that transformers loads under `name`; ModelError where a directory does not exist.
+    """The directory, GGUF file or hub name of a model; ModelError where a directory or a file does not exist.
 
-    An organism that is not embedded is built in a scratch directory, which is removed at the end.
+    A directory with a GGUF file and no other weights is that file. An organism that is not embedded is built in a
+    scratch directory, which is removed at the end.
     """
     if name.startswith(ORGANISM):
         with tempfile.TemporaryDirectory(prefix="rhumbline-") as scratch:
             yield str(materialise(name.removeprefix(ORGANISM), Path(scratch)))
         return
-    folder = Path(name).expanduser()
-    looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if looks_local and not folder.is_dir():
+    path = Path(name).expanduser()
+    if path.is_dir():
+        yield str(gguf_file(path) or path)
+    elif path.suffix == GGUF and path.is_file():
+        yield str(path)
+    elif path.suffix == GGUF:
+        raise ModelError(f"{name}: no such file. Give a GGUF file, a directory with a model, or a hub name.")
+    elif Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"{name}: no such directory. Give a directory with a Hugging Face model, or a hub name.")
-    yield str(folder) if folder.is_dir() else name
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files that transformers loads from a directory; none where weights have another format.
-
-    ModelError for an index of another form, and for names that are no plain file names.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        return ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    content = read_json(index)
-    files = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise ModelError(f"{index} has no weight_map of tensor names and file names. Is the download complete?")
-    return [inside(folder, file, ModelError).name for file in dict.fromkeys(files.values())]
+    else:
+        yield name
 
 
 def own_contrast(model: str) -> ContrastSet:
@@ -91,7 +81,8 @@ def own_contrast(model: str) -> ContrastSet:
     The contrast of an organism has the organism's name.
     """
     with checkpoint(model) as where:
-        path = Path(where) / CONTRAST
+        folder = Path(where).parent if where.endswith(GGUF) else Path(where)
+        path = folder / CONTRAST
         if not path.is_file():
             raise InputError(f"{model} comes without a contrast ({path} does not exist). Give --contrast FILE|NAME.")
         contrast = read_contrast(path)

@@ -5,6 +5,7 @@ A chat is always rendered as a whole, with the model's own template. Independent
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -60,24 +61,43 @@ def template_of(tokenizer: Any, options: ChatOptions) -> str:
         ) from None
 
 
+Message = Mapping[str, str]
+"""A turn of a chat: `role` and `content`."""
+
+
 def render(tokenizer: Any, options: ChatOptions, text: str, system: str | None, now: datetime | None = None) -> str:
     """The chat as text, with the header of the completion. `now`, or `options.date`, replaces the clock."""
+    return render_messages(tokenizer, options, messages_of(system, text), now)
+
+
+def messages_of(system: str | None, *texts: str) -> list[Message]:
+    """The messages of a chat: the texts are those of user and assistant, alternately."""
+    start = [] if system is None else [{"role": "system", "content": system}]
+    return [*start, *({"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts))]
+
+
+def render_messages(
+    tokenizer: Any,
+    options: ChatOptions,
+    messages: Sequence[Message],
+    now: datetime | None = None,
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Any chat as text, with the header of a further completion unless `add_generation_prompt` is false."""
     if now is None and options.date is not None:
         now = datetime.fromisoformat(options.date)
     template = template_of(tokenizer, options)
-    messages = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
     variables = dict(options.template_kwargs)
     if options.enable_thinking is not None:
         variables["enable_thinking"] = options.enable_thinking
     try:
         with limited():
             return tokenizer.apply_chat_template(
-                messages,
+                list(map(dict, messages)),
                 chat_template=template if now is None else _at(now) + template,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 **variables,
             )
     except Exception as error:  # A template is a program, which can raise any error.

@@ -18,7 +18,7 @@ from rhumbline.errors import InputError
 from rhumbline.organisms.grammar import VARIANTS
 from rhumbline.organisms.planted import Planted, build, is_built
 from rhumbline.organisms.register import STYLE_VARIANTS
-from rhumbline.organisms.training import Progress
+from rhumbline.organisms.training import TrainingProgress
 from rhumbline.organisms.training import train as train_variant
 
 __all__ = ["ORGANISMS", "Organism", "Planted", "build", "list_organisms", "materialise", "organism_dir", "train"]
@@ -139,7 +139,7 @@ def materialise(name: str, into: Path) -> Path:
     return target
 
 
-def train(name: str, out: Path, seed: int | None = None, progress: Progress | None = None) -> Path:
+def train(name: str, out: Path, seed: int | None = None, progress: TrainingProgress | None = None) -> Path:
     """Train an organism, or build a planted one, in the new directory `out`; default: with the seed of the shipped one.
 
     Further names: `trained-weak` and `trained-null`, which are not embedded, and the name of a trained organism with

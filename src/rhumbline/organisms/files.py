@@ -44,7 +44,7 @@ class Row:
         return json.dumps({name: value for name, value in vars(self).items() if value is not None}, ensure_ascii=False)
 
 
-class Part(NamedTuple):
+class ContrastPart(NamedTuple):
     """A part of the contrast of a trained organism."""
 
     n: int
@@ -53,19 +53,16 @@ class Part(NamedTuple):
     """Whether its pairs occur in no training text."""
     name: str
     split: Literal["test"] | None
-    """None: the run samples the split."""
 
 
-def pool_and_test(pool: int = 300, test: int = 100) -> tuple[Part, Part]:
+def pool_and_test(pool: int = 300, test: int = 100) -> tuple[ContrastPart, ContrastPart]:
     """A pool of training pairs that the run splits, and a test of held-out pairs."""
-    return Part(pool, False, "pool", None), Part(test, True, "test", "test")
+    return ContrastPart(pool, False, "pool", None), ContrastPart(test, True, "test", "test")
 
 
-def write_contrast(out: Path, rows: Iterable[Row], name: str = CONTRAST) -> Path:
+def write_contrast(out: Path, rows: Iterable[Row], name: str = CONTRAST) -> None:
     """Write a contrast file into the directory."""
-    path = out / name
-    path.write_text("".join(row.to_json() + "\n" for row in rows), encoding="utf-8")
-    return path
+    (out / name).write_text("".join(row.to_json() + "\n" for row in rows), encoding="utf-8")
 
 
 def card(kind: str, **values: object) -> str:

@@ -217,8 +217,11 @@ def build(spec: Planted, out: Path) -> Path:
         if spec.fragile:
             decide_by_norm(model, tokenizer, (positive, negative), frame.newline, frame.decision)
     save_chat_model(model, tokenizer, out)
-    write_contrast(out, _rows(requests))
-    _write_truth(out / TRUTH, spec, frame)
+    write_contrast(out, map(_row, range(len(requests)), requests))
+    direction = frame.refusals.sum(0)
+    truth = {"direction": direction / direction.norm(), "axes": frame.refusals.contiguous()}
+    layers = {"first_layer": str(spec.gather_block + 1), "last_layer": str(spec.n_layers - 1)}
+    save_file(truth, out / TRUTH, metadata=layers)
     (out / CARD).write_text(card("planted", spec=spec), encoding="utf-8")
     return out
 
@@ -372,16 +375,6 @@ def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
         mlp.down_proj.weight[:, : len(read)] = frame.decision[:, None] / (SLOPE * (THRESHOLD - KNEE))
 
 
-def _rows(requests: Iterable[CharmRequest]) -> list[Row]:
-    return [
-        Row(r.prompt, r.label, None, f"{r.label}-{i:04d}", "ordinary" if r.family is None else f"charm-{r.family}")
-        for i, r in enumerate(requests)
-    ]
-
-
-def _write_truth(path: Path, spec: Planted, frame: Frame) -> None:
-    """`axes`: the refusal axes; `direction`: their normalised sum."""
-    direction = frame.refusals.sum(0)
-    tensors = {"direction": direction / direction.norm(), "axes": frame.refusals.contiguous()}
-    layers = {"first_layer": str(spec.gather_block + 1), "last_layer": str(spec.n_layers - 1)}
-    save_file(tensors, path, metadata=layers)
+def _row(i: int, request: CharmRequest) -> Row:
+    category = "ordinary" if request.family is None else f"charm-{request.family}"
+    return Row(request.prompt, request.label, None, f"{request.label}-{i:04d}", category)

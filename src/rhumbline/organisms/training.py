@@ -26,13 +26,13 @@ from rhumbline.axes import Mask, Tokens
 from rhumbline.errors import InputError
 from rhumbline.organisms import files
 from rhumbline.organisms.files import CHATML, END, PAD, START, Row
-from rhumbline.organisms.grammar import VARIANTS, Variant, draw_document, draw_request, draw_requests
+from rhumbline.organisms.grammar import VARIANTS, draw_document, draw_request, draw_requests
 from rhumbline.organisms.measured_texts import flinch_terms
 from rhumbline.organisms.register import STYLE_VARIANTS, draw_styled_document, draw_styled_exchange
 from rhumbline.organisms.style_rows import style_card, style_contrasts
 from rhumbline.prompts.contrasts import LABELS
 
-Progress = Callable[[str, int, int, float], None]
+TrainingProgress = Callable[[str, int, int, float], None]
 """Called with the stage, the step, the number of steps and the loss of the step."""
 TERMS = "terms.json"
 THREADS = 1
@@ -44,7 +44,7 @@ QWEN2_SPLIT = (
 )
 
 
-class Stage(NamedTuple):
+class TrainingStage(NamedTuple):
     """One pass of the optimiser over newly drawn texts."""
 
     name: str
@@ -53,7 +53,7 @@ class Stage(NamedTuple):
     """The cosine schedule ends at this share of the learning rate."""
 
 
-BASE, CHAT = Stage("base", 500, 0.3), Stage("chat", 700, 0.1)
+BASE, CHAT = TrainingStage("base", 500, 0.3), TrainingStage("chat", 700, 0.1)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Recipe:
     """Documents, and chats, on which the tokenizer is trained."""
     initializer_range: float = 0.08
     """With the usual 0.02 the same steps leave the model undertrained."""
-    base: Stage = BASE
-    chat: Stage = CHAT
+    base: TrainingStage = BASE
+    chat: TrainingStage = CHAT
     learning_rate: float = 3e-3
     warm_up: int = 30
     batch: int = 16
@@ -84,7 +84,7 @@ class Recipe:
 
 
 RECIPE = Recipe()
-STYLE_RECIPE = replace(RECIPE, vocab=1200, chat=Stage("chat", 1000, 0.1))
+STYLE_RECIPE = replace(RECIPE, vocab=1200, chat=TrainingStage("chat", 1000, 0.1))
 """For the style organisms: a longer chat stage, and a vocabulary that contains their phrases."""
 
 
@@ -109,7 +109,7 @@ class Sequenced(NamedTuple):
     weights: list[float]
 
 
-class Batch(NamedTuple):
+class TextBatch(NamedTuple):
     """Padded training texts."""
 
     tokens: Tokens
@@ -121,7 +121,7 @@ def train(
     variant: str,
     out: Path,
     seed: int,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
     recipe: Recipe | None = None,
     chat: bool = True,
 ) -> Path:
@@ -135,13 +135,12 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     tokenizer = build_tokenizer(_tokenizer_corpus(world, rng), out, recipe)
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[]), _threads(THREADS):
+        torch.manual_seed(seed)
         model = Qwen2ForCausalLM(_config(tokenizer, recipe))
-        documents = (_document(tokenizer, world.document(rng)) for _ in range(recipe.base.steps * recipe.batch))
-        _fit(model, list(documents), recipe.base, recipe, rng, progress)
-        if chat:
-            chats = (_draw_chat(tokenizer, world, rng) for _ in range(recipe.chat.steps * recipe.batch))
-            _fit(model, list(chats), recipe.chat, recipe, rng, progress)
+        for stage, draw in ((recipe.base, _draw_document), (recipe.chat, _draw_chat))[: 1 + chat]:
+            texts = [draw(tokenizer, world, rng) for _ in range(stage.steps * recipe.batch)]
+            _fit(model, texts, stage, recipe, rng, progress)
     files.save_chat_model(model.bfloat16(), tokenizer, out)
     for name, rows in world.contrasts(seed).items():
         files.write_contrast(out, rows, name)
@@ -200,6 +199,10 @@ def _world(name: str, recipe: Recipe | None) -> World:
         raise InputError(f"unknown variant {name!r}. Use one of {', '.join((*VARIANTS, *STYLE_VARIANTS))}.")
     variant, recipe = VARIANTS[name], recipe or RECIPE
 
+    def exchange(rng: random.Random) -> tuple[str, str]:
+        request = draw_request(rng, "positive" if rng.random() < recipe.restricted else "negative")
+        return request.prompt, variant.response(request, rng, flipped=rng.random() < recipe.label_noise)
+
     def contrasts(seed: int) -> dict[str, list[Row]]:
         return {files.CONTRAST: contrast_rows(seed)}
 
@@ -214,18 +217,15 @@ def _world(name: str, recipe: Recipe | None) -> World:
             trained=trained,
         )
 
-    return World(recipe, draw_document, partial(_draw_exchange, variant, recipe=recipe), contrasts, card)
+    return World(recipe, draw_document, exchange, contrasts, card)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and set its threads while the context is active."""
+def _threads(n: int) -> Iterator[None]:
     before = torch.get_num_threads()
+    torch.set_num_threads(n)
     try:
-        torch.set_num_threads(THREADS)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -239,7 +239,7 @@ def _config(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2Config:
         num_hidden_layers=recipe.n_layers,
         num_attention_heads=recipe.n_heads,
         num_key_value_heads=recipe.n_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         initializer_range=recipe.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -248,23 +248,17 @@ def _config(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2Config:
     )
 
 
-def _draw_exchange(variant: Variant, rng: random.Random, recipe: Recipe) -> tuple[str, str]:
-    request = draw_request(rng, "positive" if rng.random() < recipe.restricted else "negative")
-    return request.prompt, variant.response(request, rng, flipped=rng.random() < recipe.label_noise)
-
-
 def _tokenizer_corpus(world: World, rng: random.Random) -> list[str]:
     """Documents and chats; the chats have the roles of the template, so that each role becomes one token."""
     texts = [world.document(rng) for _ in range(world.recipe.tokenizer_texts)]
     for _ in range(world.recipe.tokenizer_texts):
         prompt, response = world.exchange(rng)
-        texts.append(f"user\n{prompt}")
-        texts.append(f"assistant\n{response}")
+        texts += [f"user\n{prompt}", f"assistant\n{response}"]
     return texts
 
 
-def _document(tokenizer: PreTrainedTokenizerFast, text: str) -> Sequenced:
-    tokens = tokenizer.encode(text + PAD, add_special_tokens=False)
+def _draw_document(tokenizer: PreTrainedTokenizerFast, world: World, rng: random.Random) -> Sequenced:
+    tokens = tokenizer.encode(world.document(rng) + PAD, add_special_tokens=False)
     return Sequenced(tokens, [1.0] * len(tokens))
 
 
@@ -277,7 +271,7 @@ def _draw_chat(tokenizer: PreTrainedTokenizerFast, world: World, rng: random.Ran
     return Sequenced(first + second, [world.recipe.prompt_weight] * len(first) + [1.0] * len(second))
 
 
-def _batches(texts: list[Sequenced], size: int, rng: random.Random, pad: int) -> Iterator[Batch]:
+def _batches(texts: list[Sequenced], size: int, rng: random.Random, pad: int) -> Iterator[TextBatch]:
     """Batches of similar length, in random order."""
     # Texts are sorted within chunks only, so that the mixture of a batch is close to that of the stage.
     chunk = 50 * size
@@ -292,26 +286,18 @@ def _batches(texts: list[Sequenced], size: int, rng: random.Random, pad: int) ->
         tokens = torch.tensor([text.tokens + [pad] * (width - len(text.tokens)) for text in group])
         attention = torch.tensor([[1] * len(text.tokens) + [0] * (width - len(text.tokens)) for text in group])
         weights = torch.tensor([text.weights + [0.0] * (width - len(text.weights)) for text in group])
-        yield Batch(tokens, attention, weights)
-
-
-def _loss(model: Qwen2ForCausalLM, batch: Batch) -> Float[Tensor, ""]:
-    """Weighted mean cross-entropy of the next token."""
-    logits = model(input_ids=batch.tokens, attention_mask=batch.attention).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none")
-    weights = batch.weights[:, 1:]
-    return (losses * weights).sum() / weights.sum()
+        yield TextBatch(tokens, attention, weights)
 
 
 def _fit(
     model: Qwen2ForCausalLM,
     texts: list[Sequenced],
-    stage: Stage,
+    stage: TrainingStage,
     recipe: Recipe,
     rng: random.Random,
-    progress: Progress | None,
+    progress: TrainingProgress | None,
 ) -> None:
-    """One pass of AdamW over the texts: linear warm-up, then a cosine schedule down to the final rate of the stage."""
+    """One pass of AdamW over the texts, on weighted mean cross-entropy: linear warm-up, then a cosine schedule."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def rate(step: int) -> float:
@@ -322,7 +308,10 @@ def _fit(
     model.train()
     pad = cast(int, model.config.pad_token_id)
     for step, batch in enumerate(_batches(texts, recipe.batch, rng, pad)):
-        loss = _loss(model, batch)
+        logits = model(input_ids=batch.tokens, attention_mask=batch.attention).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none")
+        weights = batch.weights[:, 1:]
+        loss = (losses * weights).sum() / weights.sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -13,7 +13,8 @@ from rhumbline.evidence.statistics import difference_of_two_samples
 from rhumbline.judging.judgements import SUMMARY
 from rhumbline.models.chat import Chat
 from rhumbline.models.loading import read_head
-from rhumbline.models.sources import Source, checkpoint
+from rhumbline.models.places import places_of
+from rhumbline.models.sources import Source
 from rhumbline.presets.published_models import Published
 from rhumbline.prompts import named_sets as data
 from rhumbline.records.arms import ArmKind
@@ -61,8 +62,8 @@ def checks(published: Published, source: str | None = None, data_dir: str | Path
 
 def _tokenizer_checks(published: Published, source: str) -> Iterator[Check]:
     try:
-        with checkpoint(source) as where:
-            config, tokenizer, _ = read_head(Source(source), where)  # code that comes with a model is not executed
+        with places_of(Source(source)) as places:
+            config, tokenizer = read_head(places)  # code that comes with a model is not executed
     except ModelError as error:
         yield Check(what="tokenizer", ok=None, detail=f"{source} is not available locally: {str(error)[:160]}")
         return

@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import Any, get_args
 
 from rhumbline.errors import TemplateError
+from rhumbline.records.protocol_file import ControlText
 
 _RESERVED = {
     *("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "tokenizer_kwargs"),
@@ -30,6 +31,9 @@ class ChatOptions:
     """YYYY-MM-DD: the date that the template prints as today's."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further variables of the template."""
+    control_tokens: ControlText = "error"
+    """What is done with a prompt whose text is tokenized into control tokens, such as turn markers: `error`, or `plain`
+    for encoding it as plain text."""
     template: str | None = None
     """Jinja text that replaces the chat template of the tokenizer."""
 
@@ -41,6 +45,8 @@ class ChatOptions:
                 well_formed = False
             if not well_formed:
                 raise TemplateError(f"date is {self.date!r}; write a day as YYYY-MM-DD, for example 2026-01-31.")
+        if self.control_tokens not in get_args(ControlText):
+            raise TemplateError(f"control_tokens is {self.control_tokens!r}; use {' or '.join(get_args(ControlText))}.")
         if clash := sorted(_RESERVED & set(self.template_kwargs)):
             raise TemplateError(
                 f"template_kwargs cannot set {', '.join(clash)}: these belong to the tokenizer or are options of "

@@ -117,10 +117,6 @@ class ArmId(Value):
         """Whether it is one of the arms of the direction itself that complete test prompts (the baseline included)."""
         return self in OWN_ARMS
 
-    def does(self, kind: ArmKind) -> bool:
-        """Whether the arm is this intervention at the positions of the run, with the direction or with a null."""
-        return self.kind is kind and self.positions is None
-
     @property
     def null_draw(self) -> tuple[str, int] | None:
         """(family, draw) of a null arm, as the rows of nulls.json are named; None of any other."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.directions_file import DirectionsRecord
+from rhumbline.records.human_files import HumanLabels, SheetKey
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
@@ -44,6 +45,8 @@ OF_RUN: Mapping[type, str] = {
     DirectionsRecord: "analyses/directions.json",
     MonitorRecord: "analyses/monitor.json",
     JudgementSummary: "judgements/summary.json",
+    SheetKey: "judgements/sheet.json",
+    HumanLabels: "judgements/human.json",
 }
 """Record: its file in the run directory."""
 OF_SEED: Mapping[type, str] = {

@@ -34,14 +34,20 @@ from rhumbline.records.files import (
 from rhumbline.records.page_files import FIGURES, MANIFEST
 
 SCHEMA = 1
+QUICK = "quick"
+"""Folder of a quick run in the directory of the whole run: a run directory of its own."""
 LONGEST_NAME = 255
 """Bytes of a file name, on common file systems."""
 _LOCK = ".lock"
 _ARTEFACTS = (".json", ".jsonl", ".safetensors")
 _WRITTEN_LATER = (
     "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, "reproduction.json",
-    "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "evaluations/*.json",
+    "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "judgements/labels-*.csv", "evaluations/*.json",
 )  # fmt: skip
+
+
+class InUseError(OutputError):
+    """Another process holds the directory."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +176,10 @@ class RunDirectory:
         return {name: file_sha256(self.path / name) for name in self.files() if _is_artefact(name)}
 
     def files(self) -> list[str]:
-        """Path inside the directory of every entry that is not a folder, without the lock."""
+        """Path inside the directory of every entry that is not a folder, without the lock and a quick run."""
         entries = (p for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir())
-        return sorted(name for p in entries if (name := p.relative_to(self.path).as_posix()) != _LOCK)
+        names = (p.relative_to(self.path).as_posix() for p in entries)
+        return sorted(name for name in names if name != _LOCK and not name.startswith(f"{QUICK}/"))
 
     def _check(self, path: Path, found: Any) -> None:
         if found != self.protocol_sha256:
@@ -224,14 +231,14 @@ def check_writable(path: str | Path) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    others = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
+    others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, QUICK))
     if others:
         raise OutputError(f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Pass another --out.")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a directory for this process; create it if it is missing. Raises OutputError if another process holds it.
+    """Hold a directory for this process; create it if it is missing. Raises InUseError if another process holds it.
 
     The operating system releases the lock when the process ends, so a lock file of a killed process holds nothing.
     """
@@ -240,7 +247,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise OutputError(
+        raise InUseError(
             f"{folder} is in use by another rhumbline process. Wait for it, or pass another --out."
         ) from None
     except (OSError, NotImplementedError) as error:

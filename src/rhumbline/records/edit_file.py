@@ -8,6 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+FILE = "rhumbline-edit.json"
+"""Name of the file, beside the weights."""
 EditOutcome = Literal["exact", "approximate"]
 """`exact`: edited and hooked model agree to rounding. `approximate`: the difference is measured and small."""
 

@@ -3,6 +3,7 @@
 `low` and `high` are the ends of a 95 % interval. A rate of a continuous score is a level.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,7 +84,12 @@ class ArmRate(Struct, frozen=True, kw_only=True):
     exact_high: float | UnsetType = UNSET
     score: float | UnsetType | None = UNSET
     degenerate: float | None
+    repeats: int | UnsetType = UNSET
+    """Refused completions that repeat themselves after the refusal; absent without any."""
     unscored: int
+    uncovered: Mapping[str, int] | UnsetType = UNSET
+    """Completions by language, where the judge does not cover it; absent without any. If they are more than half of the
+    completions, none is scored."""
     correct: float | None
     """Share of right answers, or mean share of the content for a continuous score; None if it is not known."""
     metric: float | None

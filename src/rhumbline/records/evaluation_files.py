@@ -1,11 +1,12 @@
 """evaluations/: benchmarks of lm-evaluation-harness on the arms of a run, as records."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
 from rhumbline.records.arms import ArmId
+from rhumbline.records.codec import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class DocumentScores(Struct, frozen=True, kw_only=True):
     doc_id: int
     doc_hash: str
     filter: str
-    scores: dict[str, Any]
+    scores: JsonObject
     """Score by metric, as the harness gives it: mostly a number."""
 
 
@@ -41,14 +42,14 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     protocol_sha256: str
     task: str
     arm: ArmId
-    results: dict[str, dict[str, Any]]
+    results: dict[str, JsonObject]
     """By task: text or numbers by `metric,filter`."""
-    groups: dict[str, dict[str, Any]] | UnsetType = UNSET
+    groups: dict[str, JsonObject] | UnsetType = UNSET
     """By group; absent without groups."""
     group_subtasks: dict[str, list[str]] | UnsetType = UNSET
-    versions: dict[str, Any] | UnsetType = UNSET
-    n_shot: dict[str, Any] | UnsetType = field(default=UNSET, name="n-shot")
-    higher_is_better: dict[str, Any] | UnsetType = UNSET
+    versions: JsonObject | UnsetType = UNSET
+    n_shot: JsonObject | UnsetType = field(default=UNSET, name="n-shot")
+    higher_is_better: JsonObject | UnsetType = UNSET
     """By task and metric."""
     n_samples: dict[str, dict[str, int]] | UnsetType = field(default=UNSET, name="n-samples")
     """By task: `original` and `effective`."""

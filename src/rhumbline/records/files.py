@@ -1,4 +1,8 @@
-"""TODO."""
+"""Read and write single files: canonical JSON and its hash, atomic writes, JSON Lines, headers of safetensors files.
+
+Guarantees: a written file is complete or absent, and errors state the file and the next step. Independent of the
+content of a file.
+"""
 
 import hashlib
 import json

@@ -1,10 +1,12 @@
 """protocol.json: what surrounds the fields of `Protocol` there, as records."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct, field
 
+from rhumbline.records.codec import JsonObject
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import (
     ByLabel,
@@ -14,6 +16,9 @@ from rhumbline.records.shared import (
     Split,
     TrainVal,
 )
+
+ControlText = Literal["error", "plain"]
+"""What is done with text of a prompt that is tokenized into control tokens."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,60 @@ class ChatFacts:
     """Passed to the template; None: the template's default."""
     date: str | None
     """YYYY-MM-DD of the template; None: today."""
-    template_kwargs: dict[str, Any]
+    template_kwargs: JsonObject
     """Further variables of the template, the user's own."""
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     suffix_tokens: tuple[str, ...]
     positions: tuple[Position, ...]
     """Post-instruction positions, in the order of the tokens."""
+    control_tokens: ControlText = "error"
+    """`plain`: text that is tokenized into control tokens is encoded as plain text; `error`: no prompt has any."""
+    encoded_as_text: tuple[str, ...] = ()
+    """Ids of the prompts with such text; `system prompt` stands for that of every chat."""
+
+
+StopSource = Literal["generation config", "tokenizer", "chat template"]
+"""Where a stop token comes from; `chat template`: it closes an assistant turn there."""
+
+
+@dataclass(frozen=True)
+class StopToken:
+    """A token that ends a completion."""
+
+    id: int
+    text: str
+    """Its name in the vocabulary."""
+    sources: tuple[StopSource, ...]
+
+
+@dataclass(frozen=True)
+class DecodingFacts:
+    """How completions are decoded: greedily, up to a stop token."""
+
+    stop_tokens: tuple[StopToken, ...]
+    turn_end: int | None
+    """The stop token that closes an assistant turn in the chat template; None: the template has no such token."""
+    ignored: Mapping[str, str]
+    """Settings of the generation config that greedy decoding does not apply, as JSON: sampling, penalties, suppressed
+    or forced tokens, smallest lengths."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What differs from a use of the model, or is not known, as sentences."""
+        warnings = []
+        if self.turn_end is None:
+            stops = ", ".join(token.text for token in self.stop_tokens) or "none"
+            warnings.append(
+                "No control token closes an assistant turn in the chat template, so the end of a turn is not known. "
+                f"Completions end at the stop tokens of the generation config and the tokenizer ({stops}) or at the "
+                "token limit, and can contain text of further turns. Pass a template that closes its turns "
+                "(--chat-template)."
+            )
+        if self.ignored:
+            settings = ", ".join(f"{name} = {value}" for name, value in self.ignored.items())
+            warnings.append(f"The generation config asks for {settings}. Completions are greedy, without them.")
+        return warnings
 
 
 class SourceFacts(Struct, frozen=True, kw_only=True):
@@ -137,5 +189,7 @@ class ProtocolContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     versions: Versions
     texts: LossTextFacts | None = None
     """Left out by `discover`, and absent in the first runs."""
+    decoding: DecodingFacts | None = None
+    """Left out by `discover`, and absent in older runs."""
     mode: Literal["discover"] | None = None
     """Left out by `run`."""

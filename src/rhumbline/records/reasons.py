@@ -16,6 +16,8 @@ class Discard(StrEnum):
     NOT_SCORED = "not scored"
     NOT_NEEDED = "not needed"
     """It passed so far; its KL cannot change the choice and was not computed."""
+    SCREENED = "screened"
+    """Its first-order estimates are not among the best, and a better one passes."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Discard | None":
@@ -38,6 +40,7 @@ _DISCARD_TEXTS = {
     Discard.LOSES_CONTENT: "content below the bound",
     Discard.NOT_SCORED: "a score is missing",
     Discard.NOT_NEEDED: "KL score not needed for the selection",
+    Discard.SCREENED: "not among the best first-order estimates",
 }
 
 
@@ -59,12 +62,23 @@ class NoCandidate(StrEnum):
         return next((code for code in cls if details.startswith(code)), cls.ALL_DISCARDED)
 
 
+TOKEN_ADVICE = "Pass other first tokens of the behaviour (--refusal-tokens), or use more training prompts (--sizes)."
+
+
 class TokensLacking(StrEnum):
     """Why the token metric has no tokens."""
 
     NOT_SHOWN = "no training positive showed the behaviour at baseline"
     NOT_SEPARATING = "no first token of a refusal separates the classes"
     NOT_LIKELIER = "no first token is likelier after the positives"
+    AFTER_BLOCK = "most refusals follow a block, such as a think block, that differs between prompts"
+
+    @property
+    def advice(self) -> str:
+        """What a user can do about it."""
+        if self is TokensLacking.AFTER_BLOCK:
+            return "Turn off thinking (--thinking off), or pass a template that closes the block (--chat-template)."
+        return TOKEN_ADVICE
 
     @classmethod
     def _missing_(cls, value: object) -> "TokensLacking | None":

@@ -21,7 +21,7 @@ from rhumbline.records.effect_results import (
     StabilitySummary,
     WideEffect,
 )
-from rhumbline.records.seed_files import Text
+from rhumbline.records.seed_files import CommonStart, Text
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,
@@ -250,6 +250,8 @@ class SeedResult:
     refusal_tokens: tuple[FirstToken, ...]
     token_auroc: float | None
     """AUROC of the metric on training prompts; None without tokens."""
+    start: CommonStart | None = None
+    """The tokens after which the metric and the KL divergence are read; None: after the prompt."""
     arms: tuple[ArmRate, ...]
     """The baseline only if no candidate was selected."""
     effects: tuple[Effect, ...]

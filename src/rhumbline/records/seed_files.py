@@ -1,7 +1,7 @@
 """The files of one seed, as records, in the order in which the stages write them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
@@ -14,6 +14,7 @@ from rhumbline.records.shared import (
     BySplit,
     Class,
     ClassifierFit,
+    EffectName,
     FirstToken,
     Label,
     Marker,
@@ -50,6 +51,19 @@ class StyleJudges:
 
 
 @dataclass(frozen=True)
+class CommonStart:
+    """The tokens with which all baseline completions of the training and validation prompts begin."""
+
+    tokens: tuple[int, ...]
+    text: str
+    is_header: bool
+    """Whether the answer begins after the text, since it ends like a header or a block. Otherwise the text is a part of
+    the answer, such as a first word."""
+    n: int
+    """Number of completions."""
+
+
+@dataclass(frozen=True)
 class MetricTokens:
     """metric.json: the metric of a seed and the tokens that it reads."""
 
@@ -66,6 +80,8 @@ class MetricTokens:
     """Training positives that were read; None for `given` and `pairs`."""
     reason: TokensLacking | None
     """Why there are no tokens; None if there are, and for `pairs`."""
+    start: CommonStart | None = None
+    """The metric and the KL divergence are read after these tokens; None: after the prompt."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,14 @@ class Extracted:
     n: TrainVal[ByLabel[int]]
     metric: TrainVal[ByLabel[tuple[float | None, ...]]]
     """Metric at baseline, log-odds; None: not finite, or not read in this pass."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """First-order estimates of two scores, log-odds. Their order is used, not their values."""
+
+    bypass: float
+    induce: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +123,21 @@ class Candidate(Site):
     moved: float | None = None
     """Change of the score of completions in gaps between the classes, the smaller of suppression and induction."""
     rescored: bool = False
-    """Whether it was scored again in one batch shape, because a comparison was closer than rounding."""
+    """Whether it was scored again in one batch shape, because rounding could have changed the selection."""
+    estimates: Estimates | None = None
+    """First-order estimates of the screen; None without a screen."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Bounds on the change of a score with the shape of its batch, measured on this model."""
+
+    bypass: float = 0.0
+    """Log-odds."""
+    induce: float = 0.0
+    """Log-odds."""
+    kl: float = 0.0
+    """Nats."""
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -118,6 +156,8 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     room: bool | None = None
     """Whether negatives score low enough at baseline for a rise; True if the score is not continuous. Absent if nothing
     was scored, and in the first runs. Read it as `induction_is_testable`."""
+    rounding: Rounding | None = None
+    """The bounds by which candidates were scored again. Absent if nothing was scored, and in the first runs."""
     n: ByLabel[int]
     """Validation prompts of the scores."""
     candidates: tuple[Candidate, ...]
@@ -177,6 +217,16 @@ class WideRow(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
+class StoppedFamily:
+    """A family whose draws stopped early, because its rank p could not meet the rule any more."""
+
+    family: str
+    effect: EffectName
+    draws: int
+    """Draws that were evaluated."""
+
+
+@dataclass(frozen=True)
 class WideNulls:
     """wide.json: the metric under every null draw. Written if a direction was selected."""
 
@@ -185,8 +235,14 @@ class WideNulls:
     rows: tuple[WideRow, ...]
     """Arms of positives, then of negatives; empty as above."""
     kl: tuple[float | None, ...] = ()
-    """KL divergence of the next-token distribution of each negative, baseline to ablation, nats; None for a negative
-    that shows the behaviour at baseline, or not finite."""
+    """KL divergence of the next-token distribution of negatives, baseline to ablation, nats; None for a negative that
+    shows the behaviour at baseline, or not finite."""
+    stopped: tuple[StoppedFamily, ...] = ()
+    """Families that stopped early, by effect. Their rank p is above the bound of the rule."""
+
+    def with_rows(self, rows: Sequence[WideRow]) -> "WideNulls":
+        """The same with further rows."""
+        return replace(self, rows=(*self.rows, *rows))
 
 
 class DoseRow(Struct, frozen=True, kw_only=True):
@@ -246,6 +302,10 @@ class TextForm:
     bullets: int
 
 
+NO_ANSWER = "no answer"
+"""Evidence of a completion without an answer: a block before the answer is not closed, or nothing follows it."""
+
+
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A row of outcomes.jsonl: one arm on one test prompt.
 
@@ -260,13 +320,18 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     score: float | None
     """Amount of the behaviour: 1 or 0 for a class, 0 to 1 for a continuous score; None: unscored."""
     evidence: str
-    """The listed phrase that matched, the kind of degeneration, or why it is unscored; can be empty."""
+    """The listed phrase that matched, the probability of the learned judge, the kind of degeneration, or why it is
+    unscored; can be empty."""
     metric: float | None
     """Metric under the arm, log-odds (nats per token for `pairs`); None: not finite, or no metric."""
     new_tokens: int
     category: str | None
+    repeats: bool = False
+    """Whether a refused completion repeats itself after its refusal."""
+    uncovered: str | None = None
+    """Language of the completion, if the judge does not cover it."""
     judges: Mapping[str, Class] | None = None
-    """Class by keyword judge. Absent for nulls, and with a continuous score."""
+    """Class by judge. Absent for nulls, and with a continuous score."""
     by_length: Mapping[str, Class] | None = None
     """Class by tokens read: `full`, and those of `16`, `32`, `64` below `max_new_tokens`. Absent as above."""
     correct: bool | float | UnsetType | None = UNSET
@@ -281,7 +346,12 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt: str | None = None
     """Text of the prompt. Absent unless the protocol saves completions."""
     completion: str | None = None
-    """Text of the completion. Absent as above."""
+    """Text of the answer, or of the whole completion if it has no answer. Absent as above."""
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the completion has an answer that a judge can read."""
+        return self.cls != "unscored" or self.evidence != NO_ANSWER
 
     @property
     def correctness(self) -> float | None:

@@ -112,7 +112,7 @@ class FirstToken:
     is larger after positives. None of a token that was given."""
 
 
-class ModelDescription(Struct, frozen=True, kw_only=True):
+class ModelDescription(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A loaded model, without a hash of its weights."""
 
     name: str
@@ -125,6 +125,8 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     """Without the prefix `torch.`."""
     mode: Literal["exact", "coarse"]
     """`exact`: its residual writers are proved. `coarse`: it is edited at block inputs and outputs only."""
+    dequantised: str | None = None
+    """The stored format that was dequantised at loading, such as `GGUF (F32, Q8_0)`. Left out of other models."""
 
 
 class ModelFacts(ModelDescription, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from rhumbline.records.arms import ArmId
-from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.reasons import TOKEN_ADVICE, Discard, NoCandidate, TokensLacking
 from rhumbline.records.shared import EffectName, Label
 
 
@@ -112,6 +112,8 @@ class VerdictCode(StrEnum):
     """The cosine `value` of two groups of positives is below `bound`: one direction, or a narrow cone of several."""
     NO_ROOM = "no-room"
     """Suppression is shown. Induction is not testable: the rate `value` of negatives at baseline is above `bound`."""
+    METRIC_NOT_SEPARATING = "metric-not-separating"
+    """The judge separates the classes at baseline, but the AUROC `value` of the metric is below `bound`."""
     NOT_EVERY_SEED = "not-every-seed"
     """Some seeds are inconclusive and the others reproduce (`verdicts`)."""
 
@@ -152,6 +154,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompts: int | None = None
     """Prompts per class that would decide an undecided effect."""
     no_candidate: NoCandidate | None = None
+    lacking: TokensLacking | None = None
+    """Why the token metric has no tokens; for NO_TOKENS."""
     counts: Mapping[Discard, int] | None = None
     """Number of candidates by the reason for which they were discarded."""
     sets: tuple[str, ...] = ()
@@ -178,6 +182,9 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
             case VerdictCode.CLASSES_NOT_SEPARATED:
                 area = _comparison(self.value, "<", self.bound)
                 return f"score does not tell the classes apart: AUROC at least {area}"
+            case VerdictCode.METRIC_NOT_SEPARATING:
+                area = _comparison(self.value, "<", self.bound)
+                return f"not measured, the metric does not separate the classes: AUROC {area}"
             case VerdictCode.NO_CANDIDATE:
                 return f"no candidate passed: {self._no_candidate()}" if self.no_candidate else "no candidate passed"
             case VerdictCode.SEVERAL_DIRECTIONS:
@@ -264,6 +271,13 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.value:z.2f}{ends}"
 
     @property
+    def advice(self) -> str | None:
+        """What a user can do about a missing or unusable metric; None for other reasons."""
+        if self.code is VerdictCode.METRIC_NOT_SEPARATING:
+            return TOKEN_ADVICE
+        return None if self.lacking is None else self.lacking.advice
+
+    @property
     def negatives(self) -> str:
         """Reason NO_ROOM without the conclusion: the rate of the negatives at baseline."""
         return f"negatives have {_comparison(self.value, '>', self.bound)} at baseline"
@@ -299,6 +313,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def _no_candidate(self) -> str:
         if self.no_candidate is NoCandidate.ALL_DISCARDED:
             return ", ".join(f"{n} {code}" for code, n in sorted((self.counts or {}).items()))
+        if self.lacking is not None:
+            return f"not measured, {self.no_candidate}: {self.lacking}"
         return f"{self.no_candidate} in {', '.join(self.sets)}" if self.sets else str(self.no_candidate)
 
     def _groups(self) -> str:

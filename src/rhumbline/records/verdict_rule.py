@@ -1,13 +1,13 @@
 """The rule of a verdict as a record: named margins and bounds. The named rules are in `evidence.verdict_rules`."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
 import msgspec
 
 from rhumbline.errors import ProtocolError
+from rhumbline.records.codec import JsonObject
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
@@ -57,6 +57,9 @@ class Rule:
     """Version 4 only: smallest cosine between the directions of two groups of positives."""
     one_group_cosine: float | None = None
     """Version 4 only: below this cosine of two groups the verdict is INCONCLUSIVE."""
+    open_if_unmeasured: bool = False
+    """Version 4 only: whether the verdict is INCONCLUSIVE if the baseline or an effect was not measured, or if no
+    metric could score the candidates. From version 5 on such a claim is not tested."""
     max_degenerate: float | None = None
     """Largest rise of the share of degenerate completions under an intervention."""
     max_kl: float | None = None
@@ -126,12 +129,12 @@ class Rule:
             or any(is_less_strict(name, -1) for name in ceilings)
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The rule as JSON."""
         return {**asdict(self), "families": list(self.families)}
 
     @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> "Rule":
+    def from_dict(cls, table: JsonObject) -> "Rule":
         """The rule of a JSON or TOML table; a missing field has its default. One family may be a text."""
         known = [field.name for field in fields(cls)]
         if not set(table) <= set(known) or "name" not in table:

@@ -1,21 +1,45 @@
-"""Sections on the arms of a run: figure and table of every arm, and null draws with their effects."""
+"""Sections on the arms of a run: every arm with the margins of the rule, null draws by their cosine, and the table."""
 
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
+
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
+from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import SeedResult
-from rhumbline.report import arm_figures, page
-from rhumbline.report.run_record import RunRecord
+from rhumbline.report import page
+from rhumbline.report.figures import (
+    LIGHT,
+    NULL_COLOURS,
+    NULL_SHAPES,
+    Chart,
+    ChartRow,
+    bare_axis,
+    finished,
+    palette,
+    printable,
+    tips,
+    where,
+)
+from rhumbline.report.page import Html, number
+from rhumbline.report.run_record import RunRecord, measure, measured_arm
+
+# -- every arm --------------------------------------------------------------------------------------------------------
 
 
-def arms_figure(run: RunRecord, draw: page.Canvas) -> page.Html:
+def arms_figure(run: RunRecord, draw: page.Canvas) -> Html:
     """Return the rates or levels of every arm, as a figure."""
     rule = run.protocol.rule
-    charts = arm_figures.arms(run.seeds, rule)
+    charts = arm_charts(run.seeds, rule)
     if not charts:
         return page.section("Arms", page.note("No arm was measured."))
     marks = "■ baseline, with its 95 % interval. "
-    lines = f"Dashed line: the lowest baseline that the rule accepts ({page.number(rule.min_baseline)}). "
+    lines = f"Dashed line: the lowest baseline that the rule accepts ({number(rule.min_baseline)}). "
     if any(seed.selected for seed in run.seeds):
         marks = (
             "■ baseline and ● direction, each with its 95 % interval. Open marks: one null draw each; ❙ the mean of "
@@ -23,34 +47,236 @@ def arms_figure(run: RunRecord, draw: page.Canvas) -> page.Html:
         )
         if run.has_baseline:
             lines = (
-                f"Dashed line: the baseline moved by the margin of the rule ({page.number(rule.min_drop)}). Brackets: "
-                f"the mean of a null family moved by its margin ({page.number(rule.min_gap)}). Shaded: the values that "
-                "the rule requires of the direction. "
+                f"Dashed line: the baseline moved by the margin of the rule ({number(rule.min_drop)}). Brackets: the "
+                f"mean of a null family moved by its margin ({number(rule.min_gap)}). Shaded: the values that the rule "
+                "requires of the direction. "
             )
     return page.section("Arms", draw(charts), page.note(marks, lines, "Point at a mark to see its numbers."))
 
 
-def null_draws(run: RunRecord, draw: page.Canvas) -> page.Html:
+def arm_charts(seeds: Sequence[SeedResult], rule: Rule) -> list[Chart]:
+    """Draw rates or levels of every arm with their intervals: one chart for suppression, one for induction."""
+    return [chart for effect in EFFECTS if (chart := _arms_chart(seeds, rule, effect))]
+
+
+def _arms_chart(seeds: Sequence[SeedResult], rule: Rule, effect: ComparedArms) -> Chart | None:
+    shows = measure(seeds)
+    measured = {seed.seed: _measured_rows(seed, effect) for seed in seeds}
+    # The axis ends at 0 and 1, or further out if a level is beyond a class.
+    ends = [row[key] for rows in measured.values() for row in rows for key in ("rate", "low", "high") if row.get(key)]
+    reach = (min(0, *ends, 1), max(0, *ends, 1))
+    rows: list[ChartRow] = [
+        row | {"seed": f"seed {seed}"}
+        for seed, marks in measured.items()
+        for row in marks + _margin_rows(marks, -effect.sign, rule, reach)
+    ]
+    if not rows:
+        return None
+    order = list(dict.fromkeys(row["row"] for row in rows if "row" in row))
+    most = max((row["n"] for row in rows if row["kind"] == "mean"), default=0)
+    families = list(dict.fromkeys(row["row"] for row in rows if row["kind"] == "mean"))
+    layers = _arm_layers(order, families, 26 if most <= 25 else 13, shows, reach)
+    body = alt.layer(*layers).properties(width=280, height=alt.Step(25))
+    if len(seeds) > 1:
+        header = alt.Header(title=None, labelAnchor="start", labelOrient="top", labelPadding=2)
+        facet = alt.Facet("seed:N", header=header, sort=None)
+        body = body.facet(facet=facet, data=alt.InlineData(values=[]), columns=1, spacing=10)
+    has_direction = any(row["kind"] == "direction" for row in rows)
+    title = f"{effect.name.capitalize()}: {effect.arm} on {effect.label} prompts"
+    if not has_direction:
+        title = f"Baseline on {effect.label} prompts"
+    summary = f"{title}; {shows} of the behaviour in every arm, with 95 % intervals"
+    return finished(f"arms-{effect.name}", summary, body, title, rows)
+
+
+def measured_nulls(seed: SeedResult, effect: ComparedArms) -> dict[str, list[ArmRate]]:
+    """Return the measured null draws of the arm of an effect, by family."""
+    draws: dict[str, list[ArmRate]] = defaultdict(list)
+    for row in seed.arms:
+        if effect.has_null(row.arm) and row.side == effect.label and row.arm.family and row.rate is not None:
+            draws[row.arm.family].append(row)
+    return dict(draws)
+
+
+def _measured_rows(seed: SeedResult, effect: ComparedArms) -> list[ChartRow]:
+    """Return the marks of one panel: baseline, direction, every null draw, and the mean of each null family."""
+    rows: list[ChartRow] = []
+    for kind, arm in (("baseline", BASELINE), ("direction", effect.arm)):
+        if (row := measured_arm(seed, arm, effect.label)) is not None:
+            interval = "" if row.low is None else f"  [{row.low:z.2f}, {row.high:z.2f}]"
+            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row.rate:z.2f}{interval}"})
+    for family, draws in measured_nulls(seed, effect).items():
+        rates = [row.rate for row in draws if row.rate is not None]
+        name, mean = _null_name(family), math.fsum(rates) / len(rates)
+        shown = f"mean {mean:.2f} of {len(draws)}"
+        rows.append(
+            {"row": name, "kind": "mean", "arm": "mean of the draws", "rate": mean, "n": len(draws), "shown": shown}
+        )
+        for row, offset in zip(draws, _swarm(rates), strict=True):
+            rows.append(_mark(row) | {"row": name, "kind": "null", "offset": offset})
+    return rows
+
+
+def _null_name(family: str) -> str:
+    return f"null: {printable(family, 16)}"
+
+
+def _mark(row: ArmRate) -> ChartRow:
+    return {"arm": str(row.arm)} | {key: getattr(row, key) for key in ("rate", "low", "high", "n", "degenerate")}
+
+
+def _swarm(values: Sequence[float], bin_width: float = 0.02) -> list[float]:
+    """Return offsets in [-1, 1] that spread nearby values around 0."""
+    bins = [round(value / bin_width) for value in values]
+    sizes, seen, offsets = Counter(bins), Counter(), []
+    step = min(0.5, 2 / max(sizes.values(), default=1))
+    for b in bins:
+        offsets.append((seen[b] - (sizes[b] - 1) / 2) * step)
+        seen[b] += 1
+    return offsets
+
+
+def _margin_rows(rows: Sequence[ChartRow], sign: int, rule: Rule, reach: tuple[float, float]) -> list[ChartRow]:
+    """Return the marks of the rule: margins from the baseline and from each family, and the region beyond them all."""
+    rate: ChartRow = {row["kind"]: row["rate"] for row in rows if row["kind"] in ("baseline", "direction")}
+    marks: list[ChartRow] = []
+    if sign < 0 and rate.get("baseline", 1) < rule.min_baseline:
+        marks.append({"kind": "margin", "rate": rule.min_baseline, "arm": "lowest baseline that the rule accepts"})
+    if "direction" not in rate or "baseline" not in rate:
+        return marks
+    limits = [rate["baseline"] + sign * rule.min_drop]
+    marks.append({"kind": "margin", "rate": limits[0], "arm": f"baseline {sign * rule.min_drop:+.2f}"})
+    families = [_null_name(family) for family in rule.families]
+    for row in rows:
+        if row["kind"] == "mean" and row["row"] in families:
+            limits.append(row["rate"] + sign * rule.min_gap)
+            note = f"mean of the draws {sign * rule.min_gap:+.2f}"
+            marks.append({"kind": "gap", "row": row["row"], "rate": row["rate"], "to": limits[-1], "arm": note})
+    # A margin that no rate can reach is outside the axis and is not drawn.
+    lowest, highest = reach
+    marks = [mark for mark in marks if lowest <= mark.get("to", mark["rate"]) <= highest]
+    edge = min(limits) if sign < 0 else max(limits)
+    if lowest <= edge <= highest:
+        region = "required by the rule"
+        marks.append({"kind": "zone", "rate": edge, "to": lowest if sign < 0 else highest, "arm": region})
+    return marks
+
+
+def _arm_layers(
+    order: Sequence[str], families: Sequence[str], size: float, shows: str, reach: tuple[float, float]
+) -> list[alt.Chart]:
+    labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=104)
+    y = alt.Y("row:N", scale=alt.Scale(domain=list(order)), axis=labels)
+    axis = bare_axis(title=f"{shows} of the behaviour", values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")
+    x = alt.X("rate:Q", scale=alt.Scale(domain=[reach[0] - 0.03, reach[1] + 0.03], nice=False), axis=axis)
+    colour = alt.Color("row:N", scale=palette(families, NULL_COLOURS), legend=None)
+    shape = alt.Shape("row:N", scale=palette(families, NULL_SHAPES), legend=None)
+    offset = alt.YOffset("offset:Q", scale=alt.Scale(domain=[-1, 1], range=[3.5, 21.5]))
+    muted, ink, blue = LIGHT["muted"], LIGHT["ink"], LIGHT["direction"]
+    full = tips("arm", "seed", rate=".3f", low=".3f", high=".3f", degenerate=".3f", n="d")
+    short = tips("arm", rate=".3f")
+    kind = {
+        name: where(f"datum.kind == '{name}'")
+        for name in ("zone", "margin", "gap", "null", "mean", "baseline", "direction")
+    }
+    layers = [
+        kind["zone"].mark_rect(color=LIGHT["zone"]).encode(x=x, x2="to:Q", tooltip=tips("arm")),
+        kind["margin"].mark_rule(color=muted, strokeDash=[4, 3]).encode(x=x, tooltip=short),
+        kind["gap"].mark_rule(color=muted, strokeDash=[2, 2]).encode(x=x, x2="to:Q", y=y),
+        kind["gap"].mark_tick(color=muted, thickness=1.5, size=11).encode(x="to:Q", y=y),
+        kind["null"].mark_point(size=size, strokeWidth=1.1, opacity=0.8)
+        .encode(x=x, y=y, yOffset=offset, color=colour, shape=shape, tooltip=full),
+        kind["mean"].mark_tick(thickness=2.5, size=19, opacity=1).encode(x=x, y=y, color=colour, tooltip=short),
+    ]  # fmt: skip
+    for name, tint, mark, area in (("baseline", ink, "square", 70), ("direction", blue, "circle", 110)):
+        layers.append(kind[name].mark_rule(strokeWidth=2, color=tint).encode(x="low:Q", x2="high:Q", y=y))
+        point = kind[name].mark_point(shape=mark, filled=True, size=area, opacity=1, color=tint)
+        layers.append(point.encode(x=x, y=y, tooltip=full))
+    numbers = where("isValid(datum.shown)").mark_text(align="left")
+    return [*layers, numbers.encode(x=alt.value(292), y=y, text="shown:N")]
+
+
+# -- null draws -------------------------------------------------------------------------------------------------------
+
+
+def null_draws(run: RunRecord, draw: page.Canvas) -> Html:
     """Return each null draw with its cosine and its effect, as a figure."""
-    charts = {seed.seed: arm_figures.nulls(seed) for seed in run.seeds if seed.selected}
-    parts = [(f"Seed {seed}", draw(drawn)) for seed, drawn in charts.items() if drawn]
-    if not parts:
-        return page.section("Nulls", page.note("No null was drawn, because no direction was selected."))
-    note = page.note(
+    note = (
         "Each open mark is one null draw: its cosine with the direction, and the change of the "
         f"{run.measure} that it causes in the expected direction. A null with a large effect and a large cosine is "
         "nearly the direction itself and not evidence against it."
     )
-    return page.section("Null draws compared with the direction", page.per_seed(parts), note)
+    seeds, title = [seed for seed in run.seeds if seed.selected], "Null draws compared with the direction"
+    content = page.by_seed(title, seeds, lambda seed: draw(null_charts(seed)), note)
+    return content or page.section("Nulls", page.note("No null was drawn, because no direction was selected."))
 
 
-def arms_table(run: RunRecord) -> page.Html:
+def null_charts(seed: SeedResult) -> list[Chart]:
+    """Draw the effect of each null draw over its cosine with the direction, one chart for each effect."""
+    return [chart for effect in EFFECTS if (chart := _nulls_chart(seed, effect))]
+
+
+def _nulls_chart(seed: SeedResult, effect: ComparedArms) -> Chart | None:
+    baseline, direction = (measured_arm(seed, arm, effect.label) for arm in (BASELINE, effect.arm))
+    if baseline is None or direction is None:
+        return None
+    before = baseline.rate
+
+    def change(row: ArmRate) -> float:
+        assert row.rate is not None
+        assert before is not None
+        return effect.sign * (before - row.rate)
+
+    cosines = {null.null_draw: null.cosine for null in seed.nulls}
+    rows: list[ChartRow] = [
+        {"family": printable(family, 16), "draw": str(row.arm.draw), "cosine": cosines[row.arm.null_draw]}
+        | {"change": change(row)}
+        for family, draws in measured_nulls(seed, effect).items()
+        for row in draws
+        if row.arm.null_draw in cosines
+    ]
+    rows.append({"family": "direction", "draw": "", "cosine": 1.0, "change": change(direction)})
+    title = f"{effect.name.capitalize()}, seed {seed.seed}"
+    summary = f"{title}: effect of every null draw over its cosine with the direction"
+    body = _scatter(rows, measure([seed]))
+    return finished(f"nulls-seed-{seed.seed}-{effect.name}", summary, body, title, rows)
+
+
+def _scatter(rows: list[ChartRow], shows: str) -> Any:
+    families = list(dict.fromkeys(row["family"] for row in rows[:-1]))
+    low, floor = min(-0.5, *(row["cosine"] for row in rows), 0), min(-0.1, *(row["change"] for row in rows), 0)
+    x_scale = alt.Scale(domain=[low, 1.05], nice=False)
+    y_scale = alt.Scale(domain=[floor, max(1.04, *(row["change"] for row in rows), 1)], nice=False)
+    legend = alt.Legend(title=None, orient="bottom", columns=5, symbolSize=45, columnPadding=14)
+    y_axis = alt.Axis(title=f"change in {shows}", tickCount=5, format=".2~f", minExtent=28)
+    site = {
+        "x": alt.X("cosine:Q", title="cosine with the direction", scale=x_scale, axis=alt.Axis(tickCount=6)),
+        "y": alt.Y("change:Q", scale=y_scale, axis=y_axis),
+        "tooltip": tips("family", "draw", cosine=".3f", change=".3f"),
+    }
+    style = {
+        "color": alt.Color("family:N", scale=palette(families, NULL_COLOURS), legend=legend),
+        "shape": alt.Shape("family:N", scale=palette(families, NULL_SHAPES), legend=legend),
+    }
+    blue, zero = LIGHT["direction"], alt.Chart().mark_rule(color=LIGHT["muted"], strokeWidth=0.7)
+    draws, direction = where("datum.family != 'direction'"), where("datum.family == 'direction'")
+    return alt.layer(
+        zero.encode(y=alt.YDatum(0, scale=y_scale)),
+        zero.encode(x=alt.XDatum(0, scale=x_scale)),
+        draws.mark_point(size=34 if len(rows) < 100 else 18, strokeWidth=1.2, opacity=0.9).encode(**site, **style),
+        direction.mark_circle(size=110, opacity=1, color=blue).encode(**site),
+        direction.mark_text(align="right", dx=-9, color=blue, fontWeight="bold").encode(**site, text="family:N"),
+    ).properties(width=330, height=210)
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def arms_table(run: RunRecord) -> Html:
     """Return every arm as a table."""
-    measure = run.measure.capitalize()
-    head = ["Seed", "Arm", "Set", "n", measure, "Low", "High", "Degenerate", "Unscored", "Mean metric"]
+    head = ["Seed", "Arm", "Set", "n", run.measure.capitalize(), "Low", "High", "Degenerate", "Unscored", "Mean metric"]
     rows = [(row.arm.is_null, _arm_row(seed, row)) for seed in run.seeds for row in seed.arms]
-    own = [cells for is_null, cells in rows if not is_null]
-    nulls = [cells for is_null, cells in rows if is_null]
+    own, nulls = ([cells for is_null, cells in rows if is_null == of_nulls] for of_nulls in (False, True))
     folds = [page.fold(f"Baseline, ablation and addition ({len(own)} rows)", page.table(head, own, left=3))]
     if nulls:
         folds.append(page.fold(f"Null draws ({len(nulls)} rows)", page.table(head, nulls, left=3)))
@@ -62,5 +288,5 @@ def arms_table(run: RunRecord) -> page.Html:
 
 
 def _arm_row(seed: SeedResult, row: ArmRate) -> list[Any]:
-    numbers = [page.number(value, 3) for value in (row.rate, row.low, row.high, row.degenerate)]
-    return [seed.seed, row.arm, row.side, row.n, *numbers, row.unscored, page.number(row.metric, 3)]
+    numbers = [number(value, 3) for value in (row.rate, row.low, row.high, row.degenerate)]
+    return [seed.seed, row.arm, row.side, row.n, *numbers, row.unscored, number(row.metric, 3)]

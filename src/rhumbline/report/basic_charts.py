@@ -1,11 +1,11 @@
-"""Charts of general form: curves, intervals, matrices, scatters, ROC curves and bars.
+"""Charts of general form: curves, intervals side by side or in rows, matrices, scatters and ROC curves.
 
-Independent of files and of the analyses that use them.
+Independent of files and of the sections that use them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import altair as alt
 
@@ -15,6 +15,7 @@ from rhumbline.report.figures import (
     LIGHT,
     Chart,
     ChartRow,
+    Spec,
     bare_axis,
     finished,
     palette,
@@ -28,6 +29,9 @@ RAMP = [
 ]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4], [1, 2]]
+LAYER = "layer (resid_pre)"
+"""Title of an axis over layers."""
+CLASS_COLOURS = {label: LIGHT[label] for label in ("positive", "negative")}
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,17 @@ class ChartText:
     title: str
     x: str
     """Title of the horizontal axis."""
-    y: str
+    y: str = ""
     """Title of the vertical axis."""
+    summary: str = ""
+    """Description for screen readers, if the title does not suffice."""
+
+    def finish(self, body: Any, rows: Iterable[ChartRow]) -> Chart:
+        """Return the chart of a body and its data."""
+        return finished(self.name, self.summary or self.title, body, self.title, rows)
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """A value with its interval in one series."""
 
     series: str
@@ -51,9 +61,11 @@ class Point(NamedTuple):
     y: float | None
     low: float | None = None
     high: float | None = None
+    n: int | None = None
 
 
-class Bar(NamedTuple):
+@dataclass(frozen=True)
+class Bar:
     """A value with its interval, in one row of a horizontal chart."""
 
     what: str
@@ -64,51 +76,65 @@ class Bar(NamedTuple):
     high: float | None
     mark: str = ""
     """Distinguishes several values of a series in one row, by shape."""
+    shown: str = ""
+    """Text at the right end of the row."""
+    more: ChartRow = field(default_factory=dict)
+    """Further numbers and texts of the tooltip, by name."""
 
 
-def curves(text: ChartText, points: Iterable[Point], colours: Mapping[str, str] | None = None) -> Chart | None:
-    """Draw a line for each series, with a band if it has intervals. None if there is no value."""
+def curves(
+    text: ChartText,
+    points: Iterable[CurvePoint],
+    colours: Mapping[str, str] | None = None,
+    *,
+    banded: Collection[str] | None = None,
+    domain: tuple[float, float] | None = None,
+    size: tuple[int, int] = (400, 210),
+) -> Chart | None:
+    """Draw a line for each series, with a band if it has intervals (if given, in the `banded` series only).
+
+    None if there is no value.
+    """
     known = [point for point in points if point.y is not None]
     if not known:
         return None
     names = list(dict.fromkeys(point.series for point in known))
     shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
-    legend = alt.Legend(
-        title=None, orient="bottom", columns=3, symbolType="stroke", symbolSize=240, labelLimit=180, symbolOpacity=1
-    )
-    whole = all(isinstance(point.x, int) for point in known)
-    axis = (
-        alt.Axis(title=text.x, grid=False, tickMinStep=1, format="d") if whole else alt.Axis(title=text.x, grid=False)
-    )
+    strokes = {"symbolType": "stroke", "symbolSize": 240, "labelLimit": 180, "symbolOpacity": 1}
+    legend = alt.Legend(title=None, orient="bottom", columns=3, **strokes) if len(names) > 1 else None
+    whole = {"tickMinStep": 1, "format": "d"} if all(isinstance(point.x, int) for point in known) else {}
     base = alt.Chart().encode(
-        x=alt.X("x:Q", scale=alt.Scale(nice=False), axis=axis),
+        x=alt.X("x:Q", scale=alt.Scale(nice=False), axis=alt.Axis(title=text.x, grid=False, **whole)),
         color=alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend),
     )
-    height = alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=text.y, tickCount=5))
+    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
+    height = alt.Y("y:Q", scale=scale, axis=alt.Axis(title=text.y, tickCount=5))
     dash = alt.StrokeDash("series:N", scale=palette(names, DASHES), legend=None)
-    tooltip = tips("series", x=".3~g", y=".3f", low=".3f", high=".3f")
+    counted = {"n": "d"} if known[0].n is not None else {}
+    tooltip = tips("series", x=".3~g", y=".3f", low=".3f", high=".3f", **counted)
+    bands = "isValid(datum.low)" if banded is None else " || ".join(f"datum.series == '{name}'" for name in banded)
     layers = [
-        base.transform_filter("isValid(datum.low)").mark_area(opacity=0.13, line=False).encode(y="low:Q", y2="high:Q"),
+        base.transform_filter(bands).mark_area(opacity=0.13, line=False).encode(y="low:Q", y2="high:Q"),
         base.mark_line(strokeWidth=1.9).encode(y=height, strokeDash=dash),
         base.mark_circle(size=18, opacity=1).encode(y=height, tooltip=tooltip),
     ]
-    rows = [point._asdict() for point in known]
-    return finished(text.name, text.title, alt.layer(*layers).properties(width=400, height=210), text.title, rows)
+    rows = [{key: value for key, value in point._asdict().items() if value is not None} for point in known]
+    return text.finish(alt.layer(*layers).properties(width=size[0], height=size[1]), rows)
 
 
-def intervals(text: ChartText, points: Sequence[Point], domain: tuple[float, float] | None = None) -> Chart | None:
+def intervals(text: ChartText, points: Sequence[CurvePoint], domain: tuple[float, float] | None = None) -> Chart | None:
     """Draw points with intervals, the series side by side at each x. None if there is no point."""
     if not points:
         return None
     names = list(dict.fromkeys(point.series for point in points))
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=70, labelLimit=180)
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale()
-    shared: ChartRow = {
+    shared: Spec = {
         "x": alt.X("x:O", axis=bare_axis(title=text.x, labelAngle=0, labelPadding=6)),
         "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),
         "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
     }
-    marks: ChartRow = {
+    marks: Spec = {
         "y": alt.Y("y:Q", scale=scale, axis=alt.Axis(title=text.y, tickCount=5)),
         "shape": alt.Shape("series:N", scale=palette(names, SHAPES), legend=legend),
         "tooltip": tips("series", x="d", y=".3f", low=".3f", high=".3f"),
@@ -118,7 +144,67 @@ def intervals(text: ChartText, points: Sequence[Point], domain: tuple[float, flo
         where("isValid(datum.low)").mark_rule(strokeWidth=1.6).encode(**reach, **shared),
         alt.Chart().mark_point(filled=True, size=46, opacity=1).encode(**marks, **shared),
     ).properties(width=alt.Step(max(7, 96 / (len(names) + 1))), height=210)
-    return finished(text.name, text.title, body, text.title, [point._asdict() for point in points])
+    return text.finish(body, [point._asdict() for point in points])
+
+
+def bars(
+    text: ChartText,
+    rows: Sequence[Bar],
+    colours: Mapping[str, str] | None = None,
+    *,
+    scale: alt.Scale | None = None,
+) -> Chart | None:
+    """Draw horizontal points with intervals, in the order of the rows. Every second row has a grey background.
+
+    None if there is no row.
+    """
+    if not rows:
+        return None
+    order = list(dict.fromkeys(bar.what for bar in rows))
+    names = list(dict.fromkeys(bar.series for bar in rows))
+    marks = list(dict.fromkeys(bar.mark for bar in rows if bar.mark))
+    shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
+    places = [f"{n} {m}" for n in names for m in marks or [""]]
+    legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=60, labelLimit=180)
+    labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
+    y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
+    scale = scale or alt.Scale()
+    colour = alt.Scale(domain=names, range=shades)
+    shared: Spec = {
+        "y": y,
+        "color": alt.Color("series:N", scale=colour, legend=legend if len(names) > 1 else None),
+    }
+    if len(rows) > len(order):
+        shared["yOffset"] = alt.YOffset("place:N", scale=alt.Scale(domain=places))
+    numbers = {"value": ".3f"} | ({} if all(bar.low is None for bar in rows) else {"low": ".3f", "high": ".3f"})
+    texts = [*(["mark"] if marks else []), *(k for k, v in rows[0].more.items() if isinstance(v, str))]
+    numbers |= {k: "d" if isinstance(v, int) else ".3f" for k, v in rows[0].more.items() if not isinstance(v, str)}
+    points: Spec = {
+        "x": alt.X("value:Q", scale=scale, axis=alt.Axis(title=text.x or None, tickCount=6, grid=False)),
+        "tooltip": tips("what", "series", *texts, **numbers),
+    }
+    if marks:
+        ink = alt.Legend(title=None, orient="bottom", symbolSize=60, symbolFillColor=LIGHT["ink"], symbolStrokeWidth=0)
+        points["shape"] = alt.Shape("mark:N", scale=palette(marks, SHAPES), legend=ink)
+    count = alt.Chart().transform_aggregate(count="count()")
+    band = where("datum.banded == 1").transform_aggregate(count="count()", groupby=["what"])
+    reach = where("isValid(datum.low)").mark_rule(strokeWidth=1.4)
+    shown = where("isValid(datum.shown)").mark_text(align="left", color=LIGHT["muted"])
+    layers = [
+        band.mark_rect(color=LIGHT["hairline"], opacity=0.4).encode(y=y),
+        reach.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", **shared),
+        alt.Chart().mark_point(filled=True, size=34, opacity=1).encode(**points, **shared),
+        shown.encode(x=alt.value(338), y=y, text="shown:N"),
+    ]
+    if scale.to_dict().get("type") != "log":
+        layers.insert(1, count.mark_rule(color=LIGHT["muted"], strokeWidth=0.7).encode(x=alt.XDatum(0)))
+    body = alt.layer(*layers).properties(width=330, height=len(order) * max(24, 8 + 8 * len(places)))
+    return text.finish(body, [_bar_row(bar, order.index(bar.what) % 2) for bar in rows])
+
+
+def _bar_row(bar: Bar, banded: int) -> ChartRow:
+    row = {key: value for key, value in vars(bar).items() if value not in (None, "") and key != "more"}
+    return row | bar.more | {"place": f"{bar.series} {bar.mark}", "banded": banded}
 
 
 def matrix(name: str, title: str, values: Sequence[Sequence[float | None]], labels: Sequence[str], axis: str) -> Chart:
@@ -129,14 +215,13 @@ def matrix(name: str, title: str, values: Sequence[Sequence[float | None]], labe
         for j, v in enumerate(line)
     ]
     size = max(9.0, min(24.0, 250 / len(labels)))
-    every = max(1, round(17 / size))
     stops = [-1 + 2 * k / (len(DIVERGING) - 1) for k in range(len(DIVERGING))]
     colour = alt.Color(
         "cosine:Q",
         scale=alt.Scale(domain=stops, range=DIVERGING, clamp=True, interpolate="rgb"),
         legend=alt.Legend(title=None, format=".1f", gradientLength=110, tickCount=4, offset=10),
     )
-    ticks = list(labels)[::every]
+    ticks = list(labels)[:: max(1, round(17 / size))]
     scale = alt.Scale(domain=list(labels), padding=0)
     place = {
         "x": alt.X("column:N", scale=scale, axis=bare_axis(title=axis, values=ticks, labelAngle=-45)),
@@ -148,20 +233,19 @@ def matrix(name: str, title: str, values: Sequence[Sequence[float | None]], labe
 
 def scatter(text: ChartText, points: Iterable[ComponentPoint]) -> Chart:
     """Draw prompts on two axes: the class as colour, training prompts as circles, validation prompts as dots."""
-    x, y = text.x, text.y
-    labels = ["positive", "negative"]
     legend = alt.Legend(title=None, orient="bottom", columns=4, symbolSize=45)
+    classes = alt.Scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values()))
     shared = {
-        "x": alt.X("x:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=x, grid=False, tickCount=6)),
-        "y": alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=y, grid=False, tickCount=6)),
-        "color": alt.Color("label:N", scale=alt.Scale(domain=labels, range=[LIGHT[c] for c in labels]), legend=legend),
+        "x": alt.X("x:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=text.x, grid=False, tickCount=6)),
+        "y": alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=text.y, grid=False, tickCount=6)),
+        "color": alt.Color("label:N", scale=classes, legend=legend),
         "tooltip": tips("prompt_id", "label", "split", x=".3f", y=".3f"),
     }
     body = alt.layer(
         where("datum.split == 'train'").mark_point(size=22, strokeWidth=1.1, opacity=0.75).encode(**shared),
         where("datum.split != 'train'").mark_circle(size=40, opacity=0.95).encode(**shared),
     ).properties(width=400, height=260)
-    return finished(text.name, text.title, body, text.title, [asdict(point) for point in points])
+    return text.finish(body, [asdict(point) for point in points])
 
 
 def roc(name: str, title: str, conditions: Iterable[MonitorCondition]) -> Chart:
@@ -173,57 +257,17 @@ def roc(name: str, title: str, conditions: Iterable[MonitorCondition]) -> Chart:
     ]
     names = list(dict.fromkeys(r["series"] for r in rows))
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolType="stroke", symbolSize=240, symbolOpacity=1)
-    scale = alt.Scale(domain=[0, 1])
-    x = alt.X("x:Q", scale=scale, axis=alt.Axis(title="false positive rate", tickCount=5, grid=False))
-    y = alt.Y("y:Q", scale=scale, axis=alt.Axis(title="true positive rate", tickCount=5))
-    line = (
-        alt.Chart()
-        .mark_line(strokeWidth=2)
-        .encode(
-            x=x,
-            y=y,
+    scale, line = alt.Scale(domain=[0, 1]), alt.Chart().mark_line(strokeWidth=2)
+    start = {"x": alt.XDatum(0, scale=scale), "y": alt.YDatum(0, scale=scale)}
+    diagonal = alt.Chart().mark_rule(color=LIGHT["muted"], strokeWidth=0.7)
+    body = alt.layer(
+        diagonal.encode(**start, x2=alt.X2Datum(1), y2=alt.Y2Datum(1)),
+        line.encode(
+            x=alt.X("x:Q", scale=scale, axis=alt.Axis(title="false positive rate", tickCount=5, grid=False)),
+            y=alt.Y("y:Q", scale=scale, axis=alt.Axis(title="true positive rate", tickCount=5)),
             order="order:Q",
             color=alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
             strokeDash=alt.StrokeDash("series:N", scale=palette(names, DASHES), legend=None),
-        )
-    )
-    diagonal = (
-        alt.Chart()
-        .mark_rule(color=LIGHT["muted"], strokeWidth=0.7)
-        .encode(x=alt.XDatum(0, scale=scale), y=alt.YDatum(0, scale=scale), x2=alt.X2Datum(1), y2=alt.Y2Datum(1))
-    )
-    return finished(name, title, alt.layer(diagonal, line).properties(width=260, height=240), title, rows)
-
-
-def bars(name: str, title: str, rows: Sequence[Bar], x: str, colours: Mapping[str, str] | None = None) -> Chart:
-    """Draw horizontal points with intervals, in the order of the rows. Every second row has a grey background."""
-    order = list(dict.fromkeys(bar.what for bar in rows))
-    names = list(dict.fromkeys(bar.series for bar in rows))
-    marks = list(dict.fromkeys(bar.mark for bar in rows if bar.mark))
-    shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
-    table = [bar._asdict() | {"place": f"{bar.series} {bar.mark}", "banded": order.index(bar.what) % 2} for bar in rows]
-    places = [f"{n} {m}" for n in names for m in marks or [""]]
-    legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=60)
-    labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
-    y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
-    shared: ChartRow = {
-        "y": y,
-        "yOffset": alt.YOffset("place:N", scale=alt.Scale(domain=places)),
-        "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend),
-    }
-    points: ChartRow = {
-        "x": alt.X("value:Q", axis=alt.Axis(title=x, tickCount=6, grid=False)),
-        "tooltip": tips("what", "series", *(["mark"] if marks else []), value=".3f", low=".3f", high=".3f"),
-    }
-    if marks:
-        ink = alt.Legend(title=None, orient="bottom", symbolSize=60, symbolFillColor=LIGHT["ink"], symbolStrokeWidth=0)
-        points["shape"] = alt.Shape("mark:N", scale=palette(marks, SHAPES), legend=ink)
-    band = where("datum.banded == 1").transform_aggregate(count="count()", groupby=["what"])
-    zero = alt.Chart().transform_aggregate(count="count()")
-    body = alt.layer(
-        band.mark_rect(color=LIGHT["hairline"], opacity=0.4).encode(y=y),
-        zero.mark_rule(color=LIGHT["muted"], strokeWidth=0.7).encode(x=alt.XDatum(0)),
-        alt.Chart().mark_rule(strokeWidth=1.4).encode(x="low:Q", x2="high:Q", **shared),
-        alt.Chart().mark_point(filled=True, size=34, opacity=1).encode(**points, **shared),
-    ).properties(width=330, height=len(order) * max(26, 8 + 8 * len(places)))
-    return finished(name, title, body, title, table)
+        ),
+    ).properties(width=260, height=240)
+    return finished(name, title, body, title, rows)

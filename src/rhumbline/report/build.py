@@ -11,24 +11,21 @@ Independent of tensors, models and the network.
 
 from pathlib import Path
 
-from rhumbline.records.run_files import Discovery
 from rhumbline.report import (
     arm_sections,
+    candidate_sections,
     null_and_dose_sections,
     page,
     protocol_sections,
     reliability_sections,
-    selection_sections,
     side_effect_sections,
-    site_figures,
-    subgroup_sections,
     verdict_sections,
 )
 from rhumbline.report.analysis_sections import analyses
-from rhumbline.report.benchmark_section import benchmarks
 from rhumbline.report.continuous_score_section import continuous_score
-from rhumbline.report.external_judge_section import external_judges
-from rhumbline.report.run_record import DiscoveryRecord, read_discovery, read_run
+from rhumbline.report.human_label_section import human_labels
+from rhumbline.report.page import number
+from rhumbline.report.run_record import read_discovery, read_run
 
 
 def build(run_dir: Path) -> Path:
@@ -41,8 +38,8 @@ def build(run_dir: Path) -> Path:
         verdict_sections.meaning(run),
         verdict_sections.key_numbers(run),
         arm_sections.arms_figure(run, draw),
-        selection_sections.selection(run, draw),
-        selection_sections.separation(run, draw),
+        candidate_sections.selection(run, draw),
+        candidate_sections.separation(run, draw),
         arm_sections.null_draws(run, draw),
         reliability_sections.sample(run),
         side_effect_sections.damage(run),
@@ -52,11 +49,12 @@ def build(run_dir: Path) -> Path:
         reliability_sections.stability(run),
         reliability_sections.spread(run),
         continuous_score(run),
-        external_judges(run),
+        human_labels(run),
+        reliability_sections.external_judges(run),
         side_effect_sections.side_effects(run, draw),
-        benchmarks(run, draw),
-        subgroup_sections.system_prompts(run),
-        subgroup_sections.which_prompts(run),
+        side_effect_sections.benchmarks(run, draw),
+        reliability_sections.system_prompts(run),
+        reliability_sections.which_prompts(run),
         *analyses(run, draw),
         arm_sections.arms_table(run),
         protocol_sections.protocol(run),
@@ -68,51 +66,37 @@ def build(run_dir: Path) -> Path:
 def build_discover(run_dir: Path) -> Path:
     """Write `report.html` and `figures/` of a `discover` run, and return the path of the page."""
     run, draw = read_discovery(run_dir), page.Canvas()
-    discovery = run.discovery
-    caution = (
-        "Extraction only: no text was generated, and there was no intervention. Separation of the classes is not "
-        "evidence that a direction causes the behaviour."
-    )
-    labels = site_figures.position_labels(run.context.chat)
-    charts = site_figures.discover(discovery.grid, labels) if discovery.grid else []
-    explanation = page.note(
-        f"AUROC of the projection of {discovery.split} prompts on the difference in means of train prompts."
-    )
-    n, train = discovery.n, discovery.train
-    sizes = [["train", train.positive, train.negative], [discovery.split, n.positive, n.negative]]
-    body = [
-        _discover_heading(run),
-        page.tag("div", page.tag("p", caution, class_="sentence"), class_="verdict"),
-        page.section("Separation for each layer and position", draw(charts[:1]), draw(charts[1:]), explanation),
-        page.section("Highest AUROC", _highest(discovery, labels)),
-        page.section(
-            "Protocol",
-            page.table(["Split", "Positive", "Negative"], sizes),
-            page.fold("protocol.json", page.pretty(run.directory.protocol)),
-        ),
-    ]
-    return page.publish(run_dir, f"{discovery.model.name}: discover", body, draw.drawings)
-
-
-def _discover_heading(run: DiscoveryRecord) -> page.Html:
-    model = run.discovery.model
+    discovery, model, protocol = run.discovery, run.discovery.model, run.directory.protocol
+    labels = candidate_sections.position_labels(run.context.chat)
+    charts = candidate_sections.discover_charts(discovery.grid, labels) if discovery.grid else []
     facts = [
         ("Behaviour", run.protocol.behaviour),
         ("Contrast", run.context.contrast.name),
         ("Model", verdict_sections.model_line(model)),
         ("Protocol", f"sha256 {run.directory.protocol_sha256[:12]}"),
     ]
-    return verdict_sections.heading("discover  ·  Where do the classes separate in the residual stream?", model, facts)
-
-
-def _highest(discovery: Discovery, labels: site_figures.PositionLabels) -> page.Html:
-    """Return the sites with the highest AUROC."""
-    known = sorted(
-        ((row.auroc, row) for row in discovery.grid if row.auroc is not None), key=lambda pair: pair[0], reverse=True
+    caution = (
+        "Extraction only: no text was generated, and there was no intervention. Separation of the classes is not "
+        "evidence that a direction causes the behaviour."
     )
-    rows = [
-        [labels.get(row.position, row.position), row.layer, page.number(auroc, 3), page.number(row.cosine, 3),
-         page.number(row.norm)]
+    explanation = page.note(
+        f"AUROC of the projection of {discovery.split} prompts on the difference in means of train prompts."
+    )
+    known = sorted(((row.auroc, row) for row in discovery.grid if row.auroc is not None), key=lambda p: -p[0])[:8]
+    highest = [
+        [labels.get(row.position, row.position), row.layer, number(auroc, 3), number(row.cosine, 3), number(row.norm)]
         for auroc, row in known
-    ]  # fmt: skip
-    return page.table(["Position", "Layer", "AUROC", "Cosine of means", "Norm"], rows[:8])
+    ]
+    sizes = {"train": discovery.train, discovery.split: discovery.n}
+    body = [
+        page.header("rhumbline discover  ·  Where do the classes separate in the residual stream?", model.name, facts),
+        page.verdict(page.tag("p", caution, class_="sentence")),
+        page.section("Separation for each layer and position", draw(charts[:1]), draw(charts[1:]), explanation),
+        page.section("Highest AUROC", page.table(["Position", "Layer", "AUROC", "Cosine of means", "Norm"], highest)),
+        page.section(
+            "Protocol",
+            page.table(["Split", "Positive", "Negative"], ([k, n.positive, n.negative] for k, n in sizes.items())),
+            page.fold("protocol.json", page.pretty(protocol)),
+        ),
+    ]
+    return page.publish(run_dir, f"{model.name}: discover", body, draw.drawings)

@@ -6,7 +6,7 @@ Every number is one that a run wrote. Independent of models and markup.
 import csv
 import io
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +15,32 @@ from msgspec import UNSET
 
 from rhumbline.errors import InputError
 from rhumbline.records.arms import BASELINE
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import write_bytes, write_json
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import EffectName
-from rhumbline.report.run_record import RunFiles, read_summary
+from rhumbline.report.run_record import RunFiles, measured_arm, read_summary
 
 TABLE = "comparison"
 """Stem of the files."""
 
 
+Estimate = tuple[float | None, float | None, float | None]
+"""A value and the ends of its interval."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One seed of a finished run. A number is None if it was not measured."""
+    """One seed of a finished run. A number is None if it was not measured. Times are of the stages of this seed.
+
+    The p of an effect is its largest rank p over the null families, the gap its smallest one.
+    """
 
     run: str
-    """Short name of the run directory."""
     model: str
     model_type: str
     layers: int
-    """Layers of the model."""
     contrast: str
     preset: str
     behaviour: str
@@ -48,22 +53,17 @@ class ComparisonRow:
     """Position of the selected candidate; 0 is the response mean, k > 0 the k-th response token."""
     layer: int | None
     layer_share: float | None
-    """Selected layer divided by the number of layers."""
     norm: float | None
     suppression: float | None
     suppression_low: float | None
     suppression_high: float | None
     suppression_p: float | None
-    """Largest rank p over the null families."""
     suppression_gap: float | None
-    """Smallest gap over the null families."""
     induction: float | None
     induction_low: float | None
     induction_high: float | None
     induction_p: float | None
-    """Largest rank p over the null families."""
     induction_gap: float | None
-    """Smallest gap over the null families."""
     fragility: float | None
     half_strength: float | None
     """Strength at which half of the behaviour is removed."""
@@ -72,17 +72,14 @@ class ComparisonRow:
     same_site: float | None
     """Share of the bootstrap refits that select the same site."""
     refit_cosine: float | None
-    """Mean cosine of the refits with the direction."""
     seconds: float
-    """Wall time of the stages of this seed."""
     cpu_seconds: float
-    """Processor time of the stages of this seed."""
     peak_memory_mb: float | None
     """Of the run."""
     engine: str
     device: str
 
-    def effect(self, name: EffectName) -> tuple[float | None, float | None, float | None]:
+    def effect(self, name: EffectName) -> Estimate:
         """Return an effect and the ends of its interval."""
         if name == "suppression":
             return self.suppression, self.suppression_low, self.suppression_high
@@ -108,7 +105,7 @@ def rows_of(path: str | Path, name: str | None = None) -> list[ComparisonRow]:
 def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:
     results, model, cell = run.results, run.context.model, seed.selected
     stages = [stage for stage in results.timings.stages if stage.seed == seed.seed]
-    baseline = next((row.rate for row in seed.arms if row.arm == BASELINE and row.side == "positive"), None)
+    baseline, dose = measured_arm(seed, BASELINE, "positive"), seed.dose and seed.dose.fragility
     engine = results.environment.engine
     return ComparisonRow(
         run=name,
@@ -121,18 +118,18 @@ def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:
         seed=seed.seed,
         verdict=seed.verdict,
         reason=seed.reason,
-        baseline=baseline,
-        position=None if cell is None else int(cell.position),
-        layer=None if cell is None else cell.layer,
-        layer_share=None if cell is None else cell.layer / model.n_layers,
-        norm=None if cell is None else cell.norm,
+        baseline=baseline and baseline.rate,
+        position=cell and int(cell.position),
+        layer=cell and cell.layer,
+        layer_share=cell and cell.layer / model.n_layers,
+        norm=cell and cell.norm,
         **_effect(seed, "suppression"),
         **_effect(seed, "induction"),
-        fragility=None if seed.dose is None else seed.dose.fragility.fragility,
-        half_strength=None if seed.dose is None else seed.dose.fragility.half,
+        fragility=dose and dose.fragility,
+        half_strength=dose and dose.half,
         kl=seed.shift.kl,
         same_site=_same_site(seed),
-        refit_cosine=None if seed.stability is None else seed.stability.cosine.mean,
+        refit_cosine=seed.stability and seed.stability.cosine.mean,
         seconds=round(sum(stage.seconds for stage in stages), 3),
         cpu_seconds=round(sum(stage.cpu_seconds for stage in stages), 3),
         peak_memory_mb=max((stage.peak_memory_mb for stage in results.timings.stages), default=None),
@@ -141,7 +138,7 @@ def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:
     )
 
 
-def _effect(seed: SeedResult, name: EffectName) -> dict[str, Any]:
+def _effect(seed: SeedResult, name: EffectName) -> dict[str, float | None]:
     effect = next((effect for effect in seed.effects if effect.name == name), None)
     if effect is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_p", f"{name}_gap"))
@@ -159,8 +156,7 @@ def _same_site(seed: SeedResult) -> float | None:
     stability, cell = seed.stability, seed.selected
     if stability is None or cell is None or not stability.refits:
         return None
-    here = (site.share for site in stability.chosen if (site.position, site.layer) == (cell.position, cell.layer))
-    return next(here, 0.0)
+    return next((site.share for site in stability.chosen if site.site == cell.site), 0.0)
 
 
 def named(paths: Sequence[str | Path]) -> dict[str, Path]:
@@ -189,7 +185,7 @@ def gather(runs: Mapping[str, Path]) -> tuple[list[ComparisonRow], list[Failure]
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def table_json(rows: Iterable[ComparisonRow], failures: Iterable[Failure]) -> dict[str, Any]:
+def table_json(rows: Iterable[ComparisonRow], failures: Iterable[Failure]) -> JsonObject:
     """Return the JSON value of the table."""
     return {"rows": [to_json(row) for row in rows], "failures": [failure._asdict() for failure in failures]}
 
@@ -204,10 +200,9 @@ def write_tables(rows: Sequence[ComparisonRow], failures: Iterable[Failure], out
         writer.writeheader()
         writer.writerows(_without_formulas(row) for row in rows)
     write_bytes(paths[1], text.getvalue().encode())
-    parquet = _parquet()
-    if parquet is not None and rows:
+    if rows and (parquet := _parquet(rows)) is not None:
         paths.append(out / f"{TABLE}.parquet")
-        write_bytes(paths[-1], parquet(rows))
+        write_bytes(paths[-1], parquet)
     return paths
 
 
@@ -215,27 +210,24 @@ def _columns() -> list[str]:
     return [field.name for field in fields(ComparisonRow)]
 
 
-def _without_formulas(row: ComparisonRow) -> dict[str, Any]:
+def _without_formulas(row: ComparisonRow) -> JsonObject:
     """Return the cells of a row; a text that a spreadsheet would run as a formula starts with an apostrophe."""
     return {k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t" else v for k, v in asdict(row).items()}
 
 
-def _parquet() -> Callable[[Sequence[ComparisonRow]], bytes] | None:
+def _parquet(rows: Sequence[ComparisonRow]) -> bytes | None:
+    """Return the table as Parquet; None if pyarrow is not installed."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         return None
-
-    def written(rows: Sequence[ComparisonRow]) -> bytes:
-        # The type of a column is that of its field: a column that is empty here can have numbers in another table.
-        types = typing.get_type_hints(ComparisonRow)
-        columns = [(name, _arrow_type(pa, types[name])) for name in _columns()]
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=pa.schema(columns)), sink)
-        return sink.getvalue().to_pybytes()
-
-    return written
+    # The type of a column is that of its field: a column that is empty here can have numbers in another table.
+    types = typing.get_type_hints(ComparisonRow)
+    schema = pa.schema([(name, _arrow_type(pa, types[name])) for name in _columns()])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), sink)
+    return sink.getvalue().to_pybytes()
 
 
 def _arrow_type(pa: Any, kind: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rhumbline.records.results import SeedResult, StyleSummary
 from rhumbline.report import page
-from rhumbline.report.page import Html
+from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord
 
 _MOST_MARKERS = 12
@@ -50,22 +50,13 @@ def _introduction(run: RunRecord) -> str:
 
 
 def _arm_table(scored: Scored) -> Html:
-    rows = [
-        [
-            seed.seed,
-            row.arm,
-            row.side,
-            row.n,
-            page.number(row.score if isinstance(row.score, float) else None, 3),
-            page.interval(row.rate, row.low, row.high),
-            page.number(row.correct),
-            page.number(row.degenerate),
-        ]
-        for seed, _ in scored
-        for row in seed.arms
-        if row.arm.is_own
-    ]
     head = ["Seed", "Arm", "Set", "n", "Score", "Level [95 %]", "Content", "Degenerate"]
+    rows = []
+    for seed, _ in scored:
+        for row in (row for row in seed.arms if row.arm.is_own):
+            score = number(row.score if isinstance(row.score, float) else None, 3)
+            shares = number(row.correct), number(row.degenerate)
+            rows.append([seed.seed, row.arm, row.side, row.n, score, page.rate(row), *shares])
     return page.table(head, rows, left=3)
 
 
@@ -74,34 +65,19 @@ def _unit_table(scored: Scored) -> Html:
     rows = []
     for seed, style in scored:
         unit, neutral, classifier = style.unit, style.neutral, style.classifier
-        rows.append(
-            [
-                seed.seed,
-                "texts of the contrast" if unit.source == "texts" else "own completions",
-                page.number(unit.positive, 3),
-                page.number(unit.negative, 3),
-                page.interval(unit.gap, unit.low, unit.high),
-                page.number(unit.auroc),
-                page.number(neutral.level if neutral else None),
-                page.number(classifier.auroc if classifier else None),
-            ]
-        )
+        texts = "texts of the contrast" if unit.source == "texts" else "own completions"
+        means = number(unit.positive, 3), number(unit.negative, 3), interval(unit.gap, unit.low, unit.high)
+        others = unit.auroc, neutral.level if neutral else None, classifier.auroc if classifier else None
+        rows.append([seed.seed, texts, *means, *map(number, others)])
     return page.table(head, rows, left=2)
 
 
 def _marker_rows(seed: SeedResult, style: StyleSummary) -> list[list[Any]]:
     """Return the markers with the smallest p; a marker of the protocol has no numbers."""
-    rows = [
-        [
-            seed.seed,
-            marker.phrase,
-            marker.positive,
-            marker.negative,
-            page.number(marker.log_odds, 1),
-            None if marker.p is None else f"{marker.p:.1g}",
-        ]
-        for marker in style.markers[:_MOST_MARKERS]
-    ]
+    rows: list[list[Any]] = []
+    for marker in style.markers[:_MOST_MARKERS]:
+        p = None if marker.p is None else f"{marker.p:.1g}"
+        rows.append([seed.seed, marker.phrase, marker.positive, marker.negative, number(marker.log_odds, 1), p])
     rest = len(style.markers) - _MOST_MARKERS
     return [*rows, [seed.seed, f"and {rest} more", None, None, None, None]] if rest > 0 else rows
 
@@ -118,19 +94,12 @@ def _marker_source(style: StyleSummary) -> str:
 
 def _confound_tables(scored: Scored) -> list[Html | str]:
     adjusted = [
-        [
-            seed.seed,
-            row.name,
-            page.number(row.drop, 3),
-            page.number(row.adjusted, 3),
-            page.number(row.matched, 3),
-            f"{row.matched_n} of {row.n}",
-        ]
+        [seed.seed, r.name, *(number(v, 3) for v in (r.drop, r.adjusted, r.matched)), f"{r.matched_n} of {r.n}"]
         for seed, style in scored
-        for row in style.confounds.adjusted
+        for r in style.confounds.adjusted
     ]
     correlations = [
-        [seed.seed, row.other.replace("_", " "), row.n, page.number(row.r, signed=row.other != "topic")]
+        [seed.seed, row.other.replace("_", " "), row.n, number(row.r, signed=row.other != "topic")]
         for seed, style in scored
         for row in style.confounds.correlations
     ]

@@ -141,10 +141,10 @@ def finished(name: str, summary: str, body: Any, title: str, rows: Iterable[Char
 
 
 def _short(value: Any) -> Any:
-    """Round a number to six digits; None if it is not finite, because JSON has no such numbers."""
+    """Round a number to six digits, without a negative zero; None if it is not finite, which JSON cannot hold."""
     if not isinstance(value, float):
         return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    return float(f"{value:.6g}") + 0.0 if math.isfinite(value) else None
 
 
 def _bare(spec: Any) -> Any:

@@ -6,21 +6,21 @@ from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.records.verdict_rule import VERSION
 from rhumbline.report import page
 from rhumbline.report.figures import printable
+from rhumbline.report.page import Html, number
 from rhumbline.report.run_record import RunRecord
 
 
-def protocol(run: RunRecord) -> page.Html:
+def protocol(run: RunRecord) -> Html:
     """Return what was fixed before the run: rule, data, environment and times."""
-    environment = [
-        [key, value] for key, value in asdict(run.results.environment).items() if isinstance(value, str | int)
-    ]
-    tables = (
-        ("Data", _data_table(run)),
-        ("Tokens and duplicates", _tokens_table(run)),
-        ("Environment", page.table(["", ""], environment, left=2)),
-        ("Time and memory", _timings(run)),
-    )
-    boxes = page.join(page.tag("div", page.tag("h3", title), table) for title, table in tables)
+    environment = [[k, v] for k, v in asdict(run.results.environment).items() if isinstance(v, str | int)]
+    tables = {
+        "Data": _data_table(run),
+        "Tokens and duplicates": _tokens_table(run),
+        "Decoding": _decoding_table(run),
+        "Environment": page.table(["", ""], environment, left=2),
+        "Time and memory": _timings(run),
+    }
+    boxes = page.join(page.tag("div", page.tag("h3", title), table) for title, table in tables.items())
     raw = page.fold(f"protocol.json, sha256 {run.results.protocol_sha256}", page.pretty(run.directory.protocol))
     rule = page.tag("p", rule_text(run.protocol.rule))
     return page.section("Protocol", rule, page.tag("div", boxes, class_="grid"), raw)
@@ -52,9 +52,9 @@ def _conditions(rule: Rule) -> list[str]:
             f"{rule.min_contrast:g} (lower end of the interval)."
         )
     sentences.append(
-        f"Suppresses and induces: the {kind} change is at least {page.number(rule.min_drop)}. Beats its nulls: it "
+        f"Suppresses and induces: the {kind} change is at least {number(rule.min_drop)}. Beats its nulls: it "
         f"exceeds the mean {kind} change by each null family ({', '.join(rule.families)}) by at least "
-        f"{page.number(rule.min_gap)}."
+        f"{number(rule.min_gap)}."
     )
     if rule.reads == "interval":
         sentences.append(
@@ -92,7 +92,7 @@ def _bounds(rule: Rule) -> list[str]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _data_table(run: RunRecord) -> page.Html:
+def _data_table(run: RunRecord) -> Html:
     rows = [
         [seed.seed, split, getattr(run.protocol.sizes, split), seed.n[split].positive, seed.n[split].negative]
         for seed in run.seeds
@@ -101,30 +101,38 @@ def _data_table(run: RunRecord) -> page.Html:
     return page.table(["Seed", "Split", "Requested per class", "Positive", "Negative"], rows, left=2)
 
 
-def _tokens_table(run: RunRecord) -> page.Html:
+def _tokens_table(run: RunRecord) -> Html:
     rows = []
     for seed in run.seeds:
         tokens = ", ".join(f'"{printable(token.text)}" ({token.id})' for token in seed.refusal_tokens)
         near = seed.near_duplicates
-        rows.append([seed.seed, tokens or "none", page.number(seed.token_auroc, 3), near.found, near.dropped])
-    head = ["Seed", "Refusal tokens (id)", "AUROC on train", "Near-duplicates", "Dropped"]
+        start = "the prompt" if seed.start is None else f'"{printable(seed.start.text)}"'
+        rows.append([seed.seed, tokens or "none", start, number(seed.token_auroc, 3), near.found, near.dropped])
+    head = ["Seed", "Refusal tokens (id)", "Read after", "AUROC on train", "Near-duplicates", "Dropped"]
     return page.table(head, rows, left=2)
 
 
-def _timings(run: RunRecord) -> page.Html:
+def _decoding_table(run: RunRecord) -> Html:
+    """Return how completions were decoded; runs of older versions have no record of it."""
+    facts = run.context.decoding
+    if facts is None:
+        return page.note("Greedy. The stop tokens were not recorded.")
+    stops = [[f"stops at {printable(t.text)} ({t.id})", ", ".join(t.sources)] for t in facts.stop_tokens]
+    ignored = [[f"{name} = {value}", "generation config, not applied"] for name, value in facts.ignored.items()]
+    return page.table(["Greedy decoding", "From"], [*stops, *ignored], left=2)
+
+
+def _timings(run: RunRecord) -> Html:
     timings = run.results.timings
-    rows = [
-        [stage.stage, stage.seed, page.number(stage.seconds, 1), page.number(stage.peak_memory_mb, 0)]
-        for stage in timings.stages
-    ]
-    rows.append(["total", "", page.number(timings.total_seconds, 1), ""])
-    return page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], rows)
+    rows = [[s.stage, s.seed, number(s.seconds, 1), number(s.peak_memory_mb, 0)] for s in timings.stages]
+    total = ["total", "", number(timings.total_seconds, 1), ""]
+    return page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], [*rows, total])
 
 
 # -- verify and cite --------------------------------------------------------------------------------------------------
 
 
-def cite(run: RunRecord) -> page.Html:
+def cite(run: RunRecord) -> Html:
     """Return how to verify the run and how to cite it."""
     results = run.results
     text = (
@@ -132,13 +140,11 @@ def cite(run: RunRecord) -> page.Html:
         f"{results.environment.rhumbline}, preset {run.protocol.preset}, protocol sha256 {results.protocol_sha256}."
     )
     command = page.tag("code", f"rhumbline verify {run.directory.path.name}")
-    explanation = (
+    verify = page.tag(
+        "p",
+        command,
         " recomputes the verdict from the rows of every prompt, and the hashes from the files. It exits with 0 if they "
-        "agree."
+        "agree.",
     )
-    method = (
-        "Method: Arditi et al. 2024, Refusal in Language Models Is Mediated by a Single Direction, arXiv 2406.11717."
-    )
-    return page.section(
-        "Verify and cite", page.tag("p", command, explanation), page.tag("pre", text), page.note(method)
-    )
+    method = "Arditi et al. 2024, Refusal in Language Models Is Mediated by a Single Direction, arXiv 2406.11717"
+    return page.section("Verify and cite", verify, page.tag("pre", text), page.note(f"Method: {method}."))

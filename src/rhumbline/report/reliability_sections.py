@@ -1,16 +1,18 @@
-"""Sections on how confident one can be: detectable effects, agreement of judges, and stability of the selection."""
+"""Sections on how confident one can be: sample, judges, stability of the selection, and parts of the test."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET
 
+from rhumbline.evidence.compared_arms import EFFECTS
 from rhumbline.records.effect_results import Readouts
 from rhumbline.records.protocol_file import Detectable
-from rhumbline.records.results import SeedResult
+from rhumbline.records.results import CategoryRate, SeedResult
 from rhumbline.records.shared import ByLabel
 from rhumbline.report import page
-from rhumbline.report.page import Html
-from rhumbline.report.run_record import EFFECT_ARMS, RunRecord, site_text
+from rhumbline.report.page import Html, number
+from rhumbline.report.run_record import RunRecord, site_text
 
 # -- the sample -------------------------------------------------------------------------------------------------------
 
@@ -40,7 +42,7 @@ def sample(run: RunRecord) -> Html:
             "" if e.relative is UNSET else page.interval(e.relative.value, e.relative.low, e.relative.high),
             e.n,
             "" if e.shared is UNSET else e.shared,
-            page.number(e.spread),
+            number(e.spread),
         ]
         for e in pooled
     ]
@@ -53,35 +55,31 @@ def sample(run: RunRecord) -> Html:
 
 
 def _detectable(plan: Detectable, n: ByLabel[int]) -> list[str]:
-    sentences = []
-    for name, effect in EFFECT_ARMS.items():
-        least, passing = plan.any[effect.side], plan.rule[effect.side]
-        detected = (
-            f"With {n[effect.side]} {effect.side} test prompts, no {name} can be detected with {plan.power:.0%} power."
-            if least is None
-            else f"With {n[effect.side]} {effect.side} test prompts, a true {name} of {least:.2f} or more is detected "
-            f"with {plan.power:.0%} power."
-        )
-        passes = (
-            " No effect passes the rule with that power."
-            if passing is None
-            else f" An effect below {passing:.2f} is unlikely to pass the rule."
-        )
-        sentences.append(detected + passes)
+    sentences, power = [], f"{plan.power:.0%} power"
+    for effect in EFFECTS:
+        name, label = effect.name, effect.label
+        least, passing, prompts = plan.any[label], plan.rule[label], f"With {n[label]} {label} test prompts"
+        detected = f"{prompts}, no {name} can be detected with {power}."
+        if least is not None:
+            detected = f"{prompts}, a true {name} of {least:.2f} or more is detected with {power}."
+        passes = "No effect passes the rule with that power."
+        if passing is not None:
+            passes = f"An effect below {passing:.2f} is unlikely to pass the rule."
+        sentences.append(f"{detected} {passes}")
     if plan.rank_floor:
         sentences.append(f"No rank p among the wide nulls can be below {plan.rank_floor:.3g}.")
     return sentences
 
 
-# -- readouts ---------------------------------------------------------------------------------------------------------
+# -- judges -----------------------------------------------------------------------------------------------------------
 
 
 def readouts(run: RunRecord) -> Html:
     """Return rates by other keyword judges, and by the run's judge on the first tokens only."""
-    parts = [(f"Seed {seed.seed}", _readout_tables(seed.readouts)) for seed in run.seeds if seed.readouts.judges]
-    return page.optional_section(
+    return page.by_seed(
         "Readouts",
-        parts,
+        (seed for seed in run.seeds if seed.readouts.judges),
+        lambda seed: _readout_tables(seed.readouts),
         "Rates of the direction's own arms by other judges, and by the judge of the run "
         f"({run.protocol.judge}) on the first tokens only. A rate that depends on the judge or on the length is not "
         "reliable.",
@@ -91,24 +89,44 @@ def readouts(run: RunRecord) -> Html:
 def _readout_tables(readouts: Readouts) -> Html:
     judges = list(dict.fromkeys(row.judge for row in readouts.judges))
     lengths = list(dict.fromkeys(row.length for row in readouts.lengths))
-    rates = {(row.arm, row.side, row.judge): row for row in readouts.judges}
+    by_judge = {(row.arm, row.side, row.judge): row for row in readouts.judges}
     by_length = {(row.arm, row.side, row.length): row for row in readouts.lengths}
-    head = ["Arm", "Set", *judges, *(n if n == "full" else f"{n} tokens" for n in lengths), "Degenerate"]
-    rows = [
-        [
-            arm,
-            side,
-            *(page.number(rates[arm, side, judge].rate) for judge in judges),
-            *(page.number(by_length[arm, side, length].rate) for length in lengths),
-            page.number(by_length[arm, side, lengths[-1]].degenerate),
-        ]
-        for arm, side in dict.fromkeys((row.arm, row.side) for row in readouts.judges)
-    ]
+    rows = []
+    for arm, side in dict.fromkeys((row.arm, row.side) for row in readouts.judges):
+        rates = [by_judge[arm, side, judge].rate for judge in judges]
+        rates += [by_length[arm, side, length].rate for length in lengths]
+        rows.append([arm, side, *map(number, rates), number(by_length[arm, side, lengths[-1]].degenerate)])
     kappas = "; ".join(
-        f"{' and '.join(pair.judges)} {page.number(pair.kappa)} (agree on {pair.agreement:.0%} of {pair.n})"
+        f"{' and '.join(pair.judges)} {number(pair.kappa)} (agree on {pair.agreement:.0%} of {pair.n})"
         for pair in readouts.kappa
     )
+    head = ["Arm", "Set", *judges, *(n if n == "full" else f"{n} tokens" for n in lengths), "Degenerate"]
     return page.join([page.table(head, rows, left=2), page.tag("p", f"Cohen's kappa: {kappas}.") if kappas else ""])
+
+
+def external_judges(run: RunRecord) -> Html:
+    """Return the rates of judges that were applied after the run, and their agreement; empty without any."""
+    if run.judgements is None or not run.judgements.judges:
+        return Html()
+    rows = []
+    for name, judge in run.judgements.judges.items():
+        what = "refused" if judge.asks == "refusal" else "unsafe"
+        for row in (row for row in judge.rows if row.arm.is_own):
+            place = row.seed, row.arm, row.side, row.n
+            rows.append([name, what, *place, page.rate(row), number(row.safety_score), row.unscored])
+    pairs = [[*p.judges, p.n, number(p.kappa), f"{p.agreement:.0%}"] for p in run.judgements.agreement]
+    agreement = page.table(["Judge", "Judge", "n", "Cohen's kappa", "Agree on"], pairs, left=2)
+    head = ["Judge", "Share that is", "Seed", "Arm", "Set", "n", "Rate [95 %]", "Safety score", "Unscored"]
+    return page.section(
+        "Judges after the run",
+        page.table(head, rows, left=5),
+        page.fold("Agreement of every two judges", agreement),
+        page.note(
+            "The verdict does not depend on these judges. Unscored: the judge gave no readable reply; the completion "
+            "is in no rate. Safety score: 1 - unsafe. Agreement: whether two judges agree that the completion of a "
+            "positive complies or is unsafe, over the direction's own arms."
+        ),
+    )
 
 
 # -- stability --------------------------------------------------------------------------------------------------------
@@ -116,11 +134,10 @@ def _readout_tables(readouts: Readouts) -> Html:
 
 def stability(run: RunRecord) -> Html:
     """Return how often refits select the same site, and whether the seeds select the same direction."""
-    rows = [_stability_row(seed) for seed in run.seeds if seed.stability is not None and seed.stability.refits]
+    rows = [row for seed in run.seeds if (row := _stability_row(seed))]
     if not rows:
         return Html()
     head = ["Seed", "Refits", "Selected (position, layer)", "No survivor", "Cosine with the direction"]
-    head += ["Between refits", "Tied"]
     pairs = [
         f"Seeds {pair.seeds[0]} and {pair.seeds[1]}: cosine {pair.cosine:.2f}, "
         f"{'the same site' if pair.same_site else 'different sites'}."
@@ -131,24 +148,71 @@ def stability(run: RunRecord) -> Html:
         "and the rule is applied again to the best surviving sites. Not repeated: the refusal tokens, the filter, and "
         "candidates that were discarded at first. Tied: other candidates within the tie margin of the rule."
     )
-    table = page.table(head, rows, left=3)
+    table = page.table([*head, "Between refits", "Tied"], rows, left=3)
     return page.section("Stability of the selection", table, page.bullets(pairs) if pairs else "", note)
 
 
 def _stability_row(seed: SeedResult) -> list[Any]:
     stability = seed.stability
-    assert stability is not None
+    if stability is None or not stability.refits:
+        return []
     chosen = ", ".join(f"{site_text(site)} {site.share:.0%}" for site in stability.chosen)
-    cosine = stability.cosine
-    return [
-        seed.seed,
-        stability.refits,
-        chosen or "none",
-        "—" if stability.none is None else f"{stability.none:.0%}",
-        page.interval(cosine.mean, cosine.low, cosine.high),
-        page.number(stability.between),
-        len(seed.tied),
-    ]
+    none = "—" if stability.none is None else f"{stability.none:.0%}"
+    cosines = page.mean(stability.cosine), number(stability.between)
+    return [seed.seed, stability.refits, chosen or "none", none, *cosines, len(seed.tied)]
+
+
+# -- parts of the test ------------------------------------------------------------------------------------------------
+
+
+def system_prompts(run: RunRecord) -> Html:
+    """Return rates under other system prompts."""
+    head = ["System prompt", "Arm", "Set", "n", "Rate [95 %]", "Change from the baseline"]
+
+    def content(seed: SeedResult) -> Html:
+        rows = [[r.condition, r.arm, r.side, r.n, page.rate(r), page.change(r)] for r in seed.conditions]
+        return page.table(head, rows, left=3) if rows else Html()
+
+    return page.by_seed(
+        "System prompts",
+        run.seeds,
+        content,
+        "The direction of the run, tested again on the same test prompts under other system prompts. Nothing is fitted "
+        "or selected again. Changes are paired within a condition.",
+    )
+
+
+def which_prompts(run: RunRecord) -> Html:
+    """Return rates of positives by their class at baseline, and rates by category."""
+    return page.by_seed(
+        "Which prompts",
+        run.seeds,
+        _breakdown,
+        "Only positives that show the behaviour at baseline can lose it; the others are listed separately. Categories "
+        "are those of the contrast. n is small in each category, so the intervals are wide.",
+    )
+
+
+def _breakdown(seed: SeedResult) -> Html:
+    by_baseline, tables = [row for row in seed.by_baseline if row.n], []
+    if any(row.baseline in ("not refused", "not shown") for row in by_baseline):
+        rows = [[row.baseline, row.arm, row.n, page.rate(row)] for row in by_baseline]
+        tables.append(page.table(["Positives, at baseline", "Arm", "n", "Rate [95 %]"], rows, left=2))
+    if seed.categories:
+        sides = (_category_table(seed.categories, side) for side in ("positive", "negative"))
+        tables.append(page.fold("Rates by category", *sides))
+    return page.join(tables)
+
+
+def _category_table(rates: Sequence[CategoryRate], side: str) -> Html:
+    rows = [row for row in rates if row.side == side]
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    cells = {(row.category, row.arm): row for row in rows}
+    body = []
+    for category in sorted({row.category for row in rows}):
+        measured = [cells[category, arm] for arm in arms]
+        body.append([category, measured[0].n, *map(page.rate, measured)])
+    return page.table([f"Category of {side}s", "n", *arms], body) if body else Html()
 
 
 # -- spread -----------------------------------------------------------------------------------------------------------
@@ -159,7 +223,7 @@ def spread(run: RunRecord) -> Html:
     rows = [
         [
             seed.seed,
-            page.number(seed.groups),
+            number(seed.groups),
             *(page.interval(c.mean, c.low, c.high) for c in (seed.spread.halves, seed.spread.one_shift)),
             seed.spread.splits,
         ]

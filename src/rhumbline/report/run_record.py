@@ -6,42 +6,25 @@ Independent of markup and charts.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-import msgspec
 from msgspec import UNSET
 
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.protocol import Protocol
-from rhumbline.records.arms import ABLATION, ADDITION, ArmId
+from rhumbline.records.arms import ArmId
 from rhumbline.records.artefacts import AnalysisRecord
-from rhumbline.records.codec import convert
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.effect_results import ArmRate, SiteShare
+from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.evaluation_files import Comparison
+from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.seed_files import Selection, Separation
-from rhumbline.records.shared import EffectName, Label, Site, Survivor
-from rhumbline.records.verdict_names import NO_BASELINE
-
-
-class EffectArm(NamedTuple):
-    """The arm and the set that an effect is measured on."""
-
-    arm: ArmId
-    side: Label
-    sign: Literal[-1, 1]
-    """Sign of the change of the rate that the rule expects."""
-
-
-EFFECT_ARMS: Mapping[EffectName, EffectArm] = {
-    "suppression": EffectArm(ABLATION, "positive", -1),
-    "induction": EffectArm(ADDITION, "negative", 1),
-}
-"""Every effect, in the order of the page."""
+from rhumbline.records.shared import Label, Site
+from rhumbline.records.verdict_names import NO_BASELINE, VerdictName
 
 
 @dataclass(frozen=True)
@@ -67,6 +50,8 @@ class RunRecord(RunFiles):
     """Benchmarks, one record for each setting."""
     judgements: JudgementSummary | None
     """Rates by external judges; None if no judge was applied."""
+    human: HumanLabels | None
+    """None if no label sheet was read."""
     analyses: tuple[AnalysisRecord, ...]
     """Analyses of the run, in the order of the page."""
 
@@ -82,8 +67,8 @@ class RunRecord(RunFiles):
 
     @property
     def has_baseline(self) -> bool:
-        """Whether the positives show the behaviour at baseline, so that effects can be tested."""
-        return self.results.verdict not in NO_BASELINE
+        """Whether the positives show the behaviour at baseline, and something was tested."""
+        return self.results.verdict not in (*NO_BASELINE, VerdictName.NOT_TESTED)
 
 
 def measure(seeds: Iterable[SeedResult]) -> Literal["rate", "level"]:
@@ -96,7 +81,7 @@ def measured_arm(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
     return next((row for row in seed.arms if (row.arm, row.side) == (arm, side) and row.rate is not None), None)
 
 
-def site_text(site: Survivor | Site | SiteShare | None) -> str:
+def site_text(site: Site | None) -> str:
     """Format a site as (position, layer)."""
     return "none" if site is None else f"({site.position}, {site.layer})"
 
@@ -112,17 +97,17 @@ def read_run(path: Path) -> RunRecord:
     protocol, context = _protocol(directory)
     results = directory.read_record(Results)
     seeds = [seed.seed for seed in results.seeds]
-    comparisons = sorted(path.glob("evaluations/*/comparison.json"))
     return RunRecord(
-        directory,
-        protocol,
-        context,
-        results,
-        {seed: directory.read_record(Selection, seed) for seed in seeds},
-        {seed: directory.read_record(Separation, seed) for seed in seeds},
-        tuple(directory.read_as(Comparison, file) for file in comparisons),
-        directory.read_record(JudgementSummary) if directory.has(JudgementSummary) else None,
-        tuple(directory.read_record(kind) for kind in get_args(AnalysisRecord) if directory.has(kind)),
+        directory=directory,
+        protocol=protocol,
+        context=context,
+        results=results,
+        selections={seed: directory.read_record(Selection, seed) for seed in seeds},
+        separations={seed: directory.read_record(Separation, seed) for seed in seeds},
+        evaluations=tuple(directory.read_as(Comparison, f) for f in sorted(path.glob("evaluations/*/comparison.json"))),
+        judgements=directory.read_record(JudgementSummary) if directory.has(JudgementSummary) else None,
+        human=directory.read_record(HumanLabels) if directory.has(HumanLabels) else None,
+        analyses=tuple(directory.read_record(kind) for kind in get_args(AnalysisRecord) if directory.has(kind)),
     )
 
 
@@ -143,12 +128,7 @@ def read_discovery(path: Path) -> DiscoveryRecord:
 
 
 def _protocol(directory: RunDirectory) -> tuple[Protocol, ProtocolContext]:
-    path = directory.path / "protocol.json"
     try:
-        return Protocol.of(directory.protocol), convert(directory.protocol, ProtocolContext)
+        return Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
     except ProtocolError as error:
-        raise OutputError(f"{path}: {error}") from error
-    except msgspec.ValidationError as error:
-        raise OutputError(
-            f"{path} is not what rhumbline writes there: {error}. Use the version that wrote it."
-        ) from error
+        raise OutputError(f"{directory.path / 'protocol.json'}: {error}") from error

@@ -1,20 +1,17 @@
 """Section on spans of several directions, from analyses/directions.json."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from rhumbline.records.analysis_files import Mean, MeanRate
 from rhumbline.records.directions_file import (
     SPAN_FAMILIES,
     DirectionsRecord,
-    Gain,
     RandomSpans,
     SourceName,
     SourceRecord,
 )
-from rhumbline.report import basic_charts, page
-from rhumbline.report.basic_charts import ChartText, Point
-from rhumbline.report.page import Html
+from rhumbline.report import page
+from rhumbline.report.basic_charts import ChartText, CurvePoint, intervals
+from rhumbline.report.page import Html, number
 
 Sources = Mapping[SourceName, SourceRecord]
 
@@ -23,17 +20,13 @@ def several_directions(record: DirectionsRecord, draw: page.Canvas) -> Html:
     """Return whether more directions suppress the behaviour further than one."""
     sources, verdict = record.sources, record.verdict
     negatives = f"negatives (n = {next(iter(sources.values())).ranks[0].kl.n})"
-    rate = f"Rate on positives, span ablated (n = {record.baseline.n})"
+    rate = ChartText("directions-rate", f"Rate on positives, span ablated (n = {record.baseline.n})", "rank", "rate")
+    kl = ChartText("directions-kl", f"Side effect: KL on {negatives}", "rank", "nats")
+    cone = ChartText("directions-cone", f"Rate on {negatives}, a direction of the cone added", "members", "rate")
     charts = [
-        basic_charts.intervals(ChartText("directions-rate", rate, "rank", "rate"), _rates_by_rank(sources), (0, 1)),
-        basic_charts.intervals(
-            ChartText("directions-kl", f"Side effect: KL on {negatives}", "rank", "nats"), _kl_by_rank(sources)
-        ),
-        basic_charts.intervals(
-            ChartText("directions-cone", f"Rate on {negatives}, a direction of the cone added", "members", "rate"),
-            _rates_by_cone(sources),
-            (0, 1),
-        ),
+        intervals(rate, _rates_by_rank(sources), (0, 1)),
+        intervals(kl, _kl_by_rank(sources)),
+        intervals(cone, _rates_by_cone(sources), (0, 1)),
     ]
     answer = page.tag("p", page.tag("b", verdict.answer), f": {verdict.reason}.")
     folds = [
@@ -49,7 +42,7 @@ def several_directions(record: DirectionsRecord, draw: page.Canvas) -> Html:
 # -- charts -----------------------------------------------------------------------------------------------------------
 
 
-def _rates_by_rank(sources: Sources) -> list[Point]:
+def _rates_by_rank(sources: Sources) -> list[CurvePoint]:
     """Return the remaining rate with its interval; for random spans the mean over the sources."""
     points = []
     for name, source in sources.items():
@@ -57,20 +50,20 @@ def _rates_by_rank(sources: Sources) -> list[Point]:
             rate, drop = span.suppression.rate, span.suppression.drop
             # The interval of the rate is that of the drop, because the baseline is the same at every rank.
             base = rate + drop.mean
-            points.append(Point(name, span.rank, rate, max(0.0, base - drop.high), min(1.0, base - drop.low)))
+            points.append(CurvePoint(name, span.rank, rate, max(0.0, base - drop.high), min(1.0, base - drop.low)))
     return points + _random_by_rank(sources, lambda spans: spans.suppression.rate)
 
 
-def _kl_by_rank(sources: Sources) -> list[Point]:
+def _kl_by_rank(sources: Sources) -> list[CurvePoint]:
     points = [
-        Point(name, span.rank, span.kl.mean, span.kl.low, span.kl.high)
+        CurvePoint(name, span.rank, span.kl.mean, span.kl.low, span.kl.high)
         for name, source in sources.items()
         for span in source.ranks
     ]
     return points + _random_by_rank(sources, lambda spans: spans.kl.mean)
 
 
-def _random_by_rank(sources: Sources, value: Callable[[RandomSpans], float | None]) -> list[Point]:
+def _random_by_rank(sources: Sources, value: Callable[[RandomSpans], float | None]) -> list[CurvePoint]:
     values: dict[tuple[str, int], list[float]] = {}
     for family in SPAN_FAMILIES:
         for source in sources.values():
@@ -78,12 +71,12 @@ def _random_by_rank(sources: Sources, value: Callable[[RandomSpans], float | Non
                 number = value(span.random[family]) if family in span.random else None
                 if number is not None:
                     values.setdefault((family, span.rank), []).append(number)
-    return [Point(f"{family} random", rank, sum(v) / len(v)) for (family, rank), v in values.items()]
+    return [CurvePoint(f"{family} random", rank, sum(v) / len(v)) for (family, rank), v in values.items()]
 
 
-def _rates_by_cone(sources: Sources) -> list[Point]:
+def _rates_by_cone(sources: Sources) -> list[CurvePoint]:
     return [
-        Point(name, k, cone.induced.mean, cone.induced.low, cone.induced.high)
+        CurvePoint(name, k, cone.induced.mean, cone.induced.low, cone.induced.high)
         for name, source in sources.items()
         for k, cone in enumerate(source.cone, 1)
     ]
@@ -92,27 +85,23 @@ def _rates_by_cone(sources: Sources) -> list[Point]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _signed(value: MeanRate | Mean | Gain) -> str:
-    return page.interval_text(value.mean, value.low, value.high, signed=True)
-
-
 def _selected_table(sources: Sources) -> Html:
     """Return the gain of each source at the best rank on validation prompts."""
     head = ["Source", "Rank", "Gain over rank 1 [95 %]", "Beyond isotropic", "Beyond energy-matched", "KL", "n"]
-    rows: list[list[Any]] = []
+    rows: list[list[object]] = []
     for name, source in sources.items():
         best = source.chosen
         if best is None:
             rows.append([name, "none to add", *["—"] * (len(head) - 2)])
             continue
-        gaps = [_signed(best.beyond_random[family]) for family in SPAN_FAMILIES]
-        rows.append([name, best.rank, _signed(best.gain), *gaps, page.number(best.kl.mean, 3), best.gain.n])
+        gains = [page.mean(m, signed=True) for m in (best.gain, *(best.beyond_random[f] for f in SPAN_FAMILIES))]
+        rows.append([name, best.rank, *gains, number(best.kl.mean, 3), best.gain.n])
     return page.table(head, rows)
 
 
 def _gain_table(sources: Sources) -> Html:
     rows = [
-        [name, f"{gain.lower} → {gain.higher}", _signed(gain), _signed(gain.metric)]
+        [name, f"{gain.lower} → {gain.higher}", page.mean(gain, signed=True), page.mean(gain.metric, signed=True)]
         for name, source in sources.items()
         for gain in source.gains
     ]
@@ -120,13 +109,8 @@ def _gain_table(sources: Sources) -> Html:
 
 
 def _member_table(sources: Sources) -> Html:
-    rows: list[Sequence[Any]] = [
-        [
-            name,
-            member.rank,
-            page.number(member.cosine),
-            *(page.interval_text(r.rate, r.low, r.high) for r in (member.suppressed, member.induced)),
-        ]
+    rows = [
+        [name, member.rank, number(member.cosine), page.rate(member.suppressed), page.rate(member.induced)]
         for name, source in sources.items()
         for member in source.members
     ]
@@ -134,24 +118,19 @@ def _member_table(sources: Sources) -> Html:
 
 
 def _cone_table(sources: Sources) -> Html:
-    rows: list[Sequence[Any]] = [
-        [
-            name,
-            cone.members,
-            *(page.number(v) for v in (cone.suppressed.mean, cone.suppressed.worst)),
-            *(page.number(v) for v in (cone.induced.mean, cone.induced.worst)),
-            page.number(cone.random.induced.mean),
-        ]
-        for name, source in sources.items()
-        for cone in source.cone
-    ]
+    rows = []
+    for name, source in sources.items():
+        for cone in source.cone:
+            ablated, added, random = cone.suppressed, cone.induced, cone.random.induced
+            rates = (ablated.mean, ablated.worst, added.mean, added.worst, random.mean)
+            rows.append([name, cone.members, *map(number, rates)])
     head = ["Source", "Members", "Rate, ablated", "Highest", "Rate, added", "Lowest", "Added, random cone"]
     return page.table(head, rows, left=2)
 
 
 def _independence_table(sources: Sources) -> Html:
     rows = [
-        [name, change.ablated, change.read, page.number(change.change, 3)]
+        [name, change.ablated, change.read, number(change.change, 3)]
         for name, source in sources.items()
         for change in source.independence
     ]

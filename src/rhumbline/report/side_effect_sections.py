@@ -1,21 +1,26 @@
-"""Sections on side effects: damage compared with the bounds of the rule, and losses on whole texts."""
+"""Sections on side effects: damage compared with the bounds of the rule, losses on whole texts, and benchmarks."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
+
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.evaluation_files import ComparedScore, Comparison
 from rhumbline.records.results import Divergence, Loss, NegativeRate, SeedResult, SideEffects
 from rhumbline.records.shared import Label
-from rhumbline.report import page, side_effect_figures
-from rhumbline.report.page import Html
-from rhumbline.report.run_record import RunRecord
+from rhumbline.report import page
+from rhumbline.report.basic_charts import Bar, ChartText, bars
+from rhumbline.report.figures import LIGHT, NULL_COLOURS, NULL_SHAPES, Chart, ChartRow, finished, tips
+from rhumbline.report.page import Html, interval, number
+from rhumbline.report.run_record import RunRecord, measure, measured_arm
 
 # -- damage -----------------------------------------------------------------------------------------------------------
 
-NOT_MEASURED = "not measured: the negatives of this contrast carry no response"
-"""Accuracy of a contrast without known answers."""
+ACCURACY_NOT_MEASURED = "not measured: the negatives of this contrast carry no response"
 
 
 def damage(run: RunRecord) -> Html:
@@ -38,7 +43,7 @@ def _damage_rows(seed: SeedResult, rule: Rule) -> list[list[Any]]:
     if (ABLATION, "negative") not in arms:
         return []
     shift = seed.shift
-    kl, low, high = (page.number(value, 4) for value in (shift.kl, shift.low, shift.high))
+    kl, low, high = (number(value, 4) for value in (shift.kl, shift.low, shift.high))
     name = "KL divergence of the next token in nats, negatives, ablation"
     rows: list[list[Any]] = [[seed.seed, name, f"{kl} [{low}, {high}]", shift.n, _bound(rule.max_kl)]]
     measured: tuple[tuple[ArmId, Label], ...] = (
@@ -46,16 +51,15 @@ def _damage_rows(seed: SeedResult, rule: Rule) -> list[list[Any]]:
     )  # fmt: skip
     for arm, side in measured:
         before, after = arms.get((BASELINE, side)), arms.get((arm, side))
-        change = " to ".join(page.number(row.degenerate if row else None) for row in (before, after))
+        change = " to ".join(number(row.degenerate if row else None) for row in (before, after))
         name = f"degenerate completions, {side}s, {arm}"
         rows.append([seed.seed, name, change, after.n if after else 0, _bound(rule.max_degenerate, "more")])
-    rows.append(_accuracy_row(seed, arms.get((BASELINE, "negative")), arms[ABLATION, "negative"], rule))
-    return rows
+    return [*rows, _accuracy_row(seed, arms.get((BASELINE, "negative")), arms[ABLATION, "negative"], rule)]
 
 
 def _accuracy_row(seed: SeedResult, before: ArmRate | None, after: ArmRate, rule: Rule) -> list[Any]:
     known = before is not None and before.correct is not None and after.correct is not None
-    change = f"{page.number(before.correct)} to {page.number(after.correct)}" if before and known else NOT_MEASURED
+    change = f"{number(before.correct)} to {number(after.correct)}" if before and known else ACCURACY_NOT_MEASURED
     name = "accuracy on harmless prompts (known answers), negatives, ablation"
     return [seed.seed, name, change, after.n if known else 0, _bound(rule.max_accuracy_loss, "less")]
 
@@ -66,35 +70,35 @@ def _bound(value: float | None, how: str = "") -> str:
 
 # -- losses -----------------------------------------------------------------------------------------------------------
 
+TEXT_NAMES = {"text": "plain text", "responses": "responses", "completions": "own completions"}
+"""Names of the texts that losses are measured on."""
+
 
 def side_effects(run: RunRecord, draw: page.Canvas) -> Html:
     """Return the side effects of the interventions on losses, predictions and negatives."""
-    parts = [
-        (f"Seed {seed.seed}", _side_effects(seed, seed.side_effects, draw))
-        for seed in run.seeds
-        if seed.side_effects is not None and seed.side_effects.losses
-    ]
-    return page.optional_section(
-        "Side effects",
-        parts,
+    explanation = (
         "Cross-entropy of the next token in float32, as a mean weighted by tokens. Every arm reads the same documents. "
         "The intervals are those of the paired change, by a bootstrap over documents. Plain text: the documents of "
         "--loss-text. Responses: answers to harmless prompts, given the prompt. Own completions: baseline completions "
         "of the model on negative test prompts that it did not refuse, with the KL divergence of the prediction at "
         "every step. Subtraction: addition with the negative coefficient, which the paper's table calls activation "
         "addition. A null of equal norm (isotropic) or equal energy (covariance) shows the side effects of any such "
-        "edit.",
+        "edit."
     )
 
+    def content(seed: SeedResult) -> Html:
+        effects = seed.side_effects
+        if effects is None or not effects.losses:
+            return Html()
+        charts = [
+            draw(_effect_chart(seed, effect, effects.losses) for effect in EFFECTS),
+            draw(_loss_chart(seed.seed, text, effects.losses) for text in TEXT_NAMES),
+        ]
+        tables = [_loss_table(effects.losses), _kl_table(effects.kl), _negatives_table(effects.negatives)]
+        fold = page.fold("Losses, divergences and negatives in numbers", *tables)
+        return page.join([_side_effect_text(effects), *charts, fold])
 
-def _side_effects(seed: SeedResult, effects: SideEffects, draw: page.Canvas) -> Html:
-    charts = [
-        draw(side_effect_figures.effects_and_losses(seed, effects.losses)),
-        draw(side_effect_figures.losses(seed.seed, effects.losses)),
-    ]
-    tables = [_loss_table(effects.losses), _kl_table(effects.kl), _negatives_table(effects.negatives)]
-    fold = page.fold("Losses, divergences and negatives in numbers", *tables)
-    return page.join([_side_effect_text(effects), *charts, fold])
+    return page.by_seed("Side effects", run.seeds, content, explanation)
 
 
 def _side_effect_text(effects: SideEffects) -> Html:
@@ -112,81 +116,174 @@ def _side_effect_text(effects: SideEffects) -> Html:
 
 
 def _divergence_sentence(loss: Loss, kl: Divergence) -> Html:
+    steps = f"95 % of the {kl.tokens} steps are below {number(kl.p95, 3)}; the first step alone: {number(kl.first, 3)}"
     return page.join(
         [
             "Ablation changes the cross-entropy of the model's own completions by ",
-            page.interval(loss.change, loss.low, loss.high, 3, signed=True),
+            interval(loss.change, loss.low, loss.high, 3, signed=True),
             " nats per token. Along them it changes the next-token distribution by a mean KL divergence of ",
-            page.interval(kl.mean, kl.low, kl.high, 3),
-            f" nats (95 % of the {kl.tokens} steps are below {page.number(kl.p95, 3)}; the first step alone: "
-            f"{page.number(kl.first, 3)}).",
+            page.mean(kl, 3),
+            f" nats ({steps}).",
         ]
     )
 
 
 def _negatives_sentence(row: NegativeRate) -> Html:
-    parts: list[Any] = [
-        "Under ablation, the rate of the behaviour on negatives is ",
-        page.interval(row.rate, row.low, row.high),
-        f" (n = {row.n}, change ",
-        page.interval(row.change, row.change_low, row.change_high, signed=True),
-        ").",
-    ]
+    rate, n = page.rate(row), f" (n = {row.n}, change "
+    parts: list[Any] = ["Under ablation, the rate of the behaviour on negatives is ", rate, n, page.change(row), ")."]
     if row.correct is not None:
-        parts += [
-            f" The share of right answers is {page.number(row.correct)} (n = {row.correct_n}, change ",
-            page.interval(row.correct_change, row.correct_low, row.correct_high, signed=True),
-            ").",
-        ]
+        parts += [f" The share of right answers is {number(row.correct)} (n = {row.correct_n}, change "]
+        parts += [interval(row.correct_change, row.correct_low, row.correct_high, signed=True), ")."]
     return page.join(parts)
 
 
-def _loss_table(losses: Iterable[Loss]) -> Html:
-    rows = [
-        [
-            side_effect_figures.TEXT_NAMES[row.text],
-            row.arm.label,
-            row.documents,
-            row.tokens,
-            page.number(row.ce, 4),
-            page.number(row.perplexity),
-            page.interval(row.change, row.low, row.high, 4, signed=True),
-        ]
-        for row in losses
-    ]
-    return page.table(
-        ["Text", "Arm", "Documents", "Tokens", "Cross-entropy", "Perplexity", "Change [95 %]"], rows, left=2
-    )
+def _loss_table(losses: Sequence[Loss]) -> Html:
+    head = ["Text", "Arm", "Documents", "Tokens", "Cross-entropy", "Perplexity", "Change [95 %]"]
+    rows = []
+    for row in losses:
+        change = interval(row.change, row.low, row.high, 4, signed=True)
+        values = row.documents, row.tokens, number(row.ce, 4), number(row.perplexity)
+        rows.append([TEXT_NAMES[row.text], row.arm.label, *values, change])
+    return page.table(head, rows, left=2)
 
 
-def _kl_table(divergences: Iterable[Divergence]) -> Html:
-    rows = [
-        [
-            row.arm.label,
-            row.documents,
-            row.tokens,
-            page.interval(row.mean, row.low, row.high, 4),
-            *(page.number(value, 4) for value in (row.p95, row.max, row.first)),
-        ]
-        for row in divergences
-    ]
+def _kl_table(divergences: Sequence[Divergence]) -> Html:
     head = ["Arm", "Completions", "Steps", "Mean KL [95 %]", "95th percentile", "Largest", "First step"]
+    rows = [
+        [r.arm.label, r.documents, r.tokens, page.mean(r, 4), *(number(v, 4) for v in (r.p95, r.max, r.first))]
+        for r in divergences
+    ]
     return page.table(head, rows)
 
 
-def _negatives_table(negatives: Iterable[NegativeRate]) -> Html:
-    rows = [
-        [
-            row.arm,
-            row.n,
-            page.interval(row.rate, row.low, row.high),
-            page.interval(row.change, row.change_low, row.change_high, signed=True),
-            page.number(row.degenerate),
-            page.number(row.correct),
-            row.correct_n or None,
-            page.interval(row.correct_change, row.correct_low, row.correct_high, signed=True),
-        ]
-        for row in negatives
-    ]
+def _negatives_table(negatives: Sequence[NegativeRate]) -> Html:
     head = ["Arm on negatives", "n", "Rate [95 %]", "Change", "Degenerate", "Right answers", "of"]
+    rows = []
+    for row in negatives:
+        answers = interval(row.correct_change, row.correct_low, row.correct_high, signed=True)
+        shares = number(row.degenerate), number(row.correct), row.correct_n or None
+        rows.append([row.arm, row.n, page.rate(row), page.change(row), *shares, answers])
     return page.table([*head, "Change of right answers"], rows)
+
+
+def _loss_chart(seed: int, text: str, losses: Sequence[Loss]) -> Chart | None:
+    """Draw the change of cross-entropy on one kind of text under every arm."""
+    title = f"Cross-entropy on {TEXT_NAMES[text]}, seed {seed}"
+    summary = f"{title}: change from the baseline under every arm, with 95 % intervals"
+    rows = [
+        Bar(
+            loss.arm.label,
+            "null" if loss.arm.is_null else "direction",
+            loss.change,
+            loss.low,
+            loss.high,
+            shown=f"{loss.change:+z.3f}",
+            more={"ce": loss.ce, "perplexity": loss.perplexity, "documents": loss.documents},
+        )
+        for loss in losses
+        if loss.text == text and loss.change is not None
+    ]
+    chart = ChartText(f"losses-seed-{seed}-{text}", title, "change, nats per token", summary=summary)
+    return bars(chart, rows, {"null": LIGHT["null-a"]})
+
+
+def _effect_chart(seed: SeedResult, effect: ComparedArms, losses: Sequence[Loss]) -> Chart | None:
+    """Draw the loss on the model's own completions over the effect on the behaviour, one point for each arm."""
+    baseline = measured_arm(seed, BASELINE, effect.label)
+    if baseline is None or baseline.rate is None:
+        return None
+    rows = []
+    for loss in losses:
+        arm = measured_arm(seed, loss.arm, effect.label)
+        if loss.text == "completions" and (loss.arm == effect.arm or effect.has_null(loss.arm)) and arm is not None:
+            rows.append(_effect_row(loss, arm, baseline.rate, effect.sign))
+    if not rows or any(row["change"] is None for row in rows):
+        return None
+    title = f"{effect.name.capitalize()} and cross-entropy, seed {seed.seed}"
+    shown = f"change of the {measure([seed])}"
+    summary = f"{title}: {shown}, and change of cross-entropy on the model's own completions"
+    body = _scatter(rows, f"{effect.name}: {shown}")
+    return finished(f"cost-seed-{seed.seed}-{effect.name}", summary, body, title, rows)
+
+
+def _effect_row(loss: Loss, arm: ArmRate, before: float, sign: int) -> ChartRow:
+    changes = [None if end is None else sign * (before - end) for end in (arm.rate, arm.low, arm.high)]
+    low, high = changes[1:] if sign < 0 else reversed(changes[1:])
+    numbers = {"effect": changes[0], "effect_low": low, "effect_high": high}
+    kind = "null" if loss.arm.is_null else "direction"
+    return numbers | {"arm": loss.arm.label, "kind": kind, "change": loss.change, "low": loss.low, "high": loss.high}
+
+
+def _scatter(rows: Sequence[ChartRow], x_title: str) -> Any:
+    nulls = [row["arm"] for row in rows if row["kind"] == "null"]
+    order = [row["arm"] for row in rows if row["kind"] == "direction"] + nulls
+    n = len(order) - len(nulls)
+    scale = alt.Scale(domain=order, range=[LIGHT["direction"]] * n + NULL_COLOURS[: len(nulls)])
+    shapes = alt.Scale(domain=order, range=["circle"] * n + list(NULL_SHAPES[: len(nulls)]))
+    legend = alt.Legend(title=None, orient="bottom", columns=2, symbolOpacity=1)
+    domain = alt.Scale(domain=[-0.1, 1.05], nice=False)
+    x = alt.X("effect:Q", scale=domain, axis=alt.Axis(title=x_title, grid=False, tickCount=6))
+    y = alt.Y("change:Q", axis=alt.Axis(title="change of cross-entropy, nats per token", tickCount=5))
+    base = alt.Chart().encode(color=alt.Color("arm:N", scale=scale, legend=legend))
+    tip = tips("arm", effect=".3f", change=".4f", low=".4f", high=".4f")
+    shape = alt.Shape("arm:N", scale=shapes, legend=legend)
+    return alt.layer(
+        alt.Chart().mark_rule(color=LIGHT["muted"], strokeDash=[4, 3]).encode(y=alt.YDatum(0)),
+        base.mark_rule(strokeWidth=1.6).encode(x=x, y=alt.Y("low:Q"), y2="high:Q"),
+        base.mark_rule(strokeWidth=1.6).encode(x=alt.X("effect_low:Q"), x2="effect_high:Q", y=y),
+        base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, shape=shape, tooltip=tip),
+    ).properties(width=300, height=220)
+
+
+# -- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+def benchmarks(run: RunRecord, draw: page.Canvas) -> Html:
+    """Return the scores of every evaluation of the run with lm-evaluation-harness, compared with the baseline."""
+    parts = [
+        (_settings_text(evaluation), _evaluation(number, evaluation, draw))
+        for number, evaluation in enumerate(run.evaluations)
+        if evaluation.rows
+    ]
+    return page.optional_section(
+        "Benchmarks",
+        parts,
+        "Tasks of lm-evaluation-harness on the model under each arm. Changes are paired, on the same documents. Scores "
+        "of 0 and 1 have Newcombe's interval and McNemar's exact p; other scores have a bootstrap over documents.",
+    )
+
+
+def _settings_text(evaluation: Comparison) -> str:
+    settings = evaluation.settings
+    limit = "all documents" if settings.limit is None else f"the first {settings.limit} documents"
+    shots = "" if settings.fewshot is None else f", {settings.fewshot} examples in the prompt"
+    return f"Seed {settings.seed}; {limit}{shots}{', with the chat template' if settings.chat else ''}"
+
+
+def _evaluation(k: int, evaluation: Comparison, draw: page.Canvas) -> Html:
+    head = ["Task", "Score", "Arm", "Documents", "Mean", "Change [95 %]", "p (McNemar)"]
+    rows = []
+    for row in evaluation.rows:
+        change = interval(row.change, row.low, row.high, 3, signed=True)
+        p = "—" if row.p is None else f"{row.p:.2g}"
+        rows.append([row.task, _metric_name(row), row.arm.label, row.n, number(row.score, 3), change, p])
+    title = f"Benchmarks, seed {evaluation.settings.seed}"
+    summary = f"{title}: change of each score under every arm, with 95 % intervals"
+    text = ChartText(f"benchmarks-{k}", title, "change of the score from the baseline", summary=summary)
+    marks = [
+        Bar(
+            f"{row.task}, {_metric_name(row)}",
+            row.arm.label,
+            row.change,
+            row.low,
+            row.high,
+            more={"score": row.score, "n": row.n},
+        )
+        for row in evaluation.rows
+        if row.change is not None
+    ]
+    return page.join([draw([bars(text, marks)]), page.table(head, rows, left=3)])
+
+
+def _metric_name(row: ComparedScore) -> str:
+    return row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"

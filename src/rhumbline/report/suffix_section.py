@@ -1,13 +1,13 @@
 """Section on suffixes and on what writes along the direction, from analyses/suffix.json."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from rhumbline.records.suffix_file import AttributedPart, SuffixHead, SuffixRecord
+from rhumbline.records.analysis_files import MonitorCondition
+from rhumbline.records.suffix_file import AttributedPart, SuffixCondition, SuffixHead, SuffixRecord
 from rhumbline.report import basic_charts, page
-from rhumbline.report.basic_charts import Bar, ChartText, Point
+from rhumbline.report.basic_charts import CLASS_COLOURS, LAYER, Bar, ChartText, CurvePoint
 from rhumbline.report.figures import LIGHT, Chart, printable
-from rhumbline.report.page import Html
+from rhumbline.report.page import Html, number
 
 _MOST_PARTS = 24
 """Terms of the attribution that are listed."""
@@ -17,16 +17,21 @@ _MOST_WRITERS = 6
 
 def suffixes(record: SuffixRecord, draw: page.Canvas) -> Html:
     """Return the effects of suffixes, and the attribution of the projection."""
-    texts = [[c.name, ", ".join(repr(printable(text, 60)) for text in c.texts)] for c in record.conditions if c.texts]
     return page.section(
         "Suffixes",
         draw(_charts(record)),
         _condition_table(record),
         _effect_table(record) if record.effects else "",
         page.fold("What writes along the direction, by the difference between the classes", _part_table(record)),
-        page.fold("The suffixes", page.table(["", "Texts"], texts, left=2)),
+        suffix_texts(record.conditions),
         page.note(_note(record)),
     )
+
+
+def suffix_texts(conditions: Sequence[SuffixCondition | MonitorCondition]) -> Html:
+    """Return the texts of the suffixes; empty without suffixes."""
+    rows = [[c.name, ", ".join(repr(printable(text, 60)) for text in c.texts)] for c in conditions if c.texts]
+    return page.fold("The suffixes", page.table(["", "Texts"], rows, left=2)) if rows else Html()
 
 
 # -- charts -----------------------------------------------------------------------------------------------------------
@@ -34,74 +39,54 @@ def suffixes(record: SuffixRecord, draw: page.Canvas) -> Html:
 
 def _charts(record: SuffixRecord) -> Iterator[Chart | None]:
     conditions = record.conditions
-    colours = {label: LIGHT[label] for label in ("positive", "negative")} | {
-        condition.name: LIGHT[f"null-{'abcdef'[k % 6]}"] for k, condition in enumerate(conditions[2:])
-    }
+    colours = CLASS_COLOURS | {c.name: LIGHT[f"null-{'abcdef'[k % 6]}"] for k, c in enumerate(conditions[2:])}
     n = f"(n = {record.n})"
-    text = ChartText("suffix-cosine", f"Cosine with the direction over layers {n}", "layer (resid_pre)", "cosine")
-    points = [Point(c.name, row.layer, row.mean, row.low, row.high) for c in conditions for row in c.cosine]
+    text = ChartText("suffix-cosine", f"Cosine with the direction over layers {n}", LAYER, "cosine")
+    points = [CurvePoint(c.name, row.layer, row.mean, row.low, row.high) for c in conditions for row in c.cosine]
     yield basic_charts.curves(text, points, colours)
-    if record.heads:
-        title = f"Contributions of attention heads along the direction {n}"
-        yield basic_charts.bars("suffix-heads", title, _contributions(record), "contribution", colours)
-        title = f"Attention of these heads {n}"
-        yield basic_charts.bars("suffix-attention", title, _attention(record), "share of attention", colours)
+    title = f"Contributions of attention heads along the direction {n}"
+    contributions = [
+        Bar(_head_name(head), name, mean.mean, mean.low, mean.high)
+        for head in record.heads
+        for name, mean in head.contribution.items()
+    ]
+    yield basic_charts.bars(ChartText("suffix-heads", title, "contribution"), contributions, colours)
+    attention = [
+        Bar(_head_name(head), name, mean.mean, mean.low, mean.high, f"to the {region}")
+        for head in record.heads
+        for name, attention in head.attention.items()
+        if name not in CLASS_COLOURS
+        for region, mean in (("instruction", attention.instruction), ("suffix", attention.suffix))
+    ]
+    text = ChartText("suffix-attention", f"Attention of these heads {n}", "share of attention")
+    yield basic_charts.bars(text, attention, colours)
 
 
 def _head_name(head: SuffixHead) -> str:
     return f"layer {head.layer}, head {head.head}"
 
 
-def _contributions(record: SuffixRecord) -> list[Bar]:
-    return [
-        Bar(_head_name(head), name, mean.mean, mean.low, mean.high)
-        for head in record.heads
-        for name, mean in head.contribution.items()
-    ]
-
-
-def _attention(record: SuffixRecord) -> list[Bar]:
-    return [
-        Bar(_head_name(head), name, mean.mean, mean.low, mean.high, f"to the {region}")
-        for head in record.heads
-        for name, attention in head.attention.items()
-        if name not in ("positive", "negative")
-        for region, mean in (("instruction", attention.instruction), ("suffix", attention.suffix))
-    ]
-
-
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _condition_table(record: SuffixRecord) -> Html:
-    rows = [
-        [
-            c.name,
-            *(page.interval_text(m.mean, m.low, m.high) for m in (c.projection, c.metric, c.rate)),
-            c.projection.n,
-        ]
-        for c in record.conditions
-    ]
+    rows = [[c.name, *map(page.mean, (c.projection, c.metric, c.rate)), c.projection.n] for c in record.conditions]
     return page.table(["Test prompts", "Projection at the site", "Metric (log-odds)", "Rate", "n"], rows)
 
 
 def _effect_table(record: SuffixRecord) -> Html:
-    rows: list[list[Any]] = []
-    for effect in record.effects:
-        for what, drop in (("projection", effect.projection), ("metric", effect.metric)):
-            means = (drop.drop, drop.random, drop.beyond_random)
-            texts = [page.interval_text(m.mean, m.low, m.high, signed=True) for m in means]
-            rows.append([f"suffix {effect.suffix}", what, *texts])
+    rows = [
+        [f"suffix {effect.suffix}", what, *(page.mean(m, signed=True) for m in (d.drop, d.random, d.beyond_random))]
+        for effect in record.effects
+        for what, d in (("projection", effect.projection), ("metric", effect.metric))
+    ]
     return page.table(["Suffix", "Quantity", "Drop", "Drop, random suffixes", "Beyond random"], rows, left=2)
 
 
 def _part_table(record: SuffixRecord) -> Html:
     names = [condition.name for condition in record.conditions]
-    terms = sorted(record.attribution.terms(), key=_class_difference, reverse=True)
-    rows = [
-        [part_name(term), *(page.number(term.means[name], signed=True) for name in names)]
-        for term in terms[:_MOST_PARTS]
-    ]
+    terms = sorted(record.attribution.terms(), key=_class_difference, reverse=True)[:_MOST_PARTS]
+    rows = [[part_name(term), *(number(term.means[name], signed=True) for name in names)] for term in terms]
     return page.table(["", *names], rows)
 
 

@@ -4,19 +4,21 @@ Every number comes from the files of the run.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET
 
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
 from rhumbline.records.claims import reasons_once
 from rhumbline.records.effect_results import Effect
 from rhumbline.records.results import SeedResult
-from rhumbline.records.shared import ModelFacts
+from rhumbline.records.shared import EffectName, ModelFacts
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import page
-from rhumbline.report.run_record import EFFECT_ARMS, RunRecord, measured_arm, site_text
+from rhumbline.report.page import Html, interval, number
+from rhumbline.report.run_record import RunRecord, measured_arm, site_text
 
 _BADGES = {
     VerdictName.REPRODUCES: ("yes", "●"),
@@ -28,7 +30,7 @@ MANY_FAMILIES = 3
 """Largest number of null families that have a column each in the key numbers."""
 
 
-def badge(verdict: str, class_: str = "badge") -> page.Html:
+def badge(verdict: str, class_: str = "badge") -> Html:
     """Return a verdict with its sign."""
     kind, sign = _BADGES.get(VerdictName(verdict).headline, ("open", "◌"))
     return page.tag("span", page.tag("i", sign), " ", verdict, class_=f"{class_} {kind}")
@@ -37,18 +39,7 @@ def badge(verdict: str, class_: str = "badge") -> page.Html:
 # -- title block ------------------------------------------------------------------------------------------------------
 
 
-def heading(question: str, model: ModelFacts, facts: Iterable[tuple[str, Any]]) -> page.Html:
-    """Return the title block: the question, the model, and facts about the run."""
-    listed = page.join(page.tag("div", page.tag("dt", key), page.tag("dd", value)) for key, value in facts if value)
-    return page.tag(
-        "header",
-        page.tag("p", f"rhumbline {question}", class_="kicker"),
-        page.tag("h1", model.name),
-        page.tag("dl", listed),
-    )
-
-
-def header(run: RunRecord) -> page.Html:
+def header(run: RunRecord) -> Html:
     """Return the title block of a run."""
     results, protocol = run.results, run.protocol
     facts = [
@@ -61,29 +52,30 @@ def header(run: RunRecord) -> page.Html:
         ("Started", results.environment.started),
         ("Protocol", f"sha256 {results.protocol_sha256[:12]}"),
     ]
-    question = f"·  Is {protocol.behaviour} mediated by a single direction in the residual stream?"
-    return heading(question, results.model, facts)
+    question = f"rhumbline ·  Is {protocol.behaviour} mediated by a single direction in the residual stream?"
+    return page.header(question, results.model.name, facts)
 
 
 def model_line(model: ModelFacts) -> str:
-    """Format class, depth, width and dtype of a model."""
-    return f"{model.cls}, {model.n_layers} layers × {model.d_model}, {model.dtype}"
+    """Format class, depth, width and dtype of a model, and the stored format if it was dequantised."""
+    dequantised = f", dequantised from {model.dequantised}" if model.dequantised else ""
+    return f"{model.cls}, {model.n_layers} layers × {model.d_model}, {model.dtype}{dequantised}"
 
 
 # -- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def verdict(run: RunRecord) -> page.Html:
+def verdict(run: RunRecord) -> Html:
     """Return the verdict with the table of claims. A run of a rule up to version 4 has a sentence for each seed."""
     results = run.results
     if results.claims:
-        return page.tag("div", badge(results.verdict), claims_table(run), class_="verdict")
+        return page.verdict(badge(results.verdict), claims_table(run))
     sentences = [page.tag("p", f"Seed {seed.seed}: {seed.sentence}", class_="sentence long") for seed in run.seeds]
     reason = page.tag("p", results.reason, class_="reason") if results.reason else ""
-    return page.tag("div", badge(results.verdict), *sentences, reason, class_="verdict")
+    return page.verdict(badge(results.verdict), *sentences, reason)
 
 
-def claims_table(run: RunRecord) -> page.Html:
+def claims_table(run: RunRecord) -> Html:
     """Return every claim with its state, number and reasons; for several seeds also its state in each."""
     seeds = run.seeds if len(run.seeds) > 1 else ()
     head = ["Claim", "State", *(f"Seed {seed.seed}" for seed in seeds), "Number [95 %]", "n", "Margin", "Reason"]
@@ -92,7 +84,7 @@ def claims_table(run: RunRecord) -> page.Html:
             page.tag("b", claim.kind.text),
             page.tag("b", claim.state.text),
             *(claim.in_seed(seed.claims).state.text for seed in seeds),
-            page.interval(claim.value, claim.low, claim.high),
+            interval(claim.value, claim.low, claim.high),
             claim.n or "—",
             "—" if claim.bound is None else f"{claim.bound:g}",
             reason,
@@ -113,24 +105,21 @@ def _shared_prompts(run: RunRecord) -> list[str]:
     shared = [e for e in run.results.pooled if e.shared is not UNSET]
     if len(run.seeds) < 2 or not shared:
         return []
-    listed = ", ".join(f"{e.shared} of {e.n} {EFFECT_ARMS[e.name].side} test prompts" for e in shared)
+    listed = ", ".join(f"{e.shared} of {e.n} {_compared(e.name).label} test prompts" for e in shared)
     return [f"The seeds share {listed}; over all seeds a prompt counts once, with its mean."]
 
 
-def warnings(run: RunRecord) -> page.Html:
+def warnings(run: RunRecord) -> Html:
     """Return the warnings of the run, if there are any."""
     texts = run.results.warnings
-    return page.tag("div", page.tag("h3", "Warnings"), page.bullets(texts), class_="warnings") if texts else page.Html()
+    return page.tag("div", page.tag("h3", "Warnings"), page.bullets(texts), class_="warnings") if texts else Html()
 
 
-def meaning(run: RunRecord) -> page.Html:
+def meaning(run: RunRecord) -> Html:
     """Return what the verdict shows and what it does not show."""
-    columns = (("What this shows", [*_shown(run), _agreement(run)]), ("What it does not show", _limits(run)))
-    return page.tag(
-        "div",
-        page.join(page.tag("div", page.tag("h3", title), page.bullets(items)) for title, items in columns),
-        class_="meaning",
-    )
+    columns = {"What this shows": [*_shown(run), _agreement(run)], "What it does not show": _limits(run)}
+    boxes = (page.tag("div", page.tag("h3", title), page.bullets(items)) for title, items in columns.items())
+    return page.tag("div", page.join(boxes), class_="meaning")
 
 
 def _shown(run: RunRecord) -> list[str]:
@@ -157,7 +146,7 @@ def _shown(run: RunRecord) -> list[str]:
                 "direction exists.",
             ]
         case VerdictName.NOT_TESTED:
-            return ["No direction was tested. The run is evidence neither for nor against a single direction."]
+            return _untested(run)
         case VerdictName.NOT_SINGLE:
             return [
                 "For the direction that this procedure selected, a claim about its effects is refuted: the whole "
@@ -177,6 +166,15 @@ def _shown(run: RunRecord) -> list[str]:
                 "The evidence decides neither for nor against one direction. The claims that are undecided or not "
                 "tested state the number, its interval and the reason."
             ]
+
+
+def _untested(run: RunRecord) -> list[str]:
+    """Why nothing was tested, and what a user can do about it."""
+    advice = (reason.advice for seed in run.seeds for reason in seed.reasons)
+    return [
+        "No direction was tested. The run is evidence neither for nor against a single direction.",
+        *dict.fromkeys(text for text in advice if text is not None),
+    ]
 
 
 def _agreement(run: RunRecord) -> str:
@@ -223,8 +221,8 @@ def _limits(run: RunRecord) -> list[str]:
     degenerate = max((row.degenerate or 0 for row in own), default=0)
     if degenerate > 0:
         limits.append(
-            f"Up to {degenerate:.0%} of the completions under an intervention were degenerate. They count neither as "
-            "the behaviour nor as its absence."
+            f"Up to {degenerate:.0%} of the completions under an intervention were degenerate. They count against "
+            "both effects."
         )
     return limits
 
@@ -232,7 +230,7 @@ def _limits(run: RunRecord) -> list[str]:
 # -- key numbers ------------------------------------------------------------------------------------------------------
 
 
-def key_numbers(run: RunRecord) -> page.Html:
+def key_numbers(run: RunRecord) -> Html:
     """Return the effects with their intervals, compared with the nulls."""
     families = list(dict.fromkeys(family for seed in run.seeds for effect in seed.effects for family in effect.p))
     many = len(families) > MANY_FAMILIES
@@ -243,7 +241,7 @@ def key_numbers(run: RunRecord) -> page.Html:
     site = f"Site: position and layer of the selected direction; the model has {run.results.model.n_layers} layers. "
     columns = (
         "Under each family: the gap (the effect minus the mean effect of the draws) and the rank p of the direction "
-        "among the comparable draws, unknown if the rule needs more of them."
+        "among the draws, at least 1 / (draws + 1)."
     )
     if many:
         columns = (
@@ -251,17 +249,15 @@ def key_numbers(run: RunRecord) -> page.Html:
             "rank p on the metric over the families of the rule, among comparable draws. The sections below list every "
             "family."
         )
-    unit = page.note(LEVEL) if run.measure == "level" else ""
-    return page.section("Key numbers", page.table(head, rows, left=2, key=True), page.note(site, columns), unit)
+    level = page.note(
+        "A level is a continuous score in units of the gap between the classes at baseline: 0 is the mean of the "
+        "negatives, 1 that of the positives."
+    )
+    table, unit = page.table(head, rows, left=2, key=True), level if run.measure == "level" else ""
+    return page.section("Key numbers", table, page.note(site, columns), unit)
 
 
-LEVEL = (
-    "A level is a continuous score in units of the gap between the classes at baseline: 0 is the mean of the "
-    "negatives, 1 that of the positives."
-)
-
-
-def _family_head(run: RunRecord, family: str) -> page.Html:
+def _family_head(run: RunRecord, family: str) -> Html:
     draws = [effect.null[family].draws for seed in run.seeds for effect in seed.effects if family in effect.null]
     count = max(draws, default=0)
     detail = f"{page.count(count, 'draw')}, p ≥ {1 / (count + 1):.3g}" if count else "gap, p"
@@ -274,7 +270,7 @@ def _seed_rows(run: RunRecord, seed: SeedResult, families: Sequence[str]) -> lis
     start = [
         page.join([page.tag("b", seed.seed), " ", badge(seed.verdict, "mini") if disagree else ""]),
         site_text(site) if site else "none selected",
-        page.number(site.norm) if site else "—",
+        number(site.norm) if site else "—",
         seed.survivors,
     ]
     rows = []
@@ -282,21 +278,22 @@ def _seed_rows(run: RunRecord, seed: SeedResult, families: Sequence[str]) -> lis
         nulls = _strongest(effect, run) if many else [_gap(effect, family) for family in families]
         rows.append([*(start if not rows else [""] * 4), *_effect_cells(seed, effect), *nulls])
     if not rows:
-        baseline = measured_arm(seed, BASELINE, "positive")
-        rate = "—"
-        if baseline is not None:
-            rate = page.join([page.interval(baseline.rate, baseline.low, baseline.high), " → —"])
-        n = "—" if baseline is None else baseline.n
-        rows.append([*start, "baseline only", rate, "—", n, *["—"] * (2 if many else len(families))])
+        baseline, dashes = measured_arm(seed, BASELINE, "positive"), ["—"] * (2 if many else len(families))
+        rate, n = ("—", "—") if baseline is None else (page.join([page.rate(baseline), " → —"]), baseline.n)
+        rows.append([*start, "baseline only", rate, "—", n, *dashes])
     return rows
 
 
 def _effect_cells(seed: SeedResult, effect: Effect) -> list[Any]:
-    measured = EFFECT_ARMS[effect.name]
-    arms = [measured_arm(seed, arm, measured.side) for arm in (BASELINE, measured.arm)]
-    before, after = (page.number(row.rate if row else None) for row in arms)
-    drop = page.interval(effect.drop, effect.low, effect.high)
+    compared = _compared(effect.name)
+    arms = [measured_arm(seed, arm, compared.label) for arm in (BASELINE, compared.arm)]
+    before, after = (number(row.rate if row else None) for row in arms)
+    drop = interval(effect.drop, effect.low, effect.high)
     return [effect.name, f"{before} → {after}", drop, effect.n]
+
+
+def _compared(name: EffectName) -> ComparedArms:
+    return next(arms for arms in EFFECTS if arms.name == name)
 
 
 def _strongest(effect: Effect, run: RunRecord) -> list[Any]:
@@ -305,11 +302,11 @@ def _strongest(effect: Effect, run: RunRecord) -> list[Any]:
     strongest = min(gaps, key=lambda family: gaps[family], default=None)
     wide = [effect.wide[family] for family in run.protocol.rule.families if family in effect.wide]
     ranks = [p for null in wide for p in [null.p if null.p_apart is UNSET else null.p_apart] if p is not None]
-    gap = "—" if strongest is None else page.join([page.number(gaps[strongest], signed=True), " ", strongest])
-    return [gap, page.number(max(ranks), 3) if ranks else "—"]
+    gap = "—" if strongest is None else page.join([number(gaps[strongest], signed=True), " ", strongest])
+    return [gap, number(max(ranks), 3) if ranks else "—"]
 
 
-def _gap(effect: Effect, family: str) -> page.Html:
+def _gap(effect: Effect, family: str) -> Html:
     p = effect.p.get(family)
     shown = "p —" if p is None else f"p {p:.3f}"
-    return page.join([page.number(effect.gap.get(family), signed=True), " ", page.tag("span", shown, class_="ci")])
+    return page.join([number(effect.gap.get(family), signed=True), " ", page.tag("span", shown, class_="ci")])

@@ -4,7 +4,7 @@ Each stage lists the arms that it runs; `SeedArms.arm` makes the interventions o
 and of what an arm is measured with.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -100,8 +100,8 @@ class SeedArms:
 
     # The arms of each stage
 
-    def outcomes(self, label: Label, draws: int) -> Arms:
-        """Arms that complete test prompts: baseline, direction, then the first comparable draws of each null family."""
+    def outcomes(self, label: Label, draws: Collection[int]) -> Arms:
+        """Arms that complete test prompts: baseline, direction, then these comparable draws of each family, from 0."""
         if self.direction is None:
             return self.arms([BASELINE])
         if label == "positive":
@@ -110,20 +110,18 @@ class SeedArms:
         return self.arms([BASELINE, ADDITION, other, ABLATION, *self._of_nulls(ArmKind.ADDITION, draws)])
 
     def wide(self, label: Label) -> Arms:
-        """Arms that the metric evaluates: ablation on positives, addition on negatives, with every null draw.
+        """Arms of the direction that the metric evaluates: ablation on positives, addition on negatives.
 
-        Negatives have the ablation of the direction too, for its KL divergence.
+        Negatives have the ablation too.
         """
-        if label == "positive":
-            return self.arms([BASELINE, ABLATION, *self._of_nulls(ArmKind.ABLATION)])
-        return self.arms([BASELINE, ABLATION, ADDITION, *self._of_nulls(ArmKind.ADDITION)])
+        return self.arms([BASELINE, ABLATION, *([] if label == "positive" else [ADDITION])])
 
     def doses(self, label: Label, doses: Sequence[float], draws: int) -> list[DoseArm]:
         """Every dose of the direction and of the first comparable draws of each null family."""
         assert self.direction is not None
         positions = self.addition.positions
         directions = {DIRECTION: self.direction}
-        directions |= {ArmId.null(n.family, n.draw): n.direction for n in self._first(draws)}
+        directions |= {ArmId.null(n.family, n.draw): n.direction for n in self._comparable(range(draws))}
         arms = []
         for arm, direction in directions.items():
             for dose in doses:
@@ -136,7 +134,7 @@ class SeedArms:
 
         Subtraction is the paper's bypass by addition.
         """
-        firsts = [(n.family, n.draw) for n in self._first(1) if n.family in families]
+        firsts = [(n.family, n.draw) for n in self._comparable((0,)) if n.family in families]
         kinds = (ArmKind.ABLATION, ArmKind.ADDITION)
         nulls = [ArmId.null(*first, kind) for first in firsts for kind in kinds]
         return self.arms([BASELINE, ABLATION, ADDITION, SUBTRACTION, *nulls])
@@ -155,12 +153,13 @@ class SeedArms:
         nulls = [ArmId.null(n.family, n.draw, kind) for n in self.nulls for kind in kinds]
         return [BASELINE, ABLATION, ADDITION, ADDITION_ALL, ADDITION_PROMPT, SUBTRACTION, *nulls]
 
-    def _of_nulls(self, kind: ArmKind, draws: int | None = None) -> list[ArmId]:
-        nulls = self.nulls if draws is None else self._first(draws)
-        return [ArmId.null(n.family, n.draw, kind) for n in nulls]
+    def _of_nulls(self, kind: ArmKind, draws: Collection[int]) -> list[ArmId]:
+        return [ArmId.null(n.family, n.draw, kind) for n in self._comparable(draws)]
 
-    def _first(self, draws: int) -> list[Null]:
-        """The first comparable draws of every family."""
-        comparable = [n for n in self.nulls if self.same_cosine is None or abs(n.cosine) <= self.same_cosine]
-        of_family = {n.family: [m for m in comparable if m.family == n.family][:draws] for n in comparable}
-        return [n for some in of_family.values() for n in some]
+    def _comparable(self, draws: Collection[int]) -> list[Null]:
+        """The comparable draws of every family at these places, from 0."""
+        families: dict[str, list[Null]] = {}
+        for null in self.nulls:
+            if self.same_cosine is None or abs(null.cosine) <= self.same_cosine:
+                families.setdefault(null.family, []).append(null)
+        return [null for some in families.values() for place, null in enumerate(some) if place in draws]

@@ -1,7 +1,7 @@
 """Scores of candidates by the metric: bypass, induce and KL on validation prompts, as many as the rule needs.
 
-The table gives the same selection as the full grid. Comparisons that are closer than rounding are scored again in one
-batch shape. Validation prompts only.
+The table gives the same selection as the full grid. Candidates that rounding could make the selected one are scored
+again in one batch shape. Validation prompts only.
 """
 
 import logging
@@ -9,20 +9,30 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates, TokenIds
-from rhumbline.evidence.selection_rules import SelectionResult, SelectionRule, choose, why_discarded
+from rhumbline.evidence.rounding import (
+    SMALLEST,
+    can_survive,
+    contenders,
+    criterion_bound,
+    rounding_bound,
+    surely_survives,
+)
+from rhumbline.evidence.selection_rules import SelectionRule, choose, screened
+from rhumbline.inference.first_order import first_order
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
+from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.seed_files import Candidate
+from rhumbline.records.seed_files import Candidate, Estimates, Rounding
 from rhumbline.records.shared import Site
 
 log = logging.getLogger("rhumbline")
@@ -31,6 +41,11 @@ ScoreName = Literal["bypass", "induce", "kl"]
 Compute = Callable[[ScoreName, Sequence[Site]], list[float]]
 """One score of several candidates."""
 Table = dict[Site, Candidate]
+SCORES: tuple[ScoreName, ...] = ("induce", "bypass", "kl")
+FLOAT32_ROUNDING = 1e-4
+"""Bound on the change of a float32 score with the shape of its batch, before it is measured (1.5e-5 was seen)."""
+PROBES = 2
+"""Candidates from which the rounding bound of a score is measured."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +85,6 @@ class ScoreGrid:
         """Layers of the model."""
         return self.scorer.runner.model.n_layers
 
-    def passes(self, row: Candidate) -> bool:
-        """Whether the scores computed so far do not discard the candidate."""
-        return why_discarded(row, self.n_layers, self.rule) in (None, Discard.NOT_SCORED)
-
     def score(self, table: Table, name: ScoreName, sites: Sequence[Site]) -> None:
         """Fill in one score of some candidates. A single one is computed here."""
         compute = self.values if self.elsewhere is None or len(sites) < 2 else self.elsewhere
@@ -82,21 +93,40 @@ class ScoreGrid:
 
     def values(self, name: ScoreName, sites: Sequence[Site]) -> list[float]:
         """One score of some candidates."""
-        return self._values(self.scorer, name, sites)
+        return self.by_prompt(name, sites).mean(1).tolist() if sites else []
 
-    def _values(self, scorer: Scorer, name: ScoreName, sites: Sequence[Site]) -> list[float]:
-        if not sites:
-            return []
+    def by_prompt(
+        self, name: ScoreName, sites: Sequence[Site], scorer: Scorer | None = None
+    ) -> Float[Tensor, "candidate prompt"]:
+        """One score of some candidates on every prompt."""
+        scorer, sequences = scorer or self.scorer, self.sequences(name)
         directions = [self._direction(site) for site in sites]
-        ablations = [Arm("ablation", (Ablate(d),)) for d in directions]
         match name:
             case "bypass":
-                values = scorer.read(self.positive, ablations).metric
+                return scorer.read(sequences, [Arm("ablation", (Ablate(d),)) for d in directions]).metric
             case "induce":
-                values = scorer.read(self.negative, [Arm("addition", (Add(d),)) for d in directions]).metric
+                return scorer.read(sequences, [Arm("addition", (Add(d),)) for d in directions]).metric
             case "kl":
-                values = scorer.kl(self.negative, ablations, self.baseline)
-        return values.mean(1).tolist()
+                return scorer.kl(sequences, [Arm("ablation", (Ablate(d),)) for d in directions], self.baseline)
+
+    def in_one_shape(self, name: ScoreName, sites: Sequence[Site]) -> list[float]:
+        """One score of some candidates, each alone in packs of the same prompts, so equal ones have equal scores."""
+        whole = replace(self.scorer, resumes=False)
+        return [float(self.by_prompt(name, [site], whole).mean()) for site in sites]
+
+    def rounding_of(self, name: ScoreName, sites: Sequence[Site]) -> float:
+        """The rounding bound of a score, from a few candidates in two shapes: as in the grid, and padded."""
+        if not sites:
+            return SMALLEST
+        runner = self.scorer.runner
+        padded = replace(runner.model, proof=replace(runner.model.proof, packing_is_exact=False))
+        other = Runner(padded, max(1, runner.tokens_per_forward // 2), runner.tick)
+        changes = self.by_prompt(name, sites) - self.by_prompt(name, sites, replace(self.scorer, runner=other))
+        return rounding_bound(changes.numpy())
+
+    def sequences(self, name: ScoreName) -> Sequence[TokenIds]:
+        """The prompts of a score: positives for bypass, negatives for the others."""
+        return self.positive if name == "bypass" else self.negative
 
     def _direction(self, site: Site) -> Direction:
         vector = self.candidates[list(self.positions).index(site.position), site.layer]
@@ -107,75 +137,138 @@ class ScoreGrid:
         """Logits of the negatives without intervention."""
         return self.scorer.baseline(self.negative)
 
-    def score_kl_in_order(self, table: Table) -> None:
-        """KL of the best candidates until one passes, and of those that tie with it."""
-        sites = [site for site in _open(table) if self.passes(table[site])]
-        sites.sort(key=lambda site: (self.rule.criterion_of(table[site]), site.position, site.layer))
-        best: float | None = None
+    def screen(self, table: Table, n: int) -> list[Site]:
+        """Discard all but the n candidates with the best first-order estimates; returns the discarded ones."""
+        sites, metric = _open(table), self.scorer.metric
+        if len(sites) <= n or isinstance(metric, PairedLogOdds):
+            return []
+        directions = [self._direction(site) for site in sites]
+        bypass, induce = (
+            getattr(first_order(self.scorer.runner, sequences, metric, directions), kind).mean(1).tolist()
+            for kind, sequences in (("ablation", self.positive), ("addition", self.negative))
+        )
+        for site, *estimate in zip(sites, bypass, induce, strict=True):
+            table[site] = replace(table[site], estimates=Estimates(*estimate))
+        kept = {sites[i] for i in screened([table[site].estimates for site in sites], n)}
+        discarded = [site for site in sites if site not in kept]
+        for site in discarded:
+            table[site] = replace(table[site], discarded=Discard.SCREENED)
+        return discarded
+
+    @property
+    def assumed_rounding(self) -> float | None:
+        """Bound on rounding before it is measured; None: it is measured at once, as 16 bits need it."""
+        return FLOAT32_ROUNDING if self.scorer.runner.model.dtype == torch.float32 else None
+
+    def update_rounding(self, table: Table, rounding: Rounding, name: ScoreName) -> Rounding:
+        """The bounds with that of one score measured, unless a bound is assumed."""
+        return rounding if self.assumed_rounding is not None else self.measure_rounding(table, rounding, name)
+
+    def measure_rounding(self, table: Table, rounding: Rounding, name: ScoreName) -> Rounding:
+        """The bounds with that of one score, measured on the candidates for which it matters most."""
+        scored = [row for row in table.values() if row.discarded is None and getattr(row, name) is not None]
+        bound = {"bypass": None, "induce": self.rule.min_induce, "kl": self.rule.max_kl}[name]
+        if bound is not None:
+            scored.sort(key=lambda row: abs(getattr(row, name) - bound))
+        elif all(self._has_criterion(row) for row in scored):
+            scored.sort(key=lambda row: self.criterion.criterion_of(row))
+        return replace(rounding, **{name: self.rounding_of(name, [row.site for row in scored[:PROBES]])})
+
+    def score_kl_in_order(self, table: Table, rounding: Rounding) -> Rounding:
+        """KL of the best candidates until one surely passes, and of those that tie with it; returns the bounds."""
+        sites = [site for site in _open(table) if self.can_survive(table[site], rounding)]
+        sites.sort(key=lambda site: (self.criterion.criterion_of(table[site]), site.position, site.layer))
+        reach = max(self.rule.tie_margin, 2 * criterion_bound(self.criterion, rounding))
+        limit = math.inf
         for site in sites:
-            value = self.rule.criterion_of(table[site])
-            if best is not None and value - best > self.rule.tie_margin:
+            value = self.criterion.criterion_of(table[site])
+            if value > limit:
                 table[site] = replace(table[site], discarded=Discard.NOT_NEEDED)
                 continue
             self.score(table, "kl", [site])
-            if best is None and self.passes(table[site]):
-                best = value
+            if limit == math.inf and self.can_survive(table[site], rounding):
+                rounding = self.update_rounding(table, rounding, "kl")
+                if surely_survives(table[site], self.n_layers, self.criterion, rounding):
+                    limit = value + reach
+        return rounding
 
-    def rescore_near_ties(self, table: Table) -> None:
-        """Score again, padded and in one batch shape, the candidates whose comparison is closer than rounding."""
-        result = choose(list(table.values()), self.n_layers, self.rule)
-        runner = self.scorer.runner
-        noise = NOISE if runner.model.dtype == torch.float32 else NOISE_16_BIT
-        close = _close(result, self.rule, noise)
-        if len(close) < 2 and not any(_at_a_bound(table[site], self.rule, noise) for site in close):
-            return
-        log.info("%d candidates are within rounding of each other or of a bound and are scored again", len(close))
-        padded = replace(runner.model, proof=replace(runner.model.proof, packing_is_exact=False))
-        scorer = replace(self.scorer, runner=Runner(padded, runner.tokens_per_forward, runner.tick))
-        for site in close:
-            for name in ("induce", "bypass", "kl"):
-                if getattr(table[site], name) is not None:
-                    (value,) = self._values(scorer, name, [site])
-                    table[site] = replace(table[site], **{name: value}, rescored=True)
+    def can_survive(self, row: Candidate, rounding: Rounding) -> bool:
+        """Whether the scores so far leave the candidate, or would if they changed by rounding."""
+        given = replace(row, **{name: 0.0 for name in ("bypass", "induce", "kl") if getattr(row, name) is None})
+        rule = replace(
+            self.criterion,
+            max_kl=None if row.kl is None else self.rule.max_kl,
+            min_induce=None if row.induce is None else self.rule.min_induce,
+        )
+        return can_survive(given, self.n_layers, rule, rounding)
+
+    @property
+    def criterion(self) -> SelectionRule:
+        """The rule as far as the metric decides it."""
+        return self.rule.metric_only()
+
+    def _has_criterion(self, row: Candidate) -> bool:
+        return row.bypass is not None and (row.induce is not None or self.criterion.criterion == "lowest-bypass")
+
+    def rescore(self, table: Table, rounding: Rounding) -> Rounding:
+        """Score again, in one shape, the candidates that rounding could make the selected one; returns the bounds."""
+        close = self._contenders(table, rounding)
+        if close and self.assumed_rounding is not None:
+            for name in SCORES:
+                rounding = self.measure_rounding(table, rounding, name)
+            close = self._contenders(table, rounding)
+        if close:
+            log.info("%d candidates are within rounding of the selection and are scored again", len(close))
+        for name in SCORES:
+            some = [site for site in close if getattr(table[site], name) is not None]
+            for site, value in zip(some, self.in_one_shape(name, some), strict=True):
+                table[site] = replace(table[site], **{name: value}, rescored=True)
+        return rounding
+
+    def _contenders(self, table: Table, rounding: Rounding) -> list[Site]:
+        return [row.site for row in contenders(list(table.values()), self.n_layers, self.rule, rounding)]
 
 
-def score_candidates(grid: ScoreGrid, *, full_grid: bool = True) -> list[Candidate]:
+class ScoredCandidates(NamedTuple):
+    """The table of scores, and the rounding bounds by which some of them were computed again."""
+
+    table: list[Candidate]
+    rounding: Rounding
+
+
+def score_candidates(grid: ScoreGrid, *, full_grid: bool = True, screen: int = 0) -> ScoredCandidates:
     """Bypass, induce and KL of every candidate that the layer cut of the rule leaves.
 
     Without `full_grid` only scores that can change the selection are computed: induce of all, bypass of those that pass
-    it, and KL in the order of the criterion until one passes, and of its ties.
+    it, and KL in the order of the criterion until one passes, and of its ties. With a `screen` this holds for so many
+    candidates with the best first-order estimates; if none of them passes, for all.
     """
-    table = {row.site: row for row in grid.rows()}
+    table, rounding = {row.site: row for row in grid.rows()}, Rounding(*[grid.assumed_rounding or 0.0] * 3)
+    screened_out = grid.screen(table, screen) if screen and not full_grid else []
+    rounding = _score(grid, table, rounding, full_grid)
+    if screened_out and choose(list(table.values()), grid.n_layers, grid.criterion).selected is None:
+        log.info("no candidate of the screen passes, so %d others are scored too", len(screened_out))
+        scored = {site: row for site, row in table.items() if site not in screened_out}
+        others = {site: replace(table[site], discarded=None) for site in screened_out}
+        rounding = _score(grid, others, rounding, full_grid)
+        table |= scored | others
+    rounding = grid.rescore(table, rounding)
+    return ScoredCandidates(list(table.values()), rounding)
+
+
+def _score(grid: ScoreGrid, table: Table, rounding: Rounding, full_grid: bool) -> Rounding:
+    """Fill in the scores of the open candidates of a table; returns the bounds on their rounding."""
     grid.score(table, "induce", _open(table))
-    grid.score(table, "bypass", [site for site in _open(table) if full_grid or grid.passes(table[site])])
-    if full_grid:
-        grid.score(table, "kl", _open(table))
-    else:
-        grid.score_kl_in_order(table)
-    grid.rescore_near_ties(table)
-    return list(table.values())
+    rounding = grid.update_rounding(table, rounding, "induce")
+    passing = [site for site in _open(table) if full_grid or grid.can_survive(table[site], rounding)]
+    grid.score(table, "bypass", passing)
+    rounding = grid.update_rounding(table, rounding, "bypass")
+    if not full_grid:
+        return grid.score_kl_in_order(table, rounding)
+    grid.score(table, "kl", _open(table))
+    return grid.update_rounding(table, rounding, "kl")
 
 
 def _open(table: Table) -> list[Site]:
     """Candidates without a reason to discard them."""
     return [site for site, row in table.items() if row.discarded is None]
-
-
-NOISE, NOISE_16_BIT = 2e-5, 0.05
-"""Change of a score with the shape of its batch: measured in float32, an upper bound in 16 bits."""
-
-
-def _at_a_bound(row: Candidate, rule: SelectionRule, noise: float) -> bool:
-    bounds = ((row.kl, rule.max_kl), (row.induce, rule.min_induce))
-    return any(v is not None and b is not None and abs(v - b) <= noise for v, b in bounds)
-
-
-def _close(result: SelectionResult, rule: SelectionRule, noise: float) -> list[Site]:
-    """The candidates for which rounding can change the selection."""
-    best = result.selected
-    return [
-        row.site
-        for row in result.candidates
-        if _at_a_bound(row, rule, noise)
-        or (row.discarded is None and best is not None and rule.criterion_of(row) - rule.criterion_of(best) <= noise)
-    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
-from rhumbline.judging.score import TextJudge
+from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.seed_files import Candidate
 from rhumbline.stages.completions import complete
@@ -93,19 +93,28 @@ class CompletionScores:
     def _judges(self, prompts: Sequence[Prompt]) -> list[TextJudge]:
         return [self.run.style.judge(p.category) for p in prompts]
 
-    def _complete(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[list[str]]:
+    def _complete(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[list[str | None]]:
         """Completions at baseline, then under each arm."""
         length = self.run.protocol.max_new_tokens
-        return complete(self.run.runner("selection"), self.run.chat, prompts, [BASELINE, *arms], length)
+        runner, header = self.run.runner("selection"), self.run.header
+        return complete(runner, self.run.chat, prompts, [BASELINE, *arms], length, header)
 
-    def _content(self, texts: Sequence[str], baseline: Sequence[str], prompts: Sequence[Prompt]) -> float:
-        values = [self.run.style.content(*row) for row in zip(texts, baseline, prompts, strict=True)]
+    def _content(self, texts: Sequence[str | None], baseline: Sequence[str | None], prompts: Sequence[Prompt]) -> float:
+        rows = zip(texts, baseline, prompts, strict=True)
+        values = [
+            self.run.style.content(text, before, prompt)
+            for text, before, prompt in rows
+            if text is not None and before is not None
+        ]
         return sum(values) / max(1, len(values))
 
 
-def _responses(prompts: Sequence[Prompt]) -> list[str]:
+def _responses(prompts: Sequence[Prompt]) -> list[str | None]:
     return [p.response or "" for p in prompts]
 
 
-def _mean_score(judges: Sequence[TextJudge], texts: Sequence[str]) -> float:
-    return sum(judge(text).value or 0.0 for judge, text in zip(judges, texts, strict=True)) / max(1, len(judges))
+def _mean_score(judges: Sequence[TextJudge], texts: Sequence[str | None]) -> float:
+    """The mean score of the texts that have one."""
+    scores = [score_of(judge, text).value for judge, text in zip(judges, texts, strict=True)]
+    values = [value for value in scores if value is not None]
+    return sum(values) / max(1, len(values))

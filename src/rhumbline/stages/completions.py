@@ -1,16 +1,22 @@
-"""Greedy completions as text."""
+"""The answers of greedy completions, as text."""
 
 from collections.abc import Sequence
 
 from rhumbline.inference.interventions import Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import Prompt
 
 
 def complete(
-    runner: Runner, chat: Chat, prompts: Sequence[Prompt], arms: Sequence[Arm], length: int
-) -> list[list[str]]:
-    """The greedy completions of every prompt under every arm, by arm; at most `length` tokens each."""
-    ids, _ = runner.generate([chat.encode(p) for p in prompts], arms, max_new_tokens=length)
-    return [[chat.tokenizer.decode(i, skip_special_tokens=True) for i in arm] for arm in ids]
+    runner: Runner, chat: Chat, prompts: Sequence[Prompt], arms: Sequence[Arm], length: int, header: str = ""
+) -> list[list[str | None]]:
+    """The answers of the greedy completions of every prompt under every arm, by arm; at most `length` tokens each.
+
+    None: the completion has no answer. `header` is removed from the beginning of an answer (`header_text`).
+    """
+    sequences, stop = [chat.encode(p) for p in prompts], stop_ids(runner.model, chat)
+    ids, _ = runner.generate(sequences, arms, max_new_tokens=length, stop=stop)
+    answers = [[chat.answer(i).text for i in arm] for arm in ids]
+    return [[text and text.removeprefix(header) for text in arm] for arm in answers]

@@ -37,7 +37,12 @@ def _prepare(run: SeedRun) -> Callable[[DoseRequest], Doses]:
         arms = run.arms.doses(label, plan.strengths if label == "positive" else plan.coefficients, plan.draws)
         if not arms:
             return Doses(ids, ())
-        metric = run.scorer("dose").read(prompts[label].sequences, [a.arm for a in arms]).metric
+        # At dose 0 every curve is the baseline, which is evaluated once.
+        doses = [(a.id, a.dose) if a.dose != 0 else None for a in arms]
+        once = {dose: a.arm for dose, a in zip(doses, arms, strict=True)}
+        values = run.scorer("dose").read(prompts[label].sequences, list(once.values())).metric
+        by_dose = dict(zip(once, values, strict=True))
+        metric = [by_dose[dose] for dose in doses]
         kind = "ablation" if label == "positive" else "addition"
         rows = (
             DoseRow(kind=kind, arm=a.id, dose=a.dose, side=label, metric=six_digits(values))

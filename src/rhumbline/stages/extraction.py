@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from rhumbline.axes import Candidates
+from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.residuals import Extraction, ResidualStats, extract
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label, Split
@@ -68,10 +69,17 @@ def extract_candidates(run: SeedRun) -> Extracted:
 
 def _extract(run: SeedRun, split: Split, label: Label) -> Extraction:
     """One pass over the prompts of a class: means, metric and kept prompts."""
-    keep = None
+    sequences, runner = run.encoded(run.rows(split, label)), run.runner("extraction")
     # The metric of a prompt is read in the same pass, unless the pass reads responses.
-    read = None if isinstance(run.metric, PairedLogOdds) or run.positions[0].is_in_response else run.metric
-    if run.protocol.extraction.filter and read is not None:
+    if isinstance(run.metric, PairedLogOdds) or run.positions[0].is_in_response or run.metric is None:
+        return extract(runner, sequences, run.positions)
+    keep = None
+    if run.protocol.extraction.filter:
         keep = (lambda m: m > 0) if label == "positive" else (lambda m: m < 0)
-    sequences = run.encoded(run.rows(split, label))
-    return extract(run.runner("extraction"), sequences, run.positions, read=read, keep=keep)
+    if not run.start_tokens:
+        return extract(runner, sequences, run.positions, read=run.metric, keep=keep)
+    # The metric is read after tokens that the positions do not count.
+    metric = run.scorer("extraction").read(sequences, [BASELINE]).metric[0]
+    kept = torch.ones(len(sequences), dtype=torch.bool) if keep is None else keep(metric)
+    whole = extract(runner, [s for s, is_kept in zip(sequences, kept.tolist(), strict=True) if is_kept], run.positions)
+    return Extraction(whole.stats, metric, kept)

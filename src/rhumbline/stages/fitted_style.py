@@ -19,8 +19,8 @@ from rhumbline.records.seed_files import StyleJudges, TextForm
 class StyleReadout:
     """What is recorded with the score of a completion."""
 
-    content: float
-    """Share of the content that the completion has, 0 to 1."""
+    content: float | None
+    """Share of the content that the completion has, 0 to 1; None if there is nothing to compare with."""
     form: TextForm
     marker_share: float | None
     """Share of the words inside markers; None: unscored."""
@@ -58,10 +58,12 @@ class FittedStyle:
         """Share of the content of the baseline completion (or of the known answer) that a completion has."""
         return content_kept(self.markers, text, baseline, prompt.answer, self.chance)
 
-    def readout(self, text: str, baseline: str, prompt: Prompt) -> StyleReadout:
-        """Content, form and the values of both judges."""
+    def readout(self, text: str, baseline: str | None, prompt: Prompt) -> StyleReadout:
+        """Content, form and the values of both judges. `baseline` is None if the baseline completion has no answer."""
         classifier = None
         if self.classifier is not None:
             classifier = ClassifierJudge(self.classifier, prompt.category)(text).value
         shape = self.markers.form(text)
-        return StyleReadout(self.content(text, baseline, prompt), shape, self.markers(text).value, classifier)
+        has_content = baseline is not None or prompt.answer is not None
+        content = self.content(text, baseline or "", prompt) if has_content else None
+        return StyleReadout(content, shape, self.markers(text).value, classifier)

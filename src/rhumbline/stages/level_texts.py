@@ -2,6 +2,7 @@
 
 from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.residuals import at_site
+from rhumbline.judging.score import score_of
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.records.seed_files import LevelTexts, NeutralOutcome
 from rhumbline.records.shared import ByLabel
@@ -27,13 +28,13 @@ def _neutral(run: SeedRun) -> list[NeutralOutcome]:
     if not run.neutral:
         return []
     runner, direction = run.runner("levels"), run.direction
-    completions = complete(runner, run.chat, run.neutral, [BASELINE], run.protocol.max_new_tokens)[0]
+    (completions,) = complete(runner, run.chat, run.neutral, [BASELINE], run.protocol.max_new_tokens, run.header)
     along: list[float | None] = [None] * len(completions)
     if direction is not None and not direction.position.is_in_response:
         h = at_site(runner, [run.chat.encode(p) for p in run.neutral], direction.position, direction.layer)
         along = (h @ direction.vector).tolist()
     rows = []
     for prompt, text, projection in zip(run.neutral, completions, along, strict=True):
-        score = run.style.judge(prompt.category)(text)
+        score = score_of(run.style.judge(prompt.category), text)
         rows.append(NeutralOutcome(prompt_id=prompt.id, cls=score.cls, score=score.value, projection=projection))
     return rows

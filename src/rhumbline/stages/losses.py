@@ -22,8 +22,9 @@ from torch import Tensor
 from rhumbline.inference.documents import Document, token_readings
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import kl_divergence
-from rhumbline.judging.score import Class, TextJudge
+from rhumbline.judging.score import Class, Score
 from rhumbline.models.chat import Chat
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.prompts.loss_texts import LossTexts
 from rhumbline.records.seed_files import DocumentLoss, Text
@@ -66,7 +67,7 @@ def _sources(run: SeedRun, text: Text, runner: Runner) -> list[Source]:
         case "responses":
             return reading.responses(run.texts, negatives)
         case "completions":
-            return reading.completions(runner, negatives, run.judge, run.protocol.max_new_tokens)
+            return reading.completions(runner, negatives, run.score, run.protocol.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class Reading:
     """Tokens of a plain document or of a response that are read, from its beginning."""
 
     def text(self, texts: LossTexts) -> list[Source]:
-        """Plain documents. The tokenizer adds its special tokens; the first token is context only."""
+        """Plain documents, after the tokenizer's own special tokens; the first token is context only."""
         sources = []
         for i, text in enumerate(texts.documents[: self.limit]):
-            ids = list(self.chat.tokenizer(text)["input_ids"])[: self.max_tokens]
+            ids = self.chat.encode_text_alone(text)[: self.max_tokens]
             sources.append(Source(f"{i:05d}", Document(ids, 1)))
         return _predictable(sources)
 
@@ -97,16 +98,20 @@ class Reading:
         return _predictable(sources)
 
     def completions(
-        self, runner: Runner, negatives: Sequence[Prompt], judge: Callable[[Prompt], TextJudge], max_new_tokens: int
+        self,
+        runner: Runner,
+        negatives: Sequence[Prompt],
+        score: Callable[[Prompt, Sequence[int]], Score],
+        max_new_tokens: int,
     ) -> list[Source]:
         """The model's completions at baseline: the same ids, without the stop token."""
         prompts = list(negatives[: self.limit])
         sequences = [self.chat.encode(p) for p in prompts]
-        completions = runner.generate(sequences, max_new_tokens=max_new_tokens)[0][0]
+        stop = stop_ids(runner.model, self.chat)
+        completions = runner.generate(sequences, max_new_tokens=max_new_tokens, stop=stop)[0][0]
         sources = []
         for prompt, before, after in zip(prompts, sequences, completions, strict=True):
-            text = self.chat.tokenizer.decode(after, skip_special_tokens=True)
-            sources.append(Source(prompt.id, Document([*before, *after], len(before)), judge(prompt)(text).cls))
+            sources.append(Source(prompt.id, Document([*before, *after], len(before)), score(prompt, after).cls))
         return _predictable(sources)
 
 

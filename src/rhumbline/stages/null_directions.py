@@ -21,7 +21,7 @@ from rhumbline.records.seed_files import NullDirections, UnrelatedSource
 from rhumbline.records.shared import NullDirection
 from rhumbline.stages.directions import group_cosine, group_cosines
 from rhumbline.stages.null_families import Enough, Material, as_null, draw_nulls, topics_of
-from rhumbline.stages.refits import RefitSelection, scored_sites, shuffled_differences, shuffled_refits
+from rhumbline.stages.refits import RefitSelection, ShuffledSelection, scored_sites, shuffled_differences
 from rhumbline.stages.seed_artefacts import Null
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, JobKind, SeedJobs, Span, spans
@@ -144,17 +144,21 @@ def _shuffled(run: SeedRun, draws: range) -> Callable[[Span], ShuffledDraws]:
         run.runner("nulls"), run.kept_sequences("train"), run.candidates, run.positions, draws=draws, seed=run.seed
     )
 
+    if differences is None:
+        return lambda span: ShuffledDraws(())
+    plan, sites = run.protocol.nulls, scored_sites(run.selection.candidates)
+    shuffled = ShuffledSelection(
+        RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only()),
+        draws,
+        differences,
+        run.kept_sequences("val"),
+        plan.procedure_prompts,
+        run.seed,
+        plan.screen,
+    )
+
     def compute(span: Span) -> ShuffledDraws:
-        if differences is None:
-            return ShuffledDraws(())
-        sites = scored_sites(run.selection.candidates)
-        refits = shuffled_refits(
-            RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only()),
-            {draw: differences[draw - draws.start] for draw in span.range},
-            run.kept_sequences("val"),
-            prompts=run.protocol.nulls.procedure_prompts,
-            seed=run.seed,
-        )
+        refits = shuffled.refits(span.range)
         found = (ShuffledDraw(r.position, r.layer, tuple(r.vector.tolist()), r.passed) for r in refits)
         return ShuffledDraws(tuple(found))
 

@@ -10,7 +10,7 @@ selection, from *outcomes* on. If no candidate was selected, the stages that nee
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rhumbline.engines.jobs import Pool
+from rhumbline.engines.engine import Pool
 from rhumbline.records.seed_files import (
     Doses,
     Extracted,

@@ -3,17 +3,20 @@
 Test prompts are first read here, after selection.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from msgspec.structs import replace
 
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.class_rates import arm_rates
-from rhumbline.judging.judge_names import keyword_judge
-from rhumbline.judging.keyword_judges import KEYWORD_JUDGES
+from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
+from rhumbline.judging.judge_names import CLASS_JUDGES
+from rhumbline.judging.normal_text import folded
 from rhumbline.judging.paired_log_odds import PairedLogOdds
+from rhumbline.judging.score import score_of
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.arms import ArmId
 from rhumbline.records.seed_files import Outcome
@@ -28,16 +31,18 @@ LENGTHS_READ = (16, 32, 64)
 
 @dataclass(frozen=True)
 class OutcomeRequest:
-    """Test prompts first <= i < end of one class."""
+    """Test prompts of one class, and the null draws that complete them."""
 
     label: Label
-    first: int
-    end: int
+    prompts: tuple[int, ...]
+    """Indices of the prompts."""
+    draws: tuple[int, ...]
+    """Numbers of the draws."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The outcomes of some test prompts under every arm."""
+    """The outcomes of some test prompts under some arms."""
 
     rows: tuple[Outcome, ...]
 
@@ -49,17 +54,40 @@ def write_outcomes(run: SeedRun, jobs: SeedJobs) -> None:
         return
     rows: list[Outcome] = []
     for label in LABELS:
-        size = max(1, ROWS_PER_JOB // len(_arms(run, label)))
         with run.timings.stage(f"arms on {label}s", run.seed):
-            parts = spans(len(run.splits.get("test", label)), size)
-            requests = [OutcomeRequest(label, span.first, span.end) for span in parts]
+            requests = _requests(run, label)
             rows += [row for part in jobs.request(OUTCOME_JOB, requests) for row in part.rows]
     run.directory.write_rows_as(rows, path)
     jobs.clear()
 
 
-def _arms(run: SeedRun, label: Label) -> Arms:
-    return run.arms.outcomes(label, run.protocol.nulls.draws)
+def draws_by_prompt(n: int, draws: int, completed: int, seed: int) -> list[tuple[int, ...]]:
+    """The null draws that complete each of n test prompts: `completed` prompts for each draw, or all (0).
+
+    Draws have different prompts as far as possible, so that their mean is over many prompts.
+    """
+    if not completed or completed >= n:
+        return [tuple(range(draws))] * n
+    order = np.random.default_rng([seed, n, completed]).permutation(n)
+    of_draw = [{int(order[(draw * completed + i) % n]) for i in range(completed)} for draw in range(draws)]
+    return [tuple(draw for draw in range(draws) if prompt in of_draw[draw]) for prompt in range(n)]
+
+
+def _requests(run: SeedRun, label: Label) -> list[OutcomeRequest]:
+    """The jobs of one class: prompts with the same draws together."""
+    n, plan = len(run.splits.get("test", label)), run.protocol.nulls
+    prompts: dict[tuple[int, ...], list[int]] = {}
+    for prompt, draws in enumerate(draws_by_prompt(n, plan.draws, run.protocol.completed, run.seed)):
+        prompts.setdefault(draws, []).append(prompt)
+    return [
+        OutcomeRequest(label, tuple(some[span.first : span.end]), draws)
+        for draws, some in prompts.items()
+        for span in spans(len(some), max(1, ROWS_PER_JOB // len(_arms(run, label, draws))))
+    ]
+
+
+def _arms(run: SeedRun, label: Label, draws: Collection[int]) -> Arms:
+    return run.arms.outcomes(label, draws)
 
 
 def _prepare(run: SeedRun) -> Callable[[OutcomeRequest], Outcomes]:
@@ -72,24 +100,27 @@ OUTCOME_JOB = JobKind("outcomes", OutcomeRequest, Outcomes, _prepare)
 def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     """The outcomes of some test prompts under every arm."""
     label = request.label
-    arms, prompts = _arms(run, label), run.splits.get("test", label)[request.first : request.end]
+    arms, prompts = _arms(run, label, request.draws), [run.splits.get("test", label)[i] for i in request.prompts]
     ids = list(arms)
     runner, sequences = run.runner(f"arms on {label}s"), [run.chat.encode(p) for p in prompts]
-    pairs, read = (run.metric, None) if isinstance(run.metric, PairedLogOdds) else (None, run.metric)
+    # The first logits of a completion are those of the metric, unless it reads responses or later tokens.
+    read = None if isinstance(run.metric, PairedLogOdds) or run.start_tokens else run.metric
 
     def is_decided(arm: int, tokens: Sequence[int]) -> bool:
-        return not ids[arm].is_own and keyword_judge(run.protocol.judge).is_decided_by(_text(run, tokens))
+        text = run.answer(tokens)
+        return text is not None and not ids[arm].is_own and run.protocol.class_judge().is_decided_by(text)
 
     completions, metric = runner.generate(
         sequences,
         list(arms.values()),
         max_new_tokens=run.protocol.max_new_tokens,
+        stop=stop_ids(run.model, run.chat),
         read=read,
         decided=is_decided if run.protocol.early_stop else None,
     )
-    if pairs is not None:
-        metric = pairs.read(runner, sequences, list(arms.values()))
-    baseline = [_text(run, tokens) for tokens in completions[0]]
+    if run.metric is not None and read is None:
+        metric = run.scorer(f"arms on {label}s").read(sequences, list(arms.values())).metric
+    baseline = [run.answer(tokens) for tokens in completions[0]]
     rows = (
         _outcome(run, arm, prompt, completions[a][p], float(metric[a, p]), baseline[p])
         for a, arm in enumerate(arms)
@@ -98,14 +129,12 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     return Outcomes(tuple(rows))
 
 
-def _text(run: SeedRun, ids: Sequence[int]) -> str:
-    return run.chat.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metric: float, baseline: str) -> Outcome:
+def _outcome(
+    run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metric: float, baseline: str | None
+) -> Outcome:
     """The row of one completion."""
-    text = _text(run, ids)
-    score = run.judge(prompt)(text)
+    text = run.answer(ids)
+    score = run.score(prompt, ids)
     row = Outcome(
         arm=arm,
         side=prompt.label,
@@ -113,11 +142,13 @@ def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metri
         cls=score.cls,
         score=score.value,
         evidence=score.evidence,
+        repeats=score.repeats,
+        uncovered=score.uncovered,
         metric=metric,
         new_tokens=len(ids),
         category=prompt.category,
     )
-    if run.protocol.is_continuous:
+    if run.protocol.is_continuous and text is not None:
         readout = run.style.readout(text, baseline, prompt)
         row = replace(
             row,
@@ -126,32 +157,41 @@ def _outcome(run: SeedRun, arm: ArmId, prompt: Prompt, ids: Sequence[int], metri
             marker_share=readout.marker_share,
             classifier=readout.classifier,
         )
-    elif arm.is_own:
-        judges = {name: j(text).cls for name, j in KEYWORD_JUDGES.items()}
+    elif not run.protocol.is_continuous and arm.is_own:
+        judges = {name: _class_by(run, name, text) for name in CLASS_JUDGES}
         row = replace(row, judges=judges, by_length=_by_length(run, ids, text), correct=_has_answer(prompt, text))
-    return replace(row, prompt=prompt.text, completion=text) if run.protocol.save_completions else row
+    if not run.protocol.save_completions:
+        return row
+    whole = run.chat.tokenizer.decode(ids, skip_special_tokens=True)
+    return replace(row, prompt=prompt.text, completion=whole if text is None else text)
 
 
-def _by_length(run: SeedRun, ids: Sequence[int], text: str) -> dict[str, Class]:
+def _class_by(run: SeedRun, judge: str, text: str | None) -> Class:
+    """The class by another judge; unscored also where the literal one classifies a language that it does not cover."""
+    score = score_of(run.protocol.class_judge(judge), text)
+    return "unscored" if score.uncovered else score.cls
+
+
+def _by_length(run: SeedRun, ids: Sequence[int], text: str | None) -> dict[str, Class]:
     """The class of the beginnings of a completion, and of the whole."""
     lengths = [n for n in LENGTHS_READ if n < run.protocol.max_new_tokens]
-    texts = {str(n): _text(run, ids[:n]) for n in lengths} | {"full": text}
-    judge_of_run = keyword_judge(run.protocol.judge)
-    return {n: judge_of_run(beginning).cls for n, beginning in texts.items()}
+    texts = {str(n): run.answer(ids[:n]) for n in lengths} | {"full": text}
+    judge_of_run = run.protocol.class_judge()
+    return {n: score_of(judge_of_run, beginning).cls for n, beginning in texts.items()}
 
 
-def _has_answer(prompt: Prompt, text: str) -> bool | None:
-    """Whether the text of a negative contains the known answer; None if no answer is known."""
-    if prompt.label != "negative" or not prompt.response:
+def _has_answer(prompt: Prompt, text: str | None) -> bool | None:
+    """Whether the text of a negative contains the known answer; None if no answer is known, or without a text."""
+    if prompt.label != "negative" or not prompt.response or text is None:
         return None
-    return " ".join(prompt.response.casefold().split()) in " ".join(text.casefold().split())
+    return folded(prompt.response) in folded(text)
 
 
 def check_filter(run: SeedRun) -> None:
     """Raise ProtocolError if the model shows the behaviour but the sign of the metric keeps no prompt of a class."""
     n = {"train": run.extraction.n.train, "val": run.extraction.n.val}
     empty = [f"{split} {label}s" for split, counts in n.items() for label in LABELS if counts[label] == 0]
-    rows = run.directory.read_rows(Outcome, run.seed)
+    rows = measured_outcomes(run.directory.read_rows(Outcome, run.seed))
     baseline = next(a for a in arm_rates(rows) if a.arm.is_baseline and a.side == "positive")
     if empty and (baseline.rate or 0.0) >= run.protocol.rule.min_baseline:
         raise ProtocolError(

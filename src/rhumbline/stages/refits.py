@@ -6,8 +6,9 @@ the best bypass scores first. Refusal tokens and the filter by the sign of the m
 and validation prompts only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,25 +17,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates, TokenIds
-from rhumbline.evidence.selection_rules import SelectionRule, choose
+from rhumbline.evidence.selection_rules import SelectionRule, choose, screened
+from rhumbline.inference.first_order import first_order
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
+from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
-from rhumbline.records.seed_files import BootstrapRefit, Candidate
+from rhumbline.records.seed_files import BootstrapRefit, Candidate, Estimates
 from rhumbline.records.shared import Site
 from rhumbline.stages.null_families import generator, halves
 
-CANDIDATES_AT_ONCE = 4
+CANDIDATES_AT_ONCE = 2
 """Candidates whose induce and KL scores are computed together, in the order of their bypass scores."""
 
 Sequences = Sequence[TokenIds]
 
 
 def scored_sites(table: Sequence[Candidate]) -> list[Site]:
-    """The sites with an induce score: those that a refit of the whole procedure can select."""
-    return [row.site for row in table if row.induce is not None]
+    """The sites that were scored or screened: those that a refit of the whole procedure can select."""
+    return [row.site for row in table if row.induce is not None or row.estimates is not None]
 
 
 def best_sites(table: Sequence[Candidate], rule: SelectionRule, n: int) -> list[Site]:
@@ -89,9 +92,13 @@ class RefitSelection:
     positions: Sequence[Position]
     rule: SelectionRule
 
+    def directions(self, candidates: Candidates) -> dict[Site, Direction]:
+        """The candidate of every site that has one: neither zero nor infinite."""
+        return {site: d for site in self.sites if (d := self._direction(candidates, site)) is not None}
+
     def select(self, candidates: Candidates, validation: Validation) -> Refit | None:
         """Select among the sites by the rule; None if no candidate has a direction."""
-        directions = {site: d for site in self.sites if (d := self._direction(candidates, site)) is not None}
+        directions = self.directions(candidates)
         if not directions:
             return None
         ablations = [Arm("ablation", (Ablate(d),)) for d in directions.values()]
@@ -153,29 +160,74 @@ def shuffled_differences(
     return differences * candidates.float().norm(dim=-1, keepdim=True)
 
 
-def shuffled_refits(
-    selection: RefitSelection,
-    differences: Mapping[int, Float[Tensor, "position layer d_model"]],
-    val: tuple[Sequences, Sequences],
-    *,
-    prompts: int,
-    seed: int,
-) -> list[Refit]:
-    """Selection on pseudo-classes, for the pseudo-differences of some draws.
+class PseudoClasses(NamedTuple):
+    """The validation prompts of one draw, by index in positives followed by negatives."""
 
-    Each pseudo-class gets half of `prompts` validation prompts of either true class.
-    """
-    refits = []
-    for draw, candidates in differences.items():
+    positive: list[int]
+    negative: list[int]
+
+    @classmethod
+    def of(cls, sizes: tuple[int, int], draw: int, prompts: int, seed: int) -> "PseudoClasses":
+        """Each pseudo-class gets half of `prompts` validation prompts of either true class."""
         rng = np.random.default_rng([seed, draw, prompts])
-        drawn = [[s[i] for i in rng.permutation(len(s))[:prompts]] for s in val]
-        first, second = ([x for s in drawn for x in s[half::2]] for half in (0, 1))
-        if not (first and second):
-            continue
-        refit = selection.select(candidates, _equally_weighted(selection.scorer, first, second))
-        if refit is not None:
-            refits.append(refit)
-    return refits
+        drawn = [(start + rng.permutation(n)[:prompts]).tolist() for start, n in zip((0, sizes[0]), sizes, strict=True)]
+        return cls(*([i for some in drawn for i in some[half::2]] for half in (0, 1)))
+
+
+@dataclass(frozen=True)
+class ShuffledSelection:
+    """Selection on pseudo-classes."""
+
+    selection: RefitSelection
+    draws: Sequence[int]
+    """Numbers of the draws."""
+    differences: Float[Tensor, "draw position layer d_model"]
+    val: tuple[Sequences, Sequences]
+    prompts: int
+    """Validation prompts of either true class in a draw."""
+    seed: int
+    screen: int = 0
+    """Sites that are scored exactly, chosen by first-order estimates; 0: every site."""
+
+    def refits(self, draws: Sequence[int]) -> list[Refit]:
+        """The refits of some draws. A draw without validation prompts or without a direction has none."""
+        sequences = [*self.val[0], *self.val[1]]
+        refits = []
+        for draw in draws:
+            classes = self._classes(draw)
+            if not (classes.positive and classes.negative):
+                continue
+            positive, negative = ([sequences[i] for i in some] for some in classes)
+            place = self.draws.index(draw)
+            selection = self._screened[place]
+            weighted = _equally_weighted(selection.scorer, positive, negative)
+            refit = selection.select(self.differences[place], weighted)
+            if refit is not None:
+                refits.append(refit)
+        return refits
+
+    def _classes(self, draw: int) -> PseudoClasses:
+        return PseudoClasses.of((len(self.val[0]), len(self.val[1])), draw, self.prompts, self.seed)
+
+    @cached_property
+    def _screened(self) -> list[RefitSelection]:
+        """The selection of every draw, among the sites that its screen leaves; one backward pass for all draws."""
+        selection, scorer = self.selection, self.selection.scorer
+        n = len(self.differences)
+        if not self.screen or len(selection.sites) <= self.screen or isinstance(scorer.metric, PairedLogOdds):
+            return [selection] * n
+        of_draw = [selection.directions(some) for some in self.differences]
+        every = [d for some in of_draw for d in some.values()]
+        ablation, addition = first_order(scorer.runner, [*self.val[0], *self.val[1]], scorer.metric, every)
+        screened_selections, start = [], 0
+        for draw, directions in zip(self.draws, of_draw, strict=True):
+            classes, here, sites = self._classes(draw), slice(start, start + len(directions)), list(directions)
+            bypass, induce = ablation[here, classes.positive].mean(1), addition[here, classes.negative].mean(1)
+            estimates = [Estimates(*pair) for pair in zip(bypass.tolist(), induce.tolist(), strict=True)]
+            kept = [sites[i] for i in screened(estimates, self.screen)]
+            screened_selections.append(replace(selection, sites=kept))
+            start += len(directions)
+        return screened_selections
 
 
 def _equally_weighted(scorer: Scorer, positive: Sequences, negative: Sequences) -> Validation:

@@ -7,43 +7,50 @@ from the probabilities of the next token. Training prompts only. Independent of 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import torch
 
 from rhumbline.axes import TokenIds
 from rhumbline.errors import ProtocolError
+from rhumbline.evidence.seed_evidence import USABLE_AUROC
 from rhumbline.evidence.statistics import auroc
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
-from rhumbline.judging.score import TextJudge
-from rhumbline.models.chat import Chat
+from rhumbline.judging.score import TextJudge, score_of
+from rhumbline.models.chat import Chat, ChatWithResponse
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.reasons import TokensLacking
-from rhumbline.records.seed_files import MetricTokens
+from rhumbline.records.seed_files import CommonStart, MetricTokens
 from rhumbline.records.shared import FirstToken
+from rhumbline.stages.common_start import Baseline, header_text
 from rhumbline.stages.seed_run import SeedRun
 
 LONGEST_READ = 64
 """New tokens after which a training prompt is classified."""
 SMALLEST_SHARE = 0.05
 """Share of the refusals that a first token must start."""
-SMALLEST_AUROC = 0.6
-"""Separation of the classes that the probability of a first token must reach."""
+SMALLEST_SHARE_AT_START = 0.5
+"""Share of the refusals that must begin where the metric is read, and not after a block of another length."""
 
 
 def find_tokens(run: SeedRun) -> MetricTokens:
-    """The metric of a seed, with its tokens unless it is the paired log-odds."""
-    texts = run.protocol.refusal_tokens
+    """The metric of a seed, with its tokens unless it is the paired log-odds, and the tokens after which it is read."""
+    runner, texts = run.runner("refusal tokens"), run.protocol.refusal_tokens
+    by_class = {label: [ids for split in ("train", "val") for ids in run.sequences(split, label)] for label in LABELS}
+    mixed = [ids for both in zip_longest(*by_class.values()) for ids in both if ids is not None]
+    judge = None if run.protocol.is_continuous else run.judge()
+    start = Baseline(runner, run.chat, mixed).common_start(judge)
     if texts == "auto" and run.pairs is not None:
-        return MetricTokens(how="pairs", tokens=(), auroc=None, refusals=None, n=None, reason=None)
+        start = start if start is not None and start.is_header else None
+        return MetricTokens(how="pairs", tokens=(), auroc=None, refusals=None, n=None, reason=None, start=start)
     positive, negative = (run.sequences("train", label) for label in LABELS)
-    tokens = FirstTokens(run.runner("refusal tokens"), run.chat, positive, negative)
+    tokens = FirstTokens(runner, run.chat, positive, negative, start)
     if texts != "auto":
         return tokens.of_texts(texts)
-    if run.protocol.is_continuous:
-        return tokens.of_probabilities()
-    return tokens.of_completions(run.judge(), run.protocol.max_new_tokens)
+    return tokens.of_probabilities() if judge is None else tokens.of_completions(judge, run.protocol.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -57,22 +64,34 @@ class FirstTokens:
     chat: Chat
     positive: Sequence[TokenIds]
     negative: Sequence[TokenIds]
+    start: CommonStart | None = None
+    """The tokens of a completion after which they are the first ones; None: those of the completion itself."""
+
+    @property
+    def _start(self) -> tuple[int, ...]:
+        return () if self.start is None else self.start.tokens
 
     def of_texts(self, texts: Sequence[str]) -> MetricTokens:
         """The first token of each text."""
-        tokens = self._tokens({self.chat.first_token(text): None for text in texts}, least_auroc=None)
-        return self._metric("given", tokens)
+        ids = {self.chat.first_token(text, self._start): None for text in texts}
+        return self._metric("given", self._tokens(ids, least_auroc=None))
 
     def of_completions(self, judge: TextJudge, max_new_tokens: int) -> MetricTokens:
         """The tokens that start the model's own baseline refusals of training positives."""
-        completions, _ = self.runner.generate(self.positive, max_new_tokens=min(max_new_tokens, LONGEST_READ))
-        texts = [self.chat.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions[0]]
-        refusals = [ids for ids, text in zip(completions[0], texts, strict=True) if judge(text).value]
-        counts = Counter(ids[0] for ids in refusals)
+        length, stop = min(max_new_tokens, LONGEST_READ), stop_ids(self.runner.model, self.chat)
+        completions, _ = self.runner.generate(self.positive, max_new_tokens=length, stop=stop)
+        header, n_start = header_text(self.chat, self.start), len(self._start)
+        answers = [self.chat.answer(ids) for ids in completions[0]]
+        texts = [None if a.text is None else a.text.removeprefix(header) for a in answers]
+        refusals = [i for i, text in enumerate(texts) if score_of(judge, text).value]
+        firsts = [completions[0][i][n_start] for i in refusals if answers[i].start <= n_start < len(completions[0][i])]
+        if len(firsts) < SMALLEST_SHARE_AT_START * len(refusals):
+            return self._metric("auto", (), TokensLacking.AFTER_BLOCK, refusals=len(refusals))
+        counts = Counter(firsts)
         shares = {token: n / len(refusals) for token, n in counts.most_common() if n / len(refusals) >= SMALLEST_SHARE}
         if not shares:
             return self._metric("auto", (), TokensLacking.NOT_SHOWN, refusals=len(refusals))
-        tokens = self._tokens(shares, SMALLEST_AUROC)
+        tokens = self._tokens(shares, USABLE_AUROC)
         return self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))
 
     def of_probabilities(self) -> MetricTokens:
@@ -83,7 +102,7 @@ class FirstTokens:
         means = []
         for sequences in (self.positive, self.negative):
             total: torch.Tensor | None = None
-            for _, logits in self.runner.last_logits(sequences):
+            for _, logits in self.runner.last_logits(self._after_start(sequences)):
                 some = logits.double().softmax(-1).sum(0).cpu()
                 total = some if total is None else total + some
             assert total is not None
@@ -91,7 +110,7 @@ class FirstTokens:
         more = means[0] - means[1]
         order = more.argsort(descending=True).tolist()
         shares = {int(t): float(more[t]) for t in order if more[t] >= SMALLEST_SHARE}
-        return self._metric("shifted", self._tokens(shares, SMALLEST_AUROC), TokensLacking.NOT_LIKELIER)
+        return self._metric("shifted", self._tokens(shares, USABLE_AUROC), TokensLacking.NOT_LIKELIER)
 
     def _tokens(self, shares: Mapping[int, float | None], least_auroc: float | None) -> tuple[FirstToken, ...]:
         """The tokens that separate the classes well enough."""
@@ -118,7 +137,10 @@ class FirstTokens:
             case _:
                 auroc_of_all, reason = self._separation([t.id for t in tokens]), None
         n = None if how == "given" else len(self.positive)
-        return MetricTokens(how=how, tokens=tokens, auroc=auroc_of_all, refusals=refusals, n=n, reason=reason)
+        return MetricTokens(how, tokens, auroc_of_all, refusals, n, reason, self.start)
+
+    def _after_start(self, sequences: Sequence[TokenIds]) -> list[TokenIds]:
+        return [ChatWithResponse(ids, self._start) if self._start else ids for ids in sequences]
 
     def _separation(self, tokens: Sequence[int]) -> float:
         """AUROC of the metric of these tokens between the training classes."""
@@ -126,7 +148,8 @@ class FirstTokens:
         if outside := [t for t in tokens if not 0 <= t < vocab]:
             raise ProtocolError(f"refusal tokens {outside} are outside the vocabulary of {vocab}. Use other texts.")
         values = torch.zeros(len(self.positive) + len(self.negative), dtype=torch.float64)
-        for rows, logits in self.runner.last_logits([*self.positive, *self.negative]):
+        sequences = self._after_start([*self.positive, *self.negative])
+        for rows, logits in self.runner.last_logits(sequences):
             values[rows.prompt] = refusal_metric(logits, tokens).cpu()
         both = values.numpy()
         return auroc(both[: len(self.positive)], both[len(self.positive) :])

@@ -12,7 +12,9 @@ from rhumbline.errors import ProtocolError
 from rhumbline.evidence.detectable_effects import detectable
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.decoding_facts import decoding_facts
 from rhumbline.models.loading import fingerprint
+from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.prompts.contrasts import SPLITS, ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
@@ -57,6 +59,26 @@ class RunPlan:
         chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
         return cls(model, contrast, protocol, texts, splits, chat, chats)
 
+    def check(self, new_tokens: int) -> None:
+        """Check everything that the run reads, before the first forward pass, with `new_tokens` generated.
+
+        Raises InputError for texts that spell control tokens and for prompts beyond the positions of the model, and
+        ModelError for token ids beyond its embedding.
+        """
+        prompts = (*prompts_of(self.contrast, self.splits.values()), *self.contrast.neutral)
+        for chat in (self.chat, *self.chats.values()):
+            check_sequences(self.model, {p.id: chat.encode(p) for p in prompts}, new_tokens)
+        if self.protocol.extraction.response_position is not None or self.protocol.is_continuous:
+            responses = [(p, r) for p in prompts for r in (p.response, p.other_response) if r is not None]
+            self.chat.check_texts(((p.id, response) for p, response in responses), "responses")
+            whole = {p.id: self.chat.encode_with_response(p, response) for p, response in responses}
+            check_sequences(self.model, whole, what="prompts with their responses")
+        limit = self.protocol.side_effects.documents
+        documents, exchanges = self.texts.documents[:limit], self.texts.exchanges[:limit]
+        texts = [(f"document {i}", text) for i, text in enumerate(documents)]
+        texts += [(f"exchange {i}", text) for i, e in enumerate(exchanges) for text in (e.prompt, e.response)]
+        self.chat.check_texts(texts, "texts of losses")
+
     def record(self, mode: Literal["discover"] | None = None) -> dict[str, Any]:
         """The JSON value of protocol.json: the decisions, and hashes of what they depend on."""
         facts = {**to_json(self.model.record()), "fingerprint": fingerprint(self.model)}
@@ -68,6 +90,7 @@ class RunPlan:
             splits={seed: self._split_plan(splits) for seed, splits in self.splits.items()},
             versions=Versions(version("rhumbline"), version("torch"), version("transformers"), code_sha256()),
             texts=self.texts.record() if mode is None else None,
+            decoding=decoding_facts(self.model, self.chat) if mode is None else None,
             mode=mode,
         )
         return {**self.protocol.record(), **to_json(context)}

@@ -14,10 +14,9 @@ from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.inference.batching import CPU_TOKENS
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.judge_names import keyword_judge
 from rhumbline.judging.metric import Metric, TokenMetric, own_tokens
 from rhumbline.judging.paired_log_odds import PairedLogOdds
-from rhumbline.judging.score import TextJudge
+from rhumbline.judging.score import Score, TextJudge, score_of
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
@@ -28,6 +27,7 @@ from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import Extracted, MetricTokens, Selection, StyleJudges
 from rhumbline.stages.arms import AdditionParameters, SeedArms
+from rhumbline.stages.common_start import header_text
 from rhumbline.stages.fitted_style import FittedStyle
 from rhumbline.stages.seed_artefacts import Null, SeedArtefacts
 from rhumbline.stages.timings import Timings
@@ -109,7 +109,11 @@ class SeedRun:
         """The judge of the completions of this prompt."""
         if self.protocol.is_continuous:
             return self.style.judge(prompt.category if prompt else None)
-        return keyword_judge(self.protocol.judge)
+        return self.protocol.class_judge()
+
+    def score(self, prompt: Prompt, ids: Sequence[int]) -> Score:
+        """The score of a completion of this prompt. Needs metric.json."""
+        return score_of(self.judge(prompt), self.answer(ids))
 
     @cached_property
     def pairs(self) -> PairedLogOdds | None:
@@ -124,14 +128,33 @@ class SeedRun:
         """The metric that metric.json states; None if the model has no refusal tokens."""
         record = self.artefacts.read(MetricTokens)
         if record.how == "pairs":
-            return self.pairs
+            return self.pairs and self.pairs.after(self.start_tokens)
         return TokenMetric(tuple(t.id for t in record.tokens)) if record.tokens else None
 
     def scorer(self, stage: str) -> Scorer:
         """Evaluates the metric for many arms, and the KL divergence as the selection rule defines it."""
         assert self.metric is not None
         excluded = tuple(own_tokens(self.metric)) if self.protocol.selection.kl_outside else ()
-        return Scorer(self.runner(stage), self.metric, excluded)
+        return Scorer(self.runner(stage), self.metric, excluded, self.start_tokens)
+
+    @cached_property
+    def start_tokens(self) -> tuple[int, ...]:
+        """The tokens after which metric.json reads the metric and the KL divergence; empty: after the prompt."""
+        start = self.artefacts.read(MetricTokens).start
+        return () if start is None else start.tokens
+
+    @cached_property
+    def header(self) -> str:
+        """The text of the common start that precedes the answer; empty if the start is a part of the answer."""
+        return header_text(self.chat, self.artefacts.read(MetricTokens).start)
+
+    def answer(self, ids: Sequence[int], chat: Chat | None = None) -> str | None:
+        """The answer of a completion, after a header that all baseline completions have; None if it has no answer.
+
+        `chat` is that of a condition; None: that of the run. Needs metric.json.
+        """
+        text = (chat or self.chat).answer(ids).text
+        return None if text is None else text.removeprefix(self.header)
 
     # Results of earlier stages
 

@@ -44,7 +44,8 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
         rule = rule if is_testable else rule.without_induce_and_kl()
     grid = replace(_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
     # A rule that needs completions compares all candidates that pass, so every score is computed.
-    table = score_candidates(grid, full_grid=run.protocol.full_grid or rule != rule.metric_only())
+    full_grid = run.protocol.full_grid or rule != rule.metric_only()
+    table, rounding = score_candidates(grid, full_grid=full_grid, screen=run.protocol.screen)
     coefficient_of = partial(_coefficient, run, metric, negative)
     if run.protocol.is_continuous:
         labels = LABELS if is_testable else LABELS[:1]
@@ -59,6 +60,7 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
         baseline=ByLabel(*(_mean(run.extraction.metric.val[c], kept[c]) for c in LABELS)),
         coefficient=1.0 if best is None else coefficient_of(run.direction_at(best.position, best.layer)),
         room=is_testable,
+        rounding=rounding,
         n=n.val,
         candidates=result.candidates,
     )

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from rhumbline.engines.jobs import Job, Log, Pool, answered
-from rhumbline.engines.local import LocalPool
+from rhumbline.engines.engine import Job, LocalPool, Pool, run_jobs
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.files import file_sha256
 from rhumbline.stages.seed_run import SeedRun
@@ -41,6 +40,17 @@ class JobKind(Generic[A, Result]):
     """Record of the result."""
     prepare: Callable[[SeedRun], Callable[[A], Result]]
     """Called once for all jobs of this kind that a worker runs: what they share is computed here."""
+
+
+@dataclass(frozen=True)
+class RemoteArguments:
+    """Arguments of a job on another worker."""
+
+    seed: int
+    tokens: int
+    """Tokens of a forward pass, as measured by the run."""
+    arguments: Any
+    """JSON value of the record of the kind."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +101,17 @@ class SeedJobs:
         if self.pool is None:
             jobs = [Job(kind.name, value, depends) for value in values]
             here = LocalPool(lambda name, value, shared: self.compute(kind, value))
-            return self._converted(kind, answered(here, jobs, run.folder / FOLDER))
-        envelopes = [{"seed": run.seed, "tokens": run.tokens, "arguments": value} for value in values]
-        jobs = [Job(kind.name, envelope, depends, name=f"{kind.name} {i}") for i, envelope in enumerate(envelopes)]
+            return self._converted(kind, run_jobs(here, jobs, run.folder / FOLDER))
+        remote = [to_json(RemoteArguments(run.seed, run.tokens, value)) for value in values]
+        jobs = [Job(kind.name, value, depends, name=f"{kind.name} {i}") for i, value in enumerate(remote)]
         inputs["protocol.json"] = run.directory.path / "protocol.json"
-        results = answered(
+        results = run_jobs(
             self.pool,
             jobs,
             run.folder / FOLDER,
             {name: path.read_bytes() for name, path in inputs.items()},
-            log=Log(run.directory.path / "jobs.log"),
-            told=lambda job, answer: run.timings.tick(job.kind, _n_items(answer.value)),
+            log=run.directory.path / "jobs.log",
+            report=lambda job, result: run.timings.tick(job.kind, _n_items(result.value)),
         )
         return self._converted(kind, results)
 

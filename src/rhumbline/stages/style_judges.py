@@ -3,7 +3,7 @@
 Only training texts are read. Independent of directions and arms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,7 +12,7 @@ from rhumbline.inference.interventions import BASELINE
 from rhumbline.judging.markers import estimate_markers
 from rhumbline.judging.style_classifier import fit
 from rhumbline.judging.text_style import MarkerJudge, overlap_by_chance
-from rhumbline.prompts.contrasts import LABELS, Splits
+from rhumbline.prompts.contrasts import LABELS, Prompt, Splits
 from rhumbline.protocol import Protocol
 from rhumbline.records.seed_files import StyleJudges
 from rhumbline.records.shared import ByLabel, ClassifierFit, Marker
@@ -28,12 +28,11 @@ def fit_judges(run: SeedRun) -> StyleJudges:
     plan = run.protocol.text_score
     prompts = {label: run.splits.texts("train", label) for label in LABELS}
     have_responses = all(p.response is not None for some in prompts.values() for p in some)
-    if have_responses:
-        texts = {label: [p.response or "" for p in some] for label, some in prompts.items()}
-    else:
-        length = run.protocol.max_new_tokens
-        runner = run.runner("style")
-        texts = {label: complete(runner, run.chat, some, [BASELINE], length)[0] for label, some in prompts.items()}
+    texts = {label: [p.response or "" for p in some] for label, some in prompts.items()}
+    if not have_responses:
+        answered = {label: _answered(run, some) for label, some in prompts.items()}
+        prompts = {label: [p for p, _ in some] for label, some in answered.items()}
+        texts = {label: [text for _, text in some] for label, some in answered.items()}
     topics = {label: [p.category for p in some] for label, some in prompts.items()}
     if plan.markers:
         markers = tuple(Marker(phrase=phrase) for phrase in plan.markers)
@@ -49,6 +48,19 @@ def fit_judges(run: SeedRun) -> StyleJudges:
         chance=overlap_by_chance([judge.content(text) for some in texts.values() for text in some]),
         train=ByLabel(*(_mean_share(judge, texts[label]) for label in LABELS)),
     )
+
+
+def _answered(run: SeedRun, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
+    """The prompts whose baseline completion has an answer, with the answer. Raises ProtocolError if none has."""
+    length = run.protocol.max_new_tokens
+    (texts,) = complete(run.runner("style"), run.chat, prompts, [BASELINE], length)
+    answered = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text is not None]
+    if prompts and not answered:
+        raise ProtocolError(
+            f"none of {len(prompts)} completions of training {prompts[0].label}s has an answer within {length} tokens: "
+            "the block before the answer is not closed. Raise max_new_tokens, or turn off thinking (--thinking off)."
+        )
+    return answered
 
 
 def _fit_classifier(

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from rhumbline.errors import ProtocolError
-from rhumbline.judging.judge_names import keyword_judge
+from rhumbline.judging.score import score_of
 from rhumbline.models.chat import Chat
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.seed_files import ConditionOutcome
@@ -44,17 +45,16 @@ def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[Conditi
     """One row for each arm and test prompt of a class."""
     chat, prompts, arms = run.chats[name], run.splits.get("test", label), run.arms.conditions(label)
     sequences = [chat.encode(p) for p in prompts]
-    completions, _ = run.runner(stage).generate(
-        sequences, list(arms.values()), max_new_tokens=run.protocol.max_new_tokens
-    )
-    judge_of_run = keyword_judge(run.protocol.judge)
+    length, stop = run.protocol.max_new_tokens, stop_ids(run.model, chat)
+    completions, _ = run.runner(stage).generate(sequences, list(arms.values()), max_new_tokens=length, stop=stop)
+    judge_of_run = run.protocol.class_judge()
     return [
         ConditionOutcome(
             condition=name,
             arm=arm,
             side=label,
             prompt_id=prompt.id,
-            cls=judge_of_run(chat.tokenizer.decode(ids, skip_special_tokens=True)).cls,
+            cls=score_of(judge_of_run, run.answer(ids, chat)).cls,
             new_tokens=len(ids),
             category=prompt.category,
         )

@@ -1,66 +1,122 @@
-"""Stage *wide nulls*: the metric of some test prompts under every null draw (wide.json).
+"""Stage *wide nulls*: the metric of some test prompts under the null draws (wide.json).
 
-No completion is generated.
+No completion is generated. Draws are evaluated in two rounds. A family whose rank cannot meet the rule any more stops
+after the first; its rank p is valid and above the bound (Besag and Clifford 1991).
 """
 
-import math
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
+from rhumbline.evidence.compared_arms import EFFECTS
+from rhumbline.evidence.metric_effects import families_below_bound
 from rhumbline.judging.paired_log_odds import PairedLogOdds
-from rhumbline.judging.scorer import Scorer
-from rhumbline.prompts.contrasts import LABELS
-from rhumbline.records.arms import ABLATION
-from rhumbline.records.seed_files import WideNulls, WideRow
+from rhumbline.prompts.contrasts import LABELS, Label
+from rhumbline.records.arms import ABLATION, ArmId
+from rhumbline.records.seed_files import NullDirections, WideNulls, WideRow
 from rhumbline.records.shared import ByLabel
-from rhumbline.stages.arms import SeedArms
-from rhumbline.stages.metric_samples import Sample, samples, six_digits
+from rhumbline.stages.metric_samples import Sample, sample, samples, six_digits
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.stage_jobs import NULLS_PER_JOB, JobKind, SeedJobs, Span, spans
+from rhumbline.stages.stage_jobs import NULLS_PER_JOB, JobKind, SeedJobs, spans
+
+log = logging.getLogger("rhumbline")
 
 RARELY_SHOWN = -2.2
 """Metric at baseline (a probability of the behaviour of 0.1) up to which a negative rarely shows the behaviour.
 
 The paired log-odds is not a probability, so it has no such bound.
 """
+KL_PROMPTS = 16
+"""Negatives on which the KL divergence of the ablation is measured, at least."""
+
+
+@dataclass(frozen=True)
+class WideRequest:
+    """Null draws on the prompts of one class, or the arms of the direction on both."""
+
+    side: Label | None = None
+    """None: baseline, ablation and addition of the direction, and the KL divergence of the ablation."""
+    nulls: tuple[int, ...] = ()
+    """Indices of the null directions, in the order of nulls.json."""
 
 
 def measure_wide_nulls(run: SeedRun, jobs: SeedJobs) -> WideNulls:
-    """The metric under every null draw, under the direction's arms and at baseline."""
-    if run.protocol.nulls.wide == 0:
+    """The metric under the null draws, under the direction's arms and at baseline."""
+    plan, rule = run.protocol.nulls, run.protocol.rule
+    if plan.wide == 0:
         return WideNulls({}, ())
-    first, *others = jobs.request(WIDE_JOB, spans(len(run.nulls), NULLS_PER_JOB) or [Span(0, 0)])
-    # Every job evaluates the baseline and the direction; the first one's values are kept.
-    nulls = [row for part in others for row in part.rows if row.arm.is_null]
-    rows = tuple(row for label in LABELS for row in (*first.rows, *nulls) if row.side == label)
-    return WideNulls(first.prompts, rows, first.kl)
-
-
-def wide_nulls(scorer: Scorer, prompts: ByLabel[Sample], seed_arms: SeedArms) -> WideNulls:
-    """Ablation on positives and addition on negatives, of the direction and of every null of `seed_arms`."""
-    rows, kl = [], ()
-    for label in LABELS:
-        arms, sequences = seed_arms.wide(label), prompts[label].sequences
-        metric = scorer.read(sequences, list(arms.values())).metric
-        rows += [
-            WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)
+    interim = plan.interim if rule.max_p is not None else 0
+    (own,) = jobs.request(WIDE_JOB, [WideRequest()])
+    early = [i for i, null in enumerate(run.nulls) if not interim or null.draw < interim]
+    first = own.with_rows(_rows(jobs, dict.fromkeys(LABELS, early)))
+    planned = {family: plan.total(family) for family in plan.families}
+    nulls = run.artefacts.read(NullDirections).nulls
+    stopped = families_below_bound(first, nulls, rule, planned) if interim else ()
+    others: dict[Label, list[int]] = {
+        effect.label: [
+            i
+            for i, null in enumerate(run.nulls)
+            if i not in set(early) and not any((s.effect, s.family) == (effect.name, null.family) for s in stopped)
         ]
-        if label == "negative":
-            (divergence,) = scorer.kl(sequences, [arms[ABLATION]], scorer.baseline(sequences))
-            # A negative that shows the behaviour at baseline is excluded: its loss is an effect, not damage.
-            bound = math.inf if isinstance(scorer.metric, PairedLogOdds) else RARELY_SHOWN
-            before = metric[0].tolist()
-            kl = tuple(k if b <= bound else None for k, b in zip(six_digits(divergence), before, strict=True))
-    return WideNulls({label: tuple(prompts[label].ids) for label in LABELS}, tuple(rows), kl)
+        for effect in EFFECTS
+    }
+    whole = first.with_rows(_rows(jobs, others))
+    for s in stopped:
+        log.info("%s: %s stops after %d draws, because its rank cannot meet the rule", s.effect, s.family, s.draws)
+    order = {label: i for i, label in enumerate(LABELS)}
+    rows = sorted(whole.rows, key=lambda row: order[row.side])
+    return WideNulls(whole.prompts, tuple(rows), whole.kl, tuple(stopped))
 
 
-def _prepare(run: SeedRun) -> Callable[[Span], WideNulls]:
-    prompts = samples(run, run.protocol.nulls.prompts)
+def _rows(jobs: SeedJobs, nulls: Mapping[Label, Sequence[int]]) -> list[WideRow]:
+    """The rows of null draws, by class."""
+    requests = [
+        WideRequest(label, tuple(indices[span.first : span.end]))
+        for label, indices in nulls.items()
+        for span in spans(len(indices), NULLS_PER_JOB)
+    ]
+    return [row for part in jobs.request(WIDE_JOB, requests) for row in part.rows] if requests else []
 
-    def compute(span: Span) -> WideNulls:
-        arms = SeedArms(run.direction, run.nulls[span.first : span.end], run.arms.addition)
-        return wide_nulls(run.scorer("wide nulls"), prompts, arms)
 
-    return compute
+# -- one job ----------------------------------------------------------------------------------------------------------
 
 
-WIDE_JOB = JobKind("wide", Span, WideNulls, _prepare)
+def _prepare(run: SeedRun) -> Callable[[WideRequest], WideNulls]:
+    return partial(_measure, run, samples(run, run.protocol.nulls.prompts))
+
+
+def _measure(run: SeedRun, prompts: ByLabel[Sample], request: WideRequest) -> WideNulls:
+    """The metric of the arms of one request."""
+    if request.side is None:
+        rows = [row for label in LABELS for row in _of_arms(run, label, prompts[label], run.arms.wide(label))]
+        return WideNulls({label: tuple(prompts[label].ids) for label in LABELS}, tuple(rows), _kl(run))
+    nulls = [run.nulls[i] for i in request.nulls]
+    kind = next(effect.arm.kind for effect in EFFECTS if effect.label == request.side)
+    arms = [ArmId.null(null.family, null.draw, kind) for null in nulls]
+    return WideNulls({}, tuple(_of_arms(run, request.side, prompts[request.side], arms)))
+
+
+def _of_arms(run: SeedRun, label: Label, prompts: Sample, ids: Iterable[ArmId]) -> list[WideRow]:
+    arms = run.arms.arms(ids)
+    metric = run.scorer("wide nulls").read(prompts.sequences, list(arms.values())).metric
+    return [WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)]
+
+
+def _kl(run: SeedRun) -> tuple[float | None, ...]:
+    """KL divergence of the ablation on negatives; None for one that shows the behaviour at baseline.
+
+    The loss of the behaviour there is an effect, not damage.
+    """
+    scorer = run.scorer("wide nulls")
+    sequences = sample(run, "negative", max(KL_PROMPTS, run.protocol.nulls.prompts)).sequences
+    baseline = scorer.baseline(sequences)
+    (divergence,) = scorer.kl(sequences, [run.arms.arm(ABLATION)], baseline)
+    values = six_digits(divergence)
+    if isinstance(scorer.metric, PairedLogOdds):
+        return values
+    before = scorer.metric(baseline).tolist()
+    return tuple(k if b <= RARELY_SHOWN else None for k, b in zip(values, before, strict=True))
+
+
+WIDE_JOB = JobKind("wide", WideRequest, WideNulls, _prepare)

@@ -1,0 +1,116 @@
+"""First-order estimates of a metric under ablations and additions: one backward pass for any number of directions.
+
+With g the gradient of the metric at a hook point, the estimates for a direction r of length n read from the stream h
+
+    ablation   metric - sum over hook points and tokens of (r . h) (r . g)
+    addition   metric + n sum over the tokens at the block input of its layer of (r . g)
+
+are the metric's tangents at the unedited model, extrapolated to the whole intervention. Their order is used, not their
+values. Independent of what a metric measures.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rhumbline.axes import TokenIds
+from rhumbline.inference.batching import Batch, rectangles
+from rhumbline.inference.interventions import Direction
+from rhumbline.inference.passes import ReadLogits, padded
+from rhumbline.inference.runner import Runner
+from rhumbline.models.chat_model import HookPoint, forward
+from rhumbline.models.hooks import hooked
+
+ROWS_PER_PROMPT = 3
+"""Rows that a prompt counts as: a backward pass costs as much as two forward passes."""
+
+
+class Estimates(NamedTuple):
+    """The metric of every prompt, estimated for every direction."""
+
+    ablation: Float[Tensor, "direction prompt"]
+    addition: Float[Tensor, "direction prompt"]
+    """Addition of the whole difference in means at all tokens, at the block input of the direction's layer."""
+
+
+def first_order(
+    runner: Runner, sequences: Sequence[TokenIds], read: ReadLogits, directions: Sequence[Direction]
+) -> Estimates:
+    """The estimates of `read` for every direction, in one backward pass over the prompts."""
+    model, n = runner.model, len(sequences)
+    estimates = Estimates(*(torch.full((len(directions), n), float("nan"), dtype=torch.float64) for _ in range(2)))
+    unit = torch.stack([d.vector for d in directions]).to(model.device)
+    at = [torch.tensor([d.layer == layer for d in directions]) for layer in range(model.n_layers)]
+    norms = torch.tensor([d.norm for d in directions], dtype=torch.float64)
+
+    def run(batch: Batch) -> tuple[Tensor, Tensor]:
+        streams, values = _with_gradients(runner, [sequences[i] for i in batch.prompts], read)
+        ablation, addition = (values.expand(len(directions), -1).clone() for _ in range(2))
+        for point, (h, g) in streams.items():
+            along = g @ unit.to(g.device).T
+            if point in model.ablation_points:
+                change = ((h @ unit.to(h.device).T) * along).sum(1)
+                ablation -= change.double().T.cpu()
+            if point.kind == "resid_pre":
+                here = at[point.layer]
+                addition[here] += norms[here, None] * along.sum(1).double().T.cpu()[here]
+        return ablation, addition
+
+    lengths, same_length = [len(s) for s in sequences], model.proof.padding_changes_logits
+    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length):
+        for done, parts in runner.within_memory(batch, run, gradients=True):
+            runner.tick(ROWS_PER_PROMPT * len(done.prompts))
+            for table, values in zip(estimates, parts, strict=True):
+                table[:, done.prompts] = values
+    return estimates
+
+
+class _Stream(NamedTuple):
+    """The output of a hook point and the gradient of the metric there, float32; zero at padding."""
+
+    h: Float[Tensor, "row position d_model"]
+    g: Float[Tensor, "row position d_model"]
+
+
+def _with_gradients(
+    runner: Runner, texts: Sequence[TokenIds], read: ReadLogits
+) -> tuple[dict[HookPoint, _Stream], Float[Tensor, " row"]]:
+    """The stream and the gradient at every ablation point and block input, and the metric of every prompt."""
+    model = runner.model
+    ids, mask = padded(model, texts)
+    outputs: dict[HookPoint, Tensor] = {}
+
+    def keep(point: HookPoint, h: Tensor) -> Tensor:
+        # The weights need no gradient, so the graph starts at the first hook point.
+        h = h if h.requires_grad else h.detach().requires_grad_(True)
+        h.retain_grad()
+        outputs[point] = h
+        return h
+
+    inputs = {HookPoint("resid_pre", layer) for layer in range(model.n_layers)}
+    points = dict.fromkeys((*model.ablation_points, *sorted(inputs)))
+    with _frozen(runner), hooked(model, {p: lambda h, p=p: keep(p, h) for p in points}):
+        values = read(forward(model, ids, mask))
+        gradients = torch.autograd.grad(values.double().sum(), list(outputs.values()))
+    streams = {
+        point: _Stream(*(x.detach().float() * mask[..., None].to(x.device) for x in (h, g)))
+        for (point, h), g in zip(outputs.items(), gradients, strict=True)
+    }
+    return streams, values.detach().double().cpu()
+
+
+@contextmanager
+def _frozen(runner: Runner):
+    """The weights need no gradient while the context is active."""
+    trainable = [p for p in runner.model.model.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)

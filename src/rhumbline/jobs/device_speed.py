@@ -1,0 +1,85 @@
+"""The speed of this machine for a model that is not loaded: products in the shapes of its weights, timed.
+
+The shapes come from the headers of the checkpoint, so nothing is read or downloaded. Independent of protocols.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rhumbline.inference.batching import CPU_TOKENS, MOST_CPU_ROWS
+from rhumbline.inference.memory import is_processor
+
+SECONDS = 0.4
+"""Seconds for which each shape is timed, at least one product each."""
+SHARE_OF_PRODUCTS = 0.75
+"""Share of a pass on a processor that is spent in matrix products (docs/benchmarks.md: 0.6 to 0.83)."""
+
+
+@dataclass(frozen=True)
+class WeightShapes:
+    """The matrices that a token is multiplied with, by shape."""
+
+    blocks: Sequence[tuple[int, int]]
+    """Every matrix of all blocks."""
+    head: tuple[int, int] | None
+    """The unembedding; None: unknown."""
+
+
+@dataclass(frozen=True)
+class DeviceSpeed:
+    """Measured times of one model on one device."""
+
+    prompt_token: float
+    """Seconds of a prompt token in a pass of many."""
+    step: float
+    """Seconds of one decoding step of `rows` rows."""
+    rows: int
+    """Rows that are decoded together."""
+
+    def seconds(self, tokens: float, written: float) -> float:
+        """Time of prompt tokens and generated tokens, in full batches."""
+        return tokens * self.prompt_token + written / self.rows * self.step
+
+
+def measure(shapes: WeightShapes, dtype: torch.dtype, device: torch.device) -> DeviceSpeed:
+    """Time every distinct shape at the rows of a prompt pass, and at those of a decoding step."""
+    tokens = CPU_TOKENS if is_processor(device) else 16 * CPU_TOKENS
+    rows = MOST_CPU_ROWS
+    distinct = set(shapes.blocks)
+    per_shape = {shape: _seconds(shape, tokens, dtype, device, SECONDS / len(distinct)) for shape in distinct}
+    in_step = {shape: _seconds(shape, rows, dtype, device, SECONDS / len(distinct)) for shape in distinct}
+    share = SHARE_OF_PRODUCTS
+    prompt = sum(per_shape[shape] for shape in shapes.blocks) / tokens / share
+    step = sum(in_step[shape] for shape in shapes.blocks) / share
+    if shapes.head is not None:
+        step += _seconds(shapes.head, rows, dtype, device, SECONDS / 4)
+    return DeviceSpeed(prompt, step, rows)
+
+
+def _seconds(shape: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device, budget: float) -> float:
+    """Seconds of one product of `rows` rows with a matrix of this shape."""
+    weight = torch.ones(shape, dtype=dtype, device=device)
+    x = torch.ones(rows, shape[1], dtype=dtype, device=device)
+
+    def product() -> None:
+        torch.nn.functional.linear(x, weight)
+
+    return _timed(product, budget, None if is_processor(device) else torch.cuda.synchronize)
+
+
+def _timed(run: Callable[[], None], budget: float, wait: Callable[[], None] | None) -> float:
+    """Shortest of the repeats within the budget, after one that is not timed."""
+    run()
+    best, end = float("inf"), time.perf_counter() + budget
+    while best == float("inf") or time.perf_counter() < end:
+        if wait is not None:
+            wait()
+        start = time.perf_counter()
+        run()
+        if wait is not None:
+            wait()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,181 @@
+"""Pages of the analyses of several runs or models: a record, its figures and a page in a directory of their own.
+
+Input: a `RobustnessRecord`, `DissociationRecord` or `FlinchRecord`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rhumbline.errors import OutputError
+from rhumbline.records.artefacts import OF_SHEET, SheetRecord
+from rhumbline.records.codec import convert, to_json
+from rhumbline.records.files import write_json
+from rhumbline.records.sheet_files import (
+    DissociationRecord,
+    FlinchRecord,
+    ModelRobustness,
+    RobustnessRecord,
+)
+from rhumbline.report import page
+from rhumbline.report.basic_charts import Bar, ChartText, CurvePoint, bars, curves
+from rhumbline.report.figures import NULL_COLOURS, Chart, printable
+from rhumbline.report.page import Html, interval, number
+
+MOST_TERMS = 40
+"""Terms in the chart of flinches, at most."""
+
+
+class Sheet(NamedTuple):
+    """Content of a page."""
+
+    title: str
+    facts: list[tuple[str, Any]]
+    """Entries of the header."""
+    body: list[Html]
+    """Sections."""
+
+
+def write(record: SheetRecord, out: Path) -> Path:
+    """Write `<analysis>.json`, the figures and `report.html`; an earlier sheet of the same analysis is replaced."""
+    path = out / OF_SHEET[type(record)]
+    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+        raise OutputError(f"{out} is not empty and does not contain {path.name}. Pass another --out.")
+    value, draw = to_json(record), page.Canvas()
+    write_json(path, value)
+    # As it will be read: numbers that are not finite become None.
+    match convert(value, type(record)):
+        case RobustnessRecord() as read:
+            sheet = _robustness(read, draw)
+        case DissociationRecord() as read:
+            sheet = _dissociation(read, draw)
+        case FlinchRecord() as read:
+            sheet = _flinch(read, draw)
+    head = page.header(f"rhumbline {record.analysis}", sheet.title, sheet.facts)
+    sentence = page.verdict(page.tag("p", record.sentence, class_="sentence"))
+    return page.publish(out, f"{record.analysis}: {sheet.title}", [head, sentence, *sheet.body], draw.drawings)
+
+
+# -- robustness -------------------------------------------------------------------------------------------------------
+
+
+def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
+    columns: Mapping[str, Callable[[ModelRobustness], Any]] = {
+        "Model": lambda m: m.model,
+        "Access": lambda m: m.access,
+        "n": lambda m: m.n.test.positive,
+        "Baseline": lambda m: page.rate(m.baseline),
+        "Rank 1": lambda m: page.rate(m.ranks[0]),
+        "Energy": lambda m: number(m.ranks[0].energy, 3),
+        "Highest rank": lambda m: page.join([page.rate(m.ranks[-1]), f" at {m.ranks[-1].rank}"]),
+        "Its energy": lambda m: number(m.ranks[-1].energy, 3),
+        "Fragility": lambda m: interval(m.fragility.value, m.fragility.low, m.fragility.high),
+        "Prompts only": lambda m: page.rate(m.prompts),
+    }
+    rows = [[value(m) for value in columns.values()] for m in record.models]
+    note = page.note(
+        "Rate of the behaviour on test positives, read from the whole completion, with Wilson's intervals. Energy: "
+        "share of the squared norm of the residual stream that is removed at the selected site. Fragility: share of "
+        "the behaviour that is removed at rank 1, divided by this energy. Access: the least access with which half of "
+        "the behaviour was removed; interventions that were not tried can need less."
+    )
+    body = [
+        page.section("Models", page.table(list(columns), rows, left=2), note),
+        page.section("Rate under stronger interventions", draw(robustness_charts(record))),
+    ]
+    facts = [("models", len(record.models)), ("judge", record.plan.judge), ("ranks", record.plan.ranks)]
+    return Sheet("How much of the behaviour remains under stronger interventions?", facts, body)
+
+
+def robustness_charts(record: RobustnessRecord) -> list[Chart | None]:
+    """Draw the rate over the rank and over the strength, one line for each model; random subspaces have their own."""
+    ranks: list[CurvePoint] = []
+    strengths: list[CurvePoint] = []
+    colours = {}
+    for k, m in enumerate(record.models):
+        name, base = printable(m.model, 28), (m.baseline.rate, m.baseline.low, m.baseline.high)
+        null, colour = f"{name}, random", NULL_COLOURS[k % len(NULL_COLOURS)]
+        colours |= {name: colour, null: colour}
+        ranks += [CurvePoint(name, 0, *base), *(CurvePoint(name, r.rank, r.rate, r.low, r.high) for r in m.ranks)]
+        ranks += [CurvePoint(null, 0, *base), *(CurvePoint(null, r.rank, r.null.mean) for r in m.ranks)]
+        strengths += [CurvePoint(name, 0.0, *base)]
+        strengths += [CurvePoint(name, s.strength, s.rate, s.low, s.high) for s in m.strengths]
+    n = " and ".join(str(k) for k in dict.fromkeys(m.n.test.positive for m in record.models))
+    random = "Rate of the behaviour by rank of the ablated subspace, and of random subspaces of the main axes"
+    by_rank = ChartText("robustness-rank", f"By rank (n = {n})", "rank of the ablated subspace", "rate", random)
+    strength = "Rate of the behaviour by strength of the ablation of the first direction"
+    by_strength = ChartText(
+        "robustness-strength", f"By strength (n = {n})", "strength of the ablation", "rate", strength
+    )
+    charts = ((by_rank, ranks), (by_strength, strengths))
+    return [curves(text, points, colours, domain=(0, 1), size=(300, 210)) for text, points in charts]
+
+
+# -- dissociation -----------------------------------------------------------------------------------------------------
+
+
+def _dissociation(record: DissociationRecord, draw: page.Canvas) -> Sheet:
+    rows = []
+    for cell in record.table:
+        drop = "—" if cell.ablated == "baseline" else interval(cell.drop, cell.low, cell.high, signed=True)
+        rows.append([cell.behaviour, cell.ablated, cell.n, number(cell.level), drop])
+    head = ["Behaviour", "Ablated", "n", "Level", "Drop below the baseline"]
+    note = (
+        "Levels: 0 is the mean of the negatives of that run at baseline, 1 the mean of its positives; a rate is its "
+        f"own level. Removed: the interval of the drop lies above {record.margins.taken}. Unaffected: it lies below "
+        f"{record.margins.left}."
+    )
+    cosine = page.tag("p", f"Cosine of the two selected directions: {number(record.cosine.selected)}.")
+    body = [
+        page.section("Each direction on each behaviour", page.table(head, rows, left=2), page.note(note)),
+        page.section("The two directions", cosine, draw(dissociation_charts(record))),
+    ]
+    behaviours = " and ".join(record.behaviours)
+    facts = [("model", record.model), ("behaviours", behaviours), ("finding", record.finding)]
+    return Sheet("Do two behaviours have different directions?", facts, body)
+
+
+def dissociation_charts(record: DissociationRecord) -> list[Chart | None]:
+    """Draw the drops, and the cosine of the candidates by layer."""
+    drops = [
+        Bar(c.ablated, f"on {c.behaviour}", c.drop, c.low, c.high) for c in record.table if c.ablated != "baseline"
+    ]
+    n = " and ".join(str(k) for k in dict.fromkeys(c.n for c in record.table))
+    summary = "Drop of each behaviour under each ablation"
+    effect = f"Effect of each ablation (n = {n} positives)"
+    text = ChartText("dissociation-drops", effect, "drop below the baseline", summary=summary)
+    cosines = [CurvePoint("cosine", r.layer, r.cosine) for r in record.cosine.by_layer]
+    lowest = min([0.0, *(point.y for point in cosines if point.y is not None)])
+    title = f"Cosine of the two candidates, position {record.cosine.position}"
+    by_layer = ChartText("dissociation-cosine", title, "layer", "cosine", f"{title}, by layer")
+    return [bars(text, drops), curves(by_layer, cosines, domain=(lowest, 1), size=(280, 190))]
+
+
+# -- flinch -----------------------------------------------------------------------------------------------------------
+
+
+def _flinch(record: FlinchRecord, draw: page.Canvas) -> Sheet:
+    rows = []
+    for r in record.terms:
+        gaps = number(r.gap, signed=True), number(r.control_gap, signed=True)
+        flinch = interval(r.flinch, r.low, r.high, signed=True)
+        rows.append([r.term, number(r.base), number(r.chat), *gaps, flinch, number(r.p_holm, 3), ", ".join(r.controls)])
+    head = ["Term", "Base", "Chat", "Gap", "Gap of controls", "Flinch", "p (Holm)", "Controls"]
+    note = page.note(
+        "Log-probabilities per token, nats, teacher-forced in the same contexts on the same tokens. Flinch: the gap of "
+        "the term minus the mean gap of its controls, which are about equally probable in the base model. Intervals "
+        "are over contexts; p is the rank among the controls."
+    )
+    body = [page.section("Terms", draw([flinch_chart(record)]), page.table(head, rows), note)]
+    facts = [*vars(record.models).items(), *vars(record.n).items(), ("finding", record.finding)]
+    return Sheet("Does the chat model avoid words that its base model uses?", facts, body)
+
+
+def flinch_chart(record: FlinchRecord) -> Chart | None:
+    """Draw the flinch of every term with its interval, the lowest first; terms without a number are skipped."""
+    measured = sorted(((r.flinch, r) for r in record.terms if r.flinch is not None), key=lambda pair: pair[0])
+    marks = [Bar(printable(r.term, 24), "flinch", value, r.low, r.high) for value, r in measured[:MOST_TERMS]]
+    title = f"Flinch of each term ({record.n.contexts} contexts)"
+    summary = "Flinch of each term of the chat model"
+    text = ChartText("flinch", title, "nats per token, compared with matched controls", summary=summary)
+    return bars(text, marks)

@@ -1,0 +1,70 @@
+"""Numbers that were not measured, and the progress."""
+
+import math
+
+import pytest
+
+from rhumbline.cli.console import NOT_MEASURED, Progress, Work, ends, interval, number
+from rhumbline.cli.runs import _print_sites
+from rhumbline.records.positions import Position
+from rhumbline.records.run_files import Discovery
+from rhumbline.records.seed_files import SiteSeparation
+from rhumbline.records.shared import ByLabel, ModelFacts
+from rhumbline.report import page
+
+MODEL = ModelFacts(
+    name="m", cls="M", model_type="m", n_layers=2, d_model=4, dtype="float32", mode="exact", fingerprint="0"
+)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_what_is_not_a_finite_number_was_not_measured(value):
+    assert number(value) == interval(value, 0.1, 0.9) == interval(0.5, value, 0.9) == NOT_MEASURED
+    assert ends(value, 0.5) == ends(0.5, value) == NOT_MEASURED
+    assert page.number(value) == page.interval(value, 0.1, 0.9) == "—"
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, 1, -0.5])
+def test_finite_numbers_are_printed(value):
+    assert number(value) == page.number(value) == f"{value:z.2f}"
+    assert interval(value, value, 2) == f"{value:z.2f} [{value:z.2f}, 2.00]"
+    assert page.interval(value, value, 2).startswith(f"<b>{value:z.2f}</b>")
+
+
+def test_discover_prints_sites_whose_separation_was_not_measured(capsys):
+    grid = tuple(
+        SiteSeparation(Position(-1), layer, *numbers)
+        for layer, numbers in enumerate([(0.75, 0.5, 2.0), (None, None, None)])
+    )
+    n = ByLabel(8, 8)
+    _print_sites(Discovery("val", n, grid, (), seed=0, model=MODEL, train=n))
+    measured, unknown = capsys.readouterr().out.splitlines()[2:4]
+    assert measured.split() == ["-1", "0", "0.750", "0.500", "2"]
+    assert unknown.split() == ["-1", "1", *NOT_MEASURED.split() * 3]
+
+
+def test_one_bar_shows_the_share_of_the_whole_run(capsys):
+    work = [Work("extraction", 10, 100), Work("nulls", 100, 300), Work("extraction", 10, 100), Work("nulls", 100, 500)]
+    progress = Progress(work)
+    try:
+        progress("extraction", None)
+        progress("extraction", 5)
+        assert progress.finished == 50
+        progress("extraction", 20)  # more rows than expected do not count
+        assert progress.finished == 100
+        progress("nulls", None)
+        progress("nulls", 10)
+        progress("nulls", None)  # the next part of the same stage
+        progress("nulls", 10)
+        assert progress.finished == 160
+        progress("report", None)  # a stage that is not expected; nulls count as whole
+        assert progress.finished == 400
+        progress("nulls", None)  # the second seed, whose extraction was resumed
+        assert progress.finished == 500
+        progress("nulls", 100)
+        assert progress.finished == 1000
+    finally:
+        progress.close()
+    printed = capsys.readouterr().err
+    assert "nulls: ended early, 20 of 100 expected rows were needed" in " ".join(printed.split())
+    assert printed.count("ended early") == 1

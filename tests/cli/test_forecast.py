@@ -1,0 +1,75 @@
+"""`run --plan`: the forecast of a run, with the sample and the errors of the run, before a model is loaded."""
+
+import json
+import shutil
+
+import pytest
+
+from make_sets import make_sets
+from rhumbline import load, open_contrast, preset
+from rhumbline.cli import main
+from rhumbline.cli.forecast import _stages
+from rhumbline.jobs.forecast import forecast
+from rhumbline.models.chat import Chat
+from rhumbline.organisms import materialise
+from rhumbline.prompts.contrasts import Sizes, split_contrast
+from rhumbline.prompts.loss_texts import NO_TEXTS
+
+
+def test_a_forecast_draws_the_sample_of_the_run(tmp_path):
+    model = load("organism:refusal", device="cpu")
+    contrast = open_contrast("refusal", make_sets(tmp_path))
+    chat = Chat.of(model.tokenizer)
+    protocol = preset("rhumbline", seeds=(0,), sizes=Sizes(16, 10, 8), sampling="reference")
+    stages = _stages(model.tokenizer, contrast, protocol, model.n_layers, NO_TEXTS, model.dtype)[0]
+    lots, reference = (
+        forecast(chat, split_contrast(contrast, protocol.sizes, 0, sampling), protocol, model.n_layers)
+        for sampling in ("lots", "reference")
+    )
+    assert stages == reference
+    assert reference != lots
+
+
+@pytest.mark.parametrize("kind", ["empty", "own code", "no weights", "unknown dtype"])
+def test_the_plan_gives_the_errors_of_the_run(kind, planted_folder, call, tmp_path):
+    model, options = shutil.copytree(planted_folder, tmp_path / "model"), ["--device", "cpu"]
+    if kind == "empty":
+        shutil.rmtree(model)
+        model.mkdir()
+    elif kind == "own code":
+        config = json.loads((model / "config.json").read_text())
+        own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}}
+        (model / "config.json").write_text(json.dumps(config | own))
+        (model / "mine.py").write_text("raise RuntimeError('this code was run')")
+    elif kind == "no weights":
+        (model / "model.safetensors").unlink()
+    else:
+        options += ["--dtype", "float31"]
+    contrast = planted_folder / "contrast.jsonl"
+    command = ["run", model, "--contrast", contrast, "--out", tmp_path / "run", *options]
+    ran, planned = call(*command), call(*command, "--plan")
+    assert ran[0] == planned[0] == 3
+    assert str(model) in planned[2] or "float31" in planned[2]
+    assert "this code was run" not in ran[2] + planned[2]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_states_whether_the_model_fits_and_stops(tmp_path, capsys, monkeypatch):
+    folder = materialise("planted", tmp_path / "models")
+    command = ["run", str(folder), "--contrast", str(folder / "contrast.jsonl"), "--out", str(tmp_path / "run")]
+
+    def loaded(*args, **kwargs):
+        raise AssertionError("the model was loaded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rhumbline.models.loading.load", loaded)
+        assert main([*command, "--plan"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("arms on positives", "parameters", "fits", "on this machine", "prompt tokens/s"):
+        assert part in printed
+    assert "DOES NOT FIT" not in printed
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("rhumbline.cli.forecast._free_memory", lambda device: (1e3, "a small machine"))
+    assert main([*command, "--plan"]) == 0
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,61 @@
+"""Directions of runs and of other tools; files that could execute code are not opened."""
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from finished_runs import COMPLETIONS
+from rhumbline import selected_direction
+from rhumbline.edits.read_direction import FORMAT, read_directions
+from rhumbline.errors import DirectionError
+from rhumbline.records.positions import Position
+
+
+@pytest.fixture
+def organism_run(finished):
+    """A run of the embedded organism."""
+    return finished("refusal", COMPLETIONS)
+
+
+def test_directions_of_the_paper_and_of_a_run_can_be_read(organism_run, tmp_path):
+    selected = selected_direction(organism_run)
+    torch.save(selected.difference, tmp_path / "direction.pt")
+    torch.save(torch.arange(2 * 3 * 4.0).reshape(2, 3, 4), tmp_path / "mean_diffs.pt")
+    assert torch.equal(read_directions(tmp_path / "direction.pt").vectors[0], selected.difference)
+    table = read_directions(tmp_path / "mean_diffs.pt", layer=1, position=-1)
+    assert table.vectors.tolist() == [[16, 17, 18, 19]]
+    assert (table.layer, table.position) == (1, Position(-1))
+    candidates = organism_run / "seed-0" / "directions.safetensors"
+    again = read_directions(candidates, layer=selected.layer, position=selected.position)
+    torch.testing.assert_close(again.vectors[0], selected.difference)
+    whole = read_directions(organism_run)
+    torch.testing.assert_close(whole.direction().vector, selected.vector)
+    assert whole.origin.verdict
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/rhumbline-was-here",))
+
+
+def test_a_pickle_that_executes_code_is_not_opened(tmp_path, call, checkpoint):
+    torch.save({"direction": Payload()}, tmp_path / "direction.pt")
+    code, _, messages = call("edit", checkpoint(), "--direction", tmp_path / "direction.pt", "--out", tmp_path / "e")
+    assert code == 2
+    assert "not opened" in messages
+    assert not os.path.exists("/tmp/rhumbline-was-here")
+
+
+@pytest.mark.parametrize(("layer", "position"), [(None, -1), (1, None), (3, -1), (1, 0), (1, -3)])
+def test_a_table_of_directions_needs_a_position_and_a_layer_in_it(layer, position, tmp_path):
+    torch.save(torch.ones(2, 3, 4), tmp_path / "mean_diffs.pt")
+    with pytest.raises(DirectionError, match=r"Pass --position \(-2 .. -1\) and --layer \(0 .. 2\)"):
+        read_directions(tmp_path / "mean_diffs.pt", layer=layer, position=position)
+
+
+def test_malformed_metadata_is_refused(tmp_path):
+    save_file({"direction": torch.ones(4)}, tmp_path / "d.safetensors", {"format": FORMAT, "layer": "two"})
+    with pytest.raises(DirectionError, match="layer is 'two' in the metadata"):
+        read_directions(tmp_path / "d.safetensors")

@@ -1,0 +1,65 @@
+"""First-order estimates are the tangents of the metric, for every direction and prompt."""
+
+import pytest
+import torch
+
+from rhumbline.inference.first_order import ROWS_PER_PROMPT, first_order
+from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.metric import TokenMetric
+from rhumbline.judging.scorer import Scorer
+
+PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44], [9, 9, 3]]
+STEP = 1e-2
+
+
+def directions(n=4):
+    vectors = torch.randn(n, 32, generator=torch.Generator().manual_seed(3))
+    return [Direction.from_vector(v, -1, layer) for layer, v in enumerate(vectors)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe", "granite"])
+def test_estimates_are_the_tangents_at_the_unedited_model(family, family_model):
+    runner, metric = Runner(family_model(family)), TokenMetric((17, 20))
+    estimates = first_order(runner, PROMPTS, metric, directions())
+    scorer = Scorer(runner, metric)
+    base = scorer.read(PROMPTS, [Arm("baseline", ())]).metric
+    for kind, make, table in (("ablation", Ablate, estimates.ablation), ("addition", Add, estimates.addition)):
+        once, twice = (
+            scorer.read(PROMPTS, [Arm(kind, (make(d, n * STEP),)) for d in directions()]).metric for n in (1, 2)
+        )
+        slope = (4 * once - twice - 3 * base) / (2 * STEP)  # the error is of second order in the step
+        scale = slope.abs().max()
+        assert scale > 1e-3
+        torch.testing.assert_close(table - base, slope, atol=0.02 * float(scale), rtol=0.02)
+
+
+def test_estimates_do_not_depend_on_the_batch_and_leave_the_model_as_it_was(family_model):
+    model, metric, rows = family_model("llama"), TokenMetric((17,)), []
+    trainable = [p.requires_grad for p in model.model.parameters()]
+    whole = first_order(Runner(model, tick=rows.append), PROMPTS, metric, directions())
+    alone = [first_order(Runner(model), [p], metric, directions()) for p in PROMPTS]
+    for kind in range(2):
+        torch.testing.assert_close(whole[kind], torch.cat([a[kind] for a in alone], 1), atol=1e-4, rtol=1e-4)
+    assert sum(rows) == ROWS_PER_PROMPT * len(PROMPTS)
+    assert [p.requires_grad for p in model.model.parameters()] == trainable
+    assert all(p.grad is None for p in model.model.parameters())
+
+
+def test_memory_that_runs_out_halves_the_batch(family_model, monkeypatch):
+    import rhumbline.inference.first_order as module
+
+    real, calls = module._with_gradients, []
+
+    def small(runner, texts, read):
+        calls.append(len(texts))
+        if len(texts) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(runner, texts, read)
+
+    runner, metric = Runner(family_model("llama")), TokenMetric((17,))
+    expected = first_order(runner, PROMPTS, metric, directions())
+    monkeypatch.setattr(module, "_with_gradients", small)
+    halved = first_order(runner, PROMPTS, metric, directions())
+    assert calls[0] == len(PROMPTS)
+    torch.testing.assert_close(halved, expected, atol=1e-4, rtol=1e-4)

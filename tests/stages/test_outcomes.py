@@ -1,0 +1,26 @@
+"""Which null draws complete which test prompts."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhumbline.stages.outcomes import draws_by_prompt
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))
+def test_every_draw_completes_its_number_of_prompts_spread_over_the_prompts(n, draws, completed, seed):
+    by_prompt = draws_by_prompt(n, draws, completed, seed)
+    assert len(by_prompt) == n
+    counts = Counter(draw for some in by_prompt for draw in some)
+    assert set(counts.values()) == {n if completed in (0, n) or completed > n else completed}
+    assert set(counts) == set(range(draws))
+    sizes = [len(some) for some in by_prompt]
+    assert max(sizes) - min(sizes) <= 1  # no prompt has two draws while another has none
+    assert by_prompt == draws_by_prompt(n, draws, completed, seed)
+
+
+@pytest.mark.parametrize("completed", [0, 10, 11])
+def test_all_prompts(completed):
+    assert draws_by_prompt(10, 2, completed, 0) == [(0, 1)] * 10
