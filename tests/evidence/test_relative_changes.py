@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline.evidence.relative_changes import change_and_gap, paired_ratio, relative_change
+from rhumbline.evidence.relative_changes import Paired, gap_to_nulls, paired_ratio, relative_change
+
+
+def paired(before: np.ndarray, after: np.ndarray, first: int = 0) -> Paired:
+    """A draw that completed the prompts from the number `first` on."""
+    return Paired([str(first + i) for i in range(len(before))], before, after, [None] * len(before))
+
+
+def change_and_gap(before, own, nulls, every=()):
+    """The gap of an arm to draws on the same prompts."""
+    draws = ([paired(before, null) for null in some] for some in (nulls, every))
+    return gap_to_nulls(relative_change(before, own), *draws)
 
 
 def counts(present: int, n: int = 100) -> np.ndarray:
@@ -80,6 +91,17 @@ def test_the_interval_of_a_gap_contains_the_variance_between_draws():
     assert apart.low < 0.5  # t with 2 degrees of freedom
     many = change_and_gap(before, own, [counts(100), counts(100), counts(70)] * 5)
     assert apart.low < many.low < alike.low
+
+
+def test_draws_on_different_prompts_are_means_over_their_own():
+    before, own = counts(60, 60), counts(0, 60)
+    apart = [paired(np.ones(20), np.ones(20), first=20 * draw) for draw in range(3)]
+    together = [paired(before, before)] * 3
+    gaps = [gap_to_nulls(relative_change(before, own), draws) for draws in (apart, together)]
+    assert gaps[0] == gaps[1]
+    few = gap_to_nulls(relative_change(before, own), [paired(np.ones(8), np.ones(8), 8 * draw) for draw in range(3)])
+    assert few.value == gaps[0].value == 1.0
+    assert few.low < gaps[0].low
 
 
 def test_two_draws_are_decided_with_the_draws_of_all_families():

@@ -242,7 +242,8 @@ class Levels:
         A degenerate completion counts as no change (against the effect) or as the largest one (in its favour).
         """
         change = effect.sign * self.fall(arm, effect.label, prompts)
-        broken = np.array([self.outcomes[arm, effect.label][i].cls == "degenerate" for i in prompts])
+        rows = self.outcomes[arm, effect.label]
+        broken = np.array([rows[i].cls == "degenerate" for i in prompts])
         largest = effect.sign * (
             self._baseline(effect, prompts) - (self.negative if effect.sign > 0 else self.positive).mean()
         )
