@@ -74,6 +74,14 @@ def test_damage_alone_is_damaged_and_an_effect_that_is_refuted_is_refuted():
     assert decide(RHUMBLINE, known(ablated=(0, 100))).verdict is DAMAGED  # broken text refutes no effect
 
 
+def test_a_direction_that_an_unusable_metric_selected_refutes_nothing():
+    verdict = decide(RHUMBLINE, replace(known(ablated=95), metric_auroc=0.5))
+    assert verdict.verdict is INCONCLUSIVE
+    assert verdict.reason == "not measured, the metric does not separate the classes: AUROC 0.50 < 0.60"
+    assert decide(RHUMBLINE, replace(known(ablated=95), metric_auroc=0.7)).verdict is NOT
+    assert decide(RHUMBLINE, replace(known(), metric_auroc=0.5)).verdict is SINGLE
+
+
 def test_another_behaviour_has_its_own_name():
     assert decide(RHUMBLINE, known(base=40), "style").verdict is VerdictName.NO_BASELINE
 
