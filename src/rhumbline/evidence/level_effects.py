@@ -193,8 +193,10 @@ class Levels:
         gap = self._relative(effect, prompts, nulls[family], against)
         is_few = len(nulls[family]) < LEAST_DRAWS
         every = [null for some in nulls.values() for null in some] if is_few else []
-        values = [[self._relative_value(effect, prompts, null, against) for null in s] for s in (nulls[family], every)]
-        half = draws_half_width(*values)
+        own, of_all = (
+            [self._relative_value(effect, prompts, null, against) for null in some] for some in (nulls[family], every)
+        )
+        half = draws_half_width(own, of_all)
         low = gap.value - math.hypot(gap.value - gap.low, half)
         return gap._replace(low=low, high=gap.value + math.hypot(gap.high - gap.value, half))
 

@@ -113,11 +113,14 @@ def gap_to_nulls(direct: Change, nulls: Sequence[Paired], every: Sequence[Paired
     together = Paired.mean(nulls)
     mean = relative_change(together.before, together.after, together.categories)
     gap = direct.value - mean.value
-    known = ([change for x in some if not math.isnan(change := x.change)] for some in (nulls, every))
-    draws = draws_half_width(*known)
+    draws = draws_half_width(_known_changes(nulls), _known_changes(every))
     below = math.hypot(direct.value - direct.low, mean.high - mean.value, draws)
     above = math.hypot(direct.high - direct.value, mean.value - mean.low, draws)
     return direct._replace(value=gap, low=gap - below, high=gap + above)
+
+
+def _known_changes(draws: Sequence[Paired]) -> list[float]:
+    return [change for draw in draws if not math.isnan(change := draw.change)]
 
 
 def draws_half_width(values: Sequence[float], every: Sequence[float], level: float = 0.95) -> float:
