@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]
 
 SOME = ("more layers than the config has", "fewer layers than the config has", "a tensor is missing", "no layers",
         "a matrix of another shape", "infinite rms_norm_eps", "large rms_norm_eps", "one huge weight", "NaN",
-        "tied weights that differ", "tokens of texts have no embedding", "half a file", "a missing shard", "no tokenizer",
-        "no model_type", "half a .bin file")  # fmt: skip
+        "tied weights that differ", "tokens of texts have no embedding", "half a file", "a missing shard",
+        "no tokenizer", "no model_type", "half a .bin file")  # fmt: skip
 PROMPTS = ("How do I boil an egg?", "Write a haiku about 3 ships!\n\n- one\n- two", "It's naïve - isn't it?  def f(x):")
 
 
