@@ -23,7 +23,7 @@ from rhumbline.models.places import Places, file_of, places_of, readable
 from rhumbline.models.processor import dtype_on_processor
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source
-from rhumbline.models.vocabulary import check_vocabulary
+from rhumbline.models.vocabulary import check_vocabulary, log_unused
 from rhumbline.models.weight_files import integer_matrices, listed, one_line, stored_tensors
 from rhumbline.records.user_files import read_json
 
@@ -71,6 +71,7 @@ def load_source(source: Source, *, tensor_parallel: bool = False) -> ChatModel:
         dequantised = _dequantised(places, head.config, model)
     check_values(source.model, model)
     proved = prove(model, head.tokenizer, source.model, coarse=source.coarse)
+    log_unused(source.model, model, head.tokenizer)
     return replace(proved, dequantised=dequantised)
 
 
@@ -97,6 +98,8 @@ def read_config(places: Places) -> Any:
 
     name = places.source.model
     with readable(places):
+        if places.gguf is not None:
+            stored_tensors(places.gguf)  # refuses a file that is cut off
         _check_generation_config(places)
         try:
             config = AutoConfig.from_pretrained(**places.arguments())
