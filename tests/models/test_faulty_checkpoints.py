@@ -54,9 +54,10 @@ def test_a_fault_is_refused_by_name(name, changed, contrast, call, monkeypatch, 
     code, out, messages = call("model", folder, "--device", "cpu")
     assert (code, out) == (3, ""), messages
     assert [word for word in fault.names if word not in messages] == []
-    code, _, messages = call(*plan(folder, contrast))
-    assert code == (0 if fault.in_values else 3), messages
-    assert fault.in_values or [word for word in fault.names if word not in messages] == []
+    if not fault.in_values:  # a plan reads no weights
+        code, _, messages = call(*plan(folder, contrast))
+        assert code == 3, messages
+        assert [word for word in fault.names if word not in messages] == []
     assert not (tmp_path / "executed").exists()
 
 
@@ -66,7 +67,10 @@ def test_a_healthy_directory_is_handled(name, changed, contrast, call):
     code, out, messages = call("model", folder, "--device", "cpu")
     assert code == 0, messages
     assert "model.layers" in out
-    assert call(*plan(folder, contrast))[0] == 0
+    if name in ("stray files", "sharded", "a .bin file"):
+        code, out, messages = call(*plan(folder, contrast))
+        assert code == 0, messages
+        assert "memory" in out
 
 
 def test_sizes_follow_the_files_that_are_loaded(changed, healthy):
