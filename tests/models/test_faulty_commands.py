@@ -1,10 +1,11 @@
 """Every command that loads a model refuses a faulty directory alike: exit code 3 and the names, without a traceback."""
 
-import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+import rhumbline
 from faulty_checkpoints import FAULTS
 from rhumbline.organisms.planted import TRUTH
 from tiny_tasks import write_tasks
@@ -26,8 +27,7 @@ COMMANDS = {
     "analyze flinch": ["analyze", "flinch", "HEALTHY", "--base", "MODEL", "--terms", "TERMS", "--out", "OUT"],
 }
 NEEDS = {"export": "peft", "evaluate": "lm_eval", "evaluate, edited": "lm_eval"}
-SOME = ("more layers than the config has", "no layers", "a matrix of another shape", "half a file", "NaN",
-        "an empty directory", "one huge weight")  # fmt: skip
+SOME = ("more layers than the config has", "half a file", "an empty directory", "one huge weight")
 
 
 @pytest.mark.parametrize("fault", SOME)
@@ -42,8 +42,7 @@ def test_a_command_refuses_a_faulty_directory(name, fault, planted_folder, texts
     FAULTS[fault].make(folder)
     if folder.is_dir():
         shutil.copy(contrast, folder / "contrast.jsonl")
-    terms = tmp_path / "terms.json"
-    terms.write_text(json.dumps([{"term": "moon", "context": "The"}]))
+    terms = Path(rhumbline.__file__).parent / "organisms" / "data" / "refusal-base" / "terms.json"
     words = {"MODEL": folder, "HEALTHY": planted_folder, "RUN": shutil.copytree(texts_run, tmp_path / "run"),
              "TRUTH": planted_folder / TRUTH, "OUT": tmp_path / "out", "CONTRAST": contrast, "TERMS": terms,
              "TASKS": write_tasks(tmp_path / "tasks") if name in NEEDS else ""}  # fmt: skip

@@ -100,8 +100,8 @@ def edit_sharded(
                 f"{source} is an adapter, and --sharded edits whole checkpoints. Edit without --sharded, which merges "
                 "the adapter into its base."
             )
-        shards = shards_of(source, places.whole)
         head = read_head(places)
+        shards = shards_of(source, places.whole)
         config = head.config
         basis = _checked_basis(source, shards, config, imported, options)
         progress("proving the edit on a small model of the same config")
