@@ -328,3 +328,10 @@ HEALTHY: dict[str, Change] = {
     "no generation_config.json": file("generation_config.json", None),
     "code of its own for a model that transformers has": config(auto_map=CODE),
 }
+
+
+def write_contrast(path: Path) -> Path:
+    """A contrast that is large enough for the default sizes of a plan."""
+    rows = [{"prompt": f"Describe ship {i}.", "label": ("positive", "negative")[i % 2]} for i in range(600)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,12 +1,11 @@
 """Model directories with a fault end in exit code 3 and the names, for every command; healthy ones are handled."""
 
-import json
 import shutil
 
 import pytest
 
 from families import random_model
-from faulty_checkpoints import FAULTS, HEALTHY
+from faulty_checkpoints import FAULTS, HEALTHY, write_contrast
 from rhumbline.jobs.sizing import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, of faulty configs
@@ -25,10 +24,7 @@ def healthy(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def contrast(tmp_path_factory):
-    rows = [{"prompt": f"Describe ship {i}.", "label": ("positive", "negative")[i % 2]} for i in range(600)]
-    path = tmp_path_factory.mktemp("contrast") / "contrast.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_contrast(tmp_path_factory.mktemp("contrast") / "contrast.jsonl")
 
 
 @pytest.fixture
