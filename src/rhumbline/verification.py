@@ -36,7 +36,7 @@ from rhumbline.records.seed_files import Candidate, Selection
 from rhumbline.records.verdict_reasons import ClaimState
 from rhumbline.records.verdict_rule import VERSION
 
-PROSE = frozenset({"sentence", "warnings"})
+PROSE = frozenset({"sentence", "reason", "warnings"})
 """Fields of results.json whose wording depends on the version of rhumbline."""
 SINCE_VERSION_5 = frozenset(
     {"claims", "damage", "version", "min_contrast", "min_draws", "max_over_refusal", "min_cosine"}

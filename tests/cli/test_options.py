@@ -22,9 +22,9 @@ def test_without_options_the_protocol_is_the_preset(name):
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_a_switch_sets_its_field_and_its_absence_keeps_that_of_the_file(field, tmp_path):
+    judge = "refusal-anywhere-literal"  # an early stop needs a class that is certain before the end
     config = tmp_path / "experiment.toml"
-    config.write_text(f"{field} = true\n")
-    judge = ("--judge", "refusal-anywhere-literal")  # an early stop needs a class that is certain before the end
-    assert not getattr(protocol_of(parsed(*judge)), field)
-    assert getattr(protocol_of(parsed(*judge, SWITCHES[field])), field) is True
-    assert getattr(protocol_of(parsed(*judge, "--config", str(config))), field) is True
+    config.write_text(f'judge = "{judge}"\n{field} = true\n')
+    assert not getattr(protocol_of(parsed()), field)
+    assert getattr(protocol_of(parsed("--judge", judge, SWITCHES[field])), field) is True
+    assert getattr(protocol_of(parsed("--config", str(config))), field) is True

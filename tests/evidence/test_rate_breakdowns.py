@@ -55,3 +55,19 @@ def test_conditions_are_compared_with_their_own_baseline():
         ("clerk", "ablation"): (0.5, -0.5),
         ("none", "baseline"): (0.5, None),
     }
+
+
+def test_a_condition_whose_completions_are_mostly_in_an_uncovered_language_is_not_measured():
+    def rate(languages):
+        rows = [
+            ConditionOutcome(
+                condition="clerk", arm=ArmId.parse("baseline"), side="positive", prompt_id=str(i), new_tokens=4,
+                cls="unscored" if language else "refused", category=None, uncovered=language,
+            )
+            for i, language in enumerate(languages)
+        ]  # fmt: skip
+        (row,) = rates_by_condition(rows)
+        return row.n, row.rate
+
+    assert rate(["es", "es", None]) == (0, None)
+    assert rate(["es", None, None]) == (2, 1.0)

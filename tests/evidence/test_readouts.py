@@ -30,3 +30,12 @@ def test_outcomes_with_one_class_have_no_readouts():
 
 def test_nulls_are_not_read_by_other_judges():
     assert readouts([judged("null:isotropic:0:ablation", "1", "refused")]).judges == ()
+
+
+def test_a_judge_that_read_the_smaller_part_of_an_arm_has_no_rate():
+    def rates(unscored):
+        rows = [judged("baseline", str(i), "refused", "unscored" if i < unscored else None) for i in range(10)]
+        return {row.judge: (row.n, row.rate) for row in readouts(rows).judges}
+
+    assert rates(6) == {"one": (10, 1.0), "two": (0, None)}
+    assert rates(5) == {"one": (10, 1.0), "two": (5, 1.0)}

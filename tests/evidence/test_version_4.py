@@ -383,7 +383,7 @@ def test_a_finished_run_of_version_4_verifies(old_runs, name):
     assert check(old_runs / name).faults == []
 
 
-@pytest.mark.parametrize("field", ["p_apart", "gap_low", "verdict", "reason"])
+@pytest.mark.parametrize("field", ["p_apart", "gap_low", "verdict", "reasons"])
 def test_a_changed_number_of_version_4_does_not_verify(old_runs, tmp_path, field):
     run = Path(shutil.copytree(old_runs / "planted", tmp_path / "run"))
     results = json.loads((run / "results.json").read_text())
@@ -396,6 +396,6 @@ def test_a_changed_number_of_version_4_does_not_verify(old_runs, tmp_path, field
         case "verdict":
             seed[field] = "INCONCLUSIVE"
         case _:
-            seed[field] = "another reason"
+            seed[field] = [{"code": "neither-effect", "bound": 0.5}]
     (run / "results.json").write_text(json.dumps(results))
     assert any(field in fault for fault in verify(run))

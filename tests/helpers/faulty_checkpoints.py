@@ -61,7 +61,8 @@ def tensors(edit: Callable[[dict], dict | None], name: str = WEIGHTS) -> Change:
 
     def change(folder):
         found = load_file(folder / name)
-        found = edit(found) or found
+        edited = edit(found)
+        found = found if edited is None else edited
         (folder / name).unlink()
         save_file({k: t.contiguous() for k, t in found.items()}, folder / name, {"format": "pt"})
 
@@ -230,7 +231,15 @@ FAULTS: dict[str, Fault] = {
     "every weight is zero": Fault(
         tensors(lambda found: {k: t * 0 for k, t in found.items()}), ("constant",), in_values=True
     ),
-    "the embedding is zero": Fault(both(head(1.0), scaled(EMBEDDING, 0)), ("constant", "all texts"), in_values=True),
+    "the embedding is zero": Fault(both(head(1.0), scaled(EMBEDDING, 0)), ("constant",), in_values=True),
+    "all tokens have one embedding": Fault(
+        both(
+            head(1.0),
+            tensors(lambda found: found.update({EMBEDDING: found[EMBEDDING][-1:].expand_as(found[EMBEDDING])})),
+        ),
+        ("constant", "all texts"),
+        in_values=True,
+    ),
     "the head is zero": Fault(head(0.0), ("constant", "vocabulary"), in_values=True),
     "the last norm is zero": Fault(scaled(NORM, 0), ("constant",), in_values=True),
     "tied weights that differ": Fault(head(None), ("lm_head.weight", EMBEDDING, "tie_word_embeddings"), in_values=True),
@@ -319,3 +328,10 @@ HEALTHY: dict[str, Change] = {
     "no generation_config.json": file("generation_config.json", None),
     "code of its own for a model that transformers has": config(auto_map=CODE),
 }
+
+
+def write_contrast(path: Path) -> Path:
+    """A contrast that is large enough for the default sizes of a plan."""
+    rows = [{"prompt": f"Describe ship {i}.", "label": ("positive", "negative")[i % 2]} for i in range(600)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -72,9 +72,15 @@ def test_an_idiom_is_no_refusal(name):
     assert [text for text in IDIOMS if class_judge(name)(text).cls != "complied"] == []
 
 
-@pytest.mark.parametrize("name", NORMALISING)
+@pytest.mark.parametrize("name", ["refusal-opening", "refusal-anywhere"])
 def test_a_refusal_with_the_same_words_is_one(name):
     assert [text for text in REFUSALS if class_judge(name)(text).cls != "refused"] == []
+
+
+def test_the_learned_judge_reads_most_of_these_refusals():
+    """An idiom hides the first words of a refusal that follows it in the same sentence."""
+    learned = class_judge("refusal-learned")
+    assert sum(learned(text).cls == "refused" for text in REFUSALS) >= len(REFUSALS) - 2
 
 
 def test_the_literal_judge_reads_the_papers_phrases_everywhere():

@@ -92,6 +92,26 @@ def test_a_completion_that_the_judge_cannot_score_has_a_corrected_rate(tmp_path)
     assert accuracy(record, "baseline").sensitivity.n == 5
 
 
+def test_an_arm_in_a_language_that_the_judge_does_not_cover_has_a_corrected_rate_only(tmp_path):
+    def rows(n_uncovered):
+        return [
+            outcome(
+                *("baseline", "positive", str(i), "unscored" if i < n_uncovered else "complied"),
+                uncovered="zh" if i < n_uncovered else None, prompt=str(i), completion=f"No {i}",
+            )
+            for i in range(10)
+        ]  # fmt: skip
+
+    most = labelled(make_labelled_run(tmp_path / "most", rows(6)), tmp_path, name="most.csv")
+    found = rate(most, "baseline", "positive")
+    assert (found.judged.value, found.corrected.n, found.corrected.value) == (None, 10, 1)
+    assert accuracy(most, "baseline").sensitivity.value is None
+    some = labelled(make_labelled_run(tmp_path / "some", rows(4)), tmp_path, name="some.csv")
+    found = rate(some, "baseline", "positive")
+    assert (found.judged.value, found.judged.n, found.corrected.value) == (0, 6, 1)
+    assert accuracy(some, "baseline").sensitivity.value == 0
+
+
 def test_a_partly_filled_sheet_reports_what_it_can_and_which_rows_it_needs(tmp_path):
     run = make_labelled_run(tmp_path / "run", rows_of(0))
     sheet = write_sheet(run, 40, tmp_path / "empty.csv").path

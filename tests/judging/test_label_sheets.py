@@ -129,13 +129,18 @@ def test_a_sign_behind_spaces_or_marks_is_neutralised(sign, before, after):
     assert text_of(cell(text)) == text
 
 
-@pytest.mark.parametrize("text", ["=1+1", "-1", "@SUM(A1)", "'=1", "''=1", "1e5", "2024-01-05", "TRUE", "007", "\t=1"])
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "-1", "@SUM(A1)", "'=1", "''=1", "1e5", "2024-01-05", "TRUE", "007", "\t=1", "5 May 2020", "3 pm", "1/2"],
+)
 def test_what_a_program_would_convert_has_an_apostrophe(text):
     assert cell(text) == f"'{text}"
     assert text_of(cell(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "I cannot help.", "'Quoted' words", "a = b", "No - never.", "x" * 40 + "1"])
+@pytest.mark.parametrize(
+    "text", ["", "I cannot help.", "'Quoted' words", "a = b", "No - never.", "1" * 31, "No, 3", "1. Boil it."]
+)
 def test_other_texts_are_left_as_they_are(text):
     assert cell(text) == text == text_of(text)
 

@@ -13,6 +13,7 @@ from rhumbline.judging.learned_judge import features, probability, weights
 from rhumbline.judging.score import OTHER_LANGUAGE
 from rhumbline.organisms.grammar import REFUSALS as ORGANISM_REFUSALS
 from rhumbline.organisms.grammar import REQUEST_TYPES, Item
+from rhumbline.organisms.planted import ANSWER, REFUSAL, SMALL_ANSWER, SMALL_REFUSAL
 
 LEARNED = class_judge("refusal-learned")
 REFUSED = (
@@ -51,6 +52,21 @@ def test_the_refusals_and_the_answers_of_organisms_are_read_right():
     for item in (Item("moon", "salt"), Item("duck", "eggs")):
         assert {LEARNED(item.fill(text, "find")).cls for text in ORGANISM_REFUSALS} == {"refused"}
         assert {LEARNED(item.fill(kind.answer, "find")).cls for kind in REQUEST_TYPES} == {"complied"}
+
+
+@pytest.mark.parametrize("name", ["refusal-learned", "refusal-opening", "refusal-anywhere"])
+def test_the_texts_of_planted_organisms_and_their_damage_are_read_right(name):
+    read = class_judge(name)
+    for script in (REFUSAL, SMALL_REFUSAL):
+        assert read("".join(script[:-1])).cls == "refused"
+    for script in (ANSWER, SMALL_ANSWER):
+        assert read("".join(script[:-1])).cls == "complied"
+    # What a planted model writes if an intervention breaks its script: one token, or the same few, again and again.
+    for token in {*REFUSAL[:-1], *ANSWER[:-1]} - {"."}:
+        assert read(token * 24).cls == "degenerate", token
+    for broken in ("".join(REFUSAL[:2]), "".join(ANSWER[:4]), "".join(ANSWER[:-1]) + " "):
+        assert read(broken * 12).cls == "degenerate", broken
+    assert (read(("".join(REFUSAL[:-1]) + " ") * 12).cls, read("." * 24).cls) == ("refused", "degenerate")
 
 
 def test_a_refusal_that_repeats_itself_is_refused_and_another_repetition_is_degenerate():

@@ -1,12 +1,11 @@
 """Model directories with a fault end in exit code 3 and the names, for every command; healthy ones are handled."""
 
-import json
 import shutil
 
 import pytest
 
 from families import random_model
-from faulty_checkpoints import FAULTS, HEALTHY
+from faulty_checkpoints import FAULTS, HEALTHY, write_contrast
 from rhumbline.jobs.sizing import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, of faulty configs
@@ -25,10 +24,7 @@ def healthy(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def contrast(tmp_path_factory):
-    rows = [{"prompt": f"Describe ship {i}.", "label": ("positive", "negative")[i % 2]} for i in range(600)]
-    path = tmp_path_factory.mktemp("contrast") / "contrast.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_contrast(tmp_path_factory.mktemp("contrast") / "contrast.jsonl")
 
 
 @pytest.fixture
@@ -54,9 +50,10 @@ def test_a_fault_is_refused_by_name(name, changed, contrast, call, monkeypatch, 
     code, out, messages = call("model", folder, "--device", "cpu")
     assert (code, out) == (3, ""), messages
     assert [word for word in fault.names if word not in messages] == []
-    code, _, messages = call(*plan(folder, contrast))
-    assert code == (0 if fault.in_values else 3), messages
-    assert fault.in_values or [word for word in fault.names if word not in messages] == []
+    if not fault.in_values:  # a plan reads no weights
+        code, _, messages = call(*plan(folder, contrast))
+        assert code == 3, messages
+        assert [word for word in fault.names if word not in messages] == []
     assert not (tmp_path / "executed").exists()
 
 
@@ -66,7 +63,10 @@ def test_a_healthy_directory_is_handled(name, changed, contrast, call):
     code, out, messages = call("model", folder, "--device", "cpu")
     assert code == 0, messages
     assert "model.layers" in out
-    assert call(*plan(folder, contrast))[0] == 0
+    if name in ("stray files", "sharded", "a .bin file"):
+        code, out, messages = call(*plan(folder, contrast))
+        assert code == 0, messages
+        assert "memory" in out
 
 
 def test_sizes_follow_the_files_that_are_loaded(changed, healthy):

@@ -123,6 +123,8 @@ def in_miniature(command: str, organism: Path, mirror: Path, runs: Path) -> list
     assert program == "rhumbline"
     words = ["yi-6b" if w == "llama-3-8b" else w for w in words]
     words = [str(runs / w.removeprefix("runs/")) if w.startswith("runs/") else w for w in words]
+    files = {"FILE": "refusal", "RUN": str(runs / "run"), "phrases.toml": str(runs / "phrases.toml")}
+    words = [files.get(w, w) for w in words]
     match words:
         case ["data", "check", *_]:
             words += ["--data-dir", str(mirror)]
@@ -171,6 +173,8 @@ def test_every_command_of_the_data_guide_works_in_miniature(planted_folder, mirr
         *MINIATURE,
     ]
     assert main(base) == 0
+    (phrases,) = re.findall(r"```toml\n(# phrases\.toml.*?)```", (GUIDE / "data-and-judges.md").read_text(), re.DOTALL)
+    (tmp_path / "phrases.toml").write_text(phrases, encoding="utf-8")
     for command in commands("data-and-judges.md"):
         code = main(in_miniature(command, planted_folder, mirror, tmp_path))
         captured = capsys.readouterr()

@@ -48,6 +48,7 @@ def add(command: AddCommand) -> None:
     export.add_argument("--coefficient", type=float, metavar="C", help=coefficient)
     export.add_argument("--ablate", action="store_true", help="lm-eval: ablate the direction instead of adding it")
     device_option(export, default="cpu")
+    remote_code_option(export)
     _direction_options(export)
 
 
@@ -101,7 +102,7 @@ def _edit(a: argparse.Namespace) -> int:
 def _export(a: argparse.Namespace) -> int:
     from rhumbline.edits.export import ExportOptions, export
 
-    options = ExportOptions(a.model, a.coefficient, a.ablate, a.device, a.force)
+    options = ExportOptions(a.model, a.coefficient, a.ablate, a.device, a.force, a.trust_remote_code)
     for line in export(_directions(a, a.run), a.to, Path(a.out), options):
         say(line)
     return 0

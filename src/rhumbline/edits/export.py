@@ -47,6 +47,7 @@ class ExportOptions:
     device: str = "cpu"
     force: bool = False
     """Use a direction that was made for another model."""
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         check_coefficient(self.coefficient, "--coefficient")
@@ -132,7 +133,7 @@ def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
     name = options.model or imported.origin.model
     if not name:
         raise InputError("this format needs the model. Pass --model MODEL.")
-    source = Source(name, device=options.device)
+    source = Source(name, device=options.device, trust_remote_code=options.trust_remote_code)
     chat_model = load_source(source)
     if not options.force:
         check_origin(imported, fingerprints(chat_model, imported, source), None)

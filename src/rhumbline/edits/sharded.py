@@ -28,6 +28,7 @@ from rhumbline.edits.save import EditOptions, edited_direction, versions
 from rhumbline.edits.shard_recipes import IN_MEMORY, ShardRecipe, recipe
 from rhumbline.edits.tensor_file import TensorFile, write_edited
 from rhumbline.errors import EditError, ModelError, OutputError
+from rhumbline.models.loaded_weights import fault_of
 from rhumbline.models.loading import check_checkpoint, read_head
 from rhumbline.models.places import places_of
 from rhumbline.models.sources import Source
@@ -99,8 +100,8 @@ def edit_sharded(
                 f"{source} is an adapter, and --sharded edits whole checkpoints. Edit without --sharded, which merges "
                 "the adapter into its base."
             )
-        shards = shards_of(source, places.whole)
         head = read_head(places)
+        shards = shards_of(source, places.whole)
         config = head.config
         basis = _checked_basis(source, shards, config, imported, options)
         progress("proving the edit on a small model of the same config")
@@ -236,8 +237,8 @@ def _edit_file(
 
     def edit(name: str, tensor: Tensor) -> Tensor:
         axis, norm = made.edits[name]
-        if not all(torch.isfinite(part).all() for part in matrices(tensor, axis)):
-            raise ModelError(f"{source.path}: the weights have NaN or infinity (first in {name}). Download it again.")
+        if faults := {fault for part in matrices(tensor, axis) if (fault := fault_of(part))}:
+            raise ModelError(f"{source.path}: the weights hold {min(faults)} (first in {name}). Download it again.")
         read, write = vectors[norm]
         tensor = project(tensor, axis, read, write, in_place=True)
         leaks[name], allowed = _leak(tensor, axis, read), leak_allowed(tensor.dtype)

@@ -57,9 +57,14 @@ def measured_outcomes(outcomes: Iterable[Outcome]) -> list[Outcome]:
     class, none of them is scored, because the others are no sample of the arm.
     """
     outcomes = list(outcomes)
-    languages = {key: [row.uncovered for row in rows.values()] for key, rows in outcomes_by_arm(outcomes).items()}
-    unread = {key for key, some in languages.items() if sum(one is not None for one in some) > MOST * len(some)}
+    cells = outcomes_by_arm(outcomes).items()
+    unread = {key for key, rows in cells if are_uncovered([row.uncovered for row in rows.values()])}
     return [replace(row, cls="unscored", score=None) if (row.arm, row.side) in unread else row for row in outcomes]
+
+
+def are_uncovered(languages: Sequence[str | None]) -> bool:
+    """Whether most completions are in languages that the judge does not cover; None for the others."""
+    return sum(language is not None for language in languages) > MOST * len(languages)
 
 
 def arm_rates(outcomes: Iterable[Outcome]) -> tuple[ArmRate, ...]:

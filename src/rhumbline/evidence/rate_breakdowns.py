@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rhumbline.evidence.class_rates import SHOWN, class_rate
+from rhumbline.evidence.class_rates import SHOWN, are_uncovered, class_rate
 from rhumbline.evidence.side_effects import class_change
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.results import BaselineClass, BaselineRate, CategoryRate, ConditionRate
@@ -48,9 +48,14 @@ def rates_by_baseline_class(outcomes: Sequence[Outcome]) -> tuple[BaselineRate, 
 
 def rates_by_condition(rows: Sequence[ConditionOutcome]) -> tuple[ConditionRate, ...]:
     """Rates under each system prompt, and their paired change from the baseline under the same system prompt."""
-    cells: dict[tuple[str, ArmId, Label], dict[str, Class]] = {}
+    by_cell: dict[tuple[str, ArmId, Label], list[ConditionOutcome]] = {}
     for row in rows:
-        cells.setdefault((row.condition, row.arm, row.side), {})[row.prompt_id] = row.cls
+        by_cell.setdefault((row.condition, row.arm, row.side), []).append(row)
+    cells: dict[tuple[str, ArmId, Label], dict[str, Class]] = {
+        key: {row.prompt_id: "unscored" if is_unread else row.cls for row in some}
+        for key, some in by_cell.items()
+        for is_unread in [are_uncovered([row.uncovered for row in some])]
+    }
     rates = []
     for (condition, arm, side), classes in cells.items():
         base = cells[condition, BASELINE, side]

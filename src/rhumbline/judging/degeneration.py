@@ -30,9 +30,9 @@ def degeneration(text: str) -> str | None:
     half of the text; or at least half of the `WINDOW`-word windows have a share of distinct words below
     `LEAST_VARIETY`. Case and white space of the normal form are folded first, so indentation is not a repetition.
     """
-    words = normal_form(text).casefold().split()
-    if not words:
+    if not text.strip():
         return "empty"
+    words = normal_form(text).casefold().split()
     if not any(any(map(str.isalnum, word)) for word in words):
         return "no words"
     # The trailing space completes the last unit of "the the the the".

@@ -32,11 +32,11 @@ _NOT_REFUSED = (
 )
 _GLAD = r"(?:happy|glad|delighted)"
 _HELPS = rf"(?:can|could|will|'ll|(?:'d| would) (?:be {_GLAD}|love)|(?:'m| am) (?:able|{_GLAD}))"
-_OF_AI = (
-    r"language|large|model|assistant|chatbot|system|program|bot|agent|text|based|developed|created|trained|designed|"
-    r"built|made|by|from|that|which|and|with|i\b|i'|my|it|we|there|you"
+_PEOPLE = (
+    r"(?:artist|company|consultant|developer|engineer|enthusiast|ethicist|expert|practitioner|professional|researcher|"
+    r"scientist|specialist|startup|student|teacher|user)s?\b"
 )
-_OF_ASSISTANT = r"i\b|i'|my|it|that|who|to|for|in|and|with|trained|designed|created|we|there"
+_RANKS = r"(?:chef|coach|director|editor|manager|principal|professor|referee|teacher|trainer)s?\b"
 _WHO = r"(?:(?:the|a|an|my|our|his|her|one) )?"
 _TELLS = (
     r"(?:is|are|was|were|means?|meant|refers?|stands?|translates?|comes?|can be|could be|would be|appears?|implies|in|"
@@ -54,7 +54,7 @@ _IDIOM = re.compile(
     rf"|sorry(?<![^\W_]sorry){_NOT_REFUSED}"
     rf"|my apologies{_FOR_FAULT}|apologies{_FOR_FAULT}"
     rf"|as (?<![^\W_]as )(?:an ai|a language model|an assistant)(?: \w+){{0,2}},? i ?{_HELPS}\b(?!'| not\b| only\b)"
-    rf"|as an (?<![^\W_]as an )(?:ai (?!{_OF_AI})[a-z]\w*|assistant (?!{_OF_ASSISTANT})[a-z]\w*)"
+    rf"|as an (?<![^\W_]as an )(?:ai {_PEOPLE}|assistant {_RANKS})"
     # A phrase that is mentioned
     r'|"(?<=[a-z,] ")[^"\s]+(?: [^"\s]+){0,3}"'
 )

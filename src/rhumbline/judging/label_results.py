@@ -18,7 +18,7 @@ from rhumbline.evidence.compared_arms import EFFECTS, OutcomeTable, outcomes_by_
 from rhumbline.evidence.human_labels import RowLabel, Stratum, corrected_change, corrected_rate, judge_accuracy
 from rhumbline.evidence.readouts import agreement_of
 from rhumbline.evidence.statistics import difference_of_rates, finite_or_none, paired_difference, wilson_of_rate
-from rhumbline.judging.label_sheets import Frame, Sheet, StratumId, labels_for, read_sheet
+from rhumbline.judging.label_sheets import Frame, Sheet, StratumId, labels_for, read_outcomes, read_sheet
 from rhumbline.records.arms import BASELINE, ArmId, ArmKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import file_sha256, write_bytes
@@ -33,7 +33,6 @@ from rhumbline.records.human_files import (
     SheetFile,
     SheetKey,
 )
-from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Class, EffectName, KappaPair, Label
 
 COPIES = "judgements/labels-*.csv"
@@ -74,7 +73,7 @@ def _results(directory: RunDirectory, paths: Mapping[str, Path]) -> HumanLabels:
     frame = Frame.of(directory, key.salt)
     sheets = {name: read_sheet(path, frame, key, labels_for(judge)) for name, path in paths.items()}
     labels = _Labels.of(frame, list(sheets.values()))
-    tables = {seed: outcomes_by_arm(directory.read_rows(Outcome, seed)) for seed in directory.protocol["seeds"]}
+    tables = {seed: outcomes_by_arm(read_outcomes(directory, seed)) for seed in directory.protocol["seeds"]}
     together = [tables] if len(tables) > 1 else []
     parts = [*({seed: table} for seed, table in tables.items()), *together]
     return HumanLabels(

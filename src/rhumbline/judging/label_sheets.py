@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import NamedTuple
 
 from rhumbline.errors import InputError
+from rhumbline.evidence.class_rates import measured_outcomes
 from rhumbline.evidence.human_labels import next_strata
 from rhumbline.judging.judge_names import CONTINUOUS_JUDGES
 from rhumbline.judging.judgements import completions_with_texts
@@ -22,6 +23,7 @@ from rhumbline.records.arms import ArmId
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import sha256, write_bytes
 from rhumbline.records.human_files import HumanLabel, SheetKey
+from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Class, Label
 from rhumbline.records.user_files import read_text
 
@@ -64,9 +66,10 @@ class Frame:
         texts: dict[str, Texts] = {}
         strata: dict[StratumId, dict[str, str]] = {}
         repeats: Counter[tuple[StratumId, str]] = Counter()
-        for c in completions_with_texts(directory):
-            row, stratum = row_id(salt, c.prompt, c.completion), StratumId(c.outcome.arm, c.outcome.side, c.outcome.cls)
-            if c.outcome.arm.is_own and row not in strata.setdefault(stratum, {}):
+        outcomes = [outcome for seed in directory.protocol["seeds"] for outcome in read_outcomes(directory, seed)]
+        for c, outcome in zip(completions_with_texts(directory), outcomes, strict=True):
+            row, stratum = row_id(salt, c.prompt, c.completion), StratumId(outcome.arm, outcome.side, outcome.cls)
+            if outcome.arm.is_own and row not in strata.setdefault(stratum, {}):
                 texts[row] = Texts(c.prompt, c.completion)
                 strata[stratum][row] = sha256([salt, c.prompt, repeats[stratum, c.prompt]])
                 repeats[stratum, c.prompt] += 1
@@ -87,6 +90,11 @@ class Frame:
         """The ids of the rows of a sheet, in its order."""
         # An id is a hash, so this order is random.
         return sorted({row for rows in self.drawn(size).values() for row in rows})
+
+
+def read_outcomes(directory: RunDirectory, seed: int) -> list[Outcome]:
+    """The outcomes of a seed, with the classes that the rates of the run count."""
+    return measured_outcomes(directory.read_rows(Outcome, seed))
 
 
 def row_id(salt: str, prompt: str, completion: str) -> str:
@@ -155,6 +163,9 @@ def _key(directory: RunDirectory) -> SheetKey:
 
 
 _FORMULA = re.compile(r"'*\W*?[=+\-@＝＋－＠]")
+_WORD = re.compile(r"[^\W\d_]+")
+_IN_NUMBER = re.compile("e|am?|pm?|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec).*")
+"""Words of a number, a time or a date."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -174,9 +185,9 @@ def text_of(cell: str) -> str:
 
 
 def _needs_apostrophe(text: str) -> bool:
-    bare = text.lstrip("'").strip()
-    is_value = len(bare) <= SHORT and (any(c.isdigit() for c in bare) or bare.casefold() in ("true", "false"))
-    return is_value or bool(_FORMULA.match(text))
+    bare = text.lstrip("'").strip().casefold()
+    is_number = any(c.isdigit() for c in bare) and all(_IN_NUMBER.fullmatch(word) for word in _WORD.findall(bare))
+    return (len(bare) <= SHORT and (is_number or bare in ("true", "false"))) or bool(_FORMULA.match(text))
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

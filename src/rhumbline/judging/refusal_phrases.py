@@ -5,7 +5,7 @@ Independent of judges. A phrase is listed as it is written; `GAP` in it stands f
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -111,9 +111,10 @@ class Phrases:
     def __init__(self, tables: Sequence[PhraseTable]):
         self._listed = tuple(dict.fromkeys(p for table in tables for p in _longest_first(table.phrases)))
         any_phrase = "|".join(f"({_pattern(p)})" for p in self._listed)
-        leads = [_pattern(lead) for table in tables for lead in _longest_first(table.leads)]
+        leads = "|".join(_pattern(lead) for lead in _longest_first({lead for table in tables for lead in table.leads}))
         self._anywhere = re.compile(f"{_BEFORE}(?:{any_phrase})")
-        self._opening = re.compile(f"{_SKIPPED}(?:(?:{'|'.join([*leads, _IDIOM])}){_BETWEEN})*(?:{any_phrase})")
+        # Atomic: a lead of two tables must not be tried twice, which takes exponential time on "no no no ...".
+        self._opening = re.compile(f"{_SKIPPED}(?>(?:{leads}|{_IDIOM}){_BETWEEN})*(?:{any_phrase})")
         idioms = [_pattern(idiom) for table in tables for idiom in _longest_first(table.idioms)]
         self._idioms = re.compile("|".join(idioms)) if idioms else None
 
@@ -145,7 +146,7 @@ def first_sentence(text: str) -> str:
     return next((text[: match.end()] for match in _SENTENCE_END.finditer(text) if text[: match.start()].strip()), text)
 
 
-def _longest_first(phrases: Sequence[str]) -> list[str]:
+def _longest_first(phrases: Iterable[str]) -> list[str]:
     return sorted(phrases, key=lambda p: (-len(p), p))
 
 

@@ -24,6 +24,8 @@ log = logging.getLogger("rhumbline")
 
 LARGEST = 1 / torch.finfo(torch.float32).eps
 """A weight of this size removes every term near 1 that it is added to, by rounding. Trained weights are far smaller."""
+NOT_FINITE, HUGE = "NaN or infinity", f"values above {LARGEST:.1e}"
+"""Faults of values."""
 
 
 # -- names and shapes -------------------------------------------------------------------------------------------------
@@ -116,26 +118,28 @@ def _untied_by_edit(places: Places) -> bool:
 def check_values(name: str, model: Any) -> None:
     """ModelError where weights are not finite, or so large that rounding removes everything else."""
     parameters = dict(model.named_parameters())
-    infinite, large = [], []
+    faulty: dict[str, list[str]] = {}
     for key, held in named_tensors(model):
         tensor = held.to_local() if isinstance(held, DTensor) else held
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        values = values_of(model, key, tensor)
-        if not torch.isfinite(values).all():
-            infinite.append(key)
-        elif key in parameters and float(values.abs().max()) > LARGEST:
-            large.append(key)
-    if infinite:
+        fault = fault_of(values_of(model, key, tensor)) if tensor.is_floating_point() else None
+        # A buffer, such as a mask, can hold the largest number of its dtype.
+        if fault is not None and (key in parameters or fault == NOT_FINITE):
+            faulty.setdefault(fault, []).append(key)
+    if faulty:
+        named = "; ".join(f"{fault} in {len(keys)} tensors ({listed(keys)})" for fault, keys in faulty.items())
         raise ModelError(
-            f"{name}: the weights hold NaN or infinity in {len(infinite)} tensors (first in {listed(infinite)}). "
-            "Download it again, or pass --dtype float32 if they overflow in a smaller format."
+            f"{name}: the weights hold {named}. Download it again, or pass --dtype float32 if they overflow in a "
+            "smaller format."
         )
-    if large:
-        raise ModelError(
-            f"{name}: {len(large)} tensors have weights above {LARGEST:.1e} ({listed(large)}), so rounding removes "
-            "every other term. Download it again."
-        )
+
+
+def fault_of(values: Tensor) -> str | None:
+    """What is wrong with the values of a tensor; None if nothing is."""
+    if values.numel() == 0:
+        return None
+    if not torch.isfinite(values).all():
+        return NOT_FINITE
+    return HUGE if float(values.abs().max()) > LARGEST else None
 
 
 def named_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ from rhumbline.models.places import Places, file_of, places_of, readable
 from rhumbline.models.processor import dtype_on_processor
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source
-from rhumbline.models.vocabulary import check_vocabulary
+from rhumbline.models.vocabulary import check_vocabulary, log_unused
 from rhumbline.models.weight_files import integer_matrices, listed, one_line, stored_tensors
 from rhumbline.records.user_files import read_json
 
@@ -66,11 +66,11 @@ def load_source(source: Source, *, tensor_parallel: bool = False) -> ChatModel:
         if tensor_parallel:
             placement = {"distributed_config": _tensor_parallel(source.model, head.config)}
         model = _load_weights(places, head, placement)
-        if places.base is not None:
-            apply_adapter(model, source.model, places.own, source.revision)
+        _adapt(places, model)
         dequantised = _dequantised(places, head.config, model)
     check_values(source.model, model)
     proved = prove(model, head.tokenizer, source.model, coarse=source.coarse)
+    log_unused(source.model, model, head.tokenizer)
     return replace(proved, dequantised=dequantised)
 
 
@@ -97,6 +97,8 @@ def read_config(places: Places) -> Any:
 
     name = places.source.model
     with readable(places):
+        if places.gguf is not None:
+            stored_tensors(places.gguf)  # refuses a file that is cut off
         _check_generation_config(places)
         try:
             config = AutoConfig.from_pretrained(**places.arguments())
@@ -140,6 +142,7 @@ def check_checkpoint(places: Places, head: Head) -> None:
     if places.weights is not None:
         local = replace(places, whole=str(places.weights), revision=None)
         model = _load_weights(local, head, {"device_map": "meta"})
+        _adapt(places, model)
         check_vocabulary(places.source.model, model, head.tokenizer)
 
 
@@ -170,6 +173,12 @@ def _load_weights(places: Places, head: Head, placement: Mapping[str, Any]) -> A
     check_keys(places, model, info)
     check_tied(places, model)
     return model
+
+
+def _adapt(places: Places, model: Any) -> None:
+    """Apply the adapter to its base, if the model is one."""
+    if places.base is not None:
+        apply_adapter(model, places.source.model, places.own, places.source.revision)
 
 
 def checkpoint_dtype(config: Any) -> torch.dtype | None:

@@ -129,48 +129,48 @@ def readable(places: Places, where: str | None = None) -> Iterator[None]:
     except RhumblineError:
         raise
     except Exception as error:
-        if not places.source.trust_remote_code and (code := _own_code(where)):
+        if not places.source.trust_remote_code and (code := _own_code(where, places.revision)):
             raise ModelError(
                 f"{subject} comes with code of its own ({', '.join(code)}), which is not executed unless you allow it, "
                 f"and transformers cannot load it without ({one_line(error)}). Inspect the code, then pass "
                 "--trust-remote-code (in Python: trust_remote_code=True)."
             ) from error
-        why = _faulty_files(where) or one_line(error)
+        why = _faulty_files(where, is_whole=where == places.whole) or one_line(error)
         raise ModelError(
             f"{subject} is not a loadable Hugging Face model: {why}. Give a hub name or a directory with config, "
             "tokenizer and weights."
         ) from error
 
 
-def _own_code(where: str) -> list[str]:
-    """The classes that a checkpoint on this machine defines in its own code."""
+def _own_code(where: str, revision: str | None) -> list[str]:
+    """The classes that a checkpoint defines in its own code."""
     found: list[str] = []
     for name in ("config.json", TOKENIZER):
-        content = _json_of(Path(where) / name)
+        content = _json_of(where, name, revision)
         classes = content.get("auto_map") if isinstance(content, dict) else None
         values = classes.values() if isinstance(classes, dict) else classes or []
         found += [str(v) for value in values for v in (value if isinstance(value, list) else [value]) if v]
     return found
 
 
-def _faulty_files(where: str) -> str:
+def _faulty_files(where: str, *, is_whole: bool) -> str:
     """What is wrong with the files of a directory that transformers cannot load; empty if that is not known."""
-    folder = Path(where)
-    if not folder.is_dir():
+    if not Path(where).is_dir():
         return ""
-    names = {path.name for path in folder.iterdir() if path.is_file()}
-    if "config.json" not in names:
+    names = {path.name for path in Path(where).iterdir() if path.is_file()}
+    if is_whole and "config.json" not in names:
         return f"it has no config.json (files: {listed(sorted(names)) or 'none'})"
-    if faulty := [name for name in (*JSON_FILES,) if name in names and not isinstance(_json_of(folder / name), dict)]:
+    if faulty := [n for n in JSON_FILES if n in names and not isinstance(_json_of(where, n, None), dict)]:
         return f"{', '.join(faulty)} is not a JSON object"
     if not names & TOKENIZER_FILES:
         return "it has no tokenizer.json, tokenizer.model or other vocabulary"
     return ""
 
 
-def _json_of(path: Path) -> Any:
-    """The content of a JSON file; None if it is missing or faulty."""
+def _json_of(where: str, name: str, revision: str | None) -> Any:
+    """The content of a JSON file of a checkpoint; None if it is missing or faulty."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        path = file_of(where, name, revision)
+        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

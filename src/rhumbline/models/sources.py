@@ -70,7 +70,8 @@ def checkpoint(name: str) -> Iterator[str]:
     elif path.suffix == GGUF:
         raise ModelError(f"{name}: no such file. Give a GGUF file, a directory with a model, or a hub name.")
     elif Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"{name}: no such directory. Give a directory with a Hugging Face model, or a hub name.")
+        fault = "a file, and not a .gguf file" if path.is_file() else "no such directory"
+        raise ModelError(f"{name}: {fault}. Give a directory with a Hugging Face model, or a hub name.")
     else:
         yield name
 

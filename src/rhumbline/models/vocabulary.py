@@ -44,7 +44,13 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
             f"{name}: the embedding has {rows} rows, and its tokenizer gives token ids beyond them ({listed(names)}). "
             "Use the tokenizer that the model was trained with, or resize the embedding."
         )
-    if unused := sorted(i for i in tokenizer.get_vocab().values() if i >= rows):
-        names = [repr(tokenizer.convert_ids_to_tokens(i)) for i in unused]
+
+
+def log_unused(name: str, model: Any, tokenizer: Any) -> None:
+    """Log the tokens without an embedding, such as those of images; no chat contains them unless a prompt does."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    unused = sorted(i for i in tokenizer.get_vocab().values() if i >= rows)
+    if unused:
+        names = listed([repr(tokenizer.convert_ids_to_tokens(i)) for i in unused])
         log.warning("%s: %d tokens have no embedding (%s). Texts that contain one cannot be read.",
-                    name, len(unused), listed(names))  # fmt: skip
+                    name, len(unused), names)  # fmt: skip

@@ -8,6 +8,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,9 +158,17 @@ def _gguf_tensors(path: Path) -> dict[str, Stored]:
 def _gguf_reader(path: Path) -> Any:
     gguf = extra("gguf", "gguf")
     try:
-        return gguf.GGUFReader(str(path))
+        status = path.stat()
+        return _opened_gguf(gguf.GGUFReader, str(path), (status.st_size, status.st_mtime_ns))
     except Exception as error:  # The reader raises errors of NumPy for a file that is cut off.
         raise ModelError(f"{path} is not a complete GGUF file ({one_line(error)}). {_READ_AGAIN}") from error
+
+
+@lru_cache(maxsize=1)
+def _opened_gguf(reader: Any, path: str, version: tuple[int, int]) -> Any:
+    """The reader of the last GGUF file; it parses each token of the vocabulary, which takes seconds."""
+    del version
+    return reader(path)
 
 
 def gguf_config(path: Path) -> dict[str, int]:

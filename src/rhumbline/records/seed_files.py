@@ -412,7 +412,7 @@ class DocumentLoss(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """KL divergence of each step, baseline to arm, nats, four digits (None: not finite). Absent for other texts."""
 
 
-class ConditionOutcome(Struct, frozen=True, kw_only=True):
+class ConditionOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A row of condition-NN.jsonl: one arm on one test prompt under another system prompt."""
 
     condition: str
@@ -423,6 +423,8 @@ class ConditionOutcome(Struct, frozen=True, kw_only=True):
     cls: Class = field(name="class")
     new_tokens: int
     category: str | None
+    uncovered: str | None = None
+    """Language of the completion, if the judge does not cover it."""
 
 
 class NeutralOutcome(Struct, frozen=True, kw_only=True):

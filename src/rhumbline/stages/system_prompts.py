@@ -47,17 +47,19 @@ def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[Conditi
     sequences = [chat.encode(p) for p in prompts]
     length, stop = run.protocol.max_new_tokens, stop_ids(run.model, chat)
     completions, _ = run.runner(stage).generate(sequences, list(arms.values()), max_new_tokens=length, stop=stop)
-    judge_of_run = run.protocol.class_judge()
+    judge = run.protocol.class_judge()
+    scores = [[score_of(judge, run.answer(ids, chat)) for ids in some] for some in completions]
     return [
         ConditionOutcome(
             condition=name,
             arm=arm,
             side=label,
             prompt_id=prompt.id,
-            cls=score_of(judge_of_run, run.answer(ids, chat)).cls,
+            cls=score.cls,
             new_tokens=len(ids),
             category=prompt.category,
+            uncovered=score.uncovered,
         )
-        for arm, some in zip(arms, completions, strict=True)
-        for prompt, ids in zip(prompts, some, strict=True)
+        for arm, some, of_arm in zip(arms, completions, scores, strict=True)
+        for prompt, ids, score in zip(prompts, some, of_arm, strict=True)
     ]
