@@ -34,8 +34,8 @@ HOSTILE = {
 def state():
     return (
         resource.getrlimit(resource.RLIMIT_AS),
-        signal.getsignal(signal.SIGALRM),
-        signal.getitimer(signal.ITIMER_REAL),
+        signal.getsignal(signal.SIGVTALRM),
+        signal.getitimer(signal.ITIMER_VIRTUAL),
     )
 
 
