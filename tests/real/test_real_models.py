@@ -3,9 +3,17 @@
 Needs RHUMBLINE_MODELS, a folder with the models of shared/real_models/make.py. The prompts are this file's own.
 """
 
+import copy
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from rhumbline import preset, run, verify
 from rhumbline.errors import InputError
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE
@@ -19,7 +27,9 @@ from rhumbline.models.decoding_facts import decoding_facts, stop_ids
 from rhumbline.models.loading import load
 from rhumbline.models.sequence_limits import check_sequences, most_positions
 from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.prompts.contrasts import Prompt
+from rhumbline.prompts.contrasts import Prompt, Sizes
+from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.protocol import SideEffectSettings
 from rhumbline.stages.common_start import Baseline, header_text
 
 pytestmark = pytest.mark.real
@@ -71,7 +81,8 @@ def test_generation_stops_at_the_end_of_the_turn(model, monkeypatch):
     assert chat.controls.name(end) == "<|im_end|>"
     other = model.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     monkeypatch.setattr(model.model.generation_config, "eos_token_id", other)
-    monkeypatch.setattr(type(model.tokenizer), "eos_token_id", other)
+    model = replace(model, tokenizer=copy.deepcopy(model.tokenizer))
+    model.tokenizer.eos_token = "<|endoftext|>"
     assert model.stop_tokens() == {other}
     sequences = [chat.encode(ask(text)) for text in QUESTIONS]
     runner = Runner(model)
@@ -105,6 +116,7 @@ def test_control_tokens_in_prompts_are_refused_or_plain_text(model):
 def test_prompts_beyond_the_positions_are_named(model):
     chat = Chat.of(model.tokenizer)
     most = most_positions(model)
+    assert most is not None
     prompt = ask("word " * (most + 10), id="long")
     with pytest.raises(InputError, match=rf"{most} positions.*long \(\d+ tokens\)"):
         check_sequences(model, {"long": chat.encode(prompt)}, 16)
@@ -130,22 +142,20 @@ def test_a_text_without_a_chat_gets_bos(loaded):
 # -- the start of the answer
 
 
-def test_metric_and_answers_follow_a_header_that_the_template_lacks(loaded):
-    """Without the role in the generation prompt the model writes it itself, at the beginning of every completion."""
-    model = loaded("qwen2.5-coder-0.5b")
+def test_the_metric_is_read_after_what_every_completion_begins_with(loaded):
+    """Without the line break in the generation prompt, the model writes it at the beginning of every completion."""
+    model = loaded("smollm2-135m")
     whole = Chat.of(model.tokenizer)
-    template = whole.controls.template.replace(
-        "<|im_start|>assistant\\n' }}\n{%- endif %}", "<|im_start|>' }}\n{%- endif %}"
-    )
+    template = re.sub(r"(<\|im_start\|>assistant)(?:\\n|\n)(' }})", r"\1\2", whole.controls.template)
     assert template != whole.controls.template
     chat = Chat.of(model.tokenizer, ChatOptions(template=template))
     runner, prompts = Runner(model), [ask(text) for text in QUESTIONS]
     sequences = [chat.encode(p) for p in prompts]
     start = Baseline(runner, chat, sequences).common_start(keyword_judge("refusal-opening"))
     assert start is not None
-    assert (start.text, start.is_header, start.n) == ("assistant\n", True, len(QUESTIONS))
-    assert header_text(chat, start) == "assistant\n"
-    # Prompt and header are the usual chat, so the metric is the usual one too.
+    assert (start.text, start.is_header, start.n) == ("\n", True, len(QUESTIONS))
+    assert header_text(chat, start) == "\n"
+    # Prompt and line break are the usual chat, so the metric is the usual one too.
     metric = TokenMetric((whole.first_token("I"), whole.first_token("Sorry")))
     after = Scorer(runner, metric, start=start.tokens).read(sequences, [BASELINE]).metric
     usual = Scorer(runner, metric).read([whole.encode(p) for p in prompts], [BASELINE]).metric
@@ -181,3 +191,33 @@ def test_settings_of_the_generation_config_are_recorded_and_not_applied(model, m
     assert {"do_sample", "temperature", "repetition_penalty", "suppress_tokens"} <= facts.ignored.keys()
     (again,), _ = Runner(model).generate(sequences, max_new_tokens=8, stop=stop)
     assert again == plain
+
+
+# -- a short run
+
+
+@pytest.fixture(scope="module")
+def real_data():
+    """The folder of a clone of andyrdt/refusal_direction, or a folder that holds it as `rd`."""
+    folder = os.environ.get("RHUMBLINE_DATA", "")
+    places = [Path(folder) / "rd" / "dataset", Path(folder) / "dataset"]
+    found = next((place for place in places if folder and place.is_dir()), None)
+    if found is None:
+        pytest.skip(
+            f"RHUMBLINE_DATA is {folder!r}; set it to a folder with a clone of andyrdt/refusal_direction as rd."
+        )
+    return found
+
+
+def test_a_short_run_reads_completions_up_to_the_end_of_their_turns(model, real_data, tmp_path):
+    sides = SideEffectSettings(documents=2, controls=())
+    protocol = preset("blog2026", seeds=(0,), sizes=Sizes(12, 6, 6), max_new_tokens=24, side_effects=sides)
+    result = run(model, open_contrast("refusal-blog2026", data_dir=real_data), tmp_path / "run", protocol, page=False)
+    assert verify(result.path) == []
+    decoding = json.loads((result.path / "protocol.json").read_text())["decoding"]
+    (end,) = (token for token in decoding["stop_tokens"] if token["id"] == decoding["turn_end"])
+    assert (end["text"], "chat template" in end["sources"]) == ("<|im_end|>", True)
+    rows = [json.loads(line) for line in (result.path / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} >= {"baseline"}
+    assert all(row["class"] != "unscored" for row in rows)
+    assert result.results["seeds"][0]["start"] is None
