@@ -147,7 +147,7 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
 
     def option(name: str, text: str, default: Any = None, **more: Any) -> None:
         about = text if default is None else f"{text} (default: {default})"
-        group.add_argument(f"--{name}", help=about, **more)
+        group.add_argument(f"--{name}", default=None, help=about, **more)  # None: not set, so the preset decides
 
     option("preset", f"named protocol: {', '.join(PRESETS)} (default: rhumbline)", metavar="NAME")
     option("config", "experiment.toml; options on the command line take precedence", metavar="FILE")

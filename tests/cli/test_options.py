@@ -1,0 +1,30 @@
+"""An option that is not given leaves the field to the preset and to the experiment file."""
+
+import argparse
+
+import pytest
+
+from rhumbline.cli import parser
+from rhumbline.cli.options import protocol_of
+from rhumbline.protocol import PRESETS, preset
+
+SWITCHES = {"full_grid": "--full-grid", "early_stop": "--early-stop", "save_completions": "--save-completions"}
+
+
+def parsed(*options: str) -> argparse.Namespace:
+    return parser().parse_args(["run", "organism:refusal", "--out", "RUN", *options])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_without_options_the_protocol_is_the_preset(name):
+    assert protocol_of(parsed("--preset", name)) == preset(name)
+
+
+@pytest.mark.parametrize("field", SWITCHES)
+def test_a_switch_sets_its_field_and_its_absence_keeps_that_of_the_file(field, tmp_path):
+    judge = "refusal-anywhere-literal"  # an early stop needs a class that is certain before the end
+    config = tmp_path / "experiment.toml"
+    config.write_text(f'judge = "{judge}"\n{field} = true\n')
+    assert not getattr(protocol_of(parsed()), field)
+    assert getattr(protocol_of(parsed("--judge", judge, SWITCHES[field])), field) is True
+    assert getattr(protocol_of(parsed("--config", str(config))), field) is True
