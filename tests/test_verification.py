@@ -350,6 +350,7 @@ def age(path: Path) -> None:
         for part in (results, *results["seeds"]):
             del part["reasons"]
             part["sentence"] = "It was so."
+            part["reason"] = "for this reason"
 
     edit(path / "results.json", older)
     seal(path)

@@ -29,7 +29,7 @@ from rhumbline.records.results import Environment, Results, RunSummary, SeedResu
 from rhumbline.records.run_files import Agreement
 from rhumbline.records.seed_files import Candidate, Selection
 
-PROSE = frozenset({"sentence", "warnings"})
+PROSE = frozenset({"sentence", "reason", "warnings"})
 """Fields of results.json whose wording was another one in version 0.1."""
 
 
