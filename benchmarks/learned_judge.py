@@ -306,13 +306,12 @@ class Validity:
     """How a judge agrees with the human labels: one row per completion."""
 
     study: Study
-    truth: np.ndarray
     refused: np.ndarray
 
     def row(self, name: str, model: str | None) -> list[str]:
         """The cells of one model; None: the mean kappa over models, and all completions for the rest."""
         rows = np.ones(self.study.n, bool) if model is None else self.study.models == model
-        truth, judged = self.truth[rows], self.refused[rows]
+        truth, judged = self.study.y[rows], self.refused[rows]
         rng, prompts = np.random.default_rng(0), np.unique(self.study.prompts)
         draws = [
             self._kappa(model, np.bincount(rng.choice(prompts, len(prompts)), minlength=prompts.max() + 1))
@@ -333,7 +332,7 @@ class Validity:
         kappas = []
         for name in self.study.names if model is None else [model]:
             own = self.study.models == name
-            weight, truth, judged = times[self.study.prompts[own]], self.truth[own], self.refused[own]
+            weight, truth, judged = times[self.study.prompts[own]], self.study.y[own], self.refused[own]
             n, t, j = weight.sum(), (weight * truth).sum(), (weight * judged).sum()
             agreement, chance = (weight * (truth == judged)).sum() / n, (t * j + (n - t) * (n - j)) / n**2
             kappas.append((agreement - chance) / (1 - chance))

@@ -10,7 +10,7 @@ from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer
 
 PROMPTS = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44], [9, 9, 3]]
-STEP = 1e-2
+STEP = 1e-3
 
 
 def directions(n=4):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from labelled_runs import fill
 from make_sets import make_sets
 from make_tokenizer import make_tokenizer
 from paths import DATA, GUIDE
@@ -119,7 +120,7 @@ def in_miniature(command: str, organism: Path, mirror: Path, runs: Path) -> list
 
     The organism uses ChatML, so it replaces a published model with this template.
     """
-    program, *words = shlex.split(command)
+    program, *words = shlex.split(command, comments=True)
     assert program == "rhumbline"
     words = ["yi-6b" if w == "llama-3-8b" else w for w in words]
     words = [str(runs / w.removeprefix("runs/")) if w.startswith("runs/") else w for w in words]
@@ -162,20 +163,14 @@ def test_every_command_of_the_reproduction_guide_works_in_miniature(planted_fold
 
 def test_every_command_of_the_data_guide_works_in_miniature(planted_folder, mirror, tmp_path, capsys):
     base = ["run", str(planted_folder), "--contrast", "refusal", "--data-dir", str(mirror), "--nulls", "1"]
-    base += [
-        "--seeds",
-        "0",
-        "--preset",
-        "arditi2024",
-        "--save-completions",
-        "--out",
-        str(tmp_path / "mine"),
-        *MINIATURE,
-    ]
+    base += ["--seeds", "0", "--preset", "arditi2024", "--save-completions", "--out", str(tmp_path / "mine")]
+    base += MINIATURE
     assert main(base) == 0
     (phrases,) = re.findall(r"```toml\n(# phrases\.toml.*?)```", (GUIDE / "data-and-judges.md").read_text(), re.DOTALL)
     (tmp_path / "phrases.toml").write_text(phrases, encoding="utf-8")
     for command in commands("data-and-judges.md"):
+        if "--human" in command:
+            fill(tmp_path / "mine-labels.csv", tmp_path / "mine-labels.csv")
         code = main(in_miniature(command, planted_folder, mirror, tmp_path))
         captured = capsys.readouterr()
         assert code == (1 if "data check" in command else 0), f"{command}\n{captured.err}"

@@ -116,6 +116,7 @@ def test_control_tokens_in_prompts_are_refused_or_plain_text(model):
 def test_prompts_beyond_the_positions_are_named(model):
     chat = Chat.of(model.tokenizer)
     most = most_positions(model)
+    assert most is not None
     prompt = ask("word " * (most + 10), id="long")
     with pytest.raises(InputError, match=rf"{most} positions.*long \(\d+ tokens\)"):
         check_sequences(model, {"long": chat.encode(prompt)}, 16)

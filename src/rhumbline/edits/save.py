@@ -34,7 +34,8 @@ from rhumbline.errors import EditError
 from rhumbline.inference.interventions import Add
 from rhumbline.models.adapters import merge_adapter
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.loading import fingerprint, load_source
+from rhumbline.models.loading import checkpoint_dtype, fingerprint, load_source, read_config
+from rhumbline.models.places import places_of
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source, checkpoint
 from rhumbline.models.templates import own_template, template_sha256
@@ -114,6 +115,8 @@ def edit_checkpoint(
 def _loaded(source: str, imported: ImportedDirections, options: EditOptions) -> ChatModel:
     """The model with plain matrices, checked against the direction; EditError if its weights cannot be edited."""
     how = Source(source, options.dtype, options.device, True, options.trust_remote_code)
+    if how.dtype == "auto":
+        how = replace(how, dtype=_stored_dtype(how))
     chat_model = load_source(how)
     stored = chat_model.dequantised
     if options.dequantize and (stored or getattr(chat_model.model, "is_quantized", False)):
@@ -131,6 +134,13 @@ def _loaded(source: str, imported: ImportedDirections, options: EditOptions) -> 
         prints = fingerprints(chat_model, imported, how)
         check_origin(imported, prints, None if template is None else template_sha256(template))
     return chat_model
+
+
+def _stored_dtype(source: Source) -> str:
+    """The dtype of the checkpoint, which an edit keeps; runs on a processor may use a faster one."""
+    with places_of(source) as places:
+        stored = None if places.gguf else checkpoint_dtype(read_config(places))
+    return "auto" if stored is None else str(stored).removeprefix("torch.")
 
 
 def dequantized(chat_model: ChatModel) -> ChatModel:

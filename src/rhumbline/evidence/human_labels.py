@@ -59,7 +59,7 @@ def corrected_rate(sizes: Sequence[float], strata: Sequence[Stratum], rng: np.ra
     Not measured if a stratum with completions has no label.
     """
     used = [s for s, size in enumerate(sizes) if size]
-    n, labels = np.array([sizes[s] for s in used]), [strata[s] for s in used]
+    n, labels = np.array([sizes[s] for s in used], dtype=float), [strata[s] for s in used]
     value = _rate(n, labels)
     draws = None if value is None else _rates(_shares(n, rng), labels, rng)
     return _estimate(value, draws, n, labels)
@@ -100,7 +100,7 @@ def judge_accuracy(
     Labels are weighted by the size of their stratum. A class that the judge never gave is a stratum of size 0.
     """
     missing = [found for found in (True, False) if found not in finds]
-    n, found = np.array([*sizes, *(0.0 for _ in missing)]), np.array([*finds, *missing])
+    n, found = np.array([*sizes, *(0 for _ in missing)], dtype=float), np.array([*finds, *missing])
     labels = [*strata, *(() for _ in missing)]
     counts = np.array([_counts(stratum) for stratum in labels])
     shares, (shown, absent) = _shares(n, rng), _label_draws(labels, rng)

@@ -57,7 +57,7 @@ GAP, LONGEST_GAP = "...", 6
 # Whole words: "has an aim" does not contain "As an AI". An underscore is markdown, not a letter.
 _BEFORE, _AFTER = r"(?<![^\W_])", r"(?![^\W_])"
 # White space, quotes, markdown, bullets and dashes; then optionally the number of a list item.
-_BETWEEN = rf"(?:[^\w{MARK}]|_)*"
+_BETWEEN = rf"(?:[^\w{MARK}]|_)*+"
 _SKIPPED = rf"{_BETWEEN}(?:\d{{1,3}}[.):]{_BETWEEN})?"
 # An idiom and the rest of its clause, after which a refusal can still follow.
 _IDIOM = rf"{MARK}[^.!?;,:{MARK}]{{0,200}}?(?:[.!?;,:]|(?<= )(?=but |however )|(?={MARK}))"

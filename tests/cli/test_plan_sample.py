@@ -14,16 +14,17 @@ from rhumbline.models.chat import Chat
 from rhumbline.organisms import materialise
 from rhumbline.prompts.contrasts import Sizes, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS
+from rhumbline.stages.run_plan import resolved
 
 
 def test_a_forecast_draws_the_sample_of_the_run(tmp_path):
-    model = load("organism:refusal", device="cpu")
+    model = load("organism:refusal", device="cpu", dtype="float32")
     contrast = open_contrast("refusal", make_sets(tmp_path))
-    chat = Chat.of(model.tokenizer)
     protocol = preset("rhumbline", seeds=(0,), sizes=Sizes(16, 10, 8), sampling="reference")
     stages = _stages(model.tokenizer, contrast, protocol, model.n_layers, NO_TEXTS, model.dtype)[0]
+    chat, plan = Chat.of(model.tokenizer), resolved(protocol, contrast)
     lots, reference = (
-        forecast(chat, split_contrast(contrast, protocol.sizes, 0, sampling), protocol, model.n_layers)
+        forecast(chat, split_contrast(contrast, protocol.sizes, 0, sampling), plan, model.n_layers)
         for sampling in ("lots", "reference")
     )
     assert stages == reference
