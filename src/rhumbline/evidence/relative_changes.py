@@ -98,7 +98,7 @@ class Paired(NamedTuple):
             category |= dict(zip(draw.prompts, draw.categories, strict=True))
             for prompt, before, after in zip(draw.prompts, draw.before.tolist(), draw.after.tolist(), strict=True):
                 rows.setdefault(prompt, []).append((before, after))
-        means = np.array([np.mean(some, axis=0) for some in rows.values()])
+        means = np.array([np.mean(some, axis=0) for some in rows.values()]).reshape(-1, 2)
         return cls(list(rows), means[:, 0], means[:, 1], list(category.values()))
 
 
