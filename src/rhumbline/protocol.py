@@ -151,18 +151,30 @@ class DoseSettings:
 
     strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     """Strengths a of the ablation, x - a r r^T x. Empty: no curve."""
-    coefficients: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-    """Coefficients of the addition. Empty: no curve."""
+    coefficients: tuple[float, ...] = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    """Coefficients of the addition: negative ones (subtraction) on positives, the others on negatives. Empty: no
+    curve."""
     draws: int = 2
     """Draws of each null family that have curves too."""
     prompts: int = 24
     """Test prompts per class."""
 
     def __post_init__(self):
-        if any(not 0 <= a <= 2 for a in self.strengths) or any(c < 0 for c in self.coefficients):
-            raise ProtocolError("dose: use strengths from 0 to 2, and coefficients of 0 or more.")
+        if any(not 0 <= a <= 2 for a in self.strengths):
+            raise ProtocolError(f"dose.strengths is {list(self.strengths)}; use strengths from 0 to 2.")
         if self.draws < 0 or self.prompts < 2:
             raise ProtocolError("dose: use 0 draws or more, and 2 prompts or more.")
+
+    @property
+    def subtractions(self) -> tuple[float, ...]:
+        """Coefficients on positives: the negative ones, and 0 if they are part of a curve."""
+        negative = tuple(c for c in self.coefficients if c < 0)
+        return (*negative, *(c for c in self.coefficients if c == 0)) if negative else ()
+
+    @property
+    def additions(self) -> tuple[float, ...]:
+        """Coefficients on negatives."""
+        return tuple(c for c in self.coefficients if c >= 0)
 
 
 @dataclass(frozen=True)

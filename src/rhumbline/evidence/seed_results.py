@@ -11,12 +11,13 @@ from typing import NamedTuple
 from msgspec import UNSET, UnsetType
 
 from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
+from rhumbline.evidence.compared_arms import SUBTRACTS
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.level_effects import Levels, neutral_level
 from rhumbline.evidence.metric_effects import mean_kl, wide_effects
 from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
-from rhumbline.evidence.rate_effects import rate_effects
+from rhumbline.evidence.rate_effects import NullDraw, rate_effects
 from rhumbline.evidence.readouts import readouts
 from rhumbline.evidence.seed_evidence import NO_SHIFT, SeedEvidence, Verdict
 from rhumbline.evidence.selection_rules import count_discards
@@ -117,6 +118,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         by_baseline=rates_by_baseline_class(outcomes),
         conditions=rates_by_condition(_rows(directory, ConditionOutcome, seed, "condition-*.jsonl")),
         damage=tuple(evidence.damage),
+        subtraction=_subtraction(outcomes, levels, nulls, rule),
     )
     if levels is not None:
         result = replace(result, style=_style(directory, seed, levels, outcomes))
@@ -144,10 +146,22 @@ def _null_results(directory: RunDirectory, seed: int, rule: Rule) -> NullResults
     return NullResults(directions.nulls, directions.energy, directions.groups, spread, effects, mean_kl(wide))
 
 
+def _aligned(nulls: NullResults, rule: Rule) -> set[NullDraw]:
+    """The null draws that are not compared with the direction."""
+    limit = math.inf if rule.same_cosine is None else rule.same_cosine
+    return {draw for null in nulls.nulls if abs(null.cosine) > limit for draw in [null.null_draw]}
+
+
+def _subtraction(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> Effect | UnsetType:
+    """The effect of the subtraction in rates or levels; UNSET if the arm was not run."""
+    rest = _aligned(nulls, rule), rule.min_draws or 0, (SUBTRACTS,)
+    effects = rate_effects(outcomes, *rest) if levels is None else levels.effects(*rest)
+    return effects[0] if effects else UNSET
+
+
 def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> tuple[Effect, ...]:
     """Both effects in rates or levels, with their ranks among the wide nulls."""
-    limit = math.inf if rule.same_cosine is None else rule.same_cosine
-    aligned = {null.null_draw for null in nulls.nulls if abs(null.cosine) > limit}
+    aligned = _aligned(nulls, rule)
     families = {effect.name: effect.families for effect in nulls.wide}
     least = rule.min_draws or 0
     if rule.version < VERSION:

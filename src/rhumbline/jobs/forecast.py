@@ -78,12 +78,14 @@ def forecast(
         len(nulls.families) * sum(map(len, draws_by_prompt(m, nulls.draws, protocol.completed, seed=0)))
         for m in (ep, en)
     )
+    # Baseline, ablation and subtraction; one draw of each family is the null of the subtraction.
+    positives = 3 * ep + p_nulls + len(nulls.families) * min(ep, protocol.completed or ep)
     stages = [
         _refusal_tokens(protocol, tp, tn, stage),
         stage("extraction", train + vp + vn, texts=train),
         _selection(protocol, cells, vp, vn, stage, is_16_bit=is_16_bit),
         _nulls(protocol, cells, train, vp + vn, stage),
-        stage("arms on positives", 2 * ep + p_nulls, writing=2 * ep + p_nulls),
+        stage("arms on positives", positives, writing=positives),
         stage("arms on negatives", 4 * en + n_nulls, writing=4 * en + n_nulls),
     ]
     if nulls.wide:
@@ -93,7 +95,7 @@ def forecast(
         # Dose 0 is the baseline of every curve.
         rows = (
             min(dose.prompts, m) * (curves * sum(d != 0 for d in doses) + (0 in doses))
-            for m, doses in ((ep, dose.strengths), (en, dose.coefficients))
+            for m, doses in ((ep, (*dose.strengths, *dose.subtractions)), (en, dose.additions))
         )
         stages.append(stage("dose", sum(rows)))
     if refits.refits:

@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from rhumbline.records.arms import ArmId
 from rhumbline.records.shared import (
+    DoseKind,
     EffectName,
     KappaPair,
     Label,
@@ -231,9 +232,9 @@ class Shift:
 
 @dataclass(frozen=True)
 class DosePoint:
-    """One strength of ablation on positives, or of addition on negatives, on `n` prompts with a finite metric."""
+    """One strength of an intervention on `n` prompts with a finite metric."""
 
-    kind: Literal["ablation", "addition"]
+    kind: DoseKind
     arm: ArmId
     dose: float
     """Strength of the ablation (1 removes the whole component), or coefficient of the addition."""

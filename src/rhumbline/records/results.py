@@ -276,6 +276,8 @@ class SeedResult:
     spread: Spread | UnsetType | None = UNSET
     """Cosines between groups of positives beside a null with one shift; None if they were not measured. Absent in
     version 4 of the rule, and without a direction."""
+    subtraction: Effect | UnsetType = UNSET
+    """Effect of the subtraction on positives, with its nulls; no claim uses it. Absent if the arm was not run."""
     style: StyleSummary | UnsetType = UNSET
     """The continuous score; absent for a behaviour with classes."""
 

@@ -14,6 +14,7 @@ from rhumbline.records.shared import (
     BySplit,
     Class,
     ClassifierFit,
+    DoseKind,
     EffectName,
     FirstToken,
     Label,
@@ -248,7 +249,7 @@ class WideNulls:
 class DoseRow(Struct, frozen=True, kw_only=True):
     """The metric of some test prompts under one strength of one intervention."""
 
-    kind: Literal["ablation", "addition"]
+    kind: DoseKind
     arm: ArmId
     dose: float
     """Strength of an ablation (1 removes all), coefficient of an addition (in units of the norm)."""
@@ -263,7 +264,7 @@ class Doses:
 
     prompts: ByLabel[tuple[str, ...]]
     rows: tuple[DoseRow, ...]
-    """Strengths of ablation, then coefficients of addition; empty if the protocol has no curve."""
+    """Strengths of ablation, negative coefficients, then the other ones; empty if the protocol has no curve."""
 
 
 @dataclass(frozen=True)
