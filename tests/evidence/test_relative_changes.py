@@ -126,7 +126,8 @@ def test_one_draw_has_the_variance_of_all_families_and_no_draw_no_gap():
     assert alike.low > 0.75
     assert apart.low < 0.3
     assert math.isnan(change_and_gap(before, own, [], every=[draw]).value)
-    assert math.isnan(change_and_gap(before, own, [counts(0, n=0)]).value)  # No prompt of the draw is scored.
+    unscored = gap_to_nulls(relative_change(before, own), [paired(before[:0], own[:0])])
+    assert math.isnan(unscored.value)
 
 
 @settings(deadline=None)
