@@ -37,14 +37,15 @@ class ExtractionSettings:
     """Where candidates are read."""
 
     positions: str = "post-instruction"
-    """post-instruction: all template tokens after the instruction (the paper). last-instruction: the last token of the
-    instruction (the blog). response-mean: the mean over the tokens of the response in the contrast. response:K: the
-    K-th token of the response. auto: response-mean for a contrast of texts, otherwise post-instruction."""
+    """post-instruction: all template tokens after the instruction (the paper). last-token: the last of them, position
+    -1 (the blog). last-instruction: the last token of the user's text. response-mean: the mean over the tokens of the
+    response in the contrast. response:K: the K-th token of the response. auto: response-mean for a contrast of texts,
+    otherwise post-instruction."""
     filter: bool = True
     """Keep only train and validation prompts whose metric has the sign of their class (positive or negative)."""
 
     def __post_init__(self):
-        known = ("post-instruction", "last-instruction", "response-mean", "auto")
+        known = ("post-instruction", "last-token", "last-instruction", "response-mean", "auto")
         if self.positions not in known and self.response_position is None:
             raise ProtocolError(
                 f"extraction.positions is {self.positions!r}; use {', '.join(known)}, or response:K with K from 1 up."
@@ -418,7 +419,9 @@ PRESETS: Mapping[str, Protocol] = {
     ),
     "blog2026": Protocol(
         "blog2026",
-        extraction=ExtractionSettings("last-instruction", filter=False),
+        # The blog's "final instruction token": this reading gives its figures, the last token of the user's text does
+        # not (docs/log.md).
+        extraction=ExtractionSettings("last-token", filter=False),
         selection=BLOG2026,
         nulls=NullSettings(("isotropic",), 1, wide=0),
         dose=DoseSettings((), ()),

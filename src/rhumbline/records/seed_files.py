@@ -127,6 +127,9 @@ class Candidate(Site):
     """Whether it was scored again in one batch shape, because rounding could have changed the selection."""
     estimates: Estimates | None = None
     """First-order estimates of the screen; None without a screen."""
+    swing_low: float | None = None
+    """Lower end of the 95 % interval of the swing over validation prompts: the fall of the metric of positives under
+    ablation plus its rise of negatives under addition. Computed if the rule uses it, for the largest swings."""
 
 
 @dataclass(frozen=True)

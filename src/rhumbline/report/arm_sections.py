@@ -66,7 +66,8 @@ def _subtractions(run: RunRecord) -> list[Html]:
             continue
         nulls = ", ".join(f"{_null_name(family)} {number(null.mean)}" for family, null in effect.null.items())
         compared = f"; mean fall under one null draw of each family: {nulls}" if nulls else ""
-        texts.append(f"Seed {seed.seed}: {number(before.rate)} to {number(after.rate)} [{number(after.low)}, {number(after.high)}], n = {effect.n}{compared}.")
+        ends = f"[{number(after.low)}, {number(after.high)}], n = {effect.n}"
+        texts.append(f"Seed {seed.seed}: {number(before.rate)} to {number(after.rate)} {ends}{compared}.")
     if not texts:
         return []
     start = f"Subtraction on positive prompts (x - c norm r, the paper's bypass by addition), {run.measure}. "
