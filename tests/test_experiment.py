@@ -133,6 +133,8 @@ def test_the_evidence_is_in_the_results(every_stage):
         assert [claim["claim"] for claim in seed["claims"]] == [str(kind) for kind in ClaimKind]
         assert seed["dose"]["fragility"]["fragility"] > 0
         assert seed["stability"]["refits"] == 4
+        assert seed["second"]["selected"] != seed["selected"]
+        assert seed["claims"][-1]["status"] == "undecided"  # one axis was planted, and no second direction passes
         assert seed["stability"]["cosine"]["mean"] > 0.8
         assert {r["length"] for r in seed["readouts"]["lengths"]} == {"full"}  # 12 tokens: no shorter text is read
         assert ("addition-prompt", "negative") in {(a["arm"], a["set"]) for a in seed["arms"]}

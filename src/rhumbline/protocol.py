@@ -195,6 +195,24 @@ class StabilitySettings:
 
 
 @dataclass(frozen=True)
+class SecondSettings:
+    """A second direction, orthogonal to the selected one, for the claim *unique*."""
+
+    screen: int = 8
+    """Candidates that are scored exactly, chosen by first-order estimates; the others only if none of these passes. 0:
+    no second direction is measured."""
+    prompts: int = 24
+    """Test prompts per class."""
+
+    def __post_init__(self):
+        if self.screen < 0 or self.prompts < 2:
+            raise ProtocolError(
+                f"second.screen is {self.screen} and second.prompts {self.prompts}; use 0 candidates or more, and 2 "
+                "prompts or more."
+            )
+
+
+@dataclass(frozen=True)
 class SideEffectSettings:
     """Side effects on the losses of whole texts."""
 
@@ -272,6 +290,7 @@ class Protocol:
     addition: AdditionSettings = field(default_factory=AdditionSettings)
     dose: DoseSettings = field(default_factory=DoseSettings)
     stability: StabilitySettings = field(default_factory=StabilitySettings)
+    second: SecondSettings = field(default_factory=SecondSettings)
     side_effects: SideEffectSettings = field(default_factory=SideEffectSettings)
     conditions: Mapping[str, str] = field(default_factory=dict)
     """By name: a system prompt (empty: none) under which the test prompts run again with the direction of the run."""
@@ -410,6 +429,7 @@ PRESETS: Mapping[str, Protocol] = {
         nulls=NullSettings(("isotropic",), 1, wide=0),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
+        second=SecondSettings(0),
         judge="refusal-anywhere-literal",
         full_grid=True,
         max_new_tokens=512,
@@ -426,6 +446,7 @@ PRESETS: Mapping[str, Protocol] = {
         nulls=NullSettings(("isotropic",), 1, wide=0),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
+        second=SecondSettings(0),
         judge="refusal-opening",
         rule=named_rule("blog2026"),
     ),
@@ -435,6 +456,8 @@ PRESETS: Mapping[str, Protocol] = {
         extraction=ExtractionSettings("auto", filter=False),
         selection=STYLE,
         addition=AdditionSettings(1.0, "prompt"),
+        # A metric of responses has no first-order estimates, so every candidate would be scored.
+        second=SecondSettings(0),
         judge="markers",
         rule=named_rule("style"),
     ),
@@ -479,6 +502,7 @@ def quick(protocol: Protocol) -> Protocol:
         ),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
+        second=SecondSettings(0),
         side_effects=replace(protocol.side_effects, documents=0),
         conditions={},
         max_new_tokens=min(protocol.max_new_tokens, 24),

@@ -19,6 +19,7 @@ from rhumbline.evidence.metric_effects import mean_kl, wide_effects
 from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
 from rhumbline.evidence.rate_effects import NullDraw, rate_effects
 from rhumbline.evidence.readouts import readouts
+from rhumbline.evidence.second_effects import second_summary
 from rhumbline.evidence.seed_evidence import NO_SHIFT, SeedEvidence, Verdict
 from rhumbline.evidence.selection_rules import count_discards
 from rhumbline.evidence.selection_stability import spread_summary, stability_summary
@@ -33,7 +34,7 @@ from rhumbline.evidence.version_4_effects import (
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.codec import R
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.effect_results import Effect, Shift, Spread, WideEffect
+from rhumbline.records.effect_results import Effect, SecondSummary, Shift, Spread, WideEffect
 from rhumbline.records.protocol_file import SplitPlan
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import SeedResult, StyleSummary
@@ -46,6 +47,7 @@ from rhumbline.records.seed_files import (
     MetricTokens,
     NullDirections,
     Outcome,
+    SecondDirection,
     Selection,
     Stability,
     StyleJudges,
@@ -76,6 +78,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, UNSET, (), NO_SHIFT)
     levels = _levels(directory, seed, outcomes)
     stability = stability_summary(directory.read_record(Stability, seed)) if is_selected else None
+    second = _second(directory, seed, nulls, rule)
     evidence = SeedEvidence(
         arms=arm_rates(outcomes) if levels is None else levels.arms(),
         effects=_effects(outcomes, levels, nulls, rule),
@@ -83,6 +86,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         shift=nulls.shift,
         damage=() if rule.version < VERSION else damage_changes(outcomes),
         stability=stability,
+        second=None if second is UNSET else second,
         group_cosine=nulls.groups,
         metric_auroc=metric.auroc,
         unit=None if levels is None else levels.unit,
@@ -118,6 +122,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         by_baseline=rates_by_baseline_class(outcomes),
         conditions=rates_by_condition(_rows(directory, ConditionOutcome, seed, "condition-*.jsonl")),
         damage=tuple(evidence.damage),
+        second=second,
         subtraction=_subtraction(outcomes, levels, nulls, rule),
     )
     if levels is not None:
@@ -144,6 +149,15 @@ def _null_results(directory: RunDirectory, seed: int, rule: Rule) -> NullResults
     effects = wide_effects(wide, directions.nulls, rule.same_cosine, rule.min_draws or 0, rank)
     spread = UNSET if is_old else spread_summary(directions.group_cosines)
     return NullResults(directions.nulls, directions.energy, directions.groups, spread, effects, mean_kl(wide))
+
+
+def _second(directory: RunDirectory, seed: int, nulls: NullResults, rule: Rule) -> SecondSummary | UnsetType:
+    """The second direction; UNSET if none was measured."""
+    if not directory.has(SecondDirection, seed):
+        return UNSET
+    wide = directory.read_record(WideNulls, seed)
+    second = directory.read_record(SecondDirection, seed)
+    return second_summary(second, wide, nulls.nulls, rule.same_cosine, rule.min_draws or 0)
 
 
 def _aligned(nulls: NullResults, rule: Rule) -> set[NullDraw]:

@@ -102,6 +102,8 @@ def forecast(
         likely, most = _refit(protocol, refits.sites, min(refits.prompts, vp), min(refits.prompts, vn))
         once = train + min(refits.prompts, vn)
         stages.append(stage("stability", once + refits.refits * likely, once + refits.refits * most, texts=train))
+    if protocol.second.screen:
+        stages.append(_second(protocol, cells, vp, vn, ep, en, stage))
     stages.append(stage("separation", test, texts=test))
     stages += _losses(chat, splits, protocol, texts, length)
     rows = 2 * ep + 3 * en
@@ -141,6 +143,17 @@ def _selection(
     likely = once + (whole * per_candidate if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn)
     most = once + whole * per_candidate + 2 * probes + whole * per_candidate
     return stage("selection", likely + (probes + again if is_16_bit else 0), most)
+
+
+def _second(
+    protocol: Protocol, cells: int, vp: int, vn: int, ep: int, en: int, stage: Callable[..., StageForecast]
+) -> StageForecast:
+    """The screen and the scores of the remainders, then two arms on test prompts."""
+    screened = min(cells, protocol.second.screen)
+    once = ROWS_PER_PROMPT * (vp + vn) + vn if screened < cells else vn
+    tested = sum(2 * min(n, m) for n in (protocol.second.prompts, protocol.nulls.prompts) for m in (ep, en))
+    likely = once + screened * (vn + vp // 2) + 2 * vn
+    return stage("second direction", likely + tested, once + cells * (vp + 2 * vn) + vn + tested)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from rhumbline.records.seed_files import (
     MetricTokens,
     NullDirections,
     Outcome,
+    SecondDirection,
     Selection,
     Separation,
     SplitIds,
@@ -60,6 +61,7 @@ OF_SEED: Mapping[type, str] = {
     WideNulls: "wide.json",
     Doses: "dose.json",
     Stability: "stability.json",
+    SecondDirection: "second.json",
     Separation: "separation.json",
     LevelTexts: "levels.json",
 }

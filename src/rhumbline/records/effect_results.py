@@ -16,6 +16,7 @@ from rhumbline.records.shared import (
     KappaPair,
     Label,
     Site,
+    Survivor,
 )
 
 
@@ -228,6 +229,27 @@ class Shift:
     low: float | None
     high: float | None
     n: int
+
+
+@dataclass(frozen=True)
+class SecondEffect:
+    """An effect of the second direction in the metric: a prompt shows the behaviour if its metric is positive."""
+
+    name: EffectName
+    relative: RelativeChange
+    p: Mapping[str, float | None]
+    """Rank of its change of the metric among the comparable draws of each null family of the first direction."""
+
+
+@dataclass(frozen=True)
+class SecondSummary:
+    """The best direction orthogonal to the selected one, among the remainders of the differences in means."""
+
+    selected: Survivor | None
+    """None: no remainder passed the selection rule."""
+    survivors: int
+    effects: tuple[SecondEffect, ...] = ()
+    """Suppression and induction; empty without a survivor."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rhumbline.records.effect_results import (
     PooledEffect,
     RateRow,
     Readouts,
+    SecondSummary,
     Shift,
     Spread,
     StabilitySummary,
@@ -276,6 +277,8 @@ class SeedResult:
     spread: Spread | UnsetType | None = UNSET
     """Cosines between groups of positives beside a null with one shift; None if they were not measured. Absent in
     version 4 of the rule, and without a direction."""
+    second: SecondSummary | UnsetType = UNSET
+    """The second direction, for the claim *unique*; absent if none was measured."""
     subtraction: Effect | UnsetType = UNSET
     """Effect of the subtraction on positives, with its nulls; no claim uses it. Absent if the arm was not run."""
     style: StyleSummary | UnsetType = UNSET

@@ -270,6 +270,21 @@ class Doses:
     """Strengths of ablation, negative coefficients, then the other ones; empty if the protocol has no curve."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SecondDirection:
+    """second.json: the best direction orthogonal to the selected one. Written if a direction was selected."""
+
+    selected: Survivor | None
+    """None: no remainder of a difference in means passed the selection rule."""
+    survivors: int
+    candidates: tuple[Candidate, ...]
+    """The remainders of the differences in means, with their scores on validation prompts."""
+    rows: tuple[WideRow, ...] = ()
+    """The metric of test prompts at baseline and under its ablation (positives) or addition (negatives)."""
+    ranked: tuple[WideRow, ...] = ()
+    """The same on the prompts of wide.json."""
+
+
 @dataclass(frozen=True)
 class BootstrapRefit:
     """The candidate that one refit on resampled prompts selects."""
