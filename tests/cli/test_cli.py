@@ -256,3 +256,16 @@ def test_the_embedded_tensors_have_the_dtype_asked_for(call, planted_folder):
     code, text, _ = call("model", planted_folder, "--device", "cpu", "--dtype", "bfloat16", "--json")
     assert code == 0
     assert json.loads(text)["dtype"] == str(torch.bfloat16).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_select_reads_the_selection_of_a_run(seed, every_stage, call, tmp_path):
+    file = every_stage / f"seed-{seed}" / "selection.json"
+    recorded = json.loads(file.read_text())
+    answer = json.loads(call("select", file)[1])
+    assert answer["selected"] == {name: recorded["selected"][name] for name in ("position", "layer")}
+    assert answer["survivors"] == recorded["survivors"] > 0
+    assert json.loads(call("select", file, "--preset", "blog2026")[1])["tied"] != answer["tied"]
+    code, _, messages = call("select", shutil.copy(file, tmp_path))  # not in a run: the layers are not known
+    assert code == 2
+    assert "n_layers" in messages
