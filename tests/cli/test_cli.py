@@ -63,7 +63,17 @@ def test_discover_and_model(call, planted_folder, tmp_path):
     code, text, _ = call("discover", planted_folder, "--contrast", contrast, "--out", tmp_path / "d", "--device", "cpu")
     assert code == 0
     assert "AUROC" in text
+    assert "have the largest AUROC" in text
     assert not list(tmp_path.rglob("outcomes*"))
+    command = ("discover", planted_folder, "--contrast", contrast, "--sizes", "20,10,10", "--device", "cpu", "--json")
+    code, text, _ = call(*command, "--seeds", "3,4", "--out", tmp_path / "two")
+    record = json.loads(text)
+    assert (code, record["seeds"], record["train"]["positive"], record["n"]["negative"]) == (0, [3, 4], 20, 10)
+    grids = []
+    for seed in "34":
+        grids.append(json.loads(call(*command, "--seeds", seed, "--out", tmp_path / seed)[1])["grid"])
+    for both, *single in zip(record["grid"], *grids, strict=True):
+        assert both["auroc"] == pytest.approx(sum(site["auroc"] for site in single) / 2)
     code, text, _ = call("model", planted_folder, "--device", "cpu", "--json")
     assert code == 0
     assert json.loads(text)["mode"] == "exact"
