@@ -25,7 +25,7 @@ from rhumbline.inference.runner import Runner, measured_tokens
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, ContrastSet
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
-from rhumbline.protocol import Protocol
+from rhumbline.protocol import PRESETS, Protocol
 from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import write_json
@@ -71,7 +71,7 @@ def run(
     model: ChatModel,
     contrast: ContrastSet,
     out: str | Path,
-    protocol: Protocol,
+    protocol: Protocol = PRESETS["rhumbline"],
     *,
     texts: LossTexts = NO_TEXTS,
     progress: Progress | None = None,
@@ -136,7 +136,7 @@ def discover(
     model: ChatModel,
     contrast: ContrastSet,
     out: str | Path,
-    protocol: Protocol,
+    protocol: Protocol = PRESETS["rhumbline"],
     *,
     progress: Progress | None = None,
 ) -> JsonObject:
