@@ -1,4 +1,4 @@
-"""rhumbline: is a behaviour of a chat model mediated by a single direction, and how sure may one be?
+"""rhumbline: is a behaviour of a chat model mediated by a single direction, and how confident can one be?
 
 The public names, in the order of the flow. They are imported when first used, so that reading a run needs no torch.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rhumbline.edits.proved_edit import orthogonalized
+    from rhumbline.edits.read_direction import read_directions
     from rhumbline.errors import RhumblineError
     from rhumbline.evals.monitor import Monitor
     from rhumbline.evidence.selection_rules import choose, read_scores
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from rhumbline.inference.applied import applied
     from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
     from rhumbline.inference.runner import Runner
+    from rhumbline.inference.side_by_side import compare
+    from rhumbline.judging.judge_names import judge
     from rhumbline.models.chat import Chat
     from rhumbline.models.chat_model import ChatModel
     from rhumbline.models.loading import load
     from rhumbline.models.proving import prove
+    from rhumbline.models.sources import own_contrast
     from rhumbline.prompts.chat_options import ChatOptions
     from rhumbline.prompts.contrast_files import contrast_from_prompts, read_contrast
     from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes, split_contrast
@@ -35,6 +39,7 @@ _HOME = {
     "Sizes": "prompts.contrasts",
     "read_contrast": "prompts.contrast_files",
     "open_contrast": "prompts.named_sets",
+    "own_contrast": "models.sources",
     "contrast_from_prompts": "prompts.contrast_files",
     "split_contrast": "prompts.contrasts",
     "Chat": "models.chat",
@@ -43,10 +48,13 @@ _HOME = {
     "prove": "models.proving",
     "load": "models.loading",
     "Direction": "inference.interventions",
+    "read_directions": "edits.read_direction",
     "Ablate": "inference.interventions",
     "Add": "inference.interventions",
     "Arm": "inference.interventions",
     "Runner": "inference.runner",
+    "compare": "inference.side_by_side",
+    "judge": "judging.judge_names",
     "choose": "evidence.selection_rules",
     "read_scores": "evidence.selection_rules",
     "Rule": "evidence.verdict_rules",
@@ -70,6 +78,7 @@ __all__ = [  # noqa: RUF022 - the order of the flow
     "Sizes",
     "read_contrast",
     "open_contrast",
+    "own_contrast",
     "contrast_from_prompts",
     "split_contrast",
     "Chat",
@@ -78,10 +87,13 @@ __all__ = [  # noqa: RUF022 - the order of the flow
     "prove",
     "load",
     "Direction",
+    "read_directions",
     "Ablate",
     "Add",
     "Arm",
     "Runner",
+    "compare",
+    "judge",
     "choose",
     "read_scores",
     "Rule",

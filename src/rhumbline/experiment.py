@@ -25,7 +25,7 @@ from rhumbline.inference.runner import Runner, measured_tokens
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, ContrastSet
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
-from rhumbline.protocol import Protocol
+from rhumbline.protocol import PRESETS, Protocol
 from rhumbline.records.claims import Claim
 from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import RunDirectory
@@ -41,7 +41,7 @@ from rhumbline.stages.order import run_stages
 from rhumbline.stages.run_plan import RunPlan
 from rhumbline.stages.seed_artefacts import SeedArtefacts
 from rhumbline.stages.seed_run import encoded
-from rhumbline.stages.separation import prompts_to_separate, separations
+from rhumbline.stages.separation import mean_over_seeds, prompts_to_separate, separations
 from rhumbline.stages.timings import Progress, Timings
 from rhumbline.verification import assemble, sealed
 
@@ -78,7 +78,7 @@ def run(
     model: ChatModel,
     contrast: ContrastSet,
     out: str | Path,
-    protocol: Protocol,
+    protocol: Protocol = PRESETS["rhumbline"],
     *,
     texts: LossTexts = NO_TEXTS,
     progress: Progress | None = None,
@@ -143,7 +143,7 @@ def discover(
     model: ChatModel,
     contrast: ContrastSet,
     out: str | Path,
-    protocol: Protocol,
+    protocol: Protocol = PRESETS["rhumbline"],
     *,
     progress: Progress | None = None,
 ) -> JsonObject:
@@ -151,28 +151,32 @@ def discover(
 
     Returns the JSON value of discover.json.
     """
-    seed = protocol.seeds[0]
-    plan = RunPlan.of(model, replace(contrast, neutral=()), replace(protocol, seeds=(seed,)))
+    plan = RunPlan.of(model, replace(contrast, neutral=()), protocol)
     plan.check(new_tokens=0)
     with RunDirectory.open(out, plan.record("discover") | {"seeds": list(protocol.seeds)}) as directory:
         timings = Timings(directory.path / "timings.json", model.device, progress)
-        with timings.stage("discover", seed):
-            runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))
-            means = _training_means(plan, runner)
-            means.write(directory, seed)
-            prompts = prompts_to_separate(plan.splits[seed], "val", means.positions)
-            separation = separations(runner, plan.chat, prompts, means, selected=None)
-            train = ByLabel(**plan.splits[seed].sizes()["train"])
-            facts = convert(directory.protocol["model"], ModelFacts)
-            discovery = Discovery("val", separation.n, separation.grid, (), seed=seed, model=facts, train=train)
-            directory.write_record(discovery)
+        found = []
+        for seed in protocol.seeds:
+            with timings.stage("discover", seed):
+                runner = Runner(model, tick=lambda rows: timings.tick("discover", rows))
+                means = _training_means(plan, seed, runner)
+                means.write(directory, seed)
+                prompts = prompts_to_separate(plan.splits[seed], "val", means.positions)
+                found.append(separations(runner, plan.chat, prompts, means, selected=None))
+        facts = convert(directory.protocol["model"], ModelFacts)
+        sizes = [plan.splits[seed].sizes() for seed in protocol.seeds]
+        train, n = (ByLabel(*(min(s[split][label] for s in sizes) for label in LABELS)) for split in ("train", "val"))
+        grid = mean_over_seeds([one.grid for one in found])
+        directory.write_record(
+            Discovery("val", n, grid, (), seed=protocol.seeds[0], seeds=protocol.seeds, model=facts, train=train)
+        )
         report.build_discover(directory.path)
     return directory.load(directory.file_of(Discovery))
 
 
-def _training_means(plan: RunPlan, runner: Runner) -> ClassMeans:
+def _training_means(plan: RunPlan, seed: int, runner: Runner) -> ClassMeans:
     """The means of all training prompts at every position, the last token of the instruction included."""
-    (splits,) = plan.splits.values()
+    splits = plan.splits[seed]
     in_response = plan.protocol.extraction.response_position
     positions = (plan.chat.instruction_position, *plan.chat.positions) if in_response is None else (in_response,)
     rows = splits.get if in_response is None else splits.texts

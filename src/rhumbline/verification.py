@@ -17,7 +17,7 @@ from rhumbline.evidence.level_effects import pooled_level_effects
 from rhumbline.evidence.metric_effects import with_adjusted_p
 from rhumbline.evidence.rate_effects import pooled_rate_effects
 from rhumbline.evidence.seed_results import seed_results
-from rhumbline.evidence.selection_rules import SelectionRule, choose
+from rhumbline.evidence.selection_rules import SelectionRule, choose_again
 from rhumbline.evidence.verdict import overall, sentence
 from rhumbline.evidence.version_4_effects import version_4_pooled
 from rhumbline.judging.label_results import recomputed
@@ -29,10 +29,9 @@ from rhumbline.records.files import read_json, sha256
 from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
 from rhumbline.records.protocol_file import ProtocolContext
-from rhumbline.records.reasons import Discard
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
-from rhumbline.records.seed_files import Candidate, Selection
+from rhumbline.records.seed_files import Selection
 from rhumbline.records.verdict_reasons import ClaimState
 from rhumbline.records.verdict_rule import VERSION
 
@@ -351,11 +350,7 @@ def _selection_faults(directory: RunDirectory, rule: SelectionRule, n_layers: in
     selection = directory.read_record(Selection, seed)
     if not selection.candidates:
         return []
-    if not selection.induction_is_testable:
-        rule = rule.without_induce_and_kl()
-    # The layer cut is the rule's own; other reasons (no difference, not needed) were recorded while scoring.
-    table = [replace(row, discarded=_kept_reason(row)) for row in selection.candidates]
-    result = choose(table, n_layers, rule)
+    result = choose_again(selection, n_layers, rule)
     again, recorded = (
         None if row is None else (int(row.position), row.layer) for row in (result.selected, selection.selected)
     )
@@ -365,7 +360,3 @@ def _selection_faults(directory: RunDirectory, rule: SelectionRule, n_layers: in
     if result.survivors != selection.survivors:
         faults.append(f"{name}: {result.survivors} candidates survive the rule, the file states {selection.survivors}")
     return faults
-
-
-def _kept_reason(row: Candidate) -> Discard | None:
-    return row.discarded if None in (row.bypass, row.induce, row.kl) else None

@@ -66,7 +66,17 @@ def test_discover_and_model(call, planted_folder, tmp_path):
     code, text, _ = call("discover", planted_folder, "--contrast", contrast, "--out", tmp_path / "d", "--device", "cpu")
     assert code == 0
     assert "AUROC" in text
+    assert "have the largest AUROC" in text
     assert not list(tmp_path.rglob("outcomes*"))
+    command = ("discover", planted_folder, "--contrast", contrast, "--sizes", "20,10,10", "--device", "cpu", "--json")
+    code, text, _ = call(*command, "--seeds", "3,4", "--out", tmp_path / "two")
+    record = json.loads(text)
+    assert (code, record["seeds"], record["train"]["positive"], record["n"]["negative"]) == (0, [3, 4], 20, 10)
+    grids = []
+    for seed in "34":
+        grids.append(json.loads(call(*command, "--seeds", seed, "--out", tmp_path / seed)[1])["grid"])
+    for both, *single in zip(record["grid"], *grids, strict=True):
+        assert both["auroc"] == pytest.approx(sum(site["auroc"] for site in single) / 2)
     code, text, _ = call("model", planted_folder, "--device", "cpu", "--json")
     assert code == 0
     assert json.loads(text)["mode"] == "exact"
@@ -259,3 +269,16 @@ def test_the_embedded_tensors_have_the_dtype_asked_for(call, planted_folder):
     code, text, _ = call("model", planted_folder, "--device", "cpu", "--dtype", "bfloat16", "--json")
     assert code == 0
     assert json.loads(text)["dtype"] == str(torch.bfloat16).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_select_reads_the_selection_of_a_run(seed, every_stage, call, tmp_path):
+    file = every_stage / f"seed-{seed}" / "selection.json"
+    recorded = json.loads(file.read_text())
+    answer = json.loads(call("select", file)[1])
+    assert answer["selected"] == {name: recorded["selected"][name] for name in ("position", "layer")}
+    assert answer["survivors"] == recorded["survivors"] > 0
+    assert json.loads(call("select", file, "--preset", "blog2026")[1])["tied"] != answer["tied"]
+    code, _, messages = call("select", shutil.copy(file, tmp_path))  # not in a run: the layers are not known
+    assert code == 2
+    assert "n_layers" in messages

@@ -6,6 +6,7 @@ import pytest
 
 from rhumbline.cli.console import NOT_MEASURED, Progress, Work, ends, interval, number
 from rhumbline.cli.runs import _print_sites
+from rhumbline.evidence.statistics import auroc_interval
 from rhumbline.records.positions import Position
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.seed_files import SiteSeparation
@@ -39,7 +40,8 @@ def test_discover_prints_sites_whose_separation_was_not_measured(capsys):
     n = ByLabel(8, 8)
     _print_sites(Discovery("val", n, grid, (), seed=0, model=MODEL, train=n))
     measured, unknown = capsys.readouterr().out.splitlines()[2:4]
-    assert measured.split() == ["-1", "0", "0.750", "0.500", "2"]
+    low, high = auroc_interval(0.75, 8, 8)
+    assert measured.split() == ["-1", "0", "0.750", f"[{low:.3f},", f"{high:.3f}]", "0.500", "2"]
     assert unknown.split() == ["-1", "1", *NOT_MEASURED.split() * 3]
 
 

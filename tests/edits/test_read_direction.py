@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from finished_runs import COMPLETIONS
 from rhumbline import selected_direction
-from rhumbline.edits.read_direction import FORMAT, read_directions
+from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError
+from rhumbline.inference.direction_files import FORMAT
 from rhumbline.records.positions import Position
 
 

@@ -191,7 +191,7 @@ def test_a_run_of_another_model_is_refused_unless_forced(organism_run, call, tmp
 
 
 def test_a_direction_of_another_template_is_refused_unless_forced(checkpoint, call, tmp_path):
-    from rhumbline.edits.read_direction import FORMAT
+    from rhumbline.inference.direction_files import FORMAT
 
     file = tmp_path / "d.safetensors"
     save_file({"direction": torch.ones(32)}, file, {"format": FORMAT, "layer": "1", "template_sha256": "0" * 64})

@@ -24,7 +24,7 @@ def gguf_name(name: str) -> str:
 def write_gguf(model, path, tokenizer=None, *, types=None, **metadata):
     """A model as a GGUF file. Matrices are stored in `types` (float32), vectors in float32.
 
-    `metadata` replaces sizes of the config, such as `block_count`.
+    `metadata` replaces sizes of the config, such as `block_count`, and the name of the `split` into words.
     """
     c = model.config
     writer = gguf.GGUFWriter(str(path), c.model_type)
@@ -41,7 +41,7 @@ def write_gguf(model, path, tokenizer=None, *, types=None, **metadata):
     if tokenizer is None:
         writer.add_tokenizer_model("no_vocab")
     else:
-        _add_tokenizer(writer, tokenizer, c.vocab_size)
+        _add_tokenizer(writer, tokenizer, c.vocab_size, metadata.get("split") or split_name(tokenizer))
     tied = c.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if not (tied and name == "lm_head.weight"):
@@ -66,7 +66,15 @@ def _add_tensor(writer, name, tensor, config, types):
         writer.add_tensor(name, gguf.quantize(values, types), raw_dtype=types)
 
 
-def _add_tokenizer(writer, tokenizer, vocab_size):
+def split_name(tokenizer):
+    """The name that llama.cpp's converter gives to the split of a byte-level tokenizer."""
+    text = str(tokenizer.backend_tokenizer.pre_tokenizer)
+    if "Split(" not in text:
+        return "smollm" if "Digits(" in text else "gpt-2"
+    return "llama-bpe" if "{1,3}" in text else "qwen2"
+
+
+def _add_tokenizer(writer, tokenizer, vocab_size, split):
     """A byte-level BPE tokenizer with its chat template."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     special = {token["content"]: token["special"] for token in backend["added_tokens"]}
@@ -74,7 +82,7 @@ def _add_tokenizer(writer, tokenizer, vocab_size):
     tokens = [names.get(i, f"[PAD{i}]") for i in range(vocab_size)]
     kinds = {True: gguf.TokenType.CONTROL, False: gguf.TokenType.USER_DEFINED, None: gguf.TokenType.NORMAL}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types(
         [gguf.TokenType.UNUSED if i not in names else kinds[special.get(token)] for i, token in enumerate(tokens)]

@@ -16,6 +16,7 @@ from rhumbline.judging.label_results import apply_labels, recomputed
 from rhumbline.judging.label_sheets import write_sheet
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.human_files import HumanLabels
+from rhumbline.records.seed_files import NO_ANSWER
 
 
 def blind_under(arm):
@@ -90,6 +91,21 @@ def test_a_completion_that_the_judge_cannot_score_has_a_corrected_rate(tmp_path)
     found = rate(record, "baseline", "positive")
     assert (found.judged.n, found.corrected.n, found.corrected.value) == (5, 10, 1)
     assert accuracy(record, "baseline").sensitivity.n == 5
+
+
+def test_a_completion_without_an_answer_is_not_labelled(tmp_path):
+    """A think block that was cut off: no rate counts it, so no person has to read it."""
+    rows = [
+        outcome(
+            *("baseline", "positive", str(i), "unscored" if i < 5 else "refused"),
+            evidence=NO_ANSWER if i < 5 else "", prompt=str(i), completion=f"No {i}",
+        )
+        for i in range(10)
+    ]  # fmt: skip
+    record = labelled(make_labelled_run(tmp_path / "run", rows), tmp_path)
+    assert record.sheets[0].rows == 5
+    found = rate(record, "baseline", "positive")
+    assert (found.judged.n, found.corrected.n, found.corrected.labelled) == (5, 5, 5)
 
 
 def test_an_arm_in_a_language_that_the_judge_does_not_cover_has_a_corrected_rate_only(tmp_path):

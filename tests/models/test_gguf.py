@@ -1,5 +1,6 @@
 """A GGUF file is a model: its logits and its tokenizer are those of the model that it was made from."""
 
+import copy
 import json
 import shutil
 import sys
@@ -12,14 +13,16 @@ from rhumbline import load
 from rhumbline.errors import InputError, ModelError
 from rhumbline.jobs.sizing import read_checkpoint
 from rhumbline.models.chat import Chat
-from rhumbline.models.loading import fingerprint
-from rhumbline.models.sources import checkpoint
+from rhumbline.models.gguf_words import split_words
+from rhumbline.models.loading import fingerprint, read_head
+from rhumbline.models.places import places_of
+from rhumbline.models.sources import Source, checkpoint
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 from tolerances import tolerance
 
 gguf = pytest.importorskip("gguf")
-from make_gguf import write_gguf  # noqa: E402
+from make_gguf import split_name, write_gguf  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, while it reads GGUF
 
@@ -38,7 +41,7 @@ def written(tokenizer, tmp_path):
     """A GGUF file of a tiny model in a directory of its own, and the model."""
 
     def make(family="llama", **options):
-        metadata = {k: options.pop(k) for k in ("types", "block_count") if k in options}
+        metadata = {k: options.pop(k) for k in ("types", "block_count", "split") if k in options}
         model = tiny(family, tokenizer, **options)
         (tmp_path / "model").mkdir(exist_ok=True)
         return write_gguf(model, tmp_path / "model" / "tiny.gguf", tokenizer, **metadata), model
@@ -162,3 +165,24 @@ def test_an_edit_writes_plain_matrices_on_request(written, call, tmp_path):
     assert edited.record().dequantised is None
     written_by = edited.model.get_parameter("model.layers.0.mlp.down_proj.weight").float()
     assert (direction @ written_by).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("split", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
+def test_words_are_split_as_in_the_source(split, family, written, tokenizer):
+    """Not as transformers splits them for the architecture: prompts would have other tokens than in the source."""
+    source = copy.deepcopy(tokenizer)
+    split_words(source, split)
+    assert split_name(source) == split
+    path, _ = written(family, split=split)
+    with places_of(Source(str(path))) as places:
+        head = read_head(places)
+    for text in (*TEXTS, "in 2024,\n\n\n 1234567 o'clock  \t x=3;\n"):
+        assert head.tokenizer(text)["input_ids"] == source(text)["input_ids"]
+
+
+def test_an_unknown_split_is_recorded(written):
+    known, unknown = (load(str(written(split=split)[0]), device="cpu").dequantised for split in ("qwen2", "tekken"))
+    assert known == "GGUF (F32)"
+    assert unknown.startswith("GGUF (F32); words are split")
+    assert "tekken" in unknown

@@ -1,7 +1,6 @@
 """Output of the commands: results on standard output, progress and messages on standard error."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,19 +16,10 @@ from rhumbline.records.arms import ArmKind
 from rhumbline.records.claims import reasons_once
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.printable import CONTROL, printable
 from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.shared import ByLabel, Label
 from rhumbline.records.verdict_rule import is_number
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that control a terminal or reverse the direction of text, and surrogates, which cannot be written."""
-
-
-def printable(text: str) -> str:
-    """The text with control characters as escape sequences; line breaks and tabs remain."""
-    return _CONTROL.sub(
-        lambda match: f"\\x{ord(match[0]):02x}" if ord(match[0]) < 256 else f"\\u{ord(match[0]):04x}", text
-    )
 
 
 class SafeConsole(Console):
@@ -154,7 +144,7 @@ def fault(text: str, label: str = "rhumbline:") -> None:
 def print_json(value: Any) -> None:
     """Print a record, or a JSON value, on standard output."""
     text = json.dumps(to_json(value), ensure_ascii=False)
-    print(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def print_lines(record: JsonObject) -> None:

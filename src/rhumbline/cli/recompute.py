@@ -2,12 +2,17 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from rhumbline.cli.console import err, fault, print_json, say
 from rhumbline.cli.options import AddCommand
+from rhumbline.records.seed_files import Selection
 from rhumbline.records.shared import Site
+
+if TYPE_CHECKING:
+    from rhumbline.evidence.selection_rules import SelectionResult
 
 
 def add(command: AddCommand) -> None:
@@ -18,10 +23,10 @@ def add(command: AddCommand) -> None:
     report = command("report", _report, "write report.html and the figures of a run again")
     report.add_argument("run", metavar="RUN", help="directory of a run, or of `discover`")
     select = command("select", _select, "apply a selection rule to a table of scores, and print the result as JSON")
-    scores = "JSON file with n_layers and candidates (position, layer, bypass, induce, kl)"
+    scores = "JSON file with n_layers and candidates (position, layer, bypass, induce, kl), or selection.json of a run"
     select.add_argument("scores", metavar="SCORES.json", help=scores)
-    preset = "preset of the rule (default: %(default)s)"
-    select.add_argument("--preset", default="rhumbline", metavar="NAME", help=preset)
+    preset = "preset of the rule (default: the rule of the run, otherwise rhumbline)"
+    select.add_argument("--preset", metavar="NAME", help=preset)
 
 
 def _verify(a: argparse.Namespace) -> int:
@@ -52,9 +57,14 @@ def _report(a: argparse.Namespace) -> int:
 def _select(a: argparse.Namespace) -> int:
     from rhumbline.evidence.selection_rules import choose, count_discards, read_scores
     from rhumbline.protocol import preset
+    from rhumbline.records.artefacts import OF_SEED
 
-    candidates, n_layers = read_scores(a.scores)
-    selection = choose(candidates, n_layers, preset(a.preset).selection)
+    path = Path(a.scores).absolute()
+    if path.name == OF_SEED[Selection] and (path.parents[1] / "protocol.json").is_file():
+        selection = _selection_of_run(path, a.preset)
+    else:
+        candidates, n_layers = read_scores(path)
+        selection = choose(candidates, n_layers, preset(a.preset or "rhumbline").selection)
     result: dict[str, object] = {
         "selected": selection.selected and _site(selection.selected),
         "survivors": selection.survivors,
@@ -65,6 +75,19 @@ def _select(a: argparse.Namespace) -> int:
         result["reason"] = "no candidate passed: " + ", ".join(f"{n} {reason}" for reason, n in counts.items())
     print_json(result)
     return 0
+
+
+def _selection_of_run(path: Path, rule: str | None) -> "SelectionResult":
+    """What a preset's rule, by default the run's own, selects from the recorded scores."""
+    from rhumbline.evidence.selection_rules import choose_again
+    from rhumbline.protocol import Protocol, preset
+    from rhumbline.records.directory import RunDirectory
+    from rhumbline.records.protocol_file import ProtocolContext
+
+    directory = RunDirectory.read(path.parents[1])
+    n_layers = directory.read_protocol(ProtocolContext).model.n_layers
+    protocol = Protocol.of(directory.protocol) if rule is None else preset(rule)
+    return choose_again(directory.read_as(Selection, path), n_layers, protocol.selection)
 
 
 def _site(candidate: Site) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from rhumbline.cli.console import (
     NOT_MEASURED,
     fault,
+    interval,
     note,
     number,
     out,
@@ -27,12 +28,14 @@ from rhumbline.cli.options import (
     contrast_options,
     engine_of,
     engine_options,
+    integers,
     json_option,
     load_model,
     model_options,
     open_contrast,
     protocol_of,
     protocol_options,
+    sizes_of,
     source_of,
     texts_option,
 )
@@ -75,7 +78,10 @@ def add(command: AddCommand) -> None:
     discover.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(discover)
     discover.add_argument("--out", metavar="RUN", help="run directory (default: runs/discover-MODEL)")
-    discover.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the splits (default: 0)")
+    seeds = "seeds of the splits; the means over them are reported (default: %(default)s)"
+    discover.add_argument("--seeds", default="0", metavar="0,1", help=seeds)
+    sizes = "prompts per class in train, validation and test, which is not read (default: %(default)s)"
+    discover.add_argument("--sizes", default="128,32,100", metavar="128,32,100", help=sizes)
     json_option(discover, "discover.json")
     model_options(discover)
     chat_options(discover)
@@ -169,7 +175,7 @@ def _discover(a: argparse.Namespace) -> int:
     from rhumbline.experiment import discover
     from rhumbline.protocol import amend, preset
 
-    changes = {"seeds": [a.seed], "chat": chat_changes(a)}
+    changes = {"seeds": integers(a.seeds, "--seeds"), "sizes": vars(sizes_of(a.sizes)), "chat": chat_changes(a)}
     protocol = amend(preset("rhumbline"), changes, "options")
     contrast = open_contrast(a)
     folder = Path(a.out or f"runs/discover-{Path(a.model).name}")
@@ -185,12 +191,22 @@ def _discover(a: argparse.Namespace) -> int:
 
 
 def _print_sites(record: Discovery) -> None:
+    from rhumbline.evidence.statistics import auroc_interval
+
     title = "sites with the best separation of the classes (validation prompts)"
     table = table_of((), ("position", "layer", "AUROC", "cosine of the means", "norm"), title)
-    for site in sorted(record.grid, key=lambda s: -(s.auroc or 0))[:BEST_SITES]:
+    ranked = record.ranked()
+    for site in ranked[:BEST_SITES]:
+        low, high = (None, None)
+        if site.auroc is not None:
+            low, high = auroc_interval(site.auroc, record.n.positive, record.n.negative)
         norm = f"{site.norm:.3g}" if is_number(site.norm) else NOT_MEASURED
-        table.add_row(str(site.position), str(site.layer), number(site.auroc, 3), number(site.cosine, 3), norm)
+        auroc = interval(site.auroc, low, high, digits=3)
+        table.add_row(str(site.position), str(site.layer), auroc, number(site.cosine, 3), norm)
     out.print(table)
+    if record.ties() > 1:
+        say(f"{record.ties()} of {len(record.grid)} sites have the largest AUROC; the cosine orders equal ones.")
+    say("Layer 0 reads the token embeddings: a separation there is one of words.")
     train, held_out = record.train, record.n
     say(
         f"prompts (positive/negative): train {train.positive}/{train.negative}, validation {held_out.positive}/"

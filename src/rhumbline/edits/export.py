@@ -23,14 +23,14 @@ from rhumbline.edits.adapters import lora
 from rhumbline.edits.new_directory import check_target, new_directory
 from rhumbline.edits.probe import BlockProbe, ReadPoint
 from rhumbline.edits.proved_edit import probe_rows, proof_tokens
-from rhumbline.edits.read_direction import FORMAT, ImportedDirections, check_coefficient, check_origin
+from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_origin
 from rhumbline.edits.save import fingerprints
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
+from rhumbline.inference.direction_files import write_directions
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
 from rhumbline.models.sources import Source
 from rhumbline.models.weight_files import extra
-from rhumbline.records.codec import to_json
 from rhumbline.records.files import write_bytes
 
 
@@ -71,14 +71,8 @@ def export(imported: ImportedDirections, to: str, out: Path, options: ExportOpti
 
 
 def _direction(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:
-    from safetensors.torch import save
-
     del options
-    position = None if imported.position is None else int(imported.position)
-    values = {"layer": imported.layer, "position": position, **to_json(imported.origin), "sha256": None}
-    metadata = {name: str(value) for name, value in values.items() if value is not None}
-    vectors = imported.vectors[0] if len(imported.vectors) == 1 else imported.vectors
-    write_bytes(out, save({"direction": vectors.float().contiguous()}, {"format": FORMAT, **metadata}))
+    write_directions(out, imported.vectors, imported.layer, imported.position, imported.origin)
     return []
 
 

@@ -11,21 +11,16 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from msgspec import structs
 from torch import Tensor
 
 from rhumbline.errors import DirectionError, InputError
+from rhumbline.inference.direction_files import one_tensor, read_safetensors
 from rhumbline.inference.interventions import Direction
 from rhumbline.models.weight_files import extra
 from rhumbline.records.edit_file import DirectionOrigin
-from rhumbline.records.files import file_sha256, tensors_metadata
+from rhumbline.records.files import file_sha256
 from rhumbline.records.positions import Position
 from rhumbline.stages.finished_run import open_run
-
-FORMAT = "rhumbline-direction-1"
-"""Value of `format` in the metadata of a direction.safetensors."""
-TEXTS = ("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256")
-"""Fields of the origin that are texts in this metadata."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +109,8 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
     at_position: Position | None = None
     match path.suffix:
         case ".safetensors":
-            metadata = {name: text for name, text in tensors_metadata(path).items() if text}
-            tensor = _safetensors(path)
-            if metadata.get("format") == FORMAT:
-                at_layer = _number(path, metadata, "layer")
-                number = _number(path, metadata, "position")
-                at_position = None if number is None else Position(number)
-                numbers = {name: _number(path, metadata, name) for name in ("n_layers", "seed")}
-                texts = {name: metadata.get(name) for name in TEXTS}
-                origin = structs.replace(origin, **numbers, **texts)
+            saved = read_safetensors(path)
+            tensor, at_layer, at_position, origin = saved.tensor, saved.layer, saved.position, saved.origin
         case ".pt" | ".pth" | ".bin":
             tensor = _pickled(path)
         case ".gguf":
@@ -145,16 +133,6 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
     return ImportedDirections(vectors, at_layer, at_position, str(path), origin)
 
 
-def _number(path: Path, metadata: Mapping[str, str], name: str) -> int | None:
-    """A whole number of the metadata; None if it is missing."""
-    try:
-        return int(metadata[name]) if name in metadata else None
-    except ValueError:
-        raise DirectionError(
-            f"{path}: {name} is {metadata[name]!r} in the metadata, expected a whole number. Export it again."
-        ) from None
-
-
 def _cell(path: Path, tensor: Tensor, layer: int | None, position: Position | None) -> Tensor:
     """One vector of a [position, layer, d_model] table, such as mean_diffs.pt of the paper or candidates of a run."""
     n_positions, n_layers, _ = tensor.shape
@@ -164,30 +142,6 @@ def _cell(path: Path, tensor: Tensor, layer: int | None, position: Position | No
             f"(-{n_positions} .. -1) and --layer (0 .. {n_layers - 1}); given: {position and int(position)}, {layer}."
         )
     return tensor[int(position), layer]
-
-
-def _one(path: Path, values: Mapping[str, object]) -> Tensor:
-    """The only tensor, or the one that is named as a direction."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    for name in ("direction", "candidates", "mean_diffs"):
-        if name in tensors:
-            return tensors[name]
-    if len(tensors) != 1:
-        raise DirectionError(
-            f"{path}: expected one tensor, found {', '.join(sorted(tensors)) or 'none'}. Name the direction "
-            "`direction`."
-        )
-    return next(iter(tensors.values()))
-
-
-def _safetensors(path: Path) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return _one(path, load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise DirectionError(f"{path} cannot be read: {error}. Is the file complete?") from error
 
 
 def _pickled(path: Path) -> Tensor:
@@ -200,7 +154,7 @@ def _pickled(path: Path) -> Tensor:
             f"{path} cannot be read as tensors only ({type(error).__name__}); a pickle that would execute code is not "
             "opened. Save the tensor as .safetensors."
         ) from error
-    return loaded if isinstance(loaded, Tensor) else _one(path, loaded if isinstance(loaded, Mapping) else {})
+    return loaded if isinstance(loaded, Tensor) else one_tensor(path, loaded if isinstance(loaded, Mapping) else {})
 
 
 def _gguf(path: Path, layer: int | None) -> tuple[Tensor, int]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeGuard
 from rhumbline.errors import ProtocolError
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.seed_files import Candidate, Estimates
+from rhumbline.records.seed_files import Candidate, Estimates, Selection
 from rhumbline.records.user_files import read_json
 
 
@@ -126,6 +126,17 @@ def choose(table: Sequence[Candidate], n_layers: int, rule: SelectionRule) -> Se
     limit = rule.criterion_of(best)
     near = [row for row in alive if row is not best and rule.criterion_of(row) - limit <= rule.tie_margin]
     return SelectionResult(best, len(alive), tuple(sorted(near, key=rule.criterion_of)), tuple(rows))
+
+
+def choose_again(selection: Selection, n_layers: int, rule: SelectionRule) -> SelectionResult:
+    """Apply a rule to the recorded scores of a run."""
+    if not selection.induction_is_testable:
+        rule = rule.without_induce_and_kl()
+    # The layer cut is the rule's own; other reasons (no difference, not needed) were recorded while scoring.
+    rows = [
+        replace(r, discarded=r.discarded if None in (r.bypass, r.induce, r.kl) else None) for r in selection.candidates
+    ]
+    return choose(rows, n_layers, rule)
 
 
 def screened(estimates: Sequence[Estimates | None], n: int) -> list[int]:

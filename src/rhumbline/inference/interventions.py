@@ -1,10 +1,11 @@
 """Directions, interventions and arms as data, and the edit that each hook point applies to a batch of arms.
 
-Contains the arithmetic of ablation and addition. Independent of hooks and of how a direction was fitted.
+Contains the arithmetic of ablation and addition. Independent of hooks and of the way in which a direction was fitted.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,9 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rhumbline.axes import Residual, Vector
-from rhumbline.errors import DirectionError, ProtocolError
+from rhumbline.errors import DirectionError, OutputError, ProtocolError
+from rhumbline.inference.direction_files import read_safetensors, write_directions
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
+from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import Extracted, Selection
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,59 @@ class Direction:
             )
         return cls((v / norm).float(), norm, Position.of(position), layer)
 
+    @classmethod
+    def load(cls, path: str | Path) -> "Direction":
+        """The direction of a file that `save` or `rhumbline export --to direction` wrote. Raises DirectionError.
+
+        For files of other tools use `rhumbline.read_directions`.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise DirectionError(f"{file}: no such file. Pass a file that Direction.save wrote.")
+        saved = read_safetensors(file)
+        if saved.layer is None or saved.tensor.ndim != 1 or not saved.tensor.is_floating_point():
+            raise DirectionError(
+                f"{file} has no vector with its layer: the tensor has shape {tuple(saved.tensor.shape)} and layer "
+                f"{saved.layer}. Use rhumbline.read_directions(path, layer=...).direction()."
+            )
+        return cls.from_vector(saved.tensor, -1 if saved.position is None else saved.position, saved.layer)
+
+    @classmethod
+    def from_run(cls, run: str | Path, seed: int | None = None) -> "Direction":
+        """The selected direction of a run directory (default: of its first seed). Raises DirectionError."""
+        directory = RunDirectory.read(run)
+        seeds = directory.protocol.get("seeds") or [0]
+        number = seeds[0] if seed is None else seed
+        if number not in seeds:
+            raise DirectionError(f"{run} has no seed {number}; it has {', '.join(map(str, seeds))}. Use one of these.")
+        cell = directory.read_record(Selection, number).selected
+        if cell is None:
+            raise DirectionError(
+                f"{run}: no candidate passed the selection of seed {number}, so there is no direction. Use another "
+                "seed or run."
+            )
+        row = directory.read_record(Extracted, number).positions.index(cell.position)
+        candidates = directory.load_tensors(directory.seed(number) / "directions.safetensors")["candidates"]
+        return cls.from_vector(candidates[row, cell.layer], cell.position, cell.layer)
+
+    def save(self, path: str | Path) -> None:
+        """Write the direction as .safetensors, with norm, position and layer. An existing file is replaced."""
+        if Path(path).suffix != ".safetensors":
+            raise OutputError(f"{path}: a direction is saved as .safetensors. Pass a name with this ending.")
+        write_directions(Path(path), self.difference[None], self.layer, self.position)
+
     @property
     def difference(self) -> Vector:
         """The un-normalised vector: norm * vector."""
         return self.vector * self.norm
 
+    def __repr__(self) -> str:
+        """One line without the numbers of the vector."""
+        width = self.vector.shape[0]
+        return f"Direction(width {width}, norm {self.norm:.4g}, position {self.position}, layer {self.layer})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, init=False)
 class Ablate:
     """Directional ablation, x - a r (r.x), at every residual writer and at all positions, generated tokens included.
 
@@ -66,11 +116,21 @@ class Ablate:
     """a: 0 changes nothing, 1 removes the component along r, 2 reflects it. In mode `exact` the share a of every write
     along r is removed. In mode `coarse` every block input and output is edited in turn."""
 
-    def __post_init__(self):
-        if not 0 <= self.strength <= 2:
+    def __init__(self, direction: Direction | Tensor, strength: float = 1.0):
+        """A bare vector of any norm is accepted, because an ablation uses neither norm nor layer."""
+        if isinstance(direction, Tensor):
+            if direction.ndim != 1 or not direction.is_floating_point():
+                raise DirectionError(
+                    f"Ablate: given a tensor of {direction.dtype} and shape {tuple(direction.shape)}, expected a "
+                    "Direction or one floating-point vector [d_model]. Use AblateSpan for several vectors."
+                )
+            direction = Direction.from_vector(direction, -1, 0)
+        if not 0 <= strength <= 2:
             raise ProtocolError(
-                f"Ablate.strength is {self.strength}. Use 0 (removes nothing) to 1 (removes all), at most 2."
+                f"Ablate.strength is {strength}. Use 0 (removes nothing) to 1 (removes all), at most 2."
             )
+        object.__setattr__(self, "direction", direction)
+        object.__setattr__(self, "strength", strength)
 
 
 @dataclass(frozen=True)

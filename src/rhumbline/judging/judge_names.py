@@ -57,6 +57,11 @@ def class_judge(name: str, phrases: Mapping[str, Sequence[str]] | None = None) -
     return _judge(name, tuple((language, tuple(some)) for language, some in sorted((phrases or {}).items())))
 
 
+def judge(text: str, name: str = "refusal-learned") -> Score:
+    """The class of one completion by a judge of `CLASS_JUDGES`, with its evidence. Raises ProtocolError."""
+    return class_judge(name)(text)
+
+
 @cache
 def _judge(name: str, phrases: tuple[tuple[str, tuple[str, ...]], ...]) -> ClassJudge:
     given = {language: PhraseTable(some) for language, some in phrases}

@@ -73,7 +73,10 @@ def _results(directory: RunDirectory, paths: Mapping[str, Path]) -> HumanLabels:
     frame = Frame.of(directory, key.salt)
     sheets = {name: read_sheet(path, frame, key, labels_for(judge)) for name, path in paths.items()}
     labels = _Labels.of(frame, list(sheets.values()))
-    tables = {seed: outcomes_by_arm(read_outcomes(directory, seed)) for seed in directory.protocol["seeds"]}
+    tables = {
+        seed: outcomes_by_arm([row for row in read_outcomes(directory, seed) if row.has_answer])
+        for seed in directory.protocol["seeds"]
+    }
     together = [tables] if len(tables) > 1 else []
     parts = [*({seed: table} for seed, table in tables.items()), *together]
     return HumanLabels(

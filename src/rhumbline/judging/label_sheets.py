@@ -61,7 +61,8 @@ class Frame:
         """The frame of a run. Raises OutputError if the run has no texts.
 
         The place of a row in its stratum is a hash of its prompt, so that the rows of two arms tend to be on the same
-        prompts. Completions of one prompt in several seeds have independent places.
+        prompts. Completions of one prompt in several seeds have independent places. Those without an answer, which no
+        rate counts, are left out.
         """
         texts: dict[str, Texts] = {}
         strata: dict[StratumId, dict[str, str]] = {}
@@ -69,7 +70,7 @@ class Frame:
         outcomes = [outcome for seed in directory.protocol["seeds"] for outcome in read_outcomes(directory, seed)]
         for c, outcome in zip(completions_with_texts(directory), outcomes, strict=True):
             row, stratum = row_id(salt, c.prompt, c.completion), StratumId(outcome.arm, outcome.side, outcome.cls)
-            if outcome.arm.is_own and row not in strata.setdefault(stratum, {}):
+            if outcome.arm.is_own and outcome.has_answer and row not in strata.setdefault(stratum, {}):
                 texts[row] = Texts(c.prompt, c.completion)
                 strata[stratum][row] = sha256([salt, c.prompt, repeats[stratum, c.prompt]])
                 repeats[stratum, c.prompt] += 1

@@ -32,7 +32,7 @@ from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ChatFacts
 
-_MOST_LISTED = 20
+_MOST_LISTED, _LONGEST_NAME = 20, 40
 _ADVICE = (
     'Remove the text, or encode it as plain text: --control-tokens plain, in a protocol chat.control_tokens = "plain".'
 )
@@ -128,8 +128,10 @@ class Chat:
 
     # -- token ids --
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt | str) -> list[int]:
         """Token ids of the chat up to where the completion begins."""
+        if isinstance(prompt, str):
+            prompt = Prompt(prompt, "negative", id=repr(prompt[:_LONGEST_NAME]))
         return self._encode(prompt, "")
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
@@ -177,7 +179,7 @@ class Chat:
         """Token ids of a text outside of a chat, after the tokenizer's own special tokens, such as BOS."""
         is_plain = self.options.control_tokens == "plain"
         if not is_plain:
-            self.check_texts([(repr(text[:40]), text)], "texts")
+            self.check_texts([(repr(text[:_LONGEST_NAME]), text)], "texts")
         return [*self.controls.leading, *self.controls.encode_text(text, plain=is_plain)]
 
     def first_token(self, response: str, start: Sequence[int] = ()) -> int:
@@ -198,6 +200,10 @@ class Chat:
         if tuple(ids[len(ids) - len(self.suffix) :]) != self.suffix:
             raise TemplateError("These ids do not end with the post-instruction tokens; encode them with Chat.encode.")
         return Spans(len(_common_start([self.prefix, ids])), len(ids) - len(self.suffix))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a completion, think blocks included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def answer(self, ids: Sequence[int]) -> Answer:
         """The answer of a completion: its text after a think block or in the final channel, if it has one."""

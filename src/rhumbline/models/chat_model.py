@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rhumbline.axes import Residual
+from rhumbline.models.chat import Chat
 from rhumbline.records.protocol_file import StopSource
 from rhumbline.records.shared import ModelDescription
 
@@ -150,6 +151,26 @@ class ChatModel:
         pad, rows = getattr(self.tokenizer, "pad_token_id", None), self.model.get_input_embeddings().weight.shape[0]
         ids = [*([] if pad is None else [int(pad)]), *sorted(self.stop_tokens()), 0]
         return next(i for i in ids if 0 <= i < rows)
+
+    @cached_property
+    def own_chat(self) -> Chat:
+        """The chat template of the tokenizer with its defaults. Raises TemplateError."""
+        return Chat.of(self.tokenizer)
+
+    def chat(self, text: str, *, max_new_tokens: int = 128, chat: Chat | None = None) -> str:
+        """The model's reply to one message, greedy. Under `rhumbline.applied` it is that of the edited model.
+
+        `chat` renders the message with other options (`Chat.of`). Raises InputError and TemplateError.
+        """
+        from rhumbline.models.replies import reply
+
+        return reply(self, chat or self.own_chat, text, max_new_tokens)
+
+    def __repr__(self) -> str:
+        """One line: name, size and mode of the proof."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        size = f"{self.n_layers} layers, width {self.d_model}"
+        return f"ChatModel({self.name!r}, {size}, {dtype}, {self.device}, {self.proof.mode})"
 
     def record(self) -> ModelDescription:
         """The description of the model in protocol.json, without the fingerprint, which reads every weight."""

@@ -18,13 +18,14 @@ from rhumbline.errors import ModelError
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.adapters import apply_adapter
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.gguf_words import is_split_known, split_words
 from rhumbline.models.loaded_weights import check_keys, check_tied, check_values, named_tensors, values_of
 from rhumbline.models.places import Places, file_of, places_of, readable
 from rhumbline.models.processor import dtype_on_processor
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source
 from rhumbline.models.vocabulary import check_vocabulary, log_unused
-from rhumbline.models.weight_files import integer_matrices, listed, one_line, stored_tensors
+from rhumbline.models.weight_files import gguf_split, integer_matrices, listed, one_line, stored_tensors
 from rhumbline.records.user_files import read_json
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads")
@@ -67,7 +68,7 @@ def load_source(source: Source, *, tensor_parallel: bool = False) -> ChatModel:
             placement = {"distributed_config": _tensor_parallel(source.model, head.config)}
         model = _load_weights(places, head, placement)
         _adapt(places, model)
-        dequantised = _dequantised(places, head.config, model)
+        dequantised = _dequantised(places, head, model)
     check_values(source.model, model)
     proved = prove(model, head.tokenizer, source.model, coarse=source.coarse)
     log_unused(source.model, model, head.tokenizer)
@@ -88,6 +89,8 @@ def read_head(places: Places) -> Head:
     config = read_config(places)
     with readable(places, places.own if places.own_tokenizer else places.whole):
         tokenizer = AutoTokenizer.from_pretrained(**places.arguments(tokenizer=True))
+        if places.gguf is not None:
+            split_words(tokenizer, gguf_split(places.gguf))
     return Head(config, tokenizer)
 
 
@@ -225,11 +228,14 @@ def _dequantising() -> Any:
     return GgufConfig(dequantize=True)
 
 
-def _dequantised(places: Places, config: Any, model: Any) -> str | None:
+def _dequantised(places: Places, head: Head, model: Any) -> str | None:
     """The stored format that transformers dequantised while loading: that of a GGUF file, or mxfp4 and fp8 on a CPU."""
     if places.gguf is not None:
-        return f"GGUF ({', '.join(sorted({tensor.dtype for tensor in stored_tensors(places.gguf).values()}))})"
-    stored = getattr(config, "quantization_config", None)
+        types, split = sorted({t.dtype for t in stored_tensors(places.gguf).values()}), gguf_split(places.gguf)
+        known = is_split_known(head.tokenizer, split)
+        note = "" if known else f"; words are split as transformers splits them for this architecture, not as {split}"
+        return f"GGUF ({', '.join(types)}){note}"
+    stored = getattr(head.config, "quantization_config", None)
     if stored is None or getattr(model, "is_quantized", False):
         return None
     return str(dict(stored).get("quant_method", "an unknown method"))

@@ -185,6 +185,12 @@ def gguf_config(path: Path) -> dict[str, int]:
     return {fields[key]: value for key, value in found.items() if isinstance(value, int)}
 
 
+def gguf_split(path: Path) -> str | None:
+    """The name of the split into words in the metadata of a GGUF file."""
+    field = _gguf_reader(path).fields.get("tokenizer.ggml.pre")
+    return None if field is None else str(field.contents())
+
+
 def integer_matrices(tensors: Mapping[str, Stored]) -> Iterator[str]:
     """Names of the weight matrices that are stored as integers, as quantisers store them."""
     for name, stored in tensors.items():

@@ -1,10 +1,11 @@
 """The files of a run directory that belong to no seed, apart from results.json, as records."""
 
+import math
 from dataclasses import dataclass
 
 from msgspec import Struct, field
 
-from rhumbline.records.seed_files import Separation
+from rhumbline.records.seed_files import Separation, SiteSeparation
 from rhumbline.records.shared import (
     ByLabel,
     ModelFacts,
@@ -30,12 +31,32 @@ class StageTimings:
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery(Separation):
-    """discover.json: where the classes separate on validation prompts; no projections, since nothing is selected."""
+    """discover.json: where the classes separate on validation prompts; no projections, since nothing is selected.
+
+    `n` is the number of prompts of the smallest seed, and the grid has means over seeds.
+    """
 
     seed: int
+    """The first seed."""
+    seeds: tuple[int, ...] = ()
+    """Empty in older directories, which have one seed."""
     model: ModelFacts
     train: ByLabel[int]
-    """Training prompts."""
+    """Training prompts of the smallest seed."""
+
+    def ranked(self) -> list[SiteSeparation]:
+        """The sites from the largest AUROC down; equal ones from the smallest cosine of the means up."""
+        return sorted(self.grid, key=lambda s: (_or_last(s.auroc and -s.auroc), _or_last(s.cosine)))
+
+    def ties(self) -> int:
+        """How many sites have the largest AUROC."""
+        known = [site.auroc for site in self.grid if site.auroc is not None]
+        return known.count(max(known, default=0.0))
+
+
+def _or_last(value: float | None) -> float:
+    """A sort key: what was not measured comes last."""
+    return math.inf if value is None else value
 
 
 Figure = tuple[int, int] | int | float | str | None

@@ -11,6 +11,7 @@ Independent of tensors, models and the network.
 
 from pathlib import Path
 
+from rhumbline.evidence.statistics import auroc_interval
 from rhumbline.report import (
     arm_sections,
     candidate_sections,
@@ -24,7 +25,7 @@ from rhumbline.report import (
 from rhumbline.report.analysis_sections import analyses
 from rhumbline.report.continuous_score_section import continuous_score
 from rhumbline.report.human_label_section import human_labels
-from rhumbline.report.page import number
+from rhumbline.report.page import interval, number
 from rhumbline.report.run_record import read_discovery, read_run
 
 
@@ -80,19 +81,31 @@ def build_discover(run_dir: Path) -> Path:
         "evidence that a direction causes the behaviour."
     )
     explanation = page.note(
-        f"AUROC of the projection of {discovery.split} prompts on the difference in means of train prompts."
+        f"AUROC of the projection of {discovery.split} prompts on the difference in means of train prompts. Layer 0 "
+        "reads the token embeddings: a separation there is one of words."
     )
-    known = sorted(((row.auroc, row) for row in discovery.grid if row.auroc is not None), key=lambda p: -p[0])[:8]
+    n = discovery.n
     highest = [
-        [labels.get(row.position, row.position), row.layer, number(auroc, 3), number(row.cosine, 3), number(row.norm)]
-        for auroc, row in known
+        [
+            labels.get(row.position, row.position),
+            row.layer,
+            interval(row.auroc, *auroc_interval(row.auroc or 0.0, n.positive, n.negative), digits=3),
+            number(row.cosine, 3),
+            number(row.norm),
+        ]
+        for row in discovery.ranked()[:8]
     ]
+    ties = f"{discovery.ties()} of {len(discovery.grid)} sites have the largest AUROC."
     sizes = {"train": discovery.train, discovery.split: discovery.n}
     body = [
         page.header("rhumbline discover  ·  Where do the classes separate in the residual stream?", model.name, facts),
         page.verdict(page.tag("p", caution, class_="sentence")),
         page.section("Separation for each layer and position", draw(charts[:1]), draw(charts[1:]), explanation),
-        page.section("Highest AUROC", page.table(["Position", "Layer", "AUROC", "Cosine of means", "Norm"], highest)),
+        page.section(
+            "Highest AUROC",
+            page.table(["Position", "Layer", "AUROC", "Cosine of means", "Norm"], highest),
+            page.note(ties if discovery.ties() > 1 else ""),
+        ),
         page.section(
             "Protocol",
             page.table(["Split", "Positive", "Negative"], ([k, n.positive, n.negative] for k, n in sizes.items())),

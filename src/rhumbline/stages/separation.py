@@ -76,3 +76,20 @@ def separations(
             for prompt, value in zip(prompts[label], projected[label][:, p, layer], strict=True)
         ]
     return SiteSeparations(ByLabel(*(len(prompts[label]) for label in LABELS)), grid, tuple(rows))
+
+
+def mean_over_seeds(grids: Sequence[Sequence[SiteSeparation]]) -> tuple[SiteSeparation, ...]:
+    """The means of AUROC, cosine and norm at every site; None where one of them is."""
+    return tuple(
+        SiteSeparation(
+            sites[0].position,
+            sites[0].layer,
+            *(_mean([getattr(site, name) for site in sites]) for name in ("auroc", "cosine", "norm")),
+        )
+        for sites in zip(*grids, strict=True)
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
