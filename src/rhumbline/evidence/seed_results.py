@@ -222,6 +222,8 @@ def _style(directory: RunDirectory, seed: int, levels: Levels, outcomes: list[Ou
         chance=judges.chance,
         confounds=confounds(outcomes),
         neutral=neutral_level(levels.unit, texts.neutral),
+        words=UNSET if judges.words is None else judges.words,
+        matched=UNSET if judges.words is None else judges.matched,
     )
 
 

@@ -53,6 +53,8 @@ class NoCandidate(StrEnum):
     ALL_DISCARDED = "all candidates discarded"
     NO_TOKENS = "no refusal tokens"
     """The token metric has no tokens (metric.json has the reason), so nothing was scored."""
+    NO_BASELINE = "no baseline"
+    """The continuous score does not separate the classes at baseline, so nothing was scored."""
     NO_PROMPTS = "no prompt left after filtering"
     """The sign of the metric kept no prompt of some class (extraction.json has the numbers)."""
 

@@ -127,6 +127,10 @@ class StyleSummary:
     """Mean content overlap of texts on different prompts, 0 to 1."""
     confounds: Confounds
     neutral: NeutralLevel | None
+    words: ByLabel[float] | UnsetType = UNSET
+    """Mean length of the training texts, in words. Absent in the first runs."""
+    matched: int | UnsetType | None = UNSET
+    """Pairs of texts of similar length that the markers were estimated on; None: all texts."""
 
 
 @dataclass(frozen=True)

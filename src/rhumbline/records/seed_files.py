@@ -49,6 +49,10 @@ class StyleJudges:
     chance: float
     train: ByLabel[float]
     """Mean share of the words inside markers."""
+    words: ByLabel[float] | None = None
+    """Mean length of the texts, in words. Missing in the first runs."""
+    matched: int | None = None
+    """Pairs of texts of similar length that the markers were estimated on; None: all texts."""
 
 
 @dataclass(frozen=True)

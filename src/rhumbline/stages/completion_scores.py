@@ -6,13 +6,19 @@ Validation prompts only. The scores by the metric are computed before (candidate
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from rhumbline.evidence.selection_rules import SelectionRule, choose
+from rhumbline.evidence.statistics import auroc, auroc_interval
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.seed_files import Candidate
 from rhumbline.stages.completions import complete
 from rhumbline.stages.seed_run import SeedRun
+
+LEAST_SCORES = 8
+"""Smallest number of scored completions of each class from which a missing baseline is concluded."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,26 @@ class CompletionScores:
         high, low = (_mean_score(judges[c], _responses(prompts[c])) for c in LABELS)
         (completions,) = self._complete(prompts["negative"], [])
         return _mean_score(judges["negative"], completions) - low <= most * (high - low)
+
+    def lacks_baseline(self) -> bool:
+        """Whether the score does not separate the classes at baseline, by its AUROC on validation completions.
+
+        The whole 95 % interval must be below the bound of the rule. A contrast of texts takes its unit from these.
+        """
+        least = self.run.protocol.rule.min_separation
+        if least is None or self._of_texts:
+            return False
+        scores = {}
+        for label, prompts in self.prompts.items():
+            (completions,) = self._complete(prompts, [])
+            pairs = zip(self._judges(prompts), completions, strict=True)
+            values = [score_of(judge, text).value for judge, text in pairs]
+            scores[label] = np.array([value for value in values if value is not None])
+        sizes = [len(scores[label]) for label in LABELS]
+        if min(sizes) < LEAST_SCORES:
+            return False
+        area = auroc(scores["positive"], scores["negative"])
+        return auroc_interval(area, *sizes).high < least
 
     def added_to(
         self,

@@ -42,6 +42,9 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
     by_completions = CompletionScores(run, {c: run.prompts("val", c, kept[c]) for c in LABELS})
     rule, is_testable = run.protocol.selection, True
     if run.protocol.is_continuous:
+        if by_completions.lacks_baseline():
+            reason = NoCandidate.NO_BASELINE
+            return Selection(selected=None, reason=reason, survivors=0, tied=(), n=n.val, candidates=())
         is_testable = by_completions.induction_is_testable()
         rule = rule if is_testable else rule.without_induce_and_kl()
     grid = replace(_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
