@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.evidence.statistics import auroc, auroc_interval
@@ -17,6 +18,7 @@ from rhumbline.records.seed_files import Candidate
 from rhumbline.stages.completions import complete
 from rhumbline.stages.seed_run import SeedRun
 
+Scores = Float[np.ndarray, " prompt"]
 LEAST_SCORES = 8
 """Smallest number of scored completions of each class from which a missing baseline is concluded."""
 
@@ -52,17 +54,13 @@ class CompletionScores:
         least = self.run.protocol.rule.min_separation
         if least is None or self._of_texts:
             return False
-        scores = {}
-        for label, prompts in self.prompts.items():
+        scores = []
+        for label in LABELS:
+            prompts = self.prompts[label]
             (completions,) = self._complete(prompts, [])
-            pairs = zip(self._judges(prompts), completions, strict=True)
-            values = [score_of(judge, text).value for judge, text in pairs]
-            scores[label] = np.array([value for value in values if value is not None])
-        sizes = [len(scores[label]) for label in LABELS]
-        if min(sizes) < LEAST_SCORES:
-            return False
-        area = auroc(scores["positive"], scores["negative"])
-        return auroc_interval(area, *sizes).high < least
+            values = (score_of(j, t).value for j, t in zip(self._judges(prompts), completions, strict=True))
+            scores.append(np.array([value for value in values if value is not None]))
+        return is_separated_less(*scores, least)
 
     def added_to(
         self,
@@ -133,6 +131,13 @@ class CompletionScores:
             if text is not None and before is not None
         ]
         return sum(values) / max(1, len(values))
+
+
+def is_separated_less(positive: Scores, negative: Scores, least: float) -> bool:
+    """Whether the whole 95 % interval of the AUROC is below a bound; False for few scores."""
+    if min(len(positive), len(negative)) < LEAST_SCORES:
+        return False
+    return auroc_interval(auroc(positive, negative), len(positive), len(negative)).high < least
 
 
 def _responses(prompts: Sequence[Prompt]) -> list[str | None]:
