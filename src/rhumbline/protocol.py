@@ -86,8 +86,12 @@ class NullSettings:
     0: every draw is evaluated."""
     screen: int = 0
     """Sites of a draw of `shuffled` that are scored exactly, chosen by first-order estimates; 0: every site."""
+    limit: int = 4
+    """Draws are added until enough of them are comparable with the direction (`rule.same_cosine`, `rule.min_draws`), up
+    to this many times the planned number."""
     unrelated: str = ""
-    """File of another contrast for the family `unrelated`; empty: topics (`category`) of the negatives."""
+    """File of another contrast for the family `unrelated`; empty: topics of the negatives, which are their categories
+    or, if there are fewer than 6, clusters of their activations."""
 
     def __post_init__(self):
         unknown = [f for f in self.families if f not in NULL_FAMILIES]
@@ -108,6 +112,7 @@ class NullSettings:
             ("completed", 0),
             ("interim", 0),
             ("screen", 0),
+            ("limit", 1),
         ):
             if getattr(self, name) < least:
                 raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; use {least} or more.")
@@ -306,7 +311,7 @@ class Protocol:
             )
         elif self.rule.max_p is not None:
             draws = min(self.nulls.total(f) if self.nulls.wide else 0 for f in self.rule.families)
-            if 1 / (draws + 1) > self.rule.max_p + 1e-9:
+            if 1 / (draws + 1) > self.rule.max_p + 1e-9 or draws < (self.rule.min_draws or 0):
                 faults.append(
                     f"rule {self.rule.name} requires p <= {self.rule.max_p:g}, which {draws} wide null draws cannot "
                     "reach; raise nulls.wide and nulls.procedure (option --wide-nulls N)"

@@ -12,6 +12,7 @@ from rich.progress import Progress as ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
+from rhumbline.records.claims import reasons_once
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.printable import CONTROL, printable
@@ -204,7 +205,16 @@ def print_plan(contrast: Any, protocol: Any) -> None:
 
 
 def print_results(results: Results) -> None:
-    """Print selection, arms, warnings, verdict and sentences of a run."""
+    """Print the verdict with its claims, the warnings, and the arms and the selection of every seed."""
+    if results.claims:
+        out.print(f"[bold]{results.verdict}[/]")
+        out.print(_claims_table(results))
+    else:  # a run that a rule up to version 4 decided
+        out.print(f"[bold]{results.verdict}[/]{escape(f' ({results.reason})' if results.reason else '')}")
+        for seed in results.seeds:
+            out.print(f"seed {seed.seed}: {escape(seed.sentence)}", highlight=False)
+    for warning in results.warnings:
+        out.print(f"[yellow]warning:[/] {escape(warning)}")
     for seed in results.seeds:
         out.print(_arms_table(seed))
         train, val = seed.n.train, seed.n.val
@@ -214,12 +224,16 @@ def print_results(results: Results) -> None:
             f"{val.positive}/{val.negative}; survivors: {seed.survivors}, tied: {len(seed.tied)}; refusal tokens: "
             f"{escape(tokens)}[/]"
         )
-    for warning in results.warnings:
-        out.print(f"[yellow]warning:[/] {escape(warning)}")
-    reason = f" ({results.reason})" if results.reason else ""
-    out.print(f"[bold]{results.verdict}[/]{escape(reason)}")
-    for seed in results.seeds:
-        out.print(f"seed {seed.seed}: {escape(seed.sentence)}", highlight=False)
+
+
+def _claims_table(results: Results) -> Table:
+    """The claims of the run, and for several seeds their state in each."""
+    seeds = results.seeds if len(results.seeds) > 1 else ()
+    table = table_of(("claim", "state", *(f"seed {seed.seed}" for seed in seeds), "number [95 %]", "why"))
+    for claim, reason in zip(results.claims, reasons_once(results.claims), strict=True):
+        states = (claim.in_seed(seed.claims).state.text for seed in seeds)
+        table.add_row(claim.kind.text, f"[bold]{claim.state.text}[/]", *states, claim.number, escape(reason))
+    return table
 
 
 def _arms_table(seed: SeedResult) -> Table:
