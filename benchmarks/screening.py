@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,17 @@ class Scored:
     def __init__(self, model: ChatModel, splits: Splits, token: str):
         prompts = {(s, c): splits.get(s, c) for s in ("train", "val") for c in LABELS}
         chat = Chat.of(model.tokenizer, prompts=[p for some in prompts.values() for p in some])
-        metric, self.runner = TokenMetric((chat.first_token(token),)), Runner(model)
+        self.metric, self.runner = TokenMetric((chat.first_token(token),)), Runner(model)
         encoded = {key: [chat.encode(p) for p in some] for key, some in prompts.items()}
         kept = (lambda m: m > 0, lambda m: m < 0)
         means = [
-            extract(self.runner, encoded["train", c], chat.positions, read=metric, keep=keep).stats.mean()
+            extract(self.runner, encoded["train", c], chat.positions, read=self.metric, keep=keep).stats.mean()
             for c, keep in zip(LABELS, kept, strict=True)
         ]
         candidates = (means[0] - means[1]).float()
         self.val = {c: encoded["val", c] for c in LABELS}
-        scorer = Scorer(self.runner, metric)
-        self.grid = ScoreGrid(scorer, candidates, chat.positions, *self.val.values(), ARDITI2024)
+        scorer = Scorer(self.runner, self.metric)
+        self.grid = ScoreGrid(scorer, candidates, chat.positions, self.val[LABELS[0]], self.val[LABELS[1]], ARDITI2024)
         self.rows = [row for row in self.grid.rows() if row.discarded is None]
 
     def estimates(self, name: ScoreName) -> torch.Tensor:
@@ -79,7 +80,7 @@ class Scored:
             Direction.from_vector(grid.candidates[list(grid.positions).index(r.position), r.layer], r.position, r.layer)
             for r in self.rows
         ]
-        changes = first_order(self.runner, grid.sequences(name), grid.scorer.metric, directions)
+        changes = first_order(self.runner, grid.sequences(name), self.metric, directions)
         return getattr(changes, ESTIMATED[name])
 
     def scores(self, name: ScoreName, start: int, n: int) -> torch.Tensor:
@@ -139,11 +140,11 @@ def known(a: argparse.Namespace) -> None:
 
 def _known_models() -> Iterator[tuple[str, int, Planted | None]]:
     """Kind, seed and parameters; None: an organism by its name."""
-    shape = {"n_layers": KNOWN_LAYERS, "prompts": 80}
     for seed in range(300_000, 300_030):
+        shape = partial(Planted, n_layers=KNOWN_LAYERS, prompts=80, seed=seed)
         for noise in (1.0, 2.0):
-            yield f"planted: one axis, noise {noise:g}", seed, Planted(noise=noise, effect=1.2, seed=seed, **shape)
-        cone = Planted(axes=2, overlap=0.6, effect=1.1, noise=0.5, jitter=0.05, seed=seed, **shape)
+            yield f"planted: one axis, noise {noise:g}", seed, shape(noise=noise, effect=1.2)
+        cone = shape(axes=2, overlap=0.6, effect=1.1, noise=0.5, jitter=0.05)
         yield "planted: two axes, cosine 0.6", seed, cone
         if seed % 3 == 0:
             yield "refusal", seed, None
@@ -207,7 +208,7 @@ def misses(table: dict[str, Any], n: int) -> Count:
 
 def _missed(table: dict[str, Any], mean: Mapping[str, np.ndarray], n: int, rule: SelectionRule) -> Count:
     rows = [
-        Candidate(Position(p), layer, *(float(mean[k][i]) for k in ("bypass", "induce", "kl")))
+        Candidate(Position(p), layer, float(mean["bypass"][i]), float(mean["induce"][i]), float(mean["kl"][i]))
         for i, (p, layer) in enumerate(table["sites"])
     ]
     estimates = [Estimates(*pair) for pair in zip(mean["estimated_bypass"], mean["estimated_induce"], strict=True)]

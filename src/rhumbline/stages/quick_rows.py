@@ -66,4 +66,5 @@ def _by_length(row: Outcome, lengths: tuple[int, ...]) -> dict[str, Class]:
     """The classes of the beginnings: those beyond the end of a completion are that of the whole."""
     assert row.by_length is not None
     full = row.by_length["full"]
-    return {str(n): row.by_length.get(str(n), full) for n in lengths} | {"full": full}
+    classes: dict[str, Class] = {str(n): row.by_length.get(str(n), full) for n in lengths}
+    return {**classes, "full": full}
