@@ -279,6 +279,8 @@ class Protocol:
     """Each seed samples new splits and fits a new direction."""
     sizes: Sizes = field(default_factory=Sizes)
     """Prompts per class in train, validation and test, unless the contrast fixes the splits."""
+    reads: Sizes | None = None
+    """Prompts per class that the run reads of each split, sampled or fixed: the first ones. None: all."""
     sampling: Sampling = "lots"
     """How prompts are sampled from the pools of a named contrast. `reference`: as in the authors' code."""
     chat: ChatOptions = field(default_factory=ChatOptions)
@@ -379,6 +381,12 @@ class Protocol:
             self.class_judge(self.judge)
 
     @property
+    def planned(self) -> Sizes:
+        """Prompts per class of each sampled split that the run reads."""
+        reads = self.reads or self.sizes
+        return Sizes(*map(min, dataclasses.astuple(self.sizes), dataclasses.astuple(reads)))
+
+    @property
     def completed(self) -> int:
         """Test prompts per class that each null draw completes; 0: all. A level is paired, so it reads all."""
         return 0 if self.is_continuous else self.nulls.completed
@@ -477,16 +485,16 @@ def preset(name: str, **changes: Any) -> Protocol:
 def quick(protocol: Protocol) -> Protocol:
     """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
 
-    More results are undecided. No bound of the rule changes.
+    More results are undecided. No bound of the rule changes. The prompts are the first ones of the whole sample.
     """
-    sizes, nulls = protocol.sizes, protocol.nulls
+    reads, nulls = protocol.reads or Sizes(32, 8, 24), protocol.nulls
     least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
     draws = min(nulls.wide, least)
     return replace(
         protocol,
         quick=True,
         seeds=protocol.seeds[:1],
-        sizes=Sizes(min(sizes.train, 32), min(sizes.val, 8), min(sizes.test, 24)),
+        reads=Sizes(min(reads.train, 32), min(reads.val, 8), min(reads.test, 24)),
         screen=min(protocol.screen or 8, 8),
         nulls=replace(
             nulls,

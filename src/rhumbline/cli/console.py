@@ -188,9 +188,9 @@ def print_plan(contrast: Any, protocol: Any) -> None:
     """Print the effects that the planned sample can detect."""
     from rhumbline.evidence.compared_arms import EFFECTS
     from rhumbline.evidence.detectable_effects import detectable
-    from rhumbline.prompts.contrasts import split_contrast
+    from rhumbline.stages.run_plan import splits_of
 
-    sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
+    sizes = splits_of(contrast, protocol, protocol.seeds[0]).sizes()
     effects = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
     for effect in EFFECTS:
         label = effect.label
