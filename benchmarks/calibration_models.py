@@ -84,7 +84,7 @@ def contrast_of(case: Case, data: Path) -> ContrastSet:
             return contrast_from_prompts(some[::2], some[1::2])
         case "topic":
             of = {c: [p for p in harmless if p.split()[0].lower() in words] for c, words in FIRST_WORDS.items()}
-            return contrast_from_prompts(*(rng.sample(of[c], need) for c in ("positive", "negative")))
+            return contrast_from_prompts(rng.sample(of["positive"], need), rng.sample(of["negative"], need))
     raise ValueError(f"kind {case.kind!r} is unknown: use one of {', '.join(KINDS)}.")
 
 

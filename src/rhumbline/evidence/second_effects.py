@@ -61,7 +61,8 @@ def _effect(
 def _relative(before: Metric, after: Metric, sign: int) -> Change:
     """The relative change of the behaviour (sign 1), or of its absence (-1), on prompts with a finite metric."""
     known = np.isfinite(before) & np.isfinite(after)
-    return relative_change(*(np.asarray((x[known] > 0) == (sign > 0), dtype=float) for x in (before, after)))
+    shown, left = (np.asarray((x[known] > 0) == (sign > 0), dtype=float) for x in (before, after))
+    return relative_change(shown, left)
 
 
 def _pair(rows: Sequence[WideRow], arms: ComparedArms) -> tuple[Metric, Metric] | None:

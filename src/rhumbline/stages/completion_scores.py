@@ -60,7 +60,8 @@ class CompletionScores:
             (completions,) = self._complete(prompts, [])
             values = (score_of(j, t).value for j, t in zip(self._judges(prompts), completions, strict=True))
             scores.append(np.array([value for value in values if value is not None]))
-        return is_separated_less(*scores, least)
+        positive, negative = scores
+        return is_separated_less(positive, negative, least)
 
     def added_to(
         self,

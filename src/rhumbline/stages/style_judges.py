@@ -40,7 +40,7 @@ def fit_judges(run: SeedRun) -> StyleJudges:
     else:
         some, others, of_some = texts["positive"], texts["negative"], topics["positive"]
         if pairs is not None:
-            some, of_some = ([values[i] for i, _ in pairs] for values in (some, of_some))
+            some, of_some = [some[i] for i, _ in pairs], [of_some[i] for i, _ in pairs]
             others = [others[j] for _, j in pairs]
         markers = tuple(estimate_markers(some, others, of_some))
     judge = MarkerJudge(tuple(m.phrase for m in markers))
