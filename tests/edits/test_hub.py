@@ -21,7 +21,7 @@ def test_a_run_is_shared_without_prompts_and_completions(every_stage, tmp_path):
     shared_folder(every_stage, tmp_path / "up", PushOptions("apache-2.0"))
     assert {path.name for path in (tmp_path / "up").iterdir()} == RUN_FILES
     card, results = (tmp_path / "up/README.md").read_text(), json.loads((every_stage / "results.json").read_text())
-    for part in (results["verdict"], "license: apache-2.0", "Side effects", "95 % interval"):
+    for part in (results["verdict"], "license: apache-2.0", "Side effects", "beats its nulls", "95 % interval"):
         assert part in card
     shared = Direction.load(tmp_path / "up/direction.safetensors")
     torch.testing.assert_close(shared.difference, Direction.from_run(every_stage).difference)

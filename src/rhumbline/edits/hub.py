@@ -19,6 +19,7 @@ from rhumbline.edits.read_direction import PREFIX, read_directions
 from rhumbline.errors import DirectionError, InputError, OutputError, RhumblineError, VerificationError
 from rhumbline.inference.direction_files import read_safetensors, write_directions
 from rhumbline.models.weight_files import extra
+from rhumbline.records.claims import Claim
 from rhumbline.records.edit_file import FILE as EDIT
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import Results, SeedResult
@@ -130,6 +131,8 @@ def _card(results: Results, options: PushOptions, has_direction: bool) -> str:
 
 
 def _seed_lines(seed: SeedResult) -> str:
+    claims = ["| claim | state | value | 95 % interval | n |", "| --- | --- | --- | --- | --- |"]
+    claims += [_claim_line(claim) for claim in seed.claims]
     site = "no direction was selected"
     if seed.selected is not None:
         site = f"position {int(seed.selected.position)}, layer {seed.selected.layer}"
@@ -143,7 +146,13 @@ def _seed_lines(seed: SeedResult) -> str:
             for loss in seed.side_effects.losses
         ]
     listed = "\n".join(["", "Side effects:", "", *effects]) if effects else "\nSide effects were not measured."
-    return f"## Seed {seed.seed}: {seed.verdict}\n\n{site}. {_plain(seed.sentence)}\n\n" + "\n".join([*table, listed])
+    head = f"## Seed {seed.seed}: {seed.verdict}\n\n{site}. {_plain(seed.sentence)}\n\n"
+    return head + "\n".join([*claims, "", *table, listed])
+
+
+def _claim_line(claim: Claim) -> str:
+    interval = f"{_number(claim.low)} to {_number(claim.high)}"
+    return f"| {claim.kind.text} | {claim.state} | {_number(claim.value)} | {interval} | {claim.n or 'not measured'} |"
 
 
 def _arm_line(row: ArmRate) -> str:
