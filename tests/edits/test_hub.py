@@ -13,13 +13,17 @@ from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError, InputError, OutputError, VerificationError
 from rhumbline.inference.interventions import Direction
 from rhumbline.records.edit_file import FILE
+from rhumbline.report import build as report
 
-RUN_FILES = {"README.md", "direction.safetensors", "protocol.json", "results.json", "report.html"}
+RUN_FILES = {"README.md", "direction.safetensors", "protocol.json", "results.json"}
+"""Of a run whose report was not drawn."""
 
 
 def test_a_run_is_shared_without_prompts_and_completions(every_stage, tmp_path):
-    shared_folder(every_stage, tmp_path / "up", PushOptions("apache-2.0"))
-    assert {path.name for path in (tmp_path / "up").iterdir()} == RUN_FILES
+    run = shutil.copytree(every_stage, tmp_path / "run")
+    report.build(run)
+    shared_folder(run, tmp_path / "up", PushOptions("apache-2.0"))
+    assert {path.name for path in (tmp_path / "up").iterdir()} == RUN_FILES | {"report.html"}
     card, results = (tmp_path / "up/README.md").read_text(), json.loads((every_stage / "results.json").read_text())
     for part in (results["verdict"], "license: apache-2.0", "Side effects", "beats its nulls", "95 % interval"):
         assert part in card

@@ -160,12 +160,12 @@ def _arm_line(row: ArmRate) -> str:
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.3f}" if is_number(value) else "not measured"
+    return f"{value:z.3f}" if is_number(value) else "not measured"
 
 
 def _plain(text: str) -> str:
-    """Text of a record without the characters of Markdown and HTML that could change the card."""
-    return re.sub(r"[<>\[\]`\r\n]", " ", text)
+    """Text of a record without links, code and HTML, which could change the card."""
+    return re.sub(r"([\[\]])", r"\\\1", re.sub(r"[<>`\r\n]", " ", text))
 
 
 def _code(text: str) -> str:
@@ -180,7 +180,7 @@ def push(
 ) -> list[str]:
     """Upload what shares a run or an edited checkpoint; returns lines for the user. Raises OutputError."""
     check_repository(repository)
-    hub = extra("huggingface_hub", "hub")
+    hub = extra("hub", "huggingface_hub")
     with tempfile.TemporaryDirectory(prefix="rhumbline-push-") as scratch:
         folder = Path(scratch) / "upload"
         notes = shared_folder(source, folder, options)
@@ -212,7 +212,7 @@ def hub_direction(name: str) -> HubFile:
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     if not is_repository(repository) or (revision and not _REVISION.fullmatch(revision)):
         raise DirectionError(f"{name!r}: expected hf:owner/name, or hf:owner/name@REVISION.")
-    hub = extra("huggingface_hub", "hub")
+    hub = extra("hub", "huggingface_hub")
     with _explained(DirectionError, f"{name} could not be downloaded", "Check the name, the network and the login"):
         path = Path(hub.hf_hub_download(repository, DIRECTION, revision=revision or None))
     read_safetensors(path)
