@@ -150,6 +150,8 @@ def test_a_completion_ends_with_the_turn(model, monkeypatch):
         ({"begin_suppress_tokens": [3], "forced_bos_token_id": 5}, ["begin_suppress_tokens", "forced_bos_token_id"]),
         ({"min_new_tokens": 8, "no_repeat_ngram_size": 3}, ["min_new_tokens", "no_repeat_ngram_size"]),
         ({"num_beams": 4}, ["num_beams"]),
+        ({"dola_layers": "high", "token_healing": True}, ["dola_layers", "token_healing"]),
+        ({"dola_layers": None, "token_healing": False}, []),
     ],
 )
 def test_settings_that_greedy_decoding_does_not_apply(settings, ignored):

@@ -33,6 +33,9 @@ NEUTRAL: dict[str, Any] = {
     "exponential_decay_length_penalty": None,
     "watermarking_config": None,
     "stop_strings": None,
+    "constraints": None,
+    "dola_layers": None,
+    "token_healing": False,
 }
 """Settings of a generation config that change a completion, with the value that changes nothing; so does None."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
