@@ -23,7 +23,7 @@ from rhumbline.models.loading import check_dtype, load
 from rhumbline.models.sequence_limits import most_positions
 from rhumbline.models.sources import checkpoint
 from rhumbline.models.templates import own_template
-from rhumbline.models.turn_end import turn_end
+from rhumbline.models.turn_end import turn_ends
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS
 from rhumbline.records.seed_files import NO_ANSWER
 
@@ -76,8 +76,7 @@ class ExternalJudge:
     def _reply(self, sequences: Sequence[list[int]]) -> list[Judgement]:
         """Judgements by the model's replies in words."""
         spec, model, controls = self.spec, self._runner.model, self._controls
-        end = turn_end(controls, DEFAULT_OPTIONS) if controls.template else None
-        stop = model.stop_tokens() | (set() if end is None else {end})
+        stop = model.stop_tokens().union(turn_ends(controls, DEFAULT_OPTIONS) if controls.template else ())
         completions, _ = self._runner.generate(sequences, max_new_tokens=spec.max_new_tokens, stop=stop)
         answers = AnswerReader.of(model.tokenizer, controls.template, header="")
         replies = [answers.read(ids).text for ids in completions[0]]
