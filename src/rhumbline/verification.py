@@ -39,7 +39,7 @@ PROSE = frozenset({"sentence", "reason", "warnings"})
 
 def assemble(directory: RunDirectory) -> RunSummary:
     """The part of results.json that follows from the protocol and the artefacts of the seeds."""
-    protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
+    protocol, context = Protocol.of(directory.protocol, "protocol.json"), directory.read_protocol(ProtocolContext)
     by_seed = {
         seed: seed_results(directory, seed, context.splits[seed], protocol.rule, protocol.behaviour)
         for seed in protocol.seeds
@@ -201,7 +201,7 @@ def check(path: str | Path) -> Verification:
     faults += _page_faults(directory, recorded, is_old=bool(skipped), notes=notes)
     try:
         faults += _differences(to_json(assemble(directory)), results, "results.json", skipped)
-        protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
+        protocol, context = Protocol.of(directory.protocol, "protocol.json"), directory.read_protocol(ProtocolContext)
         for seed in protocol.seeds:
             faults += _selection_faults(directory, protocol.selection, context.model.n_layers, seed)
         for file in sorted(directory.path.glob("evaluations/*/comparison.json")):

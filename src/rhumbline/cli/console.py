@@ -47,6 +47,8 @@ class Work(NamedTuple):
 
 EARLY = 0.9
 """Share of the expected rows below which a stage is said to have ended early."""
+LONGEST_STAGE = 200
+"""Characters of the name of a stage."""
 WRITTEN_COST = 3
 """Prompt tokens that take about as long as one generated token in a large batch."""
 
@@ -88,7 +90,7 @@ class Progress:
         if stage == self.stage and self.current is not None and self.rows < self.current.rows:
             return  # the next part of the same stage
         self._end()
-        err.print(f"[dim]{escape(stage)}[/]")
+        err.print(f"[dim]{escape(stage[:LONGEST_STAGE])}[/]")
         self.stage, self.rows = stage, 0
         names = [work.stage for work in self.expected]
         if stage in names:

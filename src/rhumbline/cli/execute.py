@@ -53,7 +53,10 @@ def execute(arguments: argparse.Namespace) -> int:
     except OSError as error:
         if error.filename is None:
             return _bug(error)
-        fault(f"{error.filename}: {error.strerror}. Finished results are kept. Correct this and rerun the command.")
+        fault(
+            f"{str(error.filename)[:200]}: {error.strerror}. Finished results are kept. Correct this and rerun "
+            "the command."
+        )
         return RhumblineError.exit_code
     except Exception as error:
         if not _is_out_of_memory(error):

@@ -71,7 +71,7 @@ class FinishedRun:
     @cached_property
     def protocol(self) -> Protocol:
         """The decisions that were fixed before the first forward pass."""
-        return Protocol.of(self.directory.protocol)
+        return Protocol.of(self.directory.protocol, self.path / "protocol.json")
 
     @cached_property
     def context(self) -> ProtocolContext:
