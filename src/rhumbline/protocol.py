@@ -193,8 +193,9 @@ class SideEffectSettings:
             raise ProtocolError(
                 f"side_effects.controls is {list(self.controls)}; use some of {', '.join(NULL_FAMILIES)}."
             )
-        if self.documents < 0 or self.max_tokens < 2:
-            raise ProtocolError("side_effects: use 0 documents or more, and max_tokens of 2 or more.")
+        for name, least in (("documents", 0), ("max_tokens", 2)):
+            if getattr(self, name) < least:
+                raise ProtocolError(f"side_effects.{name} is {getattr(self, name)}; use {least} or more.")
 
 
 @dataclass(frozen=True)
@@ -322,11 +323,11 @@ class Protocol:
         if self.refusal_tokens != "auto" and not self.refusal_tokens:
             faults.append("refusal_tokens is empty; use auto, or the first tokens of a refusal")
         if isinstance(self.refusal_tokens, tuple) and not all(map(_is_token, self.refusal_tokens)):
-            faults.append("refusal_tokens has an empty or long text; use first tokens of a refusal, such as I or As")
+            faults.append("refusal_tokens has an empty text or a long one; use first tokens, such as I or As")
         for name, text in self.conditions.items():
             if not _is_word(name) or not isinstance(text, str):
                 faults.append(
-                    f"conditions has {str(name)[:40]!r} = {str(text)[:40]!r}; use a name of at most {LONGEST_WORD} "
+                    f"conditions has {repr(name)[:40]} = {repr(text)[:40]}; use a name of at most {LONGEST_WORD} "
                     "printable characters, and the text of a system prompt"
                 )
         lacking = sorted(set(self.rule.families) - set(self.nulls.families))

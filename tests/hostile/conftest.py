@@ -1,24 +1,15 @@
 """What hostile command lines need: healthy words, a limit of time, and the check of an answer."""
 
 import json
-import re
-import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hostile_answers import CODES, CONTROL, LONGEST, Accepted, limited
 
 import rhumbline
 from finished_runs import TEXTS
 from rhumbline.organisms.planted import TRUTH
 from tiny_tasks import write_tasks
-
-CODES = {0, 1, 2, 3}
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-SECONDS = 20
-"""Wall-clock limit of one command in the process of the tests."""
-LONGEST = 6000
-"""Characters of a message, at most: a hostile value is not repeated in full."""
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +39,6 @@ def words(shared, planted_folder, finished) -> dict[str, str]:
     return {name: str(path) for name, path in found.items()}
 
 
-class Accepted(BaseException):
-    """A command took all of its arguments and is about to load a model."""
-
-
 @pytest.fixture
 def accepting(monkeypatch):
     """Models are not loaded: a command that would load one raises Accepted."""
@@ -64,28 +51,12 @@ def accepting(monkeypatch):
     monkeypatch.setattr("rhumbline.organisms.train_variant", accept)
 
 
-@contextmanager
-def limited(seconds: float = SECONDS):
-    """An exception after this time, even inside of a system call."""
-
-    def end(number, frame):
-        raise TimeoutError(f"no answer within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @pytest.fixture
 def answer(capsys):
     """Call a command: its exit code and everything that it prints, checked as every answer must be."""
     from rhumbline.cli import main
 
-    def call(arguments: list[str]) -> tuple[int, str]:
+    def call(arguments: list[str], longest: int = LONGEST) -> tuple[int, str]:
         try:
             with limited():
                 code = main(arguments)
@@ -96,16 +67,7 @@ def answer(capsys):
         assert "Traceback" not in text, text[-3000:]
         assert code in CODES, text[-3000:]
         assert not CONTROL.search(text), ascii(CONTROL.search(text))
-        assert len(printed.err) < LONGEST, printed.err[:500]
+        assert len(printed.err) < longest, printed.err[:500]
         return code, " ".join(text.split())
 
     return call
-
-
-def names_input(message: str, option: str, value: str, names: tuple[str, ...]) -> bool:
-    """Whether a message names the option or its value, as a person can recognise it."""
-    squeezed = re.sub(r"\s+", "", message).casefold()
-    wanted = [option.lstrip("-"), option.lstrip("-").replace("-", "_"), *names]
-    if value.strip():
-        wanted += [ascii(value)[1:-1][:20], Path(value[:200]).name[:30], ascii(value.rpartition(":")[2])[1:-1][:20]]
-    return any(re.sub(r"\s+", "", word).casefold() in squeezed for word in wanted if word)

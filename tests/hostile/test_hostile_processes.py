@@ -16,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile_answers import CODES, CONTROL, names_input
 from hostile_cases import cases, line
-
-from conftest import CODES, CONTROL, names_input
 
 pytestmark = pytest.mark.hostile
 ROOT = Path(__file__).parents[2]

@@ -29,8 +29,8 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
-out = SafeConsole(soft_wrap=True)
-err = SafeConsole(stderr=True)
+out = SafeConsole(soft_wrap=True, emoji=False)  # `null:FAMILY:0` is no name of a picture
+err = SafeConsole(stderr=True, emoji=False)
 
 NOT_MEASURED = "not measured"
 """Text of a number that is None in a record, or not finite."""

@@ -85,7 +85,7 @@ def check_numbers(path: Path, tensor: Tensor) -> None:
     is_plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
     if not (is_plain and tensor.is_floating_point()):
         kind = "quantised values" if tensor.is_quantized else f"{tensor.dtype} ({tensor.layout}, {tensor.device})"
-        raise DirectionError(f"{path}: expected dense real numbers, found {kind}. Save the direction as float32.")
+        raise DirectionError(f"{path}: expected a vector of real numbers, found {kind}. Save the direction as float32.")
     if not 0 < tensor.numel() <= MOST_NUMBERS:
         raise DirectionError(
             f"{path}: the shape {tuple(tensor.shape)} has {tensor.numel():,} numbers; from 1 to {MOST_NUMBERS:,} are "

@@ -53,7 +53,7 @@ class ChatOptions:
                 "their own. Use system, date, enable_thinking or template."
             )
         try:
-            json.dumps(dict(self.template_kwargs), ensure_ascii=False, allow_nan=False).encode()
+            json.dumps(dict(self.template_kwargs), ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise TemplateError(
                 f"template_kwargs must be JSON values, because the protocol records them: {error}. Pass text, "
