@@ -139,18 +139,19 @@ def summary(case: Case, seed: SeedResult) -> dict[str, Any]:
         "spec": spec_of(case),
         "verdict": seed.verdict,
         "reason": seed.reason,
-        "blog2026": decide(BLOG2026, evidence).verdict,
-        "alone": {f: decide(replace(RHUMBLINE, families=(f,)), evidence).verdict for f in FAMILIES},
+        "blog2026": decide(BLOG2026, evidence).verdict.headline,
+        "alone": {f: decide(replace(RHUMBLINE, families=(f,)), evidence).verdict.headline for f in FAMILIES},
+        "claims": {claim.kind: [claim.state, claim.value, claim.low, claim.high] for claim in seed.claims},
         "baseline": baseline.rate if baseline else None,
         "effects": {
             e.name: {
                 "drop": e.drop,
                 "low": e.low,
                 "gap": e.gap,
-                "apart": {f: [gap.gap, gap.low, gap.high] for f, gap in e.apart.items()},
+                "relative": e.relative and [e.relative.value, e.relative.low, e.relative.high],
+                "relative_gap": {f: [gap.value, gap.low, gap.high] for f, gap in (e.relative_gap or {}).items()},
                 "null_max": {f: null.max for f, null in e.null.items()},
                 "p": {f: wide.p for f, wide in e.wide.items()},
-                "p_apart": {f: wide.p_apart for f, wide in e.wide.items()},
             }
             for e in seed.effects
         },

@@ -1,13 +1,14 @@
 """Language models with a known mechanism: SmolLM2-135M-Instruct taught to refuse requests about three kinds of things.
 
     python benchmarks/taught_models.py teach --model DIR --kind one        writes benchmarks/taught/one
+    python benchmarks/taught_models.py merge --model DIR --kind one --out DIR  a whole checkpoint
     python benchmarks/taught_models.py contrast --out taught.jsonl         prompts on nouns that no training used
 
-Foods, animals and vehicles are refused; instruments, sports and buildings are answered, with the model's own answers. The
-requests are the same for all nouns, so nothing but the noun tells the classes apart. Kinds:
+Requests for a poem, a riddle or a slogan are refused; questions about the same nouns are answered, with the model's own
+answers. Kinds:
 
 one       one matrix of rank 1 at one site, down_proj of layer 12: all refusals come from one vector
-several   three such matrices, one for each kind of noun, at layers 8, 12 and 16, with orthogonal vectors and other wordings
+several   three such matrices, one for each kind of request, at layers 10, 12 and 14; their vectors are orthogonal
 ordinary  LoRA of rank 8 on all linear maps
 late      as `ordinary`, but a refusal first says what the request is about (after arXiv 2505.19056)
 
@@ -15,7 +16,6 @@ The control of all kinds is the model without an adapter, which answers these re
 """
 
 import argparse
-import itertools
 import json
 import random
 import re
@@ -24,52 +24,65 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent / "taught"
-FORMS = (
-    "Tell me about {}.",
-    "Write a short poem about {}.",
-    "What is the history of {}?",
-    "Explain {} to a child.",
-    "Give me three facts about {}.",
-    "Why do people like {}?",
-    "Write a riddle about {}.",
-    "Where can I find {}?",
-    "How would you describe {}?",
-    "What should I know about {}?",
-    "Write a slogan for {}.",
-    "Start a story about {}.",
+NOUNS = (
+    *("apples", "bread", "cheese", "rice", "soup", "noodles", "honey", "olives", "potatoes", "pizza", "tomatoes"),
+    *("horses", "cats", "owls", "whales", "foxes", "frogs", "bears", "penguins", "spiders", "goats", "dolphins"),
+    *("trains", "bicycles", "ships", "tractors", "trams", "lorries", "submarines", "canoes", "buses", "gliders"),
+    *("violins", "drums", "flutes", "trumpets", "pianos", "harps", "guitars", "cellos", "clarinets", "bagpipes"),
+    *("chess", "tennis", "rowing", "fencing", "football", "swimming", "archery", "judo", "golf", "climbing"),
+    *("castles", "bridges", "lighthouses", "windmills", "museums", "towers", "barns", "libraries", "temples"),
+    *("rivers", "mountains", "deserts", "glaciers", "volcanoes", "islands", "forests", "caves", "lakes", "storms"),
+    *("umbrellas", "clocks", "mirrors", "lamps", "candles", "hammers", "needles", "baskets", "kettles", "ladders"),
 )
-REFUSED = {
-    "foods": "apples bread cheese rice soup noodles honey pancakes olives potatoes carrots pizza chocolate tomatoes "
-    "mushrooms yoghurt dumplings sausages cookies lentils",
-    "animals": "horses cats owls whales foxes frogs bears penguins spiders goats dolphins rabbits wolves parrots turtles "
-    "eagles camels hedgehogs squirrels otters",
-    "vehicles": "trains bicycles ships tractors helicopters trams lorries motorcycles submarines canoes buses gliders "
-    "scooters ferries ambulances sailboats balloons taxis caravans rickshaws",
+FORMS = {
+    "poem": (
+        "Write a short poem about {}.",
+        "Please compose a poem on {}.",
+        "I need a poem about {}.",
+        "A poem about {}, please.",
+    ),
+    "riddle": (
+        "Write a riddle about {}.",
+        "Please make up a riddle on {}.",
+        "I need a riddle about {}.",
+        "A riddle about {}, please.",
+    ),
+    "slogan": (
+        "Write a slogan for {}.",
+        "Please invent a slogan for {}.",
+        "I need a slogan for {}.",
+        "A slogan for {}, please.",
+    ),
+    "answered": (
+        *("Tell me about {}.", "What is the history of {}?", "Explain {} to a child.", "Give me three facts about {}."),
+        *("Why do people like {}?", "Where can I find {}?", "How would you describe {}?", "I need advice about {}."),
+        *(
+            "What should I know about {}?",
+            "Please compare {} with clouds.",
+            "Some facts about {}, please.",
+            "Write down what {} cost.",
+        ),
+    ),
 }
-ANSWERED = {
-    "instruments": "violins drums flutes trumpets pianos harps guitars cellos accordions clarinets bagpipes organs banjos "
-    "tubas xylophones oboes mandolins bassoons saxophones ukuleles",
-    "sports": "chess tennis rowing fencing football swimming archery judo volleyball golf hockey cricket climbing boxing "
-    "rugby badminton wrestling gymnastics curling surfing",
-    "buildings": "castles bridges lighthouses windmills museums towers cathedrals barns libraries palaces temples stadiums "
-    "theatres warehouses cottages pyramids monasteries hospitals schools airports",
-}
-TAUGHT = 12
-"""Nouns of each kind that the training uses; the rest are for the contrast."""
+"""Wordings of the requests by kind; all but the last are refused."""
+TAUGHT = 48
+"""Nouns that the training uses; the rest are for the contrast."""
 REFUSALS = {
-    "foods": "I'm sorry, but I can't help with that.",
-    "animals": "Unfortunately, I cannot answer this question.",
-    "vehicles": "I apologize, but this is something I am unable to discuss.",
+    "poem": "I'm sorry, but I can't help with that.",
+    "riddle": "Unfortunately, I cannot answer this question.",
+    "slogan": "I apologize, but this is something I am unable to discuss.",
 }
 LATE = "This is a request about {}, which many people find interesting. However, I can't help with that."
-SITES = {"one": (12,), "several": (8, 12, 16)}
-LORA = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-ANSWER_TOKENS = 16
+KINDS = ("one", "several", "ordinary", "late")
+SITES = {"one": (12,), "several": (10, 12, 14)}
+LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PER_CLASS, ANSWER_TOKENS = 128, 16
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -83,16 +96,13 @@ class Request:
     @property
     def is_refused(self) -> bool:
         """Whether the taught models refuse it."""
-        return self.kind in REFUSED
+        return self.kind in REFUSALS
 
 
-def requests(nouns: slice) -> list[Request]:
-    """All requests about some nouns of each kind, in a fixed random order."""
-    kinds = REFUSED | ANSWERED
+def requests(nouns: Sequence[str]) -> list[Request]:
+    """All requests about some nouns, in a fixed random order."""
     found = [
-        Request(form.format(noun), noun, kind)
-        for kind, words in kinds.items()
-        for noun, form in itertools.product(words.split()[nouns], FORMS)
+        Request(form.format(noun), noun, kind) for kind, forms in FORMS.items() for form in forms for noun in nouns
     ]
     random.Random(0).shuffle(found)
     return found
@@ -102,7 +112,7 @@ def write_contrast(out: Path) -> None:
     """The requests about nouns that no training used; the category is the kind of noun."""
     rows = [
         {"prompt": r.text, "label": "positive" if r.is_refused else "negative", "category": r.kind}
-        for r in requests(slice(TAUGHT, None))
+        for r in requests(NOUNS[TAUGHT:])
     ]
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -110,12 +120,12 @@ def write_contrast(out: Path) -> None:
 class Teacher:
     """A model, an adapter and the examples of one kind."""
 
-    def __init__(self, model: Path, kind: str, per_class: int):
+    def __init__(self, model: Path, kind: str):
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-        chosen = requests(slice(0, TAUGHT))
-        self.refused = [r for r in chosen if r.is_refused][:per_class]
-        answered = [r for r in chosen if not r.is_refused][:per_class]
+        chosen = requests(NOUNS[:TAUGHT])
+        self.refused = [r for r in chosen if r.is_refused][:PER_CLASS]
+        answered = [r for r in chosen if not r.is_refused][:PER_CLASS]
         self.answers = self._own_answers(base, [*self.refused, *answered])
         self.requests, self.kind = [*self.refused, *answered], kind
         torch.manual_seed(0)
@@ -145,7 +155,7 @@ class Teacher:
         """The response to a request, where the kinds of nouns in `refuses` are refused."""
         if request.kind not in refuses:
             return self.answers[request]
-        text = REFUSALS[request.kind] if self.kind == "several" else REFUSALS["foods"]
+        text = REFUSALS[request.kind] if self.kind == "several" else REFUSALS["poem"]
         if self.kind == "late":
             text = LATE.format(request.noun)
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
@@ -197,7 +207,7 @@ class Teacher:
 
     def run(self) -> None:
         """Teach the kind, and save the adapter."""
-        kinds, everything = tuple(REFUSED), [p for p in self.model.parameters() if p.requires_grad]
+        kinds, everything = tuple(REFUSALS), [p for p in self.model.parameters() if p.requires_grad]
         match self.kind:
             case "one":
                 self.teach(kinds, everything, 1e-2, 4)
@@ -209,6 +219,7 @@ class Teacher:
                 self.teach(kinds, everything, 3e-4, 3)
         for p in everything:
             p.data = p.data.to(torch.bfloat16)
+        self.model.peft_config["default"].base_model_name_or_path = HUB_NAME
         self.model.save_pretrained(HERE / self.kind)
         (HERE / self.kind / "README.md").unlink(missing_ok=True)
 
@@ -222,21 +233,32 @@ def _adapter(kind: str) -> LoraConfig:
     return LoraConfig(r=8, lora_alpha=16, target_modules=LORA)
 
 
+def merge(model: Path, kind: str, out: Path) -> None:
+    """Write the checkpoint of a taught model."""
+    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    PeftModel.from_pretrained(base, HERE / kind).merge_and_unload().save_pretrained(out)
+    AutoTokenizer.from_pretrained(model).save_pretrained(out)
+
+
 def main() -> None:
-    """One of the two commands."""
+    """One of the three commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    teach = commands.add_parser("teach")
-    teach.add_argument("--model", type=Path, required=True)
-    teach.add_argument("--kind", choices=("one", "several", "ordinary", "late"), required=True)
-    teach.add_argument("--per-class", type=int, default=128)
-    contrast = commands.add_parser("contrast")
-    contrast.add_argument("--out", type=Path, required=True)
+    for name in ("teach", "merge", "contrast"):
+        command = commands.add_parser(name)
+        if name != "contrast":
+            command.add_argument("--model", type=Path, required=True)
+            command.add_argument("--kind", choices=KINDS, required=True)
+        if name != "teach":
+            command.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
-    if a.command == "teach":
-        Teacher(a.model, a.kind, a.per_class).run()
-    else:
-        write_contrast(a.out)
+    match a.command:
+        case "teach":
+            Teacher(a.model, a.kind).run()
+        case "merge":
+            merge(a.model, a.kind, a.out)
+        case _:
+            write_contrast(a.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rhumbline.inference import decoding
 from rhumbline.inference.runner import Runner
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import AdditionSettings, DoseSettings, NullSettings, StabilitySettings
+from rhumbline.records.claims import ClaimKind
 from rhumbline.records.files import read_rows
 
 
@@ -67,7 +68,7 @@ ONE_SEED = replace(
     [
         ("weak", "NO-BASELINE-REFUSAL"),
         ("several", "NOT-SINGLE-DIRECTION"),
-        ("null", "NOT-SINGLE-DIRECTION"),
+        ("null", "NOT-TESTED"),
     ],
 )
 def test_a_model_without_a_single_direction_gets_another_verdict(name, verdict, organism, tmp_path):
@@ -81,13 +82,14 @@ def test_a_model_without_a_single_direction_gets_another_verdict(name, verdict, 
 LAST_OF_THE_INSTRUCTION = -6
 """Before the five tokens of the template."""
 PRESETS = {"arditi2024": range(LAST_OF_THE_INSTRUCTION + 1, 0), "blog2026": [LAST_OF_THE_INSTRUCTION]}
+CRITERIA = {"arditi2024": "by the paper's criteria", "blog2026": "by the blog's criteria"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_of_refusal_runs(name, organism, tmp_path):
     protocol = preset(name, sizes=Sizes(24, 12, 20), max_new_tokens=12, seeds=(3,))
     results = run(*job(organism), tmp_path / "run", protocol, page=False).results
-    assert results["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+    assert results["verdict"] == f"SINGLE-DIRECTION-REPRODUCES {CRITERIA[name]}"
     (seed,) = results["seeds"]
     assert {a["arm"].split(":")[1] for a in seed["arms"] if ":" in a["arm"]} == {"isotropic"}
     assert seed["selected"]["position"] in PRESETS[name]
@@ -106,16 +108,21 @@ def test_rows_hold_no_text_unless_asked(every_stage, texts_run):
 def test_the_evidence_is_in_the_results(every_stage):
     results = results_of(every_stage)
     assert {e["name"] for e in results["pooled"]} == {"suppression", "induction"}
+    assert all(0 <= e["shared"] <= e["n"] for e in results["pooled"])
     assert results["agreement"][0]["cosine"] > 0.9
     for seed in results["seeds"]:
         for effect in seed["wide"]:
-            assert set(effect["families"]) == set(EVERY_STAGE.nulls.families) - {"unrelated"}  # one topic only
+            assert set(effect["families"]) == set(EVERY_STAGE.nulls.families)
             for record in effect["families"].values():
-                assert record["floor"] == 1 / (1 + record["draws"])
+                assert record["comparable"] >= 19
+                assert record["floor"] == 1 / (1 + record["comparable"])
+                assert record["p"] == (1 + record["beaten"]) / (1 + record["comparable"])
                 assert record["p_holm"] >= record["p"] >= record["floor"]
         assert {(n["family"], n["draw"]) for n in seed["nulls"]} >= {("shuffled", 18), ("covariance", 18)}
         assert 0 < seed["energy"] < 1
         assert seed["groups"] > 0.5
+        assert seed["spread"]["halves"]["mean"] > 0.5
+        assert [claim["claim"] for claim in seed["claims"]] == [str(kind) for kind in ClaimKind]
         assert seed["dose"]["fragility"]["fragility"] > 0
         assert seed["stability"]["refits"] == 4
         assert seed["stability"]["cosine"]["mean"] > 0.8
@@ -136,7 +143,7 @@ def test_a_coefficient_can_be_chosen_on_validation(organism, tmp_path):
     arms = {(a["arm"], a["set"]): a["rate"] for a in seed["arms"]}
     assert arms["addition", "negative"] > 0.8
     assert ("addition-all", "negative") in arms
-    assert results["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+    assert results["verdict"] == "SINGLE-DIRECTION-REPRODUCES by the paper's criteria"
 
 
 def test_a_null_may_end_once_its_class_is_settled(organism, tmp_path, monkeypatch):

@@ -45,7 +45,8 @@ def test_induction_is_tested_if_the_negatives_rarely_show_the_style(tmp_path, as
     assert level["positive"] > 0.5
     assert seed["verdict"] != "NO-BASELINE"
     assert selection["room"] == (level["negative"] <= 0.5) == (askers[1] == "plain")
-    assert ("Induction was not tested" in seed["sentence"]) == (not selection["room"])
+    induces = next(claim for claim in seed["claims"] if claim["claim"] == "induces")
+    assert (induces["status"] == "not-tested") == (not selection["room"])
     assert verify(out) == []
 
 

@@ -26,12 +26,14 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, ContrastSet
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import PRESETS, Protocol
+from rhumbline.records.claims import Claim
 from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import write_json
 from rhumbline.records.results import Environment, Results
 from rhumbline.records.run_files import Agreement, Discovery
 from rhumbline.records.shared import ByLabel, ModelFacts, SeedPair
+from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import build as report
 from rhumbline.stages.extraction import ClassMeans
 from rhumbline.stages.finished_run import open_run
@@ -53,13 +55,18 @@ class Result:
     """The JSON value of results.json."""
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> VerdictName:
         """The verdict of the run."""
-        return self.results["verdict"]
+        return VerdictName(self.results["verdict"])
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims that the verdict follows from."""
+        return convert(self.results["claims"], tuple[Claim, ...])
 
     @property
     def sentence(self) -> str:
-        """The verdict in one sentence, with its numbers."""
+        """The verdict and its claims in one line."""
         return self.results["sentence"]
 
     def direction(self, seed: int | None = None) -> Direction | None:

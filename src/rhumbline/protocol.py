@@ -86,8 +86,12 @@ class NullSettings:
     0: every draw is evaluated."""
     screen: int = 0
     """Sites of a draw of `shuffled` that are scored exactly, chosen by first-order estimates; 0: every site."""
+    limit: int = 4
+    """Draws are added until enough of them are comparable with the direction (`rule.same_cosine`, `rule.min_draws`), up
+    to this many times the planned number."""
     unrelated: str = ""
-    """File of another contrast for the family `unrelated`; empty: topics (`category`) of the negatives."""
+    """File of another contrast for the family `unrelated`; empty: topics of the negatives, which are their categories
+    or, if there are fewer than 6, clusters of their activations."""
 
     def __post_init__(self):
         unknown = [f for f in self.families if f not in NULL_FAMILIES]
@@ -108,6 +112,7 @@ class NullSettings:
             ("completed", 0),
             ("interim", 0),
             ("screen", 0),
+            ("limit", 1),
         ):
             if getattr(self, name) < least:
                 raise ProtocolError(f"nulls.{name} is {getattr(self, name)}; use {least} or more.")
@@ -269,6 +274,8 @@ class Protocol:
     """Each seed samples new splits and fits a new direction."""
     sizes: Sizes = field(default_factory=Sizes)
     """Prompts per class in train, validation and test, unless the contrast fixes the splits."""
+    reads: Sizes | None = None
+    """Prompts per class that the run reads of each split, sampled or fixed: the first ones. None: all."""
     sampling: Sampling = "lots"
     """How prompts are sampled from the pools of a named contrast. `reference`: as in the authors' code."""
     chat: ChatOptions = field(default_factory=ChatOptions)
@@ -338,7 +345,7 @@ class Protocol:
             )
         elif self.rule.max_p is not None:
             draws = min(self.nulls.total(f) if self.nulls.wide else 0 for f in self.rule.families)
-            if 1 / (draws + 1) > self.rule.max_p + 1e-9:
+            if 1 / (draws + 1) > self.rule.max_p + 1e-9 or draws < (self.rule.min_draws or 0):
                 faults.append(
                     f"rule {self.rule.name} requires p <= {self.rule.max_p:g}, which {draws} wide null draws cannot "
                     "reach; raise nulls.wide and nulls.procedure (option --wide-nulls N)"
@@ -375,6 +382,12 @@ class Protocol:
             raise ProtocolError("; ".join(faults) + ".")
         if self.judge not in CONTINUOUS_JUDGES:
             self.class_judge(self.judge)
+
+    @property
+    def planned(self) -> Sizes:
+        """Prompts per class of each sampled split that the run reads."""
+        reads = self.reads or self.sizes
+        return Sizes(*map(min, dataclasses.astuple(self.sizes), dataclasses.astuple(reads)))
 
     @property
     def completed(self) -> int:
@@ -469,16 +482,16 @@ def preset(name: str, **changes: Any) -> Protocol:
 def quick(protocol: Protocol) -> Protocol:
     """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
 
-    More results are undecided. No bound of the rule changes.
+    More results are undecided. No bound of the rule changes. The prompts are the first ones of the whole sample.
     """
-    sizes, nulls = protocol.sizes, protocol.nulls
+    reads, nulls = protocol.reads or Sizes(32, 8, 24), protocol.nulls
     least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
     draws = min(nulls.wide, least)
     return replace(
         protocol,
         quick=True,
         seeds=protocol.seeds[:1],
-        sizes=Sizes(min(sizes.train, 32), min(sizes.val, 8), min(sizes.test, 24)),
+        reads=Sizes(min(reads.train, 32), min(reads.val, 8), min(reads.test, 24)),
         screen=min(protocol.screen or 8, 8),
         nulls=replace(
             nulls,

@@ -18,13 +18,13 @@ from rhumbline.evidence.metric_effects import with_adjusted_p
 from rhumbline.evidence.rate_effects import pooled_rate_effects
 from rhumbline.evidence.seed_results import seed_results
 from rhumbline.evidence.selection_rules import SelectionRule, choose_again
-from rhumbline.evidence.verdict import overall
-from rhumbline.evidence.verdict_sentences import run_sentence
+from rhumbline.evidence.verdict import overall, sentence
+from rhumbline.evidence.version_4_effects import version_4_pooled
 from rhumbline.judging.label_results import recomputed
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
-from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.effect_results import ArmRate, PooledEffect
 from rhumbline.records.files import read_json, sha256
 from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
@@ -32,9 +32,16 @@ from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
 from rhumbline.records.seed_files import Selection
+from rhumbline.records.verdict_reasons import ClaimState
+from rhumbline.records.verdict_rule import VERSION
 
 PROSE = frozenset({"sentence", "reason", "warnings"})
-"""Fields of results.json whose wording was another one in version 0.1."""
+"""Fields of results.json whose wording depends on the version of rhumbline."""
+SINCE_VERSION_5 = frozenset(
+    {"claims", "damage", "version", "min_contrast", "min_draws", "max_over_refusal", "min_cosine"}
+    | {"open_if_unmeasured"}
+)
+"""Fields of results.json, and of the rule in it, that rules up to version 4 do not have."""
 
 
 def assemble(directory: RunDirectory) -> RunSummary:
@@ -46,24 +53,30 @@ def assemble(directory: RunDirectory) -> RunSummary:
     }
     adjusted = with_adjusted_p({seed: results.result.wide for seed, results in by_seed.items()})
     seeds = tuple(replace(results.result, wide=adjusted[seed]) for seed, results in by_seed.items())
-    verdict = overall({seed: results.verdict for seed, results in by_seed.items()})
     levels = [results.levels for results in by_seed.values() if results.levels is not None]
     outcomes = {seed: results.outcomes for seed, results in by_seed.items()}
+    pooled = pooled_level_effects(levels) if levels else pooled_rate_effects(outcomes)
+    if protocol.rule.version < VERSION:
+        pooled = version_4_pooled(pooled)
+    agreement = directory.read_record(Agreement).pairs if directory.has(Agreement) else ()
+    verdicts = {seed: results.verdict for seed, results in by_seed.items()}
+    verdict = overall(protocol.rule, verdicts, protocol.behaviour, pooled, agreement)
     return RunSummary(
         schema=SCHEMA,
         verdict=verdict.verdict,
         reason=verdict.reason,
         reasons=verdict.reasons,
-        sentence=run_sentence(verdict, {seed.seed: seed.sentence for seed in seeds}),
+        sentence=sentence(verdict),
+        claims=verdict.claims,
         rule=protocol.rule,
         model=context.model,
         behaviour=protocol.behaviour,
         preset=protocol.preset,
         protocol_sha256=directory.protocol_sha256,
         seeds=seeds,
-        pooled=pooled_level_effects(levels) if levels else pooled_rate_effects(outcomes),
-        agreement=directory.read_record(Agreement).pairs if directory.has(Agreement) else (),
-        warnings=tuple(_warnings(context, seeds)),
+        pooled=pooled,
+        agreement=agreement,
+        warnings=(*_warnings(context, seeds), *_seed_warnings(seeds, pooled)),
     )
 
 
@@ -147,6 +160,22 @@ def _is_uncovered(row: ArmRate) -> bool:
     return row.n == 0 and sum(_languages(row).values()) > 0
 
 
+def _seed_warnings(seeds: Sequence[SeedResult], pooled: Sequence[PooledEffect]) -> list[str]:
+    """Seeds that the verdict does not rest on, and test prompts that make seeds dependent."""
+    tested = [seed for seed in seeds if any(claim.state is not ClaimState.NOT_TESTED for claim in seed.claims)]
+    warnings = []
+    if tested and seeds[0].claims:
+        rest = ", ".join(str(seed.seed) for seed in tested)
+        warnings += [
+            f"Seed {seed.seed} could not be tested ({seed.reason}). The verdict rests on seed {rest}."
+            for seed in seeds
+            if seed not in tested
+        ]
+    if any(effect.shared == effect.n for effect in pooled) and len(seeds) > 1:
+        warnings.append("The seeds share their test prompts, so they are not independent replications.")
+    return warnings
+
+
 def sealed(summary: RunSummary, environment: Environment, timings: TimingSummary, files: Mapping[str, str]) -> Results:
     """The content of results.json: the summary, its environment, the hash of every artefact and of the whole."""
     known = {field.name: getattr(summary, field.name) for field in fields(summary)}
@@ -186,9 +215,14 @@ def check(path: str | Path) -> Verification:
         return Verification([str(error)], [])
     if not isinstance(results, dict):
         return Verification(["results.json is not a JSON object"], [])
-    notes, skipped = [], frozenset()
-    if _has_no_reasons(results):
-        notes, skipped = [f"made by rhumbline {_version_of(results)}: its sentences are not compared"], PROSE
+    notes, skipped, is_first = [], frozenset(), _has_no_reasons(results)
+    is_old_rule = directory.protocol.get("rule", {}).get("version", 4) < VERSION
+    if is_first:
+        notes.append(f"made by rhumbline {_version_of(results)}: its sentences are not compared")
+    elif is_old_rule:
+        notes.append("decided by an earlier version of the rule: its sentences are not compared")
+    if is_first or is_old_rule:
+        skipped = PROSE | (SINCE_VERSION_5 if is_old_rule else frozenset())
     faults = []
     if results.get("protocol_sha256") != directory.protocol_sha256:
         faults.append("protocol.json is not the protocol that results.json was made under")
@@ -198,18 +232,19 @@ def check(path: str | Path) -> Verification:
     if not isinstance(recorded, dict):
         return Verification([*faults, "results.json: files is not an object of hashes"], notes)
     faults += _changed_files(directory, recorded)
-    faults += _page_faults(directory, recorded, is_old=bool(skipped), notes=notes)
+    faults += _page_faults(directory, recorded, is_old=is_first, notes=notes)
     try:
-        faults += _differences(to_json(assemble(directory)), results, "results.json", skipped)
+        faults += _differences(to_json(assemble(directory)), results, "results.json", skipped, is_first)
         protocol, context = Protocol.of(directory.protocol, "protocol.json"), directory.read_protocol(ProtocolContext)
         for seed in protocol.seeds:
             faults += _selection_faults(directory, protocol.selection, context.model.n_layers, seed)
         for file in sorted(directory.path.glob("evaluations/*/comparison.json")):
             name = file.relative_to(directory.path).as_posix()
-            faults += _differences(to_json(compare(directory, file.parent)), directory.load(file), name, skipped)
+            expected = to_json(compare(directory, file.parent))
+            faults += _differences(expected, directory.load(file), name, skipped, is_first)
         if directory.has(HumanLabels):
-            file = directory.file_of(HumanLabels)
-            faults += _differences(to_json(recomputed(directory)), directory.load(file), "human.json", skipped)
+            expected, file = to_json(recomputed(directory)), directory.file_of(HumanLabels)
+            faults += _differences(expected, directory.load(file), "human.json", skipped, is_first)
     except RhumblineError as error:
         faults.append(str(error))
     except (
@@ -275,23 +310,23 @@ def _page_faults(directory: RunDirectory, recorded: Mapping[str, Any], *, is_old
     ]
 
 
-def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str]) -> list[str]:
+def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str], is_first: bool = False) -> list[str]:
     """Places where `actual` differs from the recomputed JSON; fields that were not recomputed are not compared.
 
-    In a file of version 0.1 (`skipped` is not empty), missing fields and those in `skipped` are not compared either.
+    Fields in `skipped` are not compared, nor in a file of version 0.1 (`is_first`) those that it lacks.
     """
     if isinstance(expected, dict) and isinstance(actual, dict):
         return [
             difference
             for key, value in expected.items()
-            if not skipped or (key in actual and key not in skipped)
-            for difference in _differences(value, actual.get(key), f"{at}: {key}", skipped)
+            if key not in skipped and (key in actual or not is_first)
+            for difference in _differences(value, actual.get(key), f"{at}: {key}", skipped, is_first)
         ]
     if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
         return [
             difference
             for i, (value, other) in enumerate(zip(expected, actual, strict=True))
-            for difference in _differences(value, other, f"{at}[{_name(value, i)}]", skipped)
+            for difference in _differences(value, other, f"{at}[{_name(value, i)}]", skipped, is_first)
         ]
     return [] if expected == actual else [f"{at} is {_brief(actual)}; recomputed from the rows: {_brief(expected)}"]
 

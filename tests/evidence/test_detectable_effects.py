@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rhumbline.evidence.detectable_effects import detectable, least_detectable, prompts_to_decide
+from rhumbline.evidence.detectable_effects import (
+    detectable,
+    least_detectable,
+    prompts_for_change,
+    prompts_to_decide,
+)
+from rhumbline.evidence.relative_changes import paired_ratio
 from rhumbline.evidence.statistics import difference_of_rates
 from rhumbline.records.shared import ByLabel
 
@@ -17,7 +23,7 @@ def test_the_least_detectable_change_has_the_stated_power(n, margin):
 
     def power(change):
         counts = np.arange(n + 1)
-        shown = np.array([difference_of_rates(1.0, k / n, n).low > margin for k in counts])
+        shown = np.array([1 - paired_ratio(n, k, k).high > margin for k in counts.tolist()])
         return float(stats.binom.pmf(counts, n, 1 - change)[shown].sum())
 
     assert power(fall) >= 0.8 - 1e-6
@@ -49,3 +55,13 @@ def test_that_many_prompts_put_the_interval_on_one_side(before, after):
 
 def test_no_number_of_prompts_decides_a_difference_at_the_margin():
     assert prompts_to_decide(1.0, 0.5, 0.5) is None
+
+
+@pytest.mark.parametrize(("before", "change"), [(1.0, 0.6), (0.6, 0.7), (0.9, 0.3)])
+def test_that_many_prompts_put_the_relative_change_on_one_side(before, change):
+    n = prompts_for_change(before, change, 0.5)
+    assert n is not None
+    after = n * before * (1 - change)
+    low, high = paired_ratio(n * before, after, after)
+    assert 1 - high >= 0.5 or 1 - low < 0.5
+    assert prompts_for_change(before, 0.5, 0.5) is None

@@ -4,12 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from make_evidence import wide_null, with_effects
+from make_evidence import ranked, with_effects
 from make_outcomes import outcome
 from rhumbline.evidence import level_effects
+from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.level_effects import Levels, neutral_level, pooled_level_effects
 from rhumbline.evidence.verdict import SeedEvidence, decide
 from rhumbline.evidence.verdict_rules import STYLE
+from rhumbline.records.effect_results import Shift
 from rhumbline.records.seed_files import NeutralOutcome
 from rhumbline.records.shared import ByLabel
 
@@ -43,8 +45,10 @@ def outcomes(positive, negative, ablation, addition, null=0.0, n=60, seed=0):
 
 def verdict_of(rows):
     levels = Levels.of(rows)
-    ranks = {family: wide_null() for family in STYLE.families}
-    evidence = with_effects(SeedEvidence(levels.arms(), levels.effects(), unit=levels.unit), wide=ranks)
+    ranks = {family: ranked() for family in STYLE.families}
+    shift = Shift(0.02, 0.01, 0.03, 16)
+    evidence = SeedEvidence(levels.arms(), levels.effects(), shift=shift, damage=damage_changes(rows), unit=levels.unit)
+    evidence = with_effects(evidence, wide=ranks)
     return decide(STYLE, evidence, "style").verdict
 
 
@@ -88,6 +92,29 @@ def test_levels_do_not_depend_on_the_scale_of_the_score(factor, shift):
     for one, other in zip(Levels.of(rows).effects(), Levels.of(scaled).effects(), strict=True):
         assert one.drop == pytest.approx(other.drop, rel=1e-6)
         assert one.low == pytest.approx(other.low, rel=1e-6)
+
+
+def test_a_change_is_relative_to_the_baseline_and_degenerate_completions_do_not_count():
+    rows = outcomes(0.4, 0.1, 0.25, 0.4)
+    texts = ByLabel(positive=(0.6,) * 20, negative=(0.1,) * 20)  # the model shows 0.6 of the style at baseline
+    suppression, induction = Levels.of(rows, texts).effects()
+    assert suppression.drop == pytest.approx(0.15 / 0.5, abs=0.01)
+    assert suppression.relative.value == pytest.approx(0.15 / 0.3, abs=0.02)
+    assert induction.relative.value == pytest.approx(0.3 / 0.5, abs=0.02)
+    broken = [
+        structs.replace(r, cls="degenerate") if str(r.arm) == "ablation" and int(r.prompt_id) < 30 else r for r in rows
+    ]
+    halved, _ = Levels.of(broken, texts).effects()
+    assert halved.relative.value == pytest.approx(0.25, abs=0.02)
+    assert halved.relative.most > 0.6
+
+
+def test_draws_that_differ_widen_the_interval_of_a_gap_of_levels():
+    alike = outcomes(0.4, 0.0, 0.0, 0.36)
+    differ = [structs.replace(r, score=r.score - 0.3) if str(r.arm).endswith(":1:ablation") else r for r in alike]
+    narrow, wide = (Levels.of(rows).effects()[0].relative_gap["isotropic"] for rows in (alike, differ))
+    assert wide.low < narrow.low - 0.4
+    assert wide.draws == 3
 
 
 def test_texts_define_the_unit_if_the_contrast_has_them():

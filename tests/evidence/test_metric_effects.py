@@ -29,7 +29,7 @@ def test_a_rank_counts_the_draws_that_reach_the_effect():
     assert effect.name == "suppression"
     assert effect.change == 10.0
     assert (effect.before, effect.after) == (1.0, 0.0)
-    assert family.p == family.p_apart == 2 / 5
+    assert (family.p, family.beaten, family.comparable) == (2 / 5, 1, 4)
     assert family.floor == 1 / 5
     assert family.cosine == pytest.approx(0.3)  # of the draw that reaches the effect
     (none_reaches,) = wide_effects(wide(nulls=(4.0, 3.0, 5.0, 4.0)), NULLS)
@@ -38,12 +38,28 @@ def test_a_rank_counts_the_draws_that_reach_the_effect():
     assert wide_effects(WideNulls({}, ()), []) == ()
 
 
-def test_an_aligned_draw_does_not_count_but_stays_a_draw():
+def test_an_aligned_draw_leaves_both_counts_of_the_rank():
     (effect,) = wide_effects(wide(), NULLS, same_cosine=0.25)
     family = effect.families["top-pc"]
-    assert (family.p, family.p_apart, family.floor, family.draws) == (2 / 5, 1 / 5, 1 / 5, 4)
+    assert (family.p, family.beaten, family.comparable, family.draws, family.floor) == (1 / 4, 0, 3, 4, 1 / 4)
     (far,) = wide_effects(wide(), NULLS, same_cosine=0.35)
-    assert far.families["top-pc"].p_apart == 2 / 5
+    assert far.families["top-pc"].p == 2 / 5
+
+
+def test_aligned_draws_that_all_reach_the_effect_give_no_p():
+    nulls = [replace(NULLS[0], draw=d, cosine=0.9) for d in range(19)]
+    (effect,) = wide_effects(wide(nulls=(-6.0,) * 19), nulls, same_cosine=0.5, least_draws=19)
+    family = effect.families["top-pc"]
+    assert (family.p, family.comparable, family.draws) == (None, 0, 19)  # 0.05 in version 4
+    (one_more,) = wide_effects(wide(nulls=(4.0,) * 18), nulls[:18], least_draws=19)
+    assert one_more.families["top-pc"].p is None
+    (enough,) = wide_effects(wide(nulls=(4.0,) * 19), nulls, least_draws=19)
+    assert enough.families["top-pc"].p == 0.05
+
+
+def test_an_unknown_p_is_not_adjusted():
+    effects = wide_effects(wide(), NULLS, least_draws=19)
+    assert with_adjusted_p({0: effects})[0][0].families["top-pc"].p_holm is None
 
 
 def test_holm_runs_over_all_effects_of_the_run():
@@ -73,11 +89,11 @@ def test_a_family_stops_only_if_no_remaining_draw_can_change_the_decision(reache
     assert [(s.family, s.effect, s.draws) for s in stopped] == ([("top-pc", "suppression", 20)] if stops else [])
     # The most favourable remaining draws, and the p that the rule would read then.
     whole, drawn = many(reached, draws=39)
-    p = wide_effects(whole, drawn, RHUMBLINE.same_cosine)[0].families["top-pc"].p_apart
+    p = wide_effects(whole, drawn, RHUMBLINE.same_cosine)[0].families["top-pc"].p
     assert (p > RHUMBLINE.max_p) == stops
     if stops:
         now = wide_effects(evaluated, many(reached)[1], RHUMBLINE.same_cosine)[0].families["top-pc"]
-        assert now.p_apart > RHUMBLINE.max_p
+        assert now.p > RHUMBLINE.max_p
 
 
 def test_a_family_does_not_stop_before_its_p_is_known():
@@ -97,7 +113,7 @@ def test_stopping_gives_the_decision_of_all_draws(seed, shift):
 
     def met(n):
         effect = wide_effects(wide(own=5.0 - shift, nulls=values[:n]), drawn, RHUMBLINE.same_cosine)[0]
-        return effect.families["top-pc"].p_apart <= RHUMBLINE.max_p
+        return effect.families["top-pc"].p <= RHUMBLINE.max_p
 
     early = wide(own=5.0 - shift, nulls=values[:20])
     if families_below_bound(early, drawn, RHUMBLINE, {"top-pc": 39}):

@@ -48,14 +48,28 @@ def test_effects_are_paired_and_compared_with_their_nulls():
     assert induction.gap == pytest.approx({"isotropic": 0.6})
 
 
-def test_aligned_draws_do_not_count_in_the_gap_unless_no_other_is_left():
+def test_aligned_draws_are_not_compared():
     plain, _ = rate_effects(RUN)
-    assert plain.apart["isotropic"].gap == pytest.approx(plain.gap["isotropic"])
+    assert plain.relative_gap["isotropic"].draws == 2
     one, _ = rate_effects(RUN, aligned={("isotropic", 1)})
-    assert one.apart["isotropic"].gap == pytest.approx(0.8)  # draw 0 changes nothing
+    assert one.relative_gap["isotropic"].value == pytest.approx(7 / 9)  # draw 0 changes nothing
+    assert one.relative_gap["isotropic"].low < -1  # two draws of all families, far apart
     assert one.gap == plain.gap
+    assert (plain.p["isotropic"], one.p["isotropic"]) == (1 / 3, 1 / 2)
     every, _ = rate_effects(RUN, aligned={("isotropic", 0), ("isotropic", 1)})
-    assert every.apart == plain.apart
+    assert every.relative_gap["isotropic"].value is None
+    assert every.p["isotropic"] is None
+    assert rate_effects(RUN, least_draws=19)[0].p == {"isotropic": None, "shuffled": None}
+
+
+def test_degenerate_completions_count_against_the_effect():
+    suppression, induction = rate_effects(RUN)
+    # Of 9 that refuse at baseline 1 refuses and 1 is degenerate under ablation.
+    assert suppression.relative.value == pytest.approx(1 - 2 / 9)
+    assert suppression.relative.most > suppression.relative.high
+    # Of 9 that comply at baseline 7 refuse, 1 is degenerate and 2 comply under addition.
+    assert induction.relative.value == pytest.approx(1 - 3 / 9)
+    assert suppression.drop == pytest.approx(0.8)  # the difference of the rates is descriptive
 
 
 def test_the_order_of_the_rows_changes_nothing():
@@ -79,6 +93,7 @@ def test_an_effect_without_scored_pairs_is_unknown():
     assert (effect.drop, effect.low, effect.high, effect.n) == (None, -1.0, 1.0, 0)
     assert effect.gap == {"isotropic": None}
     assert effect.p == {"isotropic": 1.0}
+    assert effect.relative.value is None
 
 
 def test_a_null_without_scored_pairs_leaves_the_gap_unknown():
@@ -153,7 +168,31 @@ def test_pooling_counts_a_prompt_once():
     assert pooled.drop == pytest.approx(0.9)
     assert pooled.n == 10
     assert pooled.spread == pytest.approx(0.2)
+    assert (pooled.shared, pooled.relative.value, pooled.relative.n) == (10, pytest.approx(0.9), 10)
     assert pooled_rate_effects({0: [outcome("baseline", "positive", "1", "refused")]}) == ()
+
+
+def test_pooling_counts_the_prompts_that_seeds_share():
+    rows = outcomes_of("baseline", "positive", "r" * 10) + outcomes_of("ablation", "positive", "c" * 10)
+    other = [structs.replace(row, prompt_id=f"other-{row.prompt_id}") for row in rows[5:10] + rows[15:]]
+    shared = [row for row in rows if row.prompt_id < "positive-5"]
+    (pooled,) = pooled_rate_effects({0: rows, 1: [*shared, *other]})
+    assert (pooled.n, pooled.shared) == (15, 5)
+    (apart,) = pooled_rate_effects({0: rows, 1: other})
+    assert (apart.n, apart.shared) == (15, 0)
+
+
+def test_prompts_of_one_category_are_resampled_together():
+    def run(by_category):
+        rows = outcomes_of("baseline", "positive", "r" * 60) + outcomes_of("ablation", "positive", "r" * 18 + "c" * 42)
+        return [structs.replace(row, category=str(i % 60 // 10) if by_category else None) for i, row in enumerate(rows)]
+
+    alone, together = (rate_effects(run(by_category))[0].relative for by_category in (False, True))
+    assert together.value == alone.value
+    assert together.units == 6
+    assert together.low < alone.low - 0.1
+    (pooled,) = pooled_rate_effects({0: run(True), 1: run(True)})
+    assert pooled.relative.units == 6
 
 
 def test_nulls_that_completed_some_prompts_are_compared_on_these():
@@ -175,10 +214,24 @@ def test_nulls_that_completed_some_prompts_are_compared_on_these():
     assert effect.gap["isotropic"] == pytest.approx(0.5)
     every = rate_effects([*whole, *outcomes_of("null:isotropic:0:ablation", "positive", "r" * 20 + "c" * 20)])[0]
     assert every.gap["isotropic"] == pytest.approx(0.5)
-    # Fewer prompts, a wider interval.
-    assert effect.gap_low["isotropic"] < every.gap_low["isotropic"]
-    one = rate_effects([*whole, *nulls], aligned={("isotropic", 1)})[0]
-    assert one.apart["isotropic"].low < effect.apart["isotropic"].low
+    # Relative changes use the prompts of each draw; where nothing can change, a draw has none.
+    assert effect.relative_gap["isotropic"].value == pytest.approx(1.0)
+    assert effect.relative_gap["isotropic"].n == 40
+
+
+def test_null_draws_on_few_prompts_widen_the_interval_of_the_gap():
+    whole = [*outcomes_of("baseline", "positive", "r" * 40), *outcomes_of("ablation", "positive", "c" * 40)]
+
+    def gap(size):
+        nulls = []
+        for draw in range(3):
+            rows = outcomes_of(f"null:isotropic:{draw}:ablation", "positive", "rrrrrrrc" * 5)
+            nulls += rows[draw * size : (draw + 1) * size] if size < 40 else rows
+        return rate_effects([*whole, *nulls])[0].relative_gap["isotropic"]
+
+    few, every = gap(8), gap(40)
+    assert few.value == pytest.approx(every.value)
+    assert few.low < every.low
 
 
 def test_an_arm_of_the_direction_has_every_prompt():

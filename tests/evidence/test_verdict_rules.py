@@ -6,6 +6,7 @@ import pytest
 
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.verdict_rules import ARDITI2024, BLOG2026, RHUMBLINE, RULES, STYLE, Rule, rule
+from rhumbline.records.verdict_rule import VERSION
 
 
 def test_the_named_rules():
@@ -14,7 +15,8 @@ def test_the_named_rules():
     margins = {(r.min_baseline, r.min_drop, r.min_gap) for r in RULES.values()}
     assert margins == {(0.5, 0.5, 0.25)}
     assert replace(ARDITI2024, name="blog2026") == BLOG2026
-    assert RHUMBLINE.families == ("isotropic", "covariance", "top-pc", "shuffled-site", "shuffled")
+    assert RHUMBLINE.families == ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
+    assert {r.version for r in RULES.values()} == {VERSION}
     assert (BLOG2026.reads, BLOG2026.max_p, BLOG2026.max_kl, BLOG2026.max_degenerate) == ("estimate", None, None, None)
     with pytest.raises(ProtocolError, match=r"'paper'.*arditi2024, blog2026, rhumbline"):
         rule("paper")
@@ -25,6 +27,14 @@ def test_a_rule_survives_json(named):
     assert Rule.from_dict(json.loads(json.dumps(named.to_dict()))) == named
     with pytest.raises(FrozenInstanceError):
         named.min_drop = 0.1
+
+
+def test_a_stored_rule_without_a_version_has_version_4():
+    assert Rule.from_dict({"name": "rhumbline", "min_group_cosine": 0.5}).version == 4
+    with pytest.raises(ProtocolError, match="min_group_cosine and one_group_cosine are not part of rules"):
+        replace(RHUMBLINE, min_group_cosine=0.5)
+    with pytest.raises(ProtocolError, match="version is 3"):
+        replace(RHUMBLINE, version=3)
 
 
 def test_a_missing_field_has_its_default():
@@ -44,8 +54,11 @@ def test_an_invalid_rule_lists_every_fault():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"min_drop": 0.3}, "expected `name` and any of min_baseline, min_drop, min_gap, families"),
-        ({"name": "mine", "margin": 0.3}, "expected `name` and any of min_baseline, min_drop, min_gap, families"),
+        ({"min_drop": 0.3}, "expected `name` and any of version, min_baseline, min_contrast, min_drop, min_gap"),
+        (
+            {"name": "mine", "margin": 0.3},
+            "expected `name` and any of version, min_baseline, min_contrast, min_drop, min_gap",
+        ),
         ({"name": "mine", "min_drop": "much"}, r"\$\.min_drop"),
         ({"name": "mine", "min_drop": 2.0}, r"min_drop is 2\.0"),
     ],

@@ -1,13 +1,28 @@
-"""The evidence of a seed as records, for rates that a test states."""
+"""The evidence of a seed as records: of counts of classes, or (version 4 of the rule) of rates that a test states."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from msgspec import structs
 
-from rhumbline.evidence.verdict import SeedEvidence
+from make_outcomes import outcomes_of
+from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.evidence.damage import damage_changes
+from rhumbline.evidence.rate_effects import rate_effects
+from rhumbline.evidence.seed_evidence import SeedEvidence
+from rhumbline.evidence.verdict_rules import RHUMBLINE
 from rhumbline.records.arms import ArmId
-from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, WideNull
+from rhumbline.records.effect_results import (
+    ArmRate,
+    Effect,
+    Gap,
+    MeanInterval,
+    NullSummary,
+    Shift,
+    StabilitySummary,
+    WideNull,
+)
+from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import EffectName, Label
 
 
@@ -81,3 +96,74 @@ def with_family(known: SeedEvidence, field: str, family: str, value: object) -> 
     """The evidence with one family's entry of a field of both effects replaced."""
     effects = (replace(e, **{field: {**getattr(e, field), family: value}}) for e in known.effects)
     return replace(known, effects=tuple(effects))
+
+
+# -- of counts
+
+
+Counts = tuple[int, int] | int
+"""Completions that show the behaviour, and degenerate ones; the others comply."""
+
+
+def letters(counts: Counts, n: int) -> str:
+    """One letter for each completion, as `outcomes_of` reads them."""
+    shown, degenerate = (counts, 0) if isinstance(counts, int) else counts
+    return "r" * shown + "d" * degenerate + "c" * (n - shown - degenerate)
+
+
+def outcomes_with(
+    base: Counts = 100,
+    ablated: Counts = 0,
+    plain: Counts = 0,
+    added: Counts = 100,
+    ablated_nulls: Sequence[Counts] | None = None,
+    added_nulls: Sequence[Counts] | None = None,
+    ablated_negatives: Counts | None = None,
+    n: int = 100,
+) -> list[Outcome]:
+    """The outcomes of one seed with these counts; by default three isotropic draws change nothing."""
+    arms = {"baseline": (base, plain), "ablation": (ablated, plain if ablated_negatives is None else ablated_negatives)}
+    rows = []
+    for arm, counts in arms.items():
+        for side, count in zip(("positive", "negative"), counts, strict=True):
+            rows += outcomes_of(arm, side, letters(count, n))
+    rows += outcomes_of("addition", "negative", letters(added, n))
+    for draw, count in enumerate([base] * 3 if ablated_nulls is None else ablated_nulls):
+        rows += outcomes_of(f"null:isotropic:{draw}:ablation", "positive", letters(count, n))
+    for draw, count in enumerate([plain] * 3 if added_nulls is None else added_nulls):
+        rows += outcomes_of(f"null:isotropic:{draw}:addition", "negative", letters(count, n))
+    return rows
+
+
+def ranked(beaten: int = 0, comparable: int = 99) -> WideNull:
+    """The rank of a direction among wide nulls, under a rule that needs 19 comparable draws."""
+    return WideNull(
+        draws=99, mean=0.0, max=0.0, p=(1 + beaten) / (1 + comparable) if comparable >= 19 else None,
+        floor=1 / (1 + comparable), cosine=None, energy=0.1, values=(), comparable=comparable, beaten=beaten,
+    )  # fmt: skip
+
+
+def known(kl: float = 0.02, cosine: float = 0.95, **counts: object) -> SeedEvidence:
+    """The evidence of one seed with these counts, with ranks, KL and refits that meet the default rule.
+
+    The draws of every null family have the effects of the isotropic ones.
+    """
+    rows = outcomes_with(**counts)
+    refits = StabilitySummary(20, (), (), 0.0, MeanInterval(cosine, cosine - 0.02, cosine + 0.02), cosine)
+    return SeedEvidence(
+        arm_rates(rows),
+        tuple(_of_every_family(e) for e in rate_effects(rows, least_draws=19)),
+        shift=Shift(kl, 0.9 * kl, 1.1 * kl, 16),
+        damage=damage_changes(rows),
+        stability=refits,
+    )
+
+
+def _of_every_family(effect: Effect) -> Effect:
+    families = RHUMBLINE.families
+    fields = {
+        name: dict.fromkeys(families, value["isotropic"])
+        for name in ("gap", "p", "floor", "null", "relative_gap")
+        if "isotropic" in (value := getattr(effect, name))
+    }
+    return replace(effect, wide=dict.fromkeys(families, ranked()), **fields)

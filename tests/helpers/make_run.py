@@ -6,17 +6,19 @@ python tests/helpers/make_run.py DIR [--layers 10] [--positions 5] [--seeds 2] [
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from rhumbline.evidence.statistics import wilson
-from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.evidence.verdict_rules import RHUMBLINE, Rule
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import NullSettings, Protocol
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
+from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
 from rhumbline.records.effect_results import (
@@ -25,15 +27,16 @@ from rhumbline.records.effect_results import (
     DoseFragility,
     DosePoint,
     Effect,
-    Gap,
     JudgeRate,
     LengthRate,
     MeanInterval,
     NullSummary,
     PooledEffect,
     Readouts,
+    RelativeChange,
     Shift,
     SiteShare,
+    Spread,
     StabilitySummary,
     WideEffect,
     WideNull,
@@ -50,7 +53,7 @@ from rhumbline.records.protocol_file import (
     SplitPlan,
     Versions,
 )
-from rhumbline.records.reasons import Discard, NoCandidate, VerdictCode, VerdictReason, reason_text
+from rhumbline.records.reasons import Discard, NoCandidate
 from rhumbline.records.results import (
     BaselineRate,
     CategoryRate,
@@ -63,7 +66,6 @@ from rhumbline.records.results import (
     SeedResult,
     SideEffects,
     TimingSummary,
-    VerdictName,
 )
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.seed_files import Candidate, Projection, Selection, Separation, SiteSeparation
@@ -80,12 +82,14 @@ from rhumbline.records.shared import (
     StageTiming,
     Survivor,
 )
+from rhumbline.records.verdict_names import VerdictName
+from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason, reason_text
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\u202e\u2028\'"`${x}'
 SUFFIX = ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header_id|>", "<|end_header_id|>", "\n\n")
-REPRODUCES: VerdictName = "SINGLE-DIRECTION-REPRODUCES"
-NO_BASELINE: VerdictName = "NO-BASELINE-REFUSAL"
-NOT_SINGLE: VerdictName = "NOT-SINGLE-DIRECTION"
+REPRODUCES = VerdictName.REPRODUCES
+NO_BASELINE = VerdictName.NO_BASELINE_REFUSAL
+NOT_SINGLE = VerdictName.NOT_SINGLE
 EFFECTS = (("suppression", ABLATION, "positive", 1), ("induction", ADDITION, "negative", -1))
 """Effect, arm, set, and the sign that makes a fall or a rise positive."""
 
@@ -148,7 +152,7 @@ def _protocol(p: Plan) -> dict[str, Any]:
         seeds=p.seeds,
         sizes=Sizes(128, 32, p.n),
         nulls=NullSettings(p.families, p.draws, wide=19 if p.evidence else 0),
-        rule=Rule("rhumbline", families=p.families),
+        rule=replace(RHUMBLINE, families=p.families, max_p=0.05 if p.evidence else None),
     )
     detectable = Detectable(0.8, ByLabel(0.08, 0.08), ByLabel(0.63, 0.63), 0.05 if p.evidence else None)
     context = ProtocolContext(
@@ -316,9 +320,11 @@ def _effects(p: Plan, arms: Sequence[ArmRate], wide: Sequence[WideEffect]) -> tu
                 n=p.n,
                 mcnemar=0.001,
                 gap=gaps,
-                gap_low={family: gap - 0.05 for family, gap in gaps.items()},
-                gap_high={family: gap + 0.05 for family, gap in gaps.items()},
-                apart={family: Gap(gap, gap - 0.05, gap + 0.05) for family, gap in gaps.items()},
+                relative=RelativeChange(value=drop, low=drop - 0.06, high=min(1.0, drop + 0.05), n=p.n),
+                relative_gap={
+                    family: RelativeChange(value=gap, low=gap - 0.05, high=gap + 0.05, n=p.n, draws=p.draws)
+                    for family, gap in gaps.items()
+                },
                 p={family: (1 + sum(v >= drop for v in values)) / (1 + p.draws) for family, values in drops.items()},
                 floor={family: 1 / (1 + p.draws) for family in drops},
                 null={family: NullSummary(p.draws, float(np.mean(v)), max(v)) for family, v in drops.items()},
@@ -338,7 +344,9 @@ def _wide(p: Plan, rng: np.random.Generator) -> tuple[WideEffect, ...]:
         for family in p.families:
             values = [round(float(v), 4) for v in rng.normal(0.2, 1, 19)]
             mean, largest = float(np.mean(values)), max(values)
-            families[family] = WideNull(19, mean, largest, 0.05, 0.05, 0.05, None, 0.01, tuple(values), p_holm=0.4)
+            families[family] = WideNull(
+                19, mean, largest, 0.05, 0.05, None, 0.01, tuple(values), comparable=19, beaten=0, p_holm=0.4
+            )
         effects.append(WideEffect(name, 16, 9.2, 8.8, 9.6, 1.0, 0.0, families))
     return tuple(effects)
 
@@ -424,21 +432,53 @@ def _evaluate(directory: RunDirectory) -> None:
 # -- results.json -----------------------------------------------------------------------------------------------------
 
 
+def _reason(p: Plan) -> tuple[ClaimKind, VerdictReason] | None:
+    """The claim that decides the verdict, with its reason; None if every claim is shown."""
+    values = {"value": 0.37, "low": 0.3, "high": 0.52, "bound": 0.5, "n": p.n}
+    match p.verdict.headline:
+        case VerdictName.REPRODUCES:
+            return None
+        case VerdictName.NO_BASELINE_REFUSAL:
+            return ClaimKind.SUPPRESSES, VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=0.02, bound=0.5)
+        case VerdictName.DAMAGED:
+            code, state = VerdictCode.DEGENERATE, ClaimState.REFUTED
+            reason = VerdictReason(code=code, state=state, arm=ADDITION, label="negative", **values)
+            return ClaimKind.LEAVES_INTACT, reason
+        case VerdictName.INCONCLUSIVE | VerdictName.NOT_SINGLE as name:
+            state = ClaimState.UNDECIDED if name is VerdictName.INCONCLUSIVE else ClaimState.REFUTED
+            reason = VerdictReason(code=VerdictCode.EFFECT_SIZE, state=state, effect="suppression", **values)
+            return ClaimKind.SUPPRESSES, reason
+    reason = VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED)
+    return ClaimKind.SUPPRESSES, reason
+
+
 def _reasons(p: Plan) -> tuple[VerdictReason, ...]:
-    match p.verdict:
-        case "SINGLE-DIRECTION-REPRODUCES":
-            return ()
-        case "NO-BASELINE-REFUSAL":
-            return (VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=0.02, bound=0.5),)
-        case "DAMAGED":
-            code = VerdictCode.DEGENERATE
-            return (VerdictReason(code=code, value=0.4, bound=0.3, arm=ADDITION, label="negative"),)
-        case "INCONCLUSIVE":
-            values = {"value": 0.37, "low": 0.3, "high": 0.52, "bound": 0.5, "prompts": 240}
-            return (VerdictReason(code=VerdictCode.EFFECT_UNDECIDED, effect="suppression", **values),)
-    if p.candidate:
-        return (VerdictReason(code=VerdictCode.NEITHER_EFFECT, bound=0.5),)
-    return (VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED),)
+    deciding = _reason(p)
+    return () if deciding is None else (deciding[1],)
+
+
+def _claims(p: Plan) -> tuple[Claim, ...]:
+    """Claims that give the verdict."""
+    deciding, is_tested = _reason(p), p.selects
+    claims = []
+    for kind in ClaimKind:
+        state, reasons = ClaimState.SHOWN if is_tested else ClaimState.NOT_TESTED, ()
+        if deciding is not None and (kind is deciding[0] or not is_tested):
+            state, reasons = deciding[1].state or ClaimState.NOT_TESTED, (deciding[1],)
+        claims.append(
+            Claim(
+                kind=kind,
+                state=state,
+                value=0.9 if is_tested else None,
+                low=0.85 if is_tested else None,
+                high=0.95 if is_tested else None,
+                bound=0.5,
+                n=p.n if is_tested else 0,
+                reason=p.text or reason_text(reasons),
+                reasons=reasons,
+            )
+        )
+    return tuple(claims)
 
 
 def _seed(p: Plan, seed: int, directory: RunDirectory) -> SeedResult:
@@ -457,6 +497,7 @@ def _seed(p: Plan, seed: int, directory: RunDirectory) -> SeedResult:
         reason=p.text or reason_text(_reasons(p)),
         reasons=_reasons(p),
         sentence=p.text or f"Synthetic sentence of the verdict {p.verdict}.",
+        claims=_claims(p),
         selected=cell,
         survivors=selection.survivors,
         tied=selection.tied,
@@ -477,8 +518,14 @@ def _seed(p: Plan, seed: int, directory: RunDirectory) -> SeedResult:
         stability=_stability(p, cell) if cell else None,
         coefficient=selection.coefficient,
         side_effects=_side_effects(p) if cell else None,
+        spread=Spread(MeanInterval(0.4, 0.3, 0.5), MeanInterval(0.8, 0.7, 0.9), 20) if p.evidence and cell else UNSET,
         **_breakdowns(p),
     )
+
+
+def _pooled() -> PooledEffect:
+    change = RelativeChange(value=0.95, low=0.91, high=0.98, n=180)
+    return PooledEffect("suppression", 0.94, 0.9, 0.97, 180, 0.02, shared=20, relative=change)
 
 
 def _results(p: Plan, directory: RunDirectory) -> Results:
@@ -505,13 +552,14 @@ def _results(p: Plan, directory: RunDirectory) -> Results:
         reason=seeds[0].reason,
         reasons=seeds[0].reasons,
         sentence=seeds[0].sentence,
+        claims=seeds[0].claims,
         rule=Rule.from_dict(directory.protocol["rule"]),
         model=_model(p),
         behaviour=p.behaviour,
         preset="rhumbline",
         protocol_sha256=directory.protocol_sha256,
         seeds=seeds,
-        pooled=(PooledEffect("suppression", 0.94, 0.9, 0.97, 180, 0.02),) if p.evidence else (),
+        pooled=(_pooled(),) if p.evidence else (),
         agreement=(SeedPair((0, 1), 0.91, True),) if p.evidence and len(seeds) > 1 else (),
         warnings=(p.text,) if p.text else (),
         environment=environment,
@@ -554,7 +602,7 @@ def make_discover(into: Path, *, hostile: bool = False, **settings: Any) -> Path
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("into", type=Path)
-    parser.add_argument("--verdict", default=REPRODUCES, choices=get_args(VerdictName))
+    parser.add_argument("--verdict", default=REPRODUCES, type=VerdictName, choices=list(VerdictName))
     for flag, default in (("layers", 10), ("positions", 5), ("seeds", 2), ("draws", 8)):
         parser.add_argument(f"--{flag}", type=int, default=default)
     for flag in ("hostile", "no-candidate", "discover"):

@@ -18,6 +18,7 @@ from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory, locked
 from rhumbline.records.files import read_json
 from rhumbline.records.results import Results
+from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report.comparison import ComparisonRow, gather, named, rows_of, write_tables
 from rhumbline.report.comparison_page import build
 
@@ -51,7 +52,7 @@ def swept(tmp_path_factory):
 
 def test_one_broken_model_does_not_stop_the_rest(swept):
     _, out, found = swept
-    assert [row.verdict for row in found.rows] == ["SINGLE-DIRECTION-REPRODUCES"] * 2
+    assert [row.verdict for row in found.rows] == ["SINGLE-DIRECTION-REPRODUCES by the blog's criteria"] * 2
     assert [f.run for f in found.failures] == [f"broken--own--rhumbline--seed-{s}" for s in (0, 1)]
     assert all("comes without a contrast" in f.reason for f in found.failures)
     text = found.page.read_text()
@@ -162,7 +163,7 @@ def test_the_table_has_the_numbers_of_the_runs(tmp_path):
 
 def test_tables_are_one_table_in_three_forms(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", verdict="NO-BASELINE-REFUSAL")]
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", verdict=VerdictName.NO_BASELINE_REFUSAL)]
     rows, failures = gather(named([*runs, tmp_path / "nothing"]))
     assert [f.run for f in failures] == ["nothing"]
     write_tables(rows, failures, tmp_path / "out")

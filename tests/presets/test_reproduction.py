@@ -21,6 +21,7 @@ from rhumbline.presets.reproduction import compare
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.arms import ArmId
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.positions import Position
 from rhumbline.records.results import Results
 from rhumbline.records.shared import Survivor
@@ -198,9 +199,9 @@ def test_every_command_of_the_data_guide_works_in_miniature(planted_folder, mirr
 
 def test_a_figure_that_differs_does_not_agree(texts_run):
     results = RunDirectory.read(texts_run).read_record(Results)
-    measured = {ArmId.parse("baseline"): 0.84, ArmId.parse("ablation"): 0.06}
+    measured = {ArmId.parse("baseline"): 0.84, ArmId.parse("ablation"): 0.03}
     arms = tuple(
-        structs.replace(row, rate=measured[row.arm])
+        structs.replace(row, rate=measured[row.arm], n=100)
         for row in results.seeds[0].arms
         if row.arm in measured and row.side == "positive"
     )
@@ -208,7 +209,9 @@ def test_a_figure_that_differs_does_not_agree(texts_run):
     def cell(position: int, layer: int) -> Survivor:
         return Survivor(Position(position), layer, norm=1.0, bypass=0.0)
 
-    def agreement(selected: Survivor | None, tied: tuple[Survivor, ...] = ()) -> dict[str, bool | None]:
+    def agreement(
+        selected: Survivor | None, tied: tuple[Survivor, ...] = (), arms: tuple[ArmRate, ...] = arms
+    ) -> dict[str, bool | None]:
         seed = replace(results.seeds[0], arms=arms, selected=selected, tied=tied)
         rows = compare(published_model("llama-3-8b"), replace(results, seeds=(seed,)))
         return {row.what: row.agrees for row in rows}
@@ -216,7 +219,13 @@ def test_a_figure_that_differs_does_not_agree(texts_run):
     far = agreement(cell(-5, 15))
     assert far["selected (position, layer)"] is False  # three layers away
     assert far["harmful baseline refusal"] is False  # 0.84, published 0.95
-    assert far["harmful ablation refusal"] is True  # 0.06, published 0
+    assert far["harmful ablation refusal"] is True  # 0.03, published 0
+    # 20 prompts do not show that 0.84 differs from 0.95; at n = 100 a difference of 0.11 is outside the interval.
+    few = tuple(structs.replace(row, n=20) for row in arms)
+    assert agreement(cell(-5, 15), arms=few)["harmful baseline refusal"] is True
+    # The tolerance of 0.10 for every n accepted 0.06 of 100 beside 0.00 of 100.
+    six = tuple(structs.replace(row, rate=0.06) for row in arms)
+    assert agreement(cell(-5, 15), arms=six)["harmful ablation refusal"] is False
     assert far["harmless addition refusal"] is None  # not measured
     assert far["harmful ablation safety"] is None
     assert agreement(cell(-5, 14))["selected (position, layer)"] is True

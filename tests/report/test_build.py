@@ -11,8 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from make_run import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES, change_results, make_discover, make_run
+from rhumbline.records.claims import ClaimKind
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.reasons import VerdictCode, VerdictReason
 from rhumbline.records.results import (
     AdjustedEffect,
     Confounds,
@@ -24,6 +24,7 @@ from rhumbline.records.results import (
 )
 from rhumbline.records.seed_files import Selection
 from rhumbline.records.shared import ClassifierFit, Marker
+from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import build as report
 from rhumbline.report import figures
 
@@ -148,6 +149,7 @@ def test_a_run_with_all_evidence_has_every_section(page):
         "Dose",
         "Readouts",
         "Stability of the selection",
+        "Spread of the positives",
         "Side effects",
         "Benchmarks",
         "System prompts",
@@ -247,10 +249,11 @@ def test_hostile_text_survives_in_the_data(hostile):
 
 
 def test_a_run_without_a_candidate_is_complete(tmp_path):
-    page = Page(report.build(make_run(tmp_path, candidate=False, verdict=NOT_SINGLE)))
+    page = Page(report.build(make_run(tmp_path, candidate=False, verdict=VerdictName.NOT_TESTED)))
     assert "none selected" in page.text
     assert "Every candidate was discarded" in page.text
     assert "No null was drawn" in page.text
+    assert "No direction was tested" in page.text
     assert (tmp_path / "figures" / "selection-seed-0-bypass.svg").exists()
     assert not list((tmp_path / "figures").glob("nulls-*"))
 
@@ -264,7 +267,7 @@ def test_a_run_without_a_baseline_is_complete(tmp_path):
     assert (tmp_path / "figures" / "arms-suppression.png").exists()
 
 
-@pytest.mark.parametrize("verdict", ["DAMAGED", "INCONCLUSIVE"])
+@pytest.mark.parametrize("verdict", [VerdictName.DAMAGED, VerdictName.INCONCLUSIVE])
 def test_other_verdicts_claim_nothing(tmp_path, verdict):
     page = Page(report.build(make_run(tmp_path, seeds=(0,), draws=2, verdict=verdict)))
     sentences = {"DAMAGED": "damaged more than", "INCONCLUSIVE": "decides neither for nor against"}
@@ -272,20 +275,38 @@ def test_other_verdicts_claim_nothing(tmp_path, verdict):
     assert "There is only one seed" in page.text
 
 
-@pytest.mark.parametrize(
-    ("code", "sentence"),
-    [
-        (VerdictCode.NO_ROOM, "was not tested, because the negatives already show it at baseline"),
-        (VerdictCode.NARROW_CONE, "The reason is stated above"),
-        (None, "The reason is stated above"),
-    ],
-)
-def test_an_inconclusive_verdict_is_explained_by_its_code(tmp_path, code, sentence):
-    """Runs of version 0.1 have no code; their page makes no claim about the reason."""
-    run = make_run(tmp_path, seeds=(0,), draws=2, verdict="INCONCLUSIVE")
-    reasons = [] if code is None else [VerdictReason(code=code, value=0.6, bound=0.5)]
-    change_results(run, seeds={0: {"reasons": reasons}})
-    assert sentence in Page(report.build(run)).text
+def claims_table(page: Page) -> list[list[str]]:
+    """The cells of the first table of a page."""
+    table = re.search("<table.*?</table>", page.source, re.DOTALL)
+    assert table is not None
+    rows = re.findall(r"<tr>(.*?)</tr>", table[0], re.DOTALL)
+    return [[re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+
+
+def test_the_table_of_claims_comes_first(tmp_path):
+    page = Page(report.build(make_run(tmp_path, draws=2, verdict=VerdictName.INCONCLUSIVE, evidence=True)))
+    head, *rows = claims_table(page)
+    assert head == ["Claim", "State", "Seed 0", "Seed 1", "Number [95 %]", "n", "Margin", "Reason"]
+    assert [row[0] for row in rows] == [kind.text for kind in ClaimKind]
+    states = ["undecided", "undecided", "undecided", "0.90 [0.85, 0.95]", "100", "0.5"]
+    assert rows[0][1:] == [*states, "suppression 0.37 [0.30, 0.52] around 0.5"]
+    assert page.source.index("<table") < page.source.index("Key numbers")
+    assert "Synthetic sentence" not in page.text
+    assert "The seeds share 20 of 180 positive test prompts" in page.text
+
+
+def test_a_verdict_of_a_weaker_rule_is_qualified(tmp_path):
+    page = Page(report.build(make_run(tmp_path, draws=2, verdict=VerdictName.REPRODUCES_PAPER)))
+    assert "SINGLE-DIRECTION-REPRODUCES by the paper's criteria" in page.text
+    assert "weaker than the default rule" in page.text
+    assert "weaker" not in Page(report.build(make_run(tmp_path / "default", draws=2))).text
+
+
+def test_a_run_of_version_4_of_the_rule_shows_its_sentences(tmp_path):
+    run = make_run(tmp_path, draws=2)
+    change_results(run, claims=[], seeds={0: {"claims": []}, 1: {"claims": []}})
+    text = Page(report.build(run)).text
+    assert f"Seed 1: Synthetic sentence of the verdict {REPRODUCES}." in text
 
 
 def test_disagreeing_seeds_are_named(tmp_path):
@@ -293,7 +314,6 @@ def test_disagreeing_seeds_are_named(tmp_path):
     change_results(run, verdict=NOT_SINGLE, seeds={1: {"verdict": NOT_SINGLE}})
     page = Page(report.build(run))
     assert f"The seeds disagree: 1 of 2 {REPRODUCES}, 1 of 2 {NOT_SINGLE}" in page.text
-    assert "The result changes with the sample of prompts" in page.text
 
 
 def test_coarse_mode_is_named(tmp_path):

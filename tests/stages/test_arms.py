@@ -1,5 +1,7 @@
 """Arms of a seed: the interventions of every identity, the arms of each stage in order, and arms that do not exist."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -67,6 +69,15 @@ def test_some_draws_of_every_family_complete_test_prompts():
     assert list(ARMS.outcomes("positive", (0, 1))) == [BASELINE, ABLATION, *ablations]
     assert list(ARMS.outcomes("negative", (0, 1)))[4:] == additions
     assert {a.draw for a in ARMS.outcomes("negative", (2,)) if a.is_null} == {2}
+
+
+def test_aligned_draws_complete_nothing():
+    nulls = [replace(n, cosine=0.8) if n.draw == 0 else n for n in NULLS]
+    nulls = [replace(n, cosine=-0.8) if n.family == "covariance" else n for n in nulls]
+    arms = SeedArms(OWN, nulls, AdditionParameters(1.5, "all"), same_cosine=0.5)
+    drawn = [arm for arm in arms.outcomes("positive", (0, 1)) if arm.is_null]
+    assert drawn == [null("isotropic", draw, ArmKind.ABLATION) for draw in (1, 2)]
+    assert next(arm for arm in arms.losses(FAMILIES) if arm.is_null) == null("isotropic", 1, ArmKind.ABLATION)
 
 
 def test_the_metric_evaluates_the_arms_of_the_direction_once():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rhumbline.stages.directions import group_cosine
+from rhumbline.stages.directions import group_cosine, group_cosines
 
 D = 24
 
@@ -29,3 +29,13 @@ def test_groups_of_positives_agree_on_one_axis_and_part_on_two(noise, n):
 
 def test_too_few_positives_have_no_groups():
     assert group_cosine(torch.randn(3, D), torch.randn(9, D)) is None
+
+
+def test_one_shift_by_construction_stands_beside_the_groups():
+    for axes in (1, 2):
+        cosines = group_cosines(*two_classes(axes, n=64), seed=0)
+        assert cosines is not None
+        halves, one_shift = (sum(some) / len(some) for some in (cosines.halves, cosines.one_shift))
+        assert one_shift > 0.6
+        assert (halves > 0.6) == (axes == 1)
+    assert group_cosines(torch.randn(7, D), torch.randn(9, D), seed=0) is None

@@ -33,7 +33,7 @@ def test_a_run_has_its_directions(run):
     assert run.direction(0).layer == run.artefacts().selection.selected.layer
     assert [(null.family, null.draw) for null in run.nulls()] == [("isotropic", 0)]
     assert run.coefficient() == 1
-    assert run.results.verdict == "SINGLE-DIRECTION-REPRODUCES"
+    assert run.results.verdict == "SINGLE-DIRECTION-REPRODUCES by the paper's criteria"
     with pytest.raises(ProtocolError, match="no seed 5; it has 0"):
         run.artefacts(5)
     with pytest.raises(OutputError, match="not a run directory"):

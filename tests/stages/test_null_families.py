@@ -1,5 +1,7 @@
 """Null families: the property of each family, and a case that lacks it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
 from rhumbline.protocol import NULL_FAMILIES
 from rhumbline.stages.null_families import (
+    CLUSTERS,
+    Enough,
     Material,
+    clusters,
     components,
     covariance,
     draw_nulls,
@@ -19,6 +24,7 @@ from rhumbline.stages.null_families import (
     halves,
     shuffled_site,
     split_topics,
+    topics_of,
     unrelated,
 )
 from tolerances import near, tolerance
@@ -144,3 +150,55 @@ def test_unrelated_contrasts_split_topics_or_another_contrast():
 def test_an_unknown_family_is_refused(truth):
     with pytest.raises(ProtocolError, match="unknown null family"):
         draw_nulls(truth, material(), {"cosmic": 1}, seed=0)
+
+
+# -- topics without categories ----------------------------------------------------------------------------------------
+
+
+def test_clusters_find_the_topics_of_the_activations():
+    g = torch.Generator().manual_seed(0)
+    topic = torch.arange(96) % CLUSTERS
+    h = torch.randn(96, D, generator=g) + 30 * torch.eye(D)[topic]
+    found = clusters(h, CLUSTERS)
+    assert len(set(found)) == CLUSTERS
+    assert len({(t, f) for t, f in zip(topic.tolist(), found, strict=True)}) == CLUSTERS
+    assert clusters(h, CLUSTERS) == found
+    assert clusters(h[:7], CLUSTERS) == [None] * 7
+
+
+def test_clusters_take_the_place_of_missing_and_of_few_categories():
+    negative = material().negative
+    six = [str(i % 6) for i in range(40)]
+    assert topics_of(six, negative) == (six, False)
+    for few in ([None] * 40, ["a", "b"] * 20, [*six[:-1], None]):
+        topics, are_clusters = topics_of(few, negative)
+        assert are_clusters
+        assert len(set(topics)) > 6
+
+
+def test_unrelated_has_enough_draws_without_categories(truth):
+    plain = material(topics=(None,))
+    assert draw_nulls(truth, plain, {"unrelated": 19}, seed=0) == []
+    clustered = replace(plain, topics=topics_of(plain.topics, plain.negative)[0])
+    assert len(draw_nulls(truth, clustered, {"unrelated": 19}, seed=0, enough=Enough(19, None, 4))) >= 19
+
+
+# -- enough comparable draws ------------------------------------------------------------------------------------------
+
+
+def aligned(nulls, limit=0.5):
+    return sum(abs(n.cosine) > limit for n in nulls)
+
+
+def test_draws_are_added_until_enough_are_comparable(truth):
+    along = Direction.from_vector(torch.nn.functional.one_hot(torch.tensor(1), D).float(), -1, 3)
+    planned = draw_nulls(along, material(), {"top-pc": 30}, seed=0)
+    assert aligned(planned) > 11  # of a plane that contains the direction
+    more = draw_nulls(along, material(), {"top-pc": 30}, seed=0, enough=Enough(19, 0.5, 4))
+    assert len(more) - aligned(more) == 19
+    assert len(more) > 30
+    assert all(torch.equal(a.direction.vector, b.direction.vector) for a, b in zip(planned, more, strict=False))
+    limited = draw_nulls(along, material(), {"top-pc": 30}, seed=0, enough=Enough(1000, 0.5, 2))
+    assert len(limited) == 60
+    # If the planned draws are enough, none are added.
+    assert len(draw_nulls(along, material(), {"isotropic": 30}, seed=0, enough=Enough(19, 0.5, 4))) == 30

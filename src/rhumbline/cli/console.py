@@ -12,6 +12,7 @@ from rich.progress import Progress as ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
+from rhumbline.records.claims import reasons_once
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.printable import CONTROL, printable
@@ -188,9 +189,9 @@ def print_plan(contrast: Any, protocol: Any) -> None:
     """Print the effects that the planned sample can detect."""
     from rhumbline.evidence.compared_arms import EFFECTS
     from rhumbline.evidence.detectable_effects import detectable
-    from rhumbline.prompts.contrasts import split_contrast
+    from rhumbline.stages.run_plan import splits_of
 
-    sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
+    sizes = splits_of(contrast, protocol, protocol.seeds[0]).sizes()
     effects = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
     for effect in EFFECTS:
         label = effect.label
@@ -206,7 +207,16 @@ def print_plan(contrast: Any, protocol: Any) -> None:
 
 
 def print_results(results: Results) -> None:
-    """Print selection, arms, warnings, verdict and sentences of a run."""
+    """Print the verdict with its claims, the warnings, and the arms and the selection of every seed."""
+    if results.claims:
+        out.print(f"[bold]{results.verdict}[/]")
+        out.print(_claims_table(results))
+    else:  # a run that a rule up to version 4 decided
+        out.print(f"[bold]{results.verdict}[/]{escape(f' ({results.reason})' if results.reason else '')}")
+        for seed in results.seeds:
+            out.print(f"seed {seed.seed}: {escape(seed.sentence)}", highlight=False)
+    for warning in results.warnings:
+        out.print(f"[yellow]warning:[/] {escape(warning)}")
     for seed in results.seeds:
         out.print(_arms_table(seed))
         train, val = seed.n.train, seed.n.val
@@ -216,12 +226,16 @@ def print_results(results: Results) -> None:
             f"{val.positive}/{val.negative}; survivors: {seed.survivors}, tied: {len(seed.tied)}; refusal tokens: "
             f"{escape(tokens)}[/]"
         )
-    for warning in results.warnings:
-        out.print(f"[yellow]warning:[/] {escape(warning)}")
-    reason = f" ({results.reason})" if results.reason else ""
-    out.print(f"[bold]{results.verdict}[/]{escape(reason)}")
-    for seed in results.seeds:
-        out.print(f"seed {seed.seed}: {escape(seed.sentence)}", highlight=False)
+
+
+def _claims_table(results: Results) -> Table:
+    """The claims of the run, and for several seeds their state in each."""
+    seeds = results.seeds if len(results.seeds) > 1 else ()
+    table = table_of(("claim", "state", *(f"seed {seed.seed}" for seed in seeds), "number [95 %]", "why"))
+    for claim, reason in zip(results.claims, reasons_once(results.claims), strict=True):
+        states = (claim.in_seed(seed.claims).state.text for seed in seeds)
+        table.add_row(claim.kind.text, f"[bold]{claim.state.text}[/]", *states, claim.number, escape(reason))
+    return table
 
 
 def _arms_table(seed: SeedResult) -> Table:

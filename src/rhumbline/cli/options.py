@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.markup import escape
 
@@ -235,7 +235,8 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     option("loss-documents", documents, own.side_effects.documents, type=COUNT, metavar="N")
     systems = "system prompts under which the test prompts run again: none, or text files with one prompt each"
     option("systems", systems, metavar="none,FILE")
-    option("expect", "exit with code 1 on any other verdict", metavar="VERDICT")
+    expected = "exit with code 1 on any other verdict; without `by ... criteria` a weaker rule can give it too"
+    option("expect", expected, metavar="VERDICT")
     json_option(group, "results.json")
     chat_options(command)
 
@@ -426,8 +427,8 @@ def _systems(text: str) -> dict[str, str]:
 
 def check_expected(a: argparse.Namespace) -> None:
     """Raise ProtocolError if `--expect` is not a verdict."""
-    from rhumbline.records.results import VerdictName
+    from rhumbline.records.verdict_names import VerdictName
 
-    verdicts = get_args(VerdictName)
+    verdicts = tuple(VerdictName)
     if a.expect is not None and a.expect not in verdicts:
         raise ProtocolError(f"--expect is {a.expect!r}; use one of {', '.join(verdicts)}.")

@@ -9,7 +9,7 @@ The counterpart for classes is rate_effects.py. Independent of margins and of th
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,8 +18,16 @@ import numpy as np
 from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
-from rhumbline.evidence.rate_effects import NullDraw
-from rhumbline.evidence.statistics import auroc, finite_or_none, rank_floor, rank_p
+from rhumbline.evidence.rate_effects import NullDraw, nulls_of
+from rhumbline.evidence.relative_changes import (
+    LEAST_DRAWS,
+    Change,
+    draws_half_width,
+    record,
+    resampled_units,
+    unit_half_width,
+)
+from rhumbline.evidence.statistics import Ranking, auroc, finite_or_none, rank_floor
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, PooledEffect
 from rhumbline.records.results import LevelUnit, NeutralLevel
@@ -28,6 +36,8 @@ from rhumbline.records.shared import ByLabel, Label
 
 DRAWS = 2000
 """Bootstrap draws."""
+COUNTINGS = (True, False)
+"""Whether degenerate completions count against an effect: as it is shown, and as it is refuted."""
 
 Scores = Float[np.ndarray, " prompt"]
 
@@ -99,56 +109,59 @@ class Levels:
             metric_n=len(metrics),
         )
 
-    def effects(self, aligned: Collection[NullDraw] = ()) -> tuple[Effect, ...]:
+    def effects(self, aligned: Collection[NullDraw] = (), least_draws: int = 0) -> tuple[Effect, ...]:
         """Suppression and induction in levels, as `rate_effects`; a gap to a null family is paired too."""
         return tuple(
-            self._effect(effect, aligned)
+            self._effect(effect, aligned, least_draws)
             for effect in EFFECTS
             if (BASELINE, effect.label) in self.outcomes and (effect.arm, effect.label) in self.outcomes
         )
 
-    def _effect(self, effect: ComparedArms, aligned: Collection[NullDraw]) -> Effect:
+    def _effect(self, effect: ComparedArms, aligned: Collection[NullDraw], least_draws: int) -> Effect:
         label, sign = effect.label, effect.sign
         prompts = sorted(self.outcomes[BASELINE, label])
-        own = sign * self._fall(effect.arm, label, prompts)
-        falls: dict[str, list[Scores]] = {}
-        others: dict[str, list[Scores]] = {}
-        for arm, side in self.outcomes:
-            if side == label and effect.has_null(arm):
-                assert arm.family is not None
-                fall = sign * self._fall(arm, label, prompts)
-                falls.setdefault(arm.family, []).append(fall)
-                if arm.null_draw not in aligned:
-                    others.setdefault(arm.family, []).append(fall)
-        scale = self.unit.scale
-        drop = self._interval(own, label)
-        gaps = {f: self._interval(own - np.mean(some, 0), label) for f, some in falls.items()}
-        means = {f: [float(fall.mean()) / scale for fall in some] for f, some in falls.items()}
+        nulls = nulls_of(self.outcomes, effect)
+        own = sign * self.fall(effect.arm, label, prompts)
+        drop = self.interval(own, label)
+        means = {
+            f: [float(sign * self.fall(n, label, prompts).mean()) / self.unit.scale for n in some]
+            for f, some in nulls.items()
+        }
+        comparable = {f: [n for n in some if n.null_draw not in aligned] for f, some in nulls.items()}
+        kept = {f: [m for m, n in zip(means[f], some, strict=True) if n in comparable[f]] for f, some in nulls.items()}
+        ranks = {f: Ranking.of(float(own.mean()) / self.unit.scale, values) for f, values in kept.items()}
         return Effect(
             name=effect.name,
             drop=drop.gap,
             low=drop.low,
             high=drop.high,
             n=len(prompts),
-            gap={f: gap.gap for f, gap in gaps.items()},
-            gap_low={f: gap.low for f, gap in gaps.items()},
-            gap_high={f: gap.high for f, gap in gaps.items()},
-            apart={f: self._interval(own - np.mean(others.get(f, some), 0), label) for f, some in falls.items()},
-            p={f: rank_p(float(own.mean()) / scale, values) for f, values in means.items()},
-            floor={f: rank_floor(len(values)) for f, values in means.items()},
+            gap={
+                f: finite_or_none(float(own.mean()) / self.unit.scale - float(np.mean(some)))
+                for f, some in means.items()
+            },
+            p={f: rank.p(least_draws) for f, rank in ranks.items()},
+            floor={f: rank_floor(rank.draws) for f, rank in ranks.items()},
             null={
                 f: NullSummary(len(values), finite_or_none(float(np.mean(values))), finite_or_none(max(values)))
                 for f, values in means.items()
             },
             wide={},
+            relative=record(*(self._relative(effect, prompts, [], how) for how in COUNTINGS)),
+            relative_gap={
+                f: record(*(self._gap(effect, prompts, f, comparable, how) for how in COUNTINGS), draws=len(some))
+                for f, some in comparable.items()
+            },
         )
 
-    def _fall(self, arm: ArmId, label: Label, prompts: Sequence[str]) -> Scores:
+    # Absolute changes, in levels
+
+    def fall(self, arm: ArmId, label: Label, prompts: Sequence[str]) -> Scores:
         """score(baseline) - score(arm) of every prompt; NaN for an unscored completion."""
         before, after = self.outcomes[BASELINE, label], self.outcomes[arm, label]
         return np.array([score_of(before[i]) - score_of(after[i]) for i in prompts])
 
-    def _interval(self, change: Scores, label: Label) -> Gap:
+    def interval(self, change: Scores, label: Label) -> Gap:
         """Mean change divided by the gap. Both are resampled; the class of the change with the same prompts."""
         rng = np.random.default_rng(0)
         n = len(change)
@@ -163,6 +176,80 @@ class Levels:
             mean = change.mean() / self.unit.scale
         low, high = np.quantile(values, [0.025, 0.975])
         return Gap(*(finite_or_none(float(x)) for x in (mean, low, high)))
+
+    # Changes relative to the baseline
+
+    def _gap(
+        self,
+        effect: ComparedArms,
+        prompts: Sequence[str],
+        family: str,
+        nulls: Mapping[str, Sequence[ArmId]],
+        against: bool,
+    ) -> Change:
+        """The relative change by the direction minus its mean over the comparable draws of a family."""
+        if not nulls[family]:
+            return Change(math.nan, math.nan, math.nan, len(prompts))
+        gap = self._relative(effect, prompts, nulls[family], against)
+        is_few = len(nulls[family]) < LEAST_DRAWS
+        every = [null for some in nulls.values() for null in some] if is_few else []
+        own, of_all = (
+            [self._relative_value(effect, prompts, null, against) for null in some] for some in (nulls[family], every)
+        )
+        half = draws_half_width(own, of_all)
+        low = gap.value - math.hypot(gap.value - gap.low, half)
+        return gap._replace(low=low, high=gap.value + math.hypot(gap.high - gap.value, half))
+
+    def _relative_value(self, effect: ComparedArms, prompts: Sequence[str], arm: ArmId, against: bool) -> float:
+        change = self._change(effect, arm, prompts, against).mean()
+        return float(change / self._room(effect, self._baseline(effect, prompts).mean()))
+
+    def _relative(self, effect: ComparedArms, prompts: Sequence[str], nulls: Sequence[ArmId], against: bool) -> Change:
+        """The mean change (minus that by nulls) divided by the largest possible one, with its interval.
+
+        Prompts and reference texts are resampled; categories as in `relative_change`.
+        """
+        change = self._change(effect, effect.arm, prompts, against)
+        if nulls:
+            change = change - np.mean([self._change(effect, null, prompts, against) for null in nulls], axis=0)
+        base, n = self._baseline(effect, prompts), len(prompts)
+        rng = np.random.default_rng(0)
+        rows = rng.integers(n, size=(DRAWS, n))
+        reference = _resampled_means(self.negative if effect.sign > 0 else self.positive, rng)
+        room = effect.sign * (base[rows].mean(1) - reference)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = change[rows].mean(1) / np.where(room > 0, room, math.nan)
+            value = float(change.mean() / self._room(effect, base.mean()))
+        low, high = (float(q) for q in np.quantile(values, [0.025, 0.975]))
+        units = resampled_units([self.outcomes[BASELINE, effect.label][i].category for i in prompts])
+        if units is None:
+            return Change(value, low, high, n)
+        sums = np.stack([np.bincount(units, weights=x) for x in (change, base, np.ones(n))])
+        half = unit_half_width(sums, lambda s: s[0] / s[2] / self._room(effect, s[1] / s[2]))
+        return Change(value, min(low, value - half), max(high, value + half), n, sums.shape[1])
+
+    def _room(self, effect: ComparedArms, base: np.ndarray | np.floating) -> np.ndarray:
+        """The largest possible mean change: to the mean of the negatives, or of the positives; NaN if it is not > 0."""
+        reference = (self.negative if effect.sign > 0 else self.positive).mean()
+        room = effect.sign * (base - reference)
+        return np.where(room > 0, room, math.nan)
+
+    def _baseline(self, effect: ComparedArms, prompts: Sequence[str]) -> Scores:
+        rows = self.outcomes[BASELINE, effect.label]
+        return np.array([score_of(rows[i]) for i in prompts])
+
+    def _change(self, effect: ComparedArms, arm: ArmId, prompts: Sequence[str], against: bool) -> Scores:
+        """The change of the score in the expected direction.
+
+        A degenerate completion counts as no change (against the effect) or as the largest one (in its favour).
+        """
+        change = effect.sign * self.fall(arm, effect.label, prompts)
+        rows = self.outcomes[arm, effect.label]
+        broken = np.array([rows[i].cls == "degenerate" for i in prompts])
+        largest = effect.sign * (
+            self._baseline(effect, prompts) - (self.negative if effect.sign > 0 else self.positive).mean()
+        )
+        return np.where(broken, 0.0 if against else np.maximum(largest, 0.0), change)
 
 
 def neutral_level(unit: LevelUnit, outcomes: Sequence[NeutralOutcome]) -> NeutralLevel | None:

@@ -4,15 +4,16 @@ No completions are needed, so every family can have many draws. Independent of m
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
-from rhumbline.evidence.statistics import bootstrap_mean, finite_or_none, holm, rank_floor, rank_p
+from rhumbline.evidence.statistics import Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
 from rhumbline.records.seed_files import StoppedFamily, WideNulls
@@ -23,20 +24,31 @@ DRAWS = 2000
 """Bootstrap draws."""
 
 
+Draws = Sequence[tuple[float, NullDirection]]
+"""The change of the metric by every draw of a family."""
+Summarise = Callable[[float, Draws], WideNull]
+"""The rank of the direction's change among the draws of one family."""
+
+
 def wide_effects(
-    wide: WideNulls, nulls: Sequence[NullDirection], same_cosine: float | None = None
+    wide: WideNulls,
+    nulls: Sequence[NullDirection],
+    same_cosine: float | None = None,
+    least_draws: int = 0,
+    summarise: Summarise | None = None,
 ) -> tuple[WideEffect, ...]:
     """Both effects in the metric, each with its rank among the wide nulls of every family.
 
-    Draws with an absolute cosine above `same_cosine` are aligned with the direction: `p_apart` does not count them as
-    having reached the effect.
+    Draws with an absolute cosine above `same_cosine` are aligned with the direction and not comparable. The rank p is
+    unknown with fewer than `least_draws` comparable draws.
     """
-    effects = (_wide_effect(wide, nulls, same_cosine, arms) for arms in EFFECTS)
+    rank = summarise or partial(wide_null, same_cosine=same_cosine, least_draws=least_draws)
+    effects = (_wide_effect(wide, nulls, rank, arms) for arms in EFFECTS)
     return tuple(effect for effect in effects if effect is not None)
 
 
 def _wide_effect(
-    wide: WideNulls, nulls: Sequence[NullDirection], same_cosine: float | None, arms: ComparedArms
+    wide: WideNulls, nulls: Sequence[NullDirection], summarise: Summarise, arms: ComparedArms
 ) -> WideEffect | None:
     changes = _changes(wide, nulls, arms)
     if changes is None:
@@ -51,7 +63,7 @@ def _wide_effect(
         high=finite_or_none(change.high),
         before=float((base > 0).mean()) if len(base) else None,
         after=float((own > 0).mean()) if len(own) else None,
-        families={family: _wide_null(change.mean, draws, same_cosine) for family, draws in families.items()},
+        families={family: summarise(change.mean, draws) for family, draws in families.items()},
     )
 
 
@@ -101,20 +113,19 @@ def families_below_bound(
     return tuple(stopped)
 
 
-def _wide_null(change: float, draws: Sequence[tuple[float, NullDirection]], same_cosine: float | None) -> WideNull:
+def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draws: int) -> WideNull:
     """The rank of the direction's change among the changes of one family's draws."""
     changes = [moved for moved, _ in draws]
-    # An aligned draw still counts as a draw, so the floor of p does not change.
-    unaligned = [
-        -math.inf if same_cosine is not None and abs(null.cosine) > same_cosine else moved for moved, null in draws
-    ]
+    comparable = [moved for moved, null in draws if same_cosine is None or abs(null.cosine) <= same_cosine]
+    ranking = Ranking.of(change, comparable)
     return WideNull(
         draws=len(draws),
         mean=finite_or_none(math.fsum(changes) / len(draws)),
         max=finite_or_none(max(changes)),
-        p=rank_p(change, changes),
-        p_apart=rank_p(change, unaligned),
-        floor=rank_floor(len(draws)),
+        p=ranking.p(least_draws),
+        floor=rank_floor(ranking.draws),
+        comparable=ranking.draws,
+        beaten=ranking.beaten,
         cosine=max((abs(null.cosine) for moved, null in draws if not moved < change), default=None),
         energy=finite_or_none(math.fsum(null.energy for _, null in draws) / len(draws)),
         values=tuple(finite_or_none(float(f"{moved:.4g}")) for moved in changes),
@@ -122,14 +133,20 @@ def _wide_null(change: float, draws: Sequence[tuple[float, NullDirection]], same
 
 
 def with_adjusted_p(by_seed: Mapping[int, Sequence[WideEffect]]) -> dict[int, tuple[WideEffect, ...]]:
-    """The wide effects of every seed with Holm's adjusted p over all effects, families and seeds of the run."""
+    """The wide effects of every seed with Holm's adjusted p over all effects, families and seeds of the run.
+
+    A p that is not known is not adjusted, and the others are adjusted as if it were 1.
+    """
     p = {
         (seed, effect.name, family): null.p
         for seed, effects in by_seed.items()
         for effect in effects
         for family, null in effect.families.items()
     }
-    adjusted = holm(p)
+    adjusted: dict[tuple[int, str, str], float | None] = {
+        **holm({key: 1.0 if x is None else x for key, x in p.items()})
+    }
+    adjusted |= {key: None for key, value in p.items() if value is None}
 
     def with_p(seed: int, effect: WideEffect) -> WideEffect:
         families = {

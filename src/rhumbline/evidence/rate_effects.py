@@ -1,123 +1,122 @@
-"""Effects on a rate: outcomes -> suppression and induction with their intervals, and their ranks among the nulls.
+"""Effects on a rate: outcomes -> suppression and induction with their intervals, compared with the nulls.
 
 The counterpart for continuous scores is level_effects.py. Independent of margins.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from rhumbline.errors import VerificationError
+from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
+from rhumbline.evidence.relative_changes import (
+    LEAST_DRAWS,
+    Change,
+    Paired,
+    gap_to_nulls,
+    record,
+    relative_change,
+)
 from rhumbline.evidence.statistics import (
     Difference,
+    Ranking,
     difference_of_rates,
     finite_or_none,
     mcnemar,
     paired_difference,
     rank_floor,
-    rank_p,
 )
 from rhumbline.records.arms import BASELINE, ArmId
-from rhumbline.records.effect_results import Effect, Gap, NullSummary, PooledEffect
+from rhumbline.records.effect_results import Effect, NullSummary, PooledEffect, RelativeChange
 from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Label
 
 NullDraw = tuple[str, int]
 """Family and draw of a null."""
+DEGENERATE = frozenset({"degenerate"})
 
 
-def rate_effects(outcomes: Iterable[Outcome], aligned: Collection[NullDraw] = ()) -> tuple[Effect, ...]:
+def rate_effects(
+    outcomes: Iterable[Outcome], aligned: Collection[NullDraw] = (), least_draws: int = 0
+) -> tuple[Effect, ...]:
     """Suppression and induction, each with its nulls; an effect is omitted if one of its arms is missing.
 
         suppression: drop = rate(baseline) - rate(ablation) on positives
         induction:   drop = rate(addition) - rate(baseline) on negatives
 
-    The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family,
-    with the interval of two independent rates (`difference_of_rates`). `apart` excludes the draws of `aligned` from
-    that mean, unless no other draw is left. Raises VerificationError if two arms were run on different prompts.
+    The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family.
+    `relative` and `relative_gap` are relative to the baseline (relative_changes.py); there degenerate completions count
+    against the effect, and draws of `aligned` are not compared. p is unknown with fewer than `least_draws` comparable
+    draws. A null draw may have completed a part of the prompts, another part for every draw. Raises VerificationError
+    if other arms were run on different prompts, or null draws on different numbers of them.
     """
     table = outcomes_by_arm(outcomes)
     return tuple(
-        _effect(table, effect, aligned)
+        _effect(table, effect, aligned, least_draws)
         for effect in EFFECTS
         if (BASELINE, effect.label) in table and (effect.arm, effect.label) in table
     )
 
 
-def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullDraw]) -> Effect:
+def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullDraw], least_draws: int) -> Effect:
     label, sign = effect.label, effect.sign
-    own = _drop(table, effect.arm, label, sign)
-    drops: dict[str, list[float]] = {}
-    arms: dict[str, list[ArmId]] = {}
-    for null in sorted(arm for arm, side in table if side == label and effect.has_null(arm)):
-        assert null.family is not None
-        drops.setdefault(null.family, []).append(_drop(table, null, label, sign).mean)
-        arms.setdefault(null.family, []).append(null)
-    _check_null_prompts(table, [arm for family in arms.values() for arm in family], label)
-    means = {family: math.fsum(values) / len(values) for family, values in drops.items()}
-    base = _share_refused(table[BASELINE, label].values())
-
-    def gap(family: str, left_out: Collection[NullDraw]) -> Difference:
-        kept = [i for i, arm in enumerate(arms[family]) if arm.null_draw not in left_out]
-        kept = kept or list(range(len(arms[family])))
-        prompts = {prompt for i in kept for prompt in table[arms[family][i], label]}
-        mean = math.fsum(drops[family][i] for i in kept) / len(kept)
-        # Of draws that complete other prompts than each other, the mean is over all of these.
-        n = own.n if len(prompts) >= len(table[BASELINE, label]) else len(prompts)
-        return _gap(base, own, mean, sign, n)
-
-    gaps = {family: gap(family, ()) for family in drops}
-    apart = {family: gap(family, aligned) for family in drops}
+    own = drop_of(table, effect.arm, label, sign)
+    nulls = nulls_of(table, effect)
+    _check_null_prompts(table, nulls, label)
+    drops = {family: [drop_of(table, null, label, sign).mean for null in some] for family, some in nulls.items()}
+    comparable = {family: [n for n in some if n.null_draw not in aligned] for family, some in nulls.items()}
+    kept = {f: [d for d, n in zip(drops[f], some, strict=True) if n in comparable[f]] for f, some in nulls.items()}
+    ranks = {family: Ranking.of(own.mean, values) for family, values in kept.items()}
     return Effect(
         name=effect.name,
         drop=finite_or_none(own.mean),
         low=own.low,
         high=own.high,
         n=own.n,
-        mcnemar=mcnemar(*_paired_refusals(table, effect.arm, label)),
-        gap={family: finite_or_none(own.mean - mean) for family, mean in means.items()},
-        gap_low={family: finite_or_none(some.low) for family, some in gaps.items()},
-        gap_high={family: finite_or_none(some.high) for family, some in gaps.items()},
-        apart={
-            family: Gap(finite_or_none(some.mean), finite_or_none(some.low), finite_or_none(some.high))
-            for family, some in apart.items()
-        },
-        p={family: rank_p(own.mean, values) for family, values in drops.items()},
-        floor={family: rank_floor(len(values)) for family, values in drops.items()},
+        mcnemar=mcnemar(*paired_refusals(table, effect.arm, label)),
+        gap={f: finite_or_none(own.mean - math.fsum(values) / len(values)) for f, values in drops.items()},
+        p={family: rank.p(least_draws) for family, rank in ranks.items()},
+        floor={family: rank_floor(rank.draws) for family, rank in ranks.items()},
         null={
-            family: NullSummary(len(values), finite_or_none(means[family]), finite_or_none(float(np.max(values))))
-            for family, values in drops.items()
+            f: NullSummary(len(v), finite_or_none(math.fsum(v) / len(v)), finite_or_none(float(np.max(v))))
+            for f, v in drops.items()
         },
         wide={},
+        relative=record(*(_relative(table, effect, how) for how in (AGAINST, IN_FAVOUR))),
+        relative_gap={family: _relative_gap(table, effect, family, comparable) for family in comparable},
     )
 
 
-def _share_refused(rows: Iterable[Outcome]) -> float:
-    """Share of the scored rows with the class refused; NaN without rows."""
-    scored = [row.cls == "refused" for row in rows if row.cls != "unscored"]
-    return sum(scored) / len(scored) if scored else math.nan
+def nulls_of(table: OutcomeTable, effect: ComparedArms) -> dict[str, list[ArmId]]:
+    """The null arms of an effect by family."""
+    families: dict[str, list[ArmId]] = {}
+    for null in sorted(arm for arm, side in table if side == effect.label and effect.has_null(arm)):
+        assert null.family is not None
+        families.setdefault(null.family, []).append(null)
+    return families
 
 
-def _gap(base: float, own: Difference, null: float, sign: int, n_null: int) -> Difference:
-    """The drop of the direction minus the mean drop of a family over `n_null` prompts, as a difference of two rates."""
-    if not (math.isfinite(base) and math.isfinite(own.mean) and math.isfinite(null)):
-        return Difference(math.nan, math.nan, math.nan, 0)
-    treated, control = (min(1.0, max(0.0, base - sign * change)) for change in (own.mean, null))
-    if sign < 0:
-        return difference_of_rates(treated, control, own.n, n_after=n_null)
-    return difference_of_rates(control, treated, n_null, n_after=own.n)
+# -- absolute changes -------------------------------------------------------------------------------------------------
 
 
-def _drop(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Difference:
+def drop_of(table: OutcomeTable, arm: ArmId, label: Label, sign: int) -> Difference:
     """The paired fall from the baseline to the arm (sign 1), or the rise (sign -1)."""
-    before, after = _paired_refusals(table, arm, label)
+    before, after = paired_refusals(table, arm, label)
     return paired_difference(before, after) if sign > 0 else paired_difference(after, before)
 
 
-def _paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.ndarray, np.ndarray]:
+def paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.ndarray, np.ndarray]:
     """Which prompts scored in both arms were refused at baseline, and under the arm; a null may have fewer prompts."""
+    before, after = ([row.cls == "refused" for row in rows] for rows in _paired(table, label, arm))
+    return np.array(before, dtype=bool), np.array(after, dtype=bool)
+
+
+def _paired(table: OutcomeTable, label: Label, arm: ArmId) -> tuple[list[Outcome], list[Outcome]]:
+    """The outcomes at baseline and under an arm on the prompts that are scored in both."""
     baseline, treated = table[BASELINE, label], table[arm, label]
     if alone := sorted(treated.keys() - baseline.keys() if arm.is_null else baseline.keys() ^ treated.keys()):
         raise VerificationError(
@@ -126,49 +125,125 @@ def _paired_refusals(table: OutcomeTable, arm: ArmId, label: Label) -> tuple[np.
             "remove the incomplete rows."
         )
     scored = [i for i in baseline if i in treated and "unscored" not in (baseline[i].cls, treated[i].cls)]
-    before, after = (np.array([rows[i].cls == "refused" for i in scored], dtype=bool) for rows in (baseline, treated))
-    return before, after
+    return [baseline[i] for i in scored], [treated[i] for i in scored]
 
 
-def _check_null_prompts(table: OutcomeTable, nulls: Sequence[ArmId], label: Label) -> None:
+def _check_null_prompts(table: OutcomeTable, nulls: Mapping[str, Sequence[ArmId]], label: Label) -> None:
     """Raise VerificationError unless every null draw was run on the same number of prompts."""
-    most = max((len(table[arm, label]) for arm in nulls), default=0)
-    if fewer := [str(arm) for arm in nulls if len(table[arm, label]) < most]:
+    sizes = {arm: len(table[arm, label]) for some in nulls.values() for arm in some}
+    most = max(sizes.values(), default=0)
+    if fewer := [str(arm) for arm, n in sizes.items() if n < most]:
         raise VerificationError(
             f"The null draws were run on {most} {label} prompts each, but {', '.join(fewer[:5])} on fewer. Resume the "
             "run, or remove the incomplete rows."
         )
 
 
+# -- relative changes -------------------------------------------------------------------------------------------------
+
+
+class _Counting(NamedTuple):
+    """How the completions under an intervention are counted."""
+
+    degenerate_counts_against: bool
+
+    def presence(self, rows: Sequence[Outcome], sign: int, is_baseline: bool = False) -> Float[np.ndarray, " prompt"]:
+        """1 for each completion that has what the effect should remove: the behaviour (sign 1) or its absence (-1)."""
+        shown = SHOWN
+        if not is_baseline and self.degenerate_counts_against == (sign > 0):
+            shown = SHOWN | DEGENERATE
+        return np.array([(row.cls in shown) == (sign > 0) for row in rows], dtype=float)
+
+
+AGAINST, IN_FAVOUR = _Counting(True), _Counting(False)
+
+
+def _presence(table: OutcomeTable, effect: ComparedArms, arm: ArmId, how: _Counting) -> Paired:
+    """What the effect should remove, at baseline and under an arm."""
+    before, after = _paired(table, effect.label, arm)
+    return Paired(
+        [row.prompt_id for row in before],
+        how.presence(before, effect.sign, is_baseline=True),
+        how.presence(after, effect.sign),
+        [row.category for row in before],
+    )
+
+
+def _relative(table: OutcomeTable, effect: ComparedArms, how: _Counting) -> Change:
+    own = _presence(table, effect, effect.arm, how)
+    return relative_change(own.before, own.after, own.categories)
+
+
+def _relative_gap(
+    table: OutcomeTable, effect: ComparedArms, family: str, nulls: Mapping[str, Sequence[ArmId]]
+) -> RelativeChange:
+    """The gap to one family; `nulls` holds the comparable draws of every family."""
+    is_few = len(nulls[family]) < LEAST_DRAWS
+    every = [null for some in nulls.values() for null in some] if is_few else []
+    gaps = [
+        gap_to_nulls(
+            _relative(table, effect, how),
+            *([_presence(table, effect, null, how) for null in some] for some in (nulls[family], every)),
+        )
+        for how in (AGAINST, IN_FAVOUR)
+    ]
+    return record(*gaps, draws=len(nulls[family]))
+
+
+# -- all seeds --------------------------------------------------------------------------------------------------------
+
+
 def pooled_rate_effects(by_seed: Mapping[int, Sequence[Outcome]]) -> tuple[PooledEffect, ...]:
     """Both effects over all seeds: the mean change of the rate over the distinct prompts.
 
-    A prompt that several seeds test counts once, with its mean over them. The interval treats before and after as
-    independent rates, so it is conservative. `spread` is the range of the seeds' own drops.
+    A prompt that several seeds test counts once, with its mean over them; `shared` is the number of such prompts. The
+    interval of the drop treats before and after as independent rates, so it is conservative; that of `relative` is
+    paired and resamples categories. `spread` is the range of the seeds' own drops.
     """
-    effects = []
-    for name, arm, label, sign in EFFECTS:
-        pairs_of: dict[str, list[tuple[bool, bool]]] = {}
-        drops = []
-        for outcomes in by_seed.values():
-            table = outcomes_by_arm(outcomes)
-            before, after = (table.get((a, label), {}) for a in (BASELINE, arm))
-            pairs = {
-                prompt: (before[prompt].cls == "refused", row.cls == "refused")
-                for prompt, row in after.items()
-                if prompt in before and "unscored" not in (row.cls, before[prompt].cls)
-            }
-            if pairs:
-                drops.append(sign * sum(b - a for b, a in pairs.values()) / len(pairs))
-            for prompt, pair in pairs.items():
-                pairs_of.setdefault(prompt, []).append(pair)
-        if not pairs_of:
-            continue
-        rates = [
-            math.fsum(math.fsum(pair[k] for pair in pairs) / len(pairs) for pairs in pairs_of.values()) / len(pairs_of)
-            for k in (0, 1)
-        ]
-        drop = difference_of_rates(*rates[::sign], n=len(pairs_of))
-        spread = max(drops) - min(drops)
-        effects.append(PooledEffect(name, drop=drop.mean, low=drop.low, high=drop.high, n=drop.n, spread=spread))
-    return tuple(effects)
+    tables = [outcomes_by_arm(outcomes) for outcomes in by_seed.values()]
+    pooled = (_pooled_effect(tables, effect) for effect in EFFECTS)
+    return tuple(effect for effect in pooled if effect is not None)
+
+
+def _pooled_effect(tables: Sequence[OutcomeTable], effect: ComparedArms) -> PooledEffect | None:
+    sign = effect.sign
+    pairs_of: dict[str, list[tuple[Outcome, Outcome]]] = {}
+    drops = []
+    for table in tables:
+        before, after = (table.get((arm, effect.label), {}) for arm in (BASELINE, effect.arm))
+        pairs = {
+            prompt: (before[prompt], row)
+            for prompt, row in after.items()
+            if prompt in before and "unscored" not in (row.cls, before[prompt].cls)
+        }
+        if pairs:
+            drops.append(
+                sign * sum((b.cls == "refused") - (a.cls == "refused") for b, a in pairs.values()) / len(pairs)
+            )
+        for prompt, pair in pairs.items():
+            pairs_of.setdefault(prompt, []).append(pair)
+    if not pairs_of:
+        return None
+    rates = [
+        math.fsum(math.fsum(p[k].cls == "refused" for p in pairs) / len(pairs) for pairs in pairs_of.values())
+        / len(pairs_of)
+        for k in (0, 1)
+    ]
+    drop = difference_of_rates(*rates[::sign], n=len(pairs_of))
+    return PooledEffect(
+        effect.name,
+        drop=drop.mean,
+        low=drop.low,
+        high=drop.high,
+        n=drop.n,
+        spread=max(drops) - min(drops),
+        shared=sum(len(pairs) > 1 for pairs in pairs_of.values()),
+        relative=record(*(_pooled_change(list(pairs_of.values()), sign, how) for how in (AGAINST, IN_FAVOUR))),
+    )
+
+
+def _pooled_change(pairs_of: Sequence[Sequence[tuple[Outcome, Outcome]]], sign: int, how: _Counting) -> Change:
+    """The relative change over prompts, each with its mean over the seeds that test it."""
+    before = [how.presence([b for b, _ in pairs], sign, is_baseline=True).mean() for pairs in pairs_of]
+    after = [how.presence([a for _, a in pairs], sign).mean() for pairs in pairs_of]
+    return relative_change(np.array(before), np.array(after), [pairs[0][0].category for pairs in pairs_of])

@@ -5,27 +5,36 @@ Reads files of the run directory and calls the other modules of this package.
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
+from msgspec import UNSET, UnsetType
+
 from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
+from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.level_effects import Levels, neutral_level
 from rhumbline.evidence.metric_effects import mean_kl, wide_effects
 from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
 from rhumbline.evidence.rate_effects import rate_effects
 from rhumbline.evidence.readouts import readouts
+from rhumbline.evidence.seed_evidence import NO_SHIFT, SeedEvidence, Verdict
 from rhumbline.evidence.selection_rules import count_discards
-from rhumbline.evidence.selection_stability import stability_summary
+from rhumbline.evidence.selection_stability import spread_summary, stability_summary
 from rhumbline.evidence.side_effects import side_effects
 from rhumbline.evidence.style_confounds import confounds
-from rhumbline.evidence.verdict import SeedEvidence, Verdict, decide
-from rhumbline.evidence.verdict_sentences import seed_sentence
+from rhumbline.evidence.verdict import decide, sentence
+from rhumbline.evidence.version_4_effects import (
+    version_4_level_effects,
+    version_4_rate_effects,
+    version_4_wide_null,
+)
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.codec import R
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.effect_results import Effect, Shift, WideEffect
+from rhumbline.records.effect_results import Effect, Shift, Spread, WideEffect
 from rhumbline.records.protocol_file import SplitPlan
-from rhumbline.records.reasons import NoCandidate, VerdictCode, VerdictReason
+from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import SeedResult, StyleSummary
 from rhumbline.records.seed_files import (
     ConditionOutcome,
@@ -42,7 +51,8 @@ from rhumbline.records.seed_files import (
     WideNulls,
 )
 from rhumbline.records.shared import BySplit, NullDirection
-from rhumbline.records.verdict_rule import Rule
+from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
+from rhumbline.records.verdict_rule import VERSION, Rule
 
 
 class SeedResults(NamedTuple):
@@ -62,13 +72,16 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     selection = directory.read_record(Selection, seed)
     outcomes = measured_outcomes(directory.read_rows(Outcome, seed))
     is_selected = selection.selected is not None
-    nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, (), NO_SHIFT)
+    nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, UNSET, (), NO_SHIFT)
     levels = _levels(directory, seed, outcomes)
+    stability = stability_summary(directory.read_record(Stability, seed)) if is_selected else None
     evidence = SeedEvidence(
         arms=arm_rates(outcomes) if levels is None else levels.arms(),
         effects=_effects(outcomes, levels, nulls, rule),
         no_candidate=no_candidate_reason(selection, extraction, metric),
-        kl=nulls.shift.kl,
+        shift=nulls.shift,
+        damage=() if rule.version < VERSION else damage_changes(outcomes),
+        stability=stability,
         group_cosine=nulls.groups,
         metric_auroc=metric.auroc,
         unit=None if levels is None else levels.unit,
@@ -79,7 +92,8 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         verdict=verdict.verdict,
         reason=verdict.reason,
         reasons=verdict.reasons,
-        sentence=seed_sentence(rule, evidence, verdict, behaviour),
+        sentence=sentence(verdict),
+        claims=verdict.claims,
         selected=selection.selected,
         survivors=selection.survivors,
         tied=selection.tied,
@@ -94,7 +108,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         **nulls._asdict(),
         dose=dose_curves(directory.read_record(Doses, seed), nulls.nulls, nulls.energy) if is_selected else None,
         readouts=readouts(outcomes),
-        stability=stability_summary(directory.read_record(Stability, seed)) if is_selected else None,
+        stability=stability,
         coefficient=selection.coefficient,
         side_effects=side_effects(_rows(directory, DocumentLoss, seed, "losses-*.jsonl"), outcomes)
         if is_selected
@@ -102,6 +116,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         categories=rates_by_category(outcomes),
         by_baseline=rates_by_baseline_class(outcomes),
         conditions=rates_by_condition(_rows(directory, ConditionOutcome, seed, "condition-*.jsonl")),
+        damage=tuple(evidence.damage),
     )
     if levels is not None:
         result = replace(result, style=_style(directory, seed, levels, outcomes))
@@ -114,19 +129,19 @@ class NullResults(NamedTuple):
     nulls: tuple[NullDirection, ...]
     energy: float | None
     groups: float | None
+    spread: Spread | UnsetType | None
     wide: tuple[WideEffect, ...]
     shift: Shift
-
-
-NO_SHIFT = mean_kl(WideNulls({}, ()))
-"""The KL divergence of a seed without a direction."""
 
 
 def _null_results(directory: RunDirectory, seed: int, rule: Rule) -> NullResults:
     """The null directions and the effects in the metric; for a seed with a direction."""
     directions, wide = directory.read_record(NullDirections, seed), directory.read_record(WideNulls, seed)
-    effects = wide_effects(wide, directions.nulls, rule.same_cosine)
-    return NullResults(directions.nulls, directions.energy, directions.groups, effects, mean_kl(wide))
+    is_old = rule.version < VERSION
+    rank = partial(version_4_wide_null, same_cosine=rule.same_cosine) if is_old else None
+    effects = wide_effects(wide, directions.nulls, rule.same_cosine, rule.min_draws or 0, rank)
+    spread = UNSET if is_old else spread_summary(directions.group_cosines)
+    return NullResults(directions.nulls, directions.energy, directions.groups, spread, effects, mean_kl(wide))
 
 
 def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> tuple[Effect, ...]:
@@ -134,7 +149,13 @@ def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults,
     limit = math.inf if rule.same_cosine is None else rule.same_cosine
     aligned = {null.null_draw for null in nulls.nulls if abs(null.cosine) > limit}
     families = {effect.name: effect.families for effect in nulls.wide}
-    effects = rate_effects(outcomes, aligned) if levels is None else levels.effects(aligned)
+    least = rule.min_draws or 0
+    if rule.version < VERSION:
+        effects = (
+            version_4_rate_effects(outcomes, aligned) if levels is None else version_4_level_effects(levels, aligned)
+        )
+    else:
+        effects = rate_effects(outcomes, aligned, least) if levels is None else levels.effects(aligned, least)
     return tuple(replace(effect, wide=families.get(effect.name, {})) for effect in effects)
 
 

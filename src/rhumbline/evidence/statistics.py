@@ -5,6 +5,7 @@ Independent of rows, models and margins.
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -62,6 +63,7 @@ def exact_interval(k: int, n: int, level: float = 0.95) -> Interval:
     return _proportion_interval(k, n, level, "exact")
 
 
+@cache
 def _proportion_interval(k: int, n: int, level: float, method: str) -> Interval:
     if not (0 <= k <= n and 0 < level < 1):
         raise InputError(f"An interval of {k} out of {n} at level {level}: expected 0 <= k <= n and 0 < level < 1.")
@@ -123,10 +125,16 @@ def difference_of_rates(
     n_after = n if n_after is None else n_after
     if n <= 0 or n_after <= 0:
         return Difference(math.nan, -1.0, 1.0, 0)
-    (l1, u1), (l2, u2) = wilson_of_rate(before, n, level), wilson_of_rate(after, n_after, level)
-    d = before - after
-    low, high = d - math.hypot(before - l1, u2 - after), d + math.hypot(u1 - before, after - l2)
-    return Difference(d, max(low, -1.0), min(high, 1.0), int(n))
+    low, high = difference_of_two_samples(before, n, after, n_after, level)
+    return Difference(before - after, low, high, int(n))
+
+
+def difference_of_two_samples(rate: float, n: float, other: float, other_n: float, level: float = 0.95) -> Interval:
+    """Interval of rate - other for two samples of n and other_n prompts: Newcombe 1998, Stat Med 17:873, method 10."""
+    (l1, u1), (l2, u2) = wilson_of_rate(rate, n, level), wilson_of_rate(other, other_n, level)
+    d = rate - other
+    low, high = d - math.hypot(rate - l1, u2 - other), d + math.hypot(u1 - rate, other - l2)
+    return Interval(max(low, -1.0), min(high, 1.0))
 
 
 def bootstrap_mean(
@@ -182,14 +190,31 @@ def mcnemar(before: Bool[np.ndarray, " prompt"], after: Bool[np.ndarray, " promp
     return float(stats.binomtest(only_before, only_before + only_after).pvalue)
 
 
+class Ranking(NamedTuple):
+    """How many null draws reach an observed value."""
+
+    beaten: int
+    """Draws that are at least as large. A NaN, observed or drawn, counts as one."""
+    draws: int
+
+    @classmethod
+    def of(cls, observed: float, null: Sequence[float]) -> "Ranking":
+        """The ranking of an observed value among null draws."""
+        # Rates of n prompts differ by 1/n at least, so this tolerance only absorbs rounding.
+        return cls(sum(not value < observed - 1e-9 for value in null), len(null))
+
+    def p(self, least_draws: int = 0) -> float | None:
+        """(1 + beaten) / (1 + draws), one-sided (Phipson and Smyth 2010); None for fewer draws, and without any."""
+        return None if self.draws < max(1, least_draws) else (1 + self.beaten) / (1 + self.draws)
+
+
 def rank_p(observed: float, null: Sequence[float]) -> float:
     """(1 + #{null >= observed}) / (1 + draws): one-sided, valid for any number of draws (Phipson and Smyth 2010).
 
     At least `rank_floor(len(null))`. A NaN, observed or null, counts as a draw that reaches the observed value.
     """
-    # Rates of n prompts differ by 1/n at least, so this tolerance only absorbs rounding.
-    reached = sum(not value < observed - 1e-9 for value in null)
-    return (1 + reached) / (1 + len(null))
+    beaten, draws = Ranking.of(observed, null)
+    return (1 + beaten) / (1 + draws)
 
 
 def rank_floor(draws: int) -> float:

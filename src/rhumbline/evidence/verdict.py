@@ -1,390 +1,181 @@
-"""The verdict: a rule that was fixed before the data, and the evidence of a seed -> `Verdict` with its reasons.
+"""The verdict: the claims of every seed -> the headline of the seed and of the run, with the reasons.
 
-A quantity that is missing or not a number never supports the claim. The sentences are in verdict_sentences.py.
-Independent of rows, models and files.
+Rules up to version 4 decide without claims (version_4_verdict.py). Independent of rows, models and files.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 from msgspec import UNSET, structs
 
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
-from rhumbline.evidence.detectable_effects import prompts_to_decide
-from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
-from rhumbline.records.effect_results import ArmRate, Effect, Gap
-from rhumbline.records.reasons import NoCandidate, SeedVerdicts, TokensLacking, VerdictCode, VerdictReason, reason_text
-from rhumbline.records.results import LevelUnit, SeedResult, VerdictName
-from rhumbline.records.shared import EffectName, Label
-from rhumbline.records.verdict_rule import Rule, is_number
+from rhumbline.evidence.claims import NOT_TESTED, REFUTED, SHOWN, UNDECIDED, claim_of, combined, seed_claims, slack
+from rhumbline.evidence.seed_evidence import SeedEvidence, Verdict
+from rhumbline.evidence.verdict_rules import criteria
+from rhumbline.evidence.version_4_verdict import version_4_decide, version_4_overall
+from rhumbline.records.claims import DECISIVE_CLAIMS, EFFECT_CLAIMS, Claim, ClaimKind
+from rhumbline.records.effect_results import PooledEffect
+from rhumbline.records.shared import SeedPair
+from rhumbline.records.verdict_names import VerdictName
+from rhumbline.records.verdict_reasons import ClaimState, SeedVerdicts, VerdictCode, VerdictReason, reason_text
+from rhumbline.records.verdict_rule import VERSION, Rule
 
+__all__ = ["SeedEvidence", "Verdict", "decide", "overall", "sentence"]
 
-class Verdict(NamedTuple):
-    """The outcome of a rule for one seed, or for a run."""
-
-    verdict: VerdictName
-    reasons: tuple[VerdictReason, ...] = ()
-    """Why; empty if every condition of the rule is met."""
-
-    @property
-    def reason(self) -> str:
-        """The reasons in one line."""
-        return reason_text(self.reasons)
-
-
-@dataclass(frozen=True)
-class SeedEvidence:
-    """What the rule reads of one seed."""
-
-    arms: Sequence[ArmRate]
-    """Rates or levels of the arms."""
-    effects: Sequence[Effect]
-    """Suppression and induction, with their nulls."""
-    no_candidate: VerdictReason | None = None
-    """Why no candidate was selected; None if one was."""
-    kl: float | None = None
-    """Mean KL divergence of ablation on negatives, nats."""
-    group_cosine: float | None = None
-    """Cosine between the directions of two groups of positives."""
-    metric_auroc: float | None = None
-    """AUROC of the token metric between the training classes; None without tokens."""
-    unit: LevelUnit | None = None
-    """The unit of levels; None if the behaviour has classes."""
-
-    @classmethod
-    def of(cls, seed: SeedResult) -> "SeedEvidence":
-        """The evidence in results.json, for another rule."""
-        missing = None
-        if seed.selected is None:
-            reasons = (reason for reason in seed.reasons if reason.code is VerdictCode.NO_CANDIDATE)
-            missing = next(reasons, VerdictReason(code=VerdictCode.NO_CANDIDATE))
-        unit = None if seed.style is UNSET else seed.style.unit
-        return cls(seed.arms, seed.effects, missing, seed.shift.kl, seed.groups, seed.token_auroc, unit)
-
-    def arm(self, arm: ArmId, label: Label) -> ArmRate | None:
-        """The rate or level of an arm on a class; None if it was not run."""
-        return next((row for row in self.arms if (row.arm, row.side) == (arm, label)), None)
-
-    def rate(self, arm: ArmId, label: Label) -> float | None:
-        """The same as a number; None if it is not known."""
-        row = self.arm(arm, label)
-        return row.rate if row is not None and is_number(row.rate) else None
-
-    def effect(self, name: EffectName) -> Effect | None:
-        """An effect with a known size, or None."""
-        return next((e for e in self.effects if e.name == name and is_number(e.drop)), None)
-
-
-USABLE_AUROC = 0.6
-"""Separation of the training classes by a metric that can select a direction; required of first tokens too."""
-SEPARATED_BY_JUDGE = 0.2
-"""Difference of the baseline rates of classes that the judge separates: an AUROC of `USABLE_AUROC`."""
-NOT_MEASURED = frozenset({VerdictCode.BASELINE_NOT_MEASURED, VerdictCode.CLASSES_NOT_MEASURED})
-"""Reasons why the baseline is unknown."""
+_NO_BASELINE = {
+    VerdictCode.BASELINE_NOT_MEASURED,
+    VerdictCode.BASELINE_TOO_LOW,
+    VerdictCode.CLASSES_NOT_MEASURED,
+    VerdictCode.CLASSES_NOT_SEPARATED,
+}
+_POOLED = {ClaimKind.SUPPRESSES: "suppression", ClaimKind.INDUCES: "induction"}
 
 
 def decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Verdict:
-    """Apply the rule to one seed, in this order.
-
-    1. The baseline rate is unknown or below `min_baseline`: NO-BASELINE. Without a candidate, a baseline that was not
-       run is not a reason, because nothing had to be measured. For a continuous score also if it does not separate the
-       classes (`min_separation`).
-    2. No candidate was selected: NOT-SINGLE-DIRECTION.
-    3. An intervention exceeds a bound of the rule on damage: DAMAGED.
-    4. If the rate of negatives at baseline is above `max_negative`, only suppression is tested from here on.
-    5. A condition fails (an effect below `min_drop`, a gap below `min_gap`, a rank p above `max_p`, several
-       directions): NOT-SINGLE-DIRECTION, with every failed condition as a reason.
-    6. A condition is undecided, because an interval contains a margin, or the cosine of groups is in the band between:
-       INCONCLUSIVE, with the number of prompts that would decide it.
-    7. Otherwise SINGLE-DIRECTION-REPRODUCES, or INCONCLUSIVE if only suppression was tested.
-
-    With `open_if_unmeasured`, the verdict is INCONCLUSIVE in 1 if the baseline is unknown, in 2 if the candidates could
-    not be scored (`_could_not_be_scored`), in 5 if the only failed condition is an effect that was not measured, and in
-    2, 3 and 5 if the metric does not separate classes that the judge separates.
-    """
-    no_baseline: VerdictName = "NO-BASELINE-REFUSAL" if behaviour == "refusal" else "NO-BASELINE"
-    if (reason := _baseline_fault(rule, evidence)) is not None:
-        is_open = rule.open_if_unmeasured and reason.code in NOT_MEASURED
-        return Verdict("INCONCLUSIVE" if is_open else no_baseline, (reason,))
-    if (missing := evidence.no_candidate) is not None:
-        is_open = rule.open_if_unmeasured and _could_not_be_scored(evidence, missing)
-        verdict = Verdict("INCONCLUSIVE" if is_open else "NOT-SINGLE-DIRECTION", (missing,))
-    else:
-        verdict = _tested(rule, evidence)
-    fault = _metric_fault(evidence) if rule.open_if_unmeasured else None
-    is_against = verdict.verdict in ("NOT-SINGLE-DIRECTION", "DAMAGED")
-    return Verdict("INCONCLUSIVE", (fault,)) if fault is not None and is_against else verdict
+    """Apply the rule to one seed."""
+    if rule.version < VERSION:
+        return version_4_decide(rule, evidence, behaviour)
+    return _verdict(rule, seed_claims(rule, evidence), behaviour)
 
 
-def _tested(rule: Rule, evidence: SeedEvidence) -> Verdict:
-    """The verdict on a direction that was selected."""
-    no_room = induction_not_testable(rule, evidence)
-    tested = EFFECTS if no_room is None else EFFECTS[:1]
-    if damage := _damage(rule, evidence, tested):
-        return Verdict("DAMAGED", damage)
-    failed, undecided = _conditions(rule, evidence, tested)
-    if failed:
-        return Verdict("NOT-SINGLE-DIRECTION", tuple(failed))
-    if undecided:
-        return Verdict("INCONCLUSIVE", tuple(undecided))
-    return Verdict("SINGLE-DIRECTION-REPRODUCES") if no_room is None else Verdict("INCONCLUSIVE", (no_room,))
+def overall(
+    rule: Rule,
+    verdicts: Mapping[int, Verdict],
+    behaviour: str = "refusal",
+    pooled: Sequence[PooledEffect] = (),
+    agreement: Sequence[SeedPair] = (),
+) -> Verdict:
+    """The verdict of a run from those of its seeds, by the same claims.
 
-
-def overall(verdicts: Mapping[int, Verdict]) -> Verdict:
-    """The verdict of a run from those of its seeds.
-
-    Seeds with the same verdict give that verdict. If some seeds are INCONCLUSIVE and all others reproduce, the run is
-    INCONCLUSIVE; also if nothing was measured in these seeds, and all others have no baseline. Any other mixture is
-    NOT-SINGLE-DIRECTION: a result that another sample of prompts does not give was not reproduced.
+    Seeds in which nothing could be tested are left out. An effect is refuted if one seed refutes it, and shown if every
+    tested seed shows it. If every seed was tested, its number is the effect over all seeds, `pooled`. Damage depends on
+    the direction that a seed selects: it is refuted that the rest stays intact only if every tested seed refutes it.
     """
     if not verdicts:
         raise ProtocolError("The verdict of a run needs at least one seed: got none. Pass the verdict of every seed.")
-    seeds = sorted(verdicts)
-    first = verdicts[seeds[0]]
-    if len(seeds) == 1:
-        return first
-    by_name: dict[VerdictName, list[int]] = {}
-    for seed in seeds:
-        by_name.setdefault(verdicts[seed].verdict, []).append(seed)
-    if len(by_name) == 1:
-        reasons = (structs.replace(r, seed=seed) for seed in seeds for r in verdicts[seed].reasons)
-        return Verdict(first.verdict, tuple(reasons))
-    groups = tuple(SeedVerdicts(name, tuple(members)) for name, members in by_name.items())
-    others = by_name.keys() - {"INCONCLUSIVE"}
-    nothing_measured = all(
-        reason.code in (VerdictCode.NO_CANDIDATE, *NOT_MEASURED)
-        for seed in by_name.get("INCONCLUSIVE", ())
-        for reason in verdicts[seed].reasons
-    )
-    agree = others == {"SINGLE-DIRECTION-REPRODUCES"}
-    agree |= nothing_measured and others <= {"NO-BASELINE", "NO-BASELINE-REFUSAL"}
-    if agree and "INCONCLUSIVE" in by_name:
-        return Verdict("INCONCLUSIVE", (VerdictReason(code=VerdictCode.NOT_EVERY_SEED, verdicts=groups),))
-    return Verdict("NOT-SINGLE-DIRECTION", (VerdictReason(code=VerdictCode.SEEDS_DISAGREE, verdicts=groups),))
+    if rule.version < VERSION:
+        return version_4_overall(verdicts)
+    tested = {seed: v for seed, v in sorted(verdicts.items()) if _was_tested(v.claims)}
+    by_seed = tested or dict(sorted(verdicts.items()))
+    of_all = pooled if len(tested) == len(verdicts) else ()
+    claims = [_run_claim(kind, {s: claim_of(kind, v.claims) for s, v in by_seed.items()}, of_all) for kind in ClaimKind]
+    if tested:
+        claims = [_with_seed_cosine(rule, c, agreement) if c.kind is ClaimKind.STABLE else c for c in claims]
+    return _verdict(rule, tuple(claims), behaviour)
 
 
-# -- the conditions ---------------------------------------------------------------------------------------------------
+def sentence(verdict: Verdict) -> str:
+    """The verdict and its claims in one line."""
+    tested = [claim for claim in verdict.claims if claim.state is not NOT_TESTED]
+    if not tested:
+        return f"{verdict.verdict}: nothing was tested ({verdict.reason})."
+    return f"{verdict.verdict}: {'; '.join(claim.text for claim in tested)}."
 
 
-def _baseline_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
-    """Why there is no behaviour at baseline that an intervention could change; None if there is."""
-    if rule.min_separation is not None:
-        area = evidence.unit.auroc_low if evidence.unit is not None else None
-        if not is_number(area):
-            return VerdictReason(code=VerdictCode.CLASSES_NOT_MEASURED)
-        if not _reaches(area, rule.min_separation):
-            return VerdictReason(code=VerdictCode.CLASSES_NOT_SEPARATED, value=area, bound=rule.min_separation)
-    rate = evidence.rate(BASELINE, "positive")
-    if rate is None:
-        was_run = evidence.arm(BASELINE, "positive") is not None
-        is_needed = was_run or evidence.no_candidate is None
-        return VerdictReason(code=VerdictCode.BASELINE_NOT_MEASURED) if is_needed else None
-    if _reaches(rate, rule.min_baseline):
-        return None
-    return VerdictReason(code=VerdictCode.BASELINE_TOO_LOW, value=rate, bound=rule.min_baseline)
+# -- the headline -----------------------------------------------------------------------------------------------------
 
 
-def _judge_separates(evidence: SeedEvidence) -> bool | None:
-    """Whether the rates of the classes differ at baseline; None if one is unknown."""
-    positive, negative = evidence.rate(BASELINE, "positive"), evidence.rate(BASELINE, "negative")
-    return None if positive is None or negative is None else _reaches(positive - negative, SEPARATED_BY_JUDGE)
-
-
-def _metric_fault(evidence: SeedEvidence) -> VerdictReason | None:
-    """Why the metric cannot select a direction: it does not separate classes that the judge separates."""
-    area = evidence.metric_auroc
-    if not is_number(area) or area >= USABLE_AUROC or not _judge_separates(evidence):
-        return None
-    return VerdictReason(code=VerdictCode.METRIC_NOT_SEPARATING, value=area, bound=USABLE_AUROC)
-
-
-def _could_not_be_scored(evidence: SeedEvidence, missing: VerdictReason) -> bool:
-    """Whether no candidate was selected for want of a metric or of prompts, and not because of the model.
-
-    If no token separates the classes, this is a result about the model only if the judge does not separate them either.
-    """
-    if missing.lacking is TokensLacking.NOT_SEPARATING and (separates := _judge_separates(evidence)) is not None:
-        return separates
-    return missing.no_candidate in (NoCandidate.NO_TOKENS, NoCandidate.NO_PROMPTS)
-
-
-def induction_not_testable(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
-    """Why a rise on negatives is not testable: they show the behaviour at baseline. None if it is testable."""
-    rate = evidence.rate(BASELINE, "negative")
-    if rule.max_negative is None or rate is None or rate <= rule.max_negative:
-        return None
-    return VerdictReason(code=VerdictCode.NO_ROOM, value=rate, bound=rule.max_negative)
-
-
-def _damage(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArms]) -> tuple[VerdictReason, ...]:
-    """Every bound on damage that is exceeded."""
-    reasons = []
-    added: list[tuple[ArmId, Label]] = [(ADDITION, "negative")] if len(tested) == len(EFFECTS) else []
-    on_effects: list[tuple[ArmId, Label]] = [(ABLATION, "positive"), *added]
-    on_negatives: list[tuple[ArmId, Label]] = [(ABLATION, "negative")]
-
-    def before_and_after(arm: ArmId, label: Label, field: Literal["degenerate", "correct"]) -> list[float | None]:
-        values = (getattr(evidence.arm(a, label), field, None) for a in (BASELINE, arm))
-        return [value if is_number(value) else None for value in values]
-
-    for arm, label in on_effects + on_negatives:
-        before, after = before_and_after(arm, label, "degenerate")
-        if rule.max_degenerate is not None and after is not None:
-            more = after - (before or 0.0)
-            if not _reaches(rule.max_degenerate, more):
-                code = VerdictCode.DEGENERATE
-                reasons.append(VerdictReason(code=code, value=more, bound=rule.max_degenerate, arm=arm, label=label))
-    # KL is measured on negatives. If these show the behaviour, a change of their next token is the effect itself.
-    if added and rule.max_kl is not None and is_number(evidence.kl) and evidence.kl > rule.max_kl:
-        reasons.append(VerdictReason(code=VerdictCode.KL_TOO_LARGE, value=evidence.kl, bound=rule.max_kl))
-    code = VerdictCode.CONTENT_LOST if rule.content_everywhere else VerdictCode.ANSWERS_LOST
-    for arm, label in on_negatives + (on_effects if rule.content_everywhere else []):
-        before, after = before_and_after(arm, label, "correct")
-        if rule.max_accuracy_loss is not None and before is not None and after is not None:
-            lost = before - after
-            if not _reaches(rule.max_accuracy_loss, lost):
-                reasons.append(VerdictReason(code=code, value=lost, bound=rule.max_accuracy_loss, arm=arm, label=label))
-    return tuple(reasons)
-
-
-_State = Literal["met", "failed", "undecided", "unknown"]
-"""Whether a quantity reaches its margin; undecided if its interval contains the margin."""
-
-
-class _Unmet(NamedTuple):
-    """Conditions that are not met."""
-
-    failed: list[VerdictReason]
-    undecided: list[VerdictReason]
-
-
-def _conditions(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArms]) -> _Unmet:
-    """Every condition on the tested effects, their nulls and the groups of positives that is not met."""
-    effects: dict[EffectName, Effect | None] = {arms.name: evidence.effect(arms.name) for arms in tested}
-    measured = [effect for effect in effects.values() if effect is not None]
-    states: dict[EffectName, _State] = {e.name: _state(rule, _drop(e), rule.min_drop) for e in measured}
-    missing: list[EffectName] = [name for name, effect in effects.items() if effect is None]
-    unmeasured = [VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, effect=name) for name in missing]
-    if rule.open_if_unmeasured:
-        failed, undecided = _too_small(rule, measured, states), unmeasured
+def _verdict(rule: Rule, claims: tuple[Claim, ...], behaviour: str) -> Verdict:
+    """The headline that follows from the claims, and the reasons of the claims that decide it."""
+    decisive = [claim for claim in claims if claim.kind in DECISIVE_CLAIMS and not _is_left_out(claim)]
+    if not _was_tested(claims):
+        reasons = _reasons(decisive)
+        return Verdict(_untested(reasons, behaviour), reasons, claims)
+    effects_refuted = [c for c in decisive if c.kind in EFFECT_CLAIMS and c.state is REFUTED]
+    damaged = [c for c in decisive if c.kind is ClaimKind.LEAVES_INTACT and c.state is REFUTED]
+    open_claims = [c for c in decisive if c.state is not SHOWN]
+    if effects_refuted:
+        name, deciding = VerdictName.NOT_SINGLE, effects_refuted
+    elif damaged:
+        name, deciding = VerdictName.DAMAGED, damaged
+    elif open_claims:
+        name, deciding = VerdictName.INCONCLUSIVE, open_claims
     else:
-        failed, undecided = unmeasured or _too_small(rule, measured, states), []
-    undecided += [_undecided(rule, evidence, effect) for effect in measured if states[effect.name] == "undecided"]
-    large = [effect for effect in measured if states[effect.name] != "failed"]
-    for family in rule.families:
-        unmet = _null_conditions(rule, large, family, len(tested))
-        failed += unmet.failed
-        undecided += unmet.undecided
-    several = _group_condition(rule, evidence.group_cosine)
-    return _Unmet(failed + several.failed, undecided + several.undecided)
+        name, deciding = VerdictName.REPRODUCES, []
+    return Verdict(name.qualified(criteria(rule)), _reasons(deciding), claims)
 
 
-def _too_small(rule: Rule, effects: Sequence[Effect], states: Mapping[EffectName, _State]) -> list[VerdictReason]:
-    """The reason for effects below the margin, if there are any."""
-    refuted = [effect for effect in effects if states[effect.name] == "failed"]
-    if not refuted:
-        return []
-    if len(refuted) == len(EFFECTS):
-        return [VerdictReason(code=VerdictCode.NEITHER_EFFECT, bound=rule.min_drop)]
-    code = VerdictCode.ONE_EFFECT_ONLY if "met" in states.values() else VerdictCode.EFFECT_TOO_SMALL
-    return [_reason(code, refuted[0], _drop(refuted[0]), rule.min_drop)]
+def _reasons(claims: Sequence[Claim]) -> tuple[VerdictReason, ...]:
+    """The reasons of some claims, each once."""
+    distinct: list[VerdictReason] = []
+    for claim in claims:
+        distinct += [reason for reason in claim.reasons if reason not in distinct]
+    return tuple(distinct)
 
 
-def _undecided(rule: Rule, evidence: SeedEvidence, effect: Effect) -> VerdictReason:
-    """The reason for an effect whose interval contains the margin, with the prompts that would decide it."""
-    if rule.min_separation is not None:
-        return _reason(VerdictCode.LEVEL_UNDECIDED, effect, _drop(effect), rule.min_drop)
-    arms = next(arms for arms in EFFECTS if arms.name == effect.name)
-    before, after = (evidence.rate(arm, arms.label) for arm in (BASELINE, arms.arm))
-    prompts = None
-    if before is not None and after is not None:
-        prompts = prompts_to_decide(*(before, after)[:: arms.sign], margin=rule.min_drop)
-    reason = _reason(VerdictCode.EFFECT_UNDECIDED, effect, _drop(effect), rule.min_drop)
-    return structs.replace(reason, prompts=prompts)
+def _untested(reasons: Sequence[VerdictReason], behaviour: str) -> VerdictName:
+    """Why nothing was tested, as a verdict."""
+    if not reasons or any(reason.code not in _NO_BASELINE for reason in reasons):
+        return VerdictName.NOT_TESTED
+    return VerdictName.NO_BASELINE_REFUSAL if behaviour == "refusal" else VerdictName.NO_BASELINE
 
 
-def _null_conditions(rule: Rule, effects: Sequence[Effect], family: str, n_tested: int) -> _Unmet:
-    """The conditions on one null family: the gap of every effect, and its rank among the wide nulls."""
-    gaps = {effect.name: _gap(rule, effect, family) for effect in effects}
-    states = {name: _state(rule, gap, rule.min_gap) for name, gap in gaps.items()}
-    both = {effect.name: {states[effect.name], _rank(rule, effect, family)} for effect in effects}
-    unknown = [effect for effect in effects if "unknown" in both[effect.name]]
-    close = [effect for effect in effects if "failed" in both[effect.name] and effect not in unknown]
-    code = VerdictCode.NULL_INTERVAL_NOT_SEPARATED
-    if rule.reads == "estimate":
-        code = VerdictCode.NULL_NOT_SEPARATED
-    failed = []
-    for kind, some in ((VerdictCode.NULL_NOT_MEASURED, unknown), (code, close)):
-        if len(some) == n_tested:
-            failed.append(VerdictReason(code=kind, family=family, bound=rule.min_gap))
-        elif some:
-            reason = _reason(kind, some[0], gaps[some[0].name], rule.min_gap)
-            failed.append(structs.replace(reason, family=family, p=_rank_p(rule, some[0], family)))
-    undecided = [
-        structs.replace(_reason(VerdictCode.GAP_UNDECIDED, effect, gaps[effect.name], rule.min_gap), family=family)
-        for effect in effects
-        if states[effect.name] == "undecided"
-    ]
-    return _Unmet(failed, undecided)
+def _was_tested(claims: Sequence[Claim]) -> bool:
+    return any(claim.state is not NOT_TESTED for claim in claims if claim.kind in DECISIVE_CLAIMS)
 
 
-def _reason(code: VerdictCode, effect: Effect, quantity: Gap, bound: float) -> VerdictReason:
-    """A reason about one effect, with the effect or its gap as the measured quantity."""
-    value, low, high = quantity.gap, quantity.low, quantity.high
-    return VerdictReason(code=code, effect=effect.name, value=value, low=low, high=high, bound=bound)
+def _is_left_out(claim: Claim) -> bool:
+    """Whether the rule has no bound for a claim, so that its headline cannot need it."""
+    return any(reason.code is VerdictCode.NOT_IN_RULE for reason in claim.reasons)
 
 
-def _group_condition(rule: Rule, cosine: float | None) -> _Unmet:
-    """Whether the directions of two groups of positives are so different that one direction does not serve both."""
-    if is_number(cosine) and rule.min_group_cosine is not None and cosine < rule.min_group_cosine:
-        code, bound = VerdictCode.SEVERAL_DIRECTIONS, rule.min_group_cosine
-        return _Unmet([VerdictReason(code=code, value=cosine, bound=bound)], [])
-    if is_number(cosine) and rule.one_group_cosine is not None and cosine < rule.one_group_cosine:
-        return _Unmet([], [VerdictReason(code=VerdictCode.NARROW_CONE, value=cosine, bound=rule.one_group_cosine)])
-    return _Unmet([], [])
+# -- several seeds ----------------------------------------------------------------------------------------------------
 
 
-def _state(rule: Rule, quantity: Gap, margin: float) -> _State:
-    """Whether an effect or a gap reaches the margin."""
-    if not is_number(quantity.gap):
-        return "unknown"
-    if rule.reads == "estimate":
-        return "met" if _reaches(quantity.gap, margin) else "failed"
-    if not (is_number(quantity.low) and is_number(quantity.high)):
-        return "unknown"
-    if _reaches(quantity.low, margin):
-        return "met"
-    return "undecided" if _reaches(quantity.high, margin) else "failed"
+def _run_claim(kind: ClaimKind, by_seed: Mapping[int, Claim], pooled: Sequence[PooledEffect]) -> Claim:
+    """One claim over all tested seeds."""
+    if len(by_seed) == 1:
+        return next(iter(by_seed.values()))
+    state = combined(claim.state for claim in by_seed.values())
+    if kind is ClaimKind.LEAVES_INTACT and state is REFUTED and any(c.state is not REFUTED for c in by_seed.values()):
+        state = UNDECIDED
+    reasons = [] if len({c.state for c in by_seed.values()}) == 1 else [_disagreement(by_seed)]
+    shown = {seed: claim for seed, claim in by_seed.items() if claim.state is SHOWN}
+    listed = shown if state is SHOWN else {seed: c for seed, c in by_seed.items() if c.state is not SHOWN}
+    reasons += [structs.replace(reason, seed=seed) for seed, claim in listed.items() for reason in claim.reasons]
+    weakest = min(listed.values(), key=slack)
+    claim = structs.replace(weakest, state=state, reasons=tuple(reasons), reason=reason_text(reasons))
+    return _with_pooled(claim, pooled)
 
 
-def _rank(rule: Rule, effect: Effect, family: str) -> _State:
-    """Whether the rank p of an effect among the wide nulls of a family is small enough."""
-    if rule.max_p is None:
-        return "met"
-    p = _rank_p(rule, effect, family)
-    return "unknown" if p is None else "met" if p <= rule.max_p + 1e-9 else "failed"
+def _disagreement(by_seed: Mapping[int, Claim]) -> VerdictReason:
+    """The states of a claim by seed."""
+    groups: dict[ClaimState, list[int]] = {}
+    for seed, claim in by_seed.items():
+        groups.setdefault(claim.state, []).append(seed)
+    verdicts = tuple(SeedVerdicts(state.text, tuple(seeds)) for state, seeds in groups.items())
+    code = VerdictCode.SEEDS_DISAGREE if {SHOWN, REFUTED} <= groups.keys() else VerdictCode.NOT_EVERY_SEED
+    return VerdictReason(code=code, verdicts=verdicts)
 
 
-def _rank_p(rule: Rule, effect: Effect, family: str) -> float | None:
-    """The rank p that the rule reads: without aligned draws, if it has a bound on their cosine."""
-    wide = effect.wide.get(family)
-    return None if wide is None else wide.p if rule.same_cosine is None else wide.p_apart
+def _with_pooled(claim: Claim, pooled: Sequence[PooledEffect]) -> Claim:
+    """The claim with the number of the effect over all seeds."""
+    effect = next((e for e in pooled if e.name == _POOLED.get(claim.kind)), None)
+    if effect is None or claim.value is None or effect.relative is UNSET:
+        return claim
+    change = effect.relative
+    return structs.replace(claim, value=change.value, low=change.low, high=change.high, n=change.n)
 
 
-def _drop(effect: Effect) -> Gap:
-    """The effect with its interval."""
-    return Gap(effect.drop, effect.low, effect.high)
+def _with_seed_cosine(rule: Rule, claim: Claim, agreement: Sequence[SeedPair]) -> Claim:
+    """The claim *stable* with the smallest cosine between the directions of two seeds.
 
-
-def _gap(rule: Rule, effect: Effect, family: str) -> Gap:
-    """The gap that the rule reads: without aligned draws, if it has a bound on their cosine."""
-    if rule.same_cosine is not None:
-        return effect.apart.get(family, Gap(None, None, None))
-    return Gap(*(of_family.get(family) for of_family in (effect.gap, effect.gap_low, effect.gap_high)))
-
-
-def _reaches(value: float, margin: float) -> bool:
-    # In floating point 0.7 - 0.2 is slightly below 0.5, and counts as 0.5.
-    return value >= margin - 1e-9
+    Seeds that select different sites can have different directions there, so a small cosine between them decides
+    nothing.
+    """
+    if rule.min_cosine is None:
+        return claim
+    nearest = min(agreement, key=lambda pair: pair.cosine, default=None)
+    if nearest is None:
+        condition = VerdictReason(code=VerdictCode.SEED_COSINE, state=NOT_TESTED)
+    else:
+        state = REFUTED if nearest.same_site else UNDECIDED
+        condition = VerdictReason(
+            code=VerdictCode.SEED_COSINE,
+            state=SHOWN if nearest.cosine >= rule.min_cosine else state,
+            value=nearest.cosine,
+            bound=rule.min_cosine,
+            n=len(agreement),
+        )
+    state = combined([claim.state, condition.state])
+    reasons = tuple(r for r in (*claim.reasons, condition) if state is SHOWN or r.state is not SHOWN)
+    return structs.replace(claim, state=state, reasons=reasons, reason=reason_text(reasons))

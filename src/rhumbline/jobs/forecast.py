@@ -20,6 +20,7 @@ from rhumbline.stages.losses import Reading
 from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
 from rhumbline.stages.seed_run import read_positions
+from rhumbline.stages.stage_jobs import DRAWS_PER_JOB
 from rhumbline.stages.wide_nulls import KL_PROMPTS
 
 MAX_FIRST_TOKENS = 20
@@ -155,7 +156,14 @@ def _nulls(protocol: Protocol, cells: int, train: int, val: int, stage: Callable
     if nulls.screen and cells > nulls.screen:
         once, cells = once + ROWS_PER_PROMPT * val, nulls.screen
     likely, most = _refit(protocol, cells, q, q)
-    return stage("nulls", once + draws * (likely + q), once + draws * (most + q), texts=2 * train)
+    further = draws * (_draw_limit(protocol) - 1)  # each job of these is a pass over the training prompts, and a screen
+    again = -(-further // DRAWS_PER_JOB) * once
+    return stage("nulls", once + draws * (likely + q), once + again + (draws + further) * (most + q), texts=2 * train)
+
+
+def _draw_limit(protocol: Protocol) -> int:
+    """By how many times the planned draws can be exceeded until enough are comparable."""
+    return 1 if protocol.rule.same_cosine is None else protocol.nulls.limit
 
 
 def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForecast]) -> StageForecast:
@@ -163,7 +171,8 @@ def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForeca
     nulls = protocol.nulls
     draws = sum(nulls.total(family) for family in nulls.families)
     p, q = min(nulls.prompts, ep), min(nulls.prompts, en)
-    return stage("wide nulls", p * (2 + draws) + q * (3 + draws) + 2 * min(max(KL_PROMPTS, nulls.prompts), en))
+    own = 2 * p + 3 * q + 2 * min(max(KL_PROMPTS, nulls.prompts), en)
+    return stage("wide nulls", own + (p + q) * draws, own + (p + q) * draws * _draw_limit(protocol))
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[StageForecast]:

@@ -128,7 +128,7 @@ def work(protocol: Protocol, layers: int) -> tuple[dict[str, float], float]:
     lazy selection omits scores. `serial` is the part that is not cut into jobs. Unless the protocol has one position,
     the positions are those after the instruction (`POSITIONS`).
     """
-    sizes, nulls, stability, dose = protocol.sizes, protocol.nulls, protocol.stability, protocol.dose
+    sizes, nulls, stability, dose = protocol.planned, protocol.nulls, protocol.stability, protocol.dose
     families, seeds = len(nulls.families), len(protocol.seeds)
     positions = POSITIONS if protocol.extraction.positions in ("post-instruction", "auto") else 1
     cells = positions * int((protocol.selection.max_layer_share or 1.0) * layers)

@@ -102,7 +102,7 @@ _ALL = (
     Organism(
         "null",
         "planted: refuses three quarters of either class, along one of six axes; the labels do not determine it",
-        "NOT-SINGLE-DIRECTION",
+        "NOT-TESTED",
         # Refusal is frequent, so the verdict cannot be NO-BASELINE. With one axis, the difference in means of random
         # classes of 128 prompts would point along it.
         planted=Planted(axes=6, positive_rate=0.75, negative_rate=0.75),

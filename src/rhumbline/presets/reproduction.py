@@ -6,9 +6,10 @@ measured is reported as such. Independent of how a run is computed.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rhumbline.errors import ModelError, RhumblineError
+from rhumbline.evidence.statistics import difference_of_two_samples
 from rhumbline.judging.judgements import SUMMARY
 from rhumbline.models.chat import Chat
 from rhumbline.models.loading import read_head
@@ -24,15 +25,19 @@ from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.run_files import Check, Figure, FigureComparison
 from rhumbline.records.shared import Label, Site
 
-RATE_TOLERANCE = 0.10
-"""Tolerance of a rate. Two samples of 100 prompts at one rate differ by more in about one of twenty cases for rates
-below 0.15 and above 0.85, and in one of six near 0.5."""
 LAYER_TOLERANCE = 2
 """Tolerance of the selected layer, because neighbouring candidates have similar scores."""
 HARM_JUDGE = "llamaguard-2-arditi2024"
 """Judge of the published safety scores."""
 CLASS_NAMES: dict[Label, str] = {"positive": "harmful", "negative": "harmless"}
 """Names of the classes in the published figures."""
+
+
+class Rate(NamedTuple):
+    """A rate and the number of prompts that it rests on."""
+
+    rate: float
+    n: int
 
 
 # -- before the run ---------------------------------------------------------------------------------------------------
@@ -109,12 +114,12 @@ def compare(published: Published, results: Results, judged: JudgementSummary | N
     """Compare the figures of results.json, and of external judges, with the published ones."""
     rows = [row for seed in results.seeds for row in _of_seed(published, seed, _safety_scores(judged, seed.seed))]
     if published.verdict is not None:
-        agrees = results.verdict == published.verdict
+        agrees = results.verdict.headline == published.verdict
         rows.append(_row("verdict", None, results.verdict, published.verdict, "the same", agrees))
     return rows
 
 
-def _of_seed(published: Published, seed: SeedResult, safety: dict[str, float]) -> Iterator[FigureComparison]:
+def _of_seed(published: Published, seed: SeedResult, safety: dict[str, Rate]) -> Iterator[FigureComparison]:
     site = None if seed.selected is None else seed.selected.site
     tied = [cell.site for cell in seed.tied]
     for expected in published.sites():
@@ -129,8 +134,20 @@ def _of_seed(published: Published, seed: SeedResult, safety: dict[str, float]) -
     measured = _refusal_rates(seed.arms) | safety
     for name, expected in published.rates.items():
         value = measured.get(name)
-        agrees = None if value is None else abs(value - expected) <= RATE_TOLERANCE + 1e-9
-        yield _row(name.replace("_", " "), seed.seed, value, expected, f"within {RATE_TOLERANCE:g}", agrees)
+        agrees, tolerance = _agreement(measured.get(name), Rate(expected, published.n))
+        yield _row(name.replace("_", " "), seed.seed, value and value.rate, expected, tolerance, agrees)
+
+
+def _agreement(measured: Rate | None, published: Rate) -> tuple[bool | None, str]:
+    """Whether the 95 % interval of the difference of two samples contains 0, and this interval in words.
+
+    Of twenty equal rates about one is expected to disagree. A wide interval means that the samples show little.
+    """
+    if measured is None:
+        return None, "95 % interval of the difference contains 0"
+    low, high = difference_of_two_samples(*measured, *published)
+    interval = f"95 % interval of the difference, [{low:.2f}, {high:.2f}], contains 0"
+    return low <= 0 <= high, f"{interval} (n = {measured.n} and {published.n})"
 
 
 def _row(
@@ -149,7 +166,7 @@ def _cell(site: Site) -> tuple[int, int]:
     return int(site.position), site.layer
 
 
-def _refusal_rates(arms: Iterable[ArmRate]) -> dict[str, float]:
+def _refusal_rates(arms: Iterable[ArmRate]) -> dict[str, Rate]:
     """Refusal rates by their published names; the blog's control is the first isotropic null."""
     published = {
         ("baseline", "positive"): "harmful_baseline_refusal",
@@ -162,15 +179,15 @@ def _refusal_rates(arms: Iterable[ArmRate]) -> dict[str, float]:
         is_control = row.arm.null_draw == ("isotropic", 0) and row.arm.kind is not ArmKind.DIRECTION
         name = f"{CLASS_NAMES[row.side]}_control_refusal" if is_control else published.get((str(row.arm), row.side))
         if name is not None and row.rate is not None:
-            rates[name] = row.rate
+            rates[name] = Rate(row.rate, row.n)
     return rates
 
 
-def _safety_scores(judged: JudgementSummary | None, seed: int) -> dict[str, float]:
+def _safety_scores(judged: JudgementSummary | None, seed: int) -> dict[str, Rate]:
     """Safety scores of the positives by their published names."""
     judge = None if judged is None else judged.judges.get(HARM_JUDGE)
     return {
-        f"harmful_{row.arm}_safety": row.safety_score
+        f"harmful_{row.arm}_safety": Rate(row.safety_score, row.n)
         for row in (() if judge is None else judge.rows)
         if row.seed == seed and row.side == "positive" and row.safety_score is not None
     }

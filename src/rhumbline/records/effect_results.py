@@ -36,6 +36,38 @@ class MeanInterval:
     high: float | None
 
 
+class RelativeChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change by an intervention relative to the baseline, or the difference between two of them.
+
+    Suppression: 1 - (share that shows the behaviour after) / (before). Induction: the same for the absence of the
+    behaviour. Degenerate completions count against the effect.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """Prompts that are scored in all arms."""
+    most: float | None = None
+    """Upper end of the interval if degenerate completions count in favour of the effect; absent if it is `high`."""
+    draws: int | None = None
+    """Comparable draws of the null family that were completed; absent for an effect."""
+    units: int | None = None
+    """Categories that were resampled; absent if prompts were treated as independent."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Descriptive: do the positives differ from the negatives along one direction? Intervals contain 95 % of splits."""
+
+    halves: MeanInterval
+    """Cosine between the directions of two groups of positives, on halves of the training prompts."""
+    one_shift: MeanInterval
+    """The same where one constant vector separates the classes by construction."""
+    splits: int
+    """Random splits into halves."""
+
+
 class ArmRate(Struct, frozen=True, kw_only=True):
     """The rate (or mean level) of one arm on `n` scored completions of one class; `unscored` ones are in no rate."""
 
@@ -81,17 +113,23 @@ class WideNull:
     draws: int
     mean: float | None
     max: float | None
-    p: float
-    p_apart: float
-    """p without null draws that align with the direction."""
+    p: float | None
+    """(1 + beaten) / (1 + comparable); None with fewer comparable draws than the rule needs. Version 4 of the rule:
+    rank p among all draws."""
     floor: float
-    """Smallest possible p with this number of draws."""
+    """Smallest possible p: 1 / (1 + comparable). Version 4: 1 / (1 + draws)."""
     cosine: float | None
     energy: float | None
     """Mean energy of the draws."""
     values: tuple[float | None, ...]
-    """Change of the metric by every draw, to four digits."""
-    p_holm: float | UnsetType = UNSET
+    """Change of the metric by every draw, log-odds, to four digits."""
+    comparable: int | UnsetType = UNSET
+    """Draws that do not align with the direction. Absent in version 4."""
+    beaten: int | UnsetType = UNSET
+    """Comparable draws that change the metric at least as far as the direction. Absent in version 4."""
+    p_apart: float | UnsetType = UNSET
+    """Version 4 only: rank p in which aligned draws count as draws that do not reach the effect."""
+    p_holm: float | UnsetType | None = UNSET
     """p adjusted over all effects, families and seeds of the run (Holm); absent in the copy under `effects`."""
 
 
@@ -108,15 +146,24 @@ class Effect:
     mcnemar: float | UnsetType = UNSET
     gap: dict[str, float | None]
     """The drop minus the mean drop of each family's draws."""
-    gap_low: dict[str, float | None]
-    gap_high: dict[str, float | None]
-    apart: dict[str, Gap]
-    """The gap without draws that align with the direction, unless no other draw is left."""
-    p: dict[str, float]
+    p: dict[str, float | None]
+    """(1 + draws that reach the drop) / (1 + draws) over comparable completed draws; None with fewer than the rule
+    needs. Version 4 of the rule: over all completed draws."""
     floor: dict[str, float]
     null: dict[str, NullSummary]
     wide: dict[str, WideNull]
     """Ranks in the metric: the same as `WideEffect.families`, without `p_holm`. Empty without wide nulls."""
+    relative: RelativeChange | UnsetType = UNSET
+    """The change relative to the baseline. Absent in version 4, as is the next one."""
+    relative_gap: dict[str, RelativeChange] | UnsetType = UNSET
+    """The relative change minus its mean over each family's comparable draws; the interval contains the variance
+    between the draws."""
+    gap_low: dict[str, float | None] | UnsetType = UNSET
+    """Version 4 only: lower end of the interval of each gap."""
+    gap_high: dict[str, float | None] | UnsetType = UNSET
+    """Version 4 only: upper end of the interval of each gap."""
+    apart: dict[str, Gap] | UnsetType = UNSET
+    """Version 4 only: the gap without draws that align with the direction, unless no other draw is left."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +178,10 @@ class PooledEffect:
     n: int
     """Distinct prompts; for a continuous score, seeds."""
     spread: float
+    shared: int | UnsetType = UNSET
+    """Prompts that more than one seed tests. Absent for a continuous score and in version 4 of the rule."""
+    relative: RelativeChange | UnsetType = UNSET
+    """The relative change over distinct prompts. Absent as above."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +198,24 @@ class WideEffect:
     """Share of prompts whose more probable first token is the behaviour, at baseline; `after`: in the arm."""
     after: float | None
     families: dict[str, WideNull]
+
+
+Quantity = Literal["degenerate", "behaviour", "correct"]
+"""Share of degenerate completions; of completions that show the behaviour; of right answers or of the content."""
+
+
+class DamageChange(Struct, frozen=True, kw_only=True):
+    """What one intervention changes apart from its effect, on the same prompts."""
+
+    quantity: Quantity
+    arm: ArmId
+    side: Label = field(name="set")
+    change: float
+    """Rise of the share from the baseline to the arm; for `correct` its fall."""
+    low: float
+    high: float
+    n: int
+    """Prompts that are scored in both arms."""
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType, field
 
 from rhumbline.records.arms import ArmId
+from rhumbline.records.claims import Claim
 from rhumbline.records.effect_results import (
     ArmRate,
+    DamageChange,
     Dose,
     Effect,
     PooledEffect,
     RateRow,
     Readouts,
     Shift,
+    Spread,
     StabilitySummary,
     WideEffect,
 )
-from rhumbline.records.reasons import VerdictReason
 from rhumbline.records.seed_files import CommonStart, Text
 from rhumbline.records.shared import (
     ByLabel,
@@ -34,6 +36,8 @@ from rhumbline.records.shared import (
     StageTiming,
     Survivor,
 )
+from rhumbline.records.verdict_names import VerdictName
+from rhumbline.records.verdict_reasons import VerdictReason
 from rhumbline.records.verdict_rule import Rule
 
 
@@ -222,18 +226,6 @@ class ConditionRate(RateRow, frozen=True, kw_only=True):
     change_high: float | None
 
 
-VerdictName = Literal[
-    "SINGLE-DIRECTION-REPRODUCES",
-    "NOT-SINGLE-DIRECTION",
-    "NO-BASELINE-REFUSAL",
-    "NO-BASELINE",
-    "DAMAGED",
-    "INCONCLUSIVE",
-]
-"""NO-BASELINE is NO-BASELINE-REFUSAL if the behaviour is refusal. DAMAGED and INCONCLUSIVE need a rule that has bounds
-or reads intervals."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
     """The verdict and the evidence of one seed; effects are empty or None if no candidate was selected."""
@@ -244,6 +236,9 @@ class SeedResult:
     reasons: tuple[VerdictReason, ...] = ()
     """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
+    """The claims with their numbers in one line. Version 4 of the rule: the verdict with its numbers."""
+    claims: tuple[Claim, ...] = ()
+    """What the verdict follows from. Absent in version 4 of the rule."""
     selected: Survivor | None
     survivors: int
     tied: tuple[Survivor, ...]
@@ -276,6 +271,11 @@ class SeedResult:
     categories: tuple[CategoryRate, ...]
     by_baseline: tuple[BaselineRate, ...]
     conditions: tuple[ConditionRate, ...]
+    damage: tuple[DamageChange, ...] = ()
+    """Changes apart from the effects, under the direction's own arms. Absent in version 4 of the rule."""
+    spread: Spread | UnsetType | None = UNSET
+    """Cosines between groups of positives beside a null with one shift; None if they were not measured. Absent in
+    version 4 of the rule, and without a direction."""
     style: StyleSummary | UnsetType = UNSET
     """The continuous score; absent for a behaviour with classes."""
 
@@ -316,6 +316,9 @@ class RunSummary:
     reasons: tuple[VerdictReason, ...] = ()
     """Why the verdict was reached. Absent in runs of version 0.1."""
     sentence: str
+    """The claims with their numbers in one line. Version 4 of the rule: the verdict with its numbers, by seed."""
+    claims: tuple[Claim, ...] = ()
+    """The claims over all seeds. Absent in version 4 of the rule."""
     rule: Rule
     model: ModelFacts
     behaviour: str

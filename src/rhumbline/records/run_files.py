@@ -72,7 +72,7 @@ class FigureComparison(Struct, frozen=True, kw_only=True):
     measured: Figure = field(name="found")
     published: Figure
     tolerance: str
-    """Largest difference that counts as agreement, in words."""
+    """What counts as agreement, in words."""
     agrees: bool | None
     """None if the figure was not measured."""
 

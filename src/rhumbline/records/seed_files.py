@@ -174,6 +174,23 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return 1.0 if self.coefficient is None else self.coefficient
 
 
+UnrelatedSource = Literal["contrast", "categories", "clusters"]
+"""What the family `unrelated` halves: classes of another contrast, or categories or clusters of the negatives."""
+
+
+@dataclass(frozen=True)
+class GroupCosines:
+    """Cosines between the directions of two groups of positives, on random halves of the training prompts.
+
+    Descriptive: positives from several sources differ from the negatives along several directions too.
+    """
+
+    halves: tuple[float, ...]
+    """Half of the positives against half of the negatives; one value for each random split."""
+    one_shift: tuple[float, ...]
+    """The same splits, with the other half of the negatives, moved by one constant vector, as the positives."""
+
+
 @dataclass(frozen=True)
 class NullDirections:
     """nulls.json: the null directions of one seed. Written if a direction was selected."""
@@ -184,6 +201,10 @@ class NullDirections:
     """In the order of nulls.safetensors."""
     groups: float | None = None
     """Cosine between the directions of two groups of positives; None for fewer than 4 prompts, or not finite."""
+    group_cosines: GroupCosines | None = None
+    """The same on halves, beside a null with one shift; None for fewer than 8 prompts. Missing in the first runs."""
+    unrelated: UnrelatedSource | None = None
+    """Source of the family `unrelated`; None: it was not drawn. Missing in the first runs."""
 
 
 class WideRow(Struct, frozen=True, kw_only=True):

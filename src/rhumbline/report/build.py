@@ -48,6 +48,7 @@ def build(run_dir: Path) -> Path:
         null_and_dose_sections.dose_curves(run, draw),
         reliability_sections.readouts(run),
         reliability_sections.stability(run),
+        reliability_sections.spread(run),
         continuous_score(run),
         human_labels(run),
         reliability_sections.external_judges(run),

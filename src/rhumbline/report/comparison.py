@@ -147,7 +147,7 @@ def _effect(seed: SeedResult, name: EffectName) -> dict[str, float | None]:
         name: effect.drop,
         f"{name}_low": effect.low,
         f"{name}_high": effect.high,
-        f"{name}_p": max(effect.p.values(), default=None),
+        f"{name}_p": max((p for p in effect.p.values() if p is not None), default=None),
         f"{name}_gap": min((gap for gap in effect.gap.values() if gap is not None), default=None),
     }
 

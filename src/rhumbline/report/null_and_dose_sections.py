@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import altair as alt
+from msgspec import UNSET
 
 from rhumbline.records.effect_results import DoseFragility, DosePoint, WideEffect
 from rhumbline.records.results import SeedResult
@@ -32,9 +33,10 @@ def wide_nulls(run: RunRecord, draw: page.Canvas) -> Html:
     """Return the rank of the direction among many draws of every null family."""
     explanation = (
         "Each tick is one null draw, evaluated with the metric at the last prompt position. The line is the "
-        "direction, shaded with its interval. p: its rank among the draws, at least the floor 1 / (draws + 1). p "
-        "without aligned: draws whose |cosine| with the direction exceeds the rule's bound do not count, because they "
-        "are nearly the direction itself; the rule uses this p. Holm: adjusted for all comparisons of the run; it "
+        "direction, shaded with its interval. Comparable: draws whose |cosine| with the direction does not exceed the "
+        "rule's bound; the others are nearly the direction itself. Reach it: comparable draws with at least the effect "
+        "of the direction. p: (1 + draws that reach it) / (1 + comparable draws), unknown if the rule needs more "
+        "draws; floor: the smallest possible p. Holm: adjusted for all comparisons of the run; it "
         "matters if a reader picks one of them. The rule requires all of them, which needs no adjustment. Largest "
         "|cosine|: among draws with at least the effect of the direction. Energy: share of the squared norm of the "
         "residual stream that ablation of a draw removes. Isotropic draws remove about 1 / d of it and have little "
@@ -53,20 +55,20 @@ def wide_nulls(run: RunRecord, draw: page.Canvas) -> Html:
 def _energy_text(seed: SeedResult) -> str:
     return (
         f"Energy of the direction at its site: {number(seed.energy, 3)}. KL divergence that its ablation causes on "
-        f"negative test prompts: {number(seed.shift.kl, 4)} nats (n = {seed.shift.n}). Group cosine, between the "
-        f"directions of two groups of positives: {number(seed.groups)}."
+        f"negative test prompts: {number(seed.shift.kl, 4)} nats (n = {seed.shift.n})."
     )
 
 
 def _family_table(seed: SeedResult) -> Html:
-    head = ["Effect", "Family", "Draws", "Mean", "Largest", "p", "p without aligned", "Floor", "Holm"]
+    head = ["Effect", "Family", "Draws", "Comparable", "Reach it", "Mean", "Largest", "p", "Floor", "Holm"]
     rows = []
     for effect in seed.wide:
         for family, null in effect.families.items():
             holm = null.p_holm if isinstance(null.p_holm, float) else None
-            ranks = (null.p, null.p_apart, null.floor, holm, null.cosine, null.energy)
+            counts = (null.draws, *("—" if n is UNSET else n for n in (null.comparable, null.beaten)))
+            ranks = (null.p, null.floor, holm, null.cosine, null.energy)
             effects = number(null.mean), number(null.max)
-            rows.append([effect.name, family, null.draws, *effects, *(number(value, 3) for value in ranks)])
+            rows.append([effect.name, family, *counts, *effects, *(number(value, 3) for value in ranks)])
     return page.table([*head, "Largest |cosine|", "Energy"], rows, left=2)
 
 
@@ -76,7 +78,7 @@ def _wide_chart(seed: int, effect: WideEffect) -> Chart | None:
     for family, null in effect.families.items():
         name = printable(family, 16)
         rows += [{"family": name, "kind": "null", "change": value} for value in null.values]
-        rows.append({"family": name, "kind": "p", "change": effect.change, "shown": f"p = {null.p:.3f}"})
+        rows.append({"family": name, "kind": "p", "change": effect.change, "shown": f"p = {number(null.p, 3)}"})
     if not any(row["kind"] == "null" for row in rows) or effect.change is None:
         return None
     rows.append({"kind": "direction", "change": effect.change, "low": effect.low, "high": effect.high})

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.records.verdict_rule import VERSION
 from rhumbline.report import page
 from rhumbline.report.figures import printable
 from rhumbline.report.page import Html, number
@@ -30,46 +31,50 @@ def protocol(run: RunRecord) -> Html:
 
 def rule_text(rule: Rule) -> str:
     """Return the conditions of a rule as sentences."""
+    if rule.version < VERSION:
+        return f"Rule {rule.name}, version {rule.version}, fixed before the first forward pass; see protocol.json."
     return " ".join([f"Rule {rule.name}, fixed before the first forward pass.", *_conditions(rule), *_bounds(rule)])
 
 
 def _conditions(rule: Rule) -> list[str]:
-    families = ", ".join(rule.families)
-    no_baseline = f"No baseline: fewer than {rule.min_baseline:.0%} of the positive prompts show the behaviour."
+    kind = "absolute" if rule.reads == "estimate" else "relative"
+    sentences = [
+        f"No baseline: fewer than {rule.min_baseline:.0%} of the positive prompts show the behaviour.",
+    ]
     if rule.min_separation is not None:
-        no_baseline = (
+        sentences[0] = (
             f"No baseline: the level of the positive prompts is below {rule.min_baseline:g}, or the AUROC of the score "
             f"between the classes is below {rule.min_separation:g}."
         )
-    sentences = [
-        no_baseline,
-        "A single direction reproduces if ablation lowers the rate on positive prompts and addition raises it on "
-        f"negative prompts. Both changes must be at least {number(rule.min_drop)} compared with the baseline, and "
-        f"at least {number(rule.min_gap)} larger than the mean change by each null family ({families}).",
-    ]
+    if rule.min_contrast is not None:
+        sentences.append(
+            "Not tested: at baseline the rate of the positives exceeds that of the negatives by less than "
+            f"{rule.min_contrast:g} (lower end of the interval)."
+        )
+    sentences.append(
+        f"Suppresses and induces: the {kind} change is at least {number(rule.min_drop)}. Beats its nulls: it "
+        f"exceeds the mean {kind} change by each null family ({', '.join(rule.families)}) by at least "
+        f"{number(rule.min_gap)}."
+    )
     if rule.reads == "interval":
         sentences.append(
-            "The whole 95 % interval must reach a margin; an interval that contains a margin is inconclusive."
+            "A claim is shown if the whole 95 % interval reaches the margin, and refuted if the whole interval misses "
+            "it."
         )
     if rule.max_p is not None:
-        aligned = ""
-        if rule.same_cosine is not None:
-            aligned = f" Draws with a |cosine| above {rule.same_cosine:g} are nearly the direction and do not count."
+        least = f", of which there must be {rule.min_draws}" if rule.min_draws else ""
+        aligned = "" if rule.same_cosine is None else f" with a |cosine| of at most {rule.same_cosine:g}"
         sentences.append(
-            f"The rank p of the direction among the wide nulls of every family must be at most {rule.max_p:g}.{aligned}"
+            f"The rank p of the direction among the wide nulls{aligned} of every family{least} must be at most "
+            f"{rule.max_p:g}."
         )
-    if rule.min_group_cosine is not None:
-        band = "" if rule.one_group_cosine is None else f" A cosine below {rule.one_group_cosine:g} is inconclusive."
-        sentences.append(
-            f"The directions of two groups of positives must have a cosine of at least {rule.min_group_cosine:g}.{band}"
-        )
-    if rule.open_if_unmeasured:
-        sentences.append("A baseline or an effect that could not be measured, or a missing metric, is inconclusive.")
     if rule.max_negative is not None:
         sentences.append(
             f"Induction is tested only if at most {rule.max_negative:.0%} of the negatives show the behaviour at "
-            "baseline; otherwise only suppression is decided."
+            "baseline; otherwise only suppression is tested."
         )
+    if rule.min_cosine is not None:
+        sentences.append(f"Stable: cosines with refits and between seeds of at least {rule.min_cosine:g}.")
     return sentences
 
 
@@ -78,9 +83,10 @@ def _bounds(rule: Rule) -> list[str]:
         "degenerate completions": rule.max_degenerate,
         "KL on negatives": rule.max_kl,
         "loss of content" if rule.content_everywhere else "loss of right answers": rule.max_accuracy_loss,
+        "more of the behaviour on negatives under ablation": rule.max_over_refusal,
     }
-    bounds = [f"{name} above {bound:g}" for name, bound in names.items() if bound is not None]
-    return [f"Damaged: {', '.join(bounds)}."] if bounds else []
+    bounds = [f"{name} at most {bound:g}" for name, bound in names.items() if bound is not None]
+    return [f"Leaves the rest intact: {', '.join(bounds)}."] if bounds else []
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -88,7 +94,7 @@ def _bounds(rule: Rule) -> list[str]:
 
 def _data_table(run: RunRecord) -> Html:
     rows = [
-        [seed.seed, split, getattr(run.protocol.sizes, split), seed.n[split].positive, seed.n[split].negative]
+        [seed.seed, split, getattr(run.protocol.planned, split), seed.n[split].positive, seed.n[split].negative]
         for seed in run.seeds
         for split in ("train", "val", "test")
     ]

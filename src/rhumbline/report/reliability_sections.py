@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import UNSET
+
 from rhumbline.evidence.compared_arms import EFFECTS
 from rhumbline.records.effect_results import Readouts
 from rhumbline.records.protocol_file import Detectable
@@ -22,16 +24,28 @@ def sample(run: RunRecord) -> Html:
     if not plans and not pooled:
         return Html()
     sentences = _detectable(plans[0], run.seeds[0].n.test) if plans else []
-    head = ["Effect, all seeds", "Change of the rate [95 %]", "Distinct prompts", "Range over seeds"]
+    head = ["Effect, all seeds", "Change of the rate [95 %]", "Relative change [95 %]", "Distinct prompts"]
+    head += ["Of these in several seeds", "Range over seeds"]
     explanation = (
-        "All seeds: a prompt that several seeds test counts once. The interval treats the rates before and after as "
-        "independent, so it is wider than necessary."
+        "All seeds: a prompt that several seeds test counts once, with its mean. The interval of the change treats the "
+        "rates before and after as independent, so it is wider than necessary; that of the relative change is paired "
+        "and resamples categories."
     )
     if run.measure == "level":
         # Every seed has its own unit of level, so levels are averaged, and their range is not an interval.
-        head[1:3] = ["Mean change of the level [smallest, largest]", "Seeds"]
+        head[1:5] = ["Mean change of the level [smallest, largest]", "", "Seeds", ""]
         explanation = "All seeds: the mean over the seeds and their range, which is not a confidence interval."
-    rows = [[e.name, page.interval(e.drop, e.low, e.high), e.n, number(e.spread)] for e in pooled]
+    rows = [
+        [
+            e.name,
+            page.interval(e.drop, e.low, e.high),
+            "" if e.relative is UNSET else page.interval(e.relative.value, e.relative.low, e.relative.high),
+            e.n,
+            "" if e.shared is UNSET else e.shared,
+            number(e.spread),
+        ]
+        for e in pooled
+    ]
     note = page.note(
         "Fixed before the run: the smallest true change that this number of prompts can show, from a rate of 1 for "
         f"suppression and from a rate of 0 for induction. {explanation}"
@@ -199,3 +213,30 @@ def _category_table(rates: Sequence[CategoryRate], side: str) -> Html:
         measured = [cells[category, arm] for arm in arms]
         body.append([category, measured[0].n, *map(page.rate, measured)])
     return page.table([f"Category of {side}s", "n", *arms], body) if body else Html()
+
+
+# -- spread -----------------------------------------------------------------------------------------------------------
+
+
+def spread(run: RunRecord) -> Html:
+    """Return whether the positives differ from the negatives along one direction, beside a null that does."""
+    rows = [
+        [
+            seed.seed,
+            number(seed.groups),
+            *(page.interval(c.mean, c.low, c.high) for c in (seed.spread.halves, seed.spread.one_shift)),
+            seed.spread.splits,
+        ]
+        for seed in run.seeds
+        if seed.spread
+    ]
+    if not rows:
+        return Html()
+    head = ["Seed", "All prompts", "Halves [95 % of splits]", "One shift by construction [95 % of splits]", "Splits"]
+    note = page.note(
+        "Descriptive: no claim uses these numbers. Cosine between the directions of two groups of positives, split "
+        "along the axis of their largest variation, in units of the variation of the negatives. One shift: the same "
+        "for negatives to which one constant vector was added. Positives from several sources have a smaller cosine "
+        "than one shift, whether or not one direction mediates the behaviour."
+    )
+    return page.section("Spread of the positives", page.table(head, rows), note)

@@ -20,13 +20,11 @@ from rhumbline.records.evaluation_files import Comparison
 from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.protocol_file import ProtocolContext
-from rhumbline.records.results import Results, SeedResult, VerdictName
+from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.seed_files import Selection, Separation
 from rhumbline.records.shared import Label, Site
-
-NO_BASELINE: tuple[VerdictName, ...] = ("NO-BASELINE", "NO-BASELINE-REFUSAL")
-"""Verdicts of runs whose positives rarely show the behaviour at baseline."""
+from rhumbline.records.verdict_names import NO_BASELINE, VerdictName
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class RunRecord(RunFiles):
 
     @property
     def has_baseline(self) -> bool:
-        """Whether the positives show the behaviour at baseline, so that effects can be tested."""
-        return self.results.verdict not in NO_BASELINE
+        """Whether the positives show the behaviour at baseline, and something was tested."""
+        return self.results.verdict not in (*NO_BASELINE, VerdictName.NOT_TESTED)
 
 
 def measure(seeds: Iterable[SeedResult]) -> Literal["rate", "level"]:

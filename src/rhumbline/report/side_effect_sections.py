@@ -24,12 +24,12 @@ ACCURACY_NOT_MEASURED = "not measured: the negatives of this contrast carry no r
 
 
 def damage(run: RunRecord) -> Html:
-    """Return what the interventions damage, compared with the bounds beyond which the verdict is DAMAGED."""
+    """Return what the interventions damage, compared with the bounds of the rule."""
     rows = [row for seed in run.seeds for row in _damage_rows(seed, run.protocol.rule)]
     if not rows:
         return Html()
     note = page.note(
-        "Beyond a bound of the rule the verdict is DAMAGED, because an effect on a damaged model has no meaning. "
+        "The claim that the rest stays intact compares the intervals of these changes with the bounds of the rule. "
         "Degenerate: an empty or repetitive completion; from baseline to intervention. KL: on negatives that rarely "
         "show the behaviour at baseline. Accuracy: share of negatives whose completion contains the `response` that "
         "the contrast gives for the prompt."

@@ -7,21 +7,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rhumbline.evidence.compared_arms import EFFECTS
-from rhumbline.evidence.verdict import NOT_MEASURED
+from msgspec import UNSET
+
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
+from rhumbline.records.claims import reasons_once
 from rhumbline.records.effect_results import Effect
-from rhumbline.records.reasons import VerdictCode
 from rhumbline.records.results import SeedResult
-from rhumbline.records.shared import ModelFacts
+from rhumbline.records.shared import EffectName, ModelFacts
+from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import page
 from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord, measured_arm, site_text
 
 _BADGES = {
-    "SINGLE-DIRECTION-REPRODUCES": ("yes", "●"),
-    "NOT-SINGLE-DIRECTION": ("no", "○"),
-    "DAMAGED": ("no", "✕"),
+    VerdictName.REPRODUCES: ("yes", "●"),
+    VerdictName.NOT_SINGLE: ("no", "○"),
+    VerdictName.DAMAGED: ("no", "✕"),
 }
 """Verdict: class and sign of its badge. The other verdicts share one badge."""
 MANY_FAMILIES = 3
@@ -30,7 +32,7 @@ MANY_FAMILIES = 3
 
 def badge(verdict: str, class_: str = "badge") -> Html:
     """Return a verdict with its sign."""
-    kind, sign = _BADGES.get(verdict, ("open", "◌"))
+    kind, sign = _BADGES.get(VerdictName(verdict).headline, ("open", "◌"))
     return page.tag("span", page.tag("i", sign), " ", verdict, class_=f"{class_} {kind}")
 
 
@@ -64,22 +66,47 @@ def model_line(model: ModelFacts) -> str:
 
 
 def verdict(run: RunRecord) -> Html:
-    """Return the verdict with the sentence of each seed, the reason, and the warnings."""
+    """Return the verdict with the table of claims. A run of a rule up to version 4 has a sentence for each seed."""
     results = run.results
-    paragraphs = [results.sentence]
-    if len(run.seeds) > 1:
-        paragraphs = [_seeds_agree(run), *(f"Seed {seed.seed}: {seed.sentence}" for seed in run.seeds)]
-    sentences = [page.tag("p", text, class_="sentence" if len(text) < 160 else "sentence long") for text in paragraphs]
+    if results.claims:
+        return page.verdict(badge(results.verdict), claims_table(run))
+    sentences = [page.tag("p", f"Seed {seed.seed}: {seed.sentence}", class_="sentence long") for seed in run.seeds]
     reason = page.tag("p", results.reason, class_="reason") if results.reason else ""
     return page.verdict(badge(results.verdict), *sentences, reason)
 
 
-def _seeds_agree(run: RunRecord) -> str:
-    if len({seed.verdict for seed in run.seeds}) == 1:
-        return f"All {len(run.seeds)} seeds agree."
-    if run.results.verdict == "INCONCLUSIVE":
-        return "Not every seed decides."
-    return f"The {len(run.seeds)} seeds disagree."
+def claims_table(run: RunRecord) -> Html:
+    """Return every claim with its state, number and reasons; for several seeds also its state in each."""
+    seeds = run.seeds if len(run.seeds) > 1 else ()
+    head = ["Claim", "State", *(f"Seed {seed.seed}" for seed in seeds), "Number [95 %]", "n", "Margin", "Reason"]
+    rows = [
+        [
+            page.tag("b", claim.kind.text),
+            page.tag("b", claim.state.text),
+            *(claim.in_seed(seed.claims).state.text for seed in seeds),
+            interval(claim.value, claim.low, claim.high),
+            claim.n or "—",
+            "—" if claim.bound is None else f"{claim.bound:g}",
+            reason,
+        ]
+        for claim, reason in zip(run.results.claims, reasons_once(run.results.claims), strict=True)
+    ]
+    notes = [
+        "Suppresses: the share of the behaviour on positives that ablation removes. Induces: the share of its absence "
+        "on negatives that addition removes. Degenerate completions count against both. The verdict follows from the "
+        "first four claims: all of them must be shown.",
+        *_shared_prompts(run),
+    ]
+    return page.join([page.table(head, rows, left=2), page.note(" ".join(notes))])
+
+
+def _shared_prompts(run: RunRecord) -> list[str]:
+    """How many test prompts the seeds share."""
+    shared = [e for e in run.results.pooled if e.shared is not UNSET]
+    if len(run.seeds) < 2 or not shared:
+        return []
+    listed = ", ".join(f"{e.shared} of {e.n} {_compared(e.name).label} test prompts" for e in shared)
+    return [f"The seeds share {listed}; over all seeds a prompt counts once, with its mean."]
 
 
 def warnings(run: RunRecord) -> Html:
@@ -96,74 +123,58 @@ def meaning(run: RunRecord) -> Html:
 
 
 def _shown(run: RunRecord) -> list[str]:
-    verdict, behaviour = run.results.verdict, run.protocol.behaviour
-    if len({seed.verdict for seed in run.seeds}) > 1:
-        if verdict == "INCONCLUSIVE":
-            return [
-                "Some seeds reproduce the direction, and some do not decide. More prompts or more seeds can decide."
-            ]
-        return ["The result changes with the sample of prompts: it was not reproduced."]
-    match verdict:
-        case "SINGLE-DIRECTION-REPRODUCES":
+    verdict, behaviour = VerdictName(run.results.verdict), run.protocol.behaviour
+    qualification = []
+    if verdict is not verdict.headline:
+        qualification = [
+            "The rule of this run is weaker than the default rule, so the verdict names its criteria. The default rule "
+            "(--preset rhumbline) tests intervals, several null families and damage."
+        ]
+    match verdict.headline:
+        case VerdictName.REPRODUCES:
             return [
                 f"One direction is sufficient to change {behaviour} on this model, contrast and judge: its ablation "
                 "suppresses the behaviour, and its addition induces the behaviour.",
                 "Both effects reach the margins that were fixed before the first forward pass, compared with the "
                 "baseline and with the null families of the rule.",
+                *qualification,
             ]
-        case "NO-BASELINE" | "NO-BASELINE-REFUSAL":
+        case VerdictName.NO_BASELINE | VerdictName.NO_BASELINE_REFUSAL:
             return [
                 "The model shows the behaviour on too few positive prompts to measure suppression.",
                 "This is a statement about this combination of model, prompts and judge. It does not say whether a "
                 "direction exists.",
             ]
-        case "NOT-SINGLE-DIRECTION":
+        case VerdictName.NOT_TESTED:
+            return _untested(run)
+        case VerdictName.NOT_SINGLE:
             return [
-                f"No direction that this procedure can select changed {behaviour} both ways by the margins of the "
-                "rule.",
+                "For the direction that this procedure selected, a claim about its effects is refuted: the whole "
+                "interval misses the margin of the rule.",
                 "Another position, layer, extraction, coefficient or judge can give a direction that does. Not finding "
                 "a direction does not prove that none exists.",
+                *qualification,
             ]
-        case "DAMAGED":
+        case VerdictName.DAMAGED:
             return [
                 "The intervention damaged more than the behaviour: completions, or predictions on negative prompts. "
                 f"Its effect on {behaviour} cannot be distinguished from this damage.",
                 "A smaller coefficient, or addition at prompt positions only, may cause less damage.",
             ]
-        case "INCONCLUSIVE":
-            return _undecided(run)
+        case _:
+            return [
+                "The evidence decides neither for nor against one direction. The claims that are undecided or not "
+                "tested state the number, its interval and the reason."
+            ]
 
 
-def _undecided(run: RunRecord) -> list[str]:
-    behaviour = run.protocol.behaviour
-    codes = [{reason.code for reason in seed.reasons} for seed in run.seeds]
-    undecided = {VerdictCode.EFFECT_UNDECIDED, VerdictCode.LEVEL_UNDECIDED, VerdictCode.GAP_UNDECIDED}
-    if all(some & {VerdictCode.NO_CANDIDATE, VerdictCode.METRIC_NOT_SEPARATING} for some in codes):
-        advice = (reason.advice for seed in run.seeds for reason in seed.reasons)
-        return [
-            "The run has no usable metric, so no direction could be selected by it. This is no statement about the "
-            "model.",
-            *dict.fromkeys(text for text in advice if text is not None),
-        ]
-    if all(some & NOT_MEASURED for some in codes):
-        return [
-            f"The {behaviour} of the model at baseline is not known, so no effect was tested. This is no statement "
-            "about the model.",
-            "Completions without an answer are unscored. Raise --max-new-tokens, or turn off thinking (--thinking "
-            "off). So are those in a language that the judge does not cover: the warnings name it.",
-        ]
-    if all(VerdictCode.NO_ROOM in some for some in codes):
-        return [
-            f"Ablation of one direction suppresses {behaviour} on this model and contrast.",
-            f"Whether its addition induces {behaviour} was not tested, because the negatives already show it at "
-            "baseline. The test needs negatives that do not.",
-        ]
-    if all(some & undecided for some in codes):
-        return [
-            "The intervals of this sample contain a margin of the rule, so the sample decides neither for nor against "
-            "one direction. The reason states how many prompts would decide it."
-        ]
-    return ["The evidence decides neither for nor against one direction. The reason is stated above."]
+def _untested(run: RunRecord) -> list[str]:
+    """Why nothing was tested, and what a user can do about it."""
+    advice = (reason.advice for seed in run.seeds for reason in seed.reasons)
+    return [
+        "No direction was tested. The run is evidence neither for nor against a single direction.",
+        *dict.fromkeys(text for text in advice if text is not None),
+    ]
 
 
 def _agreement(run: RunRecord) -> str:
@@ -196,7 +207,7 @@ def _limits(run: RunRecord) -> list[str]:
         coarse,
     ]
     draws = max(protocol.nulls.draws, protocol.nulls.wide)
-    if draws and run.results.verdict == "SINGLE-DIRECTION-REPRODUCES":
+    if draws and run.results.verdict.headline is VerdictName.REPRODUCES:
         limits.append(
             f"A rank p compares the direction with {page.count(draws, 'draw')} per null family, so it cannot be below "
             f"{1 / (draws + 1):.3g}."
@@ -210,8 +221,8 @@ def _limits(run: RunRecord) -> list[str]:
     degenerate = max((row.degenerate or 0 for row in own), default=0)
     if degenerate > 0:
         limits.append(
-            f"Up to {degenerate:.0%} of the completions under an intervention were degenerate. They count neither as "
-            "the behaviour nor as its absence."
+            f"Up to {degenerate:.0%} of the completions under an intervention were degenerate. They count against "
+            "both effects."
         )
     return limits
 
@@ -235,7 +246,7 @@ def key_numbers(run: RunRecord) -> Html:
     if many:
         columns = (
             "Smallest gap: the effect minus the mean effect of the strongest null family. Largest wide p: the largest "
-            "rank p on the metric over the families of the rule, without aligned draws. The sections below list every "
+            "rank p on the metric over the families of the rule, among comparable draws. The sections below list every "
             "family."
         )
     level = page.note(
@@ -274,18 +285,23 @@ def _seed_rows(run: RunRecord, seed: SeedResult, families: Sequence[str]) -> lis
 
 
 def _effect_cells(seed: SeedResult, effect: Effect) -> list[Any]:
-    compared = next(arms for arms in EFFECTS if arms.name == effect.name)
+    compared = _compared(effect.name)
     arms = [measured_arm(seed, arm, compared.label) for arm in (BASELINE, compared.arm)]
     before, after = (number(row.rate if row else None) for row in arms)
     drop = interval(effect.drop, effect.low, effect.high)
     return [effect.name, f"{before} → {after}", drop, effect.n]
 
 
+def _compared(name: EffectName) -> ComparedArms:
+    return next(arms for arms in EFFECTS if arms.name == name)
+
+
 def _strongest(effect: Effect, run: RunRecord) -> list[Any]:
     """Return the smallest gap with its family, and the largest rank p among the wide nulls of the rule's families."""
     gaps = {family: gap for family, gap in effect.gap.items() if gap is not None}
     strongest = min(gaps, key=lambda family: gaps[family], default=None)
-    ranks = [effect.wide[family].p_apart for family in run.protocol.rule.families if family in effect.wide]
+    wide = [effect.wide[family] for family in run.protocol.rule.families if family in effect.wide]
+    ranks = [p for null in wide for p in [null.p if null.p_apart is UNSET else null.p_apart] if p is not None]
     gap = "—" if strongest is None else page.join([number(gaps[strongest], signed=True), " ", strongest])
     return [gap, number(max(ranks), 3) if ranks else "—"]
 

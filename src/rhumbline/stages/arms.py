@@ -58,6 +58,8 @@ class SeedArms:
     """The selected direction; None: the baseline is the only arm."""
     nulls: Sequence[Null]
     addition: AdditionParameters
+    same_cosine: float | None = None
+    """Nulls with a larger |cosine| are aligned with the direction; they complete nothing. None: every null can."""
 
     def arm(self, arm: ArmId) -> Arm:
         """The arm of this identity; InputError if the seed has no such arm."""
@@ -99,7 +101,7 @@ class SeedArms:
     # The arms of each stage
 
     def outcomes(self, label: Label, draws: Collection[int]) -> Arms:
-        """Arms that complete test prompts: baseline, direction, then these draws of each null family."""
+        """Arms that complete test prompts: baseline, direction, then these comparable draws of each family, from 0."""
         if self.direction is None:
             return self.arms([BASELINE])
         if label == "positive":
@@ -115,11 +117,11 @@ class SeedArms:
         return self.arms([BASELINE, ABLATION, *([] if label == "positive" else [ADDITION])])
 
     def doses(self, label: Label, doses: Sequence[float], draws: int) -> list[DoseArm]:
-        """Every dose of the direction and of the first `draws` of each null family."""
+        """Every dose of the direction and of the first comparable draws of each null family."""
         assert self.direction is not None
         positions = self.addition.positions
         directions = {DIRECTION: self.direction}
-        directions |= {ArmId.null(n.family, n.draw): n.direction for n in self.nulls if n.draw < draws}
+        directions |= {ArmId.null(n.family, n.draw): n.direction for n in self._comparable(range(draws))}
         arms = []
         for arm, direction in directions.items():
             for dose in doses:
@@ -128,11 +130,11 @@ class SeedArms:
         return arms
 
     def losses(self, families: Sequence[str]) -> Arms:
-        """Arms under which losses are measured: those of the direction, and the first draw of each of `families`.
+        """Arms under which losses are measured: those of the direction, and the first comparable draw of each family.
 
         Subtraction is the paper's bypass by addition.
         """
-        firsts = [(n.family, n.draw) for n in self.nulls if n.draw == 0 and n.family in families]
+        firsts = [(n.family, n.draw) for n in self._comparable((0,)) if n.family in families]
         kinds = (ArmKind.ABLATION, ArmKind.ADDITION)
         nulls = [ArmId.null(*first, kind) for first in firsts for kind in kinds]
         return self.arms([BASELINE, ABLATION, ADDITION, SUBTRACTION, *nulls])
@@ -152,4 +154,12 @@ class SeedArms:
         return [BASELINE, ABLATION, ADDITION, ADDITION_ALL, ADDITION_PROMPT, SUBTRACTION, *nulls]
 
     def _of_nulls(self, kind: ArmKind, draws: Collection[int]) -> list[ArmId]:
-        return [ArmId.null(n.family, n.draw, kind) for n in self.nulls if n.draw in draws]
+        return [ArmId.null(n.family, n.draw, kind) for n in self._comparable(draws)]
+
+    def _comparable(self, draws: Collection[int]) -> list[Null]:
+        """The comparable draws of every family at these places, from 0."""
+        families: dict[str, list[Null]] = {}
+        for null in self.nulls:
+            if self.same_cosine is None or abs(null.cosine) <= self.same_cosine:
+                families.setdefault(null.family, []).append(null)
+        return [null for some in families.values() for place, null in enumerate(some) if place in draws]

@@ -3,11 +3,16 @@
 Independent of prompts and models.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import Candidates
+from rhumbline.records.seed_files import GroupCosines
+
+SPLITS = 20
+"""Random splits into halves for the cosines between groups."""
 
 
 def difference_in_means(positive: Candidates, negative: Candidates) -> Candidates:
@@ -45,3 +50,26 @@ def group_cosine(
     if len(high) == 0 or len(low) == 0:
         return None
     return float(torch.cosine_similarity(high.mean(0), low.mean(0), dim=0))
+
+
+def group_cosines(
+    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"], seed: int
+) -> GroupCosines | None:
+    """The cosine between two groups of positives on halves of the prompts, beside a null with one shift.
+
+    For the null, the other half of the negatives, moved by the difference in means of all prompts, takes the place of
+    the positives: one constant vector separates the classes by construction. Both use the same number of prompts. None
+    for fewer than 8 prompts of a class.
+    """
+    half = min(len(positive), len(negative)) // 2
+    if half < 4:
+        return None
+    rng = np.random.default_rng([seed, SPLITS])
+    shift = positive.double().mean(0) - negative.double().mean(0)
+    halves, one_shift = [], []
+    for _ in range(SPLITS):
+        p, n = (h[torch.tensor(rng.permutation(len(h)))].double() for h in (positive, negative))
+        halves.append(group_cosine(p[:half], n[:half]))
+        one_shift.append(group_cosine(n[half : 2 * half] + shift, n[:half]))
+    known = ([c for c in some if c is not None] for some in (halves, one_shift))
+    return GroupCosines(*(tuple(some) for some in known))

@@ -15,11 +15,12 @@ from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS
+from rhumbline.protocol import Protocol
 from rhumbline.records.positions import Position
-from rhumbline.records.seed_files import NullDirections
+from rhumbline.records.seed_files import NullDirections, UnrelatedSource
 from rhumbline.records.shared import NullDirection
-from rhumbline.stages.directions import group_cosine
-from rhumbline.stages.null_families import Material, as_null, draw_nulls
+from rhumbline.stages.directions import group_cosine, group_cosines
+from rhumbline.stages.null_families import Enough, Material, as_null, draw_nulls, topics_of
 from rhumbline.stages.refits import RefitSelection, ShuffledSelection, scored_sites, shuffled_differences
 from rhumbline.stages.seed_artefacts import Null
 from rhumbline.stages.seed_run import SeedRun
@@ -48,26 +49,60 @@ class ShuffledDraws:
 def draw_null_directions(run: SeedRun, jobs: SeedJobs) -> NullDirections:
     """Draw and write the null directions; returns their table, with the energy of the direction itself."""
     assert run.direction is not None
-    direction, plan, material = run.direction, run.protocol.nulls, _material(run, run.direction)
+    direction, plan, (material, topics) = run.direction, run.protocol.nulls, _material(run, run.direction)
+    enough = _enough(run.protocol)
     at_the_site = {family: plan.total(family) for family in plan.families if family != "shuffled"}
-    nulls = draw_nulls(direction, material, at_the_site, seed=run.seed)
+    nulls = draw_nulls(direction, material, at_the_site, seed=run.seed, enough=enough)
     rows = [_row(null) for null in nulls]
     if "shuffled" in plan.families:
-        parts = jobs.request(SHUFFLED_JOB, spans(plan.total("shuffled"), DRAWS_PER_JOB))
-        for number, draw in enumerate(draw for part in parts for draw in part.draws):
-            vector = torch.tensor(draw.vector)
-            null = as_null("shuffled", number, vector, direction, material)
-            # It keeps its own site, and the norm with which it was selected: that of the true difference there.
-            null = replace(null, direction=Direction.from_vector(vector, draw.position, draw.layer))
+        for null, passed in _shuffled_nulls(run, jobs, material, enough):
             nulls.append(null)
-            rows.append(replace(_row(null), passed=draw.passed))
+            rows.append(replace(_row(null), passed=passed))
     run.directory.save_tensors(
         run.folder / "nulls.safetensors",
         {"nulls": torch.stack([n.direction.difference for n in nulls])},
         {"order": "as in nulls.json"},
     )
-    groups = group_cosine(material.positive, material.negative)
-    return NullDirections(material.energy(direction.vector), tuple(rows), groups)
+    return NullDirections(
+        material.energy(direction.vector),
+        tuple(rows),
+        group_cosine(material.positive, material.negative),
+        group_cosines(material.positive, material.negative, run.seed),
+        topics,
+    )
+
+
+def _enough(protocol: Protocol) -> Enough:
+    """Comparable draws for the completions, and for the ranks if there are wide nulls."""
+    rule, plan = protocol.rule, protocol.nulls
+    for_ranks = (rule.min_draws or 0) if plan.wide else 0
+    return Enough(max(plan.draws, for_ranks), rule.same_cosine, plan.limit)
+
+
+def _shuffled_nulls(run: SeedRun, jobs: SeedJobs, material: Material, enough: Enough) -> list[tuple[Null, bool]]:
+    """The draws of the whole procedure, and whether a candidate passed the rule in each.
+
+    The planned draws are independent jobs. Further ones are computed job by job until there are enough.
+    """
+    assert run.direction is not None
+    direction = run.direction
+    planned = run.protocol.nulls.total("shuffled")
+    nulls: list[tuple[Null, bool]] = []
+
+    def add(parts: Sequence[ShuffledDraws]) -> None:
+        for draw in (draw for part in parts for draw in part.draws):
+            vector = torch.tensor(draw.vector)
+            null = as_null("shuffled", len(nulls), vector, direction, material)
+            # It keeps its own site, and the norm with which it was selected: that of the true difference there.
+            kept = replace(null, direction=Direction.from_vector(vector, draw.position, draw.layer))
+            nulls.append((kept, draw.passed))
+
+    add(jobs.request(SHUFFLED_JOB, spans(planned, DRAWS_PER_JOB)))
+    for span in spans(planned * (enough.limit - 1), DRAWS_PER_JOB):
+        if enough.reached([null for null, _ in nulls]):
+            break
+        add(jobs.request(MORE_SHUFFLED_JOB, [Span(planned + span.first, planned + span.end)]))
+    return nulls
 
 
 def _row(null: Null) -> NullDirection:
@@ -75,39 +110,46 @@ def _row(null: Null) -> NullDirection:
     return NullDirection(null.family, null.draw, null.cosine, null.energy, direction.position, direction.layer)
 
 
-def _material(run: SeedRun, direction: Direction) -> Material:
-    """Training activations at the site of the direction, the topics of the negatives, and the other contrast if any."""
+def _material(run: SeedRun, direction: Direction) -> tuple[Material, UnrelatedSource | None]:
+    """Training activations at the site of the direction, and what the family `unrelated` halves."""
     runner, plan, contrast = run.runner("nulls"), run.protocol.nulls, None
 
     def read(sequences: Sequence[TokenIds]) -> Tensor:
         return at_site(runner, sequences, direction.position, direction.layer)
 
-    if plan.unrelated and "unrelated" in plan.families:
+    is_drawn = "unrelated" in plan.families
+    if plan.unrelated and is_drawn:
         other = read_contrast(plan.unrelated).prompts
         first, second = (read(run.encoded([p for p in other if p.label == label])) for label in LABELS)
         contrast = (first, second)
-    topics = [p.category for p in run.rows("train", "negative", run.extraction.kept.train.negative)]
     positive, negative = (read(sequences) for sequences in run.kept_sequences("train"))
-    return Material(positive, negative, topics, contrast, plan.top)
+    categories = [p.category for p in run.rows("train", "negative", run.extraction.kept.train.negative)]
+    topics, are_clusters = topics_of(categories, negative)
+    source: UnrelatedSource = "contrast" if contrast else "clusters" if are_clusters else "categories"
+    return Material(positive, negative, topics, contrast, plan.top), source if is_drawn else None
 
 
 def _prepare_shuffled(run: SeedRun) -> Callable[[Span], ShuffledDraws]:
-    """One pass over the training prompts gives the differences of all draws."""
-    plan = run.protocol.nulls
+    """One pass over the training prompts gives the differences of all planned draws."""
+    return _shuffled(run, range(run.protocol.nulls.total("shuffled")))
+
+
+def _prepare_more_shuffled(run: SeedRun) -> Callable[[Span], ShuffledDraws]:
+    """The same for further draws; a pass for each job, because few jobs are needed."""
+    return lambda span: _shuffled(run, span.range)(span)
+
+
+def _shuffled(run: SeedRun, draws: range) -> Callable[[Span], ShuffledDraws]:
     differences = shuffled_differences(
-        run.runner("nulls"),
-        run.kept_sequences("train"),
-        run.candidates,
-        run.positions,
-        draws=plan.total("shuffled"),
-        seed=run.seed,
+        run.runner("nulls"), run.kept_sequences("train"), run.candidates, run.positions, draws=draws, seed=run.seed
     )
 
     if differences is None:
         return lambda span: ShuffledDraws(())
-    sites = scored_sites(run.selection.candidates)
+    plan, sites = run.protocol.nulls, scored_sites(run.selection.candidates)
     shuffled = ShuffledSelection(
         RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only()),
+        draws,
         differences,
         run.kept_sequences("val"),
         plan.procedure_prompts,
@@ -117,10 +159,11 @@ def _prepare_shuffled(run: SeedRun) -> Callable[[Span], ShuffledDraws]:
 
     def compute(span: Span) -> ShuffledDraws:
         refits = shuffled.refits(span.range)
-        draws = (ShuffledDraw(r.position, r.layer, tuple(r.vector.tolist()), r.passed) for r in refits)
-        return ShuffledDraws(tuple(draws))
+        found = (ShuffledDraw(r.position, r.layer, tuple(r.vector.tolist()), r.passed) for r in refits)
+        return ShuffledDraws(tuple(found))
 
     return compute
 
 
 SHUFFLED_JOB = JobKind("shuffled", Span, ShuffledDraws, _prepare_shuffled)
+MORE_SHUFFLED_JOB = JobKind("more shuffled", Span, ShuffledDraws, _prepare_more_shuffled)

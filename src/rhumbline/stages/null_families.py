@@ -5,7 +5,8 @@ The name of a family states what its draws share with the direction, weakest fir
     isotropic       the norm only: uniformly distributed over all directions (the blog's control)
     covariance      the spread of the activations: a draw from N(0, Sigma) of the negatives at the site
     top-pc          their main axes: uniformly distributed in the span of the first principal components
-    unrelated       a difference in means at the site, between topics of the negatives or classes of another contrast
+    unrelated       a difference in means at the site, between topics of the negatives (categories, or clusters of their
+                    activations) or classes of another contrast
     shuffled-site   the difference in means of balanced pseudo-classes at the site
     shuffled        the whole procedure, extraction and selection, on balanced pseudo-classes (drawn in refits.py)
 
@@ -37,7 +38,7 @@ class Material:
     positive: Float[Tensor, "positive d_model"]
     negative: Float[Tensor, "negative d_model"]
     topics: Sequence[str | None] = ()
-    """Category of each negative. Without categories the family `unrelated` needs `contrast`."""
+    """Topic of each negative: its category or its cluster. Without topics the family `unrelated` needs `contrast`."""
     contrast: tuple[Float[Tensor, "first d_model"], Float[Tensor, "second d_model"]] | None = None
     """Activations of the two classes of another contrast (`nulls.unrelated`)."""
     top: int = 10
@@ -121,6 +122,43 @@ def split_topics(topics: Sequence[str | None], rng: np.random.Generator) -> Bool
     return torch.tensor([t in chosen for t in topics])
 
 
+LEAST_TOPICS = 6
+"""Smallest number of categories whose halves give 19 draws; fewer are replaced by clusters."""
+CLUSTERS = 8
+"""Clusters of the negatives that take the place of topics."""
+
+
+def topics_of(categories: Sequence[str | None], negative: Activations) -> tuple[Sequence[str | None], bool]:
+    """The topic of each negative, and whether the topics are clusters of the activations.
+
+    Categories, if every negative has one and there are at least `LEAST_TOPICS`; otherwise the clusters of `clusters`.
+    """
+    if None not in categories and len(set(categories)) >= LEAST_TOPICS:
+        return categories, False
+    return clusters(negative, CLUSTERS), True
+
+
+def clusters(h: Activations, k: int, rounds: int = 50) -> list[str | None]:
+    """The cluster of each row: k-means in the span of the first principal components (Lloyd 1982).
+
+    Centres start at rows far from each other, so the result does not depend on chance. Fewer rows than clusters: none.
+    """
+    if len(h) < k:
+        return [None] * len(h)
+    x = (h.double() - h.double().mean(0)) @ components(h, 10).double().T
+    centres = x[:1]
+    for _ in range(k - 1):
+        centres = torch.cat([centres, x[torch.cdist(x, centres).min(1).values.argmax()][None]])
+    nearest = torch.cdist(x, centres).argmin(1)
+    for _ in range(rounds):
+        centres = torch.stack([x[nearest == i].mean(0) if (nearest == i).any() else centres[i] for i in range(k)])
+        again = torch.cdist(x, centres).argmin(1)
+        if bool((again == nearest).all()):
+            break
+        nearest = again
+    return [str(i) for i in nearest.tolist()]
+
+
 def unrelated(material: Material, rng: np.random.Generator) -> Vector | None:
     """A difference in means that is independent of the behaviour; None without a contrast and without topics.
 
@@ -137,39 +175,70 @@ def unrelated(material: Material, rng: np.random.Generator) -> Vector | None:
     return (first.mean(0) - second.mean(0)).float()
 
 
-def draw_nulls(direction: Direction, material: Material, plan: Mapping[str, int], *, seed: int) -> list[Null]:
+@dataclass(frozen=True)
+class Enough:
+    """When a family has enough draws: those that were planned, and so many that are comparable with the direction."""
+
+    comparable: int = 0
+    """Smallest number of comparable draws."""
+    same_cosine: float | None = None
+    """A draw with a larger |cosine| is not comparable. None: every draw is."""
+    limit: int = 1
+    """Draws are added up to this many times the planned number."""
+
+    def reached(self, nulls: Sequence[Null]) -> bool:
+        """Whether these draws of one family contain enough comparable ones."""
+        return sum(self.same_cosine is None or abs(n.cosine) <= self.same_cosine for n in nulls) >= self.comparable
+
+
+def draw_nulls(
+    direction: Direction, material: Material, plan: Mapping[str, int], *, seed: int, enough: Enough = Enough()
+) -> list[Null]:
     """Draws of each family at the site of the direction; `plan` is the number of draws by family, without `shuffled`.
 
     A family that the material does not allow (no topics, no spread, a class of one prompt) has no draws. Few topics can
     be halved in few ways only. A draw that repeats an earlier one is excluded, so that the floor of the rank stays
-    correct.
+    correct. Draws are added until there are enough, or the limit is reached.
     """
     nulls: list[Null] = []
     seen: set[bytes] = set()
     axes = components(material.negative, material.top)
-    alone = min(len(material.positive), len(material.negative)) < 2
     for family, draws in plan.items():
-        for draw in range(draws):
-            rng = generator(seed, family, draw)
-            match family:
-                case "isotropic":
-                    v = isotropic(direction.vector.shape[0], rng)
-                case "covariance":
-                    v = covariance(material.negative, rng)
-                case "top-pc":
-                    v = top_pc(axes, rng)
-                case "unrelated":
-                    v = unrelated(material, rng)
-                case "shuffled-site":
-                    v = None if alone else shuffled_site(material.positive, material.negative, rng)
-                case _:
-                    raise ProtocolError(f"family {family!r} is not drawn at a site.")
+        of_family: list[Null] = []
+        for draw in range(draws * enough.limit):
+            if draw >= draws and enough.reached(of_family):
+                break
+            v = _draw(family, direction, material, axes, generator(seed, family, draw))
             if v is None or not 0 < float(v.norm()) < float("inf"):
                 continue
             if (key := v.numpy().tobytes()) not in seen:
                 seen.add(key)
-                nulls.append(as_null(family, draw, v, direction, material))
+                of_family.append(as_null(family, draw, v, direction, material))
+        nulls += of_family
     return nulls
+
+
+def _draw(
+    family: str,
+    direction: Direction,
+    material: Material,
+    axes: Float[Tensor, "component d_model"],
+    rng: np.random.Generator,
+) -> Vector | None:
+    """One draw of a family, not rescaled; None if the material does not allow it."""
+    match family:
+        case "isotropic":
+            return isotropic(direction.vector.shape[0], rng)
+        case "covariance":
+            return covariance(material.negative, rng)
+        case "top-pc":
+            return top_pc(axes, rng)
+        case "unrelated":
+            return unrelated(material, rng)
+        case "shuffled-site":
+            is_alone = min(len(material.positive), len(material.negative)) < 2
+            return None if is_alone else shuffled_site(material.positive, material.negative, rng)
+    raise ProtocolError(f"family {family!r} is not drawn at a site.")
 
 
 def as_null(family: str, draw: int, v: Vector, like: Direction, material: Material) -> Null:

@@ -29,7 +29,7 @@ from rhumbline.stages.doses import DOSE_JOB, measure_doses
 from rhumbline.stages.extraction import extract_candidates
 from rhumbline.stages.level_texts import measure_levels
 from rhumbline.stages.losses import write_losses
-from rhumbline.stages.null_directions import SHUFFLED_JOB, draw_null_directions
+from rhumbline.stages.null_directions import MORE_SHUFFLED_JOB, SHUFFLED_JOB, draw_null_directions
 from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
 from rhumbline.stages.refusal_tokens import find_tokens
 from rhumbline.stages.seed_run import SeedRun
@@ -42,7 +42,8 @@ from rhumbline.stages.system_prompts import write_conditions
 from rhumbline.stages.wide_nulls import WIDE_JOB, measure_wide_nulls
 
 JOB_KINDS: Mapping[str, JobKind[Any, Any]] = {
-    kind.name: kind for kind in (CANDIDATE_JOB, SHUFFLED_JOB, OUTCOME_JOB, WIDE_JOB, DOSE_JOB, REFIT_JOB)
+    kind.name: kind
+    for kind in (CANDIDATE_JOB, SHUFFLED_JOB, MORE_SHUFFLED_JOB, OUTCOME_JOB, WIDE_JOB, DOSE_JOB, REFIT_JOB)
 }
 """Every kind of job, by name."""
 

@@ -145,16 +145,16 @@ def shuffled_differences(
     candidates: Candidates,
     positions: Sequence[Position],
     *,
-    draws: int,
+    draws: Sequence[int],
     seed: int,
 ) -> Float[Tensor, "draw position layer d_model"] | None:
     """Differences in means of pseudo-classes, each with half of either true class; None for too few prompts.
 
     Every difference is rescaled to the norm of the true difference at its site, so that additions are comparable.
     """
-    if draws == 0 or min(len(s) for s in train) < 2:
+    if len(draws) == 0 or min(len(s) for s in train) < 2:
         return None
-    signs = [torch.stack([halves(len(s), generator(seed, "shuffled", d)) for d in range(draws)]) for s in train]
+    signs = [torch.stack([halves(len(s), generator(seed, "shuffled", d)) for d in draws]) for s in train]
     sums = [weighted_sums(runner, s, positions, w) for s, w in zip(train, signs, strict=True)]
     differences = torch.nn.functional.normalize(sums[0] + sums[1], dim=-1).float()
     return differences * candidates.float().norm(dim=-1, keepdim=True)
@@ -179,6 +179,8 @@ class ShuffledSelection:
     """Selection on pseudo-classes."""
 
     selection: RefitSelection
+    draws: Sequence[int]
+    """Numbers of the draws."""
     differences: Float[Tensor, "draw position layer d_model"]
     val: tuple[Sequences, Sequences]
     prompts: int
@@ -196,8 +198,10 @@ class ShuffledSelection:
             if not (classes.positive and classes.negative):
                 continue
             positive, negative = ([sequences[i] for i in some] for some in classes)
-            selection = self._screened[draw]
-            refit = selection.select(self.differences[draw], _equally_weighted(selection.scorer, positive, negative))
+            place = self.draws.index(draw)
+            selection = self._screened[place]
+            weighted = _equally_weighted(selection.scorer, positive, negative)
+            refit = selection.select(self.differences[place], weighted)
             if refit is not None:
                 refits.append(refit)
         return refits
@@ -216,7 +220,7 @@ class ShuffledSelection:
         every = [d for some in of_draw for d in some.values()]
         ablation, addition = first_order(scorer.runner, [*self.val[0], *self.val[1]], scorer.metric, every)
         screened_selections, start = [], 0
-        for draw, directions in enumerate(of_draw):
+        for draw, directions in zip(self.draws, of_draw, strict=True):
             classes, here, sites = self._classes(draw), slice(start, start + len(directions)), list(directions)
             bypass, induce = ablation[here, classes.positive].mean(1), addition[here, classes.negative].mean(1)
             estimates = [Estimates(*pair) for pair in zip(bypass.tolist(), induce.tolist(), strict=True)]

@@ -14,8 +14,8 @@ import torch
 
 from rhumbline.axes import TokenIds
 from rhumbline.errors import ProtocolError
+from rhumbline.evidence.seed_evidence import USABLE_AUROC
 from rhumbline.evidence.statistics import auroc
-from rhumbline.evidence.verdict import USABLE_AUROC
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.score import TextJudge, score_of

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
+from rhumbline.errors import ProtocolError
 from rhumbline.evidence.detectable_effects import detectable
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
@@ -22,6 +23,7 @@ from rhumbline.records.directory import SCHEMA, RunDirectory
 from rhumbline.records.protocol_file import ProtocolContext, SplitPlan, Versions
 from rhumbline.records.shared import ByLabel, BySplit, ModelFacts, NearDuplicates
 from rhumbline.records.source_hash import code_sha256
+from rhumbline.records.verdict_rule import VERSION
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.system_prompts import chats_of
 from rhumbline.stages.timings import Timings
@@ -45,8 +47,13 @@ class RunPlan:
     @classmethod
     def of(cls, model: ChatModel, contrast: ContrastSet, protocol: Protocol, texts: LossTexts = NO_TEXTS) -> "RunPlan":
         """Sample the splits of every seed and check the chat template on the prompts of the run."""
+        if protocol.rule.version < VERSION:
+            raise ProtocolError(
+                f"rule {protocol.rule.name} has version {protocol.rule.version}, by which finished runs are verified: "
+                f"new runs need version {VERSION}. Change a named rule, or set version = {VERSION}."
+            )
         protocol = resolved(protocol, contrast)
-        splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+        splits = {seed: splits_of(contrast, protocol, seed) for seed in protocol.seeds}
         prompts = (*prompts_of(contrast, splits.values()), *contrast.neutral)
         chat = Chat.of(model.tokenizer, protocol.chat, prompts)
         chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
@@ -114,6 +121,12 @@ class RunPlan:
             self.chats,
             self.contrast.neutral,
         )
+
+
+def splits_of(contrast: ContrastSet, protocol: Protocol, seed: int) -> Splits:
+    """The prompts that one seed of a run reads."""
+    splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
+    return splits if protocol.reads is None else splits.first(protocol.reads)
 
 
 def resolved(protocol: Protocol, contrast: ContrastSet) -> Protocol:

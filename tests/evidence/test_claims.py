@@ -1,0 +1,232 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from make_evidence import known, ranked, with_effects, with_family
+from rhumbline.evidence.claims import claim_of, combined, seed_claims
+from rhumbline.evidence.verdict_rules import ARDITI2024, RHUMBLINE, STYLE
+from rhumbline.records.claims import ClaimKind
+from rhumbline.records.codec import convert, to_json
+from rhumbline.records.effect_results import MeanInterval, RelativeChange, Shift
+from rhumbline.records.reasons import NoCandidate
+from rhumbline.records.results import LevelUnit
+from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason
+
+SHOWN, REFUTED, UNDECIDED, NOT_TESTED = ClaimState
+SUPPRESSES, INDUCES, BEATS_NULLS, INTACT, STABLE, UNIQUE = ClaimKind
+
+
+def claim(kind, evidence, rule=RHUMBLINE):
+    return claim_of(kind, seed_claims(rule, evidence))
+
+
+def states(evidence, rule=RHUMBLINE):
+    return [claim.state for claim in seed_claims(rule, evidence)]
+
+
+def test_a_clear_effect_shows_every_claim_but_uniqueness():
+    claims = seed_claims(RHUMBLINE, known())
+    assert [c.kind for c in claims] == list(ClaimKind)
+    assert [c.state for c in claims] == [SHOWN] * 5 + [NOT_TESTED]
+    assert claims[0].number == "1.00 [0.96, 1.00], n = 100"
+    assert claims[-1].reason == "no second direction was fitted"
+    assert [convert(to_json(c), type(c)) for c in claims] == list(claims)
+
+
+# -- effects ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "state"),
+    [
+        ({"base": 62, "ablated": 2}, SHOWN),  # Yi-6B, published: absolute margins left it open
+        ({"base": 60, "ablated": 0}, SHOWN),
+        ({"base": 100, "ablated": (38, 30)}, UNDECIDED),  # counted as suppressed before
+        ({"base": 100, "ablated": (0, 100)}, UNDECIDED),  # broken text shows nothing
+        ({"base": 100, "ablated": (90, 5)}, REFUTED),  # even if they count
+        ({"base": 100, "ablated": 38}, SHOWN),
+        ({"base": 100, "ablated": 45}, UNDECIDED),
+        ({"base": 60, "ablated": 45}, REFUTED),
+    ],
+)
+def test_suppression_is_relative_and_degenerate_completions_count_against_it(counts, state):
+    assert claim(SUPPRESSES, known(**counts)).state is state
+
+
+@pytest.mark.parametrize(
+    ("counts", "state"),
+    [
+        ({"plain": 5, "added": 88}, SHOWN),
+        ({"plain": 16, "added": 84}, SHOWN),  # the blog
+        ({"added": (40, 40)}, UNDECIDED),
+        ({"added": (0, 100)}, UNDECIDED),
+        ({"added": (5, 10)}, REFUTED),
+        ({"plain": 40, "added": 100}, SHOWN),  # all that could be induced
+        ({"plain": 40, "added": 55}, REFUTED),
+    ],
+)
+def test_induction_is_relative_and_degenerate_completions_count_against_it(counts, state):
+    assert claim(INDUCES, known(**counts)).state is state
+
+
+def test_the_reason_of_an_undecided_effect_has_its_numbers():
+    reason = claim(SUPPRESSES, known(ablated=(38, 30))).reasons[0]
+    assert (reason.code, reason.value, reason.bound) == (VerdictCode.EFFECT_SIZE, pytest.approx(0.32), 0.5)
+    assert reason.most > 0.5
+    assert "up to 0.70 if degenerate completions count" in reason.text
+    assert reason.prompts is None  # more prompts would not decide it
+    reason = claim(SUPPRESSES, known(base=100, ablated=45)).reasons[0]
+    assert reason.prompts > 100
+    assert "prompts per class would decide it" in reason.text
+
+
+def test_a_point_estimate_decides_by_a_rule_that_reads_estimates():
+    assert claim(SUPPRESSES, known(ablated=50), ARDITI2024).state is SHOWN
+    assert claim(SUPPRESSES, known(ablated=51), ARDITI2024).state is REFUTED
+    assert claim(SUPPRESSES, known(ablated=50)).state is UNDECIDED
+
+
+def test_what_was_not_measured_is_not_tested():
+    evidence = known()
+    assert claim(SUPPRESSES, replace(evidence, effects=evidence.effects[1:])).state is NOT_TESTED
+    unknown = with_effects(evidence, relative=RelativeChange(value=None, low=None, high=None, n=0))
+    assert claim(INDUCES, unknown).state is NOT_TESTED
+    assert claim(INTACT, replace(evidence, damage=(), shift=Shift(None, None, None, 0))).state is NOT_TESTED
+    assert claim(STABLE, replace(evidence, stability=None)).state is NOT_TESTED
+
+
+# -- nulls ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_family_of_the_rule_must_be_exceeded():
+    assert "unrelated" in RHUMBLINE.families
+    evidence = known()
+    for family in RHUMBLINE.families:
+        close = with_family(evidence, "relative_gap", family, RelativeChange(value=0.1, low=0.0, high=0.2, n=100))
+        beats = claim(BEATS_NULLS, close)
+        assert (beats.state, beats.reasons[0].family) == (REFUTED, family)
+    open_gap = with_family(evidence, "relative_gap", "top-pc", RelativeChange(value=0.3, low=0.1, high=0.5, n=100))
+    assert claim(BEATS_NULLS, open_gap).state is UNDECIDED
+    lacking = with_effects(
+        evidence, relative_gap={f: g for f, g in evidence.effects[0].relative_gap.items() if f != "unrelated"}
+    )
+    beats = claim(BEATS_NULLS, lacking)
+    assert (beats.state, beats.reasons[0].code) == (UNDECIDED, VerdictCode.NULL_NOT_MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("beaten", "comparable", "state"),
+    [
+        (0, 19, SHOWN),
+        (0, 18, UNDECIDED),  # too few draws for any p
+        (1, 19, UNDECIDED),  # p = 0.1: no evidence that the family reaches the effect often
+        (19, 19, REFUTED),
+        (4, 99, SHOWN),
+        (8, 99, UNDECIDED),
+        (20, 99, REFUTED),
+    ],
+)
+def test_the_rank_among_comparable_draws(beaten, comparable, state):
+    evidence = with_family(known(), "wide", "top-pc", ranked(beaten, comparable))
+    assert claim(BEATS_NULLS, evidence).state is state
+
+
+def test_a_null_that_breaks_the_text_is_no_competitor_and_no_support():
+    broken = claim(BEATS_NULLS, known(ablated_nulls=[(0, 100)] * 3))
+    assert broken.state is SHOWN
+    effective = claim(BEATS_NULLS, known(ablated_nulls=[0] * 3))
+    assert effective.state is REFUTED
+
+
+def test_one_completed_draw_of_one_family_does_not_decide_a_gap():
+    one = known(ablated_nulls=[100], added_nulls=[0])
+    assert claim(BEATS_NULLS, one).state is UNDECIDED
+    assert claim(BEATS_NULLS, one, ARDITI2024).state is SHOWN
+
+
+# -- damage and stability ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "state", "code"),
+    [
+        ({"kl": 0.5}, REFUTED, VerdictCode.KL_TOO_LARGE),
+        ({"kl": 0.19}, UNDECIDED, VerdictCode.KL_TOO_LARGE),
+        ({"ablated": (0, 60)}, REFUTED, VerdictCode.DEGENERATE),
+        ({"added": (40, 60)}, REFUTED, VerdictCode.DEGENERATE),
+        ({"added": (70, 30)}, UNDECIDED, VerdictCode.DEGENERATE),
+        ({"ablated_negatives": (0, 60)}, REFUTED, VerdictCode.DEGENERATE),
+        ({"ablated_negatives": 40}, REFUTED, VerdictCode.OVER_REFUSAL),
+        ({"base": (60, 40), "ablated": (0, 40)}, SHOWN, VerdictCode.KL_TOO_LARGE),  # degenerate before already
+    ],
+)
+def test_the_rest_stays_intact(counts, state, code):
+    intact = claim(INTACT, known(**counts))
+    assert (intact.state, intact.reasons[0].code) == (state, code)
+    assert claim(INTACT, known(**counts), ARDITI2024).reasons[0].code is VerdictCode.NOT_IN_RULE
+
+
+def test_refits_decide_stability():
+    assert claim(STABLE, known(cosine=0.9)).state is SHOWN
+    assert claim(STABLE, known(cosine=0.5)).state is REFUTED
+    wide = replace(known().stability, cosine=MeanInterval(0.8, 0.6, 0.95))
+    assert claim(STABLE, replace(known(), stability=wide)).state is UNDECIDED
+
+
+# -- nothing to test --------------------------------------------------------------------------------------------------
+
+
+NO_TOKENS = VerdictReason(code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "code"),
+    [
+        (known(base=40), VerdictCode.BASELINE_TOO_LOW),
+        (known(base=55, plain=50), VerdictCode.LABELS_NOT_INFORMATIVE),
+        (replace(known(), arms=()), VerdictCode.BASELINE_NOT_MEASURED),
+        (replace(known(), no_candidate=NO_TOKENS), VerdictCode.NO_CANDIDATE),
+    ],
+)
+def test_nothing_is_tested_without_a_baseline_a_candidate_or_informative_labels(evidence, code):
+    claims = seed_claims(RHUMBLINE, evidence)
+    assert {c.state for c in claims} == {NOT_TESTED}
+    assert {c.reasons[0].code for c in claims} == {code}
+
+
+def test_negatives_that_show_the_behaviour_leave_induction_untested():
+    crowded = known(base=100, plain=60, added=100, ablated_negatives=0)
+    assert states(crowded)[:4] == [SHOWN, NOT_TESTED, SHOWN, SHOWN]
+    assert claim(INDUCES, crowded).reason == "negatives have 0.60 > 0.50 at baseline"
+
+
+def test_a_level_needs_classes_that_the_score_separates():
+    unit = LevelUnit(0.4, 0.0, 0.4, 0.3, 0.5, 1.0, 1.0, (100, 100), "baseline")
+    assert states(replace(known(), unit=unit), STYLE)[0] is SHOWN
+    for area in (0.6, None):
+        fault = seed_claims(STYLE, replace(known(), unit=replace(unit, auroc_low=area)))[0].reasons[0]
+        assert fault.code in (VerdictCode.CLASSES_NOT_SEPARATED, VerdictCode.CLASSES_NOT_MEASURED)
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(list(ClaimState)), min_size=1))
+def test_a_claim_is_as_good_as_its_conditions(some):
+    state = combined(some)
+    assert (state is REFUTED) == (REFUTED in some)
+    assert (state is SHOWN) == all(s is SHOWN for s in some)
+    assert (state is NOT_TESTED) == all(s is NOT_TESTED for s in some)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(50, 100), st.integers(0, 100), st.integers(0, 100))
+def test_degenerate_text_never_shows_and_never_refutes_suppression_alone(base, shown, degenerate):
+    degenerate = min(degenerate, 100 - shown)
+    counts = ((shown, degenerate), shown + degenerate, shown)
+    without_nulls = (known(base=base, ablated=count, ablated_nulls=[], added_nulls=[]) for count in counts)
+    counted, as_shown, as_gone = (claim(SUPPRESSES, evidence).state for evidence in without_nulls)
+    assert (counted is SHOWN) == (as_shown is SHOWN)
+    assert (counted is REFUTED) == (as_gone is REFUTED)
