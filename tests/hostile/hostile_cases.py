@@ -53,6 +53,10 @@ BASES: Mapping[str, Words] = {
     "analyze suffix": {**_ANALYSIS, "--suffix": "SUFFIX"},
     "analyze directions": _ANALYSIS,
     "analyze monitor": {**_ANALYSIS, "--suffix": "SUFFIX"},
+    "analyze damage": _ANALYSIS,
+    "push": {"source": "RUN", "repository": "me/mine"},
+    "chat": {"model": "MODEL", "--direction": "DIRECTION", "--prompt": "Hello."},
+    "play": {"model": "MODEL", "--direction": "DIRECTION"},
     "analyze dissociation": {
         "run": "RUN", "other": "RUN", "--model": "MODEL", "--contrasts": "CONTRAST", "--out": "OUT",
     },
@@ -132,6 +136,16 @@ OPTIONS: Mapping[str, Kind] = {
     "--sources": WORD | just("gradient,gradient"),
     "--to": WORD,
     "--system": {},
+    "--prompt": {},
+    "--null": WORD,
+    "--license": WORD,
+    "push --dry-run": OUT,
+    "source": DIRECTION | RUN,
+    "repository": WORD,
+    "--strength": real(),
+    "--port": whole(0),
+    "chat --coefficient": real(),
+    "play --coefficient": real(),
     # numbers
     "--nulls": whole(1),
     "--wide-nulls": whole(0) | just("9"),
@@ -166,6 +180,10 @@ OPTIONS: Mapping[str, Kind] = {
     "--rank": whole(1),
 }  # fmt: skip
 """The kind of every option that takes a value: by its name, or by its command and name where commands differ."""
+
+
+LATE_COMMANDS = {"analyze damage", "push", "chat", "play"}
+"""Commands whose options are tried by `make hostile` only: they load a model or connect first."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +260,8 @@ def cases() -> list[Case]:
         key = (name, id(OPTIONS.get(f"{command} {name}", OPTIONS.get(name))))
         some = list(kind.items()) if key not in tried or action.nargs == 0 else sample(kind, len(found))
         tried.add(key)
+        if command in LATE_COMMANDS:
+            some = [(what, replace(value, is_late=True)) for what, value in some]
         found += [Case(command, name, what, value) for what, value in some]
     return found
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from hostile_answers import Accepted, names_input
-from hostile_cases import BASES, Case, arguments_of, cases, kind_of, line, name_of
+from hostile_cases import BASES, LATE_COMMANDS, Case, arguments_of, cases, kind_of, line, name_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, when hostile tensors are written and read
 CASES = cases()
@@ -32,7 +32,7 @@ def test_a_new_option_would_be_missing():
     assert kind_of("run", new) is None
 
 
-@pytest.mark.parametrize("command", [name for name in BASES if name not in ("report", "data check")])
+@pytest.mark.parametrize("command", [name for name in BASES if name not in {"report", "data check", *LATE_COMMANDS}])
 def test_the_healthy_line_is_accepted(command, words, accepting, answer, tmp_path):
     if command == "evaluate":
         pytest.importorskip("lm_eval")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.logging import RichHandler
 
@@ -24,6 +24,8 @@ from rhumbline.cli import (
     judge,
     label,
     models,
+    play,
+    push,
     recompute,
     reproduce,
     runs,
@@ -34,13 +36,15 @@ from rhumbline.cli.execute import execute
 
 COMMANDS = (
     runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, label, judge, edit_export,
-    models,
+    push, play, models,
 )  # fmt: skip
 """Modules in the order of the help."""
 TEXTS = ("system",)
 """Arguments that can be empty."""
 LONGEST_MESSAGE = 1000
 """Characters of a message on arguments."""
+SHELLS = ("bash", "zsh", "tcsh")
+"""Shells with completion."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +94,19 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(text))
 
 
+class PrintCompletion(argparse.Action):
+    """Prints a script that completes commands, options and files in a shell."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Print the script and exit; exit with code 2 if shtab is not installed."""
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            parser.error('--print-completion needs shtab: pip install "rhumbline[completion]".')
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 def parser() -> Parser:
     """Every command with its options."""
     top = Parser(
@@ -97,6 +114,8 @@ def parser() -> Parser:
         description="Is a behaviour of a chat model mediated by a single direction, and how confident can one be?",
     )
     top.add_argument("--version", action="version", version=f"rhumbline {version('rhumbline')}")
+    completion = "print the completion script of a shell, and stop; extra `completion`"
+    top.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, help=completion)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     top.commands = commands.choices
 

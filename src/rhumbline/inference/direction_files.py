@@ -24,7 +24,10 @@ FORMAT = "rhumbline-direction-1"
 """Value of `format` in the metadata."""
 MOST_NUMBERS = 2**28
 """Numbers of a table of directions, at most."""
-TEXTS = ("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256")
+TEXTS = (
+    *("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256"),
+    *("hub", "revision"),
+)
 """Fields of the origin that are texts in the metadata."""
 
 
