@@ -58,6 +58,8 @@ class SeedArms:
     """The selected direction; None: the baseline is the only arm."""
     nulls: Sequence[Null]
     addition: AdditionParameters
+    spared: int = 0
+    """Tokens at the start of a text that ablations do not edit."""
     same_cosine: float | None = None
     """Nulls with a larger |cosine| are aligned with the direction; they complete nothing. None: every null can."""
 
@@ -75,7 +77,7 @@ class SeedArms:
             case ArmKind.BASELINE:
                 return ()
             case ArmKind.ABLATION:
-                return (Ablate(self._direction(arm)),)
+                return (Ablate(self._direction(arm), spared=self.spared),)
             case ArmKind.ADDITION:
                 return (Add(self._direction(arm), coefficient, positions),)
             case ArmKind.SUBTRACTION:
@@ -125,7 +127,9 @@ class SeedArms:
         arms = []
         for arm, direction in directions.items():
             for dose in doses:
-                intervention = Ablate(direction, dose) if label == "positive" else Add(direction, dose, positions)
+                intervention = (
+                    Ablate(direction, dose, self.spared) if label == "positive" else Add(direction, dose, positions)
+                )
                 arms.append(DoseArm(arm, dose, Arm(f"{arm} {dose}", (intervention,))))
         return arms
 
