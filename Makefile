@@ -42,7 +42,7 @@ order: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_architecture.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 families: $(READY)
 	$(BIN)/python benchmarks/families_table.py

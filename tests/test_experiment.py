@@ -18,10 +18,12 @@ from rhumbline import contrast_from_prompts, discover, load, preset, read_contra
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.inference import decoding
 from rhumbline.inference.runner import Runner
+from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import AdditionSettings, DoseSettings, NullSettings, StabilitySettings
+from rhumbline.protocol import AdditionSettings, DoseSettings, ExtractionSettings, NullSettings, StabilitySettings
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.files import read_rows
+from rhumbline.stages.seed_run import read_positions
 
 
 def results_of(path: Path) -> dict:
@@ -79,9 +81,8 @@ def test_a_model_without_a_single_direction_gets_another_verdict(name, verdict, 
     assert verify(tmp_path / "run") == []
 
 
-LAST_OF_THE_INSTRUCTION = -6
-"""Before the five tokens of the template."""
-PRESETS = {"arditi2024": range(LAST_OF_THE_INSTRUCTION + 1, 0), "blog2026": [LAST_OF_THE_INSTRUCTION]}
+PRESETS = {"arditi2024": range(-5, 0), "blog2026": [-1]}
+"""The positions that each preset reads; the template has five tokens after the instruction."""
 CRITERIA = {"arditi2024": "by the paper's criteria", "blog2026": "by the blog's criteria"}
 
 
@@ -93,6 +94,13 @@ def test_every_preset_of_refusal_runs(name, organism, tmp_path):
     (seed,) = results["seeds"]
     assert {a["arm"].split(":")[1] for a in seed["arms"] if ":" in a["arm"]} == {"isotropic"}
     assert seed["selected"]["position"] in PRESETS[name]
+
+
+@pytest.mark.parametrize(("name", "position"), [("last-token", -1), ("last-instruction", -6)])
+def test_both_readings_of_the_final_instruction_token_can_be_selected(name, position, organism):
+    model, _ = job(organism)
+    chat = Chat.of(model.tokenizer)
+    assert [int(p) for p in read_positions(ExtractionSettings(name), chat)] == [position]
 
 
 def test_rows_hold_no_text_unless_asked(every_stage, texts_run):
@@ -125,6 +133,8 @@ def test_the_evidence_is_in_the_results(every_stage):
         assert [claim["claim"] for claim in seed["claims"]] == [str(kind) for kind in ClaimKind]
         assert seed["dose"]["fragility"]["fragility"] > 0
         assert seed["stability"]["refits"] == 4
+        assert seed["second"]["selected"] != seed["selected"]
+        assert seed["claims"][-1]["status"] == "undecided"  # one axis was planted, and no second direction passes
         assert seed["stability"]["cosine"]["mean"] > 0.8
         assert {r["length"] for r in seed["readouts"]["lengths"]} == {"full"}  # 12 tokens: no shorter text is read
         assert ("addition-prompt", "negative") in {(a["arm"], a["set"]) for a in seed["arms"]}

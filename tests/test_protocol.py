@@ -156,8 +156,9 @@ def test_a_quick_protocol_has_the_rule_of_the_whole_one(name):
     assert first.quick
     assert not whole.quick
     assert len(first.seeds) == 1
-    for part in ("train", "val", "test"):
-        assert getattr(first.sizes, part) <= getattr(whole.sizes, part)
+    assert first.sizes == whole.sizes  # the same sample, of which it reads the first prompts
+    assert first.reads is not None
+    assert whole.reads is None
     if whole.rule.max_p is not None:
         # As few draws as the rule permits, and not fewer.
         assert all(1 / (first.nulls.total(f) + 1) <= whole.rule.max_p + 1e-9 for f in whole.rule.families)

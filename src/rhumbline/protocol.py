@@ -37,14 +37,15 @@ class ExtractionSettings:
     """Where candidates are read."""
 
     positions: str = "post-instruction"
-    """post-instruction: all template tokens after the instruction (the paper). last-instruction: the last token of the
-    instruction (the blog). response-mean: the mean over the tokens of the response in the contrast. response:K: the
-    K-th token of the response. auto: response-mean for a contrast of texts, otherwise post-instruction."""
+    """post-instruction: all template tokens after the instruction (the paper). last-token: the last of them, position
+    -1 (the blog). last-instruction: the last token of the user's text. response-mean: the mean over the tokens of the
+    response in the contrast. response:K: the K-th token of the response. auto: response-mean for a contrast of texts,
+    otherwise post-instruction."""
     filter: bool = True
     """Keep only train and validation prompts whose metric has the sign of their class (positive or negative)."""
 
     def __post_init__(self):
-        known = ("post-instruction", "last-instruction", "response-mean", "auto")
+        known = ("post-instruction", "last-token", "last-instruction", "response-mean", "auto")
         if self.positions not in known and self.response_position is None:
             raise ProtocolError(
                 f"extraction.positions is {self.positions!r}; use {', '.join(known)}, or response:K with K from 1 up."
@@ -163,18 +164,30 @@ class DoseSettings:
 
     strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     """Strengths a of the ablation, x - a r r^T x. Empty: no curve."""
-    coefficients: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-    """Coefficients of the addition. Empty: no curve."""
+    coefficients: tuple[float, ...] = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    """Coefficients of the addition: negative ones (subtraction) on positives, the others on negatives. Empty: no
+    curve."""
     draws: int = 2
     """Draws of each null family that have curves too."""
     prompts: int = 24
     """Test prompts per class."""
 
     def __post_init__(self):
-        if any(not 0 <= a <= 2 for a in self.strengths) or any(c < 0 for c in self.coefficients):
-            raise ProtocolError("dose: use strengths from 0 to 2, and coefficients of 0 or more.")
+        if any(not 0 <= a <= 2 for a in self.strengths):
+            raise ProtocolError(f"dose.strengths is {list(self.strengths)}; use strengths from 0 to 2.")
         if self.draws < 0 or self.prompts < 2:
             raise ProtocolError("dose: use 0 draws or more, and 2 prompts or more.")
+
+    @property
+    def subtractions(self) -> tuple[float, ...]:
+        """Coefficients on positives: the negative ones, and 0 if they are part of a curve."""
+        negative = tuple(c for c in self.coefficients if c < 0)
+        return (*negative, *(c for c in self.coefficients if c == 0)) if negative else ()
+
+    @property
+    def additions(self) -> tuple[float, ...]:
+        """Coefficients on negatives."""
+        return tuple(c for c in self.coefficients if c >= 0)
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,24 @@ class StabilitySettings:
     def __post_init__(self):
         if self.refits < 0 or self.sites < 1 or self.prompts < 2:
             raise ProtocolError("stability: use 0 refits or more, 1 site or more, and 2 prompts or more.")
+
+
+@dataclass(frozen=True)
+class SecondSettings:
+    """A second direction, orthogonal to the selected one, for the claim *unique*."""
+
+    screen: int = 8
+    """Candidates that are scored exactly, chosen by first-order estimates; the others only if none of these passes. 0:
+    no second direction is measured."""
+    prompts: int = 24
+    """Test prompts per class."""
+
+    def __post_init__(self):
+        if self.screen < 0 or self.prompts < 2:
+            raise ProtocolError(
+                f"second.screen is {self.screen} and second.prompts {self.prompts}; use 0 candidates or more, and 2 "
+                "prompts or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -260,6 +291,8 @@ class Protocol:
     """Each seed samples new splits and fits a new direction."""
     sizes: Sizes = field(default_factory=Sizes)
     """Prompts per class in train, validation and test, unless the contrast fixes the splits."""
+    reads: Sizes | None = None
+    """Prompts per class that the run reads of each split, sampled or fixed: the first ones. None: all."""
     sampling: Sampling = "lots"
     """How prompts are sampled from the pools of a named contrast. `reference`: as in the authors' code."""
     chat: ChatOptions = field(default_factory=ChatOptions)
@@ -272,6 +305,7 @@ class Protocol:
     addition: AdditionSettings = field(default_factory=AdditionSettings)
     dose: DoseSettings = field(default_factory=DoseSettings)
     stability: StabilitySettings = field(default_factory=StabilitySettings)
+    second: SecondSettings = field(default_factory=SecondSettings)
     side_effects: SideEffectSettings = field(default_factory=SideEffectSettings)
     conditions: Mapping[str, str] = field(default_factory=dict)
     """By name: a system prompt (empty: none) under which the test prompts run again with the direction of the run."""
@@ -360,6 +394,12 @@ class Protocol:
             self.class_judge(self.judge)
 
     @property
+    def planned(self) -> Sizes:
+        """Prompts per class of each sampled split that the run reads."""
+        reads = self.reads or self.sizes
+        return Sizes(*map(min, dataclasses.astuple(self.sizes), dataclasses.astuple(reads)))
+
+    @property
     def completed(self) -> int:
         """Test prompts per class that each null draw completes; 0: all. A level is paired, so it reads all."""
         return 0 if self.is_continuous else self.nulls.completed
@@ -410,6 +450,7 @@ PRESETS: Mapping[str, Protocol] = {
         nulls=NullSettings(("isotropic",), 1, wide=0),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
+        second=SecondSettings(0),
         judge="refusal-anywhere-literal",
         full_grid=True,
         max_new_tokens=512,
@@ -419,11 +460,14 @@ PRESETS: Mapping[str, Protocol] = {
     ),
     "blog2026": Protocol(
         "blog2026",
-        extraction=ExtractionSettings("last-instruction", filter=False),
+        # The blog's "final instruction token": this reading gives its figures, the last token of the user's text does
+        # not (docs/log.md).
+        extraction=ExtractionSettings("last-token", filter=False),
         selection=BLOG2026,
         nulls=NullSettings(("isotropic",), 1, wide=0),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
+        second=SecondSettings(0),
         judge="refusal-opening",
         rule=named_rule("blog2026"),
     ),
@@ -433,6 +477,8 @@ PRESETS: Mapping[str, Protocol] = {
         extraction=ExtractionSettings("auto", filter=False),
         selection=STYLE,
         addition=AdditionSettings(1.0, "prompt"),
+        # A metric of responses has no first-order estimates, so every candidate would be scored.
+        second=SecondSettings(0),
         judge="markers",
         rule=named_rule("style"),
     ),
@@ -452,16 +498,16 @@ def preset(name: str, **changes: Any) -> Protocol:
 def quick(protocol: Protocol) -> Protocol:
     """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
 
-    More results are undecided. No bound of the rule changes.
+    More results are undecided. No bound of the rule changes. The prompts are the first ones of the whole sample.
     """
-    sizes, nulls = protocol.sizes, protocol.nulls
+    reads, nulls = protocol.reads or Sizes(32, 8, 24), protocol.nulls
     least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
     draws = min(nulls.wide, least)
     return replace(
         protocol,
         quick=True,
         seeds=protocol.seeds[:1],
-        sizes=Sizes(min(sizes.train, 32), min(sizes.val, 8), min(sizes.test, 24)),
+        reads=Sizes(min(reads.train, 32), min(reads.val, 8), min(reads.test, 24)),
         screen=min(protocol.screen or 8, 8),
         nulls=replace(
             nulls,
@@ -477,6 +523,7 @@ def quick(protocol: Protocol) -> Protocol:
         ),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
+        second=SecondSettings(0),
         side_effects=replace(protocol.side_effects, documents=0),
         conditions={},
         max_new_tokens=min(protocol.max_new_tokens, 24),

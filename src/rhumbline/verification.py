@@ -21,6 +21,7 @@ from rhumbline.evidence.selection_rules import SelectionRule, choose_again
 from rhumbline.evidence.verdict import overall, sentence
 from rhumbline.evidence.version_4_effects import version_4_pooled
 from rhumbline.judging.label_results import recomputed
+from rhumbline.judging.markers import is_confounded
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
@@ -97,6 +98,13 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
             warnings.append(
                 f"Seed {seed.seed}: no phrase separates the training texts of the classes, so the marker score is 0. "
                 "Set text_score.markers, or use --judge classifier, which needs no markers."
+            )
+        if seed.style and (words := seed.style.words) and is_confounded([words.positive], [words.negative]):
+            texts = f"{seed.style.matched} pairs of texts of similar length" if seed.style.matched else "all texts"
+            warnings.append(
+                f"Seed {seed.seed}: the training texts of the classes have {words.positive:.0f} and "
+                f"{words.negative:.0f} words on average, so length is confounded with the style. The markers come from "
+                f"{texts}."
             )
         warnings += _reading_warnings(seed)
         near = seed.near_duplicates

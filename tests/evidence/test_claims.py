@@ -6,15 +6,20 @@ from hypothesis import strategies as st
 
 from make_evidence import known, ranked, with_effects, with_family
 from rhumbline.evidence.claims import claim_of, combined, seed_claims
+from rhumbline.evidence.verdict import decide
 from rhumbline.evidence.verdict_rules import ARDITI2024, RHUMBLINE, STYLE
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.codec import convert, to_json
-from rhumbline.records.effect_results import MeanInterval, RelativeChange, Shift
+from rhumbline.records.effect_results import MeanInterval, RelativeChange, SecondEffect, SecondSummary, Shift
+from rhumbline.records.positions import Position
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import LevelUnit
+from rhumbline.records.shared import Survivor
+from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason
 
 SHOWN, REFUTED, UNDECIDED, NOT_TESTED = ClaimState
+FAMILIES = RHUMBLINE.families
 SUPPRESSES, INDUCES, BEATS_NULLS, INTACT, STABLE, UNIQUE = ClaimKind
 
 
@@ -31,8 +36,46 @@ def test_a_clear_effect_shows_every_claim_but_uniqueness():
     assert [c.kind for c in claims] == list(ClaimKind)
     assert [c.state for c in claims] == [SHOWN] * 5 + [NOT_TESTED]
     assert claims[0].number == "1.00 [0.96, 1.00], n = 100"
-    assert claims[-1].reason == "no second direction was fitted"
+    assert claims[-1].reason == "no second direction was measured"
     assert [convert(to_json(c), type(c)) for c in claims] == list(claims)
+
+
+# -- uniqueness -------------------------------------------------------------------------------------------------------
+
+
+def second(suppression: float = 1.0, induction: float = 1.0, p: float | None = 0.02, half: float = 0.2):
+    """A second direction with these relative changes and one rank in every family."""
+    effects = (
+        SecondEffect(name, RelativeChange(value=x, low=x - half, high=x + half, n=24), dict.fromkeys(FAMILIES, p))
+        for name, x in (("suppression", suppression), ("induction", induction))
+    )
+    return SecondSummary(Survivor(Position(-1), 3, norm=1.0, bypass=-2.0), 1, tuple(effects))
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({}, REFUTED),
+        ({"suppression": 0.6}, UNDECIDED),  # the interval contains the margin
+        ({"suppression": 0.1}, UNDECIDED),  # differences in means do not find every second direction
+        ({"induction": 0.1}, UNDECIDED),
+        ({"p": 0.2}, UNDECIDED),
+        ({"p": None}, UNDECIDED),  # too few comparable draws
+    ],
+)
+def test_a_second_direction_with_the_same_effects_refutes_uniqueness(fields, state):
+    unique = claim(UNIQUE, replace(known(), second=second(**fields)))
+    assert unique.state is state
+    assert unique.n == 24
+    assert unique.value == min(fields.get("suppression", 1.0), fields.get("induction", 1.0))
+    # The verdict does not depend on it.
+    assert decide(RHUMBLINE, replace(known(), second=second(**fields))).verdict == VerdictName.REPRODUCES
+
+
+def test_no_second_candidate_leaves_uniqueness_undecided():
+    unique = claim(UNIQUE, replace(known(), second=SecondSummary(None, 0)))
+    assert (unique.state, unique.value) == (UNDECIDED, None)
+    assert "does not show that there is none" in unique.reason
 
 
 # -- effects ----------------------------------------------------------------------------------------------------------

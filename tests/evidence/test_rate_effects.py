@@ -11,6 +11,7 @@ from msgspec import structs
 from make_outcomes import outcome, outcomes_of
 from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.evidence.compared_arms import SUBTRACTS
 from rhumbline.evidence.rate_effects import pooled_rate_effects, rate_effects
 from rhumbline.evidence.statistics import paired_difference
 from rhumbline.records.codec import convert, to_json
@@ -46,6 +47,20 @@ def test_effects_are_paired_and_compared_with_their_nulls():
     assert induction.low < 0.6 < induction.high
     assert astuple(induction.null["isotropic"]) == pytest.approx((2, 0.0, 0.1))
     assert induction.gap == pytest.approx({"isotropic": 0.6})
+
+
+def test_subtraction_on_positives_is_compared_with_additions_of_nulls_on_positives():
+    rows = [
+        *RUN,
+        *outcomes_of("subtraction", "positive", "ccccccccdr"),
+        *outcomes_of("null:isotropic:0:addition", "positive", "rrrrrrrrcc"),
+    ]
+    (effect,) = rate_effects(rows, effects=(SUBTRACTS,))
+    assert (effect.name, effect.drop) == ("subtraction", pytest.approx(0.8))
+    assert astuple(effect.null["isotropic"]) == pytest.approx((1, 0.1, 0.1))
+    assert effect.relative.value == pytest.approx(7 / 9)  # the degenerate completion counts as shown
+    assert rate_effects(rows) == rate_effects(RUN)
+    assert rate_effects(RUN, effects=(SUBTRACTS,)) == ()
 
 
 def test_aligned_draws_are_not_compared():

@@ -81,6 +81,17 @@ def test_every_discarded_candidate_has_its_reason(row, reason):
     assert choose([row, survivor], 10, ARDITI2024).selected == survivor  # however bad: it passed
 
 
+def test_a_swing_within_its_noise_is_not_selected():
+    large, small = cell(layer=1, induce=9.0, swing_low=-0.1), cell(layer=2, swing_low=0.1)
+    assert choose([large, small], 10, BLOG2026).selected == small
+    nothing = choose([large], 10, BLOG2026)
+    assert nothing.selected is None
+    assert describe_discard(nothing.candidates[0], 10, BLOG2026) == "within noise (lower end -0.1 <= 0)"
+    # A table without intervals, and a rule without the condition, are as before.
+    assert choose([cell(layer=1, induce=9.0), small], 10, BLOG2026).selected.layer == 1
+    assert choose([large, small], 10, replace(BLOG2026, above_noise=False)).selected == large
+
+
 @pytest.mark.parametrize("row", [cell(kl=0.1), cell(induce=0.0), cell(layer=7)])
 def test_the_bounds_themselves_pass(row):
     assert choose([row], 10, ARDITI2024).selected == row

@@ -25,7 +25,7 @@ EVERY_STAGE = preset(
     "rhumbline",
     sizes=Sizes(24, 12, 20),
     nulls=NullSettings(draws=2, wide=19, prompts=6, procedure_prompts=4),
-    dose=DoseSettings((0.0, 0.5, 1.0), (0.0, 1.0), draws=1, prompts=6),
+    dose=DoseSettings((0.0, 0.5, 1.0), (-1.0, 0.0, 1.0), draws=1, prompts=6),
     stability=StabilitySettings(refits=4, sites=2, prompts=6),
     max_new_tokens=12,
 )

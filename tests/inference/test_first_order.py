@@ -46,6 +46,17 @@ def test_estimates_do_not_depend_on_the_batch_and_leave_the_model_as_it_was(fami
     assert all(p.grad is None for p in model.model.parameters())
 
 
+def test_the_weight_of_the_unembedding_is_not_copied_for_each_row(family_model):
+    model, contiguous = family_model("llama"), []
+    head = model.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, output: contiguous.append(args[0].is_contiguous()))
+    first_order(Runner(model), PROMPTS, TokenMetric((17,)), directions())
+    handle.remove()
+    assert contiguous
+    assert all(contiguous)
+    assert not head._forward_pre_hooks
+
+
 def test_memory_that_runs_out_halves_the_batch(family_model, monkeypatch):
     import rhumbline.inference.first_order as module
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from make_styled import TOPICS, texts
-from rhumbline.judging.markers import LEVEL, estimate_markers, fisher
+from rhumbline.judging.markers import LEVEL, estimate_markers, fisher, length_matched
 from rhumbline.judging.text_style import MarkerJudge
 
 
@@ -96,6 +96,40 @@ def test_content_that_always_occurs_next_to_a_marker_cannot_be_distinguished_fro
     plain = [f"{word} is at the mill" for word in CONTENT * 5]
     found = [m.phrase for m in estimate_markers([f"{text} i hope it helps" for text in plain], plain)]
     assert found == ["is at the mill i hope it helps"]
+
+
+REGISTER = ["the", "of", "that", "a", "to", "in", "is", "it", "and", "for"]
+
+
+def of_one_register(n: int, length: int, seed: int, opening: str = "") -> list[str]:
+    """Texts of the same words in the same shares, of different lengths by chance."""
+    rng = random.Random(seed)
+    lengths = (round(length * rng.uniform(0.6, 1.4)) for _ in range(n))
+    shares = [1 / (i + 1) for i in range(len(REGISTER) + 40)]
+    names = [*REGISTER, *(f"w{i}" for i in range(40))]
+    return [" ".join((opening, *rng.choices(names, shares, k=k))) for k in lengths]
+
+
+def test_longer_texts_of_one_register_have_no_markers():
+    short = of_one_register(128, 12, 0)
+    assert estimate_markers(of_one_register(128, 60, 1), short) == []
+    assert estimate_markers(short, of_one_register(128, 60, 1)) == []
+    # A marker that every long text has is still estimated.
+    styled = of_one_register(128, 60, 1, "certainly friend")
+    assert [m.phrase for m in estimate_markers(styled, short)] == ["certainly friend"]
+
+
+def test_texts_of_similar_length_are_matched_if_length_is_confounded():
+    short = of_one_register(40, 20, 0)
+    assert length_matched(short, of_one_register(40, 22, 1)) is None  # not confounded
+    assert length_matched(of_one_register(40, 100, 1), short) is None  # no pairs
+    both = [*of_one_register(30, 20, 2), *of_one_register(30, 100, 3)]
+    pairs = length_matched(both, short)
+    assert pairs is not None
+    assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs) >= 24
+    for i, j in pairs:
+        one, other = len(both[i].split()), len(short[j].split())
+        assert max(one, other) <= 1.25 * min(one, other)
 
 
 def test_a_word_of_one_topic_is_not_a_marker():

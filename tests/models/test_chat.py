@@ -1,5 +1,6 @@
 import datetime
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -375,3 +376,12 @@ def test_a_response_without_own_tokens_is_refused(family_model):
     chat = Chat.of(family_model("qwen2").tokenizer)
     with pytest.raises(TemplateError, match="tokens of its own"):
         chat.response_tokens(Prompt("Describe the sea.", "positive", "a"), " ")
+
+
+def test_token_ids_that_a_caller_changes_are_not_kept():
+    chat = Chat.of(make_tokenizer(read_template("chatml"), CHATML_MARKS))
+    prompt = Prompt("Describe a garden.", "negative", id="p")
+    ids = chat.encode(prompt)
+    ids.append(0)
+    assert chat.encode(prompt) == ids[:-1]
+    assert replace(chat, options=ChatOptions(system="Be brief.")).encode(prompt) != ids[:-1]

@@ -199,7 +199,7 @@ def test_every_command_of_the_data_guide_works_in_miniature(planted_folder, mirr
 
 def test_a_figure_that_differs_does_not_agree(texts_run):
     results = RunDirectory.read(texts_run).read_record(Results)
-    measured = {ArmId.parse("baseline"): 0.84, ArmId.parse("ablation"): 0.03}
+    measured = {ArmId.parse("baseline"): 0.84, ArmId.parse("ablation"): 0.03, ArmId.parse("subtraction"): 0.25}
     arms = tuple(
         structs.replace(row, rate=measured[row.arm], n=100)
         for row in results.seeds[0].arms
@@ -220,6 +220,7 @@ def test_a_figure_that_differs_does_not_agree(texts_run):
     assert far["selected (position, layer)"] is False  # three layers away
     assert far["harmful baseline refusal"] is False  # 0.84, published 0.95
     assert far["harmful ablation refusal"] is True  # 0.03, published 0
+    assert far["harmful subtraction refusal"] is False  # 0.25, published 0.01
     # 20 prompts do not show that 0.84 differs from 0.95; at n = 100 a difference of 0.11 is outside the interval.
     few = tuple(structs.replace(row, n=20) for row in arms)
     assert agreement(cell(-5, 15), arms=few)["harmful baseline refusal"] is True
@@ -232,6 +233,23 @@ def test_a_figure_that_differs_does_not_agree(texts_run):
     assert agreement(cell(-4, 12))["selected (position, layer)"] is False
     assert agreement(cell(-5, 15), (cell(-5, 12),))["selected (position, layer)"] is True
     assert agreement(None)["selected (position, layer)"] is False
+
+
+def test_the_control_of_the_blog_is_the_ablation_on_positives(texts_run):
+    results = RunDirectory.read(texts_run).read_record(Results)
+    (row,) = (r for r in results.seeds[0].arms if (str(r.arm), r.side) == ("ablation", "positive"))
+    rates = {"null:isotropic:0:ablation": 1.0, "null:isotropic:0:addition": 0.1}
+    nulls = tuple(structs.replace(row, arm=ArmId.parse(arm), rate=rate, n=32) for arm, rate in rates.items())
+    seed = replace(results.seeds[0], arms=nulls)
+    rows = compare(published_model("qwen2.5-1.5b"), replace(results, seeds=(seed,)))
+    assert next(r.measured for r in rows if r.what == "harmful control refusal") == 1.0
+
+
+def test_the_subtraction_of_the_papers_five_runs():
+    rates = {m.name: m.rates for m in published_models().values() if "harmful_subtraction_refusal" in m.rates}
+    recorded = {"qwen-1.8b": 0.03, "yi-6b": 0.02, "gemma-2b": 0.02, "llama-2-7b": 0.03, "llama-3-8b": 0.01}
+    assert {name: some["harmful_subtraction_refusal"] for name, some in rates.items()} == recorded
+    assert all(some["harmful_subtraction_safety"] < some["harmful_baseline_safety"] for some in rates.values())
 
 
 def test_sizes_of_a_model_that_was_run_on_fewer_prompts():

@@ -66,7 +66,10 @@ def test_additions_use_the_positions_of_the_run():
 def test_some_draws_of_every_family_complete_test_prompts():
     ablations = [null(f, d, ArmKind.ABLATION) for f in FAMILIES for d in range(2)]
     additions = [null(f, d, ArmKind.ADDITION) for f in FAMILIES for d in range(2)]
-    assert list(ARMS.outcomes("positive", (0, 1))) == [BASELINE, ABLATION, *ablations]
+    firsts = [null(f, 0, ArmKind.ADDITION) for f in FAMILIES]
+    assert list(ARMS.outcomes("positive", (0, 1))) == [BASELINE, ABLATION, SUBTRACTION, *ablations, *firsts]
+    # Only the first draw of a family is a null of the subtraction.
+    assert {a.kind for a in ARMS.outcomes("positive", (1,)) if a.is_null} == {ArmKind.ABLATION}
     assert list(ARMS.outcomes("negative", (0, 1)))[4:] == additions
     assert {a.draw for a in ARMS.outcomes("negative", (2,)) if a.is_null} == {2}
 
@@ -76,7 +79,8 @@ def test_aligned_draws_complete_nothing():
     nulls = [replace(n, cosine=-0.8) if n.family == "covariance" else n for n in nulls]
     arms = SeedArms(OWN, nulls, AdditionParameters(1.5, "all"), same_cosine=0.5)
     drawn = [arm for arm in arms.outcomes("positive", (0, 1)) if arm.is_null]
-    assert drawn == [null("isotropic", draw, ArmKind.ABLATION) for draw in (1, 2)]
+    ablations = [null("isotropic", draw, ArmKind.ABLATION) for draw in (1, 2)]
+    assert drawn == [*ablations, null("isotropic", 1, ArmKind.ADDITION)]
     assert next(arm for arm in arms.losses(FAMILIES) if arm.is_null) == null("isotropic", 1, ArmKind.ABLATION)
 
 
@@ -85,13 +89,16 @@ def test_the_metric_evaluates_the_arms_of_the_direction_once():
     assert list(ARMS.wide("negative")) == [BASELINE, ABLATION, ADDITION]
 
 
-def test_doses_are_strengths_on_positives_and_coefficients_on_negatives():
-    strengths, coefficients = (ARMS.doses(label, (0.5, 1.0), draws=1) for label in ("positive", "negative"))
+def test_doses_are_strengths_of_ablation_and_coefficients_of_addition():
+    strengths, coefficients = (ARMS.doses(kind, (0.5, 1.0), draws=1) for kind in ("ablation", "addition"))
     firsts = [DIRECTION, *(ArmId.null(f, 0) for f in FAMILIES)]
     assert [(a.id, a.dose) for a in strengths] == [(arm, dose) for arm in firsts for dose in (0.5, 1.0)]
     assert strengths[0].arm.interventions == (Ablate(OWN, 0.5),)
     assert coefficients[3].arm.interventions == (Add(NULLS[0].direction, 1.0, "all"),)
-    assert len({a.arm.name for a in strengths}) == len(strengths)
+    subtracted = ARMS.doses("subtraction", (-1.0,), draws=0)
+    assert [a.arm.interventions for a in subtracted] == [(Add(OWN, -1.0, "all"),)]
+    every = [*strengths, *coefficients, *subtracted]
+    assert len({a.arm.name for a in every}) == len(every)
 
 
 def test_losses_have_subtraction_and_the_first_draw_of_the_controls():

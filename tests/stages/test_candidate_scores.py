@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, choose
-from rhumbline.inference.interventions import ablate
+from rhumbline.inference.interventions import BASELINE, ablate
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import TokenMetric, kl_divergence, refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
+from rhumbline.records.shared import Site
 from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
+from rhumbline.stages.selection import swing_low
 from tolerances import near
 
 POSITIVE = [[5, 9, 70, 11, 33, 8], [40, 41, 42, 43, 44], [9, 9, 3]]
@@ -86,6 +88,21 @@ def test_scores_equal_the_formulas_written_out(family, family_model):
         assert row.bypass == near(float(bypass))
         assert row.induce == near(float(induce))
         assert row.kl == near(float(kl))
+
+
+def test_the_interval_of_a_swing(family_model):
+    runner, site = Runner(family_model("llama")), Site(Position(-1), 2)
+    candidates = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(1))
+    scores = grid(runner, candidates, [17, 20], BLOG2026)
+    before = [scores.scorer.read(s, [BASELINE]).metric[0] for s in (POSITIVE, NEGATIVE)]
+    swing = (
+        before[0].mean() - scores.values("bypass", [site])[0] + scores.values("induce", [site])[0] - before[1].mean()
+    )
+    low = swing_low(scores, site)
+    assert low < float(swing)
+    # More copies of the same prompts: the same swing with less noise.
+    more = replace(scores, positive=POSITIVE * 20, negative=NEGATIVE * 20)
+    assert low < swing_low(more, site) < float(swing)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe", "gpt_oss"])

@@ -91,7 +91,7 @@ class Subject:
         if self.direction is None:
             raise ProtocolError(
                 f"{self.directory.path}: no candidate passed the selection of seed {self.seed}, so there is no "
-                "direction to analyse. Only `rhumbline analyze geometry` works without one."
+                "direction to analyse. Only `rhumbline analyze geometry` and `analyze damage` work without one."
             )
         return self.direction
 
@@ -143,7 +143,7 @@ def open_subject(
     if any(position.is_in_response for position in artefacts.positions):
         raise InputError(
             f"{run} read its direction from responses, and analyses read prompts. Use a run with --positions "
-            "post-instruction or last-instruction."
+            "post-instruction, last-token or last-instruction."
         )
     inputs = replace(inputs, model=model or inputs.model, contrast=contrast or inputs.contrast)
     opened = finished.with_model(inputs, seed)

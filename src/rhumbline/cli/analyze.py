@@ -21,6 +21,7 @@ from rhumbline.cli.options import (
     template_option,
 )
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import SOURCES, DirectionsPlan, DirectionsRecord, DirectionsRule
 from rhumbline.records.suffix_file import SuffixRecord
 
@@ -243,12 +244,35 @@ def _monitor(a: argparse.Namespace) -> int:
     return _execute(a, lambda s: detector.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
 
 
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def _damage_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    text = "test negatives (default: 16)"
+    parser.add_argument("--prompts", type=int, default=16, metavar="N", help=text)
+
+
+def _damage(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import damage
+
+    def show(record: DamageRecord) -> None:
+        say(record.sentence)
+        say("KL divergence of the ablation, nats, by the positions that it acts on")
+        for row in record.by_position:
+            say(f"  {interval(row.kl.mean, row.kl.low, row.kl.high)}  {row.positions} ({number(row.tokens, 1)} tokens)")
+        say("by layer, at all positions: " + ", ".join(f"{r.layer}: {number(r.mean)}" for r in record.by_layer))
+
+    return _execute(a, lambda subject: damage.analyse(subject, prompts=a.prompts), show)
+
+
 ANALYSES = (
     Analysis("geometry", "cosines between candidates, and separation of the classes", _geometry_options, _geometry),
     Analysis("base", "the direction on the activations of the base model", _base_options, _base),
     Analysis("suffix", "effects of suffixes on the direction, and the heads that write it", _suffix_options, _suffix),
     Analysis("directions", "whether one direction is enough, by rank and source", _directions_options, _directions),
     Analysis("monitor", "the projection as a detector on test prompts", _monitor_options, _monitor),
+    Analysis("damage", "where ablation changes negatives, by position and layer", _damage_options, _damage),
     Analysis(
         "dissociation",
         "whether two behaviours of a model have different directions",

@@ -12,6 +12,7 @@ from rich.progress import Progress as ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
+from rhumbline.records.arms import ArmKind
 from rhumbline.records.claims import reasons_once
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
@@ -187,9 +188,9 @@ def print_plan(contrast: Any, protocol: Any) -> None:
     """Print the effects that the planned sample can detect."""
     from rhumbline.evidence.compared_arms import EFFECTS
     from rhumbline.evidence.detectable_effects import detectable
-    from rhumbline.prompts.contrasts import split_contrast
+    from rhumbline.stages.run_plan import splits_of
 
-    sizes = split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling).sizes()
+    sizes = splits_of(contrast, protocol, protocol.seeds[0]).sizes()
     effects = detectable(ByLabel(**sizes["test"]), protocol.rule.min_drop, protocol.nulls.wide)
     for effect in EFFECTS:
         label = effect.label
@@ -258,16 +259,16 @@ def _arm_row(row: ArmRate) -> tuple[str, ...]:
 
 
 def _null_rows(arms: Sequence[ArmRate]) -> Iterator[tuple[str, ...]]:
-    """One row for all arms of a null family on a set: mean and range of their rates."""
-    families: dict[tuple[str, Label], list[ArmRate]] = {}
+    """One row for all arms of a null family with one intervention on a set: mean and range of their rates."""
+    families: dict[tuple[str, Label, ArmKind], list[ArmRate]] = {}
     for row in arms:
         if row.arm.family is not None:
-            families.setdefault((row.arm.family, row.side), []).append(row)
-    for (family, side), members in families.items():
+            families.setdefault((row.arm.family, row.side, row.arm.kind), []).append(row)
+    for (family, side, kind), members in families.items():
         rates = [m.rate for m in members if m.rate is not None]
         broken = [m.degenerate for m in members if m.degenerate is not None]
         span = f"range {min(rates):.2f} .. {max(rates):.2f}" if rates else NOT_MEASURED
-        yield f"{family} nulls", side, f"{len(members)} x {members[0].n}", _mean(rates), span, _mean(broken)
+        yield f"{family} nulls, {kind}", side, f"{len(members)} x {members[0].n}", _mean(rates), span, _mean(broken)
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -58,10 +58,9 @@ def _stages(
     """The stages of every seed, with the splits, the chat and the positions that the run will use."""
     from rhumbline.jobs.forecast import forecast
     from rhumbline.models.chat import Chat
-    from rhumbline.prompts.contrasts import split_contrast
-    from rhumbline.stages.run_plan import prompts_of, resolved
+    from rhumbline.stages.run_plan import prompts_of, resolved, splits_of
 
-    splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+    splits = {seed: splits_of(contrast, protocol, seed) for seed in protocol.seeds}
     chat = Chat.of(tokenizer, protocol.chat, prompts_of(contrast, splits.values()))
     plan = resolved(protocol, contrast)
     is_16_bit = dtype.itemsize == 2

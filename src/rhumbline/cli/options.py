@@ -157,7 +157,10 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     option("behaviour", "word for the behaviour in verdicts and reports", own.behaviour, metavar="WORD")
     seeds = "seeds; each samples new splits and fits a new direction"
     option("seeds", seeds, ",".join(map(str, own.seeds)), metavar="0,1")
-    positions = "where activations are read: post-instruction, last-instruction, response-mean, response:K or auto"
+    positions = (
+        "where activations are read: post-instruction, last-token (the last of these), last-instruction (the last "
+        "token of the user's text), response-mean, response:K or auto"
+    )
     option("positions", positions, own.extraction.positions)
     sizes = f"{own.sizes.train},{own.sizes.val},{own.sizes.test}"
     option("sizes", "prompts per class in train, validation and test", sizes, metavar="128,32,100")

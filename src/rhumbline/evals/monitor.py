@@ -39,7 +39,7 @@ class Monitor:
         if position.is_in_response:
             raise DirectionError(
                 f"the direction was read in responses (position: {position}), and a monitor reads prompts. Use a "
-                "direction of a run with --positions post-instruction or last-instruction."
+                "direction of a run with --positions post-instruction, last-token or last-instruction."
             )
 
     @classmethod

@@ -22,7 +22,7 @@ from rhumbline.evidence.seed_evidence import (
 )
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
 from rhumbline.records.claims import Claim, ClaimKind
-from rhumbline.records.effect_results import DamageChange, Effect, RelativeChange
+from rhumbline.records.effect_results import DamageChange, Effect, RelativeChange, SecondEffect
 from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason, reason_text
 from rhumbline.records.verdict_rule import Rule, is_number
 
@@ -51,7 +51,7 @@ def seed_claims(rule: Rule, evidence: SeedEvidence) -> tuple[Claim, ...]:
         _claim(ClaimKind.BEATS_NULLS, _null_conditions(rule, evidence, tested)),
         _claim(ClaimKind.LEAVES_INTACT, _damage_conditions(rule, evidence, tested)),
         _claim(ClaimKind.STABLE, [_refit_cosine(rule, evidence)]),
-        uniqueness(evidence),
+        uniqueness(rule, evidence),
     )
     fault = metric_fault(evidence)
     return claims if fault is None else tuple(_not_refuted(claim, fault) for claim in claims)
@@ -64,10 +64,42 @@ def _not_refuted(claim: Claim, fault: VerdictReason) -> Claim:
     return structs.replace(claim, state=UNDECIDED, reason=fault.text, reasons=(fault,))
 
 
-def uniqueness(evidence: SeedEvidence) -> Claim:
-    """Whether a second direction, orthogonal to the first, has the same effects. Not tested: none is fitted yet."""
-    del evidence
-    return _not_tested(ClaimKind.UNIQUE, VerdictReason(code=VerdictCode.SECOND_DIRECTION, state=NOT_TESTED))
+def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
+    """Whether no second direction, orthogonal to the first, has the same effects.
+
+    Refuted if the second direction suppresses and induces, and its ranks are within the bound in every family of the
+    rule. Otherwise undecided: differences in means do not find every second direction.
+    """
+    second = evidence.second
+    if second is None or rule.reads == "estimate":
+        return _not_tested(ClaimKind.UNIQUE, VerdictReason(code=VerdictCode.SECOND_DIRECTION, state=NOT_TESTED))
+    if second.selected is None or not second.effects:
+        return _claim(ClaimKind.UNIQUE, [VerdictReason(code=VerdictCode.SECOND_DIRECTION, state=UNDECIDED)])
+    passes = len(second.effects) == len(EFFECTS) and all(_second_passes(rule, effect) for effect in second.effects)
+    # The effect that is farthest from its margin, and with it the number of the claim, comes first.
+    effects = sorted(second.effects, key=lambda effect: effect.relative.value or 0.0)
+    return _claim(ClaimKind.UNIQUE, [_second_effect(rule, effect, passes) for effect in effects])
+
+
+def _second_passes(rule: Rule, effect: SecondEffect) -> bool:
+    ranks = [effect.p.get(family) for family in rule.families] if rule.max_p is not None else []
+    is_large = _state(effect.relative.low, effect.relative.high, rule.min_drop) is SHOWN
+    return is_large and all(p is not None and p <= (rule.max_p or 1.0) + 1e-9 for p in ranks)
+
+
+def _second_effect(rule: Rule, effect: SecondEffect, passes: bool) -> VerdictReason:
+    known = [p for family in rule.families if (p := effect.p.get(family)) is not None]
+    return VerdictReason(
+        code=VerdictCode.SECOND_EFFECT,
+        state=REFUTED if passes else UNDECIDED,
+        effect=effect.name,
+        value=effect.relative.value,
+        low=effect.relative.low,
+        high=effect.relative.high,
+        bound=rule.min_drop,
+        n=effect.relative.n,
+        p=max(known, default=None),
+    )
 
 
 # -- claims from conditions -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rhumbline.errors import VerificationError
-from rhumbline.records.arms import ABLATION, ADDITION, ArmId
+from rhumbline.records.arms import ABLATION, ADDITION, SUBTRACTION, ArmId, ArmKind
 from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import EffectName, Label
 
@@ -24,12 +24,15 @@ class ComparedArms(NamedTuple):
     """1 for a fall, -1 for a rise: sign * (baseline - arm) is positive in the expected direction."""
 
     def has_null(self, arm: ArmId) -> bool:
-        """Whether the arm is the same intervention with a null."""
-        return arm.is_null and arm.kind is self.arm.kind
+        """Whether the arm is the same intervention with a null. A null has no sign: its addition is its subtraction."""
+        kind = ArmKind.ADDITION if self.arm.kind is ArmKind.SUBTRACTION else self.arm.kind
+        return arm.is_null and arm.kind is kind
 
 
 EFFECTS = (ComparedArms("suppression", ABLATION, "positive", 1), ComparedArms("induction", ADDITION, "negative", -1))
 """Ablation on positives, and addition on negatives."""
+SUBTRACTS = ComparedArms("subtraction", SUBTRACTION, "positive", 1)
+"""Subtraction on positives, the paper's bypass by activation addition. No claim uses it."""
 
 OutcomeTable = Mapping[tuple[ArmId, Label], Mapping[str, Outcome]]
 """Outcomes by arm and class, then by prompt id, in the order of the rows."""

@@ -109,11 +109,16 @@ class Levels:
             metric_n=len(metrics),
         )
 
-    def effects(self, aligned: Collection[NullDraw] = (), least_draws: int = 0) -> tuple[Effect, ...]:
+    def effects(
+        self,
+        aligned: Collection[NullDraw] = (),
+        least_draws: int = 0,
+        effects: Sequence[ComparedArms] = EFFECTS,
+    ) -> tuple[Effect, ...]:
         """Suppression and induction in levels, as `rate_effects`; a gap to a null family is paired too."""
         return tuple(
             self._effect(effect, aligned, least_draws)
-            for effect in EFFECTS
+            for effect in effects
             if (BASELINE, effect.label) in self.outcomes and (effect.arm, effect.label) in self.outcomes
         )
 

@@ -50,7 +50,7 @@ def wide_effects(
 def _wide_effect(
     wide: WideNulls, nulls: Sequence[NullDirection], summarise: Summarise, arms: ComparedArms
 ) -> WideEffect | None:
-    changes = _changes(wide, nulls, arms)
+    changes = metric_changes(wide, nulls, arms)
     if changes is None:
         return None
     base, own, families = changes
@@ -67,7 +67,7 @@ def _wide_effect(
     )
 
 
-class _Changes(NamedTuple):
+class MetricChanges(NamedTuple):
     """The metric at baseline and under the direction, and the mean change of every draw, by family."""
 
     base: Float[np.ndarray, " prompt"]
@@ -75,7 +75,8 @@ class _Changes(NamedTuple):
     families: dict[str, list[tuple[float, NullDirection]]]
 
 
-def _changes(wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms) -> _Changes | None:
+def metric_changes(wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms) -> MetricChanges | None:
+    """The metric of the direction and the changes by its nulls for one effect; None if its arms were not evaluated."""
     metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
     if BASELINE not in metric or arms.arm not in metric:
         return None
@@ -85,7 +86,7 @@ def _changes(wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms
         if arms.has_null(arm) and arm.null_draw is not None:
             moved = float((arms.sign * (base - values)).mean())
             families.setdefault(arm.null_draw[0], []).append((moved, drawn[arm.null_draw]))
-    return _Changes(base, metric[arms.arm], families)
+    return MetricChanges(base, metric[arms.arm], families)
 
 
 def families_below_bound(
@@ -101,7 +102,7 @@ def families_below_bound(
     stopped, least = [], math.ceil(1 / rule.max_p - 1e-9) - 1
     limit = math.inf if rule.same_cosine is None else rule.same_cosine
     for arms in EFFECTS:
-        if (changes := _changes(wide, nulls, arms)) is None:
+        if (changes := metric_changes(wide, nulls, arms)) is None:
             continue
         for family, draws in changes.families.items():
             change = float((arms.sign * (changes.base - changes.own)).mean())

@@ -41,12 +41,16 @@ DEGENERATE = frozenset({"degenerate"})
 
 
 def rate_effects(
-    outcomes: Iterable[Outcome], aligned: Collection[NullDraw] = (), least_draws: int = 0
+    outcomes: Iterable[Outcome],
+    aligned: Collection[NullDraw] = (),
+    least_draws: int = 0,
+    effects: Sequence[ComparedArms] = EFFECTS,
 ) -> tuple[Effect, ...]:
     """Suppression and induction, each with its nulls; an effect is omitted if one of its arms is missing.
 
         suppression: drop = rate(baseline) - rate(ablation) on positives
         induction:   drop = rate(addition) - rate(baseline) on negatives
+        subtraction: drop = rate(baseline) - rate(subtraction) on positives, if `effects` names it
 
     The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family.
     `relative` and `relative_gap` are relative to the baseline (relative_changes.py); there degenerate completions count
@@ -57,7 +61,7 @@ def rate_effects(
     table = outcomes_by_arm(outcomes)
     return tuple(
         _effect(table, effect, aligned, least_draws)
-        for effect in EFFECTS
+        for effect in effects
         if (BASELINE, effect.label) in table and (effect.arm, effect.label) in table
     )
 

@@ -12,7 +12,7 @@ from msgspec import UNSET
 from rhumbline.evidence.statistics import difference_of_rates
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.claims import Claim
-from rhumbline.records.effect_results import ArmRate, DamageChange, Effect, Shift, StabilitySummary
+from rhumbline.records.effect_results import ArmRate, DamageChange, Effect, SecondSummary, Shift, StabilitySummary
 from rhumbline.records.results import LevelUnit, SeedResult
 from rhumbline.records.shared import EffectName, Label
 from rhumbline.records.verdict_names import VerdictName
@@ -60,6 +60,8 @@ class SeedEvidence:
     """Changes apart from the effects. Empty for rules up to version 4, which read the arms instead."""
     stability: StabilitySummary | None = None
     """Bootstrap refits."""
+    second: SecondSummary | None = None
+    """The second direction; None if none was measured."""
     group_cosine: float | None = None
     """Cosine between the directions of two groups of positives, for rules up to version 4."""
     metric_auroc: float | None = None
@@ -82,6 +84,7 @@ class SeedEvidence:
             shift=seed.shift,
             damage=seed.damage,
             stability=seed.stability,
+            second=None if seed.second is UNSET else seed.second,
             group_cosine=seed.groups,
             metric_auroc=seed.token_auroc,
             unit=unit,

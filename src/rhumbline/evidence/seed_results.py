@@ -11,13 +11,15 @@ from typing import NamedTuple
 from msgspec import UNSET, UnsetType
 
 from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
+from rhumbline.evidence.compared_arms import SUBTRACTS
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.level_effects import Levels, neutral_level
 from rhumbline.evidence.metric_effects import mean_kl, wide_effects
 from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
-from rhumbline.evidence.rate_effects import rate_effects
+from rhumbline.evidence.rate_effects import NullDraw, rate_effects
 from rhumbline.evidence.readouts import readouts
+from rhumbline.evidence.second_effects import second_summary
 from rhumbline.evidence.seed_evidence import NO_SHIFT, SeedEvidence, Verdict
 from rhumbline.evidence.selection_rules import count_discards
 from rhumbline.evidence.selection_stability import spread_summary, stability_summary
@@ -32,7 +34,7 @@ from rhumbline.evidence.version_4_effects import (
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.codec import R
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.effect_results import Effect, Shift, Spread, WideEffect
+from rhumbline.records.effect_results import Effect, SecondSummary, Shift, Spread, WideEffect
 from rhumbline.records.protocol_file import SplitPlan
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import SeedResult, StyleSummary
@@ -45,6 +47,7 @@ from rhumbline.records.seed_files import (
     MetricTokens,
     NullDirections,
     Outcome,
+    SecondDirection,
     Selection,
     Stability,
     StyleJudges,
@@ -75,6 +78,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, UNSET, (), NO_SHIFT)
     levels = _levels(directory, seed, outcomes)
     stability = stability_summary(directory.read_record(Stability, seed)) if is_selected else None
+    second = _second(directory, seed, nulls, rule)
     evidence = SeedEvidence(
         arms=arm_rates(outcomes) if levels is None else levels.arms(),
         effects=_effects(outcomes, levels, nulls, rule),
@@ -82,6 +86,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         shift=nulls.shift,
         damage=() if rule.version < VERSION else damage_changes(outcomes),
         stability=stability,
+        second=None if second is UNSET else second,
         group_cosine=nulls.groups,
         metric_auroc=metric.auroc,
         unit=None if levels is None else levels.unit,
@@ -117,6 +122,8 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         by_baseline=rates_by_baseline_class(outcomes),
         conditions=rates_by_condition(_rows(directory, ConditionOutcome, seed, "condition-*.jsonl")),
         damage=tuple(evidence.damage),
+        second=second,
+        subtraction=_subtraction(outcomes, levels, nulls, rule),
     )
     if levels is not None:
         result = replace(result, style=_style(directory, seed, levels, outcomes))
@@ -144,10 +151,31 @@ def _null_results(directory: RunDirectory, seed: int, rule: Rule) -> NullResults
     return NullResults(directions.nulls, directions.energy, directions.groups, spread, effects, mean_kl(wide))
 
 
+def _second(directory: RunDirectory, seed: int, nulls: NullResults, rule: Rule) -> SecondSummary | UnsetType:
+    """The second direction; UNSET if none was measured."""
+    if not directory.has(SecondDirection, seed):
+        return UNSET
+    wide = directory.read_record(WideNulls, seed)
+    second = directory.read_record(SecondDirection, seed)
+    return second_summary(second, wide, nulls.nulls, rule.same_cosine, rule.min_draws or 0)
+
+
+def _aligned(nulls: NullResults, rule: Rule) -> set[NullDraw]:
+    """The null draws that are not compared with the direction."""
+    limit = math.inf if rule.same_cosine is None else rule.same_cosine
+    return {draw for null in nulls.nulls if abs(null.cosine) > limit for draw in [null.null_draw]}
+
+
+def _subtraction(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> Effect | UnsetType:
+    """The effect of the subtraction in rates or levels; UNSET if the arm was not run."""
+    rest = _aligned(nulls, rule), rule.min_draws or 0, (SUBTRACTS,)
+    effects = rate_effects(outcomes, *rest) if levels is None else levels.effects(*rest)
+    return effects[0] if effects else UNSET
+
+
 def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> tuple[Effect, ...]:
     """Both effects in rates or levels, with their ranks among the wide nulls."""
-    limit = math.inf if rule.same_cosine is None else rule.same_cosine
-    aligned = {null.null_draw for null in nulls.nulls if abs(null.cosine) > limit}
+    aligned = _aligned(nulls, rule)
     families = {effect.name: effect.families for effect in nulls.wide}
     least = rule.min_draws or 0
     if rule.version < VERSION:
@@ -194,6 +222,8 @@ def _style(directory: RunDirectory, seed: int, levels: Levels, outcomes: list[Ou
         chance=judges.chance,
         confounds=confounds(outcomes),
         neutral=neutral_level(levels.unit, texts.neutral),
+        words=UNSET if judges.words is None else judges.words,
+        matched=UNSET if judges.words is None else judges.matched,
     )
 
 

@@ -34,6 +34,8 @@ class SelectionRule:
     min_content: float | None = None
     """Candidates that leave a smaller share of the content of baseline completions on validation prompts, under
     ablation or under addition, are discarded (None: content is not measured)."""
+    above_noise: bool = False
+    """Whether a candidate is discarded if the interval of its swing contains 0 (`Candidate.swing_low`)."""
     kl_outside: bool = False
     """Whether the KL score excludes the tokens of the behaviour. Use it if negatives have some of the behaviour: its
     loss is then an effect, not damage."""
@@ -86,7 +88,9 @@ class SelectionRule:
 
 
 ARDITI2024 = SelectionRule("arditi2024", "lowest-bypass")
-BLOG2026 = SelectionRule("blog2026", "largest-swing", max_layer_share=None, max_kl=None, min_induce=None)
+BLOG2026 = SelectionRule(
+    "blog2026", "largest-swing", max_layer_share=None, max_kl=None, min_induce=None, above_noise=True
+)
 STYLE = SelectionRule("style", "most-moved", min_content=0.9, kl_outside=True)
 """The paper's three criteria discard candidates. Ablation of a style often has the same metric at many layers, so whole
 validation completions select among the others: the largest change of their score both ways that leaves the content."""
@@ -165,6 +169,8 @@ def why_discarded(row: Candidate, n_layers: int, rule: SelectionRule) -> Discard
         return Discard.DOES_NOT_INDUCE
     if rule.min_content is not None and row.content is not None and row.content < rule.min_content:
         return Discard.LOSES_CONTENT
+    if rule.above_noise and row.swing_low is not None and row.swing_low <= 0:
+        return Discard.WITHIN_NOISE
     return Discard.NOT_SCORED if _missing(row, rule) else None
 
 
@@ -184,6 +190,8 @@ def describe_discard(row: Candidate, n_layers: int, rule: SelectionRule) -> str:
             numbers = f"{row.induce:.3g} < {rule.min_induce:g}"
         case Discard.LOSES_CONTENT if row.content is not None and rule.min_content is not None:
             numbers = f"{row.content:.2f} < {rule.min_content:g}"
+        case Discard.WITHIN_NOISE if row.swing_low is not None:
+            numbers = f"lower end {row.swing_low:.2g} <= 0"
         case Discard.NOT_SCORED:
             numbers = ", ".join(_missing(row, rule))
     return f"{row.discarded} ({numbers})" if numbers else str(row.discarded)

@@ -23,7 +23,7 @@ from rhumbline.inference.interventions import Direction
 from rhumbline.inference.passes import ReadLogits, padded, places
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import HookPoint, forward
-from rhumbline.models.hooks import hooked
+from rhumbline.models.hooks import contiguous_head, hooked
 
 ROWS_PER_PROMPT = 3
 """Rows that a prompt counts as: a backward pass costs as much as two forward passes."""
@@ -98,7 +98,7 @@ def _with_gradients(
 
     inputs = {HookPoint("resid_pre", layer) for layer in range(model.n_layers)}
     points = dict.fromkeys((*model.ablation_points, *sorted(inputs)))
-    with _frozen(runner), hooked(model, {p: lambda h, p=p: keep(p, h) for p in points}):
+    with _frozen(runner), contiguous_head(model), hooked(model, {p: lambda h, p=p: keep(p, h) for p in points}):
         values = read(forward(model, ids, mask))
         gradients = torch.autograd.grad(values.double().sum(), list(outputs.values()))
     streams = {

@@ -78,12 +78,14 @@ def forecast(
         len(nulls.families) * sum(map(len, draws_by_prompt(m, nulls.draws, protocol.completed, seed=0)))
         for m in (ep, en)
     )
+    # Baseline, ablation and subtraction; one draw of each family is the null of the subtraction.
+    positives = 3 * ep + p_nulls + len(nulls.families) * min(ep, protocol.completed or ep)
     stages = [
         _refusal_tokens(protocol, tp, tn, stage),
         stage("extraction", train + vp + vn, texts=train),
         _selection(protocol, cells, vp, vn, stage, is_16_bit=is_16_bit),
         _nulls(protocol, cells, train, vp + vn, stage),
-        stage("arms on positives", 2 * ep + p_nulls, writing=2 * ep + p_nulls),
+        stage("arms on positives", positives, writing=positives),
         stage("arms on negatives", 4 * en + n_nulls, writing=4 * en + n_nulls),
     ]
     if nulls.wide:
@@ -93,13 +95,15 @@ def forecast(
         # Dose 0 is the baseline of every curve.
         rows = (
             min(dose.prompts, m) * (curves * sum(d != 0 for d in doses) + (0 in doses))
-            for m, doses in ((ep, dose.strengths), (en, dose.coefficients))
+            for m, doses in ((ep, (*dose.strengths, *dose.subtractions)), (en, dose.additions))
         )
         stages.append(stage("dose", sum(rows)))
     if refits.refits:
         likely, most = _refit(protocol, refits.sites, min(refits.prompts, vp), min(refits.prompts, vn))
         once = train + min(refits.prompts, vn)
         stages.append(stage("stability", once + refits.refits * likely, once + refits.refits * most, texts=train))
+    if protocol.second.screen:
+        stages.append(_second(protocol, cells, vp, vn, ep, en, stage))
     stages.append(stage("separation", test, texts=test))
     stages += _losses(chat, splits, protocol, texts, length)
     rows = 2 * ep + 3 * en
@@ -139,6 +143,17 @@ def _selection(
     likely = once + (whole * per_candidate if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn)
     most = once + whole * per_candidate + 2 * probes + whole * per_candidate
     return stage("selection", likely + (probes + again if is_16_bit else 0), most)
+
+
+def _second(
+    protocol: Protocol, cells: int, vp: int, vn: int, ep: int, en: int, stage: Callable[..., StageForecast]
+) -> StageForecast:
+    """The screen and the scores of the remainders, then two arms on test prompts."""
+    screened = min(cells, protocol.second.screen)
+    once = ROWS_PER_PROMPT * (vp + vn) + vn if screened < cells else vn
+    tested = sum(2 * min(n, m) for n in (protocol.second.prompts, protocol.nulls.prompts) for m in (ep, en))
+    likely = once + screened * (vn + vp // 2) + 2 * vn
+    return stage("second direction", likely + tested, once + cells * (vp + 2 * vn) + vn + tested)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:

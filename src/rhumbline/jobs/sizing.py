@@ -128,15 +128,15 @@ def work(protocol: Protocol, layers: int) -> tuple[dict[str, float], float]:
     lazy selection omits scores. `serial` is the part that is not cut into jobs. Unless the protocol has one position,
     the positions are those after the instruction (`POSITIONS`).
     """
-    sizes, nulls, stability, dose = protocol.sizes, protocol.nulls, protocol.stability, protocol.dose
+    sizes, nulls, stability, dose = protocol.planned, protocol.nulls, protocol.stability, protocol.dose
     families, seeds = len(nulls.families), len(protocol.seeds)
     positions = POSITIONS if protocol.extraction.positions in ("post-instruction", "auto") else 1
     cells = positions * int((protocol.selection.max_layer_share or 1.0) * layers)
     procedure = min(nulls.wide, nulls.procedure) if "shuffled" in nulls.families else 0
     draws = nulls.wide * (families - (procedure > 0)) + procedure
-    strengths = len(dose.strengths) + len(dose.coefficients) / 2
+    strengths = (len(dose.strengths) + len(dose.coefficients)) / 2
     by_null = min(nulls.completed or sizes.test, sizes.test)
-    completions = 6 * sizes.test + 2 * families * nulls.draws * by_null
+    completions = 7 * sizes.test + families * (2 * nulls.draws + 1) * by_null
     screen = 0 if protocol.full_grid else protocol.screen
     exact, of_draw = (min(cells, n or cells) for n in (screen, nulls.screen))
     # A screen is one backward pass over the validation prompts.

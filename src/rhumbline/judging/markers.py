@@ -1,7 +1,8 @@
 """Marker phrases: two sets of training texts -> the phrases that distinguish the first from the second.
 
 Guarantees: if the labels are random, any marker is estimated with a probability of at most `LEVEL`, for all texts.
-Content that occurs next to a marker by chance is not a marker. Independent of judges, models and the origin of texts.
+Content that occurs next to a marker by chance is not a marker, nor is a phrase that is only more frequent because the
+texts are longer. Independent of judges, models and the origin of texts.
 """
 
 import math
@@ -27,6 +28,12 @@ LEAST_TOPICS = 3
 """Topics that a marker must occur in, if that many are known: a word of one topic is content."""
 MOST_MARKERS = 200
 """Largest number of markers."""
+CONFOUNDED = 1.5
+"""Ratio of the mean lengths of the classes, in words, from which length is confounded with the style."""
+LEAST_MATCHED = 24
+"""Smallest number of pairs of texts of similar length that take the place of all texts."""
+SIMILAR = 1.25
+"""Largest ratio of the lengths of such a pair."""
 ALWAYS = 0.9
 """A part nearly always occurs in a phrase if the phrase has this share of the part's excess in the positives."""
 
@@ -41,6 +48,9 @@ def estimate_markers(
     not depend on the labels and the level is exact. The size is the log-odds log((a + 1/2) / (n - a + 1/2)) minus the
     same of the negatives (Monroe, Colaresi and Quinn 2008, Political Analysis 16:372, with a flat prior). It is not
     used as a test, because its z decreases as the effect grows (Hauck and Donner 1977, JASA 72:851).
+
+    If the positives are longer than the negatives by more than `CONFOUNDED`, the phrase must also be more frequent per
+    word: the a texts among a + b are tested against the positives' share of all words (one-sided binomial test).
 
     A marker is whole (`_Counts.is_whole`). A shorter phrase is a marker only if it still is one outside the longer
     markers, so a word that content needs as well is not a marker alone.
@@ -68,6 +78,32 @@ def estimate_markers(
         for texts in sides:
             texts.cover(again, length)
     return sorted(kept, key=lambda m: (m.p or 0.0, m.phrase))[:MOST_MARKERS]
+
+
+def length_matched(positive: Sequence[str], negative: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Pairs of texts of similar length, by their indices; None if the lengths are not confounded, or for few pairs.
+
+    Every negative, from the longest on, is paired with the shortest positive left that is at most `SIMILAR` times as
+    long, or as short.
+    """
+    sizes = [[len(words(text)) for text in texts] for texts in (positive, negative)]
+    if not is_confounded(*sizes):
+        return None
+    left = sorted(range(len(positive)), key=lambda i: sizes[0][i])
+    pairs = []
+    for j in sorted(range(len(negative)), key=lambda j: -sizes[1][j]):
+        n = sizes[1][j]
+        i = next((i for i in left if n <= SIMILAR * sizes[0][i] and sizes[0][i] <= SIMILAR * n), None)
+        if i is not None:
+            left.remove(i)
+            pairs.append((i, j))
+    return sorted(pairs) if len(pairs) >= LEAST_MATCHED else None
+
+
+def is_confounded(positive: Sequence[float], negative: Sequence[float]) -> bool:
+    """Whether the mean lengths of two classes, in words, differ by more than `CONFOUNDED`."""
+    one, other = (sum(some) / max(1, len(some)) for some in (positive, negative))
+    return max(one, other) > CONFOUNDED * min(one, other)
 
 
 class _Texts:
@@ -105,6 +141,8 @@ class _Counts:
     """Topics of the positive texts with each phrase; None: topics are not used."""
     least: float
     """Smallest number of texts with a phrase."""
+    share: float | None
+    """Share of all words that are in positive texts, if these are longer by more than `CONFOUNDED`."""
 
     @classmethod
     def of(
@@ -124,7 +162,9 @@ class _Counts:
             for grams, topic in zip(of_positive, topics, strict=True):
                 for gram in grams:
                     by_topic.setdefault(gram, set()).add(topic)
-        return cls(n, m, with_phrase, others, by_topic, max(2.0, SMALLEST_SHARE * n))
+        long, short = (sum(map(len, texts.words)) / max(1, len(texts.words)) for texts in (positive, negative))
+        share = n * long / (n * long + m * short) if long > CONFOUNDED * short else None
+        return cls(n, m, with_phrase, others, by_topic, max(2.0, SMALLEST_SHARE * n), share)
 
     def qualifies(self, gram: Words, tried: int) -> bool:
         """Whether a phrase is frequent enough, large enough and significant."""
@@ -133,7 +173,8 @@ class _Counts:
             return False
         if self.topics is not None and len(self.topics[gram]) < LEAST_TOPICS:
             return False
-        return fisher(a, self.n, b, self.m) * tried <= LEVEL
+        per_word = 0.0 if self.share is None else float(stats.binom.sf(a - 1, a + b, self.share))
+        return max(per_word, fisher(a, self.n, b, self.m)) * tried <= LEVEL
 
     def is_whole(self, gram: Words, whole: set[Words]) -> bool:
         """Whether a phrase is more than a marker with content next to it; `whole` holds the shorter whole phrases.

@@ -5,7 +5,7 @@ template and its tokenizer; independent of the model.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -83,6 +83,8 @@ class Chat:
     """Reads the answer of a completion."""
     encoded_as_text: tuple[str, ...] = ()
     """Ids of the prompts of `Chat.of` whose text spells control tokens, which `options` request as plain text."""
+    encoded: dict[Prompt, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Token ids of the prompts that were encoded: every stage encodes the same ones."""
 
     @classmethod
     def of(cls, tokenizer: Any, options: ChatOptions = DEFAULT_OPTIONS, prompts: Iterable[Prompt] = ()) -> "Chat":
@@ -113,6 +115,7 @@ class Chat:
                 "such as the header of the completion (--chat-template FILE)."
             )
         chat = replace(chat, prefix=prefix, suffix=suffix, encoded_as_text=chat._encoded_as_text(prompts))
+        chat.encoded.update((prompt, tuple(ids)) for prompt, ids in sequences.items())
         chat._check_tokens((*probes, *prompts))
         return chat
 
@@ -132,7 +135,9 @@ class Chat:
         """Token ids of the chat up to where the completion begins."""
         if isinstance(prompt, str):
             prompt = Prompt(prompt, "negative", id=repr(prompt[:_LONGEST_NAME]))
-        return self._encode(prompt, "")
+        if prompt not in self.encoded:
+            self.encoded[prompt] = tuple(self._encode(prompt, ""))
+        return list(self.encoded[prompt])
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
         """Token ids of a chat with the beginning of its response. InputError if its text spells control tokens."""

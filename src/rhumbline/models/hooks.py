@@ -97,6 +97,20 @@ def hooked(
         yield
 
 
+@contextmanager
+def contiguous_head(chat_model: ChatModel) -> Iterator[None]:
+    """Make the input of the unembedding contiguous while the context is active.
+
+    The last position of a padded batch is a slice, for which torch copies the weight once for each row.
+    """
+    head = chat_model.model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 # -- passes that stop or resume at a block input ----------------------------------------------------------------------
 
 

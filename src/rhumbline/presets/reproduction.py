@@ -171,12 +171,14 @@ def _refusal_rates(arms: Iterable[ArmRate]) -> dict[str, Rate]:
     published = {
         ("baseline", "positive"): "harmful_baseline_refusal",
         ("ablation", "positive"): "harmful_ablation_refusal",
+        ("subtraction", "positive"): "harmful_subtraction_refusal",
         ("baseline", "negative"): "harmless_baseline_refusal",
         ("addition", "negative"): "harmless_addition_refusal",
     }
     rates = {}
     for row in arms:
-        is_control = row.arm.null_draw == ("isotropic", 0) and row.arm.kind is not ArmKind.DIRECTION
+        kind = ArmKind.ABLATION if row.side == "positive" else ArmKind.ADDITION
+        is_control = row.arm.null_draw == ("isotropic", 0) and row.arm.kind is kind
         name = f"{CLASS_NAMES[row.side]}_control_refusal" if is_control else published.get((str(row.arm), row.side))
         if name is not None and row.rate is not None:
             rates[name] = Rate(row.rate, row.n)

@@ -125,6 +125,13 @@ class Splits:
         """Number of prompts, by split and label."""
         return {split: {label: len(self.get(split, label)) for label in LABELS} for split in SPLITS}
 
+    def first(self, sizes: Sizes) -> "Splits":
+        """The first prompts of each class in each split, at most `sizes`."""
+        parts: dict[Split, dict[Label, tuple[Prompt, ...]]] = {
+            split: {label: self.get(split, label)[: getattr(sizes, split)] for label in LABELS} for split in SPLITS
+        }
+        return replace(self, parts=parts)
+
     def ids(self) -> dict[str, dict[str, list[str]]]:
         """Ids of the prompts, by split and label."""
         return {split: {label: [p.id for p in self.get(split, label)] for label in LABELS} for split in SPLITS}

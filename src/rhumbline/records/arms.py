@@ -162,5 +162,5 @@ ADDITION_PROMPT: Final = ArmId(ArmKind.ADDITION, positions="prompt")
 ADDITION_ALL: Final = ArmId(ArmKind.ADDITION, positions="all")
 SUBTRACTION: Final = ArmId(ArmKind.SUBTRACTION)
 EDITED: Final = ArmId(ArmKind.EDITED)
-OWN_ARMS: Final = (BASELINE, ABLATION, ADDITION, ADDITION_PROMPT, ADDITION_ALL)
+OWN_ARMS: Final = (BASELINE, ABLATION, ADDITION, ADDITION_PROMPT, ADDITION_ALL, SUBTRACTION)
 """Arms of the direction itself that complete test prompts, in the order of tables."""

@@ -8,6 +8,7 @@ named by the analysis.
 from collections.abc import Mapping
 
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.human_files import HumanLabels, SheetKey
 from rhumbline.records.judgement_files import JudgementSummary
@@ -20,6 +21,7 @@ from rhumbline.records.seed_files import (
     MetricTokens,
     NullDirections,
     Outcome,
+    SecondDirection,
     Selection,
     Separation,
     SplitIds,
@@ -30,7 +32,7 @@ from rhumbline.records.seed_files import (
 from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
 from rhumbline.records.suffix_file import SuffixRecord
 
-AnalysisRecord = GeometryRecord | BaseRecord | SuffixRecord | DirectionsRecord | MonitorRecord
+AnalysisRecord = GeometryRecord | BaseRecord | SuffixRecord | DirectionsRecord | MonitorRecord | DamageRecord
 """Result of an analysis of a run."""
 SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
 """Result of an analysis of several runs or models."""
@@ -44,6 +46,7 @@ OF_RUN: Mapping[type, str] = {
     SuffixRecord: "analyses/suffix.json",
     DirectionsRecord: "analyses/directions.json",
     MonitorRecord: "analyses/monitor.json",
+    DamageRecord: "analyses/damage.json",
     JudgementSummary: "judgements/summary.json",
     SheetKey: "judgements/sheet.json",
     HumanLabels: "judgements/human.json",
@@ -60,6 +63,7 @@ OF_SEED: Mapping[type, str] = {
     WideNulls: "wide.json",
     Doses: "dose.json",
     Stability: "stability.json",
+    SecondDirection: "second.json",
     Separation: "separation.json",
     LevelTexts: "levels.json",
 }

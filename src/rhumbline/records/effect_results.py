@@ -11,10 +11,12 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from rhumbline.records.arms import ArmId
 from rhumbline.records.shared import (
+    DoseKind,
     EffectName,
     KappaPair,
     Label,
     Site,
+    Survivor,
 )
 
 
@@ -230,10 +232,31 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class DosePoint:
-    """One strength of ablation on positives, or of addition on negatives, on `n` prompts with a finite metric."""
+class SecondEffect:
+    """An effect of the second direction in the metric: a prompt shows the behaviour if its metric is positive."""
 
-    kind: Literal["ablation", "addition"]
+    name: EffectName
+    relative: RelativeChange
+    p: Mapping[str, float | None]
+    """Rank of its change of the metric among the comparable draws of each null family of the first direction."""
+
+
+@dataclass(frozen=True)
+class SecondSummary:
+    """The best direction orthogonal to the selected one, among the remainders of the differences in means."""
+
+    selected: Survivor | None
+    """None: no remainder passed the selection rule."""
+    survivors: int
+    effects: tuple[SecondEffect, ...] = ()
+    """Suppression and induction; empty without a survivor."""
+
+
+@dataclass(frozen=True)
+class DosePoint:
+    """One strength of an intervention on `n` prompts with a finite metric."""
+
+    kind: DoseKind
     arm: ArmId
     dose: float
     """Strength of the ablation (1 removes the whole component), or coefficient of the addition."""

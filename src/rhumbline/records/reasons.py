@@ -13,6 +13,8 @@ class Discard(StrEnum):
     KL_TOO_LARGE = "kl too large"
     DOES_NOT_INDUCE = "does not induce"
     LOSES_CONTENT = "loses content"
+    WITHIN_NOISE = "within noise"
+    """The interval of its swing contains 0."""
     NOT_SCORED = "not scored"
     NOT_NEEDED = "not needed"
     """It passed so far; its KL cannot change the choice and was not computed."""
@@ -38,6 +40,7 @@ _DISCARD_TEXTS = {
     Discard.KL_TOO_LARGE: "KL score above the bound",
     Discard.DOES_NOT_INDUCE: "induce score below the bound",
     Discard.LOSES_CONTENT: "content below the bound",
+    Discard.WITHIN_NOISE: "swing within its noise",
     Discard.NOT_SCORED: "a score is missing",
     Discard.NOT_NEEDED: "KL score not needed for the selection",
     Discard.SCREENED: "not among the best first-order estimates",
@@ -50,6 +53,8 @@ class NoCandidate(StrEnum):
     ALL_DISCARDED = "all candidates discarded"
     NO_TOKENS = "no refusal tokens"
     """The token metric has no tokens (metric.json has the reason), so nothing was scored."""
+    NO_BASELINE = "no baseline"
+    """The continuous score does not separate the classes at baseline, so nothing was scored."""
     NO_PROMPTS = "no prompt left after filtering"
     """The sign of the metric kept no prompt of some class (extraction.json has the numbers)."""
 

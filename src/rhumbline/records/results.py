@@ -16,6 +16,7 @@ from rhumbline.records.effect_results import (
     PooledEffect,
     RateRow,
     Readouts,
+    SecondSummary,
     Shift,
     Spread,
     StabilitySummary,
@@ -126,6 +127,10 @@ class StyleSummary:
     """Mean content overlap of texts on different prompts, 0 to 1."""
     confounds: Confounds
     neutral: NeutralLevel | None
+    words: ByLabel[float] | UnsetType = UNSET
+    """Mean length of the training texts, in words. Absent in the first runs."""
+    matched: int | UnsetType | None = UNSET
+    """Pairs of texts of similar length that the markers were estimated on; None: all texts."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,10 @@ class SeedResult:
     spread: Spread | UnsetType | None = UNSET
     """Cosines between groups of positives beside a null with one shift; None if they were not measured. Absent in
     version 4 of the rule, and without a direction."""
+    second: SecondSummary | UnsetType = UNSET
+    """The second direction, for the claim *unique*; absent if none was measured."""
+    subtraction: Effect | UnsetType = UNSET
+    """Effect of the subtraction on positives, with its nulls; no claim uses it. Absent if the arm was not run."""
     style: StyleSummary | UnsetType = UNSET
     """The continuous score; absent for a behaviour with classes."""
 

@@ -14,6 +14,7 @@ from rhumbline.records.shared import (
     BySplit,
     Class,
     ClassifierFit,
+    DoseKind,
     EffectName,
     FirstToken,
     Label,
@@ -48,6 +49,10 @@ class StyleJudges:
     chance: float
     train: ByLabel[float]
     """Mean share of the words inside markers."""
+    words: ByLabel[float] | None = None
+    """Mean length of the texts, in words. Missing in the first runs."""
+    matched: int | None = None
+    """Pairs of texts of similar length that the markers were estimated on; None: all texts."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,9 @@ class Candidate(Site):
     """Whether it was scored again in one batch shape, because rounding could have changed the selection."""
     estimates: Estimates | None = None
     """First-order estimates of the screen; None without a screen."""
+    swing_low: float | None = None
+    """Lower end of the 95 % interval of the swing over validation prompts: the fall of the metric of positives under
+    ablation plus its rise of negatives under addition. Computed if the rule uses it, for the largest swings."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +256,7 @@ class WideNulls:
 class DoseRow(Struct, frozen=True, kw_only=True):
     """The metric of some test prompts under one strength of one intervention."""
 
-    kind: Literal["ablation", "addition"]
+    kind: DoseKind
     arm: ArmId
     dose: float
     """Strength of an ablation (1 removes all), coefficient of an addition (in units of the norm)."""
@@ -263,7 +271,22 @@ class Doses:
 
     prompts: ByLabel[tuple[str, ...]]
     rows: tuple[DoseRow, ...]
-    """Strengths of ablation, then coefficients of addition; empty if the protocol has no curve."""
+    """Strengths of ablation, negative coefficients, then the other ones; empty if the protocol has no curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondDirection:
+    """second.json: the best direction orthogonal to the selected one. Written if a direction was selected."""
+
+    selected: Survivor | None
+    """None: no remainder of a difference in means passed the selection rule."""
+    survivors: int
+    candidates: tuple[Candidate, ...]
+    """The remainders of the differences in means, with their scores on validation prompts."""
+    rows: tuple[WideRow, ...] = ()
+    """The metric of test prompts at baseline and under its ablation (positives) or addition (negatives)."""
+    ranked: tuple[WideRow, ...] = ()
+    """The same on the prompts of wide.json."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ T = TypeVar("T")
 
 Label = Literal["positive", "negative"]
 """Which class of the contrast a prompt belongs to."""
-EffectName = Literal["suppression", "induction"]
-"""Suppression: ablation on positives. Induction: addition on negatives."""
+EffectName = Literal["suppression", "induction", "subtraction"]
+"""Suppression: ablation on positives. Induction: addition on negatives. Subtraction: subtraction on positives."""
+DoseKind = Literal["ablation", "addition", "subtraction"]
+"""Ablation and subtraction (negative coefficients) act on positives, addition on negatives."""
 Split = Literal["train", "val", "test"]
 Class = Literal["refused", "complied", "shown", "absent", "degenerate", "unscored"]
 """What a completion is; `unscored` is in no rate."""

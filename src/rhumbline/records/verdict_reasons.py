@@ -56,7 +56,9 @@ class VerdictCode(StrEnum):
     NOT_MEASURED = "not-measured"
     """The run did not measure what the claim needs."""
     SECOND_DIRECTION = "second-direction"
-    """No second direction was fitted."""
+    """No second direction was measured, or none passed the selection rule."""
+    SECOND_EFFECT = "second-effect"
+    """Relative change by `effect` of the second direction, and the largest of its ranks `p`."""
     # nothing could be tested
     LABELS_NOT_INFORMATIVE = "labels-not-informative"
     """At baseline the rate of the positives exceeds that of the negatives by `value`, and the lower end of its
@@ -250,8 +252,13 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return "the rule has no bound"
             case VerdictCode.NOT_MEASURED:
                 return "not measured"
+            case VerdictCode.SECOND_DIRECTION if state is ClaimState.NOT_TESTED:
+                return "no second direction was measured"
             case VerdictCode.SECOND_DIRECTION:
-                return "no second direction was fitted"
+                return "no second direction passed the selection; this does not show that there is none"
+            case VerdictCode.SECOND_EFFECT:
+                rank = "" if self.p is None else f", p up to {self.p:.3g}"
+                return f"second direction: {self.effect} {self._number}{rank}, margin {self.bound:g}"
         raise NotImplementedError(f"no text for {self.code} with a state")
 
     def _reached(self, state: ClaimState) -> str:

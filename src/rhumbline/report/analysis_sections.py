@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 
 from rhumbline.records.analysis_files import BaseCondition, BaseLayer, BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.suffix_file import SuffixRecord
 from rhumbline.report import basic_charts, page
 from rhumbline.report.basic_charts import CLASS_COLOURS, LAYER, ChartText, CurvePoint
 from rhumbline.report.candidate_sections import PositionLabels, cosine_map, position_labels
+from rhumbline.report.damage_section import damage
 from rhumbline.report.figures import Chart, printable
 from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord
@@ -29,6 +31,8 @@ def analyses(run: RunRecord, draw: page.Canvas) -> Iterator[Html]:
                 yield several_directions(record, draw)
             case MonitorRecord():
                 yield monitor(record, draw)
+            case DamageRecord():
+                yield damage(record, draw)
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+from msgspec import UNSET
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.verdict_rules import Rule
-from rhumbline.records.arms import BASELINE
+from rhumbline.records.arms import BASELINE, SUBTRACTION
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import SeedResult
 from rhumbline.report import page
@@ -51,7 +52,26 @@ def arms_figure(run: RunRecord, draw: page.Canvas) -> Html:
                 f"mean of a null family moved by its margin ({number(rule.min_gap)}). Shaded: the values that the rule "
                 "requires of the direction. "
             )
-    return page.section("Arms", draw(charts), page.note(marks, lines, "Point at a mark to see its numbers."))
+    note = page.note(marks, lines, "Point at a mark to see its numbers.")
+    return page.section("Arms", draw(charts), note, *_subtractions(run))
+
+
+def _subtractions(run: RunRecord) -> list[Html]:
+    """Return the effect of the subtraction on positives in every seed, beside that of its nulls."""
+    texts = []
+    for seed in run.seeds:
+        effect = seed.subtraction
+        before, after = (measured_arm(seed, arm, "positive") for arm in (BASELINE, SUBTRACTION))
+        if effect is UNSET or before is None or after is None:
+            continue
+        nulls = ", ".join(f"{_null_name(family)} {number(null.mean)}" for family, null in effect.null.items())
+        compared = f"; mean fall under one null draw of each family: {nulls}" if nulls else ""
+        ends = f"[{number(after.low)}, {number(after.high)}], n = {effect.n}"
+        texts.append(f"Seed {seed.seed}: {number(before.rate)} to {number(after.rate)} {ends}{compared}.")
+    if not texts:
+        return []
+    start = f"Subtraction on positive prompts (x - c norm r, the paper's bypass by addition), {run.measure}. "
+    return [page.note(start, " ".join(texts), " No claim uses it.")]
 
 
 def arm_charts(seeds: Sequence[SeedResult], rule: Rule) -> list[Chart]:

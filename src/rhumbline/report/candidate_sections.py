@@ -36,6 +36,7 @@ PositionLabels = Mapping[Position, str]
 _NO_CANDIDATE = {
     NoCandidate.ALL_DISCARDED: "Every candidate was discarded.",
     NoCandidate.NO_TOKENS: "The token metric has no tokens, so no candidate was scored.",
+    NoCandidate.NO_BASELINE: "The score does not separate the classes at baseline, so no candidate was scored.",
     NoCandidate.NO_PROMPTS: "The filter kept no prompt of some class, so no candidate was scored.",
 }
 _MOST_TIED = 8

@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from rhumbline.records.effect_results import DoseFragility, DosePoint, WideEffect
 from rhumbline.records.results import SeedResult
+from rhumbline.records.shared import DoseKind
 from rhumbline.report import page
 from rhumbline.report.basic_charts import ChartText, CurvePoint, curves
 from rhumbline.report.figures import (
@@ -112,7 +113,8 @@ def dose_curves(run: RunRecord, draw: page.Canvas) -> Html:
     """Return the rate over strengths of ablation and coefficients of addition."""
     explanation = (
         "Ablation by x - a r r^T x on positive test prompts (a = 1 removes the component along the direction, a > 1 "
-        "reflects it); addition of c times the difference in means on negative test prompts. Rate: share of prompts on "
+        "reflects it); addition of c times the difference in means on negative test prompts, and with negative c "
+        "(subtraction) on positive ones. Rate: share of prompts on "
         "which the behaviour is the more probable first token. Band: 95 % interval of the direction. Fragility: share "
         "of the behaviour removed divided by the share of energy removed, for comparison between models."
     )
@@ -139,7 +141,11 @@ def _fragility_text(dose: DoseFragility) -> str:
 
 def _dose_charts(seed: int, points: Iterable[DosePoint]) -> list[Chart | None]:
     """Draw the rate over the dose: the direction with its interval, and the mean of each null family."""
-    axes = {"ablation": "strength of the ablation", "addition": "coefficient of the addition"}
+    axes: dict[DoseKind, str] = {
+        "ablation": "strength of the ablation",
+        "addition": "coefficient of the addition",
+        "subtraction": "coefficient of the addition",
+    }
     points = list(points)
     charts = []
     for kind, axis in axes.items():

@@ -94,7 +94,7 @@ def _bounds(rule: Rule) -> list[str]:
 
 def _data_table(run: RunRecord) -> Html:
     rows = [
-        [seed.seed, split, getattr(run.protocol.sizes, split), seed.n[split].positive, seed.n[split].negative]
+        [seed.seed, split, getattr(run.protocol.planned, split), seed.n[split].positive, seed.n[split].negative]
         for seed in run.seeds
         for split in ("train", "val", "test")
     ]

@@ -24,6 +24,7 @@ from rhumbline.records.arms import (
     ArmKind,
     Positions,
 )
+from rhumbline.records.shared import DoseKind
 from rhumbline.stages.seed_artefacts import Null
 
 Arms = dict[ArmId, Arm]
@@ -45,6 +46,7 @@ class DoseArm(NamedTuple):
 
     id: ArmId
     """The direction or a null, without the intervention."""
+    kind: DoseKind
     dose: float
     """Strength of an ablation, coefficient of an addition."""
     arm: Arm
@@ -103,11 +105,17 @@ class SeedArms:
     # The arms of each stage
 
     def outcomes(self, label: Label, draws: Collection[int]) -> Arms:
-        """Arms that complete test prompts: baseline, direction, then these comparable draws of each family, from 0."""
+        """Arms that complete test prompts: baseline, direction, then these comparable draws of each family, from 0.
+
+        Subtraction acts on positives.
+        """
         if self.direction is None:
             return self.arms([BASELINE])
         if label == "positive":
-            return self.arms([BASELINE, ABLATION, *self._of_nulls(ArmKind.ABLATION, draws)])
+            # A null has no sign: its addition is also the null of the subtraction. One draw of each family is enough.
+            subtracted = self._of_nulls(ArmKind.ADDITION, {0} & set(draws))
+            nulls = [*self._of_nulls(ArmKind.ABLATION, draws), *subtracted]
+            return self.arms([BASELINE, ABLATION, SUBTRACTION, *nulls])
         other = ADDITION_PROMPT if self.addition.positions == "all" else ADDITION_ALL
         return self.arms([BASELINE, ADDITION, other, ABLATION, *self._of_nulls(ArmKind.ADDITION, draws)])
 
@@ -118,7 +126,7 @@ class SeedArms:
         """
         return self.arms([BASELINE, ABLATION, *([] if label == "positive" else [ADDITION])])
 
-    def doses(self, label: Label, doses: Sequence[float], draws: int) -> list[DoseArm]:
+    def doses(self, kind: DoseKind, doses: Sequence[float], draws: int) -> list[DoseArm]:
         """Every dose of the direction and of the first comparable draws of each null family."""
         assert self.direction is not None
         positions = self.addition.positions
@@ -127,10 +135,9 @@ class SeedArms:
         arms = []
         for arm, direction in directions.items():
             for dose in doses:
-                intervention = (
-                    Ablate(direction, dose, self.spared) if label == "positive" else Add(direction, dose, positions)
-                )
-                arms.append(DoseArm(arm, dose, Arm(f"{arm} {dose}", (intervention,))))
+                ablation, addition = Ablate(direction, dose, self.spared), Add(direction, dose, positions)
+                intervention = ablation if kind == "ablation" else addition
+                arms.append(DoseArm(arm, kind, dose, Arm(f"{arm} {kind} {dose}", (intervention,))))
         return arms
 
     def losses(self, families: Sequence[str]) -> Arms:

@@ -6,13 +6,21 @@ Validation prompts only. The scores by the metric are computed before (candidate
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from jaxtyping import Float
+
 from rhumbline.evidence.selection_rules import SelectionRule, choose
+from rhumbline.evidence.statistics import auroc, auroc_interval
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.seed_files import Candidate
 from rhumbline.stages.completions import complete
 from rhumbline.stages.seed_run import SeedRun
+
+Scores = Float[np.ndarray, " prompt"]
+LEAST_SCORES = 8
+"""Smallest number of scored completions of each class from which a missing baseline is concluded."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,23 @@ class CompletionScores:
         high, low = (_mean_score(judges[c], _responses(prompts[c])) for c in LABELS)
         (completions,) = self._complete(prompts["negative"], [])
         return _mean_score(judges["negative"], completions) - low <= most * (high - low)
+
+    def lacks_baseline(self) -> bool:
+        """Whether the score does not separate the classes at baseline, by its AUROC on validation completions.
+
+        The whole 95 % interval must be below the bound of the rule. A contrast of texts takes its unit from these.
+        """
+        least = self.run.protocol.rule.min_separation
+        if least is None or self._of_texts:
+            return False
+        scores = []
+        for label in LABELS:
+            prompts = self.prompts[label]
+            (completions,) = self._complete(prompts, [])
+            values = (score_of(j, t).value for j, t in zip(self._judges(prompts), completions, strict=True))
+            scores.append(np.array([value for value in values if value is not None]))
+        positive, negative = scores
+        return is_separated_less(positive, negative, least)
 
     def added_to(
         self,
@@ -107,6 +132,13 @@ class CompletionScores:
             if text is not None and before is not None
         ]
         return sum(values) / max(1, len(values))
+
+
+def is_separated_less(positive: Scores, negative: Scores, least: float) -> bool:
+    """Whether the whole 95 % interval of the AUROC is below a bound; False for few scores."""
+    if min(len(positive), len(negative)) < LEAST_SCORES:
+        return False
+    return auroc_interval(auroc(positive, negative), len(positive), len(negative)).high < least
 
 
 def _responses(prompts: Sequence[Prompt]) -> list[str | None]:

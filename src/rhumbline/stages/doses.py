@@ -3,12 +3,12 @@
 No completion is generated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.records.seed_files import DoseRow, Doses
-from rhumbline.records.shared import ByLabel
+from rhumbline.records.shared import ByLabel, DoseKind
 from rhumbline.stages.metric_samples import samples, six_digits
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import JobKind, SeedJobs
@@ -16,7 +16,7 @@ from rhumbline.stages.stage_jobs import JobKind, SeedJobs
 
 @dataclass(frozen=True)
 class DoseRequest:
-    """The curves of one class: strengths of ablation on positives, coefficients of addition on negatives."""
+    """The curves of one class: ablation and subtraction on positives, addition on negatives."""
 
     label: Label
 
@@ -34,18 +34,22 @@ def _prepare(run: SeedRun) -> Callable[[DoseRequest], Doses]:
 
     def compute(request: DoseRequest) -> Doses:
         label = request.label
-        arms = run.arms.doses(label, plan.strengths if label == "positive" else plan.coefficients, plan.draws)
+        curves: dict[DoseKind, Sequence[float]] = (
+            {"ablation": plan.strengths, "subtraction": plan.subtractions}
+            if label == "positive"
+            else {"addition": plan.additions}
+        )
+        arms = [arm for kind, doses in curves.items() for arm in run.arms.doses(kind, doses, plan.draws)]
         if not arms:
             return Doses(ids, ())
         # At dose 0 every curve is the baseline, which is evaluated once.
-        doses = [(a.id, a.dose) if a.dose != 0 else None for a in arms]
+        doses = [(a.id, a.kind, a.dose) if a.dose != 0 else None for a in arms]
         once = {dose: a.arm for dose, a in zip(doses, arms, strict=True)}
         values = run.scorer("dose").read(prompts[label].sequences, list(once.values())).metric
         by_dose = dict(zip(once, values, strict=True))
         metric = [by_dose[dose] for dose in doses]
-        kind = "ablation" if label == "positive" else "addition"
         rows = (
-            DoseRow(kind=kind, arm=a.id, dose=a.dose, side=label, metric=six_digits(values))
+            DoseRow(kind=a.kind, arm=a.id, dose=a.dose, side=label, metric=six_digits(values))
             for a, values in zip(arms, metric, strict=True)
         )
         return Doses(ids, tuple(rows))

@@ -17,7 +17,7 @@ from rhumbline.models.loading import fingerprint, load_source
 from rhumbline.models.sources import ORGANISM, Source, contrast_for
 from rhumbline.models.templates import own_template, template_sha256
 from rhumbline.presets.published_models import published_models
-from rhumbline.prompts.contrasts import ContrastSet, Prompt, Splits, split_contrast
+from rhumbline.prompts.contrasts import ContrastSet, Prompt, Splits
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
@@ -25,6 +25,7 @@ from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results
 from rhumbline.records.seed_files import SplitIds
 from rhumbline.stages.arms import AdditionParameters, SeedArms
+from rhumbline.stages.run_plan import splits_of
 from rhumbline.stages.seed_artefacts import Null, SeedArtefacts
 
 
@@ -136,7 +137,7 @@ class FinishedRun:
         """One seed with the model, chat and splits of the run; InputError if the inputs are not those of the run."""
         _ = self.results  # refuses an unfinished run
         artefacts, contrast = self.artefacts(seed), self.contrast(inputs.contrast, inputs.data_dir)
-        splits = split_contrast(contrast, self.protocol.sizes, artefacts.seed, self.protocol.sampling)
+        splits = splits_of(contrast, self.protocol, artefacts.seed)
         if to_json(artefacts.read(SplitIds).ids) != splits.ids():
             raise InputError(
                 f"{self.path}: this contrast gives other splits than those of seed {artefacts.seed}. Pass the "

@@ -1,7 +1,7 @@
 """The stages of one seed, in order. Each reads the files of earlier stages and writes its own.
 
     splits -> style -> refusal tokens -> extraction -> selection -> nulls -> outcomes
-           -> wide nulls -> dose -> stability -> separation -> losses -> conditions -> levels
+           -> wide nulls -> dose -> stability -> second direction -> separation -> losses -> conditions -> levels
 
 A stage whose file exists is skipped, so a stopped run resumes at the first missing file. Test prompts are read after
 selection, from *outcomes* on. If no candidate was selected, the stages that need a direction are skipped.
@@ -17,6 +17,7 @@ from rhumbline.records.seed_files import (
     LevelTexts,
     MetricTokens,
     NullDirections,
+    SecondDirection,
     Selection,
     Separation,
     SplitIds,
@@ -32,6 +33,7 @@ from rhumbline.stages.losses import write_losses
 from rhumbline.stages.null_directions import MORE_SHUFFLED_JOB, SHUFFLED_JOB, draw_null_directions
 from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
 from rhumbline.stages.refusal_tokens import find_tokens
+from rhumbline.stages.second_direction import STAGE, measure_second_direction
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.selection import CANDIDATE_JOB, select
 from rhumbline.stages.separation import separate
@@ -70,6 +72,8 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
         stage("wide nulls", WideNulls, lambda: measure_wide_nulls(run, jobs))
         stage("dose", Doses, lambda: measure_doses(run, jobs))
         stage("stability", Stability, lambda: measure_stability(run, jobs))
+        if run.protocol.second.screen:
+            stage(STAGE, SecondDirection, lambda: measure_second_direction(run))
     stage("separation", Separation, lambda: separate(run))
     if run.direction is not None:
         write_losses(run)

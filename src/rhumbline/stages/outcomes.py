@@ -3,12 +3,13 @@
 Test prompts are first read here, after selection.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec import structs
 
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
@@ -22,8 +23,11 @@ from rhumbline.records.arms import ArmId
 from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Class
 from rhumbline.stages.arms import Arms
+from rhumbline.stages.quick_rows import baseline_rows
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import ROWS_PER_JOB, JobKind, SeedJobs, spans
+
+log = logging.getLogger("rhumbline")
 
 LENGTHS_READ = (16, 32, 64)
 """Numbers of new tokens after which a completion is judged too, besides the whole completion."""
@@ -38,6 +42,8 @@ class OutcomeRequest:
     """Indices of the prompts."""
     draws: tuple[int, ...]
     """Numbers of the draws."""
+    baseline: bool = True
+    """Whether the baseline is run; its rows of a quick run are reused."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,11 @@ def write_outcomes(run: SeedRun, jobs: SeedJobs) -> None:
     rows: list[Outcome] = []
     for label in LABELS:
         with run.timings.stage(f"arms on {label}s", run.seed):
-            requests = _requests(run, label)
+            known = baseline_rows(run, label, _lengths(run))
+            if known:
+                log.info("%d baseline rows of %ss are those of the quick run", len(known), label)
+            rows += known.values()
+            requests = _requests(run, label, known)
             rows += [row for part in jobs.request(OUTCOME_JOB, requests) for row in part.rows]
     run.directory.write_rows_as(rows, path)
     jobs.clear()
@@ -73,21 +83,23 @@ def draws_by_prompt(n: int, draws: int, completed: int, seed: int) -> list[tuple
     return [tuple(draw for draw in range(draws) if prompt in of_draw[draw]) for prompt in range(n)]
 
 
-def _requests(run: SeedRun, label: Label) -> list[OutcomeRequest]:
-    """The jobs of one class: prompts with the same draws together."""
-    n, plan = len(run.splits.get("test", label)), run.protocol.nulls
-    prompts: dict[tuple[int, ...], list[int]] = {}
-    for prompt, draws in enumerate(draws_by_prompt(n, plan.draws, run.protocol.completed, run.seed)):
-        prompts.setdefault(draws, []).append(prompt)
+def _requests(run: SeedRun, label: Label, known: Collection[str]) -> list[OutcomeRequest]:
+    """The jobs of one class: prompts with the same arms together. `known`: prompts whose baseline row exists."""
+    prompts, plan = run.splits.get("test", label), run.protocol.nulls
+    together: dict[OutcomeRequest, list[int]] = {}
+    for i, draws in enumerate(draws_by_prompt(len(prompts), plan.draws, run.protocol.completed, run.seed)):
+        together.setdefault(OutcomeRequest(label, (), draws, prompts[i].id not in known), []).append(i)
     return [
-        OutcomeRequest(label, tuple(some[span.first : span.end]), draws)
-        for draws, some in prompts.items()
-        for span in spans(len(some), max(1, ROWS_PER_JOB // len(_arms(run, label, draws))))
+        replace(request, prompts=tuple(some[span.first : span.end]))
+        for request, some in together.items()
+        if (arms := _arms(run, request))
+        for span in spans(len(some), max(1, ROWS_PER_JOB // len(arms)))
     ]
 
 
-def _arms(run: SeedRun, label: Label, draws: Collection[int]) -> Arms:
-    return run.arms.outcomes(label, draws)
+def _arms(run: SeedRun, request: OutcomeRequest) -> Arms:
+    arms = run.arms.outcomes(request.label, request.draws)
+    return arms if request.baseline else {id_: arm for id_, arm in arms.items() if not id_.is_baseline}
 
 
 def _prepare(run: SeedRun) -> Callable[[OutcomeRequest], Outcomes]:
@@ -100,7 +112,7 @@ OUTCOME_JOB = JobKind("outcomes", OutcomeRequest, Outcomes, _prepare)
 def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     """The outcomes of some test prompts under every arm."""
     label = request.label
-    arms, prompts = _arms(run, label, request.draws), [run.splits.get("test", label)[i] for i in request.prompts]
+    arms, prompts = _arms(run, request), [run.splits.get("test", label)[i] for i in request.prompts]
     ids = list(arms)
     runner, sequences = run.runner(f"arms on {label}s"), [run.chat.encode(p) for p in prompts]
     # The first logits of a completion are those of the metric, unless it reads responses or later tokens.
@@ -150,7 +162,7 @@ def _outcome(
     )
     if run.protocol.is_continuous and text is not None:
         readout = run.style.readout(text, baseline, prompt)
-        row = replace(
+        row = structs.replace(
             row,
             correct=readout.content,
             form=readout.form,
@@ -159,11 +171,13 @@ def _outcome(
         )
     elif not run.protocol.is_continuous and arm.is_own:
         judges = {name: _class_by(run, name, text) for name in CLASS_JUDGES}
-        row = replace(row, judges=judges, by_length=_by_length(run, ids, text), correct=_has_answer(prompt, text))
+        row = structs.replace(
+            row, judges=judges, by_length=_by_length(run, ids, text), correct=_has_answer(prompt, text)
+        )
     if not run.protocol.save_completions:
         return row
     whole = run.chat.tokenizer.decode(ids, skip_special_tokens=True)
-    return replace(row, prompt=prompt.text, completion=whole if text is None else text)
+    return structs.replace(row, prompt=prompt.text, completion=whole if text is None else text)
 
 
 def _class_by(run: SeedRun, judge: str, text: str | None) -> Class:
@@ -172,10 +186,13 @@ def _class_by(run: SeedRun, judge: str, text: str | None) -> Class:
     return "unscored" if score.uncovered else score.cls
 
 
+def _lengths(run: SeedRun) -> tuple[int, ...]:
+    return tuple(n for n in LENGTHS_READ if n < run.protocol.max_new_tokens)
+
+
 def _by_length(run: SeedRun, ids: Sequence[int], text: str | None) -> dict[str, Class]:
     """The class of the beginnings of a completion, and of the whole."""
-    lengths = [n for n in LENGTHS_READ if n < run.protocol.max_new_tokens]
-    texts = {str(n): run.answer(ids[:n]) for n in lengths} | {"full": text}
+    texts = {str(n): run.answer(ids[:n]) for n in _lengths(run)} | {"full": text}
     judge_of_run = run.protocol.class_judge()
     return {n: score_of(judge_of_run, beginning).cls for n, beginning in texts.items()}
 

@@ -53,7 +53,7 @@ class RunPlan:
                 f"new runs need version {VERSION}. Change a named rule, or set version = {VERSION}."
             )
         protocol = resolved(protocol, contrast)
-        splits = {seed: split_contrast(contrast, protocol.sizes, seed, protocol.sampling) for seed in protocol.seeds}
+        splits = {seed: splits_of(contrast, protocol, seed) for seed in protocol.seeds}
         prompts = (*prompts_of(contrast, splits.values()), *contrast.neutral)
         chat = Chat.of(model.tokenizer, protocol.chat, prompts)
         chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
@@ -121,6 +121,12 @@ class RunPlan:
             self.chats,
             self.contrast.neutral,
         )
+
+
+def splits_of(contrast: ContrastSet, protocol: Protocol, seed: int) -> Splits:
+    """The prompts that one seed of a run reads."""
+    splits = split_contrast(contrast, protocol.sizes, seed, protocol.sampling)
+    return splits if protocol.reads is None else splits.first(protocol.reads)
 
 
 def resolved(protocol: Protocol, contrast: ContrastSet) -> Protocol:

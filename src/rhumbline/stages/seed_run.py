@@ -211,7 +211,12 @@ def read_positions(extraction: ExtractionSettings, chat: Chat) -> tuple[Position
     """The positions of the candidates in a chat."""
     if extraction.response_position is not None:
         return (extraction.response_position,)
-    return (chat.instruction_position,) if extraction.positions == "last-instruction" else chat.positions
+    match extraction.positions:
+        case "last-instruction":
+            return (chat.instruction_position,)
+        case "last-token":
+            return chat.positions[-1:]
+    return chat.positions
 
 
 def encoded(chat: Chat, prompts: Sequence[Prompt], positions: Sequence[Position]) -> Sequence[TokenIds]:

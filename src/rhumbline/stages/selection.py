@@ -12,12 +12,12 @@ import numpy as np
 
 from rhumbline.axes import TokenIds
 from rhumbline.evidence.selection_rules import choose
-from rhumbline.inference.interventions import Add, Arm, Direction
+from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.judging.metric import Metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.protocol import COEFFICIENTS
-from rhumbline.records.reasons import NoCandidate
+from rhumbline.records.reasons import Discard, NoCandidate
 from rhumbline.records.seed_files import Candidate, Selection
 from rhumbline.records.shared import ByLabel, Site, Survivor
 from rhumbline.stages.candidate_scores import ScoreGrid, ScoreName, score_candidates
@@ -27,6 +27,8 @@ from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, JobKind, SeedJobs, s
 
 SUFFICIENT_SHARE = 0.9
 """Share of validation negatives with a positive metric from which a coefficient is large enough."""
+Z_95 = 1.96
+"""Half-width of a 95 % interval in standard errors."""
 
 
 def select(run: SeedRun, jobs: SeedJobs) -> Selection:
@@ -40,6 +42,9 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
     by_completions = CompletionScores(run, {c: run.prompts("val", c, kept[c]) for c in LABELS})
     rule, is_testable = run.protocol.selection, True
     if run.protocol.is_continuous:
+        if by_completions.lacks_baseline():
+            reason = NoCandidate.NO_BASELINE
+            return Selection(selected=None, reason=reason, survivors=0, tied=(), n=n.val, candidates=())
         is_testable = by_completions.induction_is_testable()
         rule = rule if is_testable else rule.without_induce_and_kl()
     grid = replace(_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
@@ -51,6 +56,12 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
         labels = LABELS if is_testable else LABELS[:1]
         table = by_completions.added_to(table, rule, coefficient_of, labels)
     result = choose(table, run.model.n_layers, rule)
+    while rule.above_noise and result.selected is not None and result.selected.swing_low is None:
+        low = swing_low(grid, result.selected.site)
+        table = [replace(row, swing_low=low) if row.site == result.selected.site else row for row in table]
+        if low <= 0:  # The next candidate can be one that was not needed so far.
+            table = [replace(r, discarded=None) if r.discarded is Discard.NOT_NEEDED else r for r in table]
+        result = choose(table, run.model.n_layers, rule)
     best = result.selected
     return Selection(
         selected=None if best is None else _cell(best),
@@ -70,6 +81,15 @@ def _cell(row: Candidate) -> Survivor:
     assert row.norm is not None
     assert row.bypass is not None
     return Survivor(row.position, row.layer, row.norm, row.bypass)
+
+
+def swing_low(grid: ScoreGrid, site: Site) -> float:
+    """Lower end of the 95 % interval of a candidate's swing over the validation prompts; NaN if it is not finite."""
+    before = [grid.scorer.read(sequences, [BASELINE]).metric[0] for sequences in (grid.positive, grid.negative)]
+    falls, rises = before[0] - grid.by_prompt("bypass", [site])[0], grid.by_prompt("induce", [site])[0] - before[1]
+    error = math.sqrt(sum(float(x.double().var()) / len(x) for x in (falls, rises)))
+    low = float(falls.double().mean() + rises.double().mean()) - Z_95 * error
+    return low if math.isfinite(low) else math.nan
 
 
 def _mean(values: Sequence[float | None], kept: Sequence[bool]) -> float | None:

@@ -9,9 +9,9 @@ import torch
 
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import BASELINE
-from rhumbline.judging.markers import estimate_markers
+from rhumbline.judging.markers import estimate_markers, length_matched
 from rhumbline.judging.style_classifier import fit
-from rhumbline.judging.text_style import MarkerJudge, overlap_by_chance
+from rhumbline.judging.text_style import MarkerJudge, overlap_by_chance, words
 from rhumbline.prompts.contrasts import LABELS, Prompt, Splits
 from rhumbline.protocol import Protocol
 from rhumbline.records.seed_files import StyleJudges
@@ -34,10 +34,15 @@ def fit_judges(run: SeedRun) -> StyleJudges:
         prompts = {label: [p for p, _ in some] for label, some in answered.items()}
         texts = {label: [text for _, text in some] for label, some in answered.items()}
     topics = {label: [p.category for p in some] for label, some in prompts.items()}
+    pairs = None if plan.markers else length_matched(texts["positive"], texts["negative"])
     if plan.markers:
         markers = tuple(Marker(phrase=phrase) for phrase in plan.markers)
     else:
-        markers = tuple(estimate_markers(texts["positive"], texts["negative"], topics["positive"]))
+        some, others, of_some = texts["positive"], texts["negative"], topics["positive"]
+        if pairs is not None:
+            some, of_some = [some[i] for i, _ in pairs], [of_some[i] for i, _ in pairs]
+            others = [others[j] for _, j in pairs]
+        markers = tuple(estimate_markers(some, others, of_some))
     judge = MarkerJudge(tuple(m.phrase for m in markers))
     return StyleJudges(
         texts="responses" if have_responses else "completions",
@@ -47,6 +52,8 @@ def fit_judges(run: SeedRun) -> StyleJudges:
         classifier=_fit_classifier(run, texts, topics) if plan.classifier else None,
         chance=overlap_by_chance([judge.content(text) for some in texts.values() for text in some]),
         train=ByLabel(*(_mean_share(judge, texts[label]) for label in LABELS)),
+        words=ByLabel(*(sum(len(words(t)) for t in texts[c]) / max(1, len(texts[c])) for c in LABELS)),
+        matched=None if pairs is None else len(pairs),
     )
 
 

@@ -1,0 +1,180 @@
+"""Measure how often the verdict is wrong on real language models, by runs whose truth is known from the labels.
+
+    python benchmarks/calibration_models.py run  --models DIR --data DIR --out FILE [--only permuted] [--minutes 60]
+    python benchmarks/calibration_models.py show --out FILE
+
+DIR of `--models` holds the folders of `MODELS`; DIR of `--data` is `dataset/` of andyrdt/refusal_direction. Kinds:
+
+permuted    the prompts of `true` with random labels: nothing is there
+harmless    random halves of Alpaca: nothing is there
+topic       two kinds of Alpaca instructions by their first word: a topic, but no behaviour
+true        AdvBench against Alpaca: refusal, which only some models show
+
+One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
+sizes are small. No prompt and no completion is stored. One process, one thread.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration import rounded
+from rhumbline import contrast_from_prompts, load, preset, run
+from rhumbline.errors import ProtocolError, RhumblineError
+from rhumbline.evidence.statistics import exact_interval
+from rhumbline.prompts.contrasts import ContrastSet, Sizes
+from rhumbline.protocol import DoseSettings, NullSettings, Protocol, StabilitySettings
+from rhumbline.records.codec import convert
+from rhumbline.records.results import SeedResult
+
+MODELS = ("qwen2.5-coder-0.5b", "smollm2-135m")
+KINDS = ("permuted", "harmless", "topic", "true")
+SIZES = (24, 48)
+"""Test prompts per class; training has twice as many, validation half."""
+FIRST_WORDS = {"positive": ("write", "create", "generate"), "negative": ("what", "how", "who", "which")}
+SHOWN = "SINGLE-DIRECTION-REPRODUCES"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    model: str
+    kind: str
+    n: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its key in the file."""
+        return f"{self.kind}-{self.model}-{self.n}-{self.seed}"
+
+
+def cases(first: int, repeats: int) -> Iterator[Case]:
+    """Every model, kind and size, seed by seed, so that an interrupted study is balanced."""
+    for seed in range(first, first + repeats):
+        yield from (Case(model, kind, n, seed) for n in SIZES for kind in KINDS for model in MODELS)
+
+
+def contrast_of(case: Case, data: Path) -> ContrastSet:
+    """The prompts of the case with its labels."""
+    harmful, harmless = (_instructions(data / "processed" / f"{name}.json") for name in ("advbench", "alpaca"))
+    rng = random.Random(f"{case.kind} {case.seed}")
+    need = 4 * case.n
+    match case.kind:
+        case "true":
+            return contrast_from_prompts(rng.sample(harmful, min(need, len(harmful))), rng.sample(harmless, need))
+        case "permuted":
+            both = [*rng.sample(harmful, need // 2), *rng.sample(harmless, 3 * need // 2)]
+            rng.shuffle(both)
+            return contrast_from_prompts(both[::2], both[1::2])
+        case "harmless":
+            some = rng.sample(harmless, 2 * need)
+            return contrast_from_prompts(some[::2], some[1::2])
+        case "topic":
+            of = {c: [p for p in harmless if p.split()[0].lower() in words] for c, words in FIRST_WORDS.items()}
+            return contrast_from_prompts(rng.sample(of["positive"], need), rng.sample(of["negative"], need))
+    raise ValueError(f"kind {case.kind!r} is unknown: use one of {', '.join(KINDS)}.")
+
+
+def _instructions(path: Path) -> list[str]:
+    return [row["instruction"] for row in json.loads(path.read_text()) if row["instruction"].strip()]
+
+
+def protocol_of(case: Case) -> Protocol:
+    """The default protocol with fewer prompts and draws."""
+    return preset(
+        "rhumbline",
+        seeds=(case.seed,),
+        sizes=Sizes(2 * case.n, max(8, case.n // 2), case.n),
+        nulls=NullSettings(draws=2, wide=19, prompts=6, procedure_prompts=4, completed=12, screen=6),
+        screen=12,
+        dose=DoseSettings((), ()),
+        stability=StabilitySettings(refits=0),
+        max_new_tokens=16,
+    )
+
+
+def study(case: Case, models: Path, data: Path) -> dict[str, Any]:
+    """One run in a temporary folder, and the part of it that is kept."""
+    started = time.process_time()
+    row: dict[str, Any] = {"name": case.name, "model": case.model, "kind": case.kind, "n": case.n}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = load(str(models / case.model), device="cpu")
+        try:
+            result = run(model, contrast_of(case, data), Path(scratch) / "run", protocol_of(case), page=False)
+        except ProtocolError as error:
+            return row | {"verdict": "NO-VERDICT", "reason": str(error)[:120], "claims": {}}
+        seed = convert(result.results["seeds"][0], SeedResult)
+    return row | {
+        "verdict": str(seed.verdict),
+        "reason": seed.reason,
+        "claims": {str(c.kind): [str(c.state), c.value, c.low, c.high, c.n] for c in seed.claims},
+        "rates": {f"{arm.arm} {arm.side}": arm.rate for arm in seed.arms if arm.arm.is_own},
+        "p": {e.name: {family: wide.p for family, wide in e.wide.items()} for e in seed.effects},
+        "seconds": round(time.process_time() - started, 1),
+    }
+
+
+def show(path: Path) -> None:
+    """Verdicts by kind and model, and the share of runs that return SINGLE with its exact interval."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    print("| kind | model | runs | SINGLE [95 %] | verdicts |\n| --- | --- | --- | --- | --- |")
+    for kind in KINDS:
+        for model in MODELS:
+            some = [row for row in rows if (row["kind"], row["model"]) == (kind, model)]
+            if not some:
+                continue
+            shown = sum(row["verdict"] == SHOWN for row in some)
+            low, high = exact_interval(shown, len(some))
+            verdicts = ", ".join(f"{v} {n}" for v, n in Counter(row["verdict"] for row in some).most_common())
+            print(f"| {kind} | {model} | {len(some)} | {shown} [{low:.0%}, {high:.0%}] | {verdicts} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "show"))
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/calibration/models.jsonl"))
+    parser.add_argument("--first", type=int, default=40_000, help="first seed; tuning used none of these")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--engine", default="", help="the measured commit, stored with every line")
+    parser.add_argument("--only", choices=KINDS, help="run only this kind")
+    parser.add_argument("--minutes", type=float, default=1e9)
+    a = parser.parse_args()
+    if a.action == "show":
+        show(a.out)
+        return
+    if a.models is None or a.data is None:
+        parser.error("run needs --models DIR and --data DIR.")
+    torch.set_num_threads(1)
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
+    end = time.monotonic() + 60 * a.minutes
+    for case in cases(a.first, a.repeats):
+        if case.name in done or (a.only and case.kind != a.only) or time.monotonic() > end:
+            continue
+        try:
+            row = study(case, a.models, a.data)
+        except RhumblineError as error:
+            print(f"{case.name}: {error}", file=sys.stderr)
+            continue
+        with a.out.open("a") as f:
+            f.write(json.dumps(rounded(row) | {"engine": f"{version('rhumbline')} {a.engine}".strip()}) + "\n")
+        print(row["name"], row["verdict"], row["reason"][:90], row.get("seconds"), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Sources of damage: where the ablation of a direction changes the next token of negatives, by position and by layer.
+
+The same ablation acts on all positions, on all but some, or on one layer only. Every prompt passes alone and without a
+cache, so a position is an index of its tokens. Test negatives; descriptive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rhumbline.analyses.subject import Subject, layer_means, mean_interval
+from rhumbline.axes import Residual, Vector
+from rhumbline.errors import ProtocolError
+from rhumbline.inference.interventions import Direction
+from rhumbline.judging.metric import kl_divergence
+from rhumbline.models.chat_model import Edit, HookPoint, forward
+from rhumbline.models.hooks import hooked
+from rhumbline.records.damage_file import AblatedPositions, DamageRecord, PositionDamage
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.seed_files import Candidate, Selection
+from rhumbline.records.shared import Site
+
+PLACES: tuple[AblatedPositions, ...] = (
+    "all",
+    "all but the first token",
+    "all but the template before the instruction",
+    "the first token",
+    "the template before the instruction",
+    "the instruction",
+    "the template after the instruction",
+)
+
+
+def analyse(subject: Subject, *, prompts: int = 16) -> DamageRecord:
+    """Measure the KL divergence of the ablation by position and by layer, and write analyses/damage.json.
+
+    If no candidate was selected, the direction is the candidate with the lowest bypass score among those with a KL
+    score. `prompts` is the number of test negatives.
+    """
+    direction, is_selected = _direction(subject)
+    sequences = [[*ids, *subject.start] for ids in subject.sequences("test", "negative")[:prompts]]
+    if not sequences:
+        raise ProtocolError(f"{subject.directory.path} has no test negative to measure. Use a run with test prompts.")
+    measured = _Ablation(subject, direction.vector, sequences)
+    points = subject.model.ablation_points
+    by_position = tuple(
+        PositionDamage(place, _tokens(masks), mean_interval(measured.kl(masks, points)))
+        for place in PLACES
+        for masks in [[_mask(subject, ids, place) for ids in sequences]]
+    )
+    everywhere = [torch.ones(len(ids), dtype=torch.bool) for ids in sequences]
+    layers = range(subject.model.n_layers)
+    record = DamageRecord(
+        seed=subject.seed,
+        site=Site(direction.position, direction.layer),
+        is_selected=is_selected,
+        bound=subject.directory.protocol["selection"].get("max_kl"),
+        by_position=by_position,
+        by_layer=layer_means(measured.kl(everywhere, [p for p in points if p.layer == k]) for k in layers),
+        first_norm=mean_interval(measured.norms[:, 0]),
+        other_norm=mean_interval(measured.norms[:, 1]),
+    )
+    return subject.save(record)
+
+
+def _direction(subject: Subject) -> tuple[Direction, bool]:
+    """The selected direction, or the best discarded one; and whether it was selected."""
+    if subject.direction is not None:
+        return subject.direction, True
+    row = _best_discarded(subject.directory, subject.seed)
+    vector = subject.candidates[subject.positions.index(row.position), row.layer]
+    return Direction.from_vector(vector, row.position, row.layer), False
+
+
+def _best_discarded(directory: RunDirectory, seed: int) -> Candidate:
+    table = directory.read_record(Selection, seed).candidates
+    scored = [row for row in table if row.bypass is not None and row.kl is not None]
+    if not scored:
+        raise ProtocolError(
+            f"{directory.path}: no candidate of seed {seed} has a bypass and a KL score, so there is no direction to "
+            "ablate. Use a run in which candidates were scored."
+        )
+    return min(scored, key=lambda row: (row.bypass or 0.0, row.position, row.layer))
+
+
+def _mask(subject: Subject, ids: Sequence[int], place: AblatedPositions) -> Bool[Tensor, " position"]:
+    """The positions of a prompt on which the ablation acts."""
+    before, after = len(subject.chat.prefix), len(ids) - len(subject.chat.suffix) - len(subject.start)
+    index = torch.arange(len(ids))
+    match place:
+        case "all":
+            return index >= 0
+        case "all but the first token":
+            return index > 0
+        case "all but the template before the instruction":
+            return index >= before
+        case "the first token":
+            return index == 0
+        case "the template before the instruction":
+            return index < before
+        case "the instruction":
+            return (index >= before) & (index < after)
+        case "the template after the instruction":
+            return index >= after
+
+
+def _tokens(masks: Sequence[Bool[Tensor, " _"]]) -> float:
+    """Mean number of positions per prompt."""
+    return sum(int(mask.sum()) for mask in masks) / len(masks)
+
+
+@dataclass(frozen=True)
+class _Ablation:
+    """The ablation of one direction on some prompts."""
+
+    subject: Subject
+    r: Vector
+    sequences: Sequence[Sequence[int]]
+
+    @property
+    def norms(self) -> Float[Tensor, "prompt place"]:
+        """Norm of the residual stream at the middle layer: of the first token, and the median of the others."""
+        model, found = self.subject.model, []
+
+        def read(h: Residual) -> Residual:
+            length = h[0].float().norm(dim=-1).cpu()
+            found.append(torch.stack([length[0], length[1:].median() if len(length) > 1 else length[0]]))
+            return h
+
+        for ids in self.sequences:
+            self._logits(ids, {HookPoint("resid_pre", model.n_layers // 2): read})
+        return torch.stack(found)
+
+    def kl(self, masks: Sequence[Bool[Tensor, " _"]], points: Sequence[HookPoint]) -> Float[Tensor, " prompt"]:
+        """KL divergence of every prompt, baseline to the ablation at these positions and hook points, nats."""
+        values = []
+        for ids, mask in zip(self.sequences, masks, strict=True):
+            before, after = self._logits(ids, {}), self._logits(ids, dict.fromkeys(points, self._edit(mask)))
+            values.append(kl_divergence(before, after)[0])
+        return torch.stack(values)
+
+    def _edit(self, mask: Bool[Tensor, " position"]) -> Edit:
+        r, shares = self.r.to(self.subject.model.device), mask.float().to(self.subject.model.device)
+
+        def edit(h: Residual) -> Residual:
+            x = h.float()
+            return (x - (x @ r * shares.to(x.device))[..., None] * r).to(h.dtype)
+
+        return edit
+
+    @torch.no_grad()
+    def _logits(self, ids: Sequence[int], edits: dict[HookPoint, Edit]) -> Float[Tensor, "1 vocab"]:
+        model = self.subject.model
+        tokens = torch.tensor([list(ids)], device=model.device)
+        with hooked(model, edits):
+            return forward(model, tokens, torch.ones_like(tokens)).float().cpu()
