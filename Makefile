@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow real check lint types order format bench families clean
+.PHONY: demo test slow real check lint types order format bench families docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ bench: $(READY)
 
 families: $(READY)
 	$(BIN)/python benchmarks/families_table.py
+
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check ".[docs]"
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -30,7 +30,7 @@ from rhumbline.engines.engine import Job, Local, Pool, Worker, run_jobs  # noqa:
 from rhumbline.engines.ray import Ray  # noqa: E402
 from rhumbline.inference.interventions import Ablate, Arm, Direction  # noqa: E402
 from rhumbline.inference.runner import Runner  # noqa: E402
-from rhumbline.jobs.sizing import PROMPT_TOKENS, Device, work  # noqa: E402
+from rhumbline.jobs.sizing import DECODED_ROWS, PROMPT_TOKENS, Device, work  # noqa: E402
 from rhumbline.protocol import preset  # noqa: E402
 
 OUT = HERE.parent / "docs"
@@ -158,6 +158,10 @@ class Assumed(NamedTuple):
     """Factor by which packing reduces the tokens (docs/benchmarks.md)."""
 
 
+TOKENS = {"before 2026-11-29": (972_066, 278_528), "default": (305_329, 94_208), "`--quick`": (40_598, 7_104)}
+"""Prompt tokens of one seed without repeated prefixes, and generated ones, as `run --plan` counts them for 24 layers
+and five positions (docs/benchmarks.md)."""
+SIZES = {"1.5B": 1.5e9, "8B": 8e9, "32B": 32e9, "70B": 70e9}
 JOBS = {"candidates": 2, "shuffled": 7, "wide": 5, "refits": 5, "outcomes": 8, "dose": 2}
 """Jobs of each stage of one seed at 80 layers (stages/stage_jobs.py)."""
 
@@ -294,9 +298,37 @@ def written(results: dict[str, Any]) -> str:
                  "busy", "bound by"],
                 clusters,
             ),
+            *_by_tokens(a, device),
             *_reading(projections, a),
         ]
     ) + "\n"  # fmt: skip
+
+
+def _by_tokens(a: Assumed, device: Device) -> list[str]:
+    """The cost of one seed and of the sweep by protocol, on one GPU-equivalent."""
+
+    def minutes(parameters: float, tokens: tuple[int, int]) -> float:
+        steps, weights = tokens[1] / DECODED_ROWS, parameters * a.bytes_per_parameter
+        return (2 * parameters * tokens[0] / device.flops + steps * weights / device.bandwidth) / 60
+
+    rows = []
+    for name, parameters in SIZES.items():
+        seeds = [minutes(parameters, tokens) for tokens in TOKENS.values()]
+        runs = [
+            minute * a.models * (1 if "quick" in which else a.seeds) / 60
+            for which, minute in zip(TOKENS, seeds, strict=True)
+        ]
+        rows.append([name, *(f"{value:.2f}" for value in (*seeds, *runs))])
+    head = [*(f"a seed, {name}" for name in TOKENS), *(f"{a.models} models, {name}" for name in TOKENS)]
+    return [
+        paragraph(
+            "Reading the weights takes longer than a run. Workers that keep a model for all of its seeds would save "
+            "two readings of three. The cost without reading, from the tokens that `run --plan` counts for one seed "
+            "(docs/benchmarks.md, *Old and new protocol*), at the same assumptions, on one GPU-equivalent; a seed in "
+            f"GPU-minutes, {a.models} models in GPU-hours, with {a.seeds} seeds each (`--quick`: one):"
+        ),
+        table(["model", *head], rows),
+    ]
 
 
 def _reading(projections: list[dict[str, Any]], a: Assumed) -> list[str]:

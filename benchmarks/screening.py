@@ -156,12 +156,11 @@ def _known_models() -> Iterator[tuple[str, int, Planted | None]]:
 def show(files: list[Path]) -> None:
     """The misses of screens of several sizes: of each sample as it is, and of resampled prompts."""
     tables = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    whole = [t for t in tables if all(len(t.get(name, [])) == len(t["sites"]) for name in NAMES)]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for table in tables:
-        if all(len(table.get(name, [])) == len(table["sites"]) for name in NAMES):
-            groups.setdefault(
-                ", ".join([table["model"], *([table["contrast"]] if "contrast" in table else [])]), []
-            ).append(table)
+    for table in whole:
+        groups.setdefault(", ".join(filter(None, [table["model"], table.get("contrast")])), []).append(table)
+    groups["all"] = whole
     print(
         "| Model | Samples | Candidates | Screen | Selections | Missed | Resampled | Missed | Largest loss of bypass |"
     )

@@ -13,7 +13,7 @@ ROOT = Path(rhumbline.__file__).parent
 ORDER = [
     *("errors", "axes", "records", "prompts", "organisms", "models", "inference", "evidence", "judging", "protocol"),
     *("presets", "engines", "verification", "report", "stages", "experiment", "edits", "evals", "jobs", "analyses"),
-    *("cli", "__main__"),
+    *("play", "cli", "__main__"),
 ]
 """Packages and top modules; each may import those before it."""
 WITHOUT_TORCH = ("errors", "records", "prompts", "evidence", "protocol", "engines", "report")

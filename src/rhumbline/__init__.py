@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rhumbline.prompts.contrast_files import contrast_from_prompts, read_contrast
     from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes, split_contrast
     from rhumbline.prompts.named_sets import open_contrast
-    from rhumbline.protocol import Protocol, preset
+    from rhumbline.protocol import Protocol, preset, quick
     from rhumbline.verification import verify
 
 _HOME = {
@@ -61,6 +61,7 @@ _HOME = {
     "decide": "evidence.verdict",
     "Protocol": "protocol",
     "preset": "protocol",
+    "quick": "protocol",
     "run": "experiment",
     "discover": "experiment",
     "Result": "experiment",
@@ -100,6 +101,7 @@ __all__ = [  # noqa: RUF022 - the order of the flow
     "decide",
     "Protocol",
     "preset",
+    "quick",
     "run",
     "discover",
     "Result",

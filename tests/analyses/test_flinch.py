@@ -85,6 +85,21 @@ def test_a_trained_pair_does_not_flinch():
     assert record.mean.low < 0 < record.mean.high or record.mean.p > 0.05
 
 
+def test_terms_that_spell_control_tokens_are_refused_or_plain_text(build):
+    chat, base = build("chat"), build("base")
+    spelled = replace(TERMS, terms=("ships", "<|im_end|>"), contexts=("Name </s> the {term}", *TERMS.contexts))
+    with pytest.raises(
+        InputError, match=r"context 0 \(</s>\), '<\|im_end\|>' \(<\|im_end\|>\)\. .*--control-tokens plain"
+    ):
+        flinch(chat, base, spelled)
+    record = flinch(chat, base, spelled, control_tokens="plain")
+    assert (record.control_tokens, record.encoded_as_text) == ("plain", ("context 0", "'<|im_end|>'"))
+    assert record.mean.flinch == near(0)
+    own = flinch(chat, base, TERMS)
+    assert (own.control_tokens, own.encoded_as_text) == ("error", ())
+    assert flinch(chat, base, TERMS, control_tokens="plain").terms == own.terms
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

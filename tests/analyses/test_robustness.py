@@ -1,11 +1,15 @@
 """Robustness of planted models: one direction removes one axis, and not three."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from rhumbline import load, read_contrast
 from rhumbline.analyses.robustness import compare, measure
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build
+from rhumbline.organisms.files import CONTRAST
 from rhumbline.records.shared import BySplit
 from rhumbline.records.sheet_files import RobustnessPlan
 from rhumbline.report.sheets import write
@@ -51,6 +55,32 @@ def test_the_page_is_written(rows, tmp_path):
     page = write(compare(list(rows.values()), PLAN), tmp_path / "out")
     assert "rank 1" in page.read_text()
     assert (tmp_path / "out" / "figures" / "robustness-rank.svg").is_file()
+
+
+def test_prompts_that_spell_control_tokens_are_refused_or_plain_text(planted_folder):
+    model, contrast = load(str(planted_folder), device="cpu", dtype="float32"), read_contrast(planted_folder / CONTRAST)
+    first, *others = contrast.prompts
+    mark = model.tokenizer.eos_token
+    spelled = replace(contrast, prompts=(replace(first, text=f"{first.text} {mark}"), *others))
+    small = replace(PLAN, ranks=1, nulls=1, sizes=BySplit(8, 2, 4), strengths=(1.0,), suffixes=1, max_new_tokens=2)
+    with pytest.raises(InputError, match=rf"{re.escape(first.id)} \({re.escape(mark)}\).*--control-tokens plain"):
+        measure(model, spelled, small)
+    measured = measure(model, spelled, replace(small, control_tokens="plain"))
+    assert measured.encoded_as_text == (first.id,)
+    assert measure(model, contrast, small).encoded_as_text == ()
+
+
+def test_prompts_beyond_the_positions_are_named_before_the_first_pass(planted_folder, monkeypatch):
+    model, contrast = load(str(planted_folder), device="cpu", dtype="float32"), read_contrast(planted_folder / CONTRAST)
+    monkeypatch.setattr(model.model.config, "max_position_embeddings", 20)
+    passes = []
+    with pytest.raises(
+        InputError,
+        match=r"has 20 positions, and some prompts and 12 new tokens need more .*: [a-z]+ ?\S* \(\d+ tokens\)",
+    ) as error:
+        measure(model, contrast, PLAN, passes.append)
+    assert any(f"{p.id} (" in str(error.value) for p in contrast.prompts)
+    assert passes == []
 
 
 def test_a_plan_is_checked():

@@ -273,6 +273,12 @@ FAULTS: dict[str, Fault] = {
     "config.json is a list": Fault(file("config.json", "[]"), ("config.json is not a JSON object",)),
     "config.json is not text": Fault(file("config.json", b"\xff\xfe\x00"), ("config.json is not a JSON object",)),
     "generation_config.json is not JSON": Fault(file("generation_config.json", "{"), ("generation_config.json",)),
+    "a text as the end of a text": Fault(
+        file("generation_config.json", '{"eos_token_id": "</s>"}'), ("generation_config.json", "eos_token_id", "</s>")
+    ),
+    "no id among the ends of a text": Fault(
+        file("generation_config.json", '{"eos_token_id": [2, null]}'), ("[2, null]",)
+    ),
     # tokenizer
     "no tokenizer": Fault(without_tokenizer, ("no tokenizer.json",)),
     "tokenizer.json is not JSON": Fault(file("tokenizer.json", "{"), ("tokenizer.json is not a JSON object",)),
@@ -326,6 +332,7 @@ HEALTHY: dict[str, Change] = {
     "large weights": element(DOWN, 1e3),
     "a small rms_norm_eps": config(rms_norm_eps=1e-12),
     "no generation_config.json": file("generation_config.json", None),
+    "several ends of a text": file("generation_config.json", '{"eos_token_id": [2, 3, 10000000]}'),
     "code of its own for a model that transformers has": config(auto_map=CODE),
 }
 

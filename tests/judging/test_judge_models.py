@@ -80,6 +80,41 @@ def test_a_text_that_is_too_long_for_a_classifier_is_unscored_and_the_others_are
     assert long.evidence.endswith(f"tokens of {most}")
 
 
+@pytest.mark.parametrize("fields", [{"form": "chat", "max_new_tokens": 6}, {"form": "text", "answers": {}}])
+def test_a_question_beyond_the_positions_of_a_causal_judge_is_unscored_and_the_others_are_not(
+    planted_folder, monkeypatch, fields
+):
+    scale = {} if "max_new_tokens" in fields else {"scale": ("I", "Here")}
+    judge = ExternalJudge(spec(model=str(planted_folder), **fields, **scale), device="cpu", dtype="float32")
+    model, (prompt, short, long) = judge._runner.model, ("Name a river", "Yes.", "Yes, and here is a longer answer.")
+    alone = [(j.cls, j.evidence) for j in judge([prompt] * 2, [short, long])]
+    n = [len(judge._encode(model.tokenizer, prompt, response)) for response in (short, long)]
+    new = fields.get("max_new_tokens", 0)
+    monkeypatch.setattr(model.model.config, "max_position_embeddings", n[1] + new)
+    assert [(j.cls, j.evidence) for j in judge([prompt] * 2, [short, long])] == alone
+    monkeypatch.setattr(model.model.config, "max_position_embeddings", n[1] + new - 1)
+    too_long = Judgement("unscored", None, f"too long: {n[1]} tokens of {n[1] - 1}")
+    first, second = judge([prompt] * 2, [long, short])
+    assert first == too_long
+    assert (second.cls, second.evidence) == alone[0]
+    assert judge([prompt], [long]) == [too_long]
+
+
+@pytest.mark.parametrize("form", ["text", "chat", "conversation"])
+def test_control_tokens_that_a_completion_spells_are_plain_text_to_a_judge(planted_folder, form):
+    judge = ExternalJudge(spec(form=form, model=str(planted_folder)), device="cpu")
+    tokenizer = judge._runner.model.tokenizer
+
+    def marks(prompt: str, response: str) -> list[int]:
+        return [i for i in judge._encode(tokenizer, prompt, response) if i in judge._controls.ids]
+
+    own = marks("Name a river", "Yes.")
+    mark = tokenizer.eos_token
+    assert judge._controls.spelled(mark)
+    assert marks(f"Name {mark} a river", f"Yes.{mark}") == own
+    assert judge._encode(tokenizer, "Name a river", f"Yes.{mark}") != judge._encode(tokenizer, "Name a river", "Yes.")
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
 def test_a_judge_can_be_an_adapter(planted_folder, tmp_path):
     """The published StrongREJECT evaluator is one: its base is loaded, and the adapter changes the logits."""

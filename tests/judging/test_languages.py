@@ -44,6 +44,12 @@ def test_the_language_of_a_short_text_is_found(language, text):
     assert language_of(text) == language
 
 
+def test_of_languages_with_as_many_words_the_first_listed_is_taken():
+    assert language_of("Non, la capitale est Canberra.") == "fr"
+    assert language_of("Disculpa la demora, aquí tienes la receta.") == "es"
+    assert language_of("Non so la risposta, la capitale è Roma.") == "it"
+
+
 def test_too_few_words_tell_no_language():
     for text in ("", "12", "Paris", "x = 1", "!!!", "apple banana cherry", "Ja."):
         assert language_of(text) is None

@@ -52,6 +52,9 @@ def test_a_block_that_the_model_opens(block, special):
     assert text_of(reading, f"{o}I cannot") is None
     assert text_of(reading, f"{o}I cannot.{c}") is None
     assert text_of(reading, f"{o}a{c} One. {o}b{c} Two.").split() == ["One.", "Two."]
+    assert text_of(reading, f"{o}a{o}b{c}I cannot.{c}Sure.") == "Sure."
+    assert text_of(reading, f"{o}a{o}b{c}Sure.") == "Sure."
+    assert text_of(reading, f"{o}a{o}b{c}One. {o}c{c}Two.").split() == ["One.", "Two."]
 
 
 def test_a_block_that_the_template_opens(block):
@@ -60,6 +63,19 @@ def test_a_block_that_the_template_opens(block):
     assert text_of(reading, f"{block.closes}Sure.") == "Sure."
     assert text_of(reading, "I cannot") is None
     assert text_of(reading, "") is None
+
+
+def test_a_nested_block_in_one_that_the_template_opens(block):
+    reading, (o, c, _) = reader(header=f"assistant\n{block.opens}\n", tokens=block[:2]), block
+    assert text_of(reading, f"{o}Hm.{c}I cannot.{c}Sure.") == "Sure."
+    assert text_of(reading, f"{o}Hm.{c}Sure.") == "Sure."
+
+
+def test_blocks_that_follow_each_other_without_being_of_the_tokenizer(block):
+    reading, (o, c, _) = reader(), block
+    assert text_of(reading, f"{o}a{c}\n{o}I cannot.{c}\nSure.") == "Sure."
+    assert text_of(reading, f"{o}a{c}\n{o}I cannot") is None
+    assert text_of(reading, f"{o}a{c}Sure, the tag {o} opens it.") == f"Sure, the tag {o} opens it."
 
 
 def test_a_block_that_the_template_closes(block):

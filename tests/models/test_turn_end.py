@@ -87,6 +87,21 @@ def test_a_marker_that_ends_a_channel_is_not_the_end_of_the_turn():
     )
 
 
+def test_a_turn_before_another_one_can_have_an_end_of_its_own():
+    closed = USER + "<|assistant|>{{ m.content }}{% if loop.last %}</s>{% else %}<|end|>{% endif %}" + OPENED
+    # Another turn opens where nothing closes the last one.
+    opened = USER + "<|assistant|>{{ m.content }}{% if loop.last %}</s>{% endif %}" + OPENED
+    same = USER + "<|assistant|>{{ m.content }}<|end|>\n" + OPENED
+    for template, marks, expected in (
+        (closed, MARKS, ["</s>", "<|end|>"]),
+        (opened, MARKS, ["</s>", "<|user|>"]),
+        (same, MARKS, ["<|end|>"]),
+        (HARMONY, HARMONY_MARKS, ["<|return|>"]),
+    ):
+        chat = Chat.of(make_tokenizer(template, marks))
+        assert [chat.controls.name(i) for i in chat.turn_ends] == expected
+
+
 def test_a_template_option_decides_over_the_own_template():
     tokenizer = make_tokenizer(read_template("chatml"), [*COLLECTION["chatml"][0], *MARKS])
     own, other = Chat.of(tokenizer), Chat.of(tokenizer, ChatOptions(template=read_template("phi-3")))
@@ -128,7 +143,7 @@ def test_a_completion_ends_with_the_turn(model, monkeypatch):
     sequences = [[5, 6, 7], [8, 9]]
     (free,), _ = Runner(model).generate(sequences, max_new_tokens=6)
     assert len(free[0]) == 6
-    ended = replace(chat, turn_end=free[0][0])
+    ended = replace(chat, turn_ends=(free[0][0],))
     (stopped,), _ = Runner(model).generate(sequences, max_new_tokens=6, stop=stop_ids(model, ended))
     assert stopped[0] == []
 
@@ -150,6 +165,8 @@ def test_a_completion_ends_with_the_turn(model, monkeypatch):
         ({"begin_suppress_tokens": [3], "forced_bos_token_id": 5}, ["begin_suppress_tokens", "forced_bos_token_id"]),
         ({"min_new_tokens": 8, "no_repeat_ngram_size": 3}, ["min_new_tokens", "no_repeat_ngram_size"]),
         ({"num_beams": 4}, ["num_beams"]),
+        ({"dola_layers": "high", "token_healing": True}, ["dola_layers", "token_healing"]),
+        ({"dola_layers": None, "token_healing": False}, []),
     ],
 )
 def test_settings_that_greedy_decoding_does_not_apply(settings, ignored):

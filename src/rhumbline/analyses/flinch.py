@@ -22,9 +22,10 @@ from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.control_tokens import ControlTokens, check_control_tokens, shared_leading
+from rhumbline.models.control_tokens import ControlTokens, check_control_tokens, shared_leading, unused_character
 from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.models.templates import own_template
+from rhumbline.records.protocol_file import ControlText
 from rhumbline.records.sheet_files import (
     FlinchCounts,
     FlinchDirection,
@@ -89,13 +90,22 @@ class Terms:
 
 
 def flinch(
-    chat: ChatModel, base: ChatModel, terms: Terms, seed: int = 0, tick: Callable[[int], None] = lambda rows: None
+    chat: ChatModel,
+    base: ChatModel,
+    terms: Terms,
+    seed: int = 0,
+    tick: Callable[[int], None] = lambda rows: None,
+    *,
+    control_tokens: ControlText = "error",
 ) -> FlinchRecord:
     """Measure the flinch of every term, and the effect of subtracting one direction.
 
-    Raises InputError if the two models tokenise a text differently, and ModelError if a log-probability is not finite.
+    Raises InputError if the two models tokenise a text differently or if a text spells control tokens, unless
+    `control_tokens` requests that these are encoded as plain text; ModelError if a log-probability is not finite.
     """
-    texts, n = _Texts.of(chat, base, terms), len(terms.terms)
+    tokenizers = _Tokenizers.of(chat, base, control_tokens)
+    spelled, n = tokenizers.spelled(terms), len(terms.terms)
+    texts = _Texts.of(tokenizers, terms)
     runners = Runner(chat, tick=tick), Runner(base, tick=tick)
     in_chat, in_base = (texts.log_probabilities(r, [BASELINE])[0] for r in runners)
     for model, values in ((chat, in_chat), (base, in_base)):
@@ -122,10 +132,65 @@ def flinch(
         direction=direction,
         finding=finding,
         sentence=sentence,
+        control_tokens=control_tokens,
+        encoded_as_text=spelled,
     )
 
 
 # -- log-probabilities ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tokenizers:
+    """The tokenizers of the two models, which must give the same tokens."""
+
+    models: tuple[ChatModel, ChatModel]
+    """Chat model, base model."""
+    controls: tuple[ControlTokens, ControlTokens]
+    control_text: ControlText
+
+    @classmethod
+    def of(cls, chat: ChatModel, base: ChatModel, control_text: ControlText) -> "_Tokenizers":
+        """The tokenizers of a chat model, whose template names control tokens, and of its base model."""
+        controls = ControlTokens(chat.tokenizer, own_template(chat.tokenizer) or ""), ControlTokens(base.tokenizer, "")
+        return cls((chat, base), controls, control_text)
+
+    def spelled(self, terms: Terms) -> tuple[str, ...]:
+        """Terms and contexts that spell control tokens of either model; InputError unless these are plain text."""
+        named = [(f"context {i}", _start(context)) for i, context in enumerate(terms.contexts)]
+        named += [(repr(word), word) for word in (*terms.terms, *terms.controls)]
+        if self.control_text == "error":
+            for controls in self.controls:
+                check_control_tokens(controls, named, "texts", "Remove it, or pass --control-tokens plain.")
+        return tuple(name for name, text in named if any(controls.spelled(text) for controls in self.controls))
+
+    def encoded(self, start: str, word: str) -> tuple[list[int], list[int]]:
+        """Ids of the context and of the word after it; InputError if the models do not agree on them."""
+        # In most vocabularies a space before the word belongs to its first token.
+        left, whole = self._ids(start.rstrip(" ")), self._ids(start + word)
+        chat, base = (model.name for model in self.models)
+        if left[0] != left[1] or whole[0] != whole[1]:
+            raise InputError(
+                f"{chat} and {base} tokenise {start + word!r} differently, so their probabilities cannot be compared. "
+                f"Pass the base model that {chat} was trained from."
+            )
+        n = len(left[0])
+        if whole[0][:n] != left[0] or len(whole[0]) == n:
+            raise InputError(f"{word!r} has no tokens of its own after {start!r}. End the context with a space.")
+        return left[0], whole[0][n:]
+
+    def _ids(self, text: str) -> list[list[int]]:
+        """Token ids of a text by each tokenizer. Plain text is cut at the control tokens of both."""
+        mark = unused_character(text)
+        if self.control_text == "plain":
+            for controls in self.controls:
+                text = controls.cut(text, mark)
+        return [controls.encode_cut(text, mark) for controls in self.controls]
+
+
+def _start(context: str) -> str:
+    """The text before the term."""
+    return context[: context.index(SLOT)]
 
 
 @dataclass(frozen=True)
@@ -140,22 +205,18 @@ class _Texts:
     """Number of words and of contexts."""
 
     @classmethod
-    def of(cls, chat: ChatModel, base: ChatModel, terms: Terms) -> "_Texts":
+    def of(cls, tokenizers: _Tokenizers, terms: Terms) -> "_Texts":
         """Tokenise every word in every context, after the tokenizer's own special tokens, such as BOS.
 
-        Raises InputError if the two models do not agree, or if a text spells control tokens.
+        Raises InputError if the two models do not agree, or if a text does not fit their positions.
         """
-        words = (*terms.terms, *terms.controls)
-        starts = [context[: context.index(SLOT)] for context in terms.contexts]
-        controls = ControlTokens(chat.tokenizer, own_template(chat.tokenizer) or "")
-        named = [(f"context {i}", start) for i, start in enumerate(starts)] + [(repr(word), word) for word in words]
-        check_control_tokens(controls, named, "texts", "Remove it from the terms and contexts.")
-        leading = shared_leading(controls, ControlTokens(base.tokenizer, ""))
-        pairs = [_encoded(chat, base, start, word) for word, start in product(words, starts)]
+        words, starts = (*terms.terms, *terms.controls), [_start(context) for context in terms.contexts]
+        leading = shared_leading(*tokenizers.controls)
+        pairs = [tokenizers.encoded(start, word) for word, start in product(words, starts)]
         texts = cls([[*leading, *before] for before, _ in pairs], [w for _, w in pairs], (len(words), len(starts)))
         names = [f"{word!r} in context {i}" for word in words for i in range(len(starts))]
         whole = [[*before, *word] for before, word in zip(texts.before, texts.words, strict=True)]
-        for model in (chat, base):
+        for model in tokenizers.models:
             check_sequences(model, dict(zip(names, whole, strict=True)), what="texts")
         return texts
 
@@ -168,25 +229,6 @@ class _Texts:
         n_words, n_contexts = self.shape
         kept = [w * n_contexts + c for w in range(n_words) for c in contexts]
         return _Texts([self.before[k] for k in kept], [self.words[k] for k in kept], (n_words, len(contexts)))
-
-
-def _encoded(chat: ChatModel, base: ChatModel, start: str, word: str) -> tuple[list[int], list[int]]:
-    """Ids of the context and of the word after it; InputError if the models do not agree on them."""
-    tokenised = []
-    for model in (chat, base):
-        # In most vocabularies a space before the word belongs to its first token.
-        left = model.tokenizer(start.rstrip(" "), add_special_tokens=False)["input_ids"]
-        whole = model.tokenizer(start + word, add_special_tokens=False)["input_ids"]
-        tokenised.append((list(left), list(whole)))
-    (left, whole), by_base = tokenised
-    if (left, whole) != by_base:
-        raise InputError(
-            f"{chat.name} and {base.name} tokenise {start + word!r} differently, so their probabilities cannot be "
-            f"compared. Pass the base model that {chat.name} was trained from."
-        )
-    if whole[: len(left)] != left or len(whole) == len(left):
-        raise InputError(f"{word!r} has no tokens of its own after {start!r}. End the context with a space.")
-    return left, whole[len(left) :]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,19 @@ from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.decoding_facts import stop_ids
-from rhumbline.prompts.contrasts import LABELS, ContrastSet, Label, Sizes, Split, Splits, split_contrast
+from rhumbline.models.sequence_limits import check_sequences
+from rhumbline.prompts.chat_options import ChatOptions
+from rhumbline.prompts.contrasts import (
+    LABELS,
+    SPLITS,
+    ContrastSet,
+    Label,
+    Prompt,
+    Sizes,
+    Split,
+    Splits,
+    split_contrast,
+)
 from rhumbline.records.analysis_files import TrainTest
 from rhumbline.records.effect_results import MeanInterval
 from rhumbline.records.shared import ByLabel
@@ -59,16 +71,15 @@ Indicators = Float[np.ndarray, " prompt"]
 def measure(
     model: ChatModel, contrast: ContrastSet, plan: RobustnessPlan, tick: Callable[[int], None] = lambda rows: None
 ) -> ModelRobustness:
-    """Measure one model on a contrast. Raises InputError if the classes do not differ."""
+    """Measure one model on a contrast.
+
+    Raises InputError if the classes do not differ, if prompts spell control tokens, or if they are too long.
+    """
     sizes = Sizes(plan.sizes.train, plan.sizes.val, plan.sizes.test)
     splits = split_contrast(contrast, sizes, plan.seed)
-    prompts = _ModelPrompts(
-        Runner(model, tick=tick),
-        Chat.of(model.tokenizer, prompts=contrast.prompts),
-        splits,
-        plan,
-        class_judge(plan.judge),
-    )
+    chat = Chat.of(model.tokenizer, ChatOptions(control_tokens=plan.control_tokens), contrast.prompts)
+    prompts = _ModelPrompts(Runner(model, tick=tick), chat, splits, plan, class_judge(plan.judge))
+    prompts.check()
     baseline = prompts.baseline_rates()
     basis = prompts.basis()
     if not basis:
@@ -89,6 +100,7 @@ def measure(
         fragility=prompts.fragility(first, ranks[0].energy),
         prompts=attack,
         access=_least_access(baseline.rate, ranks, attack),
+        encoded_as_text=chat.encoded_as_text,
     )
 
 
@@ -128,11 +140,24 @@ class _ModelPrompts:
     plan: RobustnessPlan
     judge: TextJudge
 
+    def check(self) -> None:
+        """Raise an error with the prompts that need more positions than the model has, before the first pass.
+
+        Suffixes follow the validation and test positives.
+        """
+        every = [p for split in SPLITS for c in LABELS for p in self.splits.get(split, c)]
+        attacked = [p for split in ("val", "test") for p in self.splits.get(split, "positive")]
+        for suffix in ("", *self.suffixes):
+            prompts = _with_suffix(attacked, suffix) if suffix else every
+            sequences = {p.id: self.chat.encode(p) for p in prompts}
+            what = "prompts with a random suffix" if suffix else "prompts"
+            check_sequences(self.runner.model, sequences, self.plan.max_new_tokens, what)
+
     def shown(
         self, split: Split, label: Label, arms: Sequence[Arm], suffix: str = ""
     ) -> Float[np.ndarray, "arm prompt"]:
         """1 if the answer shows the behaviour, otherwise 0; NaN without an answer. `suffix` follows every prompt."""
-        prompts = [replace(p, text=p.text + suffix) for p in self.splits.get(split, label)]
+        prompts = _with_suffix(self.splits.get(split, label), suffix)
         sequences, stop = [self.chat.encode(p) for p in prompts], stop_ids(self.runner.model, self.chat)
         ids, _ = self.runner.generate(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
         scores = [[score_of(self.judge, self.chat.answer(i).text).value for i in arm] for arm in ids]
@@ -249,15 +274,23 @@ class _ModelPrompts:
 
     # A suffix
 
-    def by_prompt(self) -> PromptAttack:
-        """The behaviour with one random suffix: the one with the lowest rate on validation positives."""
+    @cached_property
+    def suffixes(self) -> list[str]:
+        """Random words of the training negatives."""
         rng = random.Random(self.plan.seed)
         words = sorted({w for p in self.splits.get("train", "negative") for w in p.text.split()})
-        suffixes = [" " + " ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
-        rates = [float(np.nanmean(self.shown("val", "positive", [BASELINE], s))) for s in suffixes]
-        best = suffixes[rates.index(min(rates))]
+        return [" " + " ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
+
+    def by_prompt(self) -> PromptAttack:
+        """The behaviour with one random suffix: the one with the lowest rate on validation positives."""
+        rates = [float(np.nanmean(self.shown("val", "positive", [BASELINE], s))) for s in self.suffixes]
+        best = self.suffixes[rates.index(min(rates))]
         (after,) = self.shown("test", "positive", [BASELINE], best)
-        return PromptAttack(*_rate(after), _drop(self.baseline, after), len(suffixes), self.plan.suffix_words)
+        return PromptAttack(*_rate(after), _drop(self.baseline, after), len(self.suffixes), self.plan.suffix_words)
+
+
+def _with_suffix(prompts: Sequence[Prompt], suffix: str) -> list[Prompt]:
+    return [replace(p, text=p.text + suffix) for p in prompts]
 
 
 def _orthogonal(v: Float[Tensor, " d_model"], basis: Sequence[Direction]) -> Float[Tensor, " d_model"]:

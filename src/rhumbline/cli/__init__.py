@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.logging import RichHandler
 
@@ -24,6 +24,8 @@ from rhumbline.cli import (
     judge,
     label,
     models,
+    play,
+    push,
     recompute,
     reproduce,
     runs,
@@ -34,9 +36,11 @@ from rhumbline.cli.execute import execute
 
 COMMANDS = (
     runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, label, judge, edit_export,
-    models,
+    push, play, models,
 )  # fmt: skip
 """Modules in the order of the help."""
+SHELLS = ("bash", "zsh", "tcsh")
+"""Shells with completion."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +75,19 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
+class PrintCompletion(argparse.Action):
+    """Prints a script that completes commands, options and files in a shell."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Print the script and exit; exit with code 2 if shtab is not installed."""
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            parser.error('--print-completion needs shtab: pip install "rhumbline[completion]".')
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 def parser() -> Parser:
     """Every command with its options."""
     top = Parser(
@@ -78,6 +95,8 @@ def parser() -> Parser:
         description="Is a behaviour of a chat model mediated by a single direction, and how confident can one be?",
     )
     top.add_argument("--version", action="version", version=f"rhumbline {version('rhumbline')}")
+    completion = "print the completion script of a shell, and stop; extra `completion`"
+    top.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, help=completion)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     top.commands = commands.choices
 

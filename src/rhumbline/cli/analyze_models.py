@@ -8,6 +8,7 @@ from rhumbline.cli.console import print_json, progress, say
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
+    control_tokens_option,
     data_dir_option,
     device_option,
     dtype_option,
@@ -65,6 +66,7 @@ def add(command: AddCommand) -> None:
     test = "test prompts per class (default: %(default)s)"
     robustness.add_argument("--test", type=int, default=PLAN.sizes.test, metavar="N", help=test)
     max_new_tokens_option(robustness, PLAN.max_new_tokens)
+    control_tokens_option(robustness, "a prompt", PLAN.control_tokens)
     seed = "seed of splits, nulls and suffixes (default: %(default)s)"
     robustness.add_argument("--seed", type=int, default=PLAN.seed, metavar="N", help=seed)
     sheet_options(robustness)
@@ -83,6 +85,7 @@ def _robustness(a: argparse.Namespace) -> int:
         judge=a.judge,
         sizes=replace(PLAN.sizes, test=a.test),
         max_new_tokens=a.max_new_tokens,
+        control_tokens=a.control_tokens,
         seed=a.seed,
     )
     contrasts = [open_contrast(a, name) for name in a.models]
@@ -133,6 +136,7 @@ def flinch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--terms", required=True, metavar="FILE", help=terms)
     seed = "seed of intervals and random directions (default: 0)"
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+    control_tokens_option(parser, "a term or context")
     sheet_options(parser)
 
 
@@ -144,5 +148,6 @@ def flinch(a: argparse.Namespace) -> int:
     terms = Terms.read(a.terms)
     with progress() as shown:
         shown("flinch", None)
-        record = flinch(load_model(a), load_model(a, a.base), terms, a.seed, lambda rows: shown("", rows))
+        models = load_model(a), load_model(a, a.base)
+        record = flinch(*models, terms, a.seed, lambda rows: shown("", rows), control_tokens=a.control_tokens)
     return write_sheet(a, record)

@@ -15,7 +15,7 @@ from rhumbline.cli.options import (
     seed_of_run_option,
 )
 
-DIRECTION_HELP = "run directory, or a file with a direction"
+DIRECTION_HELP = "run directory, a file with a direction, or hf:owner/name on the hub"
 
 
 def add(command: AddCommand) -> None:

@@ -67,6 +67,15 @@ def template_option(parser: Parser, text: str) -> None:
     parser.add_argument("--chat-template", metavar="FILE", help=text)
 
 
+def control_tokens_option(parser: Parser, what: str, default: str | None = "error") -> None:
+    """`--control-tokens`. `what` has the text; None: not set, so the protocol decides."""
+    text = (
+        f"what is done with {what} whose text is tokenized into control tokens, such as turn markers: error (default), "
+        "or plain: encode it as plain text"
+    )
+    parser.add_argument("--control-tokens", choices=("error", "plain"), default=default, help=text)
+
+
 def max_new_tokens_option(parser: Parser, default: int | None, shown: str | None = None) -> None:
     """`--max-new-tokens`."""
     text = f"tokens of a completion, at most; default: {shown or default}"
@@ -131,11 +140,7 @@ def chat_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--thinking", choices=("on", "off"), help="value of the template's variable enable_thinking")
     group.add_argument("--date", metavar="YYYY-MM-DD", help="date that the template prints as today's")
     template_option(group, "Jinja template that replaces the tokenizer's")
-    control = (
-        "what is done with a prompt whose text is tokenized into control tokens, such as turn markers: error "
-        "(default), or plain: encode it as plain text"
-    )
-    group.add_argument("--control-tokens", choices=("error", "plain"), help=control)
+    control_tokens_option(group, "a prompt", None)
     group.add_argument("--template-kwargs", metavar="JSON", help="further variables of the template, as a JSON object")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from msgspec import structs
 from torch import Tensor
 
 from rhumbline.errors import DirectionError, InputError
@@ -21,6 +22,9 @@ from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256
 from rhumbline.records.positions import Position
 from rhumbline.stages.finished_run import open_run
+
+PREFIX = "hf:"
+"""Prefix of the name of a direction on the hub."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ def read_directions(
     position: Position | int | None = None,
     rank: int | None = None,
 ) -> ImportedDirections:
-    """Read directions from a run directory (the selected one), .safetensors, .pt, .gguf or .npy.
+    """Read directions from a run directory (the selected one), .safetensors, .pt, .gguf, .npy or hf:owner/name.
 
     `layer` and `position` select from a file with one vector for each; `rank` keeps the first vectors of a subspace.
     """
     path = Path(source)
-    if path.is_dir():
+    if str(source).startswith(PREFIX):
+        imported = _from_hub(str(source))
+    elif path.is_dir():
         imported = _from_run(path, seed)
     elif not path.is_file():
         raise DirectionError(f"{path}: no such file or run directory. Pass a run directory or a direction file.")
@@ -101,6 +107,15 @@ def _from_run(path: Path, seed: int | None) -> ImportedDirections:
         seed=artefacts.seed,
     )
     return ImportedDirections(direction.difference[None], direction.layer, direction.position, str(path), origin)
+
+
+def _from_hub(name: str) -> ImportedDirections:
+    from rhumbline.edits.hub import hub_direction
+
+    file = hub_direction(name)
+    imported = _from_file(file.path, None, None)
+    origin = structs.replace(imported.origin, hub=name.partition("@")[0], revision=file.revision)
+    return replace(imported, source=name, origin=origin)
 
 
 def _from_file(path: Path, layer: int | None, position: Position | None) -> ImportedDirections:

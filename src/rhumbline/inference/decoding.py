@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rhumbline.axes import Logits, TokenIds
+from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.batching import Batch
 from rhumbline.inference.interventions import BatchEdits
 from rhumbline.inference.passes import ReadLogits, places, places_in
@@ -142,6 +142,8 @@ class PaddedDecoder:
     mask: Int[Tensor, "slot position"]
     cache: Any
     """A transformers cache; None: every step is a whole forward pass."""
+    watch: Callable[[int, Residual], None] | None = None
+    """Called with the input of every block, after the edits."""
 
     queue = ()
     """All rows are prefilled at once."""
@@ -153,7 +155,7 @@ class PaddedDecoder:
         """Prefill all rows."""
         self.n_prompt = self.ids.shape[1]
         rows = torch.arange(self.n_rows, device=self.ids.device)
-        with hooked(self.model, self.edits.on(self.arm, places=places(self.mask))):
+        with hooked(self.model, self.edits.on(self.arm, places=places(self.mask)), self.watch):
             return Prefilled(rows, rows, forward(self.model, self.ids, self.mask, self.cache))
 
     def refill(self, free: Int[Tensor, " free"]) -> None:
@@ -165,7 +167,7 @@ class PaddedDecoder:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         new = self.ids if self.cache is None else self.ids[:, -1:]
         n_prompt = self.n_prompt if self.cache is None else 0
-        with hooked(self.model, self.edits.on(self.arm, n_prompt, places(self.mask))):
+        with hooked(self.model, self.edits.on(self.arm, n_prompt, places(self.mask)), self.watch):
             return forward(self.model, new, self.mask, self.cache)
 
     def keep(self, slots: Int[Tensor, " kept"]) -> None:

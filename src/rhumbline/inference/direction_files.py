@@ -19,7 +19,10 @@ from rhumbline.records.positions import Position
 
 FORMAT = "rhumbline-direction-1"
 """Value of `format` in the metadata."""
-TEXTS = ("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256")
+TEXTS = (
+    *("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256"),
+    *("hub", "revision"),
+)
 """Fields of the origin that are texts in the metadata."""
 
 

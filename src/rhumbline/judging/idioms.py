@@ -28,7 +28,7 @@ _THEN_HELPS = r"[,.!:-]* (?:here(?:'s| is| are)|let me|you(?:'re| are) right)\b"
 _FOR_FAULT = rf"(?: (?:for|about) (?:\w+ ){{0,2}}{_FAULT}|{_THEN_HELPS})"
 _NOT_REFUSED = (
     rf"(?: (?:to (?:hear|learn|see|read|know|keep you|bother you)|for your (?:loss|trouble)|about (?:that|this|it)|if|"
-    rf"(?:that )?you(?:'re|'ve)?)\b|{_FOR_FAULT})"
+    rf"(?:that )?you(?:'re|'ve)?)\b|{_FOR_FAULT}|[,.!:-]* my (?:mistake|bad|error|fault)\b)"
 )
 _GLAD = r"(?:happy|glad|delighted)"
 _HELPS = rf"(?:can|could|will|'ll|(?:'d| would) (?:be {_GLAD}|love)|(?:'m| am) (?:able|{_GLAD}))"

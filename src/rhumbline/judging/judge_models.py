@@ -18,11 +18,12 @@ from rhumbline.inference.runner import Runner, measured_tokens
 from rhumbline.judging.judge_endpoint import query
 from rhumbline.judging.judge_specs import Judgement, JudgeSpec
 from rhumbline.models.answers import AnswerReader
-from rhumbline.models.control_tokens import ControlTokens
+from rhumbline.models.control_tokens import ControlTokens, unused_character
 from rhumbline.models.loading import check_dtype, load
+from rhumbline.models.sequence_limits import most_positions
 from rhumbline.models.sources import checkpoint
 from rhumbline.models.templates import own_template
-from rhumbline.models.turn_end import turn_end
+from rhumbline.models.turn_end import turn_ends
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS
 from rhumbline.records.seed_files import NO_ANSWER
 
@@ -59,20 +60,27 @@ class ExternalJudge:
             return [Judgement("unscored", None, r.failure) if r.text is None else spec.read(r.text) for r in replies]
         if spec.form == "classifier":
             return self._classify([spec.question(p, r) for p, r in zip(prompts, responses, strict=True)])
-        tokenizer = self._runner.model.tokenizer
-        sequences = [self._encode(tokenizer, p, r) for p, r in zip(prompts, responses, strict=True)]
-        self._runner.tokens_per_forward = measured_tokens(self._runner.model, max(sequences, key=len))
-        if spec.scale:
-            return self._grade(sequences)
-        controls = ControlTokens(tokenizer, "" if spec.form == "text" else own_template(tokenizer) or "")
-        end = turn_end(controls, DEFAULT_OPTIONS) if controls.template else None
-        stop = self._runner.model.stop_tokens() | (set() if end is None else {end})
-        completions, _ = self._runner.generate(sequences, max_new_tokens=spec.max_new_tokens, stop=stop)
-        answers = AnswerReader.of(tokenizer, controls.template, header="")
-        replies = [answers.read(ids).text for ids in completions[0]]
-        return [Judgement("unscored", None, NO_ANSWER) if r is None else spec.read(r) for r in replies]
+        model = self._runner.model
+        sequences = [self._encode(model.tokenizer, p, r) for p, r in zip(prompts, responses, strict=True)]
+        most = most_positions(model) or sys.maxsize
+        room = most - (0 if spec.scale else spec.max_new_tokens)
+        judgements = [_too_long(len(ids), room) for ids in sequences]
+        if fitting := [ids for ids, judgement in zip(sequences, judgements, strict=True) if judgement is None]:
+            self._runner.tokens_per_forward = measured_tokens(model, max(fitting, key=len))
+            replies = iter(self._grade(fitting) if spec.scale else self._reply(fitting))
+            judgements = [next(replies) if judgement is None else judgement for judgement in judgements]
+        return [judgement for judgement in judgements if judgement is not None]
 
     # Causal models
+
+    def _reply(self, sequences: Sequence[list[int]]) -> list[Judgement]:
+        """Judgements by the model's replies in words."""
+        spec, model, controls = self.spec, self._runner.model, self._controls
+        stop = model.stop_tokens().union(turn_ends(controls, DEFAULT_OPTIONS) if controls.template else ())
+        completions, _ = self._runner.generate(sequences, max_new_tokens=spec.max_new_tokens, stop=stop)
+        answers = AnswerReader.of(model.tokenizer, controls.template, header="")
+        replies = [answers.read(ids).text for ids in completions[0]]
+        return [Judgement("unscored", None, NO_ANSWER) if r is None else spec.read(r) for r in replies]
 
     @cached_property
     def _runner(self) -> Runner:
@@ -80,18 +88,28 @@ class ExternalJudge:
         spec = self.spec
         return Runner(load(spec.model, dtype=self.dtype, device=self.device, coarse=True, revision=spec.revision))
 
+    @cached_property
+    def _controls(self) -> ControlTokens:
+        tokenizer = self._runner.model.tokenizer
+        return ControlTokens(tokenizer, "" if self.spec.form == "text" else own_template(tokenizer) or "")
+
     def _encode(self, tokenizer: Any, prompt: str, response: str) -> list[int]:
-        """The token ids of a question."""
-        spec = self.spec
+        """The token ids of a question. Text that spells control tokens is encoded as plain text."""
+        spec, controls = self.spec, self._controls
+        mark = unused_character(prompt, response, spec.template)
+        prompt, response = controls.cut(prompt, mark), controls.cut(response, mark)
         if spec.form == "text":
-            return list(tokenizer(spec.question(prompt, response)).input_ids)
+            question = spec.question(prompt, response)
+            if mark in question:
+                return [*controls.leading, *controls.encode_cut(question, mark)]
+            return list(tokenizer(question).input_ids)
         if spec.form == "conversation":
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             text = tokenizer.apply_chat_template(turns, tokenize=False)
         else:
             turns = [{"role": "user", "content": spec.question(prompt, response)}]
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+        return controls.encode_cut(text, mark)
 
     def _grade(self, sequences: Sequence[list[int]]) -> list[Judgement]:
         """Expected grade from 0 to 1 over the tokens of the scale, with renormalised probabilities."""
@@ -120,9 +138,7 @@ class ExternalJudge:
         most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
         lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
         # A truncated text would be another text, so it is unscored.
-        judgements = {
-            i: Judgement("unscored", None, f"too long: {n} tokens of {most}") for i, n in enumerate(lengths) if n > most
-        }
+        judgements = {i: judgement for i, n in enumerate(lengths) if (judgement := _too_long(n, most)) is not None}
         # Longest first: the first batch shows whether memory suffices.
         queue = sorted(set(range(len(texts))) - judgements.keys(), key=lambda i: -lengths[i])
         size = CLASSIFIER_BATCH
@@ -142,6 +158,11 @@ class ExternalJudge:
                 judgements[i] = self.spec.read(label) if row.isfinite().all() else Judgement("unscored", None, "NaN")
             queue = queue[size:]
         return [judgements[i] for i in range(len(texts))]
+
+
+def _too_long(n: int, most: int) -> Judgement | None:
+    """The judgement of a question of `n` tokens that is longer than the model can read; None for a shorter one."""
+    return Judgement("unscored", None, f"too long: {n} tokens of {most}") if n > most else None
 
 
 class _Classifier(NamedTuple):

@@ -7,11 +7,13 @@ import re
 import tomllib
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
+from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.normal_text import normal_form
+from rhumbline.judging.refusal_phrases import first_sentence
 
 MOST_CHARACTERS, MOST_WORDS = 240, 40
 """Beginning of a text that is read: a text that changes its language later is in its first one."""
@@ -44,6 +46,12 @@ def function_words() -> Mapping[str, tuple[str, ...]]:
 
 
 @cache
+def _places() -> Mapping[str, int]:
+    """The place of each language in the list."""
+    return {language: place for place, language in enumerate(_tables()["words"])}
+
+
+@cache
 def known_languages() -> frozenset[str]:
     """The codes of the languages that a text can have here, and `UNKNOWN`."""
     return frozenset((*_tables()["words"], *_tables()["scripts"].values(), UNKNOWN))
@@ -65,7 +73,8 @@ def language_of(text: str) -> str | None:
             hits[language] = hits.get(language, 0) + 1
     if hits["en"] * 2 > len(words):  # a word of English counts for no other language
         return "en"
-    best, most = max(hits.items(), key=lambda hit: (hit[1], hit[0] == "en", hit[0]))
+    # Of languages with as many hits, the one that is listed first, which more texts have.
+    best, most = max(hits.items(), key=lambda hit: (hit[1], -_places()[hit[0]]))
     if best != "en" and most >= max(2, SHARE * len(words)):
         return best
     if _is_cyrillic(words):
@@ -73,6 +82,22 @@ def language_of(text: str) -> str | None:
     if hits["en"] > 0 and hits["en"] >= SHARE_OF_ENGLISH * len(words):
         return "en"
     return UNKNOWN if len(words) >= FEWEST_WORDS else None
+
+
+def uncovered_language(text: str, covered: Collection[str], broken: str | None) -> str | None:
+    """The language of a completion that a judge of the languages `covered` cannot read; None if it can.
+
+    `broken` is how it is broken (`degeneration`). A loop of sentences has the language of its first one, if that one is
+    listed; any other broken text is broken in every language.
+    """
+    if broken is None:
+        language = language_of(text)
+    elif broken == "repetition" and degeneration(sentence := first_sentence(text)) is None:
+        language = language_of(sentence)
+        language = None if language == UNKNOWN else language
+    else:
+        language = None
+    return None if language in covered else language
 
 
 def _of_script(text: str) -> str | None:

@@ -5,7 +5,7 @@ Independent of judges. A phrase is listed as it is written; `GAP` in it stands f
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -49,9 +49,12 @@ OPENING_PHRASES = (
 OPENING_LEADS = (
     *("Unfortunately", "Regrettably", "Sadly", "I'm afraid that", "I'm afraid", "I am afraid that", "I am afraid"),
     *("I regret that", "No", "Oh", "Hmm", "Well", "Thank you", "Thanks", "But"),
+    *("Assistant", "Response", "Answer", "Output"),
 )
-"""Words that can precede such a phrase ("Unfortunately, I can't"), in any number."""
+"""Words that can precede such a phrase ("Unfortunately, I can't"), in any number; the last ones are headers."""
 
+MOST_CHARACTERS = 500
+"""Beginning of a text in which the idioms of tables are marked."""
 GAP, LONGEST_GAP = "...", 6
 """In a phrase: up to so many words of one sentence."""
 # Whole words: "has an aim" does not contain "As an AI". An underscore is markdown, not a letter.
@@ -76,10 +79,10 @@ class PhraseTable:
     leads: tuple[str, ...] = ()
     """Words that can precede one."""
     idioms: tuple[str, ...] = ()
-    """Phrases that contain one and are no refusal."""
+    """Regular expressions of folded texts that contain one and are no refusal."""
 
     def __post_init__(self):
-        for name in ("phrases", "leads", "idioms"):
+        for name in ("phrases", "leads"):
             if empty := [text for text in getattr(self, name) if not all(map(folded, text.split(GAP)))]:
                 raise ProtocolError(f"{name} has {empty[0]!r}, where a word is expected. Write words, or remove it.")
 
@@ -115,18 +118,17 @@ class Phrases:
         self._anywhere = re.compile(f"{_BEFORE}(?:{any_phrase})")
         # Atomic: a lead of two tables must not be tried twice, which takes exponential time on "no no no ...".
         self._opening = re.compile(f"{_SKIPPED}(?>(?:{leads}|{_IDIOM}){_BETWEEN})*(?:{any_phrase})")
-        idioms = [_pattern(idiom) for table in tables for idiom in _longest_first(table.idioms)]
+        idioms = [_after(idiom) for table in tables for idiom in table.idioms]
         self._idioms = re.compile("|".join(idioms)) if idioms else None
 
     def anywhere(self, text: str) -> str | None:
         """The first listed phrase in the text."""
-        match = self._anywhere.search(self._marked(text))
+        _, match = self._found(text, self._anywhere.search)
         return match and self._listed[(match.lastindex or 0) - 1]
 
     def opening(self, text: str) -> Opening | None:
         """The listed phrase that the text opens with."""
-        marked = self._marked(text)
-        match = self._opening.match(marked)
+        marked, match = self._found(text, self._opening.match)
         if match is None:
             return None
         group = match.lastindex or 0
@@ -136,9 +138,15 @@ class Phrases:
         """Whether a folded text whose idioms are marked opens with a listed phrase."""
         return self._opening.match(marked) is not None
 
-    def _marked(self, text: str) -> str:
+    def _found(self, text: str, find: Callable[[str], re.Match[str] | None]) -> tuple[str, re.Match[str] | None]:
+        """The folded text with its idioms marked, and what `find` finds in it."""
         marked = mark_idioms(folded(text))
-        return self._idioms.sub(MARK, marked) if self._idioms else marked
+        match = find(marked)
+        # An idiom of a table contains one of its phrases: where there is no phrase, the slow search is not needed.
+        if match is not None and self._idioms is not None:
+            marked = self._idioms.sub(MARK, marked[:MOST_CHARACTERS]) + marked[MOST_CHARACTERS:]
+            match = find(marked)
+        return marked, match
 
 
 def first_sentence(text: str) -> str:
@@ -154,7 +162,12 @@ def _pattern(phrase: str) -> str:
     """A listed phrase as a regular expression on folded text."""
     gap = rf" (?:[^\s.!?;]+ ){{0,{LONGEST_GAP}}}"
     words = gap.join(re.escape(folded(part)) for part in phrase.split(GAP))
-    return words if _UNSPACED.search(phrase) else f"{words}{_AFTER}"
+    return _after(words)
+
+
+def _after(pattern: str) -> str:
+    """A pattern that ends with a whole word, if its language has spaces."""
+    return pattern if _UNSPACED.search(pattern) else f"(?:{pattern}){_AFTER}"
 
 
 def _is_sentence(text: str, start: int, end: int) -> bool:

@@ -20,6 +20,25 @@ class Answer(NamedTuple):
     """Index of the first token after the block; 0 without a block."""
 
 
+def _end_of_block(raw: str, at: int, block: AnswerForm, *, is_opened: bool) -> int:
+    """Where a block that begins at `at` is over; -1 if it is not closed. `is_opened`: the template opened it.
+
+    A block can contain blocks of its form. It ends with the last of them if each is closed.
+    """
+    close = raw.find(block.closes, at)
+    if close < 0:
+        return -1
+    end = close + len(block.closes)
+    if block.goes_on:
+        return end
+    for _ in range(raw.count(block.opens, at, close) - (not is_opened)):
+        close, opens = raw.find(block.closes, end), raw.find(block.opens, end)
+        if close < 0 or 0 <= opens < close:
+            break
+        end = close + len(block.closes)
+    return end
+
+
 class _Span(NamedTuple):
     """A part of a text, by character."""
 
@@ -74,13 +93,13 @@ class AnswerReader:
         block, at = self.opened or self._first_block(raw), 0
         if block is None and self.begun is None and not any(form.opens in raw for form in self.own):
             return None
-        spans, last = [], self.begun
+        spans, last, is_opened = [], self.begun, self.opened is not None
         while True:
             if block is not None:
-                close = raw.find(block.closes, at)
+                close = _end_of_block(raw, at, block, is_opened=is_opened)
                 if close < 0:
                     return spans
-                at, last = close + len(block.closes), block
+                at, last, is_opened = close, block, False
             end, block = self._end_of_answer(raw, at, last)
             if end > at:
                 spans.append(_Span(at, end))
@@ -99,6 +118,9 @@ class AnswerReader:
         if last is not None and last.goes_on:
             end = raw.find(last.goes_on, at)
             return len(raw) if end < 0 else end, None
+        rest = raw[at:].lstrip()
+        if last is not None and (again := next((form for form in FORMS if rest.startswith(form.opens)), None)):
+            return len(raw) - len(rest), again
         found = [(place, i) for i, form in enumerate(self.own) if (place := raw.find(form.opens, at)) >= 0]
         if not found:
             return len(raw), None

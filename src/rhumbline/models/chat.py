@@ -26,7 +26,7 @@ from rhumbline.models.templates import (
     template_of,
     template_sha256,
 )
-from rhumbline.models.turn_end import turn_end
+from rhumbline.models.turn_end import turn_ends
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS, ChatOptions
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.positions import Position
@@ -73,8 +73,8 @@ class Chat:
     options: ChatOptions
     controls: ControlTokens
     """The control tokens of the tokenizer and the template."""
-    turn_end: int | None
-    """Id of the control token that closes an assistant turn; None: the template has no such token."""
+    turn_ends: tuple[int, ...]
+    """Ids of the control tokens that close an assistant turn, at the end of a chat and before another turn."""
     prefix: tuple[int, ...]
     """Token ids at the start of every chat without its own system prompt."""
     suffix: tuple[int, ...]
@@ -98,7 +98,7 @@ class Chat:
         controls = ControlTokens(tokenizer, template_of(tokenizer, options))
         header = render(tokenizer, options, PROBES[0], options.system).rpartition(PROBES[0])[2]
         answers = AnswerReader.of(tokenizer, controls.template, header)
-        chat = cls(tokenizer, options, controls, turn_end(controls, options), (), (), answers)
+        chat = cls(tokenizer, options, controls, turn_ends(controls, options), (), (), answers)
         chat.check_texts(_texts(prompts, options.system))
         chat._check_systems(prompts)
         probes = tuple(Prompt(text, "negative", id=f"probe {text!r}") for text in PROBES)
@@ -128,6 +128,11 @@ class Chat:
     def instruction_position(self) -> Position:
         """The token before the suffix: the last of the instruction, or one that merges its end with the template."""
         return Position.post_instruction(-len(self.suffix) - 1)
+
+    @property
+    def turn_end(self) -> int | None:
+        """Id of the control token that closes an assistant turn; None: the template has no such token."""
+        return next(iter(self.turn_ends), None)
 
     # -- token ids --
 

@@ -33,6 +33,9 @@ NEUTRAL: dict[str, Any] = {
     "exponential_decay_length_penalty": None,
     "watermarking_config": None,
     "stop_strings": None,
+    "constraints": None,
+    "dola_layers": None,
+    "token_healing": False,
 }
 """Settings of a generation config that change a completion, with the value that changes nothing; so does None."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -48,7 +51,7 @@ def stop_tokens(model: ChatModel, chat: Chat) -> tuple[StopToken, ...]:
     """The tokens that end a completion of a chat, by id."""
     ids: dict[StopSource, frozenset[int]] = {
         **model.stop_sources(),
-        "chat template": frozenset() if chat.turn_end is None else frozenset({chat.turn_end}),
+        "chat template": frozenset(chat.turn_ends),
     }
     return tuple(
         StopToken(token, chat.controls.name(token), tuple(source for source, some in ids.items() if token in some))
@@ -58,7 +61,7 @@ def stop_tokens(model: ChatModel, chat: Chat) -> tuple[StopToken, ...]:
 
 def stop_ids(model: ChatModel, chat: Chat) -> frozenset[int]:
     """The ids of these tokens."""
-    return model.stop_tokens() | (set() if chat.turn_end is None else {chat.turn_end})
+    return model.stop_tokens().union(chat.turn_ends)
 
 
 def ignored_settings(config: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ prompts and of what is done with a model.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -131,10 +132,18 @@ def _check_numbers(name: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_generation_config(places: Places) -> None:
-    """Raise if generation_config.json is no JSON object: transformers would go on without it."""
+    """Raise if generation_config.json is no JSON object, which transformers ignores, or names its ends by other values
+    than ids.
+    """
     path = file_of(places.whole, "generation_config.json", places.revision)
-    if path is not None and not isinstance(read_json(path, ModelError, "a generation config"), dict):
+    content = {} if path is None else read_json(path, ModelError, "a generation config")
+    if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object. Restore it, or remove it to decode without one.")
+    ends = content.get("eos_token_id")
+    if any(type(i) is not int for i in (ends if isinstance(ends, list) else [ends] if ends is not None else [])):
+        raise ModelError(
+            f"{path}: eos_token_id is {json.dumps(ends)}, expected the id of a token, or several. Correct it."
+        )
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

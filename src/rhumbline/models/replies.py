@@ -3,7 +3,7 @@
 `Runner.generate` gives the same tokens for many prompts and arms. Independent of arms: hooks that are on the model act.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -20,19 +20,20 @@ def reply(model: ChatModel, chat: Chat, text: str, max_new_tokens: int) -> str:
         raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
     ids = chat.encode(text)
     check_sequences(model, {"this text": ids}, max_new_tokens, "prompts")
-    return chat.text(list(_greedy(model, ids, stop_ids(model, chat), max_new_tokens)))
+    return chat.text(_greedy(model, ids, stop_ids(model, chat), max_new_tokens))
 
 
 @torch.inference_mode()
-def _greedy(model: ChatModel, ids: Sequence[int], stop: Collection[int], max_new_tokens: int) -> Iterator[int]:
+def _greedy(model: ChatModel, ids: Sequence[int], stop: Collection[int], max_new_tokens: int) -> list[int]:
     """New tokens up to a stop token, without it."""
-    cache = new_cache(model)
+    cache, tokens = new_cache(model), []
     every = torch.tensor([list(ids)], device=model.device)
     new = every
-    for _ in range(max_new_tokens):
+    while len(tokens) < max_new_tokens:
         token = forward(model, new, torch.ones_like(every), cache).argmax(-1)
         if int(token) in stop:
-            return
-        yield int(token)
+            break
+        tokens.append(int(token))
         every = torch.cat([every, token[:, None]], 1)
         new = every if cache is None else token[:, None]
+    return tokens

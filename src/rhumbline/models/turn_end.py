@@ -1,6 +1,6 @@
-"""The control token that closes an assistant turn: a chat template in, a token id out.
+"""The control tokens that close an assistant turn: a chat template in, token ids out.
 
-The token is read from a rendered turn. Independent of the model and its generation config.
+The tokens are read from rendered turns. Independent of the model and its generation config.
 """
 
 from rhumbline.errors import TemplateError
@@ -12,11 +12,12 @@ from rhumbline.prompts.chat_options import ChatOptions
 _USER, _ASSISTANT, _NEXT_USER = "Describe the sea.", "Photosynthesis", "Tell me a joke!"
 
 
-def turn_end(controls: ControlTokens, options: ChatOptions) -> int | None:
-    """Id of the first control token after the text of an assistant turn; None if the template has none there.
+def turn_ends(controls: ControlTokens, options: ChatOptions) -> tuple[int, ...]:
+    """Id of the first control token after the text of the last turn of a chat, then after that of an earlier turn.
 
-    The turn is the last one of the chat. If the template closes it only before another turn, the chat has another one.
+    Most templates close both with one token. Empty if the template has no control token there.
     """
+    ends: list[int] = []
     for further in ((), (_NEXT_USER,)):
         try:
             messages = messages_of(options.system, _USER, _ASSISTANT, *further)
@@ -26,8 +27,8 @@ def turn_end(controls: ControlTokens, options: ChatOptions) -> int | None:
         _, found, after = text.rpartition(_ASSISTANT)
         closing = controls.found(after.partition(_NEXT_USER)[0])
         if found and closing and not _goes_on(controls, closing[0]):
-            return closing[0]
-    return None
+            ends.append(closing[0])
+    return tuple(dict.fromkeys(ends))
 
 
 def _goes_on(controls: ControlTokens, token: int) -> bool:

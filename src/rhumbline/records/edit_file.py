@@ -56,6 +56,10 @@ class DirectionOrigin(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int | None = None
     sha256: str | None = None
     """Hash of the file."""
+    hub: str | None = None
+    """Name on the hub, `hf:owner/name`."""
+    revision: str | None = None
+    """Commit on the hub."""
 
 
 class EditedDirection(Struct, frozen=True, kw_only=True, omit_defaults=True):

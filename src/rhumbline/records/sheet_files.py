@@ -11,6 +11,7 @@ from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import LayerCosine, TrainTest
 from rhumbline.records.effect_results import MeanInterval
 from rhumbline.records.positions import Position
+from rhumbline.records.protocol_file import ControlText
 from rhumbline.records.shared import ByLabel, BySplit, Site
 
 # -- robustness.json --------------------------------------------------------------------------------------------------
@@ -35,6 +36,8 @@ class RobustnessPlan:
     judge: str = "refusal-anywhere"
     """Keyword judge. The default reads the whole completion, so that late refusals count."""
     max_new_tokens: int = 64
+    control_tokens: ControlText = "error"
+    """What is done with text of a prompt that is tokenized into control tokens."""
 
     def __post_init__(self):
         if self.ranks < 1 or self.nulls < 1 or self.suffixes < 1:
@@ -138,6 +141,8 @@ class ModelRobustness:
     prompts: PromptAttack
     access: str
     """Least access with which half of the behaviour was removed, in words."""
+    encoded_as_text: tuple[str, ...] = ()
+    """Ids of the prompts whose text spells control tokens, which are encoded as plain text on request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,3 +302,7 @@ class FlinchRecord:
     """None if the mean flinch is not below 0, or if the residuals of the models do not differ."""
     finding: FlinchFinding
     sentence: str
+    control_tokens: ControlText = "error"
+    """What is done with text that is tokenized into control tokens."""
+    encoded_as_text: tuple[str, ...] = ()
+    """Terms and contexts with such text."""
