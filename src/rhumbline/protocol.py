@@ -128,6 +128,18 @@ COEFFICIENTS = (0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
+class AblationSettings:
+    """Where the direction is ablated."""
+
+    spared: int = 0
+    """Tokens at the start of a text that are not edited. 0: everywhere, as in the paper."""
+
+    def __post_init__(self):
+        if not 0 <= self.spared <= 1000:
+            raise ProtocolError(f"ablation.spared is {self.spared}; use a number of tokens from 0 to 1000.")
+
+
+@dataclass(frozen=True)
 class AdditionSettings:
     """How the direction is added on negatives."""
 
@@ -315,6 +327,7 @@ class Protocol:
     """First tokens of a refusal. `auto`: first tokens of the model's own baseline refusals of training positives."""
     selection: SelectionRule = ARDITI2024
     nulls: NullSettings = field(default_factory=NullSettings)
+    ablation: AblationSettings = field(default_factory=AblationSettings)
     addition: AdditionSettings = field(default_factory=AdditionSettings)
     dose: DoseSettings = field(default_factory=DoseSettings)
     stability: StabilitySettings = field(default_factory=StabilitySettings)

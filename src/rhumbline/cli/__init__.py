@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -100,7 +101,7 @@ class PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Print the script and exit; exit with code 2 if shtab is not installed."""
         try:
-            import shtab
+            shtab = import_module("shtab")
         except ModuleNotFoundError:
             parser.error('--print-completion needs shtab: pip install "rhumbline[completion]".')
         print(shtab.complete(parser, shell=values))

@@ -233,6 +233,8 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     option("coefficient", coefficient, own.addition.coefficient, metavar="C")
     add_at = "positions of the addition: prompt and generated tokens, or the prompt only"
     option("add-at", add_at, own.addition.positions, choices=("all", "prompt"))
+    spare = "tokens at the start of a prompt that ablations do not edit, for models with massive activations there"
+    option("spare-tokens", spare, own.ablation.spared, type=int, metavar="N")
     option("full-grid", "compute every score of every candidate", action="store_true")
     early = "end the completion of a null as soon as its class is certain"
     quick = "a first answer in RUN/quick, by the same rule with fewer prompts and draws; more is undecided"
@@ -384,6 +386,7 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "refusal_tokens": _refusal_tokens(a.refusal_tokens),
         "sizes": None if a.sizes is None else vars(sizes_of(a.sizes)),
         "nulls": _set({"draws": a.nulls, "wide": a.wide_nulls}),
+        "ablation": _set({"spared": a.spare_tokens}),
         "addition": _set({"coefficient": _coefficient(a.coefficient), "positions": a.add_at}),
         "chat": chat_changes(a),
         "side_effects": _set({"documents": a.loss_documents}),
