@@ -130,7 +130,7 @@ OPTIONS: Mapping[str, Kind] = {
     "--add-at": WORD,
     "--thinking": WORD,
     "--control-tokens": WORD,
-    "--spare-tokens": WORD,
+    "--spare-tokens": whole(0),
     "--date": just("today", "2026-13-01", "2026-02-30", "20260101", "2026-1-1", "-1"),
     "--tasks": just(",", " "),
     "--arms": just("banana", "null:isotropic:99999999999999999999:ablation", "null:x:0:ablation", "../x"),

@@ -234,7 +234,7 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     add_at = "positions of the addition: prompt and generated tokens, or the prompt only"
     option("add-at", add_at, own.addition.positions, choices=("all", "prompt"))
     spare = "tokens at the start of a prompt that ablations do not edit, for models with massive activations there"
-    option("spare-tokens", spare, own.ablation.spared, type=int, metavar="N")
+    option("spare-tokens", spare, own.ablation.spared, type=whole(0), metavar="N")
     option("full-grid", "compute every score of every candidate", action="store_true")
     early = "end the completion of a null as soon as its class is certain"
     quick = "a first answer in RUN/quick, by the same rule with fewer prompts and draws; more is undecided"
