@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow real check lint types order format bench families docs clean
+.PHONY: demo test slow real hostile check lint types order format bench families docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ slow: $(READY)
 real: $(READY)
 	@test -d "$(RHUMBLINE_MODELS)" || { echo "RHUMBLINE_MODELS is '$(RHUMBLINE_MODELS)': set it to a folder that holds one directory per model."; exit 2; }
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m real || test $$? -eq 5
+
+# Writes its figures into docs/security.md. Real models are tried where RHUMBLINE_MODELS is set.
+hostile: $(READY)
+	HOSTILE_REPORT=docs/security.md OMP_NUM_THREADS=1 $(BIN)/pytest -q -m hostile tests/hostile
 
 check: lint types order
 

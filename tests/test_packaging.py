@@ -42,7 +42,8 @@ def test_users_have_ranges_and_contributors_have_versions():
 def fresh(tmp_path_factory):
     """The python of an environment with the wheel, and the dependencies of this one without its checkout."""
     folder = tmp_path_factory.mktemp("fresh")
-    build = "from setuptools import build_meta as b; import sys; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
+    # The builder replaces sys.argv.
+    build = "from setuptools import build_meta as b; import sys; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
     copy = folder / "checkout"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.split(b"\0")
     for name in map(os.fsdecode, filter(None, tracked)):

@@ -128,6 +128,18 @@ COEFFICIENTS = (0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
+class AblationSettings:
+    """Where the direction is ablated."""
+
+    spared: int = 0
+    """Tokens at the start of a text that are not edited. 0: everywhere, as in the paper."""
+
+    def __post_init__(self):
+        if not 0 <= self.spared <= 1000:
+            raise ProtocolError(f"ablation.spared is {self.spared}; use a number of tokens from 0 to 1000.")
+
+
+@dataclass(frozen=True)
 class AdditionSettings:
     """How the direction is added on negatives."""
 
@@ -229,8 +241,9 @@ class SideEffectSettings:
             raise ProtocolError(
                 f"side_effects.controls is {list(self.controls)}; use some of {', '.join(NULL_FAMILIES)}."
             )
-        if self.documents < 0 or self.max_tokens < 2:
-            raise ProtocolError("side_effects: use 0 documents or more, and max_tokens of 2 or more.")
+        for name, least in (("documents", 0), ("max_tokens", 2)):
+            if getattr(self, name) < least:
+                raise ProtocolError(f"side_effects.{name} is {getattr(self, name)}; use {least} or more.")
 
 
 @dataclass(frozen=True)
@@ -250,21 +263,46 @@ class TextScoreSettings:
             raise ProtocolError(f"text_score.content_prompts is {self.content_prompts}; use 2 or more.")
 
 
-def _not_finite(value: Any, at: str = "") -> Iterator[tuple[str, float]]:
-    """Every NaN and infinity of a record, nested ones included, with its dotted name."""
+MOST = 1_000_000
+"""Largest whole number of a protocol, apart from seeds."""
+LARGEST_SEED = 2**32 - 1
+"""The largest seed of NumPy and scikit-learn."""
+LONGEST_WORD = 100
+"""Characters of a name that verdicts and reports contain."""
+
+
+def _faulty_numbers(value: Any, at: str = "") -> Iterator[str]:
+    """The fault of every NaN, infinity and huge number of a record, nested ones included."""
     match value:
         case float():
             if not math.isfinite(value):
-                yield at, value
+                yield f"{at} is {value}; use a finite number"
+        case int():
+            most = LARGEST_SEED if at.startswith("seeds[") else MOST
+            if value > most:
+                yield f"{at} is {value:.4g}; use at most {most:,}"
         case Mapping():
             for key, part in value.items():
-                yield from _not_finite(part, f"{at}.{key}")
+                yield from _faulty_numbers(part, f"{at}.{key}")
         case tuple() | list():
             for index, part in enumerate(value):
-                yield from _not_finite(part, f"{at}[{index}]")
+                yield from _faulty_numbers(part, f"{at}[{index}]")
         case _ if dataclasses.is_dataclass(value):
             for field_ in dataclasses.fields(value):
-                yield from _not_finite(getattr(value, field_.name), f"{at}.{field_.name}" if at else field_.name)
+                yield from _faulty_numbers(getattr(value, field_.name), f"{at}.{field_.name}" if at else field_.name)
+
+
+def _is_word(text: Any) -> bool:
+    """Whether a text can stand in a sentence of a report: not empty, short, and without control characters."""
+    return isinstance(text, str) and bool(text.strip()) and len(text) <= LONGEST_WORD and text.isprintable()
+
+
+def _is_phrase(text: str) -> bool:
+    return bool(text.strip()) and text.isprintable()
+
+
+def _is_token(text: str) -> bool:
+    return 0 < len(text) <= LONGEST_WORD
 
 
 @dataclass(frozen=True)
@@ -289,6 +327,7 @@ class Protocol:
     """First tokens of a refusal. `auto`: first tokens of the model's own baseline refusals of training positives."""
     selection: SelectionRule = ARDITI2024
     nulls: NullSettings = field(default_factory=NullSettings)
+    ablation: AblationSettings = field(default_factory=AblationSettings)
     addition: AdditionSettings = field(default_factory=AdditionSettings)
     dose: DoseSettings = field(default_factory=DoseSettings)
     stability: StabilitySettings = field(default_factory=StabilitySettings)
@@ -319,7 +358,7 @@ class Protocol:
     the direction always complete in full, because other judges and lengths read them too."""
 
     def __post_init__(self):
-        faults = [f"{name} is {value}; use a finite number" for name, value in _not_finite(self)]
+        faults = list(_faulty_numbers(self))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             faults.append(f"seeds is {list(self.seeds)}; use different whole numbers of 0 or more")
         if self.screen < 0:
@@ -328,15 +367,21 @@ class Protocol:
             faults.append(f"max_new_tokens is {self.max_new_tokens}; use 1 or more")
         if self.sampling not in typing.get_args(Sampling):
             faults.append(f"sampling is {self.sampling!r}; use lots or reference")
-        if not self.behaviour.strip():
-            faults.append("behaviour is empty; use a word such as refusal")
+        if not _is_word(self.behaviour):
+            faults.append(
+                f"behaviour is {self.behaviour[:40]!r}; use a word such as refusal, of at most {LONGEST_WORD} "
+                "printable characters"
+            )
         if self.refusal_tokens != "auto" and not self.refusal_tokens:
             faults.append("refusal_tokens is empty; use auto, or the first tokens of a refusal")
-        if isinstance(self.refusal_tokens, tuple) and "" in self.refusal_tokens:
-            faults.append("refusal_tokens has an empty text; use the first tokens of a refusal, such as I or As")
+        if isinstance(self.refusal_tokens, tuple) and not all(map(_is_token, self.refusal_tokens)):
+            faults.append("refusal_tokens has an empty text or a long one; use first tokens, such as I or As")
         for name, text in self.conditions.items():
-            if not isinstance(name, str) or not name.strip() or not isinstance(text, str):
-                faults.append(f"conditions has {name!r} = {text!r}; use a name and the text of a system prompt")
+            if not _is_word(name) or not isinstance(text, str):
+                faults.append(
+                    f"conditions has {repr(name)[:40]} = {repr(text)[:40]}; use a name of at most {LONGEST_WORD} "
+                    "printable characters, and the text of a system prompt"
+                )
         lacking = sorted(set(self.rule.families) - set(self.nulls.families))
         if lacking:
             faults.append(
@@ -365,8 +410,11 @@ class Protocol:
         if odd := sorted(set(self.phrases) - known_languages()):
             known = ", ".join(sorted(known_languages()))
             faults.append(f"phrases has the language {odd[0]!r}; use codes among {known}")
-        if empty := [language for language, some in self.phrases.items() if not some]:
-            faults.append(f"phrases has no phrase for {empty[0]}; list one or more, or remove the language")
+        if empty := [language for language, some in self.phrases.items() if not some or not all(map(_is_phrase, some))]:
+            faults.append(
+                f"phrases has no phrase, or an empty one, for {empty[0]}; list phrases of printable characters, or "
+                "remove the language"
+            )
         if self.conditions and self.judge in CONTINUOUS_JUDGES:
             faults.append(
                 f"conditions compare rates, and judge {self.judge} gives a continuous score; remove the conditions"
@@ -406,17 +454,17 @@ class Protocol:
         return to_json(self)
 
     @classmethod
-    def of(cls, record: JsonObject) -> "Protocol":
+    def of(cls, record: JsonObject, source: str | Path = "protocol") -> "Protocol":
         """The protocol of a JSON value: that of `record()`, or that of protocol.json, which contains further keys.
 
         A field that an older run lacks has its default. The text of the chat template is not in protocol.json. Raises
-        ProtocolError that names the faulty field.
+        ProtocolError that names the source and the faulty field.
         """
         try:
             return msgspec.convert(record, cls)
         except msgspec.ValidationError as error:
             raise ProtocolError(
-                f"protocol: {error}. Rerun the experiment, or use the version of rhumbline that wrote the protocol."
+                f"{source}: {error}. Rerun the experiment, or use the version of rhumbline that wrote the protocol."
             ) from error
 
 
@@ -521,7 +569,7 @@ def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     """The preset that an experiment file (TOML) names, and its tables, which `amend` checks."""
     table = read_toml(path, ProtocolError, "an experiment file (TOML)")
     name = table.pop("preset", None)
-    if name is not None and not isinstance(name, str):
+    if name is not None and not (isinstance(name, str) and name in PRESETS):
         raise ProtocolError(f"{path}: preset is {name!r}; use one of {', '.join(PRESETS)}.")
     return name, table
 

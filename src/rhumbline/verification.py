@@ -47,7 +47,7 @@ SINCE_VERSION_5 = frozenset(
 
 def assemble(directory: RunDirectory) -> RunSummary:
     """The part of results.json that follows from the protocol and the artefacts of the seeds."""
-    protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
+    protocol, context = Protocol.of(directory.protocol, "protocol.json"), directory.read_protocol(ProtocolContext)
     by_seed = {
         seed: seed_results(directory, seed, context.splits[seed], protocol.rule, protocol.behaviour)
         for seed in protocol.seeds
@@ -243,7 +243,7 @@ def check(path: str | Path) -> Verification:
     faults += _page_faults(directory, recorded, is_old=is_first, notes=notes)
     try:
         faults += _differences(to_json(assemble(directory)), results, "results.json", skipped, is_first)
-        protocol, context = Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
+        protocol, context = Protocol.of(directory.protocol, "protocol.json"), directory.read_protocol(ProtocolContext)
         for seed in protocol.seeds:
             faults += _selection_faults(directory, protocol.selection, context.model.n_layers, seed)
         for file in sorted(directory.path.glob("evaluations/*/comparison.json")):

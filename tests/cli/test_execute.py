@@ -44,6 +44,8 @@ def executed(error: BaseException | None) -> int:
         (KeyboardInterrupt(), 130, "interrupted. Rerun"),
         (FileNotFoundError(2, "No such file or directory", "x/y"), 2, "x/y: No such file"),
         (OSError(28, "No space left on device", "out/a.json"), 2, "out/a.json: No space left"),
+        (OSError(28, "No space left on device"), 2, "No space left"),
+        (OSError(5, "Input/output error"), 2, "Input/output error"),
         (MemoryError(), 3, "memory is not sufficient"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
@@ -72,6 +74,27 @@ def test_an_unexpected_exception_is_one_line_with_the_path_of_a_log(error, capsy
     assert f"{type(error).__name__}" in log.read_text()
     assert "Traceback" in log.read_text()
     log.unlink()
+
+
+def test_an_unexpected_exception_without_a_disk_for_its_log_is_one_line(capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    assert executed(KeyError("x")) == 70
+    assert "No log could be written" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_an_output_to_a_full_disk_is_an_error(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rhumbline", "organism", "list"],
+            check=False, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])

@@ -213,3 +213,16 @@ def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):
     """The same weights as a further arm change nothing."""
     comparison = evaluate(refusal_run, refusal, Evaluation(("answers",), tasks, limit=4), [], edited=refusal)
     assert [(str(r.arm), r.change) for r in comparison.rows] == [("baseline", None), ("edited", 0.0)]
+
+
+@pytest.mark.parametrize("keeps_texts", [False, True])
+def test_generated_texts_are_on_disk_only_where_the_run_keeps_texts(keeps_texts, tmp_path):
+    from rhumbline.evals.lm_eval_harness import ResponseCache
+
+    cache = ResponseCache(tmp_path / "baseline.answers", keeps_texts=keeps_texts)
+    cache.add_partial("generate_until", ("question", {"until": []}), "a generated text")
+    cache.add_partial("loglikelihood", ("question", " answer"), (-1.5, True))
+    written = (tmp_path / "baseline.answers").read_text()
+    assert ("a generated text" in written) == keeps_texts
+    again = ResponseCache(tmp_path / "baseline.answers", keeps_texts=keeps_texts)
+    assert len(again.responses) == 1 + keeps_texts  # an interrupted evaluation computes the others again

@@ -131,3 +131,12 @@ def test_without_a_direction_the_baseline_is_the_only_arm():
 def test_an_arm_that_the_run_does_not_have_is_refused(arm, words):
     with pytest.raises(InputError, match=words):
         ARMS.arm(arm)
+
+
+def test_every_ablation_spares_the_tokens_of_the_protocol():
+    sparing = SeedArms(OWN, NULLS, AdditionParameters(1.5, "all"), spared=3)
+    for arms, expected in ((sparing, {3}), (ARMS, {0})):
+        made = [*arms.outcomes("positive", (0,)).values(), *(dose.arm for dose in arms.doses("ablation", (0.5,), 1))]
+        ablations = [i for arm in made for i in arm.interventions if isinstance(i, Ablate)]
+        assert len(ablations) > 2
+        assert {ablation.spared for ablation in ablations} == expected

@@ -67,6 +67,7 @@ class BehaviourRun:
     ) -> "BehaviourRun":
         """The run and the prompts that it tested; InputError of another contrast, or of no direction."""
         run = open_run(path)
+        run.check_ablates_everywhere("this analysis")
         artefacts, contrast = run.artefacts(seed), run.contrast(contrast)
         if artefacts.direction is None:
             raise InputError(f"{path} selected no direction at seed {artefacts.seed}. Give a run with a direction.")

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -39,6 +40,10 @@ COMMANDS = (
     push, play, models,
 )  # fmt: skip
 """Modules in the order of the help."""
+TEXTS = ("system",)
+"""Arguments that can be empty."""
+LONGEST_MESSAGE = 1000
+"""Characters of a message on arguments."""
 SHELLS = ("bash", "zsh", "tcsh")
 """Shells with completion."""
 
@@ -49,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
     top, argv = parser(), sys.argv[1:] if argv is None else argv
+    top.check_texts(argv)
     top.check_command(argv)
     arguments = top.parse_args(argv)
+    top.check_values(arguments)
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     logging.getLogger("rhumbline").setLevel("INFO")
     return execute(arguments)
@@ -70,9 +77,22 @@ class Parser(argparse.ArgumentParser):
         advice = f"Did you mean {similar[0]}?" if similar else f"The commands are {', '.join(self.commands)}."
         self.error(f"unknown command {first!r}. {advice}" if first else f"a command is missing. {advice}")
 
+    def check_texts(self, arguments: Sequence[str]) -> None:
+        """Exit with code 2 and a message if an argument cannot be recorded as text, or be the name of a file."""
+        for argument in arguments:
+            if "\0" in argument or any("\ud800" <= character <= "\udfff" for character in argument):
+                self.error(f"argument {ascii(argument)[:100]}: not UTF-8 text. Rename the file or retype the value.")
+
+    def check_values(self, arguments: argparse.Namespace) -> None:
+        """Exit with code 2 and a message if the value of an argument is empty, but for texts."""
+        for name, value in vars(arguments).items():
+            if name not in TEXTS and (value == [] or "" in (value if isinstance(value, list) else [value])):
+                self.error(f"argument {name.replace('_', '-')}: empty. Pass a value, or omit the option.")
+
     def error(self, message: str) -> NoReturn:
-        """Print usage and message, and exit with code 2."""
-        super().error(printable(message))
+        """Print usage and message, and exit with code 2. A long value is not repeated in full."""
+        text = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+        super().error(printable(text))
 
 
 class PrintCompletion(argparse.Action):
@@ -81,7 +101,7 @@ class PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Print the script and exit; exit with code 2 if shtab is not installed."""
         try:
-            import shtab
+            shtab = import_module("shtab")
         except ModuleNotFoundError:
             parser.error('--print-completion needs shtab: pip install "rhumbline[completion]".')
         print(shtab.complete(parser, shell=values))

@@ -15,10 +15,12 @@ from rhumbline.cli.options import (
     load_model,
     prepare,
     read_template,
+    real,
     remote_code_option,
     seed_of_run_option,
     suffix_options,
     template_option,
+    whole,
 )
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
@@ -72,9 +74,12 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 def _open(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
     """The run of a command, with its model and prompts."""
     from rhumbline.analyses.subject import open_subject
+    from rhumbline.analyses.suffix_effects import read_suffixes
     from rhumbline.stages.finished_run import RunInputs, open_run
 
     template = read_template(a.chat_template)
+    if vars(a).get("suffix") is not None:
+        read_suffixes(a.suffix)  # a faulty file is reported before a large model is loaded
     prepare(a.model or open_run(a.run).context.model.name)
     inputs = RunInputs(data_dir=a.data_dir, device=a.device, template=template, trust_remote_code=a.trust_remote_code)
     return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick)
@@ -103,7 +108,7 @@ def _execute(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[
 def _geometry_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     text = "principal components of the training prompts (default: 5)"
-    parser.add_argument("--components", type=int, default=5, metavar="N", help=text)
+    parser.add_argument("--components", type=whole(), default=5, metavar="N", help=text)
 
 
 def _geometry(a: argparse.Namespace) -> int:
@@ -127,7 +132,9 @@ def _geometry(a: argparse.Namespace) -> int:
 def _base_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     parser.add_argument("--base", required=True, metavar="MODEL", help=f"the base model: {MODEL_HELP}")
-    parser.add_argument("--draws", type=int, default=99, metavar="N", help="draws of each null family (default: 99)")
+    parser.add_argument(
+        "--draws", type=whole(), default=99, metavar="N", help="draws of each null family (default: 99)"
+    )
     text = "read the same text in the base model's own tokens, if the tokenizers differ"
     parser.add_argument("--retokenise", action="store_true", help=text)
 
@@ -157,9 +164,9 @@ def _suffix_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     suffix_options(parser, required=True)
     prompts = "test prompts per class, at most (default: 50)"
-    parser.add_argument("--prompts", type=int, default=50, metavar="N", help=prompts)
+    parser.add_argument("--prompts", type=whole(2), default=50, metavar="N", help=prompts)
     heads = "attention heads that are reported in detail (default: 8)"
-    parser.add_argument("--heads", type=int, default=8, metavar="N", help=heads)
+    parser.add_argument("--heads", type=whole(), default=8, metavar="N", help=heads)
 
 
 def _suffix(a: argparse.Namespace) -> int:
@@ -194,9 +201,16 @@ def _directions_options(parser: argparse.ArgumentParser) -> None:
         ("steps", "steps of each gradient search"),
     ):
         option, default = name.replace("_", "-"), getattr(plan, name)
-        parser.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+        kind = whole(2 if name in ("max_rank", "prompts") else 1)
+        parser.add_argument(
+            f"--{option}",
+            type=kind,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
     margin = "smallest further decrease of the rate that counts, 0 to 1 (default: %(default)s)"
-    parser.add_argument("--margin", type=float, default=DirectionsRule().margin, metavar="X", help=margin)
+    parser.add_argument("--margin", type=real(0, 1), default=DirectionsRule().margin, metavar="X", help=margin)
 
 
 def _directions(a: argparse.Namespace) -> int:
@@ -226,8 +240,8 @@ def _directions(a: argparse.Namespace) -> int:
 
 def _monitor_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
-    fpr = "largest share of validation negatives above the threshold, 0 to 1 (default: %(default)s)"
-    parser.add_argument("--fpr", type=float, default=0.01, metavar="X", help=fpr)
+    fpr = "largest share of validation negatives above the threshold, 0 to 0.999 (default: %(default)s)"
+    parser.add_argument("--fpr", type=real(0, 0.999), default=0.01, metavar="X", help=fpr)
     suffix_options(parser, required=False)
 
 
@@ -250,7 +264,7 @@ def _monitor(a: argparse.Namespace) -> int:
 def _damage_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     text = "test negatives (default: 16)"
-    parser.add_argument("--prompts", type=int, default=16, metavar="N", help=text)
+    parser.add_argument("--prompts", type=whole(2), default=16, metavar="N", help=text)
 
 
 def _damage(a: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rhumbline.cli.console import print_json, progress, say
 from rhumbline.cli.options import (
     MODEL_HELP,
+    SEED,
     AddCommand,
     control_tokens_option,
     data_dir_option,
@@ -19,6 +20,7 @@ from rhumbline.cli.options import (
     read_template,
     remote_code_option,
     template_option,
+    whole,
 )
 from rhumbline.records.artefacts import SheetRecord
 from rhumbline.records.directory import check_writable
@@ -60,15 +62,15 @@ def add(command: AddCommand) -> None:
     robustness.add_argument("--contrast", metavar="FILE|NAME", help=contrast)
     data_dir_option(robustness)
     ranks = "largest rank of the ablated subspace (default: %(default)s)"
-    robustness.add_argument("--ranks", type=int, default=PLAN.ranks, metavar="K", help=ranks)
+    robustness.add_argument("--ranks", type=whole(), default=PLAN.ranks, metavar="K", help=ranks)
     judge = "keyword judge of whole completions (default: %(default)s)"
     robustness.add_argument("--judge", default=PLAN.judge, metavar="NAME", help=judge)
     test = "test prompts per class (default: %(default)s)"
-    robustness.add_argument("--test", type=int, default=PLAN.sizes.test, metavar="N", help=test)
+    robustness.add_argument("--test", type=whole(), default=PLAN.sizes.test, metavar="N", help=test)
     max_new_tokens_option(robustness, PLAN.max_new_tokens)
     control_tokens_option(robustness, "a prompt", PLAN.control_tokens)
     seed = "seed of splits, nulls and suffixes (default: %(default)s)"
-    robustness.add_argument("--seed", type=int, default=PLAN.seed, metavar="N", help=seed)
+    robustness.add_argument("--seed", type=SEED, default=PLAN.seed, metavar="N", help=seed)
     sheet_options(robustness)
     json_option(robustness, "robustness.json")
 
@@ -135,7 +137,7 @@ def flinch_options(parser: argparse.ArgumentParser) -> None:
     terms = 'JSON file {"terms": [...], "controls": [...], "contexts": ["... {term}", ...]}'
     parser.add_argument("--terms", required=True, metavar="FILE", help=terms)
     seed = "seed of intervals and random directions (default: 0)"
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help=seed)
     control_tokens_option(parser, "a term or context")
     sheet_options(parser)
 

@@ -31,8 +31,8 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
-out = SafeConsole(soft_wrap=True)
-err = SafeConsole(stderr=True)
+out = SafeConsole(soft_wrap=True, emoji=False)  # `null:FAMILY:0` is no name of a picture
+err = SafeConsole(stderr=True, emoji=False)
 
 NOT_MEASURED = "not measured"
 """Text of a number that is None in a record, or not finite."""
@@ -49,6 +49,8 @@ class Work(NamedTuple):
 
 EARLY = 0.9
 """Share of the expected rows below which a stage is said to have ended early."""
+LONGEST_STAGE = 200
+"""Characters of the name of a stage."""
 WRITTEN_COST = 3
 """Prompt tokens that take about as long as one generated token in a large batch."""
 
@@ -90,7 +92,7 @@ class Progress:
         if stage == self.stage and self.current is not None and self.rows < self.current.rows:
             return  # the next part of the same stage
         self._end()
-        err.print(f"[dim]{escape(stage)}[/]")
+        err.print(f"[dim]{escape(stage[:LONGEST_STAGE])}[/]")
         self.stage, self.rows = stage, 0
         names = [work.stage for work in self.expected]
         if stage in names:

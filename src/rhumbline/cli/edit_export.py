@@ -11,9 +11,12 @@ from rhumbline.cli.options import (
     device_option,
     json_option,
     prepare,
+    real,
     remote_code_option,
     seed_of_run_option,
+    whole,
 )
+from rhumbline.protocol import MOST
 
 DIRECTION_HELP = "run directory, a file with a direction, or hf:owner/name on the hub"
 
@@ -26,7 +29,7 @@ def add(command: AddCommand) -> None:
     edit.add_argument("--direction", required=True, metavar="RUN|FILE", help=DIRECTION_HELP)
     edit.add_argument("--out", required=True, metavar="DIR", help="new directory; written only if the proof succeeds")
     add_help = "add C times the difference in means instead of ablating the direction"
-    edit.add_argument("--add", type=float, metavar="C", help=add_help)
+    edit.add_argument("--add", type=real(), metavar="C", help=add_help)
     device_option(edit)
     dtype = "dtype of the saved weights: auto (that of the checkpoint), float32 or bfloat16 (default: auto)"
     edit.add_argument("--dtype", default="auto", help=dtype)
@@ -45,7 +48,7 @@ def add(command: AddCommand) -> None:
     model = f"model for lora and lm-eval: {MODEL_HELP}; default: the model of the run"
     export.add_argument("--model", metavar="MODEL", help=model)
     coefficient = "coefficient of an addition, in units of the difference in means (default: 1)"
-    export.add_argument("--coefficient", type=float, metavar="C", help=coefficient)
+    export.add_argument("--coefficient", type=real(), metavar="C", help=coefficient)
     export.add_argument("--ablate", action="store_true", help="lm-eval: ablate the direction instead of adding it")
     device_option(export, default="cpu")
     remote_code_option(export)
@@ -56,9 +59,11 @@ def _direction_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("direction", "which direction of the run or file is used")
     seed_of_run_option(group)
     layer = "layer, for files with several directions or without a layer"
-    group.add_argument("--layer", type=int, metavar="N", help=layer)
-    group.add_argument("--position", type=int, metavar="N", help="position, for files with several directions")
-    group.add_argument("--rank", type=int, metavar="K", help="use the first K vectors of a subspace")
+    group.add_argument("--layer", type=whole(0), metavar="N", help=layer)
+    group.add_argument(
+        "--position", type=whole(-MOST, MOST), metavar="N", help="position, for files with several directions"
+    )
+    group.add_argument("--rank", type=whole(), metavar="K", help="use the first K vectors of a subspace")
     group.add_argument("--force", action="store_true", help="use a direction of another model or chat template")
 
 
@@ -72,9 +77,11 @@ def _edit(a: argparse.Namespace) -> int:
     from rhumbline.edits.edit_card import summary
     from rhumbline.edits.new_directory import check_target
     from rhumbline.edits.save import EditOptions, edit_checkpoint
+    from rhumbline.models.sources import Source
 
     # Inexpensive checks first: a faulty direction or target is reported before a large model is loaded.
     check_target(Path(a.out))
+    Source(a.model, a.dtype, a.device)  # refuses an unknown dtype or device
     directions = _directions(a, a.direction)
     prepare(a.model)
     options = EditOptions(

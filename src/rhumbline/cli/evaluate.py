@@ -5,7 +5,16 @@ import logging
 from collections.abc import Sequence
 
 from rhumbline.cli.console import NOT_MEASURED, note, number, out, print_json, say, table_of
-from rhumbline.cli.options import MODEL_HELP, AddCommand, json_option, load_model, model_options, seed_of_run_option
+from rhumbline.cli.options import (
+    COUNT,
+    MODEL_HELP,
+    AddCommand,
+    json_option,
+    load_model,
+    model_options,
+    seed_of_run_option,
+    whole,
+)
 from rhumbline.records.arms import BASELINE, EDITED, ArmId
 from rhumbline.records.evaluation_files import ComparedScore
 
@@ -21,14 +30,16 @@ def add(command: AddCommand) -> None:
     evaluate.add_argument("--arms", default="ablation,addition", metavar="A,B", help=arms)
     edited = "directory of an edited checkpoint, evaluated as a further arm"
     evaluate.add_argument("--edited", metavar="DIR", help=edited)
-    evaluate.add_argument("--limit", type=int, metavar="N", help="documents of each task, the first ones; default: all")
+    evaluate.add_argument(
+        "--limit", type=COUNT, metavar="N", help="documents of each task, the first ones; default: all"
+    )
     fewshot = "examples in each prompt; default: the number of the task"
-    evaluate.add_argument("--fewshot", type=int, metavar="N", help=fewshot)
+    evaluate.add_argument("--fewshot", type=COUNT, metavar="N", help=fewshot)
     evaluate.add_argument("--chat", action="store_true", help="render the documents with the chat template")
     evaluate.add_argument("--include-path", metavar="DIR", help="directory with task files (YAML)")
     seed_of_run_option(evaluate)
     batch = "rows of a forward pass (default: %(default)s)"
-    evaluate.add_argument("--batch-size", type=int, default=16, metavar="N", help=batch)
+    evaluate.add_argument("--batch-size", type=whole(), default=16, metavar="N", help=batch)
     model = f"the model of the run: {MODEL_HELP}; default: the name in the run"
     evaluate.add_argument("--model", metavar="MODEL", help=model)
     evaluate.add_argument("--plan", action="store_true", help="print the documents and requests of each task, and stop")
@@ -39,13 +50,13 @@ def add(command: AddCommand) -> None:
 def _evaluate(a: argparse.Namespace) -> int:
     # The notes of the harness on models in memory and on defaults of task files do not concern a user of this command.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evals.evaluate import Evaluation, evaluate, planned, task_manager
+    from rhumbline.evals.evaluate import Evaluation, arm_ids, evaluate, planned, task_manager
     from rhumbline.report import build as report
     from rhumbline.stages.finished_run import open_run
 
     run = open_run(a.run)
-    tasks, arms = (tuple(filter(None, text.split(","))) for text in (a.tasks, a.arms))
-    run.artefacts(a.seed)  # an unknown seed is reported before a large model is loaded
+    tasks, arms = (tuple(filter(None, map(str.strip, text.split(",")))) for text in (a.tasks, a.arms))
+    arm_ids(run, arms, a.seed)  # an unknown seed or arm is reported before a large model is loaded
     evaluation = Evaluation(tasks, a.include_path, a.seed, a.limit, a.fewshot, a.chat, a.batch_size)
     task_manager(evaluation)  # unknown tasks are reported before a large model is loaded
     if a.plan:

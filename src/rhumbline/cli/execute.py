@@ -5,13 +5,15 @@ rhumbline itself, 128 + n ended by signal n (130: Ctrl-C). Independent of the co
 """
 
 import argparse
+import errno
+import os
 import signal
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rhumbline.cli.console import err, fault
@@ -23,6 +25,8 @@ EXIT_SIGNAL = 128
 """Added to the number of the signal that ended a command."""
 EXIT_BROKEN_PIPE = EXIT_SIGNAL + 13
 """Of SIGPIPE, a signal that Windows does not define."""
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a disk; those of an open file have no name."""
 INTERRUPTIONS: Mapping[str, str] = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "terminal closed"}
 """Signals that end a command, with the word of the message."""
 
@@ -39,7 +43,9 @@ def execute(arguments: argparse.Namespace) -> int:
     """Call the command of the parsed arguments and return the exit code."""
     try:
         with interruptions():
-            return arguments.command(arguments)
+            code = arguments.command(arguments)
+            sys.stdout.flush()
+            return code
     except RhumblineError as error:
         fault(str(error))
         return error.exit_code
@@ -48,12 +54,16 @@ def execute(arguments: argparse.Namespace) -> int:
         err.print(f"[bold yellow]{INTERRUPTIONS[ended_by.name]}.[/] Rerun the same command to resume.")
         return EXIT_SIGNAL + ended_by
     except BrokenPipeError:
+        _discard_output()
         sys.stderr.close()
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in DISK:
             return _bug(error)
-        fault(f"{error.filename}: {error.strerror}. Finished results are kept. Correct this and rerun the command.")
+        name = str(error.filename or "a file or the output")[:200]
+        if error.filename is None:
+            _discard_output()
+        fault(f"{name}: {error.strerror}. Finished results are kept. Correct this and rerun the command.")
         return RhumblineError.exit_code
     except Exception as error:
         if not _is_out_of_memory(error):
@@ -80,6 +90,12 @@ def interruptions() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _discard_output() -> None:
+    """Standard output, which cannot be written, goes nowhere, so that the flush at the end does not fail again."""
+    with suppress(OSError, ValueError):  # a stream without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     from rhumbline.inference.batching import is_out_of_memory  # imports torch
 
@@ -88,11 +104,15 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _bug(error: Exception) -> int:
     """Write the traceback to a log, and report the error in one line."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="rhumbline-", suffix=".log", encoding="utf-8", errors="backslashreplace", delete=False
-    ) as log:
-        log.write("".join(traceback.format_exception(error)))
-    fault(f"an error in rhumbline itself ({_line(error)}). Please report it with the log {log.name}.")
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="rhumbline-", suffix=".log", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as log:
+            log.write("".join(traceback.format_exception(error)))
+        advice = f"Please report it with the log {log.name}."
+    except OSError:
+        advice = f"No log could be written to {tempfile.gettempdir()}. Free the disk and rerun the command to get one."
+    fault(f"an error in rhumbline itself ({_line(error)}). {advice}")
     return EXIT_BUG
 
 

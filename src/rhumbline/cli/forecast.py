@@ -16,12 +16,11 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     """Print the forecast of a run. The model is not loaded; products in its shapes are timed on the device."""
     from rhumbline.jobs.forecast import total
     from rhumbline.jobs.sizing import read_checkpoint
-    from rhumbline.models.loading import check_checkpoint, check_dtype, dtype_of, read_head
+    from rhumbline.models.loading import check_checkpoint, dtype_of, read_head
     from rhumbline.models.places import places_of
 
     quieten()
     source = source_of(a)
-    check_dtype(source.dtype)
     with places_of(source) as places:
         head = read_head(places)
         n_layers = head.config.get_text_config().num_hidden_layers

@@ -3,7 +3,7 @@
 import argparse
 
 from rhumbline.cli.console import say
-from rhumbline.cli.options import AddCommand
+from rhumbline.cli.options import COUNT, AddCommand
 
 
 def add(command: AddCommand) -> None:
@@ -11,7 +11,9 @@ def add(command: AddCommand) -> None:
     about = "write a sheet of completions for a person to label, without their arms, to measure the judge of the run"
     label = command("label", _label, about)
     label.add_argument("run", metavar="RUN", help="directory of a finished run with texts (--save-completions)")
-    label.add_argument("--n", type=int, default=60, metavar="N", help="completions in the sheet (default: %(default)s)")
+    label.add_argument(
+        "--n", type=COUNT, default=60, metavar="N", help="completions in the sheet (default: %(default)s)"
+    )
     out = "CSV file of the sheet, outside the run directory; default: RUN-labels.csv beside it"
     label.add_argument("--out", default=None, metavar="SHEET", help=out)
 

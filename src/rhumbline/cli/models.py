@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rhumbline.cli.console import err, out, print_json, print_lines, say, table_of
-from rhumbline.cli.options import MODEL_HELP, AddCommand, json_option, load_model, model_options
+from rhumbline.cli.options import MODEL_HELP, SEED, AddCommand, json_option, load_model, model_options
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import check_writable
 
@@ -25,7 +25,7 @@ def add(command: AddCommand) -> None:
     train.add_argument("name", metavar="NAME", help="name of a model organism")
     train.add_argument("--out", required=True, metavar="DIR", help="new directory of the model")
     seed = "seed of the training; default: that of the embedded organism"
-    train.add_argument("--seed", type=int, metavar="N", help=seed)
+    train.add_argument("--seed", type=SEED, metavar="N", help=seed)
     train.set_defaults(command=_train)
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +13,8 @@ from rich.markup import escape
 
 from rhumbline.cli.console import err
 from rhumbline.errors import InputError, ProtocolError
+from rhumbline.protocol import LARGEST_SEED, MOST
+from rhumbline.records.directory import LONGEST_NAME
 from rhumbline.records.user_files import read_text, read_toml
 
 Parser = argparse._ActionsContainer
@@ -20,6 +24,50 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 Changes = dict[str, Any]
 """Fields of a record that options change, by name."""
 MODEL_HELP = "hub name, directory, .gguf file or organism:NAME"
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def whole(least: int = 1, most: int = MOST) -> Callable[[str], int]:
+    """The `type` of an option: a whole number in a range."""
+
+    def convert(text: str) -> int:
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,20}", text) else None
+        if value is None or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{_brief(text)} given; use a whole number from {least} to {most}")
+        return value
+
+    return convert
+
+
+def real(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> Callable[[str], float]:
+    """The `type` of an option: a finite number in a range, and greater than `above`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most and value > above):
+            bounds = ((math.isfinite(most), f"up to {most:g}"), (math.isfinite(least), f"of at least {least:g}"))
+            bounds = (*bounds, (math.isfinite(above), f"above {above:g}"))
+            expected = " ".join(("a finite number", *(text for is_bound, text in bounds if is_bound)))
+            raise argparse.ArgumentTypeError(f"{_brief(text)} given; use {expected}")
+        return value
+
+    return convert
+
+
+def _brief(text: str) -> str:
+    """A value that is not understood, in at most a few words."""
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
+COUNT = whole(-MOST)
+"""The `type` of a count whose smallest value a record states."""
+SEED = whole(0, LARGEST_SEED)
+"""The `type` of a seed."""
 
 
 # -- single options ---------------------------------------------------------------------------------------------------
@@ -59,7 +107,7 @@ def remote_code_option(parser: Parser) -> None:
 
 def seed_of_run_option(parser: Parser) -> None:
     """`--seed` of a finished run."""
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the run; default: its first seed")
+    parser.add_argument("--seed", type=SEED, metavar="N", help="seed of the run; default: its first seed")
 
 
 def template_option(parser: Parser, text: str) -> None:
@@ -79,7 +127,7 @@ def control_tokens_option(parser: Parser, what: str, default: str | None = "erro
 def max_new_tokens_option(parser: Parser, default: int | None, shown: str | None = None) -> None:
     """`--max-new-tokens`."""
     text = f"tokens of a completion, at most; default: {shown or default}"
-    parser.add_argument("--max-new-tokens", type=int, default=default, metavar="N", help=text)
+    parser.add_argument("--max-new-tokens", type=whole(), default=default, metavar="N", help=text)
 
 
 def suffix_options(parser: Parser, *, required: bool) -> None:
@@ -87,7 +135,7 @@ def suffix_options(parser: Parser, *, required: bool) -> None:
     text = "text file with one suffix per line" + ("" if required else "; default: no suffix is read")
     parser.add_argument("--suffix", required=required, metavar="FILE", help=text)
     random = "random suffixes of the same length to compare each suffix with (default: 3)"
-    parser.add_argument("--random", type=int, default=3, metavar="N", help=random)
+    parser.add_argument("--random", type=whole(), default=3, metavar="N", help=random)
 
 
 # -- groups of options ------------------------------------------------------------------------------------------------
@@ -128,9 +176,9 @@ def engine_options(command: argparse.ArgumentParser) -> None:
     engine = "local (default), ray (a cluster on this machine, or at RAY_ADDRESS), or ray://HOST:PORT"
     group.add_argument("--engine", default="local", help=engine)
     gpus = "GPUs of one copy of the model (default: 0)"
-    group.add_argument("--gpus-per-replica", type=float, default=0, metavar="N", help=gpus)
+    group.add_argument("--gpus-per-replica", type=real(0), default=0, metavar="N", help=gpus)
     replicas = "copies of the model, at most; default: as many as the cluster has room for"
-    group.add_argument("--replicas", type=int, metavar="N", help=replicas)
+    group.add_argument("--replicas", type=whole(), metavar="N", help=replicas)
 
 
 def chat_options(command: argparse.ArgumentParser) -> None:
@@ -177,14 +225,16 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     tokens = "first tokens of a refusal; auto: those of the model's own refusals"
     option("refusal-tokens", tokens, own.refusal_tokens, metavar="auto|I,As")
     nulls = "draws of each null family that complete the test prompts"
-    option("nulls", nulls, own.nulls.draws, type=int, metavar="N")
+    option("nulls", nulls, own.nulls.draws, type=COUNT, metavar="N")
     wide = "draws of each null family that the metric alone evaluates"
-    option("wide-nulls", wide, own.nulls.wide, type=int, metavar="N")
-    option("max-new-tokens", "tokens of a completion, at most", own.max_new_tokens, type=int, metavar="N")
+    option("wide-nulls", wide, own.nulls.wide, type=COUNT, metavar="N")
+    option("max-new-tokens", "tokens of a completion, at most", own.max_new_tokens, type=COUNT, metavar="N")
     coefficient = "coefficient of the addition, in units of the difference in means; validation: selected on validation"
     option("coefficient", coefficient, own.addition.coefficient, metavar="C")
     add_at = "positions of the addition: prompt and generated tokens, or the prompt only"
     option("add-at", add_at, own.addition.positions, choices=("all", "prompt"))
+    spare = "tokens at the start of a prompt that ablations do not edit, for models with massive activations there"
+    option("spare-tokens", spare, own.ablation.spared, type=whole(0), metavar="N")
     option("full-grid", "compute every score of every candidate", action="store_true")
     early = "end the completion of a null as soon as its class is certain"
     quick = "a first answer in RUN/quick, by the same rule with fewer prompts and draws; more is undecided"
@@ -192,7 +242,7 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     option("early-stop", early, action="store_true")
     option("save-completions", "write the text of every completion", action="store_true")
     documents = "documents of each text on which cross-entropy is measured; 0: none"
-    option("loss-documents", documents, own.side_effects.documents, type=int, metavar="N")
+    option("loss-documents", documents, own.side_effects.documents, type=COUNT, metavar="N")
     systems = "system prompts under which the test prompts run again: none, or text files with one prompt each"
     option("systems", systems, metavar="none,FILE")
     expected = "exit with code 1 on any other verdict; without `by ... criteria` a weaker rule can give it too"
@@ -208,7 +258,10 @@ def read_template(path: str | None) -> str | None:
     """Text of `--chat-template`. Raises InputError."""
     if path is None:
         return None
-    return read_text(path, InputError, "a Jinja template in UTF-8", "--chat-template")
+    text = read_text(path, InputError, "a Jinja template in UTF-8", "--chat-template")
+    if not text.strip():
+        raise InputError(f"--chat-template {path} is empty. Pass a Jinja template in UTF-8.")
+    return text
 
 
 def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
@@ -224,10 +277,6 @@ def engine_of(a: argparse.Namespace) -> Any:
     """The engine of a command. Raises InputError."""
     from rhumbline.engines.engine import engine
 
-    if a.gpus_per_replica < 0:
-        raise InputError(f"--gpus-per-replica is {a.gpus_per_replica:g}; use 0 or more.")
-    if a.replicas is not None and a.replicas < 1:
-        raise InputError(f"--replicas is {a.replicas}; use 1 or more.")
     return engine(a.engine, gpus_per_replica=a.gpus_per_replica, replicas=a.replicas)
 
 
@@ -256,7 +305,7 @@ def prepare(model: str) -> None:
     from rhumbline.models.sources import ORGANISM
 
     quieten()
-    err.print(f"[dim]loading {escape(model)}[/]")
+    err.print(f"[dim]loading {escape(model[:LONGEST_NAME])}[/]")
     if model.startswith(ORGANISM):
         # Organisms are tiny: a second thread saves little on free cores and costs much on busy ones.
         torch.set_num_threads(1)
@@ -288,21 +337,21 @@ def chat_changes(a: argparse.Namespace) -> Changes:
 def _template_kwargs(text: str) -> dict:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--template-kwargs is not JSON: {error}. Pass a JSON object.") from error
     if not isinstance(value, dict):
         raise InputError(
-            f'--template-kwargs is {text}; pass a JSON object, such as {{"tools_in_user_message": false}}.'
+            f'--template-kwargs is {text:.40}; pass a JSON object, such as {{"tools_in_user_message": false}}.'
         )
     return value
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
     """Whole numbers separated by commas. Raises InputError."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} is {text!r}; use whole numbers separated by commas.") from None
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", part) for part in parts):
+        raise InputError(f"{option} is {_brief(text)}; use whole numbers separated by commas.")
+    return tuple(map(int, parts))
 
 
 def sizes_of(text: str) -> Any:
@@ -321,8 +370,8 @@ def protocol_of(a: argparse.Namespace) -> Any:
 
     named, tables = read_experiment(a.config) if a.config else (None, {})
     # A behaviour with a preset of the same name uses it.
-    behaviour = a.behaviour or tables.get("behaviour")
-    protocol = preset(a.preset or named or (str(behaviour) if behaviour in PRESETS else "rhumbline"))
+    behaviour = a.behaviour or str(tables.get("behaviour"))
+    protocol = preset(a.preset or named or (behaviour if behaviour in PRESETS else "rhumbline"))
     protocol = amend(protocol, tables, str(a.config))
     changes = {
         "behaviour": a.behaviour,
@@ -337,6 +386,7 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "refusal_tokens": _refusal_tokens(a.refusal_tokens),
         "sizes": None if a.sizes is None else vars(sizes_of(a.sizes)),
         "nulls": _set({"draws": a.nulls, "wide": a.wide_nulls}),
+        "ablation": _set({"spared": a.spare_tokens}),
         "addition": _set({"coefficient": _coefficient(a.coefficient), "positions": a.add_at}),
         "chat": chat_changes(a),
         "side_effects": _set({"documents": a.loss_documents}),
@@ -366,7 +416,10 @@ def _coefficient(text: str | None) -> float | str | None:
 
 def _phrases(path: str) -> dict[str, Any]:
     """The refusal phrases of a file."""
-    return read_toml(path, InputError, "a TOML file with a list of phrases by language", "--phrases")
+    phrases = read_toml(path, InputError, "a TOML file with a list of phrases by language", "--phrases")
+    if not phrases:
+        raise InputError(f"--phrases {path} has no phrases. Pass a TOML file with a list of phrases by language.")
+    return phrases
 
 
 def _systems(text: str) -> dict[str, str]:

@@ -22,11 +22,14 @@ from rhumbline.cli.options import (
     max_new_tokens_option,
     model_options,
     read_template,
+    real,
     seed_of_run_option,
     source_of,
     template_option,
+    whole,
 )
 from rhumbline.errors import InputError, RhumblineError
+from rhumbline.protocol import MOST
 
 DEFAULT_TOKENS = 128
 HELP = {
@@ -52,7 +55,9 @@ def add(command: AddCommand) -> None:
     about = "the same on a local web page, with sliders; only this machine can open it"
     play = command("play", _play, about)
     _options(play, required=False)
-    play.add_argument("--port", type=int, default=0, metavar="N", help="port of the page (default: a free one)")
+    play.add_argument(
+        "--port", type=whole(0, 65535), default=0, metavar="N", help="port of the page (default: a free one)"
+    )
     play.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
@@ -61,9 +66,9 @@ def _options(command: argparse.ArgumentParser, *, required: bool) -> None:
     default = "" if required else "; default: random directions only"
     command.add_argument("--direction", required=required, metavar="RUN|FILE", help=DIRECTION_HELP + default)
     strength = "strength of the ablation, 0 to 2 (default: 1)"
-    command.add_argument("--strength", type=float, default=1.0, metavar="A", help=strength)
+    command.add_argument("--strength", type=real(), default=1.0, metavar="A", help=strength)
     coefficient = "coefficient of the addition, in units of the norm of the direction (default: 0)"
-    command.add_argument("--coefficient", type=float, default=0.0, metavar="C", help=coefficient)
+    command.add_argument("--coefficient", type=real(), default=0.0, metavar="C", help=coefficient)
     command.add_argument("--null", metavar="NAME", help="use a null direction at first, for example 'isotropic 0'")
     max_new_tokens_option(command, DEFAULT_TOKENS)
     command.add_argument("--system", metavar="TEXT", help="system prompt of every chat; default: that of the run")
@@ -71,8 +76,10 @@ def _options(command: argparse.ArgumentParser, *, required: bool) -> None:
     group = command.add_argument_group("direction", "which direction of the run or file is used")
     seed_of_run_option(group)
     layer = "layer of the direction; default: the selected one"
-    group.add_argument("--layer", type=int, metavar="N", help=layer)
-    group.add_argument("--position", type=int, metavar="N", help="position, for files with several directions")
+    group.add_argument("--layer", type=whole(0), metavar="N", help=layer)
+    group.add_argument(
+        "--position", type=whole(-MOST, MOST), metavar="N", help="position, for files with several directions"
+    )
     group.add_argument("--force", action="store_true", help="use a direction of another model or chat template")
     model_options(command)
 

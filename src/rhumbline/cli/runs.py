@@ -114,6 +114,7 @@ def _run(a: argparse.Namespace) -> int:
     if a.plan:
         return print_forecast(a, contrast, protocol, texts)
     check_output(a.out)
+    check_splits(contrast, protocol)
     if a.tensor_parallel:
         return _run_tensor_parallel(a, contrast, protocol, texts, engine)
     model = load_model(a)
@@ -125,6 +126,13 @@ def _run(a: argparse.Namespace) -> int:
     note("starting workers")
     with engine.pool(replica_worker(source_of(a), contrast, protocol, fingerprint(model))) as pool:
         return _execute(a, model, contrast, protocol, texts, pool=pool, engine=engine.name)
+
+
+def check_splits(contrast: Any, protocol: Any) -> None:
+    """Raise ContrastError if the contrast has too few prompts, before a model is loaded."""
+    from rhumbline.prompts.contrasts import split_contrast
+
+    split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling)
 
 
 def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any, engine: Any) -> int:
@@ -180,6 +188,7 @@ def _discover(a: argparse.Namespace) -> int:
     contrast = open_contrast(a)
     folder = Path(a.out or f"runs/discover-{Path(a.model).name}")
     check_output(folder)
+    check_splits(contrast, protocol)
     with progress() as shown:
         record = convert(discover(load_model(a), contrast, folder, protocol, progress=shown), Discovery)
     if a.json:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from rhumbline.cli.console import fault, note, number, out, print_json, say, table_of
-from rhumbline.cli.options import AddCommand, engine_of, engine_options, json_option
+from rhumbline.cli.options import AddCommand, engine_of, engine_options, json_option, real
 from rhumbline.errors import InputError
 from rhumbline.jobs.sizing import Device
 from rhumbline.records.directory import check_writable
@@ -35,7 +35,7 @@ def add(command: AddCommand) -> None:
         ("bandwidth", "TB/S", "memory bandwidth reached during generation, TB/s", gpu.bandwidth / 1e12),
     ):
         about = f"{text} (default: {default:g})"
-        device.add_argument(f"--gpu-{name}", type=float, default=default, metavar=unit, help=about)
+        device.add_argument(f"--gpu-{name}", type=real(above=0), default=default, metavar=unit, help=about)
 
     compare = command("compare", _compare, "write one page and tables that compare finished runs")
     compare.add_argument("runs", metavar="RUN", nargs="+", help="directory of a finished run")
@@ -47,7 +47,6 @@ def _sweep(a: argparse.Namespace) -> int:
     from rhumbline.jobs.sweeps import read_sweep, run_sweep
 
     sweep, engine = read_sweep(a.sweep), engine_of(a)
-    sweep.cells()
     if a.plan:
         return _plan(a, sweep, engine)
     if a.out is None:

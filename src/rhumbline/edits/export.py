@@ -23,7 +23,7 @@ from rhumbline.edits.adapters import lora
 from rhumbline.edits.new_directory import check_target, new_directory
 from rhumbline.edits.probe import BlockProbe, ReadPoint
 from rhumbline.edits.proved_edit import probe_rows, proof_tokens
-from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_origin
+from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_layer, check_origin
 from rhumbline.edits.save import fingerprints
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.inference.direction_files import write_directions
@@ -131,6 +131,7 @@ def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
     chat_model = load_source(source)
     if not options.force:
         check_origin(imported, fingerprints(chat_model, imported, source), None)
+    check_layer(imported, chat_model.n_layers)
     if imported.vectors.shape[1] != chat_model.d_model:
         raise DirectionError(
             f"{imported.source} has width {imported.vectors.shape[1]}, and the residual stream of {name} has width "

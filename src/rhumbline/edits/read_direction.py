@@ -15,7 +15,7 @@ from msgspec import structs
 from torch import Tensor
 
 from rhumbline.errors import DirectionError, InputError
-from rhumbline.inference.direction_files import one_tensor, read_safetensors
+from rhumbline.inference.direction_files import MOST_NUMBERS, check_numbers, one_tensor, read_safetensors
 from rhumbline.inference.interventions import Direction
 from rhumbline.models.weight_files import extra
 from rhumbline.records.edit_file import DirectionOrigin
@@ -23,6 +23,9 @@ from rhumbline.records.files import file_sha256
 from rhumbline.records.positions import Position
 from rhumbline.stages.finished_run import open_run
 
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".gguf", ".npy")
+LARGEST = 2**32
+"""Bytes of a direction file, at most."""
 PREFIX = "hf:"
 """Prefix of the name of a direction on the hub."""
 
@@ -119,6 +122,10 @@ def _from_hub(name: str) -> ImportedDirections:
 
 
 def _from_file(path: Path, layer: int | None, position: Position | None) -> ImportedDirections:
+    if path.suffix not in SUFFIXES:
+        raise DirectionError(f"{path}: unknown kind of direction file. Use {', '.join(SUFFIXES)}.")
+    if (size := path.stat().st_size) > LARGEST:
+        raise DirectionError(f"{path} has {size:,} bytes; at most {LARGEST:,} are read. Save the direction alone.")
     origin = DirectionOrigin(sha256=file_sha256(path))
     at_layer: int | None = None
     at_position: Position | None = None
@@ -126,23 +133,22 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
         case ".safetensors":
             saved = read_safetensors(path)
             tensor, at_layer, at_position, origin = saved.tensor, saved.layer, saved.position, saved.origin
-        case ".pt" | ".pth" | ".bin":
-            tensor = _pickled(path)
         case ".gguf":
             tensor, at_layer = _gguf(path, layer)
         case ".npy":
-            import numpy as np
-
-            tensor = torch.from_numpy(np.load(path, allow_pickle=False))
+            tensor = _numpy(path)
         case _:
-            raise DirectionError(f"{path}: unknown kind of direction file. Use .safetensors, .pt, .gguf or .npy.")
+            tensor = _pickled(path)
+    check_numbers(path, tensor)
     if tensor.ndim == 3:
         tensor = _cell(path, tensor, layer, position)
         at_layer, at_position = layer, position
-    if tensor.ndim not in (1, 2) or not tensor.is_floating_point():
+    elif position is not None and position != at_position:
+        raise DirectionError(f"--position {int(position)}: {path} has no table of positions. Omit --position.")
+    if tensor.ndim not in (1, 2):
         raise DirectionError(
-            f"{path}: expected a vector or a matrix of vectors, found {tensor.dtype} of shape {tuple(tensor.shape)}. "
-            "Save one vector, or one per row."
+            f"{path}: expected a vector or a matrix of vectors, found the shape {tuple(tensor.shape)}. Save one "
+            "vector, or one per row."
         )
     vectors = tensor.detach().float().cpu().reshape(-1, tensor.shape[-1])
     return ImportedDirections(vectors, at_layer, at_position, str(path), origin)
@@ -159,12 +165,24 @@ def _cell(path: Path, tensor: Tensor, layer: int | None, position: Position | No
     return tensor[int(position), layer]
 
 
-def _pickled(path: Path) -> Tensor:
-    import pickle
+def _numpy(path: Path) -> Tensor:
+    import numpy as np
 
     try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.size > MOST_NUMBERS:
+            raise ValueError(f"{type(array).__name__} of {getattr(array, 'dtype', '?')}, expected an array of numbers")
+        return torch.from_numpy(array.astype(np.float32))
+    except (ValueError, OSError, EOFError, OverflowError, SyntaxError) as error:
+        raise DirectionError(
+            f"{path} cannot be read: {str(error)[:200]}. Save the direction as float32 with numpy.save."
+        ) from error
+
+
+def _pickled(path: Path) -> Tensor:
+    try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # the readers of pickles and archives raise errors without a common base
         raise DirectionError(
             f"{path} cannot be read as tensors only ({type(error).__name__}); a pickle that would execute code is not "
             "opened. Save the tensor as .safetensors."
@@ -182,8 +200,8 @@ def _gguf(path: Path, layer: int | None) -> tuple[Tensor, int]:
             for t in reader.tensors
             if t.name.startswith("direction.")
         }
-    except (ValueError, OSError, KeyError, IndexError) as error:
-        raise DirectionError(f"{path} is not a control vector: {error}. Is the file complete?") from error
+    except Exception as error:  # the reader raises errors of NumPy without a common base
+        raise DirectionError(f"{path} is not a control vector: {str(error)[:200]}. Is the file complete?") from error
     if not vectors:
         raise DirectionError(f"{path} has no tensor direction.N, so it is not a control vector. Use another file.")
     block = next(iter(vectors)) if len(vectors) == 1 and layer is None else None if layer is None else layer - 1
@@ -192,7 +210,7 @@ def _gguf(path: Path, layer: int | None) -> tuple[Tensor, int]:
             f"{path} has vectors for the inputs of blocks {', '.join(str(n + 1) for n in sorted(vectors))}"
             f"{'' if layer is None else f', not {layer}'}. Pass one of them as --layer."
         )
-    return vectors[block].float(), block + 1
+    return vectors[block], block + 1
 
 
 def check_origin(
@@ -210,6 +228,14 @@ def check_origin(
         faults.append("it was made with another chat template")
     if faults:
         raise DirectionError(f"{imported.source} does not fit: {'; '.join(faults)}. Pass --force to use it anyway.")
+
+
+def check_layer(imported: ImportedDirections, n_layers: int) -> None:
+    """DirectionError if the model has no block at the layer of the directions."""
+    if imported.layer is not None and not 0 <= imported.layer < n_layers:
+        raise DirectionError(
+            f"--layer {imported.layer}: the model has {n_layers} layers. Pass --layer from 0 to {n_layers - 1}."
+        )
 
 
 def check_coefficient(value: float | None, option: str) -> None:

@@ -29,7 +29,7 @@ from rhumbline.edits.proved_edit import (
     refuse_quantised,
     tensors_of,
 )
-from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_origin
+from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_layer, check_origin
 from rhumbline.errors import EditError
 from rhumbline.inference.interventions import Add
 from rhumbline.models.adapters import merge_adapter
@@ -129,6 +129,7 @@ def _loaded(source: str, imported: ImportedDirections, options: EditOptions) -> 
         )
     refuse_quantised(chat_model.model)
     check_width(imported.vectors, chat_model.d_model, chat_model.name)
+    check_layer(imported, chat_model.n_layers)
     if not options.force:
         template = own_template(chat_model.tokenizer)
         prints = fingerprints(chat_model, imported, how)

@@ -6,6 +6,7 @@ costs only the jobs that it was running. Processes exchange JSON and bytes. Inde
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -214,7 +215,7 @@ def engine(name: str, *, gpus_per_replica: float = 0, replicas: int | None = Non
         if replicas is not None or gpus_per_replica:
             raise InputError("--replicas and --gpus-per-replica require --engine ray. The engine local has one worker.")
         return Local()
-    if name == "ray" or name.startswith("ray://"):
+    if name == "ray" or re.fullmatch(r"ray://[\w.-]+:[0-9]{1,5}", name):
         from rhumbline.engines.ray import Ray
 
         return Ray(name if "://" in name else None, gpus_per_replica, replicas)

@@ -26,6 +26,7 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.records.arms import BASELINE as BASELINE_ID
 from rhumbline.records.arms import EDITED, ArmId
 from rhumbline.records.codec import convert, to_json
+from rhumbline.records.directory import LONGEST_NAME
 from rhumbline.records.evaluation_files import Comparison, EvaluationSettings, TaskResult
 from rhumbline.records.files import file_sha256, sha256
 from rhumbline.stages.finished_run import FinishedRun, open_run
@@ -54,6 +55,10 @@ class Evaluation:
     """Requests of one forward pass."""
 
     def __post_init__(self):
+        if not self.tasks:
+            raise InputError("--tasks names no task; pass names separated by commas.")
+        if long := [task for task in self.tasks if len(task) > LONGEST_NAME]:
+            raise InputError(f"--tasks {long[0][:40]}...: no task has so long a name; pass names separated by commas.")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit is {self.limit}; pass 1 or more.")
         if self.fewshot is not None and self.fewshot < 0:
@@ -93,10 +98,12 @@ def evaluate(
     run = open_run(path)
     run.check_model(model, ModelError)
     seed_arms = run.arms(evaluation.seed)
-    evaluated = {arm: (model, seed_arms.arm(arm)) for arm in _arm_ids(run, arms, evaluation.seed)}
+    evaluated = {arm: (model, seed_arms.arm(arm)) for arm in arm_ids(run, arms, evaluation.seed)}
     if edited is not None:
         evaluated[EDITED] = (edited, BASELINE)
     manager = task_manager(evaluation)
+    from rhumbline.evals.lm_eval_harness import ResponseCache  # needs the extra that task_manager reports
+
     settings = evaluation.record(run.artefacts(evaluation.seed).seed)
     folder = run.path / "evaluations" / sha256(to_json(settings))[:10]
     if not (folder / "settings.json").is_file():
@@ -111,7 +118,9 @@ def evaluate(
                     manager.load([task])
             progress(f"{task}, {arm_id}")
             responses = target.with_suffix(".answers")
-            results = _run_task(manager, evaluation, task, evaluated_model, arm, responses)
+            responses.parent.mkdir(parents=True, exist_ok=True)
+            cache = ResponseCache(responses, keeps_texts=run.protocol.save_completions)
+            results = _run_task(manager, evaluation, task, evaluated_model, arm, cache)
             results |= {"protocol_sha256": run.directory.protocol_sha256, "task": task, "arm": str(arm_id)}
             run.directory.write_as(convert(results, TaskResult), target)
             responses.unlink(missing_ok=True)
@@ -121,20 +130,19 @@ def evaluate(
 
 
 def _run_task(
-    manager: Any, evaluation: Evaluation, task: str, model: ChatModel, arm: Arm, responses: Path
+    manager: Any, evaluation: Evaluation, task: str, model: ChatModel, arm: Arm, cache: Any
 ) -> dict[str, Any]:
     """The results of the harness for one task under one arm, as JSON values without documents and completions.
 
-    `responses` caches the responses to requests until the results are saved.
+    `cache` has the responses to requests until the results are saved.
     """
     from lm_eval import simple_evaluate
 
-    from rhumbline.evals.lm_eval_harness import ArmModel, ResponseCache
+    from rhumbline.evals.lm_eval_harness import ArmModel
 
-    responses.parent.mkdir(parents=True, exist_ok=True)
     simple: Any = simple_evaluate  # a decorator hides its signature
     results = simple(
-        model=ArmModel(model, arm, ResponseCache(responses), batch_size=evaluation.batch_size),
+        model=ArmModel(model, arm, cache, batch_size=evaluation.batch_size),
         tasks=[task],
         task_manager=manager,
         num_fewshot=evaluation.fewshot,
@@ -155,7 +163,7 @@ def _run_task(
     return msgspec.to_builtins(kept, str_keys=True, enc_hook=lambda v: v.item() if hasattr(v, "item") else str(v))
 
 
-def _arm_ids(run: FinishedRun, names: Sequence[str], seed: int | None) -> list[ArmId]:
+def arm_ids(run: FinishedRun, names: Sequence[str], seed: int | None) -> list[ArmId]:
     """The baseline and the named arms; InputError for arms that the run does not have."""
     known = {str(arm): arm for arm in run.arms(seed).every()}
     chosen = list(dict.fromkeys([str(BASELINE_ID), *names]))

@@ -20,11 +20,12 @@ from rhumbline.models.chat_model import ChatModel
 class ResponseCache:
     """Responses by request. New ones are appended to a file, so that an interrupted evaluation resumes.
 
-    It replaces the cache of the harness, which opens pickles from its directory.
+    Generated texts are written only if `keeps_texts`; otherwise a resumed evaluation generates them again. This class
+    replaces the cache of the harness, which opens pickles from its directory.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, *, keeps_texts: bool = False):
+        self.path, self.keeps_texts = path, keeps_texts
         self.responses: dict[str, Any] = {}
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -39,6 +40,8 @@ class ResponseCache:
         key = _key(kind, request)
         if key not in self.responses:
             self.responses[key] = response
+            if kind == "generate_until" and not self.keeps_texts:
+                return
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps([key, response]) + "\n")
 

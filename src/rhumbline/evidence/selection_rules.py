@@ -5,6 +5,7 @@ a reason. No surviving candidate is a valid outcome. Independent of models and p
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,8 +222,8 @@ def read_scores(path: str | Path) -> tuple[list[Candidate], int]:
     """
     form = 'an object with "n_layers" and a list "candidates"'
     content = read_json(path, ProtocolError, form)
-    if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
-        raise ProtocolError(f"{path}: expected {form}.")
+    if not isinstance(content, dict) or not isinstance(content.get("candidates"), list) or not content["candidates"]:
+        raise ProtocolError(f"{path}: expected {form} with at least one entry.")
     n_layers = content.get("n_layers")
     if not (_is_count(n_layers) and n_layers > 0):
         raise ProtocolError(f"{path}: n_layers is {n_layers!r}, expected the number of layers.")
@@ -234,8 +235,8 @@ def read_scores(path: str | Path) -> tuple[list[Candidate], int]:
         if not wrong:
             bypass, induce, kl = (None if entry.get(k) is None else float(entry[k]) for k in ("bypass", "induce", "kl"))
             rows.append(Candidate(Position(entry["position"]), entry["layer"], bypass, induce, kl, entry.get("norm")))
-    sites = [(int(row.position), row.layer) for row in rows]
-    twice = sorted({site for site in sites if sites.count(site) > 1})
+    sites = Counter((int(row.position), row.layer) for row in rows)
+    twice = sorted(site for site, n in sites.items() if n > 1)
     faults += [f"position {position}, layer {layer} occurs twice" for position, layer in twice]
     if faults:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")

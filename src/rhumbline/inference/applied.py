@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rhumbline.axes import Residual
-from rhumbline.inference.interventions import Arm, BatchEdits, Intervention
+from rhumbline.inference.interventions import Arm, BatchEdits, Intervention, TokenPlaces
+from rhumbline.inference.passes import places
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
@@ -37,7 +38,7 @@ def applied(model: Any, arm: Arm | Intervention, *, coarse: bool = False) -> Ite
     tokens = _PromptTokens()
     with ExitStack() as stack:
         stack.enter_context(observed([Observer(chat_model.model, tokens.update, "input")]))
-        points = edits.on(torch.zeros(1, dtype=torch.long, device=_device(edits)))
+        points = edits.on(torch.zeros(1, dtype=torch.long, device=_device(edits)), n_prompt=0)
         stack.enter_context(hooked(chat_model, {point: _edit_of(edits, point, tokens) for point in points}))
         yield model
 
@@ -53,10 +54,12 @@ def _proved(model: Any, coarse: bool) -> ChatModel:
 
 
 class _PromptTokens:
-    """Number of prompt tokens in the present forward pass; None: all of its tokens."""
+    """The tokens of the present forward pass."""
 
     def __init__(self) -> None:
         self.n_prompt: int | None = None
+        """Number of prompt tokens; None: all of them."""
+        self.places: TokenPlaces | None = None
         self.last: Tensor | None = None
 
     def update(self, args: tuple, kwargs: dict, output: Any) -> None:
@@ -65,8 +68,13 @@ class _PromptTokens:
         ids = kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
         cached = int(cache.get_seq_length()) if cache is not None else 0
+        n_new = ids.shape[1] if ids is not None else kwargs["inputs_embeds"].shape[1]
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            self.places = TokenPlaces(places(mask).in_text[:, -n_new:])
+        else:
+            self.places = TokenPlaces(torch.arange(cached, cached + n_new)[None])
         if cached:
-            n_new = ids.shape[1] if ids is not None else kwargs["inputs_embeds"].shape[1]
             self.n_prompt, self.last = (0 if n_new == 1 else None), None
             return
         extends_last = (
@@ -90,8 +98,11 @@ def _edit_of(edits: BatchEdits, point: HookPoint, tokens: _PromptTokens) -> Edit
     """The edit of a hook point, with the number of prompt tokens of the present forward pass."""
     row = torch.zeros(1, dtype=torch.long, device=_device(edits))
     known: dict[int | None, Edit] = {}
+    spares = bool(edits.spared.any())
 
     def edit(h: Residual) -> Residual:
+        if spares:  # the tokens differ between passes
+            return edits.on(row, tokens.n_prompt, tokens.places)[point](h)
         if tokens.n_prompt not in known:
             known[tokens.n_prompt] = edits.on(row, tokens.n_prompt)[point]
         return known[tokens.n_prompt](h)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.batching import Batch
 from rhumbline.inference.interventions import BatchEdits
-from rhumbline.inference.passes import ReadLogits
+from rhumbline.inference.passes import ReadLogits, places, places_in
 from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward
 from rhumbline.models.hooks import hooked
 from rhumbline.models.packing import (
@@ -99,7 +99,7 @@ class PackedDecoder:
         all_logits: Tensor | None = None
         for pack, batch in self.packs(texts, n_arms):
             attention = PackedAttention(pack, self.implementation, self.slots, slots[batch.arms][:, batch.prompts])
-            with hooked(self.model, self.edits.on(self.arms[batch.arms])):
+            with hooked(self.model, self.edits.on(self.arms[batch.arms], places=places_in(pack))):
                 logits = packed_forward(self.model, pack, len(batch.arms), attention)
             if all_logits is None:
                 all_logits = logits.new_zeros(*slots.shape, logits.shape[-1])
@@ -155,7 +155,7 @@ class PaddedDecoder:
         """Prefill all rows."""
         self.n_prompt = self.ids.shape[1]
         rows = torch.arange(self.n_rows, device=self.ids.device)
-        with hooked(self.model, self.edits.on(self.arm), self.watch):
+        with hooked(self.model, self.edits.on(self.arm, places=places(self.mask)), self.watch):
             return Prefilled(rows, rows, forward(self.model, self.ids, self.mask, self.cache))
 
     def refill(self, free: Int[Tensor, " free"]) -> None:
@@ -166,8 +166,8 @@ class PaddedDecoder:
         self.ids = torch.cat([self.ids, token[:, None]], 1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         new = self.ids if self.cache is None else self.ids[:, -1:]
-        edits = self.edits.on(self.arm, n_prompt=self.n_prompt if self.cache is None else 0)
-        with hooked(self.model, edits, self.watch):
+        n_prompt = self.n_prompt if self.cache is None else 0
+        with hooked(self.model, self.edits.on(self.arm, n_prompt, places(self.mask)), self.watch):
             return forward(self.model, new, self.mask, self.cache)
 
     def keep(self, slots: Int[Tensor, " kept"]) -> None:

@@ -3,10 +3,13 @@
 Reads tensors and plain values only. Independent of the source of a direction and of its use.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from msgspec import structs
 from torch import Tensor
@@ -19,6 +22,8 @@ from rhumbline.records.positions import Position
 
 FORMAT = "rhumbline-direction-1"
 """Value of `format` in the metadata."""
+MOST_NUMBERS = 2**28
+"""Numbers of a table of directions, at most."""
 TEXTS = (
     *("model", "fingerprint", "dtype", "model_type", "template_sha256", "verdict", "sentence", "protocol_sha256"),
     *("hub", "revision"),
@@ -55,14 +60,15 @@ def write_directions(
 
 def read_safetensors(path: Path) -> SavedDirections:
     """The directions of a .safetensors file of this project or of another tool. Raises DirectionError."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     metadata = {name: text for name, text in tensors_metadata(path).items() if text}
     try:
-        tensor = one_tensor(path, load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise DirectionError(f"{path} cannot be read: {error}. Is the file complete?") from error
+        tensors = load_file(path)
+    except Exception as error:  # unknown dtypes, shapes and offsets raise errors without a common base
+        raise DirectionError(f"{path} cannot be read: {str(error)[:200]}. Is the file complete?") from error
+    tensor = one_tensor(path, tensors)
+    check_numbers(path, tensor)
     origin = DirectionOrigin(sha256=file_sha256(path))
     if metadata.get("format") != FORMAT:
         return SavedDirections(tensor, origin=origin)
@@ -77,15 +83,28 @@ def read_safetensors(path: Path) -> SavedDirections:
     )
 
 
-def one_tensor(path: Path, values: Mapping[str, object]) -> Tensor:
+def check_numbers(path: Path, tensor: Tensor) -> None:
+    """DirectionError unless a tensor has real numbers in memory, and not more than a table of directions has."""
+    is_plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+    if not (is_plain and tensor.is_floating_point()):
+        kind = "quantised values" if tensor.is_quantized else f"{tensor.dtype} ({tensor.layout}, {tensor.device})"
+        raise DirectionError(f"{path}: expected a vector of real numbers, found {kind}. Save the direction as float32.")
+    if not 0 < tensor.numel() <= MOST_NUMBERS:
+        raise DirectionError(
+            f"{path}: the shape {tuple(tensor.shape)} has {tensor.numel():,} numbers; from 1 to {MOST_NUMBERS:,} are "
+            "read. Save one vector, or one per row."
+        )
+
+
+def one_tensor(path: Path, values: Mapping[Any, object]) -> Tensor:
     """The only tensor, or the one that is named as a direction. Raises DirectionError."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
     for name in ("direction", "candidates", "mean_diffs"):
         if name in tensors:
             return tensors[name]
     if len(tensors) != 1:
         raise DirectionError(
-            f"{path}: expected one tensor, found {', '.join(sorted(tensors)) or 'none'}. Name the direction "
+            f"{path}: expected one tensor, found {', '.join(sorted(tensors)[:5]) or 'none'}. Name the direction "
             "`direction`."
         )
     return next(iter(tensors.values()))
@@ -93,9 +112,10 @@ def one_tensor(path: Path, values: Mapping[str, object]) -> Tensor:
 
 def _number(path: Path, metadata: Mapping[str, str], name: str) -> int | None:
     """A whole number of the metadata; None if it is missing."""
-    try:
-        return int(metadata[name]) if name in metadata else None
-    except ValueError:
+    if name not in metadata:
+        return None
+    if not re.fullmatch(r"-?[0-9]{1,18}" if name == "position" else r"[0-9]{1,18}", metadata[name]):
         raise DirectionError(
-            f"{path}: {name} is {metadata[name]!r} in the metadata, expected a whole number. Export it again."
-        ) from None
+            f"{path}: {name} is {metadata[name][:40]!r} in the metadata, expected a whole number. Export it again."
+        )
+    return int(metadata[name])

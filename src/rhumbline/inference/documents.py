@@ -14,7 +14,7 @@ from rhumbline.axes import TokenIds
 from rhumbline.errors import InputError
 from rhumbline.inference.batching import Batch
 from rhumbline.inference.interventions import BASELINE, Arm, BatchEdits
-from rhumbline.inference.passes import padded
+from rhumbline.inference.passes import padded, places, places_in
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import FinalStates, final_states, hooked
@@ -112,13 +112,13 @@ def _predictions(
     if model.proof.packing_is_exact:
         packed = pack(sequences, min(map(len, sequences)) - min(d.start for d in documents), model.device)
         tokens, is_prompt = _in_pack(packed, documents)
-        with hooked(model, edits.on(arms, is_prompt)):
+        with hooked(model, edits.on(arms, is_prompt, places_in(packed))):
             return _Predictions(packed_states(model, packed, len(arms), attention_of(model, packed)), tokens)
     ids, mask = padded(model, sequences, len(arms))
     width = ids.shape[1]
     start = torch.tensor([width - len(d.ids) + d.start for d in documents], device=model.device)
     is_prompt = (torch.arange(width, device=model.device) < start[:, None]).repeat(len(arms), 1)
-    with hooked(model, edits.on(arms.repeat_interleave(len(documents)), is_prompt)):
+    with hooked(model, edits.on(arms.repeat_interleave(len(documents)), is_prompt, places(mask))):
         end = final_states(model, lambda: forward(model, ids, mask, keep=0))
     states = end.states.unflatten(0, (len(arms), -1)).flatten(1, 2)
     ends = [(row + 1) * width for row in range(len(documents))]

@@ -20,7 +20,7 @@ from torch import Tensor
 from rhumbline.axes import TokenIds
 from rhumbline.inference.batching import Batch, rectangles
 from rhumbline.inference.interventions import Direction
-from rhumbline.inference.passes import ReadLogits, padded
+from rhumbline.inference.passes import ReadLogits, padded, places
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import HookPoint, forward
 from rhumbline.models.hooks import contiguous_head, hooked
@@ -38,9 +38,12 @@ class Estimates(NamedTuple):
 
 
 def first_order(
-    runner: Runner, sequences: Sequence[TokenIds], read: ReadLogits, directions: Sequence[Direction]
+    runner: Runner, sequences: Sequence[TokenIds], read: ReadLogits, directions: Sequence[Direction], spared: int = 0
 ) -> Estimates:
-    """The estimates of `read` for every direction, in one backward pass over the prompts."""
+    """The estimates of `read` for every direction, in one backward pass over the prompts.
+
+    The ablation does not edit the first `spared` tokens of a prompt.
+    """
     model, n = runner.model, len(sequences)
     estimates = Estimates(*(torch.full((len(directions), n), float("nan"), dtype=torch.float64) for _ in range(2)))
     unit = torch.stack([d.vector for d in directions]).to(model.device)
@@ -48,12 +51,14 @@ def first_order(
     norms = torch.tensor([d.norm for d in directions], dtype=torch.float64)
 
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
-        streams, values = _with_gradients(runner, [sequences[i] for i in batch.prompts], read)
+        texts = [sequences[i] for i in batch.prompts]
+        streams, values = _with_gradients(runner, texts, read)
+        edited = (places(padded(model, texts).mask).in_text >= spared)[..., None]
         ablation, addition = (values.expand(len(directions), -1).clone() for _ in range(2))
         for point, (h, g) in streams.items():
             along = g @ unit.to(g.device).T
             if point in model.ablation_points:
-                change = ((h @ unit.to(h.device).T) * along).sum(1)
+                change = ((h @ unit.to(h.device).T) * along * edited.to(h.device)).sum(1)
                 ablation -= change.double().T.cpu()
             if point.kind == "resid_pre":
                 here = at[point.layer]

@@ -6,7 +6,7 @@ Contains the arithmetic of ablation and addition. Independent of hooks and of th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -115,8 +115,11 @@ class Ablate:
     strength: float = 1.0
     """a: 0 changes nothing, 1 removes the component along r, 2 reflects it. In mode `exact` the share a of every write
     along r is removed. In mode `coarse` every block input and output is edited in turn."""
+    spared: int = 0
+    """Tokens at the start of a text that are not edited, generated tokens not counted. In many models the first one has
+    a massive activation on which attention rests (Sun et al. 2024, arXiv 2402.17762)."""
 
-    def __init__(self, direction: Direction | Tensor, strength: float = 1.0):
+    def __init__(self, direction: Direction | Tensor, strength: float = 1.0, spared: int = 0):
         """A bare vector of any norm is accepted, because an ablation uses neither norm nor layer."""
         if isinstance(direction, Tensor):
             if direction.ndim != 1 or not direction.is_floating_point():
@@ -129,8 +132,11 @@ class Ablate:
             raise ProtocolError(
                 f"Ablate.strength is {strength}. Use 0 (removes nothing) to 1 (removes all), at most 2."
             )
+        if spared < 0:
+            raise ProtocolError(f"Ablate.spared is {spared}. Use a number of tokens, 0 for none.")
         object.__setattr__(self, "direction", direction)
         object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "spared", spared)
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,15 @@ def ablate_spans(h: Residual, basis: Float[Tensor, "row rank d_model"]) -> Resid
     return (x - torch.einsum("rpk,rkd->rpd", share, basis)).to(h.dtype)
 
 
+class TokenPlaces(NamedTuple):
+    """Where the tokens of a forward pass are in their texts."""
+
+    in_text: Int[Tensor, "#row position"]
+    """Index of each token in its text, from 0; padding on the left has -1."""
+    last: Int[Tensor, " prompt"] | None = None
+    """Of a pack: the tokens that a pruned last block computes."""
+
+
 @dataclass(frozen=True)
 class BatchEdits:
     """The edits of a batch whose rows belong to different arms: one function per hook point.
@@ -211,6 +226,8 @@ class BatchEdits:
     ablated: Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None
     """For each arm, its unit vector times the square root of its strength; zero for an arm without ablation, None if no
     arm ablates. If an arm ablates several directions: the orthogonal vectors of each arm, padded with zeros."""
+    spared: Int[Tensor, " arm"]
+    """For each arm, the tokens at the start of a text that its ablation does not edit."""
     added: Mapping[int, Float[Tensor, "arm d_model"]]
     """By layer: the vector that each arm adds at prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
@@ -221,13 +238,15 @@ class BatchEdits:
         """The edits of `arms`. An arm can have any number of additions, and of ablations of orthogonal directions."""
         device, d_model = chat_model.device, chat_model.d_model
         ablated: list[Tensor | None] = [None] * len(arms)
+        spared = [0] * len(arms)
         added: dict[int, Tensor] = {}
         later: dict[int, Tensor] = {}
         for index, arm in enumerate(arms):
             for intervention in arm.interventions:
                 match intervention:
-                    case Ablate(direction, strength):
+                    case Ablate(direction, strength, first):
                         _check_fits(direction, chat_model, arm)
+                        spared[index] = _one_number(first, [i for i in arm.interventions if isinstance(i, Ablate)], arm)
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
                         ablated[index] = _with_row(ablated[index], direction.vector * strength**0.5, arm)
                     case AblateSpan(basis):
@@ -242,26 +261,41 @@ class BatchEdits:
         return cls(
             chat_model.ablation_points,
             _stacked(ablated, d_model, device),
+            torch.tensor(spared, device=device),
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
         )
 
     def on(
-        self, arm_of_row: Int[Tensor, " row"], n_prompt: int | Bool[Tensor, "#row position"] | None = None
+        self,
+        arm_of_row: Int[Tensor, " row"],
+        n_prompt: int | Bool[Tensor, "#row position"] | None = None,
+        places: TokenPlaces | None = None,
     ) -> dict[HookPoint, Edit]:
         """The edits of a batch, given the arm of each row.
 
         The first `n_prompt` tokens of the forward pass are prompt tokens, the others are generated; None: all are
-        prompt tokens. A boolean tensor states it for each token, in one row if all rows are alike.
+        prompt tokens. A boolean tensor states it for each token, in one row if all rows are alike. `places` are needed
+        if an ablation spares tokens, unless all tokens are generated.
         """
         edits: dict[HookPoint, Edit] = {}
         if self.ablated is not None:
-            edits = dict.fromkeys(self.points, _ablation(self.ablated[arm_of_row]))
+            ablation = _ablation(self.ablated[arm_of_row])
+            if bool(self.spared.any()) and not (isinstance(n_prompt, int) and n_prompt == 0):
+                ablation = _sparing(ablation, self.spared[arm_of_row], places)
+            edits = dict.fromkeys(self.points, ablation)
         for layer in self.added:
             point = HookPoint("resid_pre", layer)
             prompt, later = self.added[layer][arm_of_row], self.added_later[layer][arm_of_row]
             edits[point] = _addition(prompt, later, n_prompt, then=edits.get(point))
         return edits
+
+
+def _one_number(spared: int, ablations: Sequence[Ablate], arm: Arm) -> int:
+    """The number of spared tokens, which is the same in all ablations of an arm."""
+    if any(other.spared != spared for other in ablations):
+        raise ProtocolError(f"arm {arm.name!r} has ablations that spare different tokens. Use one number for all.")
+    return spared
 
 
 def _with_row(rows: Tensor | None, row: Vector, arm: Arm) -> Float[Tensor, "rank d_model"]:
@@ -309,6 +343,20 @@ def _ablation(r: Float[Tensor, "row d_model"] | Float[Tensor, "row rank d_model"
         return ablate_rows(h, r.to(h.device))
 
     return edit
+
+
+def _sparing(edit: Edit, spared: Int[Tensor, " row"], places: TokenPlaces | None) -> Edit:
+    """The edit at all tokens but the first ones of each text."""
+    if places is None:
+        raise ProtocolError("an ablation that spares tokens cannot be applied here. Use Ablate without `spared`.")
+    kept = places.in_text < spared[:, None]
+
+    def spare(h: Residual) -> Residual:
+        # The pruned last block of a pack computes the last token of each prompt only.
+        here = kept if places.last is None or h.shape[1] == kept.shape[1] else kept[:, places.last]
+        return torch.where(here[..., None].to(h.device), h, edit(h))
+
+    return spare
 
 
 def _addition(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
-from rhumbline.inference.interventions import Arm, BatchEdits
+from rhumbline.inference.interventions import Arm, BatchEdits, TokenPlaces
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import hooked, resumed, run_until
@@ -38,6 +38,16 @@ def padded(model: ChatModel, texts: Sequence[TokenIds], n_arms: int = 1, side: S
     return Padded(batch.input_ids.to(model.device), batch.attention_mask.to(model.device))
 
 
+def places(mask: Int[Tensor, "row position"]) -> TokenPlaces:
+    """The places of the tokens of padded texts."""
+    return TokenPlaces(mask.cumsum(1) - 1)
+
+
+def places_in(packed: Pack) -> TokenPlaces:
+    """The places of the tokens of a pack."""
+    return TokenPlaces(packed.position_ids[None], packed.last)
+
+
 def n_generated(texts: Sequence[TokenIds]) -> int:
     """Tokens at the end of every text that count as generated: those of responses, which must be equally many."""
     counts = {t.n_response if isinstance(t, ChatWithResponse) else 0 for t in texts}
@@ -61,10 +71,10 @@ def last_logits(model: ChatModel, texts: Sequence[TokenIds], edits: BatchEdits, 
     n = n_generated(texts)
     if model.proof.packing_is_exact:
         packed = pack(texts, max(1, n), model.device)
-        with hooked(model, edits.on(arms, _is_prompt(packed, n))):
+        with hooked(model, edits.on(arms, _is_prompt(packed, n), places_in(packed))):
             return packed_forward(model, packed, len(arms), attention_of(model, packed)).flatten(0, 1)
     ids, mask = padded(model, texts, len(arms))
-    with hooked(model, edits.on(arms.repeat_interleave(len(texts)), ids.shape[1] - n)):
+    with hooked(model, edits.on(arms.repeat_interleave(len(texts)), ids.shape[1] - n, places(mask))):
         return forward(model, ids, mask)
 
 
@@ -100,7 +110,8 @@ def resumed_readings(
         stream, at = _advanced(model, packed, attention, stream, at, layer), layer
         for first in range(0, len(arms_at[layer]), together):
             arms = arms_at[layer][first : first + together]
-            edits = BatchEdits.of(arms, model).on(torch.arange(len(arms), device=model.device), is_prompt)
+            rows = torch.arange(len(arms), device=model.device)
+            edits = BatchEdits.of(arms, model).on(rows, is_prompt, places_in(packed))
             # The stream is inserted, then edited: hooks of one module run in the order of their registration.
             with resumed(model, layer, stream.expand(len(arms), -1, -1)), hooked(model, edits):
                 logits = packed_forward(model, packed, len(arms), attention_of(model, packed))

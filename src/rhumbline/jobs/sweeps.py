@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rhumbline.engines.engine import Engine, Job, JobError, JobResult, Local, Shared, Worker, log_result
-from rhumbline.errors import InputError, OutputError, ProtocolError, RhumblineError
+from rhumbline.errors import InputError, ModelError, OutputError, ProtocolError, RhumblineError
 from rhumbline.experiment import run
 from rhumbline.jobs.replicas import check_code
 from rhumbline.jobs.sizing import Checkpoint, Device, Estimate, estimate, read_checkpoint
@@ -113,6 +113,8 @@ def read_sweep(path: str | Path) -> Sweep:
         value: Any = table.get(name)
         if name in table and not (isinstance(value, list) and value and all(type(v) is kind for v in value)):
             faults.append(f"{name} = {value!r} is not a list of {'names' if kind is str else 'whole numbers'}")
+        elif name in table and kind is str and not all(v.strip() and v.isprintable() for v in value):
+            faults.append(f"{name} has an empty name, or one with control characters")
         elif name in table and len(set(value)) != len(value):
             faults.append(f"{name} has an entry twice")
     if "models" not in table:
@@ -126,7 +128,7 @@ def read_sweep(path: str | Path) -> Sweep:
     elif isinstance(loading, dict):
         try:
             table["model"] = convert({**loading, "model": ""}, Source)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, ModelError) as error:
             faults.append(f"[model]: {error}")
     if isinstance(table.get("protocol"), dict) and "seeds" in table["protocol"]:
         faults.append("protocol.seeds: write seeds at the top, because each is a run")
@@ -135,7 +137,12 @@ def read_sweep(path: str | Path) -> Sweep:
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
     for name in {"models", "contrasts"} & values.keys():
         values[name] = tuple(_relative_to(path.parent, v) for v in values[name])
-    return Sweep(**values)
+    try:
+        sweep = Sweep(**values)
+        sweep.cells()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return sweep
 
 
 def _relative_to(folder: Path, name: str) -> str:

@@ -19,9 +19,9 @@ from rhumbline.judging.judge_endpoint import query
 from rhumbline.judging.judge_specs import Judgement, JudgeSpec
 from rhumbline.models.answers import AnswerReader
 from rhumbline.models.control_tokens import ControlTokens, unused_character
-from rhumbline.models.loading import check_dtype, load
+from rhumbline.models.loading import check_device, load
 from rhumbline.models.sequence_limits import most_positions
-from rhumbline.models.sources import checkpoint
+from rhumbline.models.sources import Source, checkpoint
 from rhumbline.models.templates import own_template
 from rhumbline.models.turn_end import turn_ends
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS
@@ -40,6 +40,9 @@ class ExternalJudge:
     """Device of its model; None: the first GPU, or else the CPU."""
     dtype: str = "auto"
     """dtype of its model; auto: that of the checkpoint."""
+
+    def __post_init__(self):
+        Source(self.spec.model, self.dtype, self.device)  # refuses an unknown dtype or device before a run is read
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """One judgement for each response to its prompt."""
@@ -177,7 +180,7 @@ class _Classifier(NamedTuple):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_dtype(dtype)
+        check_device(device)
         try:
             with checkpoint(spec.model) as where:
                 tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision)

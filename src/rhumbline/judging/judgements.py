@@ -26,6 +26,7 @@ from rhumbline.records.judgement_files import (
     JudgementSummary,
     JudgeSummary,
 )
+from rhumbline.records.protocol_file import JudgedProtocol
 from rhumbline.records.seed_files import NO_ANSWER, Outcome
 from rhumbline.records.shared import KappaPair, Label
 
@@ -212,7 +213,7 @@ def completions_with_texts(directory: RunDirectory) -> list[Completion]:
 
 def _outcomes(directory: RunDirectory) -> Iterator[tuple[int, Outcome]]:
     """Every outcome of the run with its seed."""
-    for seed in directory.protocol["seeds"]:
+    for seed in directory.read_protocol(JudgedProtocol).seeds:
         for row in directory.read_rows(Outcome, seed):
             yield seed, row
 

@@ -33,6 +33,7 @@ from rhumbline.records.human_files import (
     SheetFile,
     SheetKey,
 )
+from rhumbline.records.protocol_file import JudgedProtocol
 from rhumbline.records.shared import Class, EffectName, KappaPair, Label
 
 COPIES = "judgements/labels-*.csv"
@@ -69,13 +70,14 @@ def _copy(directory: RunDirectory, number: int) -> Path:
 def _results(directory: RunDirectory, paths: Mapping[str, Path]) -> HumanLabels:
     if not directory.has(SheetKey):
         raise InputError(f"{directory.path} has no label sheet. Write one with `rhumbline label {directory.path}`.")
-    key, judge = directory.read_record(SheetKey), directory.protocol["judge"]
+    key, protocol = directory.read_record(SheetKey), directory.read_protocol(JudgedProtocol)
+    judge = protocol.judge
     frame = Frame.of(directory, key.salt)
     sheets = {name: read_sheet(path, frame, key, labels_for(judge)) for name, path in paths.items()}
     labels = _Labels.of(frame, list(sheets.values()))
     tables = {
         seed: outcomes_by_arm([row for row in read_outcomes(directory, seed) if row.has_answer])
-        for seed in directory.protocol["seeds"]
+        for seed in protocol.seeds
     }
     together = [tables] if len(tables) > 1 else []
     parts = [*({seed: table} for seed, table in tables.items()), *together]

@@ -20,9 +20,10 @@ from rhumbline.evidence.human_labels import next_strata
 from rhumbline.judging.judge_names import CONTINUOUS_JUDGES
 from rhumbline.judging.judgements import completions_with_texts
 from rhumbline.records.arms import ArmId
-from rhumbline.records.directory import RunDirectory
+from rhumbline.records.directory import RunDirectory, check_writable
 from rhumbline.records.files import sha256, write_bytes
 from rhumbline.records.human_files import HumanLabel, SheetKey
+from rhumbline.records.protocol_file import JudgedProtocol
 from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Class, Label
 from rhumbline.records.user_files import read_text
@@ -67,7 +68,8 @@ class Frame:
         texts: dict[str, Texts] = {}
         strata: dict[StratumId, dict[str, str]] = {}
         repeats: Counter[tuple[StratumId, str]] = Counter()
-        outcomes = [outcome for seed in directory.protocol["seeds"] for outcome in read_outcomes(directory, seed)]
+        seeds = directory.read_protocol(JudgedProtocol).seeds
+        outcomes = [outcome for seed in seeds for outcome in read_outcomes(directory, seed)]
         for c, outcome in zip(completions_with_texts(directory), outcomes, strict=True):
             row, stratum = row_id(salt, c.prompt, c.completion), StratumId(outcome.arm, outcome.side, outcome.cls)
             if outcome.arm.is_own and outcome.has_answer and row not in strata.setdefault(stratum, {}):
@@ -130,6 +132,9 @@ def write_sheet(path: str | Path, n: int, out: str | Path | None = None) -> Writ
     """
     directory = RunDirectory.read(path)
     sheet = Path(out) if out is not None else default_sheet(directory.path)
+    check_writable(sheet.parent)
+    if sheet.is_symlink():
+        raise InputError(f"{sheet} is a link. Pass another --out.")
     if sheet.resolve().is_relative_to(directory.path.resolve()):
         raise InputError(
             f"{sheet} is in the run directory, which `verify` compares with its records. Pass another --out."
@@ -151,7 +156,7 @@ def write_sheet(path: str | Path, n: int, out: str | Path | None = None) -> Writ
     directory.write_record(replace(key, sizes=tuple(sorted({*key.sizes, len(rows)}))))
     # Spreadsheet programs recognise UTF-8 by the byte order mark.
     write_bytes(sheet, text.getvalue().encode("utf-8-sig"))
-    return WrittenSheet(sheet, len(rows), len(frame.texts), labels_for(directory.protocol["judge"]))
+    return WrittenSheet(sheet, len(rows), len(frame.texts), labels_for(directory.read_protocol(JudgedProtocol).judge))
 
 
 def default_sheet(run: Path) -> Path:

@@ -61,6 +61,7 @@ def load(
 
 def load_source(source: Source, *, tensor_parallel: bool = False) -> ChatModel:
     """The same by a record of how the model is loaded."""
+    check_device(source.device)
     device = source.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with places_of(source) as places:
         head = read_head(places)
@@ -162,7 +163,6 @@ def _load_weights(places: Places, head: Head, placement: Mapping[str, Any]) -> A
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     source = places.source
-    check_dtype(source.dtype)
     _check_files(places, head.config)
     causal = type(head.config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in (
         getattr(head.config, "auto_map", None) or {}
@@ -209,10 +209,13 @@ def dtype_of(source: Source, config: Any) -> torch.dtype:
     return (checkpoint_dtype(config) or torch.float32) if name == "auto" else getattr(torch, name)
 
 
-def check_dtype(name: str) -> None:
-    """ModelError where `name` is neither `auto` nor a torch dtype."""
-    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
-        raise ModelError(f"dtype {name!r} is not a torch dtype; use auto, float32, bfloat16 or float16.")
+def check_device(name: str | None) -> None:
+    """ModelError where a device is not on this machine."""
+    kind, _, index = (name or "cpu").partition(":")
+    present = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count(), "cpu": 1, "auto": 1}
+    present["mps"] = int(torch.backends.mps.is_available())
+    if int(index or 0) >= present[kind]:
+        raise ModelError(f"--device {name}: this machine has {present[kind]} such devices. Use cpu, or another device.")
 
 
 def _check_files(places: Places, config: Any) -> None:

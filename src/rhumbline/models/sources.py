@@ -4,6 +4,7 @@ The one place that resolves the name of a model, and the contrast that comes wit
 is loaded, proved and used.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.prompts.named_sets import open_contrast
 
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+_DEVICE = re.compile(r"cpu|auto|mps|(cuda|xpu)(:[0-9]{1,3})?")
 ORGANISM = "organism:"
 """Prefix of the name of a model organism."""
 
@@ -38,6 +41,12 @@ class Source:
     """Run code that comes with the model."""
     revision: str | None = None
     """Commit, branch or tag of a hub name."""
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ModelError(f"dtype {self.dtype[:40]!r} is not a torch dtype of models; use {', '.join(DTYPES)}.")
+        if self.device is not None and not _DEVICE.fullmatch(self.device):
+            raise ModelError(f"device {self.device[:40]!r} is unknown; use cpu, cuda, cuda:N or auto.")
 
     @property
     def organism(self) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -101,14 +101,18 @@ def check_port(port: int) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: PlayServer
     timeout = SECONDS
     server_version, sys_version = "rhumbline", ""
+
+    @property
+    def play(self) -> PlayServer:
+        """The server."""
+        return cast(PlayServer, self.server)
 
     def do_GET(self) -> None:
         path = self._path()
         if path == "facts":
-            self._send(HTTPStatus.OK, "application/json", msgspec.json.encode(self.server.facts()))
+            self._send(HTTPStatus.OK, "application/json", msgspec.json.encode(self.play.facts()))
         elif path in FILES:
             name, kind = FILES[path]
             self._send(HTTPStatus.OK, kind, (files("rhumbline.play") / name).read_bytes())
@@ -122,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in ("stream", "probability"):
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
             return
-        session = self.server.session
+        session = self.play.session
         try:
             request = self._body()
             if path == "probability":
@@ -136,11 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _path(self) -> str | None:
         """The path after the token; None if the request was refused."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if host not in self.server.hosts or origin not in (None, f"http://{host}"):
+        if host not in self.play.hosts or origin not in (None, f"http://{host}"):
             self._refuse(HTTPStatus.FORBIDDEN, "This host or origin is not allowed.")
             return None
         _, token, *rest = (*self.path.split("?")[0].split("/"), "", "")
-        if not secrets.compare_digest(token.encode(), self.server.token.encode()):
+        if not secrets.compare_digest(token.encode(), self.play.token.encode()):
             self._refuse(HTTPStatus.FORBIDDEN, "The token of the address is missing or wrong. Use the printed address.")
             return None
         return "/".join(rest).strip("/")

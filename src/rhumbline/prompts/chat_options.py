@@ -53,8 +53,8 @@ class ChatOptions:
                 "their own. Use system, date, enable_thinking or template."
             )
         try:
-            json.dumps(dict(self.template_kwargs))
-        except (TypeError, ValueError) as error:
+            json.dumps(dict(self.template_kwargs), ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
             raise TemplateError(
                 f"template_kwargs must be JSON values, because the protocol records them: {error}. Pass text, "
                 "numbers, true, false or null."

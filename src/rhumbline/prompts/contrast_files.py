@@ -14,9 +14,11 @@ from typing import Any
 
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256
-from rhumbline.records.user_files import read_text
+from rhumbline.records.user_files import is_unicode, read_text
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
+LONGEST = 1_000_000
+"""Characters of a cell."""
 NEUTRAL = "neutral"
 """Label of rows of neither class, which are measured only."""
 
@@ -187,9 +189,11 @@ def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
         if value is None or (isinstance(value, str) and not value.strip()):
             if column in ("prompt", "label"):
                 faults.add(place, f"{column} is {'empty' if value is not None else 'missing'}")
+        elif isinstance(value, str) and len(value) > LONGEST:
+            faults.add(place, f"{column} has {len(value):,} characters; at most {LONGEST:,} are read")
         elif not isinstance(value, str):
             faults.add(place, f"{column} is {type(value).__name__} {_brief(value)}, not text")
-        elif not _is_unicode(value):
+        elif not is_unicode(value):
             faults.add(place, f"{column} contains half of a surrogate pair, which is not text")
         else:
             cells[column] = value
@@ -217,13 +221,10 @@ def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
     return tuple(named)
 
 
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _normalised(text: str) -> str:
-    """The text with compatibility forms of characters replaced, and one space for each gap."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    """The text without invisible characters, with compatibility forms replaced, and one space for each gap."""
+    visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", visible).split())
 
 
 def _brief(value: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rhumbline.errors import InputError
 from rhumbline.records.protocol_file import LossTextFacts
-from rhumbline.records.user_files import read_text
+from rhumbline.records.user_files import is_unicode, read_text
 
 _MOST_LISTED = 3
 
@@ -92,10 +92,10 @@ def _from_rows(path: Path, lines: Sequence[str]) -> LossTexts:
 def _parsed(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 
 
 def _are_texts(values: Iterable[object]) -> bool:
-    return all(isinstance(value, str) and value.strip() for value in values)
+    return all(isinstance(value, str) and value.strip() and is_unicode(value) for value in values)

@@ -41,6 +41,8 @@ class DirectionsPlan:
         faults = []
         if unknown := sorted(set(self.sources) - set(SOURCES)):
             faults.append(f"unknown sources {', '.join(unknown)} (known: {', '.join(SOURCES)})")
+        if len(set(self.sources)) < len(self.sources):
+            faults.append("sources names one of them twice")
         if not self.sources:
             faults.append("no source is named")
         if self.max_rank < 2:

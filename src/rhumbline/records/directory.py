@@ -8,7 +8,7 @@ Knows nothing of models, directions or verdicts.
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +21,7 @@ from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.records.artefacts import OF_RUN, OF_SEED
 from rhumbline.records.codec import JsonObject, R, convert, to_json
 from rhumbline.records.files import (
+    check_regular,
     file_sha256,
     finite,
     read_json,
@@ -62,8 +63,9 @@ class RunDirectory:
     def read(cls, path: str | Path) -> "RunDirectory":
         """Open an existing run directory for reading; OutputError when it is none."""
         folder = Path(path)
-        if not (folder / "protocol.json").is_file():
+        if not (folder / "protocol.json").exists():
             raise OutputError(f"{folder} is not a run directory: it has no protocol.json.")
+        check_entries(folder)
         protocol = read_json(folder / "protocol.json")
         if not isinstance(protocol, dict):
             raise OutputError(f"{folder / 'protocol.json'} is not a JSON object.")
@@ -82,6 +84,7 @@ class RunDirectory:
         """
         folder = Path(path)
         wanted = json.loads(json.dumps(finite({"schema": SCHEMA, **protocol})))
+        check_entries(folder)
         with locked(folder):
             for torn in folder.rglob(".*.tmp"):
                 torn.unlink()
@@ -166,10 +169,14 @@ class RunDirectory:
 
     def load_tensors(self, path: Path) -> dict[str, Any]:
         """The tensors of a safetensors file, by name; one made under another protocol is refused."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         self._check(path, tensors_metadata(path).get("protocol_sha256"))
-        return load_file(path)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise OutputError(f"{path} cannot be read: {error}. Remove it, and compute it again.") from error
 
     def manifest(self) -> dict[str, str]:
         """Hash of every artefact that a verdict rests on, by its path inside the directory."""
@@ -234,6 +241,14 @@ def _check_empty(folder: Path) -> None:
     others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, QUICK))
     if others:
         raise OutputError(f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Pass another --out.")
+
+
+def check_entries(folder: Path) -> None:
+    """Raise OutputError if anything in a directory is a link, a pipe or a device: none of its names leads elsewhere."""
+    for path in (Path(parent, name) for parent, *names in os.walk(folder) for name in (*names[0], *names[1])):
+        if path.is_symlink() or not path.is_dir():
+            with suppress(FileNotFoundError):  # a temporary file of another process
+                check_regular(path)
 
 
 @contextmanager

@@ -8,13 +8,19 @@ import hashlib
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from rhumbline.errors import OutputError, RhumblineError
+
+LARGEST = 2**31
+"""Bytes of a file that is read whole."""
 
 
 def canonical(value: Any) -> str:
@@ -98,11 +104,39 @@ def appending(path: Path) -> Iterator[IO[str]]:
 def read_json(path: Path) -> Any:
     """Read a JSON file; OutputError when it is missing or malformed."""
     try:
-        return json.loads(path.read_bytes())
+        return _parsed(_content(path))
+    except ValueError as error:
+        raise OutputError(f"{path} cannot be read: {error}") from error
+
+
+def _parsed(data: bytes) -> Any:
+    """A JSON value; ValueError for NaN, infinities, half of a surrogate pair, and values that are too deep."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file; OutputError for a missing file, and for anything else than a file."""
+    try:
+        with open(check_regular(path), "rb") as f:
+            return f.read()
     except FileNotFoundError:
         raise OutputError(f"{path} is missing: is this a finished run directory?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def check_regular(path: Path) -> Path:
+    """The path of a file of rhumbline; OutputError if it is a directory, a link, a pipe or a device, or too large."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a link to another place" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+        raise OutputError(f"{path} is {kind}. Remove it, and compute it again.")
+    if status.st_size > LARGEST:
+        raise OutputError(f"{path} has {status.st_size:,} bytes, more than rhumbline writes there. Remove it.")
+    return path
 
 
 def inside(folder: Path, name: str, wrong: type[RhumblineError]) -> Path:
@@ -114,18 +148,15 @@ def inside(folder: Path, name: str, wrong: type[RhumblineError]) -> Path:
 
 def read_rows(path: Path) -> list[dict]:
     """Read a JSON Lines file; OutputError names the faulty line."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        raise OutputError(f"{path} is missing: is this a finished run directory?") from None
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error}") from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_content(path).splitlines(), 1):
         try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise OutputError(f"{path}, line {number}: not JSON: {error}") from error
+            row = _parsed(line)
+        except ValueError as error:
+            raise OutputError(f"{path}, line {number}: {error}") from error
+        if not isinstance(row, dict):
+            raise OutputError(f"{path}, line {number}: {type(row).__name__} found, expected a JSON object.")
+        rows.append(row)
     return rows
 
 
@@ -143,12 +174,15 @@ def tensors_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> by
 def tensors_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, read from its header alone."""
     try:
-        with open(path, "rb") as f:
+        with open(check_regular(path), "rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
             if length > path.stat().st_size:
                 raise ValueError(f"its header would have {length:,} bytes")
-            return json.loads(f.read(length)).get("__metadata__", {})
+            metadata = _parsed(f.read(length)).get("__metadata__", {})
+        return msgspec.convert(metadata, dict[str, str])
     except FileNotFoundError:
         raise OutputError(f"{path} is missing: is this a finished run directory?") from None
-    except (OSError, ValueError, RecursionError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, AttributeError, msgspec.ValidationError, struct.error) as error:
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(f"{path} is not a safetensors file: {error}") from error

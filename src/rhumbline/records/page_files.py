@@ -10,7 +10,7 @@ import msgspec
 
 from rhumbline.errors import OutputError
 from rhumbline.records.codec import convert, to_json
-from rhumbline.records.files import file_sha256, read_json, write_bytes, write_json
+from rhumbline.records.files import file_sha256, inside, read_json, write_bytes, write_json
 
 PAGE = "report.html"
 FIGURES = "figures"
@@ -31,9 +31,7 @@ def write_page(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write the files of a page and their hashes. Figures of the previous page that are no longer drawn are removed."""
     previous = read_page_files(folder) if (folder / MANIFEST).is_file() else None
     for name in set() if previous is None else previous.files.keys() - contents.keys():
-        figure = folder / FIGURES / Path(name).name
-        if name == f"{FIGURES}/{figure.name}":  # a changed manifest must not remove any other file
-            figure.unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
         write_bytes(folder / name, content)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
@@ -43,8 +41,12 @@ def write_page(folder: Path, contents: Mapping[str, bytes]) -> None:
 def read_page_files(folder: Path) -> PageFiles:
     """The hashes of the page of a run directory. Raises OutputError."""
     try:
-        return convert(read_json(folder / MANIFEST), PageFiles)
-    except msgspec.ValidationError as error:
+        page = convert(read_json(folder / MANIFEST), PageFiles)
+        for name in page.files.keys() - {PAGE}:
+            if name != f"{FIGURES}/{inside(folder / FIGURES, Path(name).name, OutputError).name}":
+                raise OutputError(f"{name!r} is neither {PAGE} nor a file of {FIGURES}/")
+        return page
+    except (msgspec.ValidationError, OutputError) as error:
         raise OutputError(f"{folder / MANIFEST}: {error}. Draw the page again with `rhumbline report`.") from error
 
 

@@ -57,7 +57,7 @@ class Position(Value):
         if name == MEAN_NAME:
             return cls.response_mean()
         kind, _, number = name.partition(":")
-        is_token = kind == TOKEN_NAME and number.isdecimal() and int(number) > 0
+        is_token = kind == TOKEN_NAME and number.isdecimal() and len(number) < 10 and int(number) > 0
         return cls.response_token(int(number)) if is_token else None
 
     @property

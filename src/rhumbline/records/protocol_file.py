@@ -193,3 +193,11 @@ class ProtocolContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Left out by `discover`, and absent in older runs."""
     mode: Literal["discover"] | None = None
     """Left out by `run`."""
+
+
+@dataclass(frozen=True)
+class JudgedProtocol:
+    """The part of protocol.json that a judge of the completions needs."""
+
+    seeds: tuple[int, ...]
+    judge: str

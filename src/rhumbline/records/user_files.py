@@ -10,6 +10,8 @@ from rhumbline.errors import RhumblineError
 
 LARGEST = 2**26
 """Bytes of a file of texts or options."""
+DEEPEST = 50
+"""Levels of nesting of JSON and TOML."""
 
 
 def read_text(path: str | Path, wrong: type[RhumblineError], expected: str, option: str = "") -> str:
@@ -35,16 +37,20 @@ def read_text(path: str | Path, wrong: type[RhumblineError], expected: str, opti
         reason = getattr(error, "strerror", None) or error
         raise wrong(f"{name:.200} cannot be read: {reason}. Pass {expected}.") from error
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise wrong(f"{name}, line {line}: not UTF-8. Save the file as UTF-8 text.") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise wrong(f"{name}, line {line}: a null character, which no text has. Pass {expected}.")
+    return text
 
 
 def read_json(path: str | Path, wrong: type[RhumblineError], expected: str, option: str = "") -> Any:
     """The value of a JSON file. Raises `wrong`."""
     try:
-        return json.loads(read_text(path, wrong, expected, option))
+        return _shallow(json.loads(read_text(path, wrong, expected, option)))
     except (ValueError, RecursionError) as error:
         if isinstance(error, RhumblineError):
             raise
@@ -54,8 +60,32 @@ def read_json(path: str | Path, wrong: type[RhumblineError], expected: str, opti
 def read_toml(path: str | Path, wrong: type[RhumblineError], expected: str, option: str = "") -> dict[str, Any]:
     """The table of a TOML file. Raises `wrong`."""
     try:
-        return tomllib.loads(read_text(path, wrong, expected, option))
+        return _shallow(tomllib.loads(read_text(path, wrong, expected, option)))
     except (ValueError, RecursionError) as error:
         if isinstance(error, RhumblineError):
             raise
         raise wrong(f"{path} is not TOML: {error}. Pass {expected}.") from error
+
+
+def _shallow(value: Any) -> Any:
+    """The value; ValueError if it is nested so deeply that its parts cannot be printed or compared."""
+    parts = [value]
+    for _ in range(DEEPEST):
+        parts = [
+            inner
+            for part in parts
+            if isinstance(part, dict | list)
+            for inner in (part.values() if isinstance(part, dict) else part)
+        ]
+        if not parts:
+            return value
+    raise ValueError(f"more than {DEEPEST} levels of nesting")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, so that it can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,6 +8,7 @@ import io
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from os.path import realpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +162,7 @@ def _same_site(seed: SeedResult) -> float | None:
 
 def named(paths: Sequence[str | Path]) -> dict[str, Path]:
     """Return a short name for each run directory: the last parts of its path that distinguish it from the others."""
-    folders = [Path(p).resolve() for p in paths]
+    folders = [Path(realpath(p)) for p in paths]  # resolve() raises at a link to itself
     if len(set(folders)) != len(folders):
         raise InputError("the same run is given twice. Pass each run once.")
     depth = 1

@@ -129,6 +129,7 @@ def read_discovery(path: Path) -> DiscoveryRecord:
 
 def _protocol(directory: RunDirectory) -> tuple[Protocol, ProtocolContext]:
     try:
-        return Protocol.of(directory.protocol), directory.read_protocol(ProtocolContext)
+        protocol = Protocol.of(directory.protocol, directory.path / "protocol.json")
+        return protocol, directory.read_protocol(ProtocolContext)
     except ProtocolError as error:
-        raise OutputError(f"{directory.path / 'protocol.json'}: {error}") from error
+        raise OutputError(str(error)) from error

@@ -60,6 +60,8 @@ class SeedArms:
     """The selected direction; None: the baseline is the only arm."""
     nulls: Sequence[Null]
     addition: AdditionParameters
+    spared: int = 0
+    """Tokens at the start of a text that ablations do not edit."""
     same_cosine: float | None = None
     """Nulls with a larger |cosine| are aligned with the direction; they complete nothing. None: every null can."""
 
@@ -77,7 +79,7 @@ class SeedArms:
             case ArmKind.BASELINE:
                 return ()
             case ArmKind.ABLATION:
-                return (Ablate(self._direction(arm)),)
+                return (Ablate(self._direction(arm), spared=self.spared),)
             case ArmKind.ADDITION:
                 return (Add(self._direction(arm), coefficient, positions),)
             case ArmKind.SUBTRACTION:
@@ -133,7 +135,8 @@ class SeedArms:
         arms = []
         for arm, direction in directions.items():
             for dose in doses:
-                intervention = Ablate(direction, dose) if kind == "ablation" else Add(direction, dose, positions)
+                ablation, addition = Ablate(direction, dose, self.spared), Add(direction, dose, positions)
+                intervention = ablation if kind == "ablation" else addition
                 arms.append(DoseArm(arm, kind, dose, Arm(f"{arm} {kind} {dose}", (intervention,))))
         return arms
 

@@ -59,6 +59,8 @@ class ScoreGrid:
     positive: Sequence[TokenIds]
     negative: Sequence[TokenIds]
     rule: SelectionRule
+    spared: int = 0
+    """Tokens at the start of a prompt that ablations do not edit."""
     elsewhere: Compute | None = None
     """Computes a score of several candidates at once, for example on workers; None: `values`."""
 
@@ -103,11 +105,15 @@ class ScoreGrid:
         directions = [self._direction(site) for site in sites]
         match name:
             case "bypass":
-                return scorer.read(sequences, [Arm("ablation", (Ablate(d),)) for d in directions]).metric
+                return scorer.read(
+                    sequences, [Arm("ablation", (Ablate(d, spared=self.spared),)) for d in directions]
+                ).metric
             case "induce":
                 return scorer.read(sequences, [Arm("addition", (Add(d),)) for d in directions]).metric
             case "kl":
-                return scorer.kl(sequences, [Arm("ablation", (Ablate(d),)) for d in directions], self.baseline)
+                return scorer.kl(
+                    sequences, [Arm("ablation", (Ablate(d, spared=self.spared),)) for d in directions], self.baseline
+                )
 
     def in_one_shape(self, name: ScoreName, sites: Sequence[Site]) -> list[float]:
         """One score of some candidates, each alone in packs of the same prompts, so equal ones have equal scores."""
@@ -144,7 +150,7 @@ class ScoreGrid:
             return []
         directions = [self._direction(site) for site in sites]
         bypass, induce = (
-            getattr(first_order(self.scorer.runner, sequences, metric, directions), kind).mean(1).tolist()
+            getattr(first_order(self.scorer.runner, sequences, metric, directions, self.spared), kind).mean(1).tolist()
             for kind, sequences in (("ablation", self.positive), ("addition", self.negative))
         )
         for site, *estimate in zip(sites, bypass, induce, strict=True):

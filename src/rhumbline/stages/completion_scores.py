@@ -84,9 +84,9 @@ class CompletionScores:
         if not eligible:
             return list(table)
         directions = [self.run.direction_at(row.position, row.layer) for row in eligible]
-        positions = self.run.protocol.addition.positions
+        positions, spared = self.run.protocol.addition.positions, self.run.protocol.ablation.spared
         arms = {
-            "positive": [Arm("ablation", (Ablate(d),)) for d in directions],
+            "positive": [Arm("ablation", (Ablate(d, spared=spared),)) for d in directions],
             "negative": [Arm("addition", (Add(d, coefficient_of(d), positions),)) for d in directions],
         }
         content, score, start = {}, {}, {}

@@ -72,7 +72,7 @@ class FinishedRun:
     @cached_property
     def protocol(self) -> Protocol:
         """The decisions that were fixed before the first forward pass."""
-        return Protocol.of(self.directory.protocol)
+        return Protocol.of(self.directory.protocol, self.path / "protocol.json")
 
     @cached_property
     def context(self) -> ProtocolContext:
@@ -117,11 +117,19 @@ class FinishedRun:
         """The coefficient of the additions of a seed, in units of the norm of the direction."""
         return self.artefacts(seed).coefficient
 
+    def check_ablates_everywhere(self, what: str) -> None:
+        """InputError if the ablations of the run spare tokens, which `what` does not."""
+        if spared := self.protocol.ablation.spared:
+            raise InputError(
+                f"{self.path}: its ablations spare the first {spared} tokens, and {what} cannot. Use a run "
+                "without --spare-tokens."
+            )
+
     def arms(self, seed: int | None = None) -> SeedArms:
         """The arms of the direction of a seed and of its nulls."""
         artefacts = self.artefacts(seed)
         addition = AdditionParameters(artefacts.coefficient, self.protocol.addition.positions)
-        return SeedArms(artefacts.direction, artefacts.nulls, addition)
+        return SeedArms(artefacts.direction, artefacts.nulls, addition, self.protocol.ablation.spared)
 
     # The model and the prompts of the run
 

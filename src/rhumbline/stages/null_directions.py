@@ -148,7 +148,7 @@ def _shuffled(run: SeedRun, draws: range) -> Callable[[Span], ShuffledDraws]:
         return lambda span: ShuffledDraws(())
     plan, sites = run.protocol.nulls, scored_sites(run.selection.candidates)
     shuffled = ShuffledSelection(
-        RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only()),
+        RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only(), run.protocol.ablation.spared),
         draws,
         differences,
         run.kept_sequences("val"),

@@ -91,6 +91,8 @@ class RefitSelection:
     sites: Sequence[Site]
     positions: Sequence[Position]
     rule: SelectionRule
+    spared: int
+    """Tokens at the start of a prompt that ablations do not edit."""
 
     def directions(self, candidates: Candidates) -> dict[Site, Direction]:
         """The candidate of every site that has one: neither zero nor infinite."""
@@ -101,7 +103,7 @@ class RefitSelection:
         directions = self.directions(candidates)
         if not directions:
             return None
-        ablations = [Arm("ablation", (Ablate(d),)) for d in directions.values()]
+        ablations = [Arm("ablation", (Ablate(d, spared=self.spared),)) for d in directions.values()]
         additions = [Arm("addition", (Add(d),)) for d in directions.values()]
         weight = validation.positive_weight.double()
         bypass = (self.scorer.read(validation.positive, ablations).metric @ weight).tolist()
@@ -218,7 +220,9 @@ class ShuffledSelection:
             return [selection] * n
         of_draw = [selection.directions(some) for some in self.differences]
         every = [d for some in of_draw for d in some.values()]
-        ablation, addition = first_order(scorer.runner, [*self.val[0], *self.val[1]], scorer.metric, every)
+        ablation, addition = first_order(
+            scorer.runner, [*self.val[0], *self.val[1]], scorer.metric, every, selection.spared
+        )
         screened_selections, start = [], 0
         for draw, directions in zip(self.draws, of_draw, strict=True):
             classes, here, sites = self._classes(draw), slice(start, start + len(directions)), list(directions)

@@ -49,7 +49,7 @@ def measure_second_direction(run: SeedRun) -> SecondDirection:
 def _rows(run: SeedRun, direction: Direction, label: Label, prompts: Sample) -> tuple[WideRow, ...]:
     """The metric of test prompts at baseline, and under the ablation or the addition of a direction."""
     if label == "positive":
-        ids, arm = (BASELINE_ID, ABLATION), Arm("ablation", (Ablate(direction),))
+        ids, arm = (BASELINE_ID, ABLATION), Arm("ablation", (Ablate(direction, spared=run.protocol.ablation.spared),))
     else:
         addition = Add(direction, run.arms.addition.coefficient, run.arms.addition.positions)
         ids, arm = (BASELINE_ID, ADDITION), Arm("addition", (addition,))

@@ -202,7 +202,9 @@ class SeedRun:
     def arms(self) -> SeedArms:
         """The arms of the direction and of its nulls."""
         addition = AdditionParameters(self.artefacts.coefficient, self.protocol.addition.positions)
-        return SeedArms(self.direction, self.nulls, addition, self.protocol.rule.same_cosine)
+        return SeedArms(
+            self.direction, self.nulls, addition, self.protocol.ablation.spared, self.protocol.rule.same_cosine
+        )
 
 
 def read_positions(extraction: ExtractionSettings, chat: Chat) -> tuple[Position, ...]:

@@ -137,9 +137,9 @@ class Scores:
 
 def _grid(run: SeedRun) -> ScoreGrid:
     """The score grid of the run on its kept validation prompts."""
-    return ScoreGrid(
-        run.scorer("selection"), run.candidates, run.positions, *run.kept_sequences("val"), run.protocol.selection
-    )
+    positive, negative = run.kept_sequences("val")
+    rule, spared = run.protocol.selection, run.protocol.ablation.spared
+    return ScoreGrid(run.scorer("selection"), run.candidates, run.positions, positive, negative, rule, spared)
 
 
 def _prepare(run: SeedRun) -> Callable[[ScoreRequest], Scores]:

@@ -41,7 +41,9 @@ def _prepare(run: SeedRun) -> Callable[[Span], BootstrapRefits]:
     resampled = resample(scorer, *sets, run.positions, refits=plan.refits, prompts=plan.prompts, seed=run.seed)
 
     def compute(span: Span) -> BootstrapRefits:
-        selection = RefitSelection(scorer, _sites(run), run.positions, run.rule.metric_only())
+        selection = RefitSelection(
+            scorer, _sites(run), run.positions, run.rule.metric_only(), run.protocol.ablation.spared
+        )
         refits, between = bootstrap_refits(selection, resampled, direction, refits=span.range)
         return BootstrapRefits(tuple(refits), between)
 
