@@ -67,4 +67,10 @@ class DamageRecord:
         start = f"The ablation at all positions has a KL divergence of {whole.mean:.2f}, above {self.bound:g}"
         values = ", ".join(f"{name}: {self.kl(name).mean:.2f}" for name in spared)
         end = "Sparing these positions removes the damage" if below else "Sparing positions does not remove the damage"
-        return f"{start}. {end} ({values})."
+        first = 1 if "all but the first token" in below else round(self._template_tokens)
+        advice = f" Rerun with --spare-tokens {first} to select and test such an ablation." if below else ""
+        return f"{start}. {end} ({values}).{advice}"
+
+    @property
+    def _template_tokens(self) -> float:
+        return next(r.tokens for r in self.by_position if r.positions == "the template before the instruction")
