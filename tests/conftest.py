@@ -167,7 +167,10 @@ def call(capsys):
     from rhumbline.cli import main
 
     def run(*arguments) -> tuple[int, str, str]:
-        code = main([str(a) for a in arguments])
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as end:  # of argparse, for an option with a faulty value
+            code = int(end.code or 0)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         return code, captured.out, " ".join(captured.err.split())

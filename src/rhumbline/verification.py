@@ -224,7 +224,10 @@ def check(path: str | Path) -> Verification:
     if not isinstance(results, dict):
         return Verification(["results.json is not a JSON object"], [])
     notes, skipped, is_first = [], frozenset(), _has_no_reasons(results)
-    is_old_rule = directory.protocol.get("rule", {}).get("version", 4) < VERSION
+    rule = directory.protocol.get("rule")
+    version = rule.get("version", 4) if isinstance(rule, dict) else 4
+    # A version that is no number is named where the protocol is read.
+    is_old_rule = isinstance(version, int) and version < VERSION
     if is_first:
         notes.append(f"made by rhumbline {_version_of(results)}: its sentences are not compared")
     elif is_old_rule:

@@ -16,7 +16,7 @@ def test_analyze_prints_a_record_or_an_error(finished, call, tmp_path):
     for code, words, options in [
         (2, "not a run directory", ["geometry", tmp_path]),
         (2, "one suffix per line", ["suffix", path, "--suffix", tmp_path / "none.txt"]),
-        (2, "below 1", ["monitor", path, "--fpr", "3"]),
+        (2, "--fpr", ["monitor", path, "--fpr", "3"]),
         (2, "unknown sources best", ["directions", path, "--sources", "best"]),
         (3, "nowhere", ["base", path, "--base", "./nowhere"]),
     ]:

@@ -57,7 +57,7 @@ def test_the_end_of_the_input_ends_the_chat(chat, monkeypatch):
 FAULTS = {
     "strength": ("--strength", 3),
     "coefficient": ("--coefficient", "nan"),
-    "max_new_tokens": ("--max-new-tokens", 0),
+    "--max-new-tokens": ("--max-new-tokens", 0),
     "has no seed": ("--seed", 77),
     "layer is 99": ("--layer", 99),
     "is unknown": ("--null", "nothing"),

@@ -65,7 +65,7 @@ def test_what_was_not_measured_is_not_a_refutation():
     evidence = known()
     assert decide(RHUMBLINE, replace(evidence, effects=evidence.effects[:1])).verdict is INCONCLUSIVE
     assert decide(RHUMBLINE, replace(evidence, effects=())).verdict is INCONCLUSIVE
-    assert decide(RHUMBLINE, SeedEvidence((), ())).verdict is NO_BASELINE
+    assert decide(RHUMBLINE, SeedEvidence((), ())).verdict is VerdictName.NOT_TESTED
 
 
 def test_damage_alone_is_damaged_and_an_effect_that_is_refuted_is_refuted():

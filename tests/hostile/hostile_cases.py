@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hostile_files import (
+    BESIDE,
     CONTRAST,
     DIRECTION,
     EXPERIMENT,
@@ -111,7 +112,8 @@ OPTIONS: Mapping[str, Kind] = {
     "judge --judge": WORD | JUDGE,
     "compare runs": {what: replace(value, codes=(1, 2)) for what, value in RUN.items()},
     "export run": DIRECTION | RUN,
-    "label --out": {name: value for name, value in OUT.items() if name not in ("a directory of others",)},
+    "label --out": BESIDE,
+    "sweep --out": BESIDE,
     # words
     "name": WORD | just("organism:refusal"),
     "--organism": just(*WORDS, late=True),

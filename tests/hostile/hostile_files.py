@@ -247,6 +247,8 @@ OUT = {
     "a path that is too deep": Value(lambda folder: str(folder / ("x/" * 3000)), names=("x/x",)),
     "a directory of others": place("hostile", lambda path: (path.mkdir(), (path / "mine.txt").write_text("x"))),
 }
+BESIDE = {name: value for name, value in OUT.items() if name != "a directory of others"}
+"""Of commands that write beside what is there: sheets, and the runs of a sweep."""
 WORDS = ("banana", "../x", "/", "a,b,,c", "-1", "\x1b[31mred\x1b[0m", "\u202etxt")
 WORD = just(*WORDS)
 """No option with a list of words has these."""

@@ -47,6 +47,7 @@ def cases() -> list[tuple[str, str, str]]:
 def test_the_list_of_files_is_complete(run):
     """A new record of a run needs a line here."""
     without_rows = {"seed-0/losses-text.jsonl", "seed-0/losses-responses.jsonl", "timings.json"}
+    without_rows |= {"judgements/sheet.json"}  # of the cases of `label`
     suffixes = (".json", ".jsonl", ".safetensors")
     there = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.suffix in suffixes and "figures" not in p.parts}
     assert there - without_rows == set(RECORDS)

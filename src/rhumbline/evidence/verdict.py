@@ -21,12 +21,7 @@ from rhumbline.records.verdict_rule import VERSION, Rule
 
 __all__ = ["SeedEvidence", "Verdict", "decide", "overall", "sentence"]
 
-_NO_BASELINE = {
-    VerdictCode.BASELINE_NOT_MEASURED,
-    VerdictCode.BASELINE_TOO_LOW,
-    VerdictCode.CLASSES_NOT_MEASURED,
-    VerdictCode.CLASSES_NOT_SEPARATED,
-}
+_NO_BASELINE = {VerdictCode.BASELINE_TOO_LOW, VerdictCode.CLASSES_NOT_SEPARATED}
 _POOLED = {ClaimKind.SUPPRESSES: "suppression", ClaimKind.INDUCES: "induction"}
 
 

@@ -135,8 +135,10 @@ class SeedArms:
         arms = []
         for arm, direction in directions.items():
             for dose in doses:
-                ablation, addition = Ablate(direction, dose, self.spared), Add(direction, dose, positions)
-                intervention = ablation if kind == "ablation" else addition
+                if kind == "ablation":
+                    intervention = Ablate(direction, dose, self.spared)
+                else:
+                    intervention = Add(direction, dose, positions)
                 arms.append(DoseArm(arm, kind, dose, Arm(f"{arm} {kind} {dose}", (intervention,))))
         return arms
 
