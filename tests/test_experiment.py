@@ -213,8 +213,8 @@ def test_another_protocol_in_the_same_directory_is_refused(every_stage, organism
 CONFIG = """
 sizes = {train = 24, val = 12, test = 20}
 max_new_tokens = 12
-nulls = {draws = 2, wide = 19, prompts = 6, procedure_prompts = 4}
-dose = {strengths = [0, 0.5, 1], coefficients = [0, 1], draws = 1, prompts = 6}
+nulls = {draws = 2, wide = 19, prompts = 6, procedure_prompts = 4, completed = 0}
+dose = {strengths = [0, 0.5, 1], coefficients = [-1, 0, 1], draws = 1, prompts = 6}
 stability = {refits = 4, sites = 2, prompts = 6}
 """
 """The protocol EVERY_STAGE, as an experiment file."""

@@ -266,12 +266,18 @@ def test_a_changed_list_of_figures_removes_no_other_file(drawn_run, tmp_path):
     old, outside = "figures/old.svg", tmp_path / "outside.svg"
     (copy / old).write_text("")
     outside.write_text("")
-    names = [old, "figures/../results.json", "results.json", str(outside), "../outside.svg"]
-    edit(copy / "report.json", lambda page: page["files"].update(dict.fromkeys(names, "")))
+    edit(copy / "report.json", lambda page: page["files"].update({old: ""}))
     build(copy)
     assert not (copy / old).exists()
-    assert outside.exists()
     assert check(copy) == ([], [])
+    for name in ("figures/../results.json", "results.json", str(outside), "../outside.svg"):
+        listed = (copy / "report.json").read_text()
+        edit(copy / "report.json", lambda page, name=name: page["files"].update({name: ""}))
+        with pytest.raises(OutputError, match="neither report.html nor a file of figures"):
+            build(copy)
+        (copy / "report.json").write_text(listed)
+    assert outside.exists()
+    assert (copy / "results.json").exists()
 
 
 # -- malformed and contradictory files --------------------------------------------------------------------------------
