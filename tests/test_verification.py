@@ -273,7 +273,7 @@ def test_a_changed_list_of_figures_removes_no_other_file(drawn_run, tmp_path):
     for name in ("figures/../results.json", "results.json", str(outside), "../outside.svg"):
         listed = (copy / "report.json").read_text()
         edit(copy / "report.json", lambda page, name=name: page["files"].update({name: ""}))
-        with pytest.raises(OutputError, match="neither report.html nor a file of figures"):
+        with pytest.raises(OutputError, match=r"neither report\.html nor a file of figures"):
             build(copy)
         (copy / "report.json").write_text(listed)
     assert outside.exists()
