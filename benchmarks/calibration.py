@@ -31,10 +31,11 @@ from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.organisms import materialise, train
 from rhumbline.organisms.planted import TRUTH, build
 from rhumbline.prompts.contrasts import ContrastSet, Sizes
-from rhumbline.protocol import DoseSettings, NullSettings, Protocol, StabilitySettings
+from rhumbline.protocol import Protocol
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
+from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings
 
 FAMILIES = RHUMBLINE.families
 

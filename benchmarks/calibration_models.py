@@ -34,9 +34,10 @@ from rhumbline import contrast_from_prompts, load, preset, run
 from rhumbline.errors import ProtocolError, RhumblineError
 from rhumbline.evidence.statistics import exact_interval
 from rhumbline.prompts.contrasts import ContrastSet, Sizes
-from rhumbline.protocol import DoseSettings, NullSettings, Protocol, StabilitySettings
+from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
+from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings
 
 MODELS = ("qwen2.5-coder-0.5b", "smollm2-135m")
 KINDS = ("permuted", "harmless", "topic", "true")

@@ -29,9 +29,10 @@ from rhumbline import load, preset, run, selected_direction
 from rhumbline.errors import ProtocolError
 from rhumbline.organisms.planted import TRUTH, Planted, build
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import DoseSettings, NullSettings, Protocol, StabilitySettings, quick
+from rhumbline.protocol import Protocol, quick
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
+from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings
 
 NEW = preset("rhumbline")
 OLD = replace(NEW, nulls=NullSettings(), screen=0, dose=DoseSettings(), stability=StabilitySettings())

@@ -20,9 +20,9 @@ from rhumbline.inference import decoding
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import AdditionSettings, DoseSettings, ExtractionSettings, NullSettings, StabilitySettings
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.files import read_rows
+from rhumbline.settings import AdditionSettings, DoseSettings, ExtractionSettings, NullSettings, StabilitySettings
 from rhumbline.stages.seed_run import read_positions
 
 

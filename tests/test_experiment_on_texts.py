@@ -12,7 +12,8 @@ from rhumbline.organisms.register import MARKERS
 from rhumbline.organisms.style_rows import asked_rows
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import DoseSettings, NullSettings, StabilitySettings, TextScoreSettings, preset
+from rhumbline.protocol import preset
+from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings, TextScoreSettings
 
 
 def protocol(test):

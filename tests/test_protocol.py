@@ -8,8 +8,9 @@ import pytest
 
 from rhumbline.errors import ProtocolError
 from rhumbline.prompts.chat_options import ChatOptions
-from rhumbline.protocol import PRESETS, ExtractionSettings, Protocol, amend, preset, quick
+from rhumbline.protocol import PRESETS, Protocol, amend, preset, quick
 from rhumbline.records.positions import Position
+from rhumbline.settings import ExtractionSettings
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -11,7 +11,8 @@ from rhumbline import load, preset, read_contrast, run
 from rhumbline.analyses.subject import Subject, open_subject
 from rhumbline.organisms import Planted, build, materialise
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import DoseSettings, NullSettings, Protocol, SideEffectSettings, StabilitySettings
+from rhumbline.protocol import Protocol
+from rhumbline.settings import DoseSettings, NullSettings, SideEffectSettings, StabilitySettings
 
 QUICK = preset(
     "arditi2024", sizes=Sizes(32, 16, 40), seeds=(0,), max_new_tokens=4, side_effects=SideEffectSettings(documents=0)

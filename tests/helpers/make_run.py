@@ -16,7 +16,7 @@ from msgspec import UNSET
 from rhumbline.evidence.statistics import wilson
 from rhumbline.evidence.verdict_rules import RHUMBLINE, Rule
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import NullSettings, Protocol
+from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.codec import convert, to_json
@@ -84,6 +84,7 @@ from rhumbline.records.shared import (
 )
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason, reason_text
+from rhumbline.settings import NullSettings
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\u202e\u2028\'"`${x}'
 SUFFIX = ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<|start_header_id|>", "<|end_header_id|>", "\n\n")

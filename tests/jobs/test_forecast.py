@@ -14,7 +14,7 @@ from rhumbline.organisms import materialise
 from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.prompts.contrasts import Sizes, content_sha256, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS
-from rhumbline.protocol import (
+from rhumbline.settings import (
     AdditionSettings,
     DoseSettings,
     ExtractionSettings,

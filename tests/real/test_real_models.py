@@ -29,7 +29,7 @@ from rhumbline.models.sequence_limits import check_sequences, most_positions
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Prompt, Sizes
 from rhumbline.prompts.named_sets import open_contrast
-from rhumbline.protocol import SideEffectSettings
+from rhumbline.settings import SideEffectSettings
 from rhumbline.stages.common_start import Baseline, header_text
 
 pytestmark = pytest.mark.real

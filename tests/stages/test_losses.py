@@ -21,9 +21,10 @@ from rhumbline.organisms import organism_dir
 from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes
 from rhumbline.prompts.loss_texts import Exchange, LossTexts, read_texts
-from rhumbline.protocol import DoseSettings, NullSettings, Protocol, SideEffectSettings, StabilitySettings
+from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId, ArmKind
 from rhumbline.records.files import read_json, read_rows
+from rhumbline.settings import DoseSettings, NullSettings, SideEffectSettings, StabilitySettings
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.losses import Reading, loss_rows
 from sampled_contrast import sampled_contrast

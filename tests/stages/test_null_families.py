@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
-from rhumbline.protocol import NULL_FAMILIES
+from rhumbline.settings import NULL_FAMILIES
 from rhumbline.stages.null_families import (
     CLUSTERS,
     Enough,

@@ -7,9 +7,10 @@ import pytest
 
 from rhumbline import load, preset, read_contrast, run
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Protocol, SideEffectSettings, quick
+from rhumbline.protocol import Protocol, quick
 from rhumbline.records.directory import QUICK, RunDirectory
 from rhumbline.records.seed_files import Outcome, SplitIds
+from rhumbline.settings import SideEffectSettings
 
 WHOLE = preset(
     "arditi2024",

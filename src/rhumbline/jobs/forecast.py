@@ -14,7 +14,8 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.packing import shared_length
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
-from rhumbline.protocol import COEFFICIENTS, Protocol
+from rhumbline.protocol import Protocol
+from rhumbline.settings import COEFFICIENTS
 from rhumbline.stages.candidate_scores import PROBES
 from rhumbline.stages.losses import Reading
 from rhumbline.stages.outcomes import draws_by_prompt

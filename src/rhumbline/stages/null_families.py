@@ -25,7 +25,7 @@ from torch import Tensor
 from rhumbline.axes import Vector
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
-from rhumbline.protocol import NULL_FAMILIES
+from rhumbline.settings import NULL_FAMILIES
 from rhumbline.stages.seed_artefacts import Null
 
 Activations = Float[Tensor, "prompt d_model"]

@@ -22,10 +22,11 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
-from rhumbline.protocol import ExtractionSettings, Protocol
+from rhumbline.protocol import Protocol
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import Extracted, MetricTokens, Selection, StyleJudges
+from rhumbline.settings import ExtractionSettings
 from rhumbline.stages.arms import AdditionParameters, SeedArms
 from rhumbline.stages.common_start import header_text
 from rhumbline.stages.fitted_style import FittedStyle

@@ -16,10 +16,10 @@ from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.judging.metric import Metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
-from rhumbline.protocol import COEFFICIENTS
 from rhumbline.records.reasons import Discard, NoCandidate
 from rhumbline.records.seed_files import Candidate, Selection
 from rhumbline.records.shared import ByLabel, Site, Survivor
+from rhumbline.settings import COEFFICIENTS
 from rhumbline.stages.candidate_scores import ScoreGrid, ScoreName, score_candidates
 from rhumbline.stages.completion_scores import CompletionScores
 from rhumbline.stages.seed_run import SeedRun
