@@ -51,12 +51,15 @@ def join(items: Iterable[Any], between: str = "") -> Html:
     return Html(between.join(escaped(item) for item in items))
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], left: int = 1, key: bool = False) -> Html:
+def table(
+    head: Sequence[Any], rows: Iterable[Sequence[Any]], left: int = 1, key: bool = False, reasons: bool = False
+) -> Html:
     """Return a table in a scrollable box. The first `left` columns hold text, the others numbers.
 
-    On a narrow screen each row of a `key` table becomes a card that names the column of every cell.
+    On a narrow screen each row of a `key` table becomes a card that names the column of every cell. With `reasons` the
+    last column holds sentences.
     """
-    side = ["l" if k < left else "" for k in range(len(head))]
+    side = ["l" if k < left or (reasons and k == len(head) - 1) else "" for k in range(len(head))]
     titles = join(tag("th", cell, class_=s, scope="col") for cell, s in zip(head, side, strict=True))
     labels = [re.sub("<.*", "", cell) if key else "" for cell in head]
     body = join(
@@ -66,7 +69,13 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], left: int = 1, key
         ),
         "\n",
     )
-    table = tag("table", tag("thead", tag("tr", titles)), tag("tbody", body), class_="key" if key else "")
+    table = tag(
+        "table",
+        tag("thead", tag("tr", titles)),
+        tag("tbody", body),
+    kinds = " ".join(name for name, has in (("key", key), ("reasons", reasons)) if has)
+    table = tag("table", tag("thead", tag("tr", titles)), tag("tbody", body), class_=kinds)
+    )
     return tag("div", table, class_="scroll")
 
 

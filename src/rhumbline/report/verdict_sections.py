@@ -97,7 +97,7 @@ def claims_table(run: RunRecord) -> Html:
         "first four claims: all of them must be shown.",
         *_shared_prompts(run),
     ]
-    return page.join([page.table(head, rows, left=2), page.note(" ".join(notes))])
+    return page.join([page.table(head, rows, left=2, key=True, reasons=True), page.note(" ".join(notes))])
 
 
 def _shared_prompts(run: RunRecord) -> list[str]:
@@ -203,7 +203,12 @@ def _limits(run: RunRecord) -> list[str]:
         return ["Whether a direction mediates the behaviour in this model: this could not be tested.", coarse]
     limits = [
         "Whether the behaviour is one direction. Several distinct directions can have the same effect.",
-        "Whether a second direction adds to the effect. The run fits one direction by construction.",
+        "Whether a second direction adds to the effect. "
+        + (
+            "The run tests one further direction, orthogonal to this one."
+            if protocol.second.screen
+            else "The run fits one direction by construction."
+        ),
         coarse,
     ]
     draws = max(protocol.nulls.draws, protocol.nulls.wide)
