@@ -69,13 +69,8 @@ def table(
         ),
         "\n",
     )
-    table = tag(
-        "table",
-        tag("thead", tag("tr", titles)),
-        tag("tbody", body),
     kinds = " ".join(name for name, has in (("key", key), ("reasons", reasons)) if has)
     table = tag("table", tag("thead", tag("tr", titles)), tag("tbody", body), class_=kinds)
-    )
     return tag("div", table, class_="scroll")
 
 
