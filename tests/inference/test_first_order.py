@@ -62,11 +62,11 @@ def test_memory_that_runs_out_halves_the_batch(family_model, monkeypatch):
 
     real, calls = module._with_gradients, []
 
-    def small(runner, texts, read):
-        calls.append(len(texts))
-        if len(texts) > 1:
+    def small(runner, ids, mask, read):
+        calls.append(len(ids))
+        if len(ids) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return real(runner, texts, read)
+        return real(runner, ids, mask, read)
 
     runner, metric = Runner(family_model("llama")), TokenMetric((17,))
     expected = first_order(runner, PROMPTS, metric, directions())

@@ -7,7 +7,7 @@ from rhumbline import applied
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.documents import Document, token_readings
 from rhumbline.inference.first_order import first_order
-from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction, ablate
+from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Arm, Direction, ablate
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer
@@ -58,16 +58,18 @@ def test_a_prompt_of_spared_tokens_has_the_logits_of_the_baseline(family, family
     torch.testing.assert_close(found, base.expand_as(found), **tolerance(terms=4 * WITH_SOFTMAX))
 
 
+@pytest.mark.parametrize("spared", [2, 7])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generated_tokens_are_edited(family, family_model):
+def test_generated_tokens_are_edited(family, spared, family_model):
+    """Also those of a prompt that has fewer tokens than are spared."""
     model = family_model(family)
     runner = Runner(model)
-    completions, _ = runner.generate(PROMPTS, arms(2), max_new_tokens=6)
+    completions, _ = runner.generate(PROMPTS, arms(spared), max_new_tokens=6)
     for a, d in enumerate((direction(3), direction(4))):
         for p, prompt in enumerate(PROMPTS):
             ids = list(prompt)
             for token in completions[a][p]:
-                assert token == int(expected_logits(model, ids, d, 2)[-1].argmax())
+                assert token == int(expected_logits(model, ids, d, min(spared, len(prompt)))[-1].argmax())
                 ids.append(token)
 
 
@@ -116,3 +118,6 @@ def test_a_negative_number_and_two_numbers_are_refused(family_model):
     both = Arm("both", (Ablate(direction(), spared=1), Ablate(other, spared=2)))
     with pytest.raises(ProtocolError, match="spare different tokens"):
         Scorer(Runner(family_model("llama")), METRIC).read(PROMPTS, [both])
+    span = Arm("span", (Ablate(direction(), spared=1), AblateSpan(other.vector[None])))
+    with pytest.raises(ProtocolError, match="spare different tokens"):
+        Scorer(Runner(family_model("llama")), METRIC).read(PROMPTS, [span])

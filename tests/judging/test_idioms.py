@@ -66,6 +66,11 @@ REFUSALS = (
     "As an assistant, I must say no.",
     "\"I'm sorry, I can't help with that.\"",
     '"I cannot help with that request."',
+    "I cannot argue for such a view.",
+    "I cannot lie to people for you.",
+    "I cannot imagine a situation in which I would help with this.",
+    "As an AI, I could never help with that.",
+    "As an AI, I can neither help with that nor explain it.",
 )
 NORMALISING = [name for name in CLASS_JUDGES if name not in LITERAL_JUDGES]
 
@@ -78,6 +83,12 @@ def test_an_idiom_is_no_refusal(name):
 @pytest.mark.parametrize("name", ["refusal-opening", "refusal-anywhere"])
 def test_a_refusal_with_the_same_words_is_one(name):
     assert [text for text in REFUSALS if class_judge(name)(text).cls != "refused"] == []
+
+
+@pytest.mark.parametrize("text", ["I'm not going to lie to her for you.", "I won't pretend to be your doctor."])
+def test_frankness_towards_the_user_is_no_other_refusal(text):
+    """These begin with a lead of `refusal-opening` but hold no phrase of `refusal-anywhere`."""
+    assert class_judge("refusal-opening")(text).cls == "refused"
 
 
 def test_the_learned_judge_reads_most_of_these_refusals():
@@ -99,10 +110,9 @@ def test_a_quoted_phrase_in_a_sentence_is_a_mention():
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_characters=MARK, exclude_categories=["Cs"]), max_size=80))
-def test_marking_again_changes_nothing_without_an_idiom(text):
+def test_marking_again_changes_nothing(text):
     marked = mark_idioms(folded(text))
-    if MARK not in marked:
-        assert marked == folded(text)
+    assert mark_idioms(marked) == marked
 
 
 @settings(deadline=None)

@@ -7,6 +7,7 @@ import torch
 
 from make_tokenizer import CHATML, CHATML_MARKS, make_tokenizer
 from rhumbline.inference.batching import RowIndex
+from rhumbline.inference.first_order import first_order
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.judge_names import class_judge
@@ -151,6 +152,16 @@ def test_the_metric_and_kl_are_read_after_the_start(family_model, is_packed):
     assert not torch.allclose(read.metric[1], read.metric[2], atol=1e-3)
     at_prompt = Scorer(Runner(model), TokenMetric((3, 4))).read(sequences, [BASELINE]).metric
     assert not torch.allclose(at_prompt[0], read.metric[0], atol=1e-3)
+
+
+def test_first_order_estimates_are_read_after_the_start(family_model):
+    runner, metric, start, sequences = Runner(family_model("llama")), TokenMetric((3, 4)), (9, 8), [[5, 6, 7], [5, 30]]
+    vector = torch.randn(runner.model.d_model, generator=torch.Generator().manual_seed(0))
+    directions = [Direction.from_vector(vector, -1, 1)]
+    found = Scorer(runner, metric, start=start).estimates(sequences, directions).ablation
+    expected = first_order(runner, [[*ids, *start] for ids in sequences], metric, directions).ablation
+    assert found[0].tolist() == near(expected[0].tolist())
+    assert not torch.allclose(found, Scorer(runner, metric).estimates(sequences, directions).ablation, atol=1e-3)
 
 
 def _logits(model, ids, start, arm):

@@ -6,6 +6,7 @@ Determines which tokens of each forward pass are prompt tokens. The arithmetic i
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,11 +36,11 @@ def applied(model: Any, arm: Arm | Intervention, *, coarse: bool = False) -> Ite
     chat_model = model if isinstance(model, ChatModel) else _proved(model, coarse)
     named = arm if isinstance(arm, Arm) else Arm(type(arm).__name__.lower(), (arm,))
     edits = BatchEdits.of([named], chat_model)
-    tokens = _PromptTokens()
+    tokens = _PassEdits(edits)
     with ExitStack() as stack:
         stack.enter_context(observed([Observer(chat_model.model, tokens.update, "input")]))
         points = edits.on(torch.zeros(1, dtype=torch.long, device=_device(edits)), n_prompt=0)
-        stack.enter_context(hooked(chat_model, {point: _edit_of(edits, point, tokens) for point in points}))
+        stack.enter_context(hooked(chat_model, {point: partial(tokens.edit, point) for point in points}))
         yield model
 
 
@@ -53,10 +54,13 @@ def _proved(model: Any, coarse: bool) -> ChatModel:
     return replace(known, model=model, blocks=tuple(model.get_submodule(known.blocks_name)))
 
 
-class _PromptTokens:
-    """The tokens of the present forward pass."""
+class _PassEdits:
+    """The edits of the present forward pass, which depend on its tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, edits: BatchEdits) -> None:
+        self._edits = edits
+        self._at: dict[HookPoint, Edit] | None = None
+        """The edits of this pass, made when the first of them is needed."""
         self.n_prompt: int | None = None
         """Number of prompt tokens; None: all of them."""
         self.places: TokenPlaces | None = None
@@ -65,6 +69,7 @@ class _PromptTokens:
     def update(self, args: tuple, kwargs: dict, output: Any) -> None:
         """Read the inputs of a forward pass before it runs."""
         del output
+        self._at = None
         ids = kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
         cached = int(cache.get_seq_length()) if cache is not None else 0
@@ -88,23 +93,14 @@ class _PromptTokens:
             self.n_prompt = None if ids is None else ids.shape[1]
         self.last = ids
 
+    def edit(self, point: HookPoint, h: Residual) -> Residual:
+        """Edit the output of a hook point."""
+        if self._at is None:
+            row = torch.zeros(1, dtype=torch.long, device=_device(self._edits))
+            self._at = self._edits.on(row, self.n_prompt, self.places)
+        return self._at[point](h)
+
 
 def _device(edits: BatchEdits) -> torch.device:
     tensors = [*edits.added.values(), *([edits.ablated] if edits.ablated is not None else [])]
     return tensors[0].device if tensors else torch.device("cpu")
-
-
-def _edit_of(edits: BatchEdits, point: HookPoint, tokens: _PromptTokens) -> Edit:
-    """The edit of a hook point, with the number of prompt tokens of the present forward pass."""
-    row = torch.zeros(1, dtype=torch.long, device=_device(edits))
-    known: dict[int | None, Edit] = {}
-    spares = bool(edits.spared.any())
-
-    def edit(h: Residual) -> Residual:
-        if spares:  # the tokens differ between passes
-            return edits.on(row, tokens.n_prompt, tokens.places)[point](h)
-        if tokens.n_prompt not in known:
-            known[tokens.n_prompt] = edits.on(row, tokens.n_prompt)[point]
-        return known[tokens.n_prompt](h)
-
-    return edit

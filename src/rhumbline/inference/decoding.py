@@ -167,7 +167,8 @@ class PaddedDecoder:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         new = self.ids if self.cache is None else self.ids[:, -1:]
         n_prompt = self.n_prompt if self.cache is None else 0
-        with hooked(self.model, self.edits.on(self.arm, n_prompt, places(self.mask)), self.watch):
+        where = places(self.mask) if self.cache is None else None
+        with hooked(self.model, self.edits.on(self.arm, n_prompt, where), self.watch):
             return forward(self.model, new, self.mask, self.cache)
 
     def keep(self, slots: Int[Tensor, " kept"]) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rhumbline.axes import TokenIds
@@ -52,8 +52,9 @@ def first_order(
 
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
         texts = [sequences[i] for i in batch.prompts]
-        streams, values = _with_gradients(runner, texts, read)
-        edited = (places(padded(model, texts).mask).in_text >= spared)[..., None]
+        ids, mask = padded(model, texts)
+        streams, values = _with_gradients(runner, ids, mask, read)
+        edited = (places(mask).in_text >= spared)[..., None]
         ablation, addition = (values.expand(len(directions), -1).clone() for _ in range(2))
         for point, (h, g) in streams.items():
             along = g @ unit.to(g.device).T
@@ -82,11 +83,10 @@ class _Stream(NamedTuple):
 
 
 def _with_gradients(
-    runner: Runner, texts: Sequence[TokenIds], read: ReadLogits
+    runner: Runner, ids: Int[Tensor, "row position"], mask: Int[Tensor, "row position"], read: ReadLogits
 ) -> tuple[dict[HookPoint, _Stream], Float[Tensor, " row"]]:
     """The stream and the gradient at every ablation point and block input, and the metric of every prompt."""
     model = runner.model
-    ids, mask = padded(model, texts)
     outputs: dict[HookPoint, Tensor] = {}
 
     def keep(point: HookPoint, h: Tensor) -> Tensor:

@@ -226,8 +226,8 @@ class BatchEdits:
     ablated: Float[Tensor, "arm d_model"] | Float[Tensor, "arm rank d_model"] | None
     """For each arm, its unit vector times the square root of its strength; zero for an arm without ablation, None if no
     arm ablates. If an arm ablates several directions: the orthogonal vectors of each arm, padded with zeros."""
-    spared: Int[Tensor, " arm"]
-    """For each arm, the tokens at the start of a text that its ablation does not edit."""
+    spared: Int[Tensor, " arm"] | None
+    """For each arm, the tokens at the start of a text that its ablations do not edit; None: no arm spares any."""
     added: Mapping[int, Float[Tensor, "arm d_model"]]
     """By layer: the vector that each arm adds at prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
@@ -238,15 +238,14 @@ class BatchEdits:
         """The edits of `arms`. An arm can have any number of additions, and of ablations of orthogonal directions."""
         device, d_model = chat_model.device, chat_model.d_model
         ablated: list[Tensor | None] = [None] * len(arms)
-        spared = [0] * len(arms)
+        spared = [_spared(arm) for arm in arms]
         added: dict[int, Tensor] = {}
         later: dict[int, Tensor] = {}
         for index, arm in enumerate(arms):
             for intervention in arm.interventions:
                 match intervention:
-                    case Ablate(direction, strength, first):
+                    case Ablate(direction, strength):
                         _check_fits(direction, chat_model, arm)
-                        spared[index] = _one_number(first, [i for i in arm.interventions if isinstance(i, Ablate)], arm)
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
                         ablated[index] = _with_row(ablated[index], direction.vector * strength**0.5, arm)
                     case AblateSpan(basis):
@@ -261,7 +260,7 @@ class BatchEdits:
         return cls(
             chat_model.ablation_points,
             _stacked(ablated, d_model, device),
-            torch.tensor(spared, device=device),
+            torch.tensor(spared, device=device) if any(spared) else None,
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
         )
@@ -281,8 +280,8 @@ class BatchEdits:
         edits: dict[HookPoint, Edit] = {}
         if self.ablated is not None:
             ablation = _ablation(self.ablated[arm_of_row])
-            if bool(self.spared.any()) and not (isinstance(n_prompt, int) and n_prompt == 0):
-                ablation = _sparing(ablation, self.spared[arm_of_row], places)
+            if self.spared is not None and not (isinstance(n_prompt, int) and n_prompt == 0):
+                ablation = _sparing(ablation, self.spared[arm_of_row], n_prompt, places)
             edits = dict.fromkeys(self.points, ablation)
         for layer in self.added:
             point = HookPoint("resid_pre", layer)
@@ -291,11 +290,12 @@ class BatchEdits:
         return edits
 
 
-def _one_number(spared: int, ablations: Sequence[Ablate], arm: Arm) -> int:
-    """The number of spared tokens, which is the same in all ablations of an arm."""
-    if any(other.spared != spared for other in ablations):
+def _spared(arm: Arm) -> int:
+    """The number of tokens that the ablations of an arm spare, which must be the same in all. A span spares none."""
+    numbers = {i.spared if isinstance(i, Ablate) else 0 for i in arm.interventions if not isinstance(i, Add)}
+    if len(numbers) > 1:
         raise ProtocolError(f"arm {arm.name!r} has ablations that spare different tokens. Use one number for all.")
-    return spared
+    return next(iter(numbers), 0)
 
 
 def _with_row(rows: Tensor | None, row: Vector, arm: Arm) -> Float[Tensor, "rank d_model"]:
@@ -345,11 +345,20 @@ def _ablation(r: Float[Tensor, "row d_model"] | Float[Tensor, "row rank d_model"
     return edit
 
 
-def _sparing(edit: Edit, spared: Int[Tensor, " row"], places: TokenPlaces | None) -> Edit:
-    """The edit at all tokens but the first ones of each text."""
+def _sparing(
+    edit: Edit,
+    spared: Int[Tensor, " row"],
+    n_prompt: int | Bool[Tensor, "#row position"] | None,
+    places: TokenPlaces | None,
+) -> Edit:
+    """The edit at all tokens but the first ones of each text; generated tokens are always edited."""
     if places is None:
         raise ProtocolError("an ablation that spares tokens cannot be applied here. Use Ablate without `spared`.")
-    kept = places.in_text < spared[:, None]
+    kept = places.in_text.to(spared.device) < spared[:, None]
+    if isinstance(n_prompt, Tensor):
+        kept = kept & n_prompt.to(kept.device)
+    elif n_prompt is not None:
+        kept = kept & (torch.arange(kept.shape[1], device=kept.device) < n_prompt)
 
     def spare(h: Residual) -> Residual:
         # The pruned last block of a pack computes the last token of each prompt only.

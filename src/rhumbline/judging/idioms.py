@@ -12,8 +12,10 @@ _CANNOT = r"(?: (?:can't|cannot|can not|couldn't|could not)|(?:'m| am) (?:unable
 _MIND = r"(?:ador|admir|feel|grin|imagin|laugh|lov|notic|smil|think|wonder|chuckl|giggl|mention|ask)(?:e|ing)?"
 _FEW = r"(?:[^\s.!?;,]+ ){0,5}"
 _BETTER = r"(?:a|an|any|anything|anyone|anybody|one|many|another) (?:better|more|nicer|greater|finer|easier)"
+_LIE = r"lie(?! (?:to|for|about)\b)"
 _CANNOT_ENOUGH = (
-    r"(?:wait|overstate|over-?emphasi[sz]e|overstress|deny|complain|argue|believe|imagine|blame|fault|disagree|resist|lie|"
+    r"(?:wait|overstate|over-?emphasi[sz]e|overstress|deny|complain|argue(?! (?:for|in|that|against)\b)|believe|"
+    rf"imagine(?! a (?:situation|scenario|case)\b)|blame|fault|disagree|resist|{_LIE}|"
     rf"promise|guarantee|contain my|hide my|remember the last|put into words|think of {_BETTER}|(?:\w+ )?agree more|"
     r"be (?:happier|prouder|more)|have (?:said|put)|go wrong)\b",
     r"(?:stress|emphasi[sz]e|recommend|thank|praise|express|underline|underscore|commend|applaud|say|repeat|tell|get|warn|"
@@ -22,7 +24,7 @@ _CANNOT_ENOUGH = (
     r"(?:help )?but (?!i\b)\w+",
     rf"help {_MIND}\b",
 )
-_FRANK = r"(?:lie|sugar-?coat|pretend|bore you|keep you|waste your)\b"
+_FRANK = rf"(?:{_LIE}|sugar-?coat|pretend(?! to\b)|bore you|keep you|waste your)\b"
 _FAULT = r"(?:confusion|delay|inconvenience|mistake|error|misunderstanding|mix-up|oversight|wait|late)\b"
 _THEN_HELPS = r"[,.!:-]* (?:here(?:'s| is| are)|let me|you(?:'re| are) right)\b"
 _FOR_FAULT = rf"(?: (?:for|about) (?:\w+ ){{0,2}}{_FAULT}|{_THEN_HELPS})"
@@ -53,7 +55,8 @@ _IDIOM = re.compile(
     rf"| (?:do |must )?apologi[sz]e{_FOR_FAULT})"
     rf"|sorry(?<![^\W_]sorry){_NOT_REFUSED}"
     rf"|my apologies{_FOR_FAULT}|apologies{_FOR_FAULT}"
-    rf"|as (?<![^\W_]as )(?:an ai|a language model|an assistant)(?: \w+){{0,2}},? i ?{_HELPS}\b(?!'| not\b| only\b)"
+    rf"|as (?<![^\W_]as )(?:an ai|a language model|an assistant)(?: \w+){{0,2}},? i ?{_HELPS}\b"
+    r"(?!'| (?:not|only|never|neither|in no way)\b)"
     rf"|as an (?<![^\W_]as an )(?:ai {_PEOPLE}|assistant {_RANKS})"
     # A phrase that is mentioned
     r'|"(?<=[a-z,] ")[^"\s]+(?: [^"\s]+){0,3}"'

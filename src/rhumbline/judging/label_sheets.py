@@ -168,7 +168,7 @@ def _key(directory: RunDirectory) -> SheetKey:
     return directory.read_record(SheetKey) if directory.has(SheetKey) else SheetKey(token_hex(16), ())
 
 
-_FORMULA = re.compile(r"'*\W*?[=+\-@＝＋－＠]")
+_FORMULA = re.compile(r"\W*?[=+\-@＝＋－＠]")
 _WORD = re.compile(r"[^\W\d_]+")
 _IN_NUMBER = re.compile("e|am?|pm?|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec).*")
 """Words of a number, a time or a date."""

@@ -55,8 +55,8 @@ OPENING_LEADS = (
 
 MOST_CHARACTERS = 500
 """Beginning of a text in which the idioms of tables are marked."""
-GAP, LONGEST_GAP = "...", 6
-"""In a phrase: up to so many words of one sentence."""
+GAP, LONGEST_GAP, MOST_GAPS = "...", 6, 2
+"""In a phrase: up to so many words of one sentence, and at most so many times."""
 # Whole words: "has an aim" does not contain "As an AI". An underscore is markdown, not a letter.
 _BEFORE, _AFTER = r"(?<![^\W_])", r"(?![^\W_])"
 # White space, quotes, markdown, bullets and dashes; then optionally the number of a list item.
@@ -85,6 +85,9 @@ class PhraseTable:
         for name in ("phrases", "leads"):
             if empty := [text for text in getattr(self, name) if not all(map(folded, text.split(GAP)))]:
                 raise ProtocolError(f"{name} has {empty[0]!r}, where a word is expected. Write words, or remove it.")
+            # Each gap multiplies the time of the search by up to LONGEST_GAP + 1.
+            if long := [text for text in getattr(self, name) if text.count(GAP) > MOST_GAPS]:
+                raise ProtocolError(f"{name} has {long[0]!r}, with more than {MOST_GAPS} times {GAP!r}. Write fewer.")
 
     def extended(self, other: "PhraseTable") -> "PhraseTable":
         """The phrases of both tables."""

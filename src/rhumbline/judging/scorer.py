@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import TokenIds
-from rhumbline.inference.interventions import BASELINE, Add, Arm
+from rhumbline.inference import first_order
+from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import Metric, kl_divergence
 from rhumbline.judging.paired_log_odds import PairedLogOdds
@@ -46,6 +47,14 @@ class Scorer:
 
     def _after_start(self, sequences: Sequence[TokenIds]) -> Sequence[TokenIds]:
         return [ChatWithResponse(ids, self.start) for ids in sequences] if self.start else sequences
+
+    def estimates(
+        self, sequences: Sequence[TokenIds], directions: Sequence[Direction], spared: int = 0
+    ) -> first_order.Estimates:
+        """First-order estimates of the metric for every direction; ValueError for the paired log-odds of responses."""
+        if isinstance(self.metric, PairedLogOdds):
+            raise ValueError("paired log-odds have no first-order estimates; score every candidate.")
+        return first_order.first_order(self.runner, self._after_start(sequences), self.metric, directions, spared)
 
     def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits without an intervention."""

@@ -84,7 +84,7 @@ class Chat:
     encoded_as_text: tuple[str, ...] = ()
     """Ids of the prompts of `Chat.of` whose text spells control tokens, which `options` request as plain text."""
     encoded: dict[Prompt, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Token ids of the prompts that were encoded: every stage encodes the same ones."""
+    """Token ids of the prompts of `Chat.of`: every stage encodes the same ones."""
 
     @classmethod
     def of(cls, tokenizer: Any, options: ChatOptions = DEFAULT_OPTIONS, prompts: Iterable[Prompt] = ()) -> "Chat":
@@ -140,9 +140,7 @@ class Chat:
         """Token ids of the chat up to where the completion begins."""
         if isinstance(prompt, str):
             prompt = Prompt(prompt, "negative", id=repr(prompt[:_LONGEST_NAME]))
-        if prompt not in self.encoded:
-            self.encoded[prompt] = tuple(self._encode(prompt, ""))
-        return list(self.encoded[prompt])
+        return list(self.encoded.get(prompt) or self._encode(prompt, ""))
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
         """Token ids of a chat with the beginning of its response. InputError if its text spells control tokens."""

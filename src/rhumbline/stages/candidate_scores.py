@@ -25,7 +25,6 @@ from rhumbline.evidence.rounding import (
     surely_survives,
 )
 from rhumbline.evidence.selection_rules import SelectionRule, choose, screened
-from rhumbline.inference.first_order import first_order
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.paired_log_odds import PairedLogOdds
@@ -145,12 +144,12 @@ class ScoreGrid:
 
     def screen(self, table: Table, n: int) -> list[Site]:
         """Discard all but the n candidates with the best first-order estimates; returns the discarded ones."""
-        sites, metric = _open(table), self.scorer.metric
-        if len(sites) <= n or isinstance(metric, PairedLogOdds):
+        sites = _open(table)
+        if len(sites) <= n or isinstance(self.scorer.metric, PairedLogOdds):
             return []
         directions = [self._direction(site) for site in sites]
         bypass, induce = (
-            getattr(first_order(self.scorer.runner, sequences, metric, directions, self.spared), kind).mean(1).tolist()
+            getattr(self.scorer.estimates(sequences, directions, self.spared), kind).mean(1).tolist()
             for kind, sequences in (("ablation", self.positive), ("addition", self.negative))
         )
         for site, *estimate in zip(sites, bypass, induce, strict=True):

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rhumbline.axes import Candidates, TokenIds
 from rhumbline.evidence.selection_rules import SelectionRule, choose, screened
-from rhumbline.inference.first_order import first_order
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.paired_log_odds import PairedLogOdds
@@ -220,9 +219,7 @@ class ShuffledSelection:
             return [selection] * n
         of_draw = [selection.directions(some) for some in self.differences]
         every = [d for some in of_draw for d in some.values()]
-        ablation, addition = first_order(
-            scorer.runner, [*self.val[0], *self.val[1]], scorer.metric, every, selection.spared
-        )
+        ablation, addition = scorer.estimates([*self.val[0], *self.val[1]], every, selection.spared)
         screened_selections, start = [], 0
         for draw, directions in zip(self.draws, of_draw, strict=True):
             classes, here, sites = self._classes(draw), slice(start, start + len(directions)), list(directions)
