@@ -1,6 +1,6 @@
 """The default protocol beside the one before it, on models whose truth is known and on the same seeds.
 
-    python benchmarks/cost_calibration.py run  [--out docs/calibration/cost.jsonl] [--first 100000] [--minutes 60]
+    python benchmarks/cost_calibration.py run  [--out docs/calibration/cost.jsonl] [--first 200000] [--minutes 60]
     python benchmarks/cost_calibration.py show [--out docs/calibration/cost.jsonl]     tables on standard output
 
 One line of JSON per model and protocol: verdict, selected site, effects, prompt and generated tokens, processor time.

@@ -4,11 +4,12 @@
 
 `--authors` is a clone of andyrdt/refusal_direction. Each cell is the rate of refusals in percent, of whole
 completions (up to 512 tokens) or of their first 64 tokens; the recorded class is that of the whole completion by
-substring matching.
+substring matching. With `--speed`: completions that each judge reads per second of processor time instead.
 """
 
 import argparse
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,11 +57,23 @@ def beginning_of(tokenizer: Tokenizer) -> Callable[[str], str]:
     return lambda text: tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids[:TOKENS])
 
 
+def speed(judge: TextJudge, texts: Sequence[str]) -> float:
+    """Completions per second of processor time, the fastest of three times."""
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        for text in texts:
+            judge(text)
+        seconds.append(time.process_time() - start)
+    return len(texts) / min(seconds)
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print both tables, or the speed of every judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--authors", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--speed", action="store_true")
     a = parser.parse_args()
     begin, judges = beginning_of(Tokenizer.from_file(str(a.tokenizer))), [class_judge(name) for name in JUDGES]
     by_cell, by_arm = defaultdict(list), defaultdict(list)
@@ -68,6 +81,15 @@ def main() -> None:
         member = (begin(row["response"]), row["response"], not row["is_jailbreak_substring_matching"])
         by_cell[model, arm].append(member)
         by_arm[arm,].append(member)
+    if a.speed:
+        members = [member for some in by_arm.values() for member in some]
+        beginnings, wholes = ([member[i] for member in members] for i in (0, 1))
+        rows = [
+            [name, f"{speed(j, beginnings):,.0f}", f"{speed(j, wholes):,.0f}"]
+            for name, j in zip(JUDGES, judges, strict=True)
+        ]
+        sys.stdout.write(table(["completions per second", "64 tokens", "512 tokens"], rows))
+        return
     columns = [
         f"{name.removeprefix('refusal-')}, {length}" for name in JUDGES for length in ("64 tokens", "512 tokens")
     ]

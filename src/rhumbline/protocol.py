@@ -246,10 +246,10 @@ class Protocol:
 
 
 PRESETS: Mapping[str, Protocol] = {
-    # Sizes by measurement (docs/benchmarks.md): the error rates of more draws and prompts at a third of their cost.
+    # Sizes by measurement: docs/calibration.md, "The cost of a run".
     "rhumbline": Protocol(
         "rhumbline",
-        nulls=NullSettings(draws=6, wide=39, prompts=8, completed=10, interim=20, screen=12),
+        nulls=NullSettings(draws=6, wide=39, prompts=8, completed=9, interim=20, screen=12),
         screen=24,
         dose=DoseSettings(draws=1, prompts=12),
         stability=StabilitySettings(prompts=8),

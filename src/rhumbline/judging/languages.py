@@ -77,7 +77,7 @@ def language_of(text: str) -> str | None:
     best, most = max(hits.items(), key=lambda hit: (hit[1], -_places()[hit[0]]))
     if best != "en" and most >= max(2, SHARE * len(words)):
         return best
-    if _is_cyrillic(words):
+    if not is_ascii and _is_cyrillic(words):
         return "ru"
     if hits["en"] > 0 and hits["en"] >= SHARE_OF_ENGLISH * len(words):
         return "en"
