@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
+from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId
+from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import SeedResult
@@ -25,6 +26,7 @@ EFFECTS = (
     "site",
     "positives: baseline",
     "ablation",
+    "subtraction",
     "negatives: baseline",
     "addition",
     "verdict",
@@ -33,12 +35,18 @@ CONTROLS = (
     "model", "contrast", "seed", "strongest null of the ablation", "strongest null of the addition",
     "degenerate: ablation", "degenerate: addition", "KL", "processor time",
 )  # fmt: skip
+CLAIMS = ("model", "contrast", "seed", *(kind.text for kind in ClaimKind))
 SETTINGS = ("model", "preset", "prompts (train / val / test per class)", "judge", "tokens", "dtype", "command")
 HEADER = """\
 # Results on real models
 
 Written by `benchmarks/results_page.py` from finished runs: every number was read from their run directories.
 Rates are shares of the test prompts that show the behaviour, with 95 % intervals.
+"""
+CLAIMS_TEXT = """
+## Claims
+
+State of every claim, with its number and 95 % interval; docs/guide/evidence.md explains them.
 """
 CONTROLS_TEXT = """
 ## Controls
@@ -65,6 +73,8 @@ def page(summaries: Sequence[RunFiles], notes: str) -> str:
         [
             HEADER,
             *table(EFFECTS, (effects(summary, seed) for summary, seed in seeds)),
+            CLAIMS_TEXT,
+            *table(CLAIMS, (claims(summary, seed) for summary, seed in seeds)),
             CONTROLS_TEXT,
             *table(CONTROLS, (controls(summary, seed) for summary, seed in seeds)),
             "\n## Settings\n",
@@ -95,10 +105,27 @@ def effects(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
         "no candidate passed" if cell is None else f"({cell.position}, {cell.layer} of {n_layers})",
         rate(seed, BASELINE, "positive"),
         rate(seed, ABLATION, "positive"),
+        rate(seed, SUBTRACTION, "positive"),
         rate(seed, BASELINE, "negative"),
         rate(seed, ADDITION, "negative"),
         seed.verdict,
     )
+
+
+def claims(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
+    """Cells of the claims of one seed."""
+    found = {claim.kind: claim for claim in seed.claims}
+    return (*key(summary, seed), *(claim_cell(found.get(kind)) for kind in ClaimKind))
+
+
+def claim_cell(claim: Claim | None) -> str:
+    """State, number and interval of a claim."""
+    if claim is None:
+        return NOT_MEASURED
+    if claim.value is None:
+        return str(claim.state)
+    interval = "" if claim.low is None or claim.high is None else f" [{claim.low:.2f}, {claim.high:.2f}]"
+    return f"{claim.state}: {claim.value:.2f}{interval}"
 
 
 def controls(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
