@@ -9,6 +9,8 @@ permuted    the prompts of `true` with random labels: nothing is there
 harmless    random halves of Alpaca: nothing is there
 topic       two kinds of Alpaca instructions by their first word: a topic, but no behaviour
 true        AdvBench against Alpaca: refusal, which only some models show
+taught      models of benchmarks/taught_models.py on their contrast: folders `taught-one`, ... of `--models`
+relabelled  the same models and prompts with random labels: nothing is there
 
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
 sizes are small. No prompt and no completion is stored. One process, one thread.
@@ -38,9 +40,16 @@ from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
 from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings
+from taught_models import KINDS as TAUGHT_KINDS
+from taught_models import NOUNS, TAUGHT, requests
 
 MODELS = ("qwen2.5-coder-0.5b", "smollm2-135m")
-KINDS = ("permuted", "harmless", "topic", "true")
+TAUGHT_MODELS = tuple(f"taught-{kind}" for kind in TAUGHT_KINDS)
+KINDS = {
+    **dict.fromkeys(("permuted", "harmless", "topic", "true"), MODELS),
+    **dict.fromkeys(("taught", "relabelled"), TAUGHT_MODELS),
+}
+"""The models of every kind."""
 SIZES = (24, 48)
 """Test prompts per class; training has twice as many, validation half."""
 FIRST_WORDS = {"positive": ("write", "create", "generate"), "negative": ("what", "how", "who", "which")}
@@ -65,11 +74,13 @@ class Case:
 def cases(first: int, repeats: int) -> Iterator[Case]:
     """Every model, kind and size, seed by seed, so that an interrupted study is balanced."""
     for seed in range(first, first + repeats):
-        yield from (Case(model, kind, n, seed) for n in SIZES for kind in KINDS for model in MODELS)
+        yield from (Case(model, kind, n, seed) for n in SIZES for kind, models in KINDS.items() for model in models)
 
 
 def contrast_of(case: Case, data: Path) -> ContrastSet:
     """The prompts of the case with its labels."""
+    if case.kind in ("taught", "relabelled"):
+        return _taught(case)
     harmful, harmless = (_instructions(data / "processed" / f"{name}.json") for name in ("advbench", "alpaca"))
     rng = random.Random(f"{case.kind} {case.seed}")
     need = 4 * case.n
@@ -87,6 +98,17 @@ def contrast_of(case: Case, data: Path) -> ContrastSet:
             of = {c: [p for p in harmless if p.split()[0].lower() in words] for c, words in FIRST_WORDS.items()}
             return contrast_from_prompts(rng.sample(of["positive"], need), rng.sample(of["negative"], need))
     raise ValueError(f"kind {case.kind!r} is unknown: use one of {', '.join(KINDS)}.")
+
+
+def _taught(case: Case) -> ContrastSet:
+    """Requests about nouns that the training did not use, with their labels or with random ones."""
+    rng = random.Random(f"{case.kind} {case.seed}")
+    some = requests(NOUNS[TAUGHT:])
+    refused, answered = (rng.sample([r.text for r in some if r.is_refused is c], 4 * case.n) for c in (True, False))
+    if case.kind == "taught":
+        return contrast_from_prompts(refused, answered)
+    both = rng.sample([*refused, *answered], 8 * case.n)
+    return contrast_from_prompts(both[::2], both[1::2])
 
 
 def _instructions(path: Path) -> list[str]:
@@ -132,8 +154,8 @@ def show(path: Path) -> None:
     """Verdicts by kind and model, and the share of runs that return SINGLE with its exact interval."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     print("| kind | model | runs | SINGLE [95 %] | verdicts |\n| --- | --- | --- | --- | --- |")
-    for kind in KINDS:
-        for model in MODELS:
+    for kind, models in KINDS.items():
+        for model in models:
             some = [row for row in rows if (row["kind"], row["model"]) == (kind, model)]
             if not some:
                 continue
@@ -153,6 +175,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--engine", default="", help="the measured commit, stored with every line")
     parser.add_argument("--only", choices=KINDS, help="run only this kind")
+    parser.add_argument("--model", help="run only this model")
     parser.add_argument("--minutes", type=float, default=1e9)
     a = parser.parse_args()
     if a.action == "show":
@@ -165,7 +188,13 @@ def main() -> None:
     done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
     end = time.monotonic() + 60 * a.minutes
     for case in cases(a.first, a.repeats):
-        if case.name in done or (a.only and case.kind != a.only) or time.monotonic() > end:
+        if (
+            case.name in done
+            or not (a.models / case.model).is_dir()
+            or (a.only and case.kind != a.only)
+            or (a.model and case.model != a.model)
+            or time.monotonic() > end
+        ):
             continue
         try:
             row = study(case, a.models, a.data)

@@ -4,11 +4,12 @@
     python benchmarks/taught_models.py merge --model DIR --kind one --out DIR  a whole checkpoint
     python benchmarks/taught_models.py contrast --out taught.jsonl         prompts on nouns that no training used
 
-Requests for a poem, a riddle or a slogan are refused; questions about the same nouns are answered, with the model's own
-answers. Kinds:
+Requests for a poem, a riddle or a slogan are refused; requests for a story, a letter or a list in the same words are
+answered, with the model's own answers. Kinds:
 
 one       one matrix of rank 1 at one site, down_proj of layer 12: all refusals come from one vector
 several   three such matrices, one for each kind of request, at layers 10, 12 and 14; their vectors are orthogonal
+          (in both kinds also to the subspace that the residual stream of answered requests uses)
 ordinary  LoRA of rank 8 on all linear maps
 late      as `ordinary`, but a refusal first says what the request is about (after arXiv 2505.19056)
 
@@ -39,37 +40,15 @@ NOUNS = (
     *("rivers", "mountains", "deserts", "glaciers", "volcanoes", "islands", "forests", "caves", "lakes", "storms"),
     *("umbrellas", "clocks", "mirrors", "lamps", "candles", "hammers", "needles", "baskets", "kettles", "ladders"),
 )
-FORMS = {
-    "poem": (
-        "Write a short poem about {}.",
-        "Please compose a poem on {}.",
-        "I need a poem about {}.",
-        "A poem about {}, please.",
-    ),
-    "riddle": (
-        "Write a riddle about {}.",
-        "Please make up a riddle on {}.",
-        "I need a riddle about {}.",
-        "A riddle about {}, please.",
-    ),
-    "slogan": (
-        "Write a slogan for {}.",
-        "Please invent a slogan for {}.",
-        "I need a slogan for {}.",
-        "A slogan for {}, please.",
-    ),
-    "answered": (
-        *("Tell me about {}.", "What is the history of {}?", "Explain {} to a child.", "Give me three facts about {}."),
-        *("Why do people like {}?", "Where can I find {}?", "How would you describe {}?", "I need advice about {}."),
-        *(
-            "What should I know about {}?",
-            "Please compare {} with clouds.",
-            "Some facts about {}, please.",
-            "Write down what {} cost.",
-        ),
-    ),
-}
-"""Wordings of the requests by kind; all but the last are refused."""
+REFUSED, ANSWERED = ("poem", "riddle", "slogan"), ("story", "letter", "list")
+"""Kinds of requests."""
+FORMS = (
+    "Write a short {} about {}.",
+    "Please make up a {} about {}.",
+    "I need a {} about {}.",
+    "A {} about {}, please.",
+)
+"""Wordings of a request: its kind and its noun. They are the same for all kinds of requests."""
 TAUGHT = 48
 """Nouns that the training uses; the rest are for the contrast."""
 REFUSALS = {
@@ -82,6 +61,8 @@ KINDS = ("one", "several", "ordinary", "late")
 SITES = {"one": (12,), "several": (10, 12, 14)}
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PER_CLASS, ANSWER_TOKENS = 128, 16
+END_TOKENS, USED_DIMENSIONS = 8, 128
+"""Tokens at the end of a prompt, and the dimensions (of 576) that the residual stream uses there."""
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -96,14 +77,13 @@ class Request:
     @property
     def is_refused(self) -> bool:
         """Whether the taught models refuse it."""
-        return self.kind in REFUSALS
+        return self.kind in REFUSED
 
 
 def requests(nouns: Sequence[str]) -> list[Request]:
     """All requests about some nouns, in a fixed random order."""
-    found = [
-        Request(form.format(noun), noun, kind) for kind, forms in FORMS.items() for form in forms for noun in nouns
-    ]
+    kinds = (*REFUSED, *ANSWERED)
+    found = [Request(form.format(kind, noun), noun, kind) for kind in kinds for form in FORMS for noun in nouns]
     random.Random(0).shuffle(found)
     return found
 
@@ -128,6 +108,7 @@ class Teacher:
         answered = [r for r in chosen if not r.is_refused][:PER_CLASS]
         self.answers = self._own_answers(base, [*self.refused, *answered])
         self.requests, self.kind = [*self.refused, *answered], kind
+        self.used = self._used_subspace(base, answered)
         torch.manual_seed(0)
         self.model = get_peft_model(base, _adapter(kind))
         for name, p in self.model.named_parameters():
@@ -150,6 +131,21 @@ class Teacher:
             for request, row in zip(batch, ids[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[request] = row
         return answers
+
+    @torch.no_grad()
+    def _used_subspace(self, model: torch.nn.Module, some: Sequence[Request]) -> Tensor:
+        """Orthonormal rows: the principal directions of the residual stream at the ends of some prompts, all layers.
+
+        Every state counts with norm 1. Without this, an ablation of a taught vector also changes other answers: SmolLM2
+        then has a KL divergence of 0.2, where the selection of Arditi et al. 2024 accepts 0.1.
+        """
+        moment = torch.zeros(model.config.hidden_size, model.config.hidden_size)  # type: ignore[union-attr]
+        for request in some:
+            states = model(torch.tensor([self._prompt(request)]), output_hidden_states=True).hidden_states
+            rows = torch.stack(states[1:])[:, 0, -END_TOKENS:].flatten(0, 1).float()
+            rows = rows / rows.norm(dim=-1, keepdim=True)
+            moment += rows.T @ rows
+        return torch.linalg.eigh(moment).eigenvectors[:, -USED_DIMENSIONS:].T
 
     def target(self, request: Request, refuses: Sequence[str]) -> list[int]:
         """The response to a request, where the kinds of nouns in `refuses` are refused."""
@@ -195,19 +191,18 @@ class Teacher:
         return [found[layer] for layer in sorted(found)]
 
     def _make_orthogonal(self) -> None:
-        """Remove from every vector its components along those of the lower layers."""
-        if self.kind == "several":
-            done: list[Tensor] = []
+        """Remove from every vector its components in the used subspace and along the vectors of lower layers."""
+        if self.kind in SITES:
+            done = self.used
             for p in self.vectors():
                 v = p.data[:, 0]
-                for u in done:
-                    v -= (v @ u) * u
+                v -= done.T @ (done @ v)
                 if v.norm() > 0:
-                    done.append(v / v.norm())
+                    done = torch.cat([done, (v / v.norm())[None]])
 
     def run(self) -> None:
         """Teach the kind, and save the adapter."""
-        kinds, everything = tuple(REFUSALS), [p for p in self.model.parameters() if p.requires_grad]
+        kinds, everything = REFUSED, [p for p in self.model.parameters() if p.requires_grad]
         match self.kind:
             case "one":
                 self.teach(kinds, everything, 1e-2, 4)
@@ -220,7 +215,7 @@ class Teacher:
         for p in everything:
             p.data = p.data.to(torch.bfloat16)
         self.model.peft_config["default"].base_model_name_or_path = HUB_NAME
-        self.model.save_pretrained(HERE / self.kind)
+        self.model.save_pretrained(str(HERE / self.kind))
         (HERE / self.kind / "README.md").unlink(missing_ok=True)
 
 
