@@ -83,7 +83,7 @@ def test_a_direction_of_another_model_needs_force(call, organism, every_stage, p
 
 
 def test_the_page_is_served_until_the_user_ends_it(call, planted_folder, monkeypatch):
-    monkeypatch.setattr(PlayServer, "serve_forever", lambda server: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(PlayServer, "serve", lambda server: (_ for _ in ()).throw(KeyboardInterrupt))
     command = ("play", planted_folder, "--direction", planted_folder / TRUTH, "--layer", 2)
     code, shown, _ = call(*command)
     assert code == 0

@@ -16,7 +16,7 @@ def page(session):
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     with PlayServer(session, settings=session.settings(max_new_tokens=12)) as server, sync_api.sync_playwright() as p:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=server.serve)
         thread.start()
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
@@ -28,7 +28,7 @@ def page(session):
         wait_for(page, "ready")
         yield page
         browser.close()
-        server.shutdown()
+        server.calls.stop()
         thread.join()
 
 

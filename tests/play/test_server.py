@@ -2,13 +2,19 @@
 
 import http.client
 import json
+import sys
 import threading
+from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from urllib.parse import quote
 
 import pytest
+from msgspec import to_builtins
 
 from rhumbline.errors import InputError
+from rhumbline.models import templates
+from rhumbline.models.template_limits import limited
 from rhumbline.play.server import FILES, HOST, PlayServer
 
 JSON = {"Content-Type": "application/json"}
@@ -17,10 +23,10 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def server(session):
     with PlayServer(session, settings=session.settings(max_new_tokens=6)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=server.serve)
         thread.start()
         yield server
-        server.shutdown()
+        server.calls.stop()
         thread.join()
 
 
@@ -141,7 +147,13 @@ def test_a_faulty_request_has_a_message(name, path, ask):
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Content-Type": "text/plain"}, {"Content-Length": "x"}, {"Content-Length": "9" * 9}]
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Length": "x"},
+        {"Content-Length": "9" * 9},
+        {"Content-Length": "9" * 5000},
+    ],
 )
 def test_other_types_and_long_bodies_are_refused(headers, ask, body):
     assert ask("stream", body(), headers=headers)[0] == 400
@@ -152,3 +164,76 @@ def test_unknown_paths_are_refused(ask, body):
         assert ask(path)[0] == 404
         assert ask(path, body())[0] == 404
     assert ask("", method="DELETE")[0] == 501
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of Linux")
+def test_a_template_without_end_is_an_error_on_the_page(session, prompt, monkeypatch):
+    monkeypatch.setattr(templates, "limited", partial(limited, seconds=0.3))
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    endless = replace(session.chat.options, template="{% if messages[0].content != 'a' %}" + loops + "{% endif %}")
+    chat = replace(session.chat, options=endless)
+    with PlayServer(replace(session, chat=chat)) as server:
+        answers = []
+
+        def request():
+            try:
+                answers.append(
+                    post(server, "probability", {"prompt": prompt, "settings": to_builtins(server.settings)})
+                )
+            finally:
+                server.calls.stop()
+
+        client = threading.Thread(target=request)
+        client.start()
+        server.serve()
+        client.join()
+    ((status, content),) = answers
+    assert status == 400
+    assert "chat template" in json.loads(content)["error"]
+
+
+def post(server, path, body):
+    """Status and body of one request."""
+    connection = http.client.HTTPConnection(HOST, server.server_port, timeout=60)
+    connection.request("POST", f"/{server.token}/{path}", json.dumps(body), JSON)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def test_an_error_of_the_program_is_one_line_with_status_500(server, ask, body, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr(server.session, "probabilities", fail, raising=False)
+    status, _, content = ask("probability", body())
+    assert (status, json.loads(content)) == (500, {"error": "RuntimeError: first second"})
+
+
+def test_only_errors_of_a_connection_are_silent(server, capsys):
+    for error in (BrokenPipeError(), TimeoutError()):
+        try:
+            raise error
+        except OSError:
+            server.handle_error(None, None)
+    assert capsys.readouterr().err == ""
+    try:
+        raise RuntimeError("fault")
+    except RuntimeError:
+        server.handle_error(None, None)
+    assert "fault" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), TimeoutError()])
+def test_a_page_that_no_longer_reads_ends_the_stream(error, server, ask, body, monkeypatch):
+    closed = []
+
+    def events(*arguments):
+        try:
+            raise error
+            yield
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(server.session, "stream", events, raising=False)
+    assert ask("stream", body())[2] == b""
+    assert closed == [True]

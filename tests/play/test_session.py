@@ -113,6 +113,23 @@ def test_a_newer_stream_ends_an_older_one(session, prompt):
     assert len(texts_of(newer)[0]) > 0
 
 
+def test_a_replaced_stream_runs_no_pass(session, prompt, monkeypatch):
+    older = session.stream(prompt, session.settings())
+    session.stream(prompt, session.settings())
+    monkeypatch.setattr(type(session.model.model), "forward", None)
+    assert list(older) == [End(0, "replaced"), End(1, "replaced")]
+
+
+def test_a_column_ends_once(session, prompt):
+    older = session.stream(prompt, session.settings(max_new_tokens=2))
+    ends = []
+    for event in older:
+        if isinstance(event, End):
+            ends.append(event.column)
+            session.stream(prompt, session.settings())
+    assert sorted(ends) == [0, 1]
+
+
 def test_a_closed_stream_frees_the_model(session, prompt):
     stream = session.stream(prompt, session.settings())
     next(stream)

@@ -112,7 +112,7 @@ def _play(a: argparse.Namespace) -> int:
         if a.open:
             webbrowser.open(server.url)
         try:
-            server.serve_forever()
+            server.serve()
         except Interrupted:  # a signal other than Ctrl-C
             raise
         except KeyboardInterrupt:

@@ -22,8 +22,15 @@ function settings() {
 }
 
 function showValues() {
-  $("strength-value").textContent = Number($("strength").value).toFixed(2);
-  $("coefficient-value").textContent = Number($("coefficient").value).toFixed(1);
+  for (const id of ["strength", "coefficient"]) $(`${id}-value`).textContent = Number(Number($(id).value).toFixed(4));
+}
+
+// A slider rounds its value to its step, so a first value between two steps removes the step.
+function setSlider(id, value) {
+  $(id).value = value;
+  if (Number($(id).value) === value) return;
+  $(id).step = "any";
+  $(id).value = value;
 }
 
 async function post(path, signal) {
@@ -85,14 +92,19 @@ async function complete() {
     const answer = await post("stream", own.signal);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
+    let ends = 0;
     for (;;) {
       const { value, done } = await reader.read();
       if (done) break;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       if (running !== own) return;
-      for (const line of lines) show(JSON.parse(line));
+      for (const event of lines.map((line) => JSON.parse(line))) {
+        show(event);
+        if (event.event === "end") ends += 1;
+      }
     }
+    if (ends < 2) throw new Error("the connection ended before the completions did: complete again");
     status("done");
   } catch (error) {
     if (error.name === "AbortError") {
@@ -131,13 +143,14 @@ async function start() {
     for (const value of values) $(id).append(new Option(value, value));
   }
   $("strength").max = facts.most_strength;
-  $("coefficient").max = Math.min(4, facts.most_coefficient);
+  const first = facts.settings.coefficient;
+  $("coefficient").max = Math.max(Math.min(4, facts.most_coefficient), Math.abs(first));
   $("coefficient").min = -$("coefficient").max;
   $("tokens").max = facts.most_tokens;
   $("direction").value = facts.settings.direction;
   $("layer").value = facts.settings.layer;
-  $("strength").value = facts.settings.strength;
-  $("coefficient").value = facts.settings.coefficient;
+  setSlider("strength", facts.settings.strength);
+  setSlider("coefficient", first);
   $("tokens").value = facts.settings.max_new_tokens;
   showValues();
   $("form").addEventListener("submit", (event) => {

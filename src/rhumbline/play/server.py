@@ -4,8 +4,12 @@ Listens on the loopback address only. Every path begins with a random token. Req
 refused, so that no other site can reach the model through the browser. Independent of models.
 """
 
+import re
 import secrets
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -15,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from rhumbline.errors import InputError, RhumblineError
+from rhumbline.play.main_thread import Calls
 from rhumbline.play.session import COLUMNS, MOST_COEFFICIENT, MOST_STRENGTH, MOST_TOKENS, Session, Settings
 
 HOST = "127.0.0.1"
@@ -74,7 +79,8 @@ class PlayServer(ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except OSError as error:
             raise InputError(f"port {port} cannot be used: {error.strerror}. Pass another --port.") from error
-        self.session = session
+        self.calls = Calls()
+        self.session = replace(session, call=self.calls.call)
         self.token = secrets.token_urlsafe(32)
         self.settings = settings or session.settings()
         names = (HOST, "localhost")
@@ -91,13 +97,34 @@ class PlayServer(ThreadingHTTPServer):
         return Facts(self.session.model.name, choices.names, tuple(sorted(choices.norms)), self.settings)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that disconnects is no error; the page shows every other one."""
+        """A client that disconnects is no error."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+    def serve(self) -> None:
+        """Answer requests until `calls.stop`. Prompts are rendered in the thread of the caller, the main one.
+
+        Requests have threads of their own, and the limits of chat templates act in the main thread only.
+        """
+        thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            self.calls.execute()
+        finally:
+            self.shutdown()
+            thread.join()
 
 
 def check_port(port: int) -> None:
     """Raise InputError unless a port is 0 to 65535."""
     if not 0 <= port < 65536:
         raise InputError(f"--port is {port}; use 1 to 65535, or 0 for a free one.")
+
+
+def _line(error: Exception) -> str:
+    """An error as one line."""
+    text = str(error) if isinstance(error, RhumblineError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,6 +137,21 @@ class _Handler(BaseHTTPRequestHandler):
         return cast(PlayServer, self.server)
 
     def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def _answer(self, method: Callable[[], None]) -> None:
+        """Call the method of a request; an error of the program is one line with the status 500."""
+        try:
+            method()
+        except OSError:
+            raise
+        except Exception as error:
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, _line(error))
+
+    def _get(self) -> None:
         path = self._path()
         if path == "facts":
             self._send(HTTPStatus.OK, "application/json", msgspec.json.encode(self.play.facts()))
@@ -119,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path is not None:
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
 
-    def do_POST(self) -> None:
+    def _post(self) -> None:
         path = self._path()
         if path is None:
             return
@@ -154,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise InputError("the body must have the type application/json.")
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MOST_BYTES:
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > MOST_BYTES:
             raise InputError(f"Content-Length is {length[:20]!r}, expected at most {MOST_BYTES} bytes.")
         try:
             return msgspec.json.decode(self.rfile.read(int(length)), type=PlayRequest)
@@ -169,12 +211,11 @@ class _Handler(BaseHTTPRequestHandler):
             for event in events:
                 self.wfile.write(msgspec.json.encode(event) + b"\n")
                 self.wfile.flush()
-        except ConnectionError:
-            pass  # The page has asked for something else.
+        except (ConnectionError, TimeoutError):
+            pass  # The page has asked for something else, or no longer reads.
         except Exception as error:
             # The status is sent already, so the page learns of a failure by an event.
-            message = str(error) if isinstance(error, RhumblineError) else f"{type(error).__name__}: {error}"
-            self.wfile.write(msgspec.json.encode({"event": "error", "message": message}) + b"\n")
+            self.wfile.write(msgspec.json.encode({"event": "error", "message": _line(error)}) + b"\n")
         finally:
             if close := getattr(events, "close", None):
                 close()

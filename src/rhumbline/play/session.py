@@ -6,7 +6,8 @@ the events are shown.
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,10 @@ class End(Struct, frozen=True, tag="end", tag_field="event"):
 Event = Tokens | Probabilities | Piece | End
 
 
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 @dataclass
 class Session:
     """A loaded model with the directions that can be chosen."""
@@ -95,7 +100,10 @@ class Session:
     model: ChatModel
     chat: Chat
     choices: Choices
+    call: Callable[..., Any] = _call
+    """Calls a function with arguments; that of a server calls it in the main thread."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _numbering: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _newest: int = 0
 
     def settings(self, **changes: Any) -> Settings:
@@ -130,37 +138,46 @@ class Session:
         """Both completions of a prompt, as events. Faulty input raises InputError before the first event."""
         direction, arms = self.arms(settings)
         ids = self._encode(prompt, settings)
-        self._newest += 1
-        return self._events(ids, arms, direction, settings.max_new_tokens, self._newest)
+        with self._numbering:
+            self._newest += 1
+            number = self._newest
+        return self._until_replaced(number, self._events(ids, arms, direction, settings.max_new_tokens), len(arms))
+
+    def _until_replaced(self, number: int, events: Generator[Event, None, None], n_columns: int) -> Iterator[Event]:
+        """The events of a stream while no newer one exists; then the end of every column that has not ended."""
+        running = set(range(n_columns))
+        with self._lock, closing(events):
+            while number == self._newest:
+                if (event := next(events, None)) is None:
+                    return
+                if isinstance(event, End):
+                    running.discard(event.column)
+                yield event
+            yield from (End(column, "replaced") for column in sorted(running))
 
     def _events(
-        self, ids: list[int], arms: Sequence[Arm], direction: Direction, max_new_tokens: int, number: int
-    ) -> Iterator[Event]:
+        self, ids: list[int], arms: Sequence[Arm], direction: Direction, max_new_tokens: int
+    ) -> Generator[Event, None, None]:
         texts = [TextsOfTokens(self.chat.text) for _ in arms]
-        with self._lock:
-            if number == self._newest:
-                yield self._probabilities(ids, arms)
-            stop = stop_ids(self.model, self.chat)
-            for step in stream(self.model, ids, arms, direction, max_new_tokens=max_new_tokens, stop=stop):
-                if number != self._newest:
-                    yield from (End(column, "replaced") for column in range(len(arms)))
-                    return
-                match step:
-                    case PromptRead(projections):
-                        relative = tuple(tuple(p / direction.norm for p in row) for row in projections)
-                        yield Tokens(self._token_texts(ids), relative)
-                    case NewToken(arm, token, projection):
-                        if text := texts[arm].after(token):
-                            yield Piece(arm, text, projection / direction.norm)
-                    case Ended(arm, at_stop):
-                        if text := texts[arm].rest():
-                            yield Piece(arm, text, 0.0)
-                        yield End(arm, "stop token" if at_stop else "length")
+        yield self._probabilities(ids, arms)
+        stop = stop_ids(self.model, self.chat)
+        for step in stream(self.model, ids, arms, direction, max_new_tokens=max_new_tokens, stop=stop):
+            match step:
+                case PromptRead(projections):
+                    relative = tuple(tuple(p / direction.norm for p in row) for row in projections)
+                    yield Tokens(self._token_texts(ids), relative)
+                case NewToken(arm, token, projection):
+                    if text := texts[arm].after(token):
+                        yield Piece(arm, text, projection / direction.norm)
+                case Ended(arm, at_stop):
+                    if text := texts[arm].rest():
+                        yield Piece(arm, text, 0.0)
+                    yield End(arm, "stop token" if at_stop else "length")
 
     def _encode(self, prompt: str, settings: Settings) -> list[int]:
         if len(prompt) > MOST_CHARACTERS:
             raise InputError(f"the prompt has {len(prompt):,} characters; at most {MOST_CHARACTERS:,} are read.")
-        ids = self.chat.encode(prompt)
+        ids = self.call(self.chat.encode, prompt)
         check_sequences(self.model, {"this prompt": ids}, settings.max_new_tokens, "prompts")
         return ids
 
