@@ -2,6 +2,9 @@
 
 import io
 import json
+import webbrowser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -54,6 +57,15 @@ def test_the_end_of_the_input_ends_the_chat(chat, monkeypatch):
     assert chat(*FEW)[0] == 0
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_bytes_that_are_no_text_are_bad_input(errors, chat, monkeypatch):
+    given = io.TextIOWrapper(io.BytesIO(b"/strength 0.5\n\xff\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", given)
+    code, _, messages = chat(*FEW)
+    assert code == 2
+    assert "not text" in messages
+
+
 FAULTS = {
     "strength": ("--strength", 3),
     "coefficient": ("--coefficient", "nan"),
@@ -91,3 +103,24 @@ def test_the_page_is_served_until_the_user_ends_it(call, planted_folder, monkeyp
     assert len(shown.strip().split("/")[3]) >= 32
     assert call(*command, "--port", -1)[0] == 2
     assert call("play", planted_folder, "--direction", planted_folder / TRUTH)[0] == 2  # the file has no layer
+
+
+def test_the_arguments_of_the_browser_have_no_token(call, planted_folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(PlayServer, "serve", lambda server: None)
+    monkeypatch.setattr(
+        webbrowser, "open", lambda url: opened.append((url, Path(unquote(urlsplit(url).path)).read_text()))
+    )
+    code, shown, _ = call("play", planted_folder, "--open")
+    assert code == 0
+    ((url, page),) = opened
+    address = shown.split()[1]
+    assert address in page
+    assert address.strip("/").split("/")[-1] not in url
+
+
+@pytest.mark.parametrize("option", [("--seed", 0), ("--position", -1), ("--force",)])
+def test_options_of_a_direction_need_one(option, call, planted_folder):
+    code, _, messages = call("play", planted_folder, *option)
+    assert code == 2
+    assert option[0] in messages

@@ -38,15 +38,16 @@ def test_directions_of_the_paper_and_of_a_run_can_be_read(organism_run, tmp_path
 
 class Payload:
     def __reduce__(self):
-        return (os.system, ("touch /tmp/rhumbline-was-here",))
+        return (os.system, ("touch executed",))
 
 
-def test_a_pickle_that_executes_code_is_not_opened(tmp_path, call, checkpoint):
+def test_a_pickle_that_executes_code_is_not_opened(tmp_path, call, checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.save({"direction": Payload()}, tmp_path / "direction.pt")
     code, _, messages = call("edit", checkpoint(), "--direction", tmp_path / "direction.pt", "--out", tmp_path / "e")
     assert code == 2
     assert "not opened" in messages
-    assert not os.path.exists("/tmp/rhumbline-was-here")
+    assert not os.path.exists("executed")
 
 
 @pytest.mark.parametrize(("layer", "position"), [(None, -1), (1, None), (3, -1), (1, 0), (1, -3)])

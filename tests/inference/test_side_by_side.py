@@ -53,6 +53,8 @@ def test_a_model_replies_and_replies_otherwise_under_an_arm(planted, truth, prom
 def test_a_bare_vector_is_ablated_only(planted, truth, prompts):
     shown = compare(planted, truth.vector, prompts[:1], max_new_tokens=4)
     assert list(shown.completions) == ["baseline", "ablated"]
+    with pytest.raises(InputError, match="coefficient"):
+        compare(planted, truth.vector, prompts[:1], coefficient=2.0)
     with pytest.raises(DirectionError, match="width 5"):
         compare(planted, torch.ones(5), prompts[:1], max_new_tokens=4)
 

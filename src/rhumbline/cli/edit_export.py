@@ -9,14 +9,13 @@ from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
     device_option,
+    direction_options,
     json_option,
     prepare,
+    rank_option,
     real,
     remote_code_option,
-    seed_of_run_option,
-    whole,
 )
-from rhumbline.protocol import MOST
 
 DIRECTION_HELP = "run directory, a file with a direction, or hf:owner/name on the hub"
 
@@ -38,7 +37,7 @@ def add(command: AddCommand) -> None:
     edit.add_argument("--sharded", action="store_true", help=sharded)
     remote_code_option(edit)
     json_option(edit, "the record of the edit")
-    _direction_options(edit)
+    rank_option(direction_options(edit))
 
     export = command("export", _export, "write the direction of a run as a file for other tools")
     export.add_argument("run", metavar="RUN|FILE", help=DIRECTION_HELP)
@@ -52,19 +51,7 @@ def add(command: AddCommand) -> None:
     export.add_argument("--ablate", action="store_true", help="lm-eval: ablate the direction instead of adding it")
     device_option(export, default="cpu")
     remote_code_option(export)
-    _direction_options(export)
-
-
-def _direction_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("direction", "which direction of the run or file is used")
-    seed_of_run_option(group)
-    layer = "layer, for files with several directions or without a layer"
-    group.add_argument("--layer", type=whole(0), metavar="N", help=layer)
-    group.add_argument(
-        "--position", type=whole(-MOST, MOST), metavar="N", help="position, for files with several directions"
-    )
-    group.add_argument("--rank", type=whole(), metavar="K", help="use the first K vectors of a subspace")
-    group.add_argument("--force", action="store_true", help="use a direction of another model or chat template")
+    rank_option(direction_options(export))
 
 
 def _directions(a: argparse.Namespace, source: str) -> Any:

@@ -110,6 +110,11 @@ def seed_of_run_option(parser: Parser) -> None:
     parser.add_argument("--seed", type=SEED, metavar="N", help="seed of the run; default: its first seed")
 
 
+def rank_option(parser: Parser) -> None:
+    """`--rank`."""
+    parser.add_argument("--rank", type=whole(), metavar="K", help="use the first K vectors of a subspace")
+
+
 def template_option(parser: Parser, text: str) -> None:
     """`--chat-template`."""
     parser.add_argument("--chat-template", metavar="FILE", help=text)
@@ -168,6 +173,18 @@ def texts_option(command: argparse.ArgumentParser) -> None:
         "completions"
     )
     command.add_argument("--loss-text", metavar="FILE", help=text)
+
+
+def direction_options(command: argparse.ArgumentParser) -> Parser:
+    """Which direction of `--direction` is used; returns the group."""
+    group = command.add_argument_group("direction", "which direction of the run or file is used")
+    seed_of_run_option(group)
+    layer = "layer of the direction; default: that of the run or file"
+    group.add_argument("--layer", type=whole(0), metavar="N", help=layer)
+    position = "position, for files with several directions"
+    group.add_argument("--position", type=whole(-MOST, MOST), metavar="N", help=position)
+    group.add_argument("--force", action="store_true", help="use a direction of another model or chat template")
+    return group
 
 
 def engine_options(command: argparse.ArgumentParser) -> None:

@@ -4,6 +4,8 @@ import argparse
 import sys
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -17,19 +19,18 @@ from rhumbline.cli.execute import Interrupted
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
+    direction_options,
     json_option,
     load_model,
     max_new_tokens_option,
     model_options,
     read_template,
     real,
-    seed_of_run_option,
     source_of,
     template_option,
     whole,
 )
 from rhumbline.errors import InputError, RhumblineError
-from rhumbline.protocol import MOST
 
 DEFAULT_TOKENS = 128
 HELP = {
@@ -73,14 +74,7 @@ def _options(command: argparse.ArgumentParser, *, required: bool) -> None:
     max_new_tokens_option(command, DEFAULT_TOKENS)
     command.add_argument("--system", metavar="TEXT", help="system prompt of every chat; default: that of the run")
     template_option(command, "Jinja template that replaces that of the run or of the tokenizer")
-    group = command.add_argument_group("direction", "which direction of the run or file is used")
-    seed_of_run_option(group)
-    layer = "layer of the direction; default: the selected one"
-    group.add_argument("--layer", type=whole(0), metavar="N", help=layer)
-    group.add_argument(
-        "--position", type=whole(-MOST, MOST), metavar="N", help="position, for files with several directions"
-    )
-    group.add_argument("--force", action="store_true", help="use a direction of another model or chat template")
+    direction_options(command)
     model_options(command)
 
 
@@ -106,11 +100,11 @@ def _play(a: argparse.Namespace) -> int:
 
     check_port(a.port)
     session, settings = _session(a)
-    with PlayServer(session, a.port, settings) as server:
+    with PlayServer(session, a.port, settings) as server, TemporaryDirectory(prefix="rhumbline-play-") as private:
         say(f"page: {server.url}")
         note("only this machine can open it, with this address. Ctrl-C ends it.")
         if a.open:
-            webbrowser.open(server.url)
+            webbrowser.open(_redirect(Path(private), server.url))
         try:
             server.serve()
         except Interrupted:  # a signal other than Ctrl-C
@@ -118,6 +112,13 @@ def _play(a: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             note("ended")
     return 0
+
+
+def _redirect(folder: Path, url: str) -> str:
+    """The address of a file that leads to the page; other users can read arguments, not the file."""
+    page = folder / "play.html"
+    page.write_text(f'<meta http-equiv="refresh" content="0; url={url}">', encoding="utf-8")
+    return page.as_uri()
 
 
 # -- the terminal -----------------------------------------------------------------------------------------------------
@@ -167,7 +168,11 @@ def _read_line() -> str | None:
     """A line of the user; None at the end of the input."""
     if sys.stdin.isatty():
         err.print("[bold]> [/]", end="")
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+        line.encode()  # Python reads bytes that are no text as surrogates in some locales
+    except UnicodeError as error:
+        raise InputError("a line of the input is not text. Send UTF-8.") from error
     return line.strip() if line else None
 
 

@@ -63,17 +63,24 @@ def read_directions(
 ) -> ImportedDirections:
     """Read directions from a run directory (the selected one), .safetensors, .pt, .gguf, .npy or hf:owner/name.
 
-    `layer` and `position` select from a file with one vector for each; `rank` keeps the first vectors of a subspace.
+    `seed` is that of a run. `layer` and `position` select from a file with one vector for each; `rank` keeps the first
+    vectors of a subspace.
     """
-    path = Path(source)
-    if str(source).startswith(PREFIX):
-        imported = _from_hub(str(source))
-    elif path.is_dir():
+    path, at = Path(source), None if position is None else Position.of(position)
+    is_on_hub = str(source).startswith(PREFIX)
+    is_run = not is_on_hub and path.is_dir()
+    if is_run and position is not None:
+        raise DirectionError(f"--position {position}: {path} is a run, whose position is selected. Omit --position.")
+    if not is_run and seed is not None:
+        raise DirectionError(f"--seed {seed}: {source} is not a run directory, so it has no seeds. Omit --seed.")
+    if is_on_hub:
+        imported = _from_hub(str(source), layer, at)
+    elif is_run:
         imported = _from_run(path, seed)
     elif not path.is_file():
         raise DirectionError(f"{path}: no such file or run directory. Pass a run directory or a direction file.")
     else:
-        imported = _from_file(path, layer, None if position is None else Position.of(position))
+        imported = _from_file(path, layer, at)
     if rank is not None:
         if not 1 <= rank <= len(imported.vectors):
             raise DirectionError(f"--rank {rank}: {path} has {len(imported.vectors)} vectors. Pass at most that many.")
@@ -112,11 +119,11 @@ def _from_run(path: Path, seed: int | None) -> ImportedDirections:
     return ImportedDirections(direction.difference[None], direction.layer, direction.position, str(path), origin)
 
 
-def _from_hub(name: str) -> ImportedDirections:
+def _from_hub(name: str, layer: int | None, position: Position | None) -> ImportedDirections:
     from rhumbline.edits.hub import hub_direction
 
     file = hub_direction(name)
-    imported = _from_file(file.path, None, None)
+    imported = _from_file(file.path, layer, position)
     origin = structs.replace(imported.origin, hub=name.partition("@")[0], revision=file.revision)
     return replace(imported, source=name, origin=origin)
 

@@ -58,19 +58,22 @@ def compare(
     prompts: Sequence[str],
     *,
     strength: float = 1.0,
-    coefficient: float = 1.0,
+    coefficient: float | None = None,
     max_new_tokens: int = 128,
     chat: Chat | None = None,
 ) -> Comparison:
     """Complete every prompt at baseline, with the direction ablated, and with the direction added.
 
-    A bare vector has no layer and no norm, so it is ablated only. Raises InputError.
+    `coefficient` is that of the addition (default: 1), in units of the norm of the direction. A bare vector has no
+    layer and no norm, so it is ablated only. Raises InputError.
     """
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"compare: prompts is {prompts!r}; expected a list with at least one text.")
     arms = [BASELINE, Arm("ablated", (Ablate(direction, strength),))]
     if isinstance(direction, Direction):
-        arms.append(Arm("added", (Add(direction, coefficient),)))
+        arms.append(Arm("added", (Add(direction, 1.0 if coefficient is None else coefficient),)))
+    elif coefficient is not None:
+        raise InputError(f"compare: coefficient is {coefficient}, and a bare vector is not added. Pass a Direction.")
     chat = chat or model.own_chat
     ids, _ = Runner(model).generate(
         [chat.encode(prompt) for prompt in prompts], arms, max_new_tokens=max_new_tokens, stop=stop_ids(model, chat)

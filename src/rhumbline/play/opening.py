@@ -36,6 +36,9 @@ class DirectionOptions:
         if self.layer is not None and self.layer < 0:
             raise InputError(f"--layer is {self.layer}; use 0 or more.")
         if self.direction is None:
+            given = {"--seed": self.seed, "--position": self.position, "--force": self.force or None}
+            if unused := [option for option, value in given.items() if value is not None]:
+                raise InputError(f"{unused[0]} applies to --direction, which is missing. Omit it.")
             check_name(name, random_names())
             return None
         is_run = Path(self.direction).is_dir()
