@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from html import escape
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from finished_runs import TEXTS
-from rhumbline.edits.hub import CHECKPOINT_FILES, PushOptions, hub_direction, is_repository, push, shared_folder
-from rhumbline.edits.read_direction import read_directions
+from rhumbline.edits import hub
+from rhumbline.edits.hub import PushOptions, hub_direction, is_repository, push, shared_folder
+from rhumbline.edits.read_direction import LARGEST, read_directions
 from rhumbline.errors import DirectionError, InputError, OutputError, VerificationError
 from rhumbline.inference.interventions import Direction
+from rhumbline.organisms.planted import TRUTH
 from rhumbline.records.edit_file import FILE
 from rhumbline.report import build as report
 
@@ -42,12 +46,18 @@ def test_a_changed_run_is_not_shared(every_stage, tmp_path):
     assert not (tmp_path / "up").exists()
 
 
-def test_a_report_with_completions_is_not_shared(texts_run, tmp_path):
+def test_completions_that_a_run_saved_are_not_shared(texts_run, tmp_path):
     assert TEXTS.save_completions
-    with pytest.raises(InputError, match="--without-report"):
-        shared_folder(texts_run, tmp_path / "up")
-    shared_folder(texts_run, tmp_path / "up", PushOptions(report=False))
-    assert not (tmp_path / "up" / "report.html").exists()
+    run = shutil.copytree(texts_run, tmp_path / "run")
+    report.build(run)
+    shared_folder(run, tmp_path / "up")
+    shared = "".join(path.read_bytes().decode(errors="replace") for path in (tmp_path / "up").iterdir())
+    rows = [json.loads(line) for line in (run / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
+    texts = {text for row in rows for text in (row["prompt"], row["completion"]) if len(text) > 20}
+    assert texts
+    assert [text for text in texts if text in shared or escape(text) in shared] == []
+    shared_folder(run, tmp_path / "without", PushOptions(report=False))
+    assert not (tmp_path / "without" / "report.html").exists()
 
 
 @pytest.fixture
@@ -57,7 +67,7 @@ def edited(tmp_path):
     folder.mkdir()
     for name in (FILE, "config.json", "model.safetensors", "README.md", "chat_template.jinja", "tokenizer.model"):
         (folder / name).write_text("{}")
-    for name in ("optimizer.pt", "contrast.jsonl", ".env", "code.py"):
+    for name in ("optimizer.pt", "contrast.jsonl", ".env", "code.py", "prompts.txt", "keys.json", "states.safetensors"):
         (folder / name).write_text("private")
     (folder / "secret.json").symlink_to(folder / ".env")
     return folder
@@ -67,7 +77,6 @@ def test_only_listed_files_of_a_checkpoint_are_shared(edited, tmp_path):
     shared_folder(edited, tmp_path / "up")
     shared = {path.name for path in (tmp_path / "up").iterdir()}
     assert shared == {FILE, "config.json", "model.safetensors", "README.md", "chat_template.jinja", "tokenizer.model"}
-    assert not any(pattern in ("*", "*.pt", "*.bin", "*.py") for pattern in CHECKPOINT_FILES)
     (edited / "model.safetensors").unlink()
     with pytest.raises(OutputError, match="no safetensors"):
         shared_folder(edited, tmp_path / "again")
@@ -95,6 +104,12 @@ def test_other_names_are_refused(name, tmp_path, edited):
         push(edited, name)
     with pytest.raises(DirectionError, match="hf:owner/name"):
         hub_direction(f"hf:{name}")
+
+
+@pytest.mark.parametrize("revision", ["../..", "a b", "a" * 101, "\n"])
+def test_other_revisions_are_refused(revision):
+    with pytest.raises(DirectionError, match="@REVISION"):
+        hub_direction(f"hf:a/b@{revision}")
 
 
 @pytest.mark.parametrize("license", ["", "MIT License", "mit\nbase_model: x", "a" * 99])
@@ -133,26 +148,66 @@ def test_without_a_network_the_upload_has_a_message(edited, monkeypatch):
         push(edited, "me/edited")
 
 
+def info_of(size, commit="main"):
+    return huggingface_hub.DryRunFileInfo(commit, size, "direction.safetensors", "", False, True)
+
+
+def test_a_large_direction_is_not_downloaded(monkeypatch):
+    def download(repository, name, revision, dry_run=False):
+        assert dry_run
+        return info_of(LARGEST + 1)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(DirectionError, match="at most"):
+        read_directions("hf:me/direction")
+
+
+@pytest.mark.parametrize("where", ["planted", "hub"])
+def test_a_seed_is_one_of_a_run(where, planted_folder):
+    source = "hf:me/direction" if where == "hub" else planted_folder / TRUTH
+    with pytest.raises(DirectionError, match="--seed 0"):
+        read_directions(source, seed=0)
+
+
+def test_a_position_is_one_of_a_file(every_stage, tmp_path, monkeypatch):
+    with pytest.raises(DirectionError, match="--position -1"):
+        read_directions(every_stage, position=-1)
+    path = tmp_path / "direction.safetensors"
+    save_file({"direction": torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)}, path)
+    monkeypatch.setattr(hub, "hub_direction", lambda name: hub.HubFile(path, "main"))
+    assert read_directions("hf:me/table", layer=1, position=-1).vectors.tolist() == [[16, 17, 18, 19]]
+
+
+def test_a_copy_of_a_checkpoint_is_independent(edited, tmp_path):
+    shared_folder(edited, tmp_path / "up")
+    (tmp_path / "up/model.safetensors").write_text("changed")
+    assert (edited / "model.safetensors").read_text() == "{}"
+    shared_folder(edited, tmp_path / "linked", link=True)
+    assert (tmp_path / "linked/model.safetensors").samefile(edited / "model.safetensors")
+
+
 def test_a_direction_is_read_by_its_name_with_its_revision(every_stage, tmp_path, monkeypatch):
     commit = "0123456789abcdef"
     shared_folder(every_stage, tmp_path / commit)
     asked = []
 
-    def download(repository, name, revision):
+    def download(repository, name, revision, dry_run=False):
         asked.append((repository, name, revision))
-        return str(tmp_path / commit / name)
+        path = tmp_path / commit / name
+        return info_of(path.stat().st_size, commit) if dry_run else str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     imported = read_directions("hf:me/direction@main")
-    assert asked == [("me/direction", "direction.safetensors", "main")]
+    assert asked == [("me/direction", "direction.safetensors", revision) for revision in ("main", commit)]
     assert (imported.origin.hub, imported.origin.revision) == ("hf:me/direction", commit)
     assert imported.origin.fingerprint
     torch.testing.assert_close(imported.direction().difference, Direction.from_run(every_stage).difference)
 
 
-def test_a_name_that_the_hub_lacks_has_a_message(monkeypatch):
+@pytest.mark.parametrize("message", ["not there", ""])
+def test_a_name_that_the_hub_lacks_has_a_message(message, monkeypatch):
     def download(*arguments, **options):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+        raise huggingface_hub.errors.LocalEntryNotFoundError(message)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(DirectionError, match="could not be downloaded"):

@@ -1,6 +1,6 @@
 """The Hugging Face hub: the folder that shares a run or an edited checkpoint, its upload, and directions by name.
 
-Only listed kinds of files are shared and only safetensors are downloaded. The one module that talks to the hub about
+Only files with listed names are shared and only safetensors are downloaded. The one module that talks to the hub about
 directions; models are loaded by transformers.
 """
 
@@ -9,16 +9,16 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rhumbline.edits.new_directory import check_target, new_directory
-from rhumbline.edits.read_direction import PREFIX, read_directions
+from rhumbline.edits.read_direction import LARGEST, PREFIX, read_directions
 from rhumbline.errors import DirectionError, InputError, OutputError, RhumblineError, VerificationError
 from rhumbline.inference.direction_files import read_safetensors, write_directions
-from rhumbline.models.weight_files import extra
+from rhumbline.models.weight_files import INDEX, extra, weight_files
 from rhumbline.records.claims import Claim
 from rhumbline.records.edit_file import FILE as EDIT
 from rhumbline.records.effect_results import ArmRate
@@ -28,8 +28,16 @@ from rhumbline.stages.finished_run import FinishedRun, open_run
 from rhumbline.verification import verify
 
 DIRECTION = "direction.safetensors"
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
-"""Files of an edited checkpoint that are shared."""
+CHECKPOINT_FILES = (
+    INDEX,
+    EDIT,
+    "README.md",
+    *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
+)
+"""Names of the files of an edited checkpoint that are shared beside its weights."""
 RUN_FILES = ("results.json", "protocol.json")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}", re.ASCII)
@@ -60,8 +68,13 @@ class PushOptions:
 # -- the folder -------------------------------------------------------------------------------------------------------
 
 
-def shared_folder(source: str | Path, target: Path, options: PushOptions = PushOptions()) -> list[str]:
-    """Write the files that share a run or an edited checkpoint to a new directory; returns lines for the user."""
+def shared_folder(
+    source: str | Path, target: Path, options: PushOptions = PushOptions(), *, link: bool = False
+) -> list[str]:
+    """Write the files that share a run or an edited checkpoint to a new directory; returns lines for the user.
+
+    `link` makes hard links of the files of a checkpoint, for a directory that is only read and then removed.
+    """
     folder = Path(source)
     check_target(target)
     is_run, is_edit = ((folder / name).is_file() for name in ("protocol.json", EDIT))
@@ -72,32 +85,32 @@ def shared_folder(source: str | Path, target: Path, options: PushOptions = PushO
         )
     with new_directory(target) as into:
         if is_edit:
-            _share_checkpoint(folder, into)
+            _share_checkpoint(folder, into, link)
             return []
         return _share_run(open_run(folder), into, options)
 
 
-def _share_checkpoint(folder: Path, into: Path) -> None:
-    for pattern in CHECKPOINT_FILES:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file() and not path.is_symlink():
-                try:
-                    os.link(path, into / path.name)
-                except OSError:  # another file system
-                    shutil.copyfile(path, into / path.name)
-    if not list(into.glob("*.safetensors")):
+def _share_checkpoint(folder: Path, into: Path, link: bool) -> None:
+    weights = weight_files(folder)
+    if not weights or not all(name.endswith(".safetensors") for name in weights):
         raise OutputError(f"{folder} has no safetensors. Only these are shared; edit the checkpoint again.")
+    for path in (folder / name for name in (*weights, *CHECKPOINT_FILES)):
+        if path.is_file() and not path.is_symlink():
+            _put(path, into / path.name, link)
+
+
+def _put(path: Path, target: Path, link: bool) -> None:
+    if link:
+        with suppress(OSError):  # another file system, or one without hard links
+            os.link(path, target)
+            return
+    shutil.copyfile(path, target)
 
 
 def _share_run(run: FinishedRun, into: Path, options: PushOptions) -> list[str]:
     results, faults = run.results, verify(run.path)
     if faults:
         raise VerificationError(f"{run.path} does not verify, so it is not shared: {faults[0]}. Run rhumbline verify.")
-    if options.report and run.protocol.save_completions:
-        raise InputError(
-            f"{run.path} was made with --save-completions, so its report can contain completions. Pass "
-            "--without-report."
-        )
     seeds = [seed for seed in run.seeds if run.direction(seed) is not None]
     for seed in seeds[:1]:
         imported = read_directions(run.path, seed=seed)
@@ -183,7 +196,7 @@ def push(
     hub = extra("hub", "huggingface_hub")
     with tempfile.TemporaryDirectory(prefix="rhumbline-push-") as scratch:
         folder = Path(scratch) / "upload"
-        notes = shared_folder(source, folder, options)
+        notes = shared_folder(source, folder, options, link=True)
         with _explained(OutputError, f"{repository} could not be uploaded", "Use hf auth login, or --dry-run DIR"):
             api = hub.HfApi()
             api.create_repo(repository, private=not public, exist_ok=True)
@@ -207,14 +220,21 @@ class HubFile:
     """The commit."""
 
 
+def _is_revision(name: str) -> bool:
+    return bool(_REVISION.fullmatch(name)) and ".." not in name
+
+
 def hub_direction(name: str) -> HubFile:
     """The direction.safetensors of `hf:owner/name` or `hf:owner/name@REVISION`. Raises DirectionError."""
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
-    if not is_repository(repository) or (revision and not _REVISION.fullmatch(revision)):
+    if not is_repository(repository) or (revision and not _is_revision(revision)):
         raise DirectionError(f"{name!r}: expected hf:owner/name, or hf:owner/name@REVISION.")
     hub = extra("hub", "huggingface_hub")
     with _explained(DirectionError, f"{name} could not be downloaded", "Check the name, the network and the login"):
-        path = Path(hub.hf_hub_download(repository, DIRECTION, revision=revision or None))
+        info = hub.hf_hub_download(repository, DIRECTION, revision=revision or None, dry_run=True)
+        if info.file_size > LARGEST:
+            raise DirectionError(f"{name} has {info.file_size:,} bytes; at most {LARGEST:,} are read. Use another one.")
+        path = Path(hub.hf_hub_download(repository, DIRECTION, revision=info.commit_hash))
     read_safetensors(path)
     return HubFile(path, path.parent.name)
 
@@ -230,4 +250,5 @@ def _explained(kind: type[RhumblineError], what: str, advice: str) -> Iterator[N
     except RhumblineError:
         raise
     except errors as error:
-        raise kind(f"{what} ({type(error).__name__}: {str(error).splitlines()[0][:200]}). {advice}.") from error
+        first = next(iter(str(error).splitlines()), "no message")
+        raise kind(f"{what} ({type(error).__name__}: {first[:200]}). {advice}.") from error
