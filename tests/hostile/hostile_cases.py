@@ -8,10 +8,10 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from hostile_artefacts import DIRECTION, RUN
 from hostile_files import (
     BESIDE,
     CONTRAST,
-    DIRECTION,
     EXPERIMENT,
     FOLDER,
     JUDGE,
@@ -20,7 +20,6 @@ from hostile_files import (
     MODEL,
     OUT,
     PHRASES,
-    RUN,
     SCORES,
     SUFFIX,
     SWEEP,
@@ -55,9 +54,9 @@ BASES: Mapping[str, Words] = {
     "analyze directions": _ANALYSIS,
     "analyze monitor": {**_ANALYSIS, "--suffix": "SUFFIX"},
     "analyze damage": _ANALYSIS,
-    "push": {"source": "RUN", "repository": "me/mine"},
-    "chat": {"model": "MODEL", "--direction": "DIRECTION", "--prompt": "Hello."},
-    "play": {"model": "MODEL", "--direction": "DIRECTION"},
+    "push": {"source": "RUN", "repository": "me/mine", "--dry-run": "OUT"},
+    "chat": {"model": "MODEL", "--direction": "DIRECTION", "--layer": "1", "--prompt": "Hello."},
+    "play": {"model": "MODEL", "--direction": "DIRECTION", "--layer": "1"},
     "analyze dissociation": {
         "run": "RUN", "other": "RUN", "--model": "MODEL", "--contrasts": "CONTRAST", "--out": "OUT",
     },
@@ -141,7 +140,7 @@ OPTIONS: Mapping[str, Kind] = {
     "--system": {},
     "--prompt": {},
     "--null": WORD,
-    "--license": WORD,
+    "--license": just(*WORDS[1:], "MIT License"),
     "push --dry-run": OUT,
     "source": DIRECTION | RUN,
     "repository": WORD,
@@ -185,8 +184,8 @@ OPTIONS: Mapping[str, Kind] = {
 """The kind of every option that takes a value: by its name, or by its command and name where commands differ."""
 
 
-LATE_COMMANDS = {"analyze damage", "push", "chat", "play"}
-"""Commands whose options are tried by `make hostile` only: they load a model or connect first."""
+LATE_COMMANDS = {"analyze damage"}
+"""Commands whose options are tried by `make hostile` only: they load a model first."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ def kind_of(command: str, action: argparse.Action) -> Kind | None:
         return None
     is_late = bool(found) and all(value.is_late for value in found.values())
     texts = {what: replace(value, is_late=is_late and what == LONG_TEXT) for what, value in TEXT.items()}
-    return found | {what: value for what, value in texts.items() if name != "--system" or what not in TAKEN}
+    return found | {what: value for what, value in texts.items() if what not in TAKEN.get(name, ())}
 
 
 def cases() -> list[Case]:
@@ -270,8 +269,8 @@ def cases() -> list[Case]:
 
 
 LONG_TEXT = next(what for what in TEXT if what.startswith("'xxx"))
-TAKEN = ("''", LONG_TEXT)
-"""Texts that a system prompt can be: an empty one and a long one."""
+TAKEN = {"--system": ("''", LONG_TEXT), "--prompt": (LONG_TEXT,)}
+"""Texts that an option takes: a system prompt can be empty, and both can be long."""
 SOME = 1
 """Values of a kind that are tried on each further command."""
 

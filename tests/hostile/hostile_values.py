@@ -1,7 +1,7 @@
 """Hostile values of options, by kind: texts, numbers, and files that a user passes.
 
-A kind is a table of named values. A new kind of file is a function that writes it, and one line of `FILES`. Independent
-of the commands.
+A kind is a table of named values. The kinds of files are in `hostile_files` and `hostile_artefacts`. Independent of the
+commands.
 """
 
 import os

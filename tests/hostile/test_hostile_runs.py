@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hostile_answers import Accepted
-from hostile_files import CHANGES
+from hostile_artefacts import CHANGES
 
 RECORDS = (
     "protocol.json", "results.json", "report.json", "agreement.json", "seed-0/directions.safetensors",
