@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from make_run import HOSTILE, make_run
+from make_run import make_run
+from make_seed import HOSTILE
 from mock_engine import Mock
 from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError

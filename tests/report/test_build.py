@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from make_run import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES, change_results, make_discover, make_run
+from make_run import change_results, make_discover, make_run
+from make_seed import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.results import (
