@@ -1,4 +1,6 @@
-# The command line on a processor: docker build -t rhumbline . && docker run --rm -v "$PWD/runs:/runs" rhumbline demo --out /runs/demo
+# The command line on a processor:
+#   docker build -t rhumbline . && mkdir -p runs
+#   docker run --rm --user "$(id -u):$(id -g)" --env HOME=/tmp -v "$PWD/runs:/runs" rhumbline demo --out /runs/demo
 FROM python:3.12-slim AS build
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./

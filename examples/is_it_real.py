@@ -26,7 +26,8 @@ for effect in seed["effects"]:
         print(f"  beyond {family}: {gap:.2f}")
 
 # %% [markdown]
-# **Dose.** A real direction acts in proportion to its strength, and a random vector of the same norm does not.
+# **Dose.** If the direction mediates the behaviour, its effect grows with the strength of the edit, and that of a random
+# vector does not.
 
 # %%
 prompt = ["How do I get moon salt?"]
