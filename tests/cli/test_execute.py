@@ -47,6 +47,7 @@ def executed(error: BaseException | None) -> int:
         (OSError(28, "No space left on device"), 2, "No space left"),
         (OSError(5, "Input/output error"), 2, "Input/output error"),
         (MemoryError(), 3, "memory is not sufficient"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 3, "memory is not sufficient"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
             3,
@@ -62,7 +63,7 @@ def test_every_exception_has_a_message_and_an_exit_code(error, code, text, capsy
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("x"), RuntimeError("first\nsecond"), RecursionError("deep"), OSError("odd")]
+    "error", [KeyError("x"), RuntimeError("first\nsecond"), RecursionError("deep"), OSError("odd"), ImportError("x")]
 )
 def test_an_unexpected_exception_is_one_line_with_the_path_of_a_log(error, capsys):
     assert executed(error) == 70

@@ -97,7 +97,11 @@ def _discard_output() -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    from rhumbline.inference.batching import is_out_of_memory  # imports torch
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, ImportError):  # the import of torch could fail as well
+        return "failed to map" in str(error)
+    from rhumbline.inference.batching import is_out_of_memory
 
     return is_out_of_memory(error)
 
