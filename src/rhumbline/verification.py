@@ -23,6 +23,7 @@ from rhumbline.evidence.version_4_effects import version_4_pooled
 from rhumbline.judging.label_results import recomputed
 from rhumbline.judging.markers import is_confounded
 from rhumbline.protocol import Protocol
+from rhumbline.records.claims import was_tested
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
 from rhumbline.records.effect_results import ArmRate, PooledEffect
@@ -33,7 +34,6 @@ from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
 from rhumbline.records.run_files import Agreement
 from rhumbline.records.seed_files import Selection
-from rhumbline.records.verdict_reasons import ClaimState
 from rhumbline.records.verdict_rule import VERSION
 
 PROSE = frozenset({"sentence", "reason", "warnings"})
@@ -170,7 +170,7 @@ def _is_uncovered(row: ArmRate) -> bool:
 
 def _seed_warnings(seeds: Sequence[SeedResult], pooled: Sequence[PooledEffect]) -> list[str]:
     """Seeds that the verdict does not rest on, and test prompts that make seeds dependent."""
-    tested = [seed for seed in seeds if any(claim.state is not ClaimState.NOT_TESTED for claim in seed.claims)]
+    tested = [seed for seed in seeds if was_tested(seed.claims)]
     warnings = []
     if tested and seeds[0].claims:
         rest = ", ".join(str(seed.seed) for seed in tested)

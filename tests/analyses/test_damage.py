@@ -34,23 +34,28 @@ def test_without_a_direction_the_best_discarded_candidate_is_ablated(planted):
     assert record.site == planted.selected_site()  # the candidate with the lowest bypass score
 
 
-def kls(everywhere: float, spared: float) -> DamageRecord:
+def kls(everywhere: float | None, spared: float | None, bound: float | None = 0.1) -> DamageRecord:
     values = dict.fromkeys(damage.PLACES, everywhere) | {"all but the first token": spared}
     rows = tuple(PositionDamage(place, 1.0, Mean(kl, kl, kl, 4)) for place, kl in values.items())
     mean = Mean(1.0, 1.0, 1.0, 4)
     return DamageRecord(
-        seed=0, site=Site(Position(-1), 2), is_selected=False, bound=0.1, by_position=rows, by_layer=(),
+        seed=0, site=Site(Position(-1), 2), is_selected=False, bound=bound, by_position=rows, by_layer=(),
         first_norm=mean, other_norm=mean,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("everywhere", "spared", "text"),
+    ("record", "text"),
     [
-        (0.05, 0.05, "within 0.1"),
-        (4.8, 0.08, "Sparing these positions removes the damage"),
-        (4.8, 0.55, "does not remove the damage"),
+        (kls(0.05, 0.05), "within 0.1"),
+        (kls(4.8, 0.08), "Sparing the first token brings it within the bound"),
+        (kls(4.8, 0.08), "--spare-tokens 1 "),
+        (kls(4.8, 0.55), "does not bring it within the bound (the first token: 0.55,"),
+        (kls(4.8, None), "the first token: not measured,"),
+        (kls(None, 0.08), "was not measured"),
+        (kls(4.8, 0.08, bound=None), "4.80; the selection rule has no bound on it"),
+        (kls(None, None, bound=None), "was not measured"),
     ],
 )
-def test_the_record_states_whether_sparing_positions_removes_the_damage(everywhere, spared, text):
-    assert text in kls(everywhere, spared).sentence
+def test_the_record_states_whether_sparing_positions_brings_the_kl_within_the_bound(record, text):
+    assert text in record.sentence

@@ -3,12 +3,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from make_evidence import known, ranked, with_effects, with_family
-from rhumbline.evidence.claims import claim_of, combined, seed_claims
+from rhumbline.evidence.claims import combined, seed_claims
+from rhumbline.evidence.seed_evidence import labels_fault
 from rhumbline.evidence.verdict import decide
 from rhumbline.evidence.verdict_rules import ARDITI2024, RHUMBLINE, STYLE
-from rhumbline.records.claims import ClaimKind
+from rhumbline.records.claims import ClaimKind, claim_of
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.effect_results import MeanInterval, RelativeChange, SecondEffect, SecondSummary, Shift
 from rhumbline.records.positions import Position
@@ -211,6 +213,26 @@ def test_the_rest_stays_intact(counts, state, code):
     assert claim(INTACT, known(**counts), ARDITI2024).reasons[0].code is VerdictCode.NOT_IN_RULE
 
 
+def test_damage_on_a_few_prompts_decides_nothing():
+    few = replace(known(), shift=Shift(5.0, None, None, 3))
+    intact = claim(INTACT, few)
+    assert (intact.state, intact.value, intact.n) == (UNDECIDED, 5.0, 3)
+
+
+@pytest.mark.parametrize("quantity", ["degenerate", "behaviour", "kl"])
+def test_damage_that_was_not_measured_is_not_within_its_bound(quantity):
+    shift = Shift(None, None, None, 0) if quantity == "kl" else known().shift
+    lacking = replace(known(), damage=[row for row in known().damage if row.quantity != quantity], shift=shift)
+    intact = claim(INTACT, lacking)
+    assert (intact.state, {reason.state for reason in intact.reasons}) == (UNDECIDED, {NOT_TESTED})
+    assert "not measured" in intact.reason
+
+
+def test_the_reason_for_a_large_kl_names_the_next_step():
+    assert "`rhumbline analyze damage RUN`" in claim(INTACT, known(kl=0.5)).reason
+    assert "analyze damage" not in claim(INTACT, known()).reason
+
+
 def test_refits_decide_stability():
     assert claim(STABLE, known(cosine=0.9)).state is SHOWN
     assert claim(STABLE, known(cosine=0.5)).state is REFUTED
@@ -237,6 +259,20 @@ def test_nothing_is_tested_without_a_baseline_a_candidate_or_informative_labels(
     claims = seed_claims(RHUMBLINE, evidence)
     assert {c.state for c in claims} == {NOT_TESTED}
     assert {c.reasons[0].code for c in claims} == {code}
+
+
+def test_the_labels_are_as_informative_as_the_smaller_class_allows():
+    def arms(n, other_n):
+        sizes = {"positive": n, "negative": other_n}
+        rates = {"positive": 0.7, "negative": 0.3}
+        baselines = (row for row in known().arms if row.arm.is_baseline)
+        return tuple(structs.replace(row, rate=rates[row.side], n=sizes[row.side]) for row in baselines)
+
+    lows = []
+    for sizes in ((20, 20), (20, 200), (200, 20)):
+        fault = labels_fault(replace(RHUMBLINE, min_contrast=0.39), replace(known(), arms=arms(*sizes)))
+        lows.append(fault.low)
+    assert lows[0] < lows[1] == pytest.approx(lows[2])
 
 
 def test_negatives_that_show_the_behaviour_leave_induction_untested():

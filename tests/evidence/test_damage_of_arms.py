@@ -38,6 +38,15 @@ def test_lost_answers_are_a_fall():
     assert changes(shares)["correct", "ablation", "negative"].change == pytest.approx(0.2)
 
 
+def test_a_few_shares_have_no_interval():
+    def lost(n):
+        rows = [structs.replace(row, correct=0.9 if str(row.arm) == "baseline" else 0.4) for row in outcomes_with(n=n)]
+        return changes(rows)["correct", "ablation", "negative"]
+
+    assert (lost(7).change, lost(7).low, lost(7).high) == (pytest.approx(0.5), None, None)
+    assert lost(8).low == pytest.approx(0.5)
+
+
 def test_unscored_and_missing_arms_are_not_damage():
     rows = [structs.replace(row, cls="unscored") if str(row.arm) == "ablation" else row for row in outcomes_with()]
     assert set(changes(rows)) == {("degenerate", "addition", "negative")}

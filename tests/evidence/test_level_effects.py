@@ -7,6 +7,7 @@ from msgspec import structs
 from make_evidence import ranked, with_effects
 from make_outcomes import outcome
 from rhumbline.evidence import level_effects
+from rhumbline.evidence.compared_arms import EFFECTS
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.level_effects import Levels, neutral_level, pooled_level_effects
 from rhumbline.evidence.verdict import SeedEvidence, decide
@@ -146,3 +147,35 @@ def test_pooled_effects_are_the_mean_and_the_range_of_the_seeds():
     pooled = pooled_level_effects(seeds)[0]
     assert pooled.drop == pytest.approx(sum(drops) / 2)
     assert (pooled.low, pooled.high, pooled.n) == (min(drops), max(drops), 2)
+
+
+def test_an_unscored_completion_is_left_out_of_the_effects_and_of_n():
+    rows = outcomes(0.4, 0.0, 0.1, 0.36, null=0.1, n=20)
+
+    def effect_without(*arms, **options):
+        lacking = [
+            structs.replace(r, cls="unscored", score=None) if str(r.arm) in arms and r.prompt_id == "3" else r
+            for r in rows
+        ]
+        return Levels.of(lacking, **options).effects(effects=EFFECTS[:1])[0]
+
+    family = STYLE.families[0]
+    whole, own = effect_without(), effect_without("ablation")
+    assert (whole.n, own.n, own.relative.n) == (20, 19, 19)
+    assert own.drop == pytest.approx(whole.drop, abs=0.02)
+    assert own.relative.value == pytest.approx(whole.relative.value, abs=0.02)
+    assert effect_without("baseline").n == 19
+    # A null draw keeps its other prompts; a prompt that no draw scored is in no gap.
+    one, every = (effect_without(*(f"null:{family}:{k}:ablation" for k in draws)) for draws in ((0,), (0, 1, 2)))
+    assert (one.n, one.relative_gap[family].n, every.relative_gap[family].n) == (20, 20, 19)
+    assert one.relative_gap[family].value == pytest.approx(whole.relative_gap[family].value, abs=0.02)
+    assert None not in (one.gap[family], one.null[family].mean, own.gap[family])
+    # Version 4 of the rule keeps its results: the effect is unknown.
+    assert effect_without("ablation", is_version_4=True).drop is None
+
+
+def test_an_arm_without_a_score_has_no_effect():
+    rows = outcomes(0.4, 0.0, 0.1, 0.36, n=10)
+    lacking = [structs.replace(r, cls="unscored", score=None) if str(r.arm) == "ablation" else r for r in rows]
+    (suppression,) = Levels.of(lacking).effects(effects=EFFECTS[:1])
+    assert (suppression.n, suppression.drop, suppression.relative.value) == (0, None, None)

@@ -76,6 +76,12 @@ def test_the_kl_is_a_mean_over_the_negatives_that_have_one():
     assert mean_kl(WideNulls({}, ())).kl is None
 
 
+def test_a_few_negatives_give_a_kl_without_an_interval():
+    few, enough = (mean_kl(WideNulls({}, (), kl=(0.1, 0.3) * n)) for n in (3, 4))
+    assert (few.kl, few.low, few.high, few.n) == (pytest.approx(0.2), None, None, 6)
+    assert enough.low < enough.kl < enough.high
+
+
 def many(reached, draws=20, effect=10.0):
     """`draws` draws of a family, of which the first `reached` reach the effect of the direction."""
     drawn = [NullDirection("top-pc", d, 0.0, 0.2, Position(-1), 4) for d in range(draws)]

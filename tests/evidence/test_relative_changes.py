@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline.evidence.relative_changes import Paired, gap_to_nulls, paired_ratio, relative_change
+from rhumbline.evidence.relative_changes import (
+    Change,
+    Paired,
+    draws_half_width,
+    gap_to_nulls,
+    paired_ratio,
+    record,
+    relative_change,
+)
 
 
 def paired(before: np.ndarray, after: np.ndarray, first: int = 0) -> Paired:
@@ -128,6 +136,28 @@ def test_one_draw_has_the_variance_of_all_families_and_no_draw_no_gap():
     assert math.isnan(change_and_gap(before, own, [], every=[draw]).value)
     unscored = gap_to_nulls(relative_change(before, own), [paired(before[:0], own[:0])])
     assert math.isnan(unscored.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "every", "is_known"),
+    [
+        ([], [0.1, 0.2], False),
+        ([math.nan], [0.1, 0.2], False),
+        ([0.1], [0.1], False),
+        ([0.1, math.nan], [0.1, 0.2], True),
+    ],
+)
+def test_draws_without_a_known_change_have_no_interval(values, every, is_known):
+    assert math.isfinite(draws_half_width(values, every)) == is_known
+
+
+def test_a_record_without_most_has_its_upper_end_in_high():
+    against = Change(0.3, 0.1, 0.4, 10)
+    assert record(against, against).most is None
+    assert record(against, against._replace(high=0.6)).most == 0.6
+    for unknown in (math.inf, math.nan):  # nothing is refuted by `high` then
+        unbounded = record(against, against._replace(high=unknown))
+        assert (unbounded.high, unbounded.most) == (None, None)
 
 
 @settings(deadline=None)

@@ -1,15 +1,15 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from make_evidence import known
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.claims import claim_of
 from rhumbline.evidence.verdict import SeedEvidence, Verdict, decide, overall, sentence
 from rhumbline.evidence.verdict_rules import ARDITI2024, BLOG2026, RHUMBLINE, STYLE, criteria
-from rhumbline.records.claims import Claim, ClaimKind
+from rhumbline.records.claims import Claim, ClaimKind, claim_of
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import PooledEffect, RelativeChange
@@ -18,6 +18,7 @@ from rhumbline.records.results import Results
 from rhumbline.records.shared import SeedPair
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason
+from rhumbline.records.verdict_rule import Rule
 
 SHOWN, REFUTED, UNDECIDED, NOT_TESTED = ClaimState
 DISCARDED = VerdictReason(
@@ -52,6 +53,11 @@ def test_the_headline_follows_from_the_claims(name):
     assert verdict.verdict is name
     assert (verdict.reasons == ()) == (name is SINGLE)
     assert sentence(verdict).startswith(str(name))
+
+
+def test_a_discarded_candidate_with_a_large_kl_names_the_next_step():
+    assert "`rhumbline analyze damage RUN`" in DISCARDED.advice
+    assert structs.replace(DISCARDED, counts={Discard.TOO_LATE: 2}).advice is None
 
 
 def test_no_candidate_is_not_a_refutation():
@@ -101,22 +107,30 @@ def test_a_weaker_rule_never_has_the_unqualified_label():
     assert str(VerdictName.REPRODUCES_PAPER).endswith("by the paper's criteria")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"reads": "estimate"}, {"families": ("isotropic",)}, {"max_p": None}, {"max_p": 0.1}, {"min_draws": 5},
-        {"same_cosine": 0.2}, {"min_drop": 0.4}, {"min_gap": 0.1}, {"min_baseline": 0.3}, {"min_contrast": None},
-        {"max_degenerate": 0.5}, {"max_over_refusal": None}, {"max_accuracy_loss": 0.3}, {"max_negative": 0.9},
-    ],
-)  # fmt: skip
-def test_a_rule_with_a_looser_condition_is_weaker(changes):
-    assert criteria(replace(RHUMBLINE, **changes)) == "by weaker criteria"
+STRICT = replace(RHUMBLINE, min_separation=0.7, content_everywhere=True)
+WEAKER = {
+    "reads": "estimate", "families": ("isotropic",), "same_cosine": 0.2, "content_everywhere": False,
+    "min_drop": 0.4, "min_gap": 0.1, "min_baseline": 0.3, "min_contrast": None, "min_draws": 5, "min_separation": 0.6,
+    "min_cosine": 0.5, "max_p": 0.1, "max_degenerate": 0.5, "max_kl": 0.5, "max_over_refusal": None,
+    "max_accuracy_loss": 0.3, "max_negative": 0.9, "version": 4,
+}  # fmt: skip
+"""A weaker value of every field of a rule that decides a claim."""
+DECIDES_NOTHING = {"name", "min_group_cosine", "one_group_cosine", "open_if_unmeasured"}
+"""The name, and fields of version 4 only."""
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Rule) if field.name not in DECIDES_NOTHING])
+def test_a_rule_with_a_looser_condition_is_weaker(name):
+    assert replace(STRICT, **{name: WEAKER[name]}).is_weaker_than(STRICT)
+    if getattr(STRICT, name) == getattr(RHUMBLINE, name):
+        assert criteria(replace(RHUMBLINE, **{name: WEAKER[name]})) == "by weaker criteria"
 
 
 def test_a_stricter_rule_is_not_weaker():
     stricter = replace(RHUMBLINE, max_p=0.01, min_drop=0.8, same_cosine=None, max_kl=0.1, name="mine")
     assert (criteria(RHUMBLINE), criteria(STYLE), criteria(stricter)) == ("", "", "")
     assert criteria(replace(STYLE, min_separation=0.6)) == "by weaker criteria"
+    assert not STRICT.is_weaker_than(STRICT)
 
 
 # -- several seeds ----------------------------------------------------------------------------------------------------
@@ -173,6 +187,19 @@ def test_the_number_of_an_effect_is_that_over_all_seeds():
     verdicts = {seed: decide(RHUMBLINE, known()) for seed in (0, 1)}
     claim = claim_of(ClaimKind.SUPPRESSES, overall(RHUMBLINE, verdicts, pooled=pooled).claims)
     assert (claim.value, claim.low, claim.n) == (0.9, 0.85, 150)
+    # A rule that reads estimates compares the absolute drop with its margin.
+    by_blog = {seed: decide(BLOG2026, known()) for seed in (0, 1)}
+    claim = claim_of(ClaimKind.SUPPRESSES, overall(BLOG2026, by_blog, pooled=[replace(pooled[0], drop=0.7)]).claims)
+    assert (claim.value, claim.low, claim.bound) == (0.7, 0.8, BLOG2026.min_drop)
+
+
+def test_an_effect_that_some_seeds_refute_has_their_number_and_reasons():
+    change = RelativeChange(value=0.9, low=0.85, high=0.95, n=150)
+    pooled = [PooledEffect("suppression", 0.9, 0.8, 1.0, n=150, spread=0.1, shared=50, relative=change)]
+    verdicts = {seed: decide(RHUMBLINE, SEEDS[name]) for seed, name in enumerate((SINGLE, NOT, INCONCLUSIVE))}
+    claim = claim_of(ClaimKind.SUPPRESSES, overall(RHUMBLINE, verdicts, pooled=pooled).claims)
+    assert (claim.state, claim.value) == (REFUTED, pytest.approx(0.05))
+    assert {reason.seed for reason in claim.reasons[1:]} == {1}
 
 
 @pytest.mark.parametrize(
@@ -188,8 +215,21 @@ def test_seeds_decide_stability_too(pairs, state):
     verdicts = {seed: decide(RHUMBLINE, known()) for seed in (0, 1)}
     agreement = [SeedPair((0, 1), cosine, same_site) for cosine, same_site in pairs]
     verdict = overall(RHUMBLINE, verdicts, agreement=agreement)
-    assert claim_of(ClaimKind.STABLE, verdict.claims).state is state
+    stable = claim_of(ClaimKind.STABLE, verdict.claims)
+    assert stable.state is state
+    # The number is that of the condition that decides.
+    decides = state is not SHOWN and pairs
+    assert (stable.value, stable.n) == ((0.6, len(pairs)) if decides else (pytest.approx(0.95), 20))
     assert verdict.verdict is SINGLE  # stability does not enter the headline
+
+
+def test_only_tested_seeds_decide_stability():
+    verdicts = {0: decide(RHUMBLINE, known()), 1: decide(RHUMBLINE, known()), 2: decide(RHUMBLINE, known(base=40))}
+    pairs = [SeedPair((0, 1), 0.95, True), SeedPair((0, 2), 0.1, True)]
+    stable = claim_of(ClaimKind.STABLE, overall(RHUMBLINE, verdicts, agreement=pairs).claims)
+    assert stable.state is SHOWN
+    stable = claim_of(ClaimKind.STABLE, overall(RHUMBLINE, {**verdicts, 2: verdicts[0]}, agreement=pairs).claims)
+    assert stable.state is REFUTED
 
 
 def test_a_run_without_seeds_has_no_verdict():

@@ -121,9 +121,11 @@ def test_a_run_on_texts_reads_one_position_and_both_responses(refusal, tmp_path)
 def test_in_16_bits_the_rounding_is_counted(refusal):
     model, contrast = refusal
     splits, chat = split_contrast(contrast, LAZY.sizes, 0), Chat.of(model.tokenizer)
-    plain, rounded = (forecast(chat, splits, SCREENED, model.n_layers, is_16_bit=x)[2] for x in (False, True))
-    assert plain.name == "selection"
-    assert plain.rows < rounded.rows < rounded.most == plain.most
+    plain, rounded = (
+        {s.name: s for s in forecast(chat, splits, SCREENED, model.n_layers, is_16_bit=x)} for x in (False, True)
+    )
+    for name in ("selection", "second direction"):
+        assert plain[name].rows < rounded[name].rows < rounded[name].most == plain[name].most
 
 
 def test_forecasts_grow_with_tokens_texts_and_layers(tmp_path):

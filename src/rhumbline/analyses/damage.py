@@ -6,6 +6,8 @@ cache, so a position is an index of its tokens. Test negatives; descriptive.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +16,7 @@ from torch import Tensor
 from rhumbline.analyses.subject import Subject, layer_means, mean_interval
 from rhumbline.axes import Residual, Vector
 from rhumbline.errors import ProtocolError
-from rhumbline.inference.interventions import Direction
+from rhumbline.inference.interventions import Direction, ablate
 from rhumbline.judging.metric import kl_divergence
 from rhumbline.models.chat_model import Edit, HookPoint, forward
 from rhumbline.models.hooks import hooked
@@ -23,15 +25,7 @@ from rhumbline.records.directory import RunDirectory
 from rhumbline.records.seed_files import Candidate, Selection
 from rhumbline.records.shared import Site
 
-PLACES: tuple[AblatedPositions, ...] = (
-    "all",
-    "all but the first token",
-    "all but the template before the instruction",
-    "the first token",
-    "the template before the instruction",
-    "the instruction",
-    "the template after the instruction",
-)
+PLACES: tuple[AblatedPositions, ...] = get_args(AblatedPositions)
 
 
 def analyse(subject: Subject, *, prompts: int = 16) -> DamageRecord:
@@ -134,20 +128,22 @@ class _Ablation:
             self._logits(ids, {HookPoint("resid_pre", model.n_layers // 2): read})
         return torch.stack(found)
 
+    @cached_property
+    def baseline(self) -> list[Float[Tensor, "1 vocab"]]:
+        """Logits of every prompt without intervention."""
+        return [self._logits(ids, {}) for ids in self.sequences]
+
     def kl(self, masks: Sequence[Bool[Tensor, " _"]], points: Sequence[HookPoint]) -> Float[Tensor, " prompt"]:
         """KL divergence of every prompt, baseline to the ablation at these positions and hook points, nats."""
         values = []
-        for ids, mask in zip(self.sequences, masks, strict=True):
-            before, after = self._logits(ids, {}), self._logits(ids, dict.fromkeys(points, self._edit(mask)))
+        for ids, mask, before in zip(self.sequences, masks, self.baseline, strict=True):
+            after = self._logits(ids, dict.fromkeys(points, self._edit(mask)))
             values.append(kl_divergence(before, after)[0])
         return torch.stack(values)
 
     def _edit(self, mask: Bool[Tensor, " position"]) -> Edit:
-        r, shares = self.r.to(self.subject.model.device), mask.float().to(self.subject.model.device)
-
         def edit(h: Residual) -> Residual:
-            x = h.float()
-            return (x - (x @ r * shares.to(x.device))[..., None] * r).to(h.dtype)
+            return torch.where(mask[:, None].to(h.device), ablate(h, self.r.to(h.device)), h)
 
         return edit
 

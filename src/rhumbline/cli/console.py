@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from rhumbline.records.arms import ArmKind
-from rhumbline.records.claims import reasons_once
+from rhumbline.records.claims import claim_of, reasons_once
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.printable import CONTROL, printable
@@ -234,7 +234,7 @@ def _claims_table(results: Results) -> Table:
     seeds = results.seeds if len(results.seeds) > 1 else ()
     table = table_of(("claim", "state", *(f"seed {seed.seed}" for seed in seeds), "number [95 %]", "why"))
     for claim, reason in zip(results.claims, reasons_once(results.claims), strict=True):
-        states = (claim.in_seed(seed.claims).state.text for seed in seeds)
+        states = (claim_of(claim.kind, seed.claims).state.text for seed in seeds)
         table.add_row(claim.kind.text, f"[bold]{claim.state.text}[/]", *states, claim.number, escape(reason))
     return table
 

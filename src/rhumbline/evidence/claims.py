@@ -20,9 +20,10 @@ from rhumbline.evidence.seed_evidence import (
     metric_fault,
     reaches,
 )
-from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
+from rhumbline.records.arms import ABLATION, BASELINE, ArmId
 from rhumbline.records.claims import Claim, ClaimKind
-from rhumbline.records.effect_results import DamageChange, Effect, RelativeChange, SecondEffect
+from rhumbline.records.effect_results import DamageChange, Effect, Quantity, RelativeChange, SecondEffect
+from rhumbline.records.shared import Label
 from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason, reason_text
 from rhumbline.records.verdict_rule import Rule, is_number
 
@@ -161,11 +162,6 @@ def slack(condition: VerdictReason | Claim) -> float:
     return abs((condition.value or 0.0) - (condition.bound or 1.0)) / (condition.bound or 1.0)
 
 
-def claim_of(kind: ClaimKind, claims: Sequence[Claim]) -> Claim:
-    """The claim of a kind."""
-    return next(claim for claim in claims if claim.kind is kind)
-
-
 def _state(low: float | None, high: float | None, margin: float) -> ClaimState:
     """Whether a quantity with this interval reaches a margin; an unknown end decides nothing."""
     if is_number(low) and reaches(low, margin):
@@ -264,7 +260,7 @@ def _gap_size(rule: Rule, effect: Effect, family: str) -> VerdictReason:
 
 
 def _rank(rule: Rule, max_p: float, effect: Effect, family: str) -> VerdictReason:
-    """Whether few enough comparable draws change the metric as far as the direction.
+    """Whether few enough comparable draws change the metric by at least as much as the direction.
 
     Refuted if the exact interval of the share of such draws is above the bound: the family reaches the effect too
     often. A larger p that does not show this decides nothing.
@@ -297,23 +293,28 @@ def _rank(rule: Rule, max_p: float, effect: Effect, family: str) -> VerdictReaso
 
 
 def _damage_conditions(rule: Rule, evidence: SeedEvidence, tested: Sequence[ComparedArms]) -> list[VerdictReason]:
-    """Every bound of the rule on damage. A bound on what the run cannot measure (unknown answers) is left out."""
+    """Every bound of the rule on damage. What was not measured is not tested; unknown answers have no condition."""
     induces = len(tested) == len(EFFECTS)
-    effects = [(ABLATION, "positive"), *([(ADDITION, "negative")] if induces else [])]
-    negatives = [(ABLATION, "negative")]
+    effects: list[tuple[ArmId, Label]] = [(arms.arm, arms.label) for arms in tested]
+    negatives: list[tuple[ArmId, Label]] = [(ABLATION, "negative")]
     content = VerdictCode.CONTENT_LOST if rule.content_everywhere else VerdictCode.ANSWERS_LOST
-    bounds = {
+    bounds: dict[Quantity, tuple[VerdictCode, float | None, list[tuple[ArmId, Label]]]] = {
         "degenerate": (VerdictCode.DEGENERATE, rule.max_degenerate, effects + negatives),
         # If negatives show the behaviour, its change there is the effect itself.
         "behaviour": (VerdictCode.OVER_REFUSAL, rule.max_over_refusal if induces else None, negatives),
         "correct": (content, rule.max_accuracy_loss, negatives + (effects if rule.content_everywhere else [])),
     }
-    conditions = [
-        _damage(code, row, bound)
-        for row in evidence.damage
-        for code, bound, arms in [bounds[row.quantity]]
-        if bound is not None and (row.arm, row.side) in arms
-    ]
+    measured = {(row.quantity, row.arm, row.side): row for row in evidence.damage}
+    conditions = []
+    for quantity, (code, bound, arms) in bounds.items():
+        if bound is None:
+            continue
+        for arm, label in arms:
+            row = measured.get((quantity, arm, label))
+            if row is not None:
+                conditions.append(_damage(code, row, bound))
+            elif quantity != "correct":
+                conditions.append(VerdictReason(code=code, state=NOT_TESTED, arm=arm, label=label, bound=bound))
     if rule.max_kl is not None and induces:
         conditions.append(_kl(rule.max_kl, evidence))
     if conditions:
@@ -340,7 +341,7 @@ def _damage(code: VerdictCode, row: DamageChange, bound: float) -> VerdictReason
 def _kl(bound: float, evidence: SeedEvidence) -> VerdictReason:
     shift = evidence.shift
     if not is_number(shift.kl):
-        return VerdictReason(code=VerdictCode.NOT_MEASURED, state=NOT_TESTED)
+        return VerdictReason(code=VerdictCode.KL_TOO_LARGE, state=NOT_TESTED, bound=bound)
     return VerdictReason(
         code=VerdictCode.KL_TOO_LARGE,
         state=_within(shift.low, shift.high, bound),

@@ -9,7 +9,7 @@ import numpy as np
 
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import outcomes_by_arm
-from rhumbline.evidence.statistics import Difference, bootstrap_mean, paired_difference
+from rhumbline.evidence.statistics import LEAST_RESAMPLED, Difference, bootstrap_mean, finite_or_none, paired_difference
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import DamageChange, Quantity
 from rhumbline.records.seed_files import Outcome
@@ -41,7 +41,15 @@ def damage_changes(outcomes: Iterable[Outcome]) -> tuple[DamageChange, ...]:
         if known:
             rises["correct"] = _fall(np.array(known, dtype=float))
         changes += [
-            DamageChange(quantity=name, arm=arm, side=label, change=x.mean, low=x.low, high=x.high, n=x.n)
+            DamageChange(
+                quantity=name,
+                arm=arm,
+                side=label,
+                change=x.mean,
+                low=finite_or_none(x.low),
+                high=finite_or_none(x.high),
+                n=x.n,
+            )
             for name, x in rises.items()
         ]
     return tuple(changes)
@@ -54,7 +62,11 @@ def _rise(pairs: Sequence[tuple[Outcome, Outcome]], classes: set[str]) -> Differ
 
 
 def _fall(shares: np.ndarray) -> Difference:
-    """Fall of the mean share: Newcombe's interval if every share is 0 or 1, and otherwise a bootstrap over prompts."""
+    """Fall of the mean share: Newcombe's interval if every share is 0 or 1, and otherwise a bootstrap over prompts.
+
+    The bootstrap interval is NaN with fewer than `LEAST_RESAMPLED` prompts.
+    """
     if np.isin(shares, (0.0, 1.0)).all():
         return paired_difference(shares[:, 0] == 1, shares[:, 1] == 1)
-    return Difference(*bootstrap_mean(shares[:, 0] - shares[:, 1], np.random.default_rng(0), draws=DRAWS))
+    fall, rng = shares[:, 0] - shares[:, 1], np.random.default_rng(0)
+    return Difference(*bootstrap_mean(fall, rng, draws=DRAWS, least=LEAST_RESAMPLED))

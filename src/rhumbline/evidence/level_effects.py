@@ -5,6 +5,7 @@ negatives at baseline, or that of the contrast's own texts for a contrast of tex
 1 that of the positives, and the margins of a rule apply to levels as they do to rates.
 
 Every interval is a percentile bootstrap over prompts, paired within a prompt, that also resamples the gap (Efron 1979).
+A prompt whose completion is unscored in one of the two arms is left out; `n` does not count it.
 The counterpart for classes is rate_effects.py. Independent of margins and of the scored quantity.
 """
 
@@ -20,7 +21,6 @@ from jaxtyping import Float
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
 from rhumbline.evidence.rate_effects import NullDraw, nulls_of
 from rhumbline.evidence.relative_changes import (
-    LEAST_DRAWS,
     Change,
     draws_half_width,
     record,
@@ -53,15 +53,23 @@ class Levels:
     """Scores of the negatives that define the gap."""
     source: Literal["baseline", "texts"]
     """Where these scores come from: completions at baseline, or the texts of the contrast."""
+    is_version_4: bool = False
+    """Version 4 of the rule: one unscored completion makes an effect unknown, and intervals pair no prompt."""
 
     @classmethod
-    def of(cls, outcomes: Iterable[Outcome], texts: ByLabel[tuple[float, ...]] | None = None) -> "Levels":
+    def of(
+        cls,
+        outcomes: Iterable[Outcome],
+        texts: ByLabel[tuple[float, ...]] | None = None,
+        *,
+        is_version_4: bool = False,
+    ) -> "Levels":
         """The levels of a seed; `texts` holds the scores of the contrast's own test texts, if it has them."""
         table = outcomes_by_arm(outcomes)
         if texts is not None:
-            return cls(table, np.array(texts.positive), np.array(texts.negative), "texts")
+            return cls(table, np.array(texts.positive), np.array(texts.negative), "texts", is_version_4)
         positive, negative = (_scores(table.get((BASELINE, label), {}).values()) for label in ("positive", "negative"))
-        return cls(table, positive, negative, "baseline")
+        return cls(table, positive, negative, "baseline", is_version_4)
 
     @cached_property
     def unit(self) -> LevelUnit:
@@ -124,27 +132,25 @@ class Levels:
 
     def _effect(self, effect: ComparedArms, aligned: Collection[NullDraw], least_draws: int) -> Effect:
         label, sign = effect.label, effect.sign
-        prompts = sorted(self.outcomes[BASELINE, label])
+        prompts = self._scored(sorted(self.outcomes[BASELINE, label]), label, effect.arm)
         nulls = nulls_of(self.outcomes, effect)
         own = sign * self.fall(effect.arm, label, prompts)
-        drop = self.interval(own, label)
+        drop = self.interval(own, label, None if self.is_version_4 else prompts)
         means = {
-            f: [float(sign * self.fall(n, label, prompts).mean()) / self.unit.scale for n in some]
+            f: [_mean(sign * self.fall(n, label, self._scored(prompts, label, n))) / self.unit.scale for n in some]
             for f, some in nulls.items()
         }
         comparable = {f: [n for n in some if n.null_draw not in aligned] for f, some in nulls.items()}
         kept = {f: [m for m, n in zip(means[f], some, strict=True) if n in comparable[f]] for f, some in nulls.items()}
-        ranks = {f: Ranking.of(float(own.mean()) / self.unit.scale, values) for f, values in kept.items()}
+        own_mean = _mean(own) / self.unit.scale
+        ranks = {f: Ranking.of(own_mean, values) for f, values in kept.items()}
         return Effect(
             name=effect.name,
             drop=drop.gap,
             low=drop.low,
             high=drop.high,
             n=len(prompts),
-            gap={
-                f: finite_or_none(float(own.mean()) / self.unit.scale - float(np.mean(some)))
-                for f, some in means.items()
-            },
+            gap={f: finite_or_none(own_mean - float(np.mean(some))) for f, some in means.items()},
             p={f: rank.p(least_draws) for f, rank in ranks.items()},
             floor={f: rank_floor(rank.draws) for f, rank in ranks.items()},
             null={
@@ -159,6 +165,11 @@ class Levels:
             },
         )
 
+    def _scored(self, prompts: Sequence[str], label: Label, *arms: ArmId) -> list[str]:
+        """The prompts that are scored at baseline and under every arm; in version 4 of the rule all of them."""
+        tables = [self.outcomes[arm, label] for arm in (BASELINE, *arms)]
+        return [i for i in prompts if self.is_version_4 or all(table[i].cls != "unscored" for table in tables)]
+
     # Absolute changes, in levels
 
     def fall(self, arm: ArmId, label: Label, prompts: Sequence[str]) -> Scores:
@@ -166,13 +177,19 @@ class Levels:
         before, after = self.outcomes[BASELINE, label], self.outcomes[arm, label]
         return np.array([score_of(before[i]) - score_of(after[i]) for i in prompts])
 
-    def interval(self, change: Scores, label: Label) -> Gap:
-        """Mean change divided by the gap. Both are resampled; the class of the change with the same prompts."""
+    def interval(self, change: Scores, label: Label, prompts: Sequence[str] | None = None) -> Gap:
+        """Mean change divided by the gap. Both are resampled; the class of the change with the same prompts.
+
+        `prompts` are those of the change; None: all of the class, in the order of their rows.
+        """
         rng = np.random.default_rng(0)
         n = len(change)
+        if n == 0:
+            return Gap(None, None, None)
         rows = rng.integers(n, size=(DRAWS, n))
+        same = getattr(self, label) if prompts is None else self._baseline(label, prompts)
         positive, negative = (
-            scores[rows].mean(1) if self.source == "baseline" and label == side else _resampled_means(scores, rng)
+            same[rows].mean(1) if self.source == "baseline" and label == side else _resampled_means(scores, rng)
             for side, scores in (("positive", self.positive), ("negative", self.negative))
         )
         gaps = positive - negative
@@ -193,11 +210,10 @@ class Levels:
         against: bool,
     ) -> Change:
         """The relative change by the direction minus its mean over the comparable draws of a family."""
-        if not nulls[family]:
-            return Change(math.nan, math.nan, math.nan, len(prompts))
+        scored = {i for null in nulls[family] for i in self._scored(prompts, effect.label, null)}
+        prompts = [i for i in prompts if i in scored]
         gap = self._relative(effect, prompts, nulls[family], against)
-        is_few = len(nulls[family]) < LEAST_DRAWS
-        every = [null for some in nulls.values() for null in some] if is_few else []
+        every = [null for some in nulls.values() for null in some]
         own, of_all = (
             [self._relative_value(effect, prompts, null, against) for null in some] for some in (nulls[family], every)
         )
@@ -206,18 +222,25 @@ class Levels:
         return gap._replace(low=low, high=gap.value + math.hypot(gap.high - gap.value, half))
 
     def _relative_value(self, effect: ComparedArms, prompts: Sequence[str], arm: ArmId, against: bool) -> float:
-        change = self._change(effect, arm, prompts, against).mean()
-        return float(change / self._room(effect, self._baseline(effect, prompts).mean()))
+        prompts = self._scored(prompts, effect.label, arm)
+        change = _mean(self._change(effect, arm, prompts, against))
+        return float(change / self._room(effect, _mean(self._baseline(effect.label, prompts))))
 
     def _relative(self, effect: ComparedArms, prompts: Sequence[str], nulls: Sequence[ArmId], against: bool) -> Change:
         """The mean change (minus that by nulls) divided by the largest possible one, with its interval.
 
         Prompts and reference texts are resampled; categories as in `relative_change`.
         """
+        n = len(prompts)
+        if n == 0:
+            return Change(math.nan, math.nan, math.nan, 0)
         change = self._change(effect, effect.arm, prompts, against)
         if nulls:
-            change = change - np.mean([self._change(effect, null, prompts, against) for null in nulls], axis=0)
-        base, n = self._baseline(effect, prompts), len(prompts)
+            # A draw counts on the prompts on which it is scored.
+            by_draw = np.array([self._change(effect, null, prompts, against) for null in nulls])
+            with np.errstate(invalid="ignore"):
+                change = change - np.nansum(by_draw, axis=0) / (~np.isnan(by_draw)).sum(axis=0)
+        base = self._baseline(effect.label, prompts)
         rng = np.random.default_rng(0)
         rows = rng.integers(n, size=(DRAWS, n))
         reference = _resampled_means(self.negative if effect.sign > 0 else self.positive, rng)
@@ -233,14 +256,14 @@ class Levels:
         half = unit_half_width(sums, lambda s: s[0] / s[2] / self._room(effect, s[1] / s[2]))
         return Change(value, min(low, value - half), max(high, value + half), n, sums.shape[1])
 
-    def _room(self, effect: ComparedArms, base: np.ndarray | np.floating) -> np.ndarray:
+    def _room(self, effect: ComparedArms, base: np.ndarray | np.floating | float) -> np.ndarray:
         """The largest possible mean change: to the mean of the negatives, or of the positives; NaN if it is not > 0."""
         reference = (self.negative if effect.sign > 0 else self.positive).mean()
         room = effect.sign * (base - reference)
         return np.where(room > 0, room, math.nan)
 
-    def _baseline(self, effect: ComparedArms, prompts: Sequence[str]) -> Scores:
-        rows = self.outcomes[BASELINE, effect.label]
+    def _baseline(self, label: Label, prompts: Sequence[str]) -> Scores:
+        rows = self.outcomes[BASELINE, label]
         return np.array([score_of(rows[i]) for i in prompts])
 
     def _change(self, effect: ComparedArms, arm: ArmId, prompts: Sequence[str], against: bool) -> Scores:
@@ -252,7 +275,7 @@ class Levels:
         rows = self.outcomes[arm, effect.label]
         broken = np.array([rows[i].cls == "degenerate" for i in prompts])
         largest = effect.sign * (
-            self._baseline(effect, prompts) - (self.negative if effect.sign > 0 else self.positive).mean()
+            self._baseline(effect.label, prompts) - (self.negative if effect.sign > 0 else self.positive).mean()
         )
         return np.where(broken, 0.0 if against else np.maximum(largest, 0.0), change)
 
@@ -292,6 +315,11 @@ def score_of(row: Outcome | NeutralOutcome) -> float:
 
 def _scores(rows: Iterable[Outcome | NeutralOutcome]) -> Scores:
     return np.array([score_of(row) for row in rows if row.cls != "unscored"], dtype=float)
+
+
+def _mean(values: Scores) -> float:
+    """The mean; NaN without values."""
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _resampled_means(values: Scores, rng: np.random.Generator) -> Float[np.ndarray, " draw"]:

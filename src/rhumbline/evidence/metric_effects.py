@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
-from rhumbline.evidence.statistics import Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
+from rhumbline.evidence.statistics import LEAST_RESAMPLED, Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
 from rhumbline.records.seed_files import StoppedFamily, WideNulls
 from rhumbline.records.shared import NullDirection
-from rhumbline.records.verdict_rule import Rule
+from rhumbline.records.verdict_rule import Rule, is_comparable
 
 DRAWS = 2000
 """Bootstrap draws."""
@@ -100,25 +100,27 @@ def families_below_bound(
     if rule.max_p is None:
         return ()
     stopped, least = [], math.ceil(1 / rule.max_p - 1e-9) - 1
-    limit = math.inf if rule.same_cosine is None else rule.same_cosine
     for arms in EFFECTS:
         if (changes := metric_changes(wide, nulls, arms)) is None:
             continue
         for family, draws in changes.families.items():
             change = float((arms.sign * (changes.base - changes.own)).mean())
-            compared = [moved for moved, null in draws if abs(null.cosine) <= limit]
-            reached = sum(not moved < change for moved in compared)
-            smallest_p = (1 + reached) / (1 + planned[family])
-            if least <= len(compared) and len(draws) < planned[family] and smallest_p > rule.max_p + 1e-9:
+            ranking = Ranking.of(change, comparable_changes(draws, rule.same_cosine))
+            smallest_p = (1 + ranking.beaten) / (1 + planned[family])
+            if least <= ranking.draws and len(draws) < planned[family] and smallest_p > rule.max_p + 1e-9:
                 stopped.append(StoppedFamily(family, arms.name, len(draws)))
     return tuple(stopped)
+
+
+def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
+    """The changes by the draws that are compared with the direction."""
+    return [moved for moved, null in draws if is_comparable(null.cosine, same_cosine)]
 
 
 def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draws: int) -> WideNull:
     """The rank of the direction's change among the changes of one family's draws."""
     changes = [moved for moved, _ in draws]
-    comparable = [moved for moved, null in draws if same_cosine is None or abs(null.cosine) <= same_cosine]
-    ranking = Ranking.of(change, comparable)
+    ranking = Ranking.of(change, comparable_changes(draws, same_cosine))
     return WideNull(
         draws=len(draws),
         mean=finite_or_none(math.fsum(changes) / len(draws)),
@@ -159,8 +161,11 @@ def with_adjusted_p(by_seed: Mapping[int, Sequence[WideEffect]]) -> dict[int, tu
     return {seed: tuple(with_p(seed, effect) for effect in effects) for seed, effects in by_seed.items()}
 
 
-def mean_kl(wide: WideNulls) -> Shift:
-    """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, with its interval."""
+def mean_kl(wide: WideNulls, least: int = LEAST_RESAMPLED) -> Shift:
+    """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, with its interval.
+
+    The interval is None with fewer than `least` negatives.
+    """
     values = np.array([kl for kl in wide.kl if kl is not None], float)
-    mean = bootstrap_mean(values, np.random.default_rng(0), draws=DRAWS)
+    mean = bootstrap_mean(values, np.random.default_rng(0), draws=DRAWS, least=least)
     return Shift(*(finite_or_none(x) for x in (mean.mean, mean.low, mean.high)), n=mean.n)

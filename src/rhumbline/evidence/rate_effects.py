@@ -14,7 +14,6 @@ from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
 from rhumbline.evidence.relative_changes import (
-    LEAST_DRAWS,
     Change,
     Paired,
     gap_to_nulls,
@@ -182,8 +181,7 @@ def _relative_gap(
     table: OutcomeTable, effect: ComparedArms, family: str, nulls: Mapping[str, Sequence[ArmId]]
 ) -> RelativeChange:
     """The gap to one family; `nulls` holds the comparable draws of every family."""
-    is_few = len(nulls[family]) < LEAST_DRAWS
-    every = [null for some in nulls.values() for null in some] if is_few else []
+    every = [null for some in nulls.values() for null in some]
     gaps = [
         gap_to_nulls(
             _relative(table, effect, how),

@@ -113,35 +113,36 @@ def gap_to_nulls(direct: Change, nulls: Sequence[Paired], every: Sequence[Paired
     together = Paired.mean(nulls)
     mean = relative_change(together.before, together.after, together.categories)
     gap = direct.value - mean.value
-    draws = draws_half_width(_known_changes(nulls), _known_changes(every))
+    draws = draws_half_width([draw.change for draw in nulls], [draw.change for draw in every])
     below = math.hypot(direct.value - direct.low, mean.high - mean.value, draws)
     above = math.hypot(direct.high - direct.value, mean.value - mean.low, draws)
     return direct._replace(value=gap, low=gap - below, high=gap + above)
 
 
-def _known_changes(draws: Sequence[Paired]) -> list[float]:
-    return [change for draw in draws if not math.isnan(change := draw.change)]
-
-
 def draws_half_width(values: Sequence[float], every: Sequence[float], level: float = 0.95) -> float:
-    """Half-width of the t interval of the mean over the draws of a family.
+    """Half-width of the t interval of the mean over the draws of a family, from those with a known change.
 
-    With fewer than `LEAST_DRAWS` draws, `every` (the draws of all families) gives the degrees of freedom, and the
-    standard deviation if it is larger than that of the family. NaN if there is no second draw of any family.
+    With fewer than `LEAST_DRAWS` of these, `every` (the draws of all families) gives the degrees of freedom, and the
+    standard deviation if it is larger than that of the family. NaN without a draw of the family, or without a second
+    draw of any family.
     """
-    few = len(values) < LEAST_DRAWS
-    spread = every if few else values
-    if len(spread) < 2:
+    own, of_all = ([x for x in some if not math.isnan(x)] for some in (values, every))
+    spread = of_all if len(own) < LEAST_DRAWS else own
+    if not own or len(spread) < 2:
         return math.nan
-    deviations = [float(np.std(x, ddof=1)) for x in (values, spread) if len(x) > 1]
-    return float(stats.t.ppf((1 + level) / 2, len(spread) - 1)) * max(deviations) / math.sqrt(len(values))
+    deviations = [float(np.std(x, ddof=1)) for x in (own, spread) if len(x) > 1]
+    return float(stats.t.ppf((1 + level) / 2, len(spread) - 1)) * max(deviations) / math.sqrt(len(own))
 
 
 def record(*countings: Change, draws: int | None = None) -> RelativeChange:
-    """The record of a change, counted with degenerate completions against the effect and then in its favour."""
+    """The record of a change, counted with degenerate completions against the effect and then in its favour.
+
+    If the upper end is unknown in one of the two, `high` is None, so that no `most` always means that it is `high`.
+    """
     against, in_favour = countings
-    most = max(against.high, in_favour.high)
-    value, low, high, most = (finite_or_none(float(x)) for x in (against.value, against.low, against.high, most))
+    value, low, high = (finite_or_none(float(x)) for x in (against.value, against.low, against.high))
+    most = finite_or_none(float(np.maximum(against.high, in_favour.high)))
+    high = None if most is None else high
     return RelativeChange(
         value=value,
         low=low,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
-from rhumbline.evidence.metric_effects import metric_changes
+from rhumbline.evidence.metric_effects import comparable_changes, metric_changes
 from rhumbline.evidence.relative_changes import Change, record, relative_change
 from rhumbline.evidence.statistics import Ranking
 from rhumbline.records.arms import BASELINE
@@ -52,8 +52,7 @@ def _effect(
     if changes is not None and ranked is not None:
         own = float((arms.sign * (ranked[0] - ranked[1])).mean())
         for family, draws in changes.families.items():
-            comparable = [moved for moved, null in draws if same_cosine is None or abs(null.cosine) <= same_cosine]
-            p[family] = Ranking.of(own, comparable).p(least_draws)
+            p[family] = Ranking.of(own, comparable_changes(draws, same_cosine)).p(least_draws)
     change = _relative(*tested, arms.sign)
     return SecondEffect(arms.name, record(change, change), p)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from msgspec import UNSET
 
-from rhumbline.evidence.statistics import difference_of_rates
+from rhumbline.evidence.statistics import difference_of_two_samples
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.claims import Claim
 from rhumbline.records.effect_results import ArmRate, DamageChange, Effect, SecondSummary, Shift, StabilitySummary
@@ -151,14 +151,14 @@ def labels_fault(rule: Rule, evidence: SeedEvidence) -> VerdictReason | None:
         return None
     if not (is_number(positive.rate) and is_number(negative.rate)):
         return None
-    difference = difference_of_rates(positive.rate, negative.rate, min(positive.n, negative.n))
-    if reaches(difference.low, rule.min_contrast):
+    low, high = difference_of_two_samples(positive.rate, positive.n, negative.rate, negative.n)
+    if reaches(low, rule.min_contrast):
         return None
     return VerdictReason(
         code=VerdictCode.LABELS_NOT_INFORMATIVE,
-        value=difference.mean,
-        low=difference.low,
-        high=difference.high,
+        value=positive.rate - negative.rate,
+        low=low,
+        high=high,
         bound=rule.min_contrast,
     )
 

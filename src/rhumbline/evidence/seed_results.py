@@ -3,7 +3,6 @@
 Reads files of the run directory and calls the other modules of this package.
 """
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -55,7 +54,7 @@ from rhumbline.records.seed_files import (
 )
 from rhumbline.records.shared import BySplit, NullDirection
 from rhumbline.records.verdict_reasons import VerdictCode, VerdictReason
-from rhumbline.records.verdict_rule import VERSION, Rule
+from rhumbline.records.verdict_rule import VERSION, Rule, is_comparable
 
 
 class SeedResults(NamedTuple):
@@ -76,7 +75,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     outcomes = measured_outcomes(directory.read_rows(Outcome, seed))
     is_selected = selection.selected is not None
     nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, UNSET, (), NO_SHIFT)
-    levels = _levels(directory, seed, outcomes)
+    levels = _levels(directory, seed, outcomes, rule)
     stability = stability_summary(directory.read_record(Stability, seed)) if is_selected else None
     second = _second(directory, seed, nulls, rule)
     evidence = SeedEvidence(
@@ -148,7 +147,9 @@ def _null_results(directory: RunDirectory, seed: int, rule: Rule) -> NullResults
     rank = partial(version_4_wide_null, same_cosine=rule.same_cosine) if is_old else None
     effects = wide_effects(wide, directions.nulls, rule.same_cosine, rule.min_draws or 0, rank)
     spread = UNSET if is_old else spread_summary(directions.group_cosines)
-    return NullResults(directions.nulls, directions.energy, directions.groups, spread, effects, mean_kl(wide))
+    # Rules up to version 4 read the mean only, and recorded an interval for any number of prompts.
+    shift = mean_kl(wide, least=1) if is_old else mean_kl(wide)
+    return NullResults(directions.nulls, directions.energy, directions.groups, spread, effects, shift)
 
 
 def _second(directory: RunDirectory, seed: int, nulls: NullResults, rule: Rule) -> SecondSummary | UnsetType:
@@ -162,8 +163,7 @@ def _second(directory: RunDirectory, seed: int, nulls: NullResults, rule: Rule) 
 
 def _aligned(nulls: NullResults, rule: Rule) -> set[NullDraw]:
     """The null draws that are not compared with the direction."""
-    limit = math.inf if rule.same_cosine is None else rule.same_cosine
-    return {draw for null in nulls.nulls if abs(null.cosine) > limit for draw in [null.null_draw]}
+    return {null.null_draw for null in nulls.nulls if not is_comparable(null.cosine, rule.same_cosine)}
 
 
 def _subtraction(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> Effect | UnsetType:
@@ -203,11 +203,12 @@ def no_candidate_reason(selection: Selection, extraction: Extracted, metric: Met
     )
 
 
-def _levels(directory: RunDirectory, seed: int, outcomes: list[Outcome]) -> Levels | None:
+def _levels(directory: RunDirectory, seed: int, outcomes: list[Outcome], rule: Rule) -> Levels | None:
     """The outcomes as levels; None for a behaviour with classes."""
     if not directory.has(StyleJudges, seed):
         return None
-    return Levels.of(outcomes, directory.read_record(LevelTexts, seed).texts)
+    texts = directory.read_record(LevelTexts, seed).texts
+    return Levels.of(outcomes, texts, is_version_4=rule.version < VERSION)
 
 
 def _style(directory: RunDirectory, seed: int, levels: Levels, outcomes: list[Outcome]) -> StyleSummary:

@@ -137,13 +137,25 @@ def difference_of_two_samples(rate: float, n: float, other: float, other_n: floa
     return Interval(max(low, -1.0), min(high, 1.0))
 
 
+LEAST_RESAMPLED = 8
+"""Smallest number of prompts for which a condition of a claim reads a bootstrap interval. That of fewer prompts is too
+narrow: it has no width for one prompt, and never exceeds their range."""
+
+
 def bootstrap_mean(
-    values: Float[np.ndarray, " prompt"], rng: np.random.Generator, level: float = 0.95, draws: int = 10_000
+    values: Float[np.ndarray, " prompt"],
+    rng: np.random.Generator,
+    level: float = 0.95,
+    draws: int = 10_000,
+    least: int = 1,
 ) -> Mean:
-    """Mean of a continuous score with its percentile bootstrap interval (Efron 1979); NaN without prompts."""
+    """Mean of a continuous score with its percentile bootstrap interval (Efron 1979).
+
+    The interval is NaN with fewer than `least` prompts, and the mean without prompts.
+    """
     n = len(values)
-    if n == 0:
-        return Mean(math.nan, math.nan, math.nan, 0)
+    if n < max(1, least):
+        return Mean(float(values.mean()) if n else math.nan, math.nan, math.nan, n)
     # In pieces, so that the table of indices stays small.
     per_piece = max(1, 1_000_000 // n)
     sizes = [min(per_piece, draws - start) for start in range(0, draws, per_piece)]

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from msgspec import UNSET, structs
 
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.claims import NOT_TESTED, REFUTED, SHOWN, UNDECIDED, claim_of, combined, seed_claims, slack
+from rhumbline.evidence.claims import NOT_TESTED, REFUTED, SHOWN, UNDECIDED, combined, seed_claims, slack
 from rhumbline.evidence.seed_evidence import SeedEvidence, Verdict
 from rhumbline.evidence.verdict_rules import criteria
 from rhumbline.evidence.version_4_verdict import version_4_decide, version_4_overall
-from rhumbline.records.claims import DECISIVE_CLAIMS, EFFECT_CLAIMS, Claim, ClaimKind
+from rhumbline.records.claims import DECISIVE_CLAIMS, EFFECT_CLAIMS, Claim, ClaimKind, claim_of, was_tested
 from rhumbline.records.effect_results import PooledEffect
 from rhumbline.records.shared import SeedPair
 from rhumbline.records.verdict_names import VerdictName
@@ -42,19 +42,23 @@ def overall(
     """The verdict of a run from those of its seeds, by the same claims.
 
     Seeds in which nothing could be tested are left out. An effect is refuted if one seed refutes it, and shown if every
-    tested seed shows it. If every seed was tested, its number is the effect over all seeds, `pooled`. Damage depends on
-    the direction that a seed selects: it is refuted that the rest stays intact only if every tested seed refutes it.
+    tested seed shows it. If every seed was tested, its number is the effect over all seeds, `pooled`; but if only some
+    seeds refute it, it is that of the one among them which is nearest to the margin. Damage depends on the direction
+    that a seed selects: it is refuted that the rest stays intact only if every tested seed refutes it.
     """
     if not verdicts:
         raise ProtocolError("The verdict of a run needs at least one seed: got none. Pass the verdict of every seed.")
     if rule.version < VERSION:
         return version_4_overall(verdicts)
-    tested = {seed: v for seed, v in sorted(verdicts.items()) if _was_tested(v.claims)}
+    tested = {seed: v for seed, v in sorted(verdicts.items()) if was_tested(v.claims)}
     by_seed = tested or dict(sorted(verdicts.items()))
     of_all = pooled if len(tested) == len(verdicts) else ()
-    claims = [_run_claim(kind, {s: claim_of(kind, v.claims) for s, v in by_seed.items()}, of_all) for kind in ClaimKind]
+    claims = [
+        _run_claim(rule, kind, {s: claim_of(kind, v.claims) for s, v in by_seed.items()}, of_all) for kind in ClaimKind
+    ]
     if tested:
-        claims = [_with_seed_cosine(rule, c, agreement) if c.kind is ClaimKind.STABLE else c for c in claims]
+        pairs = [pair for pair in agreement if set(pair.seeds) <= tested.keys()]
+        claims = [_with_seed_cosine(rule, c, pairs) if c.kind is ClaimKind.STABLE else c for c in claims]
     return _verdict(rule, tuple(claims), behaviour)
 
 
@@ -72,7 +76,7 @@ def sentence(verdict: Verdict) -> str:
 def _verdict(rule: Rule, claims: tuple[Claim, ...], behaviour: str) -> Verdict:
     """The headline that follows from the claims, and the reasons of the claims that decide it."""
     decisive = [claim for claim in claims if claim.kind in DECISIVE_CLAIMS and not _is_left_out(claim)]
-    if not _was_tested(claims):
+    if not was_tested(claims):
         reasons = _reasons(decisive)
         return Verdict(_untested(reasons, behaviour), reasons, claims)
     effects_refuted = [c for c in decisive if c.kind in EFFECT_CLAIMS and c.state is REFUTED]
@@ -104,10 +108,6 @@ def _untested(reasons: Sequence[VerdictReason], behaviour: str) -> VerdictName:
     return VerdictName.NO_BASELINE_REFUSAL if behaviour == "refusal" else VerdictName.NO_BASELINE
 
 
-def _was_tested(claims: Sequence[Claim]) -> bool:
-    return any(claim.state is not NOT_TESTED for claim in claims if claim.kind in DECISIVE_CLAIMS)
-
-
 def _is_left_out(claim: Claim) -> bool:
     """Whether the rule has no bound for a claim, so that its headline cannot need it."""
     return any(reason.code is VerdictCode.NOT_IN_RULE for reason in claim.reasons)
@@ -116,20 +116,21 @@ def _is_left_out(claim: Claim) -> bool:
 # -- several seeds ----------------------------------------------------------------------------------------------------
 
 
-def _run_claim(kind: ClaimKind, by_seed: Mapping[int, Claim], pooled: Sequence[PooledEffect]) -> Claim:
-    """One claim over all tested seeds."""
+def _run_claim(rule: Rule, kind: ClaimKind, by_seed: Mapping[int, Claim], pooled: Sequence[PooledEffect]) -> Claim:
+    """One claim over all tested seeds. It lists the seeds in its state; if it is undecided, all that do not show it."""
     if len(by_seed) == 1:
         return next(iter(by_seed.values()))
     state = combined(claim.state for claim in by_seed.values())
     if kind is ClaimKind.LEAVES_INTACT and state is REFUTED and any(c.state is not REFUTED for c in by_seed.values()):
         state = UNDECIDED
     reasons = [] if len({c.state for c in by_seed.values()}) == 1 else [_disagreement(by_seed)]
-    shown = {seed: claim for seed, claim in by_seed.items() if claim.state is SHOWN}
-    listed = shown if state is SHOWN else {seed: c for seed, c in by_seed.items() if c.state is not SHOWN}
+    is_listed = (lambda c: c.state is state) if state in (SHOWN, REFUTED) else (lambda c: c.state is not SHOWN)
+    listed = {seed: claim for seed, claim in by_seed.items() if is_listed(claim)}
     reasons += [structs.replace(reason, seed=seed) for seed, claim in listed.items() for reason in claim.reasons]
     weakest = min(listed.values(), key=slack)
     claim = structs.replace(weakest, state=state, reasons=tuple(reasons), reason=reason_text(reasons))
-    return _with_pooled(claim, pooled)
+    is_mixed = state is REFUTED and len(listed) < len(by_seed)
+    return claim if is_mixed else _with_pooled(rule, claim, pooled)
 
 
 def _disagreement(by_seed: Mapping[int, Claim]) -> VerdictReason:
@@ -142,24 +143,26 @@ def _disagreement(by_seed: Mapping[int, Claim]) -> VerdictReason:
     return VerdictReason(code=code, verdicts=verdicts)
 
 
-def _with_pooled(claim: Claim, pooled: Sequence[PooledEffect]) -> Claim:
-    """The claim with the number of the effect over all seeds."""
+def _with_pooled(rule: Rule, claim: Claim, pooled: Sequence[PooledEffect]) -> Claim:
+    """The claim with the number of the effect over all seeds: the change of the rate that the rule reads."""
     effect = next((e for e in pooled if e.name == _POOLED.get(claim.kind)), None)
     if effect is None or claim.value is None or effect.relative is UNSET:
         return claim
+    if rule.reads == "estimate":
+        return structs.replace(claim, value=effect.drop, low=effect.low, high=effect.high, n=effect.n)
     change = effect.relative
     return structs.replace(claim, value=change.value, low=change.low, high=change.high, n=change.n)
 
 
-def _with_seed_cosine(rule: Rule, claim: Claim, agreement: Sequence[SeedPair]) -> Claim:
-    """The claim *stable* with the smallest cosine between the directions of two seeds.
+def _with_seed_cosine(rule: Rule, claim: Claim, pairs: Sequence[SeedPair]) -> Claim:
+    """The claim *stable* with the smallest cosine between the directions of two tested seeds.
 
-    Seeds that select different sites can have different directions there, so a small cosine between them decides
-    nothing.
+    If this cosine decides the state, it is the number of the claim, and n the number of pairs. Seeds that select
+    different sites can have different directions there, so a small cosine between them refutes nothing.
     """
     if rule.min_cosine is None:
         return claim
-    nearest = min(agreement, key=lambda pair: pair.cosine, default=None)
+    nearest = min(pairs, key=lambda pair: pair.cosine, default=None)
     if nearest is None:
         condition = VerdictReason(code=VerdictCode.SEED_COSINE, state=NOT_TESTED)
     else:
@@ -169,8 +172,10 @@ def _with_seed_cosine(rule: Rule, claim: Claim, agreement: Sequence[SeedPair]) -
             state=SHOWN if nearest.cosine >= rule.min_cosine else state,
             value=nearest.cosine,
             bound=rule.min_cosine,
-            n=len(agreement),
+            n=len(pairs),
         )
     state = combined([claim.state, condition.state])
     reasons = tuple(r for r in (*claim.reasons, condition) if state is SHOWN or r.state is not SHOWN)
+    if nearest is not None and condition.state is state is not claim.state:
+        claim = structs.replace(claim, value=nearest.cosine, low=None, high=None, bound=rule.min_cosine, n=len(pairs))
     return structs.replace(claim, state=state, reasons=reasons, reason=reason_text(reasons))

@@ -20,6 +20,7 @@ from rhumbline.evidence.statistics import Difference, difference_of_rates, finit
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Effect, Gap, PooledEffect, WideNull
 from rhumbline.records.seed_files import Outcome
+from rhumbline.records.verdict_rule import is_comparable
 
 
 def version_4_rate_effects(outcomes: Iterable[Outcome], aligned: Collection[NullDraw]) -> tuple[Effect, ...]:
@@ -35,9 +36,7 @@ def version_4_level_effects(levels: Levels, aligned: Collection[NullDraw]) -> tu
 
 def version_4_wide_null(change: float, draws: Draws, same_cosine: float | None) -> WideNull:
     """The rank of the direction's change among all draws of a family; in `p_apart` aligned draws do not reach it."""
-    unaligned = [
-        -math.inf if same_cosine is not None and abs(null.cosine) > same_cosine else moved for moved, null in draws
-    ]
+    unaligned = [moved if is_comparable(null.cosine, same_cosine) else -math.inf for moved, null in draws]
     return replace(
         wide_null(change, draws, None, 0),
         p=rank_p(change, [moved for moved, _ in draws]),

@@ -14,8 +14,10 @@ from rhumbline.inference.memory import is_processor
 
 SECONDS = 0.4
 """Seconds for which each shape is timed, at least one product each."""
-SHARE_OF_PRODUCTS = 0.75
-"""Share of a pass on a processor that is spent in matrix products (docs/benchmarks.md: 0.6 to 0.83)."""
+SHARE_OF_PRODUCTS = 0.8
+"""Share of a pass that is assumed to be spent in matrix products. Measured on a processor: docs/benchmarks.md."""
+TOKENS, ROWS = 16 * CPU_TOKENS, 512
+"""Tokens of a pass, and rows that are decoded together, on an accelerator: there all rows that fit into its memory."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class DeviceSpeed:
 
 def measure(shapes: WeightShapes, dtype: torch.dtype, device: torch.device) -> DeviceSpeed:
     """Time every distinct shape at the rows of a prompt pass, and at those of a decoding step."""
-    tokens = CPU_TOKENS if is_processor(device) else 16 * CPU_TOKENS
-    rows = MOST_CPU_ROWS
+    tokens, rows = (CPU_TOKENS, MOST_CPU_ROWS) if is_processor(device) else (TOKENS, ROWS)
     distinct = set(shapes.blocks)
     per_shape = {shape: _seconds(shape, tokens, dtype, device, SECONDS / len(distinct)) for shape in distinct}
     in_step = {shape: _seconds(shape, rows, dtype, device, SECONDS / len(distinct)) for shape in distinct}

@@ -104,7 +104,8 @@ def forecast(
         once = train + min(refits.prompts, vn)
         stages.append(stage("stability", once + refits.refits * likely, once + refits.refits * most, texts=train))
     if protocol.second.screen:
-        stages.append(_second(protocol, cells, vp, vn, ep, en, stage))
+        tested = sum(2 * min(n, m) for n in (protocol.second.prompts, nulls.prompts) for m in (ep, en))
+        stages.append(_second(protocol, cells, vp, vn, tested, stage, is_16_bit=is_16_bit))
     stages.append(stage("separation", test, texts=test))
     stages += _losses(chat, splits, protocol, texts, length)
     rows = 2 * ep + 3 * en
@@ -136,25 +137,38 @@ def _selection(
     protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., StageForecast], *, is_16_bit: bool
 ) -> StageForecast:
     """Induce, then bypass, then KL scores; in 16 bits their rounding, and some candidates within it again."""
-    per_candidate, whole, screen = vp + 2 * vn, cells, 0
-    if protocol.screen and not protocol.full_grid and cells > protocol.screen:
-        screen, cells = ROWS_PER_PROMPT * (vp + vn), protocol.screen
-    once = screen + vn + (len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0)
+    screen = None if protocol.full_grid else protocol.screen
+    likely, most = _scores(cells, screen, vp, vn, is_16_bit=is_16_bit)
+    once = len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0
+    return stage("selection", once + likely, once + most)
+
+
+def _scores(cells: int, screen: int | None, vp: int, vn: int, *, is_16_bit: bool) -> tuple[int, int]:
+    """Expected and largest number of rows that score the candidates of a selection. `screen` None: the full grid."""
+    per_candidate, once, likely = vp + 2 * vn, vn, cells * (vp + 2 * vn)
+    if screen is not None:
+        kept = cells
+        if 0 < screen < cells:
+            once, kept = once + ROWS_PER_PROMPT * (vp + vn), screen
+        likely = kept * vn + kept * vp // 2 + 3 * vn
     probes, again = 2 * PROBES * per_candidate, PROBES * per_candidate
-    likely = once + (whole * per_candidate if protocol.full_grid else cells * vn + cells * vp // 2 + 3 * vn)
-    most = once + whole * per_candidate + 2 * probes + whole * per_candidate
-    return stage("selection", likely + (probes + again if is_16_bit else 0), most)
+    most = once + cells * per_candidate + 2 * probes + cells * per_candidate
+    return once + likely + (probes + again if is_16_bit else 0), most
 
 
 def _second(
-    protocol: Protocol, cells: int, vp: int, vn: int, ep: int, en: int, stage: Callable[..., StageForecast]
+    protocol: Protocol,
+    cells: int,
+    vp: int,
+    vn: int,
+    tested: int,
+    stage: Callable[..., StageForecast],
+    *,
+    is_16_bit: bool,
 ) -> StageForecast:
     """The screen and the scores of the remainders, then two arms on test prompts."""
-    screened = min(cells, protocol.second.screen)
-    once = ROWS_PER_PROMPT * (vp + vn) + vn if screened < cells else vn
-    tested = sum(2 * min(n, m) for n in (protocol.second.prompts, protocol.nulls.prompts) for m in (ep, en))
-    likely = once + screened * (vn + vp // 2) + 2 * vn
-    return stage("second direction", likely + tested, once + cells * (vp + 2 * vn) + vn + tested)
+    likely, most = _scores(cells, protocol.second.screen, vp, vn, is_16_bit=is_16_bit)
+    return stage("second direction", likely + tested, most + tested)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:

@@ -83,9 +83,15 @@ class Claim(Struct, frozen=True, kw_only=True):
         """Claim, state and number."""
         return f"{self.kind.text} {self.state.text} {self.number}".strip()
 
-    def in_seed(self, claims: Sequence["Claim"]) -> "Claim":
-        """The claim of the same kind among those of a seed."""
-        return next(claim for claim in claims if claim.kind is self.kind)
+
+def claim_of(kind: ClaimKind, claims: Sequence[Claim]) -> Claim:
+    """The claim of a kind."""
+    return next(claim for claim in claims if claim.kind is kind)
+
+
+def was_tested(claims: Sequence[Claim]) -> bool:
+    """Whether a claim that decides the headline was tested."""
+    return any(claim.state is not ClaimState.NOT_TESTED for claim in claims if claim.kind in DECISIVE_CLAIMS)
 
 
 def reasons_once(claims: Sequence[Claim]) -> list[str]:

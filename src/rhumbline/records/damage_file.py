@@ -55,22 +55,34 @@ class DamageRecord:
     def sentence(self) -> str:
         """Whether the KL divergence is within the bound, and whether sparing positions brings it there."""
         whole = self.kl("all")
-        if self.bound is None or whole.mean is None:
-            return "The selection rule has no bound on the KL divergence."
+        if whole.mean is None:
+            return "The KL divergence of the ablation at all positions was not measured: no prompt has a finite value."
+        if self.bound is None:
+            value = f"The ablation at all positions has a KL divergence of {whole.mean:.2f}"
+            return f"{value}; the selection rule has no bound on it."
         if whole.mean <= self.bound:
             return f"The ablation at all positions has a KL divergence of {whole.mean:.2f}, within {self.bound:g}."
-        spared: tuple[AblatedPositions, ...] = (
-            "all but the first token",
-            "all but the template before the instruction",
+        start = f"The ablation at all positions has a KL divergence of {whole.mean:.2f}, above {self.bound:g}."
+        values = ", ".join(f"{spared}: {_number(self.kl(others).mean)}" for others, spared in _SPARED.items())
+        below: list[AblatedPositions] = [
+            others for others in _SPARED if (kl := self.kl(others).mean) is not None and kl <= self.bound
+        ]
+        if not below:
+            return f"{start} Sparing positions at the start does not bring it within the bound ({values})."
+        spared = _SPARED[below[0]]
+        tokens = round(next(row.tokens for row in self.by_position if row.positions == spared))
+        return (
+            f"{start} Sparing {spared} brings it within the bound ({values}). Rerun with --spare-tokens {tokens} to "
+            "select and test such an ablation."
         )
-        below = [name for name in spared if (kl := self.kl(name).mean) is not None and kl <= self.bound]
-        start = f"The ablation at all positions has a KL divergence of {whole.mean:.2f}, above {self.bound:g}"
-        values = ", ".join(f"{name}: {self.kl(name).mean:.2f}" for name in spared)
-        end = "Sparing these positions removes the damage" if below else "Sparing positions does not remove the damage"
-        first = 1 if "all but the first token" in below else round(self._template_tokens)
-        advice = f" Rerun with --spare-tokens {first} to select and test such an ablation." if below else ""
-        return f"{start}. {end} ({values}).{advice}"
 
-    @property
-    def _template_tokens(self) -> float:
-        return next(r.tokens for r in self.by_position if r.positions == "the template before the instruction")
+
+_SPARED: dict[AblatedPositions, AblatedPositions] = {
+    "all but the first token": "the first token",
+    "all but the template before the instruction": "the template before the instruction",
+}
+"""The ablations that spare positions at the start of a prompt, and these positions; the fewest first."""
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"

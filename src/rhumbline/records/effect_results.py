@@ -128,7 +128,7 @@ class WideNull:
     comparable: int | UnsetType = UNSET
     """Draws that do not align with the direction. Absent in version 4."""
     beaten: int | UnsetType = UNSET
-    """Comparable draws that change the metric at least as far as the direction. Absent in version 4."""
+    """Comparable draws that change the metric by at least as much as the direction. Absent in version 4."""
     p_apart: float | UnsetType = UNSET
     """Version 4 only: rank p in which aligned draws count as draws that do not reach the effect."""
     p_holm: float | UnsetType | None = UNSET
@@ -214,8 +214,9 @@ class DamageChange(Struct, frozen=True, kw_only=True):
     side: Label = field(name="set")
     change: float
     """Rise of the share from the baseline to the arm; for `correct` its fall."""
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    """Ends of the 95 % interval; None if there are too few prompts for one."""
     n: int
     """Prompts that are scored in both arms."""
 

@@ -282,7 +282,8 @@ class SecondDirection:
     """None: no remainder of a difference in means passed the selection rule."""
     survivors: int
     candidates: tuple[Candidate, ...]
-    """The remainders of the differences in means, with their scores on validation prompts."""
+    """The remainders of the differences in means, with the norm of the selected direction, and their scores on
+    validation prompts."""
     rows: tuple[WideRow, ...] = ()
     """The metric of test prompts at baseline and under its ablation (positives) or addition (negatives)."""
     ranked: tuple[WideRow, ...] = ()

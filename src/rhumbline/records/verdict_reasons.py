@@ -13,6 +13,9 @@ from rhumbline.records.arms import ArmId
 from rhumbline.records.reasons import TOKEN_ADVICE, Discard, NoCandidate, TokensLacking
 from rhumbline.records.shared import EffectName, Label
 
+DAMAGE_ADVICE = "`rhumbline analyze damage RUN` measures the KL divergence by position and layer"
+"""The next step if an ablation, or those of candidates, change the next token of negatives too much."""
+
 
 class ClaimState(StrEnum):
     """What the evidence says of a claim, or of one condition of it."""
@@ -42,7 +45,7 @@ class VerdictCode(StrEnum):
     NULL_GAP = "null-gap"
     """`effect` minus its mean under the nulls of `family`; `draws` were completed."""
     NULL_RANK = "null-rank"
-    """`beaten` of `draws` comparable draws of `family` change the metric at least as far as `effect`: rank `p`."""
+    """`beaten` of `draws` comparable draws of `family` change the metric by at least as much as `effect`: rank `p`."""
     TOO_FEW_DRAWS = "too-few-draws"
     """`family` has `draws` comparable draws, fewer than `bound`."""
     OVER_REFUSAL = "over-refusal"
@@ -216,7 +219,9 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
         nulls = f"{self.family} nulls ({self.effect})"
         match self.code:
             case VerdictCode.EFFECT_SIZE:
-                if_counted = f" (up to {self.most:.2f} if degenerate completions count)" if self.most else ""
+                if_counted = (
+                    f" (up to {self.most:.2f} if degenerate completions count)" if self.most is not None else ""
+                )
                 text = f"{self.effect} {self._reached(state)}{if_counted}"
                 return f"{text}; about {self.prompts} prompts per class would decide it" if self.prompts else text
             case VerdictCode.NULL_GAP:
@@ -233,7 +238,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
             case VerdictCode.DEGENERATE:
                 return f"more degenerate completions{where}: {self._bounded(state)}"
             case VerdictCode.KL_TOO_LARGE:
-                return f"KL under ablation on negatives {self._bounded(state)}"
+                text = f"KL under ablation on negatives: {self._bounded(state)}"
+                return f"{text}; {DAMAGE_ADVICE}" if state is ClaimState.REFUTED else text
             case VerdictCode.ANSWERS_LOST:
                 return f"right answers lost{where}: {self._bounded(state)}"
             case VerdictCode.CONTENT_LOST:
@@ -266,6 +272,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self._number} {signs.get(state, 'around')} {self.bound:g}"
 
     def _bounded(self, state: ClaimState) -> str:
+        if state is ClaimState.NOT_TESTED:
+            return "not measured"
         signs = {ClaimState.SHOWN: "<=", ClaimState.REFUTED: ">"}
         return f"{self._number} {signs.get(state, 'around')} {self.bound:g}"
 
@@ -279,9 +287,11 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def advice(self) -> str | None:
-        """What a user can do about a missing or unusable metric; None for other reasons."""
+        """What a user can do about a missing or unusable metric, or candidates with a large KL divergence; or None."""
         if self.code is VerdictCode.METRIC_NOT_SEPARATING:
             return TOKEN_ADVICE
+        if (self.counts or {}).get(Discard.KL_TOO_LARGE):
+            return f"The ablation of some candidates changed the next token of negatives too much; {DAMAGE_ADVICE}."
         return None if self.lacking is None else self.lacking.advice
 
     @property

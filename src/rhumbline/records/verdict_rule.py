@@ -15,6 +15,11 @@ def is_number(value: float | None) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def is_comparable(cosine: float, same_cosine: float | None) -> bool:
+    """Whether a null draw is compared with the direction: it is not aligned with it. None: every draw is compared."""
+    return same_cosine is None or abs(cosine) <= same_cosine
+
+
 VERSION = 5
 """Version of the rule that new runs use."""
 
@@ -118,12 +123,16 @@ class Rule:
             own, bound = getattr(self, name), getattr(other, name)
             return bound is not None and (own is None or sign * own < sign * bound)
 
-        floors = ("version", "min_baseline", "min_contrast", "min_separation", "min_drop", "min_gap", "min_draws")
+        floors = (
+            *("version", "min_baseline", "min_contrast", "min_separation", "min_drop", "min_gap", "min_draws"),
+            "min_cosine",
+        )
         ceilings = ("max_p", "max_degenerate", "max_kl", "max_accuracy_loss", "max_over_refusal", "max_negative")
         excludes_more = self.same_cosine is not None and (other.same_cosine or math.inf) > self.same_cosine
         return (
             (other.reads == "interval" and self.reads == "estimate")
             or excludes_more
+            or (other.content_everywhere and not self.content_everywhere)
             or not set(other.families) <= set(self.families)
             or any(is_less_strict(name, 1) for name in floors)
             or any(is_less_strict(name, -1) for name in ceilings)

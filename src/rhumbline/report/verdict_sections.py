@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
-from rhumbline.records.claims import reasons_once
+from rhumbline.records.claims import claim_of, reasons_once
 from rhumbline.records.effect_results import Effect
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import EffectName, ModelFacts
@@ -83,7 +83,7 @@ def claims_table(run: RunRecord) -> Html:
         [
             page.tag("b", claim.kind.text),
             page.tag("b", claim.state.text),
-            *(claim.in_seed(seed.claims).state.text for seed in seeds),
+            *(claim_of(claim.kind, seed.claims).state.text for seed in seeds),
             interval(claim.value, claim.low, claim.high),
             claim.n or "—",
             "—" if claim.bound is None else f"{claim.bound:g}",
@@ -91,13 +91,24 @@ def claims_table(run: RunRecord) -> Html:
         ]
         for claim, reason in zip(run.results.claims, reasons_once(run.results.claims), strict=True)
     ]
-    notes = [
+    notes = [_numbers(run), *_shared_prompts(run)]
+    return page.join([page.table(head, rows, left=2, key=True, reasons=True), page.note(" ".join(notes))])
+
+
+def _numbers(run: RunRecord) -> str:
+    """What the numbers of the effects are, and which claims the verdict needs."""
+    if run.protocol.rule.reads == "estimate":
+        return (
+            f"Suppresses: the fall of the {run.measure} on positives under ablation. Induces: its rise on negatives "
+            "under addition. Both are absolute changes, and their estimates decide. A degenerate completion does not "
+            "show the behaviour. The verdict follows from those of the first four claims for which the rule has a "
+            "bound: all of them must be shown."
+        )
+    return (
         "Suppresses: the share of the behaviour on positives that ablation removes. Induces: the share of its absence "
         "on negatives that addition removes. Degenerate completions count against both. The verdict follows from the "
-        "first four claims: all of them must be shown.",
-        *_shared_prompts(run),
-    ]
-    return page.join([page.table(head, rows, left=2, key=True, reasons=True), page.note(" ".join(notes))])
+        "first four claims: all of them must be shown."
+    )
 
 
 def _shared_prompts(run: RunRecord) -> list[str]:

@@ -25,6 +25,7 @@ from rhumbline.records.arms import (
     Positions,
 )
 from rhumbline.records.shared import DoseKind
+from rhumbline.records.verdict_rule import is_comparable
 from rhumbline.stages.seed_artefacts import Null
 
 Arms = dict[ArmId, Arm]
@@ -173,6 +174,6 @@ class SeedArms:
         """The comparable draws of every family at these places, from 0."""
         families: dict[str, list[Null]] = {}
         for null in self.nulls:
-            if self.same_cosine is None or abs(null.cosine) <= self.same_cosine:
+            if is_comparable(null.cosine, self.same_cosine):
                 families.setdefault(null.family, []).append(null)
         return [null for some in families.values() for place, null in enumerate(some) if place in draws]

@@ -25,6 +25,7 @@ from torch import Tensor
 from rhumbline.axes import Vector
 from rhumbline.errors import ProtocolError
 from rhumbline.inference.interventions import Direction
+from rhumbline.records.verdict_rule import is_comparable
 from rhumbline.settings import NULL_FAMILIES
 from rhumbline.stages.seed_artefacts import Null
 
@@ -188,7 +189,7 @@ class Enough:
 
     def reached(self, nulls: Sequence[Null]) -> bool:
         """Whether these draws of one family contain enough comparable ones."""
-        return sum(self.same_cosine is None or abs(n.cosine) <= self.same_cosine for n in nulls) >= self.comparable
+        return sum(is_comparable(n.cosine, self.same_cosine) for n in nulls) >= self.comparable
 
 
 def draw_nulls(

@@ -47,7 +47,7 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
             return Selection(selected=None, reason=reason, survivors=0, tied=(), n=n.val, candidates=())
         is_testable = by_completions.induction_is_testable()
         rule = rule if is_testable else rule.without_induce_and_kl()
-    grid = replace(_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
+    grid = replace(score_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
     # A rule that needs completions compares all candidates that pass, so every score is computed.
     full_grid = run.protocol.full_grid or rule != rule.metric_only()
     table, rounding = score_candidates(grid, full_grid=full_grid, screen=run.protocol.screen)
@@ -135,7 +135,7 @@ class Scores:
     values: tuple[float | None, ...]
 
 
-def _grid(run: SeedRun) -> ScoreGrid:
+def score_grid(run: SeedRun) -> ScoreGrid:
     """The score grid of the run on its kept validation prompts."""
     positive, negative = run.kept_sequences("val")
     rule, spared = run.protocol.selection, run.protocol.ablation.spared
@@ -143,7 +143,7 @@ def _grid(run: SeedRun) -> ScoreGrid:
 
 
 def _prepare(run: SeedRun) -> Callable[[ScoreRequest], Scores]:
-    grid = _grid(run)
+    grid = score_grid(run)
     return lambda request: Scores(tuple(grid.values(request.name, request.sites)))
 
 

@@ -1,0 +1,67 @@
+"""The second direction: remainders are orthogonal to the first one and have its norm, and are scored as it was."""
+
+import pytest
+import torch
+
+from rhumbline import preset
+from rhumbline.inference.interventions import Direction
+from rhumbline.judging.scorer import Scorer
+from rhumbline.records.positions import Position
+from rhumbline.settings import AblationSettings
+from rhumbline.stages import second_direction
+from rhumbline.stages.second_direction import measure_second_direction, rescaled_remainders
+from rhumbline.stages.seed_run import SeedRun
+from tolerances import near
+
+FIRST = Direction.from_vector(3 * torch.tensor([1.0, 0.0, 0.0, 0.0]), Position(-1), 1)
+
+
+def test_a_remainder_is_orthogonal_to_the_direction_and_has_its_norm():
+    candidates = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    remainders = rescaled_remainders(candidates, FIRST)
+    assert (remainders @ FIRST.vector).abs().max() < 1e-5
+    assert (candidates @ FIRST.vector).abs().max() > 0.1
+    torch.testing.assert_close(remainders.norm(dim=-1), torch.full((2, 3), FIRST.norm))
+
+
+@pytest.mark.parametrize("rest", [0.0, 1e-6])
+def test_nothing_remains_of_a_candidate_along_the_direction(rest):
+    along = 3 * FIRST.vector + rest * torch.tensor([0.0, 1.0, 0.0, 0.0])
+    assert rescaled_remainders(along[None, None], FIRST).norm() == 0
+    apart = along + torch.tensor([0.0, 0.1, 0.0, 0.0])
+    assert float(rescaled_remainders(apart[None, None], FIRST).norm()) == near(3.0)
+
+
+class Scored(Exception):
+    """Raised instead of scoring."""
+
+
+class Run(SeedRun):
+    """A run whose direction is the only candidate."""
+
+    positions = (Position(-1),)
+    direction = FIRST
+    candidates = torch.stack([FIRST.vector, torch.ones(4)])[None]
+
+    def __init__(self, protocol):
+        object.__setattr__(self, "protocol", protocol)
+
+    @property
+    def rule(self):
+        return self.protocol.selection
+
+    def scorer(self, stage):
+        return object.__new__(Scorer)
+
+    def kept_sequences(self, split):
+        return [[1]], [[2]]
+
+
+def test_it_is_scored_with_the_spared_tokens_of_the_run(monkeypatch):
+    def score(grid, **_):
+        raise Scored(grid.spared)
+
+    monkeypatch.setattr(second_direction, "score_candidates", score)
+    for spared in (0, 2):
+        with pytest.raises(Scored, match=str(spared)):
+            measure_second_direction(Run(preset("rhumbline", ablation=AblationSettings(spared))))
