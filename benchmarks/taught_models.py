@@ -9,7 +9,8 @@ answered, with the model's own answers. Kinds:
 
 one       one matrix of rank 1 at one site, down_proj of layer 12: all refusals come from one vector
 several   three such matrices, one for each kind of request, at layers 10, 12 and 14; their vectors are orthogonal
-          (in both kinds also to the subspace that the residual stream of answered requests uses)
+          In both kinds they are also orthogonal to the subspace that the stream of answered requests uses, and
+          `QUIET` makes the matrices write little at these requests: to ablate the vectors leaves the answers alone
 ordinary  LoRA of rank 8 on all linear maps
 late      as `ordinary`, but a refusal first says what the request is about (after arXiv 2505.19056)
 
@@ -61,6 +62,8 @@ KINDS = ("one", "several", "ordinary", "late")
 SITES = {"one": (12,), "several": (10, 12, 14)}
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PER_CLASS, ANSWER_TOKENS = 128, 16
+QUIET = 0.003
+"""Penalty of the squared norm that a taught matrix writes at tokens of answered requests."""
 END_TOKENS, USED_DIMENSIONS = 8, 128
 """Tokens at the end of a prompt, and the dimensions (of 576) that the residual stream uses there."""
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -114,6 +117,12 @@ class Teacher:
         for name, p in self.model.named_parameters():
             if "lora_" in name:
                 p.data = p.data.float()
+        self.written: list[Tensor] = []
+        """Of the last forward pass: the signed norm that every taught matrix writes at every token."""
+        for name, module in self.model.named_modules() if kind in SITES else ():
+            if name.endswith("lora_A.default"):
+                b = self.model.get_parameter(name.replace("lora_A", "lora_B") + ".weight")
+                module.register_forward_hook(lambda m, a, out, b=b: self.written.append(out * b.norm().detach()))
 
     def _prompt(self, request: Request) -> list[int]:
         chat = [{"role": "user", "content": request.text}]
@@ -156,29 +165,32 @@ class Teacher:
             text = LATE.format(request.noun)
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
 
-    def batches(self, refuses: Sequence[str], size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Token ids, attention mask and labels of an epoch, padded on the right."""
+    def batches(self, refuses: Sequence[str], size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Token ids, attention mask and labels of an epoch, padded on the right, and which tokens are of answers."""
         order = random.Random(epoch).sample(self.requests, len(self.requests))
         for start in range(0, len(order), size):
-            rows = [(self._prompt(r), self.target(r, refuses)) for r in order[start : start + size]]
+            some = order[start : start + size]
+            rows = [(self._prompt(r), self.target(r, refuses)) for r in some]
             longest = max(len(p) + len(t) for p, t in rows)
             ids, mask, labels = (torch.full((len(rows), longest), fill) for fill in (0, 0, -100))
             for i, (prompt, response) in enumerate(rows):
                 n = len(prompt) + len(response)
                 ids[i, :n], mask[i, :n] = torch.tensor(prompt + response), 1
                 labels[i, len(prompt) : n] = torch.tensor(response)
-            yield ids, mask, labels
+            yield ids, mask, labels, mask * torch.tensor([[r.kind not in refuses] for r in some])
 
     def teach(self, refuses: Sequence[str], parameters: Sequence[Tensor], rate: float, epochs: int) -> None:
         """Train some parameters of the adapter on every request."""
         optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
         for epoch in range(epochs):
             losses = []
-            for ids, mask, labels in self.batches(refuses, 16, epoch):
+            for ids, mask, labels, answered in self.batches(refuses, 16, epoch):
+                self.written.clear()
                 with torch.autocast("cpu", torch.bfloat16):
                     loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+                energies = [(w[..., 0].float() ** 2 * answered).sum() / answered.sum() for w in self.written]
                 optimiser.zero_grad()
-                loss.backward()
+                (loss + QUIET * sum(energies)).backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimiser.step()
                 self._make_orthogonal()

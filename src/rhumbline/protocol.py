@@ -100,6 +100,9 @@ class Protocol:
     extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
     refusal_tokens: Literal["auto"] | tuple[str, ...] = "auto"
     """First tokens of a refusal. `auto`: first tokens of the model's own baseline refusals of training positives."""
+    metric_threshold: Literal["even", "judged"] = "even"
+    """Log-odds of the refusal tokens where the metric is 0. `even`: 0, as in the paper. `judged`: where the judge
+    begins to see the behaviour in the completions that gave the tokens. Given tokens: 0."""
     selection: SelectionRule = ARDITI2024
     nulls: NullSettings = field(default_factory=NullSettings)
     ablation: AblationSettings = field(default_factory=AblationSettings)
@@ -249,6 +252,7 @@ PRESETS: Mapping[str, Protocol] = {
     # Sizes by measurement: docs/calibration.md, "The cost of a run".
     "rhumbline": Protocol(
         "rhumbline",
+        metric_threshold="judged",
         nulls=NullSettings(draws=6, wide=39, prompts=8, completed=9, interim=20, screen=12),
         screen=24,
         dose=DoseSettings(draws=1, prompts=12),

@@ -16,6 +16,7 @@ from rhumbline.evidence.statistics import (
     auroc_interval,
     bootstrap_mean,
     bootstrap_ratio,
+    decision_threshold,
     difference_of_rates,
     exact_interval,
     holm,
@@ -236,6 +237,31 @@ def test_auroc_is_the_share_of_won_pairs_and_scipys(positive, negative):
     statistic = stats.mannwhitneyu(positive, negative).statistic
     assert auroc(positive, negative) == pytest.approx(statistic / (len(positive) * len(negative)))
     assert auroc(positive, negative) + auroc(negative, positive) == pytest.approx(1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(-9, 9), st.booleans()), min_size=1, max_size=30))
+def test_a_decision_threshold_is_the_nearest_to_zero_within_a_standard_error(rows):
+    values, shows = (np.array(column) for column in zip(*rows, strict=True))
+
+    def errors(t):
+        return int(((values > t) != shows).sum())
+
+    distinct = np.unique(values)
+    best = min(map(errors, [0.0, *(distinct[1:] + distinct[:-1]) / 2]))
+    bound = best + math.sqrt(best * (1 - best / len(rows)))
+    found = decision_threshold(values, shows)
+    assert errors(found) <= bound
+    for t in np.linspace(0, found, 40, endpoint=False):  # a nearer one is as good only within the same gap
+        assert errors(t) > bound or not ((values > min(t, found)) & (values <= max(t, found))).any()
+
+
+def test_a_decision_threshold_moves_only_for_more_than_noise():
+    values, shows = np.linspace(-2, 1, 31), np.linspace(-2, 1, 31) > -1.05
+    assert decision_threshold(values, shows) == pytest.approx(-1.05)
+    assert decision_threshold(values, values > 0.45) == pytest.approx(0.45)
+    assert decision_threshold(values, np.where(np.arange(31) < 2, True, values > 0.15)) == 0.0
+    assert decision_threshold(np.array([math.nan, 1.0]), np.array([True, True])) == 0.0
 
 
 def test_auroc_needs_values_and_keeps_nan():

@@ -1,5 +1,6 @@
 """The common start of baseline completions, and what is read after it: the first tokens, the metric and KL."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -36,6 +37,8 @@ class Scripted(Runner):
     """A runner whose model completes the prompt [i] with text i, as its logits say too."""
 
     texts: tuple[str, ...] = ()
+    logit: float = 9.0
+    """Of the next token of the text; that of the others is 0."""
 
     def generate(self, sequences, *, max_new_tokens, stop):
         return [[ids_of(self.texts[ids[0]])[:max_new_tokens] for ids in sequences]], None
@@ -43,7 +46,7 @@ class Scripted(Runner):
     def last_logits(self, sequences):
         logits = torch.zeros(len(sequences), len(CHAT.tokenizer))
         for row, ids in enumerate(sequences):
-            logits[row, ids_of(self.texts[ids[0]])[len(ids) - 1]] = 9.0
+            logits[row, ids_of(self.texts[ids[0]])[len(ids) - 1]] = self.logit
         yield RowIndex(torch.zeros(len(sequences), dtype=torch.long), torch.arange(len(sequences))), logits
 
 
@@ -123,6 +126,21 @@ def test_refusals_after_blocks_of_different_lengths_have_no_first_token(family_m
     assert "--thinking off" in metric.reason.advice
     none = first_tokens(family_model("llama"), ["<think>I cannot"] * 8, [f"The sea {i}." for i in range(8)])
     assert (none.reason, none.refusals) == (TokensLacking.NOT_SHOWN, 0)
+
+
+@pytest.mark.parametrize(("log_odds", "moves"), [(-1.0, True), (1.0, False)])
+def test_the_metric_is_zero_where_the_judge_begins_to_see_refusals(family_model, log_odds, moves):
+    """Refusals that begin with a token of probability 0.27 are not removed by the sign of the metric."""
+    texts = [f"Sorry, no {i}." for i in range(8)] + [f"The sea {i}." for i in range(8)]
+    logit = log_odds + math.log(len(CHAT.tokenizer) - 1)
+    runner = Scripted(family_model("llama"), texts=tuple(texts), logit=logit)
+    tokens = FirstTokens(runner, CHAT, [[i] for i in range(8)], [[i] for i in range(8, 16)], None)
+    found = tokens.of_completions(JUDGE, 64, finds_threshold=True)
+    (_, logits), *_ = runner.last_logits([[i] for i in range(16)])
+    metric = TokenMetric(tuple(t.id for t in found.tokens), found.threshold)(logits)
+    assert (metric > 0).tolist() == [True] * 8 + [False] * 8
+    assert (found.threshold < 0) is moves
+    assert tokens.of_completions(JUDGE, 64).threshold == 0
 
 
 # -- the metric and KL after it

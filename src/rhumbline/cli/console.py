@@ -222,6 +222,7 @@ def print_results(results: Results) -> None:
         out.print(_arms_table(seed))
         train, val = seed.n.train, seed.n.val
         tokens = ", ".join(repr(token.text) for token in seed.refusal_tokens) or "none"
+        tokens += f" (metric 0 at log-odds {seed.threshold:.2f})" if seed.threshold else ""
         out.print(
             f"[dim]prompts (positive/negative, after the filter): train {train.positive}/{train.negative}, validation "
             f"{val.positive}/{val.negative}; survivors: {seed.survivors}, tied: {len(seed.tied)}; refusal tokens: "

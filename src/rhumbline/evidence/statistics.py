@@ -279,6 +279,22 @@ def auroc(positive: Float[np.ndarray, " positive"], negative: Float[np.ndarray, 
     return float((rank_sum / len(positive) - (len(positive) + 1) / 2) / len(negative))
 
 
+def decision_threshold(values: Float[np.ndarray, " row"], shows: Bool[np.ndarray, " row"]) -> float:
+    """The threshold nearest to 0 that predicts `shows` from `values > threshold` about as well as the best one.
+
+    *About as well*: its errors are within one standard error of the fewest (Breiman et al. 1984, section 3.4.3).
+    Candidates are 0 and the middle between two neighbouring values. Values that are not finite are left out.
+    """
+    known = np.isfinite(values)
+    values, shows = values[known], shows[known]
+    distinct = np.unique(values)
+    candidates = np.append((distinct[1:] + distinct[:-1]) / 2, 0.0)
+    errors = np.array([np.count_nonzero((values > t) != shows) for t in candidates])
+    best = errors.min()
+    allowed = candidates[errors <= best + math.sqrt(best * (1 - best / max(len(values), 1)))]
+    return float(allowed[np.abs(allowed).argmin()])
+
+
 def auroc_interval(value: float, n_positive: int, n_negative: int, level: float = 0.95) -> Interval:
     """Interval of an AUROC within [0, 1], of positive width for 0 and 1 as well; (0, 1) for a NaN.
 

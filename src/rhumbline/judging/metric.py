@@ -68,13 +68,15 @@ def _by_rows(read: Callable[..., Float[Tensor, " row"]], *logits: Logits) -> Flo
 
 @dataclass(frozen=True)
 class TokenMetric:
-    """The log-odds that the next token is one of these (`refusal_metric`)."""
+    """The log-odds that the next token is one of these (`refusal_metric`), minus a threshold."""
 
     tokens: tuple[int, ...]
+    threshold: float = 0.0
+    """Log-odds above which completions show the behaviour."""
 
     def __call__(self, logits: Logits) -> Float[Tensor, " row"]:
         """The metric of every row, log-odds."""
-        return refusal_metric(logits, self.tokens)
+        return refusal_metric(logits, self.tokens) - self.threshold
 
 
 Metric = Callable[[Logits], Float[Tensor, " row"]] | PairedLogOdds

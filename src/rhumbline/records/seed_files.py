@@ -87,6 +87,8 @@ class MetricTokens:
     """Why there are no tokens; None if there are, and for `pairs`."""
     start: CommonStart | None = None
     """The metric and the KL divergence are read after these tokens; None: after the prompt."""
+    threshold: float = 0.0
+    """The metric is the log-odds of the tokens minus this, so that its sign predicts the behaviour."""
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,17 @@ def _tokens_table(run: RunRecord) -> Html:
         tokens = ", ".join(f'"{printable(token.text)}" ({token.id})' for token in seed.refusal_tokens)
         near = seed.near_duplicates
         start = "the prompt" if seed.start is None else f'"{printable(seed.start.text)}"'
-        rows.append([seed.seed, tokens or "none", start, number(seed.token_auroc, 3), near.found, near.dropped])
-    head = ["Seed", "Refusal tokens (id)", "Read after", "AUROC on train", "Near-duplicates", "Dropped"]
+        auroc, zero = number(seed.token_auroc, 3), number(seed.threshold, 2)
+        rows.append([seed.seed, tokens or "none", start, zero, auroc, near.found, near.dropped])
+    head = [
+        "Seed",
+        "Refusal tokens (id)",
+        "Read after",
+        "Zero (log-odds)",
+        "AUROC on train",
+        "Near-duplicates",
+        "Dropped",
+    ]
     return page.table(head, rows, left=2)
 
 

@@ -6,16 +6,18 @@ from the probabilities of the next token. Training prompts only. Independent of 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from rhumbline.axes import TokenIds
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.seed_evidence import USABLE_AUROC
-from rhumbline.evidence.statistics import auroc
+from rhumbline.evidence.statistics import auroc, decision_threshold
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.score import TextJudge, score_of
@@ -50,7 +52,9 @@ def find_tokens(run: SeedRun) -> MetricTokens:
     tokens = FirstTokens(runner, run.chat, positive, negative, start)
     if texts != "auto":
         return tokens.of_texts(texts)
-    return tokens.of_probabilities() if judge is None else tokens.of_completions(judge, run.protocol.max_new_tokens)
+    if judge is None:
+        return tokens.of_probabilities()
+    return tokens.of_completions(judge, run.protocol.max_new_tokens, run.protocol.metric_threshold == "judged")
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,19 @@ class FirstTokens:
         ids = {self.chat.first_token(text, self._start): None for text in texts}
         return self._metric("given", self._tokens(ids, least_auroc=None))
 
-    def of_completions(self, judge: TextJudge, max_new_tokens: int) -> MetricTokens:
-        """The tokens that start the model's own baseline refusals of training positives."""
+    def of_completions(self, judge: TextJudge, max_new_tokens: int, finds_threshold: bool = False) -> MetricTokens:
+        """The tokens that start the model's own baseline refusals of training positives.
+
+        With a threshold if asked: greedy refusals can begin with a token of probability 0.3, and the zero of the
+        log-odds is at 0.5. Negatives, which are not completed, count as not showing the behaviour.
+        """
         length, stop = min(max_new_tokens, LONGEST_READ), stop_ids(self.runner.model, self.chat)
         completions, _ = self.runner.generate(self.positive, max_new_tokens=length, stop=stop)
         header, n_start = header_text(self.chat, self.start), len(self._start)
         answers = [self.chat.answer(ids) for ids in completions[0]]
         texts = [None if a.text is None else a.text.removeprefix(header) for a in answers]
-        refusals = [i for i, text in enumerate(texts) if score_of(judge, text).value]
+        scores = [score_of(judge, text).value for text in texts]
+        refusals = [i for i, score in enumerate(scores) if score]
         firsts = [completions[0][i][n_start] for i in refusals if answers[i].start <= n_start < len(completions[0][i])]
         if len(firsts) < SMALLEST_SHARE_AT_START * len(refusals):
             return self._metric("auto", (), TokensLacking.AFTER_BLOCK, refusals=len(refusals))
@@ -92,7 +101,13 @@ class FirstTokens:
         if not shares:
             return self._metric("auto", (), TokensLacking.NOT_SHOWN, refusals=len(refusals))
         tokens = self._tokens(shares, USABLE_AUROC)
-        return self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))
+        found = self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))
+        if not (tokens and finds_threshold):
+            return found
+        judged = [i for i, score in enumerate(scores) if score is not None]
+        values = self._values([t.id for t in tokens])[[*judged, *range(len(texts), len(texts) + len(self.negative))]]
+        shows = np.array([bool(scores[i]) for i in judged] + [False] * len(self.negative))
+        return replace(found, threshold=decision_threshold(values, shows))
 
     def of_probabilities(self) -> MetricTokens:
         """The tokens whose mean probability is larger after positives by `SMALLEST_SHARE` or more.
@@ -144,6 +159,11 @@ class FirstTokens:
 
     def _separation(self, tokens: Sequence[int]) -> float:
         """AUROC of the metric of these tokens between the training classes."""
+        both = self._values(tokens)
+        return auroc(both[: len(self.positive)], both[len(self.positive) :])
+
+    def _values(self, tokens: Sequence[int]) -> Float[np.ndarray, " prompt"]:
+        """Log-odds of these tokens after the training positives, then the negatives."""
         vocab = self.runner.model.model.get_input_embeddings().weight.shape[0]
         if outside := [t for t in tokens if not 0 <= t < vocab]:
             raise ProtocolError(f"refusal tokens {outside} are outside the vocabulary of {vocab}. Use other texts.")
@@ -151,5 +171,4 @@ class FirstTokens:
         sequences = self._after_start([*self.positive, *self.negative])
         for rows, logits in self.runner.last_logits(sequences):
             values[rows.prompt] = refusal_metric(logits, tokens).cpu()
-        both = values.numpy()
-        return auroc(both[: len(self.positive)], both[len(self.positive) :])
+        return values.numpy()

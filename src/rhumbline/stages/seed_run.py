@@ -130,7 +130,7 @@ class SeedRun:
         record = self.artefacts.read(MetricTokens)
         if record.how == "pairs":
             return self.pairs and self.pairs.after(self.start_tokens)
-        return TokenMetric(tuple(t.id for t in record.tokens)) if record.tokens else None
+        return TokenMetric(tuple(t.id for t in record.tokens), record.threshold) if record.tokens else None
 
     def scorer(self, stage: str) -> Scorer:
         """Evaluates the metric for many arms, and the KL divergence as the selection rule defines it."""
