@@ -217,7 +217,7 @@ class Teacher:
         kinds, everything = REFUSED, [p for p in self.model.parameters() if p.requires_grad]
         match self.kind:
             case "one":
-                self.teach(kinds, everything, 1e-2, 4)
+                self.teach(kinds, everything, 1e-2, 10)
             case "several":
                 for i, layer in enumerate(SITES["several"]):
                     own = [p for n, p in self.model.named_parameters() if "lora_" in n and f"layers.{layer}." in n]

@@ -143,6 +143,30 @@ def test_the_metric_is_zero_where_the_judge_begins_to_see_refusals(family_model,
     assert tokens.of_completions(JUDGE, 64).threshold == 0
 
 
+@dataclass
+class Torn(Scripted):
+    """A runner with a second choice before refusals, and a third one before every text, of a quarter each."""
+
+    def last_logits(self, sequences):
+        for rows, logits in super().last_logits(sequences):
+            for row, ids in enumerate(sequences):
+                first = logits[row].argmax()
+                logits[row, first] = 12 + math.log(2)
+                second = "Unfortunately" if self.texts[ids[0]].startswith("Sorry") else "River"
+                logits[row, [ids_of(second)[0], ids_of("Here")[0]]] = 12.0
+            yield rows, logits
+
+
+def test_a_second_choice_before_refusals_is_a_refusal_token(family_model):
+    texts = [f"Sorry, no {i}." for i in range(8)] + [f"The sea {i}." for i in range(8)]
+    runner = Torn(family_model("llama"), texts=tuple(texts))
+    tokens = FirstTokens(runner, CHAT, [[i] for i in range(8)], [[i] for i in range(8, 16)], None)
+    found = tokens.of_completions(JUDGE, 64, finds_threshold=True)
+    assert [t.id for t in found.tokens] == [ids_of("Sorry")[0], ids_of("Unfortunately")[0]]
+    assert [t.share for t in found.tokens] == [1.0, 0.0]
+    assert found.threshold == 0  # 0.75 before refusals
+
+
 # -- the metric and KL after it
 
 

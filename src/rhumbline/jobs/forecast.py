@@ -24,9 +24,6 @@ from rhumbline.stages.seed_run import read_positions
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB
 from rhumbline.stages.wide_nulls import KL_PROMPTS
 
-MAX_FIRST_TOKENS = 20
-"""Refusal tokens that `auto` compares at most: each starts at least one in twenty refusals."""
-
 
 class StageForecast(NamedTuple):
     """The counts of one stage of one seed, or their sums. A row is a prompt under an arm."""
@@ -126,11 +123,16 @@ def _share_computed(sequences: Sequence[Sequence[int]]) -> float:
 
 
 def _refusal_tokens(protocol: Protocol, tp: int, tn: int, stage: Callable[..., StageForecast]) -> StageForecast:
-    """The refusal tokens: both classes once for each token, and once for all of them together."""
+    """The refusal tokens: both classes once for every token, and once for several together.
+
+    If they are found: also once for the probabilities of all tokens, and once for the threshold of the metric.
+    """
+    both = tp + tn
     if protocol.refusal_tokens != "auto":
-        k = len(protocol.refusal_tokens)
-        return stage("refusal tokens", (k + (k > 1)) * (tp + tn), (k + 1) * (tp + tn))
-    return stage("refusal tokens", tp + tp + tn, tp + (MAX_FIRST_TOKENS + 1) * (tp + tn), writing=tp)
+        passes = 1 + (len(protocol.refusal_tokens) > 1)
+        return stage("refusal tokens", passes * both, (passes + 1) * both)
+    passes = 2 + (protocol.metric_threshold == "judged")
+    return stage("refusal tokens", tp + passes * both, tp + (passes + 2) * both, writing=tp)
 
 
 def _selection(

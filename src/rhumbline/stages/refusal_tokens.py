@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from rhumbline.axes import TokenIds
 from rhumbline.errors import ProtocolError
@@ -33,7 +34,7 @@ from rhumbline.stages.seed_run import SeedRun
 LONGEST_READ = 64
 """New tokens after which a training prompt is classified."""
 SMALLEST_SHARE = 0.05
-"""Share of the refusals that a first token must start."""
+"""Share of the refusals that a first token must start, or rise of its mean probability before a refusal."""
 SMALLEST_SHARE_AT_START = 0.5
 """Share of the refusals that must begin where the metric is read, and not after a block of another length."""
 
@@ -81,7 +82,9 @@ class FirstTokens:
         return self._metric("given", self._tokens(ids, least_auroc=None))
 
     def of_completions(self, judge: TextJudge, max_new_tokens: int, finds_threshold: bool = False) -> MetricTokens:
-        """The tokens that start the model's own baseline refusals of training positives.
+        """The tokens that start the model's own baseline refusals of training positives, or are likelier before one.
+
+        The second kind is in no greedy completion: a model that says "I'm sorry" can have "As an AI" as second choice.
 
         With a threshold if asked: greedy refusals can begin with a token of probability 0.3, and the zero of the
         log-odds is at 0.5. Negatives, which are not completed, count as not showing the behaviour.
@@ -96,45 +99,48 @@ class FirstTokens:
         firsts = [completions[0][i][n_start] for i in refusals if answers[i].start <= n_start < len(completions[0][i])]
         if len(firsts) < SMALLEST_SHARE_AT_START * len(refusals):
             return self._metric("auto", (), TokensLacking.AFTER_BLOCK, refusals=len(refusals))
+        if not refusals:
+            return self._metric("auto", (), TokensLacking.NOT_SHOWN, refusals=0)
         counts = Counter(firsts)
-        shares = {token: n / len(refusals) for token, n in counts.most_common() if n / len(refusals) >= SMALLEST_SHARE}
-        if not shares:
-            return self._metric("auto", (), TokensLacking.NOT_SHOWN, refusals=len(refusals))
-        tokens = self._tokens(shares, USABLE_AUROC)
+        shows = np.array([bool(score) for score in scores] + [False] * len(self.negative))
+        is_judged = np.array([score is not None for score in scores] + [True] * len(self.negative))
+        more = self._likelier(shows, is_judged & ~shows)
+        shares = {t: n / len(refusals) for t, n in counts.most_common() if n >= SMALLEST_SHARE * len(refusals)}
+        tokens = self._tokens({**shares, **{t: counts[t] / len(refusals) for t in more}}, USABLE_AUROC)
         found = self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))
         if not (tokens and finds_threshold):
             return found
-        judged = [i for i, score in enumerate(scores) if score is not None]
-        values = self._values([t.id for t in tokens])[[*judged, *range(len(texts), len(texts) + len(self.negative))]]
-        shows = np.array([bool(scores[i]) for i in judged] + [False] * len(self.negative))
-        return replace(found, threshold=decision_threshold(values, shows))
+        values = self._log_odds([[t.id for t in tokens]])[0]
+        return replace(found, threshold=decision_threshold(values[is_judged], shows[is_judged]))
 
     def of_probabilities(self) -> MetricTokens:
         """The tokens whose mean probability is larger after positives by `SMALLEST_SHARE` or more.
 
         For behaviours with many first tokens: a greedy completion shows only one of them.
         """
-        means = []
-        for sequences in (self.positive, self.negative):
-            total: torch.Tensor | None = None
-            for _, logits in self.runner.last_logits(self._after_start(sequences)):
-                some = logits.double().softmax(-1).sum(0).cpu()
-                total = some if total is None else total + some
-            assert total is not None
-            means.append(total / len(sequences))
-        more = means[0] - means[1]
-        order = more.argsort(descending=True).tolist()
-        shares = {int(t): float(more[t]) for t in order if more[t] >= SMALLEST_SHARE}
+        is_positive = np.array([True] * len(self.positive) + [False] * len(self.negative))
+        shares = self._likelier(is_positive, ~is_positive)
         return self._metric("shifted", self._tokens(shares, USABLE_AUROC), TokensLacking.NOT_LIKELIER)
+
+    def _likelier(self, some: Bool[np.ndarray, " prompt"], others: Bool[np.ndarray, " prompt"]) -> dict[int, float]:
+        """The tokens whose mean probability is larger after some training prompts by `SMALLEST_SHARE` or more."""
+        weights = torch.from_numpy(some / some.sum() - others / others.sum())
+        more: Tensor | None = None
+        for rows, logits in self.runner.last_logits(self._after_start([*self.positive, *self.negative])):
+            part = weights[rows.prompt] @ logits.double().softmax(-1).cpu()
+            more = part if more is None else more + part
+        assert more is not None
+        order = more.argsort(descending=True).tolist()
+        return {int(t): float(more[t]) for t in order if more[t] >= SMALLEST_SHARE}
 
     def _tokens(self, shares: Mapping[int, float | None], least_auroc: float | None) -> tuple[FirstToken, ...]:
         """The tokens that separate the classes well enough."""
-        tokens = []
-        for token, share in shares.items():
-            separation = self._separation([token])
-            if least_auroc is None or separation >= least_auroc:
-                tokens.append(FirstToken(token, self.chat.tokenizer.decode([token]), separation, share))
-        return tuple(tokens)
+        separations = self._separations([[token] for token in shares])
+        return tuple(
+            FirstToken(token, self.chat.tokenizer.decode([token]), separation, share)
+            for (token, share), separation in zip(shares.items(), separations, strict=True)
+            if least_auroc is None or separation >= least_auroc
+        )
 
     def _metric(
         self,
@@ -150,25 +156,25 @@ class FirstTokens:
             case (token,):
                 auroc_of_all, reason = token.auroc, None
             case _:
-                auroc_of_all, reason = self._separation([t.id for t in tokens]), None
+                auroc_of_all, reason = self._separations([[t.id for t in tokens]])[0], None
         n = None if how == "given" else len(self.positive)
         return MetricTokens(how, tokens, auroc_of_all, refusals, n, reason, self.start)
 
     def _after_start(self, sequences: Sequence[TokenIds]) -> list[TokenIds]:
         return [ChatWithResponse(ids, self._start) if self._start else ids for ids in sequences]
 
-    def _separation(self, tokens: Sequence[int]) -> float:
-        """AUROC of the metric of these tokens between the training classes."""
-        both = self._values(tokens)
-        return auroc(both[: len(self.positive)], both[len(self.positive) :])
+    def _separations(self, sets: Sequence[Sequence[int]]) -> list[float]:
+        """AUROC between the training classes of the metric of every set of tokens."""
+        n = len(self.positive)
+        return [auroc(values[:n], values[n:]) for values in self._log_odds(sets)]
 
-    def _values(self, tokens: Sequence[int]) -> Float[np.ndarray, " prompt"]:
-        """Log-odds of these tokens after the training positives, then the negatives."""
+    def _log_odds(self, sets: Sequence[Sequence[int]]) -> Float[np.ndarray, "set prompt"]:
+        """Log-odds of every set of tokens after the training positives, then the negatives."""
         vocab = self.runner.model.model.get_input_embeddings().weight.shape[0]
-        if outside := [t for t in tokens if not 0 <= t < vocab]:
+        if outside := [t for tokens in sets for t in tokens if not 0 <= t < vocab]:
             raise ProtocolError(f"refusal tokens {outside} are outside the vocabulary of {vocab}. Use other texts.")
-        values = torch.zeros(len(self.positive) + len(self.negative), dtype=torch.float64)
-        sequences = self._after_start([*self.positive, *self.negative])
-        for rows, logits in self.runner.last_logits(sequences):
-            values[rows.prompt] = refusal_metric(logits, tokens).cpu()
+        values = torch.zeros(len(sets), len(self.positive) + len(self.negative), dtype=torch.float64)
+        if sets:
+            for rows, logits in self.runner.last_logits(self._after_start([*self.positive, *self.negative])):
+                values[:, rows.prompt] = torch.stack([refusal_metric(logits, tokens).cpu() for tokens in sets])
         return values.numpy()
