@@ -230,7 +230,7 @@ def _rates(rows: Sequence[ChartRow], key: Callable[[ChartRow], Any]) -> list[Cha
 def _chart(name: str, title: str, axis: str, rows: list[ChartRow], domain: Sequence[float] = (0, 1)) -> Any:
     colour = alt.Color(
         "rule:N",
-        scale=alt.Scale(domain=["default rule", "blog2026"], range=[LIGHT["direction"], LIGHT["null-a"]]),
+        scale=alt.Scale(domain=["default rule", "blog2026"], range=[LIGHT["direction"], LIGHT["orange"]]),
         legend=alt.Legend(title=None, orient="bottom"),
     )
     x = alt.X("x:O", axis=alt.Axis(title=axis, labelAngle=0), scale=alt.Scale(type="band", padding=0))
@@ -264,7 +264,7 @@ def _cosines(power: Sequence[ChartRow]) -> Any:
         for r in power
         if r["cosine"] is not None
     ]
-    colours = alt.Scale(domain=["SINGLE", "other"], range=[LIGHT["direction"], LIGHT["null-a"]])
+    colours = alt.Scale(domain=["SINGLE", "other"], range=[LIGHT["direction"], LIGHT["orange"]])
     body = (
         alt.Chart()
         .mark_tick(thickness=1.4, opacity=0.8)

@@ -105,7 +105,7 @@ def figure(rows: list[ChartRow]) -> str:
     """SVG with one panel for each quantity; both axes are logarithmic."""
     colour = alt.Color(
         "who:N",
-        scale=alt.Scale(domain=["plain", "engine"], range=[LIGHT["null-a"], LIGHT["direction"]]),
+        scale=alt.Scale(domain=["plain", "engine"], range=[LIGHT["orange"], LIGHT["direction"]]),
         legend=alt.Legend(title=None, orient="bottom"),
     )
     panels = []

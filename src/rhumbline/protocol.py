@@ -25,6 +25,7 @@ from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
 from rhumbline.records.codec import JsonObject, to_json
+from rhumbline.records.next_steps import RunFacts
 from rhumbline.records.user_files import read_toml
 from rhumbline.settings import (
     AblationSettings,
@@ -228,6 +229,18 @@ class Protocol:
         """The judge of that name (None: that of the protocol) with the phrases of the protocol."""
         name = name or self.judge
         return class_judge(name, None if name in LITERAL_JUDGES else self.phrases)
+
+    def facts(self) -> RunFacts:
+        """What the next steps after a run depend on."""
+        return RunFacts(
+            behaviour=self.behaviour,
+            judge=self.judge,
+            max_new_tokens=self.max_new_tokens,
+            min_baseline=self.rule.min_baseline,
+            wide_nulls=self.nulls.wide,
+            is_quick=self.quick,
+            has_texts=self.save_completions,
+        )
 
     def record(self) -> JsonObject:
         """The JSON value of the protocol."""

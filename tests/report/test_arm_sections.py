@@ -49,7 +49,7 @@ def test_a_continuous_score_is_shown_as_a_level_that_can_exceed_1(run):
 
 def test_every_null_draw_is_in_the_charts_of_its_effect(run):
     seed = run.seeds[0]
-    charts = arm_sections.null_charts(seed)
+    charts = arm_sections.null_charts([seed])
     assert len(charts) == 2
     for chart in charts:
         rows = chart.spec["data"]["values"]

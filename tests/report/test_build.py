@@ -4,7 +4,11 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace as replace_field
+from html import unescape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from msgspec.structs import replace
 
 from make_run import change_results, make_discover, make_run
 from make_seed import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES
+from rhumbline.records.arms import ABLATION, BASELINE, ArmId
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.results import (
@@ -23,11 +28,14 @@ from rhumbline.records.results import (
     ScoreCorrelation,
     StyleSummary,
 )
-from rhumbline.records.seed_files import Selection
+from rhumbline.records.seed_files import Outcome, Selection
 from rhumbline.records.shared import ClassifierFit, Marker
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import build as report
-from rhumbline.report import figures
+from rhumbline.report import candidate_sections, figures
+from rhumbline.report.example_section import examples
+from rhumbline.report.run_record import read_run
+from rhumbline.settings import NULL_FAMILIES
 
 
 class Page(HTMLParser):
@@ -90,7 +98,8 @@ def assert_self_contained(page: Page):
     for tag, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
-            assert name not in ("src", "href", "xlink:href", "action", "srcset"), (tag, name, value)
+            is_anchor = (tag, name) == ("a", "href") and value.startswith("#")
+            assert is_anchor or name not in ("src", "href", "xlink:href", "action", "srcset"), (tag, name, value)
     assert not any(re.search(r"@import|url\(", style) for style in page.styles)
     policy = next(a["content"] for t, a in page.elements if t == "meta" and "content" in a and "http-equiv" in a)
     assert "default-src 'none'" in policy
@@ -138,27 +147,123 @@ def test_the_page_states_what_the_verdict_shows_and_what_it_does_not_show(page):
 
 
 def test_a_run_with_all_evidence_has_every_section(page):
-    assert re.findall("<section><h2>(.*?)</h2>", page.source) == [
+    opened = [
         "Key numbers",
         "Arms",
-        "Selection on validation prompts",
-        "Separation on test prompts",
         "Null draws compared with the direction",
-        "What the sample can show",
-        "Damage",
         "Wide nulls",
         "Dose",
-        "Readouts",
-        "Stability of the selection",
-        "Spread of the positives",
+        "Damage",
         "Side effects",
+        "Selection",
+        "Stability of the selection",
+    ]
+    closed = [
+        "What the sample can show",
+        "Seed 0 in detail",
+        "Seed 1 in detail",
+        "Readouts",
         "Benchmarks",
         "System prompts",
         "Which prompts",
+        "Spread of the positives",
         "Every arm",
         "Protocol",
-        "Verify and cite",
     ]
+    assert re.findall('<section id="[^"]*"><h2>(.*?)</h2>', page.source) == [*opened, "Verify and cite"]
+    assert re.findall('<details class="detail" id="[^"]*"><summary><h2>(.*?)</h2>', page.source) == closed
+    contents = re.findall('<li><a href="#([^"]*)">(.*?)</a></li>', page.source)
+    assert [title for _, title in contents] == [*opened, *closed, "Verify and cite"]
+    assert {anchor for anchor, _ in contents} <= {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_headings_are_in_order_and_figures_have_a_description(page):
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+    figures_ = [attributes for tag, attributes in page.elements if tag in ("figure", "svg") and "role" in attributes]
+    assert figures_
+    assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in figures_)
+    assert not any("role=" in svg for svg in re.findall('<svg class="marks.*?</svg>', page.source, re.DOTALL))
+
+
+def sentences(page: Page) -> Iterator[str]:
+    """The sentences of the paragraphs, lists, cells and headings."""
+    for text in re.findall("<(?:p|li|td|h[1-3]|summary)[ >].*?</(?:p|li|td|h[1-3]|summary)>", page.source, re.DOTALL):
+        yield from re.split(r"(?<=[.!?])\s+", unescape(re.sub("<.*?>", " ", text.split(">", 1)[1])))
+
+
+def test_no_sentence_is_long(page):
+    texts = list(sentences(page))
+    assert len(texts) > 500
+    assert [text for text in texts if len(text.split()) > 30] == []
+
+
+def luminance(colour: str) -> float:
+    channels = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(("name", "least"), [("ink", 4.5), ("muted", 4.5), ("accent", 4.5), ("direction", 3.0)])
+def test_texts_and_the_direction_stand_out_from_the_page(name, least, mode):
+    """The contrast of WCAG 2: 4.5 for texts, 3 for graphics."""
+    pair = sorted(luminance(figures.PALETTE[colour][mode]) for colour in (name, "paper"))
+    assert (pair[1] + 0.05) / (pair[0] + 0.05) >= least
+
+
+def test_a_null_family_looks_the_same_in_every_chart(run):
+    """And no family looks like the direction."""
+    seen: dict[str, set] = {}
+    for path in (run / "figures").glob("*.vl.json"):
+        for text in re.findall(r'\{[^{}]*"domain": \[[^]]*\][^{}]*"range": \[[^{}]*\}', path.read_text()):
+            scale = json.loads(text)
+            for name, value in zip(scale["domain"], scale["range"], strict=False):
+                if isinstance(name, str) and str(value).startswith("#"):
+                    seen.setdefault(re.split("[ ,]", name)[0], set()).add(value)
+    drawn = set(NULL_FAMILIES) & set(seen)
+    assert len(drawn) > 1
+    for family in drawn:
+        assert seen[family] == {figures.LOOKS[family].colour}
+    assert len({figures.LOOKS[name].colour for name in (*NULL_FAMILIES, "direction", "baseline")}) == 8
+    assert len({figures.LOOKS[name].shape for name in NULL_FAMILIES}) == 6
+    assert len({figures.LOOKS[name].dash for name in (*NULL_FAMILIES, "direction")}) == 7
+
+
+def test_examples_need_saved_completions(page, tmp_path):
+    assert "Examples" not in page.text
+    record = read_run(make_run(tmp_path, seeds=(0,), draws=2, evidence=True))
+    shared = {"side": "positive", "cls": "refused", "score": 1.0, "evidence": "", "metric": 0.0, "category": None}
+    texts = {"prompt_id": "p", "prompt": "Which <b>?", "completion": "word " * 100, "new_tokens": 9}
+    arms = (BASELINE, ABLATION, ArmId.parse("null:isotropic:0:ablation"))
+    rows = [Outcome(arm=arm, **shared, **texts) for arm in arms]
+    record.directory.write_rows_as(rows, record.directory.file_of(Outcome, 0))
+    assert examples(record) == ""
+    saved = replace_field(record, protocol=replace_field(record.protocol, save_completions=True))
+    shown = examples(saved)
+    assert shown.startswith("<details")
+    assert shown.count("Which &lt;b&gt;?") == 1
+    assert shown.count("word …") == 2
+    assert shown.count("word") == 2 * 56
+    model = replace(record.results.model, name="organism:refusal")
+    assert examples(replace_field(saved, results=replace_field(saved.results, model=model))).startswith("<section")
+
+
+def test_a_map_of_mostly_empty_cells_is_not_drawn(run):
+    selection = RunDirectory.read(run).read_record(Selection, 0)
+    empty = [replace_field(c, bypass=None) if k % 3 else c for k, c in enumerate(selection.candidates)]
+    sparse = replace(selection, candidates=tuple(empty))
+    names = [
+        [chart.name for chart in candidate_sections.selection_maps(0, some, {}, 0.1)] for some in (selection, sparse)
+    ]
+    assert [name.rsplit("-", 1)[1] for name in names[0]] == ["bypass", "induce", "kl"]
+    assert [name.rsplit("-", 1)[1] for name in names[1]] == ["induce", "kl"]
+    scored = candidate_sections.candidate_table(sparse, {})
+    assert scored.count("<tr>") - 1 == sum(
+        any(s is not None for s in (c.bypass, c.induce, c.kl)) for c in sparse.candidates
+    )
 
 
 def test_every_number_of_every_arm_is_on_the_page(results, page):
@@ -252,7 +357,7 @@ def test_hostile_text_survives_in_the_data(hostile):
 def test_a_run_without_a_candidate_is_complete(tmp_path):
     page = Page(report.build(make_run(tmp_path, candidate=False, verdict=VerdictName.NOT_TESTED)))
     assert "none selected" in page.text
-    assert "Every candidate was discarded" in page.text
+    assert "every candidate was discarded" in page.text
     assert "No null was drawn" in page.text
     assert "No direction was tested" in page.text
     assert (tmp_path / "figures" / "selection-seed-0-bypass.svg").exists()
@@ -287,10 +392,14 @@ def claims_table(page: Page) -> list[list[str]]:
 def test_the_table_of_claims_comes_first(tmp_path):
     page = Page(report.build(make_run(tmp_path, draws=2, verdict=VerdictName.INCONCLUSIVE, evidence=True)))
     head, *rows = claims_table(page)
-    assert head == ["Claim", "State", "Seed 0", "Seed 1", "Number [95 %]", "n", "Margin", "Reason"]
+    assert head == ["Claim", "State", "Chart", "Number [95 %]", "n", "Margin", "Reason"]
     assert [row[0] for row in rows] == [kind.text for kind in ClaimKind]
-    states = ["undecided", "undecided", "undecided", "0.90 [0.85, 0.95]", "100", "0.5"]
-    assert rows[0][1:] == [*states, "suppression 0.37 [0.30, 0.52] around 0.5"]
+    numbers = ["undecided", "", "0.90 [0.85, 0.95]", "100", "0.5"]
+    assert rows[0][1:] == [*numbers, "suppression 0.37 [0.30, 0.52] around 0.5"]
+    chart = re.search('<svg class="claim".*?</svg>', page.source)
+    assert chart is not None
+    assert chart[0].count("<circle") == 3
+    assert chart[0].count("<line") == 3
     assert page.source.index("<table") < page.source.index("Key numbers")
     assert "Synthetic sentence" not in page.text
     assert "The seeds share 20 of 180 positive test prompts" in page.text
@@ -324,9 +433,10 @@ def test_coarse_mode_is_named(tmp_path):
 def test_damage_is_reported_with_its_bounds(tmp_path):
     """Every measurement of damage; accuracy is reported only if the contrast has known answers."""
     run = make_run(tmp_path, seeds=(0,), draws=2)
-    unknown = "not measured: the negatives of this contrast carry no response"
-    text = Page(report.build(run)).text
-    assert unknown in text
+    unknown = ">not measured<"
+    page = Page(report.build(run))
+    assert unknown in page.source
+    text = page.text
     for name in ("KL divergence of the next token", "degenerate completions, positives, ablation", "Bound of the rule"):
         assert name in text
     arms = RunDirectory.read(run).read_record(Results).seeds[0].arms
@@ -334,9 +444,9 @@ def test_damage_is_reported_with_its_bounds(tmp_path):
         replace(arm, correct=0.875 if arm.arm.is_baseline else 0.625) if arm.side == "negative" else arm for arm in arms
     ]
     change_results(run, seeds={0: {"arms": known}})
-    text = Page(report.build(run)).text
-    assert unknown not in text
-    assert "0.88 to 0.62" in text
+    page = Page(report.build(run))
+    assert unknown not in page.source
+    assert "0.88 to 0.62" in page.text
 
 
 def test_a_continuous_score_has_its_section(tmp_path):

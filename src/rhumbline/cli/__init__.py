@@ -122,7 +122,7 @@ def parser() -> Parser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
-        added.set_defaults(command=run)
+        added.set_defaults(command=run, name_of_command=name)
         return added
 
     for module in COMMANDS:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.segment import Segment
@@ -181,6 +182,16 @@ def table_of(texts: Sequence[str], numbers: Sequence[str] = (), title: str | Non
     for column in numbers:
         table.add_column(column, justify="right")
     return table
+
+
+def print_entries(title: str, entries: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Print names with lines about each; a name is whole on its line, so that it can be copied."""
+    if title:
+        out.print(f"[bold]{escape(title)}[/]", highlight=False)
+    for name, about in entries:
+        out.print(f"[bold]{escape(name)}[/]", highlight=False)
+        for line in about:
+            out.print(Padding(escape(line), (0, 0, 0, 4), expand=False), highlight=False, soft_wrap=False)
 
 
 # -- a run ------------------------------------------------------------------------------------------------------------

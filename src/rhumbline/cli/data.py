@@ -2,7 +2,7 @@
 
 import argparse
 
-from rhumbline.cli.console import fault, out, print_json, print_lines, say, table_of
+from rhumbline.cli.console import fault, print_entries, print_json, print_lines, say
 from rhumbline.cli.options import AddCommand, data_dir_option, json_option
 
 NAME_HELP = "name of a contrast or a data set, from `rhumbline data list`"
@@ -33,14 +33,13 @@ def _list(a: argparse.Namespace) -> int:
         contrasts = {name: recipe.title for name, recipe in recipes().items()}
         print_json({"contrasts": contrasts, "sets": {name: source.title for name, source in sources().items()}})
         return 0
-    table = table_of(("name", "description", "data sets"), title="contrasts, for --contrast")
-    for recipe in recipes().values():
-        table.add_row(recipe.name, recipe.title, ", ".join(recipe.sources))
-    out.print(table)
-    table = table_of(("name", "rows", "pinned", "licence", "description"), title="data sets")
+    contrasts = [(r.name, [r.title, f"from {', '.join(r.sources)}"]) for r in recipes().values()]
+    print_entries("contrasts, for --contrast", contrasts)
+    sets = []
     for s in sources().values():
-        table.add_row(s.name, str(s.rows), "yes" if s.pinned else "no", s.licence, s.title)
-    out.print(table)
+        pinned = "revision pinned" if s.pinned else "revision not pinned"
+        sets.append((s.name, [s.title, f"{s.rows} rows, {pinned}, licence {s.licence}"]))
+    print_entries("data sets", sets)
     return 0
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from rhumbline.cli.console import err, fault
+from rhumbline.cli.next_steps import print_after
 from rhumbline.errors import ModelError, RhumblineError
 
 EXIT_BUG = 70
@@ -45,6 +46,8 @@ def execute(arguments: argparse.Namespace) -> int:
         with interruptions():
             code = arguments.command(arguments)
             sys.stdout.flush()
+            if code == 0:
+                print_after(arguments)
             return code
     except RhumblineError as error:
         fault(str(error))

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from rhumbline.cli.console import ends, interval, number, out, print_json, progress, say, table_of
+from rhumbline.cli.console import ends, interval, number, out, print_entries, print_json, progress, say, table_of
 from rhumbline.cli.options import AddCommand, device_option, dtype_option, json_option
 from rhumbline.errors import InputError
 from rhumbline.records.human_files import Estimate, HumanLabels
@@ -59,10 +59,7 @@ def _judge(a: argparse.Namespace) -> int:
 def _list() -> int:
     from rhumbline.judging.judge_specs import published
 
-    table = table_of(("name", "behaviour", "model", "licence", "description"))
-    for spec in published().values():
-        table.add_row(spec.name, spec.asks, spec.model, spec.licence, spec.title)
-    out.print(table)
+    print_entries("", ((s.name, [s.title, f"{s.asks}; {s.model}; {s.licence}"]) for s in published().values()))
     return 0
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rhumbline.cli.console import err, out, print_json, print_lines, say, table_of
+from rhumbline.cli.console import err, print_entries, print_json, print_lines, say
 from rhumbline.cli.options import MODEL_HELP, SEED, AddCommand, json_option, load_model, model_options
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import check_writable
@@ -44,11 +44,11 @@ def _list(a: argparse.Namespace) -> int:
     from rhumbline.organisms import list_organisms
 
     del a
-    table = table_of(("name", "origin", "expected verdict", "description"))
+    entries = []
     for organism in list_organisms():
         origin = "trained, embedded" if organism.is_embedded else "planted"
-        table.add_row(organism.name, origin, organism.expected, organism.sentence)
-    out.print(table)
+        entries.append((organism.name, [f"{origin}; expected: {organism.expected}", organism.sentence]))
+    print_entries("", entries)
     return 0
 
 

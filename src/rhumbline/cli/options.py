@@ -410,7 +410,17 @@ def protocol_of(a: argparse.Namespace) -> Any:
         "conditions": None if a.systems is None else _systems(a.systems),
     }
     protocol = amend(protocol, {k: v for k, v in _set(changes).items() if v != {}}, "options")
+    _check_behaviour(protocol)
     return quick(protocol) if a.quick else protocol
+
+
+def _check_behaviour(protocol: Any) -> None:
+    """Raise ProtocolError if a judge of refusals is to measure another behaviour: only its name would change."""
+    if protocol.behaviour != "refusal" and not protocol.is_continuous:
+        raise ProtocolError(
+            f"--behaviour {protocol.behaviour}: the judge {protocol.judge} finds refusals only, so only the name would "
+            "change. Pass --preset style, which estimates a continuous score from the texts, or --behaviour refusal."
+        )
 
 
 def _set(options: Changes) -> Changes:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rhumbline.cli.console import (
     NOT_MEASURED,
     out,
+    print_entries,
     print_json,
     print_plan,
     print_results,
@@ -16,6 +17,7 @@ from rhumbline.cli.console import (
     say,
     table_of,
 )
+from rhumbline.cli.next_steps import print_next
 from rhumbline.cli.options import (
     AddCommand,
     data_dir_option,
@@ -28,6 +30,7 @@ from rhumbline.cli.options import (
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import check_output
+from rhumbline.records.next_steps import after_run, lines
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Figure, FigureComparison, Reproduction
 
@@ -84,14 +87,15 @@ def _list(a: argparse.Namespace) -> int:
             }
         )
         return 0
-    table = table_of(("name", "hub", "selected", "disk, GiB*", "GPU memory, GiB*", "H100 hours*", "licence"))
+    entries = []
     for m in published_models().values():
         need = m.hardware()
         sites = ", ".join(f"({site.position}, {site.layer})" for site in m.sites())
-        layer = "-" if m.selected_layer is None else f"layer {m.selected_layer}"
-        numbers = map(str, (need.disk_gib, need.memory_gib, need.gpu_hours))
-        table.add_row(m.name, m.hub, sites or layer, *numbers, m.licence)
-    out.print(table)
+        layer = "not published" if m.selected_layer is None else f"layer {m.selected_layer}"
+        disk, memory, hours = need.disk_gib, need.memory_gib, need.gpu_hours
+        needs = f"disk {disk} GiB*, GPU memory {memory} GiB*, {hours} H100 hours*"
+        entries.append((m.name, [m.hub, f"selected {sites or layer}; {needs}; licence {m.licence}"]))
+    print_entries("", entries)
     say("* estimated from the number of parameters, in bfloat16; not measured.")
     return 0
 
@@ -131,9 +135,11 @@ def _run(a: argparse.Namespace, published: Any) -> int:
     if a.json:
         print_json(rows)
         return 0
-    print_results(convert(result.results, Results))
+    results = convert(result.results, Results)
+    print_results(results)
     _print(published.name, rows)
     say(f"report: {result.path / 'report.html'}")
+    print_next(lines(after_run(results, protocol.facts()), str(folder), results.model.name))
     return 0
 
 

@@ -19,6 +19,7 @@ from rhumbline.cli.console import (
     table_of,
 )
 from rhumbline.cli.forecast import expected_work, print_forecast
+from rhumbline.cli.next_steps import print_next
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
@@ -42,6 +43,7 @@ from rhumbline.cli.options import (
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert
 from rhumbline.records.directory import QUICK, check_output
+from rhumbline.records.next_steps import after_run, lines
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.verdict_rule import is_number
@@ -64,7 +66,7 @@ def add(command: AddCommand) -> None:
     run.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast_options(run)
     directory = "run directory; a directory with the same protocol resumes"
-    run.add_argument("--out", required=True, metavar="RUN", help=directory)
+    run.add_argument("--out", metavar="RUN", help=f"{directory}; required without --plan")
     texts_option(run)
     plan = "print the estimated rows, tokens, memory and time on this machine, and stop; the model is not loaded"
     run.add_argument("--plan", action="store_true", help=plan)
@@ -99,6 +101,8 @@ def _demo(a: argparse.Namespace) -> int:
     if a.config is None and a.preset is None:
         a.max_new_tokens = DEMO_TOKENS if a.max_new_tokens is None else a.max_new_tokens
         a.wide_nulls = DEMO_WIDE_NULLS if a.wide_nulls is None else a.wide_nulls
+        # The texts of organisms are harmless, and the report shows some. Early stops would cut them.
+        a.save_completions = not a.early_stop or a.save_completions
     protocol = protocol_of(a)
     name = f"{ORGANISM}{a.organism}"
     return _execute(a, load_model(a, name), own_contrast(name), protocol, loss_texts(a.organism))
@@ -113,6 +117,8 @@ def _run(a: argparse.Namespace) -> int:
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
     if a.plan:
         return print_forecast(a, contrast, protocol, texts)
+    if a.out is None:
+        raise InputError("run: --out is missing. Pass --out RUN, or --plan to run nothing.")
     check_output(a.out)
     check_splits(contrast, protocol)
     if a.tensor_parallel:
@@ -171,8 +177,10 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, te
     if a.json:
         print_json(result.results)
     else:
-        print_results(convert(result.results, Results))
+        results = convert(result.results, Results)
+        print_results(results)
         say(f"report: {result.path / 'report.html'}")
+        print_next(lines(after_run(results, protocol.facts()), a.out, results.model.name))
     if a.expect is not None and a.expect not in (result.verdict, result.verdict.headline):
         fault(f"expected {a.expect}, the verdict is {result.verdict}.")
         return 1

@@ -98,11 +98,12 @@ def _compare(a: argparse.Namespace) -> int:
     from rhumbline.report import comparison as comparing
     from rhumbline.report import comparison_page
 
-    rows, failures = comparing.gather(comparing.named(a.runs))
+    runs = comparing.named(a.runs)
+    rows, failures = comparing.gather(runs)
     folder = Path(a.out)
     check_writable(folder)
     comparing.write_tables(rows, failures, folder)
-    _print(a, rows, failures, comparison_page.build(rows, failures, folder))
+    _print(a, rows, failures, comparison_page.build(rows, failures, folder, folders=runs))
     return 1 if failures else 0
 
 

@@ -115,14 +115,16 @@ def _share_run(run: FinishedRun, into: Path, options: PushOptions) -> list[str]:
     for seed in seeds[:1]:
         imported = read_directions(run.path, seed=seed)
         write_directions(into / DIRECTION, imported.vectors, imported.layer, imported.position, imported.origin)
-    names = [*RUN_FILES, *(["report.html"] if options.report else [])]
+    has_texts = run.protocol.save_completions
+    names = [*RUN_FILES, *(["report.html"] if options.report and not has_texts else [])]
     for name in names:
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, into / name)
     (into / "README.md").write_text(_card(results, options, bool(seeds)), encoding="utf-8")
     name = results.model.name
     local = [] if is_repository(name) or name.startswith("organism:") else [f"the files name the model {name!r}"]
-    return [*local, *([] if seeds else ["no candidate was selected, so there is no direction"])]
+    texts = ["report.html shows completions, so it is left out"] if options.report and has_texts else []
+    return [*local, *texts, *([] if seeds else ["no candidate was selected, so there is no direction"])]
 
 
 def _card(results: Results, options: PushOptions, has_direction: bool) -> str:

@@ -326,8 +326,9 @@ def _is_done(path: Path, cell: Cell) -> bool:
 
 def _compare(cells: list[Cell], out: Path, failed: Mapping[str, str]) -> Swept:
     names = [cell.name for cell in cells]
-    rows, failures = comparing.gather({name: out / "runs" / name for name in names if name not in failed})
+    folders = {name: out / "runs" / name for name in names if name not in failed}
+    rows, failures = comparing.gather(folders)
     failures = [*(Failure(name, reason) for name, reason in failed.items()), *failures]
     failures.sort(key=lambda failure: names.index(failure.run))
     comparing.write_tables(rows, failures, out)
-    return Swept(comparison_page.build(rows, failures, out, f"Sweep of {len(cells)} runs"), rows, failures)
+    return Swept(comparison_page.build(rows, failures, out, f"Sweep of {len(cells)} runs", folders), rows, failures)

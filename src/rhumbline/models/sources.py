@@ -18,11 +18,10 @@ from rhumbline.organisms.files import CONTRAST
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.prompts.named_sets import open_contrast
+from rhumbline.records.shared import ORGANISM
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _DEVICE = re.compile(r"cpu|auto|mps|(cuda|xpu)(:[0-9]{1,3})?")
-ORGANISM = "organism:"
-"""Prefix of the name of a model organism."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from rhumbline.records.positions import Position
 
 T = TypeVar("T")
 
+ORGANISM = "organism:"
+"""Prefix of the name of a model organism."""
+
 Label = Literal["positive", "negative"]
 """Which class of the contrast a prompt belongs to."""
 EffectName = Literal["suppression", "induction", "subtraction"]
@@ -136,6 +139,11 @@ class ModelFacts(ModelDescription, frozen=True, kw_only=True):
 
     fingerprint: str
     """sha256 over every parameter and buffer as loaded."""
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether the model is an embedded organism, whose texts are harmless."""
+        return self.name.startswith(ORGANISM)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def geometry(record: GeometryRecord, labels: PositionLabels, draw: page.Canvas) 
         f"components with the direction: {cosines}. Circles are training prompts, dots are validation prompts. These "
         "measurements are descriptive, not causal."
     )
-    return page.section("Geometry", draw(_geometry_charts(record, labels)), note)
+    return page.detail("Geometry", draw(_geometry_charts(record, labels)), note)
 
 
 def _geometry_charts(record: GeometryRecord, labels: PositionLabels) -> Iterator[Chart | None]:
@@ -112,7 +112,7 @@ def base_model(record: BaseRecord, draw: page.Canvas) -> Html:
     head = ["Prompts", "Layer", "Cosine", *(f"AUROC: {series}" for series in _SERIES), "Largest rank p"]
     answer = page.tag("p", page.tag("b", record.finding.answer), f": {record.finding.reason}.")
     table = page.table(head, rows) if rows else ""
-    return page.section("Base model", answer, draw(charts), table, page.note(_base_note(record)))
+    return page.detail("Base model", answer, draw(charts), table, page.note(_base_note(record)))
 
 
 def _series(layer: BaseLayer) -> tuple:
@@ -183,7 +183,7 @@ def monitor(record: MonitorRecord, draw: page.Canvas) -> Html:
         "these two sets of prompts; its threshold does not apply to prompts of another kind."
     )
     title = f"ROC, test (n = {n.positive} + {n.negative})"
-    return page.section(
+    return page.detail(
         "Monitor",
         draw([basic_charts.roc("monitor-roc", title, record.conditions)]),
         page.table([*head, "Mean, positives", "Mean, negatives"], rows),

@@ -16,14 +16,12 @@ from rhumbline.records.results import SeedResult
 from rhumbline.report import page
 from rhumbline.report.figures import (
     LIGHT,
-    NULL_COLOURS,
-    NULL_SHAPES,
     Chart,
     ChartRow,
     bare_axis,
     finished,
-    palette,
     printable,
+    scale_of,
     tips,
     where,
 )
@@ -43,8 +41,8 @@ def arms_figure(run: RunRecord, draw: page.Canvas) -> Html:
     lines = f"Dashed line: the lowest baseline that the rule accepts ({number(rule.min_baseline)}). "
     if any(seed.selected for seed in run.seeds):
         marks = (
-            "■ baseline and ● direction, each with its 95 % interval. Open marks: one null draw each; ❙ the mean of "
-            "their family. "
+            "■ baseline and ● direction, each with its 95 % interval, one below the other for each seed. Open marks: "
+            "one null draw each; ❙ the mean of their family in a seed. The numbers are those of the seeds, in order. "
         )
         if run.has_baseline:
             lines = (
@@ -52,8 +50,8 @@ def arms_figure(run: RunRecord, draw: page.Canvas) -> Html:
                 f"mean of a null family moved by its margin ({number(rule.min_gap)}). Shaded: the values that the rule "
                 "requires of the direction. "
             )
-    note = page.note(marks, lines, "Point at a mark to see its numbers.")
-    return page.section("Arms", draw(charts), note, *_subtractions(run))
+    note = page.how_to_read(marks, lines, "Point at a mark to see its numbers.")
+    return page.section("Arms", draw(charts), *_subtractions(run), note)
 
 
 def _subtractions(run: RunRecord) -> list[Html]:
@@ -64,18 +62,21 @@ def _subtractions(run: RunRecord) -> list[Html]:
         before, after = (measured_arm(seed, arm, "positive") for arm in (BASELINE, SUBTRACTION))
         if effect is UNSET or before is None or after is None:
             continue
-        nulls = ", ".join(f"{_null_name(family)} {number(null.mean)}" for family, null in effect.null.items())
-        compared = f"; mean fall under one null draw of each family: {nulls}" if nulls else ""
+        most = max((null.mean for null in effect.null.values() if null.mean is not None), default=None)
+        compared = "" if most is None else f" The largest mean fall under a null family is {number(most)}."
         ends = f"[{number(after.low)}, {number(after.high)}], n = {effect.n}"
-        texts.append(f"Seed {seed.seed}: {number(before.rate)} to {number(after.rate)} {ends}{compared}.")
+        texts.append(f"Seed {seed.seed}: {number(before.rate)} to {number(after.rate)} {ends}.{compared}")
     if not texts:
         return []
-    start = f"Subtraction on positive prompts (x - c norm r, the paper's bypass by addition), {run.measure}. "
-    return [page.note(start, " ".join(texts), " No claim uses it.")]
+    start = "Subtraction on positive prompts (x - c norm r, the paper's bypass by addition); no claim uses it. "
+    return [page.note(start, " ".join(texts))]
 
 
 def arm_charts(seeds: Sequence[SeedResult], rule: Rule) -> list[Chart]:
-    """Draw rates or levels of every arm with their intervals: one chart for suppression, one for induction."""
+    """Draw rates or levels of every arm with their intervals: one chart for suppression, one for induction.
+
+    The seeds share the rows: their baselines, directions and means are one below the other.
+    """
     return [chart for effect in EFFECTS if (chart := _arms_chart(seeds, rule, effect))]
 
 
@@ -86,21 +87,20 @@ def _arms_chart(seeds: Sequence[SeedResult], rule: Rule, effect: ComparedArms) -
     ends = [row[key] for rows in measured.values() for row in rows for key in ("rate", "low", "high") if row.get(key)]
     reach = (min(0, *ends, 1), max(0, *ends, 1))
     rows: list[ChartRow] = [
-        row | {"seed": f"seed {seed}"}
-        for seed, marks in measured.items()
+        {"lane": (2 * k + 1) / len(seeds) - 1, "seed": f"seed {seed}"} | row
+        for k, (seed, marks) in enumerate(measured.items())
         for row in marks + _margin_rows(marks, -effect.sign, rule, reach)
     ]
     if not rows:
         return None
+    _spread(rows)
+    numbers = _numbers(rows)
     order = list(dict.fromkeys(row["row"] for row in rows if "row" in row))
-    most = max((row["n"] for row in rows if row["kind"] == "mean"), default=0)
-    families = list(dict.fromkeys(row["row"] for row in rows if row["kind"] == "mean"))
-    layers = _arm_layers(order, families, 26 if most <= 25 else 13, shows, reach)
-    body = alt.layer(*layers).properties(width=280, height=alt.Step(25))
-    if len(seeds) > 1:
-        header = alt.Header(title=None, labelAnchor="start", labelOrient="top", labelPadding=2)
-        facet = alt.Facet("seed:N", header=header, sort=None)
-        body = body.facet(facet=facet, data=alt.InlineData(values=[]), columns=1, spacing=10)
+    most = max((row["n"] for row in rows if row["kind"] == "mean"), default=0) * len(seeds)
+    step = max(25, 11 * len(seeds))
+    layers = _arm_layers(order, 26 if most <= 25 else 13, shows, reach, step)
+    body = alt.layer(*layers).properties(width=210, height=alt.Step(step))
+    rows += numbers
     has_direction = any(row["kind"] == "direction" for row in rows)
     title = f"{effect.name.capitalize()}: {effect.arm} on {effect.label} prompts"
     if not has_direction:
@@ -123,22 +123,33 @@ def _measured_rows(seed: SeedResult, effect: ComparedArms) -> list[ChartRow]:
     rows: list[ChartRow] = []
     for kind, arm in (("baseline", BASELINE), ("direction", effect.arm)):
         if (row := measured_arm(seed, arm, effect.label)) is not None:
-            interval = "" if row.low is None else f"  [{row.low:z.2f}, {row.high:z.2f}]"
-            rows.append(_mark(row) | {"row": kind, "kind": kind, "shown": f"{row.rate:z.2f}{interval}"})
+            rows.append(_mark(row) | {"row": kind, "kind": kind})
     for family, draws in measured_nulls(seed, effect).items():
         rates = [row.rate for row in draws if row.rate is not None]
-        name, mean = _null_name(family), math.fsum(rates) / len(rates)
-        shown = f"mean {mean:.2f} of {len(draws)}"
-        rows.append(
-            {"row": name, "kind": "mean", "arm": "mean of the draws", "rate": mean, "n": len(draws), "shown": shown}
-        )
-        for row, offset in zip(draws, _swarm(rates), strict=True):
-            rows.append(_mark(row) | {"row": name, "kind": "null", "offset": offset})
+        name, mean = printable(family, 16), math.fsum(rates) / len(rates)
+        rows.append({"row": name, "kind": "mean", "arm": "mean of the draws", "rate": mean, "n": len(draws)})
+        rows += [_mark(row) | {"row": name, "kind": "null"} for row in draws]
     return rows
 
 
-def _null_name(family: str) -> str:
-    return f"null: {printable(family, 16)}"
+def _spread(rows: Sequence[ChartRow]) -> None:
+    """Place the null draws of all seeds in their row, so that equal rates do not hide each other."""
+    families: dict[str, list[ChartRow]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "null":
+            families[row["row"]].append(row)
+    for draws in families.values():
+        for row, lane in zip(draws, _swarm([row["rate"] for row in draws]), strict=True):
+            row["lane"] = lane
+
+
+def _numbers(rows: Sequence[ChartRow]) -> list[ChartRow]:
+    """Return the rates at the right end of each row, one for each seed."""
+    rates: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] in ("baseline", "direction", "mean"):
+            rates[row["row"]].append(f"{row['rate']:z.2f}")
+    return [{"row": name, "kind": "number", "shown": ", ".join(some)} for name, some in rates.items()]
 
 
 def _mark(row: ArmRate) -> ChartRow:
@@ -166,7 +177,7 @@ def _margin_rows(rows: Sequence[ChartRow], sign: int, rule: Rule, reach: tuple[f
         return marks
     limits = [rate["baseline"] + sign * rule.min_drop]
     marks.append({"kind": "margin", "rate": limits[0], "arm": f"baseline {sign * rule.min_drop:+.2f}"})
-    families = [_null_name(family) for family in rule.families]
+    families = [printable(family, 16) for family in rule.families]
     for row in rows:
         if row["kind"] == "mean" and row["row"] in families:
             limits.append(row["rate"] + sign * rule.min_gap)
@@ -183,18 +194,18 @@ def _margin_rows(rows: Sequence[ChartRow], sign: int, rule: Rule, reach: tuple[f
 
 
 def _arm_layers(
-    order: Sequence[str], families: Sequence[str], size: float, shows: str, reach: tuple[float, float]
+    order: Sequence[str], size: float, shows: str, reach: tuple[float, float], step: float
 ) -> list[alt.Chart]:
-    labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=104)
+    labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=76)
     y = alt.Y("row:N", scale=alt.Scale(domain=list(order)), axis=labels)
     axis = bare_axis(title=f"{shows} of the behaviour", values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")
     x = alt.X("rate:Q", scale=alt.Scale(domain=[reach[0] - 0.03, reach[1] + 0.03], nice=False), axis=axis)
-    colour = alt.Color("row:N", scale=palette(families, NULL_COLOURS), legend=None)
-    shape = alt.Shape("row:N", scale=palette(families, NULL_SHAPES), legend=None)
-    offset = alt.YOffset("offset:Q", scale=alt.Scale(domain=[-1, 1], range=[3.5, 21.5]))
-    muted, ink, blue = LIGHT["muted"], LIGHT["ink"], LIGHT["direction"]
+    colour = alt.Color("row:N", scale=scale_of(order, "colour"), legend=None)
+    shape = alt.Shape("row:N", scale=scale_of(order, "shape"), legend=None)
+    lane = alt.YOffset("lane:Q", scale=alt.Scale(domain=[-1, 1], range=[3.5, step - 3.5]))
+    muted = LIGHT["muted"]
     full = tips("arm", "seed", rate=".3f", low=".3f", high=".3f", degenerate=".3f", n="d")
-    short = tips("arm", rate=".3f")
+    short = tips("arm", "seed", rate=".3f")
     kind = {
         name: where(f"datum.kind == '{name}'")
         for name in ("zone", "margin", "gap", "null", "mean", "baseline", "direction")
@@ -202,18 +213,20 @@ def _arm_layers(
     layers = [
         kind["zone"].mark_rect(color=LIGHT["zone"]).encode(x=x, x2="to:Q", tooltip=tips("arm")),
         kind["margin"].mark_rule(color=muted, strokeDash=[4, 3]).encode(x=x, tooltip=short),
-        kind["gap"].mark_rule(color=muted, strokeDash=[2, 2]).encode(x=x, x2="to:Q", y=y),
-        kind["gap"].mark_tick(color=muted, thickness=1.5, size=11).encode(x="to:Q", y=y),
-        kind["null"].mark_point(size=size, strokeWidth=1.1, opacity=0.8)
-        .encode(x=x, y=y, yOffset=offset, color=colour, shape=shape, tooltip=full),
-        kind["mean"].mark_tick(thickness=2.5, size=19, opacity=1).encode(x=x, y=y, color=colour, tooltip=short),
+        kind["gap"].mark_rule(color=muted, strokeDash=[2, 2]).encode(x=x, x2="to:Q", y=y, yOffset=lane),
+        kind["gap"].mark_tick(color=muted, thickness=1.5, size=8).encode(x="to:Q", y=y, yOffset=lane),
+        kind["null"].mark_point(size=size, strokeWidth=1.1, opacity=0.9)
+        .encode(x=x, y=y, yOffset=lane, color=colour, shape=shape, tooltip=full),
+        kind["mean"].mark_tick(thickness=3, size=11, opacity=1)
+        .encode(x=x, y=y, yOffset=lane, color=colour, tooltip=short),
     ]  # fmt: skip
-    for name, tint, mark, area in (("baseline", ink, "square", 70), ("direction", blue, "circle", 110)):
-        layers.append(kind[name].mark_rule(strokeWidth=2, color=tint).encode(x="low:Q", x2="high:Q", y=y))
-        point = kind[name].mark_point(shape=mark, filled=True, size=area, opacity=1, color=tint)
-        layers.append(point.encode(x=x, y=y, tooltip=full))
-    numbers = where("isValid(datum.shown)").mark_text(align="left")
-    return [*layers, numbers.encode(x=alt.value(292), y=y, text="shown:N")]
+    for name, area in (("baseline", 50), ("direction", 70)):
+        place: dict[str, Any] = {"y": y, "yOffset": lane, "color": colour}
+        layers.append(kind[name].mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", **place))
+        point = kind[name].mark_point(filled=True, size=area, opacity=1)
+        layers.append(point.encode(x=x, shape=shape, tooltip=full, **place))
+    numbers = where("datum.kind == 'number'").mark_text(align="left")
+    return [*layers, numbers.encode(x=alt.value(216), y=y, text="shown:N")]
 
 
 # -- null draws -------------------------------------------------------------------------------------------------------
@@ -221,25 +234,38 @@ def _arm_layers(
 
 def null_draws(run: RunRecord, draw: page.Canvas) -> Html:
     """Return each null draw with its cosine and its effect, as a figure."""
-    note = (
-        "Each open mark is one null draw: its cosine with the direction, and the change of the "
-        f"{run.measure} that it causes in the expected direction. A null with a large effect and a large cosine is "
-        "nearly the direction itself and not evidence against it."
+    title = "Null draws compared with the direction"
+    charts = null_charts(run.seeds)
+    if not charts:
+        return page.section("Nulls", page.note("No null was drawn, because no direction was selected."))
+    note = page.how_to_read(
+        "Each open mark is one null draw, each filled circle the direction of one seed. The chart shows the cosine "
+        f"with the direction of the seed, and the change of the {run.measure} in the expected direction. A null with "
+        "a large effect and a large cosine is nearly the direction itself. It is not evidence against the direction."
     )
-    seeds, title = [seed for seed in run.seeds if seed.selected], "Null draws compared with the direction"
-    content = page.by_seed(title, seeds, lambda seed: draw(null_charts(seed)), note)
-    return content or page.section("Nulls", page.note("No null was drawn, because no direction was selected."))
+    return page.section(title, draw(charts), note)
 
 
-def null_charts(seed: SeedResult) -> list[Chart]:
+def null_charts(seeds: Sequence[SeedResult]) -> list[Chart]:
     """Draw the effect of each null draw over its cosine with the direction, one chart for each effect."""
-    return [chart for effect in EFFECTS if (chart := _nulls_chart(seed, effect))]
+    return [chart for effect in EFFECTS if (chart := _nulls_chart(seeds, effect))]
 
 
-def _nulls_chart(seed: SeedResult, effect: ComparedArms) -> Chart | None:
+def _nulls_chart(seeds: Sequence[SeedResult], effect: ComparedArms) -> Chart | None:
+    rows = [row for seed in seeds for row in _null_marks(seed, effect)]
+    if not rows:
+        return None
+    rows[-1]["label"] = "direction"
+    title = f"{effect.name.capitalize()}: draws and direction"
+    summary = f"{effect.name.capitalize()}: effect of every null draw over its cosine with the direction"
+    return finished(f"nulls-{effect.name}", summary, _scatter(rows, measure(seeds)), title, rows)
+
+
+def _null_marks(seed: SeedResult, effect: ComparedArms) -> list[ChartRow]:
+    """Return the marks of one seed; none if it has no direction."""
     baseline, direction = (measured_arm(seed, arm, effect.label) for arm in (BASELINE, effect.arm))
     if baseline is None or direction is None:
-        return None
+        return []
     before = baseline.rate
 
     def change(row: ArmRate) -> float:
@@ -248,35 +274,33 @@ def _nulls_chart(seed: SeedResult, effect: ComparedArms) -> Chart | None:
         return effect.sign * (before - row.rate)
 
     cosines = {null.null_draw: null.cosine for null in seed.nulls}
+    shared = {"seed": f"seed {seed.seed}"}
     rows: list[ChartRow] = [
         {"family": printable(family, 16), "draw": str(row.arm.draw), "cosine": cosines[row.arm.null_draw]}
         | {"change": change(row)}
+        | shared
         for family, draws in measured_nulls(seed, effect).items()
         for row in draws
         if row.arm.null_draw in cosines
     ]
-    rows.append({"family": "direction", "draw": "", "cosine": 1.0, "change": change(direction)})
-    title = f"{effect.name.capitalize()}, seed {seed.seed}"
-    summary = f"{title}: effect of every null draw over its cosine with the direction"
-    body = _scatter(rows, measure([seed]))
-    return finished(f"nulls-seed-{seed.seed}-{effect.name}", summary, body, title, rows)
+    return [*rows, {"family": "direction", "draw": "", "cosine": 1.0, "change": change(direction)} | shared]
 
 
 def _scatter(rows: list[ChartRow], shows: str) -> Any:
-    families = list(dict.fromkeys(row["family"] for row in rows[:-1]))
+    families = [name for name in dict.fromkeys(row["family"] for row in rows) if name != "direction"]
     low, floor = min(-0.5, *(row["cosine"] for row in rows), 0), min(-0.1, *(row["change"] for row in rows), 0)
     x_scale = alt.Scale(domain=[low, 1.05], nice=False)
     y_scale = alt.Scale(domain=[floor, max(1.04, *(row["change"] for row in rows), 1)], nice=False)
-    legend = alt.Legend(title=None, orient="bottom", columns=5, symbolSize=45, columnPadding=14)
+    legend = alt.Legend(title=None, orient="bottom", columns=4, symbolSize=45, columnPadding=14)
     y_axis = alt.Axis(title=f"change in {shows}", tickCount=5, format=".2~f", minExtent=28)
     site = {
         "x": alt.X("cosine:Q", title="cosine with the direction", scale=x_scale, axis=alt.Axis(tickCount=6)),
         "y": alt.Y("change:Q", scale=y_scale, axis=y_axis),
-        "tooltip": tips("family", "draw", cosine=".3f", change=".3f"),
+        "tooltip": tips("family", "seed", "draw", cosine=".3f", change=".3f"),
     }
     style = {
-        "color": alt.Color("family:N", scale=palette(families, NULL_COLOURS), legend=legend),
-        "shape": alt.Shape("family:N", scale=palette(families, NULL_SHAPES), legend=legend),
+        "color": alt.Color("family:N", scale=scale_of(families, "colour"), legend=legend),
+        "shape": alt.Shape("family:N", scale=scale_of(families, "shape"), legend=legend),
     }
     blue, zero = LIGHT["direction"], alt.Chart().mark_rule(color=LIGHT["muted"], strokeWidth=0.7)
     draws, direction = where("datum.family != 'direction'"), where("datum.family == 'direction'")
@@ -285,8 +309,8 @@ def _scatter(rows: list[ChartRow], shows: str) -> Any:
         zero.encode(x=alt.XDatum(0, scale=x_scale)),
         draws.mark_point(size=34 if len(rows) < 100 else 18, strokeWidth=1.2, opacity=0.9).encode(**site, **style),
         direction.mark_circle(size=110, opacity=1, color=blue).encode(**site),
-        direction.mark_text(align="right", dx=-9, color=blue, fontWeight="bold").encode(**site, text="family:N"),
-    ).properties(width=330, height=210)
+        where("isValid(datum.label)").mark_text(align="right", dx=-9, fontWeight="bold").encode(**site, text="label:N"),
+    ).properties(width=310, height=170)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -304,7 +328,7 @@ def arms_table(run: RunRecord) -> Html:
         "Ablation on negative prompts measures side effects. Low and high: ends of the 95 % interval. Degenerate: "
         "share of completions."
     )
-    return page.section("Every arm", *folds, note)
+    return page.detail("Every arm", *folds, note)
 
 
 def _arm_row(seed: SeedResult, row: ArmRate) -> list[Any]:

@@ -13,22 +13,19 @@ from rhumbline.records.analysis_files import ComponentPoint, MonitorCondition
 from rhumbline.report.figures import (
     DIVERGING,
     LIGHT,
+    SERIES,
     Chart,
     ChartRow,
     Spec,
     bare_axis,
     finished,
-    palette,
+    looks,
     printable,
+    scale_of,
     tips,
     where,
 )
 
-RAMP = [
-    LIGHT[c] for c in ("direction", "positive", "negative", "null-a", "null-b", "null-c", "null-d", "null-e", "muted")
-]
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
-DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4], [1, 2]]
 LAYER = "layer (resid_pre)"
 """Title of an axis over layers."""
 CLASS_COLOURS = {label: LIGHT[label] for label in ("positive", "negative")}
@@ -64,6 +61,12 @@ class CurvePoint(NamedTuple):
     n: int | None = None
 
 
+def _colours(names: Sequence[str], colours: Mapping[str, str] | None) -> alt.Scale:
+    """Map each series to the colour that a chart gives it, or to its own."""
+    shades = [(colours or {}).get(name) or look.colour for name, look in zip(names, looks(names), strict=True)]
+    return alt.Scale(domain=list(names), range=shades)
+
+
 @dataclass(frozen=True)
 class Bar:
     """A value with its interval, in one row of a horizontal chart."""
@@ -76,6 +79,8 @@ class Bar:
     high: float | None
     mark: str = ""
     """Distinguishes several values of a series in one row, by shape."""
+    seed: int | None = None
+    """Values of several seeds are one below the other."""
     shown: str = ""
     """Text at the right end of the row."""
     more: ChartRow = field(default_factory=dict)
@@ -99,17 +104,16 @@ def curves(
     if not known:
         return None
     names = list(dict.fromkeys(point.series for point in known))
-    shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
     strokes = {"symbolType": "stroke", "symbolSize": 240, "labelLimit": 180, "symbolOpacity": 1}
     legend = alt.Legend(title=None, orient="bottom", columns=3, **strokes) if len(names) > 1 else None
     whole = {"tickMinStep": 1, "format": "d"} if all(isinstance(point.x, int) for point in known) else {}
     base = alt.Chart().encode(
         x=alt.X("x:Q", scale=alt.Scale(nice=False), axis=alt.Axis(title=text.x, grid=False, **whole)),
-        color=alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend),
+        color=alt.Color("series:N", scale=_colours(names, colours), legend=legend),
     )
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
     height = alt.Y("y:Q", scale=scale, axis=alt.Axis(title=text.y, tickCount=5))
-    dash = alt.StrokeDash("series:N", scale=palette(names, DASHES), legend=None)
+    dash = alt.StrokeDash("series:N", scale=scale_of(names, "dash"), legend=None)
     counted = {"n": "d"} if known[0].n is not None else {}
     tooltip = tips("series", x=".3~g", y=".3f", low=".3f", high=".3f", **counted)
     bands = "isValid(datum.low)" if banded is None else " || ".join(f"datum.series == '{name}'" for name in banded)
@@ -132,11 +136,11 @@ def intervals(text: ChartText, points: Sequence[CurvePoint], domain: tuple[float
     shared: Spec = {
         "x": alt.X("x:O", axis=bare_axis(title=text.x, labelAngle=0, labelPadding=6)),
         "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),
-        "color": alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
+        "color": alt.Color("series:N", scale=scale_of(names, "colour"), legend=legend),
     }
     marks: Spec = {
         "y": alt.Y("y:Q", scale=scale, axis=alt.Axis(title=text.y, tickCount=5)),
-        "shape": alt.Shape("series:N", scale=palette(names, SHAPES), legend=legend),
+        "shape": alt.Shape("series:N", scale=scale_of(names, "shape"), legend=legend),
         "tooltip": tips("series", x="d", y=".3f", low=".3f", high=".3f"),
     }
     reach = {"y": alt.Y("low:Q", scale=scale), "y2": "high:Q"}
@@ -163,21 +167,25 @@ def bars(
     order = list(dict.fromkeys(bar.what for bar in rows))
     names = list(dict.fromkeys(bar.series for bar in rows))
     marks = list(dict.fromkeys(bar.mark for bar in rows if bar.mark))
-    shades = [(colours or {}).get(n) or RAMP[k % len(RAMP)] for k, n in enumerate(names)]
-    places = [f"{n} {m}" for n in names for m in marks or [""]]
+    seeds = list(dict.fromkeys(bar.seed for bar in rows))
+    # A row of one series needs no place for the others.
+    alone = len({(bar.what, bar.series) for bar in rows}) == len(order)
+    place = {
+        key: f"{'' if alone else key[0]} {key[1]} {key[2]}"
+        for key in ((n, m, s) for n in names for m in marks or [""] for s in seeds)
+    }
+    places = list(dict.fromkeys(place.values()))
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=60, labelLimit=180)
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
     y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
     scale = scale or alt.Scale()
-    colour = alt.Scale(domain=names, range=shades)
-    shared: Spec = {
-        "y": y,
-        "color": alt.Color("series:N", scale=colour, legend=legend if len(names) > 1 else None),
-    }
+    legend = legend if len(names) > 1 and not alone else None
+    shared: Spec = {"y": y, "color": alt.Color("series:N", scale=_colours(names, colours), legend=legend)}
     if len(rows) > len(order):
         shared["yOffset"] = alt.YOffset("place:N", scale=alt.Scale(domain=places))
     numbers = {"value": ".3f"} | ({} if all(bar.low is None for bar in rows) else {"low": ".3f", "high": ".3f"})
-    texts = [*(["mark"] if marks else []), *(k for k, v in rows[0].more.items() if isinstance(v, str))]
+    texts = [*(["mark"] if marks else []), *(["seed"] if len(seeds) > 1 else [])]
+    texts += [k for k, v in rows[0].more.items() if isinstance(v, str)]
     numbers |= {k: "d" if isinstance(v, int) else ".3f" for k, v in rows[0].more.items() if not isinstance(v, str)}
     points: Spec = {
         "x": alt.X("value:Q", scale=scale, axis=alt.Axis(title=text.x or None, tickCount=6, grid=False)),
@@ -185,7 +193,10 @@ def bars(
     }
     if marks:
         ink = alt.Legend(title=None, orient="bottom", symbolSize=60, symbolFillColor=LIGHT["ink"], symbolStrokeWidth=0)
-        points["shape"] = alt.Shape("mark:N", scale=palette(marks, SHAPES), legend=ink)
+        shapes = alt.Scale(domain=marks, range=[look.shape for look in SERIES][: len(marks)])
+        points["shape"] = alt.Shape("mark:N", scale=shapes, legend=ink)
+    else:
+        points["shape"] = alt.Shape("series:N", scale=scale_of(names, "shape"), legend=legend)
     count = alt.Chart().transform_aggregate(count="count()")
     band = where("datum.banded == 1").transform_aggregate(count="count()", groupby=["what"])
     reach = where("isValid(datum.low)").mark_rule(strokeWidth=1.4)
@@ -194,17 +205,18 @@ def bars(
         band.mark_rect(color=LIGHT["hairline"], opacity=0.4).encode(y=y),
         reach.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", **shared),
         alt.Chart().mark_point(filled=True, size=34, opacity=1).encode(**points, **shared),
-        shown.encode(x=alt.value(338), y=y, text="shown:N"),
+        shown.encode(x=alt.value(238), y=y, text="shown:N"),
     ]
     if scale.to_dict().get("type") != "log":
         layers.insert(1, count.mark_rule(color=LIGHT["muted"], strokeWidth=0.7).encode(x=alt.XDatum(0)))
-    body = alt.layer(*layers).properties(width=330, height=len(order) * max(24, 8 + 8 * len(places)))
-    return text.finish(body, [_bar_row(bar, order.index(bar.what) % 2) for bar in rows])
+    body = alt.layer(*layers).properties(width=230, height=len(order) * max(20, 8 + 8 * len(places)))
+    banded = {what: k % 2 for k, what in enumerate(order)}
+    return text.finish(body, [_bar_row(b, place[b.series, b.mark, b.seed], banded[b.what]) for b in rows])
 
 
-def _bar_row(bar: Bar, banded: int) -> ChartRow:
+def _bar_row(bar: Bar, place: str, banded: int) -> ChartRow:
     row = {key: value for key, value in vars(bar).items() if value not in (None, "") and key != "more"}
-    return row | bar.more | {"place": f"{bar.series} {bar.mark}", "banded": banded}
+    return row | bar.more | {"place": place, "banded": banded}
 
 
 def matrix(name: str, title: str, values: Sequence[Sequence[float | None]], labels: Sequence[str], axis: str) -> Chart:
@@ -266,8 +278,8 @@ def roc(name: str, title: str, conditions: Iterable[MonitorCondition]) -> Chart:
             x=alt.X("x:Q", scale=scale, axis=alt.Axis(title="false positive rate", tickCount=5, grid=False)),
             y=alt.Y("y:Q", scale=scale, axis=alt.Axis(title="true positive rate", tickCount=5)),
             order="order:Q",
-            color=alt.Color("series:N", scale=palette(names, RAMP), legend=legend),
-            strokeDash=alt.StrokeDash("series:N", scale=palette(names, DASHES), legend=None),
+            color=alt.Color("series:N", scale=scale_of(names, "colour"), legend=legend),
+            strokeDash=alt.StrokeDash("series:N", scale=scale_of(names, "dash"), legend=None),
         ),
     ).properties(width=260, height=240)
     return finished(name, title, body, title, rows)

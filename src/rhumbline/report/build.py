@@ -12,6 +12,7 @@ Independent of tensors, models and the network.
 from pathlib import Path
 
 from rhumbline.evidence.statistics import auroc_interval
+from rhumbline.records.results import SeedResult
 from rhumbline.report import (
     arm_sections,
     candidate_sections,
@@ -24,44 +25,61 @@ from rhumbline.report import (
 )
 from rhumbline.report.analysis_sections import analyses
 from rhumbline.report.continuous_score_section import continuous_score
+from rhumbline.report.example_section import examples
 from rhumbline.report.human_label_section import human_labels
 from rhumbline.report.page import interval, number
-from rhumbline.report.run_record import read_discovery, read_run
+from rhumbline.report.run_record import RunRecord, read_discovery, read_run
 
 
 def build(run_dir: Path) -> Path:
     """Write `report.html` and `figures/` of a finished run, and return the path of the page."""
     run, draw = read_run(run_dir), page.Canvas()
-    body = [
+    first = [
         verdict_sections.header(run),
         verdict_sections.verdict(run),
-        verdict_sections.warnings(run),
         verdict_sections.meaning(run),
+        verdict_sections.warnings(run),
+        verdict_sections.next_steps(run),
+    ]
+    sections = [
+        examples(run),
         verdict_sections.key_numbers(run),
         arm_sections.arms_figure(run, draw),
-        candidate_sections.selection(run, draw),
-        candidate_sections.separation(run, draw),
         arm_sections.null_draws(run, draw),
-        reliability_sections.sample(run),
-        side_effect_sections.damage(run),
         null_and_dose_sections.wide_nulls(run, draw),
         null_and_dose_sections.dose_curves(run, draw),
-        reliability_sections.readouts(run),
+        side_effect_sections.damage(run),
+        side_effect_sections.side_effects(run, draw),
+        candidate_sections.selection(run),
         reliability_sections.stability(run),
-        reliability_sections.spread(run),
+        reliability_sections.sample(run),
+        *(_seed_in_detail(run, seed, draw) for seed in run.seeds),
         continuous_score(run),
         human_labels(run),
+        reliability_sections.readouts(run),
         reliability_sections.external_judges(run),
-        side_effect_sections.side_effects(run, draw),
         side_effect_sections.benchmarks(run, draw),
         reliability_sections.system_prompts(run),
         reliability_sections.which_prompts(run),
+        reliability_sections.spread(run),
         *analyses(run, draw),
         arm_sections.arms_table(run),
         protocol_sections.protocol(run),
         protocol_sections.cite(run),
     ]
+    body = [*first, page.contents(sections), *sections]
     return page.publish(run_dir, f"{run.results.model.name}: {run.protocol.behaviour}", body, draw.drawings)
+
+
+def _seed_in_detail(run: RunRecord, seed: SeedResult, draw: page.Canvas) -> page.Html:
+    """Return what only one seed has: its candidates, its separation, and its ranks and side effects in numbers."""
+    return page.detail(
+        f"Seed {seed.seed} in detail",
+        candidate_sections.selection_detail(run, seed.seed, draw),
+        candidate_sections.separation(run, seed, draw),
+        null_and_dose_sections.family_table(seed),
+        side_effect_sections.side_effect_detail(seed, draw),
+    )
 
 
 def build_discover(run_dir: Path) -> Path:

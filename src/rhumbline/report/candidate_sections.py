@@ -34,11 +34,13 @@ PositionLabels = Mapping[Position, str]
 """Positions as axes show them, in the order of the axis."""
 
 _NO_CANDIDATE = {
-    NoCandidate.ALL_DISCARDED: "Every candidate was discarded.",
-    NoCandidate.NO_TOKENS: "The token metric has no tokens, so no candidate was scored.",
-    NoCandidate.NO_BASELINE: "The score does not separate the classes at baseline, so no candidate was scored.",
-    NoCandidate.NO_PROMPTS: "The filter kept no prompt of some class, so no candidate was scored.",
+    NoCandidate.ALL_DISCARDED: "every candidate was discarded.",
+    NoCandidate.NO_TOKENS: "the token metric has no tokens, so no candidate was scored.",
+    NoCandidate.NO_BASELINE: "the score does not separate the classes at baseline, so no candidate was scored.",
+    NoCandidate.NO_PROMPTS: "the filter kept no prompt of some class, so no candidate was scored.",
 }
+LEAST_FILLED = 0.5
+"""Share of the cells of a map that must have a score; a table lists the scores in any case."""
 _MOST_TIED = 8
 """Tied candidates that are listed."""
 
@@ -46,50 +48,96 @@ _MOST_TIED = 8
 # -- selection --------------------------------------------------------------------------------------------------------
 
 
-def selection(run: RunRecord, draw: page.Canvas) -> Html:
-    """Return the scores of every candidate, and why it was discarded."""
-    rule, labels = run.protocol.selection, position_labels(run.context.chat)
-    parts = []
+def selection(run: RunRecord) -> Html:
+    """Return the selected candidate of every seed with its scores, and the number of those that were discarded."""
+    rule, rows, texts = run.protocol.selection, [], []
     for seed, selection in run.selections.items():
-        title = (
-            f"Seed {seed}: {site_text(selection.selected)} selected; {selection.survivors} of "
-            f"{len(selection.candidates)} candidates survive"
-        )
-        charts = draw(selection_maps(seed, selection, labels, rule.max_kl))
-        parts.append((title, page.join([_selection_text(selection), charts])))
+        selected = selection.selected
+        site = None if selected is None else selected.site
+        chosen = next((row for row in selection.candidates if row.site == site), None)
+        scores = (chosen.bypass, chosen.induce, chosen.kl) if chosen else (None,) * 3
+        row = next((row for row in run.separations[seed].grid if row.site == site), None)
+        counts = f"{selection.survivors} of {len(selection.candidates)}", len(selection.tied)
+        rows.append([seed, site_text(selected), *map(number, scores), *counts, number(row.auroc if row else None, 3)])
+        texts += [f"Seed {seed}: {sentence}" for sentence in _selection_text(selection)]
+    head = [
+        "Seed",
+        "Selected (position, layer)",
+        "Bypass",
+        "Induce",
+        "KL",
+        "Survivors",
+        "Tied",
+        "AUROC on test prompts",
+    ]
     settings = ", ".join(
         f"{key} = {value}" for key, value in asdict(rule).items() if key != "name" and value is not None
     )
-    note = page.note(
-        f"Rule {rule.name}: {settings}. bypass: mean metric on positive validation prompts under ablation of the "
-        "candidate. induce: mean metric on negative validation prompts under its addition. KL: change of the "
-        "next-token distribution on negative validation prompts under its ablation. Full cells survive, small cells "
-        "are discarded, empty cells are not scored, and the framed cell is selected. Point at a cell to see its scores "
-        "and the reason."
+    note = page.how_to_read(
+        f"Rule {rule.name}: {settings}. Bypass: mean metric on positive validation prompts under ablation of the "
+        "candidate. Induce: mean metric on negative validation prompts under its addition. KL: change of the "
+        "next-token distribution on negative validation prompts under its ablation. AUROC: separation of the classes "
+        "by the projection on the direction, without intervention. Separation is not evidence that a direction causes "
+        "the behaviour."
     )
-    return page.section("Selection on validation prompts", page.parts(parts), note)
+    return page.section("Selection", page.table(head, rows, left=2), page.bullets(texts), note)
 
 
-def _selection_text(selection: Selection) -> Html:
-    sentences = [] if selection.reason is None else [_NO_CANDIDATE[selection.reason]]
+def selection_detail(run: RunRecord, seed: int, draw: page.Canvas) -> Html:
+    """Return the scores of every scored candidate of one seed, and why it was discarded."""
+    selection, labels = run.selections[seed], position_labels(run.context.chat)
+    charts = selection_maps(seed, selection, labels, run.protocol.selection.max_kl)
     counts = Counter(row.discarded for row in selection.candidates if row.discarded)
-    if counts:
-        listed = "; ".join(f"{reason.text} ({count})" for reason, count in counts.most_common(6))
-        sentences.append(f"Discarded: {listed}.")
+    discarded = [f"{reason.text}: {count}" for reason, count in counts.most_common()]
+    return page.join(
+        [
+            page.tag("h3", "Candidates"),
+            page.tag("p", "Discarded candidates by reason:") if discarded else "",
+            page.bullets(discarded) if discarded else "",
+            draw(charts),
+            page.note("Full cells survive, small cells are discarded, and the framed cell is selected.")
+            if charts
+            else "",
+            candidate_table(selection, labels),
+        ]
+    )
+
+
+def candidate_table(selection: Selection, labels: PositionLabels) -> Html:
+    """Return the candidates of which some score was computed, those that survive first; empty without any."""
+    scored = [row for row in selection.candidates if any(s is not None for s in (row.bypass, row.induce, row.kl))]
+    scored.sort(key=lambda row: (row.discarded is not None, row.bypass is None, row.bypass or 0.0))
+    rows = [
+        [
+            labels.get(row.position, row.position),
+            row.layer,
+            *map(number, (row.bypass, row.induce)),
+            number(row.kl, 3),
+            number(row.norm),
+            row.discarded.text if row.discarded else "survives",
+        ]
+        for row in scored
+    ]
+    head = ["Position", "Layer", "Bypass", "Induce", "KL", "Norm", "State"]
+    title = f"{len(rows)} of {len(selection.candidates)} candidates have a score"
+    return page.fold(title, page.table(head, rows, reasons=True)) if rows else Html()
+
+
+def _selection_text(selection: Selection) -> list[str]:
+    sentences = [] if selection.reason is None else [_NO_CANDIDATE[selection.reason]]
     selected = selection.selected
     others = [cell for cell in selection.tied if selected is None or cell.site != selected.site]
     if others:
         near = ", ".join(f"{site_text(cell)} {number(cell.bypass, signed=True)}" for cell in others[:_MOST_TIED])
         more = f" and {len(others) - _MOST_TIED} more" if len(others) > _MOST_TIED else ""
-        sentences.append(
-            f"Tied with the selected candidate (bypass): {near}{more}. The selection among them is not robust."
-        )
+        sentences.append(f"tied with the selected candidate (bypass): {near}{more}. The selection is not robust.")
     if (baseline := selection.baseline) is not None:
         positive, negative = (number(value, signed=True) for value in (baseline.positive, baseline.negative))
         sentences.append(
-            f"Metric without intervention: {positive} on positive, {negative} on negative prompts{_count(selection.n)}."
+            f"the metric without intervention is {positive} on positive, {negative} on negative prompts"
+            f"{_count(selection.n)}."
         )
-    return page.tag("p", " ".join(sentences))
+    return sentences
 
 
 def _count(n: ByLabel[int]) -> str:
@@ -97,7 +145,7 @@ def _count(n: ByLabel[int]) -> str:
 
 
 def selection_maps(seed: int, selection: Selection, labels: PositionLabels, max_kl: float | None) -> list[Chart]:
-    """Draw maps of the bypass, induce and KL scores of the candidates of one seed."""
+    """Draw maps of the bypass, induce and KL scores of one seed; a map whose cells are mostly empty is left out."""
     candidates = selection.candidates
     if not candidates:
         return []
@@ -112,6 +160,7 @@ def selection_maps(seed: int, selection: Selection, labels: PositionLabels, max_
     return [
         m.draw(f"selection-seed-{seed}-{m.field}", f"{m.field} of every candidate, seed {seed}", marks, labels)
         for m in maps
+        if sum(mark.numbers[m.field] is not None for mark in marks) >= LEAST_FILLED * len(marks)
     ]
 
 
@@ -126,26 +175,16 @@ def _candidate_mark(row: Candidate, selected: Site | None) -> "_Mark":
 # -- separation -------------------------------------------------------------------------------------------------------
 
 
-def separation(run: RunRecord, draw: page.Canvas) -> Html:
-    """Return how well each candidate separates the classes on test prompts."""
-    parts = [_separation_part(run, seed, draw) for seed in run.seeds]
-    note = page.note(
-        "AUROC of the projection on each candidate, on test prompts without intervention. Separation of the classes is "
-        "not evidence that a direction causes the behaviour. That evidence comes from the arms."
-    )
-    return page.section("Separation on test prompts", page.parts(parts), note)
-
-
-def _separation_part(run: RunRecord, seed: SeedResult, draw: page.Canvas) -> tuple[str, Html]:
+def separation(run: RunRecord, seed: SeedResult, draw: page.Canvas) -> Html:
+    """Return how well each candidate of one seed separates the classes on test prompts."""
     separation, selected = run.separations[seed.seed], seed.selected
     name = f"separation-seed-{seed.seed}"
-    auroc = next((row.auroc for row in separation.grid if selected is not None and row.site == selected.site), None)
     charts = [projections(f"{name}-projections", separation.projections)]
     if separation.grid:
         labels = position_labels(run.context.chat)
         charts.insert(0, auroc_map(f"{name}-auroc", separation.grid, labels, selected))
-    best = "no direction selected" if selected is None else f"AUROC {number(auroc, 3)} at {site_text(selected)}"
-    return f"Seed {seed.seed}: {best}{_count(separation.n)}", draw(charts)
+    title = f"Separation on test prompts{_count(separation.n)}"
+    return page.join([page.tag("h3", title), draw(charts)])
 
 
 def auroc_map(name: str, grid: Sequence[SiteSeparation], labels: PositionLabels, selected: Site | None = None) -> Chart:

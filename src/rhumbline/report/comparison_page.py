@@ -3,13 +3,16 @@
 Reads the rows of comparison.py only.
 """
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import altair as alt
 
 from rhumbline.evidence.compared_arms import EFFECTS
+from rhumbline.records.page_files import PAGE
 from rhumbline.report import page
 from rhumbline.report.basic_charts import Bar, ChartText, bars
 from rhumbline.report.comparison import ComparisonRow, Estimate, Failure
@@ -19,13 +22,20 @@ from rhumbline.report.verdict_sections import badge
 
 
 def build(
-    rows: Sequence[ComparisonRow], failures: Sequence[Failure], out: Path, title: str = "Comparison of runs"
+    rows: Sequence[ComparisonRow],
+    failures: Sequence[Failure],
+    out: Path,
+    title: str = "Comparison of runs",
+    folders: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Write `out`/report.html and its figures, and return the path of the page."""
+    """Write `out`/report.html and its figures, and return the path of the page.
+
+    `folders` are the run directories by the names of the rows; the page links to their reports.
+    """
     canvas = page.Canvas()
     body = [
         _head(title, rows, failures),
-        _verdicts(rows),
+        _verdicts(rows, {name: _link(folder, out) for name, folder in (folders or {}).items()}),
         _effects(rows, canvas),
         _sites(rows, canvas),
         _failures(failures),
@@ -45,7 +55,18 @@ def _head(title: str, rows: Sequence[ComparisonRow], failures: Sequence[Failure]
     return page.join([page.header("rhumbline comparison", title, []), box])
 
 
-def _verdicts(rows: Sequence[ComparisonRow]) -> Html:
+def _link(folder: Path, out: Path) -> str:
+    """Return the address of a run's report relative to the page; empty if there is none."""
+    report = folder / PAGE
+    if not report.is_file():
+        return ""
+    try:
+        return quote(os.path.relpath(report.resolve(), out.resolve()).replace(os.sep, "/"))
+    except ValueError:  # another drive of Windows
+        return ""
+
+
+def _verdicts(rows: Sequence[ComparisonRow], links: Mapping[str, str]) -> Html:
     head = ["Run", "Seed", "Verdict", "Baseline", "Suppression", "Induction", "Layer / layers", "Position"]
     cells = []
     for name, row in zip(_names(rows), rows, strict=True):
@@ -53,14 +74,16 @@ def _verdicts(rows: Sequence[ComparisonRow]) -> Html:
         depth = "—" if row.layer is None else f"{row.layer} / {row.layers} ({row.layer_share:.0%})"
         kl = "—" if row.kl is None else f"{row.kl:.2g}"
         numbers = number(row.baseline), *effects, depth, row.position, number(row.fragility, 1), kl
-        cells.append([name, row.seed, badge(row.verdict, "mini"), *numbers])
+        shown = tag("a", name, href=links[row.run]) if links.get(row.run) else name
+        cells.append([shown, row.seed, badge(row.verdict, "mini"), *numbers])
     note = page.note(
         "Suppression: decrease of the rate on positive prompts under ablation. Induction: increase of the rate on "
         "negative prompts under addition. Both have 95 % intervals. Fragility: share of the behaviour that full "
         "ablation removes, divided by the share of energy that it removes. KL: mean KL divergence of the next-token "
         "distribution under ablation on negative prompts, nats."
     )
-    return page.section("Verdicts", page.table([*head, "Fragility", "KL"], cells, left=3), note)
+    table = page.table([*head, "Fragility", "KL"], cells, left=3, sortable=True)
+    return page.section("Verdicts", table, note)
 
 
 # -- charts -----------------------------------------------------------------------------------------------------------
@@ -133,4 +156,4 @@ def _cost(rows: Sequence[ComparisonRow]) -> Html:
         cells.append([name, row.seed, row.engine, row.device, *costs])
     total = sum(row.seconds for row in rows)
     note = page.note(f"All stages together take {total:.0f} s; stages on several workers overlap in time.")
-    return tag("section", tag("h2", "Cost"), page.table(head, cells, left=4), note, id="cost")
+    return tag("section", tag("h2", "Cost"), page.table(head, cells, left=4, sortable=True), note, id="cost")

@@ -22,7 +22,7 @@ def continuous_score(run: RunRecord) -> Html:
         return Html()
     markers = [row for seed, style in scored for row in _marker_rows(seed, style)]
     head = ["Seed", "Marker", "Positive texts", "Negative texts", "Log-odds", "p"]
-    return page.section(
+    return page.detail(
         "Score, content and confounds",
         page.tag("p", _introduction(run)),
         _arm_table(scored),

@@ -18,6 +18,6 @@ def damage(record: DamageRecord, draw: page.Canvas) -> Html:
         f"{record.by_position[0].kl.n} test negatives. Norm of the stream at the middle layer: first token "
         f"{number(record.first_norm.mean)}, median of the others {number(record.other_norm.mean)}."
     )
-    return page.section(
+    return page.detail(
         "Sources of damage", page.tag("p", record.sentence), table, draw([basic_charts.curves(text, points)]), note
     )

@@ -1,7 +1,9 @@
 """Palette, formats and small parts of charts; draws a Vega-Lite specification as SVG and PNG.
 
 Every colour that is not on a continuous scale comes from `PALETTE`. The page replaces these colours by CSS variables,
-so that one drawing serves light mode, dark mode and print. Independent of what is charted, and of files.
+so that one drawing serves light mode, dark mode and print. The colours of series are those of Okabe and Ito (2008),
+"Color Universal Design", with the grey that R adds to them: readers with any common colour blindness distinguish them.
+Independent of what is charted, and of files.
 """
 
 import json
@@ -9,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import altair as alt
 import vl_convert
@@ -25,26 +27,69 @@ PALETTE = {
     "muted": ("#666c75", "#9ba1a9"),
     "hairline": ("#d9dbdf", "#363b43"),
     "zone": ("#e3ecf7", "#1d2c40"),
-    "direction": ("#14559c", "#74b4f2"),
-    "null-a": ("#b06a00", "#e3a23f"),
-    "null-b": ("#0b7a5e", "#45bd99"),
-    "null-c": ("#95508c", "#d192c8"),
-    "null-d": ("#6d6a2b", "#bdb95f"),
-    "null-e": ("#8a4b2f", "#c98e6f"),
-    "null-f": ("#4c6fa0", "#93b3e0"),
+    "accent": ("#14559c", "#74b4f2"),
+    "direction": ("#0072b2", "#0072b2"),
+    "orange": ("#e69f00", "#e69f00"),
+    "sky": ("#56b4e9", "#56b4e9"),
+    "green": ("#009e73", "#009e73"),
+    "vermillion": ("#d55e00", "#d55e00"),
+    "purple": ("#cc79a7", "#cc79a7"),
+    "grey": ("#999999", "#999999"),
     "positive": ("#a93f24", "#ee8a6b"),
     "negative": ("#28707f", "#6cbccc"),
 }
 """Name: (light, dark). Every light value is unique, because the page replaces colours by their light value."""
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
-NULL_SHAPES = ("diamond", "triangle-up", "triangle-down", "cross", "square", "triangle-right")
 DIVERGING = ["#8a3d06", "#cf7523", "#f2bd82", "#f3efe9", "#93bfdd", "#3f83b8", "#0f4c81"]
 SEQUENTIAL = ["#f0e8a8", "#a9c98f", "#5ba58b", "#2b7d87", "#235b87", "#2a3575"]
 
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
-NULL_COLOURS = [LIGHT[f"null-{k}"] for k in "abcdef"]
 _NAME_OF = {light: name for name, light in LIGHT.items()}
+
+
+class Look(NamedTuple):
+    """How a series is drawn."""
+
+    colour: str
+    shape: str
+    dash: tuple[int, ...]
+
+
+_SOLID = (1, 0)
+LOOKS = {
+    "direction": Look(LIGHT["direction"], "circle", _SOLID),
+    "baseline": Look(LIGHT["ink"], "square", _SOLID),
+    "isotropic": Look(LIGHT["orange"], "triangle-up", (6, 2)),
+    "covariance": Look(LIGHT["sky"], "diamond", (2, 2)),
+    "top-pc": Look(LIGHT["green"], "triangle-down", (8, 2, 2, 2)),
+    "unrelated": Look(LIGHT["purple"], "square", (4, 4)),
+    "shuffled-site": Look(LIGHT["grey"], "triangle-right", (1, 2)),
+    "shuffled": Look(LIGHT["vermillion"], "cross", (10, 3)),
+}
+"""The direction, the baseline and every null family look the same in all charts."""
+SERIES = (
+    Look(LIGHT["direction"], "circle", _SOLID),
+    Look(LIGHT["vermillion"], "square", (6, 2)),
+    Look(LIGHT["green"], "triangle-up", (2, 2)),
+    Look(LIGHT["purple"], "diamond", (8, 2, 2, 2)),
+    Look(LIGHT["orange"], "cross", (4, 4)),
+    Look(LIGHT["sky"], "triangle-down", (1, 2)),
+    Look(LIGHT["grey"], "triangle-right", (10, 3)),
+    Look(LIGHT["ink"], "triangle-left", (12, 2)),
+)
+"""Looks of series that are none of these, in their order."""
+
+
+def looks(names: Iterable[str]) -> list[Look]:
+    """Return how each series is drawn. A name such as `isotropic, largest` belongs to the family that begins it."""
+    others = 0
+    found = []
+    for name in names:
+        known = LOOKS.get(re.split("[ ,]", name)[0])
+        found.append(known or SERIES[others % len(SERIES)])
+        others += known is None
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,8 +137,9 @@ def _renamed(svg: str, name: str) -> str:
 
 
 def _inline_tag(tag: re.Match) -> str:
-    """Return one SVG tag with CSS variables for colours."""
-    return re.sub(r'(fill|stroke)="(#[0-9a-f]{6})"', lambda m: f'{m[1]}="{_variable(m[2])}"', tag[0])
+    """Return one SVG tag with CSS variables for colours, and without roles: the figure has the only description."""
+    plain = re.sub(r' (role|aria-[a-z]+)="[^"]*"', "", tag[0])
+    return re.sub(r'(fill|stroke)="(#[0-9a-f]{6})"', lambda m: f'{m[1]}="{_variable(m[2])}"', plain)
 
 
 def _variable(colour: str) -> str:
@@ -172,9 +218,9 @@ def bare_axis(**settings: Any) -> alt.Axis:
     return alt.Axis(ticks=False, domain=False, **settings)
 
 
-def palette(names: Sequence[str], of: Sequence[Any]) -> alt.Scale:
-    """Map each name to one colour, dash pattern or shape, in a fixed order."""
-    return alt.Scale(domain=list(names), range=[of[k % len(of)] for k in range(len(names))])
+def scale_of(names: Sequence[str], what: Literal["colour", "shape", "dash"]) -> alt.Scale:
+    """Map each series to its colour, shape or dash pattern."""
+    return alt.Scale(domain=list(names), range=[getattr(look, what) for look in looks(names)])
 
 
 def printable(text: str, limit: int = 22) -> str:

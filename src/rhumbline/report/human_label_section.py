@@ -23,7 +23,7 @@ def human_labels(run: RunRecord) -> Html:
     rates = [[_seed(row.seed), row.arm, row.side, row.of, *_both(row.judged, row.corrected)] for row in labels.rates]
     columns = ["n", "Labels", "By the judge [95 %]", "Corrected [95 %]"]
     level = "The levels of the continuous score are not corrected. " if run.measure == "level" else ""
-    return page.section(
+    return page.detail(
         "Human labels",
         page.bullets(_sheets(labels)),
         page.table(["Arm", "Labels", "Sensitivity [95 %]", "Specificity [95 %]"], accuracy),

@@ -2,25 +2,25 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 from msgspec import UNSET
 
-from rhumbline.records.effect_results import DoseFragility, DosePoint, WideEffect
+from rhumbline.evidence.compared_arms import EFFECTS
+from rhumbline.records.effect_results import DoseFragility, DosePoint
 from rhumbline.records.results import SeedResult
-from rhumbline.records.shared import DoseKind
+from rhumbline.records.shared import DoseKind, EffectName
 from rhumbline.report import page
 from rhumbline.report.basic_charts import ChartText, CurvePoint, curves
 from rhumbline.report.figures import (
     LIGHT,
-    NULL_COLOURS,
     Chart,
     ChartRow,
     bare_axis,
     finished,
-    palette,
     printable,
+    scale_of,
     tips,
     where,
 )
@@ -33,34 +33,33 @@ from rhumbline.report.run_record import RunRecord
 def wide_nulls(run: RunRecord, draw: page.Canvas) -> Html:
     """Return the rank of the direction among many draws of every null family."""
     explanation = (
-        "Each tick is one null draw, evaluated with the metric at the last prompt position. The line is the "
-        "direction, shaded with its interval. Comparable: draws whose |cosine| with the direction does not exceed the "
-        "rule's bound; the others are nearly the direction itself. Reach it: comparable draws with at least the effect "
-        "of the direction. p: (1 + draws that reach it) / (1 + comparable draws), unknown if the rule needs more "
-        "draws; floor: the smallest possible p. Holm: adjusted for all comparisons of the run; it "
-        "matters if a reader picks one of them. The rule requires all of them, which needs no adjustment. Largest "
-        "|cosine|: among draws with at least the effect of the direction. Energy: share of the squared norm of the "
-        "residual stream that ablation of a draw removes. Isotropic draws remove about 1 / d of it and have little "
-        "effect."
+        "Each tick is one null draw, evaluated with the metric at the last prompt position. The lines are the "
+        "directions of the seeds, shaded with their intervals. The values of p are those of the seeds, in order. "
+        "Comparable: draws whose |cosine| with the direction does not exceed the bound of the rule. The others are "
+        "nearly the direction itself. Reach it: comparable draws with at least the effect of the direction. p: (1 + "
+        "draws that reach it) / (1 + comparable draws). It is unknown if the rule needs more draws. Floor: the "
+        "smallest possible p. Largest |cosine|: among draws with at least the effect of the direction. Energy: share "
+        "of the squared norm of the residual stream that ablation of a draw removes. Isotropic draws remove about 1 / "
+        "d of it and have little effect."
     )
-
-    def content(seed: SeedResult) -> Html:
-        charts = draw(_wide_chart(seed.seed, effect) for effect in seed.wide)
-        table = page.fold("Every family in numbers", _family_table(seed))
-        return page.join([charts, page.tag("p", _energy_text(seed)), table])
 
     seeds = [seed for seed in run.seeds if any(effect.families for effect in seed.wide)]
-    return page.by_seed("Wide nulls", seeds, content, explanation)
+    if not seeds:
+        return Html()
+    charts = draw(_wide_chart(seeds, effect.name) for effect in EFFECTS)
+    return page.section("Wide nulls", charts, page.how_to_read(explanation))
 
 
-def _energy_text(seed: SeedResult) -> str:
-    return (
-        f"Energy of the direction at its site: {number(seed.energy, 3)}. KL divergence that its ablation causes on "
-        f"negative test prompts: {number(seed.shift.kl, 4)} nats (n = {seed.shift.n})."
+def family_table(seed: SeedResult) -> Html:
+    """Return the ranks among the wide nulls of every family in numbers; empty without wide nulls."""
+    if not any(effect.families for effect in seed.wide):
+        return Html()
+    energy = page.tag("p", f"Energy of the direction at its site: {number(seed.energy, 3)}.")
+    holm = page.note(
+        "Holm: p adjusted for all comparisons of the run. It is large with few draws, because p cannot be below its "
+        "floor and many comparisons are adjusted. It matters if a reader picks one comparison. The rule requires all "
+        "of them to reach its bound, so it needs no adjustment."
     )
-
-
-def _family_table(seed: SeedResult) -> Html:
     head = ["Effect", "Family", "Draws", "Comparable", "Reach it", "Mean", "Largest", "p", "Floor", "Holm"]
     rows = []
     for effect in seed.wide:
@@ -70,40 +69,49 @@ def _family_table(seed: SeedResult) -> Html:
             ranks = (null.p, null.floor, holm, null.cosine, null.energy)
             effects = number(null.mean), number(null.max)
             rows.append([effect.name, family, *counts, *effects, *(number(value, 3) for value in ranks)])
-    return page.table([*head, "Largest |cosine|", "Energy"], rows, left=2)
+    table = page.table([*head, "Largest |cosine|", "Energy"], rows, left=2)
+    return page.join([page.tag("h3", "Ranks among the wide nulls"), table, holm, energy])
 
 
-def _wide_chart(seed: int, effect: WideEffect) -> Chart | None:
-    """Draw one tick for each null draw, and one line for the direction."""
+def _wide_chart(seeds: Sequence[SeedResult], name: EffectName) -> Chart | None:
+    """Draw one tick for each null draw, and one line for the direction of each seed; the seeds share the rows."""
     rows: list[ChartRow] = []
-    for family, null in effect.families.items():
-        name = printable(family, 16)
-        rows += [{"family": name, "kind": "null", "change": value} for value in null.values]
-        rows.append({"family": name, "kind": "p", "change": effect.change, "shown": f"p = {number(null.p, 3)}"})
-    if not any(row["kind"] == "null" for row in rows) or effect.change is None:
+    ranks: dict[str, list[str]] = defaultdict(list)
+    for k, seed in enumerate(seeds):
+        for effect in (e for e in seed.wide if e.name == name and e.change is not None):
+            lane = {"lane": (2 * k + 1) / len(seeds) - 1, "seed": f"seed {seed.seed}"}
+            for family, null in effect.families.items():
+                shown = printable(family, 16)
+                rows += [{"family": shown, "kind": "null", "change": value} | lane for value in null.values]
+                ranks[shown].append(number(null.p, 3))
+            own = {"kind": "direction", "change": effect.change, "low": effect.low, "high": effect.high}
+            rows.append(own | lane)
+    if not any(row["kind"] == "null" for row in rows):
         return None
-    rows.append({"kind": "direction", "change": effect.change, "low": effect.low, "high": effect.high})
-    order = list(dict.fromkeys(row["family"] for row in rows if "family" in row))
-    title = f"{effect.name.capitalize()}: change of the metric, seed {seed}"
-    summary = f"{title}; one tick for each null draw, by family, and the direction as a line"
-    labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=96)
+    order = list(ranks)
+    rows += [{"family": f, "kind": "p", "shown": f"p {', '.join(some)}"} for f, some in ranks.items()]
+    title = f"{name.capitalize()}: change of the metric"
+    summary = f"{title}; one tick for each null draw, by family, and the direction of each seed as a line"
+    labels = bare_axis(title=None, labelColor=LIGHT["ink"], minExtent=76)
     y = alt.Y("family:N", scale=alt.Scale(domain=order), axis=labels)
+    step = max(22, 11 * len(seeds))
+    lane = alt.YOffset("lane:Q", scale=alt.Scale(domain=[-1, 1], range=[2, step - 2]))
     axis = alt.Axis(title="mean change of the metric, log-odds", tickCount=6, grid=False)
     x = alt.X("change:Q", scale=alt.Scale(nice=True), axis=axis)
-    colour = alt.Color("family:N", scale=palette(order, NULL_COLOURS), legend=None)
+    colour = alt.Color("family:N", scale=scale_of(order, "colour"), legend=None)
     blue, direction = LIGHT["direction"], where("datum.kind == 'direction'")
-    nulls, ranks = where("datum.kind == 'null'"), where("datum.kind == 'p'")
-    tip = tips(change=".3f", low=".3f", high=".3f")
+    nulls, texts = where("datum.kind == 'null'"), where("datum.kind == 'p'")
+    tip = tips("seed", change=".3f", low=".3f", high=".3f")
     body = alt.layer(
         alt.Chart().mark_rule(color=LIGHT["hairline"]).encode(x=alt.XDatum(0)),
         direction.mark_rect(color=LIGHT["zone"]).encode(x="low:Q", x2="high:Q"),
-        nulls.mark_tick(thickness=1.3, size=15, opacity=0.75).encode(
-            x=x, y=y, color=colour, tooltip=tips("family", change=".3f")
+        nulls.mark_tick(thickness=1.3, size=15 / len(seeds), opacity=0.8).encode(
+            x=x, y=y, yOffset=lane, color=colour, tooltip=tips("family", "seed", change=".3f")
         ),
         direction.mark_rule(color=blue, strokeWidth=2.4).encode(x=x, tooltip=tip),
-        ranks.mark_text(align="left", color=LIGHT["muted"]).encode(x=alt.value(296), y=y, text="shown:N"),
-    ).properties(width=290, height=alt.Step(24))
-    return finished(f"wide-seed-{seed}-{effect.name}", summary, body, title, rows)
+        texts.mark_text(align="left", color=LIGHT["muted"]).encode(x=alt.value(226), y=y, text="shown:N"),
+    ).properties(width=220, height=alt.Step(step))
+    return finished(f"wide-{name}", summary, body, title, rows)
 
 
 # -- dose curves ------------------------------------------------------------------------------------------------------
@@ -112,61 +120,60 @@ def _wide_chart(seed: int, effect: WideEffect) -> Chart | None:
 def dose_curves(run: RunRecord, draw: page.Canvas) -> Html:
     """Return the rate over strengths of ablation and coefficients of addition."""
     explanation = (
-        "Ablation by x - a r r^T x on positive test prompts (a = 1 removes the component along the direction, a > 1 "
-        "reflects it); addition of c times the difference in means on negative test prompts, and with negative c "
-        "(subtraction) on positive ones. Rate: share of prompts on "
-        "which the behaviour is the more probable first token. Band: 95 % interval of the direction. Fragility: share "
-        "of the behaviour removed divided by the share of energy removed, for comparison between models."
+        "Ablation by x - a r r^T x on positive test prompts: a = 1 removes the component along the direction, a > 1 "
+        "reflects it. Addition of c times the difference in means on negative test prompts. Subtraction is addition "
+        "with negative c, on positive test prompts. Rate: share of prompts on which the behaviour is the more "
+        "probable first token. Blue: the direction of each seed with its 95 % interval. Other lines: the mean over "
+        "the draws of a null family in all seeds. Fragility: share of the behaviour removed divided by the share of "
+        "energy removed, for comparison between models."
     )
-
-    def content(seed: SeedResult) -> Html:
-        if seed.dose is None or not seed.dose.curves:
-            return Html()
-        charts = draw(_dose_charts(seed.seed, seed.dose.curves))
-        return page.join([charts, page.tag("p", _fragility_text(seed.dose.fragility))])
-
-    return page.by_seed("Dose", run.seeds, content, explanation)
+    doses = {seed.seed: seed.dose for seed in run.seeds if seed.dose is not None and seed.dose.curves}
+    if not doses:
+        return Html()
+    charts = draw(_dose_charts({seed: dose.curves for seed, dose in doses.items()}))
+    texts = [f"Seed {seed}: {_fragility_text(dose.fragility)}" for seed, dose in doses.items()]
+    return page.section("Dose", charts, page.bullets(texts), page.how_to_read(explanation))
 
 
 def _fragility_text(dose: DoseFragility) -> str:
     if dose.fragility is None or dose.lost is None or dose.energy is None:
         return "Fragility was not measured."
     half = "at no strength tested" if dose.half is None else f"at strength {dose.half:.2f}"
-    nulls = ", ".join(f"{family} {value:.2g}" for family, value in dose.nulls.items())
+    most = max(dose.nulls.values(), default=None)
     return (
         f"Fragility {dose.fragility:.3g}: full ablation removes {dose.lost:.0%} of the behaviour and "
         f"{dose.energy:.2%} of the energy of the residual stream. Half of the behaviour is removed {half}."
-    ) + (f" The same ratio for the nulls: {nulls}." if nulls else "")
+    ) + ("" if most is None else f" The largest ratio of a null family is {most:.2g}.")
 
 
-def _dose_charts(seed: int, points: Iterable[DosePoint]) -> list[Chart | None]:
-    """Draw the rate over the dose: the direction with its interval, and the mean of each null family."""
+def _dose_charts(doses: Mapping[int, Sequence[DosePoint]]) -> list[Chart | None]:
+    """Draw the rate over the dose: the direction of each seed with its interval, and the mean of each null family."""
     axes: dict[DoseKind, str] = {
         "ablation": "strength of the ablation",
         "addition": "coefficient of the addition",
         "subtraction": "coefficient of the addition",
     }
-    points = list(points)
     charts = []
     for kind, axis in axes.items():
-        title = f"{kind.capitalize()}, seed {seed}"
+        title = kind.capitalize()
         summary = f"{title}: rate of the behaviour over the {axis}, for the direction and the null families"
-        text = ChartText(f"dose-seed-{seed}-{kind}", title, axis, "rate (metric > 0)", summary)
-        series = _dose_points([point for point in points if point.kind == kind])
-        families = dict.fromkeys(point.series for point in series if point.series != "direction")
-        colours = dict(zip(families, NULL_COLOURS, strict=False)) | {"direction": LIGHT["direction"]}
-        charts.append(curves(text, series, colours, banded=["direction"], domain=(0, 1), size=(330, 210)))
+        text = ChartText(f"dose-{kind}", title, axis, "rate (metric > 0)", summary)
+        series = _dose_points({s: [p for p in points if p.kind == kind] for s, points in doses.items()})
+        banded = dict.fromkeys(point.series for point in series if point.series.startswith("direction"))
+        charts.append(curves(text, series, banded=list(banded), domain=(0, 1), size=(300, 180)))
     return charts
 
 
-def _dose_points(points: Sequence[DosePoint]) -> list[CurvePoint]:
+def _dose_points(doses: Mapping[int, Sequence[DosePoint]]) -> list[CurvePoint]:
     """Return the points of the direction, and means of the draws of each null family with their range."""
     own, draws = [], defaultdict(list)
-    for point in points:
-        if point.arm.family is None:
-            own.append(CurvePoint("direction", point.dose, point.rate, point.low, point.high, point.n))
-        elif point.rate is not None:
-            draws[printable(point.arm.family, 16), point.dose].append(point.rate)
+    for seed, points in doses.items():
+        name = "direction" if len(doses) == 1 else f"direction, seed {seed}"
+        for point in points:
+            if point.arm.family is None:
+                own.append(CurvePoint(name, point.dose, point.rate, point.low, point.high, point.n))
+            elif point.rate is not None:
+                draws[printable(point.arm.family, 16), point.dose].append(point.rate)
     return own + [
         CurvePoint(family, dose, math.fsum(rates) / len(rates), min(rates), max(rates), len(rates))
         for (family, dose), rates in draws.items()

@@ -41,7 +41,7 @@ def tag(name: str, *content: Any, **attributes: Any) -> Html:
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for key, value in attributes.items()
-        if value
+        if value not in ("", None)
     )
     return Html(f"<{name}{written}>{''.join(escaped(item) for item in content)}</{name}>")
 
@@ -52,12 +52,17 @@ def join(items: Iterable[Any], between: str = "") -> Html:
 
 
 def table(
-    head: Sequence[Any], rows: Iterable[Sequence[Any]], left: int = 1, key: bool = False, reasons: bool = False
+    head: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
+    left: int = 1,
+    key: bool = False,
+    reasons: bool = False,
+    sortable: bool = False,
 ) -> Html:
     """Return a table in a scrollable box. The first `left` columns hold text, the others numbers.
 
     On a narrow screen each row of a `key` table becomes a card that names the column of every cell. With `reasons` the
-    last column holds sentences.
+    last column holds sentences. The reader can sort a `sortable` table by a click on the title of a column.
     """
     side = ["l" if k < left or (reasons and k == len(head) - 1) else "" for k in range(len(head))]
     titles = join(tag("th", cell, class_=s, scope="col") for cell, s in zip(head, side, strict=True))
@@ -69,19 +74,42 @@ def table(
         ),
         "\n",
     )
-    kinds = " ".join(name for name, has in (("key", key), ("reasons", reasons)) if has)
+    kinds = " ".join(name for name, has in (("key", key), ("reasons", reasons), ("sortable", sortable)) if has)
     table = tag("table", tag("thead", tag("tr", titles)), tag("tbody", body), class_=kinds)
-    return tag("div", table, class_="scroll")
+    # Whoever has no pointer scrolls a box that has the focus.
+    return tag("div", table, class_="scroll", tabindex=0)
 
 
-def fold(summary: Any, *content: Any, class_: str = "") -> Html:
+def fold(summary: Any, *content: Any, class_: str = "", id: str = "") -> Html:
     """Return a part of the page that is closed until the reader opens it."""
-    return tag("details", tag("summary", summary), *content, class_=class_)
+    return tag("details", tag("summary", summary), *content, class_=class_, id=id)
 
 
 def section(title: str, *content: Any) -> Html:
-    """Return a numbered section of the page."""
-    return tag("section", tag("h2", title), *content)
+    """Return a section of the page, with an anchor."""
+    return tag("section", tag("h2", title), *content, id=_anchor(title))
+
+
+def detail(title: str, *content: Any) -> Html:
+    """Return a section that is closed until the reader opens it, with an anchor; empty without content."""
+    shown = [part for part in content if part]
+    return fold(tag("h2", title), *shown, class_="detail", id=_anchor(title)) if shown else Html()
+
+
+def _anchor(title: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def contents(sections: Iterable[Html]) -> Html:
+    """Return the list of the sections, each a link to its anchor."""
+    heads = [(part, re.search(r' id="([^"]*)"><(?:summary><)?h2>(.*?)</h2>', part)) for part in sections]
+    links = (tag("li", tag("a", Html(head[2]), href=f"#{head[1]}")) for part, head in heads if head)
+    return tag("nav", tag("h2", "Contents"), tag("ol", join(links)), aria_label="Contents")
+
+
+def how_to_read(*content: Any) -> Html:
+    """Return an explanation that is closed until the reader opens it."""
+    return fold("How to read this", note(*content), class_="how")
 
 
 def note(*content: Any) -> Html:
@@ -146,24 +174,16 @@ def change(row: Any) -> Html:
 # -- parts of the page ------------------------------------------------------------------------------------------------
 
 
-def parts(titled: Sequence[tuple[str, Any]]) -> Html:
-    """Return titled parts, one for each seed or evaluation; if there are more than two, only the first is open."""
-    n_open = len(titled) if len(titled) <= 2 else 1
-    return join(
-        tag("div", tag("h3", title), content) if k < n_open else fold(title, content, class_="seed")
-        for k, (title, content) in enumerate(titled)
-    )
-
-
-def optional_section(title: str, titled: Sequence[tuple[str, Any]], explanation: str) -> Html:
-    """Return a section of titled parts with a note; empty if there are no parts."""
-    return section(title, parts(titled), note(explanation)) if titled else Html()
+def parts(title: str, titled: Sequence[tuple[str, Any]], explanation: str) -> Html:
+    """Return a closed section of titled parts with a note; empty if there are no parts."""
+    if not titled:
+        return Html()
+    return detail(title, *(tag("div", tag("h3", name), content) for name, content in titled), note(explanation))
 
 
 def by_seed(title: str, seeds: Iterable[SeedResult], content: Callable[[SeedResult], Any], explanation: str) -> Html:
-    """Return a section with the content of every seed that has some, and a note; empty if none has."""
-    titled = [(f"Seed {seed.seed}", shown) for seed in seeds if (shown := content(seed))]
-    return optional_section(title, titled, explanation)
+    """Return a closed section with the content of every seed that has some, and a note; empty if none has."""
+    return parts(title, [(f"Seed {seed.seed}", shown) for seed in seeds if (shown := content(seed))], explanation)
 
 
 def pretty(value: Any) -> Html:
@@ -192,7 +212,7 @@ def _figure(drawing: Drawing) -> Html:
     # `<` is escaped, so that no text in the data can end the script element.
     spec = json.dumps(drawing.inline_spec, separators=(",", ":")).replace("<", "\\u003c")
     data = Html(f'<script type="application/json">{spec}</script>')
-    still = tag("div", Html(drawing.inline_svg), class_="still")
+    still = tag("div", Html(drawing.inline_svg), class_="still", aria_hidden="true")
     wide, chart = "chart wide" if drawing.width > 700 else "chart", drawing.chart
     return tag("figure", still, data, class_=wide, id=f"fig-{chart.name}", role="img", aria_label=chart.summary)
 

@@ -17,23 +17,23 @@ def protocol(run: RunRecord) -> Html:
         "Data": _data_table(run),
         "Tokens and duplicates": _tokens_table(run),
         "Decoding": _decoding_table(run),
-        "Environment": page.table(["", ""], environment, left=2),
+        "Environment": page.table(["Field", "Value"], environment, left=2),
         "Time and memory": _timings(run),
     }
     boxes = page.join(page.tag("div", page.tag("h3", title), table) for title, table in tables.items())
     raw = page.fold(f"protocol.json, sha256 {run.results.protocol_sha256}", page.pretty(run.directory.protocol))
-    rule = page.tag("p", rule_text(run.protocol.rule))
-    return page.section("Protocol", rule, page.tag("div", boxes, class_="grid"), raw)
+    rule = page.bullets(rule_sentences(run.protocol.rule))
+    return page.detail("Protocol", rule, page.tag("div", boxes, class_="grid"), raw)
 
 
 # -- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def rule_text(rule: Rule) -> str:
+def rule_sentences(rule: Rule) -> list[str]:
     """Return the conditions of a rule as sentences."""
     if rule.version < VERSION:
-        return f"Rule {rule.name}, version {rule.version}, fixed before the first forward pass; see protocol.json."
-    return " ".join([f"Rule {rule.name}, fixed before the first forward pass.", *_conditions(rule), *_bounds(rule)])
+        return [f"Rule {rule.name}, version {rule.version}, fixed before the first forward pass; see protocol.json."]
+    return [f"Rule {rule.name}, fixed before the first forward pass.", *_conditions(rule), *_bounds(rule)]
 
 
 def _conditions(rule: Rule) -> list[str]:
@@ -51,23 +51,22 @@ def _conditions(rule: Rule) -> list[str]:
             "Not tested: at baseline the rate of the positives exceeds that of the negatives by less than "
             f"{rule.min_contrast:g} (lower end of the interval)."
         )
-    sentences.append(
-        f"Suppresses and induces: the {kind} change is at least {number(rule.min_drop)}. Beats its nulls: it "
-        f"exceeds the mean {kind} change by each null family ({', '.join(rule.families)}) by at least "
-        f"{number(rule.min_gap)}."
-    )
+    sentences += [
+        f"Suppresses and induces: the {kind} change is at least {number(rule.min_drop)}.",
+        f"Beats its nulls: it exceeds the mean {kind} change by each null family by at least {number(rule.min_gap)}.",
+        f"Null families: {', '.join(rule.families)}.",
+    ]
     if rule.reads == "interval":
         sentences.append(
             "A claim is shown if the whole 95 % interval reaches the margin, and refuted if the whole interval misses "
             "it."
         )
     if rule.max_p is not None:
-        least = f", of which there must be {rule.min_draws}" if rule.min_draws else ""
-        aligned = "" if rule.same_cosine is None else f" with a |cosine| of at most {rule.same_cosine:g}"
-        sentences.append(
-            f"The rank p of the direction among the wide nulls{aligned} of every family{least} must be at most "
-            f"{rule.max_p:g}."
-        )
+        sentences.append(f"The rank p among the comparable wide nulls of every family is at most {rule.max_p:g}.")
+        if rule.same_cosine is not None:
+            sentences.append(f"Comparable: draws with a |cosine| of at most {rule.same_cosine:g} with the direction.")
+        if rule.min_draws:
+            sentences.append(f"Every family needs {rule.min_draws} comparable draws.")
     if rule.max_negative is not None:
         sentences.append(
             f"Induction is tested only if at most {rule.max_negative:.0%} of the negatives show the behaviour at "
@@ -86,7 +85,7 @@ def _bounds(rule: Rule) -> list[str]:
         "more of the behaviour on negatives under ablation": rule.max_over_refusal,
     }
     bounds = [f"{name} at most {bound:g}" for name, bound in names.items() if bound is not None]
-    return [f"Leaves the rest intact: {', '.join(bounds)}."] if bounds else []
+    return [f"Leaves the rest intact: {bound}." for bound in bounds]
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def sample(run: RunRecord) -> Html:
     head += ["Of these in several seeds", "Range over seeds"]
     explanation = (
         "All seeds: a prompt that several seeds test counts once, with its mean. The interval of the change treats the "
-        "rates before and after as independent, so it is wider than necessary; that of the relative change is paired "
+        "rates before and after as independent, so it is wider than necessary. That of the relative change is paired "
         "and resamples categories."
     )
     if run.measure == "level":
@@ -46,12 +46,12 @@ def sample(run: RunRecord) -> Html:
         ]
         for e in pooled
     ]
-    note = page.note(
+    note = page.how_to_read(
         "Fixed before the run: the smallest true change that this number of prompts can show, from a rate of 1 for "
         f"suppression and from a rate of 0 for induction. {explanation}"
     )
     table = page.table(head, rows) if rows else ""
-    return page.section("What the sample can show", page.bullets(sentences), table, note)
+    return page.detail("What the sample can show", page.bullets(sentences), table, note)
 
 
 def _detectable(plan: Detectable, n: ByLabel[int]) -> list[str]:
@@ -96,12 +96,12 @@ def _readout_tables(readouts: Readouts) -> Html:
         rates = [by_judge[arm, side, judge].rate for judge in judges]
         rates += [by_length[arm, side, length].rate for length in lengths]
         rows.append([arm, side, *map(number, rates), number(by_length[arm, side, lengths[-1]].degenerate)])
-    kappas = "; ".join(
-        f"{' and '.join(pair.judges)} {number(pair.kappa)} (agree on {pair.agreement:.0%} of {pair.n})"
+    kappas = [
+        f"Kappa of {' and '.join(pair.judges)}: {number(pair.kappa)}, agree on {pair.agreement:.0%} of {pair.n}."
         for pair in readouts.kappa
-    )
+    ]
     head = ["Arm", "Set", *judges, *(n if n == "full" else f"{n} tokens" for n in lengths), "Degenerate"]
-    return page.join([page.table(head, rows, left=2), page.tag("p", f"Cohen's kappa: {kappas}.") if kappas else ""])
+    return page.join([page.table(head, rows, left=2), page.bullets(kappas) if kappas else ""])
 
 
 def external_judges(run: RunRecord) -> Html:
@@ -117,7 +117,7 @@ def external_judges(run: RunRecord) -> Html:
     pairs = [[*p.judges, p.n, number(p.kappa), f"{p.agreement:.0%}"] for p in run.judgements.agreement]
     agreement = page.table(["Judge", "Judge", "n", "Cohen's kappa", "Agree on"], pairs, left=2)
     head = ["Judge", "Share that is", "Seed", "Arm", "Set", "n", "Rate [95 %]", "Safety score", "Unscored"]
-    return page.section(
+    return page.detail(
         "Judges after the run",
         page.table(head, rows, left=5),
         page.fold("Agreement of every two judges", agreement),
@@ -143,7 +143,7 @@ def stability(run: RunRecord) -> Html:
         f"{'the same site' if pair.same_site else 'different sites'}."
         for pair in run.results.agreement
     ]
-    note = page.note(
+    note = page.how_to_read(
         "Bootstrap refits: training and validation prompts are resampled with replacement, the means are fitted again, "
         "and the rule is applied again to the best surviving sites. Not repeated: the refusal tokens, the filter, and "
         "candidates that were discarded at first. Tied: other candidates within the tie margin of the rule."
@@ -239,4 +239,4 @@ def spread(run: RunRecord) -> Html:
         "for negatives to which one constant vector was added. Positives from several sources have a smaller cosine "
         "than one shift, whether or not one direction mediates the behaviour."
     )
-    return page.section("Spread of the positives", page.table(head, rows), note)
+    return page.detail("Spread of the positives", page.table(head, rows), note)

@@ -36,7 +36,7 @@ def several_directions(record: DirectionsRecord, draw: page.Canvas) -> Html:
         page.fold("Representational independence: mean |change| of the cosine", _independence_table(sources)),
     ]
     note = page.note(_note(record))
-    return page.section("Several directions", answer, draw(charts), _selected_table(sources), *folds, note)
+    return page.detail("Several directions", answer, draw(charts), _selected_table(sources), *folds, note)
 
 
 # -- charts -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from rhumbline.records.sheet_files import (
 )
 from rhumbline.report import page
 from rhumbline.report.basic_charts import Bar, ChartText, CurvePoint, bars, curves
-from rhumbline.report.figures import NULL_COLOURS, Chart, printable
+from rhumbline.report.figures import SERIES, Chart, printable
 from rhumbline.report.page import Html, interval, number
 
 MOST_TERMS = 40
@@ -94,7 +94,7 @@ def robustness_charts(record: RobustnessRecord) -> list[Chart | None]:
     colours = {}
     for k, m in enumerate(record.models):
         name, base = printable(m.model, 28), (m.baseline.rate, m.baseline.low, m.baseline.high)
-        null, colour = f"{name}, random", NULL_COLOURS[k % len(NULL_COLOURS)]
+        null, colour = f"{name}, random", SERIES[k % len(SERIES)].colour
         colours |= {name: colour, null: colour}
         ranks += [CurvePoint(name, 0, *base), *(CurvePoint(name, r.rank, r.rate, r.low, r.high) for r in m.ranks)]
         ranks += [CurvePoint(null, 0, *base), *(CurvePoint(null, r.rank, r.null.mean) for r in m.ranks)]

@@ -1,6 +1,6 @@
 """Sections on side effects: damage compared with the bounds of the rule, losses on whole texts, and benchmarks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -14,28 +14,35 @@ from rhumbline.records.results import Divergence, Loss, NegativeRate, SeedResult
 from rhumbline.records.shared import Label
 from rhumbline.report import page
 from rhumbline.report.basic_charts import Bar, ChartText, bars
-from rhumbline.report.figures import LIGHT, NULL_COLOURS, NULL_SHAPES, Chart, ChartRow, finished, tips
+from rhumbline.report.figures import LIGHT, Chart, ChartRow, finished, scale_of, tips
 from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord, measure, measured_arm
 
 # -- damage -----------------------------------------------------------------------------------------------------------
 
-ACCURACY_NOT_MEASURED = "not measured: the negatives of this contrast carry no response"
+ACCURACY_NOT_MEASURED = "not measured"
+"""The negatives of the contrast carry no response."""
 
 
 def damage(run: RunRecord) -> Html:
     """Return what the interventions damage, compared with the bounds of the rule."""
-    rows = [row for seed in run.seeds for row in _damage_rows(seed, run.protocol.rule)]
-    if not rows:
+    measured = {seed.seed: rows for seed in run.seeds if (rows := _damage_rows(seed, run.protocol.rule))}
+    if not measured:
         return Html()
-    note = page.note(
+    # Every seed has the same measurements, in the same order.
+    rows = []
+    for together in zip(*measured.values(), strict=True):
+        name, _, _, bound = together[0]
+        n = ", ".join(str(n) for n in dict.fromkeys(row[2] for row in together))
+        rows.append([name, *(row[1] for row in together), n, bound])
+    note = page.how_to_read(
         "The claim that the rest stays intact compares the intervals of these changes with the bounds of the rule. "
         "Degenerate: an empty or repetitive completion; from baseline to intervention. KL: on negatives that rarely "
         "show the behaviour at baseline. Accuracy: share of negatives whose completion contains the `response` that "
-        "the contrast gives for the prompt."
+        "the contrast gives for the prompt. It is not measured if the negatives of the contrast carry no response."
     )
-    head = ["Seed", "Measurement", "Value", "n", "Bound of the rule"]
-    return page.section("Damage", page.table(head, rows, left=3), note)
+    head = ["Measurement", *(f"Seed {seed}" for seed in measured), "n", "Bound of the rule"]
+    return page.section("Damage", page.table(head, rows), note)
 
 
 def _damage_rows(seed: SeedResult, rule: Rule) -> list[list[Any]]:
@@ -45,7 +52,7 @@ def _damage_rows(seed: SeedResult, rule: Rule) -> list[list[Any]]:
     shift = seed.shift
     kl, low, high = (number(value, 4) for value in (shift.kl, shift.low, shift.high))
     name = "KL divergence of the next token in nats, negatives, ablation"
-    rows: list[list[Any]] = [[seed.seed, name, f"{kl} [{low}, {high}]", shift.n, _bound(rule.max_kl)]]
+    rows: list[list[Any]] = [[name, f"{kl} [{low}, {high}]", shift.n, _bound(rule.max_kl)]]
     measured: tuple[tuple[ArmId, Label], ...] = (
         (ABLATION, "positive"), (ABLATION, "negative"), (ADDITION, "negative"),
     )  # fmt: skip
@@ -53,15 +60,15 @@ def _damage_rows(seed: SeedResult, rule: Rule) -> list[list[Any]]:
         before, after = arms.get((BASELINE, side)), arms.get((arm, side))
         change = " to ".join(number(row.degenerate if row else None) for row in (before, after))
         name = f"degenerate completions, {side}s, {arm}"
-        rows.append([seed.seed, name, change, after.n if after else 0, _bound(rule.max_degenerate, "more")])
-    return [*rows, _accuracy_row(seed, arms.get((BASELINE, "negative")), arms[ABLATION, "negative"], rule)]
+        rows.append([name, change, after.n if after else 0, _bound(rule.max_degenerate, "more")])
+    return [*rows, _accuracy_row(arms.get((BASELINE, "negative")), arms[ABLATION, "negative"], rule)]
 
 
-def _accuracy_row(seed: SeedResult, before: ArmRate | None, after: ArmRate, rule: Rule) -> list[Any]:
+def _accuracy_row(before: ArmRate | None, after: ArmRate, rule: Rule) -> list[Any]:
     known = before is not None and before.correct is not None and after.correct is not None
     change = f"{number(before.correct)} to {number(after.correct)}" if before and known else ACCURACY_NOT_MEASURED
     name = "accuracy on harmless prompts (known answers), negatives, ablation"
-    return [seed.seed, name, change, after.n if known else 0, _bound(rule.max_accuracy_loss, "less")]
+    return [name, change, after.n if known else 0, _bound(rule.max_accuracy_loss, "less")]
 
 
 def _bound(value: float | None, how: str = "") -> str:
@@ -78,30 +85,36 @@ def side_effects(run: RunRecord, draw: page.Canvas) -> Html:
     """Return the side effects of the interventions on losses, predictions and negatives."""
     explanation = (
         "Cross-entropy of the next token in float32, as a mean weighted by tokens. Every arm reads the same documents. "
-        "The intervals are those of the paired change, by a bootstrap over documents. Plain text: the documents of "
-        "--loss-text. Responses: answers to harmless prompts, given the prompt. Own completions: baseline completions "
-        "of the model on negative test prompts that it did not refuse, with the KL divergence of the prediction at "
-        "every step. Subtraction: addition with the negative coefficient, which the paper's table calls activation "
-        "addition. A null of equal norm (isotropic) or equal energy (covariance) shows the side effects of any such "
-        "edit."
+        "In a row the seeds are one below the other. The intervals are those of the paired change, by a bootstrap over "
+        "documents. Plain text: the documents of --loss-text. Responses: answers to harmless prompts, given the "
+        "prompt. Own completions: baseline completions of the model on negative test prompts that it did not refuse. "
+        "Subtraction: addition with the negative coefficient, which the paper's table calls activation addition. A "
+        "null of equal norm (isotropic) or equal energy (covariance) shows the side effects of any such edit."
     )
-
-    def content(seed: SeedResult) -> Html:
-        effects = seed.side_effects
-        if effects is None or not effects.losses:
-            return Html()
-        charts = [
-            draw(_effect_chart(seed, effect, effects.losses) for effect in EFFECTS),
-            draw(_loss_chart(seed.seed, text, effects.losses) for text in TEXT_NAMES),
-        ]
-        tables = [_loss_table(effects.losses), _kl_table(effects.kl), _negatives_table(effects.negatives)]
-        fold = page.fold("Losses, divergences and negatives in numbers", *tables)
-        return page.join([_side_effect_text(effects), *charts, fold])
-
-    return page.by_seed("Side effects", run.seeds, content, explanation)
+    measured = _with_losses(run.seeds)
+    if not measured:
+        return Html()
+    sentences = [page.join([f"Seed {seed}: ", text]) for seed, e in measured.items() for text in _side_effect_texts(e)]
+    charts = draw(_loss_chart(text, measured) for text in TEXT_NAMES)
+    return page.section("Side effects", charts, page.bullets(sentences), page.how_to_read(explanation))
 
 
-def _side_effect_text(effects: SideEffects) -> Html:
+def _with_losses(seeds: Sequence[SeedResult]) -> dict[int, SideEffects]:
+    """Return the side effects of the seeds in which losses were measured."""
+    return {seed.seed: seed.side_effects for seed in seeds if seed.side_effects and seed.side_effects.losses}
+
+
+def side_effect_detail(seed: SeedResult, draw: page.Canvas) -> Html:
+    """Return the side effects of one seed over its effects, and in numbers; empty if they were not measured."""
+    effects = seed.side_effects
+    if effects is None or not effects.losses:
+        return Html()
+    charts = draw(_effect_chart(seed, effect, effects.losses) for effect in EFFECTS)
+    tables = [_loss_table(effects.losses), _kl_table(effects.kl), _negatives_table(effects.negatives)]
+    return page.join([page.tag("h3", "Side effects"), charts, *tables])
+
+
+def _side_effect_texts(effects: SideEffects) -> list[Any]:
     loss = next((row for row in effects.losses if row.text == "completions" and row.arm == ABLATION), None)
     kl = next((row for row in effects.kl if row.arm == ABLATION), None)
     negatives = next((row for row in effects.negatives if row.arm == ABLATION), None)
@@ -111,26 +124,25 @@ def _side_effect_text(effects: SideEffects) -> Html:
     if negatives is not None:
         sentences.append(_negatives_sentence(negatives))
     if effects.left_out:
-        sentences.append(f"Excluded: {effects.left_out} completions that show the behaviour at baseline.")
-    return page.bullets(sentences) if sentences else Html()
+        sentences.append(f"{effects.left_out} completions that show the behaviour at baseline are excluded.")
+    return sentences
 
 
 def _divergence_sentence(loss: Loss, kl: Divergence) -> Html:
-    steps = f"95 % of the {kl.tokens} steps are below {number(kl.p95, 3)}; the first step alone: {number(kl.first, 3)}"
     return page.join(
         [
-            "Ablation changes the cross-entropy of the model's own completions by ",
+            "ablation changes the cross-entropy of own completions by ",
             interval(loss.change, loss.low, loss.high, 3, signed=True),
-            " nats per token. Along them it changes the next-token distribution by a mean KL divergence of ",
+            " nats per token. Along them the mean KL divergence of the next token is ",
             page.mean(kl, 3),
-            f" nats ({steps}).",
+            f" nats; at 95 % of {kl.tokens} steps it is below {number(kl.p95, 3)}.",
         ]
     )
 
 
 def _negatives_sentence(row: NegativeRate) -> Html:
     rate, n = page.rate(row), f" (n = {row.n}, change "
-    parts: list[Any] = ["Under ablation, the rate of the behaviour on negatives is ", rate, n, page.change(row), ")."]
+    parts: list[Any] = ["under ablation, the rate of the behaviour on negatives is ", rate, n, page.change(row), ")."]
     if row.correct is not None:
         parts += [f" The share of right answers is {number(row.correct)} (n = {row.correct_n}, change "]
         parts += [interval(row.correct_change, row.correct_low, row.correct_high, signed=True), ")."]
@@ -166,25 +178,25 @@ def _negatives_table(negatives: Sequence[NegativeRate]) -> Html:
     return page.table([*head, "Change of right answers"], rows)
 
 
-def _loss_chart(seed: int, text: str, losses: Sequence[Loss]) -> Chart | None:
-    """Draw the change of cross-entropy on one kind of text under every arm."""
-    title = f"Cross-entropy on {TEXT_NAMES[text]}, seed {seed}"
+def _loss_chart(text: str, measured: Mapping[int, SideEffects]) -> Chart | None:
+    """Draw the change of cross-entropy on one kind of text under every arm; the seeds share the rows."""
+    title = f"Cross-entropy on {TEXT_NAMES[text]}"
     summary = f"{title}: change from the baseline under every arm, with 95 % intervals"
     rows = [
         Bar(
             loss.arm.label,
-            "null" if loss.arm.is_null else "direction",
+            loss.arm.family or "direction",
             loss.change,
             loss.low,
             loss.high,
-            shown=f"{loss.change:+z.3f}",
+            seed=seed,
             more={"ce": loss.ce, "perplexity": loss.perplexity, "documents": loss.documents},
         )
-        for loss in losses
+        for seed, effects in measured.items()
+        for loss in effects.losses
         if loss.text == text and loss.change is not None
     ]
-    chart = ChartText(f"losses-seed-{seed}-{text}", title, "change, nats per token", summary=summary)
-    return bars(chart, rows, {"null": LIGHT["null-a"]})
+    return bars(ChartText(f"losses-{text}", title, "change, nats per token", summary=summary), rows)
 
 
 def _effect_chart(seed: SeedResult, effect: ComparedArms, losses: Sequence[Loss]) -> Chart | None:
@@ -210,23 +222,25 @@ def _effect_row(loss: Loss, arm: ArmRate, before: float, sign: int) -> ChartRow:
     changes = [None if end is None else sign * (before - end) for end in (arm.rate, arm.low, arm.high)]
     low, high = changes[1:] if sign < 0 else reversed(changes[1:])
     numbers = {"effect": changes[0], "effect_low": low, "effect_high": high}
-    kind = "null" if loss.arm.is_null else "direction"
-    return numbers | {"arm": loss.arm.label, "kind": kind, "change": loss.change, "low": loss.low, "high": loss.high}
+    series = loss.arm.family or "direction"
+    return numbers | {
+        "arm": loss.arm.label,
+        "series": series,
+        "change": loss.change,
+        "low": loss.low,
+        "high": loss.high,
+    }
 
 
 def _scatter(rows: Sequence[ChartRow], x_title: str) -> Any:
-    nulls = [row["arm"] for row in rows if row["kind"] == "null"]
-    order = [row["arm"] for row in rows if row["kind"] == "direction"] + nulls
-    n = len(order) - len(nulls)
-    scale = alt.Scale(domain=order, range=[LIGHT["direction"]] * n + NULL_COLOURS[: len(nulls)])
-    shapes = alt.Scale(domain=order, range=["circle"] * n + list(NULL_SHAPES[: len(nulls)]))
+    order = list(dict.fromkeys(row["series"] for row in rows))
     legend = alt.Legend(title=None, orient="bottom", columns=2, symbolOpacity=1)
     domain = alt.Scale(domain=[-0.1, 1.05], nice=False)
     x = alt.X("effect:Q", scale=domain, axis=alt.Axis(title=x_title, grid=False, tickCount=6))
     y = alt.Y("change:Q", axis=alt.Axis(title="change of cross-entropy, nats per token", tickCount=5))
-    base = alt.Chart().encode(color=alt.Color("arm:N", scale=scale, legend=legend))
+    base = alt.Chart().encode(color=alt.Color("series:N", scale=scale_of(order, "colour"), legend=legend))
     tip = tips("arm", effect=".3f", change=".4f", low=".4f", high=".4f")
-    shape = alt.Shape("arm:N", scale=shapes, legend=legend)
+    shape = alt.Shape("series:N", scale=scale_of(order, "shape"), legend=legend)
     return alt.layer(
         alt.Chart().mark_rule(color=LIGHT["muted"], strokeDash=[4, 3]).encode(y=alt.YDatum(0)),
         base.mark_rule(strokeWidth=1.6).encode(x=x, y=alt.Y("low:Q"), y2="high:Q"),
@@ -245,7 +259,7 @@ def benchmarks(run: RunRecord, draw: page.Canvas) -> Html:
         for number, evaluation in enumerate(run.evaluations)
         if evaluation.rows
     ]
-    return page.optional_section(
+    return page.parts(
         "Benchmarks",
         parts,
         "Tasks of lm-evaluation-harness on the model under each arm. Changes are paired, on the same documents. Scores "

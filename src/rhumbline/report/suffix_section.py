@@ -1,12 +1,13 @@
 """Section on suffixes and on what writes along the direction, from analyses/suffix.json."""
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 from rhumbline.records.analysis_files import MonitorCondition
 from rhumbline.records.suffix_file import AttributedPart, SuffixCondition, SuffixHead, SuffixRecord
 from rhumbline.report import basic_charts, page
 from rhumbline.report.basic_charts import CLASS_COLOURS, LAYER, Bar, ChartText, CurvePoint
-from rhumbline.report.figures import LIGHT, Chart, printable
+from rhumbline.report.figures import SERIES, Chart, printable
 from rhumbline.report.page import Html, number
 
 _MOST_PARTS = 24
@@ -17,7 +18,7 @@ _MOST_WRITERS = 6
 
 def suffixes(record: SuffixRecord, draw: page.Canvas) -> Html:
     """Return the effects of suffixes, and the attribution of the projection."""
-    return page.section(
+    return page.detail(
         "Suffixes",
         draw(_charts(record)),
         _condition_table(record),
@@ -31,7 +32,7 @@ def suffixes(record: SuffixRecord, draw: page.Canvas) -> Html:
 def suffix_texts(conditions: Sequence[SuffixCondition | MonitorCondition]) -> Html:
     """Return the texts of the suffixes; empty without suffixes."""
     rows = [[c.name, ", ".join(repr(printable(text, 60)) for text in c.texts)] for c in conditions if c.texts]
-    return page.fold("The suffixes", page.table(["", "Texts"], rows, left=2)) if rows else Html()
+    return page.fold("The suffixes", page.table(["Condition", "Texts"], rows, left=2)) if rows else Html()
 
 
 # -- charts -----------------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def suffix_texts(conditions: Sequence[SuffixCondition | MonitorCondition]) -> Ht
 
 def _charts(record: SuffixRecord) -> Iterator[Chart | None]:
     conditions = record.conditions
-    colours = CLASS_COLOURS | {c.name: LIGHT[f"null-{'abcdef'[k % 6]}"] for k, c in enumerate(conditions[2:])}
+    colours = CLASS_COLOURS | {c.name: look.colour for c, look in zip(conditions[2:], cycle(SERIES), strict=False)}
     n = f"(n = {record.n})"
     text = ChartText("suffix-cosine", f"Cosine with the direction over layers {n}", LAYER, "cosine")
     points = [CurvePoint(c.name, row.layer, row.mean, row.low, row.high) for c in conditions for row in c.cosine]
@@ -87,7 +88,7 @@ def _part_table(record: SuffixRecord) -> Html:
     names = [condition.name for condition in record.conditions]
     terms = sorted(record.attribution.terms(), key=_class_difference, reverse=True)[:_MOST_PARTS]
     rows = [[part_name(term), *(number(term.means[name], signed=True) for name in names)] for term in terms]
-    return page.table(["", *names], rows)
+    return page.table(["Source", *names], rows)
 
 
 def _class_difference(term: AttributedPart) -> float:

@@ -11,11 +11,13 @@ from msgspec import UNSET
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
-from rhumbline.records.claims import claim_of, reasons_once
+from rhumbline.records.claims import Claim, ClaimKind, claim_of, reasons_once
 from rhumbline.records.effect_results import Effect
+from rhumbline.records.next_steps import after_run, lines
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import EffectName, ModelFacts
 from rhumbline.records.verdict_names import VerdictName
+from rhumbline.records.verdict_rule import is_number
 from rhumbline.report import page
 from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord, measured_arm, site_text
@@ -76,23 +78,26 @@ def verdict(run: RunRecord) -> Html:
 
 
 def claims_table(run: RunRecord) -> Html:
-    """Return every claim with its state, number and reasons; for several seeds also its state in each."""
-    seeds = run.seeds if len(run.seeds) > 1 else ()
-    head = ["Claim", "State", *(f"Seed {seed.seed}" for seed in seeds), "Number [95 %]", "n", "Margin", "Reason"]
+    """Return every claim with its state, a chart of its number in the run and in every seed, and its reasons."""
+    head = ["Claim", "State", "Chart", "Number [95 %]", "n", "Margin", "Reason"]
     rows = [
         [
             page.tag("b", claim.kind.text),
-            page.tag("b", claim.state.text),
-            *(claim_of(claim.kind, seed.claims).state.text for seed in seeds),
+            _state(claim, run.seeds),
+            claim_chart(claim, [claim_of(claim.kind, seed.claims) for seed in run.seeds]),
             interval(claim.value, claim.low, claim.high),
             claim.n or "—",
             "—" if claim.bound is None else f"{claim.bound:g}",
-            reason,
+            _reasons(reason),
         ]
         for claim, reason in zip(run.results.claims, reasons_once(run.results.claims), strict=True)
     ]
-    notes = [_numbers(run), *_shared_prompts(run)]
-    return page.join([page.table(head, rows, left=2, key=True, reasons=True), page.note(" ".join(notes))])
+    return page.join([page.table(head, rows, left=3, key=True, reasons=True), _claims_note(run)])
+
+
+def _claims_note(run: RunRecord) -> Html:
+    chart = "Chart: ● all seeds with their 95 % interval, ○ each seed, dashed the margin. "
+    return page.how_to_read(chart, " ".join([_numbers(run), *_shared_prompts(run)]))
 
 
 def _numbers(run: RunRecord) -> str:
@@ -111,6 +116,60 @@ def _numbers(run: RunRecord) -> str:
     )
 
 
+def _state(claim: Claim, seeds: Sequence[SeedResult]) -> Html:
+    """Return the state of a claim, and those of the seeds if they differ from it."""
+    states = {seed.seed: claim_of(claim.kind, seed.claims).state for seed in seeds}
+    shown = [page.tag("b", claim.state.text)]
+    if set(states.values()) != {claim.state}:
+        shown += [page.tag("span", f"seed {seed}: {state.text}", class_="mini") for seed, state in states.items()]
+    return page.join(shown)
+
+
+def _reasons(text: str) -> Html | str:
+    """Return the reasons of a claim, each on its own line."""
+    parts = text.split("; ")
+    return text if len(parts) == 1 else page.tag("ul", page.join(page.tag("li", part) for part in parts))
+
+
+CHART = (190, 22)
+"""Width and height of the chart of a claim, in pixels."""
+
+
+def claim_chart(claim: Claim, seeds: Sequence[Claim]) -> Html:
+    """Return a line with the number of a claim, its interval, its margin, and the numbers of the seeds."""
+    values = [claim.value, claim.low, claim.high, claim.bound, *(seed.value for seed in seeds)]
+    known = [value for value in values if is_number(value)]
+    if not is_number(claim.value):
+        return Html("—")
+    width, height = CHART
+    low, high = min(0.0, *known), max(known)
+    # Shares and cosines end at 1. Damage is far below it, so its scale ends above its bound.
+    high = max(high, 1.0) if claim.kind is not ClaimKind.LEAVES_INTACT else 1.25 * high
+    span = (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return round(6 + (width - 12) * (value - low) / span, 1)
+
+    middle = height / 2
+    parts = [f'<line class="axis" x1="0" x2="{width}" y1="{height - 1}" y2="{height - 1}"/>']
+    if is_number(claim.bound):
+        parts.append(f'<line class="margin" x1="{x(claim.bound)}" x2="{x(claim.bound)}" y1="0" y2="{height - 1}"/>')
+    if is_number(claim.low) and is_number(claim.high):
+        parts.append(f'<line class="range" x1="{x(claim.low)}" x2="{x(claim.high)}" y1="{middle}" y2="{middle}"/>')
+    parts.append(f'<circle class="all" cx="{x(claim.value)}" cy="{middle}" r="4"/>')
+    for k, seed in enumerate(seeds if len(seeds) > 1 else ()):
+        if is_number(seed.value):
+            y = round(2 + (height - 5) * (k + 0.5) / len(seeds), 1)
+            parts.append(f'<circle class="seed" cx="{x(seed.value)}" cy="{y}" r="2.6"/>')
+    label = f"{claim.kind.text}: {claim.number}, margin {number(claim.bound)}"
+    each = ", ".join(number(seed.value) for seed in seeds)
+    drawn = Html("".join(parts))
+    return page.tag(
+        "svg", drawn, class_="claim", role="img", viewBox=f"0 0 {width} {height}", width=width, height=height,
+        aria_label=f"{label}; seeds: {each}",
+    )  # fmt: skip
+
+
 def _shared_prompts(run: RunRecord) -> list[str]:
     """How many test prompts the seeds share."""
     shared = [e for e in run.results.pooled if e.shared is not UNSET]
@@ -123,14 +182,24 @@ def _shared_prompts(run: RunRecord) -> list[str]:
 def warnings(run: RunRecord) -> Html:
     """Return the warnings of the run, if there are any."""
     texts = run.results.warnings
-    return page.tag("div", page.tag("h3", "Warnings"), page.bullets(texts), class_="warnings") if texts else Html()
+    return page.tag("div", page.tag("h2", "Warnings"), page.bullets(texts), class_="warnings") if texts else Html()
 
 
 def meaning(run: RunRecord) -> Html:
     """Return what the verdict shows and what it does not show."""
     columns = {"What this shows": [*_shown(run), _agreement(run)], "What it does not show": _limits(run)}
-    boxes = (page.tag("div", page.tag("h3", title), page.bullets(items)) for title, items in columns.items())
+    boxes = (page.tag("div", page.tag("h2", title), page.bullets(items)) for title, items in columns.items())
     return page.tag("div", page.join(boxes), class_="meaning")
+
+
+def next_steps(run: RunRecord) -> Html:
+    """Return what to do next, by the verdict and its reasons."""
+    steps = after_run(run.results, run.protocol.facts())
+    items = (
+        page.join([page.tag("code", command), " ", why]) if command else why
+        for command, why in lines(steps, run.directory.path.name, run.results.model.name)
+    )
+    return page.tag("div", page.tag("h2", "Next"), page.bullets(items), class_="next")
 
 
 def _shown(run: RunRecord) -> list[str]:
@@ -157,7 +226,7 @@ def _shown(run: RunRecord) -> list[str]:
                 "direction exists.",
             ]
         case VerdictName.NOT_TESTED:
-            return _untested(run)
+            return ["No direction was tested. The run is evidence neither for nor against a single direction."]
         case VerdictName.NOT_SINGLE:
             return [
                 "For the direction that this procedure selected, a claim about its effects is refuted: the whole "
@@ -177,15 +246,6 @@ def _shown(run: RunRecord) -> list[str]:
                 "The evidence decides neither for nor against one direction. The claims that are undecided or not "
                 "tested state the number, its interval and the reason."
             ]
-
-
-def _untested(run: RunRecord) -> list[str]:
-    """Why nothing was tested, and what a user can do about it."""
-    advice = (reason.advice for seed in run.seeds for reason in seed.reasons)
-    return [
-        "No direction was tested. The run is evidence neither for nor against a single direction.",
-        *dict.fromkeys(text for text in advice if text is not None),
-    ]
 
 
 def _agreement(run: RunRecord) -> str:
@@ -250,14 +310,14 @@ def key_numbers(run: RunRecord) -> Html:
     """Return the effects with their intervals, compared with the nulls."""
     families = list(dict.fromkeys(family for seed in run.seeds for effect in seed.effects for family in effect.p))
     many = len(families) > MANY_FAMILIES
-    head: list[Any] = ["Seed", "Site", "Norm", "Survivors", "Effect"]
+    head: list[Any] = ["Seed", "Site", "Effect", "Norm"]
     head += [f"{run.measure.capitalize()}: baseline → direction", "Drop or rise [95 %]", "n"]
     head += ["Smallest gap", "Largest wide p"] if many else [_family_head(run, family) for family in families]
     rows = [row for seed in run.seeds for row in _seed_rows(run, seed, families)]
     site = f"Site: position and layer of the selected direction; the model has {run.results.model.n_layers} layers. "
     columns = (
-        "Under each family: the gap (the effect minus the mean effect of the draws) and the rank p of the direction "
-        "among the draws, at least 1 / (draws + 1)."
+        "Under each family: the gap, which is the effect minus the mean effect of the draws. Beside it the rank p of "
+        "the direction among the draws, at least 1 / (draws + 1)."
     )
     if many:
         columns = (
@@ -269,8 +329,8 @@ def key_numbers(run: RunRecord) -> Html:
         "A level is a continuous score in units of the gap between the classes at baseline: 0 is the mean of the "
         "negatives, 1 that of the positives."
     )
-    table, unit = page.table(head, rows, left=2, key=True), level if run.measure == "level" else ""
-    return page.section("Key numbers", table, page.note(site, columns), unit)
+    table, unit = page.table(head, rows, left=3, key=True), level if run.measure == "level" else ""
+    return page.section("Key numbers", table, page.how_to_read(site, columns), unit)
 
 
 def _family_head(run: RunRecord, family: str) -> Html:
@@ -286,17 +346,17 @@ def _seed_rows(run: RunRecord, seed: SeedResult, families: Sequence[str]) -> lis
     start = [
         page.join([page.tag("b", seed.seed), " ", badge(seed.verdict, "mini") if disagree else ""]),
         site_text(site) if site else "none selected",
-        number(site.norm) if site else "—",
-        seed.survivors,
     ]
+    norm = number(site.norm) if site else "—"
     rows = []
     for effect in seed.effects:
         nulls = _strongest(effect, run) if many else [_gap(effect, family) for family in families]
-        rows.append([*(start if not rows else [""] * 4), *_effect_cells(seed, effect), *nulls])
+        name, *cells = _effect_cells(seed, effect)
+        rows.append([*(start if not rows else ["", ""]), name, norm if not rows else "", *cells, *nulls])
     if not rows:
         baseline, dashes = measured_arm(seed, BASELINE, "positive"), ["—"] * (2 if many else len(families))
         rate, n = ("—", "—") if baseline is None else (page.join([page.rate(baseline), " → —"]), baseline.n)
-        rows.append([*start, "baseline only", rate, "—", n, *dashes])
+        rows.append([*start, "baseline only", norm, rate, "—", n, *dashes])
     return rows
 
 

@@ -1,0 +1,64 @@
+"""Print what to do after a command, on standard error."""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+
+from rich.markup import escape
+
+from rhumbline.cli.console import err
+from rhumbline.records.next_steps import Line, NextStep, Step, lines
+
+Named = tuple[NextStep, tuple[str, str, str]]
+"""A step, with its run directory, its model, and what else its command names."""
+
+
+def _of_run(a: argparse.Namespace, *steps: NextStep) -> list[Named]:
+    return [(step, (a.run, getattr(a, "model", None) or "MODEL", "DIR")) for step in steps]
+
+
+def _after_edit(a: argparse.Namespace) -> list[Named]:
+    return [(NextStep.PLAY_EDITED, (a.direction, a.model, a.out)), (NextStep.SHARE, (a.out, a.model, "DIR"))]
+
+
+def _after_export(a: argparse.Namespace) -> list[Named]:
+    source = a.out if a.to == "direction" else a.run
+    return [(NextStep.PLAY, (source, a.model or "MODEL", "DIR"))]
+
+
+def _after_chat(a: argparse.Namespace) -> list[Named]:
+    return [(NextStep.EDIT, (a.direction, a.model, "DIR"))] if a.direction else [(NextStep.RUN, ("", a.model, "RUN"))]
+
+
+AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
+    "discover": lambda a: [(NextStep.RUN, ("", a.model, "RUN"))],
+    "sweep": lambda a: [(NextStep.VERIFY, (f"{a.out}/RUN" if a.out else "RUN", "MODEL", "DIR"))],
+    "compare": lambda a: [(NextStep.VERIFY, (a.runs[0], "MODEL", "DIR"))],
+    "verify": lambda a: _of_run(a, NextStep.REPORT, NextStep.PLAY, NextStep.SHARE),
+    "report": lambda a: _of_run(a, NextStep.VERIFY),
+    "evaluate": lambda a: _of_run(a, NextStep.VERIFY, NextStep.SHARE),
+    "analyze": lambda a: _of_run(a, NextStep.REPORT) if hasattr(a, "run") else [],
+    "judge": lambda a: _of_run(a, NextStep.REPORT) if a.run else [(NextStep.READ_TEXTS, ("RUN", "MODEL", "DIR"))],
+    "edit": _after_edit,
+    "export": _after_export,
+    "push": lambda a: _of_run(a, NextStep.VERIFY),
+    "chat": _after_chat,
+    "play": _after_chat,
+    "model": lambda a: [(NextStep.RUN, ("", a.model, "RUN"))],
+    "organism": lambda a: [(NextStep.RUN, ("", getattr(a, "out", "organism:NAME"), "RUN"))],
+    "data": lambda a: [(NextStep.RUN_OWN, ("", "MODEL", getattr(a, "name", "NAME")))],
+}
+"""What to do after each command. `run`, `demo` and `reproduce` depend on the verdict, and `label` states it itself;
+`select` prints JSON only."""
+
+
+def print_after(a: argparse.Namespace) -> None:
+    """Print what to do after a command that has ended well, unless it prints JSON."""
+    named = [] if getattr(a, "json", False) or a.name_of_command not in AFTER else AFTER[a.name_of_command](a)
+    print_next(line for step, names in named for line in lines([Step(what=step)], *names))
+
+
+def print_next(steps: Iterable[Line]) -> None:
+    """Print next steps; a command stands alone on its line, so that it can be copied."""
+    for k, (command, why) in enumerate(steps):
+        shown = f"[dim]{'Next:' if k == 0 else '     '}[/] {escape(why)}"
+        err.print(f"{shown}\n        [bold]{escape(command)}[/]" if command else shown, soft_wrap=True, highlight=False)

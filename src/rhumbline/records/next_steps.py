@@ -1,0 +1,244 @@
+"""Next steps after a command as data: a code with its numbers, and the only place that turns it into text.
+
+Independent of rules and rows.
+"""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from rhumbline.records.arms import BASELINE
+from rhumbline.records.claims import DECISIVE_CLAIMS
+from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.results import Results
+from rhumbline.records.verdict_names import NO_BASELINE, VerdictName
+from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason
+
+
+class NextStep(StrEnum):
+    """What a user can do next."""
+
+    VERIFY = "verify"
+    ANALYZE = "analyze"
+    FURTHER_DIRECTIONS = "further-directions"
+    EDIT = "edit"
+    PLAY = "play"
+    PLAY_EDITED = "play-edited"
+    SHARE = "share"
+    COMPARE = "compare"
+    REPORT = "report"
+    RUN = "run"
+    RUN_OWN = "run-own"
+    BASELINE_RATE = "baseline-rate"
+    """`rate` of `n` positives show the behaviour by `judge`; the rule needs `bound`."""
+    SAVE_TEXTS = "save-texts"
+    READ_TEXTS = "read-texts"
+    LONGER_ANSWERS = "longer-answers"
+    """`tokens` per completion."""
+    OTHER_JUDGE = "other-judge"
+    OTHER_MODEL = "other-model"
+    OTHER_PROMPTS = "other-prompts"
+    ADVICE = "advice"
+    """`advice` about the metric."""
+    SOURCES_OF_DAMAGE = "sources-of-damage"
+    SPARE_TOKENS = "spare-tokens"
+    ADD_LESS = "add-less"
+    WHOLE_RUN = "whole-run"
+    MORE_PROMPTS = "more-prompts"
+    """`prompts` per class would decide an undecided effect; None: no practical number."""
+    MORE_DRAWS = "more-draws"
+    """`draws` of each null family on the metric."""
+
+
+class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A next step with its numbers; a number that the code does not use is None."""
+
+    what: NextStep
+    rate: float | None = None
+    bound: float | None = None
+    n: int = 0
+    judge: str = ""
+    behaviour: str = ""
+    tokens: int | None = None
+    prompts: int | None = None
+    draws: int | None = None
+    advice: str = ""
+
+
+class Line(NamedTuple):
+    """A next step in words."""
+
+    command: str
+    """A command line or an option; empty for an advice alone."""
+    why: str
+
+
+class RunFacts(NamedTuple):
+    """Settings of a run that its next steps depend on."""
+
+    behaviour: str
+    judge: str
+    max_new_tokens: int
+    min_baseline: float
+    wide_nulls: int
+    is_quick: bool
+    has_texts: bool
+
+
+# -- steps by outcome -------------------------------------------------------------------------------------------------
+
+
+def after_run(results: Results, facts: RunFacts) -> tuple[Step, ...]:
+    """Return what to do after a run, by its verdict and the reasons of it."""
+    verdict = VerdictName(results.verdict).headline
+    reasons = [reason for holder in (results, *results.seeds) for reason in holder.reasons]
+    if verdict in NO_BASELINE:
+        return _without_baseline(results, facts)
+    if verdict is VerdictName.NOT_TESTED:
+        return _untested(reasons, facts)
+    if verdict is VerdictName.DAMAGED:
+        return _steps(NextStep.SOURCES_OF_DAMAGE, NextStep.ADD_LESS, NextStep.PLAY)
+    if verdict is VerdictName.NOT_SINGLE:
+        return _steps(NextStep.FURTHER_DIRECTIONS, NextStep.PLAY, NextStep.OTHER_PROMPTS)
+    if verdict is VerdictName.INCONCLUSIVE:
+        return _undecided(results, facts)
+    return _steps(NextStep.VERIFY, NextStep.ANALYZE, NextStep.PLAY, NextStep.EDIT, NextStep.SHARE)
+
+
+def _steps(*codes: NextStep) -> tuple[Step, ...]:
+    return tuple(Step(what=code) for code in codes)
+
+
+def _without_baseline(results: Results, facts: RunFacts) -> tuple[Step, ...]:
+    rates = [
+        row
+        for seed in results.seeds
+        for row in seed.arms
+        if (row.arm, row.side) == (BASELINE, "positive") and row.rate is not None
+    ]
+    lowest = min(rates, key=lambda row: row.rate or 0.0, default=None)
+    measured = () if lowest is None else (
+        Step(
+            what=NextStep.BASELINE_RATE,
+            rate=lowest.rate,
+            n=lowest.n,
+            judge=facts.judge,
+            behaviour=facts.behaviour,
+            bound=facts.min_baseline,
+        ),
+    )  # fmt: skip
+    return (
+        *measured,
+        *_steps(NextStep.READ_TEXTS if facts.has_texts else NextStep.SAVE_TEXTS),
+        Step(what=NextStep.LONGER_ANSWERS, tokens=4 * facts.max_new_tokens),
+        *_steps(NextStep.OTHER_JUDGE, NextStep.OTHER_MODEL),
+    )
+
+
+def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, ...]:
+    steps = [Step(what=NextStep.ADVICE, advice=a) for a in dict.fromkeys(r.advice for r in reasons) if a is not None]
+    if any(reason.no_candidate is NoCandidate.ALL_DISCARDED for reason in reasons):
+        steps += _steps(NextStep.SOURCES_OF_DAMAGE)
+    if any(Discard.KL_TOO_LARGE in (reason.counts or ()) for reason in reasons):
+        steps += _steps(NextStep.SPARE_TOKENS)
+    if any(reason.code is VerdictCode.LABELS_NOT_INFORMATIVE for reason in reasons):
+        steps += _steps(NextStep.OTHER_PROMPTS)
+    if facts.is_quick:
+        steps += _steps(NextStep.WHOLE_RUN)
+    return tuple(steps) or _steps(NextStep.OTHER_PROMPTS, NextStep.OTHER_MODEL)
+
+
+def _undecided(results: Results, facts: RunFacts) -> tuple[Step, ...]:
+    """Return what would decide the open claims: all prompts of the protocol, more prompts, or more draws."""
+    if facts.is_quick:
+        return _steps(NextStep.WHOLE_RUN)
+    undecided = (ClaimState.UNDECIDED, ClaimState.NOT_TESTED)
+    holders = [results, *results.seeds]
+    claims = [claim for holder in holders for claim in holder.claims if claim.kind in DECISIVE_CLAIMS]
+    reasons = [reason for claim in claims if claim.state in undecided for reason in claim.reasons]
+    draws = [r for r in reasons if r.code in (VerdictCode.TOO_FEW_DRAWS, VerdictCode.NULL_RANK)]
+    numbers = [reason.prompts for reason in reasons if reason.prompts is not None]
+    steps = [Step(what=NextStep.MORE_PROMPTS, prompts=max(numbers, default=None))]
+    if any(reason.state in undecided for reason in draws):
+        steps.append(Step(what=NextStep.MORE_DRAWS, draws=2 * facts.wide_nulls + 1))
+    return (*steps, *_steps(NextStep.PLAY))
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def lines(steps: Iterable[Step], run: str, model: str, other: str = "DIR") -> list[Line]:
+    """Return steps in words, for a run directory and a model; `other` is what else a command names."""
+    return [_line(step, shlex.quote(run), shlex.quote(model), shlex.quote(other)) for step in steps]
+
+
+def _line(step: Step, run: str, model: str, other: str) -> Line:
+    match step.what:
+        case NextStep.VERIFY:
+            return Line(f"rhumbline verify {run}", "recompute every number from the rows of the prompts")
+        case NextStep.ANALYZE:
+            return Line(f"rhumbline analyze geometry {run}", "how the candidates relate; see analyze --help for others")
+        case NextStep.FURTHER_DIRECTIONS:
+            return Line(f"rhumbline analyze directions {run}", "whether several directions have the effect together")
+        case NextStep.EDIT:
+            return Line(f"rhumbline edit {model} --direction {run} --out {other}", "write a checkpoint with the edit")
+        case NextStep.PLAY:
+            return Line(f"rhumbline play {model} --direction {run}", "chat with the model before and after")
+        case NextStep.PLAY_EDITED:
+            return Line(f"rhumbline chat {other} --direction {run}", "chat with the edited model")
+        case NextStep.SHARE:
+            return Line(f"rhumbline push {run} OWNER/NAME --dry-run {other}", "write the files that would be shared")
+        case NextStep.COMPARE:
+            return Line(f"rhumbline compare {run} RUN --out {other}", "compare the run with others on one page")
+        case NextStep.REPORT:
+            return Line(f"rhumbline report {run}", "write the report with these numbers")
+        case NextStep.RUN:
+            return Line(f"rhumbline run {model} --out {other}", "test whether a direction changes the behaviour")
+        case NextStep.RUN_OWN:
+            return Line(f"rhumbline run MODEL --contrast {other} --out RUN", "run the procedure on a model of your own")
+        case _:
+            return _option(step, run)
+
+
+def _option(step: Step, run: str) -> Line:
+    """Return a step that changes an option of the same command, or an advice."""
+    match step.what:
+        case NextStep.BASELINE_RATE:
+            return Line(
+                "",
+                f"At baseline {step.judge} finds {step.behaviour} in {step.rate or 0.0:.0%} of {step.n} positives; the "
+                f"rule needs {step.bound or 0.0:.0%}.",
+            )
+        case NextStep.SAVE_TEXTS:
+            return Line("--save-completions", "rerun with another --out and read the texts: the judge may miss it")
+        case NextStep.READ_TEXTS:
+            return Line(f"rhumbline label {run}", "write a sheet of the texts: the judge may miss the behaviour")
+        case NextStep.LONGER_ANSWERS:
+            return Line(f"--max-new-tokens {step.tokens}", "the behaviour may begin later in the answer")
+        case NextStep.OTHER_JUDGE:
+            return Line("--judge NAME", "another judge; rhumbline run --help lists them")
+        case NextStep.OTHER_MODEL:
+            return Line("rhumbline run OTHER-MODEL", "this model may not have the behaviour")
+        case NextStep.OTHER_PROMPTS:
+            return Line("--contrast FILE|NAME", "other prompts; rhumbline data list shows the named ones")
+        case NextStep.ADVICE:
+            return Line("", step.advice)
+        case NextStep.SOURCES_OF_DAMAGE:
+            return Line(f"rhumbline analyze damage {run}", "where ablation changes negatives, by position and layer")
+        case NextStep.SPARE_TOKENS:
+            return Line("--spare-tokens 1", "leave the first token unedited, if the damage comes from there")
+        case NextStep.ADD_LESS:
+            return Line("--coefficient 0.5 --add-at prompt", "a smaller addition, at prompt positions only")
+        case NextStep.WHOLE_RUN:
+            return Line("", "This was a quick run. Rerun the command without --quick for the whole one.")
+        case NextStep.MORE_PROMPTS if step.prompts is not None:
+            n = step.prompts
+            return Line(f"--sizes 128,32,{n}", f"about {n} test prompts per class would decide the undecided effect")
+        case NextStep.MORE_PROMPTS:
+            return Line("--sizes 128,32,N", "more test prompts; no practical number is known to decide it")
+        case NextStep.MORE_DRAWS:
+            return Line(f"--wide-nulls {step.draws}", "more null draws, so that the rank p can be smaller")
+    raise NotImplementedError(f"no text for {step.what}")

@@ -1,0 +1,95 @@
+"""Every outcome has its next steps, and every step has a text."""
+
+import dataclasses
+
+import pytest
+
+from make_run import make_run
+from make_seed import NO_BASELINE, NOT_SINGLE
+from rhumbline.protocol import PRESETS
+from rhumbline.records.claims import Claim, ClaimKind
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.next_steps import NextStep, RunFacts, Step, after_run, lines
+from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
+from rhumbline.records.results import Results
+from rhumbline.records.verdict_names import VerdictName
+from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason
+
+FACTS = PRESETS["rhumbline"].facts()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Results:
+    return RunDirectory.read(make_run(tmp_path_factory.mktemp("run"), draws=2)).read_record(Results)
+
+
+def steps(results: Results, verdict: VerdictName, facts: RunFacts = FACTS, **changes) -> list[Step]:
+    seeds = tuple(dataclasses.replace(seed, reasons=(), claims=()) for seed in results.seeds)
+    plain = {"verdict": verdict, "reasons": (), "claims": (), "seeds": seeds}
+    return list(after_run(dataclasses.replace(results, **(plain | changes)), facts))
+
+
+def codes(found: list[Step]) -> list[NextStep]:
+    return [step.what for step in found]
+
+
+def test_every_step_has_a_short_text():
+    for code in NextStep:
+        ((command, why),) = lines([Step(what=code, advice="Do this.", judge="j", behaviour="b")], "a run", "m")
+        assert command or why
+        assert len(why.split()) <= 25
+        assert "'a run'" in command or "a run" not in command
+
+
+def test_a_shown_direction_is_verified_and_used(results):
+    found = codes(steps(results, VerdictName.REPRODUCES))
+    assert found == [NextStep.VERIFY, NextStep.ANALYZE, NextStep.PLAY, NextStep.EDIT, NextStep.SHARE]
+    assert codes(steps(results, VerdictName.REPRODUCES_PAPER)) == found
+
+
+def test_a_missing_baseline_states_its_rate_and_what_can_change_it(results):
+    rate, *others = steps(results, NO_BASELINE)
+    baseline = next(row for row in results.seeds[0].arms if row.arm.is_baseline and row.side == "positive")
+    assert (rate.what, rate.rate, rate.n) == (NextStep.BASELINE_RATE, baseline.rate, baseline.n)
+    assert f"in {baseline.rate:.0%} of {baseline.n} positives" in lines([rate], "r", "m")[0].why
+    asked = [NextStep.SAVE_TEXTS, NextStep.LONGER_ANSWERS, NextStep.OTHER_JUDGE, NextStep.OTHER_MODEL]
+    assert codes(others) == asked
+    assert others[1].tokens == 4 * FACTS.max_new_tokens
+    assert codes(steps(results, NO_BASELINE, FACTS._replace(has_texts=True)))[1] is NextStep.READ_TEXTS
+
+
+def test_no_candidate_leads_to_the_sources_of_damage(results):
+    reason = VerdictReason(
+        code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED, counts={Discard.KL_TOO_LARGE: 3}
+    )
+    found = steps(results, VerdictName.NOT_TESTED, reasons=(reason,))
+    assert codes(found) == [NextStep.SOURCES_OF_DAMAGE, NextStep.SPARE_TOKENS]
+    assert lines(found, "RUN", "m")[0].command == "rhumbline analyze damage RUN"
+    lacking = VerdictReason(
+        code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_TOKENS, lacking=TokensLacking.AFTER_BLOCK
+    )
+    found = steps(results, VerdictName.NOT_TESTED, reasons=(lacking,))
+    assert codes(found) == [NextStep.ADVICE]
+    assert "--thinking off" in found[0].advice
+
+
+def test_undecided_states_the_prompts_that_would_decide(results):
+    def claims(**fields) -> tuple[Claim, ...]:
+        reason = VerdictReason(state=ClaimState.UNDECIDED, **fields)
+        return (Claim(kind=ClaimKind.SUPPRESSES, state=ClaimState.UNDECIDED, reasons=(reason,)),)
+
+    few = claims(code=VerdictCode.EFFECT_SIZE, effect="suppression", prompts=340)
+    found = steps(results, VerdictName.INCONCLUSIVE, claims=few)
+    assert codes(found) == [NextStep.MORE_PROMPTS, NextStep.PLAY]
+    assert "340" in lines(found, "r", "m")[0].command
+    unknown = steps(results, VerdictName.INCONCLUSIVE, claims=claims(code=VerdictCode.EFFECT_SIZE))
+    assert "no practical number" in lines(unknown, "r", "m")[0].why
+    draws = claims(code=VerdictCode.TOO_FEW_DRAWS, effect="suppression", draws=12)
+    found = steps(results, VerdictName.INCONCLUSIVE, claims=draws)
+    assert NextStep.MORE_DRAWS in codes(found)
+    assert codes(steps(results, VerdictName.INCONCLUSIVE, FACTS._replace(is_quick=True))) == [NextStep.WHOLE_RUN]
+
+
+def test_refuted_and_damaged_have_other_steps(results):
+    assert codes(steps(results, NOT_SINGLE))[0] is NextStep.FURTHER_DIRECTIONS
+    assert codes(steps(results, VerdictName.DAMAGED))[:2] == [NextStep.SOURCES_OF_DAMAGE, NextStep.ADD_LESS]
