@@ -96,7 +96,7 @@ def claims_table(run: RunRecord) -> Html:
 
 
 def _claims_note(run: RunRecord) -> Html:
-    chart = "Chart: ● all seeds with their 95 % interval, ○ each seed, dashed the margin. "
+    chart = "Chart: ● the number of the run with its 95 % interval, ○ each seed, dashed the margin. "
     return page.how_to_read(chart, " ".join([_numbers(run), *_shared_prompts(run)]))
 
 
