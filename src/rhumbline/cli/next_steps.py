@@ -36,11 +36,12 @@ AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
     "verify": lambda a: _of_run(a, NextStep.REPORT, NextStep.PLAY, NextStep.SHARE),
     "report": lambda a: _of_run(a, NextStep.VERIFY),
     "evaluate": lambda a: _of_run(a, NextStep.VERIFY, NextStep.SHARE),
-    "analyze": lambda a: _of_run(a, NextStep.REPORT) if hasattr(a, "run") else [],
+    "analyze": lambda a: _of_run(a, NextStep.REPORT) if hasattr(a, "run") else [(NextStep.RUN, ("", a.model, "RUN"))],
     "judge": lambda a: _of_run(a, NextStep.REPORT) if a.run else [(NextStep.READ_TEXTS, ("RUN", "MODEL", "DIR"))],
     "edit": _after_edit,
     "export": _after_export,
-    "push": lambda a: _of_run(a, NextStep.VERIFY),
+    "push": lambda a: [(NextStep.USE_SHARED, ("", "MODEL", a.repository))],
+    "robustness": lambda a: [(NextStep.RUN, ("", a.models[0], "RUN"))],
     "chat": _after_chat,
     "play": _after_chat,
     "model": lambda a: [(NextStep.RUN, ("", a.model, "RUN"))],
@@ -53,7 +54,8 @@ AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
 
 def print_after(a: argparse.Namespace) -> None:
     """Print what to do after a command that has ended well, unless it prints JSON."""
-    named = [] if getattr(a, "json", False) or a.name_of_command not in AFTER else AFTER[a.name_of_command](a)
+    after = AFTER.get(getattr(a, "name_of_command", ""))
+    named = [] if after is None or getattr(a, "json", False) else after(a)
     print_next(line for step, names in named for line in lines([Step(what=step)], *names))
 
 

@@ -28,7 +28,7 @@ class NextStep(StrEnum):
     PLAY = "play"
     PLAY_EDITED = "play-edited"
     SHARE = "share"
-    COMPARE = "compare"
+    USE_SHARED = "use-shared"
     REPORT = "report"
     RUN = "run"
     RUN_OWN = "run-own"
@@ -139,10 +139,12 @@ def _without_baseline(results: Results, facts: RunFacts) -> tuple[Step, ...]:
 
 
 def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, ...]:
-    steps = [Step(what=NextStep.ADVICE, advice=a) for a in dict.fromkeys(r.advice for r in reasons) if a is not None]
+    damaging = [reason for reason in reasons if Discard.KL_TOO_LARGE in (reason.counts or ())]
+    advice = dict.fromkeys(reason.advice for reason in reasons if reason not in damaging)
+    steps = [Step(what=NextStep.ADVICE, advice=text) for text in advice if text is not None]
     if any(reason.no_candidate is NoCandidate.ALL_DISCARDED for reason in reasons):
         steps += _steps(NextStep.SOURCES_OF_DAMAGE)
-    if any(Discard.KL_TOO_LARGE in (reason.counts or ()) for reason in reasons):
+    if damaging:
         steps += _steps(NextStep.SPARE_TOKENS)
     if any(reason.code is VerdictCode.LABELS_NOT_INFORMATIVE for reason in reasons):
         steps += _steps(NextStep.OTHER_PROMPTS)
@@ -191,8 +193,8 @@ def _line(step: Step, run: str, model: str, other: str) -> Line:
             return Line(f"rhumbline chat {other} --direction {run}", "chat with the edited model")
         case NextStep.SHARE:
             return Line(f"rhumbline push {run} OWNER/NAME --dry-run {other}", "write the files that would be shared")
-        case NextStep.COMPARE:
-            return Line(f"rhumbline compare {run} RUN --out {other}", "compare the run with others on one page")
+        case NextStep.USE_SHARED:
+            return Line(f"rhumbline chat {model} --direction hf:{other}", "use the shared direction, once uploaded")
         case NextStep.REPORT:
             return Line(f"rhumbline report {run}", "write the report with these numbers")
         case NextStep.RUN:

@@ -1,0 +1,54 @@
+"""Every command ends with what to do next."""
+
+import argparse
+
+import pytest
+
+from rhumbline.cli import parser
+from rhumbline.cli.next_steps import print_after
+
+DECIDE_THEMSELVES = {"run", "demo", "reproduce", "label", "select"}
+"""Commands whose next steps depend on their results; `select` prints JSON only."""
+
+
+def leaves(command: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The command, or its actions."""
+    actions = [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
+    return [leaf for action in actions for child in action.choices.values() for leaf in leaves(child)] or [command]
+
+
+COMMANDS = {
+    leaf.prog.removeprefix("rhumbline "): (name, leaf)
+    for name, command in parser().commands.items()
+    for leaf in leaves(command)
+}
+
+
+def arguments(name: str, leaf: argparse.ArgumentParser, **changes) -> argparse.Namespace:
+    """Arguments of a command: a value for each that has to be passed, otherwise the defaults."""
+    values = {}
+    for action in leaf._actions:
+        value = action.choices[0] if action.choices else "given"
+        value = [value] if action.nargs in ("+", "*") else value
+        values[action.dest] = value if action.required or not action.option_strings else action.default
+    return argparse.Namespace(**(values | {"name_of_command": name} | changes))
+
+
+@pytest.mark.parametrize("command", [c for c, (name, _) in COMMANDS.items() if name not in DECIDE_THEMSELVES])
+def test_a_command_prints_its_next_step_on_standard_error(command, capsys):
+    name, leaf = COMMANDS[command]
+    print_after(arguments(name, leaf))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("Next: ")
+    assert "rhumbline " in printed.err
+    if any(action.dest == "json" for action in leaf._actions):
+        print_after(arguments(name, leaf, json=True))
+        assert capsys.readouterr().err == ""
+
+
+def test_a_command_can_be_copied_whole(capsys):
+    name, leaf = COMMANDS["edit"]
+    direction = "/a/long/directory/with a space/" + "x" * 90
+    print_after(arguments(name, leaf, direction=direction))
+    assert f"        rhumbline chat given --direction '{direction}'\n" in capsys.readouterr().err
