@@ -28,7 +28,7 @@ def arguments(name: str, leaf: argparse.ArgumentParser, **changes) -> argparse.N
     """Arguments of a command: a value for each that has to be passed, otherwise the defaults."""
     values = {}
     for action in leaf._actions:
-        value = action.choices[0] if action.choices else "given"
+        value = next(iter(action.choices)) if action.choices else "given"
         value = [value] if action.nargs in ("+", "*") else value
         values[action.dest] = value if action.required or not action.option_strings else action.default
     return argparse.Namespace(**(values | {"name_of_command": name} | changes))
