@@ -13,7 +13,6 @@ import numpy as np
 from rhumbline.axes import TokenIds
 from rhumbline.evidence.selection_rules import choose
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
-from rhumbline.judging.metric import Metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.reasons import Discard, NoCandidate
@@ -51,7 +50,7 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
     # A rule that needs completions compares all candidates that pass, so every score is computed.
     full_grid = run.protocol.full_grid or rule != rule.metric_only()
     table, rounding = score_candidates(grid, full_grid=full_grid, screen=run.protocol.screen)
-    coefficient_of = partial(_coefficient, run, metric, negative)
+    coefficient_of = partial(_coefficient, run, negative)
     if run.protocol.is_continuous:
         labels = LABELS if is_testable else LABELS[:1]
         table = by_completions.added_to(table, rule, coefficient_of, labels)
@@ -101,12 +100,12 @@ def _mean(values: Sequence[float | None], kept: Sequence[bool]) -> float | None:
 # -- the coefficient of additions -------------------------------------------------------------------------------------
 
 
-def _coefficient(run: SeedRun, metric: Metric, negative: Sequence[TokenIds], direction: Direction) -> float:
+def _coefficient(run: SeedRun, negative: Sequence[TokenIds], direction: Direction) -> float:
     """The coefficient of the additions of a direction: that of the protocol, or selected on validation negatives."""
     coefficient = run.protocol.addition.coefficient
     if coefficient != "validation":
         return float(coefficient)
-    return coefficient_on_validation(Scorer(run.runner("selection"), metric), negative, direction)
+    return coefficient_on_validation(run.scorer("selection"), negative, direction)
 
 
 def coefficient_on_validation(scorer: Scorer, negative: Sequence[TokenIds], direction: Direction) -> float:
