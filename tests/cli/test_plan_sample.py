@@ -71,6 +71,20 @@ def test_the_plan_states_whether_the_model_fits_and_stops(tmp_path, capsys, monk
     assert "DOES NOT FIT" not in printed
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("rhumbline.cli.forecast._free_memory", lambda device: (1e3, "a small machine"))
-    assert main([*command, "--plan"]) == 0
+    assert main([*command[:4], "--plan"]) == 0
     assert "DOES NOT FIT" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ([], "--out is missing. Pass --out RUN"),
+        (["--behaviour", "politeness", "--out", "OUT"], "finds refusals only, so only the name would change"),
+    ],
+)
+def test_a_run_that_cannot_begin_is_refused_with_advice(options, advice, tmp_path, capsys):
+    options = [option.replace("OUT", str(tmp_path / "run")) for option in options]
+    assert main(["run", "organism:refusal", *options]) == 2
+    assert advice in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()

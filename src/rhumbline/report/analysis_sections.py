@@ -171,16 +171,16 @@ def monitor(record: MonitorRecord, draw: page.Canvas) -> Html:
         flagged = (page.join([page.rate(rate), f" of {rate.n}"]) for rate in (c.tpr, c.fpr))
         means = number(c.means.positive), number(c.means.negative)
         rows.append([c.name, interval(c.auroc.value, c.auroc.low, c.auroc.high, 3), *flagged, *means])
-    nulls = "; ".join(
-        f"{family} {number(null.mean)} (largest {number(null.max)}, p {null.p:.3f})"
+    nulls = ". ".join(
+        f"{family}: {number(null.mean)} (largest {number(null.max)}, p {null.p:.3f})"
         for family, null in record.nulls.items()
     )
     note = page.note(
         f"Seed {record.seed}, position {site.position}, layer {site.layer}. The threshold {record.threshold:.3g} is "
         f"fixed on {record.n.val.negative} validation negatives: at most {record.parameters.fpr:.1%} of them are above "
         f"it (they resolve no rate below {record.finest_fpr:.3f}). All rates are measured on test prompts. AUROC of "
-        f"null directions at the same site, with the better of both signs: {nulls}. The detector reads what separates "
-        "these two sets of prompts; its threshold does not apply to prompts of another kind."
+        f"null directions at the same site, with the better of both signs, follows. {nulls}. The detector reads what "
+        "separates these two sets of prompts; its threshold does not apply to prompts of another kind."
     )
     title = f"ROC, test (n = {n.positive} + {n.negative})"
     return page.detail(

@@ -74,7 +74,8 @@ def verdict(run: RunRecord) -> Html:
         return page.verdict(badge(results.verdict), claims_table(run))
     sentences = [page.tag("p", f"Seed {seed.seed}: {seed.sentence}", class_="sentence long") for seed in run.seeds]
     reason = page.tag("p", results.reason, class_="reason") if results.reason else ""
-    return page.verdict(badge(results.verdict), *sentences, reason)
+    in_words = page.fold("The verdict of each seed in words", *sentences)
+    return page.verdict(badge(results.verdict), reason, in_words)
 
 
 def claims_table(run: RunRecord) -> Html:
