@@ -99,8 +99,9 @@ class Protocol:
     """How prompts are sampled from the pools of a named contrast. `reference`: as in the authors' code."""
     chat: ChatOptions = field(default_factory=ChatOptions)
     extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
-    refusal_tokens: Literal["auto"] | tuple[str, ...] = "auto"
-    """First tokens of a refusal. `auto`: first tokens of the model's own baseline refusals of training positives."""
+    refusal_tokens: Literal["auto", "published"] | tuple[str, ...] = "auto"
+    """First tokens of a refusal. `auto`: first tokens of the model's own baseline refusals of training positives.
+    `published`: those of the paper for the family of the model, or else `auto`. protocol.json states which."""
     metric_threshold: Literal["even", "judged"] = "even"
     """Log-odds of the refusal tokens where the metric is 0. `even`: 0, as in the paper. `judged`: where the judge
     begins to see the behaviour in the completions that gave the tokens. Given tokens: 0."""
@@ -158,8 +159,8 @@ class Protocol:
                 f"behaviour is {self.behaviour[:40]!r}; use a word such as refusal, of at most {LONGEST_WORD} "
                 "printable characters"
             )
-        if self.refusal_tokens != "auto" and not self.refusal_tokens:
-            yield "refusal_tokens is empty; use auto, or the first tokens of a refusal"
+        if not self.refusal_tokens:
+            yield "refusal_tokens is empty; use auto, published, or the first tokens of a refusal"
         if isinstance(self.refusal_tokens, tuple) and not all(map(_is_token, self.refusal_tokens)):
             yield "refusal_tokens has an empty text or a long one; use first tokens, such as I or As"
         for name, text in self.conditions.items():
@@ -276,6 +277,7 @@ PRESETS: Mapping[str, Protocol] = {
         "arditi2024",
         seeds=(42,),
         sampling="reference",
+        refusal_tokens="published",
         nulls=NullSettings(("isotropic",), 1, wide=0),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),

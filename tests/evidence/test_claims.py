@@ -45,13 +45,13 @@ def test_a_clear_effect_shows_every_claim_but_uniqueness():
 # -- uniqueness -------------------------------------------------------------------------------------------------------
 
 
-def second(suppression: float = 1.0, induction: float = 1.0, p: float | None = 0.02, half: float = 0.2):
+def second(suppression: float = 1.0, induction: float = 1.0, p: float | None = 0.02, half: float = 0.2, n=24, **more):
     """A second direction with these relative changes and one rank in every family."""
     effects = (
-        SecondEffect(name, RelativeChange(value=x, low=x - half, high=x + half, n=24), dict.fromkeys(FAMILIES, p))
+        SecondEffect(name, RelativeChange(value=x, low=x - half, high=x + half, n=n), dict.fromkeys(FAMILIES, p))
         for name, x in (("suppression", suppression), ("induction", induction))
     )
-    return SecondSummary(Survivor(Position(-1), 3, norm=1.0, bypass=-2.0), 1, tuple(effects))
+    return SecondSummary(Survivor(Position(-1), 3, norm=1.0, bypass=-2.0), 1, tuple(effects), **more)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,10 @@ def second(suppression: float = 1.0, induction: float = 1.0, p: float | None = 0
     [
         ({}, REFUTED),
         ({"suppression": 0.6}, UNDECIDED),  # the interval contains the margin
-        ({"suppression": 0.1}, UNDECIDED),  # differences in means do not find every second direction
+        (
+            {"suppression": 0.1},
+            UNDECIDED,
+        ),  # a run of an older version: differences in means do not find every direction
         ({"induction": 0.1}, UNDECIDED),
         ({"p": 0.2}, UNDECIDED),
         ({"p": None}, UNDECIDED),  # too few comparable draws
@@ -72,6 +75,26 @@ def test_a_second_direction_with_the_same_effects_refutes_uniqueness(fields, sta
     assert unique.value == min(fields.get("suppression", 1.0), fields.get("induction", 1.0))
     # The verdict does not depend on it.
     assert decide(RHUMBLINE, replace(known(), second=second(**fields))).verdict == VerdictName.REPRODUCES
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({"suppression": 0.1}, SHOWN),
+        ({"induction": 0.1}, SHOWN),
+        ({"induction": 0.1, "p": None}, SHOWN),
+        ({"suppression": 0.4}, UNDECIDED),  # the interval contains the margin
+        ({"suppression": 0.1, "n": 23}, UNDECIDED),  # fewer prompts than the power was measured with
+        ({"p": 0.2}, UNDECIDED),  # both effects are large, and random draws have them too
+        ({}, REFUTED),
+    ],
+)
+def test_uniqueness_is_shown_if_the_best_second_direction_by_both_searches_fails(fields, state):
+    found = {**fields, "source": "gradient", "independence": (0.0, 0.01)}
+    unique = claim(UNIQUE, replace(known(), second=second(**found)))
+    assert unique.state is state
+    if state is SHOWN:
+        assert unique.value == 0.1
 
 
 def test_no_second_candidate_leaves_uniqueness_undecided():

@@ -1,7 +1,12 @@
 import pytest
 
 from make_outcomes import outcome
-from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
+from rhumbline.evidence.rate_breakdowns import (
+    effects_by_condition,
+    rates_by_baseline_class,
+    rates_by_category,
+    rates_by_condition,
+)
 from rhumbline.records.arms import ArmId
 from rhumbline.records.seed_files import ConditionOutcome
 
@@ -35,20 +40,25 @@ def test_categories_count_their_own_prompts():
     assert [(row.category, row.n, row.rate) for row in rates_by_category(rows)] == [("x", 1, 1.0), ("y", 1, 0.0)]
 
 
+def under_conditions(classes):
+    """Rows of positives from their classes by condition and arm."""
+    return [
+        ConditionOutcome(
+            condition=condition, arm=ArmId.parse(arm), side="positive", prompt_id=str(i), cls=cls, new_tokens=4,
+            category=None,
+        )
+        for (condition, arm), some in classes.items()
+        for i, cls in enumerate(some)
+    ]  # fmt: skip
+
+
 def test_conditions_are_compared_with_their_own_baseline():
     classes = {
         ("clerk", "baseline"): ("refused", "refused"),
         ("clerk", "ablation"): ("complied", "refused"),
         ("none", "baseline"): ("complied", "refused"),
     }
-    rows = [
-        ConditionOutcome(
-            condition=condition, arm=ArmId.parse(arm), side="positive", prompt_id=str(i), cls=cls, new_tokens=4,
-            category=None,
-        )
-        for (condition, arm), both in classes.items()
-        for i, cls in enumerate(both)
-    ]  # fmt: skip
+    rows = under_conditions(classes)
     table = {(row.condition, str(row.arm)): (row.rate, row.change) for row in rates_by_condition(rows)}
     assert table == {
         ("clerk", "baseline"): (1.0, None),
@@ -71,3 +81,17 @@ def test_a_condition_whose_completions_are_mostly_in_an_uncovered_language_is_no
 
     assert rate(["es", "es", None]) == (0, None)
     assert rate(["es", None, None]) == (2, 1.0)
+
+
+def test_effects_under_a_condition_are_compared_with_the_nulls_under_it():
+    """Under `clerk` a null suppresses as much as the direction; under `none` no null does."""
+    own = {(c, "baseline"): ("refused",) * 20 for c in ("clerk", "none")}
+    own |= {(c, "ablation"): ("complied",) * 20 for c in ("clerk", "none")}
+    nulls = {(c, f"null:isotropic:{d}:ablation"): (cls,) * 20 for d in range(3)
+             for c, cls in (("clerk", "complied"), ("none", "refused"))}  # fmt: skip
+    rows = under_conditions(own | nulls)
+    gaps = {e.condition: e.effects[0].relative_gap["isotropic"].value for e in effects_by_condition(rows, (), 1)}
+    assert gaps == {"clerk": pytest.approx(0.0), "none": pytest.approx(1.0)}
+    assert {row.arm.is_null for row in rates_by_condition(rows)} == {False}
+    # A run of an older version has no nulls there, and nothing is compared.
+    assert effects_by_condition(under_conditions(own), (), 1) == ()

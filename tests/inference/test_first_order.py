@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rhumbline.inference.first_order import ROWS_PER_PROMPT, first_order
+from rhumbline.inference.first_order import ROWS_PER_PROMPT, first_order, projection_tangents, tangents
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import TokenMetric
@@ -32,6 +32,36 @@ def test_estimates_are_the_tangents_at_the_unedited_model(family, family_model):
         scale = slope.abs().max()
         assert scale > 1e-3
         torch.testing.assert_close(table - base, slope, atol=0.02 * float(scale), rtol=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_form_gives_the_estimate_of_every_ablation(family, family_model):
+    runner, metric = Runner(family_model(family)), TokenMetric((17, 20))
+    base = Scorer(runner, metric).read(PROMPTS, [Arm("baseline", ())]).metric.mean()
+    estimates, form = (
+        first_order(runner, PROMPTS, metric, directions()).ablation.mean(1),
+        tangents(runner, PROMPTS, metric),
+    )
+    changes = torch.stack([d.vector @ form @ d.vector for d in directions()]).double()
+    torch.testing.assert_close(base - changes, estimates, atol=1e-4, rtol=1e-4)
+    assert float(changes.abs().max()) > 1e-3
+    torch.testing.assert_close(form, form.T)
+
+
+def test_the_form_of_a_projection_is_the_tangent_of_what_is_read(family_model):
+    """The sum over block inputs of the projection of the last token, under a small ablation of another vector."""
+    runner, (read, other, *_) = Runner(family_model("llama")), directions()
+    form = projection_tangents(runner, PROMPTS, read.vector)
+
+    def projection(*interventions: Ablate) -> float:
+        total = 0.0
+        for _, h, _ in runner.residuals(PROMPTS, [-1], Arm("some", interventions)):
+            total += float((h[:, 0].double() @ read.vector.double()).sum())
+        return total / len(PROMPTS)
+
+    slope = (projection(Ablate(other, STEP)) - projection()) / STEP
+    assert abs(slope) > 1e-3
+    assert float(other.vector @ form @ other.vector) == pytest.approx(-slope, rel=0.05)
 
 
 def test_estimates_do_not_depend_on_the_batch_and_leave_the_model_as_it_was(family_model):

@@ -74,6 +74,15 @@ def test_some_draws_of_every_family_complete_test_prompts():
     assert {a.draw for a in ARMS.outcomes("negative", (2,)) if a.is_null} == {2}
 
 
+def test_the_same_draws_complete_the_test_prompts_under_another_system_prompt():
+    for label, own, kind in (
+        ("positive", [BASELINE, ABLATION], ArmKind.ABLATION),
+        ("negative", [BASELINE, ABLATION, ADDITION], ArmKind.ADDITION),
+    ):
+        assert list(ARMS.conditions(label, (0, 1))) == [*own, *(null(f, d, kind) for f in FAMILIES for d in range(2))]
+        assert list(ARMS.conditions(label, ())) == own
+
+
 def test_aligned_draws_complete_nothing():
     nulls = [replace(n, cosine=0.8) if n.draw == 0 else n for n in NULLS]
     nulls = [replace(n, cosine=-0.8) if n.family == "covariance" else n for n in nulls]
@@ -114,7 +123,7 @@ def test_every_arm_of_a_run_can_be_made():
 def test_without_a_direction_the_baseline_is_the_only_arm():
     assert NOTHING.every() == [BASELINE]
     for label in ("positive", "negative"):
-        assert list(NOTHING.outcomes(label, (0, 1, 2))) == list(NOTHING.conditions(label)) == [BASELINE]
+        assert list(NOTHING.outcomes(label, (0, 1, 2))) == list(NOTHING.conditions(label, (0, 1))) == [BASELINE]
     with pytest.raises(InputError, match="no candidate was selected"):
         NOTHING.arm(ABLATION)
 

@@ -25,6 +25,7 @@ from rhumbline.analyses.subject import AnalysisPrompts, Subject, mean_interval
 from rhumbline.axes import Vector
 from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
+from rhumbline.inference.independence import cosine_changes
 from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS
@@ -308,7 +309,7 @@ class SourceAnalysis:
         representationally independent if it is 0 both ways (Wollschlaeger et al. 2025).
         """
         sequences = self.prompts.val.positive[:INDEPENDENCE_PROMPTS]
-        changes = _cosine_changes(self.subject, members, sequences)
+        changes = cosine_changes(self.subject.runner, members, self.direction.position, sequences)
         return tuple(
             CosineChange(i + 1, j + 1, value)
             for i, row in enumerate(changes)
@@ -337,19 +338,3 @@ def _rate(metric: Float[Tensor, " prompt"]) -> Rate:
     shown, n = int((metric > 0).sum()), len(metric)
     low, high = wilson(shown, n)
     return Rate(shown / n, low, high, n)
-
-
-def _cosine_changes(subject: Subject, members: Members, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Mean |change| of the cosine with each member (column) under ablation of each member (row)."""
-    position = subject.selected().position
-
-    def cosines(arm: Arm) -> Float[Tensor, "prompt layer member"]:
-        values = torch.zeros(len(sequences), subject.model.n_layers, len(members))
-        for prompt, h, _ in subject.runner.residuals(sequences, [position], arm):
-            x = torch.nn.functional.normalize(h[:, 0].float().cpu(), dim=-1)
-            values[prompt] = x @ members.T
-        return values
-
-    plain = cosines(BASELINE)
-    unit = [Direction.from_vector(m, position, 0) for m in members]
-    return [(cosines(Arm("one", (Ablate(u),))) - plain).abs().mean((0, 1)).tolist() for u in unit]

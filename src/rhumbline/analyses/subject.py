@@ -91,7 +91,7 @@ class Subject:
         if self.direction is None:
             raise ProtocolError(
                 f"{self.directory.path}: no candidate passed the selection of seed {self.seed}, so there is no "
-                "direction to analyse. Only `rhumbline analyze geometry` and `analyze damage` work without one."
+                "direction to analyse. Only `rhumbline analyze geometry`, `damage` and `steering` work without one."
             )
         return self.direction
 

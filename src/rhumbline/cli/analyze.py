@@ -16,6 +16,7 @@ from rhumbline.cli.options import (
     prepare,
     read_template,
     real,
+    reals,
     remote_code_option,
     seed_of_run_option,
     suffix_options,
@@ -25,6 +26,7 @@ from rhumbline.cli.options import (
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import SOURCES, DirectionsPlan, DirectionsRecord, DirectionsRule
+from rhumbline.records.steering_file import SteeringPlan, SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
 
 R = TypeVar("R")
@@ -280,6 +282,51 @@ def _damage(a: argparse.Namespace) -> int:
     return _execute(a, lambda subject: damage.analyse(subject, prompts=a.prompts), show)
 
 
+# -- steering ---------------------------------------------------------------------------------------------------------
+
+
+def _steering_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    plan = SteeringPlan()
+    sizes = ",".join(f"{size:g}" for size in plan.sizes)
+    text = f"norms of the added vectors, in norms of the residual stream at their layer (default: {sizes})"
+    parser.add_argument("--sizes", default=sizes, metavar="X,Y", help=text)
+    for name, text, least in (
+        ("draws", "random vectors", 1),
+        ("prompts", "test positives, at most", 2),
+        ("max_new_tokens", "tokens of a completion, at most", 1),
+    ):
+        option, default = name.replace("_", "-"), getattr(plan, name)
+        text = f"{text} (default: {default})"
+        parser.add_argument(f"--{option}", type=whole(least), default=default, metavar="N", help=text)
+    harm = "external judge of harm that classifies the completions, too: a published one or a judge file"
+    parser.add_argument("--harm", metavar="NAME|FILE", help=f"{harm} (see rhumbline judge --list)")
+
+
+def _steering(a: argparse.Namespace) -> int:
+    from rhumbline.analyses import random_steering
+    from rhumbline.judging.judge_models import ExternalJudge
+    from rhumbline.judging.judge_specs import read_judge
+
+    plan = SteeringPlan(reals(a.sizes, "--sizes"), a.draws, a.prompts, a.max_new_tokens)
+    spec = None if a.harm is None else read_judge(a.harm)
+    if spec is not None:
+        random_steering.check_harm(spec)
+
+    def compute(subject: Any) -> SteeringRecord:
+        judge = None if spec is None else random_steering.HarmJudge(spec, ExternalJudge(spec, a.device))
+        return random_steering.analyse(subject, plan, judge)
+
+    def show(record: SteeringRecord) -> None:
+        say(f"layer {record.site.layer}, mean norm of the stream {number(record.norm)}; sizes in norms of the stream")
+        for row in record.rows:
+            shares = {"refused": row.refused, "degenerate": row.degenerate, "harmful": row.harmful}
+            known = (f"{name} {interval(r.rate, r.low, r.high)}" for name, r in shares.items() if r is not None)
+            say(f"  {row.size:4g}  " + "  ".join(known))
+
+    return _execute(a, compute, show)
+
+
 ANALYSES = (
     Analysis("geometry", "cosines between candidates, and separation of the classes", _geometry_options, _geometry),
     Analysis("base", "the direction on the activations of the base model", _base_options, _base),
@@ -287,6 +334,7 @@ ANALYSES = (
     Analysis("directions", "whether one direction is enough, by rank and source", _directions_options, _directions),
     Analysis("monitor", "the projection as a detector on test prompts", _monitor_options, _monitor),
     Analysis("damage", "where ablation changes negatives, by position and layer", _damage_options, _damage),
+    Analysis("steering", "random vectors added to positives, by their size", _steering_options, _steering),
     Analysis(
         "dissociation",
         "whether two behaviours of a model have different directions",

@@ -239,8 +239,11 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     )
     phrases = 'TOML file of further refusal phrases by language, such as ja = ["..."]'
     option("phrases", phrases, metavar="FILE")
-    tokens = "first tokens of a refusal; auto: those of the model's own refusals"
-    option("refusal-tokens", tokens, own.refusal_tokens, metavar="auto|I,As")
+    tokens = (
+        "first tokens of a refusal; auto: those of the model's own refusals; published: those of the paper for the "
+        "family of the model, or else auto"
+    )
+    option("refusal-tokens", tokens, own.refusal_tokens, metavar="auto|published|I,As")
     nulls = "draws of each null family that complete the test prompts"
     option("nulls", nulls, own.nulls.draws, type=COUNT, metavar="N")
     wide = "draws of each null family that the metric alone evaluates"
@@ -371,6 +374,14 @@ def integers(text: str, option: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def reals(text: str, option: str) -> tuple[float, ...]:
+    """Numbers separated by commas. Raises InputError."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise InputError(f"{option} is {_brief(text)}; use numbers separated by commas.") from None
+
+
 def sizes_of(text: str) -> Any:
     """The `Sizes` of `--sizes`. Raises InputError."""
     from rhumbline.prompts.contrasts import Sizes
@@ -429,7 +440,7 @@ def _set(options: Changes) -> Changes:
 
 
 def _refusal_tokens(text: str | None) -> str | tuple[str, ...] | None:
-    return text if text is None or text == "auto" else tuple(text.split(","))
+    return text if text in (None, "auto", "published") else tuple(text.split(","))
 
 
 def _coefficient(text: str | None) -> float | str | None:

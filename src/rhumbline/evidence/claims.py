@@ -29,6 +29,8 @@ from rhumbline.records.verdict_rule import Rule, is_number
 
 SHOWN, REFUTED, UNDECIDED, NOT_TESTED = ClaimState
 """The states, short."""
+UNIQUE_PROMPTS = 24
+"""Test prompts per class with which the search has 80 % power on planted models (docs/calibration-directions.md)."""
 
 
 def seed_claims(rule: Rule, evidence: SeedEvidence) -> tuple[Claim, ...]:
@@ -68,8 +70,9 @@ def _not_refuted(claim: Claim, fault: VerdictReason) -> Claim:
 def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
     """Whether no second direction, orthogonal to the first, has the same effects.
 
-    Refuted if the second direction suppresses and induces, and its ranks are within the bound in every family of the
-    rule. Otherwise undecided: differences in means do not find every second direction.
+    Refuted if the best second direction suppresses and induces, and its ranks are within the bound in every family of
+    the rule. Shown if one of its effects misses the margin with the whole interval, on as many prompts as the search
+    needs to find a planted second direction with 80 % power. Otherwise undecided.
     """
     second = evidence.second
     if second is None or rule.reads == "estimate":
@@ -79,7 +82,16 @@ def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
     passes = len(second.effects) == len(EFFECTS) and all(_second_passes(rule, effect) for effect in second.effects)
     # The effect that is farthest from its margin, and with it the number of the claim, comes first.
     effects = sorted(second.effects, key=lambda effect: effect.relative.value or 0.0)
-    return _claim(ClaimKind.UNIQUE, [_second_effect(rule, effect, passes) for effect in effects])
+    failing = [effect for effect in effects if second.source is not UNSET and _second_fails(rule, effect)]
+    if failing and not passes:
+        return _claim(ClaimKind.UNIQUE, [_second_effect(rule, effect, SHOWN) for effect in failing])
+    state = REFUTED if passes else UNDECIDED
+    return _claim(ClaimKind.UNIQUE, [_second_effect(rule, effect, state) for effect in effects])
+
+
+def _second_fails(rule: Rule, effect: SecondEffect) -> bool:
+    change = effect.relative
+    return change.n >= UNIQUE_PROMPTS and _state(change.low, change.high, rule.min_drop) is REFUTED
 
 
 def _second_passes(rule: Rule, effect: SecondEffect) -> bool:
@@ -88,11 +100,11 @@ def _second_passes(rule: Rule, effect: SecondEffect) -> bool:
     return is_large and all(p is not None and p <= (rule.max_p or 1.0) + 1e-9 for p in ranks)
 
 
-def _second_effect(rule: Rule, effect: SecondEffect, passes: bool) -> VerdictReason:
+def _second_effect(rule: Rule, effect: SecondEffect, state: ClaimState) -> VerdictReason:
     known = [p for family in rule.families if (p := effect.p.get(family)) is not None]
     return VerdictReason(
         code=VerdictCode.SECOND_EFFECT,
-        state=REFUTED if passes else UNDECIDED,
+        state=state,
         effect=effect.name,
         value=effect.relative.value,
         low=effect.relative.low,

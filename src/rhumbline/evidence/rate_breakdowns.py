@@ -1,11 +1,12 @@
 """Breakdowns: outcomes -> rates by category, by the class at baseline, and under other system prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from rhumbline.evidence.class_rates import SHOWN, are_uncovered, class_rate
+from rhumbline.evidence.class_rates import SHOWN, are_uncovered, class_rate, measured_outcomes
+from rhumbline.evidence.rate_effects import NullDraw, rate_effects
 from rhumbline.evidence.side_effects import class_change
 from rhumbline.records.arms import BASELINE, ArmId
-from rhumbline.records.results import BaselineClass, BaselineRate, CategoryRate, ConditionRate
+from rhumbline.records.results import BaselineClass, BaselineRate, CategoryRate, ConditionEffects, ConditionRate
 from rhumbline.records.seed_files import ConditionOutcome, Outcome
 from rhumbline.records.shared import Class, Label
 
@@ -49,7 +50,7 @@ def rates_by_baseline_class(outcomes: Sequence[Outcome]) -> tuple[BaselineRate, 
 def rates_by_condition(rows: Sequence[ConditionOutcome]) -> tuple[ConditionRate, ...]:
     """Rates under each system prompt, and their paired change from the baseline under the same system prompt."""
     by_cell: dict[tuple[str, ArmId, Label], list[ConditionOutcome]] = {}
-    for row in rows:
+    for row in (row for row in rows if not row.arm.is_null):
         by_cell.setdefault((row.condition, row.arm, row.side), []).append(row)
     cells: dict[tuple[str, ArmId, Label], dict[str, Class]] = {
         key: {row.prompt_id: "unscored" if is_unread else row.cls for row in some}
@@ -75,3 +76,34 @@ def rates_by_condition(rows: Sequence[ConditionOutcome]) -> tuple[ConditionRate,
             )
         )
     return tuple(rates)
+
+
+def effects_by_condition(
+    rows: Sequence[ConditionOutcome], aligned: Collection[NullDraw], least_draws: int
+) -> tuple[ConditionEffects, ...]:
+    """Suppression and induction under each system prompt with the gaps to its nulls; empty if no null was run there."""
+    if not any(row.arm.is_null for row in rows):
+        return ()
+    by_condition: dict[str, list[Outcome]] = {}
+    for row in rows:
+        by_condition.setdefault(row.condition, []).append(_as_outcome(row))
+    return tuple(
+        ConditionEffects(name, rate_effects(measured_outcomes(some), aligned, least_draws))
+        for name, some in by_condition.items()
+    )
+
+
+def _as_outcome(row: ConditionOutcome) -> Outcome:
+    """The row as one of a run. A condition has neither scores nor a metric."""
+    return Outcome(
+        arm=row.arm,
+        side=row.side,
+        prompt_id=row.prompt_id,
+        cls=row.cls,
+        score=None,
+        evidence="",
+        metric=None,
+        new_tokens=row.new_tokens,
+        category=row.category,
+        uncovered=row.uncovered,
+    )

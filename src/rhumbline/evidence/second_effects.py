@@ -33,7 +33,8 @@ def second_summary(
     """
     effects = (_effect(second, wide, nulls, same_cosine, least_draws, arms) for arms in EFFECTS)
     measured = tuple(effect for effect in effects if effect is not None)
-    return SecondSummary(second.selected, second.survivors, measured)
+    found = {} if second.source is None else {"source": second.source, "independence": second.independence}
+    return SecondSummary(second.selected, second.survivors, measured, **found)
 
 
 def _effect(

@@ -15,7 +15,12 @@ from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.level_effects import Levels, neutral_level
 from rhumbline.evidence.metric_effects import mean_kl, wide_effects
-from rhumbline.evidence.rate_breakdowns import rates_by_baseline_class, rates_by_category, rates_by_condition
+from rhumbline.evidence.rate_breakdowns import (
+    effects_by_condition,
+    rates_by_baseline_class,
+    rates_by_category,
+    rates_by_condition,
+)
 from rhumbline.evidence.rate_effects import NullDraw, rate_effects
 from rhumbline.evidence.readouts import readouts
 from rhumbline.evidence.second_effects import second_summary
@@ -91,6 +96,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         unit=None if levels is None else levels.unit,
     )
     verdict = decide(rule, evidence, behaviour)
+    conditions = _rows(directory, ConditionOutcome, seed, "condition-*.jsonl")
     result = SeedResult(
         seed=seed,
         verdict=verdict.verdict,
@@ -120,7 +126,8 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         else None,
         categories=rates_by_category(outcomes),
         by_baseline=rates_by_baseline_class(outcomes),
-        conditions=rates_by_condition(_rows(directory, ConditionOutcome, seed, "condition-*.jsonl")),
+        conditions=rates_by_condition(conditions),
+        condition_effects=effects_by_condition(conditions, _aligned(nulls, rule), rule.min_draws or 0) or UNSET,
         damage=tuple(evidence.damage),
         second=second,
         subtraction=_subtraction(outcomes, levels, nulls, rule),

@@ -6,10 +6,11 @@ With g the gradient of the metric at a hook point, the estimates for a direction
     addition   metric + n sum over the tokens at the block input of its layer of (r . g)
 
 are the metric's tangents at the unedited model, extrapolated to the whole intervention. Their order is used, not their
-values. Independent of what a metric measures.
+values. As a function of the direction, the estimate of an ablation is a quadratic form (`tangents`). Independent of
+what a metric measures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rhumbline.axes import TokenIds
+from rhumbline.axes import TokenIds, Vector
 from rhumbline.inference.batching import Batch, rectangles
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.passes import ReadLogits, padded, places
@@ -53,7 +54,7 @@ def first_order(
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
         texts = [sequences[i] for i in batch.prompts]
         ids, mask = padded(model, texts)
-        streams, values = _with_gradients(runner, ids, mask, read)
+        streams, values = _with_gradients(runner, ids, mask, lambda logits, _: read(logits))
         edited = (places(mask).in_text >= spared)[..., None]
         ablation, addition = (values.expand(len(directions), -1).clone() for _ in range(2))
         for point, (h, g) in streams.items():
@@ -75,6 +76,49 @@ def first_order(
     return estimates
 
 
+Form = Float[Tensor, "d_model d_model"]
+"""Symmetric A: the ablation of a unit vector s lowers a number by s^T A s, to first order; the mean over prompts."""
+_Target = Callable[[Tensor, Mapping[HookPoint, Tensor]], Float[Tensor, " row"]]
+"""What is differentiated: from the logits and the streams at the hook points to a number for each prompt."""
+
+
+def tangents(runner: Runner, sequences: Sequence[TokenIds], read: ReadLogits, spared: int = 0) -> Form:
+    """The form of `read`, in one backward pass over the prompts. Ablations do not edit the first `spared` tokens."""
+    return _tangents(runner, sequences, lambda logits, _: read(logits), spared)
+
+
+def projection_tangents(runner: Runner, sequences: Sequence[TokenIds], direction: Vector, spared: int = 0) -> Form:
+    """The form of the projection of the last token on a direction, summed over the block inputs."""
+
+    def projections(logits: Tensor, outputs: Mapping[HookPoint, Tensor]) -> Float[Tensor, " row"]:
+        streams = [h[:, -1].float() for point, h in outputs.items() if point.kind == "resid_pre"]
+        return torch.stack([(h @ direction.to(h.device)).to(logits.device) for h in streams]).sum(0)
+
+    return _tangents(runner, sequences, projections, spared)
+
+
+def _tangents(runner: Runner, sequences: Sequence[TokenIds], target: _Target, spared: int) -> Form:
+    model = runner.model
+    total = torch.zeros(model.d_model, model.d_model, dtype=torch.float64)
+
+    def run(batch: Batch) -> Form:
+        ids, mask = padded(model, [sequences[i] for i in batch.prompts])
+        streams, _ = _with_gradients(runner, ids, mask, target)
+        edited = (places(mask).in_text >= spared)[..., None]
+        form = torch.zeros_like(total)
+        for point in model.ablation_points:
+            h, g = streams[point]
+            form += torch.einsum("rpd,rpe->de", h * edited.to(h.device), g).double().cpu()
+        return (form + form.T) / 2
+
+    lengths, same_length = [len(s) for s in sequences], model.proof.padding_changes_logits
+    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length):
+        for done, form in runner.within_memory(batch, run, gradients=True):
+            runner.tick(ROWS_PER_PROMPT * len(done.prompts))
+            total += form
+    return (total / len(sequences)).float()
+
+
 class _Stream(NamedTuple):
     """The output of a hook point and the gradient of the metric there, float32; zero at padding."""
 
@@ -83,7 +127,7 @@ class _Stream(NamedTuple):
 
 
 def _with_gradients(
-    runner: Runner, ids: Int[Tensor, "row position"], mask: Int[Tensor, "row position"], read: ReadLogits
+    runner: Runner, ids: Int[Tensor, "row position"], mask: Int[Tensor, "row position"], target: _Target
 ) -> tuple[dict[HookPoint, _Stream], Float[Tensor, " row"]]:
     """The stream and the gradient at every ablation point and block input, and the metric of every prompt."""
     model = runner.model
@@ -99,10 +143,12 @@ def _with_gradients(
     inputs = {HookPoint("resid_pre", layer) for layer in range(model.n_layers)}
     points = dict.fromkeys((*model.ablation_points, *sorted(inputs)))
     with _frozen(runner), contiguous_head(model), hooked(model, {p: lambda h, p=p: keep(p, h) for p in points}):
-        values = read(forward(model, ids, mask))
-        gradients = torch.autograd.grad(values.double().sum(), list(outputs.values()))
+        values = target(forward(model, ids, mask), outputs)
+        gradients = torch.autograd.grad(values.double().sum(), list(outputs.values()), allow_unused=True)
     streams = {
-        point: _Stream(*(x.detach().float() * mask[..., None].to(x.device) for x in (h, g)))
+        point: _Stream(
+            *(x.detach().float() * mask[..., None].to(x.device) for x in (h, torch.zeros_like(h) if g is None else g))
+        )
         for (point, h), g in zip(outputs.items(), gradients, strict=True)
     }
     return streams, values.detach().double().cpu()

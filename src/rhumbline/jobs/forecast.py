@@ -20,6 +20,8 @@ from rhumbline.stages.candidate_scores import PROBES
 from rhumbline.stages.losses import Reading
 from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
+from rhumbline.stages.second_direction import INDEPENDENCE_PROMPTS
+from rhumbline.stages.second_gradient import CANDIDATES, FIT_PROMPTS
 from rhumbline.stages.seed_run import read_positions
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB
 from rhumbline.stages.wide_nulls import KL_PROMPTS
@@ -102,10 +104,10 @@ def forecast(
         stages.append(stage("stability", once + refits.refits * likely, once + refits.refits * most, texts=train))
     if protocol.second.screen:
         tested = sum(2 * min(n, m) for n in (protocol.second.prompts, nulls.prompts) for m in (ep, en))
-        stages.append(_second(protocol, cells, vp, vn, tested, stage, is_16_bit=is_16_bit))
+        stages.append(_second(protocol, cells, tp, vp, vn, tested, stage, is_16_bit=is_16_bit))
     stages.append(stage("separation", test, texts=test))
     stages += _losses(chat, splits, protocol, texts, length)
-    rows = 2 * ep + 3 * en
+    rows = 2 * ep + p_nulls + 3 * en + n_nulls
     return [*stages, *(stage(f"condition {name}", rows, writing=rows) for name in protocol.conditions)]
 
 
@@ -128,7 +130,7 @@ def _refusal_tokens(protocol: Protocol, tp: int, tn: int, stage: Callable[..., S
     If they are found: also once for the probabilities of all tokens, and once for the threshold of the metric.
     """
     both = tp + tn
-    if protocol.refusal_tokens != "auto":
+    if isinstance(protocol.refusal_tokens, tuple):
         passes = 1 + (len(protocol.refusal_tokens) > 1)
         return stage("refusal tokens", passes * both, (passes + 1) * both)
     passes = 2 + (protocol.metric_threshold == "judged")
@@ -161,6 +163,7 @@ def _scores(cells: int, screen: int | None, vp: int, vn: int, *, is_16_bit: bool
 def _second(
     protocol: Protocol,
     cells: int,
+    tp: int,
     vp: int,
     vn: int,
     tested: int,
@@ -168,9 +171,12 @@ def _second(
     *,
     is_16_bit: bool,
 ) -> StageForecast:
-    """The screen and the scores of the remainders, then two arms on test prompts."""
+    """The screen and the scores of the remainders, the fit and scores by gradient, then two arms on test prompts."""
     likely, most = _scores(cells, protocol.second.screen, vp, vn, is_16_bit=is_16_bit)
-    return stage("second direction", likely + tested, most + tested)
+    # Two backward passes and two readings; then both signs are added, and each vector is ablated on both classes.
+    rest = (2 * ROWS_PER_PROMPT + 2) * min(tp, FIT_PROMPTS) + CANDIDATES * (3 * vn + vp) + vn
+    rest += 3 * min(vp, INDEPENDENCE_PROMPTS) + tested
+    return stage("second direction", likely + rest, most + rest)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:

@@ -137,6 +137,7 @@ def work(protocol: Protocol, layers: int) -> tuple[dict[str, float], float]:
     strengths = (len(dose.strengths) + len(dose.coefficients)) / 2
     by_null = min(nulls.completed or sizes.test, sizes.test)
     completions = 7 * sizes.test + families * (2 * nulls.draws + 1) * by_null
+    completions += len(protocol.conditions) * (5 * sizes.test + families * 2 * nulls.draws * by_null)
     screen = 0 if protocol.full_grid else protocol.screen
     exact, of_draw = (min(cells, n or cells) for n in (screen, nulls.screen))
     # A screen is one backward pass over the validation prompts.

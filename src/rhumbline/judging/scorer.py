@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.axes import TokenIds
+from rhumbline.axes import TokenIds, Vector
 from rhumbline.inference import first_order
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
+from rhumbline.inference.passes import ReadLogits
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import Metric, kl_divergence
 from rhumbline.judging.paired_log_odds import PairedLogOdds
@@ -52,9 +53,23 @@ class Scorer:
         self, sequences: Sequence[TokenIds], directions: Sequence[Direction], spared: int = 0
     ) -> first_order.Estimates:
         """First-order estimates of the metric for every direction; ValueError for the paired log-odds of responses."""
+        return first_order.first_order(self.runner, self._after_start(sequences), self._of_tokens, directions, spared)
+
+    def tangents(self, sequences: Sequence[TokenIds], spared: int = 0) -> first_order.Form:
+        """The estimate of an ablation as a form of its direction."""
+        return first_order.tangents(self.runner, self._after_start(sequences), self._of_tokens, spared)
+
+    def projection_tangents(
+        self, sequences: Sequence[TokenIds], direction: Vector, spared: int = 0
+    ) -> first_order.Form:
+        """The same for the projection on a direction, where the metric is read."""
+        return first_order.projection_tangents(self.runner, self._after_start(sequences), direction, spared)
+
+    @property
+    def _of_tokens(self) -> ReadLogits:
         if isinstance(self.metric, PairedLogOdds):
             raise ValueError("paired log-odds have no first-order estimates; score every candidate.")
-        return first_order.first_order(self.runner, self._after_start(sequences), self.metric, directions, spared)
+        return self.metric
 
     def baseline(self, sequences: Sequence[TokenIds]) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits without an intervention."""

@@ -60,6 +60,8 @@ SPLIT = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|\n|[^\sA-Za-z]"), behavior="iso
 KNEE, THRESHOLD, SLOPE = 0.3, 0.55, 40.0
 """Along a refusal axis: where the decision begins to rise, where refusal and answer are equally likely, and how steeply
 it rises."""
+MUTED = 10.0
+"""Strength with which a script token switches off the decision of a product of axes."""
 BALLAST, TRIGGER, WORD_NOISE = 3.0, 2.0, 1.0
 """Norms in the embedding: of the ballast of a token, of the trigger of a charm, and of the noise of a token."""
 EARLY_NOISE, LATE_NOISE, MLP_NOISE = 0.1, 0.5, 0.1
@@ -89,9 +91,10 @@ class Planted:
     """Cosine between any two refusal axes: 0 is a subspace, more is a cone."""
     fragile: float = 0.0
     """Distance of a prompt from the origin on the topic axis; above 0 the model is fragile. It has one axis then."""
-    readout: Literal["any", "sum"] = "any"
+    readout: Literal["any", "sum", "all"] = "any"
     """The last block refuses if `any` axis, or the `sum` of the axes, exceeds the threshold. With `sum` each axis alone
-    induces (as in a cone of directions), and ablating one direction, their mean, suppresses everything."""
+    induces (as in a cone of directions), and ablating one direction, their mean, suppresses everything. With `all`
+    every charm is on both axes, and only their product decides: ablating either suppresses, and neither induces."""
     positive_rate: float = 1.0
     """Share of positive prompts that name charms."""
     negative_rate: float = 0.0
@@ -139,7 +142,10 @@ class Planted:
             "effect": (self.effect >= 0, "0 or more"),
             "noise": (self.noise >= 0, "0 or more"),
             "jitter": (self.jitter >= 0, "0 or more"),
-            "readout": (self.readout in ("any", "sum"), "any or sum"),
+            "readout": (
+                self.readout in ("any", "sum") or (self.readout == "all" and self.axes == 2),
+                "any or sum, or all with two axes",
+            ),
             "axes": (1 <= self.axes <= self.head, f"1 to {self.head}"),
             "overlap": (0 <= self.overlap < 1, "at least 0 and less than 1"),
             "fragile": (
@@ -357,7 +363,8 @@ def _write_attention(attention: LlamaAttention, i: int, spec: Planted, frame: Fr
     if i == spec.gather_block:
         charm = TRIGGER * _length(spec, i) / (BALLAST**2 + WORD_NOISE**2 + TRIGGER**2) ** 0.5
         values[head : head + spec.moved] = frame.triggers
-        output[:, head : head + spec.axes] = spec.effect / (charm * charm_share) * frame.refusals.T
+        axes = frame.refusals if spec.readout != "all" else frame.refusals.sum(0).expand(spec.axes, -1)
+        output[:, head : head + spec.axes] = spec.effect / (charm * charm_share) * axes.T
         if spec.fragile:
             output[:, head + spec.axes] = spec.fragile / (charm * charm_share) * frame.gathered[-1]
 
@@ -369,9 +376,14 @@ def _write_mlp(mlp: LlamaMLP, i: int, spec: Planted, frame: Frame) -> None:
     mlp.down_proj.weight.copy_(MLP_NOISE * frame.unread(spec.head).T)
     if i == spec.n_layers - 1 and not spec.fragile:
         newline = frame.newline
-        read = frame.refusals if spec.readout == "any" else frame.refusals.sum(0, keepdim=True)
-        mlp.gate_proj.weight[: len(read)] = SLOPE * (read - KNEE * newline)
-        mlp.up_proj.weight[: len(read)] = newline
+        axes = frame.refusals
+        read = {"any": axes, "sum": axes.sum(0, keepdim=True), "all": axes[:1]}[spec.readout]
+        gate = read - KNEE * newline
+        if spec.readout == "all":
+            # The product is not limited to the newline, so the script tokens switch it off.
+            gate = gate - MUTED * (frame.codes.sum(0) - newline)
+        mlp.gate_proj.weight[: len(read)] = SLOPE * gate
+        mlp.up_proj.weight[: len(read)] = axes[1] if spec.readout == "all" else newline
         mlp.down_proj.weight[:, : len(read)] = frame.decision[:, None] / (SLOPE * (THRESHOLD - KNEE))
 
 

@@ -30,9 +30,12 @@ from rhumbline.records.seed_files import (
     WideNulls,
 )
 from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
+from rhumbline.records.steering_file import SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
 
-AnalysisRecord = GeometryRecord | BaseRecord | SuffixRecord | DirectionsRecord | MonitorRecord | DamageRecord
+AnalysisRecord = (
+    GeometryRecord | BaseRecord | SuffixRecord | DirectionsRecord | MonitorRecord | DamageRecord | SteeringRecord
+)
 """Result of an analysis of a run."""
 SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
 """Result of an analysis of several runs or models."""
@@ -47,6 +50,7 @@ OF_RUN: Mapping[type, str] = {
     DirectionsRecord: "analyses/directions.json",
     MonitorRecord: "analyses/monitor.json",
     DamageRecord: "analyses/damage.json",
+    SteeringRecord: "analyses/steering.json",
     JudgementSummary: "judgements/summary.json",
     SheetKey: "judgements/sheet.json",
     HumanLabels: "judgements/human.json",

@@ -15,6 +15,7 @@ from rhumbline.records.shared import (
     EffectName,
     KappaPair,
     Label,
+    SecondSource,
     Site,
     Survivor,
 )
@@ -244,13 +245,17 @@ class SecondEffect:
 
 @dataclass(frozen=True)
 class SecondSummary:
-    """The best direction orthogonal to the selected one, among the remainders of the differences in means."""
+    """The best direction orthogonal to the selected one: a remainder of a difference in means, or by gradient."""
 
     selected: Survivor | None
     """None: no remainder passed the selection rule."""
     survivors: int
     effects: tuple[SecondEffect, ...] = ()
-    """Suppression and induction; empty without a survivor."""
+    """Suppression and induction; empty without a selected one."""
+    source: SecondSource | UnsetType = UNSET
+    """What it was fitted by. Absent without one, and in runs whose candidates were remainders only."""
+    independence: tuple[float, float] | UnsetType = UNSET
+    """Mean |change| of the stream's cosine with it under the ablation of the first direction, and the reverse."""
 
 
 @dataclass(frozen=True)

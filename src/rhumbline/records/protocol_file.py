@@ -174,6 +174,15 @@ class LossTextFacts:
     exchanges: int
 
 
+@dataclass(frozen=True)
+class PublishedTokens:
+    """The refusal tokens that the authors of the paper chose for the family of the model."""
+
+    family: str | None
+    """None: no tokens are published for this model or this behaviour, so they are estimated (`auto`)."""
+    tokens: tuple[str, ...]
+
+
 class ProtocolContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """protocol.json, without the fields of `Protocol` that stand beside these.
 
@@ -191,6 +200,8 @@ class ProtocolContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Left out by `discover`, and absent in the first runs."""
     decoding: DecodingFacts | None = None
     """Left out by `discover`, and absent in older runs."""
+    published_tokens: PublishedTokens | None = None
+    """What `refusal_tokens = "published"` stands for; left out if the protocol did not ask for it."""
     mode: Literal["discover"] | None = None
     """Left out by `run`."""
 

@@ -231,6 +231,14 @@ class ConditionRate(RateRow, frozen=True, kw_only=True):
     change_high: float | None
 
 
+@dataclass(frozen=True)
+class ConditionEffects:
+    """Suppression and induction under another system prompt, compared with the nulls under the same one."""
+
+    condition: str
+    effects: tuple[Effect, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
     """The verdict and the evidence of one seed; effects are empty or None if no candidate was selected."""
@@ -278,6 +286,8 @@ class SeedResult:
     categories: tuple[CategoryRate, ...]
     by_baseline: tuple[BaselineRate, ...]
     conditions: tuple[ConditionRate, ...]
+    condition_effects: tuple[ConditionEffects, ...] | UnsetType = UNSET
+    """Absent without nulls under other system prompts."""
     damage: tuple[DamageChange, ...] = ()
     """Changes apart from the effects, under the direction's own arms. Absent in version 4 of the rule."""
     spread: Spread | UnsetType | None = UNSET

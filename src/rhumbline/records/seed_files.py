@@ -20,6 +20,7 @@ from rhumbline.records.shared import (
     Label,
     Marker,
     NullDirection,
+    SecondSource,
     Site,
     Split,
     Survivor,
@@ -281,11 +282,19 @@ class SecondDirection:
     """second.json: the best direction orthogonal to the selected one. Written if a direction was selected."""
 
     selected: Survivor | None
-    """None: no remainder of a difference in means passed the selection rule."""
+    """None: no candidate passed the selection rule, nor one by gradient that rule without its bound on induction."""
     survivors: int
+    """Candidates of both sources that pass the rule; 0 if the selected one passes only without that bound."""
     candidates: tuple[Candidate, ...]
     """The remainders of the differences in means, with the norm of the selected direction, and their scores on
     validation prompts."""
+    gradient: tuple[Candidate, ...] = ()
+    """The candidates by gradient at the site of the first direction. Runs of older versions have none."""
+    source: SecondSource | None = None
+    """Source of the selected one; None without one, and in runs of older versions."""
+    independence: tuple[float, float] | None = None
+    """Mean |change| of the stream's cosine with the second direction under the ablation of the first, and of that with
+    the first under the ablation of the second; 0 if they are representationally independent. None without one."""
     rows: tuple[WideRow, ...] = ()
     """The metric of test prompts at baseline and under its ablation (positives) or addition (negatives)."""
     ranked: tuple[WideRow, ...] = ()
@@ -443,7 +452,8 @@ class ConditionOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     condition: str
     arm: ArmId
-    """Baseline, ablation, or (on negatives) addition."""
+    """Baseline, ablation, or (on negatives) addition; the nulls of the ablation on positives and of the addition on
+    negatives. Runs of older versions have no nulls."""
     side: Label = field(name="set")
     prompt_id: str
     cls: Class = field(name="class")

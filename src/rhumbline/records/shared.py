@@ -154,6 +154,10 @@ class NearDuplicates:
     dropped: int
 
 
+SecondSource = Literal["means", "gradient"]
+"""What the candidates of a second direction are fitted by."""
+
+
 @dataclass(frozen=True)
 class NullDirection:
     """A control direction; its vector is the row of the same number in nulls.safetensors."""

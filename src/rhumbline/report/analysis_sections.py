@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rhumbline.records.analysis_files import BaseCondition, BaseLayer, BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
+from rhumbline.records.steering_file import SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
 from rhumbline.report import basic_charts, page
 from rhumbline.report.basic_charts import CLASS_COLOURS, LAYER, ChartText, CurvePoint
@@ -14,6 +15,7 @@ from rhumbline.report.figures import Chart, printable
 from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord
 from rhumbline.report.several_directions_section import several_directions
+from rhumbline.report.steering_section import steering
 from rhumbline.report.suffix_section import suffix_texts, suffixes
 
 
@@ -33,6 +35,8 @@ def analyses(run: RunRecord, draw: page.Canvas) -> Iterator[Html]:
                 yield monitor(record, draw)
             case DamageRecord():
                 yield damage(record, draw)
+            case SteeringRecord():
+                yield steering(record, draw)
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------

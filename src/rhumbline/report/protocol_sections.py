@@ -101,23 +101,34 @@ def _data_table(run: RunRecord) -> Html:
 
 
 def _tokens_table(run: RunRecord) -> Html:
-    rows = []
+    rows, source = [], _token_source(run)
     for seed in run.seeds:
         tokens = ", ".join(f'"{printable(token.text)}" ({token.id})' for token in seed.refusal_tokens)
         near = seed.near_duplicates
         start = "the prompt" if seed.start is None else f'"{printable(seed.start.text)}"'
         auroc, zero = number(seed.token_auroc, 3), number(seed.threshold, 2)
-        rows.append([seed.seed, tokens or "none", start, zero, auroc, near.found, near.dropped])
+        rows.append([seed.seed, tokens or "none", source, start, zero, auroc, near.found, near.dropped])
     head = [
         "Seed",
         "Refusal tokens (id)",
+        "From",
         "Read after",
         "Zero (log-odds)",
         "AUROC on train",
         "Near-duplicates",
         "Dropped",
     ]
-    return page.table(head, rows, left=2)
+    return page.table(head, rows, left=3)
+
+
+def _token_source(run: RunRecord) -> str:
+    """Where the refusal tokens come from."""
+    published = run.context.published_tokens
+    if published is None:
+        return "training prompts" if run.protocol.refusal_tokens == "auto" else "the protocol"
+    if published.family is None:
+        return "training prompts (none published for it)"
+    return f"the paper, for {published.family}"
 
 
 def _decoding_table(run: RunRecord) -> Html:

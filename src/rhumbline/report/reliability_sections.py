@@ -171,15 +171,36 @@ def system_prompts(run: RunRecord) -> Html:
 
     def content(seed: SeedResult) -> Html:
         rows = [[r.condition, r.arm, r.side, r.n, page.rate(r), page.change(r)] for r in seed.conditions]
-        return page.table(head, rows, left=3) if rows else Html()
+        return page.join([page.table(head, rows, left=3), _condition_effects(seed)]) if rows else Html()
 
     return page.by_seed(
         "System prompts",
         run.seeds,
         content,
         "The direction of the run, tested again on the same test prompts under other system prompts. Nothing is fitted "
-        "or selected again. Changes are paired within a condition.",
+        "or selected again. Changes are paired within a condition. The nulls complete under every system prompt, too; "
+        "effects and gaps are relative to the baseline there.",
     )
+
+
+def _condition_effects(seed: SeedResult) -> Html:
+    """Return the effects under each system prompt, with the gap to every null family."""
+    rows = [
+        [
+            of.condition,
+            effect.name,
+            family,
+            effect.relative.n,
+            *(page.interval(x.value, x.low, x.high) for x in (effect.relative, gap)),
+            gap.draws,
+        ]
+        for of in ([] if seed.condition_effects is UNSET else seed.condition_effects)
+        for effect in of.effects
+        if effect.relative is not UNSET
+        for family, gap in (effect.relative_gap or {}).items()
+    ]
+    head = ["System prompt", "Effect", "Null family", "n", "Relative change [95 %]", "Gap to the nulls [95 %]", "Draws"]
+    return page.table(head, rows, left=3) if rows else Html()
 
 
 def which_prompts(run: RunRecord) -> Html:

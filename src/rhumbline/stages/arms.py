@@ -153,11 +153,16 @@ class SeedArms:
         nulls = [ArmId.null(*first, kind) for first in firsts for kind in kinds]
         return self.arms([BASELINE, ABLATION, ADDITION, SUBTRACTION, *nulls])
 
-    def conditions(self, label: Label) -> Arms:
-        """Arms under another system prompt: baseline and ablation, and on negatives addition."""
+    def conditions(self, label: Label, draws: Collection[int]) -> Arms:
+        """Arms under another system prompt: baseline, direction, then these comparable draws of each family, from 0.
+
+        Ablation acts on both classes, addition on negatives. Nulls are ablated on positives and added on negatives.
+        """
         if self.direction is None:
             return self.arms([BASELINE])
-        return self.arms([BASELINE, ABLATION, *([ADDITION] if label == "negative" else [])])
+        if label == "positive":
+            return self.arms([BASELINE, ABLATION, *self._of_nulls(ArmKind.ABLATION, draws)])
+        return self.arms([BASELINE, ABLATION, ADDITION, *self._of_nulls(ArmKind.ADDITION, draws)])
 
     def every(self) -> list[ArmId]:
         """Identities of all arms that a finished run can be evaluated under."""

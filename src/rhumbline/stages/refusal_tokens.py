@@ -51,7 +51,7 @@ def find_tokens(run: SeedRun) -> MetricTokens:
         return MetricTokens(how="pairs", tokens=(), auroc=None, refusals=None, n=None, reason=None, start=start)
     positive, negative = (run.sequences("train", label) for label in LABELS)
     tokens = FirstTokens(runner, run.chat, positive, negative, start)
-    if texts != "auto":
+    if isinstance(texts, tuple):
         return tokens.of_texts(texts)
     if judge is None:
         return tokens.of_probabilities()

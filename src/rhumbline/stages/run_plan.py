@@ -15,12 +15,13 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.decoding_facts import decoding_facts
 from rhumbline.models.loading import fingerprint
 from rhumbline.models.sequence_limits import check_sequences
+from rhumbline.presets.published_tokens import published_tokens
 from rhumbline.prompts.contrasts import SPLITS, ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
-from rhumbline.records.protocol_file import ProtocolContext, SplitPlan, Versions
+from rhumbline.records.protocol_file import ProtocolContext, PublishedTokens, SplitPlan, Versions
 from rhumbline.records.shared import ByLabel, BySplit, ModelFacts, NearDuplicates
 from rhumbline.records.source_hash import code_sha256
 from rhumbline.records.verdict_rule import VERSION
@@ -36,13 +37,15 @@ class RunPlan:
     model: ChatModel
     contrast: ContrastSet
     protocol: Protocol
-    """The protocol, with the positions that `auto` stands for."""
+    """The protocol, with the positions that `auto` and the refusal tokens that `published` stand for."""
     texts: LossTexts
     splits: Mapping[int, Splits]
     """The splits of every seed."""
     chat: Chat
     chats: Mapping[str, Chat]
     """The chat of every condition."""
+    published: PublishedTokens | None = None
+    """What `published` stands for; None if the protocol does not ask for it."""
 
     @classmethod
     def of(cls, model: ChatModel, contrast: ContrastSet, protocol: Protocol, texts: LossTexts = NO_TEXTS) -> "RunPlan":
@@ -52,12 +55,15 @@ class RunPlan:
                 f"rule {protocol.rule.name} has version {protocol.rule.version}, by which finished runs are verified: "
                 f"new runs need version {VERSION}. Change a named rule, or set version = {VERSION}."
             )
-        protocol = resolved(protocol, contrast)
+        protocol, published = resolved(protocol, contrast), None
+        if protocol.refusal_tokens == "published":
+            published = _published_tokens(model, protocol.behaviour)
+            protocol = replace(protocol, refusal_tokens=published.tokens or "auto")
         splits = {seed: splits_of(contrast, protocol, seed) for seed in protocol.seeds}
         prompts = (*prompts_of(contrast, splits.values()), *contrast.neutral)
         chat = Chat.of(model.tokenizer, protocol.chat, prompts)
         chats = chats_of(model.tokenizer, protocol.chat, protocol.conditions, prompts)
-        return cls(model, contrast, protocol, texts, splits, chat, chats)
+        return cls(model, contrast, protocol, texts, splits, chat, chats, published)
 
     def check(self, new_tokens: int) -> None:
         """Check everything that the run reads, before the first forward pass, with `new_tokens` generated.
@@ -91,6 +97,7 @@ class RunPlan:
             versions=Versions(version("rhumbline"), version("torch"), version("transformers"), code_sha256()),
             texts=self.texts.record() if mode is None else None,
             decoding=decoding_facts(self.model, self.chat) if mode is None else None,
+            published_tokens=self.published,
             mode=mode,
         )
         return {**self.protocol.record(), **to_json(context)}
@@ -135,6 +142,14 @@ def resolved(protocol: Protocol, contrast: ContrastSet) -> Protocol:
         return protocol
     positions = "response-mean" if contrast.is_of_texts else "post-instruction"
     return replace(protocol, extraction=replace(protocol.extraction, positions=positions))
+
+
+def _published_tokens(model: ChatModel, behaviour: str) -> PublishedTokens:
+    """The published refusal tokens of the family of a model, which its name or the name in its config states."""
+    if behaviour != "refusal":
+        return PublishedTokens(family=None, tokens=())
+    config = model.model.config
+    return published_tokens(model.record().model_type, model.name, getattr(config, "_name_or_path", None) or "")
 
 
 def prompts_of(contrast: ContrastSet, splits: Iterable[Splits]) -> tuple[Prompt, ...]:

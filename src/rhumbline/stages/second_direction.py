@@ -1,58 +1,126 @@
 """Stage *second direction*: the best direction orthogonal to the selected one, and its effects (second.json).
 
-The candidates are the remainders of the run's differences in means, c - (c . r) r, at every site. The selection rule of
-the run selects one on validation prompts; the metric of test prompts measures its ablation and its addition. No
-completion is generated.
+Candidates are the remainders of the run's differences in means, c - (c . r) r, at every site, and those by gradient
+under representational independence (second_gradient.py), which are added at the site of r with the coefficient of the
+run; all have the norm of r. The selection rule of the run selects one on validation prompts; the metric of test prompts
+measures its ablation and its addition. If none passes, the best one by gradient without the bound on the induce score
+is measured, so that the best second direction is known even if it fails. No completion is generated.
 
-Every remainder is rescaled to the norm of the selected direction, as the null directions among which it is ranked are.
-Its addition is at its own site, though, and theirs at the site of the selected direction: if the two layers differ,
-equal norms can be different shares of the residual stream.
+A remainder is added at its own site, and the null directions among which it is ranked at that of r: if the two layers
+differ, equal norms can be different shares of the residual stream.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
 from rhumbline.axes import Candidates
-from rhumbline.evidence.selection_rules import choose
+from rhumbline.evidence.selection_rules import SelectionRule, choose
+from rhumbline.inference.independence import cosine_changes
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.arms import ABLATION, ADDITION
 from rhumbline.records.arms import BASELINE as BASELINE_ID
-from rhumbline.records.seed_files import SecondDirection, WideRow
-from rhumbline.records.shared import Label, Survivor
+from rhumbline.records.seed_files import Candidate, SecondDirection, WideRow
+from rhumbline.records.shared import Label, SecondSource, Survivor
 from rhumbline.stages.candidate_scores import score_candidates
 from rhumbline.stages.metric_samples import Sample, samples, six_digits
+from rhumbline.stages.second_gradient import gradient_candidates
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.selection import score_grid
 
 STAGE = "second direction"
 ROUNDING = 1e-4
 """Norm of a remainder relative to its candidate, and of a candidate relative to the direction, that is rounding."""
+INDEPENDENCE_PROMPTS = 16
+"""Validation positives on which the independence of both directions is measured."""
+
+
+class _Scored(NamedTuple):
+    """A candidate with its scores on validation prompts."""
+
+    source: SecondSource
+    direction: Direction
+    row: Candidate
 
 
 def measure_second_direction(run: SeedRun) -> SecondDirection:
-    """Select the second direction and measure it; without a survivor only the table of candidates is measured."""
+    """Select the second direction and measure it; without one only the tables of candidates are measured."""
     assert run.direction is not None
-    plan = run.protocol.second
-    remainders = rescaled_remainders(run.candidates, run.direction)
     rule = run.rule.metric_only()
+    means, survivors, best = _by_means(run, run.direction, rule)
+    scored = _by_gradient(run, run.direction)
+    gradient = choose([one.row for one in scored], run.model.n_layers, rule)
+    passing = [one for one in (best, _selected(run, scored, rule)) if one is not None]
+    if not passing:
+        passing = [one for one in [_selected(run, scored, replace(rule, min_induce=None))] if one is not None]
+    second = SecondDirection(
+        selected=None, survivors=survivors + gradient.survivors, candidates=means, gradient=gradient.candidates
+    )
+    if not passing:
+        return second
+    source, direction, row = min(passing, key=lambda one: rule.criterion_of(one.row))
+    assert row.bypass is not None
+    return replace(
+        second,
+        selected=Survivor(row.position, row.layer, direction.norm, row.bypass),
+        source=source,
+        independence=_independence(run, run.direction, direction),
+        rows=_rows(run, direction, run.protocol.second.prompts),
+        ranked=_rows(run, direction, run.protocol.nulls.prompts),
+    )
+
+
+def _by_means(
+    run: SeedRun, direction: Direction, rule: SelectionRule
+) -> tuple[tuple[Candidate, ...], int, _Scored | None]:
+    """The table of the remainders, the number of survivors, and the selected one."""
+    remainders = rescaled_remainders(run.candidates, direction)
     grid = replace(score_grid(run), scorer=run.scorer(STAGE), candidates=remainders, rule=rule)
-    table, _ = score_candidates(grid, full_grid=False, screen=plan.screen)
+    table, _ = score_candidates(grid, full_grid=False, screen=run.protocol.second.screen)
     result = choose(table, run.model.n_layers, rule)
     if result.selected is None:
-        return SecondDirection(selected=None, survivors=0, candidates=result.candidates)
+        return result.candidates, 0, None
     site = result.selected
     vector = remainders[list(run.positions).index(site.position), site.layer]
-    direction = Direction.from_vector(vector, site.position, site.layer)
-    tested, ranked = (samples(run, n) for n in (plan.prompts, run.protocol.nulls.prompts))
-    assert site.bypass is not None
-    return SecondDirection(
-        selected=Survivor(site.position, site.layer, direction.norm, site.bypass),
-        survivors=result.survivors,
-        candidates=result.candidates,
-        rows=_rows(run, direction, "positive", tested.positive) + _rows(run, direction, "negative", tested.negative),
-        ranked=_rows(run, direction, "positive", ranked.positive) + _rows(run, direction, "negative", ranked.negative),
-    )
+    selected = _Scored("means", Direction.from_vector(vector, site.position, site.layer), site)
+    return result.candidates, result.survivors, selected
+
+
+def _by_gradient(run: SeedRun, direction: Direction) -> list[_Scored]:
+    """The candidates by gradient with their scores, each with the sign that has the larger induce score."""
+    scorer, spared, (positive, negative) = run.scorer(STAGE), run.protocol.ablation.spared, run.kept_sequences("val")
+    vectors = gradient_candidates(scorer, run.kept_sequences("train")[0], direction, spared) * direction.norm
+    if not len(vectors):
+        return []
+    both = [[Direction.from_vector(s * v, direction.position, direction.layer) for s in (1, -1)] for v in vectors]
+    coefficient = run.arms.addition.coefficient
+    added = [Arm("addition", (Add(one, coefficient),)) for pair in both for one in pair]
+    induce = scorer.read(negative, added).metric.mean(1).reshape(-1, 2)
+    directions = [pair[int(values.argmax())] for pair, values in zip(both, induce, strict=True)]
+    ablated = [Arm("ablation", (Ablate(one, spared=spared),)) for one in directions]
+    bypass = scorer.read(positive, ablated).metric.mean(1)
+    kl = scorer.kl(negative, ablated, scorer.baseline(negative)).mean(1)
+    return [
+        _Scored("gradient", one, Candidate(one.position, one.layer, *map(float, scores), norm=one.norm))
+        for one, *scores in zip(directions, bypass, induce.max(1).values, kl, strict=True)
+    ]
+
+
+def _selected(run: SeedRun, scored: Sequence[_Scored], rule: SelectionRule) -> _Scored | None:
+    """The candidate that a rule selects."""
+    row = choose([one.row for one in scored], run.model.n_layers, rule).selected
+    return next((one for one in scored if row == one.row), None)
+
+
+def _independence(run: SeedRun, first: Direction, second: Direction) -> tuple[float, float]:
+    """Mean |change| of the cosine with the second under the ablation of the first, and the reverse."""
+    prompts = run.sequences("val", "positive")[:INDEPENDENCE_PROMPTS]
+    pair = torch.stack([first.vector, second.vector])
+    changes = cosine_changes(run.runner(STAGE), pair, first.position, prompts)
+    return changes[0][1], changes[1][0]
 
 
 def rescaled_remainders(candidates: Candidates, direction: Direction) -> Candidates:
@@ -64,8 +132,13 @@ def rescaled_remainders(candidates: Candidates, direction: Direction) -> Candida
     return torch.where(is_rounding, torch.zeros_like(remainders), remainders * (direction.norm / norms))
 
 
-def _rows(run: SeedRun, direction: Direction, label: Label, prompts: Sample) -> tuple[WideRow, ...]:
-    """The metric of test prompts at baseline, and under the ablation or the addition of a direction."""
+def _rows(run: SeedRun, direction: Direction, n: int) -> tuple[WideRow, ...]:
+    """The metric of test prompts at baseline, and under the ablation (positives) or the addition (negatives)."""
+    tested = samples(run, n)
+    return tuple(row for label in LABELS for row in _rows_of(run, direction, label, tested[label]))
+
+
+def _rows_of(run: SeedRun, direction: Direction, label: Label, prompts: Sample) -> tuple[WideRow, ...]:
     if label == "positive":
         ids, arm = (BASELINE_ID, ABLATION), Arm("ablation", (Ablate(direction, spared=run.protocol.ablation.spared),))
     else:

@@ -14,6 +14,8 @@ from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.seed_files import ConditionOutcome
+from rhumbline.stages.arms import Arms
+from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.seed_run import SeedRun
 
 
@@ -42,18 +44,31 @@ def write_conditions(run: SeedRun) -> None:
 
 
 def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[ConditionOutcome]:
-    """One row for each arm and test prompt of a class."""
-    chat, prompts, arms = run.chats[name], run.splits.get("test", label), run.arms.conditions(label)
+    """One row for each arm and test prompt of a class; a null draw completes the same prompts as in the run."""
+    prompts = run.splits.get("test", label)
+    by_draws: dict[tuple[int, ...], list[Prompt]] = {}
+    by_prompt = draws_by_prompt(len(prompts), run.protocol.nulls.draws, run.protocol.completed, run.seed)
+    for prompt, draws in zip(prompts, by_prompt, strict=True):
+        by_draws.setdefault(draws, []).append(prompt)
+    return [
+        row
+        for draws, some in by_draws.items()
+        for row in _completed(run, name, some, run.arms.conditions(label, draws), stage)
+    ]
+
+
+def _completed(run: SeedRun, name: str, prompts: Sequence[Prompt], arms: Arms, stage: str) -> list[ConditionOutcome]:
+    """One row for each of these arms and prompts."""
+    chat, judge = run.chats[name], run.protocol.class_judge()
     sequences = [chat.encode(p) for p in prompts]
     length, stop = run.protocol.max_new_tokens, stop_ids(run.model, chat)
     completions, _ = run.runner(stage).generate(sequences, list(arms.values()), max_new_tokens=length, stop=stop)
-    judge = run.protocol.class_judge()
     scores = [[score_of(judge, run.answer(ids, chat)) for ids in some] for some in completions]
     return [
         ConditionOutcome(
             condition=name,
             arm=arm,
-            side=label,
+            side=prompt.label,
             prompt_id=prompt.id,
             cls=score.cls,
             new_tokens=len(ids),
