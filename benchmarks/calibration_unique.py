@@ -35,6 +35,8 @@ from rhumbline.settings import AdditionSettings, DoseSettings, SideEffectSetting
 NONE, SECOND = "unique", "a second direction"
 N = 24
 """Test prompts per class, as many as the default run measures a second direction on."""
+MARGIN = 0.5
+"""Margin of the rule."""
 JITTER = 0.05
 KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("one axis", NONE, {"effect": 1.2}),
@@ -44,7 +46,6 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("two axes, OR, effect 0.75", SECOND, {"axes": 2, "effect": 0.75, "jitter": JITTER}),
     ("two axes, OR, effect 0.8", SECOND, {"axes": 2, "effect": 0.8, "jitter": JITTER}),
     ("two axes, OR, effect 0.9", SECOND, {"axes": 2, "effect": 0.9, "jitter": JITTER}),
-    ("two axes, OR, effect 0.65", SECOND, {"axes": 2, "effect": 0.65, "jitter": JITTER}),
 )
 
 
@@ -96,15 +97,25 @@ def study(kind: str, truth: str, planted: Planted) -> dict[str, Any]:
     }
 
 
+def is_found(row: dict[str, Any]) -> bool:
+    """Whether both effects of the second direction are estimated at the margin or above."""
+    return len(row["effects"]) == 2 and all(value >= MARGIN for value, _, _ in row["effects"].values())
+
+
 def show(path: Path) -> None:
-    """Print how often the claim is shown, undecided and refuted, by kind."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    """Print how often a second direction is found, and the claim shown, undecided and refuted, by kind.
+
+    It is found if both of its effects reach the margin as estimates. Runs in which nothing was tested are left out.
+    """
+    every = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [r for r in every if r["claim"] != "not-tested"]
     lines = []
     for kind, some in by(rows, lambda r: r["kind"]).items():
         states = (as_text(share(some, lambda r, s=s: r["claim"] == s)) for s in ("shown", "refuted"))
-        open_ = sum(r["claim"] not in ("shown", "refuted") for r in some)
-        lines.append([kind, some[0]["truth"], len(some), *states, open_])
-    print(table(["Model", "Truth", "Runs", "Shown", "Refuted", "Undecided or not tested"], lines))
+        open_ = sum(r["claim"] == "undecided" for r in some)
+        lines.append([kind, some[0]["truth"], len(some), as_text(share(some, is_found)), *states, open_])
+    print(table(["Model", "Truth", "Runs", "Found", "Shown", "Refuted", "Undecided"], lines))
+    print(f"Nothing was tested in {len(every) - len(rows)} of {len(every)} runs.")
     for truth, some in by(rows, lambda r: r["truth"]).items():
         wrong = "refuted" if truth == NONE else "shown"
         print(f"{truth}: wrong ({wrong}) in {as_text(share(some, lambda r, w=wrong: r['claim'] == w))}")

@@ -30,7 +30,7 @@ from rhumbline.records.verdict_rule import Rule, is_number
 SHOWN, REFUTED, UNDECIDED, NOT_TESTED = ClaimState
 """The states, short."""
 UNIQUE_PROMPTS = 24
-"""Test prompts per class with which the search has 80 % power on planted models (docs/calibration-directions.md)."""
+"""Test prompts per class with which the power of the search was measured (docs/calibration-directions.md)."""
 
 
 def seed_claims(rule: Rule, evidence: SeedEvidence) -> tuple[Claim, ...]:
@@ -71,8 +71,8 @@ def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
     """Whether no second direction, orthogonal to the first, has the same effects.
 
     Refuted if the best second direction suppresses and induces, and its ranks are within the bound in every family of
-    the rule. Shown if one of its effects misses the margin with the whole interval, on as many prompts as the search
-    needs to find a planted second direction with 80 % power. Otherwise undecided.
+    the rule. Shown if one of its effects misses the margin with the whole interval, on as many prompts as the power of
+    the search was measured with on planted models. Otherwise undecided.
     """
     second = evidence.second
     if second is None or rule.reads == "estimate":
