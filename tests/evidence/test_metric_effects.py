@@ -46,6 +46,15 @@ def test_an_aligned_draw_leaves_both_counts_of_the_rank():
     assert far.families["top-pc"].p == 2 / 5
 
 
+def test_a_draw_in_which_nothing_was_selected_reaches_nothing_and_is_counted():
+    none = [replace(null, passed=False) for null in NULLS]
+    (effect,) = wide_effects(wide(nulls=(-9.0,) * 4), none)
+    family = effect.families["top-pc"]
+    assert (family.p, family.beaten, family.comparable) == (1 / 5, 0, 4)
+    (selected,) = wide_effects(wide(nulls=(-9.0,) * 4), NULLS)
+    assert selected.families["top-pc"].p == 1.0
+
+
 def test_aligned_draws_that_all_reach_the_effect_give_no_p():
     nulls = [replace(NULLS[0], draw=d, cosine=0.9) for d in range(19)]
     (effect,) = wide_effects(wide(nulls=(-6.0,) * 19), nulls, same_cosine=0.5, least_draws=19)

@@ -113,8 +113,12 @@ def families_below_bound(
 
 
 def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
-    """The changes by the draws that are compared with the direction."""
-    return [moved for moved, null in draws if is_comparable(null.cosine, same_cosine)]
+    """The changes by the draws that are compared with the direction.
+
+    A draw of the whole procedure in which no candidate passed the selection found no direction, so it reaches nothing.
+    The candidate that stands for it can change the metric more than the direction, because it breaks the model.
+    """
+    return [moved if null.passed else -math.inf for moved, null in draws if is_comparable(null.cosine, same_cosine)]
 
 
 def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draws: int) -> WideNull:
