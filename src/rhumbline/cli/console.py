@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
@@ -233,7 +234,7 @@ def print_results(results: Results) -> None:
         out.print(_arms_table(seed))
         train, val = seed.n.train, seed.n.val
         tokens = ", ".join(repr(token.text) for token in seed.refusal_tokens) or "none"
-        tokens += f" (metric 0 at log-odds {seed.threshold:.2f})" if seed.threshold else ""
+        tokens += f" (metric 0 at log-odds {seed.threshold:.2f})" if seed.threshold is not UNSET else ""
         out.print(
             f"[dim]prompts (positive/negative, after the filter): train {train.positive}/{train.negative}, validation "
             f"{val.positive}/{val.negative}; survivors: {seed.survivors}, tied: {len(seed.tied)}; refusal tokens: "

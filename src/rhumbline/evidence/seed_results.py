@@ -112,7 +112,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         near_duplicates=plan.near_duplicates,
         refusal_tokens=metric.tokens,
         token_auroc=metric.auroc,
-        threshold=metric.threshold,
+        threshold=UNSET if metric.threshold == 0 else metric.threshold,
         start=metric.start,
         arms=tuple(evidence.arms),
         effects=tuple(evidence.effects),

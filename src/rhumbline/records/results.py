@@ -263,8 +263,8 @@ class SeedResult:
     refusal_tokens: tuple[FirstToken, ...]
     token_auroc: float | None
     """AUROC of the metric on training prompts; None without tokens."""
-    threshold: float = 0.0
-    """Log-odds of the refusal tokens where the metric is 0."""
+    threshold: float | UnsetType = UNSET
+    """Log-odds of the refusal tokens where the metric is 0; absent: 0."""
     start: CommonStart | None = None
     """The tokens after which the metric and the KL divergence are read; None: after the prompt."""
     arms: tuple[ArmRate, ...]

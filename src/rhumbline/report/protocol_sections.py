@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+from msgspec import UNSET
+
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.records.verdict_rule import VERSION
 from rhumbline.report import page
@@ -106,7 +108,7 @@ def _tokens_table(run: RunRecord) -> Html:
         tokens = ", ".join(f'"{printable(token.text)}" ({token.id})' for token in seed.refusal_tokens)
         near = seed.near_duplicates
         start = "the prompt" if seed.start is None else f'"{printable(seed.start.text)}"'
-        auroc, zero = number(seed.token_auroc, 3), number(seed.threshold, 2)
+        auroc, zero = number(seed.token_auroc, 3), number(0.0 if seed.threshold is UNSET else seed.threshold, 2)
         rows.append([seed.seed, tokens or "none", source, start, zero, auroc, near.found, near.dropped])
     head = [
         "Seed",
