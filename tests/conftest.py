@@ -11,6 +11,16 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 os.environ |= dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
 
 import pytest
+from jaxtyping import install_import_hook
+
+SOURCE = Path(__file__).parents[1] / "src"
+WITH_ARRAYS = [
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in SOURCE.rglob("*.py")
+    if "from jaxtyping import" in path.read_text(encoding="utf-8")
+]
+"""Modules whose signatures are checked. With the hook in all modules the tests took 1.4 times as long."""
+install_import_hook(WITH_ARRAYS, "type_checks.check")
 
 
 def pytest_collection(session):

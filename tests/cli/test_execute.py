@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from rhumbline.cli import main
 from rhumbline.cli.console import SafeConsole, print_json, printable
@@ -46,6 +47,8 @@ def executed(error: BaseException | None) -> int:
         (OSError(28, "No space left on device", "out/a.json"), 2, "out/a.json: No space left"),
         (OSError(28, "No space left on device"), 2, "No space left"),
         (OSError(5, "Input/output error"), 2, "Input/output error"),
+        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), 2, "cannot be written"),
+        (SafetensorError("Error while deserializing header: invalid UTF-8"), 70, "an error in rhumbline itself"),
         (MemoryError(), 3, "memory is not sufficient"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 3, "memory is not sufficient"),
         (
@@ -113,8 +116,9 @@ def test_a_signal_releases_the_lock_and_exits_with_its_number(name, tmp_path):
         "sys.exit(execute(argparse.Namespace(command=command)))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs of a shell
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, number)

@@ -113,9 +113,15 @@ DEMO = ["demo", "--organism", "planted", "--sizes", "32,16,40", "--nulls", "1", 
 
 def start(arguments: list[str], before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     """A command in a new process."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs with SIGINT ignored
+        if before is not None:
+            before()
+
     return subprocess.Popen(
         [sys.executable, "-m", "rhumbline", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=before, env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"},
+        preexec_fn=prepare, env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"},
     )  # fmt: skip
 
 
@@ -247,5 +253,6 @@ def test_a_real_model_with_a_hostile_value(real_models, words, tally, tmp_path):
             out = tmp_path / model.name
             arguments = ["run", str(model), "--contrast", words["CONTRAST"], "--out", str(out), "--sizes", "4,2,2"]
             code, text = finish(start([*arguments, "--max-new-tokens", "2", "--nulls", "1", *options]), tally)
-            assert code in (2, 3), text
+            assert code in (2, 3) or options[0] == "--refusal-tokens", text  # which a real vocabulary can have
+            assert not CONTROL.search(text)
             shutil.rmtree(out, ignore_errors=True)
