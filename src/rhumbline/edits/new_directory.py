@@ -19,7 +19,7 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", "
 
 def check_target(target: Path) -> None:
     """OutputError unless `target` is absent or an empty directory."""
-    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+    if (target.is_symlink() or target.exists()) and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not an empty directory. Nothing was changed; pass another --out.")
 
 
