@@ -49,6 +49,14 @@ def test_a_command_prints_its_next_step_on_standard_error(command, capsys):
 
 def test_a_command_can_be_copied_whole(capsys):
     name, leaf = COMMANDS["edit"]
-    direction = "/a/long/directory/with a space/" + "x" * 90
-    print_after(arguments(name, leaf, direction=direction))
-    assert f"        rhumbline chat given --direction '{direction}'\n" in capsys.readouterr().err
+    out = "/a/long/directory/with a space/" + "x" * 90
+    print_after(arguments(name, leaf, out=out))
+    assert f"        rhumbline play '{out}'\n" in capsys.readouterr().err
+
+
+def test_a_run_after_discover_has_the_contrast_of_the_command(capsys):
+    name, leaf = COMMANDS["discover"]
+    print_after(arguments(name, leaf, model="dir", contrast="my.jsonl"))
+    assert "rhumbline run dir --contrast my.jsonl --out RUN" in capsys.readouterr().err
+    print_after(arguments(name, leaf, model="organism:refusal", contrast=None))
+    assert "rhumbline run organism:refusal --out RUN" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,12 @@ def numpy_file(array: np.ndarray) -> Callable[[Path], object]:
 
 def saved(value: Callable[[], object]) -> Callable[[Path], object]:
     """A .pt file."""
-    return lambda path: torch.save(value(), path)
+
+    def save(path: Path) -> None:
+        with warnings.catch_warnings(action="ignore"):  # some kinds of tensors are new or deprecated
+            torch.save(value(), path)
+
+    return save
 
 
 ORIGIN = {"format": "rhumbline-direction-1"}
@@ -91,6 +97,11 @@ DIRECTION_FILES: dict[str, tuple[str, Callable[[Path], object] | bytes]] = {
     "an empty array": (".npy", numpy_file(np.zeros((0, 5), dtype=np.float32))),
     "a number": (".npy", numpy_file(np.float32(1))),
     "a header without an array": (".npy", b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4'"),
+    "an array whose shape is a truth value": (
+        ".npy",
+        b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }".ljust(118),
+    ),
+    "a header of brackets": (".npy", b"\x93NUMPY\x01\x00\x76\x00" + (b"(" * 117).ljust(118)),
     "an array of 2**40 numbers": (
         ".npy",
         b"\x93NUMPY\x01\x00\x76\x00"
@@ -104,6 +115,8 @@ DIRECTION_FILES: dict[str, tuple[str, Callable[[Path], object] | bytes]] = {
     "mixed keys": (".pt", saved(lambda: {1: torch.ones(4), "a": torch.ones(4), None: "x"})),
     "a sparse tensor": (".pt", saved(lambda: torch.ones(4).to_sparse())),
     "a sparse tensor of rows": (".pt", saved(lambda: torch.ones(4, 4).to_sparse_csr())),
+    "a nested tensor": (".pt", saved(lambda: torch.nested.nested_tensor([torch.ones(4), torch.ones(2)]))),
+    "two tensors with long names": (".pt", saved(lambda: {"k" * 90_000: torch.ones(4), "b": torch.ones(4)})),
     "a meta tensor": (".pt", saved(lambda: torch.empty(4, device="meta"))),
     "a quantised tensor": (".pt", saved(lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8))),
     "a complex tensor": (".pt", saved(lambda: torch.ones(4, dtype=torch.complex64))),

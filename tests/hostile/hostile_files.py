@@ -115,6 +115,7 @@ SCORES = JSON | contents(
     ".json",
     no_layers='{"n_layers": 0, "candidates": []}',
     layers_is_a_text='{"n_layers": "x", "candidates": []}',
+    layers_of_400_digits='{"n_layers": 1' + "0" * 400 + ', "candidates": []}',
     no_candidates='{"n_layers": 3, "candidates": []}',
     candidates_is_a_table='{"n_layers": 3, "candidates": {}}',
     candidates_are_numbers='{"n_layers": 3, "candidates": [1]}',
@@ -128,6 +129,8 @@ SCORES = JSON | contents(
             "layer_is_infinite": {"layer": float("inf")},
             "layer_is_true": {"layer": True},
             "a_score_is_a_text": {"bypass": "x"},
+            "a_score_of_400_digits": {"bypass": 10**400},
+            "position_of_30_digits": {"position": -(10**30)},
         }.items()
     },
 )

@@ -7,6 +7,7 @@ go to standard output, progress and messages to standard error.
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -50,6 +51,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Execute one command and return its exit code (see `rhumbline.cli.execute`)."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
@@ -61,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     logging.getLogger("rhumbline").setLevel("INFO")
     return execute(arguments)
+
+
+def _open_closed_streams() -> None:
+    """Streams that the caller closed, which Python sets to None, read nothing and write to nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 class Parser(argparse.ArgumentParser):

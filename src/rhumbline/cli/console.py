@@ -140,9 +140,14 @@ def note(text: str) -> None:
     err.print(f"[dim]{escape(text)}[/]")
 
 
+LONGEST_FAULT = 2_000
+"""Characters of an error that are printed. A name from a file can have any length."""
+
+
 def fault(text: str, label: str = "rhumbline:") -> None:
-    """Print an error on standard error."""
-    err.print(f"[bold red]{label}[/] {escape(text)}", soft_wrap=True)
+    """Print an error on standard error. Without highlighting, whose time is quadratic in the length of a word."""
+    shown = text if len(text) <= LONGEST_FAULT else f"{text[: LONGEST_FAULT // 2]} ... {text[-LONGEST_FAULT // 2 :]}"
+    err.print(f"[bold red]{label}[/] {escape(shown)}", soft_wrap=True, highlight=False)
 
 
 def print_json(value: Any) -> None:

@@ -2,18 +2,36 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from rich.markup import escape
 
 from rhumbline.cli.console import err
+from rhumbline.errors import RhumblineError
+from rhumbline.records.directory import RunDirectory
 from rhumbline.records.next_steps import Line, NextStep, Step, lines
+from rhumbline.records.protocol_file import ProtocolContext
 
 Named = tuple[NextStep, tuple[str, str, str]]
 """A step, with its run directory, its model, and what else its command names."""
 
 
 def _of_run(a: argparse.Namespace, *steps: NextStep) -> list[Named]:
-    return [(step, (a.run, getattr(a, "model", None) or "MODEL", "DIR")) for step in steps]
+    return [(step, (a.run, getattr(a, "model", None) or _model_of(a.run), "DIR")) for step in steps]
+
+
+def _model_of(run: str) -> str:
+    """The model of a run directory, or a placeholder."""
+    try:
+        return RunDirectory.read(Path(run)).read_protocol(ProtocolContext).model.name
+    except RhumblineError:  # a bare direction
+        return "MODEL"
+
+
+def _run_on(a: argparse.Namespace, model: str) -> list[Named]:
+    """A run on a model with the contrast of the command; organisms come with one."""
+    contrast = getattr(a, "contrast", None) or ("" if model.startswith("organism:") else "FILE")
+    return [(NextStep.RUN, (contrast, model, "RUN"))]
 
 
 def _after_edit(a: argparse.Namespace) -> list[Named]:
@@ -22,29 +40,30 @@ def _after_edit(a: argparse.Namespace) -> list[Named]:
 
 def _after_export(a: argparse.Namespace) -> list[Named]:
     source = a.out if a.to == "direction" else a.run
-    return [(NextStep.PLAY, (source, a.model or "MODEL", "DIR"))]
+    return [(NextStep.PLAY, (source, a.model or _model_of(a.run), "DIR"))]
 
 
 def _after_chat(a: argparse.Namespace) -> list[Named]:
-    return [(NextStep.EDIT, (a.direction, a.model, "DIR"))] if a.direction else [(NextStep.RUN, ("", a.model, "RUN"))]
+    is_whole = a.direction and a.layer is None and a.position is None
+    return [(NextStep.EDIT, (a.direction, a.model, "DIR"))] if is_whole else _run_on(a, a.model)
 
 
 AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
-    "discover": lambda a: [(NextStep.RUN, ("", a.model, "RUN"))],
-    "sweep": lambda a: [(NextStep.VERIFY, (f"{a.out}/RUN" if a.out else "RUN", "MODEL", "DIR"))],
+    "discover": lambda a: _run_on(a, a.model),
+    "sweep": lambda a: [(NextStep.VERIFY, (f"{a.out}/runs/NAME" if a.out else "RUN", "MODEL", "DIR"))],
     "compare": lambda a: [(NextStep.VERIFY, (a.runs[0], "MODEL", "DIR"))],
     "verify": lambda a: _of_run(a, NextStep.REPORT, NextStep.PLAY, NextStep.SHARE),
     "report": lambda a: _of_run(a, NextStep.VERIFY),
     "evaluate": lambda a: _of_run(a, NextStep.VERIFY, NextStep.SHARE),
-    "analyze": lambda a: _of_run(a, NextStep.REPORT) if hasattr(a, "run") else [(NextStep.RUN, ("", a.model, "RUN"))],
+    "analyze": lambda a: _of_run(a, NextStep.REPORT) if hasattr(a, "run") else _run_on(a, a.model),
     "judge": lambda a: _of_run(a, NextStep.REPORT) if a.run else [(NextStep.READ_TEXTS, ("RUN", "MODEL", "DIR"))],
     "edit": _after_edit,
     "export": _after_export,
     "push": lambda a: [(NextStep.USE_SHARED, ("", "MODEL", a.repository))],
-    "robustness": lambda a: [(NextStep.RUN, ("", a.models[0], "RUN"))],
+    "robustness": lambda a: _run_on(a, a.models[0]),
     "chat": _after_chat,
     "play": _after_chat,
-    "model": lambda a: [(NextStep.RUN, ("", a.model, "RUN"))],
+    "model": lambda a: _run_on(a, a.model),
     "organism": lambda a: [(NextStep.RUN, ("", getattr(a, "out", "organism:NAME"), "RUN"))],
     "data": lambda a: [(NextStep.RUN_OWN, ("", "MODEL", getattr(a, "name", "NAME")))],
 }

@@ -5,6 +5,7 @@ a reason. No surviving candidate is a valid outcome. Independent of models and p
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,9 @@ from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
 from rhumbline.records.seed_files import Candidate, Estimates, Selection
 from rhumbline.records.user_files import read_json
+
+MOST_LAYERS, MOST_POSITIONS = 100_000, 100_000
+"""Of a table of scores in a file."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def read_scores(path: str | Path) -> tuple[list[Candidate], int]:
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list) or not content["candidates"]:
         raise ProtocolError(f"{path}: expected {form} with at least one entry.")
     n_layers = content.get("n_layers")
-    if not (_is_count(n_layers) and n_layers > 0):
+    if not (_is_count(n_layers) and 0 < n_layers <= MOST_LAYERS):
         raise ProtocolError(f"{path}: n_layers is {n_layers!r}, expected the number of layers.")
     faults: list[str] = []
     rows = []
@@ -252,13 +256,14 @@ def _row_faults(entry: Any, n_layers: int) -> list[str]:
     if not isinstance(entry, dict):
         return [f"{entry!r} is not an object"]
     faults = []
-    if not (_is_count(entry.get("position")) and entry["position"] < 0):
+    if not (_is_count(entry.get("position")) and -MOST_POSITIONS <= entry["position"] < 0):
         faults.append(f"position is {entry.get('position')!r}, expected a negative index")
     layer = entry.get("layer")
     if not (_is_count(layer) and 0 <= layer < n_layers):
         faults.append(f"layer is {layer!r}, expected 0..{n_layers - 1}")
     for name in ("bypass", "induce", "kl"):
         value = entry.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        is_huge = isinstance(value, int) and abs(value) > sys.float_info.max
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or is_huge):
             faults.append(f"{name} is {value!r}, expected a number or null")
     return faults

@@ -85,8 +85,8 @@ def read_safetensors(path: Path) -> SavedDirections:
 
 def check_numbers(path: Path, tensor: Tensor) -> None:
     """DirectionError unless a tensor has real numbers in memory, and not more than a table of directions has."""
-    is_plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
-    if not (is_plain and tensor.is_floating_point()):
+    is_plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    if not (is_plain and tensor.device.type == "cpu" and tensor.is_floating_point() and tensor.dtype.itemsize > 1):
         kind = "quantised values" if tensor.is_quantized else f"{tensor.dtype} ({tensor.layout}, {tensor.device})"
         raise DirectionError(f"{path}: expected a vector of real numbers, found {kind}. Save the direction as float32.")
     if not 0 < tensor.numel() <= MOST_NUMBERS:

@@ -29,6 +29,8 @@ from rhumbline.models.vocabulary import check_vocabulary, log_unused
 from rhumbline.models.weight_files import gguf_split, integer_matrices, listed, one_line, stored_tensors
 from rhumbline.records.user_files import read_json
 
+MOST_COUNTED = 1_000_000
+"""Layers, heads, labels or experts of a config."""
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads")
 """Fields of a config that are at least 1. Every config has the first three, some under other names in its file."""
 _NO_ADAPTER = {"subfolder": "rhumbline applies adapters itself"}
@@ -105,20 +107,34 @@ def read_config(places: Places) -> Any:
         if places.gguf is not None:
             stored_tensors(places.gguf)  # refuses a file that is cut off
         _check_generation_config(places)
+        _check_counts(places)
         try:
             config = AutoConfig.from_pretrained(**places.arguments())
         except ArithmeticError:
             # Configs divide by their sizes. The file says which of them is faulty.
             _check_numbers(name, read_json(Path(places.whole) / "config.json", ModelError, "a config"))
             raise
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{name} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder. Give a causal "
-            "language model."
-        )
-    text = config.get_text_config()
-    _check_numbers(name, {**text.to_dict(), **{field: getattr(text, field, None) for field in SIZES[:3]}})
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"{name} is an encoder-decoder model ({config.model_type}); rhumbline needs a decoder. Give a causal "
+                "language model."
+            )
+        text = config.get_text_config()
+        _check_numbers(name, {**text.to_dict(), **{field: getattr(text, field, None) for field in SIZES[:3]}})
     return config
+
+
+def _check_counts(places: Places) -> None:
+    """ModelError where config.json counts so many layers or labels that transformers would make lists for minutes."""
+    path = file_of(places.whole, "config.json", places.revision)
+    content = None if path is None else read_json(path, ModelError, "a config")
+    if not isinstance(content, dict):
+        return  # transformers says what is missing
+    nested = [value for value in content.values() if isinstance(value, dict)]
+    for values in (content, *nested):
+        for field, count in values.items():
+            if field.startswith("num_") and isinstance(count, int) and count > MOST_COUNTED:
+                raise ModelError(f"{places.source.model}: {field} is {count} in config.json. Restore the config.")
 
 
 def _check_numbers(name: str, values: Mapping[str, Any]) -> None:

@@ -172,5 +172,5 @@ def _json_of(where: str, name: str, revision: str | None) -> Any:
     try:
         path = file_of(where, name, revision)
         return None if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

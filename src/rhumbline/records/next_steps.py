@@ -174,7 +174,7 @@ def _undecided(results: Results, facts: RunFacts) -> tuple[Step, ...]:
 
 def lines(steps: Iterable[Step], run: str, model: str, other: str = "DIR") -> list[Line]:
     """Return steps in words, for a run directory and a model; `other` is what else a command names."""
-    return [_line(step, shlex.quote(run), shlex.quote(model), shlex.quote(other)) for step in steps]
+    return [_line(step, *(shlex.quote(name) if name else "" for name in (run, model, other))) for step in steps]
 
 
 def _line(step: Step, run: str, model: str, other: str) -> Line:
@@ -186,19 +186,22 @@ def _line(step: Step, run: str, model: str, other: str) -> Line:
         case NextStep.FURTHER_DIRECTIONS:
             return Line(f"rhumbline analyze directions {run}", "whether several directions have the effect together")
         case NextStep.EDIT:
-            return Line(f"rhumbline edit {model} --direction {run} --out {other}", "write a checkpoint with the edit")
+            return Line(f"rhumbline edit {model} --direction {run} --out EDITED", "write a checkpoint with the edit")
         case NextStep.PLAY:
             return Line(f"rhumbline play {model} --direction {run}", "chat with the model before and after")
         case NextStep.PLAY_EDITED:
-            return Line(f"rhumbline chat {other} --direction {run}", "chat with the edited model")
+            return Line(f"rhumbline play {other}", "chat with the edited model")
         case NextStep.SHARE:
-            return Line(f"rhumbline push {run} OWNER/NAME --dry-run {other}", "write the files that would be shared")
+            return Line(f"rhumbline push {run} OWNER/NAME --dry-run SHARED", "write the files that would be shared")
         case NextStep.USE_SHARED:
             return Line(f"rhumbline chat {model} --direction hf:{other}", "use the shared direction, once uploaded")
         case NextStep.REPORT:
             return Line(f"rhumbline report {run}", "write the report with these numbers")
         case NextStep.RUN:
-            return Line(f"rhumbline run {model} --out {other}", "test whether a direction changes the behaviour")
+            contrast = f" --contrast {run}" if run else ""
+            return Line(
+                f"rhumbline run {model}{contrast} --out {other}", "test whether a direction changes the behaviour"
+            )
         case NextStep.RUN_OWN:
             return Line(f"rhumbline run MODEL --contrast {other} --out RUN", "run the procedure on a model of your own")
         case _:
