@@ -244,9 +244,10 @@ def _null_conditions(rule: Rule, evidence: SeedEvidence, tested: Sequence[Compar
         if effect is None:
             conditions.append(VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, state=NOT_TESTED, effect=arms.name))
             continue
-        conditions.append(_gap_size(rule, effect, family))
+        gap = _gap_size(rule, effect, family)
+        conditions.append(gap)
         if rule.max_p is not None:
-            conditions.append(_rank(rule, rule.max_p, effect, family))
+            conditions.append(_rank(rule, rule.max_p, effect, family, is_contradicted=gap.state is SHOWN))
     return list(dict.fromkeys(conditions))
 
 
@@ -271,11 +272,12 @@ def _gap_size(rule: Rule, effect: Effect, family: str) -> VerdictReason:
     return _relative_reason(VerdictCode.NULL_GAP, change, rule.min_gap, effect, family)
 
 
-def _rank(rule: Rule, max_p: float, effect: Effect, family: str) -> VerdictReason:
+def _rank(rule: Rule, max_p: float, effect: Effect, family: str, *, is_contradicted: bool) -> VerdictReason:
     """Whether few enough comparable draws change the metric by at least as much as the direction.
 
     Refuted if the exact interval of the share of such draws is above the bound: the family reaches the effect too
-    often. A larger p that does not show this decides nothing.
+    often. A larger p that does not show this decides nothing. Nor does it if completions contradict it: the metric also
+    falls where a draw breaks the model, and a judge that reads texts does not call this suppression.
     """
     wide = effect.wide.get(family)
     comparable = 0 if wide is None or wide.comparable is UNSET else wide.comparable
@@ -291,7 +293,7 @@ def _rank(rule: Rule, max_p: float, effect: Effect, family: str) -> VerdictReaso
     often = binomtest(wide.beaten, comparable).proportion_ci(0.95, "exact").low > max_p
     return VerdictReason(
         code=VerdictCode.NULL_RANK,
-        state=SHOWN if wide.p <= max_p + 1e-9 else REFUTED if often else UNDECIDED,
+        state=SHOWN if wide.p <= max_p + 1e-9 else REFUTED if often and not is_contradicted else UNDECIDED,
         effect=effect.name,
         family=family,
         draws=comparable,
