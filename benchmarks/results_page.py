@@ -152,7 +152,7 @@ def rate(seed: SeedResult, arm: ArmId, side: Label) -> str:
     found = arm_rate(seed, arm, side)
     if found is None or found.rate is None:
         return NOT_MEASURED
-    return f"{found.rate:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n - found.unscored}"
+    return f"{found.rate:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}"
 
 
 def degenerate(seed: SeedResult, arm: ArmId, side: Label) -> str:
