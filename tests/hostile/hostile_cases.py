@@ -263,6 +263,8 @@ def cases() -> list[Case]:
         if kind is None or command not in BASES:
             continue
         key = (name, id(OPTIONS.get(f"{command} {name}", OPTIONS.get(name))))
+        if (command, name) in LATE:
+            kind = {what: value for what, value in kind.items() if value.is_late}
         some = list(kind.items()) if key not in tried or action.nargs == 0 else sample(kind, len(found))
         tried.add(key)
         if command in LATE_COMMANDS:
@@ -271,6 +273,8 @@ def cases() -> list[Case]:
     return found
 
 
+LATE = {("model", "model"), ("edit", "--layer")}
+"""Options that are tried with a loaded model in `make test`; `make hostile` tries the others too."""
 LONG_TEXT = next(what for what in TEXT if what.startswith("'xxx"))
 TAKEN = {"--system": ("''", LONG_TEXT), "--prompt": (LONG_TEXT,)}
 """Texts that an option takes: a system prompt can be empty, and both can be long."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hostile_answers import Accepted, names_input
 from hostile_artefacts import DIRECTION, EXECUTED
-from hostile_cases import BASES, LATE_COMMANDS, Case, arguments_of, cases, kind_of, line, name_of
+from hostile_cases import BASES, LATE, LATE_COMMANDS, Case, arguments_of, cases, kind_of, line, name_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, when hostile tensors are written and read
 CASES = cases()
@@ -52,8 +52,6 @@ def test_the_healthy_line_is_accepted(command, words, accepting, answer, tmp_pat
 
 
 PLACES = sorted({(case.command, case.option) for case in CASES if not case.value.is_late})
-LATE = {("model", "model"), ("edit", "--layer")}
-"""Options that are tried with a real model here; `make hostile` tries the others too."""
 
 
 def faults_of(case: Case, words, answer, folder: Path) -> list[str]:

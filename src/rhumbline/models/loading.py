@@ -21,7 +21,7 @@ from rhumbline.models.adapters import apply_adapter
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.gguf_words import is_split_known, split_words
 from rhumbline.models.loaded_weights import check_keys, check_tied, check_values, named_tensors, values_of
-from rhumbline.models.places import Places, file_of, places_of, readable
+from rhumbline.models.places import Places, file_of, json_of, places_of, readable
 from rhumbline.models.processor import dtype_on_processor
 from rhumbline.models.proving import prove
 from rhumbline.models.sources import Source
@@ -126,8 +126,7 @@ def read_config(places: Places) -> Any:
 
 def _check_counts(places: Places) -> None:
     """ModelError where config.json counts so many layers or labels that transformers would make lists for minutes."""
-    path = file_of(places.whole, "config.json", places.revision)
-    content = None if path is None else read_json(path, ModelError, "a config")
+    content = json_of(places.whole, "config.json", places.revision)
     if not isinstance(content, dict):
         return  # transformers says what is missing
     nested = [value for value in content.values() if isinstance(value, dict)]

@@ -146,7 +146,7 @@ def _own_code(where: str, revision: str | None) -> list[str]:
     """The classes that a checkpoint defines in its own code."""
     found: list[str] = []
     for name in ("config.json", TOKENIZER):
-        content = _json_of(where, name, revision)
+        content = json_of(where, name, revision)
         classes = content.get("auto_map") if isinstance(content, dict) else None
         values = classes.values() if isinstance(classes, dict) else classes or []
         found += [str(v) for value in values for v in (value if isinstance(value, list) else [value]) if v]
@@ -160,14 +160,14 @@ def _faulty_files(where: str, *, is_whole: bool) -> str:
     names = {path.name for path in Path(where).iterdir() if path.is_file()}
     if is_whole and "config.json" not in names:
         return f"it has no config.json (files: {listed(sorted(names)) or 'none'})"
-    if faulty := [n for n in JSON_FILES if n in names and not isinstance(_json_of(where, n, None), dict)]:
+    if faulty := [n for n in JSON_FILES if n in names and not isinstance(json_of(where, n, None), dict)]:
         return f"{', '.join(faulty)} is not a JSON object"
     if not names & TOKENIZER_FILES:
         return "it has no tokenizer.json, tokenizer.model or other vocabulary"
     return ""
 
 
-def _json_of(where: str, name: str, revision: str | None) -> Any:
+def json_of(where: str, name: str, revision: str | None) -> Any:
     """The content of a JSON file of a checkpoint; None if it is missing or faulty."""
     try:
         path = file_of(where, name, revision)
