@@ -12,15 +12,17 @@ from pathlib import Path
 from rhumbline.errors import ModelError, OutputError
 from rhumbline.models.adapters import CONFIG as ADAPTER
 from rhumbline.organisms.files import CARD, CONTRAST
+from rhumbline.records.directory import check_writable
 from rhumbline.records.edit_file import FILE as RECORD
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
 def check_target(target: Path) -> None:
-    """OutputError unless `target` is absent or an empty directory."""
-    if (target.is_symlink() or target.exists()) and (not target.is_dir() or any(target.iterdir())):
+    """OutputError unless `target` is an empty directory, or can become one."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not an empty directory. Nothing was changed; pass another --out.")
+    check_writable(target)
 
 
 @contextmanager
