@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from calibration_cases import STUDIES, Case
+from resumable import append, remaining
 from rhumbline import contrast_from_prompts, load, preset, read_contrast, run, selected_direction
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.verdict import SeedEvidence, decide
@@ -192,15 +193,10 @@ def main() -> None:
         show(a.out.parent)
         return
     torch.set_num_threads(1)
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
-    end = time.monotonic() + 60 * a.minutes
-    for case in STUDIES[a.study](a.first):
-        if case.name in done or (a.only and case.group != a.only) or time.monotonic() > end:
-            continue
+    chosen = (case for case in STUDIES[a.study](a.first) if a.only in ("", case.group))
+    for case in remaining(chosen, a.out, a.minutes):
         row = rounded(study(case)) | {"engine": f"{version('rhumbline')} {a.engine}".strip()}
-        with a.out.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        append(a.out, row)
         print(row["name"], row["verdict"], row["blog2026"], row["reason"][:90], row["seconds"], file=sys.stderr)
 
 

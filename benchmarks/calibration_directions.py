@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from calibration_tables import as_text, by, share, table
+from resumable import append, remaining
 from rhumbline import load, preset, read_contrast, run
 from rhumbline.analyses.further_directions import analyse
 from rhumbline.analyses.subject import open_subject
@@ -202,14 +203,9 @@ def main() -> None:
         show(a.out)
         return
     torch.set_num_threads(1)
-    done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
-    end = time.monotonic() + 60 * a.minutes
-    for case in cases(a.first):
-        if case.name in done or time.monotonic() > end:
-            continue
+    for case in remaining(cases(a.first), a.out, a.minutes):
         row = study(case, PLAN) | {"engine": a.engine}
-        with a.out.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        append(a.out, row)
         print(row["name"], row["truth"], row["answer"], row["reason"][:80], row["seconds"], file=sys.stderr)
 
 

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from calibration import rounded
+from resumable import append, remaining
 from rhumbline import contrast_from_prompts, load, preset, run
 from rhumbline.errors import ProtocolError, RhumblineError
 from rhumbline.evidence.statistics import exact_interval
@@ -184,25 +185,18 @@ def main() -> None:
     if a.models is None or a.data is None:
         parser.error("run needs --models DIR and --data DIR.")
     torch.set_num_threads(1)
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
-    end = time.monotonic() + 60 * a.minutes
-    for case in cases(a.first, a.repeats):
-        if (
-            case.name in done
-            or not (a.models / case.model).is_dir()
-            or (a.only and case.kind != a.only)
-            or (a.model and case.model != a.model)
-            or time.monotonic() > end
-        ):
-            continue
+    chosen = (
+        case
+        for case in cases(a.first, a.repeats)
+        if (a.models / case.model).is_dir() and a.only in (None, case.kind) and a.model in (None, case.model)
+    )
+    for case in remaining(chosen, a.out, a.minutes):
         try:
             row = study(case, a.models, a.data)
         except RhumblineError as error:
             print(f"{case.name}: {error}", file=sys.stderr)
             continue
-        with a.out.open("a") as f:
-            f.write(json.dumps(rounded(row) | {"engine": f"{version('rhumbline')} {a.engine}".strip()}) + "\n")
+        append(a.out, rounded(row) | {"engine": f"{version('rhumbline')} {a.engine}".strip()})
         print(row["name"], row["verdict"], row["reason"][:90], row.get("seconds"), file=sys.stderr)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from calibration_tables import as_text, by, share, table
+from resumable import append, remaining
 from rhumbline import load, preset, read_contrast, run
 from rhumbline.organisms.planted import THRESHOLD, Planted, build
 from rhumbline.prompts.contrasts import Sizes
@@ -135,14 +136,10 @@ def main() -> None:
         show(a.out)
         return
     torch.set_num_threads(1)
-    done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
-    end = time.monotonic() + 60 * a.minutes
-    for kind, truth, planted in cases(a.first, a.repeats):
-        if f"{kind}/s{planted.seed}" in done or time.monotonic() > end:
-            continue
+    every = cases(a.first, a.repeats)
+    for kind, truth, planted in remaining(every, a.out, a.minutes, lambda case: f"{case[0]}/s{case[2].seed}"):
         row = study(kind, truth, planted)
-        with a.out.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        append(a.out, row)
         print(row["name"], row["truth"], row["claim"], row["effects"], row["cpu_seconds"], file=sys.stderr)
 
 

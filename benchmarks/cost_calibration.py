@@ -8,7 +8,6 @@ An interrupted study resumes. The models are those of docs/calibration.md, and n
 """
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from safetensors.torch import load_file
 
 from calibration import contrast_of, rounded
 from calibration_cases import Case, interleaved
+from resumable import append, remaining
 from rhumbline import load, preset, run, selected_direction
 from rhumbline.errors import ProtocolError
 from rhumbline.organisms.planted import TRUTH, Planted, build
@@ -159,14 +159,8 @@ def main() -> None:
         show(a.out)
         return
     torch.set_num_threads(1)
-    done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
-    end = time.monotonic() + 60 * a.minutes
-    for case in cases(a.first):
-        if case.name in done or time.monotonic() > end:
-            continue
-        lines = [json.dumps(rounded(row)) for row in study(case)]
-        with a.out.open("a") as f:
-            f.write("\n".join(lines) + "\n")
+    for case in remaining(cases(a.first), a.out, a.minutes):
+        append(a.out, *(rounded(row) for row in study(case)))
         print(case.name, file=sys.stderr)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from resumable import append, remaining
 from rhumbline import load, read_contrast
 from rhumbline.evidence.selection_rules import ARDITI2024, SelectionRule, choose, screened
 from rhumbline.evidence.statistics import exact_interval
@@ -115,12 +116,11 @@ def collect(a: argparse.Namespace) -> None:
 
 def known(a: argparse.Namespace) -> None:
     """One line for every planted model and every sample of an organism that the file lacks."""
-    done = {json.loads(line)["name"] for line in a.out.read_text().splitlines()} if a.out.exists() else set()
-    end = time.monotonic() + 60 * a.minutes
-    for kind, seed, spec in _known_models():
-        name = f"{kind}/s{seed}"
-        if name in done or time.monotonic() > end:
-            continue
+
+    def name_of(case: tuple[str, int, Planted | None]) -> str:
+        return f"{case[0]}/s{case[1]}"
+
+    for kind, seed, spec in remaining(_known_models(), a.out, a.minutes, name_of):
         with tempfile.TemporaryDirectory() as scratch:
             folder = materialise(kind, Path(scratch)) if spec is None else build(spec, Path(scratch))
             model, contrast = load(str(folder), device="cpu", dtype="float32"), read_contrast(folder / "contrast.jsonl")
@@ -131,11 +131,10 @@ def known(a: argparse.Namespace) -> None:
             continue
         values = {k: scored.scores(k, 0, len(scored.rows)) for k in NAMES[:3]}
         values |= {f"estimated_{k}": scored.estimates(k) for k in ESTIMATED}
-        line = {"name": name, "model": kind, "n_layers": model.n_layers}
+        line = {"name": name_of((kind, seed, spec)), "model": kind, "n_layers": model.n_layers}
         line["sites"] = [[int(row.position), row.layer] for row in scored.rows]
         line |= {k: [round(v, 4) for v in some.mean(1).tolist()] for k, some in values.items()}
-        with a.out.open("a") as f:
-            f.write(json.dumps(line) + "\n")
+        append(a.out, line)
 
 
 def _known_models() -> Iterator[tuple[str, int, Planted | None]]:

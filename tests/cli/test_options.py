@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from rhumbline.cli import parser
-from rhumbline.cli.options import protocol_of
+from rhumbline.cli.option_values import protocol_of
 from rhumbline.protocol import PRESETS, preset
 
 SWITCHES = {"full_grid": "--full-grid", "early_stop": "--early-stop", "save_completions": "--save-completions"}

@@ -13,7 +13,7 @@ from rhumbline.evidence.level_effects import Levels, neutral_level, pooled_level
 from rhumbline.evidence.verdict import SeedEvidence, decide
 from rhumbline.evidence.verdict_rules import STYLE
 from rhumbline.records.effect_results import Shift
-from rhumbline.records.seed_files import NeutralOutcome
+from rhumbline.records.outcome_rows import NeutralOutcome
 from rhumbline.records.shared import ByLabel
 
 

@@ -8,7 +8,7 @@ from rhumbline.evidence.rate_breakdowns import (
     rates_by_condition,
 )
 from rhumbline.records.arms import ArmId
-from rhumbline.records.seed_files import ConditionOutcome
+from rhumbline.records.outcome_rows import ConditionOutcome
 
 
 @pytest.mark.parametrize(

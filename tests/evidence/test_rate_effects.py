@@ -16,7 +16,7 @@ from rhumbline.evidence.rate_effects import pooled_rate_effects, rate_effects
 from rhumbline.evidence.statistics import paired_difference
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.effect_results import NullSummary
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 
 RUN = [
     *outcomes_of("baseline", "positive", "rrrrrrrrrc", 2.0),

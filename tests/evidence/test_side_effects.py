@@ -1,7 +1,7 @@
 from make_outcomes import outcome
 from rhumbline.evidence.side_effects import divergences, negative_rates, side_effects, text_losses
 from rhumbline.records.arms import ArmId
-from rhumbline.records.seed_files import DocumentLoss
+from rhumbline.records.outcome_rows import DocumentLoss
 from rhumbline.records.shared import Class
 
 

@@ -3,7 +3,7 @@ from msgspec import structs
 
 from make_outcomes import outcome
 from rhumbline.evidence.style_confounds import confounds
-from rhumbline.records.seed_files import TextForm
+from rhumbline.records.outcome_rows import TextForm
 
 
 def outcomes(seed=0, n=80):

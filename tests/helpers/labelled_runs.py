@@ -6,7 +6,7 @@ from pathlib import Path
 
 from make_outcomes import outcome
 from rhumbline.records.directory import RunDirectory
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 
 SHOWN = {"positive": {"baseline", "addition"}, "negative": {"addition"}}
 """Arms under which the behaviour is there, by set."""

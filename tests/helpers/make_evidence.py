@@ -22,7 +22,7 @@ from rhumbline.records.effect_results import (
     StabilitySummary,
     WideNull,
 )
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import EffectName, Label
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rhumbline.records.arms import ArmId
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Class, Label
 
 LETTERS: dict[str, Class] = {

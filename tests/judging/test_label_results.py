@@ -16,7 +16,7 @@ from rhumbline.judging.label_results import apply_labels, recomputed
 from rhumbline.judging.label_sheets import write_sheet
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.human_files import HumanLabels
-from rhumbline.records.seed_files import NO_ANSWER
+from rhumbline.records.outcome_rows import NO_ANSWER
 
 
 def blind_under(arm):

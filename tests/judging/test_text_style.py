@@ -13,7 +13,7 @@ from rhumbline.organisms.register import (
     draw_styled,
     in_assistant_register,
 )
-from rhumbline.records.seed_files import TextForm
+from rhumbline.records.outcome_rows import TextForm
 
 
 def test_the_score_is_the_share_of_marked_words():

@@ -11,9 +11,10 @@ from rhumbline.records.artefacts import OF_RUN, OF_SEED
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.files import read_rows
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
-from rhumbline.records.seed_files import Outcome, Selection
+from rhumbline.records.seed_files import Selection
 
 
 def plain(value):

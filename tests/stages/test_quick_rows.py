@@ -9,7 +9,8 @@ from rhumbline import load, preset, read_contrast, run
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import Protocol, quick
 from rhumbline.records.directory import QUICK, RunDirectory
-from rhumbline.records.seed_files import Outcome, SplitIds
+from rhumbline.records.outcome_rows import Outcome
+from rhumbline.records.seed_files import SplitIds
 from rhumbline.settings import SideEffectSettings
 
 WHOLE = preset(

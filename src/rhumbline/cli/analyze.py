@@ -6,17 +6,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from rhumbline.cli import analyze_models
 from rhumbline.cli.console import NOT_MEASURED, interval, number, print_json, progress, say
+from rhumbline.cli.option_values import load_model, prepare, read_template, reals
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
     data_dir_option,
     device_option,
     json_option,
-    load_model,
-    prepare,
-    read_template,
     real,
-    reals,
     remote_code_option,
     seed_of_run_option,
     suffix_options,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rhumbline.cli.console import print_json, progress, say
+from rhumbline.cli.option_values import load_model, open_contrast, read_template
 from rhumbline.cli.options import (
     MODEL_HELP,
     SEED,
@@ -14,10 +15,7 @@ from rhumbline.cli.options import (
     device_option,
     dtype_option,
     json_option,
-    load_model,
     max_new_tokens_option,
-    open_contrast,
-    read_template,
     remote_code_option,
     template_option,
     whole,

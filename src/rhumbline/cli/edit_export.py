@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rhumbline.cli.console import note, print_json, say
+from rhumbline.cli.option_values import prepare
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
     device_option,
     direction_options,
     json_option,
-    prepare,
     rank_option,
     real,
     remote_code_option,

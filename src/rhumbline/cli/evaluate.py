@@ -5,16 +5,8 @@ import logging
 from collections.abc import Sequence
 
 from rhumbline.cli.console import NOT_MEASURED, note, number, out, print_json, say, table_of
-from rhumbline.cli.options import (
-    COUNT,
-    MODEL_HELP,
-    AddCommand,
-    json_option,
-    load_model,
-    model_options,
-    seed_of_run_option,
-    whole,
-)
+from rhumbline.cli.option_values import load_model
+from rhumbline.cli.options import COUNT, MODEL_HELP, AddCommand, json_option, model_options, seed_of_run_option, whole
 from rhumbline.records.arms import BASELINE, EDITED, ArmId
 from rhumbline.records.evaluation_files import ComparedScore
 

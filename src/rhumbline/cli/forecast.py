@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 
 from rhumbline.cli.console import WRITTEN_COST, Work, out, say, table_of
-from rhumbline.cli.options import quieten, source_of
+from rhumbline.cli.option_values import quieten, source_of
 
 GIB = 2**30
 

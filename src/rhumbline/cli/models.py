@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from rhumbline.cli.console import err, print_entries, print_json, print_lines, say
-from rhumbline.cli.options import MODEL_HELP, SEED, AddCommand, json_option, load_model, model_options
+from rhumbline.cli.option_values import load_model
+from rhumbline.cli.options import MODEL_HELP, SEED, AddCommand, json_option, model_options
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import check_writable
 

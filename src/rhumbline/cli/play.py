@@ -16,17 +16,15 @@ from rich.text import Text
 from rhumbline.cli.console import err, note, out, print_json, say, table_of
 from rhumbline.cli.edit_export import DIRECTION_HELP
 from rhumbline.cli.execute import Interrupted
+from rhumbline.cli.option_values import load_model, read_template, source_of
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
     direction_options,
     json_option,
-    load_model,
     max_new_tokens_option,
     model_options,
-    read_template,
     real,
-    source_of,
     template_option,
     whole,
 )

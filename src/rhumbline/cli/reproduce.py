@@ -18,15 +18,8 @@ from rhumbline.cli.console import (
     table_of,
 )
 from rhumbline.cli.next_steps import print_next
-from rhumbline.cli.options import (
-    AddCommand,
-    data_dir_option,
-    json_option,
-    load_model,
-    max_new_tokens_option,
-    model_options,
-    sizes_of,
-)
+from rhumbline.cli.option_values import load_model, sizes_of
+from rhumbline.cli.options import AddCommand, data_dir_option, json_option, max_new_tokens_option, model_options
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import check_output

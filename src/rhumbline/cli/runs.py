@@ -20,24 +20,26 @@ from rhumbline.cli.console import (
 )
 from rhumbline.cli.forecast import expected_work, print_forecast
 from rhumbline.cli.next_steps import print_next
+from rhumbline.cli.option_values import (
+    chat_changes,
+    check_expected,
+    engine_of,
+    integers,
+    load_model,
+    open_contrast,
+    protocol_of,
+    sizes_of,
+    source_of,
+)
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
-    chat_changes,
     chat_options,
-    check_expected,
     contrast_options,
-    engine_of,
     engine_options,
-    integers,
     json_option,
-    load_model,
     model_options,
-    open_contrast,
-    protocol_of,
     protocol_options,
-    sizes_of,
-    source_of,
     texts_option,
 )
 from rhumbline.errors import InputError

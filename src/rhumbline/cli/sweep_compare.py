@@ -9,7 +9,8 @@ from typing import Any
 from rich.markup import escape
 
 from rhumbline.cli.console import fault, note, number, out, print_json, say, table_of
-from rhumbline.cli.options import AddCommand, engine_of, engine_options, json_option, real
+from rhumbline.cli.option_values import engine_of
+from rhumbline.cli.options import AddCommand, engine_options, json_option, real
 from rhumbline.errors import InputError
 from rhumbline.jobs.sizing import Device
 from rhumbline.records.directory import check_writable

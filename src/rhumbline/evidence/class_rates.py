@@ -15,7 +15,7 @@ from rhumbline.evidence.compared_arms import outcomes_by_arm
 from rhumbline.evidence.statistics import exact_interval, wilson
 from rhumbline.records.arms import ArmId
 from rhumbline.records.effect_results import ArmRate
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Label
 
 SHOWN = frozenset({"refused", "shown"})

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rhumbline.errors import VerificationError
 from rhumbline.records.arms import ABLATION, ADDITION, SUBTRACTION, ArmId, ArmKind
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import EffectName, Label
 
 

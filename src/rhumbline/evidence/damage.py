@@ -12,7 +12,7 @@ from rhumbline.evidence.compared_arms import outcomes_by_arm
 from rhumbline.evidence.statistics import LEAST_RESAMPLED, Difference, bootstrap_mean, finite_or_none, paired_difference
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
 from rhumbline.records.effect_results import DamageChange, Quantity
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Label
 
 ARMS: tuple[tuple[ArmId, Label], ...] = ((ABLATION, "positive"), (ADDITION, "negative"), (ABLATION, "negative"))

@@ -30,8 +30,8 @@ from rhumbline.evidence.relative_changes import (
 from rhumbline.evidence.statistics import Ranking, auroc, finite_or_none, rank_floor
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, PooledEffect
+from rhumbline.records.outcome_rows import NeutralOutcome, Outcome
 from rhumbline.records.results import LevelUnit, NeutralLevel
-from rhumbline.records.seed_files import NeutralOutcome, Outcome
 from rhumbline.records.shared import ByLabel, Label
 
 DRAWS = 2000

@@ -6,8 +6,8 @@ from rhumbline.evidence.class_rates import SHOWN, are_uncovered, class_rate, mea
 from rhumbline.evidence.rate_effects import NullDraw, rate_effects
 from rhumbline.evidence.side_effects import class_change
 from rhumbline.records.arms import BASELINE, ArmId
+from rhumbline.records.outcome_rows import ConditionOutcome, Outcome
 from rhumbline.records.results import BaselineClass, BaselineRate, CategoryRate, ConditionEffects, ConditionRate
-from rhumbline.records.seed_files import ConditionOutcome, Outcome
 from rhumbline.records.shared import Class, Label
 
 

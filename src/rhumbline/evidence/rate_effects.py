@@ -31,7 +31,7 @@ from rhumbline.evidence.statistics import (
 )
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import Effect, NullSummary, PooledEffect, RelativeChange
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Label
 
 NullDraw = tuple[str, int]

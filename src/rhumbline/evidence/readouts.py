@@ -10,7 +10,7 @@ from rhumbline.evidence.class_rates import MOST, class_rate, degenerate_share
 from rhumbline.evidence.statistics import finite_or_none, kappa
 from rhumbline.records.arms import ArmId
 from rhumbline.records.effect_results import JudgeRate, LengthRate, Readouts
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Class, KappaPair, Label
 
 

@@ -39,18 +39,15 @@ from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.codec import R
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import Effect, SecondSummary, Shift, Spread, WideEffect
+from rhumbline.records.outcome_rows import ConditionOutcome, DocumentLoss, LevelTexts, Outcome
 from rhumbline.records.protocol_file import SplitPlan
 from rhumbline.records.reasons import NoCandidate
 from rhumbline.records.results import SeedResult, StyleSummary
 from rhumbline.records.seed_files import (
-    ConditionOutcome,
-    DocumentLoss,
     Doses,
     Extracted,
-    LevelTexts,
     MetricTokens,
     NullDirections,
-    Outcome,
     SecondDirection,
     Selection,
     Stability,

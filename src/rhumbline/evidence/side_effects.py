@@ -13,8 +13,8 @@ from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share
 from rhumbline.evidence.compared_arms import outcomes_by_arm
 from rhumbline.evidence.statistics import bootstrap_ratio, finite_or_none, paired_difference
 from rhumbline.records.arms import BASELINE, OWN_ARMS, ArmId
+from rhumbline.records.outcome_rows import DocumentLoss, Outcome, Text
 from rhumbline.records.results import Divergence, Loss, NegativeRate, SideEffects
-from rhumbline.records.seed_files import DocumentLoss, Outcome, Text
 from rhumbline.records.shared import Class
 
 DRAWS = 2000

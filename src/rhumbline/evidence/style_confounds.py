@@ -13,8 +13,8 @@ from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.level_effects import Scores, score_of
 from rhumbline.evidence.statistics import finite_or_none
 from rhumbline.records.arms import BASELINE
+from rhumbline.records.outcome_rows import Outcome, TextForm
 from rhumbline.records.results import AdjustedEffect, Confounds, ScoreCorrelation
-from rhumbline.records.seed_files import Outcome, TextForm
 
 Formed = tuple[Outcome, TextForm]
 """An outcome with the length and layout of its completion."""

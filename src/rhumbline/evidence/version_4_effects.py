@@ -19,7 +19,7 @@ from rhumbline.evidence.rate_effects import NullDraw, drop_of, nulls_of, rate_ef
 from rhumbline.evidence.statistics import Difference, difference_of_rates, finite_or_none, rank_floor, rank_p
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Effect, Gap, PooledEffect, WideNull
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.verdict_rule import is_comparable
 
 

@@ -25,7 +25,7 @@ from rhumbline.models.sources import Source, checkpoint
 from rhumbline.models.templates import own_template
 from rhumbline.models.turn_end import turn_ends
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS
-from rhumbline.records.seed_files import NO_ANSWER
+from rhumbline.records.outcome_rows import NO_ANSWER
 
 CLASSIFIER_BATCH = 32
 """Initial batch size of a sequence classification model."""

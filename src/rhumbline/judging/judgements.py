@@ -26,8 +26,8 @@ from rhumbline.records.judgement_files import (
     JudgementSummary,
     JudgeSummary,
 )
+from rhumbline.records.outcome_rows import NO_ANSWER, Outcome
 from rhumbline.records.protocol_file import JudgedProtocol
-from rhumbline.records.seed_files import NO_ANSWER, Outcome
 from rhumbline.records.shared import KappaPair, Label
 
 JudgeCompletions = Callable[[Sequence[str], Sequence[str]], list[Judgement]]

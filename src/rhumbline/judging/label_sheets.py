@@ -23,8 +23,8 @@ from rhumbline.records.arms import ArmId
 from rhumbline.records.directory import RunDirectory, check_writable
 from rhumbline.records.files import sha256, write_bytes
 from rhumbline.records.human_files import HumanLabel, SheetKey
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.protocol_file import JudgedProtocol
-from rhumbline.records.seed_files import Outcome
 from rhumbline.records.shared import Class, Label
 from rhumbline.records.user_files import read_text
 

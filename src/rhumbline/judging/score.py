@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rhumbline.errors import ProtocolError
-from rhumbline.records.seed_files import NO_ANSWER
+from rhumbline.records.outcome_rows import NO_ANSWER
 from rhumbline.records.shared import Class
 
 OTHER_LANGUAGE = "language not covered"

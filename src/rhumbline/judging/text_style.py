@@ -13,7 +13,7 @@ from rhumbline.errors import ProtocolError
 from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.normal_text import folded
 from rhumbline.judging.score import Score
-from rhumbline.records.seed_files import TextForm
+from rhumbline.records.outcome_rows import TextForm
 
 _WORD = re.compile(r"\w+(?:'\w+)*")
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.)])\s+", re.MULTILINE)

@@ -12,15 +12,14 @@ from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.human_files import HumanLabels, SheetKey
 from rhumbline.records.judgement_files import JudgementSummary
+from rhumbline.records.outcome_rows import LevelTexts, Outcome
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
 from rhumbline.records.seed_files import (
     Doses,
     Extracted,
-    LevelTexts,
     MetricTokens,
     NullDirections,
-    Outcome,
     SecondDirection,
     Selection,
     Separation,

@@ -22,7 +22,8 @@ from rhumbline.records.effect_results import (
     StabilitySummary,
     WideEffect,
 )
-from rhumbline.records.seed_files import CommonStart, Text
+from rhumbline.records.outcome_rows import Text
+from rhumbline.records.seed_files import CommonStart
 from rhumbline.records.shared import (
     ByLabel,
     BySplit,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rhumbline.evidence.compared_arms import outcomes_by_arm
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, ArmId
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Label
 from rhumbline.report import page
 from rhumbline.report.page import Html

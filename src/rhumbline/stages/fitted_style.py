@@ -12,7 +12,8 @@ from rhumbline.judging.score import TextJudge
 from rhumbline.judging.style_classifier import Classifier, ClassifierJudge
 from rhumbline.judging.text_style import MarkerJudge, content_kept
 from rhumbline.prompts.contrasts import Prompt
-from rhumbline.records.seed_files import StyleJudges, TextForm
+from rhumbline.records.outcome_rows import TextForm
+from rhumbline.records.seed_files import StyleJudges
 
 
 @dataclass(frozen=True)

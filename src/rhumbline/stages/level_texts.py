@@ -4,7 +4,7 @@ from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.residuals import at_site
 from rhumbline.judging.score import score_of
 from rhumbline.prompts.contrasts import LABELS, Label
-from rhumbline.records.seed_files import LevelTexts, NeutralOutcome
+from rhumbline.records.outcome_rows import LevelTexts, NeutralOutcome
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.completions import complete
 from rhumbline.stages.seed_run import SeedRun

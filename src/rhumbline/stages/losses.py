@@ -27,7 +27,7 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.prompts.loss_texts import LossTexts
-from rhumbline.records.seed_files import DocumentLoss, Text
+from rhumbline.records.outcome_rows import DocumentLoss, Text
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.seed_run import SeedRun
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rhumbline.engines.engine import Pool
+from rhumbline.records.outcome_rows import LevelTexts
 from rhumbline.records.seed_files import (
     Doses,
     Extracted,
-    LevelTexts,
     MetricTokens,
     NullDirections,
     SecondDirection,

@@ -20,7 +20,7 @@ from rhumbline.judging.score import score_of
 from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.arms import ArmId
-from rhumbline.records.seed_files import Outcome
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Class
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.quick_rows import baseline_rows

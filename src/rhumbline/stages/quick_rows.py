@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from rhumbline.errors import OutputError
 from rhumbline.records.directory import QUICK, RunDirectory
 from rhumbline.records.files import file_sha256
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.results import Results
-from rhumbline.records.seed_files import MetricTokens, Outcome
+from rhumbline.records.seed_files import MetricTokens
 from rhumbline.records.shared import Class, Label
 from rhumbline.stages.seed_run import SeedRun
 

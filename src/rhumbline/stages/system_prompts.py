@@ -13,7 +13,7 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
-from rhumbline.records.seed_files import ConditionOutcome
+from rhumbline.records.outcome_rows import ConditionOutcome
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.seed_run import SeedRun
