@@ -241,6 +241,7 @@ class Protocol:
             wide_nulls=self.nulls.wide,
             is_quick=self.quick,
             has_texts=self.save_completions,
+            sizes=(self.sizes.train, self.sizes.val),
         )
 
     def record(self) -> JsonObject:
@@ -263,7 +264,8 @@ class Protocol:
 
 
 PRESETS: Mapping[str, Protocol] = {
-    # Sizes by measurement: docs/calibration.md, "The cost of a run".
+    # Draws and prompts of the ranks by measurement: docs/calibration.md, "The cost of a run". Six draws with nine
+    # prompts: t has five degrees of freedom, and a run generates fewer than 100,000 tokens per seed (docs/log.md).
     "rhumbline": Protocol(
         "rhumbline",
         metric_threshold="judged",

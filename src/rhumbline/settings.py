@@ -191,7 +191,7 @@ class StabilitySettings:
 class SecondSettings:
     """A second direction, orthogonal to the selected one, for the claim *unique*."""
 
-    screen: int = 8
+    screen: int = 4
     """Candidates that are scored exactly, chosen by first-order estimates; the others only if none of these passes. 0:
     no second direction is measured."""
     prompts: int = 24

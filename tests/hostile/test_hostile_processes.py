@@ -253,6 +253,7 @@ def test_a_real_model_with_a_hostile_value(real_models, words, tally, tmp_path):
             out = tmp_path / model.name
             arguments = ["run", str(model), "--contrast", words["CONTRAST"], "--out", str(out), "--sizes", "4,2,2"]
             code, text = finish(start([*arguments, "--max-new-tokens", "2", "--nulls", "1", *options]), tally)
-            assert code in (2, 3) or options[0] == "--refusal-tokens", text  # which a real vocabulary can have
+            # A real vocabulary can have these tokens.
+            assert code in ((0, 2, 3) if options[0] == "--refusal-tokens" else (2, 3)), text
             assert not CONTROL.search(text)
             shutil.rmtree(out, ignore_errors=True)

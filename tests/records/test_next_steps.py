@@ -65,6 +65,10 @@ def test_no_candidate_leads_to_the_sources_of_damage(results):
     found = steps(results, VerdictName.NOT_TESTED, reasons=(reason,))
     assert codes(found) == [NextStep.SOURCES_OF_DAMAGE, NextStep.SPARE_TOKENS]
     assert lines(found, "RUN", "m")[0].command == "rhumbline analyze damage RUN"
+    induces_not = VerdictReason(
+        code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED, counts={Discard.DOES_NOT_INDUCE: 3}
+    )
+    assert NextStep.SOURCES_OF_DAMAGE not in codes(steps(results, VerdictName.NOT_TESTED, reasons=(induces_not,)))
     lacking = VerdictReason(
         code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_TOKENS, lacking=TokensLacking.AFTER_BLOCK
     )
@@ -81,12 +85,14 @@ def test_undecided_states_the_prompts_that_would_decide(results):
     few = claims(code=VerdictCode.EFFECT_SIZE, effect="suppression", prompts=340)
     found = steps(results, VerdictName.INCONCLUSIVE, claims=few)
     assert codes(found) == [NextStep.MORE_PROMPTS, NextStep.PLAY]
-    assert "340" in lines(found, "r", "m")[0].command
+    assert lines(found, "r", "m")[0].command == "--sizes 128,32,340"
+    other = steps(results, VerdictName.INCONCLUSIVE, FACTS._replace(sizes=(64, 16)), claims=few)
+    assert lines(other, "r", "m")[0].command == "--sizes 64,16,340"
     unknown = steps(results, VerdictName.INCONCLUSIVE, claims=claims(code=VerdictCode.EFFECT_SIZE))
     assert "no practical number" in lines(unknown, "r", "m")[0].why
     draws = claims(code=VerdictCode.TOO_FEW_DRAWS, effect="suppression", draws=12)
     found = steps(results, VerdictName.INCONCLUSIVE, claims=draws)
-    assert NextStep.MORE_DRAWS in codes(found)
+    assert codes(found) == [NextStep.MORE_DRAWS, NextStep.PLAY]  # more prompts do not change a rank
     assert codes(steps(results, VerdictName.INCONCLUSIVE, FACTS._replace(is_quick=True))) == [NextStep.WHOLE_RUN]
 
 

@@ -14,7 +14,7 @@ from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.organisms.planted import Planted, build
-from rhumbline.stages.second_gradient import gradient_candidates, largest
+from rhumbline.stages.second_gradient import CANDIDATES, gradient_candidates, largest
 
 N = 24
 
@@ -73,7 +73,7 @@ def test_the_gradient_finds_a_planted_second_direction(planted_model):
 def test_neither_the_input_nor_the_output_of_a_single_direction_is_a_second_one(planted_model):
     model = planted_model(effect=1.2)
     assert model.rates(model.direction.vector) == (0.0, 1.0)
-    assert len(model.candidates()) == 8
+    assert len(model.candidates()) == CANDIDATES
     for vector in model.candidates():
         assert abs(float(vector @ model.direction.vector)) < 1e-5
         for sign in (1, -1):

@@ -21,7 +21,6 @@ from rhumbline.inference.residuals import at_site
 from rhumbline.judging.judge_specs import JudgeSpec
 from rhumbline.judging.judgements import JudgeCompletions
 from rhumbline.judging.score import score_of
-from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.protocol import Protocol
 from rhumbline.records.analysis_files import MeanRate, Rate
 from rhumbline.records.positions import Position
@@ -29,6 +28,7 @@ from rhumbline.records.seed_files import MetricTokens
 from rhumbline.records.shared import Site
 from rhumbline.records.steering_file import SteeredRates, SteeringPlan, SteeringRecord
 from rhumbline.stages.common_start import header_text
+from rhumbline.stages.completions import complete
 
 DRAW_SEED = 17
 """Last entry of the seed of the random vectors."""
@@ -68,12 +68,8 @@ def analyse(subject: Subject, plan: SteeringPlan | None = None, harm: HarmJudge 
     stream = at_site(subject.runner, sequences, site.position, site.layer)
     norm = float(stream.double().norm(dim=1).mean())
     arms = [arm for size in plan.sizes for arm in random_additions(subject, site, size * norm, plan.draws)]
-    completions, _ = subject.runner.generate(
-        sequences, [BASELINE, *arms], max_new_tokens=plan.max_new_tokens, stop=stop_ids(subject.model, subject.chat)
-    )
     header = header_text(subject.chat, subject.directory.read_record(MetricTokens, subject.seed).start)
-    answers = [[subject.chat.answer(ids).text for ids in of_arm] for of_arm in completions]
-    texts = [[None if text is None else text.removeprefix(header) for text in of_arm] for of_arm in answers]
+    texts = complete(subject.runner, subject.chat, prompts, [BASELINE, *arms], plan.max_new_tokens, header)
     asked = [prompt.text for prompt in prompts]
     baseline = _rates(0.0, texts[:1], asked, protocol, harm, None)
     rows = [baseline]

@@ -9,8 +9,10 @@ from rich.markup import escape
 from rhumbline.cli.console import err
 from rhumbline.errors import RhumblineError
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.edit_file import FILE as EDIT
 from rhumbline.records.next_steps import Line, NextStep, Step, lines
 from rhumbline.records.protocol_file import ProtocolContext
+from rhumbline.records.shared import ORGANISM
 
 Named = tuple[NextStep, tuple[str, str, str]]
 """A step, with its run directory, its model, and what else its command names."""
@@ -30,7 +32,7 @@ def _model_of(run: str) -> str:
 
 def _run_on(a: argparse.Namespace, model: str) -> list[Named]:
     """A run on a model with the contrast of the command; organisms come with one."""
-    contrast = getattr(a, "contrast", None) or ("" if model.startswith("organism:") else "FILE")
+    contrast = getattr(a, "contrast", None) or ("" if model.startswith(ORGANISM) else "FILE")
     return [(NextStep.RUN, (contrast, model, "RUN"))]
 
 
@@ -41,6 +43,11 @@ def _after_edit(a: argparse.Namespace) -> list[Named]:
 def _after_export(a: argparse.Namespace) -> list[Named]:
     source = a.out if a.to == "direction" else a.run
     return [(NextStep.PLAY, (source, a.model or _model_of(a.run), "DIR"))]
+
+
+def _after_push(a: argparse.Namespace) -> list[Named]:
+    is_edited = (Path(a.source) / EDIT).is_file()
+    return [(NextStep.PLAY_EDITED if is_edited else NextStep.USE_SHARED, ("", "MODEL", a.repository))]
 
 
 def _after_chat(a: argparse.Namespace) -> list[Named]:
@@ -59,7 +66,7 @@ AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
     "judge": lambda a: _of_run(a, NextStep.REPORT) if a.run else [(NextStep.READ_TEXTS, ("RUN", "MODEL", "DIR"))],
     "edit": _after_edit,
     "export": _after_export,
-    "push": lambda a: [(NextStep.USE_SHARED, ("", "MODEL", a.repository))],
+    "push": _after_push,
     "robustness": lambda a: _run_on(a, a.models[0]),
     "chat": _after_chat,
     "play": _after_chat,

@@ -23,6 +23,7 @@ from rhumbline.records.claims import Claim
 from rhumbline.records.edit_file import FILE as EDIT
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import Results, SeedResult
+from rhumbline.records.shared import ORGANISM
 from rhumbline.records.verdict_rule import is_number
 from rhumbline.stages.finished_run import FinishedRun, open_run
 from rhumbline.verification import verify
@@ -122,7 +123,7 @@ def _share_run(run: FinishedRun, into: Path, options: PushOptions) -> list[str]:
             shutil.copyfile(run.path / name, into / name)
     (into / "README.md").write_text(_card(results, options, bool(seeds)), encoding="utf-8")
     name = results.model.name
-    local = [] if is_repository(name) or name.startswith("organism:") else [f"the files name the model {name!r}"]
+    local = [] if is_repository(name) or name.startswith(ORGANISM) else [f"the files name the model {name!r}"]
     texts = ["report.html shows completions, so it is left out"] if options.report and has_texts else []
     return [*local, *texts, *([] if seeds else ["no candidate was selected, so there is no direction"])]
 

@@ -72,7 +72,8 @@ def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
 
     Refuted if the best second direction suppresses and induces, and its ranks are within the bound in every family of
     the rule. Shown if one of its effects misses the margin with the whole interval, on as many prompts as the power of
-    the search was measured with on planted models. Otherwise undecided.
+    the search was measured with on planted models, and both effects of the first direction are shown: where its own
+    addition is too small, that of a second one fails as well. Otherwise undecided.
     """
     second = evidence.second
     if second is None or rule.reads == "estimate":
@@ -84,6 +85,10 @@ def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
     effects = sorted(second.effects, key=lambda effect: effect.relative.value or 0.0)
     failing = [effect for effect in effects if second.source is not UNSET and _second_fails(rule, effect)]
     if failing and not passes:
+        first = [effect.relative for arms in EFFECTS if (effect := evidence.effect(arms.name)) is not None]
+        reaches_margin = [c is not UNSET and _state(c.low, c.high, rule.min_drop) is SHOWN for c in first]
+        if len(first) < len(EFFECTS) or not all(reaches_margin):
+            return _claim(ClaimKind.UNIQUE, [VerdictReason(code=VerdictCode.FIRST_NOT_SHOWN, state=UNDECIDED)])
         return _claim(ClaimKind.UNIQUE, [_second_effect(rule, effect, SHOWN) for effect in failing])
     state = REFUTED if passes else UNDECIDED
     return _claim(ClaimKind.UNIQUE, [_second_effect(rule, effect, state) for effect in effects])

@@ -118,7 +118,11 @@ def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
     A draw of the whole procedure in which no candidate passed the selection found no direction, so it reaches nothing.
     The candidate that stands for it can change the metric more than the direction, because it breaks the model.
     """
-    return [moved if null.passed else -math.inf for moved, null in draws if is_comparable(null.cosine, same_cosine)]
+    return [
+        moved if null.passed else -math.inf
+        for moved, null in draws
+        if not null.passed or is_comparable(null.cosine, same_cosine)
+    ]
 
 
 def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draws: int) -> WideNull:
@@ -133,7 +137,7 @@ def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draw
         floor=rank_floor(ranking.draws),
         comparable=ranking.draws,
         beaten=ranking.beaten,
-        cosine=max((abs(null.cosine) for moved, null in draws if not moved < change), default=None),
+        cosine=max((abs(null.cosine) for moved, null in draws if null.passed and not moved < change), default=None),
         energy=finite_or_none(math.fsum(null.energy for _, null in draws) / len(draws)),
         values=tuple(finite_or_none(float(f"{moved:.4g}")) for moved in changes),
     )

@@ -138,8 +138,8 @@ def difference_of_two_samples(rate: float, n: float, other: float, other_n: floa
 
 
 LEAST_RESAMPLED = 8
-"""Smallest number of prompts for which a condition of a claim reads a bootstrap interval. That of fewer prompts is too
-narrow: it has no width for one prompt, and never exceeds their range."""
+"""Smallest number of prompts for which the bounds on damage and KL read a bootstrap interval, by convention. The
+interval of fewer prompts is too narrow: it has no width for one prompt, and never exceeds their range."""
 
 
 def bootstrap_mean(
@@ -283,7 +283,8 @@ def decision_threshold(values: Float[np.ndarray, " row"], shows: Bool[np.ndarray
     """The threshold nearest to 0 that predicts `shows` from `values > threshold` about as well as the best one.
 
     *About as well*: its errors are within one standard error of the fewest (Breiman et al. 1984, section 3.4.3).
-    Candidates are 0 and the middle between two neighbouring values. Values that are not finite are left out.
+    Candidates are 0 and the middle between two neighbouring values, so both outcomes must occur. Values that are not
+    finite are left out.
     """
     known = np.isfinite(values)
     values, shows = values[known], shows[known]

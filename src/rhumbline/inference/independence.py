@@ -17,7 +17,11 @@ from rhumbline.records.positions import Position
 
 
 def cosine_changes(
-    runner: Runner, vectors: Float[Tensor, "member d_model"], position: Position, sequences: Sequence[TokenIds]
+    runner: Runner,
+    vectors: Float[Tensor, "member d_model"],
+    position: Position,
+    sequences: Sequence[TokenIds],
+    spared: int = 0,
 ) -> list[list[float]]:
     """Mean |change| of the stream's cosine with each vector (column) under the ablation of each vector (row).
 
@@ -26,7 +30,7 @@ def cosine_changes(
     plain = _cosines(runner, vectors, position, sequences, BASELINE)
     changes = []
     for vector in vectors:
-        arm = Arm("one", (Ablate(Direction.from_vector(vector, position, 0)),))
+        arm = Arm("one", (Ablate(Direction.from_vector(vector, position, 0), spared=spared),))
         changes.append((_cosines(runner, vectors, position, sequences, arm) - plain).abs().mean((0, 1)).tolist())
     return changes
 

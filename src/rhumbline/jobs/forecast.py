@@ -21,7 +21,8 @@ from rhumbline.stages.losses import Reading
 from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
 from rhumbline.stages.second_direction import INDEPENDENCE_PROMPTS
-from rhumbline.stages.second_gradient import CANDIDATES, FIT_PROMPTS
+from rhumbline.stages.second_gradient import CANDIDATES as GRADIENT_CANDIDATES
+from rhumbline.stages.second_gradient import FIT_PROMPTS
 from rhumbline.stages.seed_run import read_positions
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB
 from rhumbline.stages.wide_nulls import KL_PROMPTS
@@ -174,7 +175,7 @@ def _second(
     """The screen and the scores of the remainders, the fit and scores by gradient, then two arms on test prompts."""
     likely, most = _scores(cells, protocol.second.screen, vp, vn, is_16_bit=is_16_bit)
     # Two backward passes and two readings; then both signs are added, and each vector is ablated on both classes.
-    rest = (2 * ROWS_PER_PROMPT + 2) * min(tp, FIT_PROMPTS) + CANDIDATES * (3 * vn + vp) + vn
+    rest = (2 * ROWS_PER_PROMPT + 2) * min(tp, FIT_PROMPTS) + GRADIENT_CANDIDATES * (3 * vn + vp) + vn
     rest += 3 * min(vp, INDEPENDENCE_PROMPTS) + tested
     return stage("second direction", likely + rest, most + rest)
 

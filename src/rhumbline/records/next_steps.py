@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.claims import DECISIVE_CLAIMS
-from rhumbline.records.reasons import Discard, NoCandidate
+from rhumbline.records.reasons import Discard
 from rhumbline.records.results import Results
 from rhumbline.records.verdict_names import NO_BASELINE, VerdictName
 from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason
@@ -64,6 +64,7 @@ class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
     behaviour: str = ""
     tokens: int | None = None
     prompts: int | None = None
+    sizes: tuple[int, int] | None = None
     draws: int | None = None
     advice: str = ""
 
@@ -86,6 +87,8 @@ class RunFacts(NamedTuple):
     wide_nulls: int
     is_quick: bool
     has_texts: bool
+    sizes: tuple[int, int]
+    """Prompts per class in train and validation."""
 
 
 # -- steps by outcome -------------------------------------------------------------------------------------------------
@@ -142,10 +145,8 @@ def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, 
     damaging = [reason for reason in reasons if Discard.KL_TOO_LARGE in (reason.counts or ())]
     advice = dict.fromkeys(reason.advice for reason in reasons if reason not in damaging)
     steps = [Step(what=NextStep.ADVICE, advice=text) for text in advice if text is not None]
-    if any(reason.no_candidate is NoCandidate.ALL_DISCARDED for reason in reasons):
-        steps += _steps(NextStep.SOURCES_OF_DAMAGE)
     if damaging:
-        steps += _steps(NextStep.SPARE_TOKENS)
+        steps += _steps(NextStep.SOURCES_OF_DAMAGE, NextStep.SPARE_TOKENS)
     if any(reason.code is VerdictCode.LABELS_NOT_INFORMATIVE for reason in reasons):
         steps += _steps(NextStep.OTHER_PROMPTS)
     if facts.is_quick:
@@ -161,10 +162,13 @@ def _undecided(results: Results, facts: RunFacts) -> tuple[Step, ...]:
     holders = [results, *results.seeds]
     claims = [claim for holder in holders for claim in holder.claims if claim.kind in DECISIVE_CLAIMS]
     reasons = [reason for claim in claims if claim.state in undecided for reason in claim.reasons]
-    draws = [r for r in reasons if r.code in (VerdictCode.TOO_FEW_DRAWS, VerdictCode.NULL_RANK)]
-    numbers = [reason.prompts for reason in reasons if reason.prompts is not None]
-    steps = [Step(what=NextStep.MORE_PROMPTS, prompts=max(numbers, default=None))]
-    if any(reason.state in undecided for reason in draws):
+    is_rank = {reason: reason.code in (VerdictCode.TOO_FEW_DRAWS, VerdictCode.NULL_RANK) for reason in reasons}
+    is_open = [reason for reason in is_rank if reason.state in undecided]
+    steps = []
+    if not is_open or not all(is_rank[reason] for reason in is_open):
+        numbers = [reason.prompts for reason in reasons if reason.prompts is not None]
+        steps.append(Step(what=NextStep.MORE_PROMPTS, prompts=max(numbers, default=None), sizes=facts.sizes))
+    if any(is_rank[reason] for reason in is_open):
         steps.append(Step(what=NextStep.MORE_DRAWS, draws=2 * facts.wide_nulls + 1))
     return (*steps, *_steps(NextStep.PLAY))
 
@@ -208,6 +212,10 @@ def _line(step: Step, run: str, model: str, other: str) -> Line:
             return _option(step, run)
 
 
+def _sizes(step: Step) -> str:
+    return ",".join(map(str, step.sizes or ("TRAIN", "VALIDATION")))
+
+
 def _option(step: Step, run: str) -> Line:
     """Return a step that changes an option of the same command, or an advice."""
     match step.what:
@@ -241,9 +249,11 @@ def _option(step: Step, run: str) -> Line:
             return Line("", "This was a quick run. Rerun the command without --quick for the whole one.")
         case NextStep.MORE_PROMPTS if step.prompts is not None:
             n = step.prompts
-            return Line(f"--sizes 128,32,{n}", f"about {n} test prompts per class would decide the undecided effect")
+            why = f"about {n} test prompts per class would decide the undecided effect; with another --out"
+            return Line(f"--sizes {_sizes(step)},{n}", why)
         case NextStep.MORE_PROMPTS:
-            return Line("--sizes 128,32,N", "more test prompts; no practical number is known to decide it")
+            why = "more test prompts, with another --out; no practical number is known to decide it"
+            return Line(f"--sizes {_sizes(step)},N", why)
         case NextStep.MORE_DRAWS:
             return Line(f"--wide-nulls {step.draws}", "more null draws, so that the rank p can be smaller")
     raise NotImplementedError(f"no text for {step.what}")

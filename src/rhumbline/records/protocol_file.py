@@ -176,7 +176,7 @@ class LossTextFacts:
 
 @dataclass(frozen=True)
 class PublishedTokens:
-    """The refusal tokens that the authors of the paper chose for the family of the model."""
+    """The refusal tokens of the paper's authors for the family of a model, extended to later models of it."""
 
     family: str | None
     """None: no tokens are published for this model or this behaviour, so they are estimated (`auto`)."""

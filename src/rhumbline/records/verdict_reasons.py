@@ -60,6 +60,8 @@ class VerdictCode(StrEnum):
     """The run did not measure what the claim needs."""
     SECOND_DIRECTION = "second-direction"
     """No second direction was measured, or none passed the selection rule."""
+    FIRST_NOT_SHOWN = "first-not-shown"
+    """The second direction lacks an effect, and the effects of the first are not both shown."""
     SECOND_EFFECT = "second-effect"
     """Relative change by `effect` of the second direction, and the largest of its ranks `p`."""
     # nothing could be tested
@@ -262,6 +264,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return "no second direction was measured"
             case VerdictCode.SECOND_DIRECTION:
                 return "no second direction passed the selection; this does not show that there is none"
+            case VerdictCode.FIRST_NOT_SHOWN:
+                return "the second direction lacks an effect, but the first one does not show both either"
             case VerdictCode.SECOND_EFFECT:
                 rank = "" if self.p is None else f", p up to {self.p:.3g}"
                 return f"second direction: {self.effect} {self._number}{rank}, margin {self.bound:g}"
@@ -342,7 +346,20 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def reason_text(reasons: Sequence[VerdictReason]) -> str:
-    """The reasons of a verdict in one line; empty without reasons.
+    """The reasons of a verdict in one line; empty without reasons."""
+    by_seed = _texts_by_seed(reasons)
+    texts = {seed: "; ".join(some) for seed, some in by_seed.items()}
+    return "; ".join(f"seed {seed}: {text}" if seed is not None else text for seed, text in texts.items())
+
+
+def reason_texts(reasons: Sequence[VerdictReason]) -> list[str]:
+    """The reasons of a verdict, one text each with its seed; those of `reason_text`."""
+    by_seed = _texts_by_seed(reasons)
+    return [text if seed is None else f"seed {seed}: {text}" for seed, some in by_seed.items() for text in some]
+
+
+def _texts_by_seed(reasons: Sequence[VerdictReason]) -> dict[int | None, list[str]]:
+    """The texts by seed; under None if they do not depend on the seed.
 
     Reasons of several seeds are listed seed by seed, or once if the text is the same for all seeds. Of the same
     condition on several null families, that on the one with the smallest value is listed.
@@ -350,10 +367,9 @@ def reason_text(reasons: Sequence[VerdictReason]) -> str:
     by_seed: dict[int | None, list[VerdictReason]] = {}
     for reason in reasons:
         by_seed.setdefault(reason.seed, []).append(reason)
-    texts = {seed: "; ".join(_one_for_all_families(some)) for seed, some in by_seed.items()}
-    if len(set(texts.values())) > 1:
-        return "; ".join(f"seed {seed}: {text}" if seed is not None else text for seed, text in texts.items())
-    return next(iter(texts.values()), "")
+    texts = {seed: _one_for_all_families(some) for seed, some in by_seed.items()}
+    one = next(iter(texts.values()), [])
+    return texts if any(some != one for some in texts.values()) else {None: one}
 
 
 def _one_for_all_families(reasons: Sequence[VerdictReason]) -> list[str]:

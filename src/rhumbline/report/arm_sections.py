@@ -20,6 +20,7 @@ from rhumbline.report.figures import (
     ChartRow,
     bare_axis,
     finished,
+    lane_of,
     printable,
     scale_of,
     tips,
@@ -87,7 +88,7 @@ def _arms_chart(seeds: Sequence[SeedResult], rule: Rule, effect: ComparedArms) -
     ends = [row[key] for rows in measured.values() for row in rows for key in ("rate", "low", "high") if row.get(key)]
     reach = (min(0, *ends, 1), max(0, *ends, 1))
     rows: list[ChartRow] = [
-        {"lane": (2 * k + 1) / len(seeds) - 1, "seed": f"seed {seed}"} | row
+        {"lane": lane_of(k, len(seeds)), "seed": f"seed {seed}"} | row
         for k, (seed, marks) in enumerate(measured.items())
         for row in marks + _margin_rows(marks, -effect.sign, rule, reach)
     ]

@@ -156,4 +156,4 @@ def _cost(rows: Sequence[ComparisonRow]) -> Html:
         cells.append([name, row.seed, row.engine, row.device, *costs])
     total = sum(row.seconds for row in rows)
     note = page.note(f"All stages together take {total:.0f} s; stages on several workers overlap in time.")
-    return tag("section", tag("h2", "Cost"), page.table(head, cells, left=4, sortable=True), note, id="cost")
+    return page.section("Cost", page.table(head, cells, left=4, sortable=True), note)

@@ -120,6 +120,11 @@ class Drawing:
     """Width in pixels."""
 
 
+def lane_of(place: int, n: int) -> float:
+    """The place of one of n seeds within a row of a chart, from -1 to 1."""
+    return (2 * place + 1) / n - 1
+
+
 def draw(chart: Chart) -> Drawing:
     """Draw one chart; nothing is downloaded."""
     svg = _renamed(vl_convert.vegalite_to_svg(json.dumps(chart.spec), allowed_base_urls=[]), chart.name)

@@ -19,6 +19,7 @@ from rhumbline.report.figures import (
     ChartRow,
     bare_axis,
     finished,
+    lane_of,
     printable,
     scale_of,
     tips,
@@ -79,13 +80,13 @@ def _wide_chart(seeds: Sequence[SeedResult], name: EffectName) -> Chart | None:
     ranks: dict[str, list[str]] = defaultdict(list)
     for k, seed in enumerate(seeds):
         for effect in (e for e in seed.wide if e.name == name and e.change is not None):
-            lane = {"lane": (2 * k + 1) / len(seeds) - 1, "seed": f"seed {seed.seed}"}
+            place = {"lane": lane_of(k, len(seeds)), "seed": f"seed {seed.seed}"}
             for family, null in effect.families.items():
                 shown = printable(family, 16)
-                rows += [{"family": shown, "kind": "null", "change": value} | lane for value in null.values]
+                rows += [{"family": shown, "kind": "null", "change": value} | place for value in null.values]
                 ranks[shown].append(number(null.p, 3))
             own = {"kind": "direction", "change": effect.change, "low": effect.low, "high": effect.high}
-            rows.append(own | lane)
+            rows.append(own | place)
     if not any(row["kind"] == "null" for row in rows):
         return None
     order = list(ranks)

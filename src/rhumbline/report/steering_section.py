@@ -40,7 +40,7 @@ def steering(record: SteeringRecord, draw: page.Canvas) -> Html:
         f"{harm}. Rates are over all draws; their intervals count prompts, not draws. Completions that are not refused "
         "need not be harmful, and degenerate ones are neither."
     )
-    return page.section("Random steering", page.table(head, rows), draw([basic_charts.curves(text, points)]), note)
+    return page.detail("Random steering", page.table(head, rows), draw([basic_charts.curves(text, points)]), note)
 
 
 def _cell(rate: Rate | None) -> Html | str:

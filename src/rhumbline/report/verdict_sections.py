@@ -17,6 +17,7 @@ from rhumbline.records.next_steps import after_run, lines
 from rhumbline.records.results import SeedResult
 from rhumbline.records.shared import EffectName, ModelFacts
 from rhumbline.records.verdict_names import VerdictName
+from rhumbline.records.verdict_reasons import reason_texts
 from rhumbline.records.verdict_rule import is_number
 from rhumbline.report import page
 from rhumbline.report.page import Html, interval, number
@@ -89,7 +90,7 @@ def claims_table(run: RunRecord) -> Html:
             interval(claim.value, claim.low, claim.high),
             claim.n or "—",
             "—" if claim.bound is None else f"{claim.bound:g}",
-            _reasons(reason),
+            _reasons(claim) if reason else "",
         ]
         for claim, reason in zip(run.results.claims, reasons_once(run.results.claims), strict=True)
     ]
@@ -126,10 +127,10 @@ def _state(claim: Claim, seeds: Sequence[SeedResult]) -> Html:
     return page.join(shown)
 
 
-def _reasons(text: str) -> Html | str:
+def _reasons(claim: Claim) -> Html | str:
     """Return the reasons of a claim, each on its own line."""
-    parts = text.split("; ")
-    return text if len(parts) == 1 else page.tag("ul", page.join(page.tag("li", part) for part in parts))
+    texts = reason_texts(claim.reasons)
+    return page.bullets(texts) if len(texts) > 1 else claim.reason
 
 
 CHART = (190, 22)

@@ -83,12 +83,21 @@ def draws_by_prompt(n: int, draws: int, completed: int, seed: int) -> list[tuple
     return [tuple(draw for draw in range(draws) if prompt in of_draw[draw]) for prompt in range(n)]
 
 
+def by_draws(run: SeedRun, n: int) -> dict[tuple[int, ...], list[int]]:
+    """The places of n test prompts, by the null draws that complete them."""
+    together: dict[tuple[int, ...], list[int]] = {}
+    for place, draws in enumerate(draws_by_prompt(n, run.protocol.nulls.draws, run.protocol.completed, run.seed)):
+        together.setdefault(draws, []).append(place)
+    return together
+
+
 def _requests(run: SeedRun, label: Label, known: Collection[str]) -> list[OutcomeRequest]:
     """The jobs of one class: prompts with the same arms together. `known`: prompts whose baseline row exists."""
-    prompts, plan = run.splits.get("test", label), run.protocol.nulls
+    prompts = run.splits.get("test", label)
     together: dict[OutcomeRequest, list[int]] = {}
-    for i, draws in enumerate(draws_by_prompt(len(prompts), plan.draws, run.protocol.completed, run.seed)):
-        together.setdefault(OutcomeRequest(label, (), draws, prompts[i].id not in known), []).append(i)
+    for draws, places in by_draws(run, len(prompts)).items():
+        for i in places:
+            together.setdefault(OutcomeRequest(label, (), draws, prompts[i].id not in known), []).append(i)
     return [
         replace(request, prompts=tuple(some[span.first : span.end]))
         for request, some in together.items()

@@ -85,6 +85,7 @@ class FirstTokens:
         """The tokens that start the model's own baseline refusals of training positives, or are likelier before one.
 
         The second kind is in no greedy completion: a model that says "I'm sorry" can have "As an AI" as second choice.
+        A token that starts more answers than refusals of positives is none, however likely it is before refusals.
 
         With a threshold if asked: greedy refusals can begin with a token of probability 0.3, and the zero of the
         log-odds is at 0.5. Negatives, which are not completed, count as not showing the behaviour.
@@ -104,7 +105,9 @@ class FirstTokens:
         counts = Counter(firsts)
         shows = np.array([bool(score) for score in scores] + [False] * len(self.negative))
         is_judged = np.array([score is not None for score in scores] + [True] * len(self.negative))
-        more = self._likelier(shows, is_judged & ~shows)
+        complied = [ids for ids, score in zip(completions[0], scores, strict=True) if score == 0]
+        others = Counter(ids[n_start] for ids in complied if len(ids) > n_start)
+        more = [t for t in self._likelier(shows, is_judged & ~shows) if counts[t] >= others[t]]
         shares = {t: n / len(refusals) for t, n in counts.most_common() if n >= SMALLEST_SHARE * len(refusals)}
         tokens = self._tokens({**shares, **{t: counts[t] / len(refusals) for t in more}}, USABLE_AUROC)
         found = self._metric("auto", tokens, TokensLacking.NOT_SEPARATING, refusals=len(refusals))

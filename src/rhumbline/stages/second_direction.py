@@ -1,10 +1,11 @@
 """Stage *second direction*: the best direction orthogonal to the selected one, and its effects (second.json).
 
 Candidates are the remainders of the run's differences in means, c - (c . r) r, at every site, and those by gradient
-under representational independence (second_gradient.py), which are added at the site of r with the coefficient of the
-run; all have the norm of r. The selection rule of the run selects one on validation prompts; the metric of test prompts
-measures its ablation and its addition. If none passes, the best one by gradient without the bound on the induce score
-is measured, so that the best second direction is known even if it fails. No completion is generated.
+under representational independence (second_gradient.py), which are added at the site of r; all have the norm of r. They
+are scored as in the selection, with the coefficient 1. The selection rule of the run selects one on validation prompts;
+the metric of test prompts measures its ablation and its addition. If none passes, the best one by gradient without the
+bound on the induce score is measured, so that the best second direction is known even if it fails. No completion is
+generated.
 
 A remainder is added at its own site, and the null directions among which it is ranked at that of r: if the two layers
 differ, equal norms can be different shares of the residual stream.
@@ -20,6 +21,7 @@ from rhumbline.axes import Candidates
 from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.independence import cosine_changes
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.arms import ABLATION, ADDITION
 from rhumbline.records.arms import BASELINE as BASELINE_ID
@@ -92,12 +94,16 @@ def _by_means(
 def _by_gradient(run: SeedRun, direction: Direction) -> list[_Scored]:
     """The candidates by gradient with their scores, each with the sign that has the larger induce score."""
     scorer, spared, (positive, negative) = run.scorer(STAGE), run.protocol.ablation.spared, run.kept_sequences("val")
-    vectors = gradient_candidates(scorer, run.kept_sequences("train")[0], direction, spared) * direction.norm
+    if isinstance(scorer.metric, PairedLogOdds):  # without tangents, as in the screen of the selection
+        return []
+    # Rows of a contrast of texts are kept by the sign of a metric that is read after their prompts.
+    kept = None if any(p.is_in_response for p in run.positions) else run.extraction.kept.train["positive"]
+    train = run.sequences("train", "positive", kept)
+    vectors = gradient_candidates(scorer, train, direction, spared) * direction.norm
     if not len(vectors):
         return []
     both = [[Direction.from_vector(s * v, direction.position, direction.layer) for s in (1, -1)] for v in vectors]
-    coefficient = run.arms.addition.coefficient
-    added = [Arm("addition", (Add(one, coefficient),)) for pair in both for one in pair]
+    added = [Arm("addition", (Add(one),)) for pair in both for one in pair]
     induce = scorer.read(negative, added).metric.mean(1).reshape(-1, 2)
     directions = [pair[int(values.argmax())] for pair, values in zip(both, induce, strict=True)]
     ablated = [Arm("ablation", (Ablate(one, spared=spared),)) for one in directions]
@@ -119,7 +125,7 @@ def _independence(run: SeedRun, first: Direction, second: Direction) -> tuple[fl
     """Mean |change| of the cosine with the second under the ablation of the first, and the reverse."""
     prompts = run.sequences("val", "positive")[:INDEPENDENCE_PROMPTS]
     pair = torch.stack([first.vector, second.vector])
-    changes = cosine_changes(run.runner(STAGE), pair, first.position, prompts)
+    changes = cosine_changes(run.runner(STAGE), pair, first.position, prompts, run.protocol.ablation.spared)
     return changes[0][1], changes[1][0]
 
 

@@ -25,7 +25,7 @@ from rhumbline.judging.scorer import Scorer
 
 FIT_PROMPTS = 32
 """Training positives on which the candidates are fitted."""
-CANDIDATES = 8
+CANDIDATES = 4
 """Eigenvectors that are candidates."""
 DEPENDENT = 0.1
 """Change relative to that under the ablation of r itself, above which a vector depends on r, or r on it."""
@@ -38,7 +38,7 @@ def gradient_candidates(
     positive = positive[:FIT_PROMPTS]
     r = direction.vector
     read_from = scorer.projection_tangents(positive, r, spared)
-    written = _changes(scorer.runner, [[*ids, *scorer.start] for ids in positive], direction)
+    written = _changes(scorer.runner, [[*ids, *scorer.start] for ids in positive], Ablate(direction, spared=spared))
     fixed = torch.cat([r[None], _upstream(read_from, r), _downstream(written, r)])
     return largest(scorer.tangents(positive, spared), fixed, CANDIDATES)
 
@@ -51,7 +51,8 @@ def largest(
         return form[:0]
     values, vectors = torch.linalg.eigh(_without(form.double(), fixed.double()))
     order = values.argsort(descending=True)[:n]
-    return vectors.T[order[values[order] > 1e-9 * values.abs().max()]].float()
+    # Relative to the whole form: of one that lies in the span of `fixed` only rounding remains.
+    return vectors.T[order[values[order] > 1e-9 * float(torch.linalg.matrix_norm(form.double(), 2))]].float()
 
 
 def _without(form: Float[Tensor, "d_model d_model"], fixed: Tensor) -> Float[Tensor, "d_model d_model"]:
@@ -75,10 +76,10 @@ def _downstream(changes: Float[Tensor, "layer d_model"], r: Vector) -> Float[Ten
     return rows[values > DEPENDENT * whole]
 
 
-def _changes(runner: Runner, sequences: Sequence[TokenIds], direction: Direction) -> Float[Tensor, "layer d_model"]:
+def _changes(runner: Runner, sequences: Sequence[TokenIds], ablation: Ablate) -> Float[Tensor, "layer d_model"]:
     """Mean change of the last token under the ablation, at every block input and after the last block."""
     means = []
-    for arm in (BASELINE, Arm("ablation", (Ablate(direction),))):
+    for arm in (BASELINE, Arm("ablation", (ablation,))):
         total = torch.zeros(runner.model.n_layers + 1, runner.model.d_model, dtype=torch.float64)
         # `read` makes the pass whole: layer L is the state after the last block.
         every = range(runner.model.n_layers + 1)

@@ -15,7 +15,7 @@ from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.outcome_rows import ConditionOutcome
 from rhumbline.stages.arms import Arms
-from rhumbline.stages.outcomes import draws_by_prompt
+from rhumbline.stages.outcomes import by_draws
 from rhumbline.stages.seed_run import SeedRun
 
 
@@ -46,14 +46,11 @@ def write_conditions(run: SeedRun) -> None:
 def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[ConditionOutcome]:
     """One row for each arm and test prompt of a class; a null draw completes the same prompts as in the run."""
     prompts = run.splits.get("test", label)
-    by_draws: dict[tuple[int, ...], list[Prompt]] = {}
-    by_prompt = draws_by_prompt(len(prompts), run.protocol.nulls.draws, run.protocol.completed, run.seed)
-    for prompt, draws in zip(prompts, by_prompt, strict=True):
-        by_draws.setdefault(draws, []).append(prompt)
+    groups = by_draws(run, len(prompts)) if run.direction is not None else {(): list(range(len(prompts)))}
     return [
         row
-        for draws, some in by_draws.items()
-        for row in _completed(run, name, some, run.arms.conditions(label, draws), stage)
+        for draws, places in groups.items()
+        for row in _completed(run, name, [prompts[i] for i in places], run.arms.conditions(label, draws), stage)
     ]
 
 
