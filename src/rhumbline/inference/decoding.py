@@ -6,7 +6,7 @@ transformers' own cache, or none if it is not exact. Both give the same tokens. 
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,7 +15,8 @@ from torch import Tensor
 from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.batching import Batch
 from rhumbline.inference.interventions import BatchEdits
-from rhumbline.inference.passes import ReadLogits, places, places_in
+from rhumbline.inference.passes import Padded, ReadLogits, places, places_in, response_lengths
+from rhumbline.inference.windows import TokenPlaces
 from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward
 from rhumbline.models.hooks import hooked
 from rhumbline.models.packing import (
@@ -66,6 +67,10 @@ class PackedDecoder:
     """Prompts that are not prefilled yet, longest first, so that later rows fit into the slots."""
     arm: Int[Tensor, " slot"] = field(init=False)
     """The arm of the row in each slot."""
+    n_prompt: Int[Tensor, " slot"] = field(init=False)
+    """The number of tokens before the answer in each slot."""
+    passed: Bool[Tensor, " slot"] = field(init=False)
+    """Whether the boundary of the windows is in the answer so far."""
 
     can_drop = True
 
@@ -82,6 +87,7 @@ class PackedDecoder:
             torch.zeros(n, dtype=torch.long, device=self.arms.device), longest, longest + self.max_new_tokens
         )
         self.arm = torch.zeros(n, dtype=torch.long, device=self.arms.device)
+        self.n_prompt, self.passed = torch.zeros_like(self.arm), self.arm > 0
         return self._prefill(torch.arange(n, device=self.arms.device))
 
     def refill(self, free: Int[Tensor, " free"]) -> Prefilled | None:
@@ -93,37 +99,46 @@ class PackedDecoder:
         prompts, self.queue = self.queue[: len(free) // n_arms], self.queue[len(free) // n_arms :]
         slots = free[: n_arms * len(prompts)].view(n_arms, len(prompts))
         texts = [self.texts[i] for i in prompts]
-        length = torch.tensor([len(t) for t in texts], device=free.device)
+        length, n_response = torch.tensor([len(t) for t in texts], device=free.device), response_lengths(texts)
         self.slots.assign(slots.flatten(), length.repeat(n_arms))
         self.arm[slots] = self.arms[:, None].expand_as(slots)
+        self.n_prompt[slots] = length - torch.tensor(n_response, device=free.device)
+        answers = (list(text)[len(text) - n :] for text, n in zip(texts, n_response, strict=True))
+        self.passed[slots] = torch.tensor([_boundary(self.edits) in answer for answer in answers], device=free.device)
         all_logits: Tensor | None = None
         for pack, batch in self.packs(texts, n_arms):
             attention = PackedAttention(pack, self.implementation, self.slots, slots[batch.arms][:, batch.prompts])
-            with hooked(self.model, self.edits.on(self.arms[batch.arms], places=places_in(pack))):
+            where = places_in(pack, [n_response[i] for i in batch.prompts])
+            with hooked(self.model, self.edits.on(self.arms[batch.arms], places=where)):
                 logits = packed_forward(self.model, pack, len(batch.arms), attention)
             if all_logits is None:
                 all_logits = logits.new_zeros(*slots.shape, logits.shape[-1])
             all_logits[torch.tensor(batch.arms)[:, None], torch.tensor(batch.prompts)] = logits
         assert all_logits is not None
-        self.hooks = self.edits.on(self.arm, n_prompt=0)
+        self.hooks = self.edits.at_all_tokens(self.arm, n_prompt=0)
         first = torch.arange(n_arms, device=free.device)[:, None] * len(self.texts)
         rows = (first + torch.tensor(prompts, device=free.device)).flatten()
         return Prefilled(slots.flatten(), rows, all_logits.flatten(0, 1))
 
     def next(self, token: Int[Tensor, " slot"], alive: Bool[Tensor, " slot"]) -> Logits:
         """Logits after one more token in each slot; slots of finished rows do not advance."""
-        with hooked(self.model, self.hooks), packed(self.model, SlotAttention(self.slots, self.implementation)):
+        length = self.slots.length[:, None]
+        where = TokenPlaces(length, None, length - self.n_prompt[:, None], token[:, None], self.passed)
+        edits = self.edits.within(self.hooks, self.arm, where)
+        with hooked(self.model, edits), packed(self.model, SlotAttention(self.slots, self.implementation)):
             logits = self.model.model(
-                input_ids=token[:, None], position_ids=self.slots.length[:, None], use_cache=False, logits_to_keep=1
+                input_ids=token[:, None], position_ids=length, use_cache=False, logits_to_keep=1
             ).logits[:, -1]
+        if (boundary := _boundary(self.edits)) is not None:
+            self.passed = self.passed | (token == boundary)
         self.slots.advance(alive)
         return logits
 
     def keep(self, slots: Int[Tensor, " kept"]) -> None:
         """Drop all other slots."""
         self.slots.keep(slots)
-        self.arm = self.arm[slots]
-        self.hooks = self.edits.on(self.arm, n_prompt=0)
+        self.arm, self.n_prompt, self.passed = self.arm[slots], self.n_prompt[slots], self.passed[slots]
+        self.hooks = self.edits.at_all_tokens(self.arm, n_prompt=0)
 
     @property
     def bytes_per_token(self) -> float:
@@ -142,6 +157,8 @@ class PaddedDecoder:
     mask: Int[Tensor, "slot position"]
     cache: Any
     """A transformers cache; None: every step is a whole forward pass."""
+    n_response: Sequence[int] = ()
+    """The tokens of the response at the end of each prompt, for one arm or for every row; by default none."""
     watch: Callable[[int, Residual], None] | None = None
     """Called with the input of every block, after the edits."""
 
@@ -153,9 +170,10 @@ class PaddedDecoder:
 
     def prefill(self) -> Prefilled:
         """Prefill all rows."""
-        self.n_prompt = self.ids.shape[1]
+        self.n_given = self.ids.shape[1]
+        self.where = places(Padded(self.ids, self.mask), self.n_response)
         rows = torch.arange(self.n_rows, device=self.ids.device)
-        with hooked(self.model, self.edits.on(self.arm, places=places(self.mask)), self.watch):
+        with hooked(self.model, self.edits.on(self.arm, places=self.where), self.watch):
             return Prefilled(rows, rows, forward(self.model, self.ids, self.mask, self.cache))
 
     def refill(self, free: Int[Tensor, " free"]) -> None:
@@ -165,15 +183,19 @@ class PaddedDecoder:
         """Logits after one more token in each slot."""
         self.ids = torch.cat([self.ids, token[:, None]], 1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        new = self.ids if self.cache is None else self.ids[:, -1:]
-        n_prompt = self.n_prompt if self.cache is None else 0
-        where = places(self.mask) if self.cache is None else None
+        in_answer = cast(Tensor, self.where.in_answer)
+        in_text, in_answer = (torch.cat([x, x[:, -1:] + 1], 1) for x in (self.where.in_text, in_answer))
+        self.where = TokenPlaces(in_text, None, in_answer, self.ids)
+        new, n_prompt, where = self.ids, self.n_given, self.where
+        if self.cache is not None:
+            new, n_prompt, where = self.ids[:, -1:], 0, self.where.last_only(_boundary(self.edits))
         with hooked(self.model, self.edits.on(self.arm, n_prompt, where), self.watch):
             return forward(self.model, new, self.mask, self.cache)
 
     def keep(self, slots: Int[Tensor, " kept"]) -> None:
         """Drop all other rows."""
         self.arm, self.ids, self.mask = self.arm[slots], self.ids[slots], self.mask[slots]
+        self.where = self.where.of_rows(slots)
         if self.cache is not None:
             self.cache.batch_select_indices(slots)
 
@@ -187,6 +209,11 @@ class PaddedDecoder:
     def can_drop(self) -> bool:
         """Whether rows can be removed."""
         return self.cache is None or can_drop_rows(self.cache)
+
+
+def _boundary(edits: BatchEdits) -> int | None:
+    """The token at which the windows of the arms divide answers, if any does."""
+    return None if edits.windows is None else edits.windows.boundary
 
 
 class Slots:

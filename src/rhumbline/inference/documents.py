@@ -108,18 +108,18 @@ def _predictions(
     model: ChatModel, documents: Sequence[Document], arms: Int[Tensor, " arm"], edits: BatchEdits
 ) -> _Predictions:
     """The final states of some documents under some arms."""
-    sequences = [d.ids for d in documents]
+    sequences, n_predicted = [d.ids for d in documents], [len(d.ids) - d.start for d in documents]
     if model.proof.packing_is_exact:
         packed = pack(sequences, min(map(len, sequences)) - min(d.start for d in documents), model.device)
         tokens, is_prompt = _in_pack(packed, documents)
-        with hooked(model, edits.on(arms, is_prompt, places_in(packed))):
+        with hooked(model, edits.on(arms, is_prompt, places_in(packed, n_predicted))):
             return _Predictions(packed_states(model, packed, len(arms), attention_of(model, packed)), tokens)
-    ids, mask = padded(model, sequences, len(arms))
-    width = ids.shape[1]
+    batch = padded(model, sequences, len(arms))
+    width = batch.ids.shape[1]
     start = torch.tensor([width - len(d.ids) + d.start for d in documents], device=model.device)
     is_prompt = (torch.arange(width, device=model.device) < start[:, None]).repeat(len(arms), 1)
-    with hooked(model, edits.on(arms.repeat_interleave(len(documents)), is_prompt, places(mask))):
-        end = final_states(model, lambda: forward(model, ids, mask, keep=0))
+    with hooked(model, edits.on(arms.repeat_interleave(len(documents)), is_prompt, places(batch, n_predicted))):
+        end = final_states(model, lambda: forward(model, *batch, keep=0))
     states = end.states.unflatten(0, (len(arms), -1)).flatten(1, 2)
     ends = [(row + 1) * width for row in range(len(documents))]
     tokens = [list(range(end - len(d.ids) + d.start - 1, end - 1)) for end, d in zip(ends, documents, strict=True)]

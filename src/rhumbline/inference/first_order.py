@@ -53,9 +53,9 @@ def first_order(
 
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
         texts = [sequences[i] for i in batch.prompts]
-        ids, mask = padded(model, texts)
-        streams, values = _with_gradients(runner, ids, mask, lambda logits, _: read(logits))
-        edited = (places(mask).in_text >= spared)[..., None]
+        padded_texts = padded(model, texts)
+        streams, values = _with_gradients(runner, *padded_texts, lambda logits, _: read(logits))
+        edited = (places(padded_texts).in_text >= spared)[..., None]
         ablation, addition = (values.expand(len(directions), -1).clone() for _ in range(2))
         for point, (h, g) in streams.items():
             along = g @ unit.to(g.device).T
@@ -102,9 +102,9 @@ def _tangents(runner: Runner, sequences: Sequence[TokenIds], target: _Target, sp
     total = torch.zeros(model.d_model, model.d_model, dtype=torch.float64)
 
     def run(batch: Batch) -> Form:
-        ids, mask = padded(model, [sequences[i] for i in batch.prompts])
-        streams, _ = _with_gradients(runner, ids, mask, target)
-        edited = (places(mask).in_text >= spared)[..., None]
+        padded_texts = padded(model, [sequences[i] for i in batch.prompts])
+        streams, _ = _with_gradients(runner, *padded_texts, target)
+        edited = (places(padded_texts).in_text >= spared)[..., None]
         form = torch.zeros_like(total)
         for point in model.ablation_points:
             h, g = streams[point]

@@ -6,7 +6,7 @@ Contains the arithmetic of ablation and addition. Independent of hooks and of th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from torch import Tensor
 from rhumbline.axes import Residual, Vector
 from rhumbline.errors import DirectionError, OutputError, ProtocolError
 from rhumbline.inference.direction_files import read_safetensors, write_directions
+from rhumbline.inference.windows import EVERYWHERE, ArmWindows, TokenPlaces, Window
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
@@ -177,6 +178,8 @@ class Arm:
 
     name: str
     interventions: tuple[Intervention, ...] = ()
+    window: Window = EVERYWHERE
+    """Tokens on which they act."""
 
 
 BASELINE = Arm("baseline")
@@ -205,15 +208,6 @@ def ablate_spans(h: Residual, basis: Float[Tensor, "row rank d_model"]) -> Resid
     return (x - torch.einsum("rpk,rkd->rpd", share, basis)).to(h.dtype)
 
 
-class TokenPlaces(NamedTuple):
-    """Where the tokens of a forward pass are in their texts."""
-
-    in_text: Int[Tensor, "#row position"]
-    """Index of each token in its text, from 0; padding on the left has -1."""
-    last: Int[Tensor, " prompt"] | None = None
-    """Of a pack: the tokens that a pruned last block computes."""
-
-
 @dataclass(frozen=True)
 class BatchEdits:
     """The edits of a batch whose rows belong to different arms: one function per hook point.
@@ -232,6 +226,8 @@ class BatchEdits:
     """By layer: the vector that each arm adds at prompt tokens."""
     added_later: Mapping[int, Float[Tensor, "arm d_model"]]
     """By layer: the vector that each arm adds at generated tokens."""
+    windows: ArmWindows | None = None
+    """The tokens that each arm edits; None: every arm edits all tokens."""
 
     @classmethod
     def of(cls, arms: Sequence[Arm], chat_model: ChatModel) -> "BatchEdits":
@@ -263,6 +259,7 @@ class BatchEdits:
             torch.tensor(spared, device=device) if any(spared) else None,
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
+            ArmWindows.of([arm.window for arm in arms], device),
         )
 
     def on(
@@ -275,8 +272,17 @@ class BatchEdits:
 
         The first `n_prompt` tokens of the forward pass are prompt tokens, the others are generated; None: all are
         prompt tokens. A boolean tensor states it for each token, in one row if all rows are alike. `places` are needed
-        if an ablation spares tokens, unless all tokens are generated.
+        if an ablation spares tokens, unless all tokens are generated, and if an arm has a window.
         """
+        return self.within(self.at_all_tokens(arm_of_row, n_prompt, places), arm_of_row, places)
+
+    def at_all_tokens(
+        self,
+        arm_of_row: Int[Tensor, " row"],
+        n_prompt: int | Bool[Tensor, "#row position"] | None = None,
+        places: TokenPlaces | None = None,
+    ) -> dict[HookPoint, Edit]:
+        """The same edits without the windows of the arms."""
         edits: dict[HookPoint, Edit] = {}
         if self.ablated is not None:
             ablation = _ablation(self.ablated[arm_of_row])
@@ -288,6 +294,15 @@ class BatchEdits:
             prompt, later = self.added[layer][arm_of_row], self.added_later[layer][arm_of_row]
             edits[point] = _addition(prompt, later, n_prompt, then=edits.get(point))
         return edits
+
+    def within(
+        self, edits: dict[HookPoint, Edit], arm_of_row: Int[Tensor, " row"], places: TokenPlaces | None
+    ) -> dict[HookPoint, Edit]:
+        """The edits `at_all_tokens`, limited to the window of the arm of each row."""
+        if self.windows is None:
+            return edits
+        acts = self.windows.on(arm_of_row, places)
+        return {point: _within(edit, acts, places and places.last) for point, edit in edits.items()}
 
 
 def _spared(arm: Arm) -> int:
@@ -360,12 +375,18 @@ def _sparing(
     elif n_prompt is not None:
         kept = kept & (torch.arange(kept.shape[1], device=kept.device) < n_prompt)
 
-    def spare(h: Residual) -> Residual:
-        # The pruned last block of a pack computes the last token of each prompt only.
-        here = kept if places.last is None or h.shape[1] == kept.shape[1] else kept[:, places.last]
-        return torch.where(here[..., None].to(h.device), h, edit(h))
+    return _within(edit, ~kept, places.last)
 
-    return spare
+
+def _within(edit: Edit, acts: Bool[Tensor, "row position"], last: Int[Tensor, " prompt"] | None) -> Edit:
+    """The edit at the tokens on which it acts, and no change elsewhere."""
+
+    def within(h: Residual) -> Residual:
+        # The pruned last block of a pack computes the last token of each prompt only.
+        here = acts if last is None or h.shape[1] == acts.shape[1] else acts[:, last]
+        return torch.where(here[..., None].to(h.device), edit(h), h)
+
+    return within
 
 
 def _addition(

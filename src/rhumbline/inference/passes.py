@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
-from rhumbline.inference.interventions import Arm, BatchEdits, TokenPlaces
+from rhumbline.inference.interventions import Arm, BatchEdits
+from rhumbline.inference.windows import TokenPlaces
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import hooked, resumed, run_until
@@ -38,19 +39,40 @@ def padded(model: ChatModel, texts: Sequence[TokenIds], n_arms: int = 1, side: S
     return Padded(batch.input_ids.to(model.device), batch.attention_mask.to(model.device))
 
 
-def places(mask: Int[Tensor, "row position"]) -> TokenPlaces:
-    """The places of the tokens of padded texts."""
-    return TokenPlaces(mask.cumsum(1) - 1)
+def places(batch: Padded, n_response: Sequence[int] = ()) -> TokenPlaces:
+    """The places of the tokens of texts that are padded on the left.
+
+    `n_response`: the tokens of the answer at the end of each text, for one arm or for every row; by default none.
+    """
+    (rows, width), device = batch.mask.shape, batch.mask.device
+    answer = torch.tensor(n_response or [0], device=device)
+    in_answer = torch.arange(width, device=device) - (width - answer.repeat(rows // len(answer)))[:, None]
+    return TokenPlaces(batch.mask.cumsum(1) - 1, None, in_answer, batch.ids)
 
 
-def places_in(packed: Pack) -> TokenPlaces:
-    """The places of the tokens of a pack."""
-    return TokenPlaces(packed.position_ids[None], packed.last)
+def places_in(packed: Pack, n_response: Sequence[int]) -> TokenPlaces:
+    """The places of the tokens of a pack, with the number of tokens of the answer at the end of each text."""
+    # The shared tokens belong to prompts (`n_private`).
+    own = packed.position_ids[packed.n_shared :]
+    lengths = torch.tensor(packed.lengths, device=own.device)
+    start = packed.n_shared + lengths - torch.tensor(n_response, device=own.device)
+    in_answer = torch.cat([own.new_full((packed.n_shared,), -1), own - start.repeat_interleave(lengths)])
+    return TokenPlaces(packed.position_ids[None], packed.last, in_answer[None], packed.ids[None])
+
+
+def response_lengths(texts: Sequence[TokenIds]) -> list[int]:
+    """The number of tokens of the response that each text ends with; 0 without a response."""
+    return [text.n_response if isinstance(text, ChatWithResponse) else 0 for text in texts]
+
+
+def n_private(texts: Sequence[TokenIds]) -> int:
+    """The number of tokens at the end of every text that a pack must not share: those of responses, at least one."""
+    return max([1, *response_lengths(texts)])
 
 
 def n_generated(texts: Sequence[TokenIds]) -> int:
     """Tokens at the end of every text that count as generated: those of responses, which must be equally many."""
-    counts = {t.n_response if isinstance(t, ChatWithResponse) else 0 for t in texts}
+    counts = set(response_lengths(texts))
     if len(counts) > 1:
         raise ValueError(f"the texts of one pass have {sorted(counts)} response tokens; expected the same number.")
     return next(iter(counts), 0)
@@ -71,11 +93,11 @@ def last_logits(model: ChatModel, texts: Sequence[TokenIds], edits: BatchEdits, 
     n = n_generated(texts)
     if model.proof.packing_is_exact:
         packed = pack(texts, max(1, n), model.device)
-        with hooked(model, edits.on(arms, _is_prompt(packed, n), places_in(packed))):
+        with hooked(model, edits.on(arms, _is_prompt(packed, n), places_in(packed, [n] * len(texts)))):
             return packed_forward(model, packed, len(arms), attention_of(model, packed)).flatten(0, 1)
-    ids, mask = padded(model, texts, len(arms))
-    with hooked(model, edits.on(arms.repeat_interleave(len(texts)), ids.shape[1] - n, places(mask))):
-        return forward(model, ids, mask)
+    batch = padded(model, texts, len(arms))
+    with hooked(model, edits.on(arms.repeat_interleave(len(texts)), batch.ids.shape[1] - n, places(batch, [n]))):
+        return forward(model, *batch)
 
 
 class LayerReadings(NamedTuple):
@@ -111,7 +133,7 @@ def resumed_readings(
         for first in range(0, len(arms_at[layer]), together):
             arms = arms_at[layer][first : first + together]
             rows = torch.arange(len(arms), device=model.device)
-            edits = BatchEdits.of(arms, model).on(rows, is_prompt, places_in(packed))
+            edits = BatchEdits.of(arms, model).on(rows, is_prompt, places_in(packed, [n] * len(texts)))
             # The stream is inserted, then edited: hooks of one module run in the order of their registration.
             with resumed(model, layer, stream.expand(len(arms), -1, -1)), hooked(model, edits):
                 logits = packed_forward(model, packed, len(arms), attention_of(model, packed))

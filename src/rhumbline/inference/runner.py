@@ -37,7 +37,9 @@ from rhumbline.inference.passes import (
     Side,
     last_logits,
     n_generated,
+    n_private,
     padded,
+    response_lengths,
     resumed_readings,
 )
 from rhumbline.inference.residual_passes import (
@@ -357,11 +359,13 @@ class Runner:
         if self.model.proof.packing_is_exact:
             return PackedDecoder(self.model, edits, arms, texts, n_slots, max_new_tokens, self._packs)
         ids, mask = padded(self.model, texts, len(arms))
-        return PaddedDecoder(self.model, edits, arms.repeat_interleave(len(texts)), ids, mask, new_cache(self.model))
+        rows, cache = arms.repeat_interleave(len(texts)), new_cache(self.model)
+        return PaddedDecoder(self.model, edits, rows, ids, mask, cache, response_lengths(texts))
 
     def _packs(self, texts: Sequence[TokenIds], n_arms: int) -> Iterator[tuple[Pack, Batch]]:
-        for batch in self.batches(texts, n_arms):
-            yield pack(_of(texts, batch), 1, self.model.device), batch
+        own = n_private(texts)
+        for batch in self.batches(texts, n_arms, own):
+            yield pack(_of(texts, batch), own, self.model.device), batch
 
 
 def _of(sequences: Sequence[TokenIds], batch: Batch) -> list[TokenIds]:
