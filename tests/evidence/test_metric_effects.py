@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET, structs
 
 from rhumbline.evidence.metric_effects import families_below_bound, mean_kl, wide_effects, with_adjusted_p
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
@@ -53,6 +54,28 @@ def test_a_draw_in_which_nothing_was_selected_reaches_nothing_and_is_counted():
     assert (family.p, family.beaten, family.comparable) == (1 / 5, 0, 4)
     (selected,) = wide_effects(wide(nulls=(-9.0,) * 4), NULLS)
     assert selected.families["top-pc"].p == 1.0
+
+
+def with_kl(evidence, *kl):
+    """The same with the KL divergence of the draws, by draw."""
+    of = {ArmId.null("top-pc", d, ArmKind.ABLATION): value for d, value in enumerate(kl)}
+    return replace(evidence, rows=tuple(structs.replace(row, kl=of.get(row.arm, UNSET)) for row in evidence.rows))
+
+
+def test_a_draw_that_damages_the_model_reaches_nothing_and_is_counted():
+    reached = wide(nulls=(4.0, -6.0, -6.0, -6.0))
+    (effect,) = wide_effects(with_kl(reached, UNSET, 0.5, 0.1, 3.0), NULLS, max_kl=0.2)
+    family = effect.families["top-pc"]
+    assert (family.p, family.beaten, family.comparable, family.damaging) == (2 / 5, 1, 4, 2)
+    assert family.cosine == pytest.approx(0.2)  # of the draw that reaches the effect without the damage
+    for unknown in (reached, with_kl(reached, UNSET, None, None, None)):
+        (effect,) = wide_effects(unknown, NULLS, max_kl=0.2)
+        assert (effect.families["top-pc"].beaten, effect.families["top-pc"].damaging) == (3, UNSET)
+    (published,) = wide_effects(with_kl(reached, UNSET, 0.5, 0.1, 3.0), NULLS)  # a rule without a bound
+    assert published.families["top-pc"].beaten == 3
+    worse = replace(with_kl(reached, UNSET, 0.5, 0.1, 3.0), kl=(0.6, 0.6))  # the direction damages the model itself
+    (effect,) = wide_effects(worse, NULLS, max_kl=0.2)
+    assert effect.families["top-pc"].beaten == 2
 
 
 def test_aligned_draws_that_all_reach_the_effect_give_no_p():

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from msgspec import UNSET
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.statistics import LEAST_RESAMPLED, Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
@@ -24,8 +25,17 @@ DRAWS = 2000
 """Bootstrap draws."""
 
 
-Draws = Sequence[tuple[float, NullDirection]]
-"""The change of the metric by every draw of a family."""
+class Draw(NamedTuple):
+    """What a null draw does to the metric."""
+
+    change: float
+    null: NullDirection
+    is_damaging: bool = False
+    """The KL divergence of its ablation is above the bound of the rule and that of the direction."""
+
+
+Draws = Sequence[Draw]
+"""The draws of a family."""
 Summarise = Callable[[float, Draws], WideNull]
 """The rank of the direction's change among the draws of one family."""
 
@@ -36,21 +46,23 @@ def wide_effects(
     same_cosine: float | None = None,
     least_draws: int = 0,
     summarise: Summarise | None = None,
+    max_kl: float | None = None,
 ) -> tuple[WideEffect, ...]:
     """Both effects in the metric, each with its rank among the wide nulls of every family.
 
     Draws with an absolute cosine above `same_cosine` are aligned with the direction and not comparable. The rank p is
-    unknown with fewer than `least_draws` comparable draws.
+    unknown with fewer than `least_draws` comparable draws. A draw whose KL divergence exceeds `max_kl`, and that of the
+    direction, reaches nothing.
     """
     rank = summarise or partial(wide_null, same_cosine=same_cosine, least_draws=least_draws)
-    effects = (_wide_effect(wide, nulls, rank, arms) for arms in EFFECTS)
+    effects = (_wide_effect(wide, nulls, rank, arms, max_kl) for arms in EFFECTS)
     return tuple(effect for effect in effects if effect is not None)
 
 
 def _wide_effect(
-    wide: WideNulls, nulls: Sequence[NullDirection], summarise: Summarise, arms: ComparedArms
+    wide: WideNulls, nulls: Sequence[NullDirection], summarise: Summarise, arms: ComparedArms, max_kl: float | None
 ) -> WideEffect | None:
-    changes = metric_changes(wide, nulls, arms)
+    changes = metric_changes(wide, nulls, arms, max_kl)
     if changes is None:
         return None
     base, own, families = changes
@@ -72,20 +84,25 @@ class MetricChanges(NamedTuple):
 
     base: Float[np.ndarray, " prompt"]
     own: Float[np.ndarray, " prompt"]
-    families: dict[str, list[tuple[float, NullDirection]]]
+    families: dict[str, list[Draw]]
 
 
-def metric_changes(wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms) -> MetricChanges | None:
+def metric_changes(
+    wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms, max_kl: float | None = None
+) -> MetricChanges | None:
     """The metric of the direction and the changes by its nulls for one effect; None if its arms were not evaluated."""
+    kl = {row.arm: row.kl for row in wide.rows if row.kl is not UNSET and row.kl is not None}
+    most = None if max_kl is None else max(max_kl, mean_kl(wide, least=1).kl or 0.0)
     metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
     if BASELINE not in metric or arms.arm not in metric:
         return None
     base, drawn = metric[BASELINE], {null.null_draw: null for null in nulls}
-    families: dict[str, list[tuple[float, NullDirection]]] = {}
+    families: dict[str, list[Draw]] = {}
     for arm, values in metric.items():
         if arms.has_null(arm) and arm.null_draw is not None:
             moved = float((arms.sign * (base - values)).mean())
-            families.setdefault(arm.null_draw[0], []).append((moved, drawn[arm.null_draw]))
+            is_damaging = most is not None and kl.get(arm, 0.0) > most
+            families.setdefault(arm.null_draw[0], []).append(Draw(moved, drawn[arm.null_draw], is_damaging))
     return MetricChanges(base, metric[arms.arm], families)
 
 
@@ -101,7 +118,7 @@ def families_below_bound(
         return ()
     stopped, least = [], math.ceil(1 / rule.max_p - 1e-9) - 1
     for arms in EFFECTS:
-        if (changes := metric_changes(wide, nulls, arms)) is None:
+        if (changes := metric_changes(wide, nulls, arms, rule.max_kl)) is None:
             continue
         for family, draws in changes.families.items():
             change = float((arms.sign * (changes.base - changes.own)).mean())
@@ -115,19 +132,22 @@ def families_below_bound(
 def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
     """The changes by the draws that are compared with the direction.
 
-    A draw of the whole procedure in which no candidate passed the selection found no direction, so it reaches nothing.
-    The candidate that stands for it can change the metric more than the direction, because it breaks the model.
+    A draw that damages the model more than the rule permits, and more than the direction does, reaches nothing: the
+    metric falls in a broken model as well. Nor does a draw of the whole procedure in which no candidate passed the
+    selection, which bounds the damage too.
     """
     return [
-        moved if null.passed else -math.inf
-        for moved, null in draws
-        if not null.passed or is_comparable(null.cosine, same_cosine)
+        draw.change if draw.null.passed and not draw.is_damaging else -math.inf
+        for draw in draws
+        if not draw.null.passed or is_comparable(draw.null.cosine, same_cosine)
     ]
 
 
 def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draws: int) -> WideNull:
     """The rank of the direction's change among the changes of one family's draws."""
-    changes = [moved for moved, _ in draws]
+    changes = [draw.change for draw in draws]
+    reaching = [draw for draw in draws if draw.null.passed and not draw.change < change]
+    damaging = sum(draw.is_damaging for draw in reaching)
     ranking = Ranking.of(change, comparable_changes(draws, same_cosine))
     return WideNull(
         draws=len(draws),
@@ -137,8 +157,9 @@ def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draw
         floor=rank_floor(ranking.draws),
         comparable=ranking.draws,
         beaten=ranking.beaten,
-        cosine=max((abs(null.cosine) for moved, null in draws if null.passed and not moved < change), default=None),
-        energy=finite_or_none(math.fsum(null.energy for _, null in draws) / len(draws)),
+        damaging=damaging or UNSET,
+        cosine=max((abs(draw.null.cosine) for draw in reaching if not draw.is_damaging), default=None),
+        energy=finite_or_none(math.fsum(draw.null.energy for draw in draws) / len(draws)),
         values=tuple(finite_or_none(float(f"{moved:.4g}")) for moved in changes),
     )
 

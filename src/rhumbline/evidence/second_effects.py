@@ -3,13 +3,13 @@
 A prompt shows the behaviour if its metric is positive, as in the dose curves. Independent of margins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
-from rhumbline.evidence.metric_effects import comparable_changes, metric_changes
+from rhumbline.evidence.metric_effects import Draws, comparable_changes, metric_changes
 from rhumbline.evidence.relative_changes import Change, record, relative_change
 from rhumbline.evidence.statistics import Ranking
 from rhumbline.records.arms import BASELINE
@@ -26,12 +26,23 @@ def second_summary(
     nulls: Sequence[NullDirection],
     same_cosine: float | None = None,
     least_draws: int = 0,
+    max_kl: float | None = None,
 ) -> SecondSummary:
     """Suppression and induction by the second direction, relative to the baseline, with their ranks.
 
-    The ranks are among the null draws of the first direction that are comparable with it.
+    The ranks are among the null draws of the first direction that are comparable with it. A draw whose measured KL
+    divergence exceeds `max_kl`, and that of the first direction, reaches nothing.
     """
-    effects = (_effect(second, wide, nulls, same_cosine, least_draws, arms) for arms in EFFECTS)
+    effects = (
+        _effect(
+            second,
+            None if (changes := metric_changes(wide, nulls, arms, max_kl)) is None else changes.families,
+            same_cosine,
+            least_draws,
+            arms,
+        )
+        for arms in EFFECTS
+    )
     measured = tuple(effect for effect in effects if effect is not None)
     found = {} if second.source is None else {"source": second.source, "independence": second.independence}
     return SecondSummary(second.selected, second.survivors, measured, **found)
@@ -39,8 +50,7 @@ def second_summary(
 
 def _effect(
     second: SecondDirection,
-    wide: WideNulls,
-    nulls: Sequence[NullDirection],
+    families: Mapping[str, Draws] | None,
     same_cosine: float | None,
     least_draws: int,
     arms: ComparedArms,
@@ -48,11 +58,10 @@ def _effect(
     tested, ranked = _pair(second.rows, arms), _pair(second.ranked, arms)
     if tested is None:
         return None
-    changes = None if ranked is None else metric_changes(wide, nulls, arms)
     p: dict[str, float | None] = {}
-    if changes is not None and ranked is not None:
+    if families is not None and ranked is not None:
         own = float((arms.sign * (ranked[0] - ranked[1])).mean())
-        for family, draws in changes.families.items():
+        for family, draws in families.items():
             p[family] = Ranking.of(own, comparable_changes(draws, same_cosine)).p(least_draws)
     change = _relative(*tested, arms.sign)
     return SecondEffect(arms.name, record(change, change), p)

@@ -150,7 +150,7 @@ def _null_results(directory: RunDirectory, seed: int, rule: Rule) -> NullResults
     directions, wide = directory.read_record(NullDirections, seed), directory.read_record(WideNulls, seed)
     is_old = rule.version < VERSION
     rank = partial(version_4_wide_null, same_cosine=rule.same_cosine) if is_old else None
-    effects = wide_effects(wide, directions.nulls, rule.same_cosine, rule.min_draws or 0, rank)
+    effects = wide_effects(wide, directions.nulls, rule.same_cosine, rule.min_draws or 0, rank, rule.max_kl)
     spread = UNSET if is_old else spread_summary(directions.group_cosines)
     # Rules up to version 4 read the mean only, and recorded an interval for any number of prompts.
     shift = mean_kl(wide, least=1) if is_old else mean_kl(wide)
@@ -163,7 +163,7 @@ def _second(directory: RunDirectory, seed: int, nulls: NullResults, rule: Rule) 
         return UNSET
     wide = directory.read_record(WideNulls, seed)
     second = directory.read_record(SecondDirection, seed)
-    return second_summary(second, wide, nulls.nulls, rule.same_cosine, rule.min_draws or 0)
+    return second_summary(second, wide, nulls.nulls, rule.same_cosine, rule.min_draws or 0, rule.max_kl)
 
 
 def _aligned(nulls: NullResults, rule: Rule) -> set[NullDraw]:

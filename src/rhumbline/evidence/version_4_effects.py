@@ -36,10 +36,10 @@ def version_4_level_effects(levels: Levels, aligned: Collection[NullDraw]) -> tu
 
 def version_4_wide_null(change: float, draws: Draws, same_cosine: float | None) -> WideNull:
     """The rank of the direction's change among all draws of a family; in `p_apart` aligned draws do not reach it."""
-    unaligned = [moved if is_comparable(null.cosine, same_cosine) else -math.inf for moved, null in draws]
+    unaligned = [d.change if is_comparable(d.null.cosine, same_cosine) else -math.inf for d in draws]
     return replace(
         wide_null(change, draws, None, 0),
-        p=rank_p(change, [moved for moved, _ in draws]),
+        p=rank_p(change, [draw.change for draw in draws]),
         p_apart=rank_p(change, unaligned),
         floor=rank_floor(len(draws)),
         comparable=UNSET,

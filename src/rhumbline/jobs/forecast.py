@@ -5,6 +5,7 @@ have an expected number and an upper bound. All counts assume that a direction i
 prompt, and that every null family can be drawn. No stage runs here.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -206,12 +207,17 @@ def _draw_limit(protocol: Protocol) -> int:
 
 
 def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForecast]) -> StageForecast:
-    """All draws that can be needed, the arms of the direction, and the KL divergence of the ablation."""
+    """All draws that can be needed, the arms of the direction, and the KL divergence of the ablation.
+
+    A rule that bounds it measures that of the null draws that suppress as much: expected are as many as its bound on p.
+    """
     nulls = protocol.nulls
     draws = sum(nulls.total(family) for family in nulls.families)
     p, q = min(nulls.prompts, ep), min(nulls.prompts, en)
-    own = 2 * p + 3 * q + 2 * min(max(KL_PROMPTS, nulls.prompts), en)
-    return stage("wide nulls", own + (p + q) * draws, own + (p + q) * draws * _draw_limit(protocol))
+    kl, most = min(max(KL_PROMPTS, nulls.prompts), en), draws * _draw_limit(protocol)
+    own, rule = 2 * p + 3 * q + 2 * kl, protocol.rule
+    reaching, all_reach = (0, 0) if rule.max_kl is None else (1 + math.ceil(draws * (rule.max_p or 1)), 1 + most)
+    return stage("wide nulls", own + (p + q) * draws + reaching * kl, own + (p + q) * most + all_reach * kl)
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[StageForecast]:

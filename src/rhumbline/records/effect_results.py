@@ -129,7 +129,10 @@ class WideNull:
     comparable: int | UnsetType = UNSET
     """Draws that do not align with the direction. Absent in version 4."""
     beaten: int | UnsetType = UNSET
-    """Comparable draws that change the metric by at least as much as the direction. Absent in version 4."""
+    """Comparable draws that change the metric by at least as much as the direction and do not damage the model more
+    than the rule permits. Absent in version 4."""
+    damaging: int | UnsetType = UNSET
+    """Draws that change the metric as much and damage the model more; UNSET if none does."""
     p_apart: float | UnsetType = UNSET
     """Version 4 only: rank p in which aligned draws count as draws that do not reach the effect."""
     p_holm: float | UnsetType | None = UNSET

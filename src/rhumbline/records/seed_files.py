@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 from rhumbline.records.arms import ArmId
 from rhumbline.records.positions import Position
@@ -224,6 +224,9 @@ class WideRow(Struct, frozen=True, kw_only=True):
     side: Label = field(name="set")
     metric: tuple[float | None, ...]
     """Log-odds, six digits, in the order of `WideNulls.prompts`; None: not finite."""
+    kl: float | UnsetType | None = UNSET
+    """Mean KL divergence of a null draw's ablation on the negatives of `WideNulls.kl`, nats; None: unknown. Measured if
+    the draw changes the metric by at least as much as the direction."""
 
 
 @dataclass(frozen=True)

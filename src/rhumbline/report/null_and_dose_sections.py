@@ -56,22 +56,30 @@ def family_table(seed: SeedResult) -> Html:
     if not any(effect.families for effect in seed.wide):
         return Html()
     energy = page.tag("p", f"Energy of the direction at its site: {number(seed.energy, 3)}.")
-    holm = page.note(
+    about_holm = page.note(
         "Holm: p adjusted for all comparisons of the run. It is large with few draws, because p cannot be below its "
         "floor and many comparisons are adjusted. It matters if a reader picks one comparison. The rule requires all "
         "of them to reach its bound, so it needs no adjustment."
     )
-    head = ["Effect", "Family", "Draws", "Comparable", "Reach it", "Mean", "Largest", "p", "Floor", "Holm"]
+    head = ["Effect", "Family", "Draws", "Comparable", "Reach it", "Damaging", "Mean", "Largest", "p", "Floor", "Holm"]
     rows = []
     for effect in seed.wide:
         for family, null in effect.families.items():
             holm = null.p_holm if isinstance(null.p_holm, float) else None
-            counts = (null.draws, *("—" if n is UNSET else n for n in (null.comparable, null.beaten)))
+            counts = (
+                null.draws,
+                *("—" if n is UNSET else n for n in (null.comparable, null.beaten)),
+                0 if null.damaging is UNSET else null.damaging,
+            )
             ranks = (null.p, null.floor, holm, null.cosine, null.energy)
             effects = number(null.mean), number(null.max)
             rows.append([effect.name, family, *counts, *effects, *(number(value, 3) for value in ranks)])
+    about_damage = page.note(
+        "Damaging: draws that suppress as much as the direction, with a KL divergence on negatives above the bound of "
+        "the rule and above that of the direction. They do not count as draws that reach the effect."
+    )
     table = page.table([*head, "Largest |cosine|", "Energy"], rows, left=2)
-    return page.join([page.tag("h3", "Ranks among the wide nulls"), table, holm, energy])
+    return page.join([page.tag("h3", "Ranks among the wide nulls"), table, about_damage, about_holm, energy])
 
 
 def _wide_chart(seeds: Sequence[SeedResult], name: EffectName) -> Chart | None:

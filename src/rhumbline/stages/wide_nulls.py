@@ -6,16 +6,21 @@ after the first; its rank p is valid and above the bound (Besag and Clifford 199
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
+
+from msgspec import UNSET, structs
 
 from rhumbline.evidence.compared_arms import EFFECTS
-from rhumbline.evidence.metric_effects import families_below_bound
+from rhumbline.evidence.metric_effects import families_below_bound, metric_changes
+from rhumbline.evidence.statistics import finite_or_none
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.records.arms import ABLATION, ArmId
 from rhumbline.records.seed_files import NullDirections, WideNulls, WideRow
-from rhumbline.records.shared import ByLabel
+from rhumbline.records.shared import ByLabel, NullDirection
+from rhumbline.records.verdict_rule import Rule
 from rhumbline.stages.metric_samples import Sample, sample, samples, six_digits
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import NULLS_PER_JOB, JobKind, SeedJobs, spans
@@ -39,6 +44,8 @@ class WideRequest:
     """None: baseline, ablation and addition of the direction, and the KL divergence of the ablation."""
     nulls: tuple[int, ...] = ()
     """Indices of the null directions, in the order of nulls.json."""
+    damage: bool = False
+    """The KL divergence of their ablations on negatives, instead of the metric."""
 
 
 def measure_wide_nulls(run: SeedRun, jobs: SeedJobs) -> WideNulls:
@@ -49,9 +56,9 @@ def measure_wide_nulls(run: SeedRun, jobs: SeedJobs) -> WideNulls:
     interim = plan.interim if rule.max_p is not None else 0
     (own,) = jobs.request(WIDE_JOB, [WideRequest()])
     early = [i for i, null in enumerate(run.nulls) if not interim or null.draw < interim]
-    first = own.with_rows(_rows(jobs, dict.fromkeys(LABELS, early)))
-    planned = {family: plan.total(family) for family in plan.families}
     nulls = run.artefacts.read(NullDirections).nulls
+    first = _with_damage(own.with_rows(_rows(jobs, dict.fromkeys(LABELS, early))), nulls, rule, jobs)
+    planned = {family: plan.total(family) for family in plan.families}
     stopped = families_below_bound(first, nulls, rule, planned) if interim else ()
     others: dict[Label, list[int]] = {
         effect.label: [
@@ -61,7 +68,7 @@ def measure_wide_nulls(run: SeedRun, jobs: SeedJobs) -> WideNulls:
         ]
         for effect in EFFECTS
     }
-    whole = first.with_rows(_rows(jobs, others))
+    whole = _with_damage(first.with_rows(_rows(jobs, others)), nulls, rule, jobs)
     for s in stopped:
         log.info("%s: %s stops after %d draws, because its rank cannot meet the rule", s.effect, s.family, s.draws)
     order = {label: i for i, label in enumerate(LABELS)}
@@ -79,6 +86,24 @@ def _rows(jobs: SeedJobs, nulls: Mapping[Label, Sequence[int]]) -> list[WideRow]
     return [row for part in jobs.request(WIDE_JOB, requests) for row in part.rows] if requests else []
 
 
+def _with_damage(wide: WideNulls, nulls: Sequence[NullDirection], rule: Rule, jobs: SeedJobs) -> WideNulls:
+    """The same with the KL divergence of every null draw that suppresses as much as the direction."""
+    suppression = EFFECTS[0]
+    changes = metric_changes(wide, nulls, suppression)
+    if rule.max_kl is None or changes is None:
+        return wide
+    change = float((changes.base - changes.own).mean())
+    reaching = {draw.null.null_draw for draws in changes.families.values() for draw in draws if draw.change >= change}
+    known = {row.arm.null_draw for row in wide.rows if row.kl is not UNSET}
+    wanted = [i for i, null in enumerate(nulls) if null.null_draw in reaching - known]
+    requests = [
+        WideRequest(suppression.label, tuple(wanted[span.first : span.end]), damage=True)
+        for span in spans(len(wanted), NULLS_PER_JOB)
+    ]
+    kl = {row.arm: row.kl for part in jobs.request(WIDE_JOB, requests) for row in part.rows} if requests else {}
+    return replace(wide, rows=tuple(structs.replace(row, kl=kl.get(row.arm, row.kl)) for row in wide.rows))
+
+
 # -- one job ----------------------------------------------------------------------------------------------------------
 
 
@@ -90,10 +115,14 @@ def _measure(run: SeedRun, prompts: ByLabel[Sample], request: WideRequest) -> Wi
     """The metric of the arms of one request."""
     if request.side is None:
         rows = [row for label in LABELS for row in _of_arms(run, label, prompts[label], run.arms.wide(label))]
-        return WideNulls({label: tuple(prompts[label].ids) for label in LABELS}, tuple(rows), _kl(run))
+        (kl,) = _kl(run, [ABLATION])
+        return WideNulls({label: tuple(prompts[label].ids) for label in LABELS}, tuple(rows), kl)
     nulls = [run.nulls[i] for i in request.nulls]
     kind = next(effect.arm.kind for effect in EFFECTS if effect.label == request.side)
     arms = [ArmId.null(null.family, null.draw, kind) for null in nulls]
+    if request.damage:
+        rows = zip(arms, _kl(run, arms), strict=True)
+        return WideNulls({}, tuple(WideRow(arm=arm, side=request.side, metric=(), kl=_mean(kl)) for arm, kl in rows))
     return WideNulls({}, tuple(_of_arms(run, request.side, prompts[request.side], arms)))
 
 
@@ -103,20 +132,26 @@ def _of_arms(run: SeedRun, label: Label, prompts: Sample, ids: Iterable[ArmId]) 
     return [WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)]
 
 
-def _kl(run: SeedRun) -> tuple[float | None, ...]:
-    """KL divergence of the ablation on negatives; None for one that shows the behaviour at baseline.
+def _kl(run: SeedRun, ids: Sequence[ArmId]) -> list[tuple[float | None, ...]]:
+    """KL divergence of every ablation on negatives; None for one that shows the behaviour at baseline.
 
     The loss of the behaviour there is an effect, not damage.
     """
     scorer = run.scorer("wide nulls")
     sequences = sample(run, "negative", max(KL_PROMPTS, run.protocol.nulls.prompts)).sequences
     baseline = scorer.baseline(sequences)
-    (divergence,) = scorer.kl(sequences, [run.arms.arm(ABLATION)], baseline)
-    values = six_digits(divergence)
+    divergences = [six_digits(values) for values in scorer.kl(sequences, [run.arms.arm(i) for i in ids], baseline)]
     if isinstance(scorer.metric, PairedLogOdds):
-        return values
+        return list(divergences)
     before = scorer.metric(baseline).tolist()
-    return tuple(k if b <= RARELY_SHOWN else None for k, b in zip(values, before, strict=True))
+    return [
+        tuple(k if b <= RARELY_SHOWN else None for k, b in zip(values, before, strict=True)) for values in divergences
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return finite_or_none(float(f"{fmean(known):.6g}")) if known else None
 
 
 WIDE_JOB = JobKind("wide", WideRequest, WideNulls, _prepare)

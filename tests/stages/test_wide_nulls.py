@@ -1,0 +1,58 @@
+"""Which null draws have the KL divergence of their ablation measured."""
+
+from dataclasses import replace
+
+from msgspec import UNSET
+
+from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
+from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
+from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import WideNulls, WideRow
+from rhumbline.records.shared import NullDirection
+from rhumbline.stages.wide_nulls import _with_damage
+
+NULLS = [NullDirection("top-pc", d, cosine=0.0, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
+
+
+def row(arm, value, kl=UNSET):
+    return WideRow(arm=arm, side="positive", metric=(value, value), kl=kl)
+
+
+def of_draw(d):
+    return ArmId.null("top-pc", d, ArmKind.ABLATION)
+
+
+class Jobs:
+    """Answers with a divergence of 0.5, and keeps the indices that were asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def request(self, kind, requests):
+        self.asked += [i for request in requests for i in request.nulls]
+        assert all(request.damage for request in requests)
+        return [
+            WideNulls({}, tuple(WideRow(arm=of_draw(i), side="positive", metric=(), kl=0.5) for i in request.nulls))
+            for request in requests
+        ]
+
+
+def test_the_damage_of_draws_that_reach_the_suppression_is_measured_once():
+    rows = [
+        row(BASELINE, 5.0),
+        row(ABLATION, -5.0),
+        row(of_draw(0), -4.9),
+        row(of_draw(1), -5.0),
+        row(of_draw(2), -7.0),
+    ]
+    rows.append(row(of_draw(3), -6.0, kl=0.1))  # measured in an earlier round
+    wide, jobs = WideNulls({"positive": ("a", "b")}, tuple(rows), kl=(0.0,)), Jobs()
+    found = _with_damage(wide, NULLS, RHUMBLINE, jobs)
+    assert jobs.asked == [1, 2]
+    assert {r.arm.draw: r.kl for r in found.rows if r.arm.is_null} == {0: UNSET, 1: 0.5, 2: 0.5, 3: 0.1}
+    assert replace(found, rows=()) == replace(wide, rows=())
+    assert [r.metric for r in found.rows] == [r.metric for r in wide.rows]
+    for rule in (BLOG2026, replace(RHUMBLINE, max_kl=None)):
+        none = Jobs()
+        assert _with_damage(wide, NULLS, rule, none) == wide
+        assert none.asked == []
