@@ -6,6 +6,7 @@ import pytest
 
 from rhumbline.cli import parser
 from rhumbline.cli.next_steps import print_after
+from rhumbline.records.edit_file import FILE as EDIT
 
 DECIDE_THEMSELVES = {"run", "demo", "reproduce", "label", "select"}
 """Commands whose next steps depend on their results; `select` prints JSON only."""
@@ -52,6 +53,15 @@ def test_a_command_can_be_copied_whole(capsys):
     out = "/a/long/directory/with a space/" + "x" * 90
     print_after(arguments(name, leaf, out=out))
     assert f"        rhumbline play '{out}'\n" in capsys.readouterr().err
+
+
+def test_a_pushed_edit_is_used_as_a_model_and_a_direction_as_one(capsys, tmp_path):
+    name, leaf = COMMANDS["push"]
+    print_after(arguments(name, leaf, source=str(tmp_path), repository="o/n"))
+    assert "rhumbline chat MODEL --direction hf:o/n" in capsys.readouterr().err
+    (tmp_path / EDIT).write_text("{}")
+    print_after(arguments(name, leaf, source=str(tmp_path), repository="o/n"))
+    assert "rhumbline play o/n" in capsys.readouterr().err
 
 
 def test_a_run_after_discover_has_the_contrast_of_the_command(capsys):

@@ -97,6 +97,16 @@ def test_uniqueness_is_shown_if_the_best_second_direction_by_both_searches_fails
         assert unique.value == 0.1
 
 
+@pytest.mark.parametrize(("low", "state"), [(0.6, SHOWN), (0.4, UNDECIDED)])
+def test_a_second_direction_that_fails_shows_nothing_where_the_first_is_not_shown(low, state):
+    """Where the additions of the run are too small for the first direction, they are for a second one too."""
+    fails = second(induction=0.1, source="gradient", independence=(0.0, 0.01))
+    first = with_effects(known(), relative=RelativeChange(value=0.7, low=low, high=0.8, n=100))
+    unique = claim(UNIQUE, replace(first, second=fails))
+    assert unique.state is state
+    assert unique.reasons[0].code is (VerdictCode.SECOND_EFFECT if state is SHOWN else VerdictCode.FIRST_NOT_SHOWN)
+
+
 def test_no_second_candidate_leaves_uniqueness_undecided():
     unique = claim(UNIQUE, replace(known(), second=SecondSummary(None, 0)))
     assert (unique.state, unique.value) == (UNDECIDED, None)

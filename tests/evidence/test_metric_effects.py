@@ -56,6 +56,13 @@ def test_a_draw_in_which_nothing_was_selected_reaches_nothing_and_is_counted():
     assert selected.families["top-pc"].p == 1.0
 
 
+def test_an_aligned_draw_in_which_nothing_was_selected_is_counted():
+    """Alignment leaves out draws that found the direction again; one without a candidate found none."""
+    aligned = [replace(null, cosine=0.9, passed=null.draw > 1) for null in NULLS]
+    (effect,) = wide_effects(wide(nulls=(-9.0,) * 4), aligned, same_cosine=0.5)
+    assert (effect.families["top-pc"].comparable, effect.families["top-pc"].beaten) == (2, 0)
+
+
 def with_kl(evidence, *kl):
     """The same with the KL divergence of the draws, by draw."""
     of = {ArmId.null("top-pc", d, ArmKind.ABLATION): value for d, value in enumerate(kl)}

@@ -37,6 +37,11 @@ def test_every_model_of_the_paper_has_the_tokens_of_its_family(published):
         ("llama", "Llama-30b", None),
         ("mistral", "Llama-3-merge", None),
         ("qwen2", "organism:refusal", None),
+        # Models that were trained further on outputs or data of others, and say so after their own name.
+        ("qwen2", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", None),
+        ("llama", "NousResearch/Hermes-2-Pro-Llama-3-8B", None),
+        ("gemma2", "a-merge-of-gemma", None),
+        ("llama", "meta-llama/Meta-Llama-3-8B-Instruct", "Llama 3"),
     ],
 )
 def test_a_family_is_recognised_by_type_and_name(model_type, name, family):

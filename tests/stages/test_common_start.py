@@ -167,6 +167,16 @@ def test_a_second_choice_before_refusals_is_a_refusal_token(family_model):
     assert found.threshold == 0  # 0.75 before refusals
 
 
+def test_a_second_choice_that_starts_more_answers_than_refusals_is_no_refusal_token(family_model):
+    complied = ["Unfortunately", "Unfortunately"]
+    texts = [f"Sorry, no {i}." for i in range(6)] + [f"{c} {i} rivers." for i, c in enumerate(complied)]
+    texts += [f"The sea {i}." for i in range(8)]
+    runner = Torn(family_model("llama"), texts=tuple(texts))
+    tokens = FirstTokens(runner, CHAT, [[i] for i in range(8)], [[i] for i in range(8, 16)], None)
+    found = tokens.of_completions(JUDGE, 64)
+    assert [t.id for t in found.tokens] == [ids_of("Sorry")[0]]
+
+
 # -- the metric and KL after it
 
 

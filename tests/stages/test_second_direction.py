@@ -5,6 +5,8 @@ import torch
 
 from rhumbline import preset
 from rhumbline.inference.interventions import Direction
+from rhumbline.inference.runner import Runner
+from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.settings import AblationSettings
@@ -55,6 +57,16 @@ class Run(SeedRun):
 
     def kept_sequences(self, split):
         return [[1]], [[2]]
+
+
+def test_a_paired_metric_has_no_candidates_by_gradient():
+    """It has no tangents, so its screen is exact as well."""
+
+    class Paired(Run):
+        def scorer(self, stage):
+            return Scorer(object.__new__(Runner), object.__new__(PairedLogOdds))
+
+    assert second_direction._by_gradient(Paired(preset("rhumbline")), FIRST) == []
 
 
 def test_it_is_scored_with_the_spared_tokens_of_the_run(monkeypatch):

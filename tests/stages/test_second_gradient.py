@@ -14,7 +14,7 @@ from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.organisms.planted import Planted, build
-from rhumbline.stages.second_gradient import CANDIDATES, gradient_candidates, largest
+from rhumbline.stages.second_gradient import CANDIDATES, _changes, gradient_candidates, largest
 
 N = 24
 
@@ -78,6 +78,28 @@ def test_neither_the_input_nor_the_output_of_a_single_direction_is_a_second_one(
         assert abs(float(vector @ model.direction.vector)) < 1e-5
         for sign in (1, -1):
             assert model.rates(sign * vector)[1] < 0.5, "a vector that depends on the direction induces"
+
+
+def test_repeated_constraints_exclude_no_further_vector():
+    form = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    once = torch.eye(4)[:1]
+    assert len(largest(form, once, 4)) == 3
+    assert len(largest(form, once.repeat(3, 1), 4)) == 3
+    torch.testing.assert_close(largest(form, once.repeat(3, 1), 1).abs(), torch.eye(4)[1:2])
+
+
+def test_an_ablation_that_spares_every_token_changes_no_cosine(planted_model):
+    model = planted_model(effect=1.2)
+    pair = torch.stack([model.direction.vector, model.axes[0]])
+    arguments = model.scorer.runner, pair, model.direction.position, model.positive[N:]
+    everything = max(map(len, model.positive))
+    assert torch.tensor(cosine_changes(*arguments, everything)).abs().max() == 0
+    assert torch.tensor(cosine_changes(*arguments)).abs().max() > 0.1
+    # The same in the constraints of the search: nothing is written under such an ablation.
+    none = _changes(model.scorer.runner, model.positive[:4], Ablate(model.direction, spared=everything))
+    some = _changes(model.scorer.runner, model.positive[:4], Ablate(model.direction))
+    assert none.norm() == 0
+    assert some.norm() > 0.1
 
 
 def test_a_product_of_two_axes_has_one_direction_that_induces(planted_model):

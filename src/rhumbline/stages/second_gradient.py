@@ -57,7 +57,8 @@ def largest(
 
 def _without(form: Float[Tensor, "d_model d_model"], fixed: Tensor) -> Float[Tensor, "d_model d_model"]:
     """The form on the orthogonal complement of some vectors; zero on their span."""
-    q = torch.linalg.qr(fixed.T).Q
+    _, values, rows = torch.linalg.svd(fixed, full_matrices=False)
+    q = rows[values > 1e-6 * values[0]].T  # a basis of the span, also of rows that depend on one another
     form = form - q @ (q.T @ form)
     return form - (form @ q) @ q.T
 
