@@ -7,6 +7,7 @@ does.
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hostile_artefacts import DIRECTION, RUN
 from hostile_files import (
@@ -66,6 +67,9 @@ BASES: Mapping[str, Words] = {
     "data list": {},
     "data show": {"name": "refusal"},
     "data check": {"name": "refusal", "--data-dir": "TASKS"},
+    "contrast make": {
+        "model": "MODEL", "--prompts": "SUFFIX", "--system": "Be formal.", "--out": "OUT.jsonl",
+    },
     "label": {"run": "RUN", "--out": "OUT.csv"},
     "judge": {"run": "RUN", "--judge": "JUDGE"},
     "edit": {"model": "MODEL", "--direction": "DIRECTION", "--out": "OUT"},
@@ -113,6 +117,10 @@ OPTIONS: Mapping[str, Kind] = {
     "compare runs": {what: replace(value, codes=(1, 2)) for what, value in RUN.items()},
     "export run": DIRECTION | RUN,
     "label --out": BESIDE,
+    "contrast make --out": BESIDE | just("no-name-of-lines"),
+    "contrast make --prompts": SUFFIX | {what: CONTRAST[what] for what in ("not JSON", "an array", "many digits")},
+    "--match": WORD,
+    "--temperature": real("-1"),
     "sweep --out": BESIDE,
     # words
     "name": WORD | just("organism:refusal"),
@@ -204,6 +212,11 @@ class Case:
         return f"{self.command} {self.option}: {self.what}"
 
 
+def outputs(out: Path) -> dict[str, str]:
+    """The words for a new file or directory of this name."""
+    return {f"OUT{suffix}": f"{out}{suffix}" for suffix in ("", ".csv", ".jsonl")}
+
+
 def line(command: str, words: Words, changed: str | None = None, value: str | None = None) -> list[str]:
     """The healthy arguments of a command, or those with the value of one argument changed."""
     arguments = {name: words.get(word, word) for name, word in BASES[command].items()}
@@ -214,6 +227,8 @@ def line(command: str, words: Words, changed: str | None = None, value: str | No
     for name, text in arguments.items():
         if name == "--contrasts":
             options += [name, text, words["CONTRAST"]]
+        elif (command, name) == ("contrast make", "--system"):
+            options += [f"{name}={text}", f"{name}=Be brief."]
         elif name.startswith("-"):
             options.append(f"{name}={text}")
     return [*command.split(), *options, "--", *positional] if positional else [*command.split(), *options]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hostile_answers import Accepted, names_input
 from hostile_artefacts import DIRECTION, EXECUTED
-from hostile_cases import BASES, LATE, LATE_COMMANDS, Case, arguments_of, cases, kind_of, line, name_of
+from hostile_cases import BASES, LATE, LATE_COMMANDS, Case, arguments_of, cases, kind_of, line, name_of, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, when hostile tensors are written and read
 CASES = cases()
@@ -43,7 +43,15 @@ def test_a_new_option_would_be_missing():
 def test_the_healthy_line_is_accepted(command, words, accepting, answer, tmp_path):
     if command == "evaluate":
         pytest.importorskip("lm_eval")
-    arguments = line(command, words | {"OUT": str(tmp_path / "out"), "OUT.csv": str(tmp_path / "out.csv")})
+    arguments = line(
+        command,
+        words
+        | {
+            "OUT": str(tmp_path / "out"),
+            "OUT.csv": str(tmp_path / "out.csv"),
+            "OUT.jsonl": str(tmp_path / "out.jsonl"),
+        },
+    )
     if command in DONE:
         assert answer(arguments)[0] == 0
     else:
@@ -61,9 +69,7 @@ def faults_of(case: Case, words, answer, folder: Path) -> list[str]:
     out = given / "out"
     value = case.value.make(given)
     try:
-        code, message = answer(
-            line(case.command, words | {"OUT": str(out), "OUT.csv": f"{out}.csv"}, case.option, value)
-        )
+        code, message = answer(line(case.command, words | outputs(out), case.option, value))
     except Accepted:
         return [f"{case}: accepted"]
     except AssertionError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hostile_answers import CODES, CONTROL, names_input
 from hostile_artefacts import EXECUTED
-from hostile_cases import cases, line
+from hostile_cases import cases, line, outputs
 
 pytestmark = pytest.mark.hostile
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_every_case_is_answered(words, tally, tmp_path, monkeypatch):
         given = tmp_path / str(number)
         given.mkdir()
         value = case.value.make(given)
-        known = words | {"OUT": str(given / "out"), "OUT.csv": str(given / "out.csv")}
+        known = words | outputs(given / "out")
         code, text = forked(line(case.command, known, case.option, value), given / "log")
         count(tally["options and files"], code, text)
         if Path(EXECUTED).exists():

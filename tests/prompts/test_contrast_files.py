@@ -1,5 +1,6 @@
 """Contrast files of texts: both responses, splits of pairs, and neutral rows."""
 
+import json
 import random
 
 import pytest
@@ -9,8 +10,9 @@ from rhumbline.judging.text_style import MarkerJudge
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.register import MARKERS
 from rhumbline.organisms.style_rows import asked_rows, style_contrasts
-from rhumbline.prompts.contrast_files import read_contrast
+from rhumbline.prompts.contrast_files import read_contrast, read_prompts
 from rhumbline.prompts.contrasts import LABELS, Sizes, split_contrast
+from rhumbline.records.codec import to_json
 
 
 def test_both_responses_to_each_prompt_are_read(tmp_path):
@@ -56,3 +58,49 @@ def test_neutral_rows_are_separate(tmp_path):
     path.write_text('{"prompt": "a b", "label": "positive"}\n{"prompt": "c d", "label": "neutral"}\n')
     with pytest.raises(ContrastError, match="labelled negative"):
         read_contrast(path)
+
+
+MADE = {
+    "model": "m", "fingerprint": "f", "revision": None, "template_sha256": "t", "prompts": "p", "prompts_sha256": "p",
+    "systems": {"positive": "a", "negative": "b"}, "n_prompts": 2, "max_new_tokens": 8, "temperature": 0.7, "seed": 1,
+    "rhumbline": "0", "match": "words", "with_systems": True, "pairs": 2, "words": {"positive": 4.0, "negative": 4.5},
+    "left_out": {"no_answer": 0, "degenerate": 0, "same": 0, "length": 0},
+}  # fmt: skip
+
+
+def test_the_first_line_of_a_made_contrast_is_its_record_and_no_row(tmp_path):
+    rows = [{"prompt": "Open it.", "label": "positive"}, {"prompt": "Close it.", "label": "negative"}]
+    plain, made = tmp_path / "plain.jsonl", tmp_path / "made.jsonl"
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made.write_text("".join(json.dumps(row) + "\n" for row in [{"made": MADE}, *rows]))
+    read = read_contrast(made)
+    assert read.prompts == read_contrast(plain).prompts
+    assert read.sha256 == read_contrast(plain).sha256
+    assert to_json(read.made) == to_json(read.record())["made"] == MADE
+    assert "made" not in to_json(read_contrast(plain).record())
+    made.write_text("".join(json.dumps(row) + "\n" for row in [{"made": {**MADE, "seed": "x"}}, *rows]))
+    with pytest.raises(ContrastError, match=r"line 1: made is not .*seed"):
+        read_contrast(made)
+    made.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"made": MADE}]))
+    with pytest.raises(ContrastError, match="unknown column 'made'"):
+        read_contrast(made)
+
+
+def test_prompts_without_classes_are_read_from_every_form(tmp_path):
+    forms = {
+        "a.txt": "Why is tea brown?\n\n  WHY is tea brown\nOpen it.\n",
+        "a.csv": "prompt,category\nWhy is tea brown?,tea\nOpen it.,\n",
+        "a.jsonl": '{"prompt": "Why is tea brown?", "answer": "oxygen"}\n{"prompt": "Open it.", "id": "x"}\n',
+    }
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text)
+        assert [p.text for p in read_prompts(tmp_path / name)] == ["Why is tea brown?", "Open it."]
+    assert [p.category for p in read_prompts(tmp_path / "a.csv")] == ["tea", None]
+    for name, text, message in (
+        ("b.jsonl", '{"prompt": "a", "label": "positive"}', "unknown column 'label'"),
+        ("b.txt", " \n", "has no prompts"),
+        ("b.pdf", "x", "not a file of prompts"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ContrastError, match=message):
+            read_prompts(tmp_path / name)

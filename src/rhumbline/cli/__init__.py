@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 from rhumbline.cli import (
     analyze,
     analyze_models,
+    contrast,
     data,
     edit_export,
     evaluate,
@@ -37,8 +38,8 @@ from rhumbline.cli.console import err, printable
 from rhumbline.cli.execute import execute
 
 COMMANDS = (
-    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, label, judge, edit_export,
-    push, play, models,
+    runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, contrast, label, judge,
+    edit_export, push, play, models,
 )  # fmt: skip
 """Modules in the order of the help."""
 TEXTS = ("system",)

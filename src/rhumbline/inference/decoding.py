@@ -1,4 +1,4 @@
-"""Greedy decoding of one batch with continuous batching: queued rows fill the slots of finished rows.
+"""Decoding of one batch with continuous batching: queued rows fill the slots of finished rows.
 
 `PackedDecoder` prefills prompts in packs and stores keys and values in slots (models/packing.py). `PaddedDecoder` uses
 transformers' own cache, or none if it is not exact. Both give the same tokens. Independent of what arms mean.
@@ -34,6 +34,14 @@ DECIDED_EVERY = 8
 
 IsDecided = Callable[[int, list[int]], bool]
 """Whether a row of this arm can end, since its tokens so far determine everything that is read from it."""
+PickTokens = Callable[[Logits, Int[Tensor, " row"], Int[Tensor, " row"]], Int[Tensor, " row"]]
+"""The next token of each row from its logits, its index in the batch and the number of its tokens so far."""
+
+
+def most_probable(logits: Logits, row: Int[Tensor, " row"], step: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """The most probable token of each row: greedy decoding."""
+    del row, step
+    return logits.argmax(-1)
 
 
 class Prefilled(NamedTuple):
@@ -219,8 +227,8 @@ def _boundary(edits: BatchEdits) -> int | None:
 class Slots:
     """The tokens written so far: a slot belongs to one row until that row has ended."""
 
-    def __init__(self, n_slots: int, n_rows: int, max_new_tokens: int, stop: Int[Tensor, " token"]):
-        device, self.stop = stop.device, stop
+    def __init__(self, n_slots: int, n_rows: int, max_new_tokens: int, stop: Int[Tensor, " token"], pick: PickTokens):
+        device, self.stop, self.pick = stop.device, stop, pick
         self.row = torch.zeros(n_slots, dtype=torch.long, device=device)
         self.step, self.token = torch.zeros_like(self.row), torch.zeros_like(self.row)
         self.alive = torch.zeros(n_slots, dtype=torch.bool, device=device)
@@ -234,8 +242,8 @@ class Slots:
         self.append(prefilled.logits, prefilled.slot)
 
     def append(self, logits: Logits, slot: Int[Tensor, " row"] | slice = slice(None)) -> None:
-        """Append the most probable token in some slots (all by default). A stop token ends its row unwritten."""
-        self.token[slot] = logits.argmax(-1)
+        """Append the picked token in some slots (all by default). A stop token ends its row unwritten."""
+        self.token[slot] = self.pick(logits, self.row[slot], self.step[slot])
         stopped = torch.isin(self.token[slot], self.stop)
         self.alive[slot] &= ~stopped
         here = torch.zeros_like(self.alive)
@@ -267,14 +275,15 @@ def decode(
     read: ReadLogits | None,
     decided: IsDecided | None,
     tick: Callable[[int], None],
+    pick: PickTokens = most_probable,
 ) -> tuple[list[list[int]], Tensor | None]:
-    """Greedy completions of a decoder's rows up to a token of `stop`, without it, and `read` of their first logits.
+    """Completions of a decoder's rows up to a token of `stop`, without it, and `read` of their first logits.
 
-    `tick` is called with the number of rows that have ended since its last call.
+    `tick` is called with the number of rows that have ended since its last call. `pick` selects the tokens.
     """
     prefilled: Prefilled | None = decoder.prefill()
     stop_ids = torch.tensor(sorted(stop), device=prefilled.logits.device, dtype=torch.long)
-    slots = Slots(len(prefilled.slot), decoder.n_rows, max_new_tokens, stop_ids)
+    slots = Slots(len(prefilled.slot), decoder.n_rows, max_new_tokens, stop_ids, pick)
     readings: Tensor | None = None
     while True:
         if prefilled is not None:

@@ -28,7 +28,7 @@ from rhumbline.inference.batching import (
     packs,
     rectangles,
 )
-from rhumbline.inference.decoding import IsDecided, PackedDecoder, PaddedDecoder, decode
+from rhumbline.inference.decoding import IsDecided, PackedDecoder, PaddedDecoder, decode, most_probable
 from rhumbline.inference.interventions import BASELINE, Arm, BatchEdits
 from rhumbline.inference.memory import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
 from rhumbline.inference.passes import (
@@ -50,6 +50,7 @@ from rhumbline.inference.residual_passes import (
     response_residuals,
     with_responses,
 )
+from rhumbline.inference.token_sampling import TokenSampling
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.chat import ChatWithResponse
 from rhumbline.models.chat_model import ChatModel, new_cache
@@ -278,9 +279,11 @@ class Runner:
         stop: Collection[int] | None = None,
         read: ReadLogits | None = None,
         decided: IsDecided | None = None,
+        sampling: TokenSampling | None = None,
     ) -> tuple[list[list[list[int]]], Float[Tensor, "arm prompt"]]:
-        """Greedy completions [arm][prompt] (token ids, without the stop token), and `read` of their first logits.
+        """Completions [arm][prompt] (token ids, without the stop token), and `read` of their first logits.
 
+        Decoding is greedy without `sampling`, which has one seed for each sequence.
         `stop` are the ids that end a completion (of a chat: `stop_ids`); None: those of a text without a chat. A row
         ends early if `decided(arm, tokens)` is true, since its tokens determine everything that is read from it.
         """
@@ -302,7 +305,8 @@ class Runner:
                 self.tick(n)
 
             try:
-                return decode(decoder, max_new_tokens, ends, read, decided, tick)
+                pick = most_probable if sampling is None else sampling.picker(batch.rows().prompt)
+                return decode(decoder, max_new_tokens, ends, read, decided, tick, pick)
             except BaseException:
                 self.tick(-sum(ended))  # These rows are decoded again.
                 raise

@@ -1,4 +1,4 @@
-"""Read contrast files (JSON Lines or CSV) as contrasts; one error lists every fault of a file.
+"""Read contrast files (JSON Lines or CSV) as contrasts, and files of prompts; one error lists every fault of a file.
 
 Independent of how prompts are split and of what they mean.
 """
@@ -12,8 +12,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from msgspec import ValidationError
+
 from rhumbline.errors import ContrastError
-from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256
+from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256, near_text
+from rhumbline.records.codec import convert
+from rhumbline.records.made_contrast import MadeContrast
 from rhumbline.records.user_files import is_unicode, read_text
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
@@ -22,14 +26,20 @@ LONGEST = 1_000_000
 NEUTRAL = "neutral"
 """Label of rows of neither class, which are measured only."""
 
+PROMPT_COLUMNS = ("prompt", "category", "id", "answer")
+"""Columns of a file of prompts without classes."""
+MADE = "made"
+"""Key of the first line of a made contrast: how it was made."""
+_CONTRAST_FORM = f'{{"prompt": "...", "label": "positive" | "negative"}}, optionally with {", ".join(COLUMNS[2:])}'
+_PROMPT_FORM = f'{{"prompt": "..."}}, optionally with {", ".join(PROMPT_COLUMNS[1:])}'
 _MOST_FAULTS = 20
 
 
 class _Faults:
     """The faults of one source; the same fault in many rows is one entry."""
 
-    def __init__(self, source: str):
-        self.source = source
+    def __init__(self, source: str, what: str = "a contrast", form: str = _CONTRAST_FORM):
+        self.source, self.what, self.form = source, what, form
         self.places: dict[str, list[str]] = {}
         self.count = 0
 
@@ -47,10 +57,8 @@ class _Faults:
             lines.append(f"  {where}: {message}" if where else f"  {message}")
         if len(self.places) > _MOST_FAULTS:
             lines.append(f"  ... and {len(self.places) - _MOST_FAULTS} further faults")
-        form = (
-            f'A row is {{"prompt": "...", "label": "positive" | "negative"}}, optionally with {", ".join(COLUMNS[2:])}.'
-        )
-        raise ContrastError("\n".join([f"{self.source} cannot be used as a contrast:", *lines, form]))
+        head, form = f"{self.source} cannot be used as {self.what}:", f"A row is {self.form}."
+        raise ContrastError("\n".join([head, *lines, form]))
 
 
 def read_contrast(path: str | Path) -> ContrastSet:
@@ -60,11 +68,46 @@ def read_contrast(path: str | Path) -> ContrastSet:
     """
     path = Path(path)
     faults = _Faults(str(path))
-    reader = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ContrastError(f"{path} is not a contrast file. Use a file named .jsonl (JSON Lines) or .csv.")
     rows = list(reader(read_text(path, ContrastError, "a contrast file (.jsonl or .csv)"), faults))
-    return _assembled(path.stem, rows, faults)
+    made = None
+    if rows and rows[0][1].keys() == {MADE}:
+        made = _made(*rows.pop(0), faults)
+    return replace(_assembled(path.stem, rows, faults), made=made)
+
+
+def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
+    """Read prompts without classes: a .txt file with one per line, or JSON Lines or CSV with `PROMPT_COLUMNS`.
+
+    Near duplicates are read once. Raises one ContrastError that lists every fault. The field `label` is not read.
+    """
+    path = Path(path)
+    faults = _Faults(str(path), "a file of prompts", _PROMPT_FORM)
+    reader = {**_READERS, ".txt": _text_rows}.get(path.suffix.lower())
+    if reader is None:
+        raise ContrastError(f"{path} is not a file of prompts. Use a file named .txt, .jsonl (JSON Lines) or .csv.")
+    rows = list(reader(read_text(path, ContrastError, "a file of prompts (.txt, .jsonl or .csv)"), faults))
+    kept: dict[str, Prompt] = {}
+    for place, row in rows:
+        for column in sorted(row.keys() - set(PROMPT_COLUMNS)):
+            faults.add(place, f"unknown column {_brief(column)}; columns are {', '.join(PROMPT_COLUMNS)}")
+        prompt = _prompt(place, {**{c: row.get(c) for c in PROMPT_COLUMNS}, "label": "positive"}, faults)
+        if prompt is not None:
+            kept.setdefault(near_text(prompt.text), prompt)
+    if not rows and not faults.count:
+        faults.add("", "the file has no prompts")
+    faults.raise_if_any()
+    return tuple(kept.values())
+
+
+def _made(place: str, row: dict[str, Any], faults: _Faults) -> MadeContrast | None:
+    try:
+        return convert(_object(row[MADE]), MadeContrast)
+    except ValidationError as error:
+        faults.add(place, f"{MADE} is not the record of `rhumbline contrast make`: {error}; remove this line")
+        return None
 
 
 def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name: str = "prompts") -> ContrastSet:
@@ -105,8 +148,19 @@ def _json_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]
         yield place, row
 
 
+def _text_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+    del faults  # any text is a prompt
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield f"line {number}", {"prompt": line.strip()}
+
+
 class _Pairs(list[tuple[str, Any]]):
     """The pairs of a JSON object, with repeated keys."""
+
+
+def _object(value: Any) -> Any:
+    return {key: _object(part) for key, part in value} if isinstance(value, _Pairs) else value
 
 
 def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,6 +183,9 @@ def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]
                 yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         faults.add(place, f"not CSV: {error}")
+
+
+_READERS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}
 
 
 def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Faults) -> ContrastSet:

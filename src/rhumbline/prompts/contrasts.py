@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.sampling import Sampling, draw_as_reference, draw_by_hash
+from rhumbline.records.made_contrast import MadeContrast
 from rhumbline.records.protocol_file import ContrastFacts, PoolFacts
 from rhumbline.records.shared import Label, Split
 
@@ -72,10 +73,14 @@ class ContrastSet:
     """For a named contrast, whose splits are pools that every seed draws from: the sources of the rows."""
     neutral: tuple[Prompt, ...] = ()
     """Prompts with the label `neutral`, which are in no split. Their field `label` is `negative` and is not read."""
+    made: MadeContrast | None = None
+    """How the contrast was made, if `rhumbline contrast make` wrote it."""
 
     def record(self) -> ContrastFacts:
         """The contrast as protocol.json describes it."""
-        return ContrastFacts(name=self.name, sha256=self.sha256, duplicates=self.duplicates, pools=self.pools)
+        return ContrastFacts(
+            name=self.name, sha256=self.sha256, duplicates=self.duplicates, pools=self.pools, made=self.made
+        )
 
     @property
     def is_of_texts(self) -> bool:
@@ -234,7 +239,7 @@ def _split_pools(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sampl
 def _divided(prompts: list[Prompt], wanted: list[Split], sizes: Sizes) -> dict[Split, tuple[Prompt, ...]]:
     """The prompts of one class divided among the splits: test first, train last."""
     requested: dict[Split, int] = {"train": sizes.train, "val": sizes.val, "test": sizes.test}
-    shares = _shares(len(prompts), {split: requested[split] for split in wanted})
+    shares = shares_of(len(prompts), {split: requested[split] for split in wanted})
     parts: dict[Split, tuple[Prompt, ...]] = {}
     start = 0
     for split in reversed(wanted):
@@ -243,7 +248,7 @@ def _divided(prompts: list[Prompt], wanted: list[Split], sizes: Sizes) -> dict[S
     return parts
 
 
-def _shares(available: int, sizes: Mapping[Split, int]) -> dict[Split, int]:
+def shares_of(available: int, sizes: Mapping[Split, int]) -> dict[Split, int]:
     """The sizes, or their largest-remainder shares if fewer are available, each at least 1."""
     total = sum(sizes.values())
     if available >= total:

@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from rhumbline.records.codec import JsonObject
+from rhumbline.records.made_contrast import MadeContrast
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import (
     ByLabel,
@@ -126,6 +127,8 @@ class ContrastFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exact repeats that were removed."""
     pools: PoolFacts | None = None
     """Of a named contrast."""
+    made: MadeContrast | None = None
+    """Of a contrast that `rhumbline contrast make` wrote."""
 
 
 @dataclass(frozen=True)

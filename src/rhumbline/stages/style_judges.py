@@ -26,7 +26,8 @@ def fit_judges(run: SeedRun) -> StyleJudges:
     The texts are the responses of the training prompts, or else the baseline completions of the model.
     """
     plan = run.protocol.text_score
-    prompts = {label: run.splits.texts("train", label) for label in LABELS}
+    # A response that stands in two rows of a prompt, under two system prompts, is one text.
+    prompts = {label: _distinct(run.splits.texts("train", label)) for label in LABELS}
     have_responses = all(p.response is not None for some in prompts.values() for p in some)
     texts = {label: [p.response or "" for p in some] for label, some in prompts.items()}
     if not have_responses:
@@ -55,6 +56,12 @@ def fit_judges(run: SeedRun) -> StyleJudges:
         words=ByLabel(*(sum(len(words(t)) for t in texts[c]) / max(1, len(texts[c])) for c in LABELS)),
         matched=None if pairs is None else len(pairs),
     )
+
+
+def _distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts without those that repeat text and response of another; prompts without a response are all kept."""
+    first = {(p.text, p.response): p for p in reversed(prompts)}
+    return [p for p in prompts if p.response is None or first[p.text, p.response] is p]
 
 
 def _answered(run: SeedRun, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
