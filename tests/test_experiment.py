@@ -22,7 +22,14 @@ from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.files import read_rows
-from rhumbline.settings import AdditionSettings, DoseSettings, ExtractionSettings, NullSettings, StabilitySettings
+from rhumbline.settings import (
+    AblationSettings,
+    AdditionSettings,
+    DoseSettings,
+    ExtractionSettings,
+    NullSettings,
+    StabilitySettings,
+)
 from rhumbline.stages.seed_run import read_positions
 
 
@@ -53,6 +60,14 @@ def test_the_planted_direction_is_found_and_reproduces(every_stage, organism):
     assert rates["addition", "negative"] >= 0.95
     assert rates["ablation", "negative"] <= 0.05
     assert verify(every_stage) == []
+
+
+def test_every_stage_spares_tokens(organism, tmp_path):
+    """The planted direction is written at the last tokens, so the first ones do not matter."""
+    protocol = replace(EVERY_STAGE, seeds=(0,), ablation=AblationSettings(spared=1))
+    run(*job(organism), tmp_path / "run", protocol, page=False)
+    assert results_of(tmp_path / "run")["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+    assert verify(tmp_path / "run") == []
 
 
 ONE_SEED = replace(

@@ -11,6 +11,7 @@ from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Arm,
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer
+from rhumbline.models.chat import ChatWithResponse
 from rhumbline.models.hooks import hooked
 from tolerances import WITH_SOFTMAX, tolerance
 
@@ -39,6 +40,24 @@ def expected_logits(model, ids, d, spared):
         return model.model(torch.tensor([ids])).logits[0]
 
 
+def expected_input(model, ids, d, spared, layer):
+    """The input of a block at the last two tokens of one text alone, under the same edit."""
+    seen = []
+
+    def edit(h):
+        edited = ablate(h, d.vector)
+        edited[:, :spared] = h[:, :spared]
+        return edited
+
+    def watch(at, h):
+        if at == layer:
+            seen.append(h[0, -2:].clone())
+
+    with torch.no_grad(), hooked(model, dict.fromkeys(model.ablation_points, edit), watch):
+        model.model(torch.tensor([ids]))
+    return seen[0]
+
+
 @pytest.mark.parametrize("spared", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_metric_is_that_of_the_written_out_edit(family, spared, family_model):
@@ -49,6 +68,27 @@ def test_the_metric_is_that_of_the_written_out_edit(family, spared, family_model
         torch.testing.assert_close(found[i], torch.tensor(expected).double(), **tolerance(terms=4 * WITH_SOFTMAX))
     everywhere = Scorer(Runner(model), METRIC).read(PROMPTS, arms(0)).metric
     assert not torch.allclose(found, everywhere, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "padding"), [("llama", None), ("llama", "right"), ("gpt2", "left"), ("gpt2", "right"), ("jamba", None)]
+)
+def test_residuals_are_those_of_the_written_out_edit(family, padding, family_model):
+    model = family_model(family)
+    (arm, _), d, last = arms(2), direction(3), model.n_layers - 1
+    for rows, h, _ in Runner(model).residuals(PROMPTS, (-2, -1), arm, padding=padding, layers=[last]):
+        for i, row in enumerate(rows.tolist()):
+            torch.testing.assert_close(h[i, :, 0], expected_input(model, PROMPTS[row], d, 2, last), **tolerance())
+
+
+def test_residuals_in_responses_spare_the_first_tokens_of_the_prompt(family_model):
+    model = family_model("llama")
+    texts = [ChatWithResponse(ids, [21, 22]) for ids in PROMPTS]
+    (arm, _), d, last = arms(2), direction(3), model.n_layers - 1
+    for rows, h, _ in Runner(model).residuals(texts, (1, 2), arm, layers=[last]):
+        for i, row in enumerate(rows.tolist()):
+            expected = expected_input(model, list(texts[row]), d, 2, last)
+            torch.testing.assert_close(h[i, :, 0].float(), expected, **tolerance())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

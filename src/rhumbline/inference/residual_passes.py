@@ -15,7 +15,8 @@ from rhumbline.axes import Logits, TokenIds
 from rhumbline.errors import InputError, ModelError
 from rhumbline.inference.batching import Batch, rectangles
 from rhumbline.inference.interventions import BatchEdits
-from rhumbline.inference.passes import ReadLogits, Side, padded
+from rhumbline.inference.passes import ReadLogits, Side, padded, places, places_in
+from rhumbline.inference.windows import TokenPlaces
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import hooked, run_until
@@ -61,6 +62,7 @@ class _PromptPass(NamedTuple):
     n_rows: int
     row: Int[Tensor, "prompt one"]
     token: Int[Tensor, "prompt position"]
+    places: TokenPlaces
     run: Callable[[], Logits]
 
 
@@ -76,7 +78,8 @@ def prompt_residuals(
         if layer in what.layers:
             inputs[layer] = h[batch.row.to(h.device), batch.token.to(h.device)].to(device)
 
-    with hooked(model, what.edits.on(torch.zeros(batch.n_rows, dtype=torch.long, device=device)), watch):
+    rows = torch.zeros(batch.n_rows, dtype=torch.long, device=device)
+    with hooked(model, what.edits.on(rows, places=batch.places), watch):
         logits = run_until(model, max(what.layers), batch.run) if what.read is None else batch.run()
     h = torch.stack([inputs[layer] for layer in what.layers], dim=2)
     return h, None if what.read is None else what.read(logits)
@@ -90,16 +93,17 @@ def _prompt_pass(
         packed = pack(texts, max(1, -int(positions.min())), model.device)
         row = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         attention = attention_of(model, packed)
-        return _PromptPass(
-            1, row, packed.last[:, None] + 1 + positions, lambda: packed_forward(model, packed, 1, attention)[0]
-        )
-    ids, mask = padded(model, texts, side=side or "left")
+        at = packed.last[:, None] + 1 + positions
+        where = places_in(packed, [0] * len(texts))
+        return _PromptPass(1, row, at, where, lambda: packed_forward(model, packed, 1, attention)[0])
+    ids, mask = batch = padded(model, texts, side=side or "left")
+    where = places(batch)
     row = torch.arange(len(ids), device=model.device)[:, None]
     if side != "right":
-        return _PromptPass(len(ids), row, mask.shape[1] + positions[None], lambda: forward(model, ids, mask))
+        return _PromptPass(len(ids), row, mask.shape[1] + positions[None], where, lambda: forward(model, ids, mask))
     length = mask.sum(1, keepdim=True)
     return _PromptPass(
-        len(ids), row, length + positions, lambda: forward(model, ids, mask, keep=0)[row[:, 0], length[:, 0] - 1]
+        len(ids), row, length + positions, where, lambda: forward(model, ids, mask, keep=0)[row[:, 0], length[:, 0] - 1]
     )
 
 
@@ -143,7 +147,9 @@ def response_residuals(
             inputs[layer] = torch.einsum("rsd,rps->rpd", h.float(), share.to(h.device)).to(device)
 
     rows = torch.zeros(len(texts), dtype=torch.long, device=device)
-    with hooked(model, what.edits.on(rows, n_prompt=width), watch):
+    in_answer = (torch.arange(ids.shape[1], device=device) - width).expand(len(texts), -1)
+    where = TokenPlaces(mask.cumsum(1) - 1, None, in_answer, ids)
+    with hooked(model, what.edits.on(rows, width, where), watch):
         run_until(model, max(what.layers), lambda: forward(model, ids, mask))
     return torch.stack([inputs[layer] for layer in what.layers], dim=2)
 
