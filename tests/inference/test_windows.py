@@ -103,7 +103,7 @@ def test_completions_are_those_of_the_written_out_edit(family, family_model, som
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("intervention", [ABLATION, ADDITION], ids=["ablation", "addition"])
 def test_the_metric_is_that_of_the_written_out_edit(family, intervention, family_model):
-    """Read after given tokens of the answer, which have one number for all prompts."""
+    """Read after given tokens of the completion, which have one number for all prompts."""
     model, start = family_model(family), (5, CLOSES, 9)
     some = [Window(), Window(stop=0), Window(False, 0, 1), Window(False, 1), Window(False, after=CLOSES)]
     some += [Window(False, until=CLOSES), Window(False, 2, 2)]

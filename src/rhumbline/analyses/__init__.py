@@ -6,6 +6,8 @@
     suffix_effects.py        effects of suffixes on the direction; attribution.py: which heads and MLPs write it
     further_directions.py    whether one direction is enough; direction_sources.py: where further ones come from
     detector.py              the projection as a detector
+    trajectory.py            at which tokens the direction acts; think_blocks.py: through a think block
+    judged.py                classes of completions under arms, their changes, and null directions
     dissociation.py, flinch.py, robustness.py    several runs or models; report/sheets.py writes their pages
 
 May import every package except cli. Verdicts and verification of runs are independent of the analyses.

@@ -13,16 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rhumbline.analyses.subject import Subject, layer_means, mean_interval
+from rhumbline.analyses.subject import Subject, direction_or_best, layer_means, mean_interval
 from rhumbline.axes import Residual, Vector
 from rhumbline.errors import ProtocolError
-from rhumbline.inference.interventions import Direction, ablate
+from rhumbline.inference.interventions import ablate
 from rhumbline.judging.metric import kl_divergence
 from rhumbline.models.chat_model import Edit, HookPoint, forward
 from rhumbline.models.hooks import hooked
 from rhumbline.records.damage_file import AblatedPositions, DamageRecord, PositionDamage
-from rhumbline.records.directory import RunDirectory
-from rhumbline.records.seed_files import Candidate, Selection
 from rhumbline.records.shared import Site
 
 PLACES: tuple[AblatedPositions, ...] = get_args(AblatedPositions)
@@ -34,7 +32,7 @@ def analyse(subject: Subject, *, prompts: int = 16) -> DamageRecord:
     If no candidate was selected, the direction is the candidate with the lowest bypass score among those with a KL
     score. `prompts` is the number of test negatives.
     """
-    direction, is_selected = _direction(subject)
+    direction, is_selected = direction_or_best(subject)
     sequences = [[*ids, *subject.start] for ids in subject.sequences("test", "negative")[:prompts]]
     if not sequences:
         raise ProtocolError(f"{subject.directory.path} has no test negative to measure. Use a run with test prompts.")
@@ -58,26 +56,6 @@ def analyse(subject: Subject, *, prompts: int = 16) -> DamageRecord:
         other_norm=mean_interval(measured.norms[:, 1]),
     )
     return subject.save(record)
-
-
-def _direction(subject: Subject) -> tuple[Direction, bool]:
-    """The selected direction, or the best discarded one; and whether it was selected."""
-    if subject.direction is not None:
-        return subject.direction, True
-    row = _best_discarded(subject.directory, subject.seed)
-    vector = subject.candidates[subject.positions.index(row.position), row.layer]
-    return Direction.from_vector(vector, row.position, row.layer), False
-
-
-def _best_discarded(directory: RunDirectory, seed: int) -> Candidate:
-    table = directory.read_record(Selection, seed).candidates
-    scored = [row for row in table if row.bypass is not None and row.kl is not None]
-    if not scored:
-        raise ProtocolError(
-            f"{directory.path}: no candidate of seed {seed} has a bypass and a KL score, so there is no direction to "
-            "ablate. Use a run in which candidates were scored."
-        )
-    return min(scored, key=lambda row: (row.bypass or 0.0, row.position, row.layer))
 
 
 def _mask(subject: Subject, ids: Sequence[int], place: AblatedPositions) -> Bool[Tensor, " position"]:

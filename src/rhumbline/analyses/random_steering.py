@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rhumbline.analyses.judged import header_of, protocol_with_classes
 from rhumbline.analyses.subject import Subject
-from rhumbline.errors import InputError, ProtocolError
+from rhumbline.errors import InputError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.evidence.statistics import difference_of_rates, wilson_of_rate
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
@@ -24,10 +25,8 @@ from rhumbline.judging.score import score_of
 from rhumbline.protocol import Protocol
 from rhumbline.records.analysis_files import MeanRate, Rate
 from rhumbline.records.positions import Position
-from rhumbline.records.seed_files import MetricTokens
 from rhumbline.records.shared import Site
 from rhumbline.records.steering_file import SteeredRates, SteeringPlan, SteeringRecord
-from rhumbline.stages.common_start import header_text
 from rhumbline.stages.completions import complete
 
 DRAW_SEED = 17
@@ -57,18 +56,13 @@ def check_harm(spec: JudgeSpec) -> None:
 def analyse(subject: Subject, plan: SteeringPlan | None = None, harm: HarmJudge | None = None) -> SteeringRecord:
     """Complete the test positives under every random vector at every size, and write analyses/steering.json."""
     plan, site = plan or SteeringPlan(), subject.site or Site(Position(-1), subject.model.n_layers // 2)
-    protocol = Protocol.of(subject.directory.protocol)
-    if protocol.is_continuous:
-        raise ProtocolError(
-            f"{subject.directory.path}: judge {protocol.judge} gives a continuous score, and this analysis counts "
-            "classes of completions. Use a run of a behaviour with classes, such as refusal."
-        )
+    protocol = protocol_with_classes(subject)
     prompts = subject.prompts("test", "positive")[: plan.prompts]
     sequences = [subject.chat.encode(prompt) for prompt in prompts]
     stream = at_site(subject.runner, sequences, site.position, site.layer)
     norm = float(stream.double().norm(dim=1).mean())
     arms = [arm for size in plan.sizes for arm in random_additions(subject, site, size * norm, plan.draws)]
-    header = header_text(subject.chat, subject.directory.read_record(MetricTokens, subject.seed).start)
+    header = header_of(subject)
     texts = complete(subject.runner, subject.chat, prompts, [BASELINE, *arms], plan.max_new_tokens, header)
     asked = [prompt.text for prompt in prompts]
     baseline = _rates(0.0, texts[:1], asked, protocol, harm, None)

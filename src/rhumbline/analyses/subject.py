@@ -29,7 +29,7 @@ from rhumbline.records.analysis_files import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
-from rhumbline.records.seed_files import MetricTokens
+from rhumbline.records.seed_files import MetricTokens, Selection
 from rhumbline.records.shared import ByLabel, Site, TrainVal
 from rhumbline.report import build as report
 from rhumbline.stages.finished_run import RunInputs, open_run
@@ -91,7 +91,8 @@ class Subject:
         if self.direction is None:
             raise ProtocolError(
                 f"{self.directory.path}: no candidate passed the selection of seed {self.seed}, so there is no "
-                "direction to analyse. Only `rhumbline analyze geometry`, `damage` and `steering` work without one."
+                "direction to analyse. Only `rhumbline analyze geometry`, `damage`, `steering` and `trajectory` work "
+                "without one."
             )
         return self.direction
 
@@ -110,6 +111,11 @@ class Subject:
     def site(self) -> Site | None:
         """The selected site; None if no candidate passed."""
         return None if self.direction is None else self.selected_site()
+
+    @property
+    def coefficient(self) -> float:
+        """The coefficient of the additions of the run, in units of the norm of the direction."""
+        return self.directory.read_record(Selection, self.seed).addition_coefficient
 
     def selected_site(self) -> Site:
         """The selected site. Raises ProtocolError if no candidate passed."""
@@ -162,6 +168,25 @@ def open_subject(
         tick,
         start=() if metric.start is None else metric.start.tokens,
     )
+
+
+def direction_or_best(subject: Subject) -> tuple[Direction, bool]:
+    """The selected direction, or the candidate with the lowest bypass score; and whether it was selected.
+
+    Raises ProtocolError if no candidate was scored.
+    """
+    if subject.direction is not None:
+        return subject.direction, True
+    table = subject.directory.read_record(Selection, subject.seed).candidates
+    scored = [row for row in table if row.bypass is not None and row.kl is not None]
+    if not scored:
+        raise ProtocolError(
+            f"{subject.directory.path}: no candidate of seed {subject.seed} has a bypass and a KL score, so there is "
+            "no direction to ablate. Use a run in which candidates were scored."
+        )
+    row = min(scored, key=lambda row: (row.bypass or 0.0, row.position, row.layer))
+    vector = subject.candidates[subject.positions.index(row.position), row.layer]
+    return Direction.from_vector(vector, row.position, row.layer), False
 
 
 # -- measurements -----------------------------------------------------------------------------------------------------

@@ -2,32 +2,25 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from rhumbline.cli import analyze_models
-from rhumbline.cli.console import NOT_MEASURED, interval, number, print_json, progress, say
-from rhumbline.cli.option_values import load_model, prepare, read_template, reals
+from rhumbline.cli import analyze_mechanism, analyze_models
+from rhumbline.cli.console import NOT_MEASURED, interval, number, say
+from rhumbline.cli.option_values import load_model, reals
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
-    data_dir_option,
-    device_option,
     json_option,
     real,
-    remote_code_option,
-    seed_of_run_option,
     suffix_options,
-    template_option,
     whole,
 )
+from rhumbline.cli.run_analysis import execute, run_options
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import SOURCES, DirectionsPlan, DirectionsRecord, DirectionsRule
 from rhumbline.records.steering_file import SteeringPlan, SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
-
-R = TypeVar("R")
-"""Record of an analysis."""
 
 
 class Analysis(NamedTuple):
@@ -56,51 +49,6 @@ def _without_name(a: argparse.Namespace) -> int:
     return 2
 
 
-def run_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every analysis of a run."""
-    parser.add_argument("run", metavar="RUN", help="directory of a finished run")
-    group = parser.add_argument_group("run", "model and prompts of the run, which its directory does not contain")
-    contrast = "contrast of the run, a file or a name; default: that of the organism"
-    group.add_argument("--contrast", metavar="FILE|NAME", help=contrast)
-    data_dir_option(group)
-    group.add_argument("--model", metavar="MODEL", help=f"model of the run: {MODEL_HELP}; default: the name in the run")
-    seed_of_run_option(group)
-    template_option(group, "Jinja template of the run, if it is not the tokenizer's")
-    device_option(group)
-    remote_code_option(group)
-
-
-def _open(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
-    """The run of a command, with its model and prompts."""
-    from rhumbline.analyses.subject import open_subject
-    from rhumbline.analyses.suffix_effects import read_suffixes
-    from rhumbline.stages.finished_run import RunInputs, open_run
-
-    template = read_template(a.chat_template)
-    if vars(a).get("suffix") is not None:
-        read_suffixes(a.suffix)  # a faulty file is reported before a large model is loaded
-    prepare(a.model or open_run(a.run).context.model.name)
-    inputs = RunInputs(data_dir=a.data_dir, device=a.device, template=template, trust_remote_code=a.trust_remote_code)
-    return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick)
-
-
-def _execute(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[[R], None]) -> int:
-    """Open the run, compute the record of an analysis, and print it."""
-    with progress() as shown:
-        shown("opening the run", None)
-        subject = _open(a, lambda rows: shown("", rows))
-        shown("measuring", None)
-        record = compute(subject)
-    path = subject.directory.file_of(type(record))
-    if a.json:
-        print_json(subject.directory.load(path))
-        return 0
-    show(record)
-    say(f"record: {path}")
-    say(f"report: {subject.directory.path / 'report.html'}")
-    return 0
-
-
 # -- geometry ---------------------------------------------------------------------------------------------------------
 
 
@@ -122,7 +70,7 @@ def _geometry(a: argparse.Namespace) -> int:
                 area = interval(row.auroc, row.low, row.high, 3)
                 say(f"  layer {row.layer:2d}  {area}  {number(row.cosine, signed=True)}  {following}")
 
-    return _execute(a, lambda subject: geometry.analyse(subject, components=a.components), show)
+    return execute(a, lambda subject: geometry.analyse(subject, components=a.components), show)
 
 
 # -- base -------------------------------------------------------------------------------------------------------------
@@ -153,7 +101,7 @@ def _base(a: argparse.Namespace) -> int:
                 areas = "  ".join(interval(x.value, x.low, x.high, 3) for x in (row.chat_in_base, row.base_in_base))
                 say(f"  layer {row.layer:2d}  {number(row.cosine, signed=True)}  {areas}")
 
-    return _execute(a, compute, show)
+    return execute(a, compute, show)
 
 
 # -- suffix -----------------------------------------------------------------------------------------------------------
@@ -181,7 +129,7 @@ def _suffix(a: argparse.Namespace) -> int:
         error = NOT_MEASURED if record.attribution.error is None else f"{record.attribution.error:.1e}"
         say(f"attribution: {len(record.attribution.parts)} terms, relative error {error}")
 
-    return _execute(a, compute, show)
+    return execute(a, compute, show)
 
 
 # -- directions -------------------------------------------------------------------------------------------------------
@@ -231,7 +179,7 @@ def _directions(a: argparse.Namespace) -> int:
             say(f"  {name:11s} rate by rank of the ablated span  {rates}")
         say(f"{record.verdict.answer}: {record.verdict.reason}")
 
-    return _execute(a, lambda subject: analyse(subject, plan, rule), show)
+    return execute(a, lambda subject: analyse(subject, plan, rule), show)
 
 
 # -- monitor ----------------------------------------------------------------------------------------------------------
@@ -254,7 +202,7 @@ def _monitor(a: argparse.Namespace) -> int:
             area = interval(c.auroc.value, c.auroc.low, c.auroc.high, 3)
             say(f"  {c.name:10s}  AUROC {area}  positives flagged {positives}, negatives flagged {negatives}")
 
-    return _execute(a, lambda s: detector.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
+    return execute(a, lambda s: detector.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------
@@ -276,7 +224,7 @@ def _damage(a: argparse.Namespace) -> int:
             say(f"  {interval(row.kl.mean, row.kl.low, row.kl.high)}  {row.positions} ({number(row.tokens, 1)} tokens)")
         say("by layer, at all positions: " + ", ".join(f"{r.layer}: {number(r.mean)}" for r in record.by_layer))
 
-    return _execute(a, lambda subject: damage.analyse(subject, prompts=a.prompts), show)
+    return execute(a, lambda subject: damage.analyse(subject, prompts=a.prompts), show)
 
 
 # -- steering ---------------------------------------------------------------------------------------------------------
@@ -321,7 +269,7 @@ def _steering(a: argparse.Namespace) -> int:
             known = (f"{name} {interval(r.rate, r.low, r.high)}" for name, r in shares.items() if r is not None)
             say(f"  {row.size:4g}  " + "  ".join(known))
 
-    return _execute(a, compute, show)
+    return execute(a, compute, show)
 
 
 ANALYSES = (
@@ -332,6 +280,12 @@ ANALYSES = (
     Analysis("monitor", "the projection as a detector on test prompts", _monitor_options, _monitor),
     Analysis("damage", "where ablation changes negatives, by position and layer", _damage_options, _damage),
     Analysis("steering", "random vectors added to positives, by their size", _steering_options, _steering),
+    Analysis(
+        "trajectory",
+        "at which tokens of prompt and completion the direction acts",
+        analyze_mechanism.trajectory_options,
+        analyze_mechanism.trajectory,
+    ),
     Analysis(
         "dissociation",
         "whether two behaviours of a model have different directions",

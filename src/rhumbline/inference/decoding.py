@@ -76,9 +76,9 @@ class PackedDecoder:
     arm: Int[Tensor, " slot"] = field(init=False)
     """The arm of the row in each slot."""
     n_prompt: Int[Tensor, " slot"] = field(init=False)
-    """The number of tokens before the answer in each slot."""
+    """The number of tokens before the completion in each slot."""
     passed: Bool[Tensor, " slot"] = field(init=False)
-    """Whether the boundary of the windows is in the answer so far."""
+    """Whether the boundary of the windows is in the completion so far."""
 
     can_drop = True
 
@@ -111,8 +111,8 @@ class PackedDecoder:
         self.slots.assign(slots.flatten(), length.repeat(n_arms))
         self.arm[slots] = self.arms[:, None].expand_as(slots)
         self.n_prompt[slots] = length - torch.tensor(n_response, device=free.device)
-        answers = (list(text)[len(text) - n :] for text, n in zip(texts, n_response, strict=True))
-        self.passed[slots] = torch.tensor([_boundary(self.edits) in answer for answer in answers], device=free.device)
+        responses = (list(text)[len(text) - n :] for text, n in zip(texts, n_response, strict=True))
+        self.passed[slots] = torch.tensor([_boundary(self.edits) in some for some in responses], device=free.device)
         all_logits: Tensor | None = None
         for pack, batch in self.packs(texts, n_arms):
             attention = PackedAttention(pack, self.implementation, self.slots, slots[batch.arms][:, batch.prompts])
@@ -191,9 +191,9 @@ class PaddedDecoder:
         """Logits after one more token in each slot."""
         self.ids = torch.cat([self.ids, token[:, None]], 1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        in_answer = cast(Tensor, self.where.in_answer)
-        in_text, in_answer = (torch.cat([x, x[:, -1:] + 1], 1) for x in (self.where.in_text, in_answer))
-        self.where = TokenPlaces(in_text, None, in_answer, self.ids)
+        in_completion = cast(Tensor, self.where.in_completion)
+        in_text, in_completion = (torch.cat([x, x[:, -1:] + 1], 1) for x in (self.where.in_text, in_completion))
+        self.where = TokenPlaces(in_text, None, in_completion, self.ids)
         new, n_prompt, where = self.ids, self.n_given, self.where
         if self.cache is not None:
             new, n_prompt, where = self.ids[:, -1:], 0, self.where.last_only(_boundary(self.edits))
@@ -220,7 +220,7 @@ class PaddedDecoder:
 
 
 def _boundary(edits: BatchEdits) -> int | None:
-    """The token at which the windows of the arms divide answers, if any does."""
+    """The token at which the windows of the arms divide completions, if any does."""
     return None if edits.windows is None else edits.windows.boundary
 
 

@@ -42,22 +42,22 @@ def padded(model: ChatModel, texts: Sequence[TokenIds], n_arms: int = 1, side: S
 def places(batch: Padded, n_response: Sequence[int] = ()) -> TokenPlaces:
     """The places of the tokens of texts that are padded on the left.
 
-    `n_response`: the tokens of the answer at the end of each text, for one arm or for every row; by default none.
+    `n_response`: the tokens of the completion at the end of each text, for one arm or for every row; by default none.
     """
     (rows, width), device = batch.mask.shape, batch.mask.device
-    answer = torch.tensor(n_response or [0], device=device)
-    in_answer = torch.arange(width, device=device) - (width - answer.repeat(rows // len(answer)))[:, None]
-    return TokenPlaces(batch.mask.cumsum(1) - 1, None, in_answer, batch.ids)
+    lengths = torch.tensor(n_response or [0], device=device)
+    in_completion = torch.arange(width, device=device) - (width - lengths.repeat(rows // len(lengths)))[:, None]
+    return TokenPlaces(batch.mask.cumsum(1) - 1, None, in_completion, batch.ids)
 
 
 def places_in(packed: Pack, n_response: Sequence[int]) -> TokenPlaces:
-    """The places of the tokens of a pack, with the number of tokens of the answer at the end of each text."""
+    """The places of the tokens of a pack, with the number of tokens of the completion at the end of each text."""
     # The shared tokens belong to prompts (`n_private`).
     own = packed.position_ids[packed.n_shared :]
     lengths = torch.tensor(packed.lengths, device=own.device)
     start = packed.n_shared + lengths - torch.tensor(n_response, device=own.device)
-    in_answer = torch.cat([own.new_full((packed.n_shared,), -1), own - start.repeat_interleave(lengths)])
-    return TokenPlaces(packed.position_ids[None], packed.last, in_answer[None], packed.ids[None])
+    in_completion = torch.cat([own.new_full((packed.n_shared,), -1), own - start.repeat_interleave(lengths)])
+    return TokenPlaces(packed.position_ids[None], packed.last, in_completion[None], packed.ids[None])
 
 
 def response_lengths(texts: Sequence[TokenIds]) -> list[int]:

@@ -1,6 +1,6 @@
-"""Windows: the tokens of a text that an arm edits, by their place in the prompt or in the answer.
+"""Windows: the tokens of a text that an arm edits, by their place in the prompt or in the completion.
 
-The answer is everything after the prompt: the response that a text has (`ChatWithResponse`), then the generated tokens.
+The completion is everything after the prompt: the response of a text (`ChatWithResponse`), then generated tokens.
 Independent of what an edit does.
 """
 
@@ -20,32 +20,32 @@ class Window:
     """Tokens of a text on which the interventions of an arm act; all of them by default.
 
     An edit acts while a token is read, so it changes the choice of the next one: the last token of the prompt chooses
-    the first token of the answer.
+    the first token of the completion.
     """
 
     prompt: bool = True
     """Whether the tokens of the prompt are edited, those of the template included."""
     start: int = 0
-    """Index in the answer, from 0, of the first token that is edited."""
+    """Index in the completion, from 0, of the first token that is edited."""
     stop: int | None = None
-    """Index in the answer of the first token after these; None: up to the end. 0: no token of the answer."""
+    """Index in the completion of the first token after these; None: up to the end. 0: no token of the completion."""
     until: int | None = None
-    """Id of a token: of the answer, only tokens up to its first occurrence are edited, such as a think block."""
+    """Id of a token: of the completion, only tokens up to its first occurrence are edited, such as a think block."""
     after: int | None = None
-    """Id of a token: of the answer, only tokens after its first occurrence are edited; none if it does not occur."""
+    """Id of a token: of the completion, only tokens after its first occurrence are edited; none without it."""
 
     def __post_init__(self):
         if self.start < 0 or (self.stop is not None and self.stop < self.start):
             raise ProtocolError(
-                f"Window: tokens {self.start} to {self.stop} of the answer. Use start of 0 or more, and stop of start "
-                "or more, or None."
+                f"Window: tokens {self.start} to {self.stop} of the completion. Use a start of 0 or more, and "
+                "a stop of start or more, or None."
             )
         if self.until is not None and self.after is not None:
             raise ProtocolError("Window: `until` and `after` are both given. Use one of them.")
 
     @property
     def boundary(self) -> int | None:
-        """The token at which the answer is divided, if any."""
+        """The token at which the completion is divided, if any."""
         return self.after if self.until is None else self.until
 
 
@@ -59,34 +59,34 @@ class TokenPlaces(NamedTuple):
     """Index of each token in its text, from 0; padding on the left has -1."""
     last: Int[Tensor, " prompt"] | None = None
     """Of a pack: the tokens that a pruned last block computes."""
-    in_answer: Int[Tensor, "#row position"] | None = None
-    """Index of each token in the answer, from 0; negative for the prompt and for padding. None: it is not defined."""
+    in_completion: Int[Tensor, "#row position"] | None = None
+    """Index of each token in the completion, from 0; negative for the prompt and for padding. None: not defined."""
     ids: Int[Tensor, "#row position"] | None = None
     passed: Bool[Tensor, " row"] | None = None
-    """Whether the boundary of the windows is in the answer before these tokens; None: in no row."""
+    """Whether the boundary of the windows is in the completion before these tokens; None: in no row."""
 
     def last_only(self, boundary: int | None) -> "TokenPlaces":
         """The places of the last token of every row; the tokens before it are cached."""
-        assert self.in_answer is not None
+        assert self.in_completion is not None
         assert self.ids is not None
         passed = None if boundary is None else self.passed_by(boundary)[:, -1]
-        return TokenPlaces(self.in_text[:, -1:], None, self.in_answer[:, -1:], self.ids[:, -1:], passed)
+        return TokenPlaces(self.in_text[:, -1:], None, self.in_completion[:, -1:], self.ids[:, -1:], passed)
 
     def of_rows(self, rows: Int[Tensor, " kept"]) -> "TokenPlaces":
         """The places of some rows of padded texts."""
-        assert self.in_answer is not None
+        assert self.in_completion is not None
         assert self.ids is not None
-        return TokenPlaces(self.in_text[rows], None, self.in_answer[rows], self.ids[rows])
+        return TokenPlaces(self.in_text[rows], None, self.in_completion[rows], self.ids[rows])
 
     def passed_by(self, boundary: int) -> Bool[Tensor, "#row position"]:
-        """Whether the token `boundary` is in the same answer before each token."""
-        assert self.in_answer is not None
+        """Whether the token `boundary` is in the same completion before each token."""
+        assert self.in_completion is not None
         assert self.ids is not None
-        here = (self.ids == boundary) & (self.in_answer >= 0)
+        here = (self.ids == boundary) & (self.in_completion >= 0)
         before = here.cumsum(1) - here.long()
-        # An answer is contiguous, in a pack too: what was counted before its first token belongs to other texts.
+        # A completion is contiguous, in a pack too: what was counted before its first token belongs to other texts.
         column = torch.arange(here.shape[1], device=here.device)
-        first = (column - self.in_answer).clamp(0, here.shape[1] - 1)
+        first = (column - self.in_completion).clamp(0, here.shape[1] - 1)
         passed = before > before.gather(1, first)
         return passed if self.passed is None else passed | self.passed[:, None]
 
@@ -101,7 +101,7 @@ class ArmWindows:
     is_until: Bool[Tensor, " arm"]
     is_after: Bool[Tensor, " arm"]
     boundary: int | None
-    """The token at which answers are divided; None: no arm divides them."""
+    """The token at which completions are divided; None: no arm divides them."""
 
     @classmethod
     def of(cls, windows: Sequence[Window], device: torch.device) -> "ArmWindows | None":
@@ -111,7 +111,7 @@ class ArmWindows:
         boundaries = sorted({w.boundary for w in windows if w.boundary is not None})
         if len(boundaries) > 1:
             raise ProtocolError(
-                f"the windows of one pass divide answers at tokens {boundaries}. Use one token, or several passes."
+                f"the windows of one pass divide completions at tokens {boundaries}. Use one token, or several passes."
             )
         most = torch.iinfo(torch.long).max
         return cls(
@@ -125,13 +125,13 @@ class ArmWindows:
 
     def on(self, arm_of_row: Int[Tensor, " row"], places: TokenPlaces | None) -> Bool[Tensor, "row position"]:
         """Which tokens of a batch are edited."""
-        if places is None or places.in_answer is None:
+        if places is None or places.in_completion is None:
             raise ProtocolError("an arm with a window cannot be applied here. Use an arm that edits all tokens.")
-        index = places.in_answer.to(self.start.device)
+        index = places.in_completion.to(self.start.device)
         start, stop, prompt = (x[arm_of_row][:, None] for x in (self.start, self.stop, self.prompt))
-        in_answer = (index >= start) & (index < stop)
+        in_completion = (index >= start) & (index < stop)
         if self.boundary is not None:
             passed = places.passed_by(self.boundary).to(self.start.device)
-            in_answer &= ~(self.is_until[arm_of_row][:, None] & passed)
-            in_answer &= ~(self.is_after[arm_of_row][:, None] & ~passed)
-        return torch.where(index < 0, prompt, in_answer)
+            in_completion &= ~(self.is_until[arm_of_row][:, None] & passed)
+            in_completion &= ~(self.is_after[arm_of_row][:, None] & ~passed)
+        return torch.where(index < 0, prompt, in_completion)

@@ -31,9 +31,17 @@ from rhumbline.records.seed_files import (
 from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
 from rhumbline.records.steering_file import SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
+from rhumbline.records.trajectory_file import TrajectoryRecord
 
 AnalysisRecord = (
-    GeometryRecord | BaseRecord | SuffixRecord | DirectionsRecord | MonitorRecord | DamageRecord | SteeringRecord
+    GeometryRecord
+    | BaseRecord
+    | SuffixRecord
+    | DirectionsRecord
+    | MonitorRecord
+    | DamageRecord
+    | SteeringRecord
+    | TrajectoryRecord
 )
 """Result of an analysis of a run."""
 SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
@@ -50,6 +58,7 @@ OF_RUN: Mapping[type, str] = {
     MonitorRecord: "analyses/monitor.json",
     DamageRecord: "analyses/damage.json",
     SteeringRecord: "analyses/steering.json",
+    TrajectoryRecord: "analyses/trajectory.json",
     JudgementSummary: "judgements/summary.json",
     SheetKey: "judgements/sheet.json",
     HumanLabels: "judgements/human.json",

@@ -7,6 +7,7 @@ from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.steering_file import SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
+from rhumbline.records.trajectory_file import TrajectoryRecord
 from rhumbline.report import basic_charts, page
 from rhumbline.report.basic_charts import CLASS_COLOURS, LAYER, ChartText, CurvePoint
 from rhumbline.report.candidate_sections import PositionLabels, cosine_map, position_labels
@@ -17,6 +18,7 @@ from rhumbline.report.run_record import RunRecord
 from rhumbline.report.several_directions_section import several_directions
 from rhumbline.report.steering_section import steering
 from rhumbline.report.suffix_section import suffix_texts, suffixes
+from rhumbline.report.trajectory_section import trajectory
 
 
 def analyses(run: RunRecord, draw: page.Canvas) -> Iterator[Html]:
@@ -37,6 +39,8 @@ def analyses(run: RunRecord, draw: page.Canvas) -> Iterator[Html]:
                 yield damage(record, draw)
             case SteeringRecord():
                 yield steering(record, draw)
+            case TrajectoryRecord():
+                yield trajectory(record, draw)
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""What every `rhumbline analyze NAME RUN` has in common: its options, the opened run, and what is printed."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rhumbline.cli.console import print_json, progress, say
+from rhumbline.cli.option_values import prepare, read_template
+from rhumbline.cli.options import (
+    MODEL_HELP,
+    data_dir_option,
+    device_option,
+    remote_code_option,
+    seed_of_run_option,
+    template_option,
+)
+
+R = TypeVar("R")
+"""Record of an analysis."""
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every analysis of a run."""
+    parser.add_argument("run", metavar="RUN", help="directory of a finished run")
+    group = parser.add_argument_group("run", "model and prompts of the run, which its directory does not contain")
+    contrast = "contrast of the run, a file or a name; default: that of the organism"
+    group.add_argument("--contrast", metavar="FILE|NAME", help=contrast)
+    data_dir_option(group)
+    group.add_argument("--model", metavar="MODEL", help=f"model of the run: {MODEL_HELP}; default: the name in the run")
+    seed_of_run_option(group)
+    template_option(group, "Jinja template of the run, if it is not the tokenizer's")
+    device_option(group)
+    remote_code_option(group)
+
+
+def _open(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
+    """The run of a command, with its model and prompts."""
+    from rhumbline.analyses.subject import open_subject
+    from rhumbline.analyses.suffix_effects import read_suffixes
+    from rhumbline.stages.finished_run import RunInputs, open_run
+
+    template = read_template(a.chat_template)
+    if vars(a).get("suffix") is not None:
+        read_suffixes(a.suffix)  # a faulty file is reported before a large model is loaded
+    prepare(a.model or open_run(a.run).context.model.name)
+    inputs = RunInputs(data_dir=a.data_dir, device=a.device, template=template, trust_remote_code=a.trust_remote_code)
+    return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick)
+
+
+def execute(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[[R], None]) -> int:
+    """Open the run, compute the record of an analysis, and print it."""
+    with progress() as shown:
+        shown("opening the run", None)
+        subject = _open(a, lambda rows: shown("", rows))
+        shown("measuring", None)
+        record = compute(subject)
+    path = subject.directory.file_of(type(record))
+    if a.json:
+        print_json(subject.directory.load(path))
+        return 0
+    show(record)
+    say(f"record: {path}")
+    say(f"report: {subject.directory.path / 'report.html'}")
+    return 0
