@@ -107,6 +107,6 @@ def _note(record: TrajectoryRecord) -> str:
         f"{n}; rates of the baseline: {base}. Up to {plan.max_new_tokens} new tokens, judge {record.judge}. An edit "
         "acts while a token is read, so it changes the choice of the next one: the last token of the prompt chooses "
         f"the first token of the completion. Nulls: {page.count(plan.draws, 'isotropic direction')} of the same norm, "
-        f"and the first draw of every other null family of the run, on the same tokens.{block} A window with no effect of "
-        "its own can still be needed: effects of disjoint windows need not add up."
+        f"and the first draw of every other null family of the run, on the same tokens.{block} A window with no effect "
+        "of its own can still be needed: effects of disjoint windows need not add up."
     )
