@@ -21,12 +21,13 @@ from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.evidence.verdict_rules import rule as named_rule
 from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES, LITERAL_JUDGES, ClassJudge, class_judge
 from rhumbline.judging.languages import known_languages
+from rhumbline.judging.refusal_phrases import LONGEST_PHRASE
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.next_steps import RunFacts
-from rhumbline.records.user_files import read_toml
+from rhumbline.records.user_files import control_character, read_toml
 from rhumbline.settings import (
     AblationSettings,
     AdditionSettings,
@@ -45,10 +46,14 @@ LARGEST_SEED = 2**32 - 1
 """The largest seed of NumPy and scikit-learn."""
 LONGEST_WORD = 100
 """Characters of a name that verdicts and reports contain."""
+LONGEST_LIST = 1000
+"""Entries of a list or table of a protocol."""
+MOST_PHRASES = 500
+"""Further refusal phrases of all languages together: the time of a judge grows with them."""
 
 
-def _faulty_numbers(value: Any, at: str = "") -> Iterator[str]:
-    """The fault of every NaN, infinity and huge number of a record, nested ones included."""
+def _faulty_values(value: Any, at: str = "") -> Iterator[str]:
+    """The fault of every NaN, infinity, huge number and long list of a record, nested ones included."""
     match value:
         case float():
             if not math.isfinite(value):
@@ -57,15 +62,17 @@ def _faulty_numbers(value: Any, at: str = "") -> Iterator[str]:
             most = LARGEST_SEED if at.startswith("seeds[") else MOST
             if value > most:
                 yield f"{at} is {value:.4g}; use at most {most:,}"
+        case Mapping() | tuple() | list() if len(value) > LONGEST_LIST:
+            yield f"{at} has {len(value):,} entries; use at most {LONGEST_LIST:,}"
         case Mapping():
             for key, part in value.items():
-                yield from _faulty_numbers(part, f"{at}.{key}")
+                yield from _faulty_values(part, f"{at}.{key}")
         case tuple() | list():
             for index, part in enumerate(value):
-                yield from _faulty_numbers(part, f"{at}[{index}]")
+                yield from _faulty_values(part, f"{at}[{index}]")
         case _ if dataclasses.is_dataclass(value):
             for field_ in dataclasses.fields(value):
-                yield from _faulty_numbers(getattr(value, field_.name), f"{at}.{field_.name}" if at else field_.name)
+                yield from _faulty_values(getattr(value, field_.name), f"{at}.{field_.name}" if at else field_.name)
 
 
 def _is_word(text: Any) -> bool:
@@ -74,7 +81,7 @@ def _is_word(text: Any) -> bool:
 
 
 def _is_phrase(text: str) -> bool:
-    return bool(text.strip()) and text.isprintable()
+    return bool(text.strip()) and text.isprintable() and len(text) <= LONGEST_PHRASE
 
 
 def _is_token(text: str) -> bool:
@@ -138,7 +145,7 @@ class Protocol:
     the direction always complete in full, because other judges and lengths read them too."""
 
     def __post_init__(self):
-        checks = (_faulty_numbers(self), self._faulty_samples(), self._faulty_rule(), self._faulty_judge())
+        checks = (_faulty_values(self), self._faulty_samples(), self._faulty_rule(), self._faulty_judge())
         if faults := [fault for check in checks for fault in check]:
             raise ProtocolError("; ".join(faults) + ".")
         if not self.is_continuous:
@@ -169,6 +176,8 @@ class Protocol:
                     f"conditions has {repr(name)[:40]} = {repr(text)[:40]}; use a name of at most {LONGEST_WORD} "
                     "printable characters, and the text of a system prompt"
                 )
+            elif (control := control_character(text)) is not None:
+                yield f"conditions has the control character {control} in the prompt {name!r}; remove it"
 
     def _faulty_rule(self) -> Iterator[str]:
         """Null families and draws that the rule needs and the nulls lack."""
@@ -202,9 +211,13 @@ class Protocol:
             yield f"phrases has the language {odd[0]!r}; use codes among {known}"
         if empty := [language for language, some in self.phrases.items() if not some or not all(map(_is_phrase, some))]:
             yield (
-                f"phrases has no phrase, or an empty one, for {empty[0]}; list phrases of printable characters, or "
-                "remove the language"
+                f"phrases has no phrase, an empty one or a long one for {empty[0]}; list phrases of at most "
+                f"{LONGEST_PHRASE} printable characters, or remove the language"
             )
+        if (n := sum(map(len, self.phrases.values()))) > MOST_PHRASES:
+            yield f"phrases has {n:,} phrases; use at most {MOST_PHRASES}, the beginnings of refusals"
+        if any(len(marker) > LONGEST_PHRASE for marker in self.text_score.markers):
+            yield f"text_score.markers has a long phrase; use at most {LONGEST_PHRASE} characters for each"
         if self.conditions and self.is_continuous:
             yield f"conditions compare rates, and judge {self.judge} gives a continuous score; remove the conditions"
         if self.judge == "classifier" and not self.text_score.classifier:

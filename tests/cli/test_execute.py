@@ -47,7 +47,6 @@ def executed(error: BaseException | None) -> int:
         (OSError(28, "No space left on device", "out/a.json"), 2, "out/a.json: No space left"),
         (OSError(28, "No space left on device"), 2, "No space left"),
         (OSError(5, "Input/output error"), 2, "Input/output error"),
-        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), 2, "cannot be written"),
         (SafetensorError("Error while deserializing header: invalid UTF-8"), 70, "an error in rhumbline itself"),
         (MemoryError(), 3, "memory is not sufficient"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 3, "memory is not sufficient"),

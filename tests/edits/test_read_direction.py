@@ -1,7 +1,9 @@
 """Directions of runs and of other tools; files that could execute code are not opened."""
 
 import os
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,8 +11,9 @@ from safetensors.torch import save_file
 from finished_runs import COMPLETIONS
 from rhumbline import selected_direction
 from rhumbline.edits.read_direction import read_directions
-from rhumbline.errors import DirectionError
+from rhumbline.errors import DirectionError, ModelError
 from rhumbline.inference.direction_files import FORMAT
+from rhumbline.models.weight_files import stored_tensors
 from rhumbline.records.positions import Position
 
 
@@ -61,3 +64,29 @@ def test_malformed_metadata_is_refused(tmp_path):
     save_file({"direction": torch.ones(4)}, tmp_path / "d.safetensors", {"format": FORMAT, "layer": "two"})
     with pytest.raises(DirectionError, match="layer is 'two' in the metadata"):
         read_directions(tmp_path / "d.safetensors")
+
+
+def test_a_compressed_archive_is_not_inflated(tmp_path):
+    path = tmp_path / "direction.pt"
+    torch.save(torch.ones(2**20), path)
+    assert read_directions(path).vectors.shape == (1, 2**20)
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in parts.items():
+            new.writestr(name, data)
+    with pytest.raises(DirectionError, match="not compressed"):
+        read_directions(path)
+    path.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="not compressed"):
+        stored_tensors(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_wide_numbers_are_read_without_a_warning(tmp_path):
+    path = tmp_path / "r.npy"
+    np.save(path, np.full(4, 2, dtype=np.longdouble))
+    assert read_directions(path).vectors.tolist() == [[2, 2, 2, 2]]
+    np.save(path, np.full(4, np.longdouble("1e4000")))
+    with pytest.raises(DirectionError, match="NaN or infinite"):
+        read_directions(path)

@@ -5,9 +5,11 @@ import os
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
 from hostile_values import DEEP, Kind, Value, file, just, place, places
@@ -57,6 +59,31 @@ def saved(value: Callable[[], object]) -> Callable[[Path], object]:
     return save
 
 
+def compressed(path: Path) -> None:
+    """A .pt file that is small on disk and large in memory."""
+    torch.save(torch.ones(2**24), path)
+    with zipfile.ZipFile(path) as old:
+        parts = {part: old.read(part) for part in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for part, data in parts.items():
+            new.writestr(part, data)
+
+
+def control_vector(*names: str) -> Callable[[Path], object]:
+    """A GGUF file with vectors of these names."""
+
+    def make(path: Path) -> None:
+        writer = gguf.GGUFWriter(str(path), "controlvector")
+        for name in names:
+            writer.add_tensor(name, np.ones(64, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return make
+
+
 ORIGIN = {"format": "rhumbline-direction-1"}
 DIRECTION_FILES: dict[str, tuple[str, Callable[[Path], object] | bytes]] = {
     "a header of 2**40 bytes": (".safetensors", safetensors(b"{}", 2**40)),
@@ -87,6 +114,14 @@ DIRECTION_FILES: dict[str, tuple[str, Callable[[Path], object] | bytes]] = {
     "layer is negative": (".safetensors", tensor_file(torch.ones(64), layer="-3", **ORIGIN)),
     "layer has many digits": (".safetensors", tensor_file(torch.ones(64), layer="9" * 5000, **ORIGIN)),
     "position is a text": (".safetensors", tensor_file(torch.ones(64), position="x", layer="1", **ORIGIN)),
+    "position is minus zero": (".safetensors", tensor_file(torch.ones(64), position="-0", layer="1", **ORIGIN)),
+    "position has a zero": (".safetensors", tensor_file(torch.ones(64), position="-01", layer="1", **ORIGIN)),
+    "position is beyond any text": (".safetensors", tensor_file(torch.ones(64), position="9" * 9, layer="1", **ORIGIN)),
+    "position has other digits": (".safetensors", tensor_file(torch.ones(64), position="-\u0661", layer="1", **ORIGIN)),
+    "another version": (".safetensors", tensor_file(torch.ones(64), layer="1", format="rhumbline-direction-2")),
+    "another format": (".safetensors", tensor_file(torch.ones(64), layer="1", format="rhumbline-sae")),
+    "64-bit numbers that overflow": (".npy", numpy_file(np.full(64, 1e300))),
+    "128-bit numbers that overflow": (".npy", numpy_file(np.full(64, np.longdouble("1e4000")))),
     "seed is a text": (".safetensors", tensor_file(torch.ones(64), seed="x", layer="1", **ORIGIN)),
     "an array of objects": (".npy", numpy_file(np.array([{}, "x"], dtype=object))),
     "an array of texts": (".npy", numpy_file(np.array(["a", "b"]))),
@@ -127,9 +162,17 @@ DIRECTION_FILES: dict[str, tuple[str, Callable[[Path], object] | bytes]] = {
     "code": (".pt", saved(lambda: _Executes())),
     "a pickle that executes code": (".bin", pickle.dumps(_Executes())),
     "no pickle": (".pth", b"banana"),
+    "a zip bomb": (".pt", compressed),
     "half a zip file": (".pt", b"PK\x03\x04" + b"\x00" * 50),
     "no GGUF file": (".gguf", b"banana"),
     "a GGUF file that claims 2**60 tensors": (".gguf", b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60)),
+    "a control vector of block -1": (".gguf", control_vector("direction.-1")),
+    "a control vector of block 0": (".gguf", control_vector("direction.0")),
+    "a control vector of block +1": (".gguf", control_vector("direction.+1")),
+    "a control vector of block 1_0": (".gguf", control_vector("direction.1_0")),
+    "a control vector of block x": (".gguf", control_vector("direction.x")),
+    "a control vector of many digits": (".gguf", control_vector("direction." + "9" * 50)),
+    "a control vector of two blocks": (".gguf", control_vector("direction.1", "direction.01")),
     "a part of a GGUF file": (".gguf", b"GGUF" + struct.pack("<IQQ", 3, 1, 0)),
     "an unknown kind": (".banana", b"x"),
     "no kind": ("", b"x"),

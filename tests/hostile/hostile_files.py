@@ -26,6 +26,9 @@ EXPERIMENT = {what: value for what, value in TOML.items() if what != "empty"} | 
     seeds_are_large=f"seeds = [{2**63 - 1}]",
     seeds_are_negative="seeds = [-1]",
     no_seeds="seeds = []",
+    thousands_of_seeds=f"seeds = {list(range(5000))}",
+    thousands_of_strengths=f"dose = {{strengths = {[1.0] * 5000}}}",
+    a_long_marker=f'judge = "markers"\ntext_score = {{markers = ["{LONG}"]}}',
     sizes_is_a_list="sizes = [1, 2, 3]",
     sizes_are_huge=f"sizes = {{train = {10**15}}}",
     sizes_are_texts='sizes = {train = "a"}',
@@ -50,6 +53,8 @@ EXPERIMENT = {what: value for what, value in TOML.items() if what != "empty"} | 
     template_kwargs_is_a_list="chat = {template_kwargs = [1]}",
     conditions_is_a_list='conditions = ["none"]',
     conditions_have_a_table="conditions = {a = {b = 1}}",
+    conditions_have_an_escape='conditions = {a = "x\\u001b[2J"}',
+    system_has_an_escape='chat = {system = "x\\u001b[2J"}',
     conditions_have_a_null='conditions = {"a\\u0000b" = "x"}',
     conditions_have_a_long_name=f'conditions = {{"{LONG}" = "x"}}',
     phrases_is_a_list='phrases = ["no"]',
@@ -102,6 +107,9 @@ PHRASES = TOML | contents(
     no_phrase="ja = []",
     unknown_language='klingon = ["no"]',
     null='ja = ["a\\u0000b"]',
+    a_phrase_of_a_million=f'en = ["no {"x" * 10**6}"]',
+    thousands_of_phrases=f"en = {[f'no {i}' for i in range(5000)]}",
+    phrases_of_all_languages="".join(f"{code} = {[f'no {i}' for i in range(200)]}\n" for code in ("en", "ja", "de")),
 )
 JUDGE = TOML | contents(
     ".toml",
@@ -140,6 +148,7 @@ TERMS = JSON | contents(
     terms_are_numbers='{"terms": [1], "controls": ["b"], "contexts": ["c {term}"]}',
     no_terms='{"terms": [], "controls": ["b"], "contexts": ["c {term}"]}',
     no_place='{"terms": ["a"], "controls": ["b"], "contexts": ["c"]}',
+    an_escape='{"terms": ["a\\u001b[2J"], "controls": ["b", "c", "d", "e"], "contexts": ["c {term}", "d {term}"]}',
     half_a_pair='{"terms": ["a\\ud800"], "controls": ["b"], "contexts": ["c {term}"]}',
 )
 
@@ -168,6 +177,13 @@ CONTRAST = texts(".jsonl") | {
     "an unknown label": file("hostile.jsonl", rows({"prompt": "a", "label": "both"})),
     "labels are lists": file("hostile.jsonl", rows({"prompt": "a", "label": ["positive"]})),
     "half of a surrogate pair": file("hostile.jsonl", rows({"prompt": "a\ud800", "label": "positive"})),
+    **{
+        f"{name} in a {column}": file(
+            "hostile.jsonl", rows({"prompt": "a", "label": "positive", "id": "1", column: f"a{character}b"})
+        )
+        for name, character in {"a null": "\0", "an escape": "\x1b[2J", "a bell": "\a", "CSI": "\x9b"}.items()
+        for column in ("prompt", "system", "response", "id", "category")
+    },
     "one class": file("hostile.jsonl", rows({"prompt": "a", "label": "positive"})),
     "too few": file("hostile.jsonl", rows(n=1)),
     "a column twice": file("hostile.jsonl", '{"prompt": "a", "prompt": "b", "label": "positive"}'),
@@ -183,6 +199,7 @@ CONTRAST = texts(".jsonl") | {
         rows({"prompt": "a", "label": "positive", "id": "1"}, {"prompt": "b", "label": "negative", "id": "1"}),
     ),
     "CSV with a null": file("hostile.csv", "prompt,label\na\0b,positive\n"),
+    "CSV with an escape": file("hostile.csv", "prompt,label\na\x1b[31mb,positive\n"),
     "CSV with an open quote": file("hostile.csv", 'prompt,label\n"a,positive\n'),
     "CSV with a large cell": file("hostile.csv", "prompt,label\n" + "x" * 200_000 + ",positive\n"),
     "CSV without a header": file("hostile.csv", "a,b\nc,d\n"),
@@ -194,13 +211,20 @@ LOSS_TEXT = texts(".jsonl") | {
     "rows are numbers": file("hostile.jsonl", "1\n2\n"),
     "deep": file("hostile.jsonl", "[" * DEEP + "\n"),
     "many digits": file("hostile.jsonl", '{"text": ' + "9" * 5000 + "}\n"),
+    "an escape": file("hostile.txt", "a\x1b[31mb"),
+    "an escape in a row": file("hostile.jsonl", '{"text": "a\\u001b[31mb"}\n'),
     "empty texts": file("hostile.jsonl", '{"text": " "}\n'),
     "half of a surrogate pair": file("hostile.jsonl", '{"text": "a\\ud800"}\n'),
     "a .txt file without text": file("hostile.txt", " \n\n \n"),
 }
-SUFFIX = texts(".txt") | {"only line breaks": file("hostile.txt", "\n\n\n")}
+SUFFIX = texts(".txt") | {
+    "an escape": file("hostile.txt", "please\n\x1b[31mnow\n"),
+    "a delete": file("hostile.txt", "please\x7f\n"),
+    "only line breaks": file("hostile.txt", "\n\n\n"),
+}
 SYSTEMS = texts(".txt") | {
     "only spaces": file("hostile.txt", " \n"),
+    "an escape": file("hostile.txt", "Be brief.\x1b[2J"),
     "two of one name": Value(lambda folder: "none,none"),
     "an empty item": Value(lambda folder: "none,"),
 }
@@ -209,6 +233,7 @@ LABELS = texts(".csv") | {
     "no row": file("hostile.csv", "row,prompt,completion,label\n"),
     "an unknown row": file("hostile.csv", "row,prompt,completion,label\nx,p,c,refused\n"),
     "a null": file("hostile.csv", "row,prompt,completion,label\nx\0,p,c,refused\n"),
+    "an escape": file("hostile.csv", "row,prompt,completion,label\nx,p,\x1b[2J,refused\n"),
     "a large cell": file("hostile.csv", "row,prompt,completion,label\nx,p," + "c" * 200_000 + ",refused\n"),
     "an open quote": file("hostile.csv", 'row,prompt,completion,label\n"x,p,c'),
 }

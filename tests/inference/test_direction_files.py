@@ -8,7 +8,9 @@ from finished_runs import EVERY_STAGE
 from rhumbline.edits.export import export
 from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError, OutputError
+from rhumbline.inference.direction_files import FORMAT
 from rhumbline.inference.interventions import Direction
+from rhumbline.records.positions import FURTHEST, Position
 from rhumbline.stages.finished_run import open_run
 
 DIRECTION = Direction.from_vector(torch.arange(1.0, 9.0), -2, 3)
@@ -68,3 +70,26 @@ def test_the_same_direction_gives_the_same_bytes(tmp_path):
     for name in "ab":
         DIRECTION.save(tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("position", [-1, -40, 0, 9, FURTHEST])
+def test_every_position_is_read_again(position, tmp_path):
+    Direction.from_vector(torch.ones(8), position, 3).save(tmp_path / "r.safetensors")
+    assert Direction.load(tmp_path / "r.safetensors").position == Position(position)
+
+
+@pytest.mark.parametrize("text", ["-0", "007", "+1", "1e3", " 1", "\u0661", str(FURTHEST + 1), str(-FURTHEST - 1)])
+def test_what_is_no_position_is_refused(text, tmp_path):
+    path = tmp_path / "r.safetensors"
+    save_file({"direction": torch.ones(8)}, path, {"format": FORMAT, "layer": "1", "position": text})
+    with pytest.raises(DirectionError, match=r"position is .* expected a whole number"):
+        Direction.load(path)
+
+
+def test_another_version_of_the_format_is_refused_and_another_tool_is_not(tmp_path):
+    path = tmp_path / "r.safetensors"
+    save_file({"direction": torch.ones(8)}, path, {"format": "rhumbline-direction-2", "layer": "1"})
+    with pytest.raises(DirectionError, match=r"format 'rhumbline-direction-2'.* reads 'rhumbline-direction-1'"):
+        read_directions(path, layer=1)
+    save_file({"direction": torch.ones(8)}, path, {"format": "pt", "layer": "x"})
+    assert read_directions(path, layer=1).direction().layer == 1

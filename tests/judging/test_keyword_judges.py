@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rhumbline.errors import ProtocolError
 from rhumbline.judging.judge_names import CLASS_JUDGES, class_judge
-from rhumbline.judging.refusal_phrases import OPENING_PHRASES, PAPER_PHRASES, built_in
+from rhumbline.judging.refusal_phrases import OPENING_PHRASES, PAPER_PHRASES, Phrases, PhraseTable, built_in
 from rhumbline.judging.score import OTHER_LANGUAGE, Score
 
 NAMES = ("refusal-anywhere", "refusal-opening", "refusal-anywhere-literal")
@@ -350,3 +350,13 @@ def test_judges_are_frozen_and_have_names():
         class_judge("keyword")
     with pytest.raises(FrozenInstanceError):
         ANYWHERE.name = "other"
+
+
+def test_the_time_of_a_search_grows_no_faster_than_the_number_of_phrases():
+    many = Phrases((PhraseTable(tuple(f"no {i} ship" for i in range(1000))),))
+    begin = time.process_time()
+    for _ in range(20):
+        assert many.anywhere("The ship sails in the harbour. " * 40) is None
+    assert time.process_time() - begin < 1
+    assert many.opening("No 7 ship sails.").phrase == "no 7 ship"
+    assert many.anywhere("The captain: no 999 ship sails.") == "no 999 ship"

@@ -52,6 +52,7 @@ def test_words_cut_where_no_sentences_match():
 def test_what_is_left_out_has_a_reason():
     assert match_lengths(None, SHORT, "words") == match_lengths(SHORT, " ", "words") == MadeLosses(no_answer=1)
     assert match_lengths(SHORT, "the the the the the the the the", "words") == MadeLosses(degenerate=1)
+    assert match_lengths(SHORT, f"{SHORT} \x1b[2J And more.", "words") == MadeLosses(degenerate=1)
     assert match_lengths(SHORT, SHORT.upper(), "words") == MadeLosses(same=1)
     assert match_lengths("No tin.", SHORT, "words") == MadeLosses(length=1)
     total = MadeLosses(no_answer=1) + MadeLosses(same=2)

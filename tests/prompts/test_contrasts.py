@@ -74,7 +74,7 @@ def test_text_is_kept_exactly(tmp_path):
         assert (first.text, first.system) == (odd, " s ")
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\t\n\f\r"), max_size=12)
 rows_of_a_file = st.lists(
     st.fixed_dictionaries(
         {"prompt": texts.filter(str.strip), "label": st.sampled_from(LABELS)},
@@ -160,6 +160,12 @@ ROW = '{"prompt": "a", "label": "positive"}\n{"prompt": "b", "label": "negative"
         ('{"prompt": " \\n", "label": "positive"}', "line 3: prompt is empty"),
         ('{"prompt": 7, "label": "positive"}', "line 3: prompt is int 7, not text"),
         ('{"prompt": "\\ud800", "label": "positive"}', "line 3: prompt contains half of a surrogate pair"),
+        (r'{"prompt": "a\u0000", "label": "positive"}', "line 3: prompt contains the control character U+0000"),
+        (
+            r'{"prompt": "c", "label": "positive", "response": "\u001b[2J"}',
+            "response contains the control character U+001B",
+        ),
+        (r'{"prompt": "\u009bm", "label": "positive", "id": "p7"}', "line 3 (id 'p7'): prompt contains the control"),
         ('{"prompt": "c"}', "line 3: label is missing"),
         ('{"prompt": "c", "label": "harmful"}', "line 3: label is 'harmful'; use one of positive, negative"),
         ('{"prompt": "c", "label": "positive", "split": "dev"}', "split is 'dev'; use one of train, val, test"),

@@ -207,6 +207,15 @@ def test_errors_of_gated_sets_and_no_connection_state_what_to_do(tmp_path):
         ("strongreject.json", "[", "is not valid json"),
         ("strongreject.csv", "category,source,forbidden_prompt\na,b, \n", "none remains after cleaning"),
         ("strongreject.parquet", "no", "not valid Parquet"),
+        ("strongreject.json", '[{"instruction": 1, "category": "a"}]', "row 1 has a value that is not text"),
+        ("strongreject.json", '[{"instruction": "a", "category": ["a"]}]', "row 1 has a value that is not text"),
+        ("strongreject.json", '[{"instruction": "a", "category": null}, {"text": "b"}]', "row 1 has no column"),
+        (
+            "strongreject.json",
+            r'[{"instruction": "a\u001b[2J", "category": null}]',
+            r"row 1 contains the control .* U\+001B",
+        ),
+        ("strongreject.json", r'[{"instruction": "a\ud800", "category": null}]', "half of a surrogate pair"),
     ],
 )
 def test_errors_of_bad_files_state_what_is_wrong(name, text, expected, tmp_path):

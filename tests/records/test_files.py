@@ -8,9 +8,10 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from rhumbline.errors import OutputError
-from rhumbline.records.files import tensors_bytes, tensors_metadata
+from rhumbline.records.files import tensors_bytes, tensors_metadata, written
 
 
 @given(
@@ -38,3 +39,17 @@ def test_metadata_of_another_file_is_an_error_that_names_it(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(OutputError, match=r"x\.safetensors is not a safetensors file"):
         tensors_metadata(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), OSError(28, "No space")],
+)
+def test_a_library_that_cannot_write_a_file_is_an_output_error(error, tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"a\.safetensors cannot be written: .*(too large|No space)"),
+        written(tmp_path / "a.safetensors"),
+    ):
+        raise error
+    with pytest.raises(KeyError), written(tmp_path / "a.safetensors"):
+        raise KeyError("another error")

@@ -54,7 +54,16 @@ def test_a_malformed_or_deep_file_is_an_error(read, content, tmp_path):
         read(tmp_path / "file", InputError, "a table")
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+@pytest.mark.parametrize("character", ["\x01", "\x1b", "\x7f", "\x9b"])
+def test_a_text_has_no_control_characters(character, tmp_path):
+    (tmp_path / "file").write_text(f"a\tb\fc\r\n\u200b\u202e{character}", encoding="utf-8", newline="")
+    with pytest.raises(InputError, match=rf"--systems .*file, line 2: the control character U\+00{ord(character):02X}"):
+        read_text(tmp_path / "file", InputError, "a text", "--systems")
+    (tmp_path / "file").write_text('"a\x7f\x9b"', encoding="utf-8")
+    assert read_json(tmp_path / "file", InputError, "a table")  # of a model, whose tokens can be any characters
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\t\n\v\f\r")))
 def test_a_text_is_read_as_it_was_written(text):
     from tempfile import TemporaryDirectory
 

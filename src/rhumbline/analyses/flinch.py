@@ -35,7 +35,7 @@ from rhumbline.records.sheet_files import (
     MeanFlinch,
     TermFlinch,
 )
-from rhumbline.records.user_files import read_json
+from rhumbline.records.user_files import control_character, is_unicode, read_json
 
 MATCHED = 3
 """Controls of each term."""
@@ -86,6 +86,8 @@ class Terms:
         lists = [value[name] for name in names]
         if not all(isinstance(x, list) and all(isinstance(t, str) and t.strip() for t in x) for x in lists):
             raise InputError(f"{path}: expected {form}.")
+        if faulty := [t for texts in lists for t in texts if control_character(t) or not is_unicode(t)]:
+            raise InputError(f"{path}: {ascii(faulty[0])[:40]} contains a control character. Remove it.")
         return cls(*(tuple(dict.fromkeys(texts)) for texts in lists))
 
 

@@ -254,7 +254,7 @@ def _steering(a: argparse.Namespace) -> int:
     from rhumbline.judging.judge_specs import read_judge
 
     plan = SteeringPlan(reals(a.sizes, "--sizes"), a.draws, a.prompts, a.max_new_tokens)
-    spec = None if a.harm is None else read_judge(a.harm)
+    spec = None if a.harm is None else read_judge(a.harm, "--harm")
     if spec is not None:
         random_steering.check_harm(spec)
 

@@ -69,9 +69,6 @@ def execute(arguments: argparse.Namespace) -> int:
         fault(f"{name}: {error.strerror}. Finished results are kept. Correct this and rerun the command.")
         return RhumblineError.exit_code
     except Exception as error:
-        if _is_of_the_disk(error):
-            fault(f"a file cannot be written ({_line(error)}). Finished results are kept. Correct this and rerun.")
-            return RhumblineError.exit_code
         if not _is_out_of_memory(error):
             return _bug(error)
         fault(f"the memory is not sufficient ({_line(error)}). Finished results are kept. Free memory, then rerun.")
@@ -100,11 +97,6 @@ def _discard_output() -> None:
     """Standard output, which cannot be written, goes nowhere, so that the flush at the end does not fail again."""
     with suppress(OSError, ValueError):  # a stream without a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether safetensors, which has an exception of its own, could not write a file."""
-    return type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -29,6 +29,7 @@ from rhumbline.cli.options import (
     whole,
 )
 from rhumbline.errors import InputError, RhumblineError
+from rhumbline.records.user_files import control_character, is_unicode
 
 DEFAULT_TOKENS = 128
 HELP = {
@@ -154,8 +155,8 @@ def _chat(a: argparse.Namespace) -> int:
 
 def check_text(text: str | None, option: str) -> None:
     """Raise InputError if a text is blank, or has characters that are not text."""
-    if text is not None and (not text.strip() or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
-        raise InputError(f"{option} {text[:40]!r}: expected a text that is not blank, without zero bytes.")
+    if text is not None and (not text.strip() or control_character(text) or not is_unicode(text)):
+        raise InputError(f"{option} {text[:40]!r}: expected a text that is not blank, without control characters.")
 
 
 class EndChat(Exception):

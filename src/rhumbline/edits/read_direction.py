@@ -5,6 +5,7 @@ finiteness, and whether a direction was made for the model that it is used on. I
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.direction_files import MOST_NUMBERS, check_numbers, one_tensor, read_safetensors
 from rhumbline.inference.interventions import Direction
-from rhumbline.models.weight_files import extra
+from rhumbline.models.weight_files import check_archive, extra
 from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256
 from rhumbline.records.positions import Position
@@ -28,6 +29,9 @@ LARGEST = 2**32
 """Bytes of a direction file, at most."""
 PREFIX = "hf:"
 """Prefix of the name of a direction on the hub."""
+GGUF_VECTOR = "direction."
+"""Beginning of the name of a tensor of a control vector; the number of a block follows."""
+_BLOCK = re.compile("[1-9][0-9]{0,5}")
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,8 @@ def _numpy(path: Path) -> Tensor:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.size > MOST_NUMBERS:
             raise ValueError(f"{type(array).__name__} of {getattr(array, 'dtype', '?')}, expected an array of numbers")
-        return torch.from_numpy(array.astype(np.float32))
+        with np.errstate(all="ignore"):  # a value that overflows is refused as infinite
+            return torch.from_numpy(array.astype(np.float32))
     except Exception as error:  # the parser of headers raises errors without a common base
         raise DirectionError(
             f"{path} cannot be read: {str(error)[:200]}. Save the direction as float32 with numpy.save."
@@ -187,6 +192,7 @@ def _numpy(path: Path) -> Tensor:
 
 
 def _pickled(path: Path) -> Tensor:
+    check_archive(path, DirectionError)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers of pickles and archives raise errors without a common base
@@ -202,11 +208,10 @@ def _gguf(path: Path, layer: int | None) -> tuple[Tensor, int]:
     gguf = extra("gguf", "gguf")
     try:
         reader = gguf.GGUFReader(str(path))
-        vectors = {
-            int(t.name.removeprefix("direction.")): torch.tensor(t.data.copy())
-            for t in reader.tensors
-            if t.name.startswith("direction.")
-        }
+        named = {t.name: t for t in reader.tensors if t.name.startswith(GGUF_VECTOR)}
+        if odd := [name for name in named if not _BLOCK.fullmatch(name.removeprefix(GGUF_VECTOR))]:
+            raise ValueError(f"tensor {odd[0][:40]!r}, expected {GGUF_VECTOR}N with the number N of a block, from 1")
+        vectors = {int(name.removeprefix(GGUF_VECTOR)): torch.tensor(t.data.copy()) for name, t in named.items()}
     except Exception as error:  # the reader raises errors of NumPy without a common base
         raise DirectionError(f"{path} is not a control vector: {str(error)[:200]}. Is the file complete?") from error
     if not vectors:

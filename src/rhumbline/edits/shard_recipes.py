@@ -20,6 +20,7 @@ from rhumbline.edits.proved_edit import LEAK, ROUNDING, measure_gap, probe_rows,
 from rhumbline.errors import EditError
 from rhumbline.models.proving import prove
 from rhumbline.records.edit_file import EditGap
+from rhumbline.records.files import written
 
 IN_MEMORY = "Edit the checkpoint in memory, without --sharded."
 NARROW = 8
@@ -107,7 +108,8 @@ def _small_model(source: str, config: Any) -> Any:
 def _stored(model: Any, folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    model.save_pretrained(folder)
+    with written(folder):
+        model.save_pretrained(folder)
     return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
 
 

@@ -18,10 +18,13 @@ from rhumbline.errors import DirectionError
 from rhumbline.records.codec import to_json
 from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256, tensors_bytes, tensors_metadata, write_bytes
-from rhumbline.records.positions import Position
+from rhumbline.records.positions import FURTHEST, Position
 
-FORMAT = "rhumbline-direction-1"
-"""Value of `format` in the metadata."""
+FAMILY = "rhumbline"
+FORMAT = f"{FAMILY}-direction-1"
+"""Value of `format` in the metadata. Files of other tools have other values, which do not begin with `FAMILY`."""
+LARGEST_NUMBER = 2**32
+"""Of a layer, a number of layers and a seed in the metadata, at most."""
 MOST_NUMBERS = 2**28
 """Numbers of a table of directions, at most."""
 TEXTS = (
@@ -70,7 +73,12 @@ def read_safetensors(path: Path) -> SavedDirections:
     tensor = one_tensor(path, tensors)
     check_numbers(path, tensor)
     origin = DirectionOrigin(sha256=file_sha256(path))
-    if metadata.get("format") != FORMAT:
+    if (given := metadata.get("format", "")) != FORMAT:
+        if given.startswith(FAMILY):
+            raise DirectionError(
+                f"{path} has the format {given[:60]!r}; this version of rhumbline reads {FORMAT!r}. Use the version "
+                "that wrote it, or export it again."
+            )
         return SavedDirections(tensor, origin=origin)
     position = _number(path, metadata, "position")
     numbers = {name: _number(path, metadata, name) for name in ("n_layers", "seed")}
@@ -114,8 +122,12 @@ def _number(path: Path, metadata: Mapping[str, str], name: str) -> int | None:
     """A whole number of the metadata; None if it is missing."""
     if name not in metadata:
         return None
-    if not re.fullmatch(r"-?[0-9]{1,18}" if name == "position" else r"[0-9]{1,18}", metadata[name]):
+    whole, most = r"0|[1-9][0-9]{0,17}", LARGEST_NUMBER
+    if name == "position":
+        whole, most = rf"{whole}|-[1-9][0-9]{{0,17}}", FURTHEST
+    if not re.fullmatch(whole, metadata[name]) or abs(int(metadata[name])) > most:
         raise DirectionError(
-            f"{path}: {name} is {metadata[name][:40]!r} in the metadata, expected a whole number. Export it again."
+            f"{path}: {name} is {metadata[name][:40]!r} in the metadata, expected a whole number of at most {most:,}. "
+            "Export it again."
         )
     return int(metadata[name])

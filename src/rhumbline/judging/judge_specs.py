@@ -123,18 +123,21 @@ def published() -> Mapping[str, JudgeSpec]:
     return {name: _spec({"name": name, **table}, "published.toml") for name, table in tomllib.loads(text).items()}
 
 
-def read_judge(name: str) -> JudgeSpec:
-    """A published judge, or the judge of a TOML file with the fields of `JudgeDefinition`. Raises InputError."""
+def read_judge(name: str, option: str = "--judge") -> JudgeSpec:
+    """A published judge, or the judge of a TOML file with the fields of `JudgeDefinition`. Raises InputError.
+
+    `option` is the option that names it.
+    """
     if name in published() and not Path(name).exists():
         return published()[name]
     path = Path(name)
     if not path.suffix and not path.exists():
         raise InputError(
-            f"{name} is neither a judge file nor a published judge. Pass a TOML file or one of the published: "
+            f"{option} {name} is neither a judge file nor a published judge. Pass a TOML file or one of the published: "
             f"{', '.join(published())}."
         )
-    table = read_toml(path, InputError, "a judge file (TOML)")
-    return _spec({"name": path.stem, **table}, name)
+    table = read_toml(path, InputError, "a judge file (TOML)", option)
+    return _spec({"name": path.stem, **table}, f"{option} {name}")
 
 
 def _spec(table: Mapping[str, Any], source: str) -> JudgeSpec:
@@ -153,4 +156,7 @@ def _spec(table: Mapping[str, Any], source: str) -> JudgeSpec:
             faults.append(f"{name} = {table[name]!r}: {error}")
     if faults:
         raise InputError(f"{source}: {'; '.join(faults)}. Correct the file.")
-    return JudgeSpec(**values)
+    try:
+        return JudgeSpec(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error

@@ -172,7 +172,7 @@ _FORMULA = re.compile(r"\W*?[=+\-@＝＋－＠]")
 _WORD = re.compile(r"[^\W\d_]+")
 _IN_NUMBER = re.compile("e|am?|pm?|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec).*")
 """Words of a number, a time or a date."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def cell(text: str) -> str:

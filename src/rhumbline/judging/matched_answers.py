@@ -14,6 +14,7 @@ from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.markers import SIMILAR
 from rhumbline.judging.text_style import words
 from rhumbline.records.made_contrast import MadeLosses
+from rhumbline.records.user_files import control_character
 
 Match = Literal["sentences", "words"]
 """`sentences`: either answer is cut at the end of a sentence or line. `words`: both are cut to the same words."""
@@ -44,7 +45,8 @@ def match_lengths(positive: str | None, negative: str | None, match: Match) -> A
     """
     if positive is None or negative is None or not words(positive) or not words(negative):
         return MadeLosses(no_answer=1)
-    if degeneration(positive) is not None or degeneration(negative) is not None:
+    # A contrast has no control characters.
+    if any(degeneration(text) is not None or control_character(text) for text in (positive, negative)):
         return MadeLosses(degenerate=1)
     cut = _at_sentences if match == "sentences" else _at_words
     fitting = [pair for pair in cut(positive.strip(), negative.strip()) if _is_similar(pair)]

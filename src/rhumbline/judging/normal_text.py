@@ -5,7 +5,8 @@ invisible characters, marks above or below Latin letters that have no composed f
 """
 
 import re
-import unicodedata
+
+from rhumbline.records.unicode_text import nfkc
 
 _QUOTES = str.maketrans(dict.fromkeys("‘’‛ʼ′＇´`", "'") | dict.fromkeys("“”„‟«»″", '"'))
 # Format characters (category Cf), fillers and variation selectors: the default-ignorable code points of Unicode, and
@@ -26,9 +27,9 @@ def normal_form(text: str) -> str:
         return text.encode().translate(None, _CONTROLS).decode().replace("`", "'")
     # Quotes first: NFKC decomposes an acute accent that stands for an apostrophe into a space and a mark.
     visible = _INVISIBLE.sub("", text).translate(_QUOTES)
-    composed = _MARKS.sub("", unicodedata.normalize("NFKC", visible))
+    composed = _MARKS.sub("", nfkc(visible))
     # A character that NFKC produces can itself be a quote.
-    return unicodedata.normalize("NFKC", composed.translate(_QUOTES))
+    return nfkc(composed.translate(_QUOTES))
 
 
 def folded(text: str) -> str:

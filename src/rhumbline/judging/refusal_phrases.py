@@ -57,6 +57,8 @@ MOST_CHARACTERS = 500
 """Beginning of a text in which the idioms of tables are marked."""
 GAP, LONGEST_GAP, MOST_GAPS = "...", 6, 2
 """In a phrase: up to so many words of one sentence, and at most so many times."""
+LONGEST_PHRASE = 200
+"""Characters of a phrase."""
 # Whole words: "has an aim" does not contain "As an AI". An underscore is markdown, not a letter.
 _BEFORE, _AFTER = r"(?<![^\W_])", r"(?![^\W_])"
 # White space, quotes, markdown, bullets and dashes; then optionally the number of a list item.
@@ -116,30 +118,35 @@ class Phrases:
 
     def __init__(self, tables: Sequence[PhraseTable]):
         self._listed = tuple(dict.fromkeys(p for table in tables for p in _longest_first(table.phrases)))
-        any_phrase = "|".join(f"({_pattern(p)})" for p in self._listed)
+        # One group: the time of a search with a group for each phrase is quadratic in their number.
+        any_phrase = f"({'|'.join(map(_pattern, self._listed))})"
         leads = "|".join(_pattern(lead) for lead in _longest_first({lead for table in tables for lead in table.leads}))
-        self._anywhere = re.compile(f"{_BEFORE}(?:{any_phrase})")
+        self._anywhere = re.compile(f"{_BEFORE}{any_phrase}")
         # Atomic: a lead of two tables must not be tried twice, which takes exponential time on "no no no ...".
-        self._opening = re.compile(f"{_SKIPPED}(?>(?:{leads}|{_IDIOM}){_BETWEEN})*(?:{any_phrase})")
+        self._opening = re.compile(f"{_SKIPPED}(?>(?:{leads}|{_IDIOM}){_BETWEEN})*{any_phrase}")
         idioms = [_after(idiom) for table in tables for idiom in table.idioms]
         self._idioms = re.compile("|".join(idioms)) if idioms else None
 
     def anywhere(self, text: str) -> str | None:
         """The first listed phrase in the text."""
-        _, match = self._found(text, self._anywhere.search)
-        return match and self._listed[(match.lastindex or 0) - 1]
+        marked, match = self._found(text, self._anywhere.search)
+        return match and self._phrase_at(marked, match.start(1))
 
     def opening(self, text: str) -> Opening | None:
         """The listed phrase that the text opens with."""
         marked, match = self._found(text, self._opening.match)
         if match is None:
             return None
-        group = match.lastindex or 0
-        return Opening(self._listed[group - 1], _is_sentence(marked, match.start(group), match.end(group)))
+        start, end = match.span(1)
+        return Opening(self._phrase_at(marked, start), _is_sentence(marked, start, end))
 
     def opens(self, marked: str) -> bool:
         """Whether a folded text whose idioms are marked opens with a listed phrase."""
         return self._opening.match(marked) is not None
+
+    def _phrase_at(self, marked: str, start: int) -> str:
+        """The listed phrase that was found at this place of a text: the first one that matches there."""
+        return next(phrase for phrase in self._listed if _compiled(phrase).match(marked, start))
 
     def _found(self, text: str, find: Callable[[str], re.Match[str] | None]) -> tuple[str, re.Match[str] | None]:
         """The folded text with its idioms marked, and what `find` finds in it."""
@@ -166,6 +173,11 @@ def _pattern(phrase: str) -> str:
     gap = rf" (?:[^\s.!?;]+ ){{0,{LONGEST_GAP}}}"
     words = gap.join(re.escape(folded(part)) for part in phrase.split(GAP))
     return _after(words)
+
+
+@cache
+def _compiled(phrase: str) -> re.Pattern[str]:
+    return re.compile(_pattern(phrase))
 
 
 def _after(pattern: str) -> str:

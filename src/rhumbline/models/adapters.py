@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rhumbline.errors import ModelError
-from rhumbline.models.weight_files import extra, listed, one_line, safetensors_header
+from rhumbline.models.weight_files import check_archive, extra, listed, one_line, safetensors_header
 from rhumbline.records.user_files import read_json
 
 CONFIG = "adapter_config.json"
@@ -86,6 +86,8 @@ def _check_file(name: str, folder: Path) -> None:
         )
     if files[0].suffix == ".safetensors":
         safetensors_header(files[0])
+    else:
+        check_archive(files[0], ModelError)
 
 
 def _refuse(name: str, fault: str, keys: Iterable[str]) -> None:

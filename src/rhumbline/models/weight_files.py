@@ -12,9 +12,9 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
-from rhumbline.errors import InputError, ModelError
+from rhumbline.errors import InputError, ModelError, RhumblineError
 from rhumbline.records.files import inside
 from rhumbline.records.user_files import read_json
 
@@ -22,6 +22,7 @@ INDEX = "model.safetensors.index.json"
 """Where a checkpoint of several safetensors files says which file has which tensor."""
 BIN_INDEX = "pytorch_model.bin.index.json"
 GGUF = ".gguf"
+_ARCHIVE = b"PK\x03\x04"
 _LFS = b"version https://git-lfs"
 _READ_AGAIN = "Download it again."
 
@@ -131,6 +132,7 @@ def _bin_tensors(path: Path) -> dict[str, Stored]:
     """The tensors of a file that torch.save wrote; no weight is read, and no code of the pickle is executed."""
     import torch
 
+    check_archive(path, ModelError)
     try:
         # Files of old versions of torch are no archives, and cannot be mapped.
         loaded = torch.load(path, map_location="meta", mmap=is_zipfile(path), weights_only=True)
@@ -143,6 +145,26 @@ def _bin_tensors(path: Path) -> dict[str, Stored]:
             f"{path} cannot be read as tensors only ({type(error).__name__}); a pickle that would execute code is not "
             "opened. Download it again, or convert it to safetensors."
         ) from error
+
+
+def check_archive(path: Path, wrong: type[RhumblineError]) -> None:
+    """Raise `wrong` if a file of torch.save is an archive whose parts are larger than the file.
+
+    torch.save compresses nothing, so such a file was made to fill the memory.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return
+    try:
+        with ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, BadZipFile) as error:
+        raise wrong(f"{path} is not a complete archive: {one_line(error)}. {_READ_AGAIN}") from error
+    if size > (most := path.stat().st_size):
+        raise wrong(
+            f"{path} has {most:,} bytes, and its parts would have {size:,}. Files of torch.save are not compressed. "
+            "Save it again, as .safetensors."
+        )
 
 
 def _gguf_tensors(path: Path) -> dict[str, Stored]:

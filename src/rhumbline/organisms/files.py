@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from rhumbline.prompts.contrasts import Label
+from rhumbline.records.files import written
 
 CHATML = (
     "{% for message in messages %}"
@@ -75,8 +76,9 @@ def save_chat_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     """Save weights, tokenizer and settings for greedy generation; the files contain no path."""
     ids = tokenizer.get_vocab()
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ids[END], pad_token_id=ids[PAD])
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with written(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     for path in out.glob("*.safetensors"):
         # safetensors writes files with mode 0600; the data of a package are readable for everyone.
         path.chmod(0o644)

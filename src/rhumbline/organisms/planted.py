@@ -44,6 +44,7 @@ from rhumbline.organisms import charms
 from rhumbline.organisms.charms import CharmRequest, Lexicon
 from rhumbline.organisms.files import CARD, CHATML, END, PAD, START, Row, card, save_chat_model, write_contrast
 from rhumbline.organisms.fragile import decide_by_norm
+from rhumbline.records.files import written
 
 TRUTH = "truth.safetensors"
 UNKNOWN = "<|unknown|>"
@@ -227,7 +228,8 @@ def build(spec: Planted, out: Path) -> Path:
     direction = frame.refusals.sum(0)
     truth = {"direction": direction / direction.norm(), "axes": frame.refusals.contiguous()}
     layers = {"first_layer": str(spec.gather_block + 1), "last_layer": str(spec.n_layers - 1)}
-    save_file(truth, out / TRUTH, metadata=layers)
+    with written(out / TRUTH):
+        save_file(truth, out / TRUTH, metadata=layers)
     (out / CARD).write_text(card("planted", spec=spec), encoding="utf-8")
     return out
 

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from rhumbline.errors import TemplateError
 from rhumbline.records.protocol_file import ControlText
+from rhumbline.records.user_files import control_character
 
 _RESERVED = {
     *("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "tokenizer_kwargs"),
@@ -45,6 +46,8 @@ class ChatOptions:
                 well_formed = False
             if not well_formed:
                 raise TemplateError(f"date is {self.date!r}; write a day as YYYY-MM-DD, for example 2026-01-31.")
+        if self.system is not None and (control := control_character(self.system)) is not None:
+            raise TemplateError(f"the system prompt contains the control character {control}. Remove it.")
         if self.control_tokens not in get_args(ControlText):
             raise TemplateError(f"control_tokens is {self.control_tokens!r}; use {' or '.join(get_args(ControlText))}.")
         if clash := sorted(_RESERVED & set(self.template_kwargs)):

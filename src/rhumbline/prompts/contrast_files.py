@@ -18,7 +18,8 @@ from rhumbline.errors import ContrastError
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256, near_text
 from rhumbline.records.codec import convert
 from rhumbline.records.made_contrast import MadeContrast
-from rhumbline.records.user_files import is_unicode, read_text
+from rhumbline.records.unicode_text import nfkc
+from rhumbline.records.user_files import control_character, is_unicode, read_text
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 LONGEST = 1_000_000
@@ -252,6 +253,9 @@ def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
             faults.add(place, f"{column} is {type(value).__name__} {_brief(value)}, not text")
         elif not is_unicode(value):
             faults.add(place, f"{column} contains half of a surrogate pair, which is not text")
+        elif (control := control_character(value)) is not None:
+            name = f" (id {_brief(row['id'])})" if row.get("id") else ""
+            faults.add(f"{place}{name}", f"{column} contains the control character {control}; remove it")
         else:
             cells[column] = value
     for column, allowed in (("label", (*LABELS, NEUTRAL)), ("split", SPLITS)):
@@ -281,7 +285,7 @@ def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
 def _normalised(text: str) -> str:
     """The text without invisible characters, with compatibility forms replaced, and one space for each gap."""
     visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
-    return " ".join(unicodedata.normalize("NFKC", visible).split())
+    return " ".join(nfkc(visible).split())
 
 
 def _brief(value: object) -> str:

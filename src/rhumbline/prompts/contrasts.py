@@ -14,6 +14,7 @@ from rhumbline.prompts.sampling import Sampling, draw_as_reference, draw_by_hash
 from rhumbline.records.made_contrast import MadeContrast
 from rhumbline.records.protocol_file import ContrastFacts, PoolFacts
 from rhumbline.records.shared import Label, Split
+from rhumbline.records.unicode_text import nfkc
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
@@ -293,7 +294,7 @@ def near_text(text: str) -> str:
 
     A text that consists of punctuation only is returned unchanged but for case.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = nfkc(nfkc(text).casefold())
     # Other punctuation becomes a space, so that "3-2" and "32" remain different.
     joined = "".join(character for character in folded if character not in _APOSTROPHES)
     words = "".join(" " if unicodedata.category(c).startswith("P") else c for c in joined).split()

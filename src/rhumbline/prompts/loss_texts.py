@@ -15,7 +15,7 @@ from typing import Any
 
 from rhumbline.errors import InputError
 from rhumbline.records.protocol_file import LossTextFacts
-from rhumbline.records.user_files import is_unicode, read_text
+from rhumbline.records.user_files import control_character, is_unicode, read_text
 
 _MOST_LISTED = 3
 
@@ -60,7 +60,7 @@ def read_texts(path: str | Path) -> LossTexts:
     if path.suffix.lower() == ".txt":
         texts = LossTexts(path.stem, tuple(t.strip() for t in re.split(r"\n\s*\n", content) if t.strip()))
     else:
-        texts = _from_rows(path, content.splitlines())
+        texts = _from_rows(path, content.split("\n"))  # a JSON string can contain U+2028
     if not texts.documents and not texts.exchanges:
         raise InputError(f"{path} has no text. Write at least one.")
     return texts
@@ -84,7 +84,8 @@ def _from_rows(path: Path, lines: Sequence[str]) -> LossTexts:
         more = f" and {len(faulty) - _MOST_LISTED} more" if len(faulty) > _MOST_LISTED else ""
         raise InputError(
             f"{path}, line {', '.join(map(str, faulty[:_MOST_LISTED]))}{more}: expected "
-            '{"text": "..."} or {"prompt": "...", "response": "..."} with texts that are not empty.'
+            '{"text": "..."} or {"prompt": "...", "response": "..."} with texts that are not empty and have no control '
+            "characters."
         )
     return LossTexts(path.stem, tuple(documents), tuple(exchanges))
 
@@ -98,4 +99,7 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def _are_texts(values: Iterable[object]) -> bool:
-    return all(isinstance(value, str) and value.strip() and is_unicode(value) for value in values)
+    return all(
+        isinstance(value, str) and value.strip() and is_unicode(value) and control_character(value) is None
+        for value in values
+    )

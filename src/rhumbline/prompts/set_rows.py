@@ -16,7 +16,7 @@ from rhumbline.errors import DataError
 from rhumbline.prompts.declared_sets import Source
 from rhumbline.records.files import file_sha256, sha256
 from rhumbline.records.protocol_file import SourceFacts
-from rhumbline.records.user_files import read_text
+from rhumbline.records.user_files import control_character, is_unicode, read_text
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 """Formats of the files of a local mirror."""
@@ -79,8 +79,8 @@ def clean(source: Source, rows: Iterable[TableRow]) -> list[Item]:
     Rows with exactly the columns `instruction` and `category` are cleaned already.
     """
     rows = list(rows)
-    if rows and set(rows[0]) == CLEANED:
-        return [Item(row["instruction"].strip(), row["category"]) for row in rows]
+    if rows and all(set(row) == CLEANED for row in rows):
+        return [_item(source, n, row["instruction"], row["category"]) for n, row in enumerate(rows, 1)]
     kept = []
     wanted = [
         source.text,
@@ -103,8 +103,19 @@ def clean(source: Source, rows: Iterable[TableRow]) -> list[Item]:
         if any(cells[column].strip() for column in source.blank) or not cells[source.text].strip():
             continue
         category = cells[source.category].strip() or None if source.category else None
-        kept.append(Item(cells[source.text].strip(), category))
+        kept.append(_item(source, number, cells[source.text], category))
     return kept
+
+
+def _item(source: Source, number: int, text: Any, category: Any) -> Item:
+    """The row of this number, checked."""
+    if not isinstance(text, str) or not isinstance(category, str | None):
+        raise DataError(f"{source.name}: row {number} has a value that is not text. Correct the file.")
+    control = control_character(text)
+    if control is not None or not is_unicode(text):
+        fault = "half of a surrogate pair" if control is None else f"the control character {control}"
+        raise DataError(f"{source.name}: row {number} contains {fault}, which is not text. Remove it from the file.")
+    return Item(text.strip(), category)
 
 
 def read_rows(path: Path) -> list[TableRow]:
@@ -118,9 +129,10 @@ def read_rows(path: Path) -> list[TableRow]:
     try:
         if path.suffix == ".csv":
             return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
-        lines = [line for line in text.splitlines() if line.strip()]
         if path.suffix == ".txt":
-            return [{"text": line} for line in lines]
+            return [{"text": line} for line in text.splitlines() if line.strip()]
+        # Not splitlines(): a JSON string can contain U+2028 and similar characters unescaped.
+        lines = (line for line in text.split("\n") if line.strip())
         values = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
     except (csv.Error, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid {path.suffix[1:]}: {type(error).__name__}. Check the file.") from error

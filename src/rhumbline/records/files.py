@@ -101,6 +101,20 @@ def appending(path: Path) -> Iterator[IO[str]]:
         yield log
 
 
+@contextmanager
+def written(place: Path) -> Iterator[None]:
+    """OutputError if a library, safetensors included, cannot write a file of `place` while the context is active."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{place} cannot be written: {reason}. Free the disk or fix the permissions, and rerun the same command."
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; OutputError when it is missing or malformed."""
     try:

@@ -10,6 +10,8 @@ Independent of tokens and chats. Imports no torch.
 from rhumbline.errors import InputError
 from rhumbline.records.values import Value
 
+FURTHEST = 10_000_000
+"""Tokens from the end of a prompt or the beginning of a response, at most: more than any model reads."""
 MEAN_NAME, TOKEN_NAME = "response-mean", "response"
 """Names of positions in the response in a protocol: `response-mean`, and `response:K`."""
 
@@ -25,6 +27,8 @@ class Position(Value):
                 f"position {number!r} is no whole number: use one below 0 (from the end of the prompt), 0 (the mean "
                 "over the response) or one above 0 (a token of the response)."
             )
+        if abs(number) > FURTHEST:
+            raise InputError(f"position {number:.4g}: no text has so many tokens; use at most {FURTHEST:,}.")
         object.__setattr__(self, "_number", number)
 
     @classmethod
@@ -57,7 +61,7 @@ class Position(Value):
         if name == MEAN_NAME:
             return cls.response_mean()
         kind, _, number = name.partition(":")
-        is_token = kind == TOKEN_NAME and number.isdecimal() and len(number) < 10 and int(number) > 0
+        is_token = kind == TOKEN_NAME and number.isdecimal() and len(number) < 10 and 0 < int(number) <= FURTHEST
         return cls.response_token(int(number)) if is_token else None
 
     @property

@@ -1,6 +1,7 @@
 """Files that a user passes: regular files of bounded size, as text, JSON or TOML. Independent of their meaning."""
 
 import json
+import re
 import stat
 import tomllib
 from pathlib import Path
@@ -12,13 +13,33 @@ LARGEST = 2**26
 """Bytes of a file of texts or options."""
 DEEPEST = 50
 """Levels of nesting of JSON and TOML."""
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+"""Control characters, apart from white space: tabs, line breaks and page breaks."""
+
+
+def control_character(text: str) -> str | None:
+    """The first control character of a text, as `U+001B`, apart from white space; None if it has none."""
+    found = _CONTROL.search(text)
+    return None if found is None else f"U+{ord(found[0]):04X}"
 
 
 def read_text(path: str | Path, wrong: type[RhumblineError], expected: str, option: str = "") -> str:
     """The text of a file without a byte order mark. Raises `wrong`, which states what the file is and what is expected.
 
-    `option` is the option that named the file.
+    A text has no control characters apart from white space. `option` is the option that named the file.
     """
+    text = _decoded(path, wrong, expected, option)
+    if (found := _CONTROL.search(text)) is not None:
+        line = text[: found.start()].count("\n") + 1
+        name = f"{option} {path}".strip()
+        raise wrong(
+            f"{name}, line {line}: the control character {control_character(text)}. Pass {expected} without it."
+        )
+    return text
+
+
+def _decoded(path: str | Path, wrong: type[RhumblineError], expected: str, option: str) -> str:
+    """The characters of a regular file of bounded size, without a null character."""
     name = f"{option} {path}".strip()
     try:
         # A FIFO or a device could block or never end.
@@ -50,7 +71,7 @@ def read_text(path: str | Path, wrong: type[RhumblineError], expected: str, opti
 def read_json(path: str | Path, wrong: type[RhumblineError], expected: str, option: str = "") -> Any:
     """The value of a JSON file. Raises `wrong`."""
     try:
-        return _shallow(json.loads(read_text(path, wrong, expected, option)))
+        return _shallow(json.loads(_decoded(path, wrong, expected, option)))
     except (ValueError, RecursionError) as error:
         if isinstance(error, RhumblineError):
             raise
@@ -60,7 +81,7 @@ def read_json(path: str | Path, wrong: type[RhumblineError], expected: str, opti
 def read_toml(path: str | Path, wrong: type[RhumblineError], expected: str, option: str = "") -> dict[str, Any]:
     """The table of a TOML file. Raises `wrong`."""
     try:
-        return _shallow(tomllib.loads(read_text(path, wrong, expected, option)))
+        return _shallow(tomllib.loads(_decoded(path, wrong, expected, option)))
     except (ValueError, RecursionError) as error:
         if isinstance(error, RhumblineError):
             raise
