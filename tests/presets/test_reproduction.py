@@ -16,6 +16,7 @@ from paths import DATA, GUIDE
 from rhumbline.cli import main
 from rhumbline.errors import ProtocolError, TemplateError
 from rhumbline.models.chat import Chat
+from rhumbline.presets.figure_comparison import RunFigures
 from rhumbline.presets.published_models import Published, published_model, published_models
 from rhumbline.presets.reproduction import compare
 from rhumbline.prompts.contrasts import Sizes
@@ -154,6 +155,9 @@ def test_every_command_of_the_reproduction_guide_works_in_miniature(planted_fold
     by = {r["what"]: r for r in rows}
     for figure in ("harmful baseline refusal", "harmful ablation refusal", "harmful ablation safety"):
         assert by[figure]["agrees"] is not None, figure  # the safety score too, since the run was judged
+    assert by["cross-entropy: completions, ablation"]["low"] is not None
+    assert "evaluate RUN --tasks mmlu" in by["benchmark: mmlu, ablation"]["needs"]
+    assert all((row["found"] is None) == bool(row["needs"]) for row in rows)
     protocol = json.loads((tmp_path / "llama-3-8b" / "protocol.json").read_text())
     assert protocol["sampling"] == "reference"
     read = {s["source"]: s for s in protocol["contrast"]["pools"]["sources"]}
@@ -213,7 +217,7 @@ def test_a_figure_that_differs_does_not_agree(texts_run):
         selected: Survivor | None, tied: tuple[Survivor, ...] = (), arms: tuple[ArmRate, ...] = arms
     ) -> dict[str, bool | None]:
         seed = replace(results.seeds[0], arms=arms, selected=selected, tied=tied)
-        rows = compare(published_model("llama-3-8b"), replace(results, seeds=(seed,)))
+        rows = compare(published_model("llama-3-8b"), RunFigures(replace(results, seeds=(seed,))))
         return {row.what: row.agrees for row in rows}
 
     far = agreement(cell(-5, 15))
@@ -241,7 +245,7 @@ def test_the_control_of_the_blog_is_the_ablation_on_positives(texts_run):
     rates = {"null:isotropic:0:ablation": 1.0, "null:isotropic:0:addition": 0.1}
     nulls = tuple(structs.replace(row, arm=ArmId.parse(arm), rate=rate, n=32) for arm, rate in rates.items())
     seed = replace(results.seeds[0], arms=nulls)
-    rows = compare(published_model("qwen2.5-1.5b"), replace(results, seeds=(seed,)))
+    rows = compare(published_model("qwen2.5-1.5b"), RunFigures(replace(results, seeds=(seed,))))
     assert next(r.measured for r in rows if r.what == "harmful control refusal") == 1.0
 
 

@@ -1,6 +1,7 @@
 """The command `reproduce`."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.markup import escape
 
 from rhumbline.cli.console import (
     NOT_MEASURED,
+    ends,
     out,
     print_entries,
     print_json,
@@ -19,13 +21,20 @@ from rhumbline.cli.console import (
 )
 from rhumbline.cli.next_steps import print_next
 from rhumbline.cli.option_values import load_model, sizes_of
-from rhumbline.cli.options import AddCommand, data_dir_option, json_option, max_new_tokens_option, model_options
+from rhumbline.cli.options import (
+    AddCommand,
+    data_dir_option,
+    json_option,
+    max_new_tokens_option,
+    model_options,
+    texts_option,
+)
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import check_output
 from rhumbline.records.next_steps import after_run, lines
 from rhumbline.records.results import Results
-from rhumbline.records.run_files import Figure, FigureComparison, Reproduction
+from rhumbline.records.run_files import Figure, FigureComparison, FigureStatus, Reproduction
 
 SIGNS = {True: "[green]ok[/]     ", False: "[red]fault[/]  ", None: "[dim]unknown[/]"}
 
@@ -46,6 +55,7 @@ def add(command: AddCommand) -> None:
     sizes = "prompts per class in train, validation and test; default: the published ones"
     reproduce.add_argument("--sizes", metavar="128,32,100", help=sizes)
     max_new_tokens_option(reproduce, None, "the published number")
+    texts_option(reproduce)
     texts = "write the text of every completion, for `rhumbline judge`"
     reproduce.add_argument("--save-completions", action="store_true", help=texts)
     json_option(reproduce, "the comparison")
@@ -108,6 +118,7 @@ def _dry_run(a: argparse.Namespace, published: Any) -> int:
 def _run(a: argparse.Namespace, published: Any) -> int:
     from rhumbline.experiment import run
     from rhumbline.presets.reproduction import compare_run
+    from rhumbline.prompts.loss_texts import NO_TEXTS, read_texts
     from rhumbline.prompts.named_sets import open_contrast
     from rhumbline.records.files import write_json
 
@@ -118,11 +129,12 @@ def _run(a: argparse.Namespace, published: Any) -> int:
         changes["sizes"] = sizes_of(a.sizes)
     protocol = published.protocol(**changes)
     contrast = open_contrast(a.contrast or published.contrast, a.data_dir)
+    texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
     print_plan(contrast, protocol)
     folder = Path(a.out or f"runs/{published.name}")
     check_output(folder)
     with progress() as shown:
-        result = run(load_model(a, a.model or published.hub), contrast, folder, protocol, progress=shown)
+        result = run(load_model(a, a.model or published.hub), contrast, folder, protocol, texts=texts, progress=shown)
     rows = compare_run(published, result.path)
     write_json(result.path / "reproduction.json", to_json(Reproduction(published.name, tuple(rows))))
     if a.json:
@@ -137,13 +149,15 @@ def _run(a: argparse.Namespace, published: Any) -> int:
 
 
 def _print(name: str, rows: list[FigureComparison]) -> None:
-    columns = ("figure", "seed", "measured", "published", "tolerance", "agrees")
+    columns = ("figure", "seed", "measured", "95 % interval", "published", "source", "status", "why, or what it takes")
     table = table_of(columns, title=f"{name}, compared with the published figures")
     for row in rows:
-        agrees = {True: "yes", False: "no", None: NOT_MEASURED}[row.agrees]
         seed = "all" if row.seed is None else str(row.seed)
-        table.add_row(row.what, seed, _figure(row.measured), _figure(row.published), row.tolerance, agrees)
+        figures = _figure(row.measured), ends(row.low, row.high), _figure(row.published)
+        table.add_row(row.what, seed, *figures, row.source, row.status.value, row.needs or row.tolerance)
     out.print(table)
+    counts = Counter(row.status for row in rows)
+    say(", ".join(f"{counts[status]} {status}" for status in FigureStatus if counts[status]))
 
 
 def _figure(value: Figure) -> str:

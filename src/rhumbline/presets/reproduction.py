@@ -8,27 +8,31 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from rhumbline.errors import ModelError, RhumblineError
-from rhumbline.evidence.statistics import difference_of_two_samples
+from rhumbline.evidence.statistics import difference_of_two_samples, wilson_of_rate
 from rhumbline.judging.judgements import SUMMARY
 from rhumbline.models.chat import Chat
 from rhumbline.models.loading import read_head
 from rhumbline.models.places import places_of
 from rhumbline.models.sources import Source
+from rhumbline.presets.figure_comparison import HARM_JUDGE, RunFigures, further_rows
 from rhumbline.presets.published_models import Published
 from rhumbline.prompts import named_sets as data
 from rhumbline.records.arms import ArmKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate
+from rhumbline.records.evaluation_files import Comparison
 from rhumbline.records.judgement_files import JudgementSummary
+from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Results, SeedResult
 from rhumbline.records.run_files import Check, Figure, FigureComparison
+from rhumbline.records.seed_files import Selection
 from rhumbline.records.shared import Label, Site
 
 LAYER_TOLERANCE = 2
 """Tolerance of the selected layer, because neighbouring candidates have similar scores."""
-HARM_JUDGE = "llamaguard-2-arditi2024"
-"""Judge of the published safety scores."""
 CLASS_NAMES: dict[Label, str] = {"positive": "harmful", "negative": "harmless"}
 """Names of the classes in the published figures."""
 
@@ -102,24 +106,41 @@ def _equal(what: str, value: Any, expected: Any) -> Check:
 def compare_run(published: Published, path: str | Path) -> list[FigureComparison]:
     """Compare the figures of a finished run with the published ones.
 
-    Safety scores need `rhumbline judge RUN --judge llamaguard-2-arditi2024`; without it they are not measured.
+    Safety scores need `rhumbline judge RUN --judge llamaguard-2-arditi2024`, benchmarks `rhumbline evaluate RUN`;
+    without them they are not measured.
     """
     directory = RunDirectory.read(path)
-    judged = directory.path / SUMMARY
-    summary = directory.read_as(JudgementSummary, judged) if judged.is_file() else None
-    return compare(published, directory.read_record(Results), summary)
+    judged, context = directory.path / SUMMARY, directory.read_protocol(ProtocolContext)
+    results = directory.read_record(Results)
+    figures = RunFigures(
+        results=results,
+        judged=directory.read_as(JudgementSummary, judged) if judged.is_file() else None,
+        selections={seed.seed: directory.read_record(Selection, seed.seed) for seed in results.seeds},
+        evaluations=tuple(
+            directory.read_as(Comparison, file) for file in sorted(directory.path.glob("evaluations/*/comparison.json"))
+        ),
+        recipe=None if context.contrast.pools is None else context.contrast.pools.recipe,
+        system=context.chat.system,
+    )
+    return compare(published, figures)
 
 
-def compare(published: Published, results: Results, judged: JudgementSummary | None = None) -> list[FigureComparison]:
-    """Compare the figures of results.json, and of external judges, with the published ones."""
-    rows = [row for seed in results.seeds for row in _of_seed(published, seed, _safety_scores(judged, seed.seed))]
+def compare(published: Published, figures: RunFigures) -> list[FigureComparison]:
+    """Compare the figures of results.json, external judges and evaluations with the published ones."""
+    rows = [
+        row
+        for seed in figures.results.seeds
+        for row in (*_of_seed(published, figures, seed), *further_rows(published, figures, seed))
+    ]
     if published.verdict is not None:
-        agrees = results.verdict.headline == published.verdict
-        rows.append(_row("verdict", None, results.verdict, published.verdict, "the same", agrees))
+        verdict = figures.results.verdict
+        rows.append(
+            _row("verdict", None, verdict, published.verdict, "the same", verdict.headline == published.verdict)
+        )
     return rows
 
 
-def _of_seed(published: Published, seed: SeedResult, safety: dict[str, Rate]) -> Iterator[FigureComparison]:
+def _of_seed(published: Published, figures: RunFigures, seed: SeedResult) -> Iterator[FigureComparison]:
     site = None if seed.selected is None else seed.selected.site
     tied = [cell.site for cell in seed.tied]
     for expected in published.sites():
@@ -131,11 +152,21 @@ def _of_seed(published: Published, seed: SeedResult, safety: dict[str, Rate]) ->
         agrees = layer is not None and abs(layer - published.selected_layer) <= LAYER_TOLERANCE
         tolerance = f"within {LAYER_TOLERANCE}"
         yield _row("selected layer", seed.seed, layer, published.selected_layer, tolerance, agrees)
-    measured = _refusal_rates(seed.arms) | safety
+    measured = _refusal_rates(seed.arms) | _safety_scores(figures, seed.seed)
     for name, expected in published.rates.items():
         value = measured.get(name)
-        agrees, tolerance = _agreement(measured.get(name), Rate(expected, published.n))
-        yield _row(name.replace("_", " "), seed.seed, value and value.rate, expected, tolerance, agrees)
+        agrees, tolerance = _agreement(value, Rate(expected, published.n))
+        row = _row(name.replace("_", " "), seed.seed, value and value.rate, expected, tolerance, agrees)
+        if value is None:
+            yield replace(row, needs=_needs(name))
+        else:
+            low, high = wilson_of_rate(*value)
+            yield replace(row, low=low, high=high)
+
+
+def _needs(name: str) -> str:
+    """What a rate takes that was not measured."""
+    return f"rhumbline judge RUN --judge {HARM_JUDGE}" if name.endswith("safety") else "a run with this arm"
 
 
 def _agreement(measured: Rate | None, published: Rate) -> tuple[bool | None, str]:
@@ -154,7 +185,13 @@ def _row(
     what: str, seed: int | None, measured: Figure, published: Figure, tolerance: str, agrees: bool | None
 ) -> FigureComparison:
     return FigureComparison(
-        what=what, seed=seed, measured=measured, published=published, tolerance=tolerance, agrees=agrees
+        what=what,
+        seed=seed,
+        measured=measured,
+        published=published,
+        tolerance=tolerance,
+        agrees=agrees,
+        source="models.toml of rhumbline.presets",
     )
 
 
@@ -185,11 +222,10 @@ def _refusal_rates(arms: Iterable[ArmRate]) -> dict[str, Rate]:
     return rates
 
 
-def _safety_scores(judged: JudgementSummary | None, seed: int) -> dict[str, Rate]:
+def _safety_scores(figures: RunFigures, seed: int) -> dict[str, Rate]:
     """Safety scores of the positives by their published names."""
-    judge = None if judged is None else judged.judges.get(HARM_JUDGE)
     return {
         f"harmful_{row.arm}_safety": Rate(row.safety_score, row.n)
-        for row in (() if judge is None else judge.rows)
-        if row.seed == seed and row.side == "positive" and row.safety_score is not None
+        for row in figures.judgements(HARM_JUDGE, seed)
+        if row.safety_score is not None
     }

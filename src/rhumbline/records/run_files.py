@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 from msgspec import Struct, field
 
@@ -63,6 +64,16 @@ Figure = tuple[int, int] | int | float | str | None
 """A site as (position, layer), a layer, a rate, a verdict; None if it was not measured."""
 
 
+class FigureStatus(StrEnum):
+    """What the comparison of a figure says."""
+
+    AGREES = "agrees"
+    DIFFERS = "differs"
+    NO_INTERVAL = "measured, no interval"
+    """Neither agreement nor difference can be stated."""
+    NOT_MEASURED = "not measured"
+
+
 class FigureComparison(Struct, frozen=True, kw_only=True):
     """One figure of a run, compared with the published one."""
 
@@ -74,7 +85,23 @@ class FigureComparison(Struct, frozen=True, kw_only=True):
     tolerance: str
     """What counts as agreement, in words."""
     agrees: bool | None
-    """None if the figure was not measured."""
+    """None if the figure was not measured, or has no interval."""
+    low: float | None = None
+    """Lower end of the 95 % interval of the measured figure."""
+    high: float | None = None
+    source: str = ""
+    """Where the figure was published."""
+    needs: str = ""
+    """What a figure takes that was not measured."""
+
+    @property
+    def status(self) -> FigureStatus:
+        """The status of the figure."""
+        if self.measured is None:
+            return FigureStatus.NOT_MEASURED
+        if self.agrees is None:
+            return FigureStatus.NO_INTERVAL
+        return FigureStatus.AGREES if self.agrees else FigureStatus.DIFFERS
 
 
 @dataclass(frozen=True)
