@@ -1,6 +1,6 @@
 """Measure how often the claim *unique* is correct, on planted models whose second direction is known.
 
-    python benchmarks/calibration_unique.py run  [--out FILE] [--first 130000] [--repeats 8] [--minutes 30]
+    python benchmarks/calibration_unique.py run  [--out FILE] [--first 140000] [--repeats 8] [--coefficient 2]
     python benchmarks/calibration_unique.py show [--out FILE]      the table, on standard output
 
 FILE is docs/calibration/unique.jsonl unless another is named. One line of JSON per run is written when it ends, so an
@@ -8,9 +8,10 @@ interrupted study resumes. One process, one thread.
 
 A second direction exists if either of two axes is enough (readout `any`) and the ablation of the difference of the
 axes leaves less than the threshold of the decision, 0.55. It leaves effect / 2. Its addition, with the norm of the
-first direction and the coefficient 2, puts `effect` on an axis. `strength` is the distance of what is left from the
-threshold, relative to it. In all other models there is no second direction that is orthogonal to the first, independent
-of it, and has both effects: one axis, the sum or the product of two, and two axes at a small angle.
+first direction and the coefficient 2, puts `effect` on an axis; with the default coefficient 1 neither the first nor
+the second direction induces in these models. `strength` is the distance of what is left from the threshold, relative
+to it. In all other models there is no second direction that is orthogonal to the first, independent of it, and has
+both effects: one axis, the sum or the product of two, and two axes at a small angle.
 """
 
 import argparse
@@ -50,8 +51,8 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-def protocol(seed: int) -> Any:
-    """The default preset with the stages that the claim needs, one seed, and additions of coefficient 2."""
+def protocol(seed: int, coefficient: float) -> Any:
+    """The default preset with the stages that the claim needs, and one seed."""
     own = preset("rhumbline")
     return replace(
         own,
@@ -59,7 +60,7 @@ def protocol(seed: int) -> Any:
         seeds=(seed,),
         max_new_tokens=4,
         refusal_tokens=("I",),
-        addition=AdditionSettings(2.0),
+        addition=AdditionSettings(coefficient),
         nulls=replace(own.nulls, draws=2, wide=19, procedure=19, prompts=6, procedure_prompts=4, interim=0),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
@@ -74,13 +75,13 @@ def cases(first: int, repeats: int) -> Iterator[tuple[str, str, Planted]]:
             yield kind, truth, Planted(prompts=3 * N + 16, seed=first + 100 * repeat + k, **spec)
 
 
-def study(kind: str, truth: str, planted: Planted) -> dict[str, Any]:
+def study(kind: str, truth: str, planted: Planted, coefficient: float) -> dict[str, Any]:
     """One run, in a temporary folder."""
     started = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         folder = build(planted, Path(scratch) / "model")
         model, contrast = load(str(folder), device="cpu", dtype="float32"), read_contrast(folder / "contrast.jsonl")
-        result = run(model, contrast, Path(scratch) / "run", protocol(planted.seed), page=False)
+        result = run(model, contrast, Path(scratch) / "run", protocol(planted.seed, coefficient), page=False)
     unique, seed = claim_of(ClaimKind.UNIQUE, result.claims), result.results["seeds"][0]
     second = seed.get("second", {})
     left = planted.effect / 2
@@ -128,8 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "show"))
     parser.add_argument("--out", type=Path, default=Path("docs/calibration/unique.jsonl"))
-    parser.add_argument("--first", type=int, default=130_000)
+    parser.add_argument("--first", type=int, default=140_000)
     parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--coefficient", type=float, default=2.0)
     parser.add_argument("--minutes", type=float, default=1e9)
     a = parser.parse_args()
     if a.action == "show":
@@ -138,7 +140,7 @@ def main() -> None:
     torch.set_num_threads(1)
     every = cases(a.first, a.repeats)
     for kind, truth, planted in remaining(every, a.out, a.minutes, lambda case: f"{case[0]}/s{case[2].seed}"):
-        row = study(kind, truth, planted)
+        row = study(kind, truth, planted, a.coefficient)
         append(a.out, row)
         print(row["name"], row["truth"], row["claim"], row["effects"], row["cpu_seconds"], file=sys.stderr)
 

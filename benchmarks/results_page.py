@@ -187,7 +187,7 @@ def setting(summary: RunFiles) -> tuple[str, ...]:
         command += f" --preset {protocol.preset}"
     seeds = ",".join(map(str, protocol.seeds))
     command += f" --sizes {sizes.train},{sizes.val},{sizes.test} --seeds {seeds}"
-    command += f" --max-new-tokens {protocol.max_new_tokens}"
+    command += f" --max-new-tokens {protocol.max_new_tokens} --out RUN"
     return (
         Path(model.name).name,
         protocol.preset,

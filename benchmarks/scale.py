@@ -158,7 +158,7 @@ class Assumed(NamedTuple):
     """Factor by which packing reduces the tokens (docs/benchmarks.md)."""
 
 
-TOKENS = {"before 2026-11-29": (972_066, 278_528), "default": (305_329, 94_208), "`--quick`": (40_598, 7_104)}
+TOKENS = {"before 2026-11-29": (972_066, 278_528), "default": (339_254, 99_456), "`--quick`": (48_355, 9_984)}
 """Prompt tokens of one seed without repeated prefixes, and generated ones, as `run --plan` counts them for 24 layers
 and five positions (docs/benchmarks.md)."""
 SIZES = {"1.5B": 1.5e9, "8B": 8e9, "32B": 32e9, "70B": 70e9}

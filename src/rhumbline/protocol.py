@@ -284,7 +284,7 @@ PRESETS: Mapping[str, Protocol] = {
         metric_threshold="judged",
         nulls=NullSettings(draws=6, wide=39, prompts=8, completed=9, interim=20, screen=12),
         screen=24,
-        dose=DoseSettings(draws=1, prompts=12),
+        dose=DoseSettings(draws=1, prompts=8),
         stability=StabilitySettings(prompts=8),
     ),
     # The paper has neither nulls nor a rule: this preset uses one isotropic draw and the margins of the blog.

@@ -26,7 +26,7 @@ from rhumbline.stages.second_gradient import CANDIDATES as GRADIENT_CANDIDATES
 from rhumbline.stages.second_gradient import FIT_PROMPTS
 from rhumbline.stages.seed_run import read_positions
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB
-from rhumbline.stages.wide_nulls import KL_PROMPTS
+from rhumbline.stages.wide_nulls import KL_PROMPTS, damage_prompts
 
 
 class StageForecast(NamedTuple):
@@ -217,7 +217,8 @@ def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForeca
     kl, most = min(max(KL_PROMPTS, nulls.prompts), en), draws * _draw_limit(protocol)
     own, rule = 2 * p + 3 * q + 2 * kl, protocol.rule
     reaching, all_reach = (0, 0) if rule.max_kl is None else (1 + math.ceil(draws * (rule.max_p or 1)), 1 + most)
-    return stage("wide nulls", own + (p + q) * draws + reaching * kl, own + (p + q) * most + all_reach * kl)
+    n = min(damage_prompts(protocol), en)
+    return stage("wide nulls", own + (p + q) * draws + reaching * n, own + (p + q) * most + all_reach * n)
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[StageForecast]:

@@ -225,8 +225,8 @@ class WideRow(Struct, frozen=True, kw_only=True):
     metric: tuple[float | None, ...]
     """Log-odds, six digits, in the order of `WideNulls.prompts`; None: not finite."""
     kl: float | UnsetType | None = UNSET
-    """Mean KL divergence of a null draw's ablation on the negatives of `WideNulls.kl`, nats; None: unknown. Measured if
-    the draw changes the metric by at least as much as the direction."""
+    """Mean KL divergence of a null draw's ablation on negatives, nats; None: unknown. Measured if the draw changes the
+    metric by at least as much as the direction."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from msgspec import UNSET, structs
 
 from rhumbline.evidence.compared_arms import EFFECTS
 from rhumbline.evidence.metric_effects import families_below_bound, metric_changes
-from rhumbline.evidence.statistics import finite_or_none
+from rhumbline.evidence.statistics import LEAST_RESAMPLED, finite_or_none
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label
+from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ArmId
 from rhumbline.records.seed_files import NullDirections, WideNulls, WideRow
 from rhumbline.records.shared import ByLabel, NullDirection
@@ -115,13 +116,13 @@ def _measure(run: SeedRun, prompts: ByLabel[Sample], request: WideRequest) -> Wi
     """The metric of the arms of one request."""
     if request.side is None:
         rows = [row for label in LABELS for row in _of_arms(run, label, prompts[label], run.arms.wide(label))]
-        (kl,) = _kl(run, [ABLATION])
+        (kl,) = _kl(run, [ABLATION], max(KL_PROMPTS, run.protocol.nulls.prompts))
         return WideNulls({label: tuple(prompts[label].ids) for label in LABELS}, tuple(rows), kl)
     nulls = [run.nulls[i] for i in request.nulls]
     kind = next(effect.arm.kind for effect in EFFECTS if effect.label == request.side)
     arms = [ArmId.null(null.family, null.draw, kind) for null in nulls]
     if request.damage:
-        rows = zip(arms, _kl(run, arms), strict=True)
+        rows = zip(arms, _kl(run, arms, damage_prompts(run.protocol)), strict=True)
         return WideNulls({}, tuple(WideRow(arm=arm, side=request.side, metric=(), kl=_mean(kl)) for arm, kl in rows))
     return WideNulls({}, tuple(_of_arms(run, request.side, prompts[request.side], arms)))
 
@@ -132,13 +133,18 @@ def _of_arms(run: SeedRun, label: Label, prompts: Sample, ids: Iterable[ArmId]) 
     return [WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)]
 
 
-def _kl(run: SeedRun, ids: Sequence[ArmId]) -> list[tuple[float | None, ...]]:
-    """KL divergence of every ablation on negatives; None for one that shows the behaviour at baseline.
+def damage_prompts(protocol: Protocol) -> int:
+    """Negatives on which the KL divergence of a null draw is measured: enough for an interval of their mean."""
+    return max(LEAST_RESAMPLED, protocol.nulls.prompts)
+
+
+def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float | None, ...]]:
+    """KL divergence of every ablation on n negatives; None for one that shows the behaviour at baseline.
 
     The loss of the behaviour there is an effect, not damage.
     """
     scorer = run.scorer("wide nulls")
-    sequences = sample(run, "negative", max(KL_PROMPTS, run.protocol.nulls.prompts)).sequences
+    sequences = sample(run, "negative", n).sequences
     baseline = scorer.baseline(sequences)
     divergences = [six_digits(values) for values in scorer.kl(sequences, [run.arms.arm(i) for i in ids], baseline)]
     if isinstance(scorer.metric, PairedLogOdds):
