@@ -100,6 +100,56 @@ def test_an_output_to_a_full_disk_is_an_error(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def code_of(arguments: list[str]) -> object:
+    try:
+        return main(arguments)
+    except SystemExit as ended:
+        return ended.code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize(
+    ("arguments", "code", "without_output"),
+    [
+        (["verify", "/none"], 2, 2),
+        (["verify", "/none", "--no-such-option"], 2, 2),
+        (["no-such-command"], 2, 2),
+        (["organism", "list"], 0, 2),
+        (["run", "--help"], 0, 2),
+        (["--version"], 0, 2),
+    ],
+)
+@pytest.mark.parametrize("buffering", [1, 8192])
+def test_a_message_that_is_lost_keeps_the_code_and_results_that_are_lost_do_not(
+    arguments, code, without_output, buffering, monkeypatch, tmp_path
+):
+    for name, expected in (("stderr", code), ("stdout", without_output)):
+        with open("/dev/full", "w", buffering) as full, monkeypatch.context() as patch:
+            patch.setattr(sys, name, full)
+            assert code_of(arguments) == expected, name
+            assert getattr(sys, name) is full
+
+
+def test_a_failure_keeps_its_code_if_its_output_is_lost(monkeypatch):
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert execute(argparse.Namespace(command=lambda a: print("x") or 1)) == 1
+
+
+@pytest.mark.parametrize("arguments", [["organism", "list"], ["--help"]])
+def test_a_pipe_that_nobody_reads_ends_a_command_as_it_ends_others(arguments, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert code_of(arguments) == 141
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", pipe)
+        assert code_of(["verify", "/none"]) == 2
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_releases_the_lock_and_exits_with_its_number(name, tmp_path):
     number = getattr(signal, name)

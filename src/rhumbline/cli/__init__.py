@@ -5,9 +5,7 @@ go to standard output, progress and messages to standard error.
 """
 
 import argparse
-import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -35,7 +33,8 @@ from rhumbline.cli import (
     sweep_compare,
 )
 from rhumbline.cli.console import err, printable
-from rhumbline.cli.execute import execute
+from rhumbline.cli.execute import execute, flushed, lost
+from rhumbline.cli.streams import prepared_streams
 
 COMMANDS = (
     runs, sweep_compare, reproduce, recompute, evaluate, analyze, analyze_models, data, contrast, label, judge,
@@ -52,25 +51,21 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Execute one command and return its exit code (see `rhumbline.cli.execute`)."""
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end a command
-            stream.reconfigure(errors="backslashreplace")
-    top, argv = parser(), sys.argv[1:] if argv is None else argv
-    top.check_texts(argv)
-    top.check_command(argv)
-    arguments = top.parse_args(argv)
-    top.check_values(arguments)
-    logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
-    logging.getLogger("rhumbline").setLevel("INFO")
-    return execute(arguments)
-
-
-def _open_closed_streams() -> None:
-    """Streams that the caller closed, which Python sets to None, read nothing and write to nowhere."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    with prepared_streams():
+        top, argv = parser(), sys.argv[1:] if argv is None else argv
+        top.check_texts(argv)
+        top.check_command(argv)
+        try:
+            arguments = top.parse_args(argv)
+        except SystemExit as ended:  # of a wrong argument, or after help or version
+            raise SystemExit(flushed(ended.code)) from None
+        except OSError as error:
+            raise SystemExit(lost(error)) from None
+        top.check_values(arguments)
+        handler = RichHandler(console=err, show_path=False)
+        logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler])
+        logging.getLogger("rhumbline").setLevel("INFO")
+        return execute(arguments)
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,6 +93,10 @@ class Parser(argparse.ArgumentParser):
         for name, value in vars(arguments).items():
             if name not in TEXTS and (value == [] or "" in (value if isinstance(value, list) else [value])):
                 self.error(f"argument {name.replace('_', '-')}: empty. Pass a value, or omit the option.")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a message. argparse itself drops one that cannot be written."""
+        (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2. A long value is not repeated in full."""

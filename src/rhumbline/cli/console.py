@@ -32,6 +32,10 @@ class SafeConsole(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that is being handled; rich would exit with code 1."""
+        raise
+
 
 out = SafeConsole(soft_wrap=True, emoji=False)  # `null:FAMILY:0` is no name of a picture
 err = SafeConsole(stderr=True, emoji=False)

@@ -6,18 +6,18 @@ rhumbline itself, 128 + n ended by signal n (130: Ctrl-C). Independent of the co
 
 import argparse
 import errno
-import os
 import signal
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from rhumbline.cli.console import err, fault
 from rhumbline.cli.next_steps import print_after
+from rhumbline.cli.streams import discard
 from rhumbline.errors import ModelError, RhumblineError
 
 EXIT_BUG = 70
@@ -44,8 +44,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Call the command of the parsed arguments and return the exit code."""
     try:
         with interruptions():
-            code = arguments.command(arguments)
-            sys.stdout.flush()
+            code = flushed(arguments.command(arguments))
             if code == 0:
                 print_after(arguments)
             return code
@@ -56,16 +55,12 @@ def execute(arguments: argparse.Namespace) -> int:
         ended_by = error.signal if isinstance(error, Interrupted) else signal.SIGINT
         err.print(f"[bold yellow]{INTERRUPTIONS[ended_by.name]}.[/] Rerun the same command to resume.")
         return EXIT_SIGNAL + ended_by
-    except BrokenPipeError:
-        _discard_output()
-        sys.stderr.close()
-        return EXIT_BROKEN_PIPE
+    except BrokenPipeError as error:
+        return lost(error)
     except OSError as error:
-        if error.filename is None and error.errno not in DISK:
-            return _bug(error)
-        name = str(error.filename or "a file or the output")[:200]
         if error.filename is None:
-            _discard_output()
+            return lost(error) if error.errno in DISK else _bug(error)
+        name = str(error.filename)[:200]
         fault(f"{name}: {error.strerror}. Finished results are kept. Correct this and rerun the command.")
         return RhumblineError.exit_code
     except Exception as error:
@@ -93,10 +88,24 @@ def interruptions() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _discard_output() -> None:
-    """Standard output, which cannot be written, goes nowhere, so that the flush at the end does not fail again."""
-    with suppress(OSError, ValueError):  # a stream without a file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def flushed(code: Any) -> Any:
+    """The exit code of a command whose results are written: another one than 0 remains if they cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code_of_loss = lost(error)
+        return code or code_of_loss
+    return code
+
+
+def lost(error: OSError) -> int:
+    """The exit code of a command whose results cannot be written to standard output, which is discarded."""
+    discard(sys.stdout)
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    reason = f"a file or the output cannot be written: {error.strerror}"
+    fault(f"{reason}. Finished results are kept. Correct this and rerun the command.")
+    return RhumblineError.exit_code
 
 
 def _is_out_of_memory(error: Exception) -> bool:

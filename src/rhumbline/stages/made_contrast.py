@@ -32,6 +32,7 @@ from rhumbline.records.directory import check_writable
 from rhumbline.records.files import read_rows, write_bytes
 from rhumbline.records.made_contrast import MadeBy, MadeContrast, MadeLosses, StoredAnswers
 from rhumbline.records.shared import ByLabel
+from rhumbline.records.user_files import control_character
 from rhumbline.stages.timings import Progress
 
 AT_ONCE = 32
@@ -59,6 +60,9 @@ class MakePlan:
 
     def __post_init__(self):
         check_match(self.match)
+        for system in (self.systems.positive, self.systems.negative):
+            if (control := control_character(system)) is not None:
+                raise InputError(f"a system prompt contains the control character {control}. Remove it.")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature is {self.temperature}; use a number of at least 0.")
         if self.temperature == 0 and self.systems.positive.strip() == self.systems.negative.strip():
