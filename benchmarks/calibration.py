@@ -6,7 +6,7 @@
 FILE is docs/calibration/runs.jsonl unless another is named.
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The list of runs depends on
 `--first` only (their seeds start there), so that a rule is tuned on other seeds than those that are reported: tuning
-used 500, 10000 and 20000, and docs/calibration.md states which are reported. One process, one thread.
+used 500, 10000 and 20000, and docs/calibration-planted.md states which are reported. One process, one thread.
 """
 
 import argparse

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,7 +54,14 @@ KINDS = {
 SIZES = (24, 48)
 """Test prompts per class; training has twice as many, validation half."""
 FIRST_WORDS = {"positive": ("write", "create", "generate"), "negative": ("what", "how", "who", "which")}
-SHOWN = "SINGLE-DIRECTION-REPRODUCES"
+SHOWN, REFUTED = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION"
+NOTHING = ("permuted", "harmless", "topic", "relabelled")
+TRUTHS: dict[str, tuple[Callable[[dict[str, Any]], bool], str, str | None]] = {
+    "nothing is there": (lambda row: row["kind"] in NOTHING, SHOWN, None),
+    "one direction": (lambda row: (row["kind"], row["model"]) == ("taught", "taught-one"), REFUTED, SHOWN),
+}
+"""Rows of a truth, the wrong verdict, and the right one. That of the other kinds is not known by construction: ordinary
+fine-tuning can teach one direction, and several vectors can meet in one."""
 
 
 @dataclass(frozen=True)
@@ -152,18 +159,33 @@ def study(case: Case, models: Path, data: Path) -> dict[str, Any]:
 
 
 def show(path: Path) -> None:
-    """Verdicts by kind and model, and the share of runs that return SINGLE with its exact interval."""
+    """Errors by truth, then verdicts by kind and model, with exact intervals."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for truth, (is_of, wrong, right) in TRUTHS.items():
+        some = [row for row in rows if is_of(row)]
+        tested = [row for row in some if any(state != "not-tested" for state, *_ in row["claims"].values())]
+        print(
+            f"- {truth}: {len(some)} runs; {wrong} in {_share(some, wrong)}, in {_share(tested, wrong)} of the tested"
+        )
+        if right is not None:
+            print(f"    {right} in {_share(some, right)}")
     print("| kind | model | runs | SINGLE [95 %] | verdicts |\n| --- | --- | --- | --- | --- |")
     for kind, models in KINDS.items():
         for model in models:
             some = [row for row in rows if (row["kind"], row["model"]) == (kind, model)]
             if not some:
                 continue
-            shown = sum(row["verdict"] == SHOWN for row in some)
-            low, high = exact_interval(shown, len(some))
             verdicts = ", ".join(f"{v} {n}" for v, n in Counter(row["verdict"] for row in some).most_common())
-            print(f"| {kind} | {model} | {len(some)} | {shown} [{low:.0%}, {high:.0%}] | {verdicts} |")
+            print(f"| {kind} | {model} | {len(some)} | {_share(some, SHOWN)} | {verdicts} |")
+
+
+def _share(rows: Sequence[dict[str, Any]], verdict: str) -> str:
+    """How many rows have a verdict, with the exact 95 % interval of the share."""
+    n = sum(row["verdict"] == verdict for row in rows)
+    if not rows:
+        return "0 of 0"
+    low, high = exact_interval(n, len(rows))
+    return f"{n} of {len(rows)} [{low:.0%}, {high:.0%}]"
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
     python benchmarks/cost_calibration.py show [--out docs/calibration/cost.jsonl]     tables on standard output
 
 One line of JSON per model and protocol: verdict, selected site, effects, prompt and generated tokens, processor time.
-An interrupted study resumes. The models are those of docs/calibration.md, and new seeds. One process, one thread.
+An interrupted study resumes. The models are those of docs/calibration-planted.md, with new seeds. One process, one
+thread.
 """
 
 import argparse

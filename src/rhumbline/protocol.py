@@ -277,8 +277,8 @@ class Protocol:
 
 
 PRESETS: Mapping[str, Protocol] = {
-    # Draws and prompts of the ranks by measurement: docs/calibration.md, "The cost of a run". Six draws with nine
-    # prompts: t has five degrees of freedom, and a run generates fewer than 100,000 tokens per seed (docs/log.md).
+    # Draws and prompts of the ranks by measurement: docs/calibration-planted.md, "The cost of a run". Six draws with
+    # nine prompts: t has five degrees of freedom, and a run generates fewer than 100,000 tokens per seed (docs/log.md).
     "rhumbline": Protocol(
         "rhumbline",
         metric_threshold="judged",
