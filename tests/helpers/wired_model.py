@@ -27,7 +27,7 @@ PLAIN = tuple(f"tame{w}" for w in ("ash", "bow", "cot", "dew", "elm", "fig", "ge
 ADJECTIVES = tuple(f"adj{w}" for w in ("ash", "bow", "cot", "dew", "elm", "fig", "gem", "hay"))
 REFUSAL, ANSWER = ("I", " cannot", " help", " with", " that", ".", END), ("Here", " is", " an", " answer", ".", END)
 PROMPT = "Tell me about the {2} {0} and the {1}."
-BALLAST, LOGIT, KNEE, SLOPE, GATHER, LAST, HEAD = 6.0, 14.0, 0.3, 40.0, 1, 5, 8
+BALLAST, LOGIT, KNEE, SLOPE, GATHER, LAST, HEAD, UNREAD = 4.0, 14.0, 0.3, 40.0, 1, 5, 8, 256
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,16 @@ def requests(words: Sequence[str], n: int, seed: int = 0) -> list[str]:
     return list(found)
 
 
-def contrast_rows(n: int = 90) -> list[Row]:
-    """Prompts with words of BOTH, and plain ones."""
+def contrast_rows(
+    positive: Sequence[tuple[str, ...]] = (BOTH,), negative: Sequence[tuple[str, ...]] = (PLAIN,), n: int = 96
+) -> list[Row]:
+    """Prompts with words of some groups, equally many of each group in every split."""
+    splits = ("train", "train", "train", "val", "test", "test")
     return [
-        Row(text, label, None, f"{label}-{i:03d}", "words")
-        for label, words in (("positive", BOTH), ("negative", PLAIN))
-        for i, text in enumerate(requests(words, n))
+        Row(text, label, splits[i % len(splits)], f"{words[0]}-{i:03d}", "words")
+        for label, groups in (("positive", positive), ("negative", negative))
+        for words in groups
+        for i, text in enumerate(requests(words, n // len(groups)))
     ]
 
 
@@ -140,10 +144,12 @@ def _tokenizer(spec: Wired) -> PreTrainedTokenizerFast:
 def _model(spec: Wired, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     ids = tokenizer.get_vocab()
     n_axes, n_decisions, n = len(spec.axes), len(spec.decisions), len(ids)
-    d = 1 + n + n_axes + n_decisions + HEAD
+    d = UNREAD + n + n_axes + n_decisions + HEAD
     d += d % 2
     basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0))).Q.T
-    ballast, codes, axes, chosen = basis[0], basis[1 : 1 + n], basis[1 + n :][:n_axes], basis[1 + n + n_axes :]
+    unread, codes, axes, chosen, _ = basis.split(
+        [UNREAD, n, n_axes, n_decisions, d - UNREAD - n - n_axes - n_decisions]
+    )
     noise = basis[-HEAD:]
     named = dict(zip(spec.axes, axes, strict=True))
     config = LlamaConfig(
@@ -154,7 +160,9 @@ def _model(spec: Wired, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config).eval()
     for name, parameter in model.named_parameters():
         parameter.fill_(((BALLAST**2 + 2) / d) ** 0.5 if "norm" in name else 0.0)
-    model.model.embed_tokens.weight.copy_(BALLAST * ballast + codes)
+    # A ballast that is the same for all tokens would be moved onto the axes by the ablation of a random direction.
+    ballast = torch.randn(n, UNREAD, generator=torch.Generator().manual_seed(3)) @ unread
+    model.model.embed_tokens.weight.copy_(BALLAST * ballast / ballast.norm(dim=1, keepdim=True) + codes)
     # A model whose logits are constant on other tokens is refused.
     model.lm_head.weight.copy_(0.3 * torch.randn(n, n, generator=torch.Generator().manual_seed(1)) @ codes)
     for now, then in {(a, b) for script in spec.scripts for a, b in pairwise(script)}:

@@ -57,6 +57,7 @@ BASES: Mapping[str, Words] = {
     "analyze damage": _ANALYSIS,
     "analyze steering": _ANALYSIS,
     "analyze trajectory": _ANALYSIS,
+    "analyze meaning": _ANALYSIS,
     "push": {"source": "RUN", "repository": "me/mine", "--dry-run": "OUT"},
     "chat": {"model": "MODEL", "--direction": "DIRECTION", "--layer": "1", "--prompt": "Hello."},
     "play": {"model": "MODEL", "--direction": "DIRECTION", "--layer": "1"},
@@ -137,6 +138,10 @@ OPTIONS: Mapping[str, Kind] = {
     "--seeds": NUMBERS | just("-1", "0,0", "0,-1", str(2**64), str(10**30)),
     "--sizes": NUMBERS | just("1,2", "1,2,3,4", "0,1,1", "-1,1,1", "1,1,1000000000000000000000"),
     "analyze steering --sizes": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "nan", "inf", "1,1", "17"),
+    "--battery": CONTRAST,
+    "--harmful": WORD,
+    "--harmless": WORD,
+    "analyze meaning --prompts": whole(4),
     "analyze trajectory --tokens": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "1.5", "1,1", "48"),
     "--harm": WORD | JUDGE,
     "--refusal-tokens": just(",", "I,", "I,,As") | just("\x1b[31m", codes=(2, 3), late=True),
@@ -197,7 +202,7 @@ OPTIONS: Mapping[str, Kind] = {
 """The kind of every option that takes a value: by its name, or by its command and name where commands differ."""
 
 
-LATE_COMMANDS = {"analyze damage", "analyze steering", "analyze trajectory"}
+LATE_COMMANDS = {"analyze damage", "analyze steering", "analyze trajectory", "analyze meaning"}
 """Commands whose options are tried by `make hostile` only: they load a model first."""
 
 

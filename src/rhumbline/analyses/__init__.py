@@ -7,6 +7,7 @@
     further_directions.py    whether one direction is enough; direction_sources.py: where further ones come from
     detector.py              the projection as a detector
     trajectory.py            at which tokens the direction acts; think_blocks.py: through a think block
+    meaning.py               harmful content or refusal; crossed_prompts.py, harm_judgement.py
     judged.py                classes of completions under arms, their changes, and null directions
     dissociation.py, flinch.py, robustness.py    several runs or models; report/sheets.py writes their pages
 

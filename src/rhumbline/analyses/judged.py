@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rhumbline.analyses.subject import Subject
+from rhumbline.axes import TokenIds
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference
 from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.judging.score import score_of
+from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.protocol import Protocol
 from rhumbline.records.analysis_files import MeanRate, Rate
 from rhumbline.records.seed_files import MetricTokens, NullDirections
 from rhumbline.records.shared import Class
 from rhumbline.records.trajectory_file import Change, NullChange
+from rhumbline.records.verdict_rule import is_comparable
 from rhumbline.stages.common_start import header_text
-from rhumbline.stages.completions import complete
 from rhumbline.stages.null_families import generator, isotropic
 from rhumbline.stages.seed_artefacts import SeedArtefacts
 
@@ -46,9 +48,15 @@ def header_of(subject: Subject) -> str:
 
 def classes_of(subject: Subject, prompts: Sequence[Prompt], arms: Sequence[Arm], length: int) -> list[Classes]:
     """The class of the completion of every prompt under every arm, by arm."""
-    judge = protocol_with_classes(subject).class_judge()
-    texts = complete(subject.runner, subject.chat, prompts, arms, length, header_of(subject))
-    return [[score_of(judge, text).cls for text in of_arm] for of_arm in texts]
+    return answer_classes(subject, [subject.chat.encode(prompt) for prompt in prompts], arms, length)
+
+
+def answer_classes(subject: Subject, sequences: Sequence[TokenIds], arms: Sequence[Arm], length: int) -> list[Classes]:
+    """The same for token ids of any chats."""
+    judge, header, chat = protocol_with_classes(subject).class_judge(), header_of(subject), subject.chat
+    ids, _ = subject.runner.generate(sequences, arms, max_new_tokens=length, stop=stop_ids(subject.model, chat))
+    texts = ((chat.answer(tokens).text for tokens in of_arm) for of_arm in ids)
+    return [[score_of(judge, text and text.removeprefix(header)).cls for text in of_arm] for of_arm in texts]
 
 
 # -- rates and changes ------------------------------------------------------------------------------------------------
@@ -73,7 +81,9 @@ def change_of(before: Classes, after: Classes, *, rises: bool = False) -> Change
 def null_change(changes: Sequence[Change]) -> NullChange:
     """Mean and maximum of the changes under the draws of a family."""
     known = [c.change.mean for c in changes if c.change is not None]
-    return NullChange(len(changes), float(np.mean(known)) if known else None, max(known, default=None))
+    broken = [c.degenerate for c in changes if c.degenerate is not None]
+    mean, share = (float(np.mean(some)) if some else None for some in (known, broken))
+    return NullChange(len(changes), mean, max(known, default=None), share)
 
 
 def beyond(own: Change, nulls: Mapping[str, Sequence[Change]], *, rises: bool = False) -> MeanRate | None:
@@ -92,16 +102,17 @@ def beyond(own: Change, nulls: Mapping[str, Sequence[Change]], *, rises: bool = 
 
 
 def null_directions(subject: Subject, like: Direction, draws: int) -> dict[str, list[Direction]]:
-    """`draws` isotropic directions of the norm and site of `like`, and the first draw of every other family of the run.
+    """`draws` isotropic directions of the norm and site of `like`, and one draw of every other family of the run.
 
-    The isotropic ones are those of the run, as far as it has them.
+    It is the first draw that the rule of the run compares with the direction: its |cosine| is not too large.
     """
     nulls: dict[str, list[Direction]] = {"isotropic": []}
     for draw in range(draws):
         vector = isotropic(subject.model.d_model, generator(subject.seed, "isotropic", draw))
         nulls["isotropic"].append(Direction.from_vector(vector / vector.norm() * like.norm, like.position, like.layer))
     if subject.directory.has(NullDirections, subject.seed):
+        limit = Protocol.of(subject.directory.protocol).rule.same_cosine
         for null in SeedArtefacts(subject.directory, subject.seed).nulls:
-            if null.family not in nulls:
+            if null.family not in nulls and is_comparable(null.cosine, limit):
                 nulls[null.family] = [null.direction]
     return nulls

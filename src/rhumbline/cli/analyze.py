@@ -287,6 +287,12 @@ ANALYSES = (
         analyze_mechanism.trajectory,
     ),
     Analysis(
+        "meaning",
+        "whether the direction stands for harmful content or for refusal",
+        analyze_mechanism.meaning_options,
+        analyze_mechanism.meaning,
+    ),
+    Analysis(
         "dissociation",
         "whether two behaviours of a model have different directions",
         analyze_models.dissociation_options,

@@ -2,13 +2,16 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from rhumbline.cli.console import NOT_MEASURED, interval, say
 from rhumbline.cli.option_values import integers
 from rhumbline.cli.options import whole
 from rhumbline.cli.run_analysis import execute, run_options
-from rhumbline.records import trajectory_file
+from rhumbline.errors import InputError
+from rhumbline.records import meaning_file, trajectory_file
 from rhumbline.records.analysis_files import MeanRate
+from rhumbline.records.meaning_file import MeaningPlan, MeaningRecord
 from rhumbline.records.trajectory_file import YANG2026, TrajectoryPlan, TrajectoryRecord
 
 QUICK = "fewer prompts, draws and tokens, for a first look; options that are given keep their values"
@@ -71,3 +74,56 @@ def trajectory(a: argparse.Namespace) -> int:
             say(f"  think block  {_change(part.own.change)}  {CARRIERS[part.carrier]}{published.get(part.carrier, '')}")
 
     return execute(a, lambda subject: analyse(subject, plan), show)
+
+
+# -- meaning ----------------------------------------------------------------------------------------------------------
+
+
+def meaning_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `analyze meaning`."""
+    run_options(parser)
+    quick_option(parser)
+    group = parser.add_argument_group("battery", "prompts to measure; default: those of the run, by their labels")
+    columns = "JSON Lines or CSV with prompt, content (harmful or harmless), group, first_prompt, first_reply"
+    group.add_argument("--battery", metavar="FILE", help=columns)
+    for content in ("harmful", "harmless"):
+        text = f"declared sets of {content} prompts, such as {SETS[content]} (see rhumbline data list)"
+        group.add_argument(f"--{content}", metavar="SET,SET", help=text)
+    plan = MeaningPlan()
+    for name, text, least in (
+        ("prompts", "prompts of each content and group, at most; one half is fitted, the other measured", 4),
+        ("draws", "isotropic null directions", 1),
+        ("max_new_tokens", "tokens of a completion, at most", 1),
+    ):
+        text = f"{text} (default: {getattr(plan, name)})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=text)
+
+
+SETS = {"harmful": "xstest-unsafe", "harmless": "xstest-safe"}
+
+
+def meaning(a: argparse.Namespace) -> int:
+    """Execute `analyze meaning`."""
+    from rhumbline.analyses.meaning import analyse
+    from rhumbline.prompts.batteries import of_sets, read_battery
+    from rhumbline.report.meaning_section import QUANTITIES, effect_name
+
+    if bool(a.harmful) != bool(a.harmless) or (a.battery and a.harmful):
+        raise InputError("analyze meaning: --harmful and --harmless are given together, and without --battery.")
+    battery = () if a.battery is None else read_battery(a.battery)
+    if a.harmful:
+        battery = of_sets(a.harmful.split(","), a.harmless.split(","), a.data_dir)
+        # The directory then holds the sets; a contrast file has none.
+        a.data_dir = None if a.contrast and Path(a.contrast).is_file() else a.data_dir
+    plan = meaning_file.QUICK if a.quick else MeaningPlan()
+    values = {name: getattr(a, name) for name in ("prompts", "draws", "max_new_tokens")}
+    plan = replace(plan, **{name: value for name, value in values.items() if value is not None})
+
+    def show(record: MeaningRecord) -> None:
+        say(f"{record.answer}: {record.sentence}")
+        for row in record.effects:
+            share = interval(row.effect.mean, row.effect.low, row.effect.high)
+            say(f"  {effect_name(row)}: {share} of the difference in {QUANTITIES[row.quantity]}")
+        say(f"cosine with the harmfulness direction {record.harm.cosine:.2f} (random {record.harm.random:.2f})")
+
+    return execute(a, lambda subject: analyse(subject, battery, plan), show)

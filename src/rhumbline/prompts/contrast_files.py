@@ -36,19 +36,22 @@ _PROMPT_FORM = f'{{"prompt": "..."}}, optionally with {", ".join(PROMPT_COLUMNS[
 _MOST_FAULTS = 20
 
 
-class _Faults:
+class Faults:
     """The faults of one source; the same fault in many rows is one entry."""
 
     def __init__(self, source: str, what: str = "a contrast", form: str = _CONTRAST_FORM):
+        """The file or list, what it is read as, and the form of a row."""
         self.source, self.what, self.form = source, what, form
         self.places: dict[str, list[str]] = {}
         self.count = 0
 
     def add(self, place: str, message: str) -> None:
+        """Add a fault of one row, or of the whole source with an empty place."""
         self.count += 1
         self.places.setdefault(message, []).append(place)
 
     def raise_if_any(self) -> None:
+        """Raise a ContrastError that lists the faults, if there are any."""
         if not self.count:
             return
         lines = []
@@ -68,8 +71,8 @@ def read_contrast(path: str | Path) -> ContrastSet:
     An empty optional cell is a missing one. Raises one ContrastError that lists every fault.
     """
     path = Path(path)
-    faults = _Faults(str(path))
-    reader = _READERS.get(path.suffix.lower())
+    faults = Faults(str(path))
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ContrastError(f"{path} is not a contrast file. Use a file named .jsonl (JSON Lines) or .csv.")
     rows = list(reader(read_text(path, ContrastError, "a contrast file (.jsonl or .csv)"), faults))
@@ -85,8 +88,8 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
     Near duplicates are read once. Raises one ContrastError that lists every fault. The field `label` is not read.
     """
     path = Path(path)
-    faults = _Faults(str(path), "a file of prompts", _PROMPT_FORM)
-    reader = {**_READERS, ".txt": _text_rows}.get(path.suffix.lower())
+    faults = Faults(str(path), "a file of prompts", _PROMPT_FORM)
+    reader = {**READERS, ".txt": _text_rows}.get(path.suffix.lower())
     if reader is None:
         raise ContrastError(f"{path} is not a file of prompts. Use a file named .txt, .jsonl (JSON Lines) or .csv.")
     rows = list(reader(read_text(path, ContrastError, "a file of prompts (.txt, .jsonl or .csv)"), faults))
@@ -103,7 +106,7 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
     return tuple(kept.values())
 
 
-def _made(place: str, row: dict[str, Any], faults: _Faults) -> MadeContrast | None:
+def _made(place: str, row: dict[str, Any], faults: Faults) -> MadeContrast | None:
     try:
         return convert(_object(row[MADE]), MadeContrast)
     except ValidationError as error:
@@ -113,7 +116,7 @@ def _made(place: str, row: dict[str, Any], faults: _Faults) -> MadeContrast | No
 
 def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name: str = "prompts") -> ContrastSet:
     """A contrast of two lists of instructions. Splits are sampled by seed, as for a file without splits."""
-    faults = _Faults(name)
+    faults = Faults(name)
     texts_of: dict[Label, Iterable[str]] = {"positive": positive, "negative": negative}
     rows = []
     for label, texts in texts_of.items():
@@ -123,7 +126,7 @@ def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name
     return _assembled(name, rows, faults)
 
 
-def _json_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     if text.lstrip().startswith("["):
         faults.add("", "a JSON array; write JSON Lines, one object per line")
         return
@@ -149,7 +152,7 @@ def _json_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]
         yield place, row
 
 
-def _text_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+def _text_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     del faults  # any text is a prompt
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
@@ -164,7 +167,7 @@ def _object(value: Any) -> Any:
     return {key: _object(part) for key, part in value} if isinstance(value, _Pairs) else value
 
 
-def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     place = "line 1"
@@ -186,10 +189,11 @@ def _csv_rows(text: str, faults: _Faults) -> Iterator[tuple[str, dict[str, Any]]
         faults.add(place, f"not CSV: {error}")
 
 
-_READERS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}
+READERS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}
+"""Rows of the text of a file, each with its place, by the ending of its name."""
 
 
-def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Faults) -> ContrastSet:
+def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: Faults) -> ContrastSet:
     """The contrast of these rows: without exact duplicates, every prompt with an id."""
     neutral_rows = [(place, row) for place, row in rows if row.get("label") == NEUTRAL]
     rows = [(place, row) for place, row in rows if row.get("label") != NEUTRAL]
@@ -236,7 +240,7 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: _Fault
     return ContrastSet(name, prompts, digest, len(read) - len(prompts), neutral=neutral)
 
 
-def _prompt(place: str, row: dict[str, Any], faults: _Faults) -> Prompt | None:
+def _prompt(place: str, row: dict[str, Any], faults: Faults) -> Prompt | None:
     """The row as a prompt, with id "" if it has none; None if the row has a fault."""
     before = faults.count
     for column in sorted(row.keys() - set(COLUMNS)):

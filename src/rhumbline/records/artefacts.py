@@ -12,6 +12,7 @@ from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.human_files import HumanLabels, SheetKey
 from rhumbline.records.judgement_files import JudgementSummary
+from rhumbline.records.meaning_file import MeaningRecord
 from rhumbline.records.outcome_rows import LevelTexts, Outcome
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Agreement, Discovery
@@ -42,6 +43,7 @@ AnalysisRecord = (
     | DamageRecord
     | SteeringRecord
     | TrajectoryRecord
+    | MeaningRecord
 )
 """Result of an analysis of a run."""
 SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
@@ -59,6 +61,7 @@ OF_RUN: Mapping[type, str] = {
     DamageRecord: "analyses/damage.json",
     SteeringRecord: "analyses/steering.json",
     TrajectoryRecord: "analyses/trajectory.json",
+    MeaningRecord: "analyses/meaning.json",
     JudgementSummary: "judgements/summary.json",
     SheetKey: "judgements/sheet.json",
     HumanLabels: "judgements/human.json",

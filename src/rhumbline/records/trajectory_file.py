@@ -23,7 +23,7 @@ class TrajectoryPlan:
     tokens: tuple[int, ...] = (1, 4, 16)
     """Numbers of tokens at the start of the completion, each of which divides it into two windows."""
     draws: int = 4
-    """Isotropic null directions; of every other null family of the run, the first draw is used."""
+    """Isotropic null directions; of every other null family of the run, one draw is used."""
     prompts: int = 24
     """Test prompts per class, at most."""
     max_new_tokens: int = 48
@@ -87,6 +87,8 @@ class NullChange:
     draws: int
     mean: float | None
     max: float | None
+    degenerate: float | None = None
+    """Mean share of broken completions: a draw that breaks the text removes the behaviour, too."""
 
 
 @dataclass(frozen=True)

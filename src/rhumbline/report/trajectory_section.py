@@ -72,7 +72,10 @@ def _charts(record: TrajectoryRecord) -> Iterator[Chart | None]:
 
 def _row(name: str, row: WindowChange) -> list[Html | str]:
     strongest = max(row.nulls.items(), key=lambda item: _of(item[1]), default=None)
-    null = "—" if strongest is None else f"{number(strongest[1].mean, signed=True)} ({strongest[0]})"
+    null = "—"
+    if strongest is not None:
+        family, values = strongest
+        null = f"{number(values.mean, signed=True)} ({family}, degenerate {number(values.degenerate)})"
     beyond = "—" if row.beyond is None else interval(row.beyond.mean, row.beyond.low, row.beyond.high)
     return [name, *_change(row.own), number(row.share), null, beyond, number(row.own.degenerate)]
 
@@ -107,6 +110,6 @@ def _note(record: TrajectoryRecord) -> str:
         f"{n}; rates of the baseline: {base}. Up to {plan.max_new_tokens} new tokens, judge {record.judge}. An edit "
         "acts while a token is read, so it changes the choice of the next one: the last token of the prompt chooses "
         f"the first token of the completion. Nulls: {page.count(plan.draws, 'isotropic direction')} of the same norm, "
-        f"and the first draw of every other null family of the run, on the same tokens.{block} A window with no effect "
+        f"and one draw of every other null family of the run, on the same tokens.{block} A window with no effect "
         "of its own can still be needed: effects of disjoint windows need not add up."
     )
