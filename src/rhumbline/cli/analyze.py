@@ -280,6 +280,7 @@ ANALYSES = (
     Analysis("monitor", "the projection as a detector on test prompts", _monitor_options, _monitor),
     Analysis("damage", "where ablation changes negatives, by position and layer", _damage_options, _damage),
     Analysis("steering", "random vectors added to positives, by their size", _steering_options, _steering),
+    Analysis("frontier", "what interventions leave of the behaviour at equal damage", frontier_options, frontier),
     Analysis(
         "trajectory",
         "at which tokens of prompt and completion the direction acts",

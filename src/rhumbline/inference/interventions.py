@@ -4,7 +4,7 @@ Contains the arithmetic of ablation and addition. Independent of hooks and of th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from rhumbline.axes import Residual, Vector
 from rhumbline.errors import DirectionError, OutputError, ProtocolError
 from rhumbline.inference.direction_files import read_safetensors, write_directions
+from rhumbline.inference.stream_edits import AblateByLayer, Affine, Rotate, by_arm, composed, edits_of, spared_by
 from rhumbline.inference.windows import EVERYWHERE, ArmWindows, TokenPlaces, Window
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
 from rhumbline.records.directory import RunDirectory
@@ -142,12 +143,16 @@ class Ablate:
 
 @dataclass(frozen=True)
 class AblateSpan:
-    """Ablation of a subspace, x - B^T B x with orthonormal rows of B, at the hook points of `Ablate`."""
+    """Ablation of a subspace, x - a B^T B x with orthonormal rows of B, at the hook points of `Ablate`."""
 
     basis: Float[Tensor, "rank d_model"]
     """Orthonormal rows, float32, on the CPU. Every basis of the subspace has the same effect."""
+    strength: float = 1.0
+    """a, as of `Ablate`."""
 
     def __post_init__(self):
+        if not 0 <= self.strength <= 2:
+            raise ProtocolError(f"AblateSpan.strength is {self.strength}. Use 0 (removes nothing) to 1, at most 2.")
         apart = self.basis @ self.basis.T - torch.eye(len(self.basis))
         if not (len(self.basis) and float(apart.abs().max()) < 1e-3):
             raise DirectionError(
@@ -169,7 +174,7 @@ class Add:
     """`prompt`: generated tokens are not changed."""
 
 
-Intervention = Ablate | AblateSpan | Add
+Intervention = Ablate | AblateSpan | Add | Affine | Rotate | AblateByLayer
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,10 @@ class BatchEdits:
     """By layer: the vector that each arm adds at generated tokens."""
     windows: ArmWindows | None = None
     """The tokens that each arm edits; None: every arm edits all tokens."""
+    others: Mapping[HookPoint, Mapping[int, Edit]] = field(default_factory=dict)
+    """By hook point and arm: the edits of all other interventions, which follow the first ones."""
+    others_spare: Int[Tensor, " arm"] | None = None
+    """For each arm, the tokens at the start of a text that these do not edit; None: no arm spares any."""
 
     @classmethod
     def of(cls, arms: Sequence[Arm], chat_model: ChatModel) -> "BatchEdits":
@@ -237,6 +246,8 @@ class BatchEdits:
         spared = [_spared(arm) for arm in arms]
         added: dict[int, Tensor] = {}
         later: dict[int, Tensor] = {}
+        others: dict[HookPoint, dict[int, Edit]] = {}
+        others_spare = [0] * len(arms)
         for index, arm in enumerate(arms):
             for intervention in arm.interventions:
                 match intervention:
@@ -244,15 +255,20 @@ class BatchEdits:
                         _check_fits(direction, chat_model, arm)
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
                         ablated[index] = _with_row(ablated[index], direction.vector * strength**0.5, arm)
-                    case AblateSpan(basis):
+                    case AblateSpan(basis, strength):
                         _check_fits(Direction.from_vector(basis[0], -1, 0), chat_model, arm)
                         for row in basis:
-                            ablated[index] = _with_row(ablated[index], row, arm)
+                            ablated[index] = _with_row(ablated[index], row * strength**0.5, arm)
                     case Add(direction, coefficient, positions):
                         _check_fits(direction, chat_model, arm)
                         for store, applies in ((added, True), (later, positions == "all")):
                             rows = store.setdefault(direction.layer, torch.zeros(len(arms), d_model))
                             rows[index] += coefficient * direction.difference if applies else 0.0
+                    case other:
+                        others_spare[index] = max(others_spare[index], spared_by(other))
+                        for point, edit in edits_of(other, chat_model).items():
+                            own = others.setdefault(point, {})
+                            own[index] = composed(own.get(index), edit)
         return cls(
             chat_model.ablation_points,
             _stacked(ablated, d_model, device),
@@ -260,6 +276,8 @@ class BatchEdits:
             {layer: rows.to(device) for layer, rows in added.items()},
             {layer: rows.to(device) for layer, rows in later.items()},
             ArmWindows.of([arm.window for arm in arms], device),
+            others,
+            torch.tensor(others_spare, device=device) if any(others_spare) else None,
         )
 
     def on(
@@ -293,6 +311,11 @@ class BatchEdits:
             point = HookPoint("resid_pre", layer)
             prompt, later = self.added[layer][arm_of_row], self.added_later[layer][arm_of_row]
             edits[point] = _addition(prompt, later, n_prompt, then=edits.get(point))
+        for point, functions in self.others.items():
+            edit = by_arm(functions, arm_of_row)
+            if self.others_spare is not None and not (isinstance(n_prompt, int) and n_prompt == 0):
+                edit = _sparing(edit, self.others_spare[arm_of_row], n_prompt, places)
+            edits[point] = composed(edits.get(point), edit)
         return edits
 
     def within(
@@ -307,7 +330,9 @@ class BatchEdits:
 
 def _spared(arm: Arm) -> int:
     """The number of tokens that the ablations of an arm spare, which must be the same in all. A span spares none."""
-    numbers = {i.spared if isinstance(i, Ablate) else 0 for i in arm.interventions if not isinstance(i, Add)}
+    numbers = {
+        i.spared if isinstance(i, Ablate) else 0 for i in arm.interventions if isinstance(i, Ablate | AblateSpan)
+    }
     if len(numbers) > 1:
         raise ProtocolError(f"arm {arm.name!r} has ablations that spare different tokens. Use one number for all.")
     return next(iter(numbers), 0)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
+from rhumbline.records.frontier_file import FrontierRecord
 from rhumbline.records.human_files import HumanLabels, SheetKey
 from rhumbline.records.judgement_files import JudgementSummary
 from rhumbline.records.meaning_file import MeaningRecord
@@ -44,6 +45,7 @@ AnalysisRecord = (
     | SteeringRecord
     | TrajectoryRecord
     | MeaningRecord
+    | FrontierRecord
 )
 """Result of an analysis of a run."""
 SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
@@ -62,6 +64,7 @@ OF_RUN: Mapping[type, str] = {
     SteeringRecord: "analyses/steering.json",
     TrajectoryRecord: "analyses/trajectory.json",
     MeaningRecord: "analyses/meaning.json",
+    FrontierRecord: "analyses/frontier.json",
     JudgementSummary: "judgements/summary.json",
     SheetKey: "judgements/sheet.json",
     HumanLabels: "judgements/human.json",

@@ -1,0 +1,157 @@
+"""The interventions of the frontier, each as a function of its strength, fitted on training prompts.
+
+Input: a subject and a plan. Output: `DosedIntervention` by name. Independent of doses and of what is measured.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rhumbline.analyses.dosed_interventions import DosedIntervention
+from rhumbline.analyses.erasure import leace
+from rhumbline.analyses.gradient_search import GradientSearch
+from rhumbline.analyses.spans import energy, prototypes, random_span, span_of
+from rhumbline.analyses.subject import Subject
+from rhumbline.axes import Residual, Vector
+from rhumbline.inference.interventions import Ablate, AblateSpan, Add, Direction
+from rhumbline.inference.residuals import at_site
+from rhumbline.inference.stream_edits import AblateByLayer, Affine, Rotate, window
+from rhumbline.models.chat_model import ChatModel, HookPoint, forward
+from rhumbline.models.hooks import hooked
+from rhumbline.prompts.contrasts import LABELS
+from rhumbline.records.frontier_file import FrontierPlan, InterventionName
+from rhumbline.records.shared import ByLabel
+from rhumbline.stages.null_families import isotropic
+
+DRAW_SEED = 23
+"""Last entry of the seed of the random vectors."""
+MASSIVE = 10.0
+"""A token is massive if its norm is this many times the median of the others'."""
+HERETIC_WIDTH, HERETIC_LARGEST = 0.6, 1.5
+"""Largest width of a window, as a share of the layers, and largest strength, in heretic's search."""
+MOST_ADDED = 64.0
+"""Largest coefficient of an addition, in norms of the direction."""
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What the interventions are fitted on: the direction of a run, and its training prompts."""
+
+    subject: Subject
+    plan: FrontierPlan
+
+    @property
+    def direction(self) -> Direction:
+        """The selected direction."""
+        return self.subject.selected()
+
+    @cached_property
+    def train(self) -> ByLabel[list[list[int]]]:
+        """Token ids of the training prompts."""
+        return ByLabel(*(self.subject.sequences("train", c) for c in LABELS))
+
+    @cached_property
+    def activations(self) -> ByLabel[Float[Tensor, "prompt d_model"]]:
+        """Activations of the training prompts at the site of the direction."""
+        d = self.direction
+        return ByLabel(*(at_site(self.subject.runner, self.train[c], d.position, d.layer) for c in LABELS))
+
+    @cached_property
+    def spared(self) -> int:
+        """Tokens at the start of every prompt up to the last massive activation of the shared prefix, at least one."""
+        found = (massive_tokens(self.subject.model, ids) for ids in self.train.negative[:4])
+        return max(1, min(len(self.subject.chat.prefix), *found))
+
+    def dosed(self) -> dict[InterventionName, DosedIntervention]:
+        """Every intervention of the plan that has a strength and can be fitted."""
+        unfitted = {"system-prompt"} if self.subject.tokens else {"system-prompt", "cone"}
+        return {name: self._dosed(name) for name in self.plan.names if name not in unfitted}
+
+    def _dosed(self, name: InterventionName) -> DosedIntervention:
+        d, r = self.direction, self.direction.vector
+        match name:
+            case "ablation":
+                return DosedIntervention([lambda a: (Ablate(d, a),)], 0.25, 1.0)
+            case "spared-ablation":
+                spared = self.spared
+                return DosedIntervention([lambda a: (Ablate(d, a, spared),)], 0.25, 1.0)
+            case "subtraction":
+                return DosedIntervention([lambda c: (Add(d, -c),)], 0.25, MOST_ADDED)
+            case "addition":
+                return DosedIntervention([lambda c: (Add(d, c),)], 0.25, MOST_ADDED)
+            case "affine":
+                one = Affine(d.layer, r[None], r[None], self.activations.negative.mean(0), spared=self.spared)
+                return DosedIntervention([lambda a: (replace(one, strength=a),)], 0.25, 1.0)
+            case "leace":
+                erased = leace(self.activations.positive, self.activations.negative, d.layer, spared=self.spared)
+                return DosedIntervention([lambda a: (replace(erased, strength=a),)], 0.25, 1.0)
+            case "rotation":
+                plane = self._plane()
+                return DosedIntervention([lambda angle: (Rotate(plane, angle),)], math.pi / 8, math.pi)
+            case "window":
+                n, width = self.subject.model.n_layers, HERETIC_WIDTH * (self.subject.model.n_layers - 1)
+                by_layer = [lambda a: (AblateByLayer(r, window(n, d.layer, width, a)),)]
+                return DosedIntervention(by_layer, 0.25, HERETIC_LARGEST)
+            case "cone" | "som":
+                basis = span_of(torch.cat([r[None], self._further(name)]))
+                return DosedIntervention([lambda a: (AblateSpan(basis, a),)], 0.25, 1.0)
+            case "isotropic-ablation" | "matched-ablation":
+                draws = [lambda a, v=v: (Ablate(v, a),) for v in self._random(name.startswith("matched"))]
+                return DosedIntervention(draws, 0.25, 1.0)
+            case "isotropic-addition" | "matched-addition":
+                random = (v / v.norm() * d.norm for v in self._random(name.startswith("matched")))
+                steered = [Direction.from_vector(v, d.position, d.layer) for v in random]
+                return DosedIntervention([lambda c, v=v: (Add(v, c),) for v in steered], 0.25, MOST_ADDED)
+            case "system-prompt":
+                raise ValueError("a system prompt has no strength")
+
+    def _further(self, name: InterventionName) -> Float[Tensor, "member d_model"]:
+        """Further directions: prototypes of the positives, or a cone that is fitted by gradient."""
+        h, plan, subject = self.activations, self.plan, self.subject
+        if name == "som":
+            return prototypes(h.positive, h.negative, "som", plan.members, subject.seed)
+        started = subject.after_start(self.train)
+        search = GradientSearch(subject.model, *started, subject.tokens, self.direction, plan.steps)
+        return search.fit(self.direction.vector[None][:0], n=max(1, plan.members - 1), seed=0)
+
+    def _plane(self) -> Float[Tensor, "2 d_model"]:
+        """The direction, and the first principal component of all candidates outside of it (Angular Steering)."""
+        r = self.direction.vector.double()
+        rows = self.subject.candidates.flatten(0, 1).double()
+        rows = torch.nn.functional.normalize(rows[rows.norm(dim=1) > 0], dim=1)
+        rest = rows - (rows @ r)[:, None] * r
+        axis = torch.linalg.svd(rest, full_matrices=False).Vh[0]
+        axis = axis - (axis @ r) * r
+        return torch.stack([r, axis / axis.norm()]).float()
+
+    def _random(self, matched: bool) -> list[Vector]:
+        """Random vectors: isotropic, or along the axes of the negatives with the energy of the direction."""
+        h = torch.cat([self.activations.positive, self.activations.negative])
+        rng = np.random.default_rng([self.subject.seed, int(matched), DRAW_SEED])
+        if not matched:
+            return [isotropic(h.shape[1], rng) for _ in range(self.plan.draws)]
+        match, none = energy(h, self.direction.vector[None]), self.direction.vector[None][:0]
+        negative = self.activations.negative
+        return [random_span(none, 1, negative, rng, match, h)[0] for _ in range(self.plan.draws)]
+
+
+@torch.no_grad()
+def massive_tokens(model: ChatModel, ids: Sequence[int]) -> int:
+    """Tokens at the start of a text up to the last one with a massive activation at the middle layer."""
+    lengths: list[Tensor] = []
+
+    def read(h: Residual) -> Residual:
+        lengths.append(h[0].float().norm(dim=-1).cpu())
+        return h
+
+    tokens = torch.tensor([list(ids)], device=model.device)
+    with hooked(model, {HookPoint("resid_pre", model.n_layers // 2): read}):
+        forward(model, tokens, torch.ones_like(tokens))
+    massive = (lengths[0] > MASSIVE * lengths[0].median()).nonzero()
+    return int(massive.max()) + 1 if len(massive) else 0
