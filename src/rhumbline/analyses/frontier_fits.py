@@ -27,7 +27,6 @@ from rhumbline.models.hooks import hooked
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.frontier_file import FrontierPlan, InterventionName
 from rhumbline.records.shared import ByLabel
-from rhumbline.stages.null_families import isotropic
 
 DRAW_SEED = 23
 """Last entry of the seed of the random vectors."""
@@ -105,7 +104,7 @@ class Fits:
                 draws = [lambda a, v=v: (Ablate(v, a),) for v in self._random(name.startswith("matched"))]
                 return DosedIntervention(draws, 0.25, 1.0)
             case "isotropic-addition" | "matched-addition":
-                random = (v / v.norm() * d.norm for v in self._random(name.startswith("matched")))
+                random = (v * d.norm for v in self._random(name.startswith("matched")))
                 steered = [Direction.from_vector(v, d.position, d.layer) for v in random]
                 return DosedIntervention([lambda c, v=v: (Add(v, c),) for v in steered], 0.25, MOST_ADDED)
             case "system-prompt":
@@ -131,14 +130,15 @@ class Fits:
         return torch.stack([r, axis / axis.norm()]).float()
 
     def _random(self, matched: bool) -> list[Vector]:
-        """Random vectors: isotropic, or along the axes of the negatives with the energy of the direction."""
-        h = torch.cat([self.activations.positive, self.activations.negative])
+        """Random unit vectors: isotropic, or along the axes of the negatives with the energy of the direction.
+
+        They are orthogonal to the direction: a large coefficient would turn any component along it into its effect.
+        """
+        h, r = torch.cat([self.activations.positive, self.activations.negative]), self.direction.vector
         rng = np.random.default_rng([self.subject.seed, int(matched), DRAW_SEED])
-        if not matched:
-            return [isotropic(h.shape[1], rng) for _ in range(self.plan.draws)]
-        match, none = energy(h, self.direction.vector[None]), self.direction.vector[None][:0]
-        negative = self.activations.negative
-        return [random_span(none, 1, negative, rng, match, h)[0] for _ in range(self.plan.draws)]
+        match, none = energy(h, r[None]) if matched else None, r[None][:0]
+        spans = (random_span(none, 1, self.activations.negative, rng, match, h) for _ in range(self.plan.draws))
+        return [torch.nn.functional.normalize(v - (v @ r) * r, dim=0) for (v,) in spans]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from rhumbline.cli import analyze_mechanism, analyze_models
+from rhumbline.cli.analyze_frontier import frontier, frontier_options
 from rhumbline.cli.console import NOT_MEASURED, interval, number, say
 from rhumbline.cli.option_values import load_model, reals
 from rhumbline.cli.options import (

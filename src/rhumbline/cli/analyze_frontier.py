@@ -3,10 +3,10 @@
 import argparse
 from dataclasses import replace
 
-from rhumbline.cli.run_analysis import execute, run_options
 from rhumbline.cli.console import NOT_MEASURED, interval, number, say
 from rhumbline.cli.option_values import reals
 from rhumbline.cli.options import whole
+from rhumbline.cli.run_analysis import execute, run_options
 from rhumbline.records.frontier_file import INTERVENTIONS, QUICK, REFERENCE, FrontierPlan, FrontierRecord
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-MOST_EVALUATIONS = 40
-"""Strengths of one intervention that are evaluated, at most."""
+MOST_EVALUATIONS = 20
+"""Strengths that are evaluated for each target, at most."""
 GROWTH = 16.0
 """Largest factor between an unbounded strength and the next one."""
 
@@ -43,7 +43,7 @@ class DoseSearch:
         """Strengths to evaluate next; empty when every target is reached or cannot be."""
         if not self.known:
             return sorted({min(self.first, self.largest), min(4 * self.first, self.largest)})
-        if len(self.known) >= MOST_EVALUATIONS:
+        if len(self.known) >= MOST_EVALUATIONS * len(self.targets):
             return []
         wanted = (self._next(target) for target in self.targets if self.reached(target) is None)
         return sorted({s for s in wanted if s is not None and s not in self.known})
@@ -80,15 +80,16 @@ class DoseSearch:
         width = high.strength - low.strength
         if width <= 1e-6 * high.strength:
             return None  # The cost jumps over the target.
-        tried = sum(1 for s in self.known if low.strength / 2 <= s <= high.strength * 2)
-        if tried > 10 or not math.isfinite(high.cost):
-            return low.strength + width / 2
-        if low.cost <= 0:
+        least = low.strength + width / 20 if low.strength > 0 else high.strength / 100
+        inside = sum(low.strength / 2 <= s <= high.strength * 2 for s in self.known)
+        if inside > 10 or not math.isfinite(high.cost):
+            guess = math.sqrt(least * high.strength)
+        elif low.cost <= 0:
             guess = high.strength * math.sqrt(target / high.cost)
         else:
             power = math.log(high.strength / low.strength) / math.log(high.cost / low.cost)
             guess = low.strength * (target / low.cost) ** power
-        return min(high.strength - width / 20, max(low.strength + width / 20, guess))
+        return min(high.strength - width / 20, max(least, guess))
 
 
 def cost_at_half(points: Sequence[tuple[float, float]], start: float) -> float | None:

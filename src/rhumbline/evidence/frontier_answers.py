@@ -44,7 +44,9 @@ def banded_rate(shown: Shown, level: float) -> BandedRate | None:
     return BandedRate(rate, own.low, own.high, n, band.low, band.high)
 
 
-def gain(before: Shown, after: Shown, level: float) -> MeanRate | None:
+def gain(
+    before: Float[np.ndarray, "draw prompt"], after: Float[np.ndarray, "other_draw prompt"], level: float
+) -> MeanRate | None:
     """rate(before) - rate(after) on the prompts that have a class in both; None if there are none."""
     scored = np.isfinite(before).any(0) & np.isfinite(after).any(0)
     n = int(scored.sum())

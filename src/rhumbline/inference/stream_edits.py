@@ -40,11 +40,6 @@ class Affine:
     """Tokens at the start of a text that are not edited, generated tokens not counted."""
 
     def __post_init__(self):
-        if self.write.shape != self.read.shape or self.centre.shape != self.write.shape[1:]:
-            shapes = tuple(self.write.shape), tuple(self.read.shape), tuple(self.centre.shape)
-            raise DirectionError(
-                f"Affine: write, read and centre have the shapes {shapes}, expected [rank, d_model] twice, [d_model]."
-            )
         if not 0 <= self.strength <= 2 or self.spared < 0:
             raise ProtocolError(
                 f"Affine: strength is {self.strength} (expected 0 to 2), spared is {self.spared} (expected 0 or more)."

@@ -6,6 +6,7 @@ from rhumbline.records.analysis_files import BaseCondition, BaseLayer, BaseRecor
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.meaning_file import MeaningRecord
+from rhumbline.records.frontier_file import FrontierRecord
 from rhumbline.records.steering_file import SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
 from rhumbline.records.trajectory_file import TrajectoryRecord
@@ -15,6 +16,7 @@ from rhumbline.report.candidate_sections import PositionLabels, cosine_map, posi
 from rhumbline.report.damage_section import damage
 from rhumbline.report.figures import Chart, printable
 from rhumbline.report.meaning_section import meaning
+from rhumbline.report.frontier_section import frontier
 from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord
 from rhumbline.report.several_directions_section import several_directions
@@ -45,6 +47,8 @@ def analyses(run: RunRecord, draw: page.Canvas) -> Iterator[Html]:
                 yield trajectory(record, draw)
             case MeaningRecord():
                 yield meaning(record, draw)
+            case FrontierRecord():
+                yield frontier(record, draw)
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------

@@ -95,10 +95,11 @@ def curves(
     banded: Collection[str] | None = None,
     domain: tuple[float, float] | None = None,
     size: tuple[int, int] = (400, 210),
+    log: bool = False,
 ) -> Chart | None:
     """Draw a line for each series, with a band if it has intervals (if given, in the `banded` series only).
 
-    None if there is no value.
+    `log`: the horizontal axis is logarithmic, its values positive. None if there is no value.
     """
     known = [point for point in points if point.y is not None]
     if not known:
@@ -107,8 +108,11 @@ def curves(
     strokes = {"symbolType": "stroke", "symbolSize": 240, "labelLimit": 180, "symbolOpacity": 1}
     legend = alt.Legend(title=None, orient="bottom", columns=3, **strokes) if len(names) > 1 else None
     whole = {"tickMinStep": 1, "format": "d"} if all(isinstance(point.x, int) for point in known) else {}
+    if log:
+        whole = {"format": "~g", "labelOverlap": True, "values": [m * 10.0**e for e in range(-8, 2) for m in (1, 3)]}
+    across = alt.Scale(type="log", nice=False) if log else alt.Scale(nice=False)
     base = alt.Chart().encode(
-        x=alt.X("x:Q", scale=alt.Scale(nice=False), axis=alt.Axis(title=text.x, grid=False, **whole)),
+        x=alt.X("x:Q", scale=across, axis=alt.Axis(title=text.x, grid=False, **whole)),
         color=alt.Color("series:N", scale=_colours(names, colours), legend=legend),
     )
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
