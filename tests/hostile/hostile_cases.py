@@ -56,6 +56,7 @@ BASES: Mapping[str, Words] = {
     "analyze monitor": {**_ANALYSIS, "--suffix": "SUFFIX"},
     "analyze damage": _ANALYSIS,
     "analyze steering": _ANALYSIS,
+    "analyze frontier": _ANALYSIS,
     "analyze trajectory": _ANALYSIS,
     "analyze meaning": _ANALYSIS,
     "push": {"source": "RUN", "repository": "me/mine", "--dry-run": "OUT"},
@@ -144,6 +145,10 @@ OPTIONS: Mapping[str, Kind] = {
     "analyze meaning --prompts": whole(4),
     "analyze trajectory --tokens": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "1.5", "1,1", "48"),
     "--harm": WORD | JUDGE,
+    "--doses": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "nan", "inf", "1,1", "2,1", "6"),
+    "--interventions": WORD | just("leace", "ablation,ablation", "ablation,best"),
+    "--kl-prompts": whole(2),
+    "--ask": just(" "),
     "--refusal-tokens": just(",", "I,", "I,,As") | just("\x1b[31m", codes=(2, 3), late=True),
     "--coefficient": real("0", "banana"),
     "--add-at": WORD,
@@ -203,6 +208,7 @@ OPTIONS: Mapping[str, Kind] = {
 
 
 LATE_COMMANDS = {"analyze damage", "analyze steering", "analyze trajectory", "analyze meaning"}
+LATE_COMMANDS = {"analyze damage", "analyze steering", "analyze frontier", "analyze trajectory"}
 """Commands whose options are tried by `make hostile` only: they load a model first."""
 
 

@@ -6,6 +6,8 @@
     suffix_effects.py        effects of suffixes on the direction; attribution.py: which heads and MLPs write it
     further_directions.py    whether one direction is enough; direction_sources.py: where further ones come from
     detector.py              the projection as a detector
+    frontier.py              interventions at equal damage; frontier_fits.py: how they are fitted; erasure.py: LEACE;
+                             dosed_interventions.py, trajectory_kl.py: strengths of equal KL on harmless answers
     trajectory.py            at which tokens the direction acts; think_blocks.py: through a think block
     meaning.py               harmful content or refusal; crossed_prompts.py, harm_judgement.py
     judged.py                classes of completions under arms, their changes, and null directions
