@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from rhumbline.records.analysis_files import BaseCondition, BaseLayer, BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
-from rhumbline.records.meaning_file import MeaningRecord
 from rhumbline.records.frontier_file import FrontierRecord
+from rhumbline.records.meaning_file import MeaningRecord
 from rhumbline.records.steering_file import SteeringRecord
 from rhumbline.records.suffix_file import SuffixRecord
 from rhumbline.records.trajectory_file import TrajectoryRecord
@@ -15,8 +15,8 @@ from rhumbline.report.basic_charts import CLASS_COLOURS, LAYER, ChartText, Curve
 from rhumbline.report.candidate_sections import PositionLabels, cosine_map, position_labels
 from rhumbline.report.damage_section import damage
 from rhumbline.report.figures import Chart, printable
-from rhumbline.report.meaning_section import meaning
 from rhumbline.report.frontier_section import frontier
+from rhumbline.report.meaning_section import meaning
 from rhumbline.report.page import Html, interval, number
 from rhumbline.report.run_record import RunRecord
 from rhumbline.report.several_directions_section import several_directions
