@@ -152,6 +152,24 @@ def truncate_the_protocol(path):
     return "protocol.json"
 
 
+def truncate_the_timings(path):
+    file = path / "timings.json"
+    file.write_bytes(file.read_bytes()[:20])
+    return "timings.json is damaged"
+
+
+def damage_an_analysis(path):
+    (path / "analyses").mkdir()
+    (path / "analyses" / "geometry.json").write_text("[" * 200_000)
+    return "analyses/geometry.json is damaged"
+
+
+def damage_judgements(path):
+    (path / "judgements").mkdir()
+    (path / "judgements" / "a.jsonl").write_text('{"a": 1}\n{"b"')
+    return "judgements/a.jsonl is damaged"
+
+
 def forge_everything(path):
     """A row is changed, and all hashes fit: the rates differ from the recomputed ones."""
     change_row(path)
@@ -175,7 +193,8 @@ def forge_a_sentence(path):
 CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide_nulls,
            remove_a_file, add_a_file, add_a_file_elsewhere, add_a_hidden_file, add_a_program_to_the_analyses,
            replace_a_file_by_a_link, truncate_the_directions, nest_a_file_deeply, nest_the_results_deeply,
-           truncate_the_protocol, forge_everything, forge_the_selection, forge_a_sentence]  # fmt: skip
+           truncate_the_protocol, truncate_the_timings, damage_an_analysis, damage_judgements,
+           forge_everything, forge_the_selection, forge_a_sentence]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
@@ -311,6 +330,22 @@ def no_seeds(results):
     results["seeds"] = None
 
 
+def no_seconds(timings):
+    timings["stages"][0]["seconds"] = "long"
+
+
+def negative_seconds(timings):
+    timings["stages"][0]["cpu_seconds"] = -1
+
+
+def no_stages(timings):
+    del timings["stages"]
+
+
+def another_schema(record):
+    record["schema"] = 2
+
+
 def fewer_nulls(nulls):
     del nulls["nulls"][0]
 
@@ -327,6 +362,11 @@ MALFORMED = [
     ("results.json", no_rule, "results.json: rule"),
     ("results.json", no_files, "files is not an object"),
     ("results.json", no_seeds, "results.json: seeds"),
+    ("timings.json", no_seconds, "timings.json is damaged"),
+    ("timings.json", negative_seconds, "negative"),
+    ("timings.json", no_stages, "timings.json is damaged"),
+    ("results.json", another_schema, "results.json: schema is 2"),
+    ("protocol.json", another_schema, "version 2 of run directories"),
     ("seed-0/nulls.json", fewer_nulls, "cannot be recomputed"),
     ("seed-0/wide.json", fewer_prompts, "cannot be recomputed"),
 ]

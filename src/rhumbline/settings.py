@@ -11,6 +11,8 @@ from rhumbline.records.positions import Position
 
 NULL_FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
 """Null families, weakest first. The index in this tuple seeds the draws."""
+MOST_DRAWS = 1000
+"""Draws of a family that complete test prompts."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ class NullSettings:
             raise ProtocolError(
                 f"nulls.families is {list(self.families)}; use each of {', '.join(NULL_FAMILIES)} at most once."
             )
-        if self.draws < 1:
+        if not 1 <= self.draws <= MOST_DRAWS:
             raise ProtocolError(
-                f"nulls.draws is {self.draws}; an effect is compared with at least 1 null draw. Use 1 or more."
+                f"nulls.draws is {self.draws}; an effect is compared with 1 to {MOST_DRAWS:,} null draws. Use a number "
+                "in this range."
             )
         for name, least in (
             ("wide", 0),

@@ -27,12 +27,12 @@ from rhumbline.records.claims import was_tested
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
 from rhumbline.records.effect_results import ArmRate, PooledEffect
-from rhumbline.records.files import read_json, sha256
+from rhumbline.records.files import read_json, read_rows, sha256
 from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
-from rhumbline.records.run_files import Agreement
+from rhumbline.records.run_files import TIMINGS, Agreement, read_timings
 from rhumbline.records.seed_files import Selection
 from rhumbline.records.verdict_rule import VERSION
 
@@ -243,6 +243,7 @@ def check(path: str | Path) -> Verification:
     if not isinstance(recorded, dict):
         return Verification([*faults, "results.json: files is not an object of hashes"], notes)
     faults += _changed_files(directory, recorded)
+    faults += _damaged_files(directory)
     faults += _page_faults(directory, recorded, is_old=is_first, notes=notes)
     try:
         faults += _differences(to_json(assemble(directory)), results, "results.json", skipped, is_first)
@@ -293,6 +294,23 @@ def _changed_files(directory: RunDirectory, recorded: Mapping[str, Any]) -> list
         for name in sorted(recorded.keys() & present.keys())
         if present[name] != recorded[name]
     ]
+
+
+def _damaged_files(directory: RunDirectory) -> list[str]:
+    """Files that are written after the results and cannot be read; their values are not verified."""
+    faults = [] if (directory.path / TIMINGS).is_file() else [f"{TIMINGS} is missing"]
+    for name in filter(is_written_later, directory.files()):
+        path = directory.path / name
+        try:
+            if name == TIMINGS:
+                read_timings(path)
+            elif path.suffix == ".json" and name != MANIFEST:
+                read_json(path)
+            elif path.suffix == ".jsonl":
+                read_rows(path)
+        except OutputError as error:
+            faults.append(f"{name} is damaged: {error}")
+    return faults
 
 
 def _page_faults(directory: RunDirectory, recorded: Mapping[str, Any], *, is_old: bool, notes: list[str]) -> list[str]:

@@ -119,6 +119,7 @@ DIRECTION_FILES: dict[str, tuple[str, Callable[[Path], object] | bytes]] = {
     "position is beyond any text": (".safetensors", tensor_file(torch.ones(64), position="9" * 9, layer="1", **ORIGIN)),
     "position has other digits": (".safetensors", tensor_file(torch.ones(64), position="-\u0661", layer="1", **ORIGIN)),
     "another version": (".safetensors", tensor_file(torch.ones(64), layer="1", format="rhumbline-direction-2")),
+    "a format in capitals": (".safetensors", tensor_file(torch.ones(64), layer="1", format="Rhumbline-Direction-1")),
     "another format": (".safetensors", tensor_file(torch.ones(64), layer="1", format="rhumbline-sae")),
     "64-bit numbers that overflow": (".npy", numpy_file(np.full(64, 1e300))),
     "128-bit numbers that overflow": (".npy", numpy_file(np.full(64, np.longdouble("1e4000")))),

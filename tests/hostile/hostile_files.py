@@ -194,6 +194,8 @@ CONTRAST = texts(".jsonl") | {
     "both labels up to composition": file("hostile.jsonl", both("Caf\u00e9", "Cafe\u0301")),
     "both labels up to width": file("hostile.jsonl", both("\uff2fpen it.", "Open it.")),
     "both labels up to invisible characters": file("hostile.jsonl", both("Open\u200b it.", "Open it.")),
+    "a long id": file("hostile.jsonl", rows({"prompt": "a", "label": "positive", "id": LONG})),
+    "a long category": file("hostile.jsonl", rows({"prompt": "a", "label": "positive", "category": LONG})),
     "an id twice": file(
         "hostile.jsonl",
         rows({"prompt": "a", "label": "positive", "id": "1"}, {"prompt": "b", "label": "negative", "id": "1"}),

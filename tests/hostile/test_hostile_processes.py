@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,7 @@ def forked(arguments: list[str], log: Path, seconds: float = SECONDS) -> tuple[i
             sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             from rhumbline.cli import main
 
+            _show_warnings()
             code = main(arguments)
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 71
@@ -85,6 +87,13 @@ def forked(arguments: list[str], log: Path, seconds: float = SECONDS) -> tuple[i
     return None, log.read_text(errors="replace")
 
 
+def _show_warnings() -> None:
+    """Warnings are printed as outside of tests, where those for developers are not."""
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+
+
 def test_every_case_is_answered(words, tally, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     faults = []
@@ -98,7 +107,7 @@ def test_every_case_is_answered(words, tally, tmp_path, monkeypatch):
         if Path(EXECUTED).exists():
             Path(EXECUTED).unlink()
             faults.append(f"{case}: code was executed")
-        if code not in case.value.codes or "Traceback" in text or CONTROL.search(text):
+        if code not in case.value.codes or "Traceback" in text or "Warning:" in text or CONTROL.search(text):
             faults.append(f"{case}: exit code {code}: {text[-300:]!r}")
         elif not names_input(text, case.option, value, case.value.names):
             faults.append(f"{case}: the message does not name it: {text[-300:]!r}")

@@ -17,7 +17,7 @@ RECORDS = (
     "protocol.json", "results.json", "report.json", "agreement.json", "seed-0/directions.safetensors",
     "seed-0/selection.json", "seed-0/outcomes.jsonl", "seed-0/nulls.safetensors", "seed-0/nulls.json",
     "seed-0/splits.json", "seed-0/metric.json", "seed-0/extraction.json", "seed-0/dose.json", "seed-0/stability.json",
-    "seed-0/separation.json", "seed-0/wide.json", "seed-0/losses-completions.jsonl",
+    "seed-0/separation.json", "seed-0/wide.json", "seed-0/losses-completions.jsonl", "timings.json",
 )  # fmt: skip
 """Files of a finished run that commands read."""
 OTHERS: dict[str, list[str]] = {
@@ -46,7 +46,7 @@ def cases() -> list[tuple[str, str, str]]:
 
 def test_the_list_of_files_is_complete(run):
     """A new record of a run needs a line here."""
-    without_rows = {"seed-0/losses-text.jsonl", "seed-0/losses-responses.jsonl", "timings.json"}
+    without_rows = {"seed-0/losses-text.jsonl", "seed-0/losses-responses.jsonl"}
     without_rows |= {"judgements/sheet.json"}  # of the cases of `label`
     suffixes = (".json", ".jsonl", ".safetensors")
     there = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.suffix in suffixes and "figures" not in p.parts}

@@ -74,7 +74,7 @@ def read_safetensors(path: Path) -> SavedDirections:
     check_numbers(path, tensor)
     origin = DirectionOrigin(sha256=file_sha256(path))
     if (given := metadata.get("format", "")) != FORMAT:
-        if given.startswith(FAMILY):
+        if given.strip().casefold().startswith(FAMILY):
             raise DirectionError(
                 f"{path} has the format {given[:60]!r}; this version of rhumbline reads {FORMAT!r}. Use the version "
                 "that wrote it, or export it again."

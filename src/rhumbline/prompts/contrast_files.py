@@ -24,6 +24,9 @@ from rhumbline.records.user_files import control_character, is_unicode, read_tex
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 LONGEST = 1_000_000
 """Characters of a cell."""
+LONGEST_NAME = 1000
+"""Characters of an id or a category, which many rows of a run repeat."""
+NAMES = ("category", "id")
 NEUTRAL = "neutral"
 """Label of rows of neither class, which are measured only."""
 
@@ -251,8 +254,8 @@ def _prompt(place: str, row: dict[str, Any], faults: Faults) -> Prompt | None:
         if value is None or (isinstance(value, str) and not value.strip()):
             if column in ("prompt", "label"):
                 faults.add(place, f"{column} is {'empty' if value is not None else 'missing'}")
-        elif isinstance(value, str) and len(value) > LONGEST:
-            faults.add(place, f"{column} has {len(value):,} characters; at most {LONGEST:,} are read")
+        elif isinstance(value, str) and len(value) > (most := LONGEST_NAME if column in NAMES else LONGEST):
+            faults.add(place, f"{column} has {len(value):,} characters; at most {most:,} are read")
         elif not isinstance(value, str):
             faults.add(place, f"{column} is {type(value).__name__} {_brief(value)}, not text")
         elif not is_unicode(value):

@@ -69,10 +69,7 @@ class RunDirectory:
         protocol = read_json(folder / "protocol.json")
         if not isinstance(protocol, dict):
             raise OutputError(f"{folder / 'protocol.json'} is not a JSON object.")
-        if protocol.get("schema") != SCHEMA:
-            raise OutputError(
-                f"{folder} has run-directory schema {protocol.get('schema')!r}; this rhumbline reads {SCHEMA}."
-            )
+        _check_schema(folder / "protocol.json", protocol.get("schema"))
         return cls(folder, protocol, sha256(protocol))
 
     @classmethod
@@ -160,6 +157,7 @@ class RunDirectory:
             raise OutputError(
                 f"{path} is not what rhumbline writes there: protocol_sha256 is missing. Compute it again."
             )
+        _check_schema(path, value.get("schema", SCHEMA))
         self._check(path, value["protocol_sha256"])
         return value
 
@@ -194,6 +192,15 @@ class RunDirectory:
                 f"{path} was made under another protocol ({str(found)[:12]}, this run's is "
                 f"{self.protocol_sha256[:12]}). Remove it, or give another --out."
             )
+
+
+def _check_schema(path: Path, given: Any) -> None:
+    """OutputError unless a file has the version of run directories that is read here."""
+    if type(given) is not int or given != SCHEMA:  # True equals 1
+        raise OutputError(
+            f"{path} has version {repr(given)[:40]} of run directories (schema), and this rhumbline reads version "
+            f"{SCHEMA}. Use the version of rhumbline that wrote it."
+        )
 
 
 def _is_artefact(name: str) -> bool:

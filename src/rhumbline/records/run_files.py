@@ -3,9 +3,13 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
-from msgspec import Struct, field
+from msgspec import Struct, ValidationError, field
 
+from rhumbline.errors import OutputError
+from rhumbline.records.codec import convert
+from rhumbline.records.files import read_json
 from rhumbline.records.seed_files import Separation, SiteSeparation
 from rhumbline.records.shared import (
     ByLabel,
@@ -22,12 +26,28 @@ class Agreement:
     pairs: tuple[SeedPair, ...]
 
 
+TIMINGS = "timings.json"
+
+
 @dataclass(frozen=True)
 class StageTimings:
     """timings.json; it has no stamp, and no result depends on it."""
 
     stages: tuple[StageTiming, ...]
     """In the order in which they ended."""
+
+    def __post_init__(self):
+        for stage in self.stages:
+            if min(stage.seconds, stage.cpu_seconds, stage.peak_memory_mb) < 0:
+                raise ValueError(f"stage {stage.stage[:40]!r} has a negative number")
+
+
+def read_timings(path: Path) -> StageTimings:
+    """The content of timings.json. Raises OutputError that names the faulty field."""
+    try:
+        return convert(read_json(path), StageTimings)
+    except ValidationError as error:
+        raise OutputError(f"{path} is not what rhumbline writes there: {error}. Remove it.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from rhumbline.inference.memory import peak_memory, reset_peak_memory
-from rhumbline.records.codec import convert, to_json
-from rhumbline.records.files import read_json, write_json
+from rhumbline.records.codec import to_json
+from rhumbline.records.files import write_json
 from rhumbline.records.results import TimingSummary
-from rhumbline.records.run_files import StageTimings
+from rhumbline.records.run_files import StageTimings, read_timings
 from rhumbline.records.shared import StageTiming
 
 Progress = Callable[[str, int | None], None]
@@ -41,7 +41,7 @@ class Timings:
         return TimingSummary(round(sum(s.seconds for s in stages.values()), 3), tuple(stages.values()))
 
     def _parts(self) -> tuple[StageTiming, ...]:
-        return convert(read_json(self.path), StageTimings).stages if self.path.exists() else ()
+        return read_timings(self.path).stages if self.path.exists() else ()
 
     def tick(self, stage: str, rows: int) -> None:
         """Report the progress of a stage."""
