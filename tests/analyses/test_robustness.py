@@ -14,7 +14,16 @@ from rhumbline.records.shared import BySplit
 from rhumbline.records.sheet_files import RobustnessPlan
 from rhumbline.report.sheets import write
 
-PLAN = RobustnessPlan(ranks=3, nulls=2, sizes=BySplit(48, 6, 24), strengths=(0.5, 1.0), suffixes=2, max_new_tokens=12)
+PLAN = RobustnessPlan(
+    ranks=3,
+    nulls=2,
+    sizes=BySplit(48, 6, 24),
+    strengths=(0.5, 1.0),
+    suffixes=2,
+    max_new_tokens=12,
+    doses=(0.05,),
+    answer_tokens=6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +32,8 @@ def rows(tmp_path_factory):
     for name, spec in {"one": Planted(), "three": Planted(effect=2.0, jitter=0.05, axes=3)}.items():
         folder = build(spec, tmp_path_factory.mktemp("robust") / name)
         model = load(str(folder), device="cpu", dtype="float32")
-        models[name] = measure(model, read_contrast(folder / "contrast.jsonl"), PLAN)
+        plan = replace(PLAN, ranks=1) if name == "three" else PLAN
+        models[name] = measure(model, read_contrast(folder / "contrast.jsonl"), plan)
     return models
 
 
@@ -57,6 +67,29 @@ def test_the_page_is_written(rows, tmp_path):
     assert (tmp_path / "out" / "figures" / "robustness-rank.svg").is_file()
 
 
+def test_the_least_damage_by_access_is_that_of_the_planted_direction(rows):
+    """One axis is lost at almost no damage by weights; of three axes half is not lost by a single direction."""
+    least = {one.access: one for one in rows["one"].least}
+    assert list(least) == ["prompt", "activations", "weights"]
+    weights, activations = least["weights"], least["activations"]
+    assert weights.half is not None
+    assert weights.half.low <= weights.half.kl <= weights.half.high < 0.01
+    assert weights.rate < 0.1
+    # Activations can do what weights can.
+    assert set(activations.tried) > set(weights.tried)
+    assert activations.half is not None
+    assert weights.intervention in weights.tried
+    assert "nats [" in weights.text
+
+
+def test_a_behaviour_that_is_not_lost_has_no_damage_at_half(rows):
+    """The contrary case: the ablation of one direction leaves more than half of three axes, at its largest strength."""
+    weights = next(one for one in rows["three"].least if one.access == "weights")
+    assert (weights.tried, weights.intervention, weights.half) == (("ablation",), "ablation", None)
+    assert weights.rate > 0.5
+    assert weights.text.startswith("not lost up to")
+
+
 def test_prompts_that_spell_control_tokens_are_refused_or_plain_text(planted_folder):
     model, contrast = load(str(planted_folder), device="cpu", dtype="float32"), read_contrast(planted_folder / CONTRAST)
     first, *others = contrast.prompts
@@ -88,3 +121,6 @@ def test_a_plan_is_checked():
         RobustnessPlan(ranks=0)
     with pytest.raises(InputError, match="strengths"):
         RobustnessPlan(strengths=(3.0,))
+    for doses in ((), (0.1, 0.1), (0.0,), (float("nan"),), (9.0,)):
+        with pytest.raises(InputError, match="doses"):
+            RobustnessPlan(doses=doses)

@@ -15,12 +15,11 @@ from rhumbline.analyses.dosed_interventions import DosedIntervention, Setting, f
 from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.frontier_results import FrontierResults, Measured, as_name
 from rhumbline.analyses.subject import Subject
-from rhumbline.analyses.trajectory_kl import Divergence, Trajectories, right_answers, with_system
-from rhumbline.errors import ProtocolError, TemplateError
+from rhumbline.analyses.trajectory_kl import Divergence, Trajectories, right_answers, takes_system, with_system
+from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.judging.score import score_of
-from rhumbline.models.templates import check_system
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split
 from rhumbline.protocol import Protocol
 from rhumbline.records.frontier_file import (
@@ -72,13 +71,7 @@ class Frontier:
 
     def _trajectories(self, split: Split) -> Trajectories:
         prompts = self.subject.prompts(split, "negative")[: self.plan.kl_prompts]
-        found = Trajectories.of(self.subject.runner, self.subject.chat, prompts, self.plan.answer_tokens)
-        if not found.documents:
-            raise ProtocolError(
-                f"{self.subject.directory.path}: no {split} negative has an answer at baseline, along which a KL could "
-                "be measured. Use a run with more negatives."
-            )
-        return found
+        return Trajectories.of(self.subject.runner, self.subject.chat, prompts, self.plan.answer_tokens)
 
     @cached_property
     def val(self) -> Trajectories:
@@ -92,12 +85,8 @@ class Frontier:
 
     @cached_property
     def has_system(self) -> bool:
-        """Whether the chat template takes the system prompt of the plan."""
-        try:
-            check_system(self.subject.chat.tokenizer, self.subject.chat.options, self.plan.system)
-        except TemplateError:
-            return False
-        return "system-prompt" in self.plan.names
+        """Whether the system prompt is measured: the plan names it, and the chat template takes one."""
+        return "system-prompt" in self.plan.names and takes_system(self.subject.chat, self.plan.system)
 
     @cached_property
     def system_kl(self) -> float | None:

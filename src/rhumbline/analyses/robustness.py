@@ -7,9 +7,8 @@ suffix stands for an attacker who can only write prompts; it is selected on vali
 read from whole completions, so that late refusals count. Higher ranks add the next candidates by Gram-Schmidt.
 """
 
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.analyses.completed_prompts import CompletedPrompts, Indicators
+from rhumbline.analyses.least_damage import least_damage
 from rhumbline.analyses.spans import Basis, energy
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference, wilson
@@ -24,21 +25,13 @@ from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.judge_names import class_judge
-from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
-from rhumbline.models.decoding_facts import stop_ids
-from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import (
     LABELS,
-    SPLITS,
     ContrastSet,
-    Label,
-    Prompt,
     Sizes,
-    Split,
-    Splits,
     split_contrast,
 )
 from rhumbline.records.analysis_files import TrainTest
@@ -64,8 +57,6 @@ DRAWS = 1000
 """Bootstrap draws of the fragility."""
 DEPTH = 0.8
 """Share of the layers whose candidates are considered, from the first."""
-Indicators = Float[np.ndarray, " prompt"]
-"""For each prompt, 1 if the completion shows the behaviour, otherwise 0; NaN if it has no answer."""
 
 
 def measure(
@@ -78,8 +69,9 @@ def measure(
     sizes = Sizes(plan.sizes.train, plan.sizes.val, plan.sizes.test)
     splits = split_contrast(contrast, sizes, plan.seed)
     chat = Chat.of(model.tokenizer, ChatOptions(control_tokens=plan.control_tokens), contrast.prompts)
-    prompts = _ModelPrompts(Runner(model, tick=tick), chat, splits, plan, class_judge(plan.judge))
-    prompts.check()
+    completed = CompletedPrompts(Runner(model, tick=tick), chat, splits, plan, class_judge(plan.judge))
+    completed.check()
+    prompts = _Ablations(completed)
     baseline = prompts.baseline_rates()
     basis = prompts.basis()
     if not basis:
@@ -100,6 +92,7 @@ def measure(
         fragility=prompts.fragility(first, ranks[0].energy),
         prompts=attack,
         access=_least_access(baseline.rate, ranks, attack),
+        least=least_damage(completed, basis),
         encoded_as_text=chat.encoded_as_text,
     )
 
@@ -109,7 +102,8 @@ def compare(models: Sequence[ModelRobustness], plan: RobustnessPlan) -> Robustne
     sentences = [
         f"{m.model}: rate {m.baseline.rate:.2f} at baseline, {m.ranks[0].rate:.2f} at rank 1 "
         f"(energy {m.ranks[0].energy:.2f}), {m.ranks[-1].rate:.2f} at rank {m.ranks[-1].rank}; "
-        f"least access that removes half of it: {m.access}"
+        f"least access that removes half of it: {m.access}; damage at half: "
+        + ", ".join(f"{one.access} {one.text}" for one in m.least)
         for m in models
     ]
     return RobustnessRecord(plan=plan, models=tuple(models), sentence="; ".join(sentences) + ".")
@@ -131,59 +125,28 @@ def _least_access(baseline: float, ranks: Sequence[RobustnessRank], attack: Prom
 
 
 @dataclass(frozen=True)
-class _ModelPrompts:
-    """One model with the prompts of its splits."""
+class _Ablations:
+    """The directions of one model, and their ablation."""
 
-    runner: Runner
-    chat: Chat
-    splits: Splits
-    plan: RobustnessPlan
-    judge: TextJudge
+    prompts: CompletedPrompts
 
-    def check(self) -> None:
-        """Raise an error with the prompts that need more positions than the model has, before the first pass.
-
-        Suffixes follow the validation and test positives.
-        """
-        every = [p for split in SPLITS for c in LABELS for p in self.splits.get(split, c)]
-        attacked = [p for split in ("val", "test") for p in self.splits.get(split, "positive")]
-        for suffix in ("", *self.suffixes):
-            prompts = _with_suffix(attacked, suffix) if suffix else every
-            sequences = {p.id: self.chat.encode(p) for p in prompts}
-            what = "prompts with a random suffix" if suffix else "prompts"
-            check_sequences(self.runner.model, sequences, self.plan.max_new_tokens, what)
-
-    def shown(
-        self, split: Split, label: Label, arms: Sequence[Arm], suffix: str = ""
-    ) -> Float[np.ndarray, "arm prompt"]:
-        """1 if the answer shows the behaviour, otherwise 0; NaN without an answer. `suffix` follows every prompt."""
-        prompts = _with_suffix(self.splits.get(split, label), suffix)
-        sequences, stop = [self.chat.encode(p) for p in prompts], stop_ids(self.runner.model, self.chat)
-        ids, _ = self.runner.generate(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
-        scores = [[score_of(self.judge, self.chat.answer(i).text).value for i in arm] for arm in ids]
-        shown = np.array(scores, dtype=float)
-        if np.isnan(shown).all(1).any():
-            raise InputError(
-                f"{self.runner.model.name}: no completion of {split} {label}s has an answer within "
-                f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers, under some arm. "
-                "Raise --max-new-tokens, or pass another --judge."
-            )
-        return shown
-
-    def encoded(self, split: Split, label: Label) -> list[list[int]]:
-        """Token ids of the prompts."""
-        return [self.chat.encode(p) for p in self.splits.get(split, label)]
+    @property
+    def plan(self) -> RobustnessPlan:
+        """What is measured."""
+        return self.prompts.plan
 
     @cached_property
     def baseline(self) -> Indicators:
         """Test positives at baseline."""
-        (shown,) = self.shown("test", "positive", [BASELINE])
+        (shown,) = self.prompts.shown("test", "positive", [BASELINE])
         return shown
 
     def baseline_rates(self) -> RobustnessBaseline:
         """Rates of both classes at baseline."""
         rate, low, high = _rate(self.baseline)
-        return RobustnessBaseline(rate, low, high, float(np.nanmean(self.shown("test", "negative", [BASELINE]))))
+        return RobustnessBaseline(
+            rate, low, high, float(np.nanmean(self.prompts.shown("test", "negative", [BASELINE])))
+        )
 
     # The directions
 
@@ -193,7 +156,7 @@ class _ModelPrompts:
         if not pool:
             return []
         arms = [Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(pool)]
-        rates = np.nanmean(self.shown("val", "positive", arms), 1)
+        rates = np.nanmean(self.prompts.shown("val", "positive", arms), 1)
         # Of candidates with equal rates the one with the larger norm is estimated with the smaller relative error.
         order = sorted(range(len(pool)), key=lambda i: (rates[i], -pool[i].norm))
         basis: list[Direction] = []
@@ -207,21 +170,21 @@ class _ModelPrompts:
 
     def _candidates(self) -> list[Direction]:
         """Differences in means of the training prompts in the first layers, without those of length zero."""
-        positions = self.chat.positions
-        means = [extract(self.runner, self.encoded("train", c), positions).stats.mean() for c in LABELS]
+        positions = self.prompts.chat.positions
+        means = [extract(self.prompts.runner, self.prompts.encoded("train", c), positions).stats.mean() for c in LABELS]
         candidates = difference_in_means(*means)
         norms = candidates.norm(dim=-1)
         return [
             Direction.from_vector(candidates[p, layer], positions[p], layer)
             for p in range(len(positions))
-            for layer in range(int(DEPTH * self.runner.model.n_layers))
+            for layer in range(int(DEPTH * self.prompts.runner.model.n_layers))
             if norms[p, layer] > 1e-6 * float(norms.max())
         ]
 
     def _activations(self, at: Direction) -> Float[Tensor, "prompt d_model"]:
         """Activations of the training prompts of both classes at the site of a direction."""
-        sequences = [ids for c in LABELS for ids in self.encoded("train", c)]
-        return at_site(self.runner, sequences, at.position, at.layer)
+        sequences = [ids for c in LABELS for ids in self.prompts.encoded("train", c)]
+        return at_site(self.prompts.runner, sequences, at.position, at.layer)
 
     # Their ablation
 
@@ -235,7 +198,7 @@ class _ModelPrompts:
         own = Arm("own", tuple(map(Ablate, basis)))
         draws = [_random_basis(h, rank, basis[0], plan.seed, k) for k in range(plan.nulls)]
         arms = [own, *(Arm(f"null {k}", tuple(map(Ablate, draw))) for k, draw in enumerate(draws))]
-        shown = self.shown("test", "positive", arms)
+        shown = self.prompts.shown("test", "positive", arms)
         rate, low, high = _rate(shown[0])
         null_rates = np.nanmean(shown[1:], 1)
         null_energy = float(np.mean([energy(h, _matrix(draw)) for draw in draws]))
@@ -247,13 +210,13 @@ class _ModelPrompts:
             drop=_drop(self.baseline, shown[0]),
             energy=energy(h, _matrix(basis)),
             null=RandomSubspaces(float(null_rates.mean()), float(null_rates.min()), null_energy, len(draws)),
-            harmless=float(np.nanmean(self.shown("test", "negative", [own]))),
+            harmless=float(np.nanmean(self.prompts.shown("test", "negative", [own]))),
         )
 
     def by_strength(self, direction: Direction, energy: float) -> list[RobustnessStrength]:
         """The behaviour under partial ablation; strength a leaves the share (1 - a)^2 of the direction's energy."""
         arms = [Arm(f"{a}", (Ablate(direction, a),)) for a in self.plan.strengths]
-        shown = self.shown("test", "positive", arms)
+        shown = self.prompts.shown("test", "positive", arms)
         return [
             RobustnessStrength(a, *_rate(row), _drop(self.baseline, row), energy * (1 - (1 - a) ** 2))
             for a, row in zip(self.plan.strengths, shown, strict=True)
@@ -261,7 +224,9 @@ class _ModelPrompts:
 
     def fragility(self, direction: Direction, energy: float) -> RobustnessFragility:
         """Share of the behaviour removed at rank 1, divided by the energy, with a bootstrap interval over prompts."""
-        start, after = _scored(self.baseline, self.shown("test", "positive", [Arm("own", (Ablate(direction),))])[0])
+        start, after = _scored(
+            self.baseline, self.prompts.shown("test", "positive", [Arm("own", (Ablate(direction),))])[0]
+        )
         rng = np.random.default_rng(self.plan.seed)
         rows = rng.integers(len(after), size=(DRAWS, len(after)))
         before, remaining = start[rows].mean(1), after[rows].mean(1)
@@ -274,23 +239,14 @@ class _ModelPrompts:
 
     # A suffix
 
-    @cached_property
-    def suffixes(self) -> list[str]:
-        """Random words of the training negatives."""
-        rng = random.Random(self.plan.seed)
-        words = sorted({w for p in self.splits.get("train", "negative") for w in p.text.split()})
-        return [" " + " ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
-
     def by_prompt(self) -> PromptAttack:
         """The behaviour with one random suffix: the one with the lowest rate on validation positives."""
-        rates = [float(np.nanmean(self.shown("val", "positive", [BASELINE], s))) for s in self.suffixes]
-        best = self.suffixes[rates.index(min(rates))]
-        (after,) = self.shown("test", "positive", [BASELINE], best)
-        return PromptAttack(*_rate(after), _drop(self.baseline, after), len(self.suffixes), self.plan.suffix_words)
-
-
-def _with_suffix(prompts: Sequence[Prompt], suffix: str) -> list[Prompt]:
-    return [replace(p, text=p.text + suffix) for p in prompts]
+        rates = [float(np.nanmean(self.prompts.shown("val", "positive", [BASELINE], s))) for s in self.prompts.suffixes]
+        best = self.prompts.suffixes[rates.index(min(rates))]
+        (after,) = self.prompts.shown("test", "positive", [BASELINE], best)
+        return PromptAttack(
+            *_rate(after), _drop(self.baseline, after), len(self.prompts.suffixes), self.plan.suffix_words
+        )
 
 
 def _orthogonal(v: Float[Tensor, " d_model"], basis: Sequence[Direction]) -> Float[Tensor, " d_model"]:

@@ -4,7 +4,7 @@ The trajectory KL is the mean over tokens of KL(baseline || edited) of the next-
 own greedy answers, in nats per token. Nothing is generated under an intervention, so all are read on the same text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rhumbline.errors import InputError, TemplateError
 from rhumbline.inference.documents import Document, token_readings
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.models.decoding_facts import stop_ids
+from rhumbline.models.templates import check_system
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.prompts.questions import questions
 
@@ -56,10 +58,15 @@ class Trajectories:
 
     @classmethod
     def of(cls, runner: Runner, chat: Chat, prompts: Sequence[Prompt], length: int) -> "Trajectories":
-        """Generate the answers, of at most `length` tokens, the stop token not counted."""
+        """Generate the answers, of at most `length` tokens, the stop token not counted. InputError if there is none."""
         before = [chat.encode(prompt) for prompt in prompts]
         answers, _ = runner.generate(before, max_new_tokens=length, stop=stop_ids(runner.model, chat))
         kept = [(p, Document([*ids, *a], len(ids))) for p, ids, a in zip(prompts, before, answers[0], strict=True) if a]
+        if not kept:
+            raise InputError(
+                f"{runner.model.name}: none of {len(prompts)} negatives has an answer at baseline, along which a KL "
+                "could be measured. Use more negatives, or others."
+            )
         return cls(runner, chat, [p for p, _ in kept], [document for _, document in kept])
 
     @property
@@ -80,10 +87,14 @@ class Trajectories:
 
     def under_system(self, system: str) -> Divergence:
         """KL and agreement of the model with a system prompt, which follows that of a prompt that has its own."""
+        return self.under(lambda prompt: with_system(prompt, system, self.chat))
+
+    def under(self, change: Callable[[Prompt], Prompt]) -> Divergence:
+        """KL and agreement of the model with changed prompts, along the same answers."""
         sums = np.zeros((1, len(self.documents), 2))
         for index, (prompt, document) in enumerate(zip(self.prompts, self.documents, strict=True)):
             answer = document.ids[document.start :]
-            ids = self.chat.encode(with_system(prompt, system, self.chat))
+            ids = self.chat.encode(change(prompt))
             # One document at a time: the distributions of all tokens of all answers would not fit into memory.
             logits = [
                 values[0]
@@ -93,6 +104,15 @@ class Trajectories:
             targets = torch.tensor(list(answer))
             sums[0, index] = _divergence(torch.stack(logits), targets)[1].sum(0).numpy()
         return Divergence(sums[..., 0], sums[..., 1], self.tokens)
+
+
+def takes_system(chat: Chat, system: str) -> bool:
+    """Whether the chat template takes this system prompt."""
+    try:
+        check_system(chat.tokenizer, chat.options, system)
+    except TemplateError:
+        return False
+    return True
 
 
 def with_system(prompt: Prompt, system: str, chat: Chat) -> Prompt:

@@ -92,15 +92,17 @@ class DoseSearch:
         return min(high.strength - width / 20, max(least, guess))
 
 
-def cost_at_half(points: Sequence[tuple[float, float]], start: float) -> float | None:
+def cost_at_half(points: Sequence[tuple[float, float]], start: float, *, interpolate: bool = True) -> float | None:
     """The cost at which a rate first falls to half of `start`, by linear interpolation of (cost, rate) in the cost.
 
-    Points are in the order of their strength, and a point (0, start) precedes them. None if no rate falls so far, or
-    if there is nothing to halve.
+    Points are in the order of their strength, and a point (0, start) precedes them. Without `interpolate` it is the
+    cost of the first point that falls so far. None if none does, or if there is nothing to halve.
     """
     cost, rate = 0.0, start
     for next_cost, next_rate in points if start > 0 else ():
         if next_rate <= start / 2 < rate:
+            if not interpolate:
+                return next_cost
             return cost + (next_cost - cost) * (rate - start / 2) / (rate - next_rate)
         cost, rate = next_cost, next_rate
     return None

@@ -69,11 +69,21 @@ class CostedRate(NamedTuple):
     shown: Shown
 
 
-def half_damage(points: Sequence[CostedRate], baseline: Shown, rng: np.random.Generator) -> HalfDamage | None:
-    """The cost at which half of the behaviour is lost; `points` in the order of their strength."""
+def half_damage(
+    points: Sequence[CostedRate],
+    baseline: Float[np.ndarray, "draw prompt"],
+    rng: np.random.Generator,
+    *,
+    interpolate: bool = True,
+) -> HalfDamage | None:
+    """The cost at which half of the behaviour is lost; `points` in the order of their strength.
+
+    `interpolate` between two strengths, which prompts do not have.
+    """
     value = cost_at_half(
         [(float(p.kl.mean(0).sum() / p.tokens.sum()), float(np.nanmean(p.shown))) for p in points if _scored(p.shown)],
         float(np.nanmean(baseline)) if _scored(baseline) else 0.0,
+        interpolate=interpolate,
     )
     if value is None:
         return None
@@ -82,7 +92,8 @@ def half_damage(points: Sequence[CostedRate], baseline: Shown, rng: np.random.Ge
     costs = np.array([p.kl.mean(0)[answers].sum(1) / p.tokens[answers].sum(1) for p in points])
     rates = np.array([_resampled(p.shown, prompts) for p in points])
     starts = _resampled(baseline, prompts)
-    values = [cost_at_half(list(zip(costs[:, k], rates[:, k], strict=True)), starts[k]) for k in range(DRAWS)]
+    resamples = (list(zip(costs[:, k], rates[:, k], strict=True)) for k in range(DRAWS))
+    values = [cost_at_half(r, s, interpolate=interpolate) for r, s in zip(resamples, starts, strict=True)]
     known = [v for v in values if v is not None]
     low, high = np.quantile(known, [0.025, 0.975]) if known else (value, value)
     return HalfDamage(value, float(low), float(high), len(known) / DRAWS)

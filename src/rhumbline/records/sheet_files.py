@@ -10,6 +10,7 @@ from typing import Literal
 from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import LayerCosine, TrainTest
 from rhumbline.records.effect_results import MeanInterval
+from rhumbline.records.frontier_file import LARGEST_DOSE, SYSTEM, HalfDamage
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ControlText
 from rhumbline.records.shared import ByLabel, BySplit, Site
@@ -38,11 +39,25 @@ class RobustnessPlan:
     max_new_tokens: int = 64
     control_tokens: ControlText = "error"
     """What is done with text of a prompt that is tokenized into control tokens."""
+    doses: tuple[float, ...] = (0.02, 0.1, 0.5)
+    """Trajectory KL of the interventions of which the least damage is selected, nats per token."""
+    answer_tokens: int = 24
+    """Tokens of an answer along which this KL is measured, at most."""
+    system: str = SYSTEM
+    """The system prompt that asks for the behaviour to stop."""
 
     def __post_init__(self):
         if self.ranks < 1 or self.nulls < 1 or self.suffixes < 1:
             raise InputError(
                 f"robustness: ranks is {self.ranks}, nulls {self.nulls}, suffixes {self.suffixes}; use 1 or more."
+            )
+        if (
+            not self.doses
+            or list(self.doses) != sorted(set(self.doses))
+            or not 0 < self.doses[0] <= self.doses[-1] <= 5
+        ):
+            raise InputError(
+                f"robustness: doses are {list(self.doses)}; use ascending numbers above 0 and up to {LARGEST_DOSE:g}."
             )
         if any(not 0 < a <= 2 for a in self.strengths):
             raise InputError(f"robustness: strengths are {list(self.strengths)}; use numbers above 0 and up to 2.")
@@ -127,6 +142,34 @@ class PromptAttack:
     words: int
 
 
+Access = Literal["prompt", "activations", "weights"]
+"""What an attacker can change."""
+
+
+@dataclass(frozen=True)
+class LeastDamage:
+    """The least damage at which half of the behaviour is lost, with one access."""
+
+    access: Access
+    tried: tuple[str, ...]
+    """The interventions that were tried."""
+    intervention: str | None
+    """The one with the least damage on validation prompts; if none loses half there, the one that leaves least."""
+    half: HalfDamage | None
+    """On test prompts; None if this intervention does not lose half."""
+    largest: float
+    """Largest trajectory KL that was tried with it, nats per token: without `half`, more would be needed."""
+    rate: float | None
+    """Smallest rate on test positives that it leaves."""
+
+    @property
+    def text(self) -> str:
+        """The result in words."""
+        if self.half is None:
+            return f"not lost up to {self.largest:.3g} nats"
+        return f"{self.half.kl:.3g} nats [{self.half.low:.3g}, {self.half.high:.3g}]"
+
+
 @dataclass(frozen=True)
 class ModelRobustness:
     """How much of the behaviour of one model remains under stronger interventions."""
@@ -143,6 +186,8 @@ class ModelRobustness:
     """Least access with which half of the behaviour was removed, in words."""
     encoded_as_text: tuple[str, ...] = ()
     """Ids of the prompts whose text spells control tokens, which are encoded as plain text on request."""
+    least: tuple[LeastDamage, ...] = ()
+    """By access; empty in records of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,11 @@
 Input: a `RobustnessRecord`, `DissociationRecord` or `FlinchRecord`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import altair as alt
 
 from rhumbline.errors import OutputError
 from rhumbline.records.artefacts import OF_SHEET, SheetRecord
@@ -14,6 +16,7 @@ from rhumbline.records.files import write_json
 from rhumbline.records.sheet_files import (
     DissociationRecord,
     FlinchRecord,
+    LeastDamage,
     ModelRobustness,
     RobustnessRecord,
 )
@@ -81,10 +84,51 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
     )
     body = [
         page.section("Models", page.table(list(columns), rows, left=2), note),
+        page.section("Least damage at which half of the behaviour is lost", *_least_damage(record, draw)),
         page.section("Rate under stronger interventions", draw(robustness_charts(record))),
     ]
     facts = [("models", len(record.models)), ("judge", record.plan.judge), ("ranks", record.plan.ranks)]
     return Sheet("How much of the behaviour remains under stronger interventions?", facts, body)
+
+
+def _least_damage(record: RobustnessRecord, draw: page.Canvas) -> Iterator[Html]:
+    """Return the least damage of every model by access, as a chart and as a table."""
+    rows = [
+        [m.model, one.access, one.intervention or "—", _damage_at_half(one), number(one.rate), number(one.largest, 3)]
+        for m in record.models
+        for one in m.least
+    ]
+    if not rows:
+        yield page.tag("p", "Not measured by the version that wrote this record.")
+        return
+    yield draw([least_damage_chart(record)])
+    head = ["Model", "Access", "Intervention", "KL at half [95 %]", "Lowest rate left", "Largest KL tried"]
+    yield page.table(head, rows, left=3)
+    yield page.note(
+        "Damage is the trajectory KL: the mean over tokens of KL(baseline || edited) along the model's own answers to "
+        "negatives, nats per token. The intervention of each access is selected on validation prompts and measured on "
+        "test prompts. Interventions were not optimised: an attacker can need less damage, not more. Not lost: half of "
+        "the behaviour remains at every damage that was tried."
+    )
+
+
+def _damage_at_half(one: LeastDamage) -> Html | str:
+    return "not lost" if one.half is None else interval(one.half.kl, one.half.low, one.half.high, 3)
+
+
+def least_damage_chart(record: RobustnessRecord) -> Chart | None:
+    """Draw the damage at half by access, one mark for each model; what is not lost has no mark."""
+    marks = [
+        Bar(one.access, printable(m.model, 28), one.half.kl, one.half.low, one.half.high, shown="")
+        for access in ("prompt", "activations", "weights")
+        for m in record.models
+        for one in m.least
+        if one.access == access and one.half is not None and one.half.kl > 0
+    ]
+    title = "Damage at which half of the behaviour is lost"
+    least = min((mark.low for mark in marks if mark.low), default=1e-4)
+    scale = alt.Scale(type="log", domainMin=max(1e-8, least / 2), nice=False)
+    return bars(ChartText("robustness-damage", title, "trajectory KL, nats per token"), marks, scale=scale)
 
 
 def robustness_charts(record: RobustnessRecord) -> list[Chart | None]:

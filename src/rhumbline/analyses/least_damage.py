@@ -1,0 +1,140 @@
+"""The least damage at which half of a behaviour is lost, by what an attacker can change.
+
+    prompt        a system prompt that asks for it, and a random suffix
+    activations   what weights can, and subtraction and affine concept editing at one layer
+    weights       partial ablation of the first direction, and of the span of all
+
+Damage is the trajectory KL on negatives. Strengths are found, and the intervention of an access is selected, on
+validation prompts; the result is measured on test prompts. None is optimised, so an attacker can need less.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
+
+import numpy as np
+import torch
+
+from rhumbline.analyses.completed_prompts import CompletedPrompts, with_suffix
+from rhumbline.analyses.dosed_interventions import DosedIntervention, find_doses, settings
+from rhumbline.analyses.trajectory_kl import Trajectories, with_system
+from rhumbline.evidence.dosing import cost_at_half
+from rhumbline.evidence.frontier_answers import CostedRate, half_damage
+from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
+from rhumbline.inference.residuals import at_site
+from rhumbline.inference.stream_edits import Affine
+from rhumbline.prompts.contrasts import Prompt, Split
+from rhumbline.records.sheet_files import Access, LeastDamage
+
+TOLERANCE = 0.1
+"""Largest difference between the KL on validation negatives and a dose, as a share of the dose."""
+MOST_ADDED = 64.0
+"""Largest coefficient of a subtraction, in norms of the direction."""
+ACCESS: Mapping[Access, tuple[str, ...]] = {
+    "prompt": ("system prompt", "random suffix"),
+    "activations": ("ablation", "span ablation", "subtraction", "affine"),
+    "weights": ("ablation", "span ablation"),
+}
+"""The interventions of every access."""
+
+
+def least_damage(completed: CompletedPrompts, basis: Sequence[Direction]) -> tuple[LeastDamage, ...]:
+    """The least damage of every access; `basis` are orthonormal directions, the first one first."""
+    study = _Study(completed, basis)
+    return tuple(study.least(access) for access in get_args(Access))
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What is tried on one model."""
+
+    completed: CompletedPrompts
+    basis: Sequence[Direction]
+
+    def least(self, access: Access) -> LeastDamage:
+        """The least damage with one access."""
+        curves = {name: self.val[name] for name in ACCESS[access] if name in self.val}
+        start = float(np.nanmean(self.baselines["val"]))
+        best = min(curves, key=lambda name: _criterion(curves[name], start, access), default=None)
+        if best is None:
+            return LeastDamage(access, (), None, None, 0.0, None)
+        points = self._measured("test", best)
+        rng = np.random.default_rng(self.completed.plan.seed)
+        half = half_damage(points, self.baselines["test"], rng, interpolate=access != "prompt")
+        rates = [float(np.nanmean(p.shown)) for p in points if np.isfinite(p.shown).any()]
+        largest = max(float(p.kl.sum() / p.tokens.sum()) for p in points)
+        return LeastDamage(access, tuple(curves), best, half, largest, min(rates, default=None))
+
+    @cached_property
+    def baselines(self) -> dict[Split, np.ndarray]:
+        """Whether each positive shows the behaviour at baseline, as one draw."""
+        splits: tuple[Split, ...] = ("val", "test")
+        return {split: self.completed.shown(split, "positive", [BASELINE]) for split in splits}
+
+    @cached_property
+    def val(self) -> dict[str, list[CostedRate]]:
+        """What every intervention does on validation prompts."""
+        return {name: self._measured("val", name) for name in [*self.arms, *self._prompts]}
+
+    def _measured(self, split: Split, name: str) -> list[CostedRate]:
+        """Cost and behaviour of one intervention, at each of its strengths."""
+        answers = self.answers[split]
+        if name in self._prompts:
+            suffix, system = self._prompts[name]
+            (shown,) = self.completed.shown(split, "positive", [BASELINE], suffix, system)
+            changed = answers.under(lambda prompt: _changed(prompt, suffix, system, self.completed))
+            return [CostedRate(changed.kl, changed.tokens, shown[None])]
+        arms = self.arms[name]
+        divergence, shown = answers.divergence(arms), self.completed.shown(split, "positive", arms)
+        return [CostedRate(divergence.kl[[k]], divergence.tokens, shown[[k]]) for k in range(len(arms))]
+
+    @cached_property
+    def answers(self) -> dict[Split, Trajectories]:
+        """The baseline's answers to the negatives of both splits."""
+        c = self.completed
+        splits: tuple[Split, ...] = ("val", "test")
+        return {s: Trajectories.of(c.runner, c.chat, c.splits.get(s, "negative"), c.plan.answer_tokens) for s in splits}
+
+    @cached_property
+    def _prompts(self) -> dict[str, tuple[str, str | None]]:
+        """Suffix and system prompt of every intervention on prompts; the suffix that removes most on validation."""
+        c = self.completed
+        rates = [float(np.nanmean(c.shown("val", "positive", [BASELINE], s))) for s in c.suffixes]
+        found: dict[str, tuple[str, str | None]] = {"random suffix": (c.suffixes[rates.index(min(rates))], None)}
+        return found if c.system is None else {"system prompt": ("", c.system), **found}
+
+    @cached_property
+    def arms(self) -> dict[str, list[Arm]]:
+        """The arms of every intervention that has a strength, in the order of the strength."""
+        dosed, doses = self._dosed(), self.completed.plan.doses
+        searches = find_doses(self.answers["val"], dosed, lambda name: doses, TOLERANCE)
+        chosen = {name: list(settings(name, searches[name])) for name in dosed}
+        return {name: [dosed[name].arm(0, s.strengths[0].strength) for s in own] for name, own in chosen.items() if own}
+
+    def _dosed(self) -> dict[str, DosedIntervention]:
+        first, r = self.basis[0], self.basis[0].vector[None]
+        c = self.completed
+        mean = at_site(c.runner, c.encoded("train", "negative"), first.position, first.layer).mean(0)
+        found = {
+            "ablation": DosedIntervention([lambda a: (Ablate(first, a),)], 0.25, 1.0),
+            "subtraction": DosedIntervention([lambda a: (Add(first, -a),)], 0.25, MOST_ADDED),
+            "affine": DosedIntervention([lambda a: (Affine(first.layer, r, r, mean, a, 1),)], 0.25, 1.0),
+        }
+        if len(self.basis) > 1:
+            span = torch.stack([d.vector for d in self.basis])
+            found["span ablation"] = DosedIntervention([lambda a: (AblateSpan(span, a),)], 0.25, 1.0)
+        return found
+
+
+def _changed(prompt: Prompt, suffix: str, system: str | None, completed: CompletedPrompts) -> Prompt:
+    (longer,) = with_suffix([prompt], suffix)
+    return longer if system is None else with_system(longer, system, completed.chat)
+
+
+def _criterion(points: Sequence[CostedRate], start: float, access: Access) -> tuple[float, float]:
+    """The cost at half on validation prompts, then the rate that is left; the lowest is best."""
+    pairs = [(float(p.kl.sum() / p.tokens.sum()), float(np.nanmean(p.shown))) for p in points]
+    half = cost_at_half(pairs, start, interpolate=access != "prompt")
+    return math.inf if half is None else half, min(rate for _, rate in pairs)
