@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from finished_runs import COMPLETIONS, finished_run
+from finished_runs import COMPLETIONS, QUICK, finished_run
 from rhumbline.organisms import Planted
 
 
@@ -18,10 +18,23 @@ def test_analyze_prints_a_record_or_an_error(finished, call, tmp_path):
         (2, "one suffix per line", ["suffix", path, "--suffix", tmp_path / "none.txt"]),
         (2, "--fpr", ["monitor", path, "--fpr", "3"]),
         (2, "unknown sources best", ["directions", path, "--sources", "best"]),
+        (2, "doses must ascend", ["frontier", path, "--doses", "0.2,0.1"]),
+        (2, "lacks ablation", ["frontier", path, "--interventions", "leace"]),
         (3, "nowhere", ["base", path, "--base", "./nowhere"]),
     ]:
         actual, _, message = call("analyze", *options)
         assert (actual, words in message) == (code, True), message
+
+
+def test_the_frontier_is_measured_and_printed(finished, call, tmp_path):
+    path = shutil.copytree(finished("planted", QUICK), tmp_path / "run")
+    small = ["--interventions", "ablation,rotation", "--prompts", "4", "--kl-prompts", "2", "--max-new-tokens", "3"]
+    code, text, _ = call("analyze", "frontier", path, "--quick", *small)
+    assert code == 0
+    assert "at equal cost: " in text
+    record = json.loads((path / "analyses" / "frontier.json").read_text())
+    assert record["parameters"]["plan"]["doses"] == [0.02, 0.1, 0.5]
+    assert "Interventions at equal damage" in (path / "report.html").read_text()
 
 
 def test_a_run_of_a_file_needs_the_file(call, tmp_path):
