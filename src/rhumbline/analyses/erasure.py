@@ -16,7 +16,7 @@ Activations = Float[Tensor, "prompt d_model"]
 def leace(positive: Activations, negative: Activations, layer: int, *, shrink: bool = True, spared: int = 0) -> Affine:
     """x - u v.(x - mu), the oblique projection that makes the class means equal with the least E|W (x - x')|^2.
 
-    Their closed form with one binary concept z: W = Sigma^(-1/2), u = W^(-1) w, v = W w, w = W Cov(x, z) / |W Cov(x, z)|.
+    Their formula for one binary concept z: W = Sigma^(-1/2), u = W^(-1) w, v = W w, w = W Cov(x, z) / |W Cov(x, z)|.
     `shrink` regularises Sigma, which has fewer samples than dimensions (`shrunk`); any invertible W erases the class,
     and the choice only says what counts as a small edit. InputError if the class means are equal.
     """
