@@ -8,6 +8,7 @@ from rhumbline import applied
 from rhumbline.errors import DirectionError
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
+from rhumbline.inference.stream_edits import AblateByLayer, Affine, Rotate
 from rhumbline.models import proving
 from tolerances import tolerance
 
@@ -35,8 +36,16 @@ def model(tokenizer):
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize(
     "intervention",
-    [Ablate(direction()), Add(direction(), 3.0), Add(direction(), 3.0, "prompt"), Add(direction(0), 3.0)],
-    ids=["ablate", "add", "add to the prompt", "add first"],
+    [
+        Ablate(direction()),
+        Add(direction(), 3.0),
+        Add(direction(), 3.0, "prompt"),
+        Add(direction(0), 3.0),
+        Affine(1, direction().vector[None], direction().vector[None], 9 * direction().vector, spared=2),
+        Rotate(torch.eye(32)[:2], 2.5),
+        AblateByLayer(direction().vector, (0.0, 1.5, 1.5, 1.0)),
+    ],
+    ids=["ablate", "add", "add to the prompt", "add first", "affine", "rotate", "ablate by layer"],
 )
 def test_generate_equals_the_runner(intervention, use_cache, model):
     chat_model = proving.prove(model, None, "llama")

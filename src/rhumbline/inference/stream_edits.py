@@ -150,7 +150,12 @@ def spared_by(intervention: StreamEdit) -> int:
 
 
 def by_arm(edits: Mapping[int, Edit], arm_of_row: Int[Tensor, " row"]) -> Edit:
-    """The edit of a batch in which every arm has its own function, by number of the arm; others are not changed."""
+    """The edit of a batch in which every arm has its own function, by number of the arm; others are not changed.
+
+    If `arm_of_row` has one row, all rows of the stream belong to its arm.
+    """
+    if len(arm_of_row) == 1:
+        return edits.get(int(arm_of_row), lambda h: h)
     present = [(rows, edit) for arm, edit in edits.items() if len(rows := (arm_of_row == arm).nonzero()[:, 0])]
 
     def edit(h: Residual) -> Residual:
