@@ -59,6 +59,7 @@ BASES: Mapping[str, Words] = {
     "analyze frontier": _ANALYSIS,
     "analyze trajectory": _ANALYSIS,
     "analyze meaning": _ANALYSIS,
+    "analyze circuit": _ANALYSIS,
     "push": {"source": "RUN", "repository": "me/mine", "--dry-run": "OUT"},
     "chat": {"model": "MODEL", "--direction": "DIRECTION", "--layer": "1", "--prompt": "Hello."},
     "play": {"model": "MODEL", "--direction": "DIRECTION", "--layer": "1"},
@@ -139,6 +140,7 @@ OPTIONS: Mapping[str, Kind] = {
     "--seeds": NUMBERS | just("-1", "0,0", "0,-1", str(2**64), str(10**30)),
     "--sizes": NUMBERS | just("1,2", "1,2,3,4", "0,1,1", "-1,1,1", "1,1,1000000000000000000000"),
     "analyze steering --sizes": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "nan", "inf", "1,1", "17"),
+    "analyze circuit --sizes": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "1.5", "1,1"),
     "--battery": CONTRAST,
     "--harmful": WORD,
     "--harmless": WORD,
@@ -207,8 +209,9 @@ OPTIONS: Mapping[str, Kind] = {
 """The kind of every option that takes a value: by its name, or by its command and name where commands differ."""
 
 
-LATE_COMMANDS = {"analyze damage", "analyze steering", "analyze trajectory", "analyze meaning"}
-LATE_COMMANDS = {"analyze damage", "analyze steering", "analyze frontier", "analyze trajectory"}
+LATE_COMMANDS = frozenset(
+    f"analyze {name}" for name in ("damage", "steering", "frontier", "trajectory", "meaning", "circuit")
+)
 """Commands whose options are tried by `make hostile` only: they load a model first."""
 
 

@@ -10,6 +10,7 @@
                              dosed_interventions.py, trajectory_kl.py: strengths of equal KL on harmless answers
     trajectory.py            at which tokens the direction acts; think_blocks.py: through a think block
     meaning.py               harmful content or refusal; crossed_prompts.py, harm_judgement.py
+    circuit.py               which heads and MLPs carry the effect; patching.py: replaced writes
     judged.py                classes of completions under arms, their changes, and null directions
     dissociation.py, flinch.py, robustness.py    several runs or models; report/sheets.py writes their pages
 

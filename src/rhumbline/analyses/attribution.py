@@ -205,7 +205,7 @@ class _Probe:
             return OTHER_INPUT
         key = (w.layer, w.module)
         if key not in self.maps:
-            self.maps[key] = _along(self._module(w), x, self.r)
+            self.maps[key] = affine_row(self._module(w), x, self.r)
         affine = self.maps[key]
         if affine is None:
             return NOT_AFFINE
@@ -213,7 +213,7 @@ class _Probe:
         return [float(v) for v in (x * along).view(out.shape).sum(1)], bias
 
 
-def _along(module: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, float] | None:
+def affine_row(module: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, float] | None:
     """(r^T W, r.b) of a module z -> W z + b; None if the module is not affine at `x`."""
     parameter = next(module.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device

@@ -11,7 +11,7 @@ from rhumbline.analyses.subject import Subject
 from rhumbline.axes import TokenIds
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share
-from rhumbline.evidence.statistics import difference_of_rates, paired_difference
+from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson_of_rate
 from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.judging.score import score_of
 from rhumbline.models.decoding_facts import stop_ids
@@ -66,6 +66,16 @@ def rate_of(classes: Classes) -> Rate | None:
     """Share of the scored completions that shows the behaviour; None without any."""
     n, rate, low, high = class_rate(classes)
     return None if rate is None else Rate(rate, low, high, n)
+
+
+def rate_over_draws(classes: Sequence[Sequence[str]], shown: frozenset[str] | set[str] = SHOWN) -> Rate | None:
+    """Share of the scored completions in `shown`, with the interval of as many prompts as have a scored one."""
+    scored = [cls in shown for of_draw in classes for cls in of_draw if cls != "unscored"]
+    n = sum(any(cls != "unscored" for cls in of_prompt) for of_prompt in zip(*classes, strict=True))
+    if not scored:
+        return None
+    rate = sum(scored) / len(scored)
+    return Rate(rate, *wilson_of_rate(rate, n), n)
 
 
 def change_of(before: Classes, after: Classes, *, rises: bool = False) -> Change:

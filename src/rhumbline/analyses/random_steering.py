@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rhumbline.analyses.judged import header_of, protocol_with_classes
+from rhumbline.analyses.judged import header_of, protocol_with_classes, rate_over_draws
 from rhumbline.analyses.subject import Subject
 from rhumbline.errors import InputError
 from rhumbline.evidence.class_rates import SHOWN
-from rhumbline.evidence.statistics import difference_of_rates, wilson_of_rate
+from rhumbline.evidence.statistics import difference_of_rates
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.judging.judge_specs import JudgeSpec
@@ -102,19 +102,23 @@ def _rates(
     """The rates over the completions [draw][prompt] of one size."""
     judge = protocol.class_judge()
     classes = [[score_of(judge, text).cls for text in of_draw] for of_draw in texts]
-    refused = _rate(classes, SHOWN)
+    refused = rate_over_draws(classes, SHOWN)
     drop = None
     if before is not None and refused is not None:
         drop = MeanRate(*difference_of_rates(before.rate, refused.rate, before.n, n_after=refused.n))
     return SteeredRates(
         size=size,
         refused=refused,
-        complied=_rate(classes, {"complied"}),
-        degenerate=_rate(classes, {"degenerate"}),
-        harmful=None if harm is None else _rate([_harm(harm, prompts, of_draw) for of_draw in texts], {"unsafe"}),
+        complied=rate_over_draws(classes, {"complied"}),
+        degenerate=rate_over_draws(classes, {"degenerate"}),
+        harmful=None
+        if harm is None
+        else rate_over_draws([_harm(harm, prompts, of_draw) for of_draw in texts], {"unsafe"}),
         unscored=sum(cls == "unscored" for of_draw in classes for cls in of_draw),
         drop=drop,
-        by_draw=tuple(None if (rate := _rate([of_draw], SHOWN)) is None else rate.rate for of_draw in classes),
+        by_draw=tuple(
+            None if (rate := rate_over_draws([of_draw], SHOWN)) is None else rate.rate for of_draw in classes
+        ),
     )
 
 
@@ -123,13 +127,3 @@ def _harm(harm: HarmJudge, prompts: Sequence[str], texts: Sequence[str | None]) 
     read = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text is not None]
     judged = iter(harm.judge([prompt for prompt, _ in read], [text for _, text in read]))
     return ["unscored" if text is None else next(judged).cls for text in texts]
-
-
-def _rate(classes: Sequence[Sequence[str]], shown: frozenset[str] | set[str]) -> Rate | None:
-    """Share of the scored completions in `shown`, with the interval of as many prompts as have a scored one."""
-    scored = [cls in shown for of_draw in classes for cls in of_draw if cls != "unscored"]
-    n = sum(any(cls != "unscored" for cls in of_prompt) for of_prompt in zip(*classes, strict=True))
-    if not scored:
-        return None
-    rate = sum(scored) / len(scored)
-    return Rate(rate, *wilson_of_rate(rate, n), n)

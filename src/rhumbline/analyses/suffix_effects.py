@@ -176,6 +176,12 @@ def _attribution(readings: Readings) -> SuffixAttribution:
 
 def _writing_heads(subject: Subject, n: int) -> list[Part]:
     """The heads whose mean contributions differ most between the classes, on validation prompts."""
+    difference = {part: value for part, value in class_differences(subject).items() if part.kind == "head"}
+    return sorted(difference, key=lambda part: -abs(difference[part]))[:n]
+
+
+def class_differences(subject: Subject) -> dict[Part, float]:
+    """The difference between the classes of the mean contribution of every part, on validation prompts."""
     direction = subject.selected()
     means = []
     for label in LABELS:
@@ -185,8 +191,7 @@ def _writing_heads(subject: Subject, n: int) -> list[Part]:
         )
         means.append((attribution.parts, attribution.values.mean(0)))
     (parts, positive), (_, negative) = means
-    difference = {part: float(positive[i] - negative[i]) for i, part in enumerate(parts) if part.kind == "head"}
-    return sorted(difference, key=lambda part: -abs(difference[part]))[:n]
+    return {part: float(positive[i] - negative[i]) for i, part in enumerate(parts)}
 
 
 def _head(readings: Readings, part: Part) -> SuffixHead:

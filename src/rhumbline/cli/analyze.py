@@ -295,6 +295,12 @@ ANALYSES = (
         analyze_mechanism.meaning,
     ),
     Analysis(
+        "circuit",
+        "which heads and MLPs carry the direction, and under suffixes",
+        analyze_mechanism.circuit_options,
+        analyze_mechanism.circuit,
+    ),
+    Analysis(
         "dissociation",
         "whether two behaviours of a model have different directions",
         analyze_models.dissociation_options,

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from rhumbline.cli.console import NOT_MEASURED, interval, say
 from rhumbline.cli.option_values import integers
-from rhumbline.cli.options import whole
+from rhumbline.cli.options import suffix_options, whole
 from rhumbline.cli.run_analysis import execute, run_options
 from rhumbline.errors import InputError
-from rhumbline.records import meaning_file, trajectory_file
+from rhumbline.records import circuit_file, meaning_file, trajectory_file
 from rhumbline.records.analysis_files import MeanRate
+from rhumbline.records.circuit_file import CircuitPlan, CircuitRecord
 from rhumbline.records.meaning_file import MeaningPlan, MeaningRecord
 from rhumbline.records.trajectory_file import YANG2026, TrajectoryPlan, TrajectoryRecord
 
@@ -127,3 +128,49 @@ def meaning(a: argparse.Namespace) -> int:
         say(f"cosine with the harmfulness direction {record.harm.cosine:.2f} (random {record.harm.random:.2f})")
 
     return execute(a, lambda subject: analyse(subject, battery, plan), show)
+
+
+# -- circuit ----------------------------------------------------------------------------------------------------------
+
+
+def circuit_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `analyze circuit`."""
+    run_options(parser)
+    quick_option(parser)
+    plan = CircuitPlan()
+    sizes = ",".join(map(str, plan.sizes))
+    text = f"numbers of heads and MLPs that are patched together (default: {sizes})"
+    parser.add_argument("--sizes", metavar="N,N", help=text)
+    suffix_options(parser, required=False)
+    for name, text, least in (
+        ("draws", "random sets of other heads and MLPs of every size", 1),
+        ("prompts", "test positives, at most", 2),
+        ("max_new_tokens", "tokens of a completion under a suffix, at most", 1),
+    ):
+        text = f"{text} (default: {getattr(plan, name)})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=text)
+
+
+def circuit(a: argparse.Namespace) -> int:
+    """Execute `analyze circuit`."""
+    from rhumbline.analyses.circuit import analyse
+    from rhumbline.report.circuit_section import part_name, set_name
+
+    plan = circuit_file.QUICK if a.quick else CircuitPlan()
+    values = {name: getattr(a, name) for name in ("draws", "prompts", "random", "max_new_tokens")}
+    if a.sizes is not None:
+        values["sizes"] = integers(a.sizes, "--sizes")
+    plan = replace(plan, **{name: value for name, value in values.items() if value is not None})
+
+    def show(record: CircuitRecord) -> None:
+        for condition in record.conditions:
+            say(f"{condition.name}: share of the difference that is carried, by quantity")
+            for one in condition.sets:
+                shares = (f"{s.quantity} {interval(s.share.mean, s.share.low, s.share.high)}" for s in one.shares)
+                say(f"  {set_name(one):10s}  " + "  ".join(shares))
+        for row in record.completions:
+            rate = NOT_MEASURED if row.rate is None else interval(row.rate.rate, row.rate.low, row.rate.high)
+            say(f"completions, {row.name}: rate {rate}")
+        say("first: " + ", ".join(part_name(part) for part in record.parts[:6]))
+
+    return execute(a, lambda subject: analyse(subject, plan, a.suffix or ()), show)

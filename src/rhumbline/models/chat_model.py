@@ -26,10 +26,10 @@ Mode = Literal["exact", "coarse"]
 
 
 class HookPoint(NamedTuple):
-    """Where a hook reads or edits activations: a block input, a block output or the output of a residual writer."""
+    """Where a hook reads or edits activations: input or output of a block, or of a residual writer."""
 
-    kind: Literal["resid_pre", "write", "resid_post"]
-    """Block input, output of a writer, block output."""
+    kind: Literal["resid_pre", "write_input", "write", "resid_post"]
+    """Block input, input of a writer, output of a writer, block output."""
     layer: int
     module: str = ""
     """Name of the writer inside its block; empty for block inputs and outputs."""

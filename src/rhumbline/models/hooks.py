@@ -80,6 +80,9 @@ def hooked(
                 handle = block.register_forward_pre_hook(_edit_input(edit), with_kwargs=True)
             elif point.kind == "resid_post":
                 handle = block.register_forward_hook(_edit_output(edit))
+            elif point.kind == "write_input":
+                writer = block.get_submodule(point.module)
+                handle = writer.register_forward_pre_hook(_edit_input(edit), with_kwargs=True)
             elif (point.layer, point.module) in flat:
                 hook = _edit_flat_output(edit, lambda layer=point.layer: shapes[layer])
                 handle = block.get_submodule(point.module).register_forward_hook(hook)

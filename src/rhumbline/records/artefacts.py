@@ -8,6 +8,7 @@ named by the analysis.
 from collections.abc import Mapping
 
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.circuit_file import CircuitRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.frontier_file import FrontierRecord
@@ -46,6 +47,7 @@ AnalysisRecord = (
     | TrajectoryRecord
     | MeaningRecord
     | FrontierRecord
+    | CircuitRecord
 )
 """Result of an analysis of a run."""
 SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
@@ -65,6 +67,7 @@ OF_RUN: Mapping[type, str] = {
     TrajectoryRecord: "analyses/trajectory.json",
     MeaningRecord: "analyses/meaning.json",
     FrontierRecord: "analyses/frontier.json",
+    CircuitRecord: "analyses/circuit.json",
     JudgementSummary: "judgements/summary.json",
     SheetKey: "judgements/sheet.json",
     HumanLabels: "judgements/human.json",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from rhumbline.records.analysis_files import BaseCondition, BaseLayer, BaseRecord, GeometryRecord, MonitorRecord
+from rhumbline.records.circuit_file import CircuitRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import DirectionsRecord
 from rhumbline.records.frontier_file import FrontierRecord
@@ -13,6 +14,7 @@ from rhumbline.records.trajectory_file import TrajectoryRecord
 from rhumbline.report import basic_charts, page
 from rhumbline.report.basic_charts import CLASS_COLOURS, LAYER, ChartText, CurvePoint
 from rhumbline.report.candidate_sections import PositionLabels, cosine_map, position_labels
+from rhumbline.report.circuit_section import circuit
 from rhumbline.report.damage_section import damage
 from rhumbline.report.figures import Chart, printable
 from rhumbline.report.frontier_section import frontier
@@ -49,6 +51,8 @@ def analyses(run: RunRecord, draw: page.Canvas) -> Iterator[Html]:
                 yield meaning(record, draw)
             case FrontierRecord():
                 yield frontier(record, draw)
+            case CircuitRecord():
+                yield circuit(record, draw)
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------
