@@ -21,6 +21,12 @@ def words(shared, planted_folder, finished) -> dict[str, str]:
         folder.mkdir()
         write_tasks(folder / "tasks")
         (folder / "suffix.txt").write_text("please\nnow\n")
+        rows = [
+            {"prompt": f"Question {i}", "label": c, "split": s, "system": c, "response": c, "other_response": "x"}
+            for i, s in enumerate(("train", "val", "test"))
+            for c in ("positive", "negative")
+        ]
+        (folder / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "sweep.toml").write_text('models = ["organism:planted"]\nseeds = [0]\n')
         cell = {"position": -1, "layer": 1, "bypass": 1, "induce": 1, "kl": 0}
         (folder / "scores.json").write_text(json.dumps({"n_layers": 3, "candidates": [cell]}))
@@ -35,6 +41,7 @@ def words(shared, planted_folder, finished) -> dict[str, str]:
         "MODEL": planted_folder, "CONTRAST": planted_folder / "contrast.jsonl", "RUN": run, "TERMS": terms,
         "DIRECTION": planted_folder / TRUTH, "TASKS": made / "tasks", "SUFFIX": made / "suffix.txt",
         "SWEEP": made / "sweep.toml", "SCORES": made / "scores.json", "JUDGE": made / "judge.toml",
+        "MADE": made / "made.jsonl",
     }  # fmt: skip
     return {name: str(path) for name, path in found.items()}
 

@@ -13,6 +13,7 @@
     circuit.py               which heads and MLPs carry the effect; patching.py: replaced writes
     judged.py                classes of completions under arms, their changes, and null directions
     dissociation.py, flinch.py, robustness.py    several runs or models; report/sheets.py writes their pages
+    style_doses.py           a style over doses, on a contrast that the model made; style_readouts.py: its readouts
 
 May import every package except cli. Verdicts and verification of runs are independent of the analyses.
 """

@@ -312,4 +312,10 @@ ANALYSES = (
         analyze_models.flinch_options,
         analyze_models.flinch,
     ),
+    Analysis(
+        "style",
+        "style, content and damage over doses of a direction, on a contrast that the model made",
+        analyze_models.style_options,
+        analyze_models.style,
+    ),
 )

@@ -1,11 +1,11 @@
-"""The analyses of several runs or models: `robustness`, `analyze dissociation` and `analyze flinch`."""
+"""The analyses of several runs or models: `robustness`, `analyze dissociation`, `analyze flinch`, `analyze style`."""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
 from rhumbline.cli.console import print_json, progress, say
-from rhumbline.cli.option_values import load_model, open_contrast, read_template
+from rhumbline.cli.option_values import load_model, open_contrast, read_template, reals
 from rhumbline.cli.options import (
     MODEL_HELP,
     SEED,
@@ -23,6 +23,7 @@ from rhumbline.cli.options import (
 from rhumbline.records.artefacts import SheetRecord
 from rhumbline.records.directory import check_writable
 from rhumbline.records.sheet_files import RobustnessPlan
+from rhumbline.records.style_doses_file import StyleDosesPlan
 
 PLAN = RobustnessPlan()
 
@@ -150,4 +151,44 @@ def flinch(a: argparse.Namespace) -> int:
         shown("flinch", None)
         models = load_model(a), load_model(a, a.base)
         record = flinch(*models, terms, a.seed, lambda rows: shown("", rows), control_tokens=a.control_tokens)
+    return write_sheet(a, record)
+
+
+# -- style ------------------------------------------------------------------------------------------------------------
+
+
+def style_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `analyze style`."""
+    plan = StyleDosesPlan()
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    contrast = "contrast that `rhumbline contrast make` wrote with this model, with its system prompts"
+    parser.add_argument("--contrast", required=True, metavar="FILE", help=contrast)
+    doses = ",".join(f"{dose:g}" for dose in plan.doses)
+    text = f"coefficients of addition and subtraction, in differences in means (default: {doses})"
+    parser.add_argument("--doses", default=doses, metavar="X,Y", help=text)
+    draws = f"draws of each null family at every dose (default: {plan.nulls})"
+    parser.add_argument("--nulls", type=whole(), default=plan.nulls, metavar="N", help=draws)
+    prompts = f"test prompts, at most (default: {plan.prompts})"
+    parser.add_argument("--prompts", type=whole(2), default=plan.prompts, metavar="N", help=prompts)
+    max_new_tokens_option(parser, plan.max_new_tokens)
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the nulls (default: 0)")
+    control_tokens_option(parser, "a prompt")
+    sheet_options(parser)
+
+
+def style(a: argparse.Namespace) -> int:
+    """Execute `analyze style`."""
+    from rhumbline.analyses.style_doses import measure, pairs_of
+    from rhumbline.prompts.contrast_files import read_contrast
+
+    check_writable(a.out)
+    doses = reals(a.doses, "--doses")
+    plan = StyleDosesPlan(doses, nulls=a.nulls, prompts=a.prompts, max_new_tokens=a.max_new_tokens, seed=a.seed)
+    contrast = read_contrast(a.contrast)
+    pairs_of(contrast, plan)  # a contrast of another form is reported before a model is loaded
+    with progress() as shown:
+        shown("style", None)
+        record = measure(
+            load_model(a), contrast, plan, control_tokens=a.control_tokens, tick=lambda rows: shown("", rows)
+        )
     return write_sheet(a, record)

@@ -1,15 +1,15 @@
 """The style classifier: training texts with labels and topics -> the probability of the style of a text.
 
 Guarantees: a text of a known topic is scored by a model that was fitted on other topics only, so the score does not
-depend on content. Character n-grams are hashed: a fitted model is one vector per fold and holds no text. Needs
-scikit-learn (extra `style`). Independent of the origin of the texts.
+depend on content. Character n-grams are hashed, and function words are a fixed list: a fitted model is one vector per
+fold and holds no text. Needs scikit-learn (extra `style`). Independent of the origin of the texts.
 """
 
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -19,10 +19,24 @@ from rhumbline.evidence.statistics import auroc, finite_or_none
 from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.normal_text import normal_form
 from rhumbline.judging.score import Score
+from rhumbline.judging.text_style import words
 from rhumbline.records.shared import ByLabel, ClassifierFit
 
 FEATURES = 2**13
 """Hash buckets of the character n-grams."""
+Features = Literal["characters", "function words"]
+"""What a classifier reads: character n-grams of 2 to 5 characters, or the shares of function words, without content."""
+FUNCTION_WORDS = (
+    "a", "about", "after", "all", "also", "an", "and", "any", "are", "as", "at", "be", "because", "been", "before",
+    "but", "by", "can", "could", "do", "does", "for", "from", "had", "has", "have", "he", "her", "here", "him",
+    "his", "how", "i", "if", "in", "into", "is", "it", "its", "just", "like", "may", "me", "might", "more", "most",
+    "much", "must", "my", "no", "not", "of", "on", "one", "or", "other", "our", "out", "over", "please", "quite",
+    "rather", "really", "shall", "she", "should", "so", "some", "such", "than", "that", "the", "their", "them",
+    "then", "there", "these", "they", "this", "those", "through", "to", "too", "under", "up", "us", "very", "was",
+    "we", "well", "were", "what", "when", "where", "which", "while", "who", "will", "with", "would", "yes", "you",
+    "your",
+)  # fmt: skip
+"""English words that carry grammar and stance rather than content."""
 FOLDS = 5
 """Groups of topics; a text is scored by the model that was fitted without its group."""
 
@@ -33,11 +47,12 @@ class Classifier:
 
     weights: Float[np.ndarray, "fold feature"]
     intercepts: Float[np.ndarray, " fold"]
+    features: Features = "characters"
 
     def score(self, text: str, topic: str | None) -> float:
         """Probability that a text of this topic belongs to the positive class."""
         fold = fold_of(topic)
-        value = float((_features([text]) @ self.weights[fold])[0] + self.intercepts[fold])
+        value = float((_features([text], self.features) @ self.weights[fold])[0] + self.intercepts[fold])
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, value))))
 
 
@@ -66,6 +81,7 @@ def fit(
     positive: Sequence[str],
     negative: Sequence[str],
     topics: ByLabel[Sequence[str | None]],
+    features: Features = "characters",
 ) -> tuple[Classifier, ClassifierFit]:
     """The classifier, and how well it separates training texts of held-out topics.
 
@@ -80,8 +96,8 @@ def fit(
             "that held-out ones can be scored. Add categories, or set text_score.classifier = false in an experiment "
             "file."
         )
-    features = _features(texts)
-    weights, intercepts = np.zeros((FOLDS, FEATURES)), np.zeros(FOLDS)
+    table = _features(texts, features)
+    weights, intercepts = np.zeros((FOLDS, table.shape[1])), np.zeros(FOLDS)
     held = np.full(len(texts), math.nan)
     for fold in range(FOLDS):
         rest = folds != fold
@@ -89,20 +105,24 @@ def fit(
             raise ProtocolError(
                 "the style classifier: one group of topics contains all texts of a class. Add texts of more topics."
             )
-        model = _regression().fit(features[rest], labels[rest])
+        model = _regression().fit(table[rest], labels[rest])
         weights[fold], intercepts[fold] = model.coef_[0], model.intercept_[0]
         if (~rest).any():
-            held[~rest] = model.decision_function(features[~rest])
+            held[~rest] = model.decision_function(table[~rest])
     separation = finite_or_none(auroc(held[labels == 1], held[labels == 0]))
-    return Classifier(weights, intercepts), ClassifierFit(separation, len(texts), len(set(folds.tolist())))
+    return Classifier(weights, intercepts, features), ClassifierFit(separation, len(texts), len(set(folds.tolist())))
 
 
-def _features(texts: Sequence[str]) -> Any:
-    HashingVectorizer = _sklearn().feature_extraction.text.HashingVectorizer
-    vectors = HashingVectorizer(
-        analyzer="char_wb", ngram_range=(2, 5), n_features=FEATURES, norm="l2", alternate_sign=True
-    )
-    return vectors.transform(map(normal_form, texts))
+def _features(texts: Sequence[str], kind: Features) -> Any:
+    text = _sklearn().feature_extraction.text
+    if kind == "characters":
+        vectors = text.HashingVectorizer(
+            analyzer="char_wb", ngram_range=(2, 5), n_features=FEATURES, norm="l2", alternate_sign=True
+        )
+        return vectors.transform(map(normal_form, texts))
+    of_texts = [words(t) for t in texts]
+    counts = np.array([[of_text.count(word) for word in FUNCTION_WORDS] for of_text in of_texts], float)
+    return 10 * counts / np.array([[max(1, len(of_text))] for of_text in of_texts])
 
 
 def _regression() -> Any:

@@ -33,6 +33,7 @@ from rhumbline.records.seed_files import (
 )
 from rhumbline.records.sheet_files import DissociationRecord, FlinchRecord, RobustnessRecord
 from rhumbline.records.steering_file import SteeringRecord
+from rhumbline.records.style_doses_file import StyleDosesRecord
 from rhumbline.records.suffix_file import SuffixRecord
 from rhumbline.records.trajectory_file import TrajectoryRecord
 
@@ -50,7 +51,7 @@ AnalysisRecord = (
     | CircuitRecord
 )
 """Result of an analysis of a run."""
-SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord
+SheetRecord = RobustnessRecord | DissociationRecord | FlinchRecord | StyleDosesRecord
 """Result of an analysis of several runs or models."""
 
 OF_RUN: Mapping[type, str] = {
@@ -93,5 +94,6 @@ OF_SHEET: Mapping[type, str] = {
     RobustnessRecord: "robustness.json",
     DissociationRecord: "dissociation.json",
     FlinchRecord: "flinch.json",
+    StyleDosesRecord: "style.json",
 }
 """Record: its file in a directory of its own."""

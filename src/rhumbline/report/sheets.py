@@ -1,6 +1,6 @@
 """Pages of the analyses of several runs or models: a record, its figures and a page in a directory of their own.
 
-Input: a `RobustnessRecord`, `DissociationRecord` or `FlinchRecord`.
+Input: a `RobustnessRecord`, `DissociationRecord`, `FlinchRecord` or `StyleDosesRecord`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +20,12 @@ from rhumbline.records.sheet_files import (
     ModelRobustness,
     RobustnessRecord,
 )
+from rhumbline.records.style_doses_file import StyleDosesRecord
 from rhumbline.report import page
 from rhumbline.report.basic_charts import Bar, ChartText, CurvePoint, bars, curves
 from rhumbline.report.figures import SERIES, Chart, printable
 from rhumbline.report.page import Html, interval, number
+from rhumbline.report.style_doses_sheet import style_doses_body
 
 MOST_TERMS = 40
 """Terms in the chart of flinches, at most."""
@@ -54,6 +56,8 @@ def write(record: SheetRecord, out: Path) -> Path:
             sheet = _dissociation(read, draw)
         case FlinchRecord() as read:
             sheet = _flinch(read, draw)
+        case StyleDosesRecord() as read:
+            sheet = _style(read, draw)
     head = page.header(f"rhumbline {record.analysis}", sheet.title, sheet.facts)
     sentence = page.verdict(page.tag("p", record.sentence, class_="sentence"))
     return page.publish(out, f"{record.analysis}: {sheet.title}", [head, sentence, *sheet.body], draw.drawings)
@@ -193,6 +197,15 @@ def dissociation_charts(record: DissociationRecord) -> list[Chart | None]:
     title = f"Cosine of the two candidates, position {record.cosine.position}"
     by_layer = ChartText("dissociation-cosine", title, "layer", "cosine", f"{title}, by layer")
     return [bars(text, drops), curves(by_layer, cosines, domain=(lowest, 1), size=(280, 190))]
+
+
+# -- style ------------------------------------------------------------------------------------------------------------
+
+
+def _style(record: StyleDosesRecord, draw: page.Canvas) -> Sheet:
+    facts = [("model", record.model), ("contrast", record.contrast), ("test prompts", record.n.test)]
+    title = "Does a direction change the style, and at what cost to the text?"
+    return Sheet(title, facts, style_doses_body(record, draw))
 
 
 # -- flinch -----------------------------------------------------------------------------------------------------------
