@@ -32,7 +32,7 @@ from rhumbline.records.style_doses_file import (
 
 PerPrompt = Float[np.ndarray, " prompt"]
 """A value for each prompt; NaN if it is not known."""
-DRAWS = 2000
+DRAWS = 4000
 """Bootstrap draws of an interval."""
 FEATURES: tuple[Features, Features] = ("characters", "function words")
 

@@ -166,6 +166,9 @@ def style_options(parser: argparse.ArgumentParser) -> None:
     doses = ",".join(f"{dose:g}" for dose in plan.doses)
     text = f"coefficients of addition and subtraction, in differences in means (default: {doses})"
     parser.add_argument("--doses", default=doses, metavar="X,Y", help=text)
+    depths = ",".join(f"{depth:g}" for depth in plan.depths)
+    text = f"layers that validation prompts compare, as shares of the depth (default: {depths})"
+    parser.add_argument("--depths", default=depths, metavar="X,Y", help=text)
     draws = f"draws of each null family at every dose (default: {plan.nulls})"
     parser.add_argument("--nulls", type=whole(), default=plan.nulls, metavar="N", help=draws)
     prompts = f"test prompts, at most (default: {plan.prompts})"
@@ -182,8 +185,14 @@ def style(a: argparse.Namespace) -> int:
     from rhumbline.prompts.contrast_files import read_contrast
 
     check_writable(a.out)
-    doses = reals(a.doses, "--doses")
-    plan = StyleDosesPlan(doses, nulls=a.nulls, prompts=a.prompts, max_new_tokens=a.max_new_tokens, seed=a.seed)
+    plan = StyleDosesPlan(
+        doses=reals(a.doses, "--doses"),
+        depths=reals(a.depths, "--depths"),
+        nulls=a.nulls,
+        prompts=a.prompts,
+        max_new_tokens=a.max_new_tokens,
+        seed=a.seed,
+    )
     contrast = read_contrast(a.contrast)
     pairs_of(contrast, plan)  # a contrast of another form is reported before a model is loaded
     with progress() as shown:

@@ -66,6 +66,8 @@ class StyleDosesPlan:
             raise InputError("style: prompts must be at least 2, nulls and max_new_tokens at least 1.")
         if not self.doses or not all(0 < dose <= 100 for dose in self.doses):
             raise InputError(f"style: doses are {list(self.doses)}; use numbers above 0 and up to 100.")
+        if not self.depths or not all(0 < depth < 1 for depth in self.depths):
+            raise InputError(f"style: depths are {list(self.depths)}; use numbers above 0 and below 1.")
 
 
 @dataclass(frozen=True)
