@@ -175,3 +175,11 @@ def test_positions_are_checked():
             ExtractionSettings(wrong)
     with pytest.raises(ProtocolError, match="classifier"):
         amend(preset("style"), {"judge": "classifier", "text_score": {"classifier": False}})
+
+
+def test_a_split_of_an_experiment_file_has_either_of_its_names():
+    expected = amend(preset("rhumbline"), {"sizes": {"val": 7}})
+    assert amend(preset("rhumbline"), {"sizes": {"validation": 7}}) == expected
+    assert expected.sizes.val == 7
+    with pytest.raises(ProtocolError, match=r"sizes\.validation and sizes\.val are the same"):
+        amend(preset("rhumbline"), {"sizes": {"validation": 7, "val": 8}})

@@ -403,12 +403,19 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+_SPLIT_NAMES = {"validation": "val"}
+"""Names of splits in experiment files, and the names in protocol.json, which are read too."""
+
+
 def _amend(record: Any, changes: Mapping[str, Any], at: str, faults: list[str]) -> Any:
     hints = typing.get_type_hints(type(record))
     known = [f.name for f in dataclasses.fields(record) if f.name != "preset"]
     new: dict[str, Any] = {}
-    for name, value in changes.items():
-        place = f"{at}{name}"
+    for written, value in changes.items():
+        name = _SPLIT_NAMES.get(written, written) if isinstance(record, Sizes) else written
+        place = f"{at}{written}"
+        if name != written and name in changes:
+            faults.append(f"{place} and {at}{name} are the same; write one of them")
         if name not in known:
             faults.append(f"unknown field {place} (known here: {', '.join(known)})")
             continue

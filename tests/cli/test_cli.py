@@ -68,7 +68,7 @@ def test_discover_and_model(call, planted_folder, tmp_path):
     assert "AUROC" in text
     assert "have the largest AUROC" in text
     assert not list(tmp_path.rglob("outcomes*"))
-    command = ("discover", planted_folder, "--contrast", contrast, "--sizes", "20,10,10", "--device", "cpu", "--json")
+    command = ("discover", planted_folder, "--contrast", contrast, "--sizes", "20,10", "--device", "cpu", "--json")
     code, text, _ = call(*command, "--seeds", "3,4", "--out", tmp_path / "two")
     record = json.loads(text)
     assert (code, record["seeds"], record["train"]["positive"], record["n"]["negative"]) == (0, [3, 4], 20, 10)

@@ -242,3 +242,13 @@ def test_the_version_is_that_of_the_package(capsys):
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"rhumbline {version('rhumbline')}\n"
+
+
+@pytest.mark.parametrize("arguments", [["chat", "MODEL", "Hello."], ["chat", "MODEL", "Hello.", "--direction", "RUN"]])
+def test_a_bare_prompt_of_chat_is_an_error_that_names_the_option(arguments, capsys):
+    assert code_of(arguments) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "rhumbline chat: error:" in printed
+    assert "a prompt as --prompt TEXT." in printed
+    assert code_of(["verify", "a", "b"]) == 2
+    assert "rhumbline verify: error: unrecognized arguments: b" in capsys.readouterr().err

@@ -163,6 +163,7 @@ DIRECTION_FILES: dict[str, tuple[str, Callable[[Path], object] | bytes]] = {
     "code": (".pt", saved(lambda: _Executes())),
     "a pickle that executes code": (".bin", pickle.dumps(_Executes())),
     "no pickle": (".pth", b"banana"),
+    "an array in a pickle": (".pt", pickle.dumps(np.ones(4))),
     "a zip bomb": (".pt", compressed),
     "half a zip file": (".pt", b"PK\x03\x04" + b"\x00" * 50),
     "no GGUF file": (".gguf", b"banana"),

@@ -139,6 +139,7 @@ OPTIONS: Mapping[str, Kind] = {
     "--behaviour": just(" ", "\n", "\x1b[31mred", "a\nb"),
     "--positions": WORD | LATE_POSITIONS,
     "--seeds": NUMBERS | just("-1", "0,0", "0,-1", str(2**64), str(10**30)),
+    "discover --sizes": NUMBERS | just("1", "1,2,3,4", "0,1", "-1,1", "1,1000000000000000000000"),
     "--sizes": NUMBERS | just("1,2", "1,2,3,4", "0,1,1", "-1,1,1", "1,1,1000000000000000000000"),
     "analyze steering --sizes": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "nan", "inf", "1,1", "17"),
     "analyze circuit --sizes": just("x", "1,,2", ",", "1;2", "--", "0", "-1", "1.5", "1,1"),

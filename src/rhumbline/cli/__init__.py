@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from rich.logging import RichHandler
@@ -45,6 +46,8 @@ TEXTS = ("system",)
 """Arguments that can be empty."""
 LONGEST_MESSAGE = 1000
 """Characters of a message on arguments."""
+ADVICE = {"chat": "A direction is passed as --direction RUN|FILE, and a prompt as --prompt TEXT."}
+"""What ends the messages on the arguments of a command."""
 SHELLS = ("bash", "zsh", "tcsh")
 """Shells with completion."""
 
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.check_texts(argv)
         top.check_command(argv)
         try:
-            arguments = top.parse_args(argv)
+            arguments = top.parsed(argv)
         except SystemExit as ended:  # of a wrong argument, or after help or version
             raise SystemExit(flushed(ended.code)) from None
         except OSError as error:
@@ -71,7 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Parser(argparse.ArgumentParser):
     """A parser whose messages have no control characters, and which suggests a command for an unknown one."""
 
-    commands: Mapping[str, argparse.ArgumentParser] = {}
+    commands: "Mapping[str, Parser]" = MappingProxyType({})
+    advice = ""
+    """A sentence that ends the messages of this parser."""
+
+    def parsed(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The parsed arguments; further ones are an error of the command, not of the program."""
+        parsed, more = self.parse_known_args(arguments)
+        if more:
+            at_fault = self.commands.get(getattr(parsed, "name_of_command", ""), self)
+            at_fault.error(f"unrecognized arguments: {' '.join(more)}")
+        return parsed
 
     def check_command(self, arguments: Sequence[str]) -> None:
         """Exit with code 2 and a message unless the first argument is an option or a command."""
@@ -101,7 +114,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2. A long value is not repeated in full."""
         text = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
-        super().error(printable(text))
+        super().error(printable(f"{text}. {self.advice}" if self.advice else text))
 
 
 class PrintCompletion(argparse.Action):
@@ -131,6 +144,7 @@ def parser() -> Parser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
+        added.advice = ADVICE.get(name, "")
         added.set_defaults(command=run, name_of_command=name)
         return added
 

@@ -292,7 +292,8 @@ def _null_rows(arms: Sequence[ArmRate]) -> Iterator[tuple[str, ...]]:
         rates = [m.rate for m in members if m.rate is not None]
         broken = [m.degenerate for m in members if m.degenerate is not None]
         span = f"range {min(rates):.2f} .. {max(rates):.2f}" if rates else NOT_MEASURED
-        yield f"{family} nulls, {kind}", side, f"{len(members)} x {members[0].n}", _mean(rates), span, _mean(broken)
+        draws = f"{len(members)} draw{'s' if len(members) > 1 else ''} of {members[0].n}"
+        yield f"{family} nulls, {kind}", side, draws, _mean(rates), span, _mean(broken)
 
 
 def _mean(values: Sequence[float]) -> str:

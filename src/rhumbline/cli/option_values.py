@@ -124,12 +124,14 @@ def reals(text: str, option: str) -> tuple[float, ...]:
         raise InputError(f"{option} is {brief(text)}; use numbers separated by commas.") from None
 
 
-def sizes_of(text: str) -> Any:
-    """The `Sizes` of `--sizes`. Raises InputError."""
+def sizes_of(text: str, *, reads_test: bool = True) -> Any:
+    """The `Sizes` of `--sizes`; a command that reads no test prompts needs two numbers. Raises InputError."""
     from rhumbline.prompts.contrasts import Sizes
 
     numbers = integers(text, "--sizes")
-    if len(numbers) != 3:
+    if not reads_test and len(numbers) not in (2, 3):
+        raise InputError(f"--sizes is {text!r}; use two numbers: train and validation prompts per class.")
+    if reads_test and len(numbers) != 3:
         raise InputError(f"--sizes is {text!r}; use three numbers: train, validation and test prompts per class.")
     return Sizes(*numbers)
 

@@ -84,8 +84,8 @@ def add(command: AddCommand) -> None:
     discover.add_argument("--out", metavar="RUN", help="run directory (default: runs/discover-MODEL)")
     seeds = "seeds of the splits; the means over them are reported (default: %(default)s)"
     discover.add_argument("--seeds", default="0", metavar="0,1", help=seeds)
-    sizes = "prompts per class in train, validation and test, which is not read (default: %(default)s)"
-    discover.add_argument("--sizes", default="128,32,100", metavar="128,32,100", help=sizes)
+    sizes = "prompts per class in train and validation; a third number is that of test, which is not read (default: "
+    discover.add_argument("--sizes", default="128,32", metavar="128,32", help=f"{sizes}%(default)s,100)")
     json_option(discover, "discover.json")
     model_options(discover)
     chat_options(discover)
@@ -193,7 +193,11 @@ def _discover(a: argparse.Namespace) -> int:
     from rhumbline.experiment import discover
     from rhumbline.protocol import amend, preset
 
-    changes = {"seeds": integers(a.seeds, "--seeds"), "sizes": vars(sizes_of(a.sizes)), "chat": chat_changes(a)}
+    changes = {
+        "seeds": integers(a.seeds, "--seeds"),
+        "sizes": vars(sizes_of(a.sizes, reads_test=False)),
+        "chat": chat_changes(a),
+    }
     protocol = amend(preset("rhumbline"), changes, "options")
     contrast = open_contrast(a)
     folder = Path(a.out or f"runs/discover-{Path(a.model).name}")

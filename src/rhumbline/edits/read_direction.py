@@ -18,7 +18,7 @@ from torch import Tensor
 from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.direction_files import MOST_NUMBERS, check_numbers, one_tensor, read_safetensors
 from rhumbline.inference.interventions import Direction
-from rhumbline.models.weight_files import check_archive, extra
+from rhumbline.models.weight_files import extra, unpickled
 from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256
 from rhumbline.records.positions import Position
@@ -192,14 +192,7 @@ def _numpy(path: Path) -> Tensor:
 
 
 def _pickled(path: Path) -> Tensor:
-    check_archive(path, DirectionError)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers of pickles and archives raise errors without a common base
-        raise DirectionError(
-            f"{path} cannot be read as tensors only ({type(error).__name__}); a pickle that would execute code is not "
-            "opened. Save the tensor as .safetensors."
-        ) from error
+    loaded = unpickled(path, DirectionError, "Save the tensor as .safetensors.", map_location="cpu")
     return loaded if isinstance(loaded, Tensor) else one_tensor(path, loaded if isinstance(loaded, Mapping) else {})
 
 

@@ -7,6 +7,7 @@ how a model is built from them.
 import json
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from math import prod
@@ -130,20 +131,31 @@ def _stored(entry: Mapping[str, Any]) -> Stored:
 
 def _bin_tensors(path: Path) -> dict[str, Stored]:
     """The tensors of a file that torch.save wrote; no weight is read, and no code of the pickle is executed."""
-    import torch
-
-    check_archive(path, ModelError)
+    advice = "Download it again, or convert it to safetensors."
+    # Files of old versions of torch are no archives, and cannot be mapped.
+    loaded = unpickled(path, ModelError, advice, map_location="meta", mmap=is_zipfile(path))
     try:
-        # Files of old versions of torch are no archives, and cannot be mapped.
-        loaded = torch.load(path, map_location="meta", mmap=is_zipfile(path), weights_only=True)
         return {
             name: Stored(tuple(t.shape), str(t.dtype).removeprefix("torch."), t.numel() * t.itemsize)
             for name, t in loaded.items()
         }
-    except Exception as error:  # A pickle can raise any error.
-        raise ModelError(
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"{path} is not a table of tensors. {advice}") from error
+
+
+def unpickled(path: Path, wrong: type[RhumblineError], advice: str, **options: Any) -> Any:
+    """The content of a file of torch.save. Raises `wrong`, with this advice, if it has anything but plain values."""
+    import torch
+
+    check_archive(path, wrong)
+    try:
+        with warnings.catch_warnings():  # of torch, on pickles that it did not write
+            warnings.simplefilter("ignore")
+            return torch.load(path, weights_only=True, **options)
+    except Exception as error:  # The readers of pickles and archives raise errors without a common base.
+        raise wrong(
             f"{path} cannot be read as tensors only ({type(error).__name__}); a pickle that would execute code is not "
-            "opened. Download it again, or convert it to safetensors."
+            f"opened. {advice}"
         ) from error
 
 

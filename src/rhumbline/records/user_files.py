@@ -54,6 +54,8 @@ def _decoded(path: str | Path, wrong: type[RhumblineError], expected: str, optio
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise wrong(f"{name} does not exist. Pass {expected}.") from None
+    except RhumblineError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: the name contains a null character
         reason = getattr(error, "strerror", None) or error
         raise wrong(f"{name:.200} cannot be read: {reason}. Pass {expected}.") from error
