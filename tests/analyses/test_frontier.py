@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from finished_runs import TEXTS, finished_run
+from rhumbline.analyses import trajectory_kl
 from rhumbline.analyses.frontier import analyse
 from rhumbline.analyses.frontier_fits import Fits
-from rhumbline.analyses.trajectory_kl import Trajectories, right_answers, with_system
-from rhumbline.errors import InputError, ProtocolError
+from rhumbline.analyses.trajectory_kl import Trajectories, right_answers, takes_system, with_system
+from rhumbline.errors import InputError, ProtocolError, TemplateError
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits
 from rhumbline.models.chat_model import forward
 from rhumbline.models.hooks import hooked
@@ -176,6 +177,18 @@ def test_the_trajectory_kl_is_that_of_the_plain_loop(subject_of):
 def test_questions_need_a_tokenizer_with_their_words(subject_of):
     subject = subject_of(ONE)
     assert right_answers(subject.runner, subject.chat, [BASELINE]).shape == (1, 0)
+
+
+def test_a_template_without_system_prompts_has_none_measured(subject_of, monkeypatch):
+    def refuse(*_):
+        raise TemplateError("no system prompts")
+
+    subject = subject_of(ONE)
+    assert takes_system(subject.chat, "Be kind.")
+    monkeypatch.setattr(trajectory_kl, "check_system", refuse)
+    curves = by_name(analyse(subject, replace(PLAN, prompts=4, interventions=("ablation", "system-prompt"))))
+    assert curves["system-prompt"].unavailable == "no system prompt in the template"
+    assert (curves["system-prompt"].points, curves["system-prompt"].half) == ((), None)
 
 
 # -- fits and plans

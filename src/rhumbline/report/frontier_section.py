@@ -60,8 +60,10 @@ def _half(curve: FrontierCurve) -> Html | str:
 
 def _at(curve: FrontierCurve, dose: float) -> Html | str:
     point = curve.dosed.get(dose)
-    if point is None or point.remaining is None:
-        return "not reached" if point is None else "—"
+    if point is None:
+        return "not reached" if curve.not_reached else ""
+    if point.remaining is None:
+        return "—"
     r = point.remaining
     return interval(r.rate, r.band_low, r.band_high)
 
