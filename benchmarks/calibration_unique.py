@@ -1,6 +1,6 @@
 """Measure how often the claim *unique* is correct, on planted models whose second direction is known.
 
-    python benchmarks/calibration_unique.py run  [--out FILE] [--first 140000] [--repeats 8] [--coefficient 2]
+    python benchmarks/calibration_unique.py run  [--out FILE] [--first 160000] [--repeats 8] [--coefficient 2]
     python benchmarks/calibration_unique.py show [--out FILE]      the table, on standard output
 
 FILE is docs/calibration/unique.jsonl unless another is named. One line of JSON per run is written when it ends, so an
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "show"))
     parser.add_argument("--out", type=Path, default=Path("docs/calibration/unique.jsonl"))
-    parser.add_argument("--first", type=int, default=140_000)
+    parser.add_argument("--first", type=int, default=160_000)
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--coefficient", type=float, default=2.0)
     parser.add_argument("--minutes", type=float, default=1e9)

@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from finished_runs import EVERY_STAGE, QUICK
 from paths import HELPERS
 from rhumbline import contrast_from_prompts, discover, load, preset, read_contrast, run, selected_direction, verify
+from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import OutputError, ProtocolError
 from rhumbline.inference import decoding
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
+from rhumbline.models.sources import Source
+from rhumbline.play.opening import DirectionOptions, open_session
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.files import read_rows
@@ -68,6 +71,12 @@ def test_every_stage_spares_tokens(organism, tmp_path):
     run(*job(organism), tmp_path / "run", protocol, page=False)
     assert results_of(tmp_path / "run")["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
     assert verify(tmp_path / "run") == []
+    # What acts outside of the run says that it acts everywhere, and the page has the arms of the run.
+    imported = read_directions(tmp_path / "run")
+    assert "spare the first token" in "".join(imported.origin.caveats)
+    model, _ = job(organism)
+    session = open_session(model, Source(model.name), DirectionOptions(str(tmp_path / "run"), force=True), imported)
+    assert [change.spared for arm in session.arms(session.settings())[1] for change in arm.interventions] == [1]
 
 
 ONE_SEED = replace(

@@ -157,7 +157,7 @@ def _edits(subject: Subject, direction: Direction, harm: Direction, plan: Meanin
         for act in ACTS:
             for family, d in vectors:
                 scaled = Direction.from_vector(d.vector * own.norm, own.position, own.layer)
-                change = Ablate(d) if act == "ablation" else Add(scaled, c)
+                change = Ablate(d, spared=subject.spared) if act == "ablation" else Add(scaled, c)
                 edits.append(_Edit(Arm(f"{edited} {act} {len(edits)}", (change,)), edited, act, family))
     return edits
 

@@ -25,6 +25,7 @@ from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, Splits
+from rhumbline.protocol import Protocol
 from rhumbline.records.analysis_files import LayerMean, Mean
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.directory import RunDirectory
@@ -65,6 +66,11 @@ class Subject:
     """Whether the report is drawn again after a record is written."""
     start: tuple[int, ...] = ()
     """Generated tokens after which the metric is read."""
+
+    @property
+    def spared(self) -> int:
+        """Tokens at the start of a text that the ablations of the run spare."""
+        return Protocol.of(self.directory.protocol).ablation.spared
 
     @property
     def runner(self) -> Runner:

@@ -39,7 +39,7 @@ def through_block(
     """
     prompts = subject.prompts("test", "positive")[: plan.prompts]
     parts = _Parts(subject, plan.max_new_tokens, token)
-    arms = [BASELINE, *(Arm(f"{i}", (Ablate(d),)) for i, d in enumerate([direction, *nulls]))]
+    arms = [BASELINE, *(Arm(f"{i}", (Ablate(d, spared=subject.spared),)) for i, d in enumerate([direction, *nulls]))]
     blocks = parts.blocks(prompts, arms)
     kept = [i for i, block in enumerate(blocks[0]) if block is not None]
     form = subject.chat.answers.opened or subject.chat.answers.own[0]

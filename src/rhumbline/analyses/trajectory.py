@@ -105,7 +105,7 @@ def _effect(
     prompts = subject.prompts("test", "negative" if rises else "positive")[: plan.prompts]
 
     def intervention(d: Direction) -> Intervention:
-        return Add(d, subject.coefficient) if rises else Ablate(d, spared=protocol.ablation.spared)
+        return Add(d, subject.coefficient) if rises else Ablate(d, spared=subject.spared)
 
     drawn = [(family, d) for family, some in nulls.items() for d in some]
     vectors = [direction, *(d for _, d in drawn)]

@@ -33,6 +33,7 @@ def card(record: EditRecord | ShardedEditRecord) -> str:
     if is_sharded and record.outcome == "approximate":
         reasons = (*reasons, UNMEASURED)
     listed = "".join(f"- {reason}\n" for reason in reasons)
+    result = [f"Result of the run: {origin.sentence}"] if origin.sentence else []
     body = templates["sharded" if is_sharded else "in_memory"].format(
         record=record,
         direction=direction,
@@ -41,13 +42,18 @@ def card(record: EditRecord | ShardedEditRecord) -> str:
         change=change,
         verdict=origin.verdict or "none (the direction came from a file, without a run)",
         changed=f"{len(record.changed)}{', embeddings untied first' if record.untied else ''}",
-        sentence=f"Result of the run: {origin.sentence}\n\n" if origin.sentence else "",
+        sentence="".join(f"{text}\n\n" for text in (*result, *caveats(record))),
         reasons=f"Why it is not exact:\n\n{listed}\n" if listed else "",
     )
     is_hub_name = record.base_model.count("/") == 1 and not record.base_model.startswith((".", "/", "~"))
     base = f"base_model: {record.base_model}\n" if is_hub_name else ""
     head = f"---\n{base}library_name: transformers\ntags: [rhumbline, edited]\n---\n"
     return f"{head}# {Path(record.base_model).name}, edited\n\n{body}"
+
+
+def caveats(record: EditRecord | ShardedEditRecord) -> list[str]:
+    """How the edit differs from the intervention of the run."""
+    return [] if record.edit == "activation addition" else record.direction.origin.caveats
 
 
 def summary(record: EditRecord | ShardedEditRecord, out: Path) -> list[str]:
@@ -61,6 +67,7 @@ def summary(record: EditRecord | ShardedEditRecord, out: Path) -> list[str]:
             f"largest share of a tensor along it: {record.proof.leak:.1e}; on a small model of the same config hooked "
             f"and edited differ by KL {gap.kl:.2g} nats (effect of the ablation: {gap.effect:.2g})",
             *reasons,
+            *caveats(record),
             *([UNMEASURED] if record.outcome != "exact" else []),
             f"model: {out}",
         ]
@@ -71,5 +78,6 @@ def summary(record: EditRecord | ShardedEditRecord, out: Path) -> list[str]:
         f"effect of the intervention: {gap.effect:.3g}",
         f"largest share of a write along it: {gap.leak:.1e} in float32, {saved.leak:.1e} as saved",
         *reasons,
+        *caveats(record),
         f"model: {out}",
     ]

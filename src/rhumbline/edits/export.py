@@ -64,7 +64,8 @@ def export(imported: ImportedDirections, to: str, out: Path, options: ExportOpti
         check_target(out)
     elif out.exists():
         raise OutputError(f"{out} exists. Nothing was changed; pass another --out.")
-    return [*writers[to](imported, out, options), f"{to}: {out}"]
+    caveats = imported.origin.caveats if to == "lora" or options.ablate else []
+    return [*writers[to](imported, out, options), *caveats, f"{to}: {out}"]
 
 
 # -- direction.safetensors --------------------------------------------------------------------------------------------

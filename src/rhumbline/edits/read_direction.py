@@ -119,6 +119,7 @@ def _from_run(path: Path, seed: int | None) -> ImportedDirections:
         sentence=results and results.sentence,
         protocol_sha256=run.directory.protocol_sha256,
         seed=artefacts.seed,
+        spared=run.protocol.ablation.spared or None,
     )
     return ImportedDirections(direction.difference[None], direction.layer, direction.position, str(path), origin)
 

@@ -92,4 +92,4 @@ def open_session(
     if options.layer is not None:
         choices.direction(choices.names[0], options.layer)
         choices = replace(choices, layer=options.layer)
-    return Session(model, chat, choices)
+    return Session(model, chat, choices, run.protocol.ablation.spared)

@@ -100,6 +100,8 @@ class Session:
     model: ChatModel
     chat: Chat
     choices: Choices
+    spared: int = 0
+    """Tokens at the start of a text that ablations spare, as in the run."""
     call: Callable[..., Any] = _call
     """Calls a function with arguments; that of a server calls it in the main thread."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -116,7 +118,7 @@ class Session:
         direction = self.choices.direction(settings.direction, settings.layer)
         edits: list[Intervention] = []
         if settings.strength:
-            edits.append(Ablate(direction, settings.strength))
+            edits.append(Ablate(direction, settings.strength, self.spared))
         if settings.coefficient:
             edits.append(Add(direction, settings.coefficient))
         return direction, [BASELINE, Arm("edited", tuple(edits))]

@@ -54,12 +54,22 @@ class DirectionOrigin(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sentence: str | None = None
     protocol_sha256: str | None = None
     seed: int | None = None
+    spared: int | None = None
+    """Tokens at the start of a text that the ablations of the run spare; weights act at every token."""
     sha256: str | None = None
     """Hash of the file."""
     hub: str | None = None
     """Name on the hub, `hf:owner/name`."""
     revision: str | None = None
     """Commit on the hub."""
+
+    @property
+    def caveats(self) -> list[str]:
+        """How an ablation outside of rhumbline differs from the ablations of the run; one sentence, or none."""
+        if not self.spared:
+            return []
+        tokens = "token" if self.spared == 1 else f"{self.spared} tokens"
+        return [f"The ablations of the run spare the first {tokens} of a text; this one acts at every token."]
 
 
 class EditedDirection(Struct, frozen=True, kw_only=True, omit_defaults=True):

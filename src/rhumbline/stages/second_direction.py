@@ -1,11 +1,11 @@
 """Stage *second direction*: the best direction orthogonal to the selected one, and its effects (second.json).
 
 Candidates are the remainders of the run's differences in means, c - (c . r) r, at every site, and those by gradient
-under representational independence (second_gradient.py), which are added at the site of r; all have the norm of r. They
-are scored as in the selection, with the coefficient 1. The selection rule of the run selects one on validation prompts;
-the metric of test prompts measures its ablation and its addition. If none passes, the best one by gradient without the
-bound on the induce score is measured, so that the best second direction is known even if it fails. No completion is
-generated.
+under representational independence (second_gradient.py), which are added at the site of r; all have the norm of r.
+Remainders are scored as in the selection, with the coefficient 1, and directions by gradient with that of the run, as
+they are tested. The selection rule of the run selects one on validation prompts; the metric of test prompts measures
+its ablation and its addition. If none passes, the one by gradient with the lowest bypass score within the other bounds
+is measured, so that a number is known even if it fails. No completion is generated.
 
 A remainder is added at its own site, and the null directions among which it is ranked at that of r: if the two layers
 differ, equal norms can be different shares of the residual stream.
@@ -103,7 +103,8 @@ def _by_gradient(run: SeedRun, direction: Direction) -> list[_Scored]:
     if not len(vectors):
         return []
     both = [[Direction.from_vector(s * v, direction.position, direction.layer) for s in (1, -1)] for v in vectors]
-    added = [Arm("addition", (Add(one),)) for pair in both for one in pair]
+    coefficient = run.arms.addition.coefficient
+    added = [Arm("addition", (Add(one, coefficient),)) for pair in both for one in pair]
     induce = scorer.read(negative, added).metric.mean(1).reshape(-1, 2)
     directions = [pair[int(values.argmax())] for pair, values in zip(both, induce, strict=True)]
     ablated = [Arm("ablation", (Ablate(one, spared=spared),)) for one in directions]
