@@ -157,4 +157,4 @@ def test_the_report_has_a_section(two):
     canvas = Canvas()
     html = str(meaning(two, canvas))
     assert "REFUSAL-ONLY" in html
-    assert [drawing.chart.name for drawing in canvas.drawings] == ["meaning-effects", "meaning-cosine"]
+    assert [drawing.chart.name for drawing in canvas.drawings] == ["meaning-effects", "meaning-reply", "meaning-cosine"]

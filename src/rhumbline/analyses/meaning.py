@@ -268,7 +268,7 @@ def _answer(effects: Sequence[MeaningEffect]) -> MeaningAnswer:
     if not {"refusal", "judgement"} <= at.keys():
         return "NOT-MEASURED"
     refusal, judgement = at["refusal"], at["judgement"]
-    largest = max((v for e in (refusal, judgement) for v in e.nulls.values() if v is not None), default=0.0)
+    largest = max((abs(v) for e in (refusal, judgement) for v in e.nulls.values() if v is not None), default=0.0)
     if (refusal.effect.low or 0.0) < TOGETHER or largest > APART:
         return "UNDETERMINED"
     low, high = judgement.effect.low, judgement.effect.high

@@ -1,6 +1,6 @@
 """The section of the analysis `meaning`: effects on refusal and on the judgement of harm, and projections by cell."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from rhumbline.records.meaning_file import Act, Edited, MeaningEffect, MeaningRecord, Quantity
 from rhumbline.report import basic_charts, page
@@ -34,22 +34,37 @@ def effect_name(row: MeaningEffect) -> str:
 
 
 def _charts(record: MeaningRecord) -> Iterator[Chart | None]:
-    bars = [
-        Bar(effect_name(r), QUANTITIES[r.quantity], r.effect.mean, r.effect.low, r.effect.high) for r in record.effects
-    ]
     title = "Effects of two directions, in shares of the differences at baseline"
-    yield basic_charts.bars(ChartText("meaning-effects", title, "share of the difference"), bars)
+    text = ChartText("meaning-effects", title, "share of the difference")
+    yield basic_charts.bars(text, list(_bars(record, ("refusal", "judgement"))))
+    title = "Effects of two directions on the preference for Yes, whichever question is asked"
+    text = ChartText("meaning-reply", title, "share of the difference in judgement")
+    yield basic_charts.bars(text, list(_bars(record, ("reply",))))
     cosines = [CurvePoint("cosine", row.layer, row.cosine) for row in record.harm.by_layer]
     text = ChartText("meaning-cosine", "Cosine of the harmfulness direction with the direction", LAYER, "cosine")
     yield basic_charts.curves(text, cosines)
 
 
+def _bars(record: MeaningRecord, quantities: Collection[Quantity]) -> Iterator[Bar]:
+    for row in (r for r in record.effects if r.quantity in quantities):
+        what, series = effect_name(row), QUANTITIES[row.quantity]
+        yield Bar(what, series, row.effect.mean, row.effect.low, row.effect.high, "direction")
+        null = largest_null(row)
+        if null is not None:
+            yield Bar(what, series, row.nulls[null], None, None, "largest null family")
+
+
+def largest_null(row: MeaningEffect) -> str | None:
+    """The null family with the largest absolute effect; None without nulls."""
+    known = {family: abs(value) for family, value in row.nulls.items() if value is not None}
+    return max(known, key=lambda family: known[family], default=None)
+
+
 def _effects(record: MeaningRecord) -> Html:
     rows = []
     for row in record.effects:
-        nulls = {family: v for family, v in row.nulls.items() if v is not None}
-        largest = max(nulls, key=lambda family: nulls[family], default=None)
-        null = "—" if largest is None else f"{number(nulls[largest], signed=True)} ({largest})"
+        largest = largest_null(row)
+        null = "—" if largest is None else f"{number(row.nulls[largest], signed=True)} ({largest})"
         rows.append([effect_name(row), QUANTITIES[row.quantity], page.mean(row.effect), row.effect.n, null])
     return page.table(["Edit", "Quantity", "Share of the difference [95 %]", "n", "Largest null family"], rows, left=2)
 

@@ -34,7 +34,7 @@ def window_name(row: WindowChange) -> str:
         case "all":
             return "all tokens"
         case "first":
-            return f"first {page.count(row.tokens or 0, 'token')} of the completion"
+            return f"first {page.count(row.tokens or 0, 'token') if row.tokens != 1 else 'token'} of the completion"
         case "after":
             return f"completion after {page.count(row.tokens or 0, 'token')}"
         case "block":
