@@ -255,6 +255,7 @@ class Protocol:
             is_quick=self.quick,
             has_texts=self.save_completions,
             sizes=(self.sizes.train, self.sizes.val),
+            spared=self.ablation.spared,
         )
 
     def record(self) -> JsonObject:

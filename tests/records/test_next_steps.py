@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 
+from make_evidence import wide_null
 from make_run import make_run
 from make_seed import NO_BASELINE, NOT_SINGLE
 from rhumbline.protocol import PRESETS
 from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.effect_results import WideEffect
 from rhumbline.records.next_steps import NextStep, RunFacts, Step, after_run, lines
 from rhumbline.records.reasons import Discard, NoCandidate, TokensLacking
 from rhumbline.records.results import Results
@@ -65,6 +67,8 @@ def test_no_candidate_leads_to_the_sources_of_damage(results):
     found = steps(results, VerdictName.NOT_TESTED, reasons=(reason,))
     assert codes(found) == [NextStep.SOURCES_OF_DAMAGE, NextStep.SPARE_TOKENS]
     assert lines(found, "RUN", "m")[0].command == "rhumbline analyze damage RUN"
+    spared = steps(results, VerdictName.NOT_TESTED, FACTS._replace(spared=1), reasons=(reason,))
+    assert codes(spared) == [NextStep.SOURCES_OF_DAMAGE]
     induces_not = VerdictReason(
         code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED, counts={Discard.DOES_NOT_INDUCE: 3}
     )
@@ -94,6 +98,18 @@ def test_undecided_states_the_prompts_that_would_decide(results):
     found = steps(results, VerdictName.INCONCLUSIVE, claims=draws)
     assert codes(found) == [NextStep.MORE_DRAWS, NextStep.PLAY]  # more prompts do not change a rank
     assert codes(steps(results, VerdictName.INCONCLUSIVE, FACTS._replace(is_quick=True))) == [NextStep.WHOLE_RUN]
+
+
+def test_null_draws_that_damage_the_model_lead_to_spared_tokens(results):
+    broken = dataclasses.replace(wide_null(), damaging=3)
+    effect = WideEffect(
+        name="suppression", n=8, change=1.0, low=0.5, high=1.5, before=1.0, after=0.0, families={"top-pc": broken}
+    )
+    seeds = tuple(dataclasses.replace(seed, wide=(effect,)) for seed in results.seeds)
+    damaged = dataclasses.replace(results, verdict=VerdictName.INCONCLUSIVE, reasons=(), claims=(), seeds=seeds)
+    assert NextStep.SPARE_TOKENS in codes(list(after_run(damaged, FACTS)))
+    assert NextStep.SPARE_TOKENS not in codes(list(after_run(damaged, FACTS._replace(spared=1))))
+    assert NextStep.SPARE_TOKENS not in codes(steps(results, VerdictName.INCONCLUSIVE))
 
 
 def test_refuted_and_damaged_have_other_steps(results):

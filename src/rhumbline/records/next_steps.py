@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.claims import DECISIVE_CLAIMS
@@ -89,6 +89,8 @@ class RunFacts(NamedTuple):
     has_texts: bool
     sizes: tuple[int, int]
     """Prompts per class in train and validation."""
+    spared: int = 0
+    """Tokens at the start of a text that ablations spare."""
 
 
 # -- steps by outcome -------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, 
     advice = dict.fromkeys(reason.advice for reason in reasons if reason not in damaging)
     steps = [Step(what=NextStep.ADVICE, advice=text) for text in advice if text is not None]
     if damaging:
-        steps += _steps(NextStep.SOURCES_OF_DAMAGE, NextStep.SPARE_TOKENS)
+        steps += _steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts))
     if any(reason.code is VerdictCode.LABELS_NOT_INFORMATIVE for reason in reasons):
         steps += _steps(NextStep.OTHER_PROMPTS)
     if facts.is_quick:
@@ -170,7 +172,14 @@ def _undecided(results: Results, facts: RunFacts) -> tuple[Step, ...]:
         steps.append(Step(what=NextStep.MORE_PROMPTS, prompts=max(numbers, default=None), sizes=facts.sizes))
     if any(is_rank[reason] for reason in is_open):
         steps.append(Step(what=NextStep.MORE_DRAWS, draws=2 * facts.wide_nulls + 1))
+    families = (null for seed in results.seeds for effect in seed.wide for null in effect.families.values())
+    if any(null.damaging is not UNSET for null in families):
+        steps += _steps(*_spare(facts))
     return (*steps, *_steps(NextStep.PLAY))
+
+
+def _spare(facts: RunFacts) -> tuple[NextStep, ...]:
+    return () if facts.spared else (NextStep.SPARE_TOKENS,)
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -242,7 +251,9 @@ def _option(step: Step, run: str) -> Line:
         case NextStep.SOURCES_OF_DAMAGE:
             return Line(f"rhumbline analyze damage {run}", "where ablation changes negatives, by position and layer")
         case NextStep.SPARE_TOKENS:
-            return Line("--spare-tokens 1", "leave the first token unedited, if the damage comes from there")
+            return Line(
+                "--spare-tokens 1", "leave the first token unedited, if the damage comes from there; with another --out"
+            )
         case NextStep.ADD_LESS:
             return Line("--coefficient 0.5 --add-at prompt", "a smaller addition, at prompt positions only")
         case NextStep.WHOLE_RUN:
