@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--engine", default="", help="the measured commit, stored with every line")
     parser.add_argument("--only", choices=KINDS, help="run only this kind")
     parser.add_argument("--model", help="run only this model")
+    parser.add_argument("--size", type=int, choices=SIZES, help="run only this number of test prompts per class")
     parser.add_argument("--minutes", type=float, default=1e9)
     a = parser.parse_args()
     if a.action == "show":
@@ -210,7 +211,10 @@ def main() -> None:
     chosen = (
         case
         for case in cases(a.first, a.repeats)
-        if (a.models / case.model).is_dir() and a.only in (None, case.kind) and a.model in (None, case.model)
+        if (a.models / case.model).is_dir()
+        and a.only in (None, case.kind)
+        and a.model in (None, case.model)
+        and a.size in (None, case.n)
     )
     for case in remaining(chosen, a.out, a.minutes):
         try:
