@@ -22,7 +22,6 @@ from rhumbline.analyses.subject import Subject, direction_or_best
 from rhumbline.analyses.think_blocks import closing_token, through_block
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction, Intervention
 from rhumbline.inference.windows import EVERYWHERE, Window
-from rhumbline.protocol import Protocol
 from rhumbline.records.analysis_files import Rate
 from rhumbline.records.shared import Site
 from rhumbline.records.trajectory_file import (
@@ -55,7 +54,7 @@ def analyse(subject: Subject, plan: TrajectoryPlan | None = None) -> TrajectoryR
     baseline: dict[WindowedEffect, Rate | None] = {}
     rows: list[WindowChange] = []
     for effect in ("suppression", "induction"):
-        before, changes = _effect(subject, plan, protocol, effect, direction, nulls, windows)
+        before, changes = _effect(subject, plan, effect, direction, nulls, windows)
         baseline[effect] = rate_of(before)
         rows += changes
     block, through = None, ()
@@ -94,7 +93,6 @@ def named_windows(plan: TrajectoryPlan, token: int | None) -> list[NamedWindow]:
 def _effect(
     subject: Subject,
     plan: TrajectoryPlan,
-    protocol: Protocol,
     effect: WindowedEffect,
     direction: Direction,
     nulls: dict[str, list[Direction]],
