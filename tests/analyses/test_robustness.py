@@ -79,6 +79,7 @@ def test_the_least_damage_by_access_is_that_of_the_planted_direction(rows):
     assert set(activations.tried) > set(weights.tried)
     assert activations.half is not None
     assert weights.intervention in weights.tried
+    assert (weights.site is None) == (weights.intervention == "span ablation")
     assert "nats [" in weights.text
 
 

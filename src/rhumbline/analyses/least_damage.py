@@ -2,7 +2,7 @@
 
     prompt        a system prompt that asks for it, and a random suffix
     activations   what weights can, and subtraction and affine concept editing at one layer
-    weights       partial ablation of the first direction, and of the span of all
+    weights       partial ablation of one direction, and of the span of several
 
 Damage is the trajectory KL on negatives. Strengths are found, and the intervention of an access is selected, on
 validation prompts; the result is measured on test prompts. None is optimised, so an attacker can need less.
@@ -26,6 +26,7 @@ from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add,
 from rhumbline.inference.residuals import at_site
 from rhumbline.inference.stream_edits import Affine
 from rhumbline.prompts.contrasts import Prompt, Split
+from rhumbline.records.shared import Site
 from rhumbline.records.sheet_files import Access, LeastDamage
 
 TOLERANCE = 0.1
@@ -38,11 +39,15 @@ ACCESS: Mapping[Access, tuple[str, ...]] = {
     "weights": ("ablation", "span ablation"),
 }
 """The interventions of every access."""
+ONE_DIRECTION = ("ablation", "subtraction", "affine")
+"""Those of one direction."""
 
 
-def least_damage(completed: CompletedPrompts, basis: Sequence[Direction]) -> tuple[LeastDamage, ...]:
-    """The least damage of every access; `basis` are orthonormal directions, the first one first."""
-    study = _Study(completed, basis)
+def least_damage(
+    completed: CompletedPrompts, direction: Direction, basis: Sequence[Direction]
+) -> tuple[LeastDamage, ...]:
+    """The least damage of every access, with one direction, and with the span of orthonormal ones."""
+    study = _Study(completed, direction, basis)
     return tuple(study.least(access) for access in get_args(Access))
 
 
@@ -51,6 +56,7 @@ class _Study:
     """What is tried on one model."""
 
     completed: CompletedPrompts
+    direction: Direction
     basis: Sequence[Direction]
 
     def least(self, access: Access) -> LeastDamage:
@@ -65,7 +71,8 @@ class _Study:
         half = half_damage(points, self.baselines["test"], rng, interpolate=access != "prompt")
         rates = [float(np.nanmean(p.shown)) for p in points if np.isfinite(p.shown).any()]
         largest = max(float(p.kl.sum() / p.tokens.sum()) for p in points)
-        return LeastDamage(access, tuple(curves), best, half, largest, min(rates, default=None))
+        site = Site(self.direction.position, self.direction.layer) if best in ONE_DIRECTION else None
+        return LeastDamage(access, tuple(curves), best, half, largest, min(rates, default=None), site)
 
     @cached_property
     def baselines(self) -> dict[Split, np.ndarray]:
@@ -114,7 +121,7 @@ class _Study:
         return {name: [dosed[name].arm(0, s.strengths[0].strength) for s in own] for name, own in chosen.items() if own}
 
     def _dosed(self) -> dict[str, DosedIntervention]:
-        first, r = self.basis[0], self.basis[0].vector[None]
+        first, r = self.direction, self.direction.vector[None]
         c = self.completed
         mean = at_site(c.runner, c.encoded("train", "negative"), first.position, first.layer).mean(0)
         found = {

@@ -19,6 +19,7 @@ from torch import Tensor
 from rhumbline.analyses.completed_prompts import CompletedPrompts, Indicators
 from rhumbline.analyses.least_damage import least_damage
 from rhumbline.analyses.spans import Basis, energy
+from rhumbline.analyses.trajectory_kl import Trajectories
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
@@ -55,6 +56,8 @@ TOP = 10
 """Principal axes of the activations whose span contains the random subspaces: they remove a large share of energy."""
 DRAWS = 1000
 """Bootstrap draws of the fragility."""
+KL_PROMPTS = 4
+"""Validation negatives on which the KL of the candidates is compared."""
 DEPTH = 0.8
 """Share of the layers whose candidates are considered, from the first."""
 
@@ -92,7 +95,7 @@ def measure(
         fragility=prompts.fragility(first, ranks[0].energy),
         prompts=attack,
         access=_least_access(baseline.rate, ranks, attack),
-        least=least_damage(completed, basis),
+        least=least_damage(completed, prompts.least_damaging() or first, basis),
         encoded_as_text=chat.encoded_as_text,
     )
 
@@ -152,11 +155,7 @@ class _Ablations:
 
     def basis(self) -> list[Direction]:
         """Orthonormal directions: the candidate with the lowest validation rate, then Gram-Schmidt of the next ones."""
-        pool = self._candidates()
-        if not pool:
-            return []
-        arms = [Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(pool)]
-        rates = np.nanmean(self.prompts.shown("val", "positive", arms), 1)
+        pool, rates = self._pool
         # Of candidates with equal rates the one with the larger norm is estimated with the smaller relative error.
         order = sorted(range(len(pool)), key=lambda i: (rates[i], -pool[i].norm))
         basis: list[Direction] = []
@@ -167,6 +166,29 @@ class _Ablations:
                 rest = _orthogonal(rest / rest.norm(), basis)
                 basis.append(Direction.from_vector(rest.float() * pool[i].norm, pool[i].position, pool[i].layer))
         return basis
+
+    def least_damaging(self) -> Direction | None:
+        """Of the candidates whose ablation removes half on validation positives, the one with the least KL.
+
+        The KL is the trajectory KL of the whole ablation, on some validation negatives. None if no candidate removes
+        half. The one that removes most can be in a late layer, where its ablation costs many times as much.
+        """
+        pool, rates = self._pool
+        start = float(np.nanmean(self.prompts.shown("val", "positive", [BASELINE])))
+        removing = [d for d, rate in zip(pool, rates, strict=True) if rate <= start / 2]
+        if not removing or start == 0:
+            return None
+        prompts, own = self.prompts.splits.get("val", "negative")[:KL_PROMPTS], self.prompts
+        answers = Trajectories.of(own.runner, own.chat, prompts, self.plan.answer_tokens)
+        costs = answers.divergence([Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(removing)]).means
+        return removing[int(np.nanargmin(costs))]
+
+    @cached_property
+    def _pool(self) -> tuple[list[Direction], Float[np.ndarray, " candidate"]]:
+        """The candidates, and the rate on validation positives that the ablation of each leaves."""
+        pool = self._candidates()
+        arms = [Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(pool)]
+        return pool, np.nanmean(self.prompts.shown("val", "positive", arms), 1) if pool else np.zeros(0)
 
     def _candidates(self) -> list[Direction]:
         """Differences in means of the training prompts in the first layers, without those of length zero."""

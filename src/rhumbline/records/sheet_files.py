@@ -161,6 +161,9 @@ class LeastDamage:
     """Largest trajectory KL that was tried with it, nats per token: without `half`, more would be needed."""
     rate: float | None
     """Smallest rate on test positives that it leaves."""
+    site: Site | None = None
+    """Where its direction was read: of the candidates that remove half on validation prompts, the one with the least
+    KL. None for prompts and spans."""
 
     @property
     def text(self) -> str:
