@@ -311,8 +311,8 @@ def cases() -> list[Case]:
 LATE = {("model", "model"), ("edit", "--layer")}
 """Options that are tried with a loaded model in `make test`; `make hostile` tries the others too."""
 LONG_TEXT = next(what for what in TEXT if what.startswith("'xxx"))
-TAKEN = {"--system": ("''", LONG_TEXT), "--prompt": (LONG_TEXT,)}
-"""Texts that an option takes: a system prompt can be empty, and both can be long."""
+TAKEN = {"--system": ("''", LONG_TEXT), "--prompt": (LONG_TEXT,), "--ask": (LONG_TEXT,)}
+"""Texts that an option takes: a system prompt can be empty, and texts can be long."""
 SOME = 1
 """Values of a kind that are tried on each further command."""
 

@@ -92,7 +92,7 @@ class FrontierPlan:
         if not 0 < self.tolerance <= 0.5:
             faults.append(f"tolerance is {self.tolerance}, expected above 0 and up to 0.5")
         if not self.system.strip():
-            faults.append("system is empty, expected the text of a system prompt")
+            faults.append("system is empty (--ask), expected the text of a system prompt")
         if faults:
             raise InputError(f"frontier: {'; '.join(faults)}.")
 
