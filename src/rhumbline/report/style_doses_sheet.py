@@ -23,7 +23,8 @@ def style_doses_body(record: StyleDosesRecord, draw: page.Canvas) -> list[Html]:
         for s in record.selection
     ]
     detectors = [[d.features, number(d.auroc, 3), d.texts, d.topics] for d in record.detectors]
-    plan = record.plan
+    plan, kept = record.plan, record.reference
+    reference = page.interval(kept.mean, kept.low, kept.high)
     return [
         page.section(
             "Findings",
@@ -32,8 +33,8 @@ def style_doses_body(record: StyleDosesRecord, draw: page.Canvas) -> list[Html]:
                 f"Moved: a dose that keeps the text changes the style by more than {plan.margin} of the gap between "
                 "the system prompts, with its whole interval, and by more than every null of that dose. A dose keeps "
                 f"the text if its content is at least {plan.least_content} of that kept by the other system prompt "
-                f"({page.mean(record.reference)}), and if at most {plan.most_degenerate} more completions are "
-                "degenerate. Not moved: no such dose reaches the margin."
+                f"({reference}), and if at most {plan.most_degenerate} more completions are degenerate. Not moved: no "
+                "such dose reaches the margin."
             ),
         ),
         page.section("Style, content and damage by dose", draw(style_charts(record)), _table(own)),
