@@ -151,7 +151,7 @@ class SourceAnalysis:
         units = [v / v.norm() for v in candidates if 0 < float(v.norm()) < math.inf]
         if not units:
             return self.direction.vector[None][:0]
-        bypass = self.prompts.val.metric([_ablating(u[None]) for u in units]).mean(1)
+        bypass = self.prompts.val.metric([self._ablating(u[None]) for u in units]).mean(1)
         return torch.stack(units)[bypass.argsort()[: self.parameters.plan.pool]]
 
     def _ordered(self, fitted: Members) -> _Spans:
@@ -167,7 +167,7 @@ class SourceAnalysis:
             grown = [i for i, span in enumerate(wider) if len(span) > len(spans[-1])]
             if not grown:
                 break
-            scores = self.prompts.val.metric([_ablating(wider[i]) for i in grown]).mean(1).tolist()
+            scores = self.prompts.val.metric([self._ablating(wider[i]) for i in grown]).mean(1).tolist()
             order = [i for _, i in sorted(zip(scores, grown, strict=True))]
             harmless = (i for i in order[:KL_CHECKS] if self._is_harmless(self._on_validation(wider[i])))
             best = next(harmless, order[0])
@@ -184,12 +184,12 @@ class SourceAnalysis:
         return _Spans(members, spans, [self._on_validation(span) for span in spans])
 
     def _on_validation(self, span: Basis) -> ValidationRank:
-        metric = self.prompts.val.metric([_ablating(span)])[0]
+        metric = self.prompts.val.metric([self._ablating(span)])[0]
         return ValidationRank(
             rank=len(span),
             rate=float((metric > 0).double().mean()),
             metric=float(metric.mean()),
-            kl=float(self.prompts.val.kl([_ablating(span)]).mean()),
+            kl=float(self.prompts.val.kl([self._ablating(span)]).mean()),
             n=len(metric),
         )
 
@@ -202,7 +202,7 @@ class SourceAnalysis:
 
     def _ranked(self, before: Tensor, first: Float[Tensor, "1 d_model"], span: Basis, rank: int) -> RankedSpan:
         """Suppression, KL divergence and energy of a span, and of random spans of the same rank."""
-        arms = [_ablating(span)]
+        arms = [self._ablating(span)]
         metric, kl = self.prompts.test.metric(arms), self.prompts.test.kl(arms).mean(0)
         drop = paired_difference(before.numpy() > 0, metric[0].numpy() > 0)
         energy_removed = energy(self._all_activations, span)
@@ -223,7 +223,7 @@ class SourceAnalysis:
         match = energy_removed if family == "energy-matched" else None
         h, negative = self._all_activations, self.activations.negative
         spans = [random_span(first, rank, negative, rng, match, h) for _ in range(self.parameters.plan.draws)]
-        arms = [_ablating(span) for span in spans]
+        arms = [self._ablating(span) for span in spans]
         metric, kl = self.prompts.test.metric(arms), self.prompts.test.kl(arms).mean(0)
         shown = metric > 0
         drop = difference_of_rates(float((before > 0).double().mean()), float(shown.double().mean()), shown.shape[1])
@@ -257,6 +257,9 @@ class SourceAnalysis:
             kl=row.kl,
         )
 
+    def _ablating(self, span: Basis) -> Arm:
+        return Arm("span", (AblateSpan(span, spared=self.subject.spared),))
+
     # Single members
 
     def _member(self, rank: int, v: Vector) -> Member:
@@ -265,7 +268,7 @@ class SourceAnalysis:
         return Member(
             rank=rank,
             cosine=float(v @ self.direction.vector),
-            suppressed=_rate(self.prompts.test.metric([Arm("one", (Ablate(d),))])[0]),
+            suppressed=_rate(self.prompts.test.metric([Arm("one", (Ablate(d, spared=self.subject.spared),))])[0]),
             induced=_rate(self.prompts.test.induced([Arm("one", (Add(d),))])[0]),
         )
 
@@ -290,8 +293,11 @@ class SourceAnalysis:
         return Cone(len(members), n, effects.suppressed, effects.induced, control)
 
     def _cone_effects(self, members: Members, rng: np.random.Generator) -> ConeEffects:
+        spared = self.subject.spared
         drawn = [self._as_direction(v) for v in cone_samples(members, self.parameters.plan.samples, rng)]
-        ablated = (self.prompts.test.metric([Arm("drawn", (Ablate(d),)) for d in drawn]) > 0).double().mean(1)
+        ablated = (
+            (self.prompts.test.metric([Arm("drawn", (Ablate(d, spared=spared),)) for d in drawn]) > 0).double().mean(1)
+        )
         shown = self.prompts.test.induced([Arm("drawn", (Add(d),)) for d in drawn]) > 0
         added = shown.double().mean(1)
         low, high = wilson_of_rate(float(added.mean()), shown.shape[1])
@@ -309,17 +315,13 @@ class SourceAnalysis:
         representationally independent if it is 0 both ways (Wollschlaeger et al. 2025).
         """
         sequences = self.prompts.val.positive[:INDEPENDENCE_PROMPTS]
-        changes = cosine_changes(self.subject.runner, members, self.direction.position, sequences)
+        changes = cosine_changes(self.subject.runner, members, self.direction.position, sequences, self.subject.spared)
         return tuple(
             CosineChange(i + 1, j + 1, value)
             for i, row in enumerate(changes)
             for j, value in enumerate(row)
             if i != j and not math.isnan(value)
         )
-
-
-def _ablating(span: Basis) -> Arm:
-    return Arm("span", (AblateSpan(span),))
 
 
 def _suppression(metric: Float[Tensor, "arm prompt"], drop: MeanRate) -> Suppression:

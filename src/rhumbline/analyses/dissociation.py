@@ -67,7 +67,6 @@ class BehaviourRun:
     ) -> "BehaviourRun":
         """The run and the prompts that it tested; InputError of another contrast, or of no direction."""
         run = open_run(path)
-        run.check_ablates_everywhere("this analysis")
         artefacts, contrast = run.artefacts(seed), run.contrast(contrast)
         if artefacts.direction is None:
             raise InputError(f"{path} selected no direction at seed {artefacts.seed}. Give a run with a direction.")
@@ -78,6 +77,11 @@ class BehaviourRun:
         ids = set(artefacts.read(SplitIds).ids.test.positive)
         prompts = tuple(p for p in contrast.prompts if p.id in ids)
         return cls(run, artefacts, artefacts.direction, null, contrast, prompts, run.protocol.behaviour, template)
+
+    @property
+    def spared(self) -> int:
+        """Tokens at the start of a text that the ablations of the run spare."""
+        return self.run.protocol.ablation.spared
 
     def judge(self, prompt: Prompt) -> TextJudge:
         """Who reads a completion of this prompt in that run."""
@@ -114,8 +118,8 @@ def dissociate(
     runner = Runner(model)
     arms = [
         BASELINE,
-        *(Arm(s.behaviour, (Ablate(s.direction),)) for s in sides),
-        *(Arm(f"null of {s.behaviour}", (Ablate(s.null),)) for s in sides),
+        *(Arm(s.behaviour, (Ablate(s.direction, spared=s.spared),)) for s in sides),
+        *(Arm(f"null of {s.behaviour}", (Ablate(s.null, spared=s.spared),)) for s in sides),
     ]
     table: list[DissociationCell] = []
     for side in sides:

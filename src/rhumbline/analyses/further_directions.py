@@ -28,7 +28,6 @@ from rhumbline.records.directions_file import (
     SourceRecord,
 )
 from rhumbline.records.files import sha256
-from rhumbline.stages.finished_run import open_run
 
 
 def analyse(
@@ -38,7 +37,6 @@ def analyse(
 
     Every finished source is stored, so that a stopped analysis resumes after its last source.
     """
-    open_run(subject.directory.path).check_ablates_everywhere("this analysis")
     parameters = DirectionsParameters(plan or DirectionsPlan(), rule or DirectionsRule())
     prompts = AnalysisPrompts.of(subject, parameters.plan.prompts)
     key = sha256({**to_json(parameters), "seed": subject.seed, "protocol": subject.directory.protocol_sha256})

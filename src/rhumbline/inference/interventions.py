@@ -149,10 +149,15 @@ class AblateSpan:
     """Orthonormal rows, float32, on the CPU. Every basis of the subspace has the same effect."""
     strength: float = 1.0
     """a, as of `Ablate`."""
+    spared: int = 0
+    """As of `Ablate`."""
 
     def __post_init__(self):
-        if not 0 <= self.strength <= 2:
-            raise ProtocolError(f"AblateSpan.strength is {self.strength}. Use 0 (removes nothing) to 1, at most 2.")
+        if not 0 <= self.strength <= 2 or self.spared < 0:
+            raise ProtocolError(
+                f"AblateSpan.strength is {self.strength} and spared is {self.spared}. Use a strength of 0 (removes "
+                "nothing) to 1, at most 2, and a number of tokens, 0 for none."
+            )
         apart = self.basis @ self.basis.T - torch.eye(len(self.basis))
         if not (len(self.basis) and float(apart.abs().max()) < 1e-3):
             raise DirectionError(
@@ -329,10 +334,8 @@ class BatchEdits:
 
 
 def _spared(arm: Arm) -> int:
-    """The number of tokens that the ablations of an arm spare, which must be the same in all. A span spares none."""
-    numbers = {
-        i.spared if isinstance(i, Ablate) else 0 for i in arm.interventions if isinstance(i, Ablate | AblateSpan)
-    }
+    """The number of tokens that the ablations of an arm spare, which must be the same in all."""
+    numbers = {i.spared for i in arm.interventions if isinstance(i, Ablate | AblateSpan)}
     if len(numbers) > 1:
         raise ProtocolError(f"arm {arm.name!r} has ablations that spare different tokens. Use one number for all.")
     return next(iter(numbers), 0)

@@ -117,14 +117,6 @@ class FinishedRun:
         """The coefficient of the additions of a seed, in units of the norm of the direction."""
         return self.artefacts(seed).coefficient
 
-    def check_ablates_everywhere(self, what: str) -> None:
-        """InputError if the ablations of the run spare tokens, which `what` does not."""
-        if spared := self.protocol.ablation.spared:
-            raise InputError(
-                f"{self.path}: its ablations spare the first {spared} tokens, and {what} cannot. Use a run "
-                "without --spare-tokens."
-            )
-
     def arms(self, seed: int | None = None) -> SeedArms:
         """The arms of the direction of a seed and of its nulls."""
         artefacts = self.artefacts(seed)
