@@ -283,6 +283,9 @@ PRESETS: Mapping[str, Protocol] = {
     "rhumbline": Protocol(
         "rhumbline",
         metric_threshold="judged",
+        # The stream of the first token is the same in every text. Where attention rests on it, an edit there breaks
+        # the model for any direction, null directions included (docs/log.md).
+        ablation=AblationSettings(spared=1),
         nulls=NullSettings(draws=6, wide=39, prompts=8, completed=9, interim=20, screen=12),
         screen=24,
         dose=DoseSettings(draws=1, prompts=8),
@@ -321,6 +324,7 @@ PRESETS: Mapping[str, Protocol] = {
     "style": Protocol(
         "style",
         behaviour="style",
+        ablation=AblationSettings(spared=1),
         extraction=ExtractionSettings("auto", filter=False),
         selection=STYLE,
         addition=AdditionSettings(1.0, "prompt"),
