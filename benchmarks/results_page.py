@@ -1,8 +1,8 @@
 """Write docs/results.md: what finished runs on real models measured.
 
-    python benchmarks/results_page.py RUN... [--notes FILE] > docs/results.md
+    python benchmarks/results_page.py RUN... --notes benchmarks/results_notes.md > docs/results.md
 
-Every number is read from the run directories. `--notes` is Markdown that follows the tables: what is not known.
+Numbers of the tables are read from the run directories. `--notes` is Markdown that follows them, with its own numbers.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rhumbline.protocol import PRESETS
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId
 from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.directory import RunDirectory
@@ -22,6 +23,7 @@ NOT_MEASURED = "not measured"
 EFFECTS = (
     "model",
     "contrast",
+    "spared",
     "seed",
     "site",
     "positives: baseline",
@@ -32,16 +34,27 @@ EFFECTS = (
     "verdict",
 )
 CONTROLS = (
-    "model", "contrast", "seed", "strongest null of the ablation", "strongest null of the addition",
+    "model", "contrast", "spared", "seed", "strongest null of the ablation", "strongest null of the addition",
     "degenerate: ablation", "degenerate: addition", "KL", "processor time",
 )  # fmt: skip
-CLAIMS = ("model", "contrast", "seed", *(kind.text for kind in ClaimKind))
-SETTINGS = ("model", "preset", "prompts (train / val / test per class)", "judge", "tokens", "dtype", "command")
+CLAIMS = ("model", "contrast", "spared", "seed", *(kind.text for kind in ClaimKind))
+SETTINGS = (
+    "model",
+    "preset",
+    "prompts (train / val / test per class)",
+    "judge",
+    "tokens",
+    "spared",
+    "dtype",
+    "command",
+)
 HEADER = """\
 # Results on real models
 
-Written by `benchmarks/results_page.py` from finished runs: every number was read from their run directories.
-Rates are shares of the test prompts that show the behaviour, with 95 % intervals.
+Written by `benchmarks/results_page.py` from finished runs: the numbers of the tables were read from their
+run directories.
+Rates are shares of the test prompts that show the behaviour, with 95 % intervals. *Spared*: first tokens of a text that
+ablations do not edit.
 """
 CLAIMS_TEXT = """
 ## Claims
@@ -92,9 +105,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]
 
 
-def key(summary: RunFiles, seed: SeedResult) -> tuple[str, str, str]:
+def key(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
     """Cells that name one seed of one run."""
-    return Path(summary.context.model.name).name, summary.context.contrast.name, str(seed.seed)
+    context, spared = summary.context, summary.protocol.ablation.spared
+    return Path(context.model.name).name, context.contrast.name, str(spared), str(seed.seed)
 
 
 def effects(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
@@ -187,6 +201,8 @@ def setting(summary: RunFiles) -> tuple[str, ...]:
         command += f" --preset {protocol.preset}"
     seeds = ",".join(map(str, protocol.seeds))
     command += f" --sizes {sizes.train},{sizes.val},{sizes.test} --seeds {seeds}"
+    if protocol.ablation.spared != PRESETS[protocol.preset].ablation.spared:
+        command += f" --spare-tokens {protocol.ablation.spared}"
     command += f" --max-new-tokens {protocol.max_new_tokens} --out RUN"
     return (
         Path(model.name).name,
@@ -194,6 +210,7 @@ def setting(summary: RunFiles) -> tuple[str, ...]:
         f"{sizes.train} / {sizes.val} / {sizes.test}",
         protocol.judge,
         str(protocol.max_new_tokens),
+        str(protocol.ablation.spared),
         model.dtype,
         f"`{command}`",
     )
