@@ -80,11 +80,11 @@ def test_a_coarse_model_is_refused(family_model):
 
 
 def test_a_map_that_is_not_affine_is_detected():
-    from rhumbline.analyses.attribution import _along
+    from rhumbline.analyses.attribution import affine_row
 
     x, r = torch.randn(32).double(), direction().double()
-    assert _along(torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()), x, r) is None
+    assert affine_row(torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()), x, r) is None
     linear = torch.nn.Linear(32, 32)
-    along, bias = _along(linear, x, r)
+    along, bias = affine_row(linear, x, r)
     assert float(x @ along) + bias == near(float(linear(x.float()).double().detach() @ r))
     assert NOT_AFFINE

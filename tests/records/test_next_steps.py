@@ -17,7 +17,8 @@ from rhumbline.records.results import Results
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.records.verdict_reasons import ClaimState, VerdictCode, VerdictReason
 
-FACTS = PRESETS["rhumbline"].facts()
+FACTS = PRESETS["arditi2024"].facts()._replace(sizes=(128, 32), judge=PRESETS["rhumbline"].judge)
+"""Of a run whose ablations spare no token."""
 
 
 @pytest.fixture(scope="module")

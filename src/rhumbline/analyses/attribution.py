@@ -121,7 +121,7 @@ class _Probe:
         self.model, self.r, self.position, self.layer = model, r, int(position), layer
         self.writers = [w for w in model.writers if w.layer < layer]
         self.maps: dict[WriterKey, tuple[Tensor, float] | None] = {}
-        """Result of `_along` by writer."""
+        """Result of `affine_row` by writer."""
 
     def read(self, ids: Sequence[int]) -> _PromptTerms:
         """The terms of one prompt."""

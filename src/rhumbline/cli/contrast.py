@@ -83,7 +83,6 @@ def _make(a: argparse.Namespace) -> int:
         return 0
     one, other = (number(n, 1) for n in (made.words.positive, made.words.negative))
     say(f"{a.out}: {made.pairs} pairs of answers, of {one} and {other} words on average; left out: {made.left_out}")
-    say(f"Next: rhumbline run {a.model} --contrast {a.out} --behaviour style --out RUN")
     return 0
 
 

@@ -72,6 +72,7 @@ AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
     "play": _after_chat,
     "model": lambda a: _run_on(a, a.model),
     "organism": lambda a: [(NextStep.RUN, ("", getattr(a, "out", "organism:NAME"), "RUN"))],
+    "contrast": lambda a: [(NextStep.RUN_STYLE, (a.out, a.model, "RUN"))],
     "data": lambda a: [(NextStep.RUN_OWN, ("", "MODEL", getattr(a, "name", "NAME")))],
 }
 """What to do after each command. `run`, `demo` and `reproduce` depend on the verdict, and `label` states it itself;

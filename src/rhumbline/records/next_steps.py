@@ -31,6 +31,7 @@ class NextStep(StrEnum):
     USE_SHARED = "use-shared"
     REPORT = "report"
     RUN = "run"
+    RUN_STYLE = "run-style"
     RUN_OWN = "run-own"
     BASELINE_RATE = "baseline-rate"
     """`rate` of `n` positives show the behaviour by `judge`; the rule needs `bound`."""
@@ -215,6 +216,8 @@ def _line(step: Step, run: str, model: str, other: str) -> Line:
             return Line(
                 f"rhumbline run {model}{contrast} --out {other}", "test whether a direction changes the behaviour"
             )
+        case NextStep.RUN_STYLE:
+            return Line(f"rhumbline run {model} --contrast {run} --behaviour style --out {other}", "test a style")
         case NextStep.RUN_OWN:
             return Line(f"rhumbline run MODEL --contrast {other} --out RUN", "run the procedure on a model of your own")
         case _:
