@@ -24,6 +24,7 @@ from rhumbline.records.seed_files import Selection
 from rhumbline.report import build as report
 from rhumbline.report import candidate_sections, figures
 from rhumbline.report.example_section import examples
+from rhumbline.report.protocol_sections import ablation_sentence
 from rhumbline.report.run_record import read_run
 from rhumbline.settings import NULL_FAMILIES
 
@@ -111,6 +112,14 @@ def test_a_run_with_all_evidence_has_every_section(page):
     contents = re.findall('<li><a href="#([^"]*)">(.*?)</a></li>', page.source)
     assert [title for _, title in contents] == [*opened, *closed, "Verify and cite"]
     assert {anchor for anchor, _ in contents} <= {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_the_page_states_which_tokens_ablations_edit(run, page):
+    spared = read_run(run).protocol.ablation.spared
+    assert ablation_sentence(spared) in page.source
+    assert ablation_sentence(0) == "Ablations edit every token."
+    assert "but the first token of" in ablation_sentence(1)
+    assert "but the first 4 tokens of" in ablation_sentence(4)
 
 
 def test_headings_are_in_order_and_figures_have_a_description(page):

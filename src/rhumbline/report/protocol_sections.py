@@ -24,8 +24,16 @@ def protocol(run: RunRecord) -> Html:
     }
     boxes = page.join(page.tag("div", page.tag("h3", title), table) for title, table in tables.items())
     raw = page.fold(f"protocol.json, sha256 {run.results.protocol_sha256}", page.pretty(run.directory.protocol))
-    rule = page.bullets(rule_sentences(run.protocol.rule))
+    rule = page.bullets([*rule_sentences(run.protocol.rule), ablation_sentence(run.protocol.ablation.spared)])
     return page.detail("Protocol", rule, page.tag("div", boxes, class_="grid"), raw)
+
+
+def ablation_sentence(spared: int) -> str:
+    """Return which tokens the ablations edit."""
+    if not spared:
+        return "Ablations edit every token."
+    first = "the first token" if spared == 1 else f"the first {spared} tokens"
+    return f"Ablations edit every token but {first} of a text; edits of weights act at every token."
 
 
 # -- the rule ---------------------------------------------------------------------------------------------------------
