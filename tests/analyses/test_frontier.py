@@ -194,7 +194,7 @@ def test_a_template_without_system_prompts_has_none_measured(subject_of, monkeyp
 # -- fits and plans
 
 
-def test_random_vectors_are_orthogonal_and_the_matched_ones_have_the_energy(subject_of):
+def test_random_vectors_are_orthogonal_unit_vectors(subject_of):
     fits = Fits(subject_of(ONE), PLAN)
     r = fits.direction.vector
     for name in ("isotropic-addition", "matched-addition"):

@@ -137,7 +137,7 @@ def test_a_failure_keeps_its_code_if_its_output_is_lost(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [["organism", "list"], ["--help"]])
-def test_a_pipe_that_nobody_reads_ends_a_command_as_it_ends_others(arguments, monkeypatch):
+def test_a_closed_pipe_ends_every_command_with_the_same_exit_code(arguments, monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as pipe, monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ from rhumbline.judging.text_style import MarkerJudge
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.register import MARKERS
 from rhumbline.organisms.style_rows import asked_rows, style_contrasts
-from rhumbline.prompts.contrast_files import read_contrast, read_prompts
+from rhumbline.prompts.contrast_files import read_contrast, read_prompts, with_ids
 from rhumbline.prompts.contrasts import LABELS, Sizes, split_contrast
 from rhumbline.records.codec import to_json
 
@@ -96,6 +96,17 @@ def test_prompts_without_classes_are_read_from_every_form(tmp_path):
         (tmp_path / name).write_text(text)
         assert [p.text for p in read_prompts(tmp_path / name)] == ["Why is tea brown?", "Open it."]
     assert [p.category for p in read_prompts(tmp_path / "a.csv")] == ["tea", None]
+
+
+def test_prompts_without_classes_have_unique_ids(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": "a", "prompt": "One?"}\n{"id": "a", "prompt": "Two?"}\n')
+    with pytest.raises(ContrastError, match="id 'a' is also the id of"):
+        read_prompts(path)
+    path.write_text('{"prompt": "One?"}\n{"id": "p0001", "prompt": "Two?"}\n{"prompt": "Three?"}\n')
+    ids = [prompt.id for prompt in with_ids(read_prompts(path))]
+    assert ids[1] == "p0001"
+    assert len(set(ids)) == 3
     for name, text, message in (
         ("b.jsonl", '{"prompt": "a", "label": "positive"}', "unknown column 'label'"),
         ("b.txt", " \n", "has no prompts"),

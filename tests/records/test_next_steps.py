@@ -82,11 +82,12 @@ def test_no_candidate_leads_to_the_sources_of_damage(results):
     assert "--thinking off" in found[0].advice
 
 
-def test_undecided_states_the_prompts_that_would_decide(results):
-    def claims(**fields) -> tuple[Claim, ...]:
-        reason = VerdictReason(state=ClaimState.UNDECIDED, **fields)
-        return (Claim(kind=ClaimKind.SUPPRESSES, state=ClaimState.UNDECIDED, reasons=(reason,)),)
+def claims(**fields) -> tuple[Claim, ...]:
+    reason = VerdictReason(state=ClaimState.UNDECIDED, **fields)
+    return (Claim(kind=ClaimKind.SUPPRESSES, state=ClaimState.UNDECIDED, reasons=(reason,)),)
 
+
+def test_undecided_states_the_prompts_that_would_decide(results):
     few = claims(code=VerdictCode.EFFECT_SIZE, effect="suppression", prompts=340)
     found = steps(results, VerdictName.INCONCLUSIVE, claims=few)
     assert codes(found) == [NextStep.MORE_PROMPTS, NextStep.PLAY]
@@ -99,6 +100,13 @@ def test_undecided_states_the_prompts_that_would_decide(results):
     found = steps(results, VerdictName.INCONCLUSIVE, claims=draws)
     assert codes(found) == [NextStep.MORE_DRAWS, NextStep.PLAY]  # more prompts do not change a rank
     assert codes(steps(results, VerdictName.INCONCLUSIVE, FACTS._replace(is_quick=True))) == [NextStep.WHOLE_RUN]
+
+
+def test_a_seed_without_a_candidate_beside_undecided_ones_has_next_steps(results):
+    """Its claims are not tested, with the number of discarded candidates by reason."""
+    reason = {"no_candidate": NoCandidate.ALL_DISCARDED, "counts": {Discard.KL_TOO_LARGE: 3}}
+    some = claims(code=VerdictCode.NO_CANDIDATE, **reason)
+    assert NextStep.MORE_PROMPTS in codes(steps(results, VerdictName.INCONCLUSIVE, claims=some))
 
 
 def test_null_draws_that_damage_the_model_lead_to_spared_tokens(results):

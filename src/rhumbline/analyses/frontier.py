@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from rhumbline.analyses.dosed_interventions import DosedIntervention, Setting, find_doses, settings
 from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.frontier_results import FrontierResults, Measured, as_name
+from rhumbline.analyses.judged import header_of, protocol_with_classes
 from rhumbline.analyses.subject import Subject
 from rhumbline.analyses.trajectory_kl import Divergence, Trajectories, right_answers, takes_system, with_system
-from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.judging.score import score_of
@@ -32,8 +32,6 @@ from rhumbline.records.frontier_file import (
     FrontierRule,
     InterventionName,
 )
-from rhumbline.records.seed_files import MetricTokens
-from rhumbline.stages.common_start import header_text
 from rhumbline.stages.completions import complete
 
 
@@ -61,13 +59,7 @@ class Frontier:
     @cached_property
     def protocol(self) -> Protocol:
         """The protocol of the run. ProtocolError if its score is continuous."""
-        protocol = Protocol.of(self.subject.directory.protocol)
-        if protocol.is_continuous:
-            raise ProtocolError(
-                f"{self.subject.directory.path}: judge {protocol.judge} gives a continuous score, and this analysis "
-                "counts classes of completions. Use a run of a behaviour with classes, such as refusal."
-            )
-        return protocol
+        return protocol_with_classes(self.subject)
 
     def _trajectories(self, split: Split) -> Trajectories:
         prompts = self.subject.prompts(split, "negative")[: self.plan.kl_prompts]
@@ -132,8 +124,7 @@ class Frontier:
     def _classes(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[list[str]]:
         """The class of the completion of every prompt under every arm."""
         subject, judge = self.subject, self.protocol.class_judge()
-        header = header_text(subject.chat, subject.directory.read_record(MetricTokens, subject.seed).start)
-        texts = complete(subject.runner, subject.chat, prompts, arms, self.plan.max_new_tokens, header)
+        texts = complete(subject.runner, subject.chat, prompts, arms, self.plan.max_new_tokens, header_of(subject))
         return [[score_of(judge, text).cls for text in of_arm] for of_arm in texts]
 
 

@@ -31,7 +31,7 @@ from rhumbline.records.shared import ByLabel
 DRAW_SEED = 23
 """Last entry of the seed of the random vectors."""
 MASSIVE = 10.0
-"""A token is massive if its norm is this many times the median of the others'."""
+"""A token is massive if its norm is this many times the median of all tokens."""
 HERETIC_WIDTH, HERETIC_LARGEST = 0.6, 1.5
 """Largest width of a window, as a share of the layers, and largest strength, in heretic's search."""
 MOST_ADDED = 64.0

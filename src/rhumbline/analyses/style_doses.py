@@ -220,7 +220,9 @@ class _Study:
         for draw in range(self.plan.nulls):
             for family, vector in self._nulls(rows, rng).items():
                 null = Direction.from_vector(vector / vector.norm() * direction.norm, -1, layer)
-                arms.append(_named("ablation", 1.0, (Ablate(null),), family=family, draw=draw))
+                arms += [
+                    _named("ablation", s, (Ablate(null, s),), family=family, draw=draw) for s in self.plan.strengths
+                ]
                 arms += _doses(null, self.plan.doses, family, draw)
             for k in self.plan.ranks:
                 span = span_of(torch.from_numpy(rng.standard_normal((k, rows.shape[1]))))

@@ -213,7 +213,7 @@ def _exceeds(dose: StyleDose, nulls: Sequence[StyleDose]) -> bool:
 
 
 def _keeps_text(dose: StyleDose, baseline: StyleDose, plan: StyleDosesPlan, reference: Mean) -> bool:
-    """Whether a dose keeps content and form of the text, as far as the other system prompt keeps the content."""
+    """Whether the texts at a dose keep their content, compared with the other system prompt, and their form."""
     content = plan.least_content * _value(reference)
     return _value(dose.content) >= content and dose.degenerate.rate <= baseline.degenerate.rate + plan.most_degenerate
 

@@ -80,8 +80,9 @@ def half_damage(
 
     `interpolate` between two strengths, which prompts do not have.
     """
+    points = [point for point in points if _scored(point.shown)]
     value = cost_at_half(
-        [(float(p.kl.mean(0).sum() / p.tokens.sum()), float(np.nanmean(p.shown))) for p in points if _scored(p.shown)],
+        [(float(p.kl.mean(0).sum() / p.tokens.sum()), float(np.nanmean(p.shown))) for p in points],
         float(np.nanmean(baseline)) if _scored(baseline) else 0.0,
         interpolate=interpolate,
     )

@@ -44,6 +44,7 @@ def version_4_wide_null(change: float, draws: Draws, same_cosine: float | None) 
         floor=rank_floor(len(draws)),
         comparable=UNSET,
         beaten=UNSET,
+        cosine=max((abs(draw.null.cosine) for draw in draws if not draw.change < change), default=None),
     )
 
 

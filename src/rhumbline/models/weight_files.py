@@ -164,17 +164,17 @@ def check_archive(path: Path, wrong: type[RhumblineError]) -> None:
 
     torch.save compresses nothing, so such a file was made to fill the memory.
     """
-    with open(path, "rb") as file:
-        if file.read(len(_ARCHIVE)) != _ARCHIVE:
-            return
     try:
+        with open(path, "rb") as file:
+            if file.read(len(_ARCHIVE)) != _ARCHIVE:
+                return
         with ZipFile(path) as archive:
             size = sum(part.file_size for part in archive.infolist())
     except (OSError, ValueError, NotImplementedError, BadZipFile) as error:
         raise wrong(f"{path} is not a complete archive: {one_line(error)}. {_READ_AGAIN}") from error
     if size > (most := path.stat().st_size):
         raise wrong(
-            f"{path} has {most:,} bytes, and its parts would have {size:,}. Files of torch.save are not compressed. "
+            f"{path} has {most:,} bytes, and its unpacked parts have {size:,}. Files of torch.save are not compressed. "
             "Save it again, as .safetensors."
         )
 

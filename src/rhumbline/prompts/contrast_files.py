@@ -6,7 +6,7 @@ Independent of how prompts are split and of what they mean.
 import csv
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -97,12 +97,15 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
         raise ContrastError(f"{path} is not a file of prompts. Use a file named .txt, .jsonl (JSON Lines) or .csv.")
     rows = list(reader(read_text(path, ContrastError, "a file of prompts (.txt, .jsonl or .csv)"), faults))
     kept: dict[str, Prompt] = {}
+    ids: dict[str, str] = {}
     for place, row in rows:
         for column in sorted(row.keys() - set(PROMPT_COLUMNS)):
             faults.add(place, f"unknown column {_brief(column)}; columns are {', '.join(PROMPT_COLUMNS)}")
         prompt = _prompt(place, {**{c: row.get(c) for c in PROMPT_COLUMNS}, "label": "positive"}, faults)
-        if prompt is not None:
-            kept.setdefault(near_text(prompt.text), prompt)
+        if prompt is not None and kept.setdefault(near_text(prompt.text), prompt) is prompt and prompt.id:
+            if prompt.id in ids:
+                faults.add(place, f"id {_brief(prompt.id)} is also the id of {ids[prompt.id]}; ids must be unique")
+            ids.setdefault(prompt.id, place)
     if not rows and not faults.count:
         faults.add("", "the file has no prompts")
     faults.raise_if_any()
@@ -238,7 +241,7 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: Faults
         if 0 < with_response < len(read):
             faults.add("", f"{with_response} of {len(read)} rows have a response; write one for all rows or for none")
     faults.raise_if_any()
-    prompts = _with_ids([prompt for _, prompt in kept.values()], set(seen))
+    prompts = with_ids([prompt for _, prompt in kept.values()], set(seen))
     digest = content_sha256((*prompts, *neutral))
     return ContrastSet(name, prompts, digest, len(read) - len(prompts), neutral=neutral)
 
@@ -276,8 +279,9 @@ def _prompt(place: str, row: dict[str, Any], faults: Faults) -> Prompt | None:
     return Prompt(cells["prompt"], **{**fields, "id": cells.get("id", "")})
 
 
-def _with_ids(prompts: list[Prompt], taken: set[str]) -> tuple[Prompt, ...]:
-    named = []
+def with_ids(prompts: Sequence[Prompt], taken: Collection[str] = ()) -> tuple[Prompt, ...]:
+    """The prompts, each with an id: its own, or a new one that no other has."""
+    taken, named = {*taken, *(prompt.id for prompt in prompts)}, []
     count = dict.fromkeys(LABELS, 0)
     for prompt in prompts:
         count[prompt.label] += 1

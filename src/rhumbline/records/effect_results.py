@@ -127,7 +127,7 @@ class WideNull:
     values: tuple[float | None, ...]
     """Change of the metric by every draw, log-odds, to four digits."""
     comparable: int | UnsetType = UNSET
-    """Draws that do not align with the direction. Absent in version 4."""
+    """Draws that do not align with the direction, or in which nothing was selected. Absent in version 4."""
     beaten: int | UnsetType = UNSET
     """Comparable draws that change the metric by at least as much as the direction and do not damage the model more
     than the rule permits. Absent in version 4."""

@@ -165,13 +165,13 @@ def _undecided(results: Results, facts: RunFacts) -> tuple[Step, ...]:
     holders = [results, *results.seeds]
     claims = [claim for holder in holders for claim in holder.claims if claim.kind in DECISIVE_CLAIMS]
     reasons = [reason for claim in claims if claim.state in undecided for reason in claim.reasons]
-    is_rank = {reason: reason.code in (VerdictCode.TOO_FEW_DRAWS, VerdictCode.NULL_RANK) for reason in reasons}
-    is_open = [reason for reason in is_rank if reason.state in undecided]
+    not_decided = [reason for reason in reasons if reason.state in undecided]
+    ranks = [r for r in not_decided if r.code in (VerdictCode.TOO_FEW_DRAWS, VerdictCode.NULL_RANK)]
     steps = []
-    if not is_open or not all(is_rank[reason] for reason in is_open):
+    if not not_decided or len(ranks) < len(not_decided):
         numbers = [reason.prompts for reason in reasons if reason.prompts is not None]
         steps.append(Step(what=NextStep.MORE_PROMPTS, prompts=max(numbers, default=None), sizes=facts.sizes))
-    if any(is_rank[reason] for reason in is_open):
+    if ranks:
         steps.append(Step(what=NextStep.MORE_DRAWS, draws=2 * facts.wide_nulls + 1))
     families = (null for seed in results.seeds for effect in seed.wide for null in effect.families.values())
     if any(null.damaging is not UNSET for null in families):

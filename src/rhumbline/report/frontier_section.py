@@ -110,7 +110,7 @@ def charts(record: FrontierRecord) -> Iterator[basic_charts.Chart | None]:
     for key, (what, members) in groups.items():
         shown = [c for c in record.curves if c.name == REFERENCE or c.group in members]
         points = [p for c in shown for p in _points(record, c)]
-        title = f"Behaviour left over damage (n = {n}): {what}"
+        title = f"Remaining behaviour by KL (n = {n}): {what}"
         text = ChartText(f"frontier-{key}", title, "KL on test negatives, nats per token", "rate on positives")
         colours = {REFERENCE: LIGHT["ink"]} | {
             c.name: SERIES[k % len(SERIES)].colour for k, c in enumerate(c for c in shown if c.name != REFERENCE)

@@ -25,7 +25,7 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.models.loading import fingerprint
 from rhumbline.prompts.chat_options import DEFAULT_OPTIONS, ChatOptions
-from rhumbline.prompts.contrast_files import MADE
+from rhumbline.prompts.contrast_files import MADE, with_ids
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Prompt, Sizes, Split, content_sha256, shares_of
 from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import check_writable
@@ -103,7 +103,7 @@ def make_contrast(
     `name` is that of the prompts. Raises InputError if fewer than three pairs are left; the answers are kept then.
     """
     path = check_new(out)
-    named = [replace(p, id=p.id or f"p{i:04d}") for i, p in enumerate(prompts, 1)]
+    named = with_ids(prompts)
     asked = ByLabel(*([replace(p, label=c, system=plan.systems[c] or None) for p in named] for c in LABELS))
     rendered = Chat.of(model.tokenizer, chat, [*asked.positive, *asked.negative])
     made_by = MadeBy(

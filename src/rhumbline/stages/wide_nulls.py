@@ -94,7 +94,9 @@ def _with_damage(wide: WideNulls, nulls: Sequence[NullDirection], rule: Rule, jo
     if rule.max_kl is None or changes is None:
         return wide
     change = float((changes.base - changes.own).mean())
-    reaching = {draw.null.null_draw for draws in changes.families.values() for draw in draws if draw.change >= change}
+    reaching = {
+        draw.null.null_draw for draws in changes.families.values() for draw in draws if not draw.change < change
+    }
     known = {row.arm.null_draw for row in wide.rows if row.kl is not UNSET}
     wanted = [i for i, null in enumerate(nulls) if null.null_draw in reaching - known]
     requests = [
