@@ -7,7 +7,7 @@ from msgspec import structs
 from make_evidence import ranked, with_effects
 from make_outcomes import outcome
 from rhumbline.evidence import level_effects
-from rhumbline.evidence.compared_arms import EFFECTS
+from rhumbline.evidence.compared_arms import EFFECTS, NullComparison
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.level_effects import Levels, neutral_level, pooled_level_effects
 from rhumbline.evidence.verdict import SeedEvidence, decide
@@ -116,6 +116,16 @@ def test_draws_that_differ_widen_the_interval_of_a_gap_of_levels():
     narrow, wide = (Levels.of(rows).effects()[0].relative_gap["isotropic"] for rows in (alike, differ))
     assert wide.low < narrow.low - 0.4
     assert wide.draws == 3
+
+
+def test_an_ineffective_draw_counts_as_no_change_of_the_level():
+    rows = outcomes(0.4, 0.0, 0.0, 0.36)
+    moved = [structs.replace(r, score=0.0) if r.arm.is_null else r for r in rows]  # every null suppresses
+    arms = frozenset(row.arm for row in moved if row.arm.is_null)
+    measured, void = (Levels.of(moved).effects(NullComparison(ineffective=some))[0] for some in (frozenset(), arms))
+    assert measured.relative_gap["isotropic"].value == pytest.approx(0.0, abs=0.02)
+    assert void.relative_gap["isotropic"].value == pytest.approx(void.relative.value, abs=0.02)
+    assert void.drop == measured.drop
 
 
 def test_texts_define_the_unit_if_the_contrast_has_them():

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET, structs
 
-from rhumbline.evidence.metric_effects import families_below_bound, mean_kl, wide_effects, with_adjusted_p
+from rhumbline.evidence.metric_effects import (
+    families_below_bound,
+    ineffective_arms,
+    mean_kl,
+    wide_effects,
+    with_adjusted_p,
+)
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
 from rhumbline.records.positions import Position
@@ -83,6 +89,19 @@ def test_a_draw_that_damages_the_model_reaches_nothing_and_is_counted():
     worse = replace(with_kl(reached, UNSET, 0.5, 0.1, 3.0), kl=(0.6, 0.6))  # the direction damages the model itself
     (effect,) = wide_effects(worse, NULLS, max_kl=0.2)
     assert effect.families["top-pc"].beaten == 2
+
+
+def test_the_ineffective_arms_are_ablations_that_damage_the_model_and_all_of_draws_without_a_candidate():
+    def arms(kind, *draws):
+        return {ArmId.null("top-pc", d, kind) for d in draws}
+
+    nulls = [replace(null, passed=null.draw != 0) for null in NULLS]
+    without = arms(ArmKind.ABLATION, 0) | arms(ArmKind.ADDITION, 0)
+    evidence = with_kl(wide(nulls=(4.0, -6.0, -6.0, -6.0)), UNSET, 0.5, 0.1, 3.0)
+    assert ineffective_arms(evidence, nulls, 0.2) == without | arms(ArmKind.ABLATION, 1, 3)
+    assert ineffective_arms(evidence, nulls, None) == without
+    assert ineffective_arms(replace(evidence, kl=(0.6, 0.6)), NULLS, 0.2) == arms(ArmKind.ABLATION, 3)
+    assert ineffective_arms(WideNulls({}, ()), nulls, 0.2) == without
 
 
 def test_aligned_draws_that_all_reach_the_effect_give_no_p():

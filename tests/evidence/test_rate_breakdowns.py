@@ -1,6 +1,7 @@
 import pytest
 
 from make_outcomes import outcome
+from rhumbline.evidence.compared_arms import EVERY_DRAW
 from rhumbline.evidence.rate_breakdowns import (
     effects_by_condition,
     rates_by_baseline_class,
@@ -90,8 +91,8 @@ def test_effects_under_a_condition_are_compared_with_the_nulls_under_it():
     nulls = {(c, f"null:isotropic:{d}:ablation"): (cls,) * 20 for d in range(3)
              for c, cls in (("clerk", "complied"), ("none", "refused"))}  # fmt: skip
     rows = under_conditions(own | nulls)
-    gaps = {e.condition: e.effects[0].relative_gap["isotropic"].value for e in effects_by_condition(rows, (), 1)}
+    gaps = {e.condition: e.effects[0].relative_gap["isotropic"].value for e in effects_by_condition(rows, EVERY_DRAW)}
     assert gaps == {"clerk": pytest.approx(0.0), "none": pytest.approx(1.0)}
     assert {row.arm.is_null for row in rates_by_condition(rows)} == {False}
     # A run of an older version has no nulls there, and nothing is compared.
-    assert effects_by_condition(under_conditions(own), (), 1) == ()
+    assert effects_by_condition(under_conditions(own), EVERY_DRAW) == ()

@@ -11,9 +11,10 @@ from msgspec import structs
 from make_outcomes import outcome, outcomes_of
 from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import arm_rates
-from rhumbline.evidence.compared_arms import SUBTRACTS
+from rhumbline.evidence.compared_arms import SUBTRACTS, NullComparison
 from rhumbline.evidence.rate_effects import pooled_rate_effects, rate_effects
 from rhumbline.evidence.statistics import paired_difference
+from rhumbline.records.arms import ArmId, ArmKind
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.effect_results import NullSummary
 from rhumbline.records.outcome_rows import Outcome
@@ -66,15 +67,29 @@ def test_subtraction_on_positives_is_compared_with_additions_of_nulls_on_positiv
 def test_aligned_draws_are_not_compared():
     plain, _ = rate_effects(RUN)
     assert plain.relative_gap["isotropic"].draws == 2
-    one, _ = rate_effects(RUN, aligned={("isotropic", 1)})
+    one, _ = rate_effects(RUN, NullComparison(aligned=frozenset({("isotropic", 1)})))
     assert one.relative_gap["isotropic"].value == pytest.approx(7 / 9)  # draw 0 changes nothing
     assert one.relative_gap["isotropic"].low < -1  # two draws of all families, far apart
     assert one.gap == plain.gap
     assert (plain.p["isotropic"], one.p["isotropic"]) == (1 / 3, 1 / 2)
-    every, _ = rate_effects(RUN, aligned={("isotropic", 0), ("isotropic", 1)})
+    every, _ = rate_effects(RUN, NullComparison(aligned=frozenset({("isotropic", 0), ("isotropic", 1)})))
     assert every.relative_gap["isotropic"].value is None
     assert every.p["isotropic"] is None
-    assert rate_effects(RUN, least_draws=19)[0].p == {"isotropic": None, "shuffled": None}
+    assert rate_effects(RUN, NullComparison(least_draws=19))[0].p == {"isotropic": None, "shuffled": None}
+
+
+def test_an_ineffective_draw_counts_as_no_change():
+    broken, _ = rate_effects(RUN)
+    assert broken.relative_gap["shuffled"].value == pytest.approx(7 / 9 - 8 / 9)  # it suppresses as the direction does
+    void = NullComparison(ineffective=frozenset({ArmId.null("shuffled", 0, ArmKind.ABLATION)}))
+    suppression, induction = rate_effects(RUN, void)
+    assert suppression.relative_gap["shuffled"].value == pytest.approx(suppression.relative.value)
+    assert suppression.gap["shuffled"] == pytest.approx(suppression.drop)
+    assert (broken.p["shuffled"], suppression.p["shuffled"]) == (1.0, 1 / 2)
+    # The direction, the other families and the other effect are as they were.
+    assert suppression.relative == broken.relative
+    assert suppression.relative_gap["isotropic"].value == broken.relative_gap["isotropic"].value
+    assert induction == rate_effects(RUN)[1]
 
 
 def test_degenerate_completions_count_against_the_effect():

@@ -7,6 +7,7 @@ from msgspec import structs
 
 from make_outcomes import outcomes_of
 from rhumbline.evidence.class_rates import arm_rates
+from rhumbline.evidence.compared_arms import NullComparison
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.rate_effects import rate_effects
 from rhumbline.evidence.seed_evidence import SeedEvidence
@@ -152,7 +153,7 @@ def known(kl: float = 0.02, cosine: float = 0.95, **counts: object) -> SeedEvide
     refits = StabilitySummary(20, (), (), 0.0, MeanInterval(cosine, cosine - 0.02, cosine + 0.02), cosine)
     return SeedEvidence(
         arm_rates(rows),
-        tuple(_of_every_family(e) for e in rate_effects(rows, least_draws=19)),
+        tuple(_of_every_family(e) for e in rate_effects(rows, NullComparison(least_draws=19))),
         shift=Shift(kl, 0.9 * kl, 1.1 * kl, 16),
         damage=damage_changes(rows),
         stability=refits,

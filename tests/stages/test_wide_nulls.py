@@ -1,7 +1,10 @@
 """Which null draws have the KL divergence of their ablation measured."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
+import pytest
+import torch
 from msgspec import UNSET
 
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
@@ -9,7 +12,8 @@ from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import WideNulls, WideRow
 from rhumbline.records.shared import NullDirection
-from rhumbline.stages.wide_nulls import _with_damage
+from rhumbline.stages.seed_run import SeedRun
+from rhumbline.stages.wide_nulls import KL_POOL, RARELY_SHOWN, _kl, _with_damage
 
 NULLS = [NullDirection("top-pc", d, cosine=0.0, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
 
@@ -56,3 +60,50 @@ def test_the_damage_of_draws_that_reach_the_suppression_is_measured_once():
         none = Jobs()
         assert _with_damage(wide, NULLS, rule, none) == wide
         assert none.asked == []
+
+
+@dataclass
+class Scorer:
+    """The logits of a prompt are its metric; every arm has the divergence of 100 times its prompt."""
+
+    shown: float
+
+    def baseline(self, sequences):
+        return torch.tensor([[self.shown if s[0] % 3 else -5.0] for s in sequences])
+
+    def metric(self, logits):
+        return logits[:, 0]
+
+    def kl(self, sequences, arms, baseline):
+        assert len(sequences) == len(baseline)
+        return torch.tensor([[100.0 * s[0] for s in sequences] for _ in arms])
+
+
+class Run(SeedRun):
+    """A seed with some negatives, whose only token is their number."""
+
+    arms = SimpleNamespace(arm=lambda i: i)
+
+    def __init__(self, scorer, negatives):
+        prompts = [SimpleNamespace(id=str(i), number=i) for i in range(negatives)]
+        parts = {
+            "seed": 0,
+            "splits": SimpleNamespace(get=lambda split, label: prompts),
+            "chat": SimpleNamespace(encode=lambda prompt: [prompt.number]),
+            "scorer": lambda stage: scorer,
+        }
+        for name, part in parts.items():
+            object.__setattr__(self, name, part)
+
+
+@pytest.mark.parametrize(
+    ("shown", "negatives", "n"), [(3.0, 200, 16), (RARELY_SHOWN, 200, 16), (3.0, 9, 3), (3.0, 0, 0)]
+)
+def test_the_kl_is_measured_on_negatives_that_rarely_show_the_behaviour(shown, negatives, n):
+    """A third of the negatives have a metric of -5; the others count if their metric is at the bound."""
+    first, second = _kl(Run(Scorer(shown), negatives), [ABLATION, BASELINE], 16)
+    assert first == second
+    assert len(first) == n
+    if shown > RARELY_SHOWN:
+        assert all(value / 100 % 3 == 0 for value in first)
+    assert KL_POOL * 16 / 3 > 16

@@ -4,10 +4,11 @@ Independent of scores and margins.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rhumbline.errors import VerificationError
-from rhumbline.records.arms import ABLATION, ADDITION, SUBTRACTION, ArmId, ArmKind
+from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId, ArmKind
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import EffectName, Label
 
@@ -34,6 +35,26 @@ EFFECTS = (ComparedArms("suppression", ABLATION, "positive", 1), ComparedArms("i
 SUBTRACTS = ComparedArms("subtraction", SUBTRACTION, "positive", 1)
 """Subtraction on positives, the paper's bypass by activation addition. No claim uses it."""
 
+NullDraw = tuple[str, int]
+"""Family and draw of a null."""
+
+
+@dataclass(frozen=True)
+class NullComparison:
+    """How the null draws of a seed are compared with the direction."""
+
+    aligned: frozenset[NullDraw] = frozenset()
+    """Draws that are not compared, because they lie along the direction."""
+    ineffective: frozenset[ArmId] = frozenset()
+    """Arms of draws that count as if they had not been run: the selection found no direction in the draw, or its
+    ablation damages the model more than the rule permits and more than that of the direction does."""
+    least_draws: int = 0
+    """p is unknown with fewer comparable draws."""
+
+
+EVERY_DRAW = NullComparison()
+"""Every draw is compared as it was measured."""
+
 OutcomeTable = Mapping[tuple[ArmId, Label], Mapping[str, Outcome]]
 """Outcomes by arm and class, then by prompt id, in the order of the rows."""
 
@@ -50,3 +71,15 @@ def outcomes_by_arm(outcomes: Iterable[Outcome]) -> OutcomeTable:
             )
         prompts[row.prompt_id] = row
     return table
+
+
+def as_compared(table: OutcomeTable, nulls: NullComparison) -> OutcomeTable:
+    """The same outcomes, in which those of ineffective arms are the outcomes of the baseline on their prompts."""
+
+    def rows_of(arm: ArmId, label: Label, rows: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+        if arm not in nulls.ineffective:
+            return rows
+        baseline = table.get((BASELINE, label), {})
+        return {prompt: baseline.get(prompt, row) for prompt, row in rows.items()}
+
+    return {(arm, label): rows_of(arm, label, rows) for (arm, label), rows in table.items()}

@@ -10,16 +10,24 @@ The counterpart for classes is rate_effects.py. Independent of margins and of th
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
-from rhumbline.evidence.rate_effects import NullDraw, nulls_of
+from rhumbline.evidence.compared_arms import (
+    EFFECTS,
+    EVERY_DRAW,
+    ComparedArms,
+    NullComparison,
+    OutcomeTable,
+    as_compared,
+    outcomes_by_arm,
+)
+from rhumbline.evidence.rate_effects import nulls_of
 from rhumbline.evidence.relative_changes import (
     Change,
     draws_half_width,
@@ -118,19 +126,17 @@ class Levels:
         )
 
     def effects(
-        self,
-        aligned: Collection[NullDraw] = (),
-        least_draws: int = 0,
-        effects: Sequence[ComparedArms] = EFFECTS,
+        self, compared: NullComparison = EVERY_DRAW, effects: Sequence[ComparedArms] = EFFECTS
     ) -> tuple[Effect, ...]:
         """Suppression and induction in levels, as `rate_effects`; a gap to a null family is paired too."""
+        levels = replace(self, outcomes=as_compared(self.outcomes, compared))
         return tuple(
-            self._effect(effect, aligned, least_draws)
+            levels._effect(effect, compared)
             for effect in effects
             if (BASELINE, effect.label) in self.outcomes and (effect.arm, effect.label) in self.outcomes
         )
 
-    def _effect(self, effect: ComparedArms, aligned: Collection[NullDraw], least_draws: int) -> Effect:
+    def _effect(self, effect: ComparedArms, compared: NullComparison) -> Effect:
         label, sign = effect.label, effect.sign
         prompts = self._scored(sorted(self.outcomes[BASELINE, label]), label, effect.arm)
         nulls = nulls_of(self.outcomes, effect)
@@ -140,7 +146,7 @@ class Levels:
             f: [_mean(sign * self.fall(n, label, self._scored(prompts, label, n))) / self.unit.scale for n in some]
             for f, some in nulls.items()
         }
-        comparable = {f: [n for n in some if n.null_draw not in aligned] for f, some in nulls.items()}
+        comparable = {f: [n for n in some if n.null_draw not in compared.aligned] for f, some in nulls.items()}
         kept = {f: [m for m, n in zip(means[f], some, strict=True) if n in comparable[f]] for f, some in nulls.items()}
         own_mean = _mean(own) / self.unit.scale
         ranks = {f: Ranking.of(own_mean, values) for f, values in kept.items()}
@@ -151,7 +157,7 @@ class Levels:
             high=drop.high,
             n=len(prompts),
             gap={f: finite_or_none(own_mean - float(np.mean(some))) for f, some in means.items()},
-            p={f: rank.p(least_draws) for f, rank in ranks.items()},
+            p={f: rank.p(compared.least_draws) for f, rank in ranks.items()},
             floor={f: rank_floor(rank.draws) for f, rank in ranks.items()},
             null={
                 f: NullSummary(len(values), finite_or_none(float(np.mean(values))), finite_or_none(max(values)))

@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.evidence.statistics import LEAST_RESAMPLED, Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
-from rhumbline.records.arms import BASELINE
+from rhumbline.records.arms import BASELINE, ArmId, ArmKind
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
 from rhumbline.records.seed_files import StoppedFamily, WideNulls
 from rhumbline.records.shared import NullDirection
@@ -32,6 +32,16 @@ class Draw(NamedTuple):
     null: NullDirection
     is_damaging: bool = False
     """The KL divergence of its ablation is above the bound of the rule and that of the direction."""
+
+    @property
+    def is_ineffective(self) -> bool:
+        """Whether it reaches nothing, whatever it changes.
+
+        A draw that damages the model more than the rule permits, and more than the direction does, is one: the
+        behaviour is lost in a broken model as well. So is a draw of the whole procedure in which no candidate passed
+        the selection, which bounds the damage too.
+        """
+        return self.is_damaging or not self.null.passed
 
 
 Draws = Sequence[Draw]
@@ -129,15 +139,20 @@ def families_below_bound(
     return tuple(stopped)
 
 
-def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
-    """The changes by the draws that are compared with the direction.
+def ineffective_arms(wide: WideNulls, nulls: Sequence[NullDirection], max_kl: float | None) -> frozenset[ArmId]:
+    """The arms of null draws that reach nothing: all of a draw without a candidate, and the ablations that damage."""
+    kinds = (ArmKind.ABLATION, ArmKind.ADDITION)
+    found = {ArmId.null(*null.null_draw, kind) for null in nulls if not null.passed for kind in kinds}
+    suppression = EFFECTS[0]
+    changes = metric_changes(wide, nulls, suppression, max_kl)
+    draws = (draw for some in changes.families.values() for draw in some) if changes is not None else ()
+    return frozenset(found | {ArmId.null(*d.null.null_draw, suppression.arm.kind) for d in draws if d.is_damaging})
 
-    A draw that damages the model more than the rule permits, and more than the direction does, reaches nothing: the
-    metric falls in a broken model as well. Nor does a draw of the whole procedure in which no candidate passed the
-    selection, which bounds the damage too.
-    """
+
+def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
+    """The changes by the draws that are compared with the direction; -inf for those that reach nothing."""
     return [
-        draw.change if draw.null.passed and not draw.is_damaging else -math.inf
+        -math.inf if draw.is_ineffective else draw.change
         for draw in draws
         if not draw.null.passed or is_comparable(draw.null.cosine, same_cosine)
     ]

@@ -1,9 +1,10 @@
 """Breakdowns: outcomes -> rates by category, by the class at baseline, and under other system prompts."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from rhumbline.evidence.class_rates import SHOWN, are_uncovered, class_rate, measured_outcomes
-from rhumbline.evidence.rate_effects import NullDraw, rate_effects
+from rhumbline.evidence.compared_arms import NullComparison
+from rhumbline.evidence.rate_effects import rate_effects
 from rhumbline.evidence.side_effects import class_change
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.outcome_rows import ConditionOutcome, Outcome
@@ -78,9 +79,7 @@ def rates_by_condition(rows: Sequence[ConditionOutcome]) -> tuple[ConditionRate,
     return tuple(rates)
 
 
-def effects_by_condition(
-    rows: Sequence[ConditionOutcome], aligned: Collection[NullDraw], least_draws: int
-) -> tuple[ConditionEffects, ...]:
+def effects_by_condition(rows: Sequence[ConditionOutcome], compared: NullComparison) -> tuple[ConditionEffects, ...]:
     """Suppression and induction under each system prompt with the gaps to its nulls; empty if no null was run there."""
     if not any(row.arm.is_null for row in rows):
         return ()
@@ -88,8 +87,7 @@ def effects_by_condition(
     for row in rows:
         by_condition.setdefault(row.condition, []).append(_as_outcome(row))
     return tuple(
-        ConditionEffects(name, rate_effects(measured_outcomes(some), aligned, least_draws))
-        for name, some in by_condition.items()
+        ConditionEffects(name, rate_effects(measured_outcomes(some), compared)) for name, some in by_condition.items()
     )
 
 

@@ -4,7 +4,7 @@ The counterpart for continuous scores is level_effects.py. Independent of margin
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,15 @@ from jaxtyping import Float
 
 from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import SHOWN
-from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, OutcomeTable, outcomes_by_arm
+from rhumbline.evidence.compared_arms import (
+    EFFECTS,
+    EVERY_DRAW,
+    ComparedArms,
+    NullComparison,
+    OutcomeTable,
+    as_compared,
+    outcomes_by_arm,
+)
 from rhumbline.evidence.relative_changes import (
     Change,
     Paired,
@@ -34,15 +42,12 @@ from rhumbline.records.effect_results import Effect, NullSummary, PooledEffect, 
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Label
 
-NullDraw = tuple[str, int]
-"""Family and draw of a null."""
 DEGENERATE = frozenset({"degenerate"})
 
 
 def rate_effects(
     outcomes: Iterable[Outcome],
-    aligned: Collection[NullDraw] = (),
-    least_draws: int = 0,
+    compared: NullComparison = EVERY_DRAW,
     effects: Sequence[ComparedArms] = EFFECTS,
 ) -> tuple[Effect, ...]:
     """Suppression and induction, each with its nulls; an effect is omitted if one of its arms is missing.
@@ -53,25 +58,25 @@ def rate_effects(
 
     The interval of the drop is Newcombe's paired one. A gap is the drop minus the mean drop of the draws of a family.
     `relative` and `relative_gap` are relative to the baseline (relative_changes.py); there degenerate completions count
-    against the effect, and draws of `aligned` are not compared. p is unknown with fewer than `least_draws` comparable
-    draws. A null draw may have completed a part of the prompts, another part for every draw. Raises VerificationError
-    if other arms were run on different prompts, or null draws on different numbers of them.
+    against the effect, and aligned draws are not compared. Ineffective arms count as no change everywhere. A null draw
+    may have completed a part of the prompts, another part for every draw. Raises VerificationError if other arms were
+    run on different prompts, or null draws on different numbers of them.
     """
-    table = outcomes_by_arm(outcomes)
+    table = as_compared(outcomes_by_arm(outcomes), compared)
     return tuple(
-        _effect(table, effect, aligned, least_draws)
+        _effect(table, effect, compared)
         for effect in effects
         if (BASELINE, effect.label) in table and (effect.arm, effect.label) in table
     )
 
 
-def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullDraw], least_draws: int) -> Effect:
+def _effect(table: OutcomeTable, effect: ComparedArms, compared: NullComparison) -> Effect:
     label, sign = effect.label, effect.sign
     own = drop_of(table, effect.arm, label, sign)
     nulls = nulls_of(table, effect)
     _check_null_prompts(table, nulls, label)
     drops = {family: [drop_of(table, null, label, sign).mean for null in some] for family, some in nulls.items()}
-    comparable = {family: [n for n in some if n.null_draw not in aligned] for family, some in nulls.items()}
+    comparable = {family: [n for n in some if n.null_draw not in compared.aligned] for family, some in nulls.items()}
     kept = {f: [d for d, n in zip(drops[f], some, strict=True) if n in comparable[f]] for f, some in nulls.items()}
     ranks = {family: Ranking.of(own.mean, values) for family, values in kept.items()}
     return Effect(
@@ -82,7 +87,7 @@ def _effect(table: OutcomeTable, effect: ComparedArms, aligned: Collection[NullD
         n=own.n,
         mcnemar=mcnemar(*paired_refusals(table, effect.arm, label)),
         gap={f: finite_or_none(own.mean - math.fsum(values) / len(values)) for f, values in drops.items()},
-        p={family: rank.p(least_draws) for family, rank in ranks.items()},
+        p={family: rank.p(compared.least_draws) for family, rank in ranks.items()},
         floor={family: rank_floor(rank.draws) for family, rank in ranks.items()},
         null={
             f: NullSummary(len(v), finite_or_none(math.fsum(v) / len(v)), finite_or_none(float(np.max(v))))

@@ -10,18 +10,18 @@ from typing import NamedTuple
 from msgspec import UNSET, UnsetType
 
 from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
-from rhumbline.evidence.compared_arms import SUBTRACTS
+from rhumbline.evidence.compared_arms import SUBTRACTS, NullComparison
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.dose_curves import dose_curves
 from rhumbline.evidence.level_effects import Levels, neutral_level
-from rhumbline.evidence.metric_effects import mean_kl, wide_effects
+from rhumbline.evidence.metric_effects import ineffective_arms, mean_kl, wide_effects
 from rhumbline.evidence.rate_breakdowns import (
     effects_by_condition,
     rates_by_baseline_class,
     rates_by_category,
     rates_by_condition,
 )
-from rhumbline.evidence.rate_effects import NullDraw, rate_effects
+from rhumbline.evidence.rate_effects import rate_effects
 from rhumbline.evidence.readouts import readouts
 from rhumbline.evidence.second_effects import second_summary
 from rhumbline.evidence.seed_evidence import NO_SHIFT, SeedEvidence, Verdict
@@ -77,12 +77,13 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     outcomes = measured_outcomes(directory.read_rows(Outcome, seed))
     is_selected = selection.selected is not None
     nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, UNSET, (), NO_SHIFT)
+    compared = _compared(directory, seed, rule) if is_selected else NullComparison(least_draws=rule.min_draws or 0)
     levels = _levels(directory, seed, outcomes, rule)
     stability = stability_summary(directory.read_record(Stability, seed)) if is_selected else None
     second = _second(directory, seed, nulls, rule)
     evidence = SeedEvidence(
         arms=arm_rates(outcomes) if levels is None else levels.arms(),
-        effects=_effects(outcomes, levels, nulls, rule),
+        effects=_effects(outcomes, levels, nulls, compared, rule),
         no_candidate=no_candidate_reason(selection, extraction, metric),
         shift=nulls.shift,
         damage=() if rule.version < VERSION else damage_changes(outcomes),
@@ -124,10 +125,10 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
         categories=rates_by_category(outcomes),
         by_baseline=rates_by_baseline_class(outcomes),
         conditions=rates_by_condition(conditions),
-        condition_effects=effects_by_condition(conditions, _aligned(nulls, rule), rule.min_draws or 0) or UNSET,
+        condition_effects=effects_by_condition(conditions, compared) or UNSET,
         damage=tuple(evidence.damage),
         second=second,
-        subtraction=_subtraction(outcomes, levels, nulls, rule),
+        subtraction=_subtraction(outcomes, levels, compared),
     )
     if levels is not None:
         result = replace(result, style=_style(directory, seed, levels, outcomes))
@@ -166,29 +167,39 @@ def _second(directory: RunDirectory, seed: int, nulls: NullResults, rule: Rule) 
     return second_summary(second, wide, nulls.nulls, rule.same_cosine, rule.min_draws or 0, rule.max_kl)
 
 
-def _aligned(nulls: NullResults, rule: Rule) -> set[NullDraw]:
-    """The null draws that are not compared with the direction."""
-    return {null.null_draw for null in nulls.nulls if not is_comparable(null.cosine, rule.same_cosine)}
+def _compared(directory: RunDirectory, seed: int, rule: Rule) -> NullComparison:
+    """How the rule compares the null draws with the direction; for a seed with a direction."""
+    nulls, wide = directory.read_record(NullDirections, seed).nulls, directory.read_record(WideNulls, seed)
+    is_old = rule.version < VERSION
+    # Without a candidate a draw found no direction again, whatever the cosine of its stand-in.
+    aligned = (n for n in nulls if not is_comparable(n.cosine, rule.same_cosine) and (is_old or n.passed))
+    return NullComparison(
+        frozenset(null.null_draw for null in aligned),
+        frozenset() if is_old else ineffective_arms(wide, nulls, rule.max_kl),
+        rule.min_draws or 0,
+    )
 
 
-def _subtraction(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> Effect | UnsetType:
+def _subtraction(outcomes: list[Outcome], levels: Levels | None, compared: NullComparison) -> Effect | UnsetType:
     """The effect of the subtraction in rates or levels; UNSET if the arm was not run."""
-    rest = _aligned(nulls, rule), rule.min_draws or 0, (SUBTRACTS,)
+    rest = compared, (SUBTRACTS,)
     effects = rate_effects(outcomes, *rest) if levels is None else levels.effects(*rest)
     return effects[0] if effects else UNSET
 
 
-def _effects(outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, rule: Rule) -> tuple[Effect, ...]:
+def _effects(
+    outcomes: list[Outcome], levels: Levels | None, nulls: NullResults, compared: NullComparison, rule: Rule
+) -> tuple[Effect, ...]:
     """Both effects in rates or levels, with their ranks among the wide nulls."""
-    aligned = _aligned(nulls, rule)
     families = {effect.name: effect.families for effect in nulls.wide}
-    least = rule.min_draws or 0
     if rule.version < VERSION:
         effects = (
-            version_4_rate_effects(outcomes, aligned) if levels is None else version_4_level_effects(levels, aligned)
+            version_4_rate_effects(outcomes, compared.aligned)
+            if levels is None
+            else version_4_level_effects(levels, compared.aligned)
         )
     else:
-        effects = rate_effects(outcomes, aligned, least) if levels is None else levels.effects(aligned, least)
+        effects = rate_effects(outcomes, compared) if levels is None else levels.effects(compared)
     return tuple(replace(effect, wide=families.get(effect.name, {})) for effect in effects)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from msgspec import UNSET
 
 from rhumbline.evidence.class_rates import class_rate
-from rhumbline.evidence.compared_arms import EFFECTS, OutcomeTable, outcomes_by_arm
+from rhumbline.evidence.compared_arms import EFFECTS, NullDraw, OutcomeTable, outcomes_by_arm
 from rhumbline.evidence.level_effects import Levels
 from rhumbline.evidence.metric_effects import Draws, wide_null
-from rhumbline.evidence.rate_effects import NullDraw, drop_of, nulls_of, rate_effects
+from rhumbline.evidence.rate_effects import drop_of, nulls_of, rate_effects
 from rhumbline.evidence.statistics import Difference, difference_of_rates, finite_or_none, rank_floor, rank_p
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.effect_results import Effect, Gap, PooledEffect, WideNull

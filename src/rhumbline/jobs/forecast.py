@@ -25,8 +25,8 @@ from rhumbline.stages.second_direction import INDEPENDENCE_PROMPTS
 from rhumbline.stages.second_gradient import CANDIDATES as GRADIENT_CANDIDATES
 from rhumbline.stages.second_gradient import FIT_PROMPTS
 from rhumbline.stages.seed_run import read_positions
-from rhumbline.stages.stage_jobs import DRAWS_PER_JOB
-from rhumbline.stages.wide_nulls import KL_PROMPTS, damage_prompts
+from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, NULLS_PER_JOB
+from rhumbline.stages.wide_nulls import KL_POOL, KL_PROMPTS, damage_prompts
 
 
 class StageForecast(NamedTuple):
@@ -214,11 +214,16 @@ def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForeca
     nulls = protocol.nulls
     draws = sum(nulls.total(family) for family in nulls.families)
     p, q = min(nulls.prompts, ep), min(nulls.prompts, en)
-    kl, most = min(max(KL_PROMPTS, nulls.prompts), en), draws * _draw_limit(protocol)
-    own, rule = 2 * p + 3 * q + 2 * kl, protocol.rule
-    reaching, all_reach = (0, 0) if rule.max_kl is None else (1 + math.ceil(draws * (rule.max_p or 1)), 1 + most)
-    n = min(damage_prompts(protocol), en)
-    return stage("wide nulls", own + (p + q) * draws + reaching * n, own + (p + q) * most + all_reach * n)
+    most, rule = draws * _draw_limit(protocol), protocol.rule
+
+    def damage(arms: int, prompts: int) -> int:
+        """Prompts of the KL divergences of some ablations, with the baseline once in each job."""
+        return -(-arms // NULLS_PER_JOB) * min(KL_POOL * prompts, en) + arms * min(prompts, en)
+
+    own, of_draw = 2 * p + 3 * q + damage(1, max(KL_PROMPTS, nulls.prompts)), damage_prompts(protocol)
+    reaching, all_reach = (0, 0) if rule.max_kl is None else (math.ceil(draws * (rule.max_p or 1)), most)
+    likely, at_most = (n + damage(k, of_draw) for n, k in (((p + q) * draws, reaching), ((p + q) * most, all_reach)))
+    return stage("wide nulls", own + likely, own + at_most)
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[StageForecast]:

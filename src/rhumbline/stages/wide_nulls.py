@@ -35,6 +35,8 @@ The paired log-odds is not a probability, so it has no such bound.
 """
 KL_PROMPTS = 16
 """Negatives on which the KL divergence of the ablation is measured, at least."""
+KL_POOL = 4
+"""Negatives that are looked at for each on which a KL divergence is measured, to find some that rarely show it."""
 
 
 @dataclass(frozen=True)
@@ -140,26 +142,23 @@ def damage_prompts(protocol: Protocol) -> int:
     return max(LEAST_RESAMPLED, protocol.nulls.prompts)
 
 
-def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float | None, ...]]:
-    """KL divergence of every ablation on n negatives; None for one that shows the behaviour at baseline.
+def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float, ...]]:
+    """KL divergence of every ablation on at most `n` negatives that rarely show the behaviour at baseline.
 
-    The loss of the behaviour there is an effect, not damage.
+    Where it is shown, its loss is an effect, not damage.
     """
     scorer = run.scorer("wide nulls")
-    sequences = sample(run, "negative", n).sequences
+    metric = None if isinstance(scorer.metric, PairedLogOdds) else scorer.metric
+    sequences = sample(run, "negative", n if metric is None else KL_POOL * n).sequences
     baseline = scorer.baseline(sequences)
-    divergences = [six_digits(values) for values in scorer.kl(sequences, [run.arms.arm(i) for i in ids], baseline)]
-    if isinstance(scorer.metric, PairedLogOdds):
-        return list(divergences)
-    before = scorer.metric(baseline).tolist()
-    return [
-        tuple(k if b <= RARELY_SHOWN else None for k, b in zip(values, before, strict=True)) for values in divergences
-    ]
+    if metric is not None and sequences:
+        kept = (metric(baseline) <= RARELY_SHOWN).nonzero()[:n, 0].tolist()
+        sequences, baseline = [sequences[i] for i in kept], baseline[kept]
+    return [six_digits(values) for values in scorer.kl(sequences, [run.arms.arm(i) for i in ids], baseline)]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return finite_or_none(float(f"{fmean(known):.6g}")) if known else None
+def _mean(values: Sequence[float]) -> float | None:
+    return finite_or_none(float(f"{fmean(values):.6g}")) if values else None
 
 
 WIDE_JOB = JobKind("wide", WideRequest, WideNulls, _prepare)
