@@ -13,7 +13,8 @@ taught      models of benchmarks/taught_models.py on their contrast: folders `ta
 relabelled  the same models and prompts with random labels: nothing is there
 
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
-sizes are small. No prompt and no completion is stored. One process, one thread.
+protocol is the default one but for the number of prompts, 16 new tokens, and what no verdict of one seed reads. No prompt and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14
+parts of the study, for as many processes side by side.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from rhumbline.prompts.contrasts import ContrastSet, Sizes
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
-from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings
+from rhumbline.settings import DoseSettings, StabilitySettings
 from taught_models import KINDS as TAUGHT_KINDS
 from taught_models import NOUNS, TAUGHT, requests
 
@@ -51,7 +53,7 @@ KINDS = {
     **dict.fromkeys(("taught", "relabelled"), TAUGHT_MODELS),
 }
 """The models of every kind."""
-SIZES = (24, 48)
+SIZES = (24, 48, 100)
 """Test prompts per class; training has twice as many, validation half."""
 FIRST_WORDS = {"positive": ("write", "create", "generate"), "negative": ("what", "how", "who", "which")}
 SHOWN, REFUTED = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION"
@@ -124,25 +126,23 @@ def _instructions(path: Path) -> list[str]:
 
 
 def protocol_of(case: Case) -> Protocol:
-    """The default protocol with fewer prompts and draws."""
+    """The default protocol with fewer prompts, without what no verdict of one seed reads: dose curves and refits."""
     return preset(
         "rhumbline",
         seeds=(case.seed,),
         sizes=Sizes(2 * case.n, max(8, case.n // 2), case.n),
-        nulls=NullSettings(draws=2, wide=19, prompts=6, procedure_prompts=4, completed=12, screen=6),
-        screen=12,
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
         max_new_tokens=16,
     )
 
 
-def study(case: Case, models: Path, data: Path) -> dict[str, Any]:
+def study(case: Case, models: Path, data: Path, device: str) -> dict[str, Any]:
     """One run in a temporary folder, and the part of it that is kept."""
-    started = time.process_time()
+    started, wall = time.process_time(), time.monotonic()
     row: dict[str, Any] = {"name": case.name, "model": case.model, "kind": case.kind, "n": case.n}
     with tempfile.TemporaryDirectory() as scratch:
-        model = load(str(models / case.model), device="cpu")
+        model = load(str(models / case.model), device=device)
         try:
             result = run(model, contrast_of(case, data), Path(scratch) / "run", protocol_of(case), page=False)
         except ProtocolError as error:
@@ -155,6 +155,8 @@ def study(case: Case, models: Path, data: Path) -> dict[str, Any]:
         "rates": {f"{arm.arm} {arm.side}": arm.rate for arm in seed.arms if arm.arm.is_own},
         "p": {e.name: {family: wide.p for family, wide in e.wide.items()} for e in seed.effects},
         "seconds": round(time.process_time() - started, 1),
+        "wall": round(time.monotonic() - wall, 1),
+        "device": device,
     }
 
 
@@ -201,6 +203,8 @@ def main() -> None:
     parser.add_argument("--model", help="run only this model")
     parser.add_argument("--size", type=int, choices=SIZES, help="run only this number of test prompts per class")
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shard", default="1/1", help="which part of the cases, of how many")
     a = parser.parse_args()
     if a.action == "show":
         show(a.out)
@@ -216,9 +220,11 @@ def main() -> None:
         and a.model in (None, case.model)
         and a.size in (None, case.n)
     )
-    for case in remaining(chosen, a.out, a.minutes):
+    shard, shards = map(int, a.shard.split("/"))
+    mine = islice(chosen, shard - 1, None, shards)
+    for case in remaining(mine, a.out, a.minutes):
         try:
-            row = study(case, a.models, a.data)
+            row = study(case, a.models, a.data, a.device)
         except RhumblineError as error:
             print(f"{case.name}: {error}", file=sys.stderr)
             continue
