@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py 1.5B|8B|tiny [--device cuda] [--seconds 120] --out gpu.jsonl
 
-bfloat16, random weights; 6 arms x 100 prompts x 128 tokens for generation. Plain is benchmarks/plain.py, one arm and
+bfloat16, random weights; 6 arms x 100 prompts x 128 tokens for generation; candidates are mean residuals, whose ablation
+changes the logits of a random model as much as a direction changes those of a trained one. Plain is benchmarks/plain.py, one arm and
 one batch at a time; of its selection one candidate is timed and scaled, of its generation one arm of one batch. Each
 measurement is written as soon as it ends; none begins after --seconds. MFU: 2 x parameters x tokens as if nothing were
 shared, divided by the time and by the peak of a product of square matrices, which is measured here.
@@ -113,9 +114,11 @@ def main() -> None:
     train, positive, negative = (shapes.prompts(n, shapes.SYSTEM, vocab, n + 1) for n in (256, 32, 33))
     runner = Runner(model, measured_tokens(model, train[0]))
     size = lambda some: sum(map(len, some))  # noqa: E731
+    runner.generate(train[:8], max_new_tokens=4)  # loads the libraries, before any time is taken
+    plain.scores(model, torch.randn(1, model.n_layers, model.d_model), (-1,), positive[:2], negative[:2], (5, 9), [3])
     bench.measure("extraction", "engine", lambda: extract(runner, train, POSITIONS), size(train))
     bench.measure("extraction", "plain", lambda: plain.mean_residuals(model, train, POSITIONS), size(train))
-    candidates = torch.randn(len(POSITIONS), model.n_layers, model.d_model)
+    candidates = plain.mean_residuals(model, train[:32], POSITIONS).float()
     rule = replace(ARDITI2024, max_kl=1e9, min_induce=-1e9)
     positions = [Position(p) for p in POSITIONS]
     grid = ScoreGrid(Scorer(runner, TokenMetric((5, 9))), candidates, positions, positive, negative, rule)
