@@ -13,9 +13,9 @@ taught      models of benchmarks/taught_models.py on their contrast: folders `ta
 relabelled  the same models and prompts with random labels: nothing is there
 
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
-protocol is the default one but for the number of prompts, 16 new tokens, and what no verdict of one seed reads. No prompt
-and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14 parts of the study, for as many
-processes side by side.
+protocol is the default one but for the number of prompts, 16 new tokens, and what no verdict of one seed reads. No
+prompt and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14 parts of the study,
+for as many processes side by side.
 """
 
 import argparse

@@ -16,7 +16,6 @@ from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.batching import Batch
 from rhumbline.inference.interventions import BatchEdits
 from rhumbline.inference.passes import Padded, ReadLogits, places, places_in, response_lengths
-from rhumbline.inference.step_graphs import Replayed, can_record
 from rhumbline.inference.windows import TokenPlaces
 from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward
 from rhumbline.models.hooks import hooked
@@ -32,8 +31,6 @@ from rhumbline.models.packing import (
 
 DECIDED_EVERY = 8
 """New tokens of a row after which `decided` is called again."""
-RECORDED_WIDTH = 64
-"""A recorded step reads a multiple of this many tokens, so that it is recorded again after so many."""
 
 IsDecided = Callable[[int, list[int]], bool]
 """Whether a row of this arm can end, since its tokens so far determine everything that is read from it."""
@@ -89,18 +86,13 @@ class PackedDecoder:
         self.queue = sorted(range(len(self.texts)), key=lambda i: -len(self.texts[i]))
         self.n_rows = len(self.arms) * len(self.texts)
         self.implementation = own_implementation(self.model)
-        self.replayed = Replayed(self._step) if can_record(self.model) else None
-        self.n_assigned = 0
 
     def prefill(self) -> Prefilled:
         """Prefill as many rows as there are slots."""
         longest = len(self.texts[self.queue[0]])
         n = min(self.n_slots, self.n_rows) // len(self.arms) * len(self.arms)
         self.slots = KeyValueSlots(
-            torch.zeros(n, dtype=torch.long, device=self.arms.device),
-            longest,
-            longest + self.max_new_tokens,
-            1 if self.replayed is None else RECORDED_WIDTH,
+            torch.zeros(n, dtype=torch.long, device=self.arms.device), longest, longest + self.max_new_tokens
         )
         self.arm = torch.zeros(n, dtype=torch.long, device=self.arms.device)
         self.n_prompt, self.passed = torch.zeros_like(self.arm), self.arm > 0
@@ -131,26 +123,13 @@ class PackedDecoder:
                 all_logits = logits.new_zeros(*slots.shape, logits.shape[-1])
             all_logits[torch.tensor(batch.arms)[:, None], torch.tensor(batch.prompts)] = logits
         assert all_logits is not None
-        self._bind()
+        self.hooks = self.edits.at_all_tokens(self.arm, n_prompt=0)
         first = torch.arange(n_arms, device=free.device)[:, None] * len(self.texts)
         rows = (first + torch.tensor(prompts, device=free.device)).flatten()
         return Prefilled(slots.flatten(), rows, all_logits.flatten(0, 1))
 
-    def _bind(self) -> None:
-        """Compute the edits of the rows in the slots."""
-        self.hooks = self.edits.at_all_tokens(self.arm, n_prompt=0)
-        self.n_assigned += 1
-
     def next(self, token: Int[Tensor, " slot"], alive: Bool[Tensor, " slot"]) -> Logits:
         """Logits after one more token in each slot; slots of finished rows do not advance."""
-        if self.replayed is None:
-            logits = self._step(token, alive)
-        else:
-            logits = self.replayed((self.n_assigned, self.slots.width), token, alive)
-        self.slots.advance()
-        return logits
-
-    def _step(self, token: Int[Tensor, " slot"], alive: Bool[Tensor, " slot"]) -> Logits:
         length = self.slots.length[:, None]
         where = TokenPlaces(length, None, length - self.n_prompt[:, None], token[:, None], self.passed)
         edits = self.edits.within(self.hooks, self.arm, where)
@@ -159,15 +138,15 @@ class PackedDecoder:
                 input_ids=token[:, None], position_ids=length, use_cache=False, logits_to_keep=1
             ).logits[:, -1]
         if (boundary := _boundary(self.edits)) is not None:
-            self.passed |= token == boundary
-        self.slots.length += alive
+            self.passed = self.passed | (token == boundary)
+        self.slots.advance(alive)
         return logits
 
     def keep(self, slots: Int[Tensor, " kept"]) -> None:
         """Drop all other slots."""
         self.slots.keep(slots)
         self.arm, self.n_prompt, self.passed = self.arm[slots], self.n_prompt[slots], self.passed[slots]
-        self._bind()
+        self.hooks = self.edits.at_all_tokens(self.arm, n_prompt=0)
 
     @property
     def bytes_per_token(self) -> float:

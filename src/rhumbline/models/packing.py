@@ -114,19 +114,12 @@ class KeyValueSlots:
     """The largest of them, or an upper bound."""
     capacity: int
     """Tokens for which a slot has room."""
-    multiple: int = 1
-    """The width is rounded up to a multiple of this, so that it changes rarely."""
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Keys and values by layer, [slot, token, head, channel].
 
     In this order the tokens of a row are contiguous in memory. With heads first, attention takes 1.1 to 1.5 times as
     long for heads of 128 channels, and 0.6 to 1.1 times for heads of 64.
     """
-
-    @property
-    def width(self) -> int:
-        """The tokens of every slot that the next step reads: those of the longest row and the new one."""
-        return min(self.capacity, -(-(self.longest + 1) // self.multiple) * self.multiple)
 
     def assign(self, slots: Int[Tensor, " row"], length: Int[Tensor, " row"]) -> None:
         """Assign slots to new rows, whose prompts have these lengths."""
@@ -148,14 +141,13 @@ class KeyValueSlots:
         both = []
         for stored, new in zip(self.layers[layer], (keys, values), strict=True):
             stored[slot, self.length.to(stored.device)] = new[:, :, 0]
-            both.append(stored[:, : self.width].transpose(1, 2))
+            both.append(stored[:, : self.longest + 1].transpose(1, 2))
         return both[0], both[1]
 
-    def advance(self) -> None:
-        """Count one more token in the longest row. The lengths are counted where the token is computed.
-
-        It is an upper bound, exact after the next `assign` or `keep`: reading the maximum would wait for the device.
-        """
+    def advance(self, alive: Bool[Tensor, " slot"]) -> None:
+        """Count the token that was appended in every layer, in the slots whose rows are not finished."""
+        self.length = self.length + alive
+        # An upper bound, exact after the next `assign` or `keep`: reading the maximum would wait for the device.
         self.longest = min(self.longest + 1, self.capacity - 1)
 
     def keep(self, slots: Int[Tensor, " kept"]) -> None:
@@ -191,7 +183,7 @@ class SlotAttention:
 
     def _mask(self, window: int | None, query: Tensor) -> Tensor:
         length = self.slots.length[:, None]
-        token = torch.arange(self.slots.width, device=length.device)
+        token = torch.arange(self.slots.longest + 1, device=length.device)
         seen = token <= length
         if window is not None:
             seen &= token > length - window
