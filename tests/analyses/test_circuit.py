@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rhumbline.analyses import patching as patching_module
 from rhumbline.analyses.attribution import Part
 from rhumbline.analyses.circuit import analyse
 from rhumbline.analyses.patching import Patching
@@ -62,6 +63,7 @@ def test_a_suffix_acts_through_the_same_head(planted):
     assert (plain.name, plain.rate.rate, plain.change) == ("no suffix", 1.0, None)
     assert suffixed.change.mean == pytest.approx(plain.rate.rate - suffixed.rate.rate)
     assert random.rate.n == PLAN.prompts
+    assert suffixed.change.n == random.change.n == PLAN.prompts
     assert "Completions with" in str(circuit(found, Canvas()))
 
 
@@ -86,16 +88,17 @@ def patching(refusal):
 def test_no_sender_changes_nothing_and_the_own_writes_neither(patching, refusal):
     target, source = refusal.sequences("test", "positive")[0], refusal.sequences("test", "negative")[0]
     none, every = torch.zeros(1, len(patching.senders), dtype=torch.bool), torch.ones(1, len(patching.senders)) > 0
-    plain = patching.read(target, target, none)
+    (plain, own), (_, other) = patching.with_writes(target), patching.with_writes(source)
     for found in (
-        patching.read(target, source, none),
-        patching.read(target, source, none, along_direction=True),
-        patching.read(target, target, every),
-        patching.read(target, target, every, along_direction=True),
+        patching.plain(target),
+        patching.read(target, other, none),
+        patching.read(target, other, none, along_direction=True),
+        patching.read(target, own, every),
+        patching.read(target, own, every, along_direction=True),
     ):
         torch.testing.assert_close(found.projection, plain.projection, **tolerance(terms=4 * WITH_SOFTMAX))
         torch.testing.assert_close(found.metric, plain.metric, **tolerance(terms=8 * WITH_SOFTMAX))
-    assert abs(float(patching.read(target, source, every).projection - plain.projection)) > 0.1
+    assert abs(float(patching.read(target, other, every).projection - plain.projection)) > 0.1
 
 
 @pytest.mark.parametrize("kind", ["head", "writer"])
@@ -129,9 +132,16 @@ def test_a_patch_is_the_written_out_replacement(patching, refusal, kind):
     expected = stream(target, replace_writes)
     chosen = torch.zeros(1, len(patching.senders), dtype=torch.bool)
     chosen[0, index] = True
-    found = patching.read(target, source, chosen).projection[0]
+    found = patching.read(target, patching.with_writes(source)[1], chosen).projection[0]
     assert float(found) == pytest.approx(expected, rel=1e-4)
     assert abs(expected - stream(target, lambda h: h)) > 1e-4
+
+
+def test_a_pair_takes_four_forward_passes(planted, monkeypatch):
+    passes, plain = [], patching_module.forward
+    monkeypatch.setattr(patching_module, "forward", lambda *a: passes.append(len(a[1])) or plain(*a))
+    analyse(planted, replace(PLAN, sizes=(1,), draws=2))
+    assert passes == [1, 1, 4, 4] * PLAN.prompts  # prompt, source, and 1 top, 2 random and all senders, twice
 
 
 def test_positives_need_as_many_negatives(planted):

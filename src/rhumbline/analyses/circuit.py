@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rhumbline.analyses.judged import Classes, change_of, classes_of, rate_over_draws
+from rhumbline.analyses.judged import Classes, change_of, change_over_draws, classes_of, rate_over_draws
 from rhumbline.analyses.patching import Patching
 from rhumbline.analyses.subject import Subject, mean_interval
 from rhumbline.analyses.suffix_effects import class_differences, encoded, random_suffixes, read_suffixes
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evidence.statistics import bootstrap_ratio, difference_of_rates
+from rhumbline.evidence.statistics import bootstrap_ratio
 from rhumbline.inference.interventions import BASELINE
 from rhumbline.prompts.contrasts import Prompt
-from rhumbline.records.analysis_files import Mean, MeanRate
+from rhumbline.records.analysis_files import Mean
 from rhumbline.records.circuit_file import (
     CircuitPart,
     CircuitPlan,
@@ -203,16 +203,15 @@ def _shares(sets: Sequence[_Set], differences: dict[PatchedQuantity, _Difference
 
 
 def _differences(patching: Patching, sets: Sequence[_Set], pairs: Pairs) -> dict[PatchedQuantity, _Differences]:
-    """Read every pair: the prompt, its source, and the prompt with every set patched."""
+    """Read every pair: the prompt, its source, and the prompt with every set patched, in four forward passes."""
     mask = _mask(sets, len(patching.senders))
-    nothing = mask[:1] & False
     rows: dict[PatchedQuantity, list[tuple[Tensor, Tensor, Tensor]]] = {
         "projection": [], "metric": [], "metric along the direction": []
     }  # fmt: skip
     for target, source in pairs:
-        plain, other = (patching.read(ids, ids, nothing) for ids in (target, source))
-        patched = patching.read(target, source, mask)
-        along = patching.read(target, source, mask, along_direction=True)
+        plain, (other, written) = patching.plain(target), patching.with_writes(source)
+        patched = patching.read(target, written, mask)
+        along = patching.read(target, written, mask, along_direction=True)
         rows["projection"].append((plain.projection, other.projection, patched.projection))
         rows["metric"].append((plain.metric, other.metric, patched.metric))
         rows["metric along the direction"].append((plain.metric, other.metric, along.metric))
@@ -239,7 +238,4 @@ def _completions(
     for name, some in _suffixed(subject, texts, plan).items():
         draws = [classes(text) for text in some]
         rate, broken = rate_over_draws(draws), rate_over_draws(draws, {"degenerate"})
-        change = None
-        if own.rate is not None and rate is not None:
-            change = MeanRate(*difference_of_rates(own.rate.rate, rate.rate, own.rate.n, n_after=rate.n))
-        yield SuffixedRate(name, rate, change, None if broken is None else broken.rate)
+        yield SuffixedRate(name, rate, change_over_draws(plain, draws), None if broken is None else broken.rate)

@@ -226,7 +226,7 @@ class SourceAnalysis:
         arms = [self._ablating(span) for span in spans]
         metric, kl = self.prompts.test.metric(arms), self.prompts.test.kl(arms).mean(0)
         shown = metric > 0
-        drop = difference_of_rates(float((before > 0).double().mean()), float(shown.double().mean()), shown.shape[1])
+        drop = paired_difference((before > 0).numpy(), shown.double().mean(0).numpy())
         return RandomSpans(
             suppression=_suppression(metric, MeanRate(*drop)),
             kl=mean_interval(kl),

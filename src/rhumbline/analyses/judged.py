@@ -6,6 +6,7 @@ Shared by the analyses that complete texts. The judge and the header are those o
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from rhumbline.analyses.subject import Subject
 from rhumbline.axes import TokenIds
@@ -80,12 +81,22 @@ def rate_over_draws(classes: Sequence[Sequence[str]], shown: frozenset[str] | se
 
 def change_of(before: Classes, after: Classes, *, rises: bool = False) -> Change:
     """The rate after, and its decrease (`rises`: its increase) on the prompts that are scored in both."""
-    pairs = [(a in SHOWN, b in SHOWN) for a, b in zip(before, after, strict=True) if "unscored" not in (a, b)]
-    change = None
-    if pairs:
-        first, second = np.array(pairs).T
-        change = MeanRate(*paired_difference(*((second, first) if rises else (first, second))))
-    return Change(rate_of(after), change, degenerate_share(after))
+    return Change(rate_of(after), change_over_draws(before, [after], rises=rises), degenerate_share(after))
+
+
+def change_over_draws(before: Classes, draws: Sequence[Classes], *, rises: bool = False) -> MeanRate | None:
+    """The paired change to the mean of several draws, on the prompts that are scored in both; None without any."""
+    first, second = _shares([before]), _shares(draws)
+    scored = np.isfinite(first) & np.isfinite(second)
+    first, second = (second, first) if rises else (first, second)
+    return MeanRate(*paired_difference(first[scored], second[scored])) if scored.any() else None
+
+
+def _shares(draws: Sequence[Classes]) -> Float[np.ndarray, " prompt"]:
+    """Share of the scored draws of every prompt that shows the behaviour; NaN without any."""
+    scored = np.array([[cls != "unscored" for cls in classes] for classes in draws])
+    shown = np.array([[cls in SHOWN for cls in classes] for classes in draws])
+    return np.where(scored.any(0), (shown & scored).sum(0) / np.maximum(scored.sum(0), 1), np.nan)
 
 
 def null_change(changes: Sequence[Change]) -> NullChange:

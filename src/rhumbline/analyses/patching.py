@@ -21,9 +21,12 @@ from rhumbline.judging.metric import refusal_metric
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
 from rhumbline.models.hooks import hooked
 
+Writes = Mapping[WriterKey, Residual]
+"""At the last tokens of a prompt: the input of every writer with heads, the output of every other."""
+
 
 class Patched(NamedTuple):
-    """What is read in a patched prompt."""
+    """What is read in a prompt, for every set of senders whose writes are replaced."""
 
     projection: Float[Tensor, " set"]
     metric: Float[Tensor, " set"]
@@ -59,13 +62,12 @@ class Patching:
     def read(
         self,
         target: Sequence[int],
-        source: Sequence[int],
+        written: Writes,
         sets: Bool[Tensor, "set sender"],
         *,
         along_direction: bool = False,
     ) -> Patched:
-        """The readings of `target` with the writes of each set of senders replaced by those of `source`."""
-        written = self.writes(source)
+        """The readings of `target` with the writes of each set of senders replaced by those of another prompt."""
         edits: dict[HookPoint, Edit] = {}
         for key, members in self.writers.items():
             chosen, heads = sets[:, members], [self.senders[i].head for i in members]
@@ -78,8 +80,13 @@ class Patching:
         return self._forward(target, edits, len(sets))
 
     @torch.no_grad()
-    def writes(self, ids: Sequence[int]) -> dict[WriterKey, Residual]:
-        """At the last tokens of a prompt: the input of every writer with heads, the output of every other."""
+    def plain(self, ids: Sequence[int]) -> Patched:
+        """The readings of a prompt, for one set without senders."""
+        return self._forward(ids, {}, 1)
+
+    @torch.no_grad()
+    def with_writes(self, ids: Sequence[int]) -> tuple[Patched, Writes]:
+        """The readings of a prompt, and its writes."""
         found: dict[WriterKey, Tensor] = {}
 
         def reader(key: WriterKey) -> Edit:
@@ -89,8 +96,7 @@ class Patching:
 
             return read
 
-        self._forward(ids, {self._point(key): reader(key) for key in self.writers}, 1)
-        return found
+        return self._forward(ids, {self._point(key): reader(key) for key in self.writers}, 1), found
 
     def _point(self, key: WriterKey) -> HookPoint:
         is_whole = self.senders[self.writers[key][0]].head is None
@@ -134,7 +140,7 @@ class Patching:
         return order.repeat_interleave(width // len(heads), 1)
 
     def _along(
-        self, key: WriterKey, heads: Sequence[int | None], chosen: Tensor, written: Mapping[WriterKey, Residual]
+        self, key: WriterKey, heads: Sequence[int | None], chosen: Tensor, written: Writes
     ) -> dict[HookPoint, Edit]:
         """Edits that replace the component along the direction only."""
         if heads[0] is None:

@@ -12,18 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rhumbline.analyses.judged import header_of, protocol_with_classes, rate_over_draws
+from rhumbline.analyses.judged import Classes, change_over_draws, header_of, protocol_with_classes, rate_over_draws
 from rhumbline.analyses.subject import Subject
 from rhumbline.errors import InputError
 from rhumbline.evidence.class_rates import SHOWN
-from rhumbline.evidence.statistics import difference_of_rates
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.judging.judge_specs import JudgeSpec
 from rhumbline.judging.judgements import JudgeCompletions
 from rhumbline.judging.score import score_of
-from rhumbline.protocol import Protocol
-from rhumbline.records.analysis_files import MeanRate, Rate
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import Site
 from rhumbline.records.steering_file import SteeredRates, SteeringPlan, SteeringRecord
@@ -65,11 +62,12 @@ def analyse(subject: Subject, plan: SteeringPlan | None = None, harm: HarmJudge 
     header = header_of(subject)
     texts = complete(subject.runner, subject.chat, prompts, [BASELINE, *arms], plan.max_new_tokens, header)
     asked = [prompt.text for prompt in prompts]
-    baseline = _rates(0.0, texts[:1], asked, protocol, harm, None)
-    rows = [baseline]
+    judge = protocol.class_judge()
+    classes: list[Classes] = [[score_of(judge, text).cls for text in of_arm] for of_arm in texts]
+    rows = [_rates(0.0, texts[:1], classes[:1], asked, harm, None)]
     for k, size in enumerate(plan.sizes):
-        some = texts[1 + k * plan.draws : 1 + (k + 1) * plan.draws]
-        rows.append(_rates(size, some, asked, protocol, harm, baseline.refused))
+        own = slice(1 + k * plan.draws, 1 + (k + 1) * plan.draws)
+        rows.append(_rates(size, texts[own], classes[own], asked, harm, classes[0]))
     record = SteeringRecord(
         seed=subject.seed,
         site=site,
@@ -94,28 +92,22 @@ def random_additions(subject: Subject, site: Site, norm: float, draws: int) -> l
 def _rates(
     size: float,
     texts: Sequence[Sequence[str | None]],
+    classes: Sequence[Classes],
     prompts: Sequence[str],
-    protocol: Protocol,
     harm: HarmJudge | None,
-    before: Rate | None,
+    before: Classes | None,
 ) -> SteeredRates:
     """The rates over the completions [draw][prompt] of one size."""
-    judge = protocol.class_judge()
-    classes = [[score_of(judge, text).cls for text in of_draw] for of_draw in texts]
-    refused = rate_over_draws(classes, SHOWN)
-    drop = None
-    if before is not None and refused is not None:
-        drop = MeanRate(*difference_of_rates(before.rate, refused.rate, before.n, n_after=refused.n))
     return SteeredRates(
         size=size,
-        refused=refused,
+        refused=rate_over_draws(classes, SHOWN),
         complied=rate_over_draws(classes, {"complied"}),
         degenerate=rate_over_draws(classes, {"degenerate"}),
         harmful=None
         if harm is None
         else rate_over_draws([_harm(harm, prompts, of_draw) for of_draw in texts], {"unsafe"}),
         unscored=sum(cls == "unscored" for of_draw in classes for cls in of_draw),
-        drop=drop,
+        drop=None if before is None else change_over_draws(before, classes),
         by_draw=tuple(
             None if (rate := rate_over_draws([of_draw], SHOWN)) is None else rate.rate for of_draw in classes
         ),

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rhumbline.evidence.dosing import cost_at_half
-from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson_of_rate
+from rhumbline.evidence.statistics import paired_difference, wilson_of_rate
 from rhumbline.records.analysis_files import MeanRate
 from rhumbline.records.frontier_file import (
     GROUPS,
@@ -47,17 +47,12 @@ def banded_rate(shown: Shown, level: float) -> BandedRate | None:
 def gain(
     before: Float[np.ndarray, "draw prompt"], after: Float[np.ndarray, "other_draw prompt"], level: float
 ) -> MeanRate | None:
-    """rate(before) - rate(after) on the prompts that have a class in both; None if there are none."""
+    """rate(before) - rate(after), paired, on the prompts that have a class in both; None if there are none."""
     scored = np.isfinite(before).any(0) & np.isfinite(after).any(0)
-    n = int(scored.sum())
-    if n == 0:
+    if not scored.any():
         return None
-    if len(before) == len(after) == 1:
-        difference = paired_difference(before[0, scored] > 0, after[0, scored] > 0, level)
-    else:
-        rate, other = (float(np.nanmean(shown[:, scored])) for shown in (before, after))
-        difference = difference_of_rates(rate, other, n, level)
-    return MeanRate(difference.mean, difference.low, difference.high, n)
+    first, second = (np.nanmean(shown[:, scored], 0) for shown in (before, after))
+    return MeanRate(*paired_difference(first, second, level))
 
 
 class CostedRate(NamedTuple):

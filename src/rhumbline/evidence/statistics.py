@@ -74,9 +74,14 @@ def _proportion_interval(k: int, n: int, level: float, method: str) -> Interval:
 
 
 def paired_difference(
-    before: Bool[np.ndarray, " prompt"], after: Bool[np.ndarray, " prompt"], level: float = 0.95
+    before: Bool[np.ndarray, " prompt"] | Float[np.ndarray, " prompt"],
+    after: Bool[np.ndarray, " prompt"] | Float[np.ndarray, " prompt"],
+    level: float = 0.95,
 ) -> Difference:
     """rate(before) - rate(after) with Newcombe's interval for paired proportions; NaN in [-1, 1] without prompts.
+
+    A value between 0 and 1 is the share of several draws of one prompt. Its variance is taken as that of one draw, so
+    the interval is conservative.
 
     Method 10 of Newcombe 1998 (Stat Med 17:2635): with p, [l, u] the two rates and their Wilson intervals,
 
@@ -85,12 +90,13 @@ def paired_difference(
 
     where phi is the correlation of the pairs. A positive numerator of phi is reduced by n/2, but not below 0.
     """
-    n, k1, k2 = len(before), int(before.sum()), int(after.sum())
+    n, k1, k2, both = len(before), before.sum().item(), after.sum().item(), (before * after).sum().item()
     if n == 0:
         return Difference(math.nan, -1.0, 1.0, 0)
     p1, p2 = k1 / n, k2 / n
-    (l1, u1), (l2, u2) = wilson(k1, n, level), wilson(k2, n, level)
-    both = int((before & after).sum())
+    (l1, u1), (l2, u2) = (
+        wilson(int(k), n, level) if k == int(k) else wilson_of_rate(k / n, n, level) for k in (k1, k2)
+    )
     excess = both * n - k1 * k2  # = both * neither - only_before * only_after
     if excess > 0:
         excess = max(excess - n / 2, 0)

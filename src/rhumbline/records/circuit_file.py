@@ -99,7 +99,7 @@ class SuffixedRate:
     rate: Rate | None
     """Share that shows the behaviour."""
     change: MeanRate | None
-    """Decrease from the prompts without a suffix, as two samples; random suffixes share their prompts."""
+    """Paired decrease from the prompts without a suffix; of random suffixes to the mean of the draws of each prompt."""
     degenerate: float | None
 
 
