@@ -13,8 +13,8 @@ taught      models of benchmarks/taught_models.py on their contrast: folders `ta
 relabelled  the same models and prompts with random labels: nothing is there
 
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
-protocol is the default one but for the number of prompts, 16 new tokens, and what no verdict of one seed reads. No
-prompt and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14 parts of the study,
+protocol is the default one but for the number of prompts, 16 new tokens (32 for late refusals), and what no verdict of
+one seed reads. No prompt and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14 parts of the study,
 for as many processes side by side.
 """
 
@@ -134,7 +134,7 @@ def protocol_of(case: Case) -> Protocol:
         sizes=Sizes(2 * case.n, max(8, case.n // 2), case.n),
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
-        max_new_tokens=16,
+        max_new_tokens=32 if case.model == "taught-late" else 16,
     )
 
 
