@@ -3,14 +3,21 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from rhumbline import load, read_contrast
+from rhumbline.analyses import robustness
+from rhumbline.analyses.least_damage import _Study
 from rhumbline.analyses.robustness import compare, measure
+from rhumbline.analyses.trajectory_kl import Trajectories
 from rhumbline.errors import InputError
+from rhumbline.inference.interventions import BASELINE
+from rhumbline.inference.runner import Runner
 from rhumbline.organisms import Planted, build
 from rhumbline.organisms.files import CONTRAST
-from rhumbline.records.shared import BySplit
+from rhumbline.records.shared import BySplit, Site
 from rhumbline.records.sheet_files import RobustnessPlan
 from rhumbline.report.sheets import write
 
@@ -89,6 +96,50 @@ def test_a_behaviour_that_is_not_lost_has_no_damage_at_half(rows):
     assert (weights.tried, weights.intervention, weights.half) == (("ablation",), "ablation", None)
     assert weights.rate > 0.5
     assert weights.text.startswith("not lost up to")
+
+
+def test_a_prompt_is_completed_once_under_the_same_interventions(planted_folder, monkeypatch):
+    """Whatever the name of the arm: baselines, the first direction at rank 1 and at strength 1, suffixes."""
+    model, contrast = load(str(planted_folder), device="cpu", dtype="float32"), read_contrast(planted_folder / CONTRAST)
+    seen, plain = [], Runner.generate
+
+    def generate(self, sequences, arms=(BASELINE,), *, max_new_tokens, **others):
+        seen.extend((*ids, max_new_tokens, described(arm)) for ids in sequences for arm in arms)
+        return plain(self, sequences, arms, max_new_tokens=max_new_tokens, **others)
+
+    def described(arm):
+        return repr([(type(i).__name__, numbers(i), numbers(getattr(i, "direction", i))) for i in arm.interventions])
+
+    def numbers(record):
+        return [v.tolist() if isinstance(v, torch.Tensor) else v for v in vars(record).values()]
+
+    monkeypatch.setattr(Runner, "generate", generate)
+    measure(model, contrast, replace(PLAN, sizes=BySplit(12, 4, 6), nulls=1, ranks=2))
+    assert len(seen) == len(set(seen)) > 0
+
+
+def test_spans_begin_with_the_direction_of_the_single_interventions(planted_folder, monkeypatch):
+    """It is the candidate with the least KL of those that remove half, not the one that removes most."""
+    model, contrast = load(str(planted_folder), device="cpu", dtype="float32"), read_contrast(planted_folder / CONTRAST)
+    plan, found, plain = replace(PLAN, sizes=BySplit(12, 4, 6), nulls=1, ranks=2), [], Trajectories.divergence
+
+    def last_is_cheapest(self, arms):
+        divergence = plain(self, arms)
+        return replace(divergence, kl=divergence.kl * 0 + np.arange(len(arms), 0, -1)[:, None])
+
+    def least(completed, basis):
+        found.append((completed, basis))
+        return ()
+
+    monkeypatch.setattr(Trajectories, "divergence", last_is_cheapest)
+    monkeypatch.setattr(robustness, "least_damage", least)
+    measured = measure(model, contrast, plan)
+    ((completed, basis),) = found
+    site = Site(basis[0].position, basis[0].layer)
+    assert site != Site(measured.selected.position, measured.selected.layer)
+    dosed = _Study(completed, basis)._dosed()
+    single, span = (dosed[name].draws[0](1.0)[0] for name in ("ablation", "span ablation"))
+    assert torch.equal(span.basis[0], single.direction.vector)
 
 
 def test_prompts_that_spell_control_tokens_are_refused_or_plain_text(planted_folder):

@@ -1,16 +1,20 @@
-"""The prompts of one model, and whether their completions show the behaviour: by arm, suffix and system prompt."""
+"""The prompts of one model, and whether their completions show the behaviour: by arm, suffix and system prompt.
+
+A prompt is completed once under the same interventions, whatever the name of the arm.
+"""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
-from rhumbline.analyses.trajectory_kl import takes_system, with_system
+from rhumbline.analyses.trajectory_kl import Trajectories, takes_system, with_system
 from rhumbline.errors import InputError
-from rhumbline.inference.interventions import Arm
+from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
@@ -64,10 +68,11 @@ class CompletedPrompts:
         """
         prompts = with_suffix(self.splits.get(split, label), suffix)
         prompts = prompts if system is None else [with_system(p, system, self.chat) for p in prompts]
-        sequences, stop = [self.chat.encode(p) for p in prompts], stop_ids(self.runner.model, self.chat)
-        ids, _ = self.runner.generate(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
-        scores = [[score_of(self.judge, self.chat.answer(i).text).value for i in arm] for arm in ids]
-        shown = np.array(scores, dtype=float)
+        keys = [(split, label, suffix, system, _key((arm.interventions, arm.window))) for arm in arms]
+        new = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self._known}
+        if new:
+            self._known.update(zip(new, self._completed(prompts, list(new.values())), strict=True))
+        shown = np.stack([self._known[key] for key in keys])
         if np.isnan(shown).all(1).any():
             raise InputError(
                 f"{self.runner.model.name}: no completion of {split} {label}s has an answer within "
@@ -76,9 +81,39 @@ class CompletedPrompts:
             )
         return shown
 
+    def _completed(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> Float[np.ndarray, "arm prompt"]:
+        sequences, stop = [self.chat.encode(p) for p in prompts], stop_ids(self.runner.model, self.chat)
+        ids, _ = self.runner.generate(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
+        return np.array([[score_of(self.judge, self.chat.answer(i).text).value for i in arm] for arm in ids], float)
+
+    @cached_property
+    def _known(self) -> dict[Hashable, Indicators]:
+        """What is already completed."""
+        return {}
+
+    def rate(self, split: Split, arms: Sequence[Arm], suffix: str = "") -> Float[np.ndarray, " arm"]:
+        """Share of the answers to positives that shows the behaviour."""
+        return np.nanmean(self.shown(split, "positive", arms, suffix), 1)
+
+    def trajectories(self, split: Split) -> Trajectories:
+        """The baseline's answers to the negatives."""
+        if split not in self._trajectories:
+            negatives = self.splits.get(split, "negative")
+            self._trajectories[split] = Trajectories.of(self.runner, self.chat, negatives, self.plan.answer_tokens)
+        return self._trajectories[split]
+
+    @cached_property
+    def _trajectories(self) -> dict[Split, Trajectories]:
+        return {}
+
     def encoded(self, split: Split, label: Label) -> list[list[int]]:
         """Token ids of the prompts."""
         return [self.chat.encode(p) for p in self.splits.get(split, label)]
+
+    @cached_property
+    def best_suffix(self) -> str:
+        """The random suffix with the lowest rate on validation positives."""
+        return min(self.suffixes, key=lambda suffix: float(self.rate("val", [BASELINE], suffix)[0]))
 
     @cached_property
     def suffixes(self) -> list[str]:
@@ -86,6 +121,17 @@ class CompletedPrompts:
         rng = random.Random(self.plan.seed)
         words = sorted({w for p in self.splits.get("train", "negative") for w in p.text.split()})
         return [" " + " ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
+
+
+def _key(value: object) -> Hashable:
+    """A key that is equal for interventions with equal tensors."""
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.numpy().tobytes())
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return (type(value), *(_key(getattr(value, field.name)) for field in fields(value)))
+    return value
 
 
 def with_suffix(prompts: Sequence[Prompt], suffix: str) -> list[Prompt]:

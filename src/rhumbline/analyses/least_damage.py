@@ -19,7 +19,7 @@ import torch
 
 from rhumbline.analyses.completed_prompts import CompletedPrompts, with_suffix
 from rhumbline.analyses.dosed_interventions import DosedIntervention, find_doses, settings
-from rhumbline.analyses.trajectory_kl import Trajectories, with_system
+from rhumbline.analyses.trajectory_kl import with_system
 from rhumbline.evidence.dosing import cost_at_half
 from rhumbline.evidence.frontier_answers import CostedRate, half_damage
 from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
@@ -43,11 +43,9 @@ ONE_DIRECTION = ("ablation", "subtraction", "affine")
 """Those of one direction."""
 
 
-def least_damage(
-    completed: CompletedPrompts, direction: Direction, basis: Sequence[Direction]
-) -> tuple[LeastDamage, ...]:
-    """The least damage of every access, with one direction, and with the span of orthonormal ones."""
-    study = _Study(completed, direction, basis)
+def least_damage(completed: CompletedPrompts, basis: Sequence[Direction]) -> tuple[LeastDamage, ...]:
+    """The least damage of every access, with the first of some orthonormal directions, and with their span."""
+    study = _Study(completed, basis)
     return tuple(study.least(access) for access in get_args(Access))
 
 
@@ -56,7 +54,6 @@ class _Study:
     """What is tried on one model."""
 
     completed: CompletedPrompts
-    direction: Direction
     basis: Sequence[Direction]
 
     def least(self, access: Access) -> LeastDamage:
@@ -71,7 +68,8 @@ class _Study:
         half = half_damage(points, self.baselines["test"], rng, interpolate=access != "prompt")
         rates = [float(np.nanmean(p.shown)) for p in points if np.isfinite(p.shown).any()]
         largest = max(float(p.kl.sum() / p.tokens.sum()) for p in points)
-        site = Site(self.direction.position, self.direction.layer) if best in ONE_DIRECTION else None
+        first = self.basis[0]
+        site = Site(first.position, first.layer) if best in ONE_DIRECTION else None
         return LeastDamage(access, tuple(curves), best, half, largest, min(rates, default=None), site)
 
     @cached_property
@@ -87,7 +85,7 @@ class _Study:
 
     def _measured(self, split: Split, name: str) -> list[CostedRate]:
         """Cost and behaviour of one intervention, at each of its strengths."""
-        answers = self.answers[split]
+        answers = self.completed.trajectories(split)
         if name in self._prompts:
             suffix, system = self._prompts[name]
             (shown,) = self.completed.shown(split, "positive", [BASELINE], suffix, system)
@@ -98,30 +96,22 @@ class _Study:
         return [CostedRate(divergence.kl[[k]], divergence.tokens, shown[[k]]) for k in range(len(arms))]
 
     @cached_property
-    def answers(self) -> dict[Split, Trajectories]:
-        """The baseline's answers to the negatives of both splits."""
-        c = self.completed
-        splits: tuple[Split, ...] = ("val", "test")
-        return {s: Trajectories.of(c.runner, c.chat, c.splits.get(s, "negative"), c.plan.answer_tokens) for s in splits}
-
-    @cached_property
     def _prompts(self) -> dict[str, tuple[str, str | None]]:
-        """Suffix and system prompt of every intervention on prompts; the suffix that removes most on validation."""
+        """Suffix and system prompt of every intervention on prompts."""
         c = self.completed
-        rates = [float(np.nanmean(c.shown("val", "positive", [BASELINE], s))) for s in c.suffixes]
-        found: dict[str, tuple[str, str | None]] = {"random suffix": (c.suffixes[rates.index(min(rates))], None)}
-        return found if c.system is None else {"system prompt": ("", c.system), **found}
+        suffix: dict[str, tuple[str, str | None]] = {"random suffix": (c.best_suffix, None)}
+        return suffix if c.system is None else {"system prompt": ("", c.system), **suffix}
 
     @cached_property
     def arms(self) -> dict[str, list[Arm]]:
         """The arms of every intervention that has a strength, in the order of the strength."""
         dosed, doses = self._dosed(), self.completed.plan.doses
-        searches = find_doses(self.answers["val"], dosed, lambda name: doses, TOLERANCE)
+        searches = find_doses(self.completed.trajectories("val"), dosed, lambda name: doses, TOLERANCE)
         chosen = {name: list(settings(name, searches[name])) for name in dosed}
         return {name: [dosed[name].arm(0, s.strengths[0].strength) for s in own] for name, own in chosen.items() if own}
 
     def _dosed(self) -> dict[str, DosedIntervention]:
-        first, r = self.direction, self.direction.vector[None]
+        first, r = self.basis[0], self.basis[0].vector[None]
         c = self.completed
         mean = at_site(c.runner, c.encoded("train", "negative"), first.position, first.layer).mean(0)
         found = {

@@ -19,7 +19,6 @@ from torch import Tensor
 from rhumbline.analyses.completed_prompts import CompletedPrompts, Indicators
 from rhumbline.analyses.least_damage import least_damage
 from rhumbline.analyses.spans import Basis, energy
-from rhumbline.analyses.trajectory_kl import Trajectories
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
@@ -76,7 +75,7 @@ def measure(
     completed.check()
     prompts = _Ablations(completed)
     baseline = prompts.baseline_rates()
-    basis = prompts.basis()
+    basis = prompts.basis(prompts.by_rate)
     if not basis:
         raise InputError(
             f"{model.name}: the classes of {contrast.name} have equal mean activations everywhere, so there is no "
@@ -95,7 +94,7 @@ def measure(
         fragility=prompts.fragility(first, ranks[0].energy),
         prompts=attack,
         access=_least_access(baseline.rate, ranks, attack),
-        least=least_damage(completed, prompts.least_damaging() or first, basis),
+        least=least_damage(completed, prompts.basis(prompts.by_damage)),
         encoded_as_text=chat.encoded_as_text,
     )
 
@@ -153,11 +152,9 @@ class _Ablations:
 
     # The directions
 
-    def basis(self) -> list[Direction]:
-        """Orthonormal directions: the candidate with the lowest validation rate, then Gram-Schmidt of the next ones."""
-        pool, rates = self._pool
-        # Of candidates with equal rates the one with the larger norm is estimated with the smaller relative error.
-        order = sorted(range(len(pool)), key=lambda i: (rates[i], -pool[i].norm))
+    def basis(self, order: Sequence[int]) -> list[Direction]:
+        """Orthonormal directions: the candidates in this order, by Gram-Schmidt."""
+        pool, _ = self._pool
         basis: list[Direction] = []
         for i in order:
             rest = _orthogonal(pool[i].vector.double(), basis)
@@ -167,28 +164,36 @@ class _Ablations:
                 basis.append(Direction.from_vector(rest.float() * pool[i].norm, pool[i].position, pool[i].layer))
         return basis
 
-    def least_damaging(self) -> Direction | None:
-        """Of the candidates whose ablation removes half on validation positives, the one with the least KL.
+    @cached_property
+    def by_rate(self) -> list[int]:
+        """The candidates in the order of the rate that their ablation leaves on validation positives."""
+        pool, rates = self._pool
+        # Of candidates with equal rates the one with the larger norm is estimated with the smaller relative error.
+        return sorted(range(len(pool)), key=lambda i: (rates[i], -pool[i].norm))
 
-        The KL is the trajectory KL of the whole ablation, on some validation negatives. None if no candidate removes
-        half. The one that removes most can be in a late layer, where its ablation costs many times as much.
+    @cached_property
+    def by_damage(self) -> list[int]:
+        """The same order, but of the candidates that remove half the one with the least KL comes first.
+
+        The KL is the trajectory KL of the whole ablation, on some validation negatives. The candidate that removes most
+        can be in a late layer, where its ablation costs many times as much.
         """
         pool, rates = self._pool
-        start = float(np.nanmean(self.prompts.shown("val", "positive", [BASELINE])))
-        removing = [d for d, rate in zip(pool, rates, strict=True) if rate <= start / 2]
+        start = float(self.prompts.rate("val", [BASELINE])[0])
+        removing = [i for i in self.by_rate if rates[i] <= start / 2]
         if not removing or start == 0:
-            return None
-        prompts, own = self.prompts.splits.get("val", "negative")[:KL_PROMPTS], self.prompts
-        answers = Trajectories.of(own.runner, own.chat, prompts, self.plan.answer_tokens)
-        costs = answers.divergence([Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(removing)]).means
-        return removing[int(np.nanargmin(costs))]
+            return self.by_rate
+        some = self.prompts.trajectories("val").first(KL_PROMPTS)
+        costs = some.divergence([Arm(f"{i}", (Ablate(pool[i]),)) for i in removing]).means
+        best = removing[int(np.argmin(np.nan_to_num(costs, nan=np.inf)))]
+        return [best, *(i for i in self.by_rate if i != best)]
 
     @cached_property
     def _pool(self) -> tuple[list[Direction], Float[np.ndarray, " candidate"]]:
         """The candidates, and the rate on validation positives that the ablation of each leaves."""
         pool = self._candidates()
         arms = [Arm(f"{i}", (Ablate(d),)) for i, d in enumerate(pool)]
-        return pool, np.nanmean(self.prompts.shown("val", "positive", arms), 1) if pool else np.zeros(0)
+        return pool, self.prompts.rate("val", arms) if pool else np.zeros(0)
 
     def _candidates(self) -> list[Direction]:
         """Differences in means of the training prompts in the first layers, without those of length zero."""
@@ -263,9 +268,7 @@ class _Ablations:
 
     def by_prompt(self) -> PromptAttack:
         """The behaviour with one random suffix: the one with the lowest rate on validation positives."""
-        rates = [float(np.nanmean(self.prompts.shown("val", "positive", [BASELINE], s))) for s in self.prompts.suffixes]
-        best = self.prompts.suffixes[rates.index(min(rates))]
-        (after,) = self.prompts.shown("test", "positive", [BASELINE], best)
+        (after,) = self.prompts.shown("test", "positive", [BASELINE], self.prompts.best_suffix)
         return PromptAttack(
             *_rate(after), _drop(self.baseline, after), len(self.prompts.suffixes), self.plan.suffix_words
         )

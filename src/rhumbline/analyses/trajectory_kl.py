@@ -69,6 +69,10 @@ class Trajectories:
             )
         return cls(runner, chat, [p for p, _ in kept], [document for _, document in kept])
 
+    def first(self, n: int) -> "Trajectories":
+        """The first answers."""
+        return replace(self, prompts=self.prompts[:n], documents=self.documents[:n])
+
     @property
     def tokens(self) -> Float[np.ndarray, " answer"]:
         """Tokens of every answer."""

@@ -163,7 +163,7 @@ class LeastDamage:
     """Smallest rate on test positives that it leaves."""
     site: Site | None = None
     """Where its direction was read: of the candidates that remove half on validation prompts, the one with the least
-    KL. None for prompts and spans."""
+    KL. None for prompts, and for spans, whose first direction it is."""
 
     @property
     def text(self) -> str:
