@@ -10,6 +10,7 @@ from finished_runs import TEXTS, finished_run
 from rhumbline.analyses import trajectory_kl
 from rhumbline.analyses.frontier import analyse
 from rhumbline.analyses.frontier_fits import Fits
+from rhumbline.analyses.spans import energy
 from rhumbline.analyses.trajectory_kl import Trajectories, right_answers, takes_system, with_system
 from rhumbline.errors import InputError, ProtocolError, TemplateError
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits
@@ -18,6 +19,7 @@ from rhumbline.models.hooks import hooked
 from rhumbline.organisms import Planted
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.frontier_file import GROUPS, INTERVENTIONS, FrontierPlan, FrontierRecord
+from rhumbline.records.shared import ByLabel
 from rhumbline.report.frontier_section import frontier
 from rhumbline.report.page import Canvas
 
@@ -203,6 +205,18 @@ def test_random_vectors_are_orthogonal_unit_vectors(subject_of):
             assert abs(float(add.direction.vector @ r)) < 1e-5
             assert add.direction.norm == pytest.approx(fits.direction.norm, rel=1e-4)
     assert fits.spared >= 1
+
+
+@pytest.mark.parametrize("size", [2.0, 4.0])
+def test_matched_random_vectors_have_the_energy_of_the_direction(size, subject_of):
+    """With a main axis of the negatives that is nearly the direction, too."""
+    fits = Fits(subject_of(ONE), PLAN)
+    r, rng = fits.direction.vector, torch.Generator().manual_seed(0)
+    h = torch.randn(2, 60, len(r), generator=rng) + size * torch.randn(2, 60, 1, generator=rng) * r
+    h += 6 * torch.randn(2, 60, 1, generator=rng) * torch.roll(r, 7)
+    fits.__dict__["activations"] = ByLabel(*h)
+    shares = [energy(h.flatten(0, 1), v[None]) / energy(h.flatten(0, 1), r[None]) for v in fits._random(matched=True)]
+    assert shares == pytest.approx([1] * PLAN.draws, rel=0.05)
 
 
 def test_impossible_plans_and_runs_are_refused(subject_of):

@@ -70,6 +70,28 @@ def test_random_spans_contain_the_fixed_rows_and_match_the_energy():
     assert energy(h, torch.eye(24)) == pytest.approx(1)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.floats(0, 1))
+def test_a_random_vector_orthogonal_to_the_direction_has_its_energy(seed, axis, tilt):
+    """Also where the direction lies near the first axis, so that what is drawn there has none of its energy left."""
+    rng = torch.Generator().manual_seed(seed)
+    h = torch.randn(200, 24, generator=rng) * torch.linspace(3, 0.1, 24)
+    r = torch.nn.functional.normalize(torch.eye(24)[axis] + tilt * torch.eye(24)[0], dim=0)[None]
+    own, other = random_span(r, 2, h, np.random.default_rng(seed), 2 * energy(h, r), h)
+    assert abs(float(own @ r[0])) == pytest.approx(1, abs=1e-5)
+    assert abs(float(other @ r[0])) < rounding()
+    most = float(torch.linalg.svdvals(h - h.mean(0) - (h - h.mean(0)) @ r.T @ r)[0] ** 2 / h.pow(2).sum())
+    least = energy(h, random_span(r, 2, h, np.random.default_rng(seed))[1:])
+    if least < energy(h, r) < 0.9 * most:
+        assert energy(h, other[None]) == pytest.approx(energy(h, r), rel=0.05)
+
+
+def test_negatives_without_variance_have_isotropic_vectors():
+    span = random_span(torch.eye(8)[:1], 2, torch.ones(4, 8), np.random.default_rng(0), 0.5)
+    assert torch.isfinite(span).all()
+    assert len(span) == 2
+
+
 # -- prototypes
 
 

@@ -132,13 +132,13 @@ class Fits:
     def _random(self, matched: bool) -> list[Vector]:
         """Random unit vectors: isotropic, or along the axes of the negatives with the energy of the direction.
 
-        They are orthogonal to the direction: a large coefficient would turn any component along it into its effect.
+        They are orthogonal to the direction: a large coefficient would turn any component along it into its effect. So
+        a span of the direction and one vector contains twice the energy of the direction.
         """
-        h, r = torch.cat([self.activations.positive, self.activations.negative]), self.direction.vector
+        h, r = torch.cat([self.activations.positive, self.activations.negative]), self.direction.vector[None]
         rng = np.random.default_rng([self.subject.seed, int(matched), DRAW_SEED])
-        match, none = energy(h, r[None]) if matched else None, r[None][:0]
-        spans = (random_span(none, 1, self.activations.negative, rng, match, h) for _ in range(self.plan.draws))
-        return [torch.nn.functional.normalize(v - (v @ r) * r, dim=0) for (v,) in spans]
+        match = 2 * energy(h, r) if matched else None
+        return [random_span(r, 2, self.activations.negative, rng, match, h)[1] for _ in range(self.plan.draws)]
 
 
 @torch.no_grad()

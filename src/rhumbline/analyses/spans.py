@@ -117,18 +117,21 @@ def random_span(
 ) -> Basis:
     """The span of `fixed` and random directions, of dimension `rank`.
 
-    Without `match` the random directions are isotropic. With `match` they are drawn along the principal axes of the
-    negatives, which are independent of the behaviour. The weight of an axis is its variance to a power t (0: isotropic,
-    1/2: a draw from the covariance, large: the first axis), with t such that the whole span contains the share `match`
-    of the energy of `h` (default: the negatives). If no t does, the nearest span is returned.
+    `fixed` are orthonormal and come first. Without `match` the random directions are isotropic. With `match` they are
+    drawn along the principal axes of the negatives outside of `fixed`, which are independent of the behaviour. The
+    weight of an axis is its variance to a power t (0: isotropic, 1/2: a draw from the covariance, large: the first
+    axis), with t such that the whole span contains the share `match` of the energy of `h` (default: the negatives). If
+    no t does, the nearest span is returned.
     """
     plain = torch.stack([isotropic(negative.shape[1], rng) for _ in range(rank - len(fixed))])
     if match is None:
         return span_of(torch.cat([fixed, plain]))
     measured = negative if h is None else h
-    x = negative.double()
-    _, values, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-    share = (values / values[0]).clamp_min(1e-3) ** 2
+    x = negative.double() - negative.double().mean(0)
+    # Axes inside of `fixed` would lose their energy when the span is made orthonormal.
+    x = x - x @ fixed.T.double() @ fixed.double()
+    _, values, axes = torch.linalg.svd(x, full_matrices=False)
+    share = (values / values[0].clamp_min(1e-30)).clamp_min(1e-3) ** 2
     along = plain.double() @ axes.T
     rest = plain.double() - along @ axes
 
