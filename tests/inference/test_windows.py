@@ -100,6 +100,28 @@ def test_completions_are_those_of_the_written_out_edit(family, family_model, som
                 ids.append(token)
 
 
+@pytest.mark.parametrize("cached", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_addition_at_the_prompt_changes_no_response(family, cached, family_model, monkeypatch):
+    """It is the addition with a window that ends before the completion. At all positions responses are changed, too."""
+    model = family_model(family)
+    if not cached:
+        model = replace(model, proof=replace(model.proof, packing_is_exact=False, cache_is_exact=False))
+    at_prompt = replace(ADDITION, positions="prompt")
+    arms = [
+        Arm("at the prompt", (at_prompt,)),
+        Arm("window", (ADDITION,), Window(stop=0)),
+        Arm("everywhere", (ADDITION,)),
+    ]
+    texts = [ChatWithResponse(p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)] + PROMPTS[:2]
+    completions, first = Runner(model, 24).generate(texts, arms, max_new_tokens=4, read=lambda logits: logits[:, 5])
+    assert completions[0] == completions[1]
+    torch.testing.assert_close(first[0], first[1], **BOUNDS)
+    with_response, alone = (abs(first[0] - first[2])[some] for some in (slice(3), slice(3, None)))
+    assert with_response.min() > 1e-3
+    assert alone.max() < 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("intervention", [ABLATION, ADDITION], ids=["ablation", "addition"])
 def test_the_metric_is_that_of_the_written_out_edit(family, intervention, family_model):

@@ -117,7 +117,8 @@ class PackedDecoder:
         for pack, batch in self.packs(texts, n_arms):
             attention = PackedAttention(pack, self.implementation, self.slots, slots[batch.arms][:, batch.prompts])
             where = places_in(pack, [n_response[i] for i in batch.prompts])
-            with hooked(self.model, self.edits.on(self.arms[batch.arms], places=where)):
+            is_prompt = where.is_prompt if any(n_response) else None
+            with hooked(self.model, self.edits.on(self.arms[batch.arms], is_prompt, where)):
                 logits = packed_forward(self.model, pack, len(batch.arms), attention)
             if all_logits is None:
                 all_logits = logits.new_zeros(*slots.shape, logits.shape[-1])
@@ -178,10 +179,9 @@ class PaddedDecoder:
 
     def prefill(self) -> Prefilled:
         """Prefill all rows."""
-        self.n_given = self.ids.shape[1]
         self.where = places(Padded(self.ids, self.mask), self.n_response)
         rows = torch.arange(self.n_rows, device=self.ids.device)
-        with hooked(self.model, self.edits.on(self.arm, places=self.where), self.watch):
+        with hooked(self.model, self.edits.on(self.arm, self.where.is_prompt, self.where), self.watch):
             return Prefilled(rows, rows, forward(self.model, self.ids, self.mask, self.cache))
 
     def refill(self, free: Int[Tensor, " free"]) -> None:
@@ -194,9 +194,10 @@ class PaddedDecoder:
         in_completion = cast(Tensor, self.where.in_completion)
         in_text, in_completion = (torch.cat([x, x[:, -1:] + 1], 1) for x in (self.where.in_text, in_completion))
         self.where = TokenPlaces(in_text, None, in_completion, self.ids)
-        new, n_prompt, where = self.ids, self.n_given, self.where
+        new, where = self.ids, self.where
         if self.cache is not None:
-            new, n_prompt, where = self.ids[:, -1:], 0, self.where.last_only(_boundary(self.edits))
+            new, where = self.ids[:, -1:], self.where.last_only(_boundary(self.edits))
+        n_prompt = 0 if self.cache is not None else where.is_prompt
         with hooked(self.model, self.edits.on(self.arm, n_prompt, where), self.watch):
             return forward(self.model, new, self.mask, self.cache)
 

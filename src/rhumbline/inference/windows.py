@@ -65,6 +65,12 @@ class TokenPlaces(NamedTuple):
     passed: Bool[Tensor, " row"] | None = None
     """Whether the boundary of the windows is in the completion before these tokens; None: in no row."""
 
+    @property
+    def is_prompt(self) -> Bool[Tensor, "#row position"]:
+        """Whether each token is before the completion."""
+        assert self.in_completion is not None
+        return self.in_completion < 0
+
     def last_only(self, boundary: int | None) -> "TokenPlaces":
         """The places of the last token of every row; the tokens before it are cached."""
         assert self.in_completion is not None
