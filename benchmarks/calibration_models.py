@@ -14,8 +14,8 @@ relabelled  the same models and prompts with random labels: nothing is there
 
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
 protocol is the default one but for the number of prompts, 16 new tokens (32 for late refusals), and what no verdict of
-one seed reads. No prompt and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14 parts of the study,
-for as many processes side by side.
+one seed reads. No prompt and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14
+parts of the study, for as many processes side by side.
 """
 
 import argparse

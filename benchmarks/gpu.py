@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py 1.5B|8B|tiny [--device cuda] [--seconds 120] --out gpu.jsonl
 
-bfloat16, random weights; 6 arms x 100 prompts x 128 tokens for generation. Candidates are mean residuals, whose ablation
-changes the logits of a random model as much as that of a direction changes those of a trained one. Plain is
+bfloat16, random weights; 6 arms x 100 prompts x 128 tokens for generation. Candidates are mean residuals, whose
+ablation changes the logits of a random model as much as that of a direction changes those of a trained one. Plain is
 benchmarks/plain.py, one arm and one batch at a time; of its selection one candidate is timed and scaled, of its
 generation one arm of one batch. Each measurement is written as soon as it ends; none begins after --seconds. MFU:
 2 x parameters x tokens as if nothing were shared, divided by the time and by the peak of a product of square matrices,
