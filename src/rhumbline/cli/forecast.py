@@ -112,10 +112,11 @@ def _print_time(whole: Any, size: Any, name: str | None, dtype: Any) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
     if device.type == "cpu":
         use_fastest_threads()
-    speed = measure(WeightShapes(size.matrices, size.embedding), dtype, device)
+    speed = measure(WeightShapes(size.matrices, size.embedding, size.layers or 0), dtype, device)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    seconds = speed.seconds(whole.computed, whole.written, whole.scored)
     say(
-        f"time: about {_duration(speed.seconds(whole.computed, whole.written))} on this machine ({place}, "
+        f"time: about {_duration(seconds)} on this machine ({place}, "
         f"{str(dtype).removeprefix('torch.')}; measured: {1 / speed.prompt_token:,.0f} prompt tokens/s, "
         f"{speed.rows / speed.step:,.0f} generated tokens/s at {speed.rows} rows together)"
     )

@@ -16,6 +16,13 @@ SECONDS = 0.4
 """Seconds for which each shape is timed, at least one product each."""
 SHARE_OF_PRODUCTS = 0.8
 """Share of a pass that is assumed to be spent in matrix products. Measured on a processor: docs/benchmarks.md."""
+TOKENS_OF_PASS, ROWS_OF_STEP = 300, 96
+"""Tokens of the average pass, and rows of the average decoding step of a run, whose batches are seldom full."""
+LAYER_OPERATIONS = 1800
+"""Small operations that take as long as what a layer does in every pass apart from its products: calls of modules,
+hooks, and operations on few elements. Measured on the organisms and on SmolLM2-135M (docs/benchmarks.md)."""
+SCORING = 2.0
+"""Time of reading all logits of a token (products of the head, softmax in float32), in products of the head."""
 TOKENS, ROWS = 16 * CPU_TOKENS, 512
 """Tokens of a pass, and rows that are decoded together, on an accelerator: there all rows that fit into its memory."""
 
@@ -28,6 +35,7 @@ class WeightShapes:
     """Every matrix of all blocks."""
     head: tuple[int, int] | None
     """The unembedding; None: unknown."""
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,16 @@ class DeviceSpeed:
     """Seconds of one decoding step of `rows` rows."""
     rows: int
     """Rows that are decoded together."""
+    scored_token: float
+    """Seconds of a token of which all logits are read, besides those of its pass."""
+    overhead: float
+    """Seconds of a pass or a step apart from what its number of tokens determines."""
 
-    def seconds(self, tokens: float, written: float) -> float:
-        """Time of prompt tokens and generated tokens, in full batches."""
-        return tokens * self.prompt_token + written / self.rows * self.step
+    def seconds(self, tokens: float, written: float, scored: float = 0) -> float:
+        """Time of prompt tokens, generated tokens, and tokens of which all logits are read."""
+        passes = tokens / TOKENS_OF_PASS + written / ROWS_OF_STEP
+        products = tokens * self.prompt_token + written / self.rows * self.step + scored * self.scored_token
+        return products + passes * self.overhead
 
 
 def measure(shapes: WeightShapes, dtype: torch.dtype, device: torch.device) -> DeviceSpeed:
@@ -55,9 +69,20 @@ def measure(shapes: WeightShapes, dtype: torch.dtype, device: torch.device) -> D
     share = SHARE_OF_PRODUCTS
     prompt = sum(per_shape[shape] for shape in shapes.blocks) / tokens / share
     step = sum(in_step[shape] for shape in shapes.blocks) / share
-    if shapes.head is not None:
-        step += _seconds(shapes.head, rows, dtype, device, SECONDS / 4)
-    return DeviceSpeed(prompt, step, rows)
+    head = 0.0 if shapes.head is None else _seconds(shapes.head, rows, dtype, device, SECONDS / 4)
+    overhead = shapes.layers * LAYER_OPERATIONS * _small_operation(device)
+    return DeviceSpeed(prompt, step + head, rows, SCORING * head / rows, overhead)
+
+
+def _small_operation(device: torch.device) -> float:
+    """Seconds of one operation on few elements."""
+    x, n = torch.ones(8, 64, device=device), 200
+
+    def many() -> None:
+        for _ in range(n):
+            torch.mul(x, x)
+
+    return _timed(many, SECONDS / 4, None if is_processor(device) else torch.cuda.synchronize) / n
 
 
 def _seconds(shape: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device, budget: float) -> float:

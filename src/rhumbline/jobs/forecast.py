@@ -43,6 +43,8 @@ class StageForecast(NamedTuple):
     """Largest number of generated tokens."""
     computed: int = 0
     """Prompt tokens of the expected rows with prefix sharing: shared tokens count once for each pass."""
+    scored: int = 0
+    """Tokens after which the logits of the whole vocabulary are read; elsewhere only those after the last token are."""
 
 
 def forecast(
@@ -67,12 +69,18 @@ def forecast(
     if reads_texts:
         read_length = _mean_length([chat.encode_text(p) for c in LABELS for p in splits.texts("train", c)])
 
-    def stage(name: str, rows: int, most: int | None = None, writing: int = 0, texts: int = 0) -> StageForecast:
-        """`texts` of the rows are read with a response; `writing` of them generate."""
+    def stage(
+        name: str, rows: int, most: int | None = None, writing: int = 0, texts: int = 0, *, shares: bool = True
+    ) -> StageForecast:
+        """`texts` of the rows are read with a response; `writing` of them generate.
+
+        Without `shares` the rows share no prefix: they are padded, or few prompts are in a pack.
+        """
         plain, read = (rows - texts) * length, texts * read_length
         written = writing * protocol.max_new_tokens
         most = rows if most is None else most
-        return StageForecast(name, rows, most, round(plain + read), written, round(plain * share + read))
+        computed = plain * (share if shares else 1.0) + read
+        return StageForecast(name, rows, most, round(plain + read), written, round(computed))
 
     cells = len(read_positions(protocol.extraction, chat)) * protocol.selection.first_cut_layer(n_layers)
     nulls, dose, refits = protocol.nulls, protocol.dose, protocol.stability
@@ -178,7 +186,7 @@ def _second(
     # Two backward passes and two readings; then both signs are added, and each vector is ablated on both classes.
     rest = (2 * ROWS_PER_PROMPT + 2) * min(tp, FIT_PROMPTS) + GRADIENT_CANDIDATES * (3 * vn + vp) + vn
     rest += 3 * min(vp, INDEPENDENCE_PROMPTS) + tested
-    return stage("second direction", likely + rest, most + rest)
+    return stage("second direction", likely + rest, most + rest, shares=False)
 
 
 def _refit(protocol: Protocol, sites: int, p: int, q: int) -> tuple[int, int]:
@@ -198,7 +206,8 @@ def _nulls(protocol: Protocol, cells: int, train: int, val: int, stage: Callable
     likely, most = _refit(protocol, cells, q, q)
     further = draws * (_draw_limit(protocol) - 1)  # each job of these is a pass over the training prompts, and a screen
     again = -(-further // DRAWS_PER_JOB) * once
-    return stage("nulls", once + draws * (likely + q), once + again + (draws + further) * (most + q), texts=2 * train)
+    largest = once + again + (draws + further) * (most + q)
+    return stage("nulls", once + draws * (likely + q), largest, texts=2 * train, shares=False)
 
 
 def _draw_limit(protocol: Protocol) -> int:
@@ -235,11 +244,11 @@ def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, le
     stages = []
     for name, sources in (("text", reading.text(texts)), ("responses", reading.responses(texts, negatives))):
         rows, tokens = arms * len(sources), arms * sum(len(s.document.ids) for s in sources)
-        stages.append(StageForecast(f"losses on {name}", rows, rows, tokens, computed=tokens))
+        stages.append(StageForecast(f"losses on {name}", rows, rows, tokens, computed=tokens, scored=tokens))
     n, longest = min(plan.documents, len(negatives)), protocol.max_new_tokens
     rows, tokens = n + arms * n, round(n * length + arms * n * (length + longest))
     # Upper bounds: an empty completion is not read.
-    return [*stages, StageForecast("losses on completions", rows, rows, tokens, n * longest, tokens)]
+    return [*stages, StageForecast("losses on completions", rows, rows, tokens, n * longest, tokens, tokens)]
 
 
 def total(stages: Mapping[int, Sequence[StageForecast]]) -> StageForecast:
