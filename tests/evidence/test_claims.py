@@ -256,6 +256,12 @@ def test_damage_on_a_few_prompts_decides_nothing():
     assert (intact.state, intact.value, intact.n) == (UNDECIDED, 5.0, 3)
 
 
+def test_logits_that_are_not_finite_are_damage():
+    intact = claim(INTACT, replace(known(), shift=Shift(None, None, None, 16, not_finite=2)))
+    assert (intact.state, intact.n) == (REFUTED, 16)
+    assert "not finite" in intact.reason
+
+
 @pytest.mark.parametrize("quantity", ["degenerate", "behaviour", "kl"])
 def test_damage_that_was_not_measured_is_not_within_its_bound(quantity):
     shift = Shift(None, None, None, 0) if quantity == "kl" else known().shift

@@ -15,9 +15,10 @@ from rhumbline.evidence.metric_effects import (
 )
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import WideNulls, WideRow
-from rhumbline.records.shared import NullDirection
+from rhumbline.records.shared import NOT_FINITE, NullDirection
 
 NULLS = [NullDirection("top-pc", d, cosine=0.1 * d, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
 
@@ -91,6 +92,26 @@ def test_a_draw_that_damages_the_model_reaches_nothing_and_is_counted():
     assert effect.families["top-pc"].beaten == 2
 
 
+def test_an_ablation_whose_logits_are_not_finite_damages_the_model():
+    """Its metric is unknown, too, which would count as reaching the effect; an unknown KL alone is no damage."""
+    nan = float("nan")
+    broken = with_kl(wide(nulls=(4.0, nan, nan, -6.0)), UNSET, NOT_FINITE, None, 0.1)
+    (effect,) = wide_effects(broken, NULLS, max_kl=0.2)
+    family = effect.families["top-pc"]
+    assert (family.beaten, family.comparable, family.damaging) == (2, 4, 1)
+    assert ineffective_arms(broken, NULLS, 0.2) == {ArmId.null("top-pc", 1, ArmKind.ABLATION)}
+    (published,) = wide_effects(broken, NULLS)  # a rule without a bound
+    assert published.families["top-pc"].beaten == 3
+    as_broken = replace(broken, kl=(0.1, NOT_FINITE))  # no draw damages the model more than the direction
+    (effect,) = wide_effects(as_broken, NULLS, max_kl=0.2)
+    assert effect.families["top-pc"].beaten == 3
+
+
+def test_a_divergence_that_is_not_finite_is_written_and_read():
+    evidence = replace(with_kl(wide(), NOT_FINITE, 0.5, None), kl=(NOT_FINITE, 0.5, None))
+    assert convert(to_json(evidence), WideNulls) == evidence
+
+
 def test_the_ineffective_arms_are_ablations_that_damage_the_model_and_all_of_draws_without_a_candidate():
     def arms(kind, *draws):
         return {ArmId.null("top-pc", d, kind) for d in draws}
@@ -132,6 +153,8 @@ def test_the_kl_is_a_mean_over_the_negatives_that_have_one():
     assert mean_kl(wide()).kl == pytest.approx(0.2)
     assert mean_kl(wide()).n == 2
     assert mean_kl(WideNulls({}, ())).kl is None
+    broken = mean_kl(WideNulls({}, (), kl=(0.1, NOT_FINITE, None, NOT_FINITE)))
+    assert (broken.kl, broken.low, broken.n, broken.not_finite) == (None, None, 3, 2)
 
 
 def test_a_few_negatives_give_a_kl_without_an_interval():

@@ -11,9 +11,9 @@ from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import WideNulls, WideRow
-from rhumbline.records.shared import NullDirection
+from rhumbline.records.shared import NOT_FINITE, NullDirection
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.wide_nulls import KL_POOL, RARELY_SHOWN, _kl, _with_damage
+from rhumbline.stages.wide_nulls import KL_POOL, RARELY_SHOWN, _kl, _mean, _with_damage
 
 NULLS = [NullDirection("top-pc", d, cosine=0.0, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
 
@@ -107,3 +107,27 @@ def test_the_kl_is_measured_on_negatives_that_rarely_show_the_behaviour(shown, n
     if shown > RARELY_SHOWN:
         assert all(value / 100 % 3 == 0 for value in first)
     assert KL_POOL * 16 / 3 > 16
+
+
+@dataclass
+class BreakingScorer(Scorer):
+    """The second arm has infinite logits on every prompt, and the baseline has them on prompt 3."""
+
+    def baseline(self, sequences):
+        logits = super().baseline(sequences)
+        logits[[s[0] == 3 for s in sequences]] = float("nan")
+        return logits
+
+    def kl(self, sequences, arms, baseline):
+        kl = super().kl(sequences, arms, baseline)
+        kl[1] = float("nan")
+        return kl + 0 * baseline[:, 0]
+
+
+def test_a_divergence_from_infinite_logits_is_not_finite():
+    """Prompts on which the baseline is not finite say nothing, so they are not read."""
+    first, second = _kl(Run(BreakingScorer(3.0), 12), [ABLATION, of_draw(0)], 16)
+    assert first == (0.0, 600.0, 900.0)
+    assert second == (NOT_FINITE,) * 3
+    assert (_mean(first), _mean(second), _mean(())) == (500.0, NOT_FINITE, None)
+    assert _mean((0.5, NOT_FINITE)) == NOT_FINITE

@@ -360,7 +360,8 @@ def _damage(code: VerdictCode, row: DamageChange, bound: float) -> VerdictReason
 def _kl(bound: float, evidence: SeedEvidence) -> VerdictReason:
     shift = evidence.shift
     if not is_number(shift.kl):
-        return VerdictReason(code=VerdictCode.KL_TOO_LARGE, state=NOT_TESTED, bound=bound)
+        state = REFUTED if shift.not_finite else NOT_TESTED
+        return VerdictReason(code=VerdictCode.KL_TOO_LARGE, state=state, bound=bound, n=shift.n)
     return VerdictReason(
         code=VerdictCode.KL_TOO_LARGE,
         state=_within(shift.low, shift.high, bound),

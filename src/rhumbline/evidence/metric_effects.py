@@ -18,7 +18,7 @@ from rhumbline.evidence.statistics import LEAST_RESAMPLED, Ranking, bootstrap_me
 from rhumbline.records.arms import BASELINE, ArmId, ArmKind
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
 from rhumbline.records.seed_files import StoppedFamily, WideNulls
-from rhumbline.records.shared import NullDirection
+from rhumbline.records.shared import NOT_FINITE, NotFinite, NullDirection
 from rhumbline.records.verdict_rule import Rule, is_comparable
 
 DRAWS = 2000
@@ -31,7 +31,7 @@ class Draw(NamedTuple):
     change: float
     null: NullDirection
     is_damaging: bool = False
-    """The KL divergence of its ablation is above the bound of the rule and that of the direction."""
+    """The KL divergence of its ablation is above the bound of the rule and that of the direction, or not finite."""
 
     @property
     def is_ineffective(self) -> bool:
@@ -101,8 +101,9 @@ def metric_changes(
     wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms, max_kl: float | None = None
 ) -> MetricChanges | None:
     """The metric of the direction and the changes by its nulls for one effect; None if its arms were not evaluated."""
-    kl = {row.arm: row.kl for row in wide.rows if row.kl is not UNSET and row.kl is not None}
-    most = None if max_kl is None else max(max_kl, mean_kl(wide, least=1).kl or 0.0)
+    kl = {row.arm: _nats(row.kl) for row in wide.rows if row.kl is not UNSET and row.kl is not None}
+    own = mean_kl(wide, least=1)
+    most = None if max_kl is None else max(max_kl, math.inf if own.not_finite else own.kl or 0.0)
     metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
     if BASELINE not in metric or arms.arm not in metric:
         return None
@@ -208,8 +209,14 @@ def with_adjusted_p(by_seed: Mapping[int, Sequence[WideEffect]]) -> dict[int, tu
 def mean_kl(wide: WideNulls, least: int = LEAST_RESAMPLED) -> Shift:
     """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, with its interval.
 
-    The interval is None with fewer than `least` negatives.
+    The interval is None with fewer than `least` negatives, and so is all of it if a divergence is not finite.
     """
-    values = np.array([kl for kl in wide.kl if kl is not None], float)
+    values = np.array([_nats(kl) for kl in wide.kl if kl is not None], float)
+    if not_finite := int(np.isinf(values).sum()):
+        return Shift(None, None, None, len(values), not_finite)
     mean = bootstrap_mean(values, np.random.default_rng(0), draws=DRAWS, least=least)
     return Shift(*(finite_or_none(x) for x in (mean.mean, mean.low, mean.high)), n=mean.n)
+
+
+def _nats(kl: float | NotFinite) -> float:
+    return math.inf if kl == NOT_FINITE else kl

@@ -230,10 +230,13 @@ class Shift:
     """KL divergence of ablation on negatives that rarely show the behaviour at baseline."""
 
     kl: float | None
-    """Mean KL divergence of the next-token distribution, baseline to ablation, nats; None without prompts."""
+    """Mean KL divergence of the next-token distribution, baseline to ablation, nats; None without prompts, or if it is
+    not finite."""
     low: float | None
     high: float | None
     n: int
+    not_finite: int | UnsetType = UNSET
+    """Negatives on which the logits under ablation are not finite; UNSET if there are none."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from rhumbline.records.shared import (
     FirstToken,
     Label,
     Marker,
+    NotFinite,
     NullDirection,
     SecondSource,
     Site,
@@ -224,7 +225,7 @@ class WideRow(Struct, frozen=True, kw_only=True):
     side: Label = field(name="set")
     metric: tuple[float | None, ...]
     """Log-odds, six digits, in the order of `WideNulls.prompts`; None: not finite."""
-    kl: float | UnsetType | None = UNSET
+    kl: float | NotFinite | UnsetType | None = UNSET
     """Mean KL divergence of a null draw's ablation on negatives, nats; None: unknown. Measured if the draw changes the
     metric by at least as much as the direction."""
 
@@ -247,9 +248,9 @@ class WideNulls:
     """Ids of the prompts, by class; empty if the protocol has no wide nulls."""
     rows: tuple[WideRow, ...]
     """Arms of positives, then of negatives; empty as above."""
-    kl: tuple[float | None, ...] = ()
-    """KL divergence of the next-token distribution of negatives, baseline to ablation, nats; None for a negative that
-    shows the behaviour at baseline, or not finite."""
+    kl: tuple[float | NotFinite | None, ...] = ()
+    """KL divergence of the next-token distribution of negatives, baseline to ablation, nats. None in runs of earlier
+    versions: a negative that shows the behaviour at baseline, or not finite."""
     stopped: tuple[StoppedFamily, ...] = ()
     """Families that stopped early, by effect. Their rank p is above the bound of the rule."""
 

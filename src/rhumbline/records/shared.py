@@ -22,6 +22,9 @@ EffectName = Literal["suppression", "induction", "subtraction"]
 DoseKind = Literal["ablation", "addition", "subtraction"]
 """Ablation and subtraction (negative coefficients) act on positives, addition on negatives."""
 Split = Literal["train", "val", "test"]
+NotFinite = Literal["not finite"]
+"""The KL divergence of an edit whose logits are infinite or NaN: the edit broke the model."""
+NOT_FINITE: NotFinite = "not finite"
 Class = Literal["refused", "complied", "shown", "absent", "degenerate", "unscored"]
 """What a completion is; `unscored` is in no rate."""
 

@@ -103,7 +103,8 @@ class VerdictCode(StrEnum):
     DEGENERATE = "degenerate"
     """The share of degenerate completions of `label` rises by `value` under `arm`, above `bound`."""
     KL_TOO_LARGE = "kl-too-large"
-    """Ablation changes the next-token distribution of negatives by `value` nats on average, above `bound`."""
+    """Ablation changes the next-token distribution of negatives by `value` nats on average, above `bound`; a refuted
+    condition without a value: its logits are not finite."""
     ANSWERS_LOST = "answers-lost"
     """The share of right answers on negatives falls by `value` under ablation, above `bound`."""
     CONTENT_LOST = "content-lost"
@@ -240,7 +241,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
             case VerdictCode.DEGENERATE:
                 return f"more degenerate completions{where}: {self._bounded(state)}"
             case VerdictCode.KL_TOO_LARGE:
-                text = f"KL under ablation on negatives: {self._bounded(state)}"
+                is_broken = state is ClaimState.REFUTED and self.value is None
+                text = f"KL under ablation on negatives: {'not finite' if is_broken else self._bounded(state)}"
                 return f"{text}; {DAMAGE_ADVICE}" if state is ClaimState.REFUTED else text
             case VerdictCode.ANSWERS_LOST:
                 return f"right answers lost{where}: {self._bounded(state)}"

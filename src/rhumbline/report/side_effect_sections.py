@@ -52,7 +52,8 @@ def _damage_rows(seed: SeedResult, rule: Rule) -> list[list[Any]]:
     shift = seed.shift
     kl, low, high = (number(value, 4) for value in (shift.kl, shift.low, shift.high))
     name = "KL divergence of the next token in nats, negatives, ablation"
-    rows: list[list[Any]] = [[name, f"{kl} [{low}, {high}]", shift.n, _bound(rule.max_kl)]]
+    divergence = f"not finite on {shift.not_finite} of {shift.n}" if shift.not_finite else f"{kl} [{low}, {high}]"
+    rows: list[list[Any]] = [[name, divergence, shift.n, _bound(rule.max_kl)]]
     measured: tuple[tuple[ArmId, Label], ...] = (
         (ABLATION, "positive"), (ABLATION, "negative"), (ADDITION, "negative"),
     )  # fmt: skip

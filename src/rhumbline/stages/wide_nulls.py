@@ -5,6 +5,7 @@ after the first; its rank p is valid and above the bound (Besag and Clifford 199
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,13 +15,13 @@ from msgspec import UNSET, structs
 
 from rhumbline.evidence.compared_arms import EFFECTS
 from rhumbline.evidence.metric_effects import families_below_bound, metric_changes
-from rhumbline.evidence.statistics import LEAST_RESAMPLED, finite_or_none
+from rhumbline.evidence.statistics import LEAST_RESAMPLED
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ArmId
 from rhumbline.records.seed_files import NullDirections, WideNulls, WideRow
-from rhumbline.records.shared import ByLabel, NullDirection
+from rhumbline.records.shared import NOT_FINITE, ByLabel, NotFinite, NullDirection
 from rhumbline.records.verdict_rule import Rule
 from rhumbline.stages.metric_samples import Sample, sample, samples, six_digits
 from rhumbline.stages.seed_run import SeedRun
@@ -142,7 +143,7 @@ def damage_prompts(protocol: Protocol) -> int:
     return max(LEAST_RESAMPLED, protocol.nulls.prompts)
 
 
-def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float, ...]]:
+def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float | NotFinite, ...]]:
     """KL divergence of every ablation on at most `n` negatives that rarely show the behaviour at baseline.
 
     Where it is shown, its loss is an effect, not damage.
@@ -151,14 +152,22 @@ def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float, ...]]:
     metric = None if isinstance(scorer.metric, PairedLogOdds) else scorer.metric
     sequences = sample(run, "negative", n if metric is None else KL_POOL * n).sequences
     baseline = scorer.baseline(sequences)
-    if metric is not None and sequences:
-        kept = (metric(baseline) <= RARELY_SHOWN).nonzero()[:n, 0].tolist()
-        sequences, baseline = [sequences[i] for i in kept], baseline[kept]
-    return [six_digits(values) for values in scorer.kl(sequences, [run.arms.arm(i) for i in ids], baseline)]
+    if sequences:
+        # The divergence from a baseline that is not finite says nothing about the arm.
+        usable = baseline.logsumexp(-1).isfinite()
+        kept = usable if metric is None else usable & (metric(baseline) <= RARELY_SHOWN).to(usable.device)
+        rows = kept.nonzero()[:n, 0].tolist()
+        sequences, baseline = [sequences[i] for i in rows], baseline[rows]
+    divergences = scorer.kl(sequences, [run.arms.arm(i) for i in ids], baseline)
+    return [tuple(v if math.isfinite(v) else NOT_FINITE for v in six_digits(values)) for values in divergences]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return finite_or_none(float(f"{fmean(values):.6g}")) if values else None
+def _mean(values: Sequence[float | NotFinite]) -> float | NotFinite | None:
+    """The mean; not finite if one value is, and None without values."""
+    known = [value for value in values if value != NOT_FINITE]
+    if len(known) < len(values):
+        return NOT_FINITE
+    return float(f"{fmean(known):.6g}") if known else None
 
 
 WIDE_JOB = JobKind("wide", WideRequest, WideNulls, _prepare)
