@@ -14,6 +14,7 @@ from rhumbline.analyses.meaning import analyse
 from rhumbline.analyses.subject import open_subject
 from rhumbline.errors import ContrastError, InputError
 from rhumbline.prompts.batteries import BatteryPrompt, read_battery
+from rhumbline.prompts.contrast_files import LONGEST, LONGEST_NAME
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.meaning_file import MeaningPlan, MeaningRecord
 from rhumbline.report.meaning_section import meaning
@@ -128,10 +129,20 @@ def test_shares_add_up_and_state_the_planted_ones():
     [
         ([{"prompt": "a", "content": "harmful"}], "no prompt has the content harmless"),
         ([{"prompt": "a", "content": "bad"}], "use harmful or harmless"),
-        ([{"prompt": " ", "content": "harmful"}], "the prompt is empty"),
+        ([{"prompt": " ", "content": "harmful"}], "prompt is empty"),
+        ([{"content": "harmful"}], "prompt is missing"),
         ([{"prompt": "a", "content": "harmful", "first_prompt": "b"}], "give both or neither"),
         ([{"prompt": "a", "content": "harmful", "label": "positive"}], "unknown column 'label'"),
-        ([{"prompt": 3, "content": "harmful"}], "prompt is not a text"),
+        ([{"prompt": 3, "content": "harmful"}], "prompt is int 3, not text"),
+        ([{"prompt": "a" * (LONGEST + 1), "content": "harmful"}], "prompt has 1,000,001 characters"),
+        ([{"prompt": "a", "content": "harmful", "group": "g" * (LONGEST_NAME + 1)}], "group has 1,001 characters"),
+        (
+            [{"prompt": "a", "content": "harmful", "first_prompt": "b", "first_reply": "c" * (LONGEST + 1)}],
+            "first_reply has",
+        ),
+        ([{"prompt": "a\x1b[2J", "content": "harmful"}], r"prompt contains the control character U\+001B"),
+        ([{"prompt": "a", "content": "harmful", "group": "\x9b"}], r"group contains the control character U\+009B"),
+        ([{"prompt": "a\ud83d", "content": "harmful"}], "prompt contains half of a surrogate pair"),
         ([{"prompt": "a", "content": c} for c in ("harmful", "harmless")], "repeats the prompt of line 1"),
         ([], "no prompt has the content"),
     ],

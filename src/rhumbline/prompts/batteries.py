@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rhumbline.errors import ContrastError
-from rhumbline.prompts.contrast_files import READERS, Faults
+from rhumbline.prompts.contrast_files import READERS, Faults, brief, text_cells
 from rhumbline.prompts.contrasts import Prompt, near_text
 from rhumbline.prompts.named_sets import prompts
 from rhumbline.records.meaning_file import Content
-from rhumbline.records.user_files import is_unicode, read_text
+from rhumbline.records.user_files import read_text
 
 COLUMNS = ("prompt", "content", "group", "first_prompt", "first_reply")
 CONTENTS: tuple[Content, ...] = get_args(Content)
@@ -76,23 +76,16 @@ def read_battery(path: str | Path) -> tuple[BatteryPrompt, ...]:
 
 def _row(place: str, row: dict[str, Any], faults: Faults) -> BatteryPrompt | None:
     before = faults.count
-    for column in sorted(row.keys() - set(COLUMNS)):
-        faults.add(place, f"unknown column {column[:40]!r}; columns are {', '.join(COLUMNS)}")
-    cells = {column: row.get(column) or "" for column in COLUMNS}
-    for column, cell in cells.items():
-        if not (isinstance(cell, str) and is_unicode(cell)):
-            faults.add(place, f"{column} is not a text")
-    if faults.count > before:
-        return None
-    if not cells["prompt"].strip():
-        faults.add(place, "the prompt is empty")
-    if cells["content"] not in CONTENTS:
-        faults.add(place, f"content is {cells['content'][:40]!r}; use {' or '.join(CONTENTS)}")
-    if bool(cells["first_prompt"]) != bool(cells["first_reply"]):
+    cells = text_cells(place, row, COLUMNS, ("prompt", "content"), faults)
+    if "content" in cells and cells["content"] not in CONTENTS:
+        faults.add(place, f"content is {brief(cells['content'])}; use {' or '.join(CONTENTS)}")
+    if ("first_prompt" in cells) != ("first_reply" in cells):
         faults.add(place, "an earlier turn needs first_prompt and first_reply; give both or neither")
     if faults.count > before:
         return None
-    earlier = (cells["first_prompt"], cells["first_reply"]) if cells["first_prompt"] else ()
+    earlier = (cells["first_prompt"], cells["first_reply"]) if "first_prompt" in cells else ()
     label = "positive" if cells["content"] == "harmful" else "negative"
     prompt = Prompt(cells["prompt"], label, id=place)
-    return BatteryPrompt(prompt, "harmful" if label == "positive" else "harmless", cells["group"] or "battery", earlier)
+    return BatteryPrompt(
+        prompt, "harmful" if label == "positive" else "harmless", cells.get("group", "battery"), earlier
+    )

@@ -25,8 +25,8 @@ COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "
 LONGEST = 1_000_000
 """Characters of a cell."""
 LONGEST_NAME = 1000
-"""Characters of an id or a category, which many rows of a run repeat."""
-NAMES = ("category", "id")
+"""Characters of an id, a category or a group, which many rows of a run repeat."""
+NAMES = ("category", "id", "group")
 NEUTRAL = "neutral"
 """Label of rows of neither class, which are measured only."""
 
@@ -100,11 +100,11 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
     ids: dict[str, str] = {}
     for place, row in rows:
         for column in sorted(row.keys() - set(PROMPT_COLUMNS)):
-            faults.add(place, f"unknown column {_brief(column)}; columns are {', '.join(PROMPT_COLUMNS)}")
+            faults.add(place, f"unknown column {brief(column)}; columns are {', '.join(PROMPT_COLUMNS)}")
         prompt = _prompt(place, {**{c: row.get(c) for c in PROMPT_COLUMNS}, "label": "positive"}, faults)
         if prompt is not None and kept.setdefault(near_text(prompt.text), prompt) is prompt and prompt.id:
             if prompt.id in ids:
-                faults.add(place, f"id {_brief(prompt.id)} is also the id of {ids[prompt.id]}; ids must be unique")
+                faults.add(place, f"id {brief(prompt.id)} is also the id of {ids[prompt.id]}; ids must be unique")
             ids.setdefault(prompt.id, place)
     if not rows and not faults.count:
         faults.add("", "the file has no prompts")
@@ -228,7 +228,7 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: Faults
     seen: dict[str, str] = {}
     for place, prompt in kept.values():
         if prompt.id in seen:
-            faults.add(place, f"id {_brief(prompt.id)} is also the id of {seen[prompt.id]}; ids must be unique")
+            faults.add(place, f"id {brief(prompt.id)} is also the id of {seen[prompt.id]}; ids must be unique")
         elif prompt.id:
             seen[prompt.id] = place
     if not rows and not faults.count:
@@ -249,34 +249,42 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: Faults
 def _prompt(place: str, row: dict[str, Any], faults: Faults) -> Prompt | None:
     """The row as a prompt, with id "" if it has none; None if the row has a fault."""
     before = faults.count
-    for column in sorted(row.keys() - set(COLUMNS)):
-        faults.add(place, f"unknown column {_brief(column)}; columns are {', '.join(COLUMNS)}")
-    cells: dict[str, str] = {}
-    for column in COLUMNS:
-        value = row.get(column)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            if column in ("prompt", "label"):
-                faults.add(place, f"{column} is {'empty' if value is not None else 'missing'}")
-        elif isinstance(value, str) and len(value) > (most := LONGEST_NAME if column in NAMES else LONGEST):
-            faults.add(place, f"{column} has {len(value):,} characters; at most {most:,} are read")
-        elif not isinstance(value, str):
-            faults.add(place, f"{column} is {type(value).__name__} {_brief(value)}, not text")
-        elif not is_unicode(value):
-            faults.add(place, f"{column} contains half of a surrogate pair, which is not text")
-        elif (control := control_character(value)) is not None:
-            name = f" (id {_brief(row['id'])})" if row.get("id") else ""
-            faults.add(f"{place}{name}", f"{column} contains the control character {control}; remove it")
-        else:
-            cells[column] = value
+    cells = text_cells(place, row, COLUMNS, ("prompt", "label"), faults)
     for column, allowed in (("label", (*LABELS, NEUTRAL)), ("split", SPLITS)):
         if column in cells and cells[column] not in allowed:
-            faults.add(place, f"{column} is {_brief(cells[column])}; use one of {', '.join(allowed)}")
+            faults.add(place, f"{column} is {brief(cells[column])}; use one of {', '.join(allowed)}")
     if "other_response" in cells and "response" not in cells:
         faults.add(place, "other_response without a response; write both")
     if faults.count > before:
         return None
     fields: dict[str, Any] = {column: cells.get(column) for column in COLUMNS[1:]}
     return Prompt(cells["prompt"], **{**fields, "id": cells.get("id", "")})
+
+
+def text_cells(
+    place: str, row: dict[str, Any], columns: Sequence[str], required: Collection[str], faults: Faults
+) -> dict[str, str]:
+    """The texts of a row by column, without empty ones; all other values and columns are added to the faults."""
+    for column in sorted(row.keys() - set(columns)):
+        faults.add(place, f"unknown column {brief(column)}; columns are {', '.join(columns)}")
+    cells: dict[str, str] = {}
+    for column in columns:
+        value = row.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            if column in required:
+                faults.add(place, f"{column} is {'empty' if value is not None else 'missing'}")
+        elif isinstance(value, str) and len(value) > (most := LONGEST_NAME if column in NAMES else LONGEST):
+            faults.add(place, f"{column} has {len(value):,} characters; at most {most:,} are read")
+        elif not isinstance(value, str):
+            faults.add(place, f"{column} is {type(value).__name__} {brief(value)}, not text")
+        elif not is_unicode(value):
+            faults.add(place, f"{column} contains half of a surrogate pair, which is not text")
+        elif (control := control_character(value)) is not None:
+            name = f" (id {brief(row['id'])})" if row.get("id") else ""
+            faults.add(f"{place}{name}", f"{column} contains the control character {control}; remove it")
+        else:
+            cells[column] = value
+    return cells
 
 
 def with_ids(prompts: Sequence[Prompt], taken: Collection[str] = ()) -> tuple[Prompt, ...]:
@@ -299,7 +307,7 @@ def _normalised(text: str) -> str:
     return " ".join(nfkc(visible).split())
 
 
-def _brief(value: object) -> str:
-    # A shifted column can contain a whole prompt, and messages do not repeat prompts.
+def brief(value: object) -> str:
+    """The beginning of a value, because a shifted column can contain a whole prompt, which messages do not repeat."""
     text = ascii(value)
     return text if len(text) <= 24 else text[:20] + "..."

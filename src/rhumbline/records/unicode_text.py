@@ -9,6 +9,9 @@ from itertools import groupby, islice
 
 MOST_MARKS = 30
 """Consecutive combining marks that are kept; no writing system needs as many."""
+_DECOMPOSED_INTO_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"
+"""Characters that are no combining marks, with a compatibility form that begins with one: Tibetan vowels and halfwidth
+katakana sound marks."""
 SHORT = 500
 """Characters of a text that is normalised as it is."""
 
@@ -26,5 +29,5 @@ def _with_few_marks(text: str) -> str:
 
 
 def _is_mark(character: str) -> bool:
-    """Whether normalisation can move a character among its neighbours."""
-    return unicodedata.combining(character) != 0
+    """Whether normalisation can move a character, or what it is decomposed into, among its neighbours."""
+    return unicodedata.combining(character) != 0 or character in _DECOMPOSED_INTO_MARKS
