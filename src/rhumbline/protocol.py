@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from rhumbline.errors import InputError, ProtocolError
-from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, STYLE, SelectionRule
+from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, RHUMBLINE, STYLE, SelectionRule
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.evidence.verdict_rules import rule as named_rule
 from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES, LITERAL_JUDGES, ClassJudge, class_judge
@@ -283,6 +283,7 @@ PRESETS: Mapping[str, Protocol] = {
     "rhumbline": Protocol(
         "rhumbline",
         metric_threshold="judged",
+        selection=RHUMBLINE,
         # The stream of the first token is the same in every text. Where attention rests on it, an edit there breaks
         # the model for any direction, null directions included (docs/log.md).
         ablation=AblationSettings(spared=1),
@@ -403,7 +404,7 @@ def amend(protocol: Protocol, changes: Mapping[str, Any], source: str = "experim
 
 
 _NAMED: Mapping[str, Mapping[str, Any]] = {
-    "selection": {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": ARDITI2024, "style": STYLE},
+    "selection": {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": RHUMBLINE, "style": STYLE},
     "rule": {name: named_rule(name) for name in ("arditi2024", "blog2026", "rhumbline", "style")},
 }
 

@@ -10,20 +10,25 @@ from hypothesis import strategies as st
 
 from paths import DATA
 from rhumbline.errors import ProtocolError
+from rhumbline.evidence import verdict_rules
 from rhumbline.evidence.selection_rules import (
     ARDITI2024,
     BLOG2026,
+    RHUMBLINE,
     STYLE,
     SelectionRule,
     choose,
+    choose_again,
     count_discards,
     describe_discard,
     read_scores,
+    rule_applied,
     screened,
 )
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
-from rhumbline.records.seed_files import Candidate, Estimates
+from rhumbline.records.seed_files import Candidate, Estimates, Selection
+from rhumbline.records.shared import ByLabel
 
 GOLDEN = DATA / "golden"
 
@@ -194,3 +199,44 @@ def test_without_induce_and_kl_a_candidate_that_removes_the_behaviour_survives()
     assert selected.layer == 2
     (lost,) = choose([replace(table[0], content=0.5)], 10, STYLE.without_induce_and_kl()).candidates
     assert lost.discarded is Discard.LOSES_CONTENT
+
+
+# -- the second bound on KL -------------------------------------------------------------------------------------------
+
+
+def with_kl(*values):
+    """Candidates whose bypass falls as their KL rises, at layers 1, 2, ..."""
+    return [Candidate(Position(-1), 1 + i, -1.0 - i, 1.0, kl, 1.0) for i, kl in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("values", "layer", "survivors"),
+    [
+        ((0.05, 0.15), 1, 1),  # within the first bound, although another one has a lower bypass
+        ((0.15, 0.19, 0.25), 2, 2),
+        ((0.25, 0.5), None, 0),
+    ],
+)
+def test_a_larger_bound_on_kl_counts_only_if_no_candidate_is_within_the_first(values, layer, survivors):
+    result = choose(with_kl(*values), 10, RHUMBLINE)
+    assert (result.selected and result.selected.layer, result.survivors) == (layer, survivors)
+    if max(values) > RHUMBLINE.max_kl:
+        assert Discard.KL_TOO_LARGE in {row.discarded for row in choose(with_kl(*values), 10, ARDITI2024).candidates}
+    recorded = Selection(
+        selected=None, reason=None, survivors=survivors, tied=(), n=ByLabel(4, 4), candidates=result.candidates
+    )
+    assert choose_again(recorded, 10, RHUMBLINE).selected == result.selected
+    applied = rule_applied(recorded, 10, RHUMBLINE)
+    assert (applied.max_kl, applied.max_kl_otherwise) == (0.1 if min(values) <= 0.1 else 0.2, None)
+
+
+def test_the_paper_has_one_bound_on_kl():
+    assert ARDITI2024.attempts() == (ARDITI2024,)
+    assert replace(RHUMBLINE, max_kl=0.3).attempts() == (replace(ARDITI2024, name="rhumbline", max_kl=0.3),)
+    assert RHUMBLINE.without_induce_and_kl().attempts()[0].max_kl is None
+    with pytest.raises(ProtocolError, match="max_kl_otherwise"):
+        replace(RHUMBLINE, max_kl_otherwise=0.0)
+
+
+def test_the_bounds_of_the_default_preset_are_those_of_its_verdict():
+    assert RHUMBLINE.max_kl_otherwise == verdict_rules.RHUMBLINE.max_kl

@@ -34,6 +34,8 @@ class SelectionRule:
     """Candidates at layer int(share * L) and above are discarded (None: no cut)."""
     max_kl: float | None = 0.1
     """Candidates with a larger KL score are discarded (nats)."""
+    max_kl_otherwise: float | None = None
+    """The bound on the KL score if it is larger and no candidate is selected with `max_kl` (None: then none is)."""
     min_induce: float | None = 0.0
     """Candidates with a smaller induce score are discarded."""
     min_content: float | None = None
@@ -55,6 +57,8 @@ class SelectionRule:
             faults.append(f"max_layer_share {self.max_layer_share} must be in (0, 1]")
         if self.max_kl is not None and not self.max_kl > 0:
             faults.append(f"max_kl {self.max_kl} must be positive")
+        if self.max_kl_otherwise is not None and not 0 < self.max_kl_otherwise < math.inf:
+            faults.append(f"max_kl_otherwise {self.max_kl_otherwise} must be positive")
         if not self.tie_margin >= 0:
             faults.append(f"tie_margin {self.tie_margin} must not be negative")
         if faults:
@@ -67,7 +71,14 @@ class SelectionRule:
 
     def without_induce_and_kl(self) -> "SelectionRule":
         """The rule without the induce and KL criteria, for negatives that show the behaviour as positives do."""
-        return replace(self, max_kl=None, min_induce=None)
+        return replace(self, max_kl=None, max_kl_otherwise=None, min_induce=None)
+
+    def attempts(self) -> "tuple[SelectionRule, ...]":
+        """The rules that are applied one after the other until one of them selects a candidate."""
+        first, otherwise = replace(self, max_kl_otherwise=None), self.max_kl_otherwise
+        if self.max_kl is None or otherwise is None or otherwise <= self.max_kl:
+            return (first,)
+        return first, replace(first, max_kl=otherwise)
 
     def needed(self) -> tuple[str, ...]:
         """The scores without which a candidate cannot be selected."""
@@ -93,6 +104,9 @@ class SelectionRule:
 
 
 ARDITI2024 = SelectionRule("arditi2024", "lowest-bypass")
+RHUMBLINE = replace(ARDITI2024, name="rhumbline", max_kl_otherwise=0.2)
+"""The paper's rule. If it discards every candidate, those are selected that the verdict's bound on the KL divergence
+permits (`max_kl` of the rule of the verdict), which is measured again on test prompts."""
 BLOG2026 = SelectionRule(
     "blog2026", "largest-swing", max_layer_share=None, max_kl=None, min_induce=None, above_noise=True
 )
@@ -122,6 +136,21 @@ class SelectionResult:
 
 def choose(table: Sequence[Candidate], n_layers: int, rule: SelectionRule) -> SelectionResult:
     """Apply `rule` to a table of scores. Ties go to the earliest position, then to the lowest layer."""
+    results = (_choose(table, n_layers, attempt) for attempt in rule.attempts())
+    result = next(results)
+    for other in results:
+        result = result if result.selected is not None else other
+    return result
+
+
+def rule_applied(selection: Selection, n_layers: int, rule: SelectionRule) -> SelectionRule:
+    """The attempt of a rule from which the recorded selection follows; the last one without a selected candidate."""
+    first, *others = rule.attempts()
+    is_first = not others or choose_again(selection, n_layers, first).selected is not None
+    return first if is_first else others[-1]
+
+
+def _choose(table: Sequence[Candidate], n_layers: int, rule: SelectionRule) -> SelectionResult:
     rows = [replace(row, discarded=why_discarded(row, n_layers, rule)) for row in table]
     rows.sort(key=lambda row: (row.position, row.layer))
     alive = [row for row in rows if row.discarded is None]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import altair as alt
 
+from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.records.analysis_files import GeometryCell
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ChatFacts
@@ -59,7 +60,8 @@ def selection(run: RunRecord) -> Html:
         row = next((row for row in run.separations[seed].grid if row.site == site), None)
         counts = f"{selection.survivors} of {len(selection.candidates)}", len(selection.tied)
         rows.append([seed, site_text(selected), *map(number, scores), *counts, number(row.auroc if row else None, 3)])
-        texts += [f"Seed {seed}: {sentence}" for sentence in _selection_text(selection)]
+        sentences = _selection_text(selection, rule, chosen)
+        texts += [f"Seed {seed}: {sentence}" for sentence in sentences]
     head = [
         "Seed",
         "Selected (position, layer)",
@@ -123,8 +125,13 @@ def candidate_table(selection: Selection, labels: PositionLabels) -> Html:
     return page.fold(title, page.table(head, rows, reasons=True)) if rows else Html()
 
 
-def _selection_text(selection: Selection) -> list[str]:
+def _selection_text(selection: Selection, rule: SelectionRule, chosen: Candidate | None) -> list[str]:
     sentences = [] if selection.reason is None else [_NO_CANDIDATE[selection.reason]]
+    if rule.max_kl is not None and chosen is not None and chosen.kl is not None and chosen.kl > rule.max_kl:
+        sentences.append(
+            f"no candidate within the bound on KL ({rule.max_kl:g}) passes the rule. The selected one is within "
+            f"{rule.max_kl_otherwise:g}, the bound that the verdict applies to test prompts."
+        )
     selected = selection.selected
     others = [cell for cell in selection.tied if selected is None or cell.site != selected.site]
     if others:

@@ -108,6 +108,8 @@ class RefitSelection:
         bypass = (self.scorer.read(validation.positive, ablations).metric @ weight).tolist()
         rows = [Candidate(s.position, s.layer, b, None, None) for s, b in zip(directions, bypass, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: (bypass[i], rows[i].position, rows[i].layer))
+        first, *others = self.rule.attempts()
+        n_layers = self.scorer.runner.model.n_layers
         # Only the criterion lowest-bypass is known before the other scores.
         step = CANDIDATES_AT_ONCE if self.rule.criterion == "lowest-bypass" else len(rows)
         for start in range(0, len(order), step):
@@ -119,7 +121,11 @@ class RefitSelection:
             for i, k, up in zip(now, kl, induce, strict=True):
                 rows[i] = replace(rows[i], kl=k, induce=up)
             table = [rows[i] for i in order[: start + step]]
-            selected = choose(table, self.scorer.runner.model.n_layers, self.rule).selected
+            selected = choose(table, n_layers, first).selected
+            if selected is not None:
+                return self._refit(selected, candidates, True)
+        for other in others:
+            selected = choose(rows, n_layers, other).selected
             if selected is not None:
                 return self._refit(selected, candidates, True)
         return self._refit(rows[order[0]], candidates, False)

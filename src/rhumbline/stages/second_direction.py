@@ -51,7 +51,7 @@ class _Scored(NamedTuple):
 def measure_second_direction(run: SeedRun) -> SecondDirection:
     """Select the second direction and measure it; without one only the tables of candidates are measured."""
     assert run.direction is not None
-    rule = run.rule.metric_only()
+    rule = run.applied_rule.metric_only()
     means, survivors, best = _by_means(run, run.direction, rule)
     scored = _by_gradient(run, run.direction)
     gradient = choose([one.row for one in scored], run.model.n_layers, rule)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rhumbline.axes import Candidates, TokenIds
-from rhumbline.evidence.selection_rules import SelectionRule
+from rhumbline.evidence.selection_rules import SelectionRule, rule_applied
 from rhumbline.inference.batching import CPU_TOKENS
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
@@ -185,9 +185,14 @@ class SeedRun:
 
     @property
     def rule(self) -> SelectionRule:
-        """The rule that selected the direction."""
+        """The rule of the selection, with every attempt."""
         rule = self.protocol.selection
         return rule if self.selection.induction_is_testable else rule.without_induce_and_kl()
+
+    @property
+    def applied_rule(self) -> SelectionRule:
+        """The attempt that selected the direction."""
+        return rule_applied(self.selection, self.model.n_layers, self.rule)
 
     @property
     def direction(self) -> Direction | None:

@@ -3,6 +3,7 @@
 The kept validation prompts only. The rule itself is in evidence/selection_rules.py.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from rhumbline.axes import TokenIds
-from rhumbline.evidence.selection_rules import choose
+from rhumbline.evidence.selection_rules import SelectionRule, choose
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
@@ -23,6 +24,8 @@ from rhumbline.stages.candidate_scores import ScoreGrid, ScoreName, score_candid
 from rhumbline.stages.completion_scores import CompletionScores
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, JobKind, SeedJobs, spans
+
+log = logging.getLogger("rhumbline")
 
 SUFFICIENT_SHARE = 0.9
 """Share of validation negatives with a positive metric from which a coefficient is large enough."""
@@ -37,7 +40,6 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
     if metric is None or is_empty:
         reason = NoCandidate.NO_TOKENS if metric is None else NoCandidate.NO_PROMPTS
         return Selection(selected=None, reason=reason, survivors=0, tied=(), n=n.val, candidates=())
-    _, negative = run.kept_sequences("val")
     by_completions = CompletionScores(run, {c: run.prompts("val", c, kept[c]) for c in LABELS})
     rule, is_testable = run.protocol.selection, True
     if run.protocol.is_continuous:
@@ -46,6 +48,20 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
             return Selection(selected=None, reason=reason, survivors=0, tied=(), n=n.val, candidates=())
         is_testable = by_completions.induction_is_testable()
         rule = rule if is_testable else rule.without_induce_and_kl()
+    first, *others = rule.attempts()
+    selection = _select(run, jobs, by_completions, first, is_testable=is_testable)
+    for other in others:
+        if selection.selected is None and any(row.discarded is Discard.KL_TOO_LARGE for row in selection.candidates):
+            log.info("no candidate has a KL divergence of at most %g nats; %g is tried", first.max_kl, other.max_kl)
+            selection = _select(run, jobs, by_completions, other, is_testable=is_testable)
+    return selection
+
+
+def _select(
+    run: SeedRun, jobs: SeedJobs, by_completions: CompletionScores, rule: SelectionRule, *, is_testable: bool
+) -> Selection:
+    """Score the candidates as far as the rule needs them, and select; scores of an earlier attempt are stored."""
+    kept, n, (_, negative) = run.extraction.kept.val, run.extraction.n, run.kept_sequences("val")
     grid = replace(score_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
     # A rule that needs completions compares all candidates that pass, so every score is computed.
     full_grid = run.protocol.full_grid or rule != rule.metric_only()
