@@ -49,7 +49,7 @@ class Run(SeedRun):
         object.__setattr__(self, "protocol", protocol)
 
     @property
-    def rule(self):
+    def applied_rule(self):
         return self.protocol.selection
 
     def scorer(self, stage):
