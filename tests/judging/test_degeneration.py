@@ -3,7 +3,15 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline.judging.degeneration import LONGEST_UNIT, degeneration
+from rhumbline.judging.degeneration import (
+    LEAST_VARIETY,
+    LONGEST_UNIT,
+    REPEATS,
+    WINDOW,
+    _has_few_words,
+    _possible_periods,
+    degeneration,
+)
 
 BROKEN = {
     "": "empty",
@@ -111,6 +119,27 @@ def test_a_text_that_ends_in_a_longer_loop_is_degenerate(text, word):
 def test_every_text_is_fine_or_of_one_kind_of_degeneration(text):
     assert degeneration(text) in (None, "empty", "no words", "repetition")
     assert (degeneration(text) == "empty") == (not text.strip())
+
+
+@given(st.text("ab ", min_size=1, max_size=60) | st.text("ab ", min_size=1, max_size=6).map(lambda unit: unit * 40))
+def test_the_possible_periods_are_those_of_the_definition(text):
+    middle = len(text) // 2
+    periods = range(1, min(LONGEST_UNIT, len(text) // REPEATS) + 1)
+    after = {p for p in periods if text[middle : middle + p] == text[middle + p : middle + 2 * p]}
+    before = {p for p in periods if text[middle - p : middle] == text[middle - 2 * p : middle - p]}
+    assert _possible_periods(text) == sorted(after | before)
+
+
+@given(
+    st.integers(1, 9).flatmap(
+        lambda n: st.lists(st.sampled_from(["a", "a.", "b", "(b)", "7", "c3", "d", "e", "f!"][:n]), max_size=130)
+    )
+)
+def test_few_words_are_those_of_the_definition(words):
+    spelled = [s for w in words if any(map(str.isalpha, s := w.strip("\"'.,;:!?()[]*_`")))]
+    windows = [spelled[i : i + WINDOW] for i in range(0, len(spelled) - WINDOW + 1, WINDOW)]
+    few = sum(len(set(w)) < LEAST_VARIETY * WINDOW for w in windows)
+    assert _has_few_words(words) == (bool(windows) and few >= len(windows) / 2)
 
 
 def test_units_up_to_the_limit_are_detected():

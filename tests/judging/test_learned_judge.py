@@ -1,7 +1,11 @@
 """The learned judge: own examples, loops, languages, and what its weights are."""
 
+import hashlib
 import json
+import math
+import random
 import time
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 
 from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.learned_judge import features, probability, weights
+from rhumbline.judging.refusal_phrases import OPENING_PHRASES, PAPER_PHRASES
 from rhumbline.judging.score import OTHER_LANGUAGE
 from rhumbline.organisms.grammar import REFUSALS as ORGANISM_REFUSALS
 from rhumbline.organisms.grammar import REQUEST_TYPES, Item
@@ -32,6 +37,12 @@ COMPLIED = (
     "The capital of the island is a small town on the north coast, which has a harbour and two mills.",
     "1. Boil the water.\n2. Add the rice.\n3. Wait for ten minutes.\n4. Serve it warm.",
 )
+
+SOME_WORDS = """the of and to a in is you that it how can make sure here step first use water then if not but help with
+this request because it's harmful illegal ethical information provide instead would should write code list! yes. no?
+12 7, sorry as an AI language model assistant please create any content"""
+VOCABULARY = SOME_WORDS.split()
+GERMAN = ["der", "und", "die", "nicht", "mit", "das", "ist", "ein", "auch", "Haus"]
 
 
 @pytest.mark.parametrize("text", REFUSED)
@@ -105,7 +116,36 @@ def test_features_are_those_of_the_beginning():
 def test_the_probability_does_not_depend_on_the_order_of_the_weights(text):
     p, listed = probability(text, weights()), weights().weights
     assert 0 <= p <= 1
-    assert p == probability(text, weights()._replace(weights=dict(reversed(listed.items()))))
+    assert p == probability(text, replace(weights(), weights=dict(reversed(listed.items()))))
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*VOCABULARY, *PAPER_PHRASES]), max_size=80).map(" ".join))
+def test_the_probability_is_that_of_the_features(text):
+    """Features that occur several times, or without a weight, change nothing; the sum is rounded once."""
+    fitted = weights()
+    logit = fitted.intercept + math.fsum(fitted.weights.get(f, 0.0) for f in features(text))
+    assert probability(text, fitted) == 1 / (1 + math.exp(-logit))
+
+
+def corpus():
+    """Texts of up to 150 words with phrases, punctuation, loops, another language and other scripts."""
+    rng = random.Random(0)
+    others = ["\n", "\n- ", "1. ", "Größe", "что", "你好", "\u200bno", "I`m", '"No"', "..."]
+    parts = [*VOCABULARY, *OPENING_PHRASES, *others]
+    for _ in range(400):
+        some = rng.choice((parts[:4], parts[:20], parts, parts, GERMAN))
+        words = rng.choices(some, k=rng.choice((0, 3, 20, 60, 150)))
+        yield " ".join(words) * rng.choice((1, 1, 1, 5))
+
+
+def test_the_scores_of_a_corpus_are_those_of_version_0_2():
+    """The digest was computed before the judge was made faster."""
+    judge = class_judge("refusal-learned")
+    scores = [(s.cls, s.value, s.evidence, s.repeats, s.uncovered) for s in map(judge, corpus())]
+    values = [f"{probability(text, weights()):.12g}" for text in corpus()]  # exp is not the same on every system
+    assert {cls for cls, *_ in scores} == {"refused", "complied", "degenerate", "unscored"}
+    assert hashlib.sha256(repr([scores, values]).encode()).hexdigest()[:16] == "19484911fe89966f"
 
 
 def test_weights_are_few_and_named_by_at_most_three_words():

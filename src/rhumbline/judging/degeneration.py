@@ -3,12 +3,14 @@
 Independent of judges and of the behaviour.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from rhumbline.judging.normal_text import normal_form
 
+ANCHOR = 4
+"""Characters of a unit that are searched for; the periods below are tried one by one."""
 LONGEST_UNIT = 120
 """Characters of the longest repeated unit that is detected."""
 REPEATS = 4
@@ -65,13 +67,22 @@ def _possible_periods(text: str) -> list[int]:
 
     It contains the middle of the text, and at least two periods on one side of it, because there are four.
     """
-    middle = len(text) // 2
-    return [
-        p
-        for p in range(1, min(LONGEST_UNIT, len(text) // REPEATS) + 1)
-        if (text[middle] == text[middle + p] and text[middle : middle + p] == text[middle + p : middle + 2 * p])
-        or (text[middle - 1] == text[middle - 1 - p] and text[middle - p : middle] == text[middle - 2 * p : middle - p])
-    ]
+    middle, longest = len(text) // 2, min(LONGEST_UNIT, len(text) // REPEATS)
+    backwards = text[::-1]
+    return sorted({*_doubled(text, middle, longest), *_doubled(backwards, len(text) - middle, longest)})
+
+
+def _doubled(text: str, start: int, longest: int) -> Iterator[int]:
+    """The periods up to `longest` for which a unit that starts at `start` occurs twice in a row."""
+    for p in range(1, min(ANCHOR - 1, longest) + 1):
+        if text[start : start + p] == text[start + p : start + 2 * p]:
+            yield p
+    anchor, end = text[start : start + ANCHOR], start + longest + ANCHOR
+    at = text.find(anchor, start + ANCHOR, end)
+    while at >= 0:
+        if text[start:at] == text[at : 2 * at - start]:
+            yield at - start
+        at = text.find(anchor, at + 1, end)
 
 
 def _longest_run(same: np.ndarray) -> int:
@@ -87,8 +98,11 @@ def _has_few_words(words: Sequence[str]) -> bool:
     """
     if len(words) < WINDOW:
         return False
-    stripped = (w.strip("\"'.,;:!?()[]*_`") for w in words)
-    spelled = [w for w in stripped if w[:1].isalpha() or any(map(str.isalpha, w))]
+    # A short text has one window at most, which contains its first words.
+    if len(words) < 2 * WINDOW and len(set(filter(str.isalpha, words[:WINDOW]))) >= LEAST_VARIETY * WINDOW:
+        return False
+    stripped = [w.strip("\"'.,;:!?()[]*_`") for w in words]
+    spelled = [w for w in stripped if w.isalpha() or any(map(str.isalpha, w))]
     windows = [spelled[i : i + WINDOW] for i in range(0, len(spelled) - WINDOW + 1, WINDOW)]
     few = sum(len(set(w)) < LEAST_VARIETY * WINDOW for w in windows)
     return bool(windows) and few >= len(windows) / 2

@@ -46,6 +46,17 @@ def function_words() -> Mapping[str, tuple[str, ...]]:
 
 
 @cache
+def _english() -> frozenset[str]:
+    return frozenset(word for word, languages in function_words().items() if languages == ("en",))
+
+
+@cache
+def _others() -> Mapping[str, tuple[str, ...]]:
+    """The function words of other languages than English."""
+    return {word: languages for word, languages in function_words().items() if languages != ("en",)}
+
+
+@cache
 def _places() -> Mapping[str, int]:
     """The place of each language in the list."""
     return {language: place for place, language in enumerate(_tables()["words"])}
@@ -67,12 +78,13 @@ def language_of(text: str) -> str | None:
     if not is_ascii and (language := _of_script(beginning)) is not None:
         return language
     words = (_ASCII_WORD if is_ascii else _WORD).findall(beginning)[:MOST_WORDS]
-    known, hits = function_words(), {"en": 0}
-    for word in words:
-        for language in known.get(word, ()):
-            hits[language] = hits.get(language, 0) + 1
+    hits = {"en": sum(map(_english().__contains__, words))}
     if hits["en"] * 2 > len(words):  # a word of English counts for no other language
         return "en"
+    others = _others()
+    for word in filter(others.__contains__, words):
+        for language in others[word]:
+            hits[language] = hits.get(language, 0) + 1
     # Of languages with as many hits, the one that is listed first, which more texts have.
     best, most = max(hits.items(), key=lambda hit: (hit[1], -_places()[hit[0]]))
     if best != "en" and most >= max(2, SHARE * len(words)):
