@@ -7,7 +7,7 @@ nulls of the same norm or rank.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Sizes, Split, split_contrast
-from rhumbline.records.analysis_files import Mean, Rate
+from rhumbline.records.analysis_files import Mean
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ControlText
 from rhumbline.records.shared import ByLabel, BySplit
@@ -36,6 +36,7 @@ from rhumbline.records.style_doses_file import (
     NullFamily,
     SideOf,
     Source,
+    StyleCondition,
     StyleDose,
     StyleDosesPlan,
     StyleDosesRecord,
@@ -49,7 +50,6 @@ INTERVENTIONS: tuple[Intervention, ...] = ("ablation", "subtraction", "addition"
 LEVEL = 0.95
 Differences = Float[Tensor, "pair d_model"]
 """First minus second style, for each pair of training prompts, at one site."""
-UNREAD = Mean(None, None, None, 0)
 
 
 class Site(NamedTuple):
@@ -60,10 +60,10 @@ class Site(NamedTuple):
 
 
 class StyleArm(NamedTuple):
-    """An arm and the record that names it, without readouts."""
+    """An arm and the condition that names it."""
 
     arm: Arm
-    dose: StyleDose
+    condition: StyleCondition
 
 
 def measure(
@@ -251,7 +251,7 @@ class _Study:
         """Every arm with its readouts on the test prompts, the gap between the baselines, and the reference content."""
         test, completed = self.pairs["test"], {}
         for label in LABELS:
-            own = [one for one in arms if one.dose.side == label]
+            own = [one for one in arms if one.condition.side == label]
             completed[label] = own, self.complete("test", label, [BASELINE, *(one.arm for one in own)])
         baseline = {label: completed[label][1][0] for label in LABELS}
         gap = Gap(*(readers.detect(baseline[label].texts, test[label]) for label in LABELS))
@@ -260,12 +260,12 @@ class _Study:
         rows = []
         for label in LABELS:
             own, texts = completed[label]
-            named = [_blank(label, None, 0.0), *(one.dose for one in own)]
-            for blank, of_arm in zip(named, texts, strict=True):
-                before = None if blank.intervention is None else baseline[label]
+            conditions = [StyleCondition(label, None, 0.0, 1, None, 0), *(one.condition for one in own)]
+            for condition, of_arm in zip(conditions, texts, strict=True):
+                before = None if condition.intervention is None else baseline[label]
                 sequences = self.sequences("test", label)
                 readouts = readers.read(self.runner, test[label], sequences, of_arm, before)
-                rows.append(dose_of(blank, readouts, gap, level))
+                rows.append(dose_of(condition, readouts, gap, level))
         return rows, gap.mean, reference
 
 
@@ -287,27 +287,5 @@ def _named(
     family: NullFamily | None = None,
     draw: int = 0,
 ) -> StyleArm:
-    blank = replace(_blank(SideOf[intervention], intervention, dose), rank=rank, family=family, draw=draw)
-    return StyleArm(Arm(f"{blank.series} {dose:g} {draw}", interventions), blank)
-
-
-def _blank(side: Label, intervention: Intervention | None, dose: float) -> StyleDose:
-    """A dose without readouts."""
-    unread = Rate(0.0, 0.0, 1.0, 0)
-    return StyleDose(
-        side=side,
-        intervention=intervention,
-        dose=dose,
-        rank=1,
-        family=None,
-        draw=0,
-        detector=UNREAD,
-        function_words=UNREAD,
-        markers=UNREAD,
-        words=UNREAD,
-        content=None,
-        correct=None,
-        degenerate=unread,
-        surprise=UNREAD,
-        moved=None,
-    )
+    condition = StyleCondition(SideOf[intervention], intervention, dose, rank, family, draw)
+    return StyleArm(Arm(f"{condition.series} {dose:g} {draw}", interventions), condition)

@@ -6,7 +6,7 @@ arms were made.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from rhumbline.records.shared import ByLabel
 from rhumbline.records.style_doses_file import (
     Intervention,
     StyleAnswer,
+    StyleCondition,
     StyleDetector,
     StyleDose,
     StyleDosesPlan,
@@ -164,11 +165,11 @@ def rate_of(values: PerPrompt) -> Rate:
     return Rate(float(known.mean()), *wilson(int(known.sum()), len(known)), len(known))
 
 
-def dose_of(blank: StyleDose, readouts: ArmReadouts, gap: Gap, level: float) -> StyleDose:
-    """The dose with the means of its readouts; `blank` has the fields that name the arm."""
-    is_baseline = blank.intervention is None
-    return replace(
-        blank,
+def dose_of(condition: StyleCondition, readouts: ArmReadouts, gap: Gap, level: float) -> StyleDose:
+    """The condition with the means of its readouts."""
+    is_baseline = condition.intervention is None
+    return StyleDose(
+        **vars(condition),
         detector=mean_of(readouts.detector),
         function_words=mean_of(readouts.function_words),
         markers=mean_of(readouts.markers),
@@ -177,7 +178,7 @@ def dose_of(blank: StyleDose, readouts: ArmReadouts, gap: Gap, level: float) -> 
         correct=None if np.isnan(readouts.correct).all() else rate_of(readouts.correct),
         degenerate=rate_of(readouts.degenerate),
         surprise=mean_of(readouts.surprise),
-        moved=None if blank.intervention is None else gap.moved(readouts.detector, blank.intervention, level),
+        moved=None if condition.intervention is None else gap.moved(readouts.detector, condition.intervention, level),
     )
 
 

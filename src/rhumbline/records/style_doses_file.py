@@ -71,8 +71,8 @@ class StyleDosesPlan:
 
 
 @dataclass(frozen=True)
-class StyleDose:
-    """Readouts of one arm on the test prompts of one class. Means are over prompts, with their intervals."""
+class StyleCondition:
+    """One arm on the test prompts of one class, before anything is measured."""
 
     side: Label
     intervention: Intervention | None
@@ -84,6 +84,20 @@ class StyleDose:
     family: NullFamily | None
     """None: the direction itself."""
     draw: int
+
+    @property
+    def series(self) -> str:
+        """Name of the series in charts and tables."""
+        if self.intervention is None:
+            return "baseline"
+        span = f", {self.rank} dimensions" if self.rank > 1 else ""
+        return f"{self.intervention}{span}" if self.family is None else f"{self.intervention}{span}, {self.family}"
+
+
+@dataclass(frozen=True)
+class StyleDose(StyleCondition):
+    """Readouts of one arm. Means are over prompts, with their intervals."""
+
     detector: Mean
     """Probability of the first style by character n-grams, fitted on other topics."""
     function_words: Mean
@@ -102,14 +116,6 @@ class StyleDose:
     moved: Mean | None
     """Change of the detector towards the other system prompt, in gaps between the baselines of the classes. Its
     interval is simultaneous over the doses of an intervention."""
-
-    @property
-    def series(self) -> str:
-        """Name of the series in charts and tables."""
-        if self.intervention is None:
-            return "baseline"
-        span = f", {self.rank} dimensions" if self.rank > 1 else ""
-        return f"{self.intervention}{span}" if self.family is None else f"{self.intervention}{span}, {self.family}"
 
 
 @dataclass(frozen=True)
