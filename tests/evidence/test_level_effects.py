@@ -128,6 +128,14 @@ def test_an_ineffective_draw_counts_as_no_change_of_the_level():
     assert void.drop == measured.drop
 
 
+def test_suppressing_draws_lose_a_share_of_the_level():
+    rows = outcomes(0.4, 0.0, 0.0, 0.36)
+    levels = Levels.of([structs.replace(r, score=0.0) if str(r.arm).endswith(":1:ablation") else r for r in rows])
+    found = levels.suppressing_draws(0.5)
+    assert found == {row.arm.null_draw for row in rows if str(row.arm).endswith(":1:ablation")}
+    assert Levels.of(rows).suppressing_draws(0.5) == set()
+
+
 def test_texts_define_the_unit_if_the_contrast_has_them():
     texts = ByLabel(positive=(0.5,) * 20, negative=(0.1,) * 20)
     levels = Levels.of(outcomes(0.4, 0.4, 0.2, 0.4), texts)

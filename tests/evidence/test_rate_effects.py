@@ -12,7 +12,7 @@ from make_outcomes import outcome, outcomes_of
 from rhumbline.errors import VerificationError
 from rhumbline.evidence.class_rates import arm_rates
 from rhumbline.evidence.compared_arms import SUBTRACTS, NullComparison
-from rhumbline.evidence.rate_effects import pooled_rate_effects, rate_effects
+from rhumbline.evidence.rate_effects import pooled_rate_effects, rate_effects, suppressing_draws
 from rhumbline.evidence.statistics import paired_difference
 from rhumbline.records.arms import ArmId, ArmKind
 from rhumbline.records.codec import convert, to_json
@@ -90,6 +90,14 @@ def test_an_ineffective_draw_counts_as_no_change():
     assert suppression.relative == broken.relative
     assert suppression.relative_gap["isotropic"].value == broken.relative_gap["isotropic"].value
     assert induction == rate_effects(RUN)[1]
+
+
+def test_suppressing_draws_are_those_that_lose_a_share_of_the_behaviour_they_were_run_on():
+    assert suppressing_draws(RUN, 0.25) == {("shuffled", 0)}
+    assert suppressing_draws(RUN, 0.1) == {("shuffled", 0), ("isotropic", 1)}  # 1 of 9; isotropic 0 loses nothing
+    broken = [structs.replace(row, cls="degenerate") if row.arm.is_null else row for row in RUN]
+    assert suppressing_draws(broken, 0.1) == set()  # degenerate completions count as showing the behaviour
+    assert suppressing_draws([row for row in RUN if not row.arm.is_baseline], 0.1) == set()
 
 
 def test_degenerate_completions_count_against_the_effect():

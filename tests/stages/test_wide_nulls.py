@@ -56,6 +56,10 @@ def test_the_damage_of_draws_that_reach_the_suppression_is_measured_once():
     assert {r.arm.draw: r.kl for r in found.rows if r.arm.is_null} == {0: UNSET, 1: 0.5, 2: 0.5, 3: 0.1}
     assert replace(found, rows=()) == replace(wide, rows=())
     assert [r.metric for r in found.rows] == [r.metric for r in wide.rows]
+    # A draw that suppresses in its completions is measured too, if the metric was read under it.
+    completed = Jobs()
+    assert _with_damage(wide, NULLS, RHUMBLINE, completed, {("top-pc", 0), ("top-pc", 9)}).rows[2].kl == 0.5
+    assert completed.asked == [0, 1, 2]
     for rule in (BLOG2026, replace(RHUMBLINE, max_kl=None)):
         none = Jobs()
         assert _with_damage(wide, NULLS, rule, none) == wide

@@ -23,6 +23,7 @@ from rhumbline.evidence.compared_arms import (
     EVERY_DRAW,
     ComparedArms,
     NullComparison,
+    NullDraw,
     OutcomeTable,
     as_compared,
     outcomes_by_arm,
@@ -135,6 +136,14 @@ class Levels:
             for effect in effects
             if (BASELINE, effect.label) in self.outcomes and (effect.arm, effect.label) in self.outcomes
         )
+
+    def suppressing_draws(self, least: float) -> set[NullDraw]:
+        """As `rhumbline.evidence.rate_effects.suppressing_draws`, in levels."""
+        suppression, prompts = EFFECTS[0], sorted(self.outcomes.get((BASELINE, "positive"), {}))
+        nulls = (null for some in nulls_of(self.outcomes, suppression).values() for null in some)
+        of_arm = {null: [i for i in prompts if i in self.outcomes[null, suppression.label]] for null in nulls}
+        changes = {n.null_draw: self._relative_value(suppression, some, n, True) for n, some in of_arm.items()}
+        return {draw for draw, change in changes.items() if draw is not None and change >= least}
 
     def _effect(self, effect: ComparedArms, compared: NullComparison) -> Effect:
         label, sign = effect.label, effect.sign

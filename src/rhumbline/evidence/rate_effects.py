@@ -17,6 +17,7 @@ from rhumbline.evidence.compared_arms import (
     EVERY_DRAW,
     ComparedArms,
     NullComparison,
+    NullDraw,
     OutcomeTable,
     as_compared,
     outcomes_by_arm,
@@ -97,6 +98,16 @@ def _effect(table: OutcomeTable, effect: ComparedArms, compared: NullComparison)
         relative=record(*(_relative(table, effect, how) for how in (AGAINST, IN_FAVOUR))),
         relative_gap={family: _relative_gap(table, effect, family, comparable) for family in comparable},
     )
+
+
+def suppressing_draws(outcomes: Iterable[Outcome], least: float) -> set[NullDraw]:
+    """The null draws under whose ablation at least this share of the behaviour is lost on the positives completed."""
+    table, suppression = outcomes_by_arm(outcomes), EFFECTS[0]
+    if (BASELINE, suppression.label) not in table:
+        return set()
+    nulls = (null for some in nulls_of(table, suppression).values() for null in some)
+    changes = {null.null_draw: _presence(table, suppression, null, AGAINST).change for null in nulls}
+    return {draw for draw, change in changes.items() if draw is not None and change >= least}
 
 
 def nulls_of(table: OutcomeTable, effect: ComparedArms) -> dict[str, list[ArmId]]:

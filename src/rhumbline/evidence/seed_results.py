@@ -78,7 +78,7 @@ def seed_results(directory: RunDirectory, seed: int, plan: SplitPlan, rule: Rule
     is_selected = selection.selected is not None
     nulls = _null_results(directory, seed, rule) if is_selected else NullResults((), None, None, UNSET, (), NO_SHIFT)
     compared = _compared(directory, seed, rule) if is_selected else NullComparison(least_draws=rule.min_draws or 0)
-    levels = _levels(directory, seed, outcomes, rule)
+    levels = levels_of(directory, seed, outcomes, rule)
     stability = stability_summary(directory.read_record(Stability, seed)) if is_selected else None
     second = _second(directory, seed, nulls, rule)
     evidence = SeedEvidence(
@@ -219,7 +219,7 @@ def no_candidate_reason(selection: Selection, extraction: Extracted, metric: Met
     )
 
 
-def _levels(directory: RunDirectory, seed: int, outcomes: list[Outcome], rule: Rule) -> Levels | None:
+def levels_of(directory: RunDirectory, seed: int, outcomes: list[Outcome], rule: Rule) -> Levels | None:
     """The outcomes as levels; None for a behaviour with classes."""
     if not directory.has(StyleJudges, seed):
         return None

@@ -6,20 +6,24 @@ after the first; its rank p is valid and above the bound (Besag and Clifford 199
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 
 from msgspec import UNSET, structs
 
-from rhumbline.evidence.compared_arms import EFFECTS
+from rhumbline.evidence.class_rates import measured_outcomes
+from rhumbline.evidence.compared_arms import EFFECTS, NullDraw
 from rhumbline.evidence.metric_effects import families_below_bound, metric_changes
+from rhumbline.evidence.rate_effects import suppressing_draws
+from rhumbline.evidence.seed_results import levels_of
 from rhumbline.evidence.statistics import LEAST_RESAMPLED
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ArmId
+from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.seed_files import NullDirections, WideNulls, WideRow
 from rhumbline.records.shared import NOT_FINITE, ByLabel, NotFinite, NullDirection
 from rhumbline.records.verdict_rule import Rule
@@ -60,8 +64,8 @@ def measure_wide_nulls(run: SeedRun, jobs: SeedJobs) -> WideNulls:
     interim = plan.interim if rule.max_p is not None else 0
     (own,) = jobs.request(WIDE_JOB, [WideRequest()])
     early = [i for i, null in enumerate(run.nulls) if not interim or null.draw < interim]
-    nulls = run.artefacts.read(NullDirections).nulls
-    first = _with_damage(own.with_rows(_rows(jobs, dict.fromkeys(LABELS, early))), nulls, rule, jobs)
+    nulls, suppressing = run.artefacts.read(NullDirections).nulls, _suppressing(run)
+    first = _with_damage(own.with_rows(_rows(jobs, dict.fromkeys(LABELS, early))), nulls, rule, jobs, suppressing)
     planned = {family: plan.total(family) for family in plan.families}
     stopped = families_below_bound(first, nulls, rule, planned) if interim else ()
     others: dict[Label, list[int]] = {
@@ -72,7 +76,7 @@ def measure_wide_nulls(run: SeedRun, jobs: SeedJobs) -> WideNulls:
         ]
         for effect in EFFECTS
     }
-    whole = _with_damage(first.with_rows(_rows(jobs, others)), nulls, rule, jobs)
+    whole = _with_damage(first.with_rows(_rows(jobs, others)), nulls, rule, jobs, suppressing)
     for s in stopped:
         log.info("%s: %s stops after %d draws, because its rank cannot meet the rule", s.effect, s.family, s.draws)
     order = {label: i for i, label in enumerate(LABELS)}
@@ -90,8 +94,25 @@ def _rows(jobs: SeedJobs, nulls: Mapping[Label, Sequence[int]]) -> list[WideRow]
     return [row for part in jobs.request(WIDE_JOB, requests) for row in part.rows] if requests else []
 
 
-def _with_damage(wide: WideNulls, nulls: Sequence[NullDirection], rule: Rule, jobs: SeedJobs) -> WideNulls:
-    """The same with the KL divergence of every null draw that suppresses as much as the direction."""
+def _suppressing(run: SeedRun) -> set[NullDraw]:
+    """The null draws that suppress in completions as much as the margin of a gap: they can decide the gap."""
+    outcomes, rule = measured_outcomes(run.directory.read_rows(Outcome, run.seed)), run.protocol.rule
+    levels = levels_of(run.directory, run.seed, outcomes, rule)
+    least = rule.min_gap
+    return suppressing_draws(outcomes, least) if levels is None else levels.suppressing_draws(least)
+
+
+def _with_damage(
+    wide: WideNulls,
+    nulls: Sequence[NullDirection],
+    rule: Rule,
+    jobs: SeedJobs,
+    suppressing: Collection[NullDraw] = (),
+) -> WideNulls:
+    """The same with the KL divergence of every null draw that suppresses: in completions, or as much as the direction.
+
+    Its row of the metric holds the divergence, so a draw without one has none.
+    """
     suppression = EFFECTS[0]
     changes = metric_changes(wide, nulls, suppression)
     if rule.max_kl is None or changes is None:
@@ -100,8 +121,9 @@ def _with_damage(wide: WideNulls, nulls: Sequence[NullDirection], rule: Rule, jo
     reaching = {
         draw.null.null_draw for draws in changes.families.values() for draw in draws if not draw.change < change
     }
+    measured = {row.arm.null_draw for row in wide.rows if suppression.has_null(row.arm)}
     known = {row.arm.null_draw for row in wide.rows if row.kl is not UNSET}
-    wanted = [i for i, null in enumerate(nulls) if null.null_draw in reaching - known]
+    wanted = [i for i, null in enumerate(nulls) if null.null_draw in (reaching | measured & {*suppressing}) - known]
     requests = [
         WideRequest(suppression.label, tuple(wanted[span.first : span.end]), damage=True)
         for span in spans(len(wanted), NULLS_PER_JOB)
