@@ -10,13 +10,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from msgspec import UNSET
+
 from rhumbline.protocol import PRESETS
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId
 from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.results import SeedResult
-from rhumbline.records.shared import Label
+from rhumbline.records.shared import EffectName, Label
 from rhumbline.report.run_record import RunFiles, read_summary
 
 NOT_MEASURED = "not measured"
@@ -64,8 +66,9 @@ State of every claim, with its number and 95 % interval; docs/guide/evidence.md 
 CONTROLS_TEXT = """
 ## Controls
 
-*Strongest null*: mean rate of the null family that changed the rate most, in the same arm. *Degenerate*: share of
-broken completions. *KL*: mean divergence of the next-token distributions on negatives under ablation, in nats.
+*Strongest null*: mean fall (ablation) or rise (addition) of the rate by the null family that changed it most. Draws
+without a candidate, or with an ablation that damages the model, count as no change. *Degenerate*: share of broken
+completions. *KL*: mean divergence of the next-token distributions on negatives under ablation, in nats.
 """
 
 
@@ -147,8 +150,8 @@ def controls(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
     stages = [stage for stage in summary.results.timings.stages if stage.seed == seed.seed]
     return (
         *key(summary, seed),
-        strongest(seed, "ablation", "positive"),
-        strongest(seed, "addition", "negative"),
+        strongest(seed, "suppression"),
+        strongest(seed, "induction"),
         degenerate(seed, ABLATION, "positive"),
         degenerate(seed, ADDITION, "negative"),
         NOT_MEASURED if seed.shift.kl is None else f"{seed.shift.kl:.3f} (n = {seed.shift.n})",
@@ -177,19 +180,16 @@ def degenerate(seed: SeedResult, arm: ArmId, side: Label) -> str:
     return f"{found.degenerate:.2f} (baseline {baseline.degenerate:.2f})"
 
 
-def strongest(seed: SeedResult, kind: str, side: Label) -> str:
-    """Mean rate of the null family that changed the rate most, with its name and the number of draws."""
-    baseline = arm_rate(seed, BASELINE, side)
-    families: dict[str, list[float]] = {}
-    for measured in seed.arms:
-        arm = measured.arm
-        if measured.side == side and arm.is_null and arm.kind == kind and measured.rate is not None:
-            families.setdefault(str(arm.family), []).append(measured.rate)
-    if baseline is None or baseline.rate is None or not families:
+def strongest(seed: SeedResult, effect: EffectName) -> str:
+    """Mean change of the rate by the null family that changed it most, in the direction of the effect."""
+    nulls = next((e.null for e in seed.effects if e.name == effect), {})
+    means = {family: null.mean for family, null in nulls.items() if null.mean is not None}
+    if not means:
         return NOT_MEASURED
-    means = {family: sum(rates) / len(rates) for family, rates in families.items()}
-    family = max(means, key=lambda name: abs(means[name] - baseline.rate))
-    return f"{means[family]:.2f} ({family}, {len(families[family])} draws)"
+    family = max(means, key=lambda name: means[name])
+    without = nulls[family].ineffective
+    counted = "" if without is UNSET else f", {without} of them as no change"
+    return f"{means[family]:.2f} ({family}, {nulls[family].draws} draws{counted})"
 
 
 def setting(summary: RunFiles) -> tuple[str, ...]:

@@ -39,14 +39,14 @@ def test_effects_are_paired_and_compared_with_their_nulls():
     expected = paired_difference(np.array([1] * 9 + [0], bool), np.array([0] * 9 + [1], bool))
     assert (suppression.low, suppression.high, suppression.n) == expected[1:]
     assert list(suppression.null) == ["isotropic", "shuffled"]
-    assert astuple(suppression.null["isotropic"]) == pytest.approx((2, 0.05, 0.1))
-    assert astuple(suppression.null["shuffled"]) == pytest.approx((1, 0.8, 0.8))
+    assert astuple(suppression.null["isotropic"])[:3] == pytest.approx((2, 0.05, 0.1))
+    assert astuple(suppression.null["shuffled"])[:3] == pytest.approx((1, 0.8, 0.8))
     assert suppression.gap == pytest.approx({"isotropic": 0.75, "shuffled": 0.0})
     assert suppression.p == {"isotropic": 1 / 3, "shuffled": 1.0}
     assert induction.name == "induction"
     assert induction.drop == pytest.approx(0.6)
     assert induction.low < 0.6 < induction.high
-    assert astuple(induction.null["isotropic"]) == pytest.approx((2, 0.0, 0.1))
+    assert astuple(induction.null["isotropic"])[:3] == pytest.approx((2, 0.0, 0.1))
     assert induction.gap == pytest.approx({"isotropic": 0.6})
 
 
@@ -58,7 +58,7 @@ def test_subtraction_on_positives_is_compared_with_additions_of_nulls_on_positiv
     ]
     (effect,) = rate_effects(rows, effects=(SUBTRACTS,))
     assert (effect.name, effect.drop) == ("subtraction", pytest.approx(0.8))
-    assert astuple(effect.null["isotropic"]) == pytest.approx((1, 0.1, 0.1))
+    assert astuple(effect.null["isotropic"])[:3] == pytest.approx((1, 0.1, 0.1))
     assert effect.relative.value == pytest.approx(7 / 9)  # the degenerate completion counts as shown
     assert rate_effects(rows) == rate_effects(RUN)
     assert rate_effects(RUN, effects=(SUBTRACTS,)) == ()
@@ -85,6 +85,7 @@ def test_an_ineffective_draw_counts_as_no_change():
     suppression, induction = rate_effects(RUN, void)
     assert suppression.relative_gap["shuffled"].value == pytest.approx(suppression.relative.value)
     assert suppression.gap["shuffled"] == pytest.approx(suppression.drop)
+    assert suppression.null == broken.null | {"shuffled": NullSummary(1, 0.0, 0.0, 1)}
     assert (broken.p["shuffled"], suppression.p["shuffled"]) == (1.0, 1 / 2)
     # The direction, the other families and the other effect are as they were.
     assert suppression.relative == broken.relative

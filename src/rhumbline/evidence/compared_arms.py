@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import UNSET, UnsetType
+
 from rhumbline.errors import VerificationError
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId, ArmKind
 from rhumbline.records.outcome_rows import Outcome
@@ -50,6 +52,10 @@ class NullComparison:
     ablation damages the model more than the rule permits and more than that of the direction does."""
     least_draws: int = 0
     """p is unknown with fewer comparable draws."""
+
+    def n_ineffective(self, arms: Iterable[ArmId]) -> int | UnsetType:
+        """How many of some arms are ineffective; UNSET if none is."""
+        return sum(arm in self.ineffective for arm in arms) or UNSET
 
 
 EVERY_DRAW = NullComparison()

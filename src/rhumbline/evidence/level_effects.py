@@ -169,7 +169,12 @@ class Levels:
             p={f: rank.p(compared.least_draws) for f, rank in ranks.items()},
             floor={f: rank_floor(rank.draws) for f, rank in ranks.items()},
             null={
-                f: NullSummary(len(values), finite_or_none(float(np.mean(values))), finite_or_none(max(values)))
+                f: NullSummary(
+                    len(values),
+                    finite_or_none(float(np.mean(values))),
+                    finite_or_none(max(values)),
+                    compared.n_ineffective(nulls[f]),
+                )
                 for f, values in means.items()
             },
             wide={},

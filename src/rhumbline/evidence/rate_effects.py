@@ -91,7 +91,12 @@ def _effect(table: OutcomeTable, effect: ComparedArms, compared: NullComparison)
         p={family: rank.p(compared.least_draws) for family, rank in ranks.items()},
         floor={family: rank_floor(rank.draws) for family, rank in ranks.items()},
         null={
-            f: NullSummary(len(v), finite_or_none(math.fsum(v) / len(v)), finite_or_none(float(np.max(v))))
+            f: NullSummary(
+                len(v),
+                finite_or_none(math.fsum(v) / len(v)),
+                finite_or_none(float(np.max(v))),
+                compared.n_ineffective(nulls[f]),
+            )
             for f, v in drops.items()
         },
         wide={},

@@ -107,6 +107,8 @@ class NullSummary:
     draws: int
     mean: float | None
     max: float | None
+    ineffective: int | UnsetType = UNSET
+    """Draws that count as no change: without a candidate, or with an ablation that damages the model; UNSET if none."""
 
 
 @dataclass(frozen=True)

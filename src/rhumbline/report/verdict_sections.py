@@ -332,7 +332,25 @@ def key_numbers(run: RunRecord) -> Html:
         "negatives, 1 that of the positives."
     )
     table, unit = page.table(head, rows, left=3, key=True), level if run.measure == "level" else ""
-    return page.section("Key numbers", table, page.how_to_read(site, columns), unit)
+    return page.section("Key numbers", table, page.how_to_read(site, columns), _without_effect(run), unit)
+
+
+def _without_effect(run: RunRecord) -> Html:
+    """Return which null draws count as no change; empty if all count as measured."""
+    counts = [
+        f"{null.ineffective} of {null.draws} of {family} ({effect.name}, seed {seed.seed})"
+        for seed in run.seeds
+        for effect in seed.effects
+        for family, null in effect.null.items()
+        if null.ineffective is not UNSET
+    ]
+    if not counts:
+        return Html()
+    return page.note(
+        "Draws that count as no change in the gaps, because no candidate passed the selection in them, or because "
+        "their ablation damages the model more than the rule permits and more than that of the direction: "
+        f"{', '.join(counts)}. The section on arms shows their rates as measured."
+    )
 
 
 def _family_head(run: RunRecord, family: str) -> Html:
