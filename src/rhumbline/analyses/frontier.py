@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from rhumbline.analyses.dosed_interventions import DosedIntervention, Setting, find_doses, settings
 from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.frontier_results import FrontierResults, Measured, as_name
-from rhumbline.analyses.judged import header_of, protocol_with_classes
-from rhumbline.analyses.subject import Subject
+from rhumbline.analyses.judged import header_of
+from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.analyses.trajectory_kl import Divergence, Trajectories, right_answers, takes_system, with_system
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.inference.interventions import BASELINE, Arm
@@ -59,7 +59,7 @@ class Frontier:
     @cached_property
     def protocol(self) -> Protocol:
         """The protocol of the run. ProtocolError if its score is continuous."""
-        return protocol_with_classes(self.subject)
+        return protocol_with_classes(self.subject.directory)
 
     def _trajectories(self, split: Split) -> Trajectories:
         prompts = self.subject.prompts(split, "negative")[: self.plan.kl_prompts]

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from rhumbline.analyses.subject import Subject
+from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.axes import TokenIds
-from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson_of_rate
 from rhumbline.inference.interventions import Arm, Direction
@@ -31,17 +30,6 @@ Classes = Sequence[Class]
 """Of one arm: the class of the completion of every prompt."""
 
 
-def protocol_with_classes(subject: Subject) -> Protocol:
-    """The protocol of the run; ProtocolError if its judge gives no classes."""
-    protocol = Protocol.of(subject.directory.protocol)
-    if protocol.is_continuous:
-        raise ProtocolError(
-            f"{subject.directory.path}: judge {protocol.judge} gives a continuous score, and this analysis counts "
-            "classes of completions. Use a run of a behaviour with classes, such as refusal."
-        )
-    return protocol
-
-
 def header_of(subject: Subject) -> str:
     """The header that is removed from the beginning of an answer."""
     return header_text(subject.chat, subject.directory.read_record(MetricTokens, subject.seed).start)
@@ -54,7 +42,7 @@ def classes_of(subject: Subject, prompts: Sequence[Prompt], arms: Sequence[Arm],
 
 def answer_classes(subject: Subject, sequences: Sequence[TokenIds], arms: Sequence[Arm], length: int) -> list[Classes]:
     """The same for token ids of any chats."""
-    judge, header, chat = protocol_with_classes(subject).class_judge(), header_of(subject), subject.chat
+    judge, header, chat = protocol_with_classes(subject.directory).class_judge(), header_of(subject), subject.chat
     ids, _ = subject.runner.generate(sequences, arms, max_new_tokens=length, stop=stop_ids(subject.model, chat))
     texts = ((chat.answer(tokens).text for tokens in of_arm) for of_arm in ids)
     return [[score_of(judge, text and text.removeprefix(header)).cls for text in of_arm] for of_arm in texts]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rhumbline.analyses.crossed_prompts import CrossedPrompts, content_difference, shares, two_sample_mean
 from rhumbline.analyses.harm_judgement import Judgements, ask
-from rhumbline.analyses.judged import null_directions, protocol_with_classes
-from rhumbline.analyses.subject import Subject, mean_interval, residuals_at
+from rhumbline.analyses.judged import null_directions
+from rhumbline.analyses.subject import Subject, mean_interval, protocol_with_classes, residuals_at
 from rhumbline.errors import InputError
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.prompts.batteries import CONTENTS, BatteryPrompt, of_contrast
@@ -53,7 +53,7 @@ def analyse(subject: Subject, battery: Sequence[BatteryPrompt] = (), plan: Meani
     Without a battery, the prompts are those of the run: training prompts fit the harmfulness direction, and test
     prompts are measured. InputError if a content has too few prompts.
     """
-    plan, direction, protocol = plan or MeaningPlan(), subject.selected(), protocol_with_classes(subject)
+    plan, direction, protocol = plan or MeaningPlan(), subject.selected(), protocol_with_classes(subject.directory)
     fitted, measured = (
         CrossedPrompts.of(subject, some, plan.max_new_tokens) for some in _halves(subject, battery, plan)
     )

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rhumbline.analyses.judged import Classes, change_over_draws, header_of, protocol_with_classes, rate_over_draws
-from rhumbline.analyses.subject import Subject
+from rhumbline.analyses.judged import Classes, change_over_draws, header_of, rate_over_draws
+from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.errors import InputError
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
@@ -53,7 +53,7 @@ def check_harm(spec: JudgeSpec) -> None:
 def analyse(subject: Subject, plan: SteeringPlan | None = None, harm: HarmJudge | None = None) -> SteeringRecord:
     """Complete the test positives under every random vector at every size, and write analyses/steering.json."""
     plan, site = plan or SteeringPlan(), subject.site or Site(Position(-1), subject.model.n_layers // 2)
-    protocol = protocol_with_classes(subject)
+    protocol = protocol_with_classes(subject.directory)
     prompts = subject.prompts("test", "positive")[: plan.prompts]
     sequences = [subject.chat.encode(prompt) for prompt in prompts]
     stream = at_site(subject.runner, sequences, site.position, site.layer)

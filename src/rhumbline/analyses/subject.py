@@ -4,7 +4,7 @@ Model, template and prompts are those of the run, by fingerprint and hash; other
 no prompts, so the contrast is read again; a model organism has its own.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, Splits
 from rhumbline.protocol import Protocol
-from rhumbline.records.analysis_files import LayerMean, Mean
+from rhumbline.records.analysis_files import LayerMean, Mean, Need
 from rhumbline.records.artefacts import AnalysisRecord
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.positions import Position
@@ -80,11 +80,7 @@ class Subject:
     @property
     def scorer(self) -> Scorer:
         """The token metric of the run. Raises ProtocolError if it has no tokens."""
-        if not self.tokens:
-            raise ProtocolError(
-                f"{self.directory.path}: the metric of the run has no tokens (none were found, or it compares the two "
-                "responses to each prompt), and this analysis needs a token metric. Use a run with refusal tokens."
-            )
+        _check_tokens(self.directory, self.tokens)
         return Scorer(self.runner, partial(refusal_metric, tokens=list(self.tokens)), start=self.start)
 
     def after_start(self, prompts: ByLabel[list[list[int]]]) -> tuple[list[list[int]], list[list[int]]]:
@@ -94,13 +90,7 @@ class Subject:
 
     def selected(self) -> Direction:
         """The selected direction. Raises ProtocolError if no candidate passed."""
-        if self.direction is None:
-            raise ProtocolError(
-                f"{self.directory.path}: no candidate passed the selection of seed {self.seed}, so there is no "
-                "direction to analyse. Only `rhumbline analyze geometry`, `damage`, `steering` and `trajectory` work "
-                "without one."
-            )
-        return self.direction
+        return _selected(self.directory, self.seed, self.direction)
 
     def sequences(self, split: Split, label: Label) -> list[list[int]]:
         """Token ids of the prompts of one class, in the order of `prompts`."""
@@ -144,11 +134,13 @@ def open_subject(
     seed: int | None = None,
     inputs: RunInputs = RunInputs(),  # noqa: B008
     tick: Callable[[int], None] = lambda rows: None,
+    needs: Collection[Need] = (),
 ) -> Subject:
     """Open one seed of a finished run (default: its first) for analyses.
 
     `model` and `contrast` can be omitted for a run of a model organism; `inputs` contains what else the run needs.
-    Raises InputError if the model, template or contrast is not that of the run, or if positions are in responses.
+    Raises InputError if the model, template or contrast is not that of the run, or if positions are in responses, and,
+    before the model is loaded, ProtocolError if the run lacks what the analysis needs.
     """
     finished = open_run(run)
     artefacts = finished.artefacts(seed)
@@ -158,8 +150,15 @@ def open_subject(
             "post-instruction, last-token or last-instruction."
         )
     inputs = replace(inputs, model=model or inputs.model, contrast=contrast or inputs.contrast)
-    opened = finished.with_model(inputs, seed)
+    _ = finished.results  # refuses an unfinished run
     metric = finished.directory.read_record(MetricTokens, artefacts.seed)
+    if "direction" in needs:
+        _selected(finished.directory, artefacts.seed, artefacts.direction)
+    if "token metric" in needs:
+        _check_tokens(finished.directory, metric.tokens)
+    if "classes" in needs:
+        protocol_with_classes(finished.directory)
+    opened = finished.with_model(inputs, seed)
     return Subject(
         finished.directory,
         opened.model,
@@ -174,6 +173,34 @@ def open_subject(
         tick,
         start=() if metric.start is None else metric.start.tokens,
     )
+
+
+def protocol_with_classes(directory: RunDirectory) -> Protocol:
+    """The protocol of a run; ProtocolError if its judge gives no classes."""
+    protocol = Protocol.of(directory.protocol)
+    if protocol.is_continuous:
+        raise ProtocolError(
+            f"{directory.path}: judge {protocol.judge} gives a continuous score, and this analysis counts classes of "
+            "completions. Use a run of a behaviour with classes, such as refusal."
+        )
+    return protocol
+
+
+def _selected(directory: RunDirectory, seed: int, direction: Direction | None) -> Direction:
+    if direction is None:
+        raise ProtocolError(
+            f"{directory.path}: no candidate passed the selection of seed {seed}, so there is no direction to analyse. "
+            "Only `rhumbline analyze geometry`, `damage`, `steering` and `trajectory` work without one."
+        )
+    return direction
+
+
+def _check_tokens(directory: RunDirectory, tokens: Sequence[object]) -> None:
+    if not tokens:
+        raise ProtocolError(
+            f"{directory.path}: the metric of the run has no tokens (none were found, or it compares the two responses "
+            "to each prompt), and this analysis needs a token metric. Use a run with refusal tokens."
+        )
 
 
 def direction_or_best(subject: Subject) -> tuple[Direction, bool]:

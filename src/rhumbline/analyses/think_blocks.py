@@ -7,8 +7,8 @@ own (arXiv 2605.26772; compare 2507.03167). Independent of windows.
 from collections.abc import Sequence
 from typing import cast, get_args
 
-from rhumbline.analyses.judged import Classes, change_of, header_of, null_change, protocol_with_classes
-from rhumbline.analyses.subject import Subject
+from rhumbline.analyses.judged import Classes, change_of, header_of, null_change
+from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.judging.score import score_of
 from rhumbline.models.chat import Chat, ChatWithResponse
@@ -79,7 +79,7 @@ class _Parts:
 
     def __init__(self, subject: Subject, length: int, token: int):
         self.subject, self.length, self.token = subject, length, token
-        self.judge, self.header = protocol_with_classes(subject).class_judge(), header_of(subject)
+        self.judge, self.header = protocol_with_classes(subject.directory).class_judge(), header_of(subject)
         self.stop = stop_ids(subject.model, subject.chat)
 
     def blocks(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[list[list[int] | None]]:

@@ -15,10 +15,9 @@ from rhumbline.analyses.judged import (
     classes_of,
     null_change,
     null_directions,
-    protocol_with_classes,
     rate_of,
 )
-from rhumbline.analyses.subject import Subject, direction_or_best
+from rhumbline.analyses.subject import Subject, direction_or_best, protocol_with_classes
 from rhumbline.analyses.think_blocks import closing_token, through_block
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction, Intervention
 from rhumbline.inference.windows import EVERYWHERE, Window
@@ -46,7 +45,7 @@ def analyse(subject: Subject, plan: TrajectoryPlan | None = None) -> TrajectoryR
 
     If no candidate was selected, the direction is the candidate with the lowest bypass score.
     """
-    plan, protocol = plan or TrajectoryPlan(), protocol_with_classes(subject)
+    plan, protocol = plan or TrajectoryPlan(), protocol_with_classes(subject.directory)
     direction, is_selected = direction_or_best(subject)
     nulls = null_directions(subject, direction, plan.draws)
     token = closing_token(subject.chat)

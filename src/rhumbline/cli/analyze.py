@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from rhumbline.cli import analyze_mechanism, analyze_models
 from rhumbline.cli.analyze_frontier import frontier, frontier_options
 from rhumbline.cli.console import NOT_MEASURED, interval, number, say
-from rhumbline.cli.option_values import load_model, reals
+from rhumbline.cli.option_values import check_models, load_model, reals
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
@@ -90,6 +90,8 @@ def _base_options(parser: argparse.ArgumentParser) -> None:
 def _base(a: argparse.Namespace) -> int:
     from rhumbline.analyses import base_model
 
+    check_models(a, a.base)
+
     def compute(subject: Any) -> BaseRecord:
         a.dtype = subject.directory.protocol["model"]["dtype"]
         return base_model.analyse(subject, load_model(a, a.base), draws=a.draws, retokenise=a.retokenise)
@@ -130,7 +132,7 @@ def _suffix(a: argparse.Namespace) -> int:
         error = NOT_MEASURED if record.attribution.error is None else f"{record.attribution.error:.1e}"
         say(f"attribution: {len(record.attribution.parts)} terms, relative error {error}")
 
-    return execute(a, compute, show)
+    return execute(a, compute, show, "direction", "token metric")
 
 
 # -- directions -------------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def _directions(a: argparse.Namespace) -> int:
             say(f"  {name:11s} rate by rank of the ablated span  {rates}")
         say(f"{record.verdict.answer}: {record.verdict.reason}")
 
-    return execute(a, lambda subject: analyse(subject, plan, rule), show)
+    return execute(a, lambda subject: analyse(subject, plan, rule), show, "direction", "token metric")
 
 
 # -- monitor ----------------------------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def _monitor(a: argparse.Namespace) -> int:
             area = interval(c.auroc.value, c.auroc.low, c.auroc.high, 3)
             say(f"  {c.name:10s}  AUROC {area}  positives flagged {positives}, negatives flagged {negatives}")
 
-    return execute(a, lambda s: detector.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show)
+    return execute(a, lambda s: detector.analyse(s, fpr=a.fpr, suffix=a.suffix, draws=a.random), show, "direction")
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------
@@ -253,11 +255,15 @@ def _steering(a: argparse.Namespace) -> int:
     from rhumbline.analyses import random_steering
     from rhumbline.judging.judge_models import ExternalJudge
     from rhumbline.judging.judge_specs import read_judge
+    from rhumbline.models.sources import checkpoint
 
     plan = SteeringPlan(reals(a.sizes, "--sizes"), a.draws, a.prompts, a.max_new_tokens)
     spec = None if a.harm is None else read_judge(a.harm, "--harm")
     if spec is not None:
         random_steering.check_harm(spec)
+        if spec.form != "endpoint":
+            with checkpoint(spec.model):  # a missing directory is reported before the model of the run is loaded
+                pass
 
     def compute(subject: Any) -> SteeringRecord:
         judge = None if spec is None else random_steering.HarmJudge(spec, ExternalJudge(spec, a.device))
@@ -270,7 +276,7 @@ def _steering(a: argparse.Namespace) -> int:
             known = (f"{name} {interval(r.rate, r.low, r.high)}" for name, r in shares.items() if r is not None)
             say(f"  {row.size:4g}  " + "  ".join(known))
 
-    return execute(a, compute, show)
+    return execute(a, compute, show, "classes")
 
 
 ANALYSES = (

@@ -59,4 +59,4 @@ def frontier(a: argparse.Namespace) -> int:
         say(f"at equal cost: {answers.at_equal_cost}: {answers.at_equal_cost_reason}")
         say(f"random vectors: {answers.nulls}: {answers.nulls_reason}")
 
-    return execute(a, lambda subject: analyse(subject, plan), show)
+    return execute(a, lambda subject: analyse(subject, plan), show, "direction", "classes")

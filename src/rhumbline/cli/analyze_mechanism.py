@@ -10,7 +10,7 @@ from rhumbline.cli.options import suffix_options, whole
 from rhumbline.cli.run_analysis import execute, run_options
 from rhumbline.errors import InputError
 from rhumbline.records import circuit_file, meaning_file, trajectory_file
-from rhumbline.records.analysis_files import MeanRate
+from rhumbline.records.analysis_files import MeanRate, Need
 from rhumbline.records.circuit_file import CircuitPlan, CircuitRecord
 from rhumbline.records.meaning_file import MeaningPlan, MeaningRecord
 from rhumbline.records.trajectory_file import YANG2026, TrajectoryPlan, TrajectoryRecord
@@ -74,7 +74,7 @@ def trajectory(a: argparse.Namespace) -> int:
         for part in record.through:
             say(f"  think block  {_change(part.own.change)}  {CARRIERS[part.carrier]}{published.get(part.carrier, '')}")
 
-    return execute(a, lambda subject: analyse(subject, plan), show)
+    return execute(a, lambda subject: analyse(subject, plan), show, "classes")
 
 
 # -- meaning ----------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def meaning(a: argparse.Namespace) -> int:
             say(f"  {effect_name(row)}: {share} of the difference in {QUANTITIES[row.quantity]}")
         say(f"cosine with the harmfulness direction {record.harm.cosine:.2f} (random {record.harm.random:.2f})")
 
-    return execute(a, lambda subject: analyse(subject, battery, plan), show)
+    return execute(a, lambda subject: analyse(subject, battery, plan), show, "direction", "token metric", "classes")
 
 
 # -- circuit ----------------------------------------------------------------------------------------------------------
@@ -173,4 +173,5 @@ def circuit(a: argparse.Namespace) -> int:
             say(f"completions, {row.name}: rate {rate}")
         say("first: " + ", ".join(part_name(part) for part in record.parts[:6]))
 
-    return execute(a, lambda subject: analyse(subject, plan, a.suffix or ()), show)
+    needs: list[Need] = ["direction", "token metric", *(["classes"] if a.suffix else [])]
+    return execute(a, lambda subject: analyse(subject, plan, a.suffix or ()), show, *needs)

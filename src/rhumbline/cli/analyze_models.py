@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rhumbline.cli.console import print_json, progress, say
-from rhumbline.cli.option_values import load_model, open_contrast, read_template, reals
+from rhumbline.cli.option_values import check_models, load_model, open_contrast, read_template, reals
 from rhumbline.cli.options import (
     MODEL_HELP,
     SEED,
@@ -90,6 +90,7 @@ def _robustness(a: argparse.Namespace) -> int:
         seed=a.seed,
     )
     contrasts = [open_contrast(a, name) for name in a.models]
+    check_models(a, *a.models[1:])
     models = []
     with progress() as shown:
         for name, contrast in zip(a.models, contrasts, strict=True):
@@ -147,6 +148,7 @@ def flinch(a: argparse.Namespace) -> int:
 
     check_writable(a.out)
     terms = Terms.read(a.terms)
+    check_models(a, a.base)
     with progress() as shown:
         shown("flinch", None)
         models = load_model(a), load_model(a, a.base)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from rhumbline.cli.console import NOT_MEASURED, note, number, out, print_json, say, table_of
-from rhumbline.cli.option_values import load_model
+from rhumbline.cli.option_values import check_models, load_model
 from rhumbline.cli.options import COUNT, MODEL_HELP, AddCommand, json_option, model_options, seed_of_run_option, whole
 from rhumbline.records.arms import BASELINE, EDITED, ArmId
 from rhumbline.records.evaluation_files import ComparedScore
@@ -57,6 +57,8 @@ def _evaluate(a: argparse.Namespace) -> int:
             requests = f"{task.requests} requests x {n_arms} arms, {task.words * n_arms:,} words"
             say(f"{task.task}: {task.documents} documents, {requests}")
         return 0
+    if a.edited:
+        check_models(a, a.edited)
     recorded = run.context.model
     if a.dtype == "auto":
         a.dtype = recorded.dtype

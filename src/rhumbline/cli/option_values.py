@@ -59,6 +59,16 @@ def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parall
     return load_source(source, tensor_parallel=tensor_parallel)
 
 
+def check_models(a: argparse.Namespace, *models: str) -> None:
+    """Raise ModelError if there is no such model, or if its config cannot be read, before others are loaded."""
+    from rhumbline.models.loading import read_config
+    from rhumbline.models.places import places_of
+
+    for source in (source_of(a, model) for model in models):
+        with places_of(source) as places:
+            read_config(places)
+
+
 def prepare(model: str) -> None:
     """Print that a model is being loaded, and set this process up for it."""
     import torch

@@ -1,7 +1,7 @@
 """What every `rhumbline analyze NAME RUN` has in common: its options, the opened run, and what is printed."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from rhumbline.cli.console import print_json, progress, say
@@ -14,6 +14,7 @@ from rhumbline.cli.options import (
     seed_of_run_option,
     template_option,
 )
+from rhumbline.records.analysis_files import Need
 
 R = TypeVar("R")
 """Record of an analysis."""
@@ -33,7 +34,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     remote_code_option(group)
 
 
-def _open(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
+def _open(a: argparse.Namespace, tick: Callable[[int], None], needs: Collection[Need]) -> Any:
     """The run of a command, with its model and prompts."""
     from rhumbline.analyses.subject import open_subject
     from rhumbline.analyses.suffix_effects import read_suffixes
@@ -44,14 +45,17 @@ def _open(a: argparse.Namespace, tick: Callable[[int], None]) -> Any:
         read_suffixes(a.suffix)  # a faulty file is reported before a large model is loaded
     prepare(a.model or open_run(a.run).context.model.name)
     inputs = RunInputs(data_dir=a.data_dir, device=a.device, template=template, trust_remote_code=a.trust_remote_code)
-    return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick)
+    return open_subject(a.run, a.model, a.contrast, seed=a.seed, inputs=inputs, tick=tick, needs=needs)
 
 
-def execute(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[[R], None]) -> int:
-    """Open the run, compute the record of an analysis, and print it."""
+def execute(a: argparse.Namespace, compute: Callable[[Any], R], show: Callable[[R], None], *needs: Need) -> int:
+    """Open the run, compute the record of an analysis, and print it.
+
+    A run that lacks one of `needs` is refused before its model is loaded.
+    """
     with progress() as shown:
         shown("opening the run", None)
-        subject = _open(a, lambda rows: shown("", rows))
+        subject = _open(a, lambda rows: shown("", rows), needs)
         shown("measuring", None)
         record = compute(subject)
     path = subject.directory.file_of(type(record))

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rhumbline.cli.console import (
     NOT_MEASURED,
@@ -107,7 +107,9 @@ def _demo(a: argparse.Namespace) -> int:
         a.save_completions = not a.early_stop or a.save_completions
     protocol = protocol_of(a)
     name = f"{ORGANISM}{a.organism}"
-    return _execute(a, load_model(a, name), own_contrast(name), protocol, loss_texts(a.organism))
+    contrast = own_contrast(name)
+    _check_resumed(a.out, contrast, protocol)
+    return _execute(a, load_model(a, name), contrast, protocol, loss_texts(a.organism))
 
 
 def _run(a: argparse.Namespace) -> int:
@@ -123,6 +125,7 @@ def _run(a: argparse.Namespace) -> int:
         raise InputError("run: --out is missing. Pass --out RUN, or --plan to run nothing.")
     check_output(a.out)
     check_splits(contrast, protocol)
+    _check_resumed(a.out, contrast, protocol)
     if a.tensor_parallel:
         return _run_tensor_parallel(a, contrast, protocol, texts, engine)
     model = load_model(a)
@@ -134,6 +137,15 @@ def _run(a: argparse.Namespace) -> int:
     note("starting workers")
     with engine.pool(replica_worker(source_of(a), contrast, protocol, fingerprint(model))) as pool:
         return _execute(a, model, contrast, protocol, texts, pool=pool, engine=engine.name)
+
+
+def _check_resumed(out: str | Path, contrast: Any, protocol: Any, mode: Literal["discover"] | None = None) -> None:
+    """Raise ProtocolError if the directory has a run of another protocol, before a model is loaded."""
+    folder = Path(out) / QUICK if protocol.quick else Path(out)
+    if (folder / "protocol.json").exists():
+        from rhumbline.stages.run_plan import known_without_model
+
+        check_output(folder, known_without_model(contrast, protocol, mode))
 
 
 def check_splits(contrast: Any, protocol: Any) -> None:
@@ -203,6 +215,7 @@ def _discover(a: argparse.Namespace) -> int:
     folder = Path(a.out or f"runs/discover-{Path(a.model).name}")
     check_output(folder)
     check_splits(contrast, protocol)
+    _check_resumed(folder, contrast, protocol, "discover")
     with progress() as shown:
         record = convert(discover(load_model(a), contrast, folder, protocol, progress=shown), Discovery)
     if a.json:

@@ -11,6 +11,8 @@ from rhumbline.records.positions import Position
 from rhumbline.records.shared import ByLabel, Label, ModelDescription, Site, TrainVal
 
 T = TypeVar("T")
+Need = Literal["direction", "token metric", "classes"]
+"""What an analysis needs of a run: a selected direction, tokens of the metric, a judge of classes."""
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,7 @@ class RunDirectory:
             for torn in folder.rglob(".*.tmp"):
                 torn.unlink()
             if (folder / "protocol.json").exists():
-                found = cls.read(folder).protocol
-                if found != wanted:
-                    raise ProtocolError(
-                        f"{folder} holds a run of another protocol (it differs in: "
-                        f"{', '.join(_differing(found, wanted))}). Give another --out, or the same options to resume."
-                    )
+                _check_same(folder, cls.read(folder).protocol, wanted)
             else:
                 _check_empty(folder)
                 write_json(folder / "protocol.json", wanted)
@@ -214,15 +209,27 @@ def is_written_later(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _WRITTEN_LATER)
 
 
-def check_output(path: str | Path) -> None:
+def check_output(path: str | Path, known: JsonObject | None = None) -> None:
     """Raise OutputError unless a run can be written to `path`: a run directory, or an empty or new one.
 
+    `known` are the fields of the protocol that no model is needed for; ProtocolError if the run directory has others.
     Called before a model is loaded. Writes nothing.
     """
     check_writable(path)
     folder = Path(path)
-    if folder.exists() and not (folder / "protocol.json").exists():
+    if (folder / "protocol.json").exists():
+        found, wanted = RunDirectory.read(folder).protocol, json.loads(json.dumps(finite(known or {})))
+        _check_same(folder, {name: found.get(name) for name in wanted}, wanted)
+    elif folder.exists():
         _check_empty(folder)
+
+
+def _check_same(folder: Path, found: JsonObject, wanted: JsonObject) -> None:
+    if found != wanted:
+        raise ProtocolError(
+            f"{folder} holds a run of another protocol (it differs in: {', '.join(_differing(found, wanted))}). Give "
+            "another --out, or the same options to resume."
+        )
 
 
 def check_writable(path: str | Path) -> None:

@@ -19,7 +19,7 @@ from rhumbline.presets.published_tokens import published_tokens
 from rhumbline.prompts.contrasts import SPLITS, ContrastSet, Prompt, Splits, split_contrast
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
-from rhumbline.records.codec import convert, to_json
+from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
 from rhumbline.records.protocol_file import ProtocolContext, PublishedTokens, SplitPlan, Versions
 from rhumbline.records.shared import ByLabel, BySplit, ModelFacts, NearDuplicates
@@ -128,6 +128,15 @@ class RunPlan:
             self.chats,
             self.contrast.neutral,
         )
+
+
+def known_without_model(
+    contrast: ContrastSet, protocol: Protocol, mode: Literal["discover"] | None = None
+) -> JsonObject:
+    """The fields of protocol.json that do not depend on the model."""
+    record = {**resolved(protocol, contrast).record(), "contrast": to_json(contrast.record()), "mode": mode}
+    depends = {"chat", *(["refusal_tokens"] if protocol.refusal_tokens == "published" else [])}
+    return {name: value for name, value in record.items() if name not in depends}
 
 
 def splits_of(contrast: ContrastSet, protocol: Protocol, seed: int) -> Splits:
