@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from rhumbline.records.arms import ArmKind
-from rhumbline.records.claims import claim_of, reasons_once
+from rhumbline.records.claims import beyond_one, claim_of, reasons_once
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.printable import CONTROL, printable
@@ -233,6 +233,8 @@ def print_results(results: Results) -> None:
     if results.claims:
         out.print(f"[bold]{results.verdict}[/]")
         out.print(_claims_table(results))
+        if (note := beyond_one(results.claims)) is not None:
+            out.print(f"[dim]{note}[/]")
     else:  # a run that a rule up to version 4 decided
         out.print(f"[bold]{results.verdict}[/]{escape(f' ({results.reason})' if results.reason else '')}")
         for seed in results.seeds:

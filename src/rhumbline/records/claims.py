@@ -89,6 +89,18 @@ def claim_of(kind: ClaimKind, claims: Sequence[Claim]) -> Claim:
     return next(claim for claim in claims if claim.kind is kind)
 
 
+def beyond_one(claims: Sequence[Claim]) -> str | None:
+    """Why intervals of shares end above 1; None if none does."""
+    ends = (claim.high for claim in claims if claim.kind in EFFECT_CLAIMS)
+    if not any(end is not None and end > 1 for end in ends):
+        return None
+    return (
+        "Intervals that end above 1: a share is at most 1, and its interval is widened for differences between "
+        "categories of prompts. A gap can exceed 1, because nulls can increase the behaviour; so can the change of a "
+        "level."
+    )
+
+
 def was_tested(claims: Sequence[Claim]) -> bool:
     """Whether a claim that decides the headline was tested."""
     return any(claim.state is not ClaimState.NOT_TESTED for claim in claims if claim.kind in DECISIVE_CLAIMS)

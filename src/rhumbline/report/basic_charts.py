@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import altair as alt
 
 from rhumbline.records.analysis_files import ComponentPoint, MonitorCondition
+from rhumbline.records.verdict_rule import is_number
 from rhumbline.report.figures import (
     DIVERGING,
     LIGHT,
@@ -29,6 +30,12 @@ from rhumbline.report.figures import (
 LAYER = "layer (resid_pre)"
 """Title of an axis over layers."""
 CLASS_COLOURS = {label: LIGHT[label] for label in ("positive", "negative")}
+
+
+def extended(domain: tuple[float, float], values: Iterable[float | None]) -> alt.Scale:
+    """Return a scale over a domain and all values beyond it, which would be drawn outside of the chart."""
+    known = [value for value in values if is_number(value)]
+    return alt.Scale(domain=[min(domain[0], *known), max(domain[1], *known)] if known else list(domain))
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,10 @@ class CurvePoint(NamedTuple):
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+
+def _ends(points: Iterable[CurvePoint]) -> list[float | None]:
+    return [value for point in points for value in (point.y, point.low, point.high)]
 
 
 def _colours(names: Sequence[str], colours: Mapping[str, str] | None) -> alt.Scale:
@@ -115,7 +126,7 @@ def curves(
         x=alt.X("x:Q", scale=across, axis=alt.Axis(title=text.x, grid=False, **whole)),
         color=alt.Color("series:N", scale=_colours(names, colours), legend=legend),
     )
-    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
+    scale = extended(domain, _ends(known)) if domain else alt.Scale(zero=False)
     height = alt.Y("y:Q", scale=scale, axis=alt.Axis(title=text.y, tickCount=5))
     dash = alt.StrokeDash("series:N", scale=scale_of(names, "dash"), legend=None)
     counted = {"n": "d"} if known[0].n is not None else {}
@@ -136,7 +147,7 @@ def intervals(text: ChartText, points: Sequence[CurvePoint], domain: tuple[float
         return None
     names = list(dict.fromkeys(point.series for point in points))
     legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=70, labelLimit=180)
-    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale()
+    scale = extended(domain, _ends(points)) if domain else alt.Scale()
     shared: Spec = {
         "x": alt.X("x:O", axis=bare_axis(title=text.x, labelAngle=0, labelPadding=6)),
         "xOffset": alt.XOffset("series:N", scale=alt.Scale(domain=names)),

@@ -14,7 +14,7 @@ import altair as alt
 from rhumbline.evidence.compared_arms import EFFECTS
 from rhumbline.records.page_files import PAGE
 from rhumbline.report import page
-from rhumbline.report.basic_charts import Bar, ChartText, bars
+from rhumbline.report.basic_charts import Bar, ChartText, bars, extended
 from rhumbline.report.comparison import ComparisonRow, Estimate, Failure
 from rhumbline.report.figures import Chart, printable
 from rhumbline.report.page import Html, number, tag
@@ -110,7 +110,8 @@ def _effects(rows: Sequence[ComparisonRow], canvas: page.Canvas) -> Html | None:
     for effect in EFFECTS:
         title = f"{effect.name.capitalize()}: change of the rate, with 95 % intervals"
         marks = _bars(rows, lambda row, name=effect.name: row.effect(name))
-        charts.append(_chart(f"compare-{effect.name}", title, marks, alt.Scale(domain=[-0.25, 1])))
+        scale = extended((-0.25, 1), (end for bar in marks for end in (bar.value, bar.low, bar.high)))
+        charts.append(_chart(f"compare-{effect.name}", title, marks, scale))
     return page.section("Effects", drawn) if (drawn := canvas(charts)) else None
 
 

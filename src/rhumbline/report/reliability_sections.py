@@ -29,7 +29,7 @@ def sample(run: RunRecord) -> Html:
     explanation = (
         "All seeds: a prompt that several seeds test counts once, with its mean. The interval of the change treats the "
         "rates before and after as independent, so it is wider than necessary. That of the relative change is paired "
-        "and resamples categories."
+        "and resamples categories; it can end above 1, the largest possible value."
     )
     if run.measure == "level":
         # Every seed has its own unit of level, so levels are averaged, and their range is not an interval.

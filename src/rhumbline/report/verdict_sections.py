@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
-from rhumbline.records.claims import Claim, ClaimKind, claim_of, reasons_once
+from rhumbline.records.claims import Claim, ClaimKind, beyond_one, claim_of, reasons_once
 from rhumbline.records.effect_results import Effect
 from rhumbline.records.next_steps import after_run, lines
 from rhumbline.records.results import SeedResult
@@ -98,8 +98,9 @@ def claims_table(run: RunRecord) -> Html:
 
 
 def _claims_note(run: RunRecord) -> Html:
+    notes = [_numbers(run), *([beyond] if (beyond := beyond_one(run.results.claims)) else []), *_shared_prompts(run)]
     chart = "Chart: ● the number of the run with its 95 % interval, ○ each seed, dashed the margin. "
-    return page.how_to_read(chart, " ".join([_numbers(run), *_shared_prompts(run)]))
+    return page.how_to_read(chart, " ".join(notes))
 
 
 def _numbers(run: RunRecord) -> str:
@@ -139,7 +140,10 @@ CHART = (190, 22)
 
 def claim_chart(claim: Claim, seeds: Sequence[Claim]) -> Html:
     """Return a line with the number of a claim, its interval, its margin, and the numbers of the seeds."""
-    values = [claim.value, claim.low, claim.high, claim.bound, *(seed.value for seed in seeds)]
+    # A share is at most 1, where its interval ends in the chart; a level can exceed 1.
+    is_share = claim.kind in (ClaimKind.SUPPRESSES, ClaimKind.INDUCES) and is_number(claim.value) and claim.value <= 1
+    ends = [claim.low, min(claim.high, 1.0) if is_share and is_number(claim.high) else claim.high]
+    values = [claim.value, *ends, claim.bound, *(seed.value for seed in seeds)]
     known = [value for value in values if is_number(value)]
     if not is_number(claim.value):
         return Html("—")
@@ -157,7 +161,8 @@ def claim_chart(claim: Claim, seeds: Sequence[Claim]) -> Html:
     if is_number(claim.bound):
         parts.append(f'<line class="margin" x1="{x(claim.bound)}" x2="{x(claim.bound)}" y1="0" y2="{height - 1}"/>')
     if is_number(claim.low) and is_number(claim.high):
-        parts.append(f'<line class="range" x1="{x(claim.low)}" x2="{x(claim.high)}" y1="{middle}" y2="{middle}"/>')
+        end = x(min(claim.high, high))
+        parts.append(f'<line class="range" x1="{x(claim.low)}" x2="{end}" y1="{middle}" y2="{middle}"/>')
     parts.append(f'<circle class="all" cx="{x(claim.value)}" cy="{middle}" r="4"/>')
     for k, seed in enumerate(seeds if len(seeds) > 1 else ()):
         if is_number(seed.value):
