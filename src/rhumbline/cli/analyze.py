@@ -255,15 +255,13 @@ def _steering(a: argparse.Namespace) -> int:
     from rhumbline.analyses import random_steering
     from rhumbline.judging.judge_models import ExternalJudge
     from rhumbline.judging.judge_specs import read_judge
-    from rhumbline.models.sources import checkpoint
 
     plan = SteeringPlan(reals(a.sizes, "--sizes"), a.draws, a.prompts, a.max_new_tokens)
     spec = None if a.harm is None else read_judge(a.harm, "--harm")
     if spec is not None:
         random_steering.check_harm(spec)
         if spec.form != "endpoint":
-            with checkpoint(spec.model):  # a missing directory is reported before the model of the run is loaded
-                pass
+            check_models(a, spec.model)
 
     def compute(subject: Any) -> SteeringRecord:
         judge = None if spec is None else random_steering.HarmJudge(spec, ExternalJudge(spec, a.device))

@@ -60,13 +60,13 @@ def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parall
 
 
 def check_models(a: argparse.Namespace, *models: str) -> None:
-    """Raise ModelError if there is no such model, or if its config cannot be read, before others are loaded."""
-    from rhumbline.models.loading import read_config
-    from rhumbline.models.places import places_of
+    """Raise ModelError for a directory or a file that does not exist, before other models are loaded."""
+    from rhumbline.models.sources import checkpoint
 
     for source in (source_of(a, model) for model in models):
-        with places_of(source) as places:
-            read_config(places)
+        if source.organism is None:
+            with checkpoint(source.model):
+                pass
 
 
 def prepare(model: str) -> None:
