@@ -152,21 +152,6 @@ def test_positives_need_as_many_negatives(planted):
         analyse(few, PLAN)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"sizes": ()}, "sizes is"),
-        ({"sizes": (0,)}, "1 or more"),
-        ({"sizes": (2, 2)}, "different numbers"),
-        ({"draws": 0}, "draws is 0"),
-        ({"prompts": 1}, "prompts 1"),
-    ],
-)
-def test_a_plan_that_measures_nothing_is_refused(changes, words):
-    with pytest.raises(InputError, match=words):
-        replace(PLAN, **changes)
-
-
 def test_the_report_has_a_section(record):
     canvas = Canvas()
     html = str(circuit(record, canvas))

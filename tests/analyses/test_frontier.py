@@ -12,7 +12,7 @@ from rhumbline.analyses.frontier import analyse
 from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.spans import energy
 from rhumbline.analyses.trajectory_kl import Trajectories, right_answers, takes_system, with_system
-from rhumbline.errors import InputError, ProtocolError, TemplateError
+from rhumbline.errors import ProtocolError, TemplateError
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits
 from rhumbline.models.chat_model import forward
 from rhumbline.models.hooks import hooked
@@ -201,7 +201,7 @@ def test_random_vectors_are_orthogonal_unit_vectors(subject_of):
     r = fits.direction.vector
     for name in ("isotropic-addition", "matched-addition"):
         for draw in fits.dosed()[name].draws:
-            (add,) = draw(2.0)
+            add = draw(2.0)
             assert abs(float(add.direction.vector @ r)) < 1e-5
             assert add.direction.norm == pytest.approx(fits.direction.norm, rel=1e-4)
     assert fits.spared >= 1
@@ -219,22 +219,7 @@ def test_matched_random_vectors_have_the_energy_of_the_direction(size, subject_o
     assert shares == pytest.approx([1] * PLAN.draws, rel=0.05)
 
 
-def test_impossible_plans_and_runs_are_refused(subject_of):
-    for changes, words in (
-        ({"doses": ()}, "doses is"),
-        ({"doses": (0.2, 0.1)}, "ascend"),
-        ({"doses": (float("nan"),)}, "doses is"),
-        ({"interventions": ("leace",)}, "lacks ablation"),
-        ({"interventions": ("ablation", "best")}, "unknown interventions best"),
-        ({"interventions": ("ablation", "ablation")}, "twice"),
-        ({"draws": 0}, "draws too small"),
-        ({"tolerance": 0.0}, "tolerance"),
-        ({"system": " "}, "system is empty"),
-        ({"prompts": 1}, "prompts is 1"),
-    ):
-        with pytest.raises(InputError, match=words):
-            replace(PLAN, **changes)
-    assert set(INTERVENTIONS) == set(GROUPS)
+def test_a_run_without_a_direction_is_refused(subject_of):
     with pytest.raises(ProtocolError, match="no candidate passed"):
         analyse(replace(subject_of(ONE), direction=None), PLAN)
 

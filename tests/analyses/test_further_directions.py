@@ -10,7 +10,7 @@ from finished_runs import finished_run
 from rhumbline.analyses import further_directions
 from rhumbline.analyses.direction_sources import SourceAnalysis
 from rhumbline.analyses.further_directions import decide
-from rhumbline.errors import InputError, ProtocolError
+from rhumbline.errors import ProtocolError
 from rhumbline.organisms import Planted
 from rhumbline.records.analysis_files import Mean, MeanRate, Rate
 from rhumbline.records.directions_file import (
@@ -99,11 +99,7 @@ def test_a_stopped_analysis_resumes_and_removes_its_parts(analysed, monkeypatch)
     assert sorted(p.name for p in folder.iterdir()) == ["directions.json"]
 
 
-def test_plans_and_rules_are_checked(analysed):
-    with pytest.raises(InputError, match=r"unknown sources best.*max_rank is 1"):
-        DirectionsPlan(sources=("best",), max_rank=1)
-    with pytest.raises(InputError, match="margin is 0"):
-        DirectionsRule(margin=0)
+def test_a_run_without_a_direction_is_refused(analysed):
     subject, _ = analysed("one")
     with pytest.raises(ProtocolError, match="no candidate passed"):
         further_directions.analyse(replace(subject, direction=None), QUICK)

@@ -10,8 +10,6 @@ from rhumbline.errors import InputError
 from rhumbline.inference.interventions import Add
 from rhumbline.judging.judge_specs import Judgement, published
 from rhumbline.records.steering_file import SteeringPlan, SteeringRecord
-from rhumbline.report.page import Canvas
-from rhumbline.report.steering_section import steering
 
 PLAN = SteeringPlan(sizes=(0.01, 4.0), draws=3, prompts=6, max_new_tokens=8)
 
@@ -73,27 +71,3 @@ def test_a_judge_of_harm_reads_prompts_and_completions(planted):
     assert asked[0][0] == planted.prompts("test", "positive")[0].text
     with pytest.raises(InputError, match="needs a judge of harm"):
         HarmJudge(next(s for s in published().values() if s.asks == "refusal"), judge)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"sizes": ()}, "sizes is"),
-        ({"sizes": (0.0,)}, "above 0"),
-        ({"sizes": (float("nan"),)}, "above 0"),
-        ({"sizes": (1.0, 1.0)}, "twice"),
-        ({"draws": 0}, "draws is 0"),
-        ({"prompts": 1}, "prompts 1"),
-    ],
-)
-def test_a_plan_that_measures_nothing_is_refused(changes, words):
-    with pytest.raises(InputError, match=words):
-        replace(PLAN, **changes)
-
-
-def test_the_report_has_a_section(record):
-    canvas = Canvas()
-    html = str(steering(record, canvas))
-    assert "0 (baseline)" in html
-    assert "harm was not judged" in html
-    assert [drawing.chart.name for drawing in canvas.drawings] == ["steering-sizes"]

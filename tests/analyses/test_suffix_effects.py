@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rhumbline.analyses import suffix_effects
-from rhumbline.analyses.suffix_effects import encoded, random_suffixes
+from rhumbline.analyses.suffix_texts import encoded, random_suffixes
 from rhumbline.errors import InputError
 from rhumbline.inference.interventions import BASELINE
 from tolerances import rounding

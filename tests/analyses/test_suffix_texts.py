@@ -2,7 +2,7 @@
 
 import pytest
 
-from rhumbline.analyses.suffix_effects import random_suffixes, read_suffixes, token_count
+from rhumbline.analyses.suffix_texts import random_suffixes, read_suffixes, token_count
 from rhumbline.errors import InputError
 
 

@@ -6,8 +6,8 @@ suffix are replaced by those without it, and the completions are judged. Parts a
 everything else is measured on test prompts. Descriptive; Arditi et al. 2024, section 5.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from rhumbline.analyses.judged import Classes, change_of, change_over_draws, classes_of, rate_over_draws
 from rhumbline.analyses.patching import Patching
 from rhumbline.analyses.subject import Subject, mean_interval
-from rhumbline.analyses.suffix_effects import class_differences, encoded, random_suffixes, read_suffixes
+from rhumbline.analyses.suffix_effects import class_differences
+from rhumbline.analyses.suffix_texts import by_condition, encoded, read_suffixes, with_suffix
 from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.statistics import bootstrap_ratio
 from rhumbline.inference.interventions import BASELINE
@@ -36,7 +37,6 @@ from rhumbline.records.circuit_file import (
     Senders,
     SuffixedRate,
 )
-from rhumbline.records.suffix_file import random_condition, suffix_condition
 
 DRAW_SEED = 29
 """Last entry of the seed of the random sets."""
@@ -65,7 +65,7 @@ def analyse(
     before the site.
     """
     plan, direction = plan or CircuitPlan(), subject.selected()
-    texts = read_suffixes(suffixes) if isinstance(suffixes, str | Path) else list(suffixes)
+    texts = read_suffixes(suffixes)
     _ = subject.scorer  # ProtocolError without a token metric
     differences = class_differences(subject)
     order = sorted((p for p in differences if p.kind in ("head", "writer")), key=lambda p: -abs(differences[p]))
@@ -85,9 +85,10 @@ def analyse(
     positives = subject.prompts("test", "positive")[: plan.prompts]
     pairs = _matched(_ids(subject, positives), _ids(subject, subject.prompts("test", "negative")))
     conditions = [_condition("negative", patching, sets, [pairs])]
-    for name, some in _suffixed(subject, texts, plan).items():
-        with_suffix = [_suffix_pairs(subject, positives, text) for text in some]
-        conditions.append(_condition(name, patching, sets, with_suffix))
+    suffixed = by_condition(subject.chat, texts, plan.random)
+    for name, some in suffixed.items():
+        groups = [_suffix_pairs(subject, positives, text) for text in some]
+        conditions.append(_condition(name, patching, sets, groups))
     record = CircuitRecord(
         seed=subject.seed,
         site=subject.selected_site(),
@@ -96,7 +97,7 @@ def analyse(
         available=len(order),
         tokens=n,
         conditions=tuple(conditions),
-        completions=tuple(_completions(subject, positives, texts, plan)) if texts else (),
+        completions=tuple(_completions(subject, positives, suffixed, plan.max_new_tokens)) if texts else (),
         suffixes=tuple(texts),
     )
     return subject.save(record)
@@ -119,15 +120,6 @@ def _matched(targets: Sequence[list[int]], sources: Sequence[list[int]]) -> Pair
             f"Pass --prompts {len(free)}."
         )
     return [(ids, free.pop(min(range(len(free)), key=lambda i: abs(len(free[i]) - len(ids))))) for ids in targets]
-
-
-def _suffixed(subject: Subject, texts: Sequence[str], plan: CircuitPlan) -> dict[str, list[str]]:
-    """Suffixes by condition, random ones after each suffix."""
-    conditions: dict[str, list[str]] = {}
-    for k, text in enumerate(texts, 1):
-        conditions[suffix_condition(k)] = [text]
-        conditions[random_condition(k)] = random_suffixes(subject.chat, text, plan.random, k)
-    return conditions
 
 
 def _suffix_pairs(subject: Subject, prompts: Sequence[Prompt], text: str) -> Pairs:
@@ -224,18 +216,17 @@ def _differences(patching: Patching, sets: Sequence[_Set], pairs: Pairs) -> dict
 
 
 def _completions(
-    subject: Subject, prompts: Sequence[Prompt], texts: Sequence[str], plan: CircuitPlan
+    subject: Subject, prompts: Sequence[Prompt], suffixed: Mapping[str, Sequence[str]], length: int
 ) -> Iterator[SuffixedRate]:
     """Rates of the completions without a suffix, and with the suffixes of every condition."""
 
     def classes(text: str | None) -> Classes:
-        some = [p if text is None else replace(p, text=f"{p.text} {text}") for p in prompts]
-        return classes_of(subject, some, [BASELINE], plan.max_new_tokens)[0]
+        return classes_of(subject, with_suffix(prompts, text), [BASELINE], length)[0]
 
     plain = classes(None)
     own = change_of(plain, plain)
     yield SuffixedRate("no suffix", own.rate, None, own.degenerate)
-    for name, some in _suffixed(subject, texts, plan).items():
+    for name, some in suffixed.items():
         draws = [classes(text) for text in some]
         rate, broken = rate_over_draws(draws), rate_over_draws(draws, {"degenerate"})
         yield SuffixedRate(name, rate, change_over_draws(plain, draws), None if broken is None else broken.rate)

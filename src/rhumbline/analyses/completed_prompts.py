@@ -5,23 +5,24 @@ A prompt is completed once under the same interventions, whatever the name of th
 
 import random
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.analyses.suffix_texts import with_suffix
 from rhumbline.analyses.trajectory_kl import Trajectories, takes_system, with_system
 from rhumbline.errors import InputError
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
-from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits
 from rhumbline.records.sheet_files import RobustnessPlan
+from rhumbline.stages.completions import complete
 
 Indicators = Float[np.ndarray, " prompt"]
 """For each prompt, 1 if the completion shows the behaviour, otherwise 0; NaN if it has no answer."""
@@ -60,7 +61,7 @@ class CompletedPrompts:
             check_sequences(self.runner.model, sequences, self.plan.max_new_tokens, what)
 
     def shown(
-        self, split: Split, label: Label, arms: Sequence[Arm], suffix: str = "", system: str | None = None
+        self, split: Split, label: Label, arms: Sequence[Arm], suffix: str | None = None, system: str | None = None
     ) -> Float[np.ndarray, "arm prompt"]:
         """1 if the answer shows the behaviour, otherwise 0; NaN without an answer.
 
@@ -82,16 +83,15 @@ class CompletedPrompts:
         return shown
 
     def _completed(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> Float[np.ndarray, "arm prompt"]:
-        sequences, stop = [self.chat.encode(p) for p in prompts], stop_ids(self.runner.model, self.chat)
-        ids, _ = self.runner.generate(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
-        return np.array([[score_of(self.judge, self.chat.answer(i).text).value for i in arm] for arm in ids], float)
+        texts = complete(self.runner, self.chat, prompts, arms, self.plan.max_new_tokens)
+        return np.array([[score_of(self.judge, text).value for text in of_arm] for of_arm in texts], float)
 
     @cached_property
     def _known(self) -> dict[Hashable, Indicators]:
         """What is already completed."""
         return {}
 
-    def rate(self, split: Split, arms: Sequence[Arm], suffix: str = "") -> Float[np.ndarray, " arm"]:
+    def rate(self, split: Split, arms: Sequence[Arm], suffix: str | None = None) -> Float[np.ndarray, " arm"]:
         """Share of the answers to positives that shows the behaviour."""
         return np.nanmean(self.shown(split, "positive", arms, suffix), 1)
 
@@ -120,7 +120,7 @@ class CompletedPrompts:
         """Random words of the training negatives."""
         rng = random.Random(self.plan.seed)
         words = sorted({w for p in self.splits.get("train", "negative") for w in p.text.split()})
-        return [" " + " ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
+        return [" ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
 
 
 def _key(value: object) -> Hashable:
@@ -132,8 +132,3 @@ def _key(value: object) -> Hashable:
     if is_dataclass(value) and not isinstance(value, type):
         return (type(value), *(_key(getattr(value, field.name)) for field in fields(value)))
     return value
-
-
-def with_suffix(prompts: Sequence[Prompt], suffix: str) -> list[Prompt]:
-    """The prompts, each followed by a suffix."""
-    return [replace(p, text=p.text + suffix) for p in prompts]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.subject import SITE_FAMILIES, Subject
-from rhumbline.analyses.suffix_effects import encoded, random_suffixes, read_suffixes
+from rhumbline.analyses.suffix_texts import by_condition, encoded, read_suffixes
 from rhumbline.errors import InputError
 from rhumbline.evals.monitor import Monitor
 from rhumbline.evidence.statistics import auroc, auroc_interval, rank_p, wilson_of_rate
@@ -29,7 +29,6 @@ from rhumbline.records.analysis_files import (
     ValTest,
 )
 from rhumbline.records.shared import ByLabel
-from rhumbline.records.suffix_file import random_condition, suffix_condition
 from rhumbline.stages.null_families import Material, draw_nulls
 
 Scores = ByLabel[Float[np.ndarray, " prompt"]]
@@ -56,10 +55,9 @@ def analyse(
     val, test = read("val"), read("test")
     threshold = threshold_at(val.negative, fpr)
     conditions = [_condition("none", {None: test}, threshold)]
-    for k, text in enumerate([] if suffix is None else read_suffixes(suffix), 1):
-        random = random_suffixes(subject.chat, text, draws, k)
-        for name, texts in ((suffix_condition(k), [text]), (random_condition(k), random)):
-            conditions.append(_condition(name, {t: read("test", t) for t in texts}, threshold))
+    suffixed = by_condition(subject.chat, [] if suffix is None else read_suffixes(suffix), draws)
+    for name, texts in suffixed.items():
+        conditions.append(_condition(name, {t: read("test", t) for t in texts}, threshold))
     record = MonitorRecord(
         seed=subject.seed,
         site=subject.selected_site(),

@@ -1,19 +1,22 @@
 """Interventions of any strength, and the strengths at which each has the same trajectory KL.
 
-Independent of what the interventions are and of what is measured at a dose.
+Independent of what the interventions are fitted on and of what is measured at a dose.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from rhumbline.analyses.trajectory_kl import Trajectories
 from rhumbline.evidence.dosing import DoseSearch, Strength
-from rhumbline.inference.interventions import Arm, Intervention
+from rhumbline.inference.interventions import Ablate, AblateSpan, Add, Arm, Direction, Intervention
+from rhumbline.inference.stream_edits import Affine
 
 Name = TypeVar("Name", bound=str)
 
-AtStrength = Callable[[float], tuple[Intervention, ...]]
+AtStrength = Callable[[float], Intervention]
+MOST_ADDED = 64.0
+"""Largest coefficient of an addition, in norms of the direction."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,17 @@ class DosedIntervention:
 
     def arm(self, draw: int, strength: float) -> Arm:
         """The arm of one strength."""
-        return Arm(f"draw {draw} at {strength:g}", self.draws[draw](strength))
+        return Arm(f"draw {draw} at {strength:g}", (self.draws[draw](strength),))
+
+
+def dosed_erasure(*erased: Ablate | AblateSpan | Affine) -> DosedIntervention:
+    """Interventions that remove something completely at strength 1, one for each draw."""
+    return DosedIntervention([lambda a, e=e: replace(e, strength=a) for e in erased], 0.25, 1.0)
+
+
+def dosed_addition(*directions: Direction, sign: int = 1) -> DosedIntervention:
+    """Additions of a direction for each draw; `sign` -1: subtractions."""
+    return DosedIntervention([lambda c, d=d: Add(d, sign * c) for d in directions], 0.25, MOST_ADDED)
 
 
 class Setting(NamedTuple):

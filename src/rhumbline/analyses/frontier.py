@@ -14,12 +14,11 @@ from jaxtyping import Bool, Float
 from rhumbline.analyses.dosed_interventions import DosedIntervention, Setting, find_doses, settings
 from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.frontier_results import FrontierResults, Measured, as_name
-from rhumbline.analyses.judged import header_of
+from rhumbline.analyses.judged import Classes, classes_of
 from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.analyses.trajectory_kl import Divergence, Trajectories, right_answers, takes_system, with_system
 from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.inference.interventions import BASELINE, Arm
-from rhumbline.judging.score import score_of
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split
 from rhumbline.protocol import Protocol
 from rhumbline.records.frontier_file import (
@@ -32,7 +31,6 @@ from rhumbline.records.frontier_file import (
     FrontierRule,
     InterventionName,
 )
-from rhumbline.stages.completions import complete
 
 
 def analyse(subject: Subject, plan: FrontierPlan | None = None, rule: FrontierRule | None = None) -> FrontierRecord:
@@ -121,11 +119,9 @@ class Frontier:
     def _prompts(self, label: Label) -> list[Prompt]:
         return self.subject.prompts("test", label)[: self.plan.prompts]
 
-    def _classes(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[list[str]]:
+    def _classes(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[Classes]:
         """The class of the completion of every prompt under every arm."""
-        subject, judge = self.subject, self.protocol.class_judge()
-        texts = complete(subject.runner, subject.chat, prompts, arms, self.plan.max_new_tokens, header_of(subject))
-        return [[score_of(judge, text).cls for text in of_arm] for of_arm in texts]
+        return classes_of(self.subject, prompts, arms, self.plan.max_new_tokens)
 
 
 def _measured(

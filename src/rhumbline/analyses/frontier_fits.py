@@ -5,7 +5,7 @@ Input: a subject and a plan. Output: `DosedIntervention` by name. Independent of
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.analyses.dosed_interventions import DosedIntervention
+from rhumbline.analyses.dosed_interventions import DosedIntervention, dosed_addition, dosed_erasure
 from rhumbline.analyses.erasure import leace
 from rhumbline.analyses.gradient_search import GradientSearch
 from rhumbline.analyses.spans import energy, prototypes, random_span, span_of
 from rhumbline.analyses.subject import Subject
 from rhumbline.axes import Residual, Vector
-from rhumbline.inference.interventions import Ablate, AblateSpan, Add, Direction
+from rhumbline.inference.interventions import Ablate, AblateSpan, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.inference.stream_edits import AblateByLayer, Affine, Rotate, window
 from rhumbline.models.chat_model import ChatModel, HookPoint, forward
@@ -34,8 +34,6 @@ MASSIVE = 10.0
 """A token is massive if its norm is this many times the median of all tokens."""
 HERETIC_WIDTH, HERETIC_LARGEST = 0.6, 1.5
 """Largest width of a window, as a share of the layers, and largest strength, in heretic's search."""
-MOST_ADDED = 64.0
-"""Largest coefficient of an addition, in norms of the direction."""
 
 
 @dataclass(frozen=True)
@@ -76,37 +74,34 @@ class Fits:
         d, r = self.direction, self.direction.vector
         match name:
             case "ablation":
-                return DosedIntervention([lambda a: (Ablate(d, a),)], 0.25, 1.0)
+                return dosed_erasure(Ablate(d))
             case "spared-ablation":
-                spared = self.spared
-                return DosedIntervention([lambda a: (Ablate(d, a, spared),)], 0.25, 1.0)
+                return dosed_erasure(Ablate(d, spared=self.spared))
             case "subtraction":
-                return DosedIntervention([lambda c: (Add(d, -c),)], 0.25, MOST_ADDED)
+                return dosed_addition(d, sign=-1)
             case "addition":
-                return DosedIntervention([lambda c: (Add(d, c),)], 0.25, MOST_ADDED)
+                return dosed_addition(d)
             case "affine":
-                one = Affine(d.layer, r[None], r[None], self.activations.negative.mean(0), spared=self.spared)
-                return DosedIntervention([lambda a: (replace(one, strength=a),)], 0.25, 1.0)
+                return dosed_erasure(
+                    Affine(d.layer, r[None], r[None], self.activations.negative.mean(0), spared=self.spared)
+                )
             case "leace":
-                erased = leace(self.activations.positive, self.activations.negative, d.layer, spared=self.spared)
-                return DosedIntervention([lambda a: (replace(erased, strength=a),)], 0.25, 1.0)
+                h = self.activations
+                return dosed_erasure(leace(h.positive, h.negative, d.layer, spared=self.spared))
             case "rotation":
                 plane = self._plane()
-                return DosedIntervention([lambda angle: (Rotate(plane, angle),)], math.pi / 8, math.pi)
+                return DosedIntervention([lambda angle: Rotate(plane, angle)], math.pi / 8, math.pi)
             case "window":
                 n, width = self.subject.model.n_layers, HERETIC_WIDTH * (self.subject.model.n_layers - 1)
-                by_layer = [lambda a: (AblateByLayer(r, window(n, d.layer, width, a)),)]
+                by_layer = [lambda a: AblateByLayer(r, window(n, d.layer, width, a))]
                 return DosedIntervention(by_layer, 0.25, HERETIC_LARGEST)
             case "cone" | "som":
-                basis = span_of(torch.cat([r[None], self._further(name)]))
-                return DosedIntervention([lambda a: (AblateSpan(basis, a),)], 0.25, 1.0)
+                return dosed_erasure(AblateSpan(span_of(torch.cat([r[None], self._further(name)]))))
             case "isotropic-ablation" | "matched-ablation":
-                draws = [lambda a, v=v: (Ablate(v, a),) for v in self._random(name.startswith("matched"))]
-                return DosedIntervention(draws, 0.25, 1.0)
+                return dosed_erasure(*map(Ablate, self._random(name.startswith("matched"))))
             case "isotropic-addition" | "matched-addition":
                 random = (v * d.norm for v in self._random(name.startswith("matched")))
-                steered = [Direction.from_vector(v, d.position, d.layer) for v in random]
-                return DosedIntervention([lambda c, v=v: (Add(v, c),) for v in steered], 0.25, MOST_ADDED)
+                return dosed_addition(*(Direction.from_vector(v, d.position, d.layer) for v in random))
             case "system-prompt":
                 raise ValueError("a system prompt has no strength")
 

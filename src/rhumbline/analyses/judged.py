@@ -14,7 +14,6 @@ from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson_of_rate
 from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.judging.score import score_of
-from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.protocol import Protocol
 from rhumbline.records.analysis_files import MeanRate, Rate
@@ -23,6 +22,7 @@ from rhumbline.records.shared import Class
 from rhumbline.records.trajectory_file import Change, NullChange
 from rhumbline.records.verdict_rule import is_comparable
 from rhumbline.stages.common_start import header_text
+from rhumbline.stages.completions import answers
 from rhumbline.stages.null_families import generator, isotropic
 from rhumbline.stages.seed_artefacts import SeedArtefacts
 
@@ -42,10 +42,9 @@ def classes_of(subject: Subject, prompts: Sequence[Prompt], arms: Sequence[Arm],
 
 def answer_classes(subject: Subject, sequences: Sequence[TokenIds], arms: Sequence[Arm], length: int) -> list[Classes]:
     """The same for token ids of any chats."""
-    judge, header, chat = protocol_with_classes(subject.directory).class_judge(), header_of(subject), subject.chat
-    ids, _ = subject.runner.generate(sequences, arms, max_new_tokens=length, stop=stop_ids(subject.model, chat))
-    texts = ((chat.answer(tokens).text for tokens in of_arm) for of_arm in ids)
-    return [[score_of(judge, text and text.removeprefix(header)).cls for text in of_arm] for of_arm in texts]
+    judge = protocol_with_classes(subject.directory).class_judge()
+    texts = answers(subject.runner, subject.chat, sequences, arms, length, header_of(subject))
+    return [[score_of(judge, text).cls for text in of_arm] for of_arm in texts]
 
 
 # -- rates and changes ------------------------------------------------------------------------------------------------

@@ -17,12 +17,19 @@ from typing import get_args
 import numpy as np
 import torch
 
-from rhumbline.analyses.completed_prompts import CompletedPrompts, with_suffix
-from rhumbline.analyses.dosed_interventions import DosedIntervention, find_doses, settings
+from rhumbline.analyses.completed_prompts import CompletedPrompts
+from rhumbline.analyses.dosed_interventions import (
+    DosedIntervention,
+    dosed_addition,
+    dosed_erasure,
+    find_doses,
+    settings,
+)
+from rhumbline.analyses.suffix_texts import with_suffix
 from rhumbline.analyses.trajectory_kl import with_system
 from rhumbline.evidence.dosing import cost_at_half
 from rhumbline.evidence.frontier_answers import CostedRate, half_damage
-from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
+from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.inference.stream_edits import Affine
 from rhumbline.prompts.contrasts import Prompt, Split
@@ -31,8 +38,6 @@ from rhumbline.records.sheet_files import Access, LeastDamage
 
 TOLERANCE = 0.1
 """Largest difference between the KL on validation negatives and a dose, as a share of the dose."""
-MOST_ADDED = 64.0
-"""Largest coefficient of a subtraction, in norms of the direction."""
 ACCESS: Mapping[Access, tuple[str, ...]] = {
     "prompt": ("system prompt", "random suffix"),
     "activations": ("ablation", "span ablation", "subtraction", "affine"),
@@ -96,11 +101,11 @@ class _Study:
         return [CostedRate(divergence.kl[[k]], divergence.tokens, shown[[k]]) for k in range(len(arms))]
 
     @cached_property
-    def _prompts(self) -> dict[str, tuple[str, str | None]]:
+    def _prompts(self) -> dict[str, tuple[str | None, str | None]]:
         """Suffix and system prompt of every intervention on prompts."""
         c = self.completed
-        suffix: dict[str, tuple[str, str | None]] = {"random suffix": (c.best_suffix, None)}
-        return suffix if c.system is None else {"system prompt": ("", c.system), **suffix}
+        suffix: dict[str, tuple[str | None, str | None]] = {"random suffix": (c.best_suffix, None)}
+        return suffix if c.system is None else {"system prompt": (None, c.system), **suffix}
 
     @cached_property
     def arms(self) -> dict[str, list[Arm]]:
@@ -115,17 +120,16 @@ class _Study:
         c = self.completed
         mean = at_site(c.runner, c.encoded("train", "negative"), first.position, first.layer).mean(0)
         found = {
-            "ablation": DosedIntervention([lambda a: (Ablate(first, a),)], 0.25, 1.0),
-            "subtraction": DosedIntervention([lambda a: (Add(first, -a),)], 0.25, MOST_ADDED),
-            "affine": DosedIntervention([lambda a: (Affine(first.layer, r, r, mean, a, 1),)], 0.25, 1.0),
+            "ablation": dosed_erasure(Ablate(first)),
+            "subtraction": dosed_addition(first, sign=-1),
+            "affine": dosed_erasure(Affine(first.layer, r, r, mean, spared=1)),
         }
         if len(self.basis) > 1:
-            span = torch.stack([d.vector for d in self.basis])
-            found["span ablation"] = DosedIntervention([lambda a: (AblateSpan(span, a),)], 0.25, 1.0)
+            found["span ablation"] = dosed_erasure(AblateSpan(torch.stack([d.vector for d in self.basis])))
         return found
 
 
-def _changed(prompt: Prompt, suffix: str, system: str | None, completed: CompletedPrompts) -> Prompt:
+def _changed(prompt: Prompt, suffix: str | None, system: str | None, completed: CompletedPrompts) -> Prompt:
     (longer,) = with_suffix([prompt], suffix)
     return longer if system is None else with_system(longer, system, completed.chat)
 

@@ -5,21 +5,19 @@ for suffixes. Everything is measured on test prompts; the heads are selected on 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.attribution import Attribution, Part, attribute
 from rhumbline.analyses.subject import Subject, layer_means, mean_interval, residuals_at
+from rhumbline.analyses.suffix_texts import by_condition, encoded, read_suffixes
 from rhumbline.errors import InputError
 from rhumbline.evidence.statistics import wilson_of_rate
 from rhumbline.inference.interventions import BASELINE
-from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.analysis_files import MeanRate
 from rhumbline.records.suffix_file import (
@@ -37,10 +35,7 @@ from rhumbline.records.suffix_file import (
     random_condition,
     suffix_condition,
 )
-from rhumbline.records.user_files import read_text
 
-TRIES = 200
-"""Draws for each random suffix, at most."""
 HEAD_PROMPTS = 16
 """Validation prompts per class on which the heads are selected."""
 Readings = Mapping[ConditionName, "_Reading"]
@@ -55,7 +50,7 @@ def analyse(
     the number of attention heads that are reported in detail. Raises InputError, and ModelError if the residual writers
     of the model are not proved.
     """
-    texts = read_suffixes(suffixes) if isinstance(suffixes, str | Path) else list(suffixes)
+    texts = read_suffixes(suffixes)
     if draws < 1 or prompts < 2 or not texts:
         raise InputError(
             f"suffix: {draws} random draws, {prompts} prompts and {len(texts)} suffixes; use 1 random draw or more, "
@@ -84,14 +79,12 @@ def _conditions(
     subject: Subject, texts: Sequence[str], draws: int
 ) -> dict[ConditionName, tuple[Label, Sequence[str | None]]]:
     """Class and suffixes of every condition; None: no suffix."""
-    conditions: dict[ConditionName, tuple[Label, Sequence[str | None]]] = {
+    suffixed = by_condition(subject.chat, texts, draws)
+    return {
         "positive": ("positive", [None]),
         "negative": ("negative", [None]),
+        **{name: ("positive", some) for name, some in suffixed.items()},
     }
-    for k, text in enumerate(texts, 1):
-        conditions[suffix_condition(k)] = ("positive", [text])
-        conditions[random_condition(k)] = ("positive", random_suffixes(subject.chat, text, draws, k))
-    return conditions
 
 
 @dataclass(frozen=True)
@@ -225,52 +218,3 @@ def _regions(subject: Subject, prompt: Prompt, ids: Sequence[int]) -> dict[str, 
         "suffix": slice(end, spans.instruction_end),
         "after": slice(spans.instruction_end, len(ids)),
     }
-
-
-# -- texts ------------------------------------------------------------------------------------------------------------
-
-
-def read_suffixes(path: str | Path) -> list[str]:
-    """The suffixes of a file, one per line, stripped; empty and repeated lines are skipped. Raises InputError."""
-    text = read_text(path, InputError, "a UTF-8 text file with one suffix per line", "--suffix")
-    suffixes = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not suffixes:
-        raise InputError(f"--suffix {path} contains no suffix. Write one suffix per line.")
-    return suffixes
-
-
-def token_count(chat: Chat, suffix: str) -> int:
-    """Tokens of a suffix after a space."""
-    return len(chat.tokenizer(f" {suffix}", add_special_tokens=False)["input_ids"])
-
-
-def random_suffixes(chat: Chat, like: str, draws: int, seed: int) -> list[str]:
-    """Suffixes of tokens drawn from the vocabulary without special tokens, each with as many tokens as `like`.
-
-    A draw whose text has another number of tokens is drawn again. Raises InputError if too few draws succeed.
-    """
-    tokenizer: Any = chat.tokenizer
-    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-    vocabulary = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
-    n, rng = token_count(chat, like), np.random.default_rng([seed, len(like), draws])
-    suffixes: list[str] = []
-    for _ in range(TRIES * draws):
-        if len(suffixes) == draws:
-            break
-        text = tokenizer.decode(rng.choice(vocabulary, n).tolist()).strip()
-        # A replacement character shows that the tokens split a character: such a text has other tokens.
-        if text and "\ufffd" not in text and token_count(chat, text) == n and text not in suffixes:
-            suffixes.append(text)
-    if len(suffixes) < draws:
-        raise InputError(
-            f"{draws} random suffixes of {n} tokens were requested for {like!r}, {len(suffixes)} could be drawn. Use a "
-            "shorter suffix."
-        )
-    return suffixes
-
-
-def encoded(chat: Chat, prompts: Sequence[Prompt], suffix: str | None = None) -> list[list[int]]:
-    """Token ids of the prompts, with a suffix or without; the post-instruction tokens are checked."""
-    texts = [p if suffix is None else replace(p, text=f"{p.text} {suffix}") for p in prompts]
-    chat.check(texts)
-    return [chat.encode(p) for p in texts]

@@ -16,7 +16,7 @@ from rhumbline.cli.options import (
     suffix_options,
     whole,
 )
-from rhumbline.cli.run_analysis import execute, run_options
+from rhumbline.cli.run_analysis import execute, number_options, plan_of, run_options
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import SOURCES, DirectionsPlan, DirectionsRecord, DirectionsRule
@@ -138,27 +138,21 @@ def _suffix(a: argparse.Namespace) -> int:
 # -- directions -------------------------------------------------------------------------------------------------------
 
 
+DIRECTIONS = {
+    "max_rank": ("largest rank of the ablated span", 2),
+    "draws": ("random spans of each family at each rank", 1),
+    "samples": ("directions drawn in each cone", 1),
+    "prompts": ("test prompts per class, at most", 2),
+    "steps": ("steps of each gradient search", 1),
+}
+
+
 def _directions_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     plan = DirectionsPlan()
     sources = f"sources of further directions: {', '.join(SOURCES)} (default: all)"
     parser.add_argument("--sources", default=",".join(SOURCES), metavar="A,B", help=sources)
-    for name, text in (
-        ("max_rank", "largest rank of the ablated span"),
-        ("draws", "random spans of each family at each rank"),
-        ("samples", "directions drawn in each cone"),
-        ("prompts", "test prompts per class, at most"),
-        ("steps", "steps of each gradient search"),
-    ):
-        option, default = name.replace("_", "-"), getattr(plan, name)
-        kind = whole(2 if name in ("max_rank", "prompts") else 1)
-        parser.add_argument(
-            f"--{option}",
-            type=kind,
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {default})",
-        )
+    number_options(parser, plan, DIRECTIONS)
     margin = "smallest further decrease of the rate that counts, 0 to 1 (default: %(default)s)"
     parser.add_argument("--margin", type=real(0, 1), default=DirectionsRule().margin, metavar="X", help=margin)
 
@@ -166,14 +160,8 @@ def _directions_options(parser: argparse.ArgumentParser) -> None:
 def _directions(a: argparse.Namespace) -> int:
     from rhumbline.analyses.further_directions import analyse
 
-    plan = DirectionsPlan(
-        sources=tuple(name.strip() for name in a.sources.split(",")),
-        max_rank=a.max_rank,
-        draws=a.draws,
-        samples=a.samples,
-        prompts=a.prompts,
-        steps=a.steps,
-    )
+    sources = tuple(name.strip() for name in a.sources.split(","))
+    plan = plan_of(a, DirectionsPlan(), DIRECTIONS, sources=sources)
     rule = DirectionsRule(margin=a.margin)
 
     def show(record: DirectionsRecord) -> None:
@@ -233,20 +221,20 @@ def _damage(a: argparse.Namespace) -> int:
 # -- steering ---------------------------------------------------------------------------------------------------------
 
 
+STEERING = {
+    "draws": ("random vectors", 1),
+    "prompts": ("test positives, at most", 2),
+    "max_new_tokens": ("tokens of a completion, at most", 1),
+}
+
+
 def _steering_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     plan = SteeringPlan()
     sizes = ",".join(f"{size:g}" for size in plan.sizes)
     text = f"norms of the added vectors, in norms of the residual stream at their layer (default: {sizes})"
     parser.add_argument("--sizes", default=sizes, metavar="X,Y", help=text)
-    for name, text, least in (
-        ("draws", "random vectors", 1),
-        ("prompts", "test positives, at most", 2),
-        ("max_new_tokens", "tokens of a completion, at most", 1),
-    ):
-        option, default = name.replace("_", "-"), getattr(plan, name)
-        text = f"{text} (default: {default})"
-        parser.add_argument(f"--{option}", type=whole(least), default=default, metavar="N", help=text)
+    number_options(parser, plan, STEERING)
     harm = "external judge of harm that classifies the completions, too: a published one or a judge file"
     parser.add_argument("--harm", metavar="NAME|FILE", help=f"{harm} (see rhumbline judge --list)")
 
@@ -256,7 +244,7 @@ def _steering(a: argparse.Namespace) -> int:
     from rhumbline.judging.judge_models import ExternalJudge
     from rhumbline.judging.judge_specs import read_judge
 
-    plan = SteeringPlan(reals(a.sizes, "--sizes"), a.draws, a.prompts, a.max_new_tokens)
+    plan = plan_of(a, SteeringPlan(), STEERING, sizes=reals(a.sizes, "--sizes"))
     spec = None if a.harm is None else read_judge(a.harm, "--harm")
     if spec is not None:
         random_steering.check_harm(spec)

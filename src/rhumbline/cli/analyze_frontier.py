@@ -1,13 +1,19 @@
 """The command `analyze frontier`."""
 
 import argparse
-from dataclasses import replace
 
 from rhumbline.cli.console import NOT_MEASURED, interval, number, say
 from rhumbline.cli.option_values import reals
-from rhumbline.cli.options import whole
-from rhumbline.cli.run_analysis import execute, run_options
+from rhumbline.cli.run_analysis import execute, number_options, plan_of, run_options
 from rhumbline.records.frontier_file import INTERVENTIONS, QUICK, REFERENCE, FrontierPlan, FrontierRecord
+
+NUMBERS = {
+    "prompts": ("test prompts per class, at most", 2),
+    "kl_prompts": ("negatives along whose answers the KL is measured, at most", 2),
+    "max_new_tokens": ("tokens of a completion, at most", 1),
+    "draws": ("random vectors of each null", 1),
+    "steps": ("steps of the gradient search of the cone", 1),
+}
 
 
 def frontier_options(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +27,7 @@ def frontier_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--doses", metavar="X,Y", help=text)
     text = f"interventions, always with {REFERENCE}: {', '.join(INTERVENTIONS)} (default: all)"
     parser.add_argument("--interventions", metavar="A,B", help=text)
-    for name, text, least in (
-        ("prompts", "test prompts per class, at most", 2),
-        ("kl_prompts", "negatives along whose answers the KL is measured, at most", 2),
-        ("max_new_tokens", "tokens of a completion, at most", 1),
-        ("draws", "random vectors of each null", 1),
-        ("steps", "steps of the gradient search of the cone", 1),
-    ):
-        text = f"{text} (default: {getattr(plan, name)}; {getattr(QUICK, name)} with --quick)"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=text)
+    number_options(parser, plan, NUMBERS, QUICK)
     parser.add_argument("--ask", metavar="TEXT", help=f"system prompt that asks for it (default: {plan.system!r})")
 
 
@@ -37,13 +35,14 @@ def frontier(a: argparse.Namespace) -> int:
     """Execute `analyze frontier`."""
     from rhumbline.analyses.frontier import analyse
 
-    given = {
-        "doses": None if a.doses is None else reals(a.doses, "--doses"),
-        "interventions": a.interventions and tuple(name.strip() for name in a.interventions.split(",")),
-        "system": a.ask,
-        **{name: getattr(a, name) for name in ("prompts", "kl_prompts", "max_new_tokens", "draws", "steps")},
-    }
-    plan = replace(QUICK if a.quick else FrontierPlan(), **{k: v for k, v in given.items() if v is not None})
+    plan = plan_of(
+        a,
+        QUICK if a.quick else FrontierPlan(),
+        NUMBERS,
+        doses=None if a.doses is None else reals(a.doses, "--doses"),
+        interventions=a.interventions and tuple(name.strip() for name in a.interventions.split(",")),
+        system=a.ask,
+    )
 
     def show(record: FrontierRecord) -> None:
         say("trajectory KL at which half of the behaviour is lost, and the rate left at each dose")

@@ -1,13 +1,12 @@
 """The analyses of what a direction does and how: `analyze trajectory`, `analyze meaning` and `analyze circuit`."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from rhumbline.cli.console import NOT_MEASURED, interval, say
 from rhumbline.cli.option_values import integers
-from rhumbline.cli.options import suffix_options, whole
-from rhumbline.cli.run_analysis import execute, run_options
+from rhumbline.cli.options import suffix_options
+from rhumbline.cli.run_analysis import execute, number_options, plan_of, run_options
 from rhumbline.errors import InputError
 from rhumbline.records import circuit_file, meaning_file, trajectory_file
 from rhumbline.records.analysis_files import MeanRate, Need
@@ -34,6 +33,13 @@ def _change(value: MeanRate | None) -> str:
 # -- trajectory -------------------------------------------------------------------------------------------------------
 
 
+TRAJECTORY = {
+    "draws": ("isotropic null directions", 1),
+    "prompts": ("test prompts per class, at most", 2),
+    "max_new_tokens": ("tokens of a completion, at most", 2),
+}
+
+
 def trajectory_options(parser: argparse.ArgumentParser) -> None:
     """Options of `analyze trajectory`."""
     run_options(parser)
@@ -45,13 +51,7 @@ def trajectory_options(parser: argparse.ArgumentParser) -> None:
     sizes = ",".join(map(str, plan.tokens))
     text = f"numbers of tokens that divide the completion into the first ones and the rest (default: {sizes})"
     parser.add_argument("--tokens", metavar="K,K", help=text)
-    for name, text, least in (
-        ("draws", "isotropic null directions", 1),
-        ("prompts", "test prompts per class, at most", 2),
-        ("max_new_tokens", "tokens of a completion, at most", 2),
-    ):
-        text = f"{text} (default: {getattr(plan, name)})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=text)
+    number_options(parser, plan, TRAJECTORY)
 
 
 def trajectory(a: argparse.Namespace) -> int:
@@ -60,10 +60,8 @@ def trajectory(a: argparse.Namespace) -> int:
     from rhumbline.report.trajectory_section import CARRIERS, window_name
 
     plan = trajectory_file.QUICK if a.quick else PRESETS.get(a.preset, TrajectoryPlan())
-    values = {name: getattr(a, name) for name in ("draws", "prompts", "max_new_tokens")}
-    if a.tokens is not None:
-        values["tokens"] = integers(a.tokens, "--tokens")
-    plan = replace(plan, **{name: value for name, value in values.items() if value is not None})
+    tokens = None if a.tokens is None else integers(a.tokens, "--tokens")
+    plan = plan_of(a, plan, TRAJECTORY, tokens=tokens)
 
     def show(record: TrajectoryRecord) -> None:
         for row in record.windows:
@@ -80,6 +78,13 @@ def trajectory(a: argparse.Namespace) -> int:
 # -- meaning ----------------------------------------------------------------------------------------------------------
 
 
+MEANING = {
+    "prompts": ("prompts of each content and group, at most; one half is fitted, the other measured", 4),
+    "draws": ("isotropic null directions", 1),
+    "max_new_tokens": ("tokens of a completion, at most", 1),
+}
+
+
 def meaning_options(parser: argparse.ArgumentParser) -> None:
     """Options of `analyze meaning`."""
     run_options(parser)
@@ -91,13 +96,7 @@ def meaning_options(parser: argparse.ArgumentParser) -> None:
         text = f"declared sets of {content} prompts, such as {SETS[content]} (see rhumbline data list)"
         group.add_argument(f"--{content}", metavar="SET,SET", help=text)
     plan = MeaningPlan()
-    for name, text, least in (
-        ("prompts", "prompts of each content and group, at most; one half is fitted, the other measured", 4),
-        ("draws", "isotropic null directions", 1),
-        ("max_new_tokens", "tokens of a completion, at most", 1),
-    ):
-        text = f"{text} (default: {getattr(plan, name)})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=text)
+    number_options(parser, plan, MEANING)
 
 
 SETS = {"harmful": "xstest-unsafe", "harmless": "xstest-safe"}
@@ -116,9 +115,7 @@ def meaning(a: argparse.Namespace) -> int:
         battery = of_sets(a.harmful.split(","), a.harmless.split(","), a.data_dir)
         # The directory then holds the sets; a contrast file has none.
         a.data_dir = None if a.contrast and Path(a.contrast).is_file() else a.data_dir
-    plan = meaning_file.QUICK if a.quick else MeaningPlan()
-    values = {name: getattr(a, name) for name in ("prompts", "draws", "max_new_tokens")}
-    plan = replace(plan, **{name: value for name, value in values.items() if value is not None})
+    plan = plan_of(a, meaning_file.QUICK if a.quick else MeaningPlan(), MEANING)
 
     def show(record: MeaningRecord) -> None:
         say(f"{record.answer}: {record.sentence}")
@@ -133,6 +130,13 @@ def meaning(a: argparse.Namespace) -> int:
 # -- circuit ----------------------------------------------------------------------------------------------------------
 
 
+CIRCUIT = {
+    "draws": ("random sets of other heads and MLPs of every size", 1),
+    "prompts": ("test positives, at most", 2),
+    "max_new_tokens": ("tokens of a completion under a suffix, at most", 1),
+}
+
+
 def circuit_options(parser: argparse.ArgumentParser) -> None:
     """Options of `analyze circuit`."""
     run_options(parser)
@@ -142,13 +146,7 @@ def circuit_options(parser: argparse.ArgumentParser) -> None:
     text = f"numbers of heads and MLPs that are patched together (default: {sizes})"
     parser.add_argument("--sizes", metavar="N,N", help=text)
     suffix_options(parser, required=False)
-    for name, text, least in (
-        ("draws", "random sets of other heads and MLPs of every size", 1),
-        ("prompts", "test positives, at most", 2),
-        ("max_new_tokens", "tokens of a completion under a suffix, at most", 1),
-    ):
-        text = f"{text} (default: {getattr(plan, name)})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=text)
+    number_options(parser, plan, CIRCUIT)
 
 
 def circuit(a: argparse.Namespace) -> int:
@@ -156,11 +154,8 @@ def circuit(a: argparse.Namespace) -> int:
     from rhumbline.analyses.circuit import analyse
     from rhumbline.report.circuit_section import part_name, set_name
 
-    plan = circuit_file.QUICK if a.quick else CircuitPlan()
-    values = {name: getattr(a, name) for name in ("draws", "prompts", "random", "max_new_tokens")}
-    if a.sizes is not None:
-        values["sizes"] = integers(a.sizes, "--sizes")
-    plan = replace(plan, **{name: value for name, value in values.items() if value is not None})
+    sizes = None if a.sizes is None else integers(a.sizes, "--sizes")
+    plan = plan_of(a, circuit_file.QUICK if a.quick else CircuitPlan(), CIRCUIT, sizes=sizes, random=a.random)
 
     def show(record: CircuitRecord) -> None:
         for condition in record.conditions:

@@ -1,8 +1,9 @@
 """What every `rhumbline analyze NAME RUN` has in common: its options, the opened run, and what is printed."""
 
 import argparse
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rhumbline.cli.console import print_json, progress, say
 from rhumbline.cli.option_values import prepare, read_template
@@ -13,11 +14,19 @@ from rhumbline.cli.options import (
     remote_code_option,
     seed_of_run_option,
     template_option,
+    whole,
 )
 from rhumbline.records.analysis_files import Need
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 R = TypeVar("R")
 """Record of an analysis."""
+P = TypeVar("P", bound="DataclassInstance")
+"""Plan of an analysis."""
+Numbers = Mapping[str, tuple[str, int]]
+"""Fields of a plan that are options: the help text and the least value of each."""
 
 
 def run_options(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +43,23 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     remote_code_option(group)
 
 
+def number_options(parser: argparse.ArgumentParser, plan: object, numbers: Numbers, quick: object = None) -> None:
+    """An option for each of the `numbers` of a plan; the help states its value in the plan, and with `--quick`."""
+    for name, (text, least) in numbers.items():
+        values = f"default: {getattr(plan, name)}" + ("" if quick is None else f"; {getattr(quick, name)} with --quick")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=f"{text} ({values})")
+
+
+def plan_of(a: argparse.Namespace, plan: P, numbers: Numbers, **others: Any) -> P:
+    """The plan with the numbers that the user passed, and with the other fields that are not None."""
+    passed = {name: getattr(a, name) for name in numbers} | others
+    return replace(plan, **{name: value for name, value in passed.items() if value is not None})
+
+
 def _open(a: argparse.Namespace, tick: Callable[[int], None], needs: Collection[Need]) -> Any:
     """The run of a command, with its model and prompts."""
     from rhumbline.analyses.subject import open_subject
-    from rhumbline.analyses.suffix_effects import read_suffixes
+    from rhumbline.analyses.suffix_texts import read_suffixes
     from rhumbline.stages.finished_run import RunInputs, open_run
 
     template = read_template(a.chat_template)

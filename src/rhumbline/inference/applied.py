@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rhumbline.axes import Residual
 from rhumbline.inference.interventions import Arm, BatchEdits, Intervention
-from rhumbline.inference.windows import TokenPlaces
+from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
@@ -76,7 +76,7 @@ class _PassEdits:
         n_new = ids.shape[1] if ids is not None else kwargs["inputs_embeds"].shape[1]
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
-            self.places = TokenPlaces((mask.cumsum(1) - 1)[:, -n_new:])
+            self.places = TokenPlaces(index_in_text(mask)[:, -n_new:])
         else:
             self.places = TokenPlaces(torch.arange(cached, cached + n_new)[None])
         if cached:

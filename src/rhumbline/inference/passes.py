@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.interventions import Arm, BatchEdits
-from rhumbline.inference.windows import TokenPlaces
+from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import hooked, resumed, run_until
@@ -47,7 +47,7 @@ def places(batch: Padded, n_response: Sequence[int] = ()) -> TokenPlaces:
     (rows, width), device = batch.mask.shape, batch.mask.device
     lengths = torch.tensor(n_response or [0], device=device)
     in_completion = torch.arange(width, device=device) - (width - lengths.repeat(rows // len(lengths)))[:, None]
-    return TokenPlaces(batch.mask.cumsum(1) - 1, None, in_completion, batch.ids)
+    return TokenPlaces(index_in_text(batch.mask), None, in_completion, batch.ids)
 
 
 def places_in(packed: Pack, n_response: Sequence[int]) -> TokenPlaces:

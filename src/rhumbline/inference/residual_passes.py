@@ -16,7 +16,7 @@ from rhumbline.errors import InputError, ModelError
 from rhumbline.inference.batching import Batch, rectangles
 from rhumbline.inference.interventions import BatchEdits
 from rhumbline.inference.passes import ReadLogits, Side, padded, places, places_in
-from rhumbline.inference.windows import TokenPlaces
+from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
 from rhumbline.models.hooks import hooked, run_until
@@ -148,7 +148,7 @@ def response_residuals(
 
     rows = torch.zeros(len(texts), dtype=torch.long, device=device)
     in_answer = (torch.arange(ids.shape[1], device=device) - width).expand(len(texts), -1)
-    where = TokenPlaces(mask.cumsum(1) - 1, None, in_answer, ids)
+    where = TokenPlaces(index_in_text(mask), None, in_answer, ids)
     with hooked(model, what.edits.on(rows, width, where), watch):
         run_until(model, max(what.layers), lambda: forward(model, ids, mask))
     return torch.stack([inputs[layer] for layer in what.layers], dim=2)

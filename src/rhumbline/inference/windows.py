@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from rhumbline.errors import ProtocolError
@@ -50,6 +50,11 @@ class Window:
 
 
 EVERYWHERE = Window()
+
+
+def index_in_text(mask: Shaped[Tensor, "row token"]) -> Shaped[Tensor, "row token"]:
+    """Index of each token in its text, from 0, by an attention mask; padding on the left has -1."""
+    return mask.cumsum(1) - 1
 
 
 class TokenPlaces(NamedTuple):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import Mean, MeanRate, Rate
+from rhumbline.records.plan_checks import outside, refuse, too_small
 from rhumbline.records.shared import Site
 from rhumbline.records.suffix_file import PartKind
 
@@ -30,16 +30,11 @@ class CircuitPlan:
     """Longest completion under a suffix, in tokens."""
 
     def __post_init__(self):
-        faults = []
-        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
-            faults.append(f"sizes is {list(self.sizes)}, expected different numbers of 1 or more")
-        if min(self.draws, self.random, self.max_new_tokens) < 1 or self.prompts < 2:
-            faults.append(
-                f"draws is {self.draws}, random {self.random}, max_new_tokens {self.max_new_tokens} (expected 1 or "
-                f"more of each), prompts {self.prompts} (2 or more)"
-            )
-        if faults:
-            raise InputError(f"circuit: {'; '.join(faults)}.")
+        refuse(
+            "circuit",
+            outside("sizes", self.sizes, lambda size: size >= 1, "numbers of 1 or more"),
+            too_small(self, draws=1, prompts=2, random=1, max_new_tokens=1),
+        )
 
 
 QUICK = CircuitPlan(sizes=(1, 4, 16), draws=4, prompts=12, max_new_tokens=32)

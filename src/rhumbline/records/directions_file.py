@@ -5,8 +5,8 @@ from typing import Literal, cast, get_args
 
 from msgspec import Struct, field
 
-from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import Mean, MeanRate, Rate
+from rhumbline.records.plan_checks import not_a_share, outside, refuse, too_small, unknown
 from rhumbline.records.shared import Site
 
 SourceName = Literal["candidates", "clusters", "som", "gradient", "cone"]
@@ -38,22 +38,11 @@ class DirectionsPlan:
     """Steps of each gradient search."""
 
     def __post_init__(self):
-        faults = []
-        if unknown := sorted(set(self.sources) - set(SOURCES)):
-            faults.append(f"unknown sources {', '.join(unknown)} (known: {', '.join(SOURCES)})")
-        if len(set(self.sources)) < len(self.sources):
-            faults.append("sources names one of them twice")
-        if not self.sources:
-            faults.append("no source is named")
-        if self.max_rank < 2:
-            faults.append(f"max_rank is {self.max_rank}, expected 2 or more")
-        small = [n for n in ("pool", "members", "draws", "samples", "steps") if getattr(self, n) < 1]
-        if small:
-            faults.append(f"{', '.join(small)} too small, expected 1 or more")
-        if self.prompts < 2:
-            faults.append(f"prompts is {self.prompts}, expected 2 or more")
-        if faults:
-            raise InputError(f"directions: {'; '.join(faults)}.")
+        refuse(
+            "directions",
+            unknown("sources", self.sources, SOURCES),
+            too_small(self, max_rank=2, pool=1, members=1, draws=1, samples=1, prompts=2, steps=1),
+        )
 
     @property
     def source_names(self) -> tuple[SourceName, ...]:
@@ -75,11 +64,13 @@ class DirectionsRule:
     """Largest mean KL divergence on negatives, nats; a larger one is damage."""
 
     def __post_init__(self):
-        if not (0 < self.margin < 1 and 0 <= self.min_baseline <= 1 and 0 <= self.min_drop <= 1 and self.max_kl > 0):
-            raise InputError(
-                f"directions: margin is {self.margin} (expected between 0 and 1), min_baseline {self.min_baseline} "
-                f"and min_drop {self.min_drop} (expected 0 to 1), max_kl {self.max_kl} (expected above 0)."
-            )
+        refuse(
+            "directions",
+            outside("margin", self.margin, lambda x: 0 < x < 1, "a number between 0 and 1"),
+            not_a_share("min_baseline", self.min_baseline),
+            not_a_share("min_drop", self.min_drop),
+            outside("max_kl", self.max_kl, lambda x: x > 0, "a number above 0"),
+        )
 
 
 @dataclass(frozen=True)

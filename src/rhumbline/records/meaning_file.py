@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import LayerCosine, Mean
+from rhumbline.records.plan_checks import refuse, too_small
 from rhumbline.records.shared import Site
 
 Content = Literal["harmful", "harmless"]
@@ -36,11 +36,7 @@ class MeaningPlan:
     """Longest completion, in tokens."""
 
     def __post_init__(self):
-        if self.prompts < 4 or self.draws < 1 or self.max_new_tokens < 1:
-            raise InputError(
-                f"meaning: prompts is {self.prompts} (expected 4 or more), draws {self.draws} (1 or more), "
-                f"max_new_tokens {self.max_new_tokens} (1 or more)."
-            )
+        refuse("meaning", too_small(self, prompts=4, draws=1, max_new_tokens=1))
 
 
 QUICK = MeaningPlan(prompts=24, draws=2, max_new_tokens=32)

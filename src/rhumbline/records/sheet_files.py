@@ -7,10 +7,10 @@ interval. An energy is a share of the squared norm of the activations.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import LayerCosine, TrainTest
 from rhumbline.records.effect_results import MeanInterval
-from rhumbline.records.frontier_file import LARGEST_DOSE, SYSTEM, HalfDamage
+from rhumbline.records.frontier_file import SYSTEM, HalfDamage, kl_doses
+from rhumbline.records.plan_checks import ablation_strengths, no_text, refuse, too_small
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ControlText
 from rhumbline.records.shared import ByLabel, BySplit, Site
@@ -47,20 +47,14 @@ class RobustnessPlan:
     """The system prompt that asks for the behaviour to stop."""
 
     def __post_init__(self):
-        if self.ranks < 1 or self.nulls < 1 or self.suffixes < 1:
-            raise InputError(
-                f"robustness: ranks is {self.ranks}, nulls {self.nulls}, suffixes {self.suffixes}; use 1 or more."
-            )
-        if (
-            not self.doses
-            or list(self.doses) != sorted(set(self.doses))
-            or not 0 < self.doses[0] <= self.doses[-1] <= 5
-        ):
-            raise InputError(
-                f"robustness: doses are {list(self.doses)}; use ascending numbers above 0 and up to {LARGEST_DOSE:g}."
-            )
-        if any(not 0 < a <= 2 for a in self.strengths):
-            raise InputError(f"robustness: strengths are {list(self.strengths)}; use numbers above 0 and up to 2.")
+        refuse(
+            "robustness",
+            too_small(self, ranks=1, nulls=1, suffixes=1, suffix_words=1, max_new_tokens=1, answer_tokens=1, seed=0),
+            (f"sizes.{fault}" for fault in too_small(self.sizes, train=2, val=1, test=1)),
+            ablation_strengths(self.strengths),
+            kl_doses(self.doses),
+            no_text("system", self.system, "a system prompt"),
+        )
 
 
 @dataclass(frozen=True)

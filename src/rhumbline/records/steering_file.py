@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import MeanRate, Rate
+from rhumbline.records.plan_checks import outside, refuse, too_small
 from rhumbline.records.shared import Site
 
 LARGEST_SIZE = 16.0
@@ -25,18 +25,12 @@ class SteeringPlan:
     """Longest completion, in tokens."""
 
     def __post_init__(self):
-        faults = []
-        if not self.sizes or not all(0 < size <= LARGEST_SIZE for size in self.sizes):
-            faults.append(f"sizes is {list(self.sizes)}, expected numbers above 0 and up to {LARGEST_SIZE:g}")
-        if len(set(self.sizes)) < len(self.sizes):
-            faults.append("sizes names one of them twice")
-        if self.draws < 1 or self.prompts < 2 or self.max_new_tokens < 1:
-            faults.append(
-                f"draws is {self.draws} (expected 1 or more), prompts {self.prompts} (2 or more), max_new_tokens "
-                f"{self.max_new_tokens} (1 or more)"
-            )
-        if faults:
-            raise InputError(f"steering: {'; '.join(faults)}.")
+        sizes = f"numbers above 0 and up to {LARGEST_SIZE:g}"
+        refuse(
+            "steering",
+            outside("sizes", self.sizes, lambda size: 0 < size <= LARGEST_SIZE, sizes),
+            too_small(self, draws=1, prompts=2, max_new_tokens=1),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

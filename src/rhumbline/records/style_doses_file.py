@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import Mean, Rate
+from rhumbline.records.plan_checks import ablation_strengths, not_a_share, outside, refuse, too_small
 from rhumbline.records.shared import BySplit, Label
 
 
@@ -62,12 +62,17 @@ class StyleDosesPlan:
     """Largest further share of degenerate completions of such a dose."""
 
     def __post_init__(self):
-        if min(self.prompts, self.nulls, self.max_new_tokens) < 1 or self.prompts < 2:
-            raise InputError("style: prompts must be at least 2, nulls and max_new_tokens at least 1.")
-        if not self.doses or not all(0 < dose <= 100 for dose in self.doses):
-            raise InputError(f"style: doses are {list(self.doses)}; use numbers above 0 and up to 100.")
-        if not self.depths or not all(0 < depth < 1 for depth in self.depths):
-            raise InputError(f"style: depths are {list(self.depths)}; use numbers above 0 and below 1.")
+        refuse(
+            "style",
+            too_small(self, prompts=2, nulls=1, max_new_tokens=1, seed=0),
+            outside("doses", self.doses, lambda dose: 0 < dose <= 100, "numbers above 0 and up to 100"),
+            ablation_strengths(self.strengths),
+            outside("ranks", self.ranks, lambda k: k >= 2, "numbers of 2 or more") if self.ranks else (),
+            outside("depths", self.depths, lambda depth: 0 < depth < 1, "numbers above 0 and below 1"),
+            outside("margin", self.margin, lambda m: m > 0, "a number above 0"),
+            not_a_share("least_content", self.least_content),
+            not_a_share("most_degenerate", self.most_degenerate),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rhumbline.errors import InputError
 from rhumbline.records.analysis_files import MeanRate, Rate
+from rhumbline.records.plan_checks import outside, refuse, too_small
 from rhumbline.records.shared import Site
 
 WindowKind = Literal["all", "prompt", "completion", "first", "after", "block", "after block"]
@@ -30,18 +30,12 @@ class TrajectoryPlan:
     """Longest completion, in tokens."""
 
     def __post_init__(self):
-        faults = []
-        if not self.tokens or not all(0 < k < self.max_new_tokens for k in self.tokens):
-            faults.append(f"tokens is {list(self.tokens)}, expected numbers from 1 to below {self.max_new_tokens}")
-        if len(set(self.tokens)) < len(self.tokens):
-            faults.append("tokens contains a number twice")
-        if self.draws < 1 or self.prompts < 2 or self.max_new_tokens < 2:
-            faults.append(
-                f"draws is {self.draws} (expected 1 or more), prompts {self.prompts} (2 or more), max_new_tokens "
-                f"{self.max_new_tokens} (2 or more)"
-            )
-        if faults:
-            raise InputError(f"trajectory: {'; '.join(faults)}.")
+        tokens = f"numbers from 1 to below {self.max_new_tokens}"
+        refuse(
+            "trajectory",
+            outside("tokens", self.tokens, lambda k: 0 < k < self.max_new_tokens, tokens),
+            too_small(self, draws=1, prompts=2, max_new_tokens=2),
+        )
 
 
 QUICK = TrajectoryPlan(tokens=(1, 8), draws=2, prompts=12, max_new_tokens=32)

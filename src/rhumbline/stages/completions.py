@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rhumbline.axes import TokenIds
 from rhumbline.inference.interventions import Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
@@ -16,7 +17,13 @@ def complete(
 
     None: the completion has no answer. `header` is removed from the beginning of an answer (`header_text`).
     """
-    sequences, stop = [chat.encode(p) for p in prompts], stop_ids(runner.model, chat)
-    ids, _ = runner.generate(sequences, arms, max_new_tokens=length, stop=stop)
-    answers = [[chat.answer(i).text for i in arm] for arm in ids]
-    return [[text and text.removeprefix(header) for text in arm] for arm in answers]
+    return answers(runner, chat, [chat.encode(p) for p in prompts], arms, length, header)
+
+
+def answers(
+    runner: Runner, chat: Chat, sequences: Sequence[TokenIds], arms: Sequence[Arm], length: int, header: str = ""
+) -> list[list[str | None]]:
+    """The same for token ids of any chats."""
+    ids, _ = runner.generate(sequences, arms, max_new_tokens=length, stop=stop_ids(runner.model, chat))
+    texts = [[chat.answer(i).text for i in arm] for arm in ids]
+    return [[text and text.removeprefix(header) for text in arm] for arm in texts]
