@@ -29,8 +29,9 @@ from resumable import append, remaining
 from rhumbline import load, preset, run, selected_direction
 from rhumbline.errors import ProtocolError
 from rhumbline.organisms.planted import TRUTH, Planted, build
+from rhumbline.presets.protocols import quick
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Protocol, quick
+from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert
 from rhumbline.records.results import SeedResult
 from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings

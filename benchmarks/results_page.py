@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import UNSET
 
-from rhumbline.protocol import PRESETS
+from rhumbline.presets.protocols import PRESETS
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE, SUBTRACTION, ArmId
 from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.directory import RunDirectory

@@ -40,7 +40,7 @@ from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.sources import own_contrast
 from rhumbline.organisms.measured_texts import loss_texts
-from rhumbline.protocol import quick
+from rhumbline.presets.protocols import quick
 from rhumbline.records.positions import Position
 from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 

@@ -31,7 +31,7 @@ from rhumbline.engines.ray import Ray  # noqa: E402
 from rhumbline.inference.interventions import Ablate, Arm, Direction  # noqa: E402
 from rhumbline.inference.runner import Runner  # noqa: E402
 from rhumbline.jobs.sizing import DECODED_ROWS, PROMPT_TOKENS, Device, work  # noqa: E402
-from rhumbline.protocol import preset  # noqa: E402
+from rhumbline.presets.protocols import preset  # noqa: E402
 
 OUT = HERE.parent / "docs"
 

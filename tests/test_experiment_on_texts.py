@@ -10,9 +10,9 @@ from rhumbline import load, run, verify
 from rhumbline.organisms import organism_dir
 from rhumbline.organisms.register import MARKERS
 from rhumbline.organisms.style_rows import asked_rows
+from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import preset
 from rhumbline.settings import DoseSettings, NullSettings, StabilitySettings, TextScoreSettings
 
 

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from rhumbline.models.loading import load
     from rhumbline.models.proving import prove
     from rhumbline.models.sources import own_contrast
+    from rhumbline.presets.protocols import preset, quick
     from rhumbline.prompts.chat_options import ChatOptions
     from rhumbline.prompts.contrast_files import contrast_from_prompts, read_contrast
     from rhumbline.prompts.contrasts import ContrastSet, Prompt, Sizes, split_contrast
     from rhumbline.prompts.named_sets import open_contrast
-    from rhumbline.protocol import Protocol, preset, quick
+    from rhumbline.protocol import Protocol
     from rhumbline.verification import verify
 
 _HOME = {
@@ -60,8 +61,8 @@ _HOME = {
     "Rule": "evidence.verdict_rules",
     "decide": "evidence.verdict",
     "Protocol": "protocol",
-    "preset": "protocol",
-    "quick": "protocol",
+    "preset": "presets.protocols",
+    "quick": "presets.protocols",
     "run": "experiment",
     "discover": "experiment",
     "Result": "experiment",

@@ -23,9 +23,10 @@ from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import extract
 from rhumbline.inference.runner import Runner, measured_tokens
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.presets.protocols import PRESETS
 from rhumbline.prompts.contrasts import LABELS, ContrastSet
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
-from rhumbline.protocol import PRESETS, Protocol
+from rhumbline.protocol import Protocol
 from rhumbline.records.claims import Claim
 from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import RunDirectory

@@ -1,22 +1,21 @@
-"""The protocol: everything that is fixed before the first forward pass, the presets, and experiment files.
+"""The protocol: everything that is fixed before the first forward pass.
 
-Guarantees: all faults of an experiment file are listed at once, and every difference between presets is a named field.
-Independent of models and of execution.
+Guarantees: all faults are listed at once. The presets are in `presets/protocols.py`. Independent of models and of
+execution.
 """
 
 import dataclasses
-import inspect
 import math
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from rhumbline.errors import InputError, ProtocolError
-from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, RHUMBLINE, STYLE, SelectionRule
+from rhumbline.errors import ProtocolError
+from rhumbline.evidence.selection_rules import ARDITI2024, SelectionRule
 from rhumbline.evidence.verdict_rules import Rule
 from rhumbline.evidence.verdict_rules import rule as named_rule
 from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES, LITERAL_JUDGES, ClassJudge, class_judge
@@ -27,7 +26,7 @@ from rhumbline.prompts.contrasts import Sizes
 from rhumbline.prompts.sampling import Sampling
 from rhumbline.records.codec import JsonObject, to_json
 from rhumbline.records.next_steps import RunFacts
-from rhumbline.records.user_files import control_character, read_toml
+from rhumbline.records.user_files import control_character
 from rhumbline.settings import (
     AblationSettings,
     AdditionSettings,
@@ -275,171 +274,3 @@ class Protocol:
             raise ProtocolError(
                 f"{source}: {error}. Rerun the experiment, or use the version of rhumbline that wrote the protocol."
             ) from error
-
-
-PRESETS: Mapping[str, Protocol] = {
-    # Draws and prompts of the ranks by measurement: docs/calibration-planted.md, "The cost of a run". Six draws with
-    # nine prompts: t has five degrees of freedom, and a run generates fewer than 100,000 tokens per seed (docs/log.md).
-    "rhumbline": Protocol(
-        "rhumbline",
-        metric_threshold="judged",
-        selection=RHUMBLINE,
-        # The stream of the first token is the same in every text. Where attention rests on it, an edit there breaks
-        # the model for any direction, null directions included (docs/log.md).
-        ablation=AblationSettings(spared=1),
-        nulls=NullSettings(draws=6, wide=39, prompts=8, completed=9, interim=20, screen=12),
-        screen=24,
-        dose=DoseSettings(draws=1, prompts=8),
-        stability=StabilitySettings(prompts=8),
-    ),
-    # The paper has neither nulls nor a rule: this preset uses one isotropic draw and the margins of the blog.
-    "arditi2024": Protocol(
-        "arditi2024",
-        seeds=(42,),
-        sampling="reference",
-        refusal_tokens="published",
-        nulls=NullSettings(("isotropic",), 1, wide=0),
-        dose=DoseSettings((), ()),
-        stability=StabilitySettings(refits=0),
-        second=SecondSettings(0),
-        judge="refusal-anywhere-literal",
-        full_grid=True,
-        max_new_tokens=512,
-        # 256 batches of 16. The model's own completions are limited by the number of test prompts.
-        side_effects=SideEffectSettings(documents=4096, controls=("isotropic",)),
-        rule=named_rule("arditi2024"),
-    ),
-    "blog2026": Protocol(
-        "blog2026",
-        # The blog's "final instruction token": this reading gives its figures, the last token of the user's text does
-        # not (docs/log.md).
-        extraction=ExtractionSettings("last-token", filter=False),
-        selection=BLOG2026,
-        nulls=NullSettings(("isotropic",), 1, wide=0),
-        dose=DoseSettings((), ()),
-        stability=StabilitySettings(refits=0),
-        second=SecondSettings(0),
-        judge="refusal-opening",
-        rule=named_rule("blog2026"),
-    ),
-    "style": Protocol(
-        "style",
-        behaviour="style",
-        ablation=AblationSettings(spared=1),
-        extraction=ExtractionSettings("auto", filter=False),
-        selection=STYLE,
-        addition=AdditionSettings(1.0, "prompt"),
-        # A metric of responses has no first-order estimates, so every candidate would be scored.
-        second=SecondSettings(0),
-        judge="markers",
-        rule=named_rule("style"),
-    ),
-}
-
-
-def preset(name: str, **changes: Any) -> Protocol:
-    """A preset by name, with fields replaced; ProtocolError lists the known names and fields."""
-    if name not in PRESETS:
-        raise ProtocolError(f"unknown preset {name!r}; use one of {', '.join(PRESETS)}.")
-    known = {f.name for f in dataclasses.fields(Protocol)} - {"preset"}
-    if unknown := sorted(set(changes) - known):
-        raise ProtocolError(f"unknown protocol fields {', '.join(unknown)}; use {', '.join(sorted(known))}.")
-    return replace(PRESETS[name], **changes)
-
-
-def quick(protocol: Protocol) -> Protocol:
-    """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
-
-    More results are undecided. No bound of the rule changes. The prompts are the first ones of the whole sample.
-    """
-    reads, nulls = protocol.reads or Sizes(32, 8, 24), protocol.nulls
-    least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
-    draws = min(nulls.wide, least)
-    return replace(
-        protocol,
-        quick=True,
-        seeds=protocol.seeds[:1],
-        reads=Sizes(min(reads.train, 32), min(reads.val, 8), min(reads.test, 24)),
-        screen=min(protocol.screen or 8, 8),
-        nulls=replace(
-            nulls,
-            families=protocol.rule.families,
-            draws=1,
-            wide=draws,
-            procedure=min(nulls.procedure, max(1, draws)),
-            prompts=min(nulls.prompts, 3),
-            procedure_prompts=min(nulls.procedure_prompts, 2),
-            completed=12,
-            interim=0,
-            screen=4,
-        ),
-        dose=DoseSettings((), ()),
-        stability=StabilitySettings(refits=0),
-        second=SecondSettings(0),
-        side_effects=replace(protocol.side_effects, documents=0),
-        conditions={},
-        max_new_tokens=min(protocol.max_new_tokens, 24),
-    )
-
-
-def read_experiment(path: str | Path) -> tuple[str | None, dict[str, Any]]:
-    """The preset that an experiment file (TOML) names, and its tables, which `amend` checks."""
-    table = read_toml(path, ProtocolError, "an experiment file (TOML)")
-    name = table.pop("preset", None)
-    if name is not None and not (isinstance(name, str) and name in PRESETS):
-        raise ProtocolError(f"{path}: preset is {name!r}; use one of {', '.join(PRESETS)}.")
-    return name, table
-
-
-def amend(protocol: Protocol, changes: Mapping[str, Any], source: str = "experiment") -> Protocol:
-    """`protocol` with the fields of nested tables replaced; every unknown or ill-typed field is listed at once.
-
-    `selection` and `rule` can also be the name of a preset, for its rule.
-    """
-    faults: list[str] = []
-    amended = _amend(protocol, changes, "", faults)
-    if faults:
-        raise ProtocolError(f"{source}: " + "; ".join(faults) + ".")
-    return amended
-
-
-_NAMED: Mapping[str, Mapping[str, Any]] = {
-    "selection": {"arditi2024": ARDITI2024, "blog2026": BLOG2026, "rhumbline": RHUMBLINE, "style": STYLE},
-    "rule": {name: named_rule(name) for name in ("arditi2024", "blog2026", "rhumbline", "style")},
-}
-
-
-_SPLIT_NAMES = {"validation": "val"}
-"""Names of splits in experiment files, and the names in protocol.json, which are read too."""
-
-
-def _amend(record: Any, changes: Mapping[str, Any], at: str, faults: list[str]) -> Any:
-    hints = typing.get_type_hints(type(record))
-    known = [f.name for f in dataclasses.fields(record) if f.name != "preset"]
-    new: dict[str, Any] = {}
-    for written, value in changes.items():
-        name = _SPLIT_NAMES.get(written, written) if isinstance(record, Sizes) else written
-        place = f"{at}{written}"
-        if name != written and name in changes:
-            faults.append(f"{place} and {at}{name} are the same; write one of them")
-        if name not in known:
-            faults.append(f"unknown field {place} (known here: {', '.join(known)})")
-            continue
-        old = getattr(record, name)
-        if isinstance(value, str) and place in _NAMED:
-            if value in _NAMED[place]:
-                new[name] = _NAMED[place][value]
-            else:
-                faults.append(f"{place} = {value!r} is unknown; use one of {', '.join(_NAMED[place])} or a table")
-        elif dataclasses.is_dataclass(old) and isinstance(value, Mapping):
-            new[name] = _amend(old, value, f"{place}.", faults)
-        else:
-            try:
-                new[name] = msgspec.convert(value, hints[name])
-            except msgspec.ValidationError:
-                faults.append(f"{place} = {value!r} does not fit {inspect.formatannotation(hints[name])}")
-    try:
-        return replace(record, **new)
-    except InputError as error:
-        faults.append(str(error).rstrip("."))
-        return record

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rhumbline.analyses.erasure import leace, shrunk
 from rhumbline.errors import InputError
-from rhumbline.inference.interventions import ablate
+from rhumbline.inference.batch_edits import ablate
 from rhumbline.inference.stream_edits import affine
 
 

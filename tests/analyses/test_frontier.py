@@ -13,7 +13,8 @@ from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.spans import energy
 from rhumbline.analyses.trajectory_kl import Trajectories, right_answers, takes_system, with_system
 from rhumbline.errors import ProtocolError, TemplateError
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm
 from rhumbline.models.chat_model import forward
 from rhumbline.models.hooks import hooked
 from rhumbline.organisms import Planted

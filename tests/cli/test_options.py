@@ -6,7 +6,7 @@ import pytest
 
 from rhumbline.cli import parser
 from rhumbline.cli.option_values import protocol_of
-from rhumbline.protocol import PRESETS, preset
+from rhumbline.presets.protocols import PRESETS, preset
 
 SWITCHES = {"full_grid": "--full-grid", "early_stop": "--early-stop", "save_completions": "--save-completions"}
 

@@ -15,7 +15,8 @@ from rhumbline.edits.export import ExportOptions, export, steering
 from rhumbline.edits.proved_edit import orthogonalized
 from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
-from rhumbline.inference.interventions import Ablate, Add, Arm, BatchEdits, Direction
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
 from rhumbline.records.positions import Position

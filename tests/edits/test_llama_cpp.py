@@ -8,7 +8,8 @@ import torch
 from families import random_model
 from make_directions import make_directions
 from rhumbline.edits.export import ExportOptions, export
-from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import Add, Arm, Direction
 from rhumbline.models import proving
 from rhumbline.models.hooks import hooked
 from tolerances import tolerance

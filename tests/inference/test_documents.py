@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from rhumbline.errors import InputError
 from rhumbline.inference import documents
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.documents import Document, token_readings
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits, Direction
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import forward
 from rhumbline.models.hooks import hooked

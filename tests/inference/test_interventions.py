@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rhumbline.errors import DirectionError, ProtocolError
-from rhumbline.inference.interventions import Ablate, AblateSpan, Add, Arm, BatchEdits, Direction, ablate
+from rhumbline.inference.batch_edits import BatchEdits, ablate
+from rhumbline.inference.interventions import Ablate, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from tolerances import rounding, tolerance
 

@@ -5,9 +5,10 @@ import torch
 
 from rhumbline import applied
 from rhumbline.errors import ProtocolError
+from rhumbline.inference.batch_edits import ablate
 from rhumbline.inference.documents import Document, token_readings
 from rhumbline.inference.first_order import first_order
-from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Arm, Direction, ablate
+from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhumbline.errors import DirectionError, ProtocolError
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction, ablate
+from rhumbline.inference.batch_edits import ablate
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.inference.stream_edits import AblateByLayer, Affine, Rotate, affine, rotate, window
 from tolerances import rounding, tolerance

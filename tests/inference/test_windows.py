@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from rhumbline import applied
 from rhumbline.errors import ProtocolError
+from rhumbline.inference.batch_edits import ablate
 from rhumbline.inference.documents import Document, token_readings
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction, ablate
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.inference.windows import EVERYWHERE, Window
 from rhumbline.judging.metric import TokenMetric

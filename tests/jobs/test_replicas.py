@@ -13,8 +13,8 @@ from rhumbline.experiment import run
 from rhumbline.jobs.replicas import Replica, check_code, replica_worker
 from rhumbline.models.loading import fingerprint, load_source
 from rhumbline.models.sources import Source, own_contrast
+from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import preset
 from rhumbline.records.files import read_rows
 from rhumbline.settings import DoseSettings, NullSettings, SideEffectSettings, StabilitySettings
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, REFITS_PER_JOB

@@ -6,7 +6,7 @@ import torch
 from families import random_model
 from rhumbline.errors import ModelError
 from rhumbline.jobs.sizing import Device, estimate, read_checkpoint, work
-from rhumbline.protocol import preset
+from rhumbline.presets.protocols import preset
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2"])

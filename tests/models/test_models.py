@@ -6,7 +6,8 @@ from torch import nn
 
 from families import FAMILIES, random_model
 from rhumbline.errors import ModelError
-from rhumbline.inference.interventions import Ablate, Add, Arm, BatchEdits, Direction
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models import chat_model as models
 from rhumbline.models import loading, proving

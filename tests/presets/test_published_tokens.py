@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from rhumbline import load, read_contrast
+from rhumbline.presets.protocols import preset
 from rhumbline.presets.published_models import published_models
 from rhumbline.presets.published_tokens import published_tokens
-from rhumbline.protocol import preset
 from rhumbline.records.protocol_file import PublishedTokens
 from rhumbline.stages.run_plan import RunPlan
 

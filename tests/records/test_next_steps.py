@@ -7,7 +7,7 @@ import pytest
 from make_evidence import wide_null
 from make_run import make_run
 from make_seed import NO_BASELINE, NOT_SINGLE
-from rhumbline.protocol import PRESETS
+from rhumbline.presets.protocols import PRESETS
 from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.effect_results import WideEffect

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rhumbline.evidence.selection_rules import ARDITI2024, BLOG2026, choose
-from rhumbline.inference.interventions import BASELINE, ablate
+from rhumbline.inference.batch_edits import ablate
+from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import TokenMetric, kl_divergence, refusal_metric
 from rhumbline.judging.scorer import Scorer

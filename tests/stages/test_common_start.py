@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from make_tokenizer import CHATML, CHATML_MARKS, make_tokenizer
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batching import RowIndex
 from rhumbline.inference.first_order import first_order
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, BatchEdits, Direction
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.metric import TokenMetric, kl_divergence

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rhumbline import load, preset, read_contrast, run
+from rhumbline.presets.protocols import quick
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Protocol, quick
+from rhumbline.protocol import Protocol
 from rhumbline.records.directory import QUICK, RunDirectory
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.seed_files import SplitIds

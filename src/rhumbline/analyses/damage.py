@@ -16,7 +16,7 @@ from torch import Tensor
 from rhumbline.analyses.subject import Subject, direction_or_best, layer_means, mean_interval
 from rhumbline.axes import Residual, Vector
 from rhumbline.errors import ProtocolError
-from rhumbline.inference.interventions import ablate
+from rhumbline.inference.batch_edits import ablate
 from rhumbline.judging.metric import kl_divergence
 from rhumbline.models.chat_model import Edit, HookPoint, forward
 from rhumbline.models.hooks import hooked

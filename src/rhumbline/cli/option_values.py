@@ -148,7 +148,8 @@ def sizes_of(text: str, *, reads_test: bool = True) -> Any:
 
 def protocol_of(a: argparse.Namespace) -> Any:
     """The protocol: the preset, changed by the experiment file, changed by the options of the command."""
-    from rhumbline.protocol import PRESETS, amend, preset, quick, read_experiment
+    from rhumbline.presets.experiment_files import amend, read_experiment
+    from rhumbline.presets.protocols import PRESETS, preset, quick
 
     named, tables = read_experiment(a.config) if a.config else (None, {})
     # A behaviour with a preset of the same name uses it.

@@ -203,7 +203,7 @@ def chat_options(command: argparse.ArgumentParser) -> None:
 def protocol_options(command: argparse.ArgumentParser) -> None:
     """What is fixed before a run."""
     from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES
-    from rhumbline.protocol import PRESETS
+    from rhumbline.presets.protocols import PRESETS
 
     own = PRESETS["rhumbline"]
     about = "fixed before the run; default: the value of the preset, here that of the preset rhumbline"

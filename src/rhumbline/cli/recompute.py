@@ -56,7 +56,7 @@ def _report(a: argparse.Namespace) -> int:
 
 def _select(a: argparse.Namespace) -> int:
     from rhumbline.evidence.selection_rules import choose, count_discards, read_scores
-    from rhumbline.protocol import preset
+    from rhumbline.presets.protocols import preset
     from rhumbline.records.artefacts import OF_SEED
 
     path = Path(a.scores).absolute()
@@ -80,7 +80,8 @@ def _select(a: argparse.Namespace) -> int:
 def _selection_of_run(path: Path, rule: str | None) -> "SelectionResult":
     """What a preset's rule, by default the run's own, selects from the recorded scores."""
     from rhumbline.evidence.selection_rules import choose_again
-    from rhumbline.protocol import Protocol, preset
+    from rhumbline.presets.protocols import preset
+    from rhumbline.protocol import Protocol
     from rhumbline.records.directory import RunDirectory
     from rhumbline.records.protocol_file import ProtocolContext
 

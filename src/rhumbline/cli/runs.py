@@ -203,7 +203,8 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, te
 
 def _discover(a: argparse.Namespace) -> int:
     from rhumbline.experiment import discover
-    from rhumbline.protocol import amend, preset
+    from rhumbline.presets.experiment_files import amend
+    from rhumbline.presets.protocols import preset
 
     changes = {
         "seeds": integers(a.seeds, "--seeds"),

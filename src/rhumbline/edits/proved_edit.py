@@ -17,7 +17,8 @@ from rhumbline.edits.edit_plan import add_constant, plan_ablation, plan_addition
 from rhumbline.edits.probe import hidden_states
 from rhumbline.edits.projection import Basis, EditPlan, carry_out, orthonormal, parameters_of
 from rhumbline.errors import EditError
-from rhumbline.inference.interventions import Add, Arm, BatchEdits, Direction
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import Add, Arm, Direction
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rhumbline.axes import Residual
-from rhumbline.inference.interventions import Arm, BatchEdits, Intervention
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import Arm, Intervention
 from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
 from rhumbline.models.hooks import Observer, hooked, observed

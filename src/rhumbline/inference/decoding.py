@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batching import Batch
-from rhumbline.inference.interventions import BatchEdits
 from rhumbline.inference.passes import Padded, ReadLogits, places, places_in, response_lengths
 from rhumbline.inference.windows import TokenPlaces
 from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rhumbline.axes import TokenIds
 from rhumbline.errors import InputError
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batching import Batch
-from rhumbline.inference.interventions import BASELINE, Arm, BatchEdits
+from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.passes import padded, places, places_in
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel, forward

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
-from rhumbline.inference.interventions import Arm, BatchEdits
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import Arm
 from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward

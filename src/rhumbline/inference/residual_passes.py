@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rhumbline.axes import Logits, TokenIds
 from rhumbline.errors import InputError, ModelError
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batching import Batch, rectangles
-from rhumbline.inference.interventions import BatchEdits
 from rhumbline.inference.passes import ReadLogits, Side, padded, places, places_in
 from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat import ChatWithResponse, token_batch

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rhumbline.axes import Logits, TokenIds
 from rhumbline.errors import ModelError
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batching import (
     CPU_ROWS,
     CPU_TOKENS,
@@ -29,7 +30,7 @@ from rhumbline.inference.batching import (
     rectangles,
 )
 from rhumbline.inference.decoding import IsDecided, PackedDecoder, PaddedDecoder, decode, most_probable
-from rhumbline.inference.interventions import BASELINE, Arm, BatchEdits
+from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.memory import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
 from rhumbline.inference.passes import (
     LayerReadings,

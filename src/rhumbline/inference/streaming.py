@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rhumbline.axes import Residual, TokenIds
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.decoding import PaddedDecoder
-from rhumbline.inference.interventions import Arm, BatchEdits, Direction
+from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.inference.passes import padded
 from rhumbline.models.chat_model import ChatModel, new_cache
 

@@ -26,8 +26,10 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
 from rhumbline.models.places import places_of
 from rhumbline.models.sources import ORGANISM, Source, contrast_for
+from rhumbline.presets.experiment_files import amend
+from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrasts import ContrastSet
-from rhumbline.protocol import Protocol, amend, preset
+from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import InUseError, RunDirectory, locked
 from rhumbline.records.files import appending, finite, inside, write_json

@@ -11,9 +11,10 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from rhumbline.errors import ProtocolError
+from rhumbline.presets.protocols import preset
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import Sizes
-from rhumbline.protocol import Protocol, preset
+from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import Site
