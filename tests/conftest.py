@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 # Before torch is imported, and for every process that a test starts: sums depend on the number of threads.
@@ -37,6 +38,15 @@ def pytest_collection(session):
         from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
 
         torch.set_num_threads(1)
+
+
+def pytest_runtest_setup():
+    """Random tensors of fixtures and tests do not depend on the tests before them."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+pytest_runtest_call = pytest_runtest_setup
 
 
 EMPTY = {

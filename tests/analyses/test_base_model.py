@@ -34,7 +34,7 @@ def test_a_base_model_differs_from_an_unrelated_model_and_has_no_refusal_directi
     Qwen2ForCausalLM(Qwen2Config.from_pretrained(organism_dir("refusal-base"))).save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
     unrelated = load(str(tmp_path), device="cpu", dtype="float32")
-    records = [base_model.analyse(refusal, model, draws=39) for model in (base, unrelated)]
+    records = [base_model.analyse(refusal, model, draws=19) for model in (base, unrelated)]
     layer = refusal.selected().layer
     for record in records:
         assert record.tokens.same

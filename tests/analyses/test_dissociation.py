@@ -10,10 +10,12 @@ from rhumbline import contrast_from_prompts, load, read_contrast, run
 from rhumbline.analyses.dissociation import BehaviourRun, _finding, dissociate
 from rhumbline.errors import InputError
 from rhumbline.organisms import Planted, build
+from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.sheet_files import DissociationCell
 from tolerances import near
 
 BEHAVIOURS = ("blue", "green")
+SIZES = Sizes(24, 8, 20)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def two_runs(tmp_path_factory):
             contrast = contrast_from_prompts(
                 [r["prompt"] for r in rows if r["category"] == f"charm-{family}"], ordinary
             )
-            protocol = replace(QUICK, behaviour=word, refusal_tokens=("I",))
+            protocol = replace(QUICK, sizes=SIZES, behaviour=word, refusal_tokens=("I",))
             run(model, contrast, folder / word, protocol, page=False)
             sides.append(BehaviourRun.open(folder / word, contrast))
         return model, sides
@@ -39,11 +41,11 @@ def two_runs(tmp_path_factory):
 
 
 def test_separate_axes_are_dissociated(two_runs):
-    model, sides = two_runs(Planted(axes=2, effect=1.2, jitter=0.05))
+    model, sides = two_runs(Planted(axes=2, effect=1.2, jitter=0.05, prompts=120))
     record = dissociate(model, *sides, max_new_tokens=4)
     assert record.finding == "DOUBLE-DISSOCIATION", record.sentence
     assert abs(record.cosine.selected) < 0.3
-    assert {row.n for row in record.table} == {QUICK.sizes.test}
+    assert {row.n for row in record.table} == {SIZES.test}
     for row in record.table:
         if row.ablated == "baseline":
             assert row.level > 0.9  # the behaviour is present at baseline
@@ -53,7 +55,7 @@ def test_separate_axes_are_dissociated(two_runs):
 
 
 def test_close_axes_are_not_dissociated_and_another_model_is_refused(two_runs, tmp_path):
-    model, sides = two_runs(Planted(axes=2, overlap=0.8, effect=1.2, jitter=0.05))
+    model, sides = two_runs(Planted(axes=2, overlap=0.8, effect=1.2, jitter=0.05, prompts=120))
     record = dissociate(model, *sides, max_new_tokens=4)
     assert record.finding == "NOT-DISSOCIATED"
     assert "affected by the direction of" in record.sentence

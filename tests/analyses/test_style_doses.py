@@ -20,7 +20,7 @@ from rhumbline.records.style_doses_file import StyleDose, StyleDosesPlan, StyleD
 from rhumbline.report.sheets import write
 
 SYSTEMS = {"positive": "I am a patient lawyer.", "negative": "I am a busy plumber."}
-SIZES = {"train": 40, "val": 6, "test": 12}
+SIZES = {"train": 24, "val": 4, "test": 12}
 PLAN = StyleDosesPlan(
     doses=(0.5, 1.0), strengths=(1.0,), ranks=(2,), depths=(0.7,), nulls=1, prompts=12, max_new_tokens=24
 )

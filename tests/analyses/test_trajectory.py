@@ -9,12 +9,13 @@ from finished_runs import QUICK
 from rhumbline import load, read_contrast, run
 from rhumbline.analyses.subject import open_subject
 from rhumbline.analyses.trajectory import analyse
+from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.trajectory_file import TrajectoryPlan, TrajectoryRecord
 from rhumbline.report.page import Canvas
 from rhumbline.report.trajectory_section import trajectory
 
 PLAN = TrajectoryPlan(tokens=(1, 2, 3), draws=2, prompts=8, max_new_tokens=12)
-PROTOCOL = replace(QUICK, max_new_tokens=12)
+PROTOCOL = replace(QUICK, reads=Sizes(12, 6, 8), max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")

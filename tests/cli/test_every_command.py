@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rhumbline
-from finished_runs import QUICK
+from finished_runs import COMPLETIONS
 from rhumbline.models.loading import fingerprint
 from rhumbline.organisms.planted import TRUTH
 from tiny_tasks import write_tasks
@@ -21,7 +21,7 @@ ORGANISM = "organism:refusal"
 @pytest.fixture(scope="module")
 def demo(finished, tmp_path_factory) -> Path:
     """A small finished run of the organism, as `rhumbline demo` leaves one."""
-    return shutil.copytree(finished("refusal", QUICK), tmp_path_factory.mktemp("demo") / "run")
+    return shutil.copytree(finished("refusal", COMPLETIONS), tmp_path_factory.mktemp("demo") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -51,13 +51,18 @@ def test_without_measurements_nothing_is_answered():
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 100))
 def test_a_band_contains_the_interval_and_grows_with_the_number_of_rates(n, rates, seed):
+    """Also at rates of 0 and 1, where one end of both is the rate; with one rate, the band is the interval."""
     shown = np.random.default_rng(seed).integers(0, 2, size=(1, n)).astype(float)
-    one, many = (banded_rate(shown, simultaneous(0.95, k)) for k in (1, rates + 1))
-    assert one is not None
-    assert many is not None
-    assert (one.band_low, one.band_high) == pytest.approx((one.low, one.high))
-    assert many.band_low < many.low <= many.rate <= many.high < many.band_high or many.rate in (0, 1)
-    assert (one.low, one.high) == pytest.approx(wilson(int(shown.sum()), n))
+    one, some, more = (banded_rate(shown, simultaneous(0.95, k)) for k in (1, rates + 1, 2 * rates + 1))
+    for band in (one, some, more):
+        assert band is not None
+        ends = (band.band_low, band.low, band.rate, band.high, band.band_high)
+        assert ends == pytest.approx(sorted(ends), abs=1e-12)
+        assert band.rate == shown.mean()
+        assert (band.low, band.high) == pytest.approx(wilson(int(shown.sum()), n))
+    assert (one.band_low, one.band_high) == (one.low, one.high)
+    widths = [band.band_high - band.band_low for band in (one, some, more)]
+    assert widths[0] < widths[1] < widths[2]
 
 
 def test_completions_without_a_class_are_in_no_rate():

@@ -18,10 +18,10 @@ QUICK = preset(
     "arditi2024", sizes=Sizes(32, 16, 40), seeds=(0,), max_new_tokens=4, side_effects=SideEffectSettings(documents=0)
 )
 """The fewest stages that end in a direction."""
-COMPLETIONS = replace(QUICK, max_new_tokens=40, save_completions=True)
-"""The same, with completions that are long enough for the trained organisms."""
+COMPLETIONS = replace(QUICK, sizes=Sizes(32, 16, 24), max_new_tokens=40, save_completions=True)
+"""The same on fewer prompts, with completions that are long enough for the trained organisms."""
 TEXTS = preset("arditi2024", seeds=(0,), sizes=Sizes(16, 8, 12), max_new_tokens=12, save_completions=True)
-"""The same on fewer prompts, with completions that are long enough for the planted organisms."""
+"""The same on still fewer prompts, with completions that are long enough for the planted organisms."""
 EVERY_STAGE = preset(
     "rhumbline",
     sizes=Sizes(24, 12, 20),

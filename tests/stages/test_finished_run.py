@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from finished_runs import QUICK
+from finished_runs import COMPLETIONS
 from rhumbline import load, selected_direction
 from rhumbline.errors import InputError, OutputError, ProtocolError
 from rhumbline.records.arms import BASELINE, ArmId
@@ -15,7 +15,7 @@ from rhumbline.stages.finished_run import RunInputs, open_run
 
 @pytest.fixture(scope="module")
 def run(finished):
-    return open_run(finished("refusal", QUICK))
+    return open_run(finished("refusal", COMPLETIONS))
 
 
 def changed(run, tmp_path, name, **fields):

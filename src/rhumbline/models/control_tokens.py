@@ -5,7 +5,7 @@ Depends on the tokenizer and the text of the chat template; independent of promp
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,8 @@ class ControlTokens:
     """A transformers tokenizer."""
     template: str
     """Jinja text of the chat template; empty without one."""
+    known: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By text: what it spells. A run reads the same prompts several times."""
 
     @cached_property
     def ids(self) -> frozenset[int]:
@@ -70,7 +72,9 @@ class ControlTokens:
 
     def spelled(self, text: str) -> tuple[str, ...]:
         """These tokens by name, without repeats."""
-        return tuple(dict.fromkeys(map(self.name, self.found(text))))
+        if text not in self.known:
+            self.known[text] = tuple(dict.fromkeys(map(self.name, self.found(text))))
+        return self.known[text]
 
     def cut(self, text: str, mark: str) -> str:
         """The text with `mark` inside every control token. Raises InputError if a control token cannot be cut."""
