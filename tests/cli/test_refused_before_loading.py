@@ -106,7 +106,6 @@ CASES = [
     "contrast make MODEL --prompts GONE --system A --system B --out NEW.jsonl",
     f"{EVALUATE} --edited GONE/model",
     f"{EVALUATE} --arms best",
-    "evaluate RUN --tasks unknown",
     "evaluate GONE --tasks answers --include-path TASKS",
     "judge SILENT --judge JUDGE",
     "judge RUN --judge GONE",
