@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from make_run import make_run
+from make_run import change_results, make_run
 from make_seed import REPRODUCES
 from report_page import Page, assert_self_contained
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId
+from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.results import (
@@ -22,7 +23,7 @@ from rhumbline.records.results import (
 )
 from rhumbline.records.seed_files import Selection
 from rhumbline.report import build as report
-from rhumbline.report import candidate_sections, figures
+from rhumbline.report import candidate_sections, figures, verdict_sections
 from rhumbline.report.example_section import examples
 from rhumbline.report.protocol_sections import ablation_sentence
 from rhumbline.report.run_record import read_run
@@ -275,3 +276,16 @@ def test_rebuilding_changes_nothing(run):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     report.build(run)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_draws_that_count_as_no_change_are_named_beside_the_gaps(tmp_path):
+    run = make_run(tmp_path / "run", seeds=(0,), draws=1)
+    assert "count as no change" not in verdict_sections.key_numbers(read_run(run))
+    effects = RunDirectory.read(run).read_record(Results).seeds[0].effects
+    nulls = {family: replace_field(null, ineffective=1) for family, null in effects[0].null.items()}
+    changed = [to_json(replace_field(effects[0], null=nulls)), *map(to_json, effects[1:])]
+    change_results(run, seeds={0: {"effects": changed}})
+    shown = verdict_sections.key_numbers(read_run(run))
+    for family in nulls:
+        assert f"1 of {nulls[family].draws} of {family} (suppression, seed 0)" in shown
+    assert "(induction, seed 0)" not in shown

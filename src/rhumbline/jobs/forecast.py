@@ -101,17 +101,9 @@ def forecast(
     if nulls.wide:
         stages.append(_wide(protocol, ep, en, stage))
     if dose.strengths or dose.coefficients:
-        curves = 1 + len(nulls.families) * min(dose.draws, dose.draws if nulls.wide else nulls.draws)
-        # Dose 0 is the baseline of every curve.
-        rows = (
-            min(dose.prompts, m) * (curves * sum(d != 0 for d in doses) + (0 in doses))
-            for m, doses in ((ep, (*dose.strengths, *dose.subtractions)), (en, dose.additions))
-        )
-        stages.append(stage("dose", sum(rows)))
+        stages.append(_dose(protocol, ep, en, stage))
     if refits.refits:
-        likely, most = _refit(protocol, refits.sites, min(refits.prompts, vp), min(refits.prompts, vn))
-        once = train + min(refits.prompts, vn)
-        stages.append(stage("stability", once + refits.refits * likely, once + refits.refits * most, texts=train))
+        stages.append(_stability(protocol, train, vp, vn, stage))
     if protocol.second.screen:
         tested = sum(2 * min(n, m) for n in (protocol.second.prompts, nulls.prompts) for m in (ep, en))
         stages.append(_second(protocol, cells, tp, vp, vn, tested, stage, is_16_bit=is_16_bit))
@@ -235,6 +227,25 @@ def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForeca
     reaching, all_reach = (0, 0) if rule.max_kl is None else (min(likely, draws), most)
     likely, at_most = (n + damage(k, of_draw) for n, k in (((p + q) * draws, reaching), ((p + q) * most, all_reach)))
     return stage("wide nulls", own + likely, own + at_most)
+
+
+def _dose(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForecast]) -> StageForecast:
+    """The curves of the direction and of some nulls; dose 0 is the baseline of every curve."""
+    dose, nulls = protocol.dose, protocol.nulls
+    curves = 1 + len(nulls.families) * min(dose.draws, dose.draws if nulls.wide else nulls.draws)
+    rows = (
+        min(dose.prompts, m) * (curves * sum(d != 0 for d in doses) + (0 in doses))
+        for m, doses in ((ep, (*dose.strengths, *dose.subtractions)), (en, dose.additions))
+    )
+    return stage("dose", sum(rows))
+
+
+def _stability(protocol: Protocol, train: int, vp: int, vn: int, stage: Callable[..., StageForecast]) -> StageForecast:
+    """One pass over the training prompts for all refits, then the selection of each."""
+    plan = protocol.stability
+    likely, most = _refit(protocol, plan.sites, min(plan.prompts, vp), min(plan.prompts, vn))
+    once = train + min(plan.prompts, vn)
+    return stage("stability", once + plan.refits * likely, once + plan.refits * most, texts=train)
 
 
 def _losses(chat: Chat, splits: Splits, protocol: Protocol, texts: LossTexts, length: float) -> list[StageForecast]:
