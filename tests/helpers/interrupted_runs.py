@@ -60,12 +60,14 @@ if __name__ == "__main__":
     workplace, command = Path(sys.argv[1]), sys.argv[2:]
     load(command[1], device="cpu")  # what a command imports on first use
     out, log = workplace / "run", workplace / "printed.txt"
-    with RunDirectory.open(workplace / "locked", {"of": "another process"}):
+    told: dict = {
+        "stopped": [
+            stopped(command, out / artefact, number, log) | {"finished": (out / "results.json").exists()}
+            for artefact, number in json.loads((workplace / "signals.json").read_text())
+        ]
+    }
+    with RunDirectory.open(workplace / "locked", RunDirectory.read(out).protocol):
         second = [str(workplace / "locked") if word == str(out) else word for word in command]
-        told = {"locked": end(start(second, log), log)}
-    told["stopped"] = [
-        stopped(command, out / artefact, number, log) | {"finished": (out / "results.json").exists()}
-        for artefact, number in json.loads((workplace / "signals.json").read_text())
-    ]
+        told["locked"] = end(start(second, log), log)
     told["last"] = end(start(command, log), log)
     print(json.dumps(told))

@@ -218,8 +218,9 @@ def check_output(path: str | Path, known: JsonObject | None = None) -> None:
     check_writable(path)
     folder = Path(path)
     if (folder / "protocol.json").exists():
-        found, wanted = RunDirectory.read(folder).protocol, json.loads(json.dumps(finite(known or {})))
-        _check_same(folder, {name: found.get(name) for name in wanted}, wanted)
+        if known is not None:
+            found, wanted = RunDirectory.read(folder).protocol, json.loads(json.dumps(finite(known)))
+            _check_same(folder, {name: found.get(name) for name in wanted}, wanted)
     elif folder.exists():
         _check_empty(folder)
 
