@@ -40,6 +40,11 @@ def pytest_collection(session):
         torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the fixture that takes longest, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: "interrupted" not in item.fixturenames)
+
+
 def pytest_runtest_setup():
     """Random tensors of fixtures and tests do not depend on the tests before them."""
     if torch := sys.modules.get("torch"):

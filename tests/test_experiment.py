@@ -83,20 +83,15 @@ def test_a_candidate_within_the_bound_of_the_verdict_is_tested_if_none_is_within
     organism, tmp_path
 ):
     """With a first bound that no ablation meets; without the second bound nothing is tested."""
-    protocol = replace(
-        EVERY_STAGE,
-        seeds=(0,),
-        selection=replace(EVERY_STAGE.selection, max_kl=1e-9, max_kl_otherwise=0.2),
-        dose=DoseSettings((), ()),
-        stability=StabilitySettings(refits=2, sites=2, prompts=6),
-    )
-    seed = run(*job(organism), tmp_path / "run", protocol).results["seeds"][0]
-    assert seed["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
+    rule = replace(EVERY_STAGE.selection, max_kl=1e-4, max_kl_otherwise=0.2)
+    small = replace(QUICK, sizes=Sizes(24, 8, 8), full_grid=False, screen=6)
+    seed = run(*job(organism, "refusal"), tmp_path / "run", replace(small, selection=rule)).results["seeds"][0]
+    assert seed["selected"] is not None
     assert verify(tmp_path / "run") == []
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "no candidate within the bound on KL (1e-09) passes the rule" in report
-    alone = replace(protocol, selection=replace(protocol.selection, max_kl_otherwise=None))
-    nothing = run(*job(organism), tmp_path / "alone", alone, page=False).results["seeds"][0]
+    assert "no candidate within the bound on KL (0.0001) passes the rule" in report
+    alone = replace(small, selection=replace(rule, max_kl_otherwise=None))
+    nothing = run(*job(organism, "refusal"), tmp_path / "alone", alone, page=False).results["seeds"][0]
     assert (nothing["verdict"], nothing["selected"]) == ("NOT-TESTED", None)
 
 
