@@ -223,8 +223,8 @@ def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForeca
 
     own, of_draw = 2 * p + 3 * q + damage(1, max(KL_PROMPTS, nulls.prompts)), damage_prompts(protocol)
     # Expected to suppress: as many draws as p permits, and one draw of each family in its completions.
-    likely = math.ceil(draws * (rule.max_p or 1)) + len(nulls.families)
-    reaching, all_reach = (0, 0) if rule.max_kl is None else (min(likely, draws), most)
+    suppressing = math.ceil(draws * (rule.max_p or 1)) + len(nulls.families)
+    reaching, all_reach = (0, 0) if rule.max_kl is None else (min(suppressing, draws), most)
     likely, at_most = (n + damage(k, of_draw) for n, k in (((p + q) * draws, reaching), ((p + q) * most, all_reach)))
     return stage("wide nulls", own + likely, own + at_most)
 

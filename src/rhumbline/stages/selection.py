@@ -60,7 +60,7 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
 def _select(
     run: SeedRun, jobs: SeedJobs, by_completions: CompletionScores, rule: SelectionRule, *, is_testable: bool
 ) -> Selection:
-    """Score the candidates as far as the rule needs them, and select; scores of an earlier attempt are stored."""
+    """Compute the scores that the rule needs, and apply it; scores of an earlier attempt are read from stored jobs."""
     kept, n, (_, negative) = run.extraction.kept.val, run.extraction.n, run.kept_sequences("val")
     grid = replace(score_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
     # A rule that needs completions compares all candidates that pass, so every score is computed.
