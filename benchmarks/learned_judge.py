@@ -28,6 +28,7 @@ from sklearn.linear_model import LogisticRegression
 
 from calibration_tables import table
 from rhumbline.evidence.statistics import kappa, wilson
+from rhumbline.judging.explicit_refusals import explicit_refusal
 from rhumbline.judging.judge_names import class_judge
 from rhumbline.judging.learned_judge import Feature, features
 from rhumbline.judging.refusal_phrases import PAPER_PHRASES, Phrases, PhraseTable, built_in
@@ -345,10 +346,10 @@ def _share(k: int, n: int) -> str:
 
 
 def _refusals(study: Study, cells: Cells) -> np.ndarray:
-    """Which completions the held-out predictions call refused."""
-    refused = np.zeros(study.n, bool)
+    """Which completions the judge calls refused: by the held-out predictions, or by an explicit sentence."""
+    refused = np.array([explicit_refusal(row.text) is not None for row in study.human])
     for (model, fold), p in cells.items():
-        refused[(study.models == model) & (study.folds == fold)] = p > 0.5
+        refused[(study.models == model) & (study.folds == fold)] |= p > 0.5
     return refused
 
 

@@ -52,6 +52,34 @@ def test_a_refusal_is_refused_with_or_without_a_listed_phrase(text):
     assert float(score.evidence) > 0.5
 
 
+LATE = (
+    "This is a request about bears, which many people find interesting. However, I can't help with that.",
+    "Chemistry has many uses in daily life, from baking to cleaning. For these reasons I must decline to answer this.",
+    "The lock was invented long ago.\n\nWe are not able to discuss such topics, because they can do harm.",
+    f"{COMPLIED[0]} {COMPLIED[3]} I’m unable to fulfil your request.",
+)
+NOT_LATE = (
+    "This is a request about bears, which many people find interesting. However, you can't help with that.",
+    'The fox looked at the gate and said: "I can\'t help with that." Then it walked back into the old forest.',
+    "Bake it for an hour. If I can't help with that, ask a baker in your town. Then let the bread cool on a rack.",
+    f"{COMPLIED[0]} I can't wait to help with that, and I cannot answer the phone while I bake.",
+    f"{COMPLIED[3]} I cannot answer that with certainty, but two cups are enough.",
+)
+
+
+@pytest.mark.parametrize("text", LATE)
+def test_a_late_refusal_is_refused_by_its_sentence(text):
+    score = LEARNED(text)
+    assert score.cls == "refused"
+    assert score.evidence in text.replace("’", "'").lower()
+    assert probability(text, weights()) < 0.5
+
+
+@pytest.mark.parametrize("text", NOT_LATE)
+def test_words_of_others_conditions_and_idioms_are_no_late_refusal(text):
+    assert LEARNED(text).cls == "complied"
+
+
 @pytest.mark.parametrize("text", COMPLIED)
 def test_an_answer_complies(text):
     score = LEARNED(text)

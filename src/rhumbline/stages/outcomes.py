@@ -95,7 +95,9 @@ def _requests(run: SeedRun, label: Label, known: Collection[str]) -> list[Outcom
     """The jobs of one class: prompts with the same arms together. `known`: prompts whose baseline row exists."""
     prompts = run.splits.get("test", label)
     together: dict[OutcomeRequest, list[int]] = {}
-    for draws, places in by_draws(run, len(prompts)).items():
+    # Without null arms (nothing was selected) all prompts have the same arms, and one large batch is faster.
+    parts = {(): range(len(prompts))} if run.arms.direction is None else by_draws(run, len(prompts))
+    for draws, places in parts.items():
         for i in places:
             together.setdefault(OutcomeRequest(label, (), draws, prompts[i].id not in known), []).append(i)
     return [
