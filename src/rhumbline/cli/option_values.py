@@ -119,19 +119,24 @@ def _template_kwargs(text: str) -> dict:
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas. Raises InputError."""
-    parts = text.split(",")
-    if not all(re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", part) for part in parts):
+    """Whole numbers separated by commas or blanks. Raises InputError."""
+    parts = _parts(text)
+    if not all(re.fullmatch(r"[+-]?[0-9]{1,30}", part) for part in parts):
         raise InputError(f"{option} is {brief(text)}; use whole numbers separated by commas.")
     return tuple(map(int, parts))
 
 
 def reals(text: str, option: str) -> tuple[float, ...]:
-    """Numbers separated by commas. Raises InputError."""
+    """Numbers separated by commas or blanks. Raises InputError."""
     try:
-        return tuple(map(float, text.split(",")))
+        return tuple(map(float, _parts(text)))
     except ValueError:
         raise InputError(f"{option} is {brief(text)}; use numbers separated by commas.") from None
+
+
+def _parts(text: str) -> list[str]:
+    """The items of a list of numbers."""
+    return re.split(r"\s*,\s*|\s+", text.strip())
 
 
 def sizes_of(text: str, *, reads_test: bool = True) -> Any:
