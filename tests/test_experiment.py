@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,14 +86,20 @@ def test_a_candidate_within_the_bound_of_the_verdict_is_tested_if_none_is_within
     """With a first bound that no ablation meets; without the second bound nothing is tested."""
     rule = replace(EVERY_STAGE.selection, max_kl=1e-4, max_kl_otherwise=0.2)
     small = replace(QUICK, sizes=Sizes(24, 8, 8), full_grid=False, screen=6)
-    seed = run(*job(organism, "refusal"), tmp_path / "run", replace(small, selection=rule)).results["seeds"][0]
+    rows: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    ticks = [lambda stage, n, some=some: some.update({stage: n or 0}) for some in rows]
+    two_bounds = replace(small, selection=rule)
+    seed = run(*job(organism, "refusal"), tmp_path / "run", two_bounds, progress=ticks[0]).results["seeds"][0]
     assert seed["selected"] is not None
     assert verify(tmp_path / "run") == []
     report = (tmp_path / "run" / "report.html").read_text()
     assert "no candidate within the bound on KL (0.0001) passes the rule" in report
     alone = replace(small, selection=replace(rule, max_kl_otherwise=None))
-    nothing = run(*job(organism, "refusal"), tmp_path / "alone", alone, page=False).results["seeds"][0]
-    assert (nothing["verdict"], nothing["selected"]) == ("NOT-TESTED", None)
+    nothing = run(*job(organism, "refusal"), tmp_path / "alone", alone, page=False, progress=ticks[1])
+    seed = nothing.results["seeds"][0]
+    assert (seed["verdict"], seed["selected"]) == ("NOT-TESTED", None)
+    # The scores do not depend on the bound, so the second one costs at most the rounding of some of them.
+    assert 0 < rows[1]["selection"] <= rows[0]["selection"] < 1.2 * rows[1]["selection"]
 
 
 ONE_SEED = replace(

@@ -15,6 +15,8 @@ from tiny_tasks import write_tasks
 ANALYSES = ("geometry", "directions", "damage", "steering", "frontier", "trajectory", "meaning", "circuit")
 RUNS, BAD_CONTRASTS = ("run", "discover"), ("GONE", "ONE", "FEW")
 """No such file; positives only; too few prompts."""
+DIRECTIONS = ("RUN", "DIRECTION --layer 1")
+"""Of a model with another width than the organism."""
 LOADERS = ("models.loading", "stages.finished_run", "edits.save", "edits.export")
 
 
@@ -93,11 +95,18 @@ CASES = [
     "analyze style MODEL --contrast CONTRAST --out NEW",
     "play MODEL --direction GONE",
     "play MODEL --direction DIRECTION --layer 1 --null best",
+    "play MODEL --layer 99",
+    *(f"{name} MODEL --direction {bad} --layer 99" for name in ("play", "chat") for bad in ("RUN", "DIRECTION")),
+    *(f"{name} organism:refusal --direction {bad} --force" for name in ("play", "chat") for bad in DIRECTIONS),
     "chat MODEL --direction GONE --prompt hello",
     "chat MODEL --direction DIRECTION --layer 1 --strength 9 --prompt hello",
     "edit MODEL --direction GONE --out NEW",
     "edit MODEL --direction DIRECTION --layer 1 --out FULL",
     "edit MODEL --direction DIRECTION --layer 1 --out NEW --dtype int8",
+    *(f"edit MODEL --direction {bad} --layer 99 --out NEW" for bad in ("RUN", "DIRECTION")),
+    *(f"edit organism:refusal --direction {bad} --force --out NEW" for bad in DIRECTIONS),
+    *(f"export RUN --to {form} --out NEW --layer 99" for form in ("lora", "lm-eval", "gguf", "direction")),
+    *(f"export {bad} --to lora --out NEW --model organism:refusal" for bad in DIRECTIONS),
     "export DIRECTION --to lora --model MODEL --out FULL",
     "push GONE me/mine",
     "push RUN mine",

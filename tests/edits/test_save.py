@@ -95,7 +95,7 @@ def test_a_saved_addition(checkpoint, direction_file, call, tmp_path):
 def test_bad_directions_exit_2_and_write_nothing(checkpoint, call, tmp_path):
     source, out = checkpoint(), tmp_path / "edited"
     cases = {
-        "16 components": torch.ones(16),
+        "width 16": torch.ones(16),
         "NaN": torch.full((32,), float("nan")),
         "zero vector": torch.zeros(32),
         "not linearly independent": torch.ones(2, 32),

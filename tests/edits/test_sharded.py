@@ -166,7 +166,7 @@ def test_memory_holds_one_tensor_of_a_file(sharded_checkpoint, call, tmp_path, m
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (torch.ones(16), "16 components"),
+        (torch.ones(16), "width 16"),
         (torch.full((32,), float("nan")), "NaN"),
         (torch.zeros(32), "zero vector"),
         (torch.ones(2, 32), "not linearly independent"),

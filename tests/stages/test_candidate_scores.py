@@ -1,5 +1,6 @@
 """Scores of candidates: the formulas written out, the lazy grid against the full one, and near ties."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -235,3 +236,39 @@ def test_a_screen_scores_the_best_estimates_and_all_if_none_of_them_passes(famil
     selected = choose(again, 4, strict.rule).selected
     assert (selected and selected.site) == (expected and expected.site)
     assert not any(r.discarded is Discard.SCREENED for r in again)
+
+
+@contextmanager
+def counted_tokens(chat_model):
+    """The number of tokens of every forward pass while the context is active."""
+    counts = []
+    hook = chat_model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: counts.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
+    )
+    yield counts
+    hook.remove()
+
+
+@pytest.mark.parametrize("is_16_bit", [False, True])
+@pytest.mark.parametrize("screen", [0, 4])
+def test_another_bound_on_kl_computes_only_what_depends_on_it(screen, is_16_bit, family_model, monkeypatch):
+    if is_16_bit:
+        monkeypatch.setattr(ScoreGrid, "assumed_rounding", None)
+    model = family_model("llama")
+    runner = Runner(model)
+    candidates = 0.3 * torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(2))
+    rule = replace(ARDITI2024, max_kl=1e-9, min_induce=-100.0)
+    first = replace(grid(runner, candidates, [17, 20], rule), scorer=Scorer(runner, TokenMetric((17, 20))))
+    with counted_tokens(model) as before:
+        table = score_candidates(first, full_grid=False, screen=screen).table
+    assert choose(table, 4, rule).selected is None
+    scores = sorted(row.kl for row in table if row.kl is not None)
+    wider = replace(rule, max_kl=(scores[2] + scores[3]) / 2)
+    with counted_tokens(model) as again:
+        reused = score_candidates(first.under(wider), full_grid=False, screen=screen)
+    with counted_tokens(model) as anew:
+        fresh = score_candidates(replace(first, rule=wider), full_grid=False, screen=screen)
+    assert reused == fresh  # to the last digit
+    assert choose(reused.table, 4, wider).selected is not None
+    # The rounding of KL is measured near the bound, and what ties with the selected candidate is scored again.
+    assert sum(again) < sum(anew) / 2 < sum(before)

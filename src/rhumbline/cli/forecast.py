@@ -29,6 +29,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     dtype = dtype_of(source, head.config)
     stages = _stages(head.tokenizer, contrast, protocol, n_layers, texts, dtype)
     _print_stages(stages[protocol.seeds[0]], f"seed {protocol.seeds[0]} of {len(stages)}")
+    _print_worst_selection(protocol)
     whole = total(stages)
     say(
         f"all seeds: {whole.rows:,} rows (at most {whole.most:,}), {whole.tokens:,} prompt tokens ({whole.computed:,} "
@@ -73,6 +74,14 @@ def _print_stages(stages: Iterable[Any], title: str) -> None:
         generated = f"{stage.written:,}" if stage.written else ""
         table.add_row(escape(stage.name), f"{stage.rows:,}", most, f"{stage.tokens:,}", generated)
     out.print(table)
+
+
+def _print_worst_selection(protocol: Any) -> None:
+    """What the largest number of rows of the selection contains."""
+    causes = ["no candidate of the screen passes"] if protocol.screen and not protocol.full_grid else []
+    causes += [f"the bound on KL is then {rule.max_kl:g}" for rule in protocol.selection.attempts()[1:]]
+    if causes:
+        say(f"selection, at most: {', and '.join(causes)}")
 
 
 def _print_memory(source: Any, size: Any) -> None:

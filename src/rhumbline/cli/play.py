@@ -79,6 +79,7 @@ def _options(command: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _session(a: argparse.Namespace) -> tuple[Any, Any]:
     """The session and its first settings. A faulty direction or option is reported before a large model is loaded."""
+    from rhumbline.edits.read_direction import check_fits
     from rhumbline.play.opening import DirectionOptions, open_session
     from rhumbline.play.session import Settings
 
@@ -87,6 +88,7 @@ def _session(a: argparse.Namespace) -> tuple[Any, Any]:
     Settings(direction="", layer=0, **values).check()
     template, imported = read_template(a.chat_template), options.read(a.null)
     check_text(a.system, "--system")
+    check_fits(imported, source_of(a), a.layer)
     session = open_session(load_model(a), source_of(a), options, imported, a.system, template)
     chosen = {name: value for name, value in {"layer": a.layer, "direction": a.null}.items() if value is not None}
     settings = session.settings(**values, **chosen)

@@ -23,7 +23,7 @@ from rhumbline.edits.adapters import lora
 from rhumbline.edits.new_directory import check_target, new_directory
 from rhumbline.edits.probe import BlockProbe, ReadPoint
 from rhumbline.edits.proved_edit import probe_rows, proof_tokens
-from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_layer, check_origin
+from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_fits, check_origin
 from rhumbline.edits.save import fingerprints
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.inference.direction_files import write_directions
@@ -124,20 +124,15 @@ def _gguf(imported: ImportedDirections, out: Path, options: ExportOptions) -> li
 
 
 def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
-    """The model of the export, checked against the origin and the width of the direction."""
+    """The model of the export, checked against the origin and the sizes of the direction."""
     name = options.model or imported.origin.model
     if not name:
         raise InputError("this format needs the model. Pass --model MODEL.")
     source = Source(name, device=options.device, trust_remote_code=options.trust_remote_code)
+    check_fits(imported, source)
     chat_model = load_source(source)
     if not options.force:
         check_origin(imported, fingerprints(chat_model, imported, source), None)
-    check_layer(imported, chat_model.n_layers)
-    if imported.vectors.shape[1] != chat_model.d_model:
-        raise DirectionError(
-            f"{imported.source} has width {imported.vectors.shape[1]}, and the residual stream of {name} has width "
-            f"{chat_model.d_model}. Use a direction of this model."
-        )
     return chat_model
 
 

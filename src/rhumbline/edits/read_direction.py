@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ from torch import Tensor
 from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.direction_files import MOST_NUMBERS, check_numbers, one_tensor, read_safetensors
 from rhumbline.inference.interventions import Direction
+from rhumbline.models.loading import read_config
+from rhumbline.models.places import places_of
+from rhumbline.models.sources import Source
 from rhumbline.models.weight_files import extra, unpickled
 from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256
@@ -90,6 +94,8 @@ def read_directions(
             raise DirectionError(f"--rank {rank}: {path} has {len(imported.vectors)} vectors. Pass at most that many.")
         imported = replace(imported, vectors=imported.vectors[:rank])
     if layer is not None:
+        if imported.origin.n_layers is not None:
+            _check_layer(layer, imported.origin.n_layers, imported.origin.model or "the model of the direction")
         imported = replace(imported, layer=layer)
     norms = imported.vectors.norm(dim=1)
     if not bool(((norms > 0) & torch.isfinite(norms)).all()):
@@ -236,12 +242,33 @@ def check_origin(
         raise DirectionError(f"{imported.source} does not fit: {'; '.join(faults)}. Pass --force to use it anyway.")
 
 
-def check_layer(imported: ImportedDirections, n_layers: int) -> None:
-    """DirectionError if the model has no block at the layer of the directions."""
-    if imported.layer is not None and not 0 <= imported.layer < n_layers:
+def check_sizes(imported: ImportedDirections | None, config: Any, name: str, layer: int | None = None) -> None:
+    """DirectionError unless width and layer are those of the model `name` with this config.
+
+    `layer` replaces that of the directions; without directions it is checked alone.
+    """
+    text = config.get_text_config()
+    n_layers, d_model = text.num_hidden_layers, text.hidden_size
+    if imported is not None and imported.vectors.shape[1] != d_model:
         raise DirectionError(
-            f"--layer {imported.layer}: the model has {n_layers} layers. Pass --layer from 0 to {n_layers - 1}."
+            f"{imported.source} has width {imported.vectors.shape[1]}, and the residual stream of {name} has width "
+            f"{d_model}. Use a direction of this model."
         )
+    if layer is None and imported is not None:
+        layer = imported.layer
+    if layer is not None:
+        _check_layer(layer, n_layers, name)
+
+
+def _check_layer(layer: int, n_layers: int, name: str) -> None:
+    if not 0 <= layer < n_layers:
+        raise DirectionError(f"layer is {layer}; {name} has {n_layers} layers. Pass --layer from 0 to {n_layers - 1}.")
+
+
+def check_fits(imported: ImportedDirections | None, source: Source, layer: int | None = None) -> None:
+    """The same for a model that is not loaded: its config is read. ModelError if it cannot be read."""
+    with places_of(source) as places:
+        check_sizes(imported, read_config(places), source.model, layer)
 
 
 def check_coefficient(value: float | None, option: str) -> None:

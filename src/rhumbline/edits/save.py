@@ -21,7 +21,6 @@ from rhumbline.edits.proved_edit import (
     Change,
     Edited,
     cast_back,
-    check_width,
     dtypes_of,
     edit_in_place,
     measure_gap,
@@ -29,7 +28,7 @@ from rhumbline.edits.proved_edit import (
     refuse_quantised,
     tensors_of,
 )
-from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_layer, check_origin
+from rhumbline.edits.read_direction import ImportedDirections, check_coefficient, check_fits, check_origin
 from rhumbline.errors import EditError
 from rhumbline.inference.interventions import Add
 from rhumbline.models.adapters import merge_adapter
@@ -117,6 +116,7 @@ def _loaded(source: str, imported: ImportedDirections, options: EditOptions) -> 
     how = Source(source, options.dtype, options.device, True, options.trust_remote_code)
     if how.dtype == "auto":
         how = replace(how, dtype=_stored_dtype(how))
+    check_fits(imported, how)
     chat_model = load_source(how)
     stored = chat_model.dequantised
     if options.dequantize and (stored or getattr(chat_model.model, "is_quantized", False)):
@@ -128,8 +128,6 @@ def _loaded(source: str, imported: ImportedDirections, options: EditOptions) -> 
             "result. Runs work with quantised weights."
         )
     refuse_quantised(chat_model.model)
-    check_width(imported.vectors, chat_model.d_model, chat_model.name)
-    check_layer(imported, chat_model.n_layers)
     if not options.force:
         template = own_template(chat_model.tokenizer)
         prints = fingerprints(chat_model, imported, how)

@@ -22,8 +22,8 @@ from torch import Tensor
 from rhumbline.edits.edit_card import card
 from rhumbline.edits.new_directory import RECORD, check_target, copy_companions, new_directory
 from rhumbline.edits.projection import Basis, inner_vectors, leak_allowed, matrices, orthonormal, project
-from rhumbline.edits.proved_edit import check_width, refuse_large
-from rhumbline.edits.read_direction import ImportedDirections, check_layer, check_origin
+from rhumbline.edits.proved_edit import refuse_large
+from rhumbline.edits.read_direction import ImportedDirections, check_origin, check_sizes
 from rhumbline.edits.save import EditOptions, edited_direction, versions
 from rhumbline.edits.shard_recipes import IN_MEMORY, ShardRecipe, recipe
 from rhumbline.edits.tensor_file import TensorFile, write_edited
@@ -157,9 +157,8 @@ def _checked_basis(
     is_origin = model is not None and (model == source or Path(model).expanduser().resolve() == shards.folder.resolve())
     if not options.force and not is_origin:
         check_origin(imported, None, None)
+    check_sizes(imported, config, source)
     basis = orthonormal(imported.vectors)
-    check_width(basis, config.get_text_config().hidden_size, source)
-    check_layer(imported, config.get_text_config().num_hidden_layers)
     return basis
 
 

@@ -142,15 +142,21 @@ def _refusal_tokens(protocol: Protocol, tp: int, tn: int, stage: Callable[..., S
 def _selection(
     protocol: Protocol, cells: int, vp: int, vn: int, stage: Callable[..., StageForecast], *, is_16_bit: bool
 ) -> StageForecast:
-    """Induce, then bypass, then KL scores; in 16 bits their rounding, and some candidates within it again."""
-    screen = None if protocol.full_grid else protocol.screen
-    likely, most = _scores(cells, screen, vp, vn, is_16_bit=is_16_bit)
+    """Induce, then bypass, then KL scores; in 16 bits their rounding, and some candidates within it again.
+
+    At most: no candidate of the screen passes, and the selection is repeated with the second bound on KL.
+    """
+    screen, attempts = None if protocol.full_grid else protocol.screen, len(protocol.selection.attempts())
+    likely, most = _scores(cells, screen, vp, vn, is_16_bit=is_16_bit, attempts=attempts)
     once = len(COEFFICIENTS) * vn if protocol.addition.coefficient == "validation" else 0
     return stage("selection", once + likely, once + most)
 
 
-def _scores(cells: int, screen: int | None, vp: int, vn: int, *, is_16_bit: bool) -> tuple[int, int]:
-    """Expected and largest number of rows that score the candidates of a selection. `screen` None: the full grid."""
+def _scores(cells: int, screen: int | None, vp: int, vn: int, *, is_16_bit: bool, attempts: int = 1) -> tuple[int, int]:
+    """Expected and largest number of rows that score the candidates of a selection. `screen` None: the full grid.
+
+    Further attempts, with other bounds, reuse the scores and measure their rounding.
+    """
     per_candidate, once, likely = vp + 2 * vn, vn, cells * (vp + 2 * vn)
     if screen is not None:
         kept = cells
@@ -158,7 +164,7 @@ def _scores(cells: int, screen: int | None, vp: int, vn: int, *, is_16_bit: bool
             once, kept = once + ROWS_PER_PROMPT * (vp + vn), screen
         likely = kept * vn + kept * vp // 2 + 3 * vn
     probes, again = 2 * PROBES * per_candidate, PROBES * per_candidate
-    most = once + cells * per_candidate + 2 * probes + cells * per_candidate
+    most = once + cells * per_candidate + attempts * 2 * probes + cells * per_candidate
     return once + likely + (probes + again if is_16_bit else 0), most
 
 

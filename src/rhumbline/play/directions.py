@@ -85,11 +85,6 @@ class Choices:
     def of_file(cls, imported: ImportedDirections, n_layers: int) -> "Choices":
         """The vector of a file at every layer, and isotropic vectors of its norm."""
         direction = imported.direction()
-        if not 0 <= direction.layer < n_layers:
-            raise DirectionError(
-                f"{imported.source}: layer {direction.layer}, and the model has layers 0 to {n_layers - 1}. Pass "
-                "another --layer, or a direction of this model."
-            )
         vectors = {OWN: direction.vector, **_isotropic(len(direction.vector))}
         norms = dict.fromkeys(range(n_layers), direction.norm)
         return cls(vectors, norms, direction.layer, int(direction.position))

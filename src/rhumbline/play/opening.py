@@ -6,9 +6,9 @@ A direction of another model or chat template is refused, unless forced. Indepen
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rhumbline.edits.read_direction import ImportedDirections, check_origin, read_directions
+from rhumbline.edits.read_direction import ImportedDirections, check_origin, check_sizes, read_directions
 from rhumbline.edits.save import fingerprints
-from rhumbline.errors import DirectionError, InputError
+from rhumbline.errors import InputError
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.sources import Source
@@ -77,12 +77,7 @@ def open_session(
     chat = Chat.of(model.tokenizer, chat_options)
     if imported is None:
         return Session(model, chat, Choices.random(model, chat))
-    width = imported.vectors.shape[1]
-    if width != model.d_model:
-        raise DirectionError(
-            f"{imported.source} has width {width}, and the residual stream of {model.name} has width {model.d_model}. "
-            "Use a direction of this model."
-        )
+    check_sizes(imported, model.model.config, model.name, options.layer)
     if not options.force:
         used = chat.record().template_sha256
         check_origin(imported, fingerprints(model, imported, source), used)

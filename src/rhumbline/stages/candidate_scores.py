@@ -7,9 +7,9 @@ again in one batch shape. Validation prompts only.
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -62,6 +62,19 @@ class ScoreGrid:
     """Tokens at the start of a prompt that ablations do not edit."""
     elsewhere: Compute | None = None
     """Computes a score of several candidates at once, for example on workers; None: `values`."""
+    computed: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Results by what they depend on apart from the fields."""
+
+    def under(self, rule: SelectionRule) -> "ScoreGrid":
+        """The same grid with another rule, which computes again only what depends on it."""
+        other = replace(self, rule=rule)
+        other.computed.update(self.computed)
+        return other
+
+    def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        if key not in self.computed:
+            self.computed[key] = compute()
+        return self.computed[key]
 
     def rows(self) -> Iterator[Candidate]:
         """The table without scores. A candidate that is never scored has its reason."""
@@ -89,7 +102,8 @@ class ScoreGrid:
     def score(self, table: Table, name: ScoreName, sites: Sequence[Site]) -> None:
         """Fill in one score of some candidates. A single one is computed here."""
         compute = self.values if self.elsewhere is None or len(sites) < 2 else self.elsewhere
-        for site, value in zip(sites, compute(name, sites), strict=True):
+        values = self._once((name, *sites), lambda: compute(name, sites))
+        for site, value in zip(sites, values, strict=True):
             table[site] = replace(table[site], **{name: value})
 
     def values(self, name: ScoreName, sites: Sequence[Site]) -> list[float]:
@@ -117,12 +131,17 @@ class ScoreGrid:
     def in_one_shape(self, name: ScoreName, sites: Sequence[Site]) -> list[float]:
         """One score of some candidates, each alone in packs of the same prompts, so equal ones have equal scores."""
         whole = replace(self.scorer, resumes=False)
-        return [float(self.by_prompt(name, [site], whole).mean()) for site in sites]
+
+        def score(site: Site) -> float:
+            return float(self.by_prompt(name, [site], whole).mean())
+
+        return [self._once(("in one shape", name, site), partial(score, site)) for site in sites]
 
     def rounding_of(self, name: ScoreName, sites: Sequence[Site]) -> float:
         """The rounding bound of a score, from a few candidates in two shapes: as in the grid, and padded."""
-        if not sites:
-            return SMALLEST
+        return self._once(("rounding", name, *sites), lambda: self._rounding_of(name, sites)) if sites else SMALLEST
+
+    def _rounding_of(self, name: ScoreName, sites: Sequence[Site]) -> float:
         runner = self.scorer.runner
         padded = replace(runner.model, proof=replace(runner.model.proof, packing_is_exact=False))
         other = Runner(padded, max(1, runner.tokens_per_forward // 2), runner.tick)
@@ -137,28 +156,34 @@ class ScoreGrid:
         vector = self.candidates[list(self.positions).index(site.position), site.layer]
         return Direction.from_vector(vector, site.position, site.layer)
 
-    @cached_property
+    @property
     def baseline(self) -> Float[Tensor, "prompt vocab"]:
         """Logits of the negatives without intervention."""
-        return self.scorer.baseline(self.negative)
+        return self._once(("baseline",), lambda: self.scorer.baseline(self.negative))
 
     def screen(self, table: Table, n: int) -> list[Site]:
         """Discard all but the n candidates with the best first-order estimates; returns the discarded ones."""
         sites = _open(table)
         if len(sites) <= n or isinstance(self.scorer.metric, PairedLogOdds):
             return []
-        directions = [self._direction(site) for site in sites]
-        bypass, induce = (
-            getattr(self.scorer.estimates(sequences, directions, self.spared), kind).mean(1).tolist()
-            for kind, sequences in (("ablation", self.positive), ("addition", self.negative))
-        )
-        for site, *estimate in zip(sites, bypass, induce, strict=True):
-            table[site] = replace(table[site], estimates=Estimates(*estimate))
+        for site, estimates in zip(
+            sites, self._once(("estimates", *sites), lambda: self._estimates(sites)), strict=True
+        ):
+            table[site] = replace(table[site], estimates=estimates)
         kept = {sites[i] for i in screened([table[site].estimates for site in sites], n)}
         discarded = [site for site in sites if site not in kept]
         for site in discarded:
             table[site] = replace(table[site], discarded=Discard.SCREENED)
         return discarded
+
+    def _estimates(self, sites: Sequence[Site]) -> list[Estimates]:
+        """First-order estimates of candidates."""
+        directions = [self._direction(site) for site in sites]
+        bypass, induce = (
+            getattr(self.scorer.estimates(sequences, directions, self.spared), kind).mean(1).tolist()
+            for kind, sequences in (("ablation", self.positive), ("addition", self.negative))
+        )
+        return [Estimates(*estimate) for estimate in zip(bypass, induce, strict=True)]
 
     @property
     def assumed_rounding(self) -> float | None:

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from rhumbline.axes import TokenIds
-from rhumbline.evidence.selection_rules import SelectionRule, choose
+from rhumbline.evidence.selection_rules import choose
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.judging.scorer import Scorer
 from rhumbline.prompts.contrasts import LABELS
@@ -49,24 +49,23 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
         is_testable = by_completions.induction_is_testable()
         rule = rule if is_testable else rule.without_induce_and_kl()
     first, *others = rule.attempts()
-    selection = _select(run, jobs, by_completions, first, is_testable=is_testable)
+    elsewhere = partial(_scores, partial(jobs.request, CANDIDATE_JOB))
+    grid = replace(score_grid(run), rule=first, elsewhere=elsewhere)
+    selection = _select(run, grid, by_completions, is_testable=is_testable)
     for other in others:
         if selection.selected is None and any(row.discarded is Discard.KL_TOO_LARGE for row in selection.candidates):
             log.info("no candidate has a KL divergence of at most %g nats; %g is tried", first.max_kl, other.max_kl)
-            selection = _select(run, jobs, by_completions, other, is_testable=is_testable)
+            selection = _select(run, grid.under(other), by_completions, is_testable=is_testable)
     return selection
 
 
-def _select(
-    run: SeedRun, jobs: SeedJobs, by_completions: CompletionScores, rule: SelectionRule, *, is_testable: bool
-) -> Selection:
-    """Compute the scores that the rule needs, and apply it; scores of an earlier attempt are read from stored jobs."""
-    kept, n, (_, negative) = run.extraction.kept.val, run.extraction.n, run.kept_sequences("val")
-    grid = replace(score_grid(run), rule=rule, elsewhere=partial(_scores, partial(jobs.request, CANDIDATE_JOB)))
+def _select(run: SeedRun, grid: ScoreGrid, by_completions: CompletionScores, *, is_testable: bool) -> Selection:
+    """Compute the scores that the rule of the grid needs, and apply it."""
+    kept, n, rule = run.extraction.kept.val, run.extraction.n, grid.rule
     # A rule that needs completions compares all candidates that pass, so every score is computed.
     full_grid = run.protocol.full_grid or rule != rule.metric_only()
     table, rounding = score_candidates(grid, full_grid=full_grid, screen=run.protocol.screen)
-    coefficient_of = partial(_coefficient, run, negative)
+    coefficient_of = partial(_coefficient, run, grid.negative)
     if run.protocol.is_continuous:
         labels = LABELS if is_testable else LABELS[:1]
         table = by_completions.added_to(table, rule, coefficient_of, labels)
