@@ -6,7 +6,7 @@ import pytest
 
 from rhumbline.records.claims import Claim, ClaimKind, ClaimState, beyond_one
 from rhumbline.report.basic_charts import Bar, ChartText, CurvePoint, bars, curves, extended, intervals
-from rhumbline.report.verdict_sections import CHART, claim_chart
+from rhumbline.report.claims_table import CHART, claim_chart
 
 TEXT = ChartText("some", "Some", "x", "y")
 

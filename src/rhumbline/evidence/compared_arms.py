@@ -37,6 +37,12 @@ EFFECTS = (ComparedArms("suppression", ABLATION, "positive", 1), ComparedArms("i
 SUBTRACTS = ComparedArms("subtraction", SUBTRACTION, "positive", 1)
 """Subtraction on positives, the paper's bypass by activation addition. No claim uses it."""
 
+
+def arms_of(name: EffectName) -> ComparedArms:
+    """The arms of suppression or of induction."""
+    return next(arms for arms in EFFECTS if arms.name == name)
+
+
 NullDraw = tuple[str, int]
 """Family and draw of a null."""
 

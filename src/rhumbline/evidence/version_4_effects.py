@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import UNSET
 
 from rhumbline.evidence.class_rates import class_rate
-from rhumbline.evidence.compared_arms import EFFECTS, NullDraw, OutcomeTable, outcomes_by_arm
+from rhumbline.evidence.compared_arms import NullDraw, OutcomeTable, arms_of, outcomes_by_arm
 from rhumbline.evidence.level_effects import Levels
 from rhumbline.evidence.metric_effects import Draws, wide_null
 from rhumbline.evidence.rate_effects import drop_of, nulls_of, rate_effects
@@ -69,7 +69,7 @@ def _version_4(
 
 
 def _with_rate_gaps(table: OutcomeTable, effect: Effect, aligned: Collection[NullDraw]) -> Effect:
-    arms = next(arms for arms in EFFECTS if arms.name == effect.name)
+    arms = arms_of(effect.name)
     own = drop_of(table, arms.arm, arms.label, arms.sign)
     baseline = table[BASELINE, arms.label]
     base = class_rate([row.cls for row in baseline.values()], {"refused"}).rate
@@ -101,7 +101,7 @@ def _rate_gap(base: float | None, own: Difference, null: float, sign: int, n_nul
 
 
 def _with_level_gaps(levels: Levels, effect: Effect, aligned: Collection[NullDraw]) -> Effect:
-    arms = next(arms for arms in EFFECTS if arms.name == effect.name)
+    arms = arms_of(effect.name)
     prompts, scale = sorted(levels.outcomes[BASELINE, arms.label]), levels.unit.scale
     own = arms.sign * levels.fall(arms.arm, arms.label, prompts)
     nulls = nulls_of(levels.outcomes, arms)

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from msgspec import UNSET, structs
 
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
+from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms, arms_of
 from rhumbline.evidence.detectable_effects import prompts_to_decide
 from rhumbline.evidence.seed_evidence import (
     NOT_MEASURED,
@@ -201,7 +201,7 @@ def _undecided(rule: Rule, evidence: SeedEvidence, effect: Effect) -> VerdictRea
     """The reason for an effect whose interval contains the margin, with the prompts that would decide it."""
     if rule.min_separation is not None:
         return _reason(VerdictCode.LEVEL_UNDECIDED, effect, _drop(effect), rule.min_drop)
-    arms = next(arms for arms in EFFECTS if arms.name == effect.name)
+    arms = arms_of(effect.name)
     before, after = (evidence.rate(arm, arms.label) for arm in (BASELINE, arms.arm))
     prompts = None
     if before is not None and after is not None:
