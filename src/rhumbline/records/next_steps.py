@@ -35,6 +35,10 @@ class NextStep(StrEnum):
     RUN_OWN = "run-own"
     BASELINE_RATE = "baseline-rate"
     """`rate` of `n` positives show the behaviour by `judge`; the rule needs `bound`."""
+    BASELINE_SCORE = "baseline-score"
+    """The continuous score of the classes has an AUROC of at least `rate` at baseline; the rule needs `bound`."""
+    OPEN_CLAIM = "open-claim"
+    """`advice`: a claim that is not decided, with its number."""
     SAVE_TEXTS = "save-texts"
     READ_TEXTS = "read-texts"
     LONGER_ANSWERS = "longer-answers"
@@ -46,12 +50,16 @@ class NextStep(StrEnum):
     """`advice` about the metric."""
     SOURCES_OF_DAMAGE = "sources-of-damage"
     SPARE_TOKENS = "spare-tokens"
+    WIDER_BOUND = "wider-bound"
     ADD_LESS = "add-less"
     WHOLE_RUN = "whole-run"
     MORE_PROMPTS = "more-prompts"
     """`prompts` per class would decide an undecided effect; None: no practical number."""
     MORE_DRAWS = "more-draws"
     """`draws` of each null family on the metric."""
+    MORE_COMPLETED = "more-completed"
+    """`draws` of each null family that complete test prompts."""
+    OTHER_NEGATIVES = "other-negatives"
 
 
 class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,23 +110,24 @@ def after_run(results: Results, facts: RunFacts) -> tuple[Step, ...]:
     verdict = VerdictName(results.verdict).headline
     reasons = [reason for holder in (results, *results.seeds) for reason in holder.reasons]
     if verdict in NO_BASELINE:
-        return _without_baseline(results, facts)
-    if verdict is VerdictName.NOT_TESTED:
-        return _untested(reasons, facts)
-    if verdict is VerdictName.DAMAGED:
-        return _steps(NextStep.SOURCES_OF_DAMAGE, NextStep.ADD_LESS, NextStep.PLAY)
-    if verdict is VerdictName.NOT_SINGLE:
-        return _steps(NextStep.FURTHER_DIRECTIONS, NextStep.PLAY, NextStep.OTHER_PROMPTS)
+        return _without_baseline(results, reasons, facts)
     if verdict is VerdictName.INCONCLUSIVE:
         return _undecided(results, facts)
-    return _steps(NextStep.VERIFY, NextStep.ANALYZE, NextStep.PLAY, NextStep.EDIT, NextStep.SHARE)
+    whole = _steps(NextStep.WHOLE_RUN) if facts.is_quick else ()
+    if verdict is VerdictName.NOT_TESTED:
+        return (*whole, *_untested(reasons, facts))
+    if verdict is VerdictName.DAMAGED:
+        return (*whole, *_steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts), NextStep.ADD_LESS, NextStep.PLAY))
+    if verdict is VerdictName.NOT_SINGLE:
+        return (*whole, *_steps(NextStep.FURTHER_DIRECTIONS, NextStep.PLAY, NextStep.OTHER_PROMPTS))
+    return (*whole, *_steps(NextStep.VERIFY, NextStep.ANALYZE, NextStep.PLAY, NextStep.EDIT, NextStep.SHARE))
 
 
 def _steps(*codes: NextStep) -> tuple[Step, ...]:
     return tuple(Step(what=code) for code in codes)
 
 
-def _without_baseline(results: Results, facts: RunFacts) -> tuple[Step, ...]:
+def _without_baseline(results: Results, reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, ...]:
     rates = [
         row
         for seed in results.seeds
@@ -136,6 +145,10 @@ def _without_baseline(results: Results, facts: RunFacts) -> tuple[Step, ...]:
             bound=facts.min_baseline,
         ),
     )  # fmt: skip
+    areas = [reason for reason in reasons if reason.code is VerdictCode.CLASSES_NOT_SEPARATED]
+    if areas:  # a level is no share of the positives
+        lowest_area = min(areas, key=lambda reason: reason.value or 0.0)
+        measured = (Step(what=NextStep.BASELINE_SCORE, rate=lowest_area.value, bound=lowest_area.bound),)
     return (
         *measured,
         *_steps(NextStep.READ_TEXTS if facts.has_texts else NextStep.SAVE_TEXTS),
@@ -149,34 +162,73 @@ def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, 
     advice = dict.fromkeys(reason.advice for reason in reasons if reason not in damaging)
     steps = [Step(what=NextStep.ADVICE, advice=text) for text in advice if text is not None]
     if damaging:
-        steps += _steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts))
-    if any(reason.code is VerdictCode.LABELS_NOT_INFORMATIVE for reason in reasons):
-        steps += _steps(NextStep.OTHER_PROMPTS)
-    if facts.is_quick:
-        steps += _steps(NextStep.WHOLE_RUN)
-    return tuple(steps) or _steps(NextStep.OTHER_PROMPTS, NextStep.OTHER_MODEL)
+        steps += _steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts), NextStep.WIDER_BOUND)
+    return (*steps, *_steps(NextStep.OTHER_PROMPTS, NextStep.OTHER_MODEL))
 
 
 def _undecided(results: Results, facts: RunFacts) -> tuple[Step, ...]:
-    """Return what would decide the open claims: all prompts of the protocol, more prompts, or more draws."""
+    """Return the open claims, and what would decide them: more prompts, more draws, or other negatives."""
+    open_states = (ClaimState.UNDECIDED, ClaimState.NOT_TESTED)
+    claims = [c for c in results.claims if c.kind in DECISIVE_CLAIMS and c.state in open_states]
+    named = tuple(Step(what=NextStep.OPEN_CLAIM, advice=f"{claim.text}.") for claim in claims)
     if facts.is_quick:
-        return _steps(NextStep.WHOLE_RUN)
-    undecided = (ClaimState.UNDECIDED, ClaimState.NOT_TESTED)
-    holders = [results, *results.seeds]
-    claims = [claim for holder in holders for claim in holder.claims if claim.kind in DECISIVE_CLAIMS]
-    reasons = [reason for claim in claims if claim.state in undecided for reason in claim.reasons]
-    not_decided = [reason for reason in reasons if reason.state in undecided]
-    ranks = [r for r in not_decided if r.code in (VerdictCode.TOO_FEW_DRAWS, VerdictCode.NULL_RANK)]
-    steps = []
-    if not not_decided or len(ranks) < len(not_decided):
-        numbers = [reason.prompts for reason in reasons if reason.prompts is not None]
-        steps.append(Step(what=NextStep.MORE_PROMPTS, prompts=max(numbers, default=None), sizes=facts.sizes))
-    if ranks:
-        steps.append(Step(what=NextStep.MORE_DRAWS, draws=2 * facts.wide_nulls + 1))
+        return (*named, *_steps(NextStep.WHOLE_RUN))
+    of_seeds = [
+        c for seed in results.seeds for c in seed.claims if c.kind in DECISIVE_CLAIMS and c.state in open_states
+    ]
+    reasons = [r for claim in (*claims, *of_seeds) for r in claim.reasons if r.state in (None, *open_states)]
+    steps = [step for answer in _ANSWERS for step in answer(reasons, facts)]
     families = (null for seed in results.seeds for effect in seed.wide for null in effect.families.values())
     if any(null.damaging is not UNSET for null in families):
         steps += _steps(*_spare(facts))
-    return (*steps, *_steps(NextStep.PLAY))
+    return (*named, *dict.fromkeys(steps or [_more_prompts(reasons, facts)]), *_steps(NextStep.PLAY))
+
+
+def _of_prompts(reasons: Sequence[VerdictReason], facts: RunFacts) -> Iterable[Step]:
+    """More prompts, for intervals that contain a margin; more draws do not change these."""
+    if any(r.code in _DECIDED_BY_PROMPTS and r.state is ClaimState.UNDECIDED for r in reasons):
+        yield _more_prompts(reasons, facts)
+
+
+def _more_prompts(reasons: Sequence[VerdictReason], facts: RunFacts) -> Step:
+    numbers = [reason.prompts for reason in reasons if reason.prompts is not None]
+    return Step(what=NextStep.MORE_PROMPTS, prompts=max(numbers, default=None), sizes=facts.sizes)
+
+
+def _of_draws(reasons: Sequence[VerdictReason], facts: RunFacts) -> Iterable[Step]:
+    """More draws: completed ones for a gap, whose interval contains their variance, and others for a rank."""
+    if gaps := [reason.draws or 0 for reason in reasons if reason.code is VerdictCode.NULL_GAP]:
+        yield Step(what=NextStep.MORE_COMPLETED, draws=2 * max(1, *gaps))
+    if any(reason.code in (VerdictCode.TOO_FEW_DRAWS, VerdictCode.NULL_RANK) for reason in reasons):
+        yield Step(what=NextStep.MORE_DRAWS, draws=2 * facts.wide_nulls + 1)
+
+
+def _of_damage(reasons: Sequence[VerdictReason], facts: RunFacts) -> Iterable[Step]:
+    """Where the damage comes from, if it is undecided or if it left no candidate in a seed."""
+    if any(Discard.KL_TOO_LARGE in (r.counts or ()) or r.code is VerdictCode.KL_TOO_LARGE for r in reasons):
+        yield from _steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts))
+    if any(reason.code is VerdictCode.DEGENERATE for reason in reasons):
+        yield from _steps(NextStep.ADD_LESS)
+
+
+def _of_contrast(reasons: Sequence[VerdictReason], facts: RunFacts) -> Iterable[Step]:
+    """Other negatives or tokens, if these permit no test of induction or of the metric."""
+    del facts
+    if any(reason.code is VerdictCode.NO_ROOM for reason in reasons):
+        yield from _steps(NextStep.OTHER_NEGATIVES)
+    advice = dict.fromkeys(r.advice for r in reasons if r.advice is not None and not r.counts)
+    yield from (Step(what=NextStep.ADVICE, advice=text) for text in advice if text)
+
+
+_ANSWERS = (_of_prompts, _of_draws, _of_damage, _of_contrast)
+_DECIDED_BY_PROMPTS = (
+    VerdictCode.EFFECT_SIZE,
+    VerdictCode.OVER_REFUSAL,
+    VerdictCode.DEGENERATE,
+    VerdictCode.ANSWERS_LOST,
+    VerdictCode.CONTENT_LOST,
+)
+"""Conditions of claims whose interval becomes narrower with more test prompts."""
 
 
 def _spare(facts: RunFacts) -> tuple[NextStep, ...]:
@@ -237,6 +289,14 @@ def _option(step: Step, run: str) -> Line:
                 f"At baseline {step.judge} finds {step.behaviour} in {step.rate or 0.0:.0%} of {step.n} positives; the "
                 f"rule needs {step.bound or 0.0:.0%}.",
             )
+        case NextStep.BASELINE_SCORE:
+            return Line(
+                "",
+                f"At baseline the score separates the classes with an AUROC of at least {step.rate or 0.0:.2f}; the "
+                f"rule needs {step.bound or 0.0:g}.",
+            )
+        case NextStep.OPEN_CLAIM:
+            return Line("", step.advice)
         case NextStep.SAVE_TEXTS:
             return Line("--save-completions", "rerun with another --out and read the texts: the judge may miss it")
         case NextStep.READ_TEXTS:
@@ -257,6 +317,11 @@ def _option(step: Step, run: str) -> Line:
             return Line(
                 "--spare-tokens 1", "leave the first token unedited, if the damage comes from there; with another --out"
             )
+        case NextStep.WIDER_BOUND:
+            why = "set selection.max_kl_otherwise to test a candidate beyond the bound; the verdict states its damage"
+            return Line("--config experiment.toml", why)
+        case NextStep.OTHER_NEGATIVES:
+            return Line("--contrast FILE|NAME", "negatives that do not show the behaviour, so that induction is tested")
         case NextStep.ADD_LESS:
             return Line("--coefficient 0.5 --add-at prompt", "a smaller addition, at prompt positions only")
         case NextStep.WHOLE_RUN:
@@ -270,4 +335,8 @@ def _option(step: Step, run: str) -> Line:
             return Line(f"--sizes {_sizes(step)},N", why)
         case NextStep.MORE_DRAWS:
             return Line(f"--wide-nulls {step.draws}", "more null draws, so that the rank p can be smaller")
+        case NextStep.MORE_COMPLETED:
+            return Line(
+                f"--nulls {step.draws}", "more null draws with completions, so that the gap has a smaller interval"
+            )
     raise NotImplementedError(f"no text for {step.what}")
