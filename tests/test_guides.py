@@ -48,8 +48,18 @@ def test_examples_and_the_guide_run(tmp_path):
             'rhumbline.preset("rhumbline", seeds=(0,))', 'rhumbline.quick(rhumbline.preset("rhumbline", seeds=(0,)))'
         )
     )
+    organism = {
+        '"Qwen/Qwen2.5-1.5B-Instruct"': '"organism:refusal"',
+        'rhumbline.read_contrast("my.jsonl")': 'rhumbline.own_contrast("organism:refusal")',
+        'rhumbline.preset("rhumbline", seeds=(0, 1))': 'rhumbline.quick(rhumbline.preset("rhumbline", seeds=(0,)))',
+    }
+    readme = python_blocks(ROOT / "README.md")
+    for printed, here in organism.items():
+        assert printed in readme
+        readme = readme.replace(printed, here)
+    (tmp_path / "readme.py").write_text(readme)
     surroundings = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    for script in (*SCRIPTS, tmp_path / "guide.py"):
+    for script in (*SCRIPTS, tmp_path / "guide.py", tmp_path / "readme.py"):
         done = subprocess.run(
             [sys.executable, script], cwd=tmp_path, env=surroundings, check=False, capture_output=True, text=True
         )

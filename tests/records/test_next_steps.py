@@ -67,7 +67,7 @@ def test_no_candidate_leads_to_the_sources_of_damage(results):
         code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED, counts={Discard.KL_TOO_LARGE: 3}
     )
     found = steps(results, VerdictName.NOT_TESTED, reasons=(reason,))
-    others = [NextStep.WIDER_BOUND, NextStep.OTHER_PROMPTS, NextStep.OTHER_MODEL]
+    others = [NextStep.WIDER_BOUND, NextStep.OTHER_PROMPTS]
     assert codes(found) == [NextStep.SOURCES_OF_DAMAGE, NextStep.SPARE_TOKENS, *others]
     assert lines(found, "RUN", "m")[0].command == "rhumbline analyze damage RUN"
     spared = steps(results, VerdictName.NOT_TESTED, FACTS._replace(spared=1), reasons=(reason,))

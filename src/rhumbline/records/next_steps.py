@@ -163,7 +163,7 @@ def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, 
     steps = [Step(what=NextStep.ADVICE, advice=text) for text in advice if text is not None]
     if damaging:
         steps += _steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts), NextStep.WIDER_BOUND)
-    return (*steps, *_steps(NextStep.OTHER_PROMPTS, NextStep.OTHER_MODEL))
+    return (*steps, *_steps(NextStep.OTHER_PROMPTS))
 
 
 def _undecided(results: Results, facts: RunFacts) -> tuple[Step, ...]:
