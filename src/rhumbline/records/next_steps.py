@@ -318,7 +318,7 @@ def _option(step: Step, run: str) -> Line:
                 "--spare-tokens 1", "leave the first token unedited, if the damage comes from there; with another --out"
             )
         case NextStep.WIDER_BOUND:
-            why = "set selection.max_kl_otherwise to test a candidate beyond the bound; the verdict states its damage"
+            why = "set selection.max_kl_otherwise to test a candidate beyond the bound; with another --out"
             return Line("--config experiment.toml", why)
         case NextStep.OTHER_NEGATIVES:
             return Line("--contrast FILE|NAME", "negatives that do not show the behaviour, so that induction is tested")
@@ -334,9 +334,12 @@ def _option(step: Step, run: str) -> Line:
             why = "more test prompts, with another --out; no practical number is known to decide it"
             return Line(f"--sizes {_sizes(step)},N", why)
         case NextStep.MORE_DRAWS:
-            return Line(f"--wide-nulls {step.draws}", "more null draws, so that the rank p can be smaller")
+            return Line(
+                f"--wide-nulls {step.draws}", "more null draws, so that the rank p can be smaller; with another --out"
+            )
         case NextStep.MORE_COMPLETED:
             return Line(
-                f"--nulls {step.draws}", "more null draws with completions, so that the gap has a smaller interval"
+                f"--nulls {step.draws}",
+                "more null draws with completions, so that the gap has a smaller interval; with another --out",
             )
     raise NotImplementedError(f"no text for {step.what}")
