@@ -124,6 +124,66 @@ def add_a_program_to_the_analyses(path):
     return "analyses/x.py was added"
 
 
+def add_an_unknown_analysis(path):
+    (path / "analyses").mkdir()
+    (path / "analyses" / "other.json").write_text("{}")
+    return "analyses/other.json was added"
+
+
+def add_a_folder_to_the_evaluations(path):
+    (path / "evaluations" / "a" / "b" / "c").mkdir(parents=True)
+    (path / "evaluations" / "a" / "b" / "c" / "arm.json").write_text("{}")
+    return "evaluations/a/b/c/arm.json was added"
+
+
+def add_a_sheet_that_was_not_read(path):
+    (path / "judgements").mkdir()
+    (path / "judgements" / "labels-7.csv").write_text("row,label")
+    return "judgements/labels-7.csv was added"
+
+
+def add_an_analysis_of_another_protocol(path):
+    (path / "analyses").mkdir()
+    (path / "analyses" / "geometry.json").write_text('{"protocol_sha256": "0"}')
+    return "analyses/geometry.json is damaged"
+
+
+def replace_an_analysis_by_another_form(path):
+    (path / "analyses").mkdir()
+    sha256 = json.loads((path / "results.json").read_text())["protocol_sha256"]
+    (path / "analyses" / "geometry.json").write_text(json.dumps({"protocol_sha256": sha256}))
+    return "analyses/geometry.json is damaged"
+
+
+def replace_the_reproduction(path):
+    (path / "reproduction.json").write_text("5")
+    return "reproduction.json is damaged"
+
+
+def write_into_the_lock(path):
+    (path / ".lock").write_text("x")
+    return ".lock has content"
+
+
+def add_a_file_to_the_quick_run(path):
+    (path / "quick").mkdir()
+    (path / "quick" / "notes.txt").write_text("")
+    return "quick/ was added"
+
+
+def change_the_quick_run(path):
+    shutil.copytree(path, path.parent / "quick")
+    shutil.move(path.parent / "quick", path / "quick")
+    change_row(path / "quick")
+    return "quick/: seed-0/outcomes.jsonl was changed"
+
+
+def write_a_second_verdict(path):
+    file = path / "results.json"
+    file.write_text(file.read_text().replace('"schema": 1', '"verdict": "DAMAGED", "schema": 1', 1))
+    return "'verdict' occurs twice"
+
+
 def replace_a_file_by_a_link(path):
     file = path / "seed-0" / "nulls.json"
     file.rename(path.parent / "nulls.json")
@@ -194,7 +254,10 @@ CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict,
            remove_a_file, add_a_file, add_a_file_elsewhere, add_a_hidden_file, add_a_program_to_the_analyses,
            replace_a_file_by_a_link, truncate_the_directions, nest_a_file_deeply, nest_the_results_deeply,
            truncate_the_protocol, truncate_the_timings, damage_an_analysis, damage_judgements,
-           forge_everything, forge_the_selection, forge_a_sentence]  # fmt: skip
+           forge_everything, forge_the_selection, forge_a_sentence, add_an_unknown_analysis,
+           add_a_folder_to_the_evaluations, add_a_sheet_that_was_not_read, add_an_analysis_of_another_protocol,
+           replace_an_analysis_by_another_form, replace_the_reproduction, write_into_the_lock,
+           add_a_file_to_the_quick_run, change_the_quick_run, write_a_second_verdict]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
@@ -237,6 +300,11 @@ def remove_the_page(path):
     return "report.html is missing"
 
 
+def show_the_report_of_another_run(path):
+    edit(path / "report.json", lambda page: page.update(results="0" * 64))
+    return "report.html was drawn from other results"
+
+
 def change_a_figure(path):
     figure = next((path / "figures").glob("*.svg"))
     figure.write_text("<svg/>")
@@ -264,7 +332,7 @@ def add_a_figure(path):
 
 
 REPORT_CHANGES = [change_the_page, remove_the_page, change_a_figure, remove_the_figures, remove_the_hashes,
-                  empty_the_hashes, add_a_figure]  # fmt: skip
+                  empty_the_hashes, show_the_report_of_another_run, add_a_figure]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", REPORT_CHANGES, ids=lambda f: f.__name__)

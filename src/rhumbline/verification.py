@@ -25,14 +25,14 @@ from rhumbline.judging.markers import is_confounded
 from rhumbline.protocol import Protocol
 from rhumbline.records.claims import was_tested
 from rhumbline.records.codec import JsonObject, to_json
-from rhumbline.records.directory import SCHEMA, RunDirectory, is_written_later
+from rhumbline.records.directory import QUICK, SCHEMA, RunDirectory
 from rhumbline.records.effect_results import ArmRate, PooledEffect
-from rhumbline.records.files import read_json, read_rows, sha256
+from rhumbline.records.file_faults import file_faults
+from rhumbline.records.files import read_json, sha256
 from rhumbline.records.human_files import HumanLabels
-from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
 from rhumbline.records.protocol_file import ProtocolContext
 from rhumbline.records.results import Environment, Results, RunSummary, SeedResult, TimingSummary
-from rhumbline.records.run_files import TIMINGS, Agreement, read_timings
+from rhumbline.records.run_files import Agreement
 from rhumbline.records.seed_files import Selection
 from rhumbline.records.verdict_rule import VERSION
 
@@ -242,9 +242,8 @@ def check(path: str | Path) -> Verification:
     recorded = results.get("files")
     if not isinstance(recorded, dict):
         return Verification([*faults, "results.json: files is not an object of hashes"], notes)
-    faults += _changed_files(directory, recorded)
-    faults += _damaged_files(directory)
-    faults += _page_faults(directory, recorded, is_old=is_first, notes=notes)
+    faults += file_faults(directory, recorded, is_old=is_first, notes=notes)
+    faults += _quick_faults(folder, notes)
     try:
         faults += _differences(to_json(assemble(directory)), results, "results.json", skipped, is_first)
         protocol, context = Protocol.of(directory.protocol, "protocol.json"), directory.read_protocol(ProtocolContext)
@@ -285,58 +284,19 @@ def _version_of(results: JsonObject) -> str:
     return str(environment.get("rhumbline")) if isinstance(environment, dict) else "unknown"
 
 
-def _changed_files(directory: RunDirectory, recorded: Mapping[str, Any]) -> list[str]:
-    """Artefacts whose hash differs from the recorded one, or that are missing."""
-    present = directory.manifest()
-    missing = [f"{name} is missing" for name in sorted(recorded.keys() - present.keys())]
-    return missing + [
-        f"{name} was changed (sha256 differs)"
-        for name in sorted(recorded.keys() & present.keys())
-        if present[name] != recorded[name]
-    ]
-
-
-def _damaged_files(directory: RunDirectory) -> list[str]:
-    """Files that are written after the results and cannot be read; their values are not verified."""
-    faults = [] if (directory.path / TIMINGS).is_file() else [f"{TIMINGS} is missing"]
-    for name in filter(is_written_later, directory.files()):
-        path = directory.path / name
-        try:
-            if name == TIMINGS:
-                read_timings(path)
-            elif path.suffix == ".json" and name != MANIFEST:
-                read_json(path)
-            elif path.suffix == ".jsonl":
-                read_rows(path)
-        except OutputError as error:
-            faults.append(f"{name} is damaged: {error}")
-    return faults
-
-
-def _page_faults(directory: RunDirectory, recorded: Mapping[str, Any], *, is_old: bool, notes: list[str]) -> list[str]:
-    """Files of the report that were changed, and files of the directory that rhumbline did not write."""
-    page = [name for name in directory.files() if name == PAGE or name.startswith(f"{FIGURES}/")]
-    faults = []
-    if (directory.path / MANIFEST).exists():
-        try:
-            faults = page_faults(directory.path)
-            page = list(read_page_files(directory.path).files)
-        except OutputError as error:
-            faults = [str(error)]
-    elif not page:
-        notes.append("there is no report")
-    elif is_old:
-        notes.append("report.html and figures/ are not verified: version 0.1 recorded no hashes of them")
-    else:
-        faults = [f"{MANIFEST} is missing, so report.html and figures/ cannot be verified: use `rhumbline report`"]
-    known = {"protocol.json", *recorded, *page}
-    added = [name for name in directory.files() if name not in known and not is_written_later(name)]
-    links = [name for name in directory.files() if (directory.path / name).is_symlink()]
-    return [
-        *faults,
-        *(f"{name} was added after the run ended" for name in added),
-        *(f"{name} is a link to another place" for name in links),
-    ]
+def _quick_faults(folder: Path, notes: list[str]) -> list[str]:
+    """The faults of the quick run in a run directory; it is a run directory of its own."""
+    quick = folder / QUICK
+    if not quick.exists():
+        return []
+    if not (quick / "protocol.json").is_file() or (quick / QUICK).exists():
+        return [f"{QUICK}/ was added after the run ended: it is not the directory of a quick run"]
+    if not (quick / "results.json").is_file():
+        notes.append(f"{QUICK}/ is not verified: the quick run is not finished")
+        return []
+    faults, more = check(quick)
+    notes += [f"{QUICK}/: {note}" for note in more]
+    return [f"{QUICK}/: {fault}" for fault in faults]
 
 
 def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str], is_first: bool = False) -> list[str]:

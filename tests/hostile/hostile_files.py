@@ -118,6 +118,12 @@ JUDGE = TOML | contents(
     timeout_is_a_text='name = "a"\nmodel = "m"\ntimeout = "x"',
     answers_is_a_list='name = "a"\nmodel = "m"\nanswers = [1]',
     url_is_a_file='name = "a"\nmodel = "m"\nform = "endpoint"\nurl = "file:///etc/passwd"\ntemplate = "{response}"',
+    url_has_a_port_that_is_too_large='name = "a"\nmodel = "m"\nform = "endpoint"\nasks = "harm"\n'
+    'url = "http://a:99999"\ntemplate = "{response}"\nanswers = {a = "safe"}',
+    timeout_is_infinite='name = "a"\nmodel = "m"\nform = "text"\nasks = "harm"\ntimeout = inf\n'
+    'template = "{response}"\nanswers = {a = "safe"}',
+    answers_has_an_empty_beginning='name = "a"\nmodel = "m"\nform = "text"\nasks = "harm"\ntemplate = "{response}"\n'
+    'answers = {"" = "safe"}',
 )
 SCORES = JSON | contents(
     ".json",
@@ -194,6 +200,7 @@ CONTRAST = texts(".jsonl") | {
     "both labels up to composition": file("hostile.jsonl", both("Caf\u00e9", "Cafe\u0301")),
     "both labels up to width": file("hostile.jsonl", both("\uff2fpen it.", "Open it.")),
     "both labels up to invisible characters": file("hostile.jsonl", both("Open\u200b it.", "Open it.")),
+    "both labels up to variation selectors": file("hostile.jsonl", both("Open \u2764\ufe0f.", "Open \u2764.")),
     "a long id": file("hostile.jsonl", rows({"prompt": "a", "label": "positive", "id": LONG})),
     "a long category": file("hostile.jsonl", rows({"prompt": "a", "label": "positive", "category": LONG})),
     "an id twice": file(

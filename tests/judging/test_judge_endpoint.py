@@ -185,3 +185,19 @@ def test_a_redirect_is_not_followed_and_the_key_stays(status, monkeypatch):
                 query(spec(url=server.url, key_env="MY_KEY"), QUESTIONS[:1], no_wait)
             assert server.keys == {"Bearer secret"}
         assert other.seen == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MY_KEY", "sec\nret", "the API key in MY_KEY"),
+        ("MY_KEY", "s\u00e9cret", "the API key in MY_KEY"),
+        ("ALL_PROXY", "banana://x", "the proxy or the certificates"),
+        ("SSL_CERT_FILE", "/gone/certificates.pem", "the proxy or the certificates"),
+    ],
+)
+def test_an_environment_without_a_usable_key_or_connection_is_an_error(name, value, message, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message) as error:
+        query(spec(url="http://127.0.0.1:1", key_env="MY_KEY"), QUESTIONS[:1], no_wait)
+    assert name != "MY_KEY" or value not in str(error.value)

@@ -86,12 +86,48 @@ FAULTY = {
     "a scale of numbers": (f"{HARM}scale = [1, 2]", r"scale = \[1, 2\].*Expected `str`, got `int`"),
     "a truth value as a number": (f"{HARM}retries = true", r"retries = True.*Expected `int`, got `bool`"),
     "a name that leaves the folder": (f"name = '../other'\n{HARM}[answers]\na = 'safe'", "files are named by it"),
+    "a name that is too long": (f"name = '{'x' * 61}'\n{HARM}[answers]\na = 'safe'", "at most 60 letters"),
+    "the name of an index": (f"name = 'a.index'\n{HARM}[answers]\na = 'safe'", "not .index"),
+    "an answer that every reply begins with": (f"{HARM}[answers]\n'' = 'safe'", "empty or occurs twice"),
+    "an answer in two forms": (
+        f"{HARM}[answers]\nYes = 'safe'\nyes = 'unsafe'",
+        "'yes', which is empty or occurs twice",
+    ),
+    "an empty class": (f"{HARM}otherwise = ''\n[answers]\na = 'safe'", "answers mean ''"),
+    **{
+        f"{name} = {value}": (f"{HARM}{name} = {value}\n[answers]\na = 'safe'", f"{name} is .*; set a value from")
+        for name, value in {
+            "timeout": "inf",
+            "retries": 10**9,
+            "concurrency": 10**9,
+            "threshold": "nan",
+            "least_words": -1,
+            "max_new_tokens": 10**18,
+        }.items()
+    },
     "no TOML": ("asks = ", "not TOML"),
     "several faults": (
         "asks = 'mood'\nform = 'chat'\nmodel = 1\ncolour = 2",
         r"unknown fields colour.*asks = 'mood'.*model = 1: Expected",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://:80", "http://a:99999", "http://a:-1", "http://a:x", "http://[::1", "http://a\nb", "http://xn--",
+     "http:///v1", "ftp://a", "a.org/v1"],
+)  # fmt: skip
+def test_an_address_that_no_request_can_be_sent_to_is_refused(url):
+    with pytest.raises(InputError, match=r"url is .*set the address"):
+        spec(url=url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8000/v1", "https://a.org", "http://[::1]:80", "http://b\u00fccher.de/"]
+)
+def test_other_addresses_are_not(url):
+    assert spec(url=url).url == url
 
 
 @pytest.mark.parametrize(("text", "message"), FAULTY.values(), ids=FAULTY)

@@ -3,6 +3,7 @@
 import itertools
 import resource
 import signal
+import subprocess
 import sys
 from functools import partial
 
@@ -36,6 +37,7 @@ def state():
         resource.getrlimit(resource.RLIMIT_AS),
         signal.getsignal(signal.SIGVTALRM),
         signal.getitimer(signal.ITIMER_VIRTUAL),
+        signal.getitimer(signal.ITIMER_PROF),
     )
 
 
@@ -52,6 +54,17 @@ def test_a_harmless_template_is_rendered_and_no_limit_remains(tokenizer):
     before = state()
     assert render(tokenizer, ChatOptions(template=HARMLESS), "Hello", None) == "<user>Hello<assistant>"
     assert state() == before
+
+
+def test_one_endless_operation_ends_the_process():
+    """A comparison of lists that share their parts doubles its time with each level, and no signal handler runs."""
+    program = (
+        "from rhumbline.models.template_limits import limited\n"
+        "a, b = [], []\n"
+        "for _ in range(60): a, b = [a, a], [b, b]\n"
+        "with limited(seconds=0.1, grace=0.1): a == b\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGPROF
 
 
 def test_the_limits_end_with_the_context():

@@ -17,7 +17,8 @@ _CANNOT_ENOUGH = (
     r"(?:wait|overstate|over-?emphasi[sz]e|overstress|deny|complain|argue(?! (?:for|in|that|against)\b)|believe|"
     rf"imagine(?! a (?:situation|scenario|case)\b)|blame|fault|disagree|resist|{_LIE}|"
     rf"promise|guarantee|contain my|hide my|remember the last|put into words|think of {_BETTER}|(?:\w+ )?agree more|"
-    r"be (?:happier|prouder|more)|have (?:said|put)|go wrong)\b",
+    r"be (?:happier|prouder|more)|have (?:said|put)|go wrong|"
+    r"tell a lie(?! (?:to|for|about)\b)|say (?:that )?i(?:'m| am| was) surprised)\b",
     r"(?:stress|emphasi[sz]e|recommend|thank|praise|express|underline|underscore|commend|applaud|say|repeat|tell|get|warn|"
     rf"appreciate) {_FEW}enough\b",
     r"(?:begin to )?(?:tell you|express|describe|explain|say) (?:just )?how (?!to\b)\w+",
@@ -27,10 +28,11 @@ _CANNOT_ENOUGH = (
 _FRANK = rf"(?:{_LIE}|sugar-?coat|pretend(?! to\b)|bore you|keep you|waste your)\b"
 _FAULT = r"(?:confusion|delay|inconvenience|mistake|error|misunderstanding|mix-up|oversight|wait|late)\b"
 _THEN_HELPS = r"[,.!:-]* (?:here(?:'s| is| are)|let me|you(?:'re| are) right)\b"
-_FOR_FAULT = rf"(?: (?:for|about) (?:\w+ ){{0,2}}{_FAULT}|{_THEN_HELPS})"
+_FOR_FAULT = rf"(?: (?:for|about) (?:\w+ ){{0,2}}{_FAULT}| in advance\b|{_THEN_HELPS})"
 _NOT_REFUSED = (
     rf"(?: (?:to (?:hear|learn|see|read|know|keep you|bother you)|for your (?:loss|trouble)|about (?:that|this|it)|if|"
-    rf"(?:that )?you(?:'re|'ve)?)\b|{_FOR_FAULT}|[,.!:-]* my (?:mistake|bad|error|fault)\b)"
+    rf"(?:that )?you(?:'re|'ve)?)\b|{_FOR_FAULT}|"
+    r"[,.!:-]* (?:my (?:mistake|bad|error|fault)|i (?:misread|misunderstood|misheard))\b)"
 )
 _GLAD = r"(?:happy|glad|delighted)"
 _HELPS = rf"(?:can|could|will|'ll|(?:'d| would) (?:be {_GLAD}|love)|(?:'m| am) (?:able|{_GLAD}))"

@@ -9,6 +9,7 @@ Independent of the meaning of a reply.
 import asyncio
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -66,13 +67,33 @@ async def _query_all(spec: JudgeSpec, questions: Sequence[str], sleep: Sleep) ->
         async with places:
             return await _query_one(client, spec, question, sleep)
 
-    async with httpx.AsyncClient(follow_redirects=False, timeout=None) as client:
+    async with _client(spec) as client:
         tasks = [asyncio.create_task(reply_to(question)) for question in questions]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
+
+
+def _client(spec: JudgeSpec) -> httpx.AsyncClient:
+    """A client with the key, proxies and certificates of the environment."""
+    # A compressed body could grow beyond the limit in one step.
+    headers = {"Accept-Encoding": "identity"}
+    if key := os.environ.get(spec.key_env):
+        if not re.fullmatch(r"[!-~]+", key):  # the key itself is not printed
+            raise InputError(
+                f"judge {spec.name}: the API key in {spec.key_env} has a space, a line break or a character that is "
+                "not ASCII. Set it to the key alone."
+            )
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        return httpx.AsyncClient(follow_redirects=False, timeout=None, headers=headers)
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        raise InputError(
+            f"judge {spec.name}: the proxy or the certificates of the environment cannot be used: {error} Correct "
+            "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE or SSL_CERT_DIR, or unset them."
+        ) from error
 
 
 async def _query_one(client: httpx.AsyncClient, spec: JudgeSpec, question: str, sleep: Sleep) -> Reply:
@@ -110,12 +131,8 @@ async def _post(
         "temperature": 0,
         "max_tokens": spec.max_new_tokens,
     }
-    # A compressed body could grow beyond the limit in one step.
-    headers = {"Accept-Encoding": "identity"}
-    if key := os.environ.get(spec.key_env):
-        headers["Authorization"] = f"Bearer {key}"
     received = bytearray()
-    async with client.stream("POST", _address(spec), json=body, headers=headers) as response:
+    async with client.stream("POST", _address(spec), json=body) as response:
         async for chunk in response.aiter_raw():
             received += chunk
             if len(received) > LARGEST_BODY:

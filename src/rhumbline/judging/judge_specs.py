@@ -6,6 +6,7 @@ once. Independent of how the model is queried.
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import httpx
 import msgspec
 
 from rhumbline.errors import InputError
@@ -25,6 +27,15 @@ CLASSES: Mapping[Asks, tuple[JudgedClass, JudgedClass]] = {
     "harm": ("unsafe", "safe"),
 }
 """The classes of a judge; the first one has the value 1."""
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "concurrency": (1, 1000),
+    "retries": (0, 100),
+    "timeout": (0.001, 3600),
+    "max_new_tokens": (1, 100_000),
+    "least_words": (0, 100_000),
+    "threshold": (0, 1),
+}
+"""Smallest and largest value of each number."""
 _NO_EFFECT = {"title", "licence", "source", "concurrency", "timeout", "retries", "key_env", "url", "name"}
 """Fields that cannot change a judgement."""
 
@@ -41,30 +52,53 @@ class Judgement:
     """The words of the reply that decided, or why there is no judgement. Never the completion."""
 
 
+def _is_address(text: str) -> bool:
+    """Whether a text is an address that requests can be sent to."""
+    try:
+        url = httpx.URL(text)
+        return url.scheme in ("http", "https") and bool(url.host) and 0 < (url.port or 1) < 2**16
+    except (httpx.InvalidURL, ValueError):  # the latter of international names
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeSpec(JudgeDefinition):
     """A valid judge, which fills its question and reads its replies."""
 
     def __post_init__(self):
         faults = []
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            faults.append(f"name is {self.name!r}; files are named by it: use letters, digits, dots and dashes")
+        if not re.fullmatch(r"\w[\w.-]{0,59}(?<!\.index)", self.name):
+            faults.append(
+                f"name is {self.name[:100]!r}; files are named by it: use at most 60 letters, digits, dots and dashes, "
+                "and not .index at the end"
+            )
         if not self.model:
             faults.append("model is empty; set a hub name or a directory")
         if self.form != "conversation" and "{response}" not in self.template:
             faults.append("template has no {response}")
         allowed = CLASSES[self.asks]
-        classes = [*self.answers.values(), *([self.otherwise] if self.otherwise else [])]
+        beginnings = Counter(beginning.casefold().strip() for beginning in self.answers)
+        if wrong := [text for text, n in beginnings.items() if n > 1 or not text]:
+            faults.append(
+                f"answers has {wrong[0]!r}, which is empty or occurs twice; write the beginning of each answer"
+            )
+        classes = [*self.answers.values(), *([] if self.otherwise is None else [self.otherwise])]
         if wrong := sorted({cls for cls in classes if cls not in allowed}):
-            faults.append(f"answers mean {', '.join(wrong)}; the classes of {self.asks} are {' or '.join(allowed)}")
+            faults.append(
+                f"answers mean {', '.join(map(repr, wrong))}; the classes of {self.asks} are {' or '.join(allowed)}"
+            )
         if bool(self.answers) == bool(self.scale):
             faults.append("answers and scale: set exactly one of them")
         if self.scale and self.form in ("endpoint", "classifier"):
             faults.append(f"scale needs logits, which form {self.form} does not return; set answers")
-        if self.form == "endpoint" and not self.url.startswith(("http://", "https://")):
-            faults.append(f"url is {self.url!r}; set the address of an OpenAI-compatible server")
-        if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or self.max_new_tokens < 1:
-            faults.append("concurrency, timeout and max_new_tokens must be above 0, and retries at least 0")
+        if self.form == "endpoint" and not _is_address(self.url):
+            faults.append(
+                f"url is {self.url[:200]!r}; set the address of an OpenAI-compatible server, such as "
+                "http://localhost:8000/v1"
+            )
+        for name, (least, most) in _RANGES.items():
+            if not least <= (value := getattr(self, name)) <= most:  # not true of NaN
+                faults.append(f"{name} is {value:g}; set a value from {least:g} to {most:g}")
         if faults:
             raise InputError(f"judge {self.name}: {'; '.join(faults)}.")
 

@@ -5,7 +5,6 @@ Independent of how prompts are split and of what they mean.
 
 import csv
 import json
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -18,7 +17,7 @@ from rhumbline.errors import ContrastError
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256, near_text
 from rhumbline.records.codec import convert
 from rhumbline.records.made_contrast import MadeContrast
-from rhumbline.records.unicode_text import nfkc
+from rhumbline.records.unicode_text import nfkc, visible
 from rhumbline.records.user_files import control_character, is_unicode, read_text
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
@@ -303,8 +302,7 @@ def with_ids(prompts: Sequence[Prompt], taken: Collection[str] = ()) -> tuple[Pr
 
 def _normalised(text: str) -> str:
     """The text without invisible characters, with compatibility forms replaced, and one space for each gap."""
-    visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
-    return " ".join(nfkc(visible).split())
+    return " ".join(nfkc(visible(text)).split())
 
 
 def brief(value: object) -> str:

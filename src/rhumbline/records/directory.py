@@ -39,10 +39,11 @@ QUICK = "quick"
 """Folder of a quick run in the directory of the whole run: a run directory of its own."""
 LONGEST_NAME = 255
 """Bytes of a file name, on common file systems."""
-_LOCK = ".lock"
+LOCK = ".lock"
 _ARTEFACTS = (".json", ".jsonl", ".safetensors")
 _WRITTEN_LATER = (
-    "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, "reproduction.json",
+    "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, f"{MANIFEST}.sig",
+    f"{MANIFEST}.minisig", "reproduction.json",
     "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "judgements/labels-*.csv", "evaluations/*.json",
 )  # fmt: skip
 
@@ -179,7 +180,7 @@ class RunDirectory:
         """Path inside the directory of every entry that is not a folder, without the lock and a quick run."""
         entries = (p for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir())
         names = (p.relative_to(self.path).as_posix() for p in entries)
-        return sorted(name for name in names if name != _LOCK and not name.startswith(f"{QUICK}/"))
+        return sorted(name for name in names if name != LOCK and not name.startswith(f"{QUICK}/"))
 
     def _check(self, path: Path, found: Any) -> None:
         if found != self.protocol_sha256:
@@ -253,7 +254,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    others = sorted(p.name for p in folder.iterdir() if p.name not in (_LOCK, QUICK))
+    others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, QUICK))
     if others:
         raise OutputError(f"{folder} is not empty ({', '.join(others[:3])}) and holds no protocol. Pass another --out.")
 
@@ -272,7 +273,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     The operating system releases the lock when the process ends, so a lock file of a killed process holds nothing.
     """
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from rhumbline.errors import OutputError
 from rhumbline.records.codec import convert, to_json
@@ -25,6 +26,8 @@ class PageFiles:
     """Version that drew them."""
     files: dict[str, str]
     """SHA-256 of each file, by its path in the directory."""
+    results: str | UnsetType = UNSET
+    """The hash in results.json at that time; unset in older runs, and for a page of something else than a run."""
 
 
 def write_page(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -35,7 +38,13 @@ def write_page(folder: Path, contents: Mapping[str, bytes]) -> None:
     for name, content in contents.items():
         write_bytes(folder / name, content)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
-    write_json(folder / MANIFEST, to_json(PageFiles(version("rhumbline"), hashes)))
+    write_json(folder / MANIFEST, to_json(PageFiles(version("rhumbline"), hashes, _hash_of_results(folder))))
+
+
+def _hash_of_results(folder: Path) -> str | UnsetType:
+    path = folder / "results.json"
+    results = read_json(path) if path.is_file() else None
+    return results.get("sha256", UNSET) if isinstance(results, dict) else UNSET
 
 
 def read_page_files(folder: Path) -> PageFiles:
@@ -51,9 +60,11 @@ def read_page_files(folder: Path) -> PageFiles:
 
 
 def page_faults(folder: Path) -> list[str]:
-    """Files of the page that are missing or differ from their hashes."""
-    faults = []
-    for name, recorded in read_page_files(folder).files.items():
+    """Files of the page that are missing, differ from their hashes, or show other results than results.json."""
+    page, faults = read_page_files(folder), []
+    if page.results not in (UNSET, _hash_of_results(folder)):
+        faults.append(f"{PAGE} was drawn from other results: use `rhumbline report`")
+    for name, recorded in page.files.items():
         if not (folder / name).is_file():
             faults.append(f"{name} is missing")
         elif file_sha256(folder / name) != recorded:
