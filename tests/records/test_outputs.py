@@ -1,11 +1,12 @@
 """An output directory that cannot be used is an error before any work; nothing is written by the check."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from rhumbline.errors import OutputError
-from rhumbline.records.directory import check_output, check_writable
+from rhumbline.records.directory import RunDirectory, check_output, check_writable
 
 UNUSABLE = {
     "a file": (lambda p: p.write_text(""), lambda p: p, "is not a directory"),
@@ -48,3 +49,14 @@ def test_new_empty_and_run_directories_can_be_used_and_others_cannot(tmp_path):
     check_writable(tmp_path)
     (tmp_path / "protocol.json").write_text("{}")
     check_output(tmp_path)
+
+
+def test_the_name_of_a_quick_run_begins_with_that_of_the_whole_one(tmp_path, monkeypatch):
+    def name(path):
+        return RunDirectory(Path(path), {}, "").name
+
+    assert name("runs/qwen/quick") == "qwen/quick"
+    assert name("runs/qwen") == "qwen"
+    (tmp_path / "quick").mkdir()
+    monkeypatch.chdir(tmp_path / "quick")
+    assert name(".") == f"{tmp_path.name}/quick"

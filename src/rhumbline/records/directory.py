@@ -172,6 +172,12 @@ class RunDirectory:
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise OutputError(f"{path} cannot be read: {error}. Remove it, and compute it again.") from error
 
+    @property
+    def name(self) -> str:
+        """Name of the directory for readers; that of a quick run begins with the directory of the whole one."""
+        path = self.path.absolute()
+        return f"{path.parent.name}/{QUICK}" if path.name == QUICK else path.name
+
     def manifest(self) -> dict[str, str]:
         """Hash of every artefact that a verdict rests on, by its path inside the directory."""
         return {name: file_sha256(self.path / name) for name in self.files() if _is_artefact(name)}

@@ -100,7 +100,7 @@ class Failure(NamedTuple):
 def rows_of(path: str | Path, name: str | None = None) -> list[ComparisonRow]:
     """Return one row for each seed of a finished run. Raises OutputError if there is none."""
     run = read_summary(RunDirectory.read(path))
-    return [_row(name or run.directory.path.name, run, seed) for seed in run.results.seeds]
+    return [_row(name or run.directory.name, run, seed) for seed in run.results.seeds]
 
 
 def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:

@@ -168,7 +168,7 @@ def cite(run: RunRecord) -> Html:
         f"{results.model.name}, {run.protocol.behaviour}: {results.verdict}. Seeds: {len(run.seeds)}. rhumbline "
         f"{results.environment.rhumbline}, preset {run.protocol.preset}, protocol sha256 {results.protocol_sha256}."
     )
-    command = page.tag("code", f"rhumbline verify {run.directory.path.name}")
+    command = page.tag("code", f"rhumbline verify {run.directory.name}")
     verify = page.tag(
         "p",
         command,

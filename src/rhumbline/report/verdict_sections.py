@@ -95,7 +95,7 @@ def next_steps(run: RunRecord) -> Html:
     steps = after_run(run.results, run.protocol.facts())
     items = (
         page.join([page.tag("code", command), " ", why]) if command else why
-        for command, why in lines(steps, run.directory.path.name, run.results.model.name)
+        for command, why in lines(steps, run.directory.name, run.results.model.name)
     )
     return page.tag("div", page.tag("h2", "Next"), page.bullets(items), class_="next")
 
