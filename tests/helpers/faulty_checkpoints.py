@@ -95,6 +95,16 @@ def file(name: str, content: str | bytes | None) -> Change:
     return change
 
 
+def link(name: str, target: str) -> Change:
+    """A link in the place of a file."""
+
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return change
+
+
 def cut(name: str, share: float) -> Change:
     """A file of which a share is left."""
 
@@ -278,6 +288,15 @@ FAULTS: dict[str, Fault] = {
     ),
     "no id among the ends of a text": Fault(
         file("generation_config.json", '{"eos_token_id": [2, null]}'), ("[2, null]",)
+    ),
+    "a number in the place of its code": Fault(
+        config(model_type="banana", auto_map=5), ("code of its own", "--trust-remote-code")
+    ),
+    "generation_config.json is a link to nothing": Fault(
+        link("generation_config.json", "gone"), ("generation_config.json is a link to nothing",)
+    ),
+    "tokenizer_config.json is a device": Fault(
+        link("tokenizer_config.json", "/dev/null"), ("tokenizer_config.json is not a regular file",)
     ),
     # tokenizer
     "no tokenizer": Fault(without_tokenizer, ("no tokenizer.json",)),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from rhumbline.jobs.sizing import read_checkpoint
 from rhumbline.models.adapters import merge_adapter
 from rhumbline.models.places import places_of
 from rhumbline.models.sources import Source
+from rhumbline.models.template_limits import limited
 from tolerances import tolerance
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of peft, of tied weights
 
 WEIGHTS = "adapter_model.safetensors"
+ENDLESS = r"((\w|\.)+)+ "
+"""A regular expression whose time doubles with every character of a name."""
 IDS = torch.tensor([[5, 9, 70, 11, 33, 8, 200, 3]])
 SECOND = ".layers.1."
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
@@ -115,6 +119,15 @@ def test_a_fault_is_refused_by_name(name, adapter, contrast, call):
         code, _, messages = call("run", folder, "--contrast", contrast, "--plan", "--out", folder.parent / "out")
         assert code == 3, messages
         assert [word for word in words if word not in messages] == []
+
+
+@pytest.mark.parametrize("field", [{"target_modules": ENDLESS}, {"rank_pattern": {ENDLESS: 2}}], ids=str)
+def test_a_pattern_without_end_is_refused(field, adapter, call, monkeypatch):
+    monkeypatch.setattr("rhumbline.models.adapters.limited", partial(limited, seconds=0.2))
+    code, _, messages = call("model", adapter(change=settings(**field)), "--device", "cpu")
+    assert code == 3
+    assert "pattern" in messages
+    assert "processor time" in messages
 
 
 def test_a_whole_adapter_is_planned(adapter, contrast, call):

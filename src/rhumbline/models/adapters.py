@@ -4,8 +4,9 @@ Every tensor of the file must have a place in the model, and every place must ge
 model is loaded.
 """
 
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,13 @@ import torch
 from torch import nn
 
 from rhumbline.errors import ModelError
+from rhumbline.models.template_limits import LimitExceeded, limited
 from rhumbline.models.weight_files import check_archive, extra, listed, one_line, safetensors_header
 from rhumbline.records.user_files import read_json
 
 CONFIG = "adapter_config.json"
+PATTERNS, TABLES = ("target_modules", "exclude_modules"), ("rank_pattern", "alpha_pattern")
+"""Fields of an adapter that can be a regular expression, or have them as keys."""
 
 
 class Base(NamedTuple):
@@ -58,6 +62,7 @@ def apply_adapter(model: Any, name: str, where: str, revision: str | None) -> No
                     f"{name} is an adapter of type {config.peft_type.value}, which adds virtual tokens. Only adapters "
                     "that change weights, such as LoRA, can be measured."
                 )
+            _check_patterns(name, config, [key for key, _ in model.named_modules()])
             config.inference_mode = True
             wrapped = peft.PeftModel(model, config, autocast_adapter_dtype=False)
             weights = peft.utils.save_and_load.load_peft_weights(where, device="cpu", revision=revision)
@@ -73,6 +78,22 @@ def apply_adapter(model: Any, name: str, where: str, revision: str | None) -> No
     _refuse(name, "has no tensors for", own & set(result.missing_keys))
     _refuse(name, "has tensors for modules that the base lacks:", result.unexpected_keys)
     model.requires_grad_(False).eval()
+
+
+def _check_patterns(name: str, config: Any, modules: Sequence[str]) -> None:
+    """ModelError if a regular expression of an adapter needs too long for the names of the modules."""
+    patterns = {text for field in PATTERNS if isinstance(text := getattr(config, field, None), str)}
+    patterns |= {text for field in TABLES for text in getattr(config, field, None) or {}}
+    for pattern in patterns:
+        try:
+            with limited():
+                for module in modules:
+                    re.fullmatch(pattern, module)
+                    re.match(rf"(.*\.)?({pattern})$", module)  # as peft reads a table
+        except LimitExceeded as error:
+            raise ModelError(
+                f"{name}: the pattern {pattern[:99]!r} of {CONFIG} cannot be used: {error}. Write the names of modules."
+            ) from error
 
 
 def _check_file(name: str, folder: Path) -> None:

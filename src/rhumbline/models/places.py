@@ -17,6 +17,7 @@ from rhumbline.models.weight_files import GGUF, extra, listed, one_line, weight_
 
 TOKENIZER = "tokenizer_config.json"
 JSON_FILES = ("config.json", "generation_config.json", TOKENIZER, "tokenizer.json", "special_tokens_map.json")
+TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model"}
 """Files of which a tokenizer of transformers needs one, unless it is code."""
 
@@ -73,6 +74,7 @@ def places_of(source: Source) -> Iterator[Places]:
     """The places of a model while the context is active; ModelError where there is no such model."""
     with ExitStack() as stack:
         own = stack.enter_context(checkpoint(source.model))
+        _check_entries(source.model, own)
         plain = Places(source, own, own, source.revision)
         with readable(plain):
             config = file_of(own, adapters.CONFIG, source.revision)
@@ -94,6 +96,7 @@ def _with_base(places: Places, stack: ExitStack) -> Places:
         found = replace(places, whole=stack.enter_context(checkpoint(places.whole)))
     except RhumblineError as error:
         raise ModelError(f"{places.source.model} is an adapter, and its base model cannot be found: {error}") from error
+    _check_entries(places.source.model, found.whole)
     with readable(found):
         config = file_of(found.whole, adapters.CONFIG, found.revision)
     if config is not None and not (Path(found.whole).is_dir() and weight_files(Path(found.whole))):
@@ -102,6 +105,16 @@ def _with_base(places: Places, stack: ExitStack) -> Places:
             "into its own base first, with rhumbline edit or peft."
         )
     return found
+
+
+def _check_entries(name: str, where: str) -> None:
+    """ModelError if a file of a directory is something else: transformers would read the model without it."""
+    folder = Path(where)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        is_read = path.name in (*JSON_FILES, *TOKENIZER_FILES, TEMPLATE, adapters.CONFIG)
+        if is_read and not path.is_file():
+            kind = "a link to nothing" if path.is_symlink() and not path.exists() else "not a regular file"
+            raise ModelError(f"{name}: {path.name} is {kind}. Restore the file, or remove the entry.")
 
 
 def file_of(where: str, name: str, revision: str | None) -> Path | None:
@@ -148,7 +161,7 @@ def _own_code(where: str, revision: str | None) -> list[str]:
     for name in ("config.json", TOKENIZER):
         content = json_of(where, name, revision)
         classes = content.get("auto_map") if isinstance(content, dict) else None
-        values = classes.values() if isinstance(classes, dict) else classes or []
+        values = list(classes.values()) if isinstance(classes, dict) else [classes]
         found += [str(v) for value in values for v in (value if isinstance(value, list) else [value]) if v]
     return found
 

@@ -1,4 +1,4 @@
-"""Limits of time and memory for the rendering of a chat template, which may come from a stranger.
+"""Limits of time and memory for a chat template or a regular expression, which may come from a stranger.
 
 Independent of templates and tokenizers. Enforced in the main thread on Linux; elsewhere a rendering is not limited.
 `play` therefore renders prompts in the main thread.
