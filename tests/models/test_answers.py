@@ -89,6 +89,7 @@ def test_a_known_block_that_only_its_end_shows_and_one_that_opens_late(block):
     reading = reader(tokens=block[:2], template=f"{block.opens}{block.closes}")
     assert text_of(reading, f"Hm.\n{block.closes}\nSure.") == "Sure."
     assert text_of(reading, f"Sure. {block.opens}I cannot") == "Sure."
+    assert text_of(reading, f"I cannot. {block.opens}Hm.{block.closes} Sure.").split() == ["I", "cannot.", "Sure."]
 
 
 def test_ordinary_text_is_its_own_answer(block):
@@ -140,6 +141,10 @@ def test_without_a_final_channel_there_is_no_answer(harmony):
     assert text_of(reading, ANALYSIS) is None
     assert text_of(reading, f"{ANALYSIS}<|end|><|start|>assistant") is None
     assert text_of(reading, f"{ANALYSIS}<|end|><|start|>assistant{FINAL}") is None
+
+
+def test_a_header_before_a_channel_is_not_the_answer():
+    assert text_of(reader(tokens=HARMONY), f"<|start|>assistant{ANALYSIS}<|end|>{FINAL}Sure.") == "Sure."
 
 
 def test_text_after_the_final_message_is_not_read(harmony):

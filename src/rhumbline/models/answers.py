@@ -39,6 +39,11 @@ def _end_of_block(raw: str, at: int, block: AnswerForm, *, is_opened: bool) -> i
     return end
 
 
+def _opens_late(raw: str, block: AnswerForm) -> bool:
+    """Whether a completion opens a block after other text. A header can precede a channel."""
+    return not block.goes_on and block.opens in raw.partition(block.closes)[0]
+
+
 class _Span(NamedTuple):
     """A part of a text, by character."""
 
@@ -108,9 +113,9 @@ class AnswerReader:
             at = end
 
     def _first_block(self, raw: str) -> AnswerForm | None:
-        """The form that a completion begins with, or else an own form whose block it closes later."""
+        """The form that a completion begins with, or else an own form whose block it closes without opening it."""
         begins = (form for form in FORMS if raw.lstrip().startswith(form.opens))
-        later = (form for form in self.own if form.closes in raw)
+        later = (form for form in self.own if form.closes in raw and not _opens_late(raw, form))
         return next(begins, None) or next(later, None)
 
     def _end_of_answer(self, raw: str, at: int, last: AnswerForm | None) -> tuple[int, AnswerForm | None]:
