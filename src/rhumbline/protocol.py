@@ -255,6 +255,7 @@ class Protocol:
             has_texts=self.save_completions,
             sizes=(self.sizes.train, self.sizes.val),
             spared=self.ablation.spared,
+            coefficient=self.addition.of_selection,
         )
 
     def record(self) -> JsonObject:

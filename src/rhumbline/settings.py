@@ -141,6 +141,11 @@ class AdditionSettings:
         if self.coefficient == 0:
             raise ProtocolError("addition.coefficient is 0, which adds nothing; use another number, or validation.")
 
+    @property
+    def of_selection(self) -> float:
+        """The coefficient of the induce scores. `validation` is selected for the selected direction, after them."""
+        return 1.0 if isinstance(self.coefficient, str) else self.coefficient
+
 
 @dataclass(frozen=True)
 class DoseSettings:

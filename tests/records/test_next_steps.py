@@ -75,7 +75,9 @@ def test_no_candidate_leads_to_the_sources_of_damage(results):
     induces_not = VerdictReason(
         code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.ALL_DISCARDED, counts={Discard.DOES_NOT_INDUCE: 3}
     )
-    assert codes(steps(results, VerdictName.NOT_TESTED, reasons=(induces_not,))) == others[1:]
+    found = steps(results, VerdictName.NOT_TESTED, FACTS._replace(coefficient=1.5), reasons=(induces_not,))
+    assert codes(found) == [NextStep.ADD_MORE, *others[1:]]
+    assert lines(found, "RUN", "m")[0].command == "--coefficient 3"
     lacking = VerdictReason(
         code=VerdictCode.NO_CANDIDATE, no_candidate=NoCandidate.NO_TOKENS, lacking=TokensLacking.AFTER_BLOCK
     )

@@ -49,6 +49,20 @@ def plain_logits(chat_model, ids, edit_inputs=None, edit_writes=None):
     return logits
 
 
+def test_induce_scores_have_the_coefficient_of_the_additions(family_model):
+    runner, candidates = Runner(family_model("llama")), torch.randn(2, 4, 32)
+    rule = replace(ARDITI2024, max_layer_share=None, min_induce=None)
+    one, two, longer = (
+        replace(grid(runner, factor * candidates, [17, 20], rule), coefficient=c)
+        for factor, c in ((1, 1.0), (1, 2.0), (2, 1.0))
+    )
+    tables = [score_candidates(some, full_grid=True)[0] for some in (one, two, longer)]
+    for a, b, c in zip(*tables, strict=True):
+        assert (b.bypass, b.kl) == (near(a.bypass), near(a.kl))
+        assert b.induce == near(c.induce)
+    assert [row.induce for row in tables[0]] != [near(row.induce) for row in tables[1]]
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe"])
 def test_scores_equal_the_formulas_written_out(family, family_model):
     chat_model = family_model(family)

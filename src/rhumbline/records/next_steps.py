@@ -52,6 +52,8 @@ class NextStep(StrEnum):
     SPARE_TOKENS = "spare-tokens"
     WIDER_BOUND = "wider-bound"
     ADD_LESS = "add-less"
+    ADD_MORE = "add-more"
+    """`bound` is the coefficient."""
     WHOLE_RUN = "whole-run"
     MORE_PROMPTS = "more-prompts"
     """`prompts` per class would decide an undecided effect; None: no practical number."""
@@ -100,6 +102,8 @@ class RunFacts(NamedTuple):
     """Prompts per class in train and validation."""
     spared: int = 0
     """Tokens at the start of a text that ablations spare."""
+    coefficient: float = 1.0
+    """Of the additions in the selection."""
 
 
 # -- steps by outcome -------------------------------------------------------------------------------------------------
@@ -163,6 +167,8 @@ def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, 
     steps = [Step(what=NextStep.ADVICE, advice=text) for text in advice if text is not None]
     if damaging:
         steps += _steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts), NextStep.WIDER_BOUND)
+    if any(Discard.DOES_NOT_INDUCE in (reason.counts or ()) for reason in reasons):
+        steps.append(Step(what=NextStep.ADD_MORE, bound=2 * facts.coefficient))
     return (*steps, *_steps(NextStep.OTHER_PROMPTS))
 
 
@@ -324,6 +330,9 @@ def _option(step: Step, run: str) -> Line:
             return Line("--contrast FILE|NAME", "negatives that do not show the behaviour, so that induction is tested")
         case NextStep.ADD_LESS:
             return Line("--coefficient 0.5 --add-at prompt", "a smaller addition, at prompt positions only")
+        case NextStep.ADD_MORE:
+            why = "a larger addition, if too few candidates induce the behaviour; with another --out"
+            return Line(f"--coefficient {step.bound or 2.0:g}", why)
         case NextStep.WHOLE_RUN:
             return Line("", "This was a quick run. Rerun the command without --quick for the whole one.")
         case NextStep.MORE_PROMPTS if step.prompts is not None:

@@ -10,7 +10,7 @@ from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.records.analysis_files import GeometryCell
 from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ChatFacts
-from rhumbline.records.reasons import NoCandidate
+from rhumbline.records.reasons import Discard, NoCandidate
 from rhumbline.records.results import SeedResult
 from rhumbline.records.seed_files import Candidate, Projection, Selection, SiteSeparation
 from rhumbline.records.shared import ByLabel, Site
@@ -127,6 +127,12 @@ def candidate_table(selection: Selection, labels: PositionLabels) -> Html:
 
 def _selection_text(selection: Selection, rule: SelectionRule, chosen: Candidate | None) -> list[str]:
     sentences = [] if selection.reason is None else [_NO_CANDIDATE[selection.reason]]
+    if any(row.discarded is Discard.DOES_NOT_INDUCE for row in selection.candidates) and chosen is None:
+        best = max((row for row in selection.candidates if row.induce is not None), key=lambda row: row.induce or 0.0)
+        sentences.append(
+            f"the largest induce score is {number(best.induce)} at {site_text(best.site)}; the rule "
+            f"requires {number(rule.min_induce)}."
+        )
     if rule.max_kl is not None and chosen is not None and chosen.kl is not None and chosen.kl > rule.max_kl:
         sentences.append(
             f"no candidate within the bound on KL ({rule.max_kl:g}) passes the rule. The selected one is within "

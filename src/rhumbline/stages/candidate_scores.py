@@ -60,6 +60,8 @@ class ScoreGrid:
     rule: SelectionRule
     spared: int = 0
     """Tokens at the start of a prompt that ablations do not edit."""
+    coefficient: float = 1.0
+    """Of the additions, in differences in means."""
     elsewhere: Compute | None = None
     """Computes a score of several candidates at once, for example on workers; None: `values`."""
     computed: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -154,7 +156,7 @@ class ScoreGrid:
 
     def _direction(self, site: Site) -> Direction:
         vector = self.candidates[list(self.positions).index(site.position), site.layer]
-        return Direction.from_vector(vector, site.position, site.layer)
+        return Direction.from_vector(self.coefficient * vector, site.position, site.layer)
 
     @property
     def baseline(self) -> Float[Tensor, "prompt vocab"]:

@@ -21,9 +21,10 @@ from rhumbline.records.seed_files import NullDirections, UnrelatedSource
 from rhumbline.records.shared import NullDirection
 from rhumbline.stages.directions import group_cosine, group_cosines
 from rhumbline.stages.null_families import Enough, Material, as_null, draw_nulls, topics_of
-from rhumbline.stages.refits import RefitSelection, ShuffledSelection, scored_sites, shuffled_differences
+from rhumbline.stages.refits import ShuffledSelection, scored_sites, shuffled_differences
 from rhumbline.stages.seed_artefacts import Null
 from rhumbline.stages.seed_run import SeedRun
+from rhumbline.stages.selection import refit_selection
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, JobKind, SeedJobs, Span, spans
 
 
@@ -148,7 +149,7 @@ def _shuffled(run: SeedRun, draws: range) -> Callable[[Span], ShuffledDraws]:
         return lambda span: ShuffledDraws(())
     plan, sites = run.protocol.nulls, scored_sites(run.selection.candidates)
     shuffled = ShuffledSelection(
-        RefitSelection(run.scorer("nulls"), sites, run.positions, run.rule.metric_only(), run.protocol.ablation.spared),
+        refit_selection(run, "nulls", sites),
         draws,
         differences,
         run.kept_sequences("val"),

@@ -92,6 +92,8 @@ class RefitSelection:
     rule: SelectionRule
     spared: int
     """Tokens at the start of a prompt that ablations do not edit."""
+    coefficient: float
+    """Of the additions, in differences in means."""
 
     def directions(self, candidates: Candidates) -> dict[Site, Direction]:
         """The candidate of every site that has one: neither zero nor infinite."""
@@ -137,7 +139,7 @@ class RefitSelection:
         """The candidate of a site; None if it is zero or not finite."""
         vector = self._vector(candidates, site.position, site.layer)
         is_direction = 0 < float(vector.norm()) < float("inf")
-        return Direction.from_vector(vector, site.position, site.layer) if is_direction else None
+        return Direction.from_vector(self.coefficient * vector, site.position, site.layer) if is_direction else None
 
     def _refit(self, row: Candidate, candidates: Candidates, passed: bool) -> Refit:
         return Refit(row.position, row.layer, self._vector(candidates, row.position, row.layer), passed)

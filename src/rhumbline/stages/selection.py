@@ -22,6 +22,7 @@ from rhumbline.records.shared import ByLabel, Site, Survivor
 from rhumbline.settings import COEFFICIENTS
 from rhumbline.stages.candidate_scores import ScoreGrid, ScoreName, score_candidates
 from rhumbline.stages.completion_scores import CompletionScores
+from rhumbline.stages.refits import RefitSelection
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, JobKind, SeedJobs, spans
 
@@ -152,8 +153,15 @@ class Scores:
 def score_grid(run: SeedRun) -> ScoreGrid:
     """The score grid of the run on its kept validation prompts."""
     positive, negative = run.kept_sequences("val")
-    rule, spared = run.protocol.selection, run.protocol.ablation.spared
-    return ScoreGrid(run.scorer("selection"), run.candidates, run.positions, positive, negative, rule, spared)
+    protocol, scorer = run.protocol, run.scorer("selection")
+    spared, coefficient = protocol.ablation.spared, protocol.addition.of_selection
+    return ScoreGrid(scorer, run.candidates, run.positions, positive, negative, protocol.selection, spared, coefficient)
+
+
+def refit_selection(run: SeedRun, stage: str, sites: Sequence[Site]) -> RefitSelection:
+    """The selection among some sites as refits repeat it."""
+    spared, coefficient = run.protocol.ablation.spared, run.protocol.addition.of_selection
+    return RefitSelection(run.scorer(stage), sites, run.positions, run.rule.metric_only(), spared, coefficient)
 
 
 def _prepare(run: SeedRun) -> Callable[[ScoreRequest], Scores]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from rhumbline.records.seed_files import BootstrapRefit, Stability
 from rhumbline.records.shared import Site
-from rhumbline.stages.refits import RefitSelection, best_sites, bootstrap_refits, resample
+from rhumbline.stages.refits import best_sites, bootstrap_refits, resample
 from rhumbline.stages.seed_run import SeedRun
+from rhumbline.stages.selection import refit_selection
 from rhumbline.stages.stage_jobs import REFITS_PER_JOB, JobKind, SeedJobs, Span, spans
 
 
@@ -41,9 +42,7 @@ def _prepare(run: SeedRun) -> Callable[[Span], BootstrapRefits]:
     resampled = resample(scorer, *sets, run.positions, refits=plan.refits, prompts=plan.prompts, seed=run.seed)
 
     def compute(span: Span) -> BootstrapRefits:
-        selection = RefitSelection(
-            scorer, _sites(run), run.positions, run.rule.metric_only(), run.protocol.ablation.spared
-        )
+        selection = refit_selection(run, "stability", _sites(run))
         refits, between = bootstrap_refits(selection, resampled, direction, refits=span.range)
         return BootstrapRefits(tuple(refits), between)
 
