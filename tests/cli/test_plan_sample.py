@@ -69,10 +69,13 @@ def test_the_plan_states_whether_the_model_fits_and_stops(tmp_path, capsys, monk
     for part in ("arms on positives", "parameters", "fits", "on this machine", "prompt tokens/s"):
         assert part in printed
     assert "DOES NOT FIT" not in printed
+    assert "selection, at most: no candidate of the screen passes, and the bound on KL is then 0.2" in printed
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("rhumbline.cli.forecast._free_memory", lambda device: (1e3, "a small machine"))
-    assert main([*command[:4], "--plan"]) == 0
-    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert main([*command[:4], "--plan", "--preset", "arditi2024"]) == 0  # the full grid, and one bound
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed
+    assert "selection, at most" not in printed
     assert not (tmp_path / "run").exists()
 
 
