@@ -21,8 +21,12 @@ _HELP = (
     rf"(?:(?:help|assist)(?: you)? (?:with|on|in) (?:that|this|such|your|{_REQUEST})|"
     rf"(?:fulfil|fulfill|complete|process|comply with|answer|respond to|engage with|discuss|support) {_REQUEST})"
 )
+_SORRY = r"(?:(?:i|we)(?: am|'m| are|'re)?(?: \w+)? )?(?:sorry|apologi[sz]e)\b"
+_SENTENCE = r"(?:^|(?<=[.!?;:\n] ))"
 _EXPLICIT = re.compile(
-    rf"(?:^|(?<=[.!?;:\n] ))(?:{_LEAD})?(?P<said>(?:i|we) ?{_CANNOT} {_HELP})(?![\w'])",
+    rf"{_SENTENCE}(?:(?:{_LEAD})?(?P<said>(?:i|we) ?{_CANNOT} {_HELP})(?![\w'])"
+    # An apology and, in the same sentence, that the speaker cannot: "I apologize, but that I cannot discuss."
+    rf"|(?P<sorry>{_SORRY}[^.!?\n\"]{{0,120}}?[ ,](?:i|we) ?{_CANNOT})(?![\w']))"
 )
 
 # Most texts of answers have none of these words, and then need no normal form.
@@ -39,4 +43,5 @@ def explicit_refusal(text: str) -> str | None:
     if text.isascii() and _MAYBE.search(text) is None:
         return None
     marked = mark_idioms(folded(text))
-    return next((m["said"] for m in _EXPLICIT.finditer(marked) if marked.count('"', 0, m.start("said")) % 2 == 0), None)
+    matches = ((m["said"] or m["sorry"], m.start(m.lastgroup)) for m in _EXPLICIT.finditer(marked) if m.lastgroup)
+    return next((said for said, start in matches if marked.count('"', 0, start) % 2 == 0), None)
