@@ -58,7 +58,8 @@ def test_the_program_takes_every_command_of_a_page(page):
 
 # -- as they are printed ----------------------------------------------------------------------------------------------
 
-RUN_HERE = ("README.md", "docs/index.md", "docs/how-do-i.md", "docs/guide/play.md", "docs/guide/sharing.md")
+GUIDES = tuple(f"docs/guide/{name}.md" for name in ("play", "sharing", "analyses"))
+RUN_HERE = ("README.md", "docs/index.md", "docs/how-do-i.md", *GUIDES)
 ELSEWHERE = {
     "hf:": "needs the hub",
     "push RUN owner/name": "uploads",
@@ -66,7 +67,12 @@ ELSEWHERE = {
     "contrast make": "tests/cli/test_contrast.py",
     "evaluate": "tests/cli/test_complete_path.py",
     "judge RUN": "needs another model or a person; tests/cli/test_judge.py",
+    "analyze directions": "takes minutes; tests/analyses",
     "analyze dissociation": "tests/analyses",
+    "runs/r1": "needs a model of 8B parameters; tests/analyses",
+    "--battery": "tests/analyses",
+    "xstest": "needs a published set; tests/analyses",
+    "suffixes.txt": "tests/analyses",
     "reproduce": "needs the published model; tests/presets",
     "sweep": "tests/jobs",
     "--behaviour style": "tests/test_experiment_on_texts.py",
