@@ -13,6 +13,8 @@ NULL_FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-sit
 """Null families, weakest first. The index in this tuple seeds the draws."""
 MOST_DRAWS = 1000
 """Draws of a family that complete test prompts."""
+MOST_COEFFICIENT = 1000
+"""Largest coefficient of an addition."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ class AdditionSettings:
             raise ProtocolError(f"addition.positions is {self.positions!r}; use all or prompt.")
         if isinstance(self.coefficient, str) and self.coefficient != "validation":
             raise ProtocolError(f"addition.coefficient is {self.coefficient!r}; use a number or validation.")
+        if isinstance(self.coefficient, float | int) and abs(self.coefficient) > MOST_COEFFICIENT:
+            raise ProtocolError(
+                f"addition.coefficient is {self.coefficient:g}; use a number from -{MOST_COEFFICIENT} to "
+                f"{MOST_COEFFICIENT}, or validation."
+            )
         if self.coefficient == 0:
             raise ProtocolError("addition.coefficient is 0, which adds nothing; use another number, or validation.")
 

@@ -276,6 +276,7 @@ OUT = {
     "a name that is too long": Value(lambda folder: str(folder / ("x" * 300)), names=("xxx",)),
     "a path that is too deep": Value(lambda folder: str(folder / ("x/" * 3000)), names=("x/x",)),
     "a directory of others": place("hostile", lambda path: (path.mkdir(), (path / "mine.txt").write_text("x"))),
+    "another run": place("hostile", lambda path: (path.mkdir(), (path / "protocol.json").write_text('{"schema": 1}'))),
 }
 BESIDE = {name: value for name, value in OUT.items() if name != "a directory of others"}
 """Of commands that write beside what is there: sheets, and the runs of a sweep."""

@@ -52,7 +52,7 @@ def whole(least: int) -> dict[str, Value]:
 
 def real(*outside: str) -> dict[str, Value]:
     """Not a finite number, or outside the range of the option."""
-    return just("", "x", "nan", "inf", "-inf", "1e999", "1,5", *outside)
+    return just("", "x", "nan", "inf", "-inf", "1e999", "1,5", "1_0", "\u0661.5", "0x1p3", *outside)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         (format_datetime(NOW + timedelta(seconds=9), usegmt=True), 9),
         ("Friday, 02-Jan-26 03:04:14 GMT", 9),
         ("Fri Jan  2 03:04:14 2026", 9),
+        ("Fri, 02 Jan 2026 03:04:60 GMT", 54),
         (format_datetime(NOW - timedelta(days=1), usegmt=True), 0),
         ("", 2.5), ("soon", 2.5), ("-3", 2.5), ("1.5", 2.5), ("\u00b2", 2.5), ("\u0663", 2.5),
         ("Fri, 99 Jan 9999999 0:0:0", 2.5),

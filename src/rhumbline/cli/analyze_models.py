@@ -21,7 +21,7 @@ from rhumbline.cli.options import (
     whole,
 )
 from rhumbline.records.artefacts import SheetRecord
-from rhumbline.records.directory import check_writable
+from rhumbline.records.directory import check_outside_runs
 from rhumbline.records.sheet_files import RobustnessPlan
 from rhumbline.records.style_doses_file import StyleDosesPlan
 
@@ -78,7 +78,7 @@ def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import compare, measure
     from rhumbline.judging.judge_names import class_judge
 
-    check_writable(a.out)
+    check_outside_runs(a.out)
     class_judge(a.judge)  # an unknown judge is reported before a model is loaded
     plan = replace(
         PLAN,
@@ -120,7 +120,7 @@ def dissociation(a: argparse.Namespace) -> int:
     from rhumbline.analyses.dissociation import BehaviourRun, dissociate
     from rhumbline.models.sources import contrast_for
 
-    check_writable(a.out)
+    check_outside_runs(a.out)
     template = read_template(a.chat_template)
     contrasts = [contrast_for(a.model, name, a.data_dir) for name in a.contrasts]
     sides = [BehaviourRun.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
@@ -146,7 +146,7 @@ def flinch(a: argparse.Namespace) -> int:
     """Execute `analyze flinch`."""
     from rhumbline.analyses.flinch import Terms, flinch
 
-    check_writable(a.out)
+    check_outside_runs(a.out)
     terms = Terms.read(a.terms)
     check_models(a, a.base)
     with progress() as shown:
@@ -186,7 +186,7 @@ def style(a: argparse.Namespace) -> int:
     from rhumbline.analyses.style_doses import measure, pairs_of
     from rhumbline.prompts.contrast_files import read_contrast
 
-    check_writable(a.out)
+    check_outside_runs(a.out)
     plan = StyleDosesPlan(
         doses=reals(a.doses, "--doses"),
         depths=reals(a.depths, "--depths"),

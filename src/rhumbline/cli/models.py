@@ -7,7 +7,7 @@ from rhumbline.cli.console import err, print_entries, print_json, print_lines, s
 from rhumbline.cli.option_values import load_model
 from rhumbline.cli.options import MODEL_HELP, SEED, AddCommand, json_option, model_options
 from rhumbline.records.codec import to_json
-from rhumbline.records.directory import check_writable
+from rhumbline.records.directory import check_outside_runs
 
 
 def add(command: AddCommand) -> None:
@@ -56,7 +56,7 @@ def _list(a: argparse.Namespace) -> int:
 def _train(a: argparse.Namespace) -> int:
     from rhumbline.organisms import train
 
-    check_writable(a.out)
+    check_outside_runs(a.out)
     with err.status("") as status:
 
         def progress(stage: str, step: int, steps: int, loss: float) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 
 from rhumbline.cli.console import err
-from rhumbline.cli.options import Changes, brief
+from rhumbline.cli.options import Changes, brief, decimal
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.records.directory import LONGEST_NAME
 from rhumbline.records.user_files import read_text, read_toml
@@ -106,9 +107,16 @@ def chat_changes(a: argparse.Namespace) -> Changes:
     return _set(changes)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; ValueError if a name occurs twice."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return dict(pairs)
+
+
 def _template_kwargs(text: str) -> dict:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--template-kwargs is not JSON: {error}. Pass a JSON object.") from error
     if not isinstance(value, dict):
@@ -128,10 +136,10 @@ def integers(text: str, option: str) -> tuple[int, ...]:
 
 def reals(text: str, option: str) -> tuple[float, ...]:
     """Numbers separated by commas or blanks. Raises InputError."""
-    try:
-        return tuple(map(float, _parts(text)))
-    except ValueError:
-        raise InputError(f"{option} is {brief(text)}; use numbers separated by commas.") from None
+    numbers = tuple(map(decimal, _parts(text)))
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{option} is {brief(text)}; use numbers separated by commas.")
+    return numbers
 
 
 def _parts(text: str) -> list[str]:
@@ -206,10 +214,10 @@ def _refusal_tokens(text: str | None) -> str | tuple[str, ...] | None:
 def _coefficient(text: str | None) -> float | str | None:
     if text is None or text == "validation":
         return text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--coefficient is {text!r}; use a number, or validation.") from None
+    value = decimal(text)
+    if not math.isfinite(value):
+        raise InputError(f"--coefficient is {brief(text)}; use a number, or validation.")
+    return value
 
 
 def _phrases(path: str) -> dict[str, Any]:

@@ -32,14 +32,16 @@ def whole(least: int = 1, most: int = MOST) -> Callable[[str], int]:
     return convert
 
 
+def decimal(text: str) -> float:
+    """A number in decimal digits; NaN for any other text, such as `1_0`, which `float` reads as 10."""
+    return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?", text) else math.nan
+
+
 def real(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> Callable[[str], float]:
     """The `type` of an option: a finite number in a range, and greater than `above`."""
 
     def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        value = decimal(text)
         if not (math.isfinite(value) and least <= value <= most and value > above):
             bounds = ((math.isfinite(most), f"up to {most:g}"), (math.isfinite(least), f"of at least {least:g}"))
             bounds = (*bounds, (math.isfinite(above), f"above {above:g}"))

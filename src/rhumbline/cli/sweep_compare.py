@@ -13,7 +13,7 @@ from rhumbline.cli.option_values import engine_of
 from rhumbline.cli.options import AddCommand, engine_options, json_option, real
 from rhumbline.errors import InputError
 from rhumbline.jobs.sizing import Device
-from rhumbline.records.directory import check_writable
+from rhumbline.records.directory import check_outside_runs
 
 
 def add(command: AddCommand) -> None:
@@ -55,7 +55,7 @@ def _sweep(a: argparse.Namespace) -> int:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    check_writable(a.out)
+    check_outside_runs(a.out)
     swept = run_sweep(sweep, a.out, engine, progress=note)
     _print(a, swept.rows, swept.failures, swept.page)
     return 1 if swept.failures else 0
@@ -102,7 +102,7 @@ def _compare(a: argparse.Namespace) -> int:
     runs = comparing.named(a.runs)
     rows, failures = comparing.gather(runs)
     folder = Path(a.out)
-    check_writable(folder)
+    check_outside_runs(folder)
     comparing.write_tables(rows, failures, folder)
     _print(a, rows, failures, comparison_page.build(rows, failures, folder, folders=runs))
     return 1 if failures else 0

@@ -47,7 +47,7 @@ _REVISION = re.compile(r"[\w./-]{1,100}", re.ASCII)
 
 def is_repository(name: str) -> bool:
     """Whether a name has the form owner/name of the hub."""
-    return bool(_NAME.fullmatch(name)) and ".." not in name
+    return bool(_NAME.fullmatch(name)) and ".." not in name and not name.endswith(".git")
 
 
 @dataclass(frozen=True)

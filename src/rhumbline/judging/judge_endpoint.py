@@ -145,7 +145,7 @@ def retry_after(value: str, now: datetime, default: float) -> float:
     if value.isascii() and value.isdigit():
         return min(float(value), LONGEST_WAIT)
     try:
-        date = parsedate_to_datetime(value)
+        date = parsedate_to_datetime(value.replace(":60 ", ":59 "))  # a leap second is legal
     except (ValueError, TypeError, OverflowError):
         return default
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())

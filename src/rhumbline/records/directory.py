@@ -259,6 +259,13 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(f"--out {folder}: {existing} is not writable. Pass another --out, or change its permissions.")
 
 
+def check_outside_runs(path: str | Path) -> None:
+    """Raise OutputError unless `path` can be written to and is no run directory, whose report would be replaced."""
+    check_writable(path)
+    if (Path(path) / "protocol.json").exists():
+        raise OutputError(f"--out {path} is the directory of a run, whose files would be replaced. Pass another --out.")
+
+
 def _check_empty(folder: Path) -> None:
     others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, QUICK))
     if others:
