@@ -29,7 +29,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
+from math import nan
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -166,20 +168,28 @@ def show(path: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for truth, (is_of, wrong, right) in TRUTHS.items():
         some = [row for row in rows if is_of(row)]
-        tested = [row for row in some if any(state != "not-tested" for state, *_ in row["claims"].values())]
+        tested = [row for row in some if _is_tested(row)]
         print(
             f"- {truth}: {len(some)} runs; {wrong} in {_share(some, wrong)}, in {_share(tested, wrong)} of the tested"
         )
         if right is not None:
             print(f"    {right} in {_share(some, right)}")
-    print("| kind | model | runs | SINGLE [95 %] | verdicts |\n| --- | --- | --- | --- | --- |")
+    print("| kind | model | runs (n) | tested | verdicts | minutes |\n| --- | --- | --- | --- | --- | --- |")
     for kind, models in KINDS.items():
         for model in models:
             some = [row for row in rows if (row["kind"], row["model"]) == (kind, model)]
             if not some:
                 continue
             verdicts = ", ".join(f"{v} {n}" for v, n in Counter(row["verdict"] for row in some).most_common())
-            print(f"| {kind} | {model} | {len(some)} | {_share(some, SHOWN)} | {verdicts} |")
+            sizes = ", ".join(f"{k} ({n})" for n, k in sorted(Counter(row["n"] for row in some).items()))
+            minutes = median(row.get("seconds", nan) for row in some) / 60
+            tested = sum(map(_is_tested, some))
+            print(f"| {kind} | {model} | {sizes} | {tested} | {verdicts} | {minutes:.1f} |")
+
+
+def _is_tested(row: dict[str, Any]) -> bool:
+    """Whether a direction was selected and tested."""
+    return any(state != "not-tested" for state, *_ in row["claims"].values())
 
 
 def _share(rows: Sequence[dict[str, Any]], verdict: str) -> str:
