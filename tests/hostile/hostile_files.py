@@ -245,6 +245,9 @@ LABELS = texts(".csv") | {
     "an escape": file("hostile.csv", "row,prompt,completion,label\nx,p,\x1b[2J,refused\n"),
     "a large cell": file("hostile.csv", "row,prompt,completion,label\nx,p," + "c" * 200_000 + ",refused\n"),
     "an open quote": file("hostile.csv", 'row,prompt,completion,label\n"x,p,c'),
+    "a large header": file("hostile.csv", "x" * 200_000),
+    "many columns": file("hostile.csv", ",".join("x" * 100_000)),
+    "a column twice": file("hostile.csv", "row,prompt,completion,label,label\nx,p,c,refused,complied\n"),
 }
 TEMPLATE = texts(".jinja") | {
     what: file("hostile.jinja", text, is_late=True, codes=(2, 3), names=("template",))

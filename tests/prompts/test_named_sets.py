@@ -21,6 +21,7 @@ from rhumbline.errors import ContrastError, DataError
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Sizes, near_text
 from rhumbline.prompts.named_sets import compose, load, open_contrast, prompts, recipes, source, sources
 from rhumbline.prompts.sampling import draw_as_reference, draw_by_hash
+from rhumbline.prompts.set_rows import read_rows
 from rhumbline.records.files import file_sha256
 
 SIZES = Sizes(40, 10, 20)
@@ -62,6 +63,17 @@ def test_every_recipe_has_declared_sources():
 
 
 # -- reading
+
+
+def test_a_small_parquet_file_of_large_texts_is_refused(tmp_path):
+    """One text that many rows share is stored once."""
+    from pyarrow import Table, parquet
+
+    path = tmp_path / "x.parquet"
+    parquet.write_table(Table.from_pydict({"text": ["a" * 10_000] * 8_000}), path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match="more than 67,108,864 bytes"):
+        read_rows(path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])

@@ -168,6 +168,8 @@ def _key(directory: RunDirectory) -> SheetKey:
     return directory.read_record(SheetKey) if directory.has(SheetKey) else SheetKey(token_hex(16), ())
 
 
+LONGEST_HEADER = 10_000
+"""Characters of the first line of a sheet that are read."""
 _FORMULA = re.compile(r"\W*?[=+\-@＝＋－＠]")
 _WORD = re.compile(r"[^\W\d_]+")
 _IN_NUMBER = re.compile("e|am?|pm?|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec).*")
@@ -272,20 +274,24 @@ class _Line(NamedTuple):
 def _lines(path: Path) -> list[_Line]:
     """The rows of a sheet that are not empty. The columns can have any order, and others can be between them."""
     text = read_text(path, InputError, "a sheet that `rhumbline label` wrote", "--human")
+    first = (text.splitlines() or [""])[0][:LONGEST_HEADER]
     for delimiter in ",;\t":
-        header = next(csv.reader(text.splitlines()[:1], delimiter=delimiter), [])
+        header = next(csv.reader([first], delimiter=delimiter), [])
         names = [name.strip().casefold() for name in header]
-        if set(COLUMNS) <= set(names):
+        if all(names.count(name) == 1 for name in COLUMNS):
             break
     else:
-        raise InputError(f"{path} needs the columns {', '.join(COLUMNS)}. Pass a sheet that `rhumbline label` wrote.")
+        raise InputError(
+            f"{path} needs the columns {', '.join(COLUMNS)}, each once. Pass a sheet that `rhumbline label` wrote."
+        )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         rows = list(reader)
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}. Save the sheet as CSV (UTF-8).") from error
     places = [names.index(name) for name in COLUMNS]
-    full = [(number, [*cells, *[""] * len(names)]) for number, cells in enumerate(rows, 1) if any(cells)]
+    missing = [""] * (max(places) + 1)
+    full = [(number, [*cells, *missing[len(cells) :]]) for number, cells in enumerate(rows, 1) if any(cells)]
     return [_Line(number, *(cells[i].strip() for i in places)) for number, cells in full[1:]]
 
 

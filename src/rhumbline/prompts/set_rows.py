@@ -16,7 +16,7 @@ from rhumbline.errors import DataError
 from rhumbline.prompts.declared_sets import Source
 from rhumbline.records.files import file_sha256, sha256
 from rhumbline.records.protocol_file import SourceFacts
-from rhumbline.records.user_files import control_character, is_unicode, read_text
+from rhumbline.records.user_files import LARGEST, control_character, is_unicode, read_text
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 """Formats of the files of a local mirror."""
@@ -147,8 +147,19 @@ def _parquet(path: Path) -> list[TableRow]:
         from pyarrow import parquet
     except ImportError:
         raise DataError(f'{path}: Parquet needs the extra `data`. Install it: pip install "rhumbline[data]".') from None
+    rows: list[TableRow] = []
+    size = 0
     try:
-        return parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                size += batch.nbytes
+                if size > LARGEST:
+                    raise DataError(
+                        f"{path} has texts of more than {LARGEST:,} bytes, and a contrast needs a few thousand "
+                        "prompts. Pass a part of the file."
+                    )
+                rows += batch.to_pylist()
+        return rows
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not valid Parquet: {type(error).__name__}. Check the file.") from error
 
