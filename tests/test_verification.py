@@ -283,8 +283,10 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def drawn_run(every_stage, tmp_path_factory) -> Path:
-    """A copy of a finished run with its report."""
+    """A copy of a finished run with its report, as a run leaves it."""
     copy = Path(shutil.copytree(every_stage, tmp_path_factory.mktemp("drawn") / "run"))
+    edit(copy / "results.json", lambda results: results.update(has_page=True))
+    seal(copy)
     build(copy)
     return copy
 
@@ -321,6 +323,12 @@ def remove_the_hashes(path):
     return "report.json is missing"
 
 
+def remove_the_report(path):
+    for step in (remove_the_page, remove_the_figures, remove_the_hashes):
+        step(path)
+    return "report.html is missing, which the run drew"
+
+
 def empty_the_hashes(path):
     (path / "report.json").write_text("{}")
     return "report.json"
@@ -332,7 +340,7 @@ def add_a_figure(path):
 
 
 REPORT_CHANGES = [change_the_page, remove_the_page, change_a_figure, remove_the_figures, remove_the_hashes,
-                  empty_the_hashes, show_the_report_of_another_run, add_a_figure]  # fmt: skip
+                  remove_the_report, empty_the_hashes, show_the_report_of_another_run, add_a_figure]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", REPORT_CHANGES, ids=lambda f: f.__name__)

@@ -104,7 +104,8 @@ def run(
             run_stages(plan.seed_run(directory, timings, seed, tokens), pool)
         directory.write_record(compare_seeds(directory))
         surroundings = environment(model, started, engine)
-        results = to_json(sealed(assemble(directory), surroundings, timings.read(), directory.manifest()))
+        hashes = directory.manifest()
+        results = to_json(sealed(assemble(directory), surroundings, timings.read(), hashes, has_page=page))
         write_json(directory.file_of(Results), results)
         if page:
             with timings.stage("report", None):

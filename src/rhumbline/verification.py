@@ -184,10 +184,14 @@ def _seed_warnings(seeds: Sequence[SeedResult], pooled: Sequence[PooledEffect]) 
     return warnings
 
 
-def sealed(summary: RunSummary, environment: Environment, timings: TimingSummary, files: Mapping[str, str]) -> Results:
+def sealed(
+    summary: RunSummary, environment: Environment, timings: TimingSummary, files: Mapping[str, str], *, has_page: bool
+) -> Results:
     """The content of results.json: the summary, its environment, the hash of every artefact and of the whole."""
     known = {field.name: getattr(summary, field.name) for field in fields(summary)}
-    results = Results(**known, environment=environment, timings=timings, files=dict(files), sha256="")
+    results = Results(
+        **known, environment=environment, timings=timings, files=dict(files), sha256="", has_page=has_page
+    )
     return replace(results, sha256=_own_hash(to_json(results)))
 
 
@@ -242,7 +246,8 @@ def check(path: str | Path) -> Verification:
     recorded = results.get("files")
     if not isinstance(recorded, dict):
         return Verification([*faults, "results.json: files is not an object of hashes"], notes)
-    faults += file_faults(directory, recorded, is_old=is_first, notes=notes)
+    has_page = results.get("has_page") is True
+    faults += file_faults(directory, recorded, has_page=has_page, is_old=is_first, notes=notes)
     faults += _quick_faults(folder, notes)
     try:
         faults += _differences(to_json(assemble(directory)), results, "results.json", skipped, is_first)

@@ -37,13 +37,18 @@ LATER_RECORDS: Mapping[str, type] = {
 LATER_ROWS: Mapping[str, type] = {"judgements/*.index.jsonl": JudgedPlace, "judgements/*.jsonl": JudgementRow}
 
 
-def file_faults(directory: RunDirectory, recorded: Mapping[str, Any], *, is_old: bool, notes: list[str]) -> list[str]:
-    """Every fault of a file. `recorded` are the hashes of results.json; `is_old`: the run is of version 0.1."""
+def file_faults(
+    directory: RunDirectory, recorded: Mapping[str, Any], *, has_page: bool, is_old: bool, notes: list[str]
+) -> list[str]:
+    """Every fault of a file.
+
+    `recorded` are the hashes of results.json; `has_page`: the run ended with a report; `is_old`: it is of version 0.1.
+    """
     return [
         *_changed_files(directory, recorded),
         *_ambiguous(directory, RESULTS),
         *_later_faults(directory, is_old=is_old),
-        *_page_faults(directory, recorded, is_old=is_old, notes=notes),
+        *_page_faults(directory, recorded, has_page=has_page, is_old=is_old, notes=notes),
     ]
 
 
@@ -119,7 +124,9 @@ def _kind_of(name: str, patterns: Mapping[str, type]) -> type | None:
     return None
 
 
-def _page_faults(directory: RunDirectory, recorded: Mapping[str, Any], *, is_old: bool, notes: list[str]) -> list[str]:
+def _page_faults(
+    directory: RunDirectory, recorded: Mapping[str, Any], *, has_page: bool, is_old: bool, notes: list[str]
+) -> list[str]:
     """Files of the report that were changed, and files of the directory that rhumbline did not write."""
     page = [name for name in directory.files() if name == PAGE or name.startswith(f"{FIGURES}/")]
     faults = []
@@ -129,6 +136,8 @@ def _page_faults(directory: RunDirectory, recorded: Mapping[str, Any], *, is_old
             page = list(read_page_files(directory.path).files)
         except OutputError as error:
             faults = [str(error)]
+    elif not page and has_page:
+        faults = [f"{PAGE} is missing, which the run drew: use `rhumbline report`"]
     elif not page:
         notes.append("there is no report")
     elif is_old:

@@ -363,3 +363,5 @@ class Results(RunSummary):
     """sha256 of every artefact by its path inside the run directory."""
     sha256: str
     """Hash of the canonical JSON text of all other fields."""
+    has_page: bool | UnsetType = UNSET
+    """Whether a report was drawn at the end of the run; absent in older runs."""
