@@ -86,7 +86,7 @@ BASES: Mapping[str, Words] = {
 """Lines that are accepted: each of them would load a model, or is done at once."""
 
 NO_NAME = just(*WORDS, codes=(2, 3))
-NUMBERS = just("x", "1.5", "1,,2", ",", "1;2", "1 2", "9" * 6000, "--", "a,b")
+NUMBERS = just("x", "1.5", "1,,2", ",", "1;2", "1 b", "9" * 6000, "--", "a,b")
 LATE_POSITIONS = just("-1", "response:0", "response:x", "response:-3", "response:99999999999999999999")
 OPTIONS: Mapping[str, Kind] = {
     # files and directories
