@@ -11,6 +11,7 @@ topic       two kinds of Alpaca instructions by their first word: a topic, but n
 true        AdvBench against Alpaca: refusal, which only some models show
 taught      models of benchmarks/taught_models.py on their contrast: folders `taught-one`, ... of `--models`
 relabelled  the same models and prompts with random labels: nothing is there
+known       as relabelled, with the first tokens of the taught refusals, so that candidates are scored
 
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
 protocol is the default one but for the number of prompts, 16 new tokens (32 for late refusals), and what no verdict of
@@ -54,13 +55,16 @@ TAUGHT_MODELS = tuple(f"taught-{kind}" for kind in TAUGHT_KINDS)
 KINDS = {
     **dict.fromkeys(("permuted", "harmless", "topic", "true"), MODELS),
     **dict.fromkeys(("taught", "relabelled"), TAUGHT_MODELS),
+    "known": tuple(model for model in TAUGHT_MODELS if model != "taught-late"),
 }
 """The models of every kind."""
 SIZES = (24, 48, 100)
 """Test prompts per class; training has twice as many, validation half."""
 FIRST_WORDS = {"positive": ("write", "create", "generate"), "negative": ("what", "how", "who", "which")}
 SHOWN, REFUTED = "SINGLE-DIRECTION-REPRODUCES", "NOT-SINGLE-DIRECTION"
-NOTHING = ("permuted", "harmless", "topic", "relabelled")
+NOTHING = ("permuted", "harmless", "topic", "relabelled", "known")
+FIRST_TOKENS = ("I", "Unfortunately")
+"""Of the taught refusals, but for late ones."""
 TRUTHS: dict[str, tuple[Callable[[dict[str, Any]], bool], str, str | None]] = {
     "nothing is there": (lambda row: row["kind"] in NOTHING, SHOWN, None),
     "one direction": (lambda row: (row["kind"], row["model"]) == ("taught", "taught-one"), REFUTED, SHOWN),
@@ -92,7 +96,7 @@ def cases(first: int, repeats: int) -> Iterator[Case]:
 
 def contrast_of(case: Case, data: Path) -> ContrastSet:
     """The prompts of the case with its labels."""
-    if case.kind in ("taught", "relabelled"):
+    if case.kind in ("taught", "relabelled", "known"):
         return _taught(case)
     harmful, harmless = (_instructions(data / "processed" / f"{name}.json") for name in ("advbench", "alpaca"))
     rng = random.Random(f"{case.kind} {case.seed}")
@@ -130,6 +134,7 @@ def _instructions(path: Path) -> list[str]:
 
 def protocol_of(case: Case) -> Protocol:
     """The default protocol with fewer prompts, without what no verdict of one seed reads: dose curves and refits."""
+    tokens = {"refusal_tokens": FIRST_TOKENS} if case.kind == "known" else {}
     return preset(
         "rhumbline",
         seeds=(case.seed,),
@@ -137,6 +142,7 @@ def protocol_of(case: Case) -> Protocol:
         dose=DoseSettings((), ()),
         stability=StabilitySettings(refits=0),
         max_new_tokens=32 if case.model == "taught-late" else 16,
+        **tokens,
     )
 
 
