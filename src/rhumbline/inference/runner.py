@@ -282,7 +282,7 @@ class Runner:
         decided: IsDecided | None = None,
         sampling: TokenSampling | None = None,
     ) -> tuple[list[list[list[int]]], Float[Tensor, "arm prompt"]]:
-        """Completions [arm][prompt] (token ids, without the stop token), and `read` of their first logits.
+        """Completions by arm and prompt (token ids, without the stop token), and `read` of their first logits.
 
         Decoding is greedy without `sampling`, which has one seed for each sequence.
         `stop` are the ids that end a completion (of a chat: `stop_ids`); None: those of a text without a chat. A row
