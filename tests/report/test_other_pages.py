@@ -11,6 +11,7 @@ from make_seed import HOSTILE, NO_BASELINE, NOT_SINGLE, REPRODUCES
 from report_page import Page, assert_self_contained
 from rhumbline.records.claims import ClaimKind
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.reasons import Discard
 from rhumbline.records.results import (
     AdjustedEffect,
     Confounds,
@@ -20,6 +21,7 @@ from rhumbline.records.results import (
     ScoreCorrelation,
     StyleSummary,
 )
+from rhumbline.records.seed_files import Selection
 from rhumbline.records.shared import ClassifierFit, Marker
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import build as report
@@ -56,6 +58,9 @@ def test_a_run_without_a_candidate_is_complete(tmp_path):
     page = Page(report.build(make_run(tmp_path, candidate=False, verdict=VerdictName.NOT_TESTED)))
     assert "none selected" in page.text
     assert "every candidate was discarded" in page.text
+    candidates = RunDirectory.read(tmp_path).read_record(Selection, 0).candidates
+    best = max(row.induce for row in candidates if row.discarded is Discard.DOES_NOT_INDUCE)
+    assert f"the largest induce score below the bound (0.00) is {best:.2f} at" in page.text
     assert "No null was drawn" in page.text
     assert "No direction was tested" in page.text
     assert (tmp_path / "figures" / "selection-seed-0-bypass.svg").exists()

@@ -1,4 +1,4 @@
-"""Sentences that refuse this request in so many words, wherever they stand: "However, I can't help with that."
+"""Sentences that refuse the request explicitly, wherever they stand: "However, I can't help with that."
 
 The weights of the learned judge read the beginning of a text and count what most of its words say, so they miss the one
 sentence of a late or extended refusal (arXiv 2505.19056). Reads English.

@@ -127,11 +127,16 @@ def candidate_table(selection: Selection, labels: PositionLabels) -> Html:
 
 def _selection_text(selection: Selection, rule: SelectionRule, chosen: Candidate | None) -> list[str]:
     sentences = [] if selection.reason is None else [_NO_CANDIDATE[selection.reason]]
-    if any(row.discarded is Discard.DOES_NOT_INDUCE for row in selection.candidates) and chosen is None:
-        best = max((row for row in selection.candidates if row.induce is not None), key=lambda row: row.induce or 0.0)
+    below = {
+        row.site: row.induce
+        for row in selection.candidates
+        if row.discarded is Discard.DOES_NOT_INDUCE and row.induce is not None
+    }
+    if below and chosen is None:
+        best = max(below, key=below.__getitem__)
         sentences.append(
-            f"the largest induce score is {number(best.induce)} at {site_text(best.site)}; the rule "
-            f"requires {number(rule.min_induce)}."
+            f"the largest induce score below the bound ({number(rule.min_induce)}) is {number(below[best])} at "
+            f"{site_text(best)}."
         )
     if rule.max_kl is not None and chosen is not None and chosen.kl is not None and chosen.kl > rule.max_kl:
         sentences.append(
