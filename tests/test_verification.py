@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from changed_runs import edit, edit_row, seal
 from rhumbline import verify
 from rhumbline.errors import OutputError
-from rhumbline.records.files import file_sha256, sha256
-from rhumbline.report.build import build
 from rhumbline.verification import check
 
 NO_REPORT = "there is no report"
@@ -20,31 +19,6 @@ NO_REPORT = "there is no report"
 def run_copy(every_stage, tmp_path) -> Path:
     """A copy of a finished run."""
     return Path(shutil.copytree(every_stage, tmp_path / "copy"))
-
-
-def edit(path: Path, change) -> None:
-    """Change the content of a JSON file."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def edit_row(path: Path, number: int, change) -> None:
-    """Change one row of a JSON Lines file."""
-    lines = path.read_text().splitlines()
-    row = json.loads(lines[number])
-    change(row)
-    path.write_text("\n".join([*lines[:number], json.dumps(row), *lines[number + 1 :]]) + "\n")
-
-
-def seal(path: Path) -> None:
-    """Make the hashes of results.json fit whatever the directory contains."""
-
-    def renew(results):
-        results["files"] = {name: file_sha256(path / name) for name in results["files"] if (path / name).exists()}
-        results["sha256"] = sha256({key: value for key, value in results.items() if key != "sha256"})
-
-    edit(path / "results.json", renew)
 
 
 # -- changes ----------------------------------------------------------------------------------------------------------
@@ -103,66 +77,11 @@ def remove_a_file(path):
     return "seed-0/nulls.json"
 
 
-def add_a_file(path):
-    (path / "seed-0" / "losses-other.jsonl").write_text("")
-    return "losses-other.jsonl was added"
-
-
-def add_a_file_elsewhere(path):
-    (path / "notes.txt").write_text("")
-    return "notes.txt was added"
-
-
-def add_a_hidden_file(path):
-    (path / "seed-1" / ".rows").write_text("")
-    return "seed-1/.rows was added"
-
-
-def add_a_program_to_the_analyses(path):
-    (path / "analyses").mkdir()
-    (path / "analyses" / "x.py").write_text("")
-    return "analyses/x.py was added"
-
-
-def add_an_unknown_analysis(path):
-    (path / "analyses").mkdir()
-    (path / "analyses" / "other.json").write_text("{}")
-    return "analyses/other.json was added"
-
-
-def add_a_folder_to_the_evaluations(path):
-    (path / "evaluations" / "a" / "b" / "c").mkdir(parents=True)
-    (path / "evaluations" / "a" / "b" / "c" / "arm.json").write_text("{}")
-    return "evaluations/a/b/c/arm.json was added"
-
-
-def add_a_sheet_that_was_not_read(path):
-    (path / "judgements").mkdir()
-    (path / "judgements" / "labels-7.csv").write_text("row,label")
-    return "judgements/labels-7.csv was added"
-
-
-def add_an_analysis_of_another_protocol(path):
-    (path / "analyses").mkdir()
-    (path / "analyses" / "geometry.json").write_text('{"protocol_sha256": "0"}')
-    return "analyses/geometry.json is damaged"
-
-
 def replace_an_analysis_by_another_form(path):
     (path / "analyses").mkdir()
     sha256 = json.loads((path / "results.json").read_text())["protocol_sha256"]
     (path / "analyses" / "geometry.json").write_text(json.dumps({"protocol_sha256": sha256}))
     return "analyses/geometry.json is damaged"
-
-
-def replace_the_reproduction(path):
-    (path / "reproduction.json").write_text("5")
-    return "reproduction.json is damaged"
-
-
-def write_into_the_lock(path):
-    (path / ".lock").write_text("x")
-    return ".lock has content"
 
 
 def add_a_file_to_the_quick_run(path):
@@ -251,12 +170,9 @@ def forge_a_sentence(path):
 
 
 CHANGES = [change_row, change_score, change_vector, change_rate, change_verdict, change_protocol, change_wide_nulls,
-           remove_a_file, add_a_file, add_a_file_elsewhere, add_a_hidden_file, add_a_program_to_the_analyses,
-           replace_a_file_by_a_link, truncate_the_directions, nest_a_file_deeply, nest_the_results_deeply,
-           truncate_the_protocol, truncate_the_timings, damage_an_analysis, damage_judgements,
-           forge_everything, forge_the_selection, forge_a_sentence, add_an_unknown_analysis,
-           add_a_folder_to_the_evaluations, add_a_sheet_that_was_not_read, add_an_analysis_of_another_protocol,
-           replace_an_analysis_by_another_form, replace_the_reproduction, write_into_the_lock,
+           remove_a_file, replace_a_file_by_a_link, truncate_the_directions, nest_a_file_deeply,
+           nest_the_results_deeply, truncate_the_protocol, truncate_the_timings, damage_an_analysis, damage_judgements,
+           forge_everything, forge_the_selection, forge_a_sentence, replace_an_analysis_by_another_form,
            add_a_file_to_the_quick_run, change_the_quick_run, write_a_second_verdict]  # fmt: skip
 
 
@@ -265,6 +181,27 @@ def test_one_change_is_found_and_named(change, run_copy):
     place = change(run_copy)
     faults = verify(run_copy)
     assert any(place in fault for fault in faults), faults
+
+
+ADDED = [
+    ("seed-0/losses-other.jsonl", "", "was added"),
+    ("notes.txt", "", "was added"),
+    ("seed-1/.rows", "", "was added"),
+    ("analyses/x.py", "", "was added"),
+    ("analyses/other.json", "{}", "was added"),
+    ("evaluations/a/b/c/arm.json", "{}", "was added"),
+    ("judgements/labels-7.csv", "row,label", "was added"),
+    ("analyses/geometry.json", '{"protocol_sha256": "0"}', "is damaged"),
+    ("reproduction.json", "5", "is damaged"),
+    (".lock", "x", "has content"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "fault"), ADDED)
+def test_an_added_file_is_named(name, content, fault, run_copy):
+    (run_copy / name).parent.mkdir(parents=True, exist_ok=True)
+    (run_copy / name).write_text(content)
+    assert any(found.startswith(f"{name} {fault}") for found in verify(run_copy)), verify(run_copy)
 
 
 def test_without_a_change_there_is_no_fault(run_copy):
@@ -276,103 +213,6 @@ def test_without_a_change_there_is_no_fault(run_copy):
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(OutputError, match="not the directory of a finished run"):
         verify(tmp_path)
-
-
-# -- the report -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def drawn_run(every_stage, tmp_path_factory) -> Path:
-    """A copy of a finished run with its report, as a run leaves it."""
-    copy = Path(shutil.copytree(every_stage, tmp_path_factory.mktemp("drawn") / "run"))
-    edit(copy / "results.json", lambda results: results.update(has_page=True))
-    seal(copy)
-    build(copy)
-    return copy
-
-
-def change_the_page(path):
-    page = path / "report.html"
-    page.write_text(page.read_text().replace("SINGLE", "DOUBLE", 1))
-    return "report.html was changed"
-
-
-def remove_the_page(path):
-    (path / "report.html").unlink()
-    return "report.html is missing"
-
-
-def show_the_report_of_another_run(path):
-    edit(path / "report.json", lambda page: page.update(results="0" * 64))
-    return "report.html was drawn from other results"
-
-
-def change_a_figure(path):
-    figure = next((path / "figures").glob("*.svg"))
-    figure.write_text("<svg/>")
-    return f"figures/{figure.name} was changed"
-
-
-def remove_the_figures(path):
-    shutil.rmtree(path / "figures")
-    return "is missing"
-
-
-def remove_the_hashes(path):
-    (path / "report.json").unlink()
-    return "report.json is missing"
-
-
-def remove_the_report(path):
-    for step in (remove_the_page, remove_the_figures, remove_the_hashes):
-        step(path)
-    return "report.html is missing, which the run drew"
-
-
-def empty_the_hashes(path):
-    (path / "report.json").write_text("{}")
-    return "report.json"
-
-
-def add_a_figure(path):
-    (path / "figures" / "best.png").write_bytes(b"")
-    return "figures/best.png was added"
-
-
-REPORT_CHANGES = [change_the_page, remove_the_page, change_a_figure, remove_the_figures, remove_the_hashes,
-                  remove_the_report, empty_the_hashes, show_the_report_of_another_run, add_a_figure]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", REPORT_CHANGES, ids=lambda f: f.__name__)
-def test_a_change_of_the_report_is_named_and_drawing_it_again_removes_the_fault(change, drawn_run, tmp_path):
-    copy = Path(shutil.copytree(drawn_run, tmp_path / "copy"))
-    assert check(copy) == ([], [])
-    place = change(copy)
-    faults = verify(copy)
-    assert any(place in fault for fault in faults), faults
-    if change is not add_a_figure:
-        (copy / "report.json").unlink(missing_ok=True)
-        build(copy)
-        assert check(copy) == ([], [])
-
-
-def test_a_changed_list_of_figures_removes_no_other_file(drawn_run, tmp_path):
-    copy = Path(shutil.copytree(drawn_run, tmp_path / "copy"))
-    old, outside = "figures/old.svg", tmp_path / "outside.svg"
-    (copy / old).write_text("")
-    outside.write_text("")
-    edit(copy / "report.json", lambda page: page["files"].update({old: ""}))
-    build(copy)
-    assert not (copy / old).exists()
-    assert check(copy) == ([], [])
-    for name in ("figures/../results.json", "results.json", str(outside), "../outside.svg"):
-        listed = (copy / "report.json").read_text()
-        edit(copy / "report.json", lambda page, name=name: page["files"].update({name: ""}))
-        with pytest.raises(OutputError, match=r"neither report\.html nor a file of figures"):
-            build(copy)
-        (copy / "report.json").write_text(listed)
-    assert outside.exists()
-    assert (copy / "results.json").exists()
 
 
 # -- malformed and contradictory files --------------------------------------------------------------------------------

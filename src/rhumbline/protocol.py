@@ -255,7 +255,7 @@ class Protocol:
             has_texts=self.save_completions,
             sizes=(self.sizes.train, self.sizes.val),
             spared=self.ablation.spared,
-            coefficient=self.addition.of_selection,
+            coefficient=self.addition.selection_coefficient,
         )
 
     def record(self) -> JsonObject:

@@ -149,7 +149,7 @@ class AdditionSettings:
             raise ProtocolError("addition.coefficient is 0, which adds nothing; use another number, or validation.")
 
     @property
-    def of_selection(self) -> float:
+    def selection_coefficient(self) -> float:
         """The coefficient of the induce scores. `validation` is selected for the selected direction, after them."""
         return 1.0 if isinstance(self.coefficient, str) else self.coefficient
 

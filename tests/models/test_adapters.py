@@ -15,8 +15,8 @@ from rhumbline.errors import ModelError
 from rhumbline.jobs.sizing import read_checkpoint
 from rhumbline.models.adapters import merge_adapter
 from rhumbline.models.places import places_of
+from rhumbline.models.resource_limits import limited
 from rhumbline.models.sources import Source
-from rhumbline.models.template_limits import limited
 from tolerances import tolerance
 
 peft = pytest.importorskip("peft")

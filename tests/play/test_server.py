@@ -14,7 +14,7 @@ from msgspec import to_builtins
 
 from rhumbline.errors import InputError
 from rhumbline.models import templates
-from rhumbline.models.template_limits import limited
+from rhumbline.models.resource_limits import limited
 from rhumbline.play.server import FILES, HOST, PlayServer
 
 JSON = {"Content-Type": "application/json"}

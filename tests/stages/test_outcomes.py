@@ -1,12 +1,13 @@
 """Which null draws complete which test prompts."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhumbline.stages.outcomes import draws_by_prompt
+from rhumbline.stages.outcomes import _requests, draws_by_prompt
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))
@@ -24,3 +25,19 @@ def test_every_draw_completes_its_number_of_prompts_spread_over_the_prompts(n, d
 @pytest.mark.parametrize("completed", [0, 10, 11])
 def test_all_prompts(completed):
     assert draws_by_prompt(10, 2, completed, 0) == [(0, 1)] * 10
+
+
+@pytest.mark.parametrize(("direction", "together"), [(None, [60]), ("selected", [20, 20, 20])])
+def test_prompts_with_the_same_arms_are_completed_together(direction, together):
+    """Without a direction there are no null arms, so the draws that a prompt would have do not divide the prompts."""
+    arms = SimpleNamespace(direction=direction, outcomes=lambda label, draws: {"baseline": None})
+    prompts = [SimpleNamespace(id=str(i)) for i in range(60)]
+    run = SimpleNamespace(
+        arms=arms,
+        splits=SimpleNamespace(get=lambda split, label: prompts),
+        protocol=SimpleNamespace(nulls=SimpleNamespace(draws=3), completed=20),
+        seed=0,
+    )
+    requests = _requests(run, "positive", ())
+    assert sorted(i for request in requests for i in request.prompts) == list(range(60))
+    assert [len(request.prompts) for request in requests] == together

@@ -8,8 +8,9 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 
-NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-NUMBERS = re.compile(rf",?\s*{NUMBER}(?:\s*,\s*{NUMBER})*,?|,")
+from rhumbline.cli.options import DECIMAL
+
+NUMBERS = re.compile(rf",?\s*{DECIMAL}(?:\s*,\s*{DECIMAL})*,?|,")
 """Numbers separated by commas; also with a comma at the end, as in `4, 5`, or a comma alone, as in `4 , 5`."""
 
 

@@ -14,6 +14,7 @@ from rhumbline.cli.console import err
 from rhumbline.cli.options import Changes, brief, decimal
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.records.directory import LONGEST_NAME
+from rhumbline.records.files import unique_names
 from rhumbline.records.user_files import read_text, read_toml
 
 
@@ -107,16 +108,9 @@ def chat_changes(a: argparse.Namespace) -> Changes:
     return _set(changes)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; ValueError if a name occurs twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name occurs twice in an object")
-    return dict(pairs)
-
-
 def _template_kwargs(text: str) -> dict:
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--template-kwargs is not JSON: {error}. Pass a JSON object.") from error
     if not isinstance(value, dict):

@@ -32,9 +32,13 @@ def whole(least: int = 1, most: int = MOST) -> Callable[[str], int]:
     return convert
 
 
+DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?"
+"""A number in decimal digits."""
+
+
 def decimal(text: str) -> float:
     """A number in decimal digits; NaN for any other text, such as `1_0`, which `float` reads as 10."""
-    return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?", text) else math.nan
+    return float(text) if re.fullmatch(DECIMAL, text) else math.nan
 
 
 def real(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> Callable[[str], float]:

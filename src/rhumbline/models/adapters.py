@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rhumbline.errors import ModelError
-from rhumbline.models.template_limits import LimitExceeded, limited
+from rhumbline.models.resource_limits import LimitExceeded, limited
 from rhumbline.models.weight_files import check_archive, extra, listed, one_line, safetensors_header
 from rhumbline.records.user_files import read_json
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from rhumbline.errors import TemplateError
-from rhumbline.models.template_limits import limited
+from rhumbline.models.resource_limits import limited
 from rhumbline.prompts.chat_options import ChatOptions
 
 PROBES = (

@@ -4,7 +4,7 @@ Independent of whether the numbers in them follow from each other.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rhumbline.records.codec import convert
 from rhumbline.records.directions_file import DirectionsPart
 from rhumbline.records.directory import LOCK, RunDirectory, is_written_later
 from rhumbline.records.evaluation_files import Comparison, EvaluationSettings, TaskResult
-from rhumbline.records.files import read_json
+from rhumbline.records.files import read_json, unique_names
 from rhumbline.records.human_files import HumanLabels
 from rhumbline.records.judgement_files import JudgedPlace, JudgementRow
 from rhumbline.records.page_files import FIGURES, MANIFEST, PAGE, page_faults, read_page_files
@@ -66,16 +66,10 @@ def _changed_files(directory: RunDirectory, recorded: Mapping[str, Any]) -> list
 def _ambiguous(directory: RunDirectory, name: str) -> list[str]:
     """The file if a field of a JSON object occurs twice in it: readers differ in which of the values they take."""
     try:
-        json.loads((directory.path / name).read_bytes(), object_pairs_hook=_unique)
+        json.loads((directory.path / name).read_bytes(), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         return [f"{name} was changed ({error})"]
     return []
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the field {max(names, key=names.count)!r} occurs twice in an object")
 
 
 def _later_faults(directory: RunDirectory, *, is_old: bool) -> list[str]:
@@ -137,7 +131,7 @@ def _page_faults(
         except OutputError as error:
             faults = [str(error)]
     elif not page and has_page:
-        faults = [f"{PAGE} is missing, which the run drew: use `rhumbline report`"]
+        faults = [f"{PAGE} is missing: use `rhumbline report`"]
     elif not page:
         notes.append("there is no report")
     elif is_old:

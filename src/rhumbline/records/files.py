@@ -10,7 +10,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -121,6 +121,14 @@ def read_json(path: Path) -> Any:
         return _parsed(_content(path))
     except ValueError as error:
         raise OutputError(f"{path} cannot be read: {error}") from error
+
+
+def unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, as `object_pairs_hook` of `json.loads`; ValueError if a name occurs twice."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the field {max(names, key=names.count)!r} occurs twice in an object")
+    return dict(pairs)
 
 
 def _parsed(data: bytes) -> Any:

@@ -53,7 +53,7 @@ class NextStep(StrEnum):
     WIDER_BOUND = "wider-bound"
     ADD_LESS = "add-less"
     ADD_MORE = "add-more"
-    """`bound` is the coefficient."""
+    """`coefficient` of the addition."""
     WHOLE_RUN = "whole-run"
     MORE_PROMPTS = "more-prompts"
     """`prompts` per class would decide an undecided effect; None: no practical number."""
@@ -77,6 +77,7 @@ class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompts: int | None = None
     sizes: tuple[int, int] | None = None
     draws: int | None = None
+    coefficient: float | None = None
     advice: str = ""
 
 
@@ -168,7 +169,7 @@ def _untested(reasons: Sequence[VerdictReason], facts: RunFacts) -> tuple[Step, 
     if damaging:
         steps += _steps(NextStep.SOURCES_OF_DAMAGE, *_spare(facts), NextStep.WIDER_BOUND)
     if any(Discard.DOES_NOT_INDUCE in (reason.counts or ()) for reason in reasons):
-        steps.append(Step(what=NextStep.ADD_MORE, bound=2 * facts.coefficient))
+        steps.append(Step(what=NextStep.ADD_MORE, coefficient=2 * facts.coefficient))
     return (*steps, *_steps(NextStep.OTHER_PROMPTS))
 
 
@@ -331,8 +332,9 @@ def _option(step: Step, run: str) -> Line:
         case NextStep.ADD_LESS:
             return Line("--coefficient 0.5 --add-at prompt", "a smaller addition, at prompt positions only")
         case NextStep.ADD_MORE:
+            coefficient = "C" if step.coefficient is None else f"{step.coefficient:g}"
             why = "a larger addition, if too few candidates induce the behaviour; with another --out"
-            return Line(f"--coefficient {step.bound or 2.0:g}", why)
+            return Line(f"--coefficient {coefficient}", why)
         case NextStep.WHOLE_RUN:
             return Line("", "This was a quick run. Rerun the command without --quick for the whole one.")
         case NextStep.MORE_PROMPTS if step.prompts is not None:

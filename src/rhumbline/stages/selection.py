@@ -154,13 +154,13 @@ def score_grid(run: SeedRun) -> ScoreGrid:
     """The score grid of the run on its kept validation prompts."""
     positive, negative = run.kept_sequences("val")
     protocol, scorer = run.protocol, run.scorer("selection")
-    spared, coefficient = protocol.ablation.spared, protocol.addition.of_selection
+    spared, coefficient = protocol.ablation.spared, protocol.addition.selection_coefficient
     return ScoreGrid(scorer, run.candidates, run.positions, positive, negative, protocol.selection, spared, coefficient)
 
 
 def refit_selection(run: SeedRun, stage: str, sites: Sequence[Site]) -> RefitSelection:
     """The selection among some sites as refits repeat it."""
-    spared, coefficient = run.protocol.ablation.spared, run.protocol.addition.of_selection
+    spared, coefficient = run.protocol.ablation.spared, run.protocol.addition.selection_coefficient
     return RefitSelection(run.scorer(stage), sites, run.positions, run.rule.metric_only(), spared, coefficient)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rhumbline.errors import TemplateError
 from rhumbline.models import templates
-from rhumbline.models.template_limits import LimitExceeded, limited
+from rhumbline.models.resource_limits import LimitExceeded, limited
 from rhumbline.models.templates import render
 from rhumbline.prompts.chat_options import ChatOptions
 
@@ -59,7 +59,7 @@ def test_a_harmless_template_is_rendered_and_no_limit_remains(tokenizer):
 def test_one_endless_operation_ends_the_process():
     """A comparison of lists that share their parts doubles its time with each level, and no signal handler runs."""
     program = (
-        "from rhumbline.models.template_limits import limited\n"
+        "from rhumbline.models.resource_limits import limited\n"
         "a, b = [], []\n"
         "for _ in range(60): a, b = [a, a], [b, b]\n"
         "with limited(seconds=0.1, grace=0.1): a == b\n"
