@@ -15,8 +15,9 @@ known       as relabelled, with the first tokens of the taught refusals, so that
 
 One line of JSON per run is written when the run ends, so an interrupted study resumes. The rule is the default one; the
 protocol is the default one but for the number of prompts, 16 new tokens (32 for late refusals), and what no verdict of
-one seed reads. No prompt and no completion is stored. One process, one thread; `--shard 2/14` runs the second of 14
-parts of the study, for as many processes side by side.
+one seed reads. `--quick` makes the same runs with the protocol of `rhumbline run --quick`. No prompt and no completion
+is stored. One process, one thread; `--shard 2/14` runs the second of 14 parts of the study, for as many processes side
+by side.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from resumable import append, remaining
 from rhumbline import contrast_from_prompts, load, preset, run
 from rhumbline.errors import ProtocolError, RhumblineError
 from rhumbline.evidence.statistics import exact_interval
+from rhumbline.presets.protocols import quick
 from rhumbline.prompts.contrasts import ContrastSet, Sizes
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert
@@ -81,17 +83,25 @@ class Case:
     kind: str
     n: int
     seed: int
+    is_quick: bool = False
+    """Whether the run has the protocol of `rhumbline run --quick`, on the same prompts."""
+
+    @property
+    def protocol(self) -> str:
+        """`default` or `quick`."""
+        return "quick" if self.is_quick else "default"
 
     @property
     def name(self) -> str:
         """Its key in the file."""
-        return f"{self.kind}-{self.model}-{self.n}-{self.seed}"
+        return f"{self.kind}-{self.model}-{self.n}-{self.seed}" + ("-quick" if self.is_quick else "")
 
 
-def cases(first: int, repeats: int) -> Iterator[Case]:
+def cases(first: int, repeats: int, is_quick: bool) -> Iterator[Case]:
     """Every model, kind and size, seed by seed, so that an interrupted study is balanced."""
     for seed in range(first, first + repeats):
-        yield from (Case(model, kind, n, seed) for n in SIZES for kind, models in KINDS.items() for model in models)
+        for n in SIZES:
+            yield from (Case(model, kind, n, seed, is_quick) for kind, models in KINDS.items() for model in models)
 
 
 def contrast_of(case: Case, data: Path) -> ContrastSet:
@@ -135,7 +145,7 @@ def _instructions(path: Path) -> list[str]:
 def protocol_of(case: Case) -> Protocol:
     """The default protocol with fewer prompts, without what no verdict of one seed reads: dose curves and refits."""
     tokens = {"refusal_tokens": FIRST_TOKENS} if case.kind == "known" else {}
-    return preset(
+    protocol = preset(
         "rhumbline",
         seeds=(case.seed,),
         sizes=Sizes(2 * case.n, max(8, case.n // 2), case.n),
@@ -144,12 +154,14 @@ def protocol_of(case: Case) -> Protocol:
         max_new_tokens=32 if case.model == "taught-late" else 16,
         **tokens,
     )
+    return quick(protocol) if case.is_quick else protocol
 
 
 def study(case: Case, models: Path, data: Path, device: str) -> dict[str, Any]:
     """One run in a temporary folder, and the part of it that is kept."""
     started, wall = time.process_time(), time.monotonic()
     row: dict[str, Any] = {"name": case.name, "model": case.model, "kind": case.kind, "n": case.n}
+    row["protocol"] = case.protocol
     with tempfile.TemporaryDirectory() as scratch:
         model = load(str(models / case.model), device=device)
         try:
@@ -170,8 +182,14 @@ def study(case: Case, models: Path, data: Path, device: str) -> dict[str, Any]:
 
 
 def show(path: Path) -> None:
-    """Errors by truth, then verdicts by kind and model, with exact intervals."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    """By protocol: errors by truth, then verdicts by kind and model, with exact intervals."""
+    rows = [{"protocol": "default"} | json.loads(line) for line in path.read_text().splitlines()]
+    for protocol in ("default", "quick"):
+        print(f"\n{protocol}\n")
+        _show([row for row in rows if row["protocol"] == protocol])
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
     for truth, (is_of, wrong, right) in TRUTHS.items():
         some = [row for row in rows if is_of(row)]
         tested = [row for row in some if _is_tested(row)]
@@ -219,6 +237,7 @@ def main() -> None:
     parser.add_argument("--only", choices=KINDS, help="run only this kind")
     parser.add_argument("--model", help="run only this model")
     parser.add_argument("--size", type=int, choices=SIZES, help="run only this number of test prompts per class")
+    parser.add_argument("--quick", action="store_true", help="with the protocol of `rhumbline run --quick`")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shard", default="1/1", help="which part of the cases, of how many")
@@ -231,7 +250,7 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen = (
         case
-        for case in cases(a.first, a.repeats)
+        for case in cases(a.first, a.repeats, a.quick)
         if (a.models / case.model).is_dir()
         and a.only in (None, case.kind)
         and a.model in (None, case.model)
