@@ -1,6 +1,7 @@
 """The command line: exit codes, what goes to which stream, and bad input that never gives a traceback."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from families import random_model
 from paths import DATA
-from rhumbline.cli import main
+from rhumbline.cli import SPINS, main
 
 GOLDEN = DATA / "golden"
 SMALL = ["--preset", "arditi2024", "--sizes", "24,12,20", "--nulls", "2", "--max-new-tokens", "12", "--seeds", "0"]
@@ -281,3 +282,18 @@ def test_select_reads_the_selection_of_a_run(seed, every_stage, call, tmp_path):
     code, _, messages = call("select", shutil.copy(file, tmp_path))  # not in a run: the layers are not known
     assert code == 2
     assert "n_layers" in messages
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_waiting_threads_sleep_unless_the_user_sets_how_they_wait(given, expected, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that the value of before is restored
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -6,6 +6,7 @@ go to standard output, progress and messages to standard error.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -49,12 +50,17 @@ LONGEST_MESSAGE = 1000
 """Characters of a message on arguments."""
 ADVICE = {"chat": "A direction is passed as --direction RUN|FILE, and a prompt as --prompt TEXT."}
 """What ends the messages on the arguments of a command."""
+SPINS = "1000"
+"""How often a thread of GNU OpenMP looks for work before it sleeps. On a busy machine the default of 300,000 makes two
+threads three times slower than one (docs/benchmarks.md)."""
 SHELLS = ("bash", "zsh", "tcsh")
 """Shells with completion."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Execute one command and return its exit code (see `rhumbline.cli.execute`)."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
     with prepared_streams():
         top, argv = parser(), sys.argv[1:] if argv is None else argv
         top.check_texts(argv)
