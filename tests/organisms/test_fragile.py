@@ -1,9 +1,12 @@
 """A fragile planted model: any vector of enough norm induces refusal, and in a plain model none does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from organism_chat import Chat
+from rhumbline import load
 from rhumbline.errors import InputError
 from rhumbline.organisms.planted import Planted, build
 
@@ -38,3 +41,9 @@ def test_a_fragile_model_has_one_axis():
         Planted(fragile=2.0, axes=2)
     with pytest.raises(InputError, match=r"overlap is 1"):
         Planted(axes=2, overlap=1.0)
+
+
+def test_a_fragile_model_with_large_weights_is_loaded(tmp_path):
+    """They act on the tail of a sigmoid, so their size alone is no fault."""
+    model = load(str(build(replace(FRAGILE, seed=7), tmp_path)), device="cpu", dtype="float32")
+    assert max(float(p.detach().abs().max()) for p in model.model.parameters()) > 9e6

@@ -22,8 +22,9 @@ from rhumbline.records.user_files import read_json
 
 log = logging.getLogger("rhumbline")
 
-LARGEST = 1 / torch.finfo(torch.float32).eps
-"""A weight of this size removes every term near 1 that it is added to, by rounding. Trained weights are far smaller."""
+LARGEST = 1e12
+"""Trained weights are far smaller, and faulty files hold far larger values. A fragile planted model has weights of 1e7,
+which act on the tail of a sigmoid (rhumbline.organisms.fragile)."""
 NOT_FINITE, HUGE = "NaN or infinity", f"values above {LARGEST:.1e}"
 """Faults of values."""
 
