@@ -12,7 +12,8 @@ from rhumbline.inference.runner import Runner
 from rhumbline.models import chat_model as models
 from rhumbline.models import loading, proving
 from rhumbline.models.architecture import architecture
-from rhumbline.models.hooks import hooked
+from rhumbline.models.hooks import Trace, hooked
+from rhumbline.organisms.planted import Planted, build
 from rhumbline.records.codec import to_json
 from tolerances import rounding, tolerance
 
@@ -255,3 +256,22 @@ def test_the_text_stack_of_a_multimodal_wrapper(tmp_path, tokenizer):
     assert loaded.proof.mode == "exact"
     direction = Direction.from_vector(unit(loaded.d_model), -1, 1)
     assert max(leak(loaded, Arm("ablation", (Ablate(direction),)), direction.vector)) < rounding()
+
+
+@pytest.mark.parametrize(("size", "writes"), [(0.0, True), (1e-9, True), (1.0, False)])
+def test_a_writer_that_is_silent_in_the_probe_is_found_by_the_other_blocks(size, writes):
+    """Its output is added in block 0 and far below the rounding in block 1, or it is large there and not added."""
+    draw = torch.Generator().manual_seed(0)
+    before, attention, mlp = (torch.randn(2, 5, 16, generator=draw) for _ in range(3))
+    heard = Trace(before, before + attention + mlp, {"attention": attention, "mlp": mlp})
+    silent = Trace(before, before + attention, {"attention": attention, "mlp": size * mlp})
+    found = [(w.layer, w.module) for w in proving._find_writers([heard, silent]).writers]
+    assert found == [(0, "attention"), (0, "mlp"), (1, "attention"), *([(1, "mlp")] if writes else [])]
+
+
+def test_a_planted_model_whose_last_mlp_is_silent_in_the_probe_is_proved(tmp_path):
+    """The words of the probe are unknown to it, so its decision writes under the ablation only."""
+    spec = Planted(effect=3, noise=0, jitter=0, axes=4, d_model=48, n_layers=6, prompts=60, seed=5097)
+    chat_model = loading.load(str(build(spec, tmp_path)), device="cpu", dtype="float32")
+    assert (5, "mlp.down_proj") in {(w.layer, w.module) for w in chat_model.writers}
+    assert chat_model.proof.leak < 1e-5

@@ -98,7 +98,6 @@ def _decompose(trace: Trace) -> _Decomposition | None:
     """
     before, after = trace.before.double().flatten(), trace.after.double().flatten()
     groups = _distinct(trace)
-    bound = 6 * torch.finfo(trace.before.dtype).eps
     names = list(groups)
     values = torch.stack([before, after, *groups.values()])
     gram = (values @ values.T).cpu()
@@ -115,7 +114,7 @@ def _decompose(trace: Trace) -> _Decomposition | None:
             rest = after - carry * before - scale * torch.stack(terms[1:]).sum(0)
             squares = float(rest @ rest)
             error = _sum_error(after, terms, carry, scale)
-            if error <= bound and squares < 0.25 * least:
+            if error <= _bound(trace) and squares < 0.25 * least:
                 best, least = _Decomposition(tuple(names[i] for i in subset), carry, scale, error), squares
     return best
 
@@ -148,8 +147,9 @@ class _Writers(NamedTuple):
 
 
 def _find_writers(traces: Sequence[Trace]) -> _Writers:
-    writers: list[Writer] = []
+    writers: list[list[Writer]] = [[] for _ in traces]
     errors, carries, faults = [], [], []
+    sums: dict[int, _Decomposition] = {}
     for layer, trace in enumerate(traces):
         if trace.before.ndim != 3:
             faults.append(f"layer {layer}: the residual has shape {tuple(trace.before.shape)}, expected 3 axes")
@@ -158,13 +158,43 @@ def _find_writers(traces: Sequence[Trace]) -> _Writers:
         if sum_of is None:
             faults.append(f"layer {layer}: no set of submodule outputs sums to (output - input){_post_norm(trace)}")
             continue
+        sums[layer] = sum_of
         errors.append(sum_of.error)
         carries.append(sum_of.carry)
         for names in sum_of.names:
             # A hook needs separate rows: prefer the innermost alias that returns [row, position, d_model].
             shaped = [n for n in names if trace.outputs[n].shape == trace.before.shape]
-            writers.append(Writer(layer, (shaped or names)[0], names, sum_of.scale, flat=not shaped))
-    return _Writers(tuple(writers), tuple(errors), tuple(carries), tuple(faults))
+            writers[layer].append(Writer(layer, (shaped or names)[0], names, sum_of.scale, flat=not shaped))
+    known = {w.module: w for some in writers for w in some}
+    for layer, sum_of in sums.items():
+        writers[layer] += _silent(layer, traces[layer], sum_of, writers[layer], known)
+    return _Writers(tuple(w for some in writers for w in some), tuple(errors), tuple(carries), tuple(faults))
+
+
+def _silent(
+    layer: int, trace: Trace, sum_of: _Decomposition, writers: Sequence[Writer], known: Mapping[str, Writer]
+) -> list[Writer]:
+    """The writers of other blocks whose outputs in this block are too small for the probe to find.
+
+    Other prompts, or an ablation, can make them write. One that does not write into the stream does not fit the sum.
+    """
+    before, after = trace.before.double().flatten(), trace.after.double().flatten()
+    terms = [before, *(trace.outputs[w.module].double().flatten() for w in writers)]
+    found = []
+    for name in known.keys() - {alias for w in writers for alias in w.aliases}:
+        output = trace.outputs.get(name)
+        if output is None or output.numel() != before.numel():
+            continue
+        with_it = [*terms, output.double().flatten()]
+        if _sum_error(after, with_it, sum_of.carry, sum_of.scale) <= _bound(trace):
+            terms = with_it
+            found.append(replace(known[name], layer=layer, scale=sum_of.scale, flat=output.shape != trace.before.shape))
+    return found
+
+
+def _bound(trace: Trace) -> float:
+    """Largest error of a sum: rounding of the model's dtype."""
+    return 6 * torch.finfo(trace.before.dtype).eps
 
 
 def _post_norm(trace: Trace) -> str:
