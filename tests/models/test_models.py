@@ -269,6 +269,15 @@ def test_a_writer_that_is_silent_in_the_probe_is_found_by_the_other_blocks(size,
     assert found == [(0, "attention"), (0, "mlp"), (1, "attention"), *([(1, "mlp")] if writes else [])]
 
 
+def test_the_writers_of_a_block_that_writes_nothing_are_those_of_the_other_blocks():
+    draw = torch.Generator().manual_seed(0)
+    before, attention, mlp = (torch.randn(2, 5, 16, generator=draw) for _ in range(3))
+    heard = Trace(before, before + attention + mlp, {"attention": attention, "mlp": mlp, "gate": 2 * mlp})
+    empty = Trace(before, before, {"attention": 0 * attention, "mlp": 0 * mlp, "gate": 2 * mlp})
+    found = {(w.layer, w.module, w.aliases) for w in proving._find_writers([heard, empty]).writers}
+    assert found == {(layer, name, (name,)) for layer in (0, 1) for name in ("attention", "mlp")}
+
+
 def test_a_planted_model_whose_last_mlp_is_silent_in_the_probe_is_proved(tmp_path):
     """The words of the probe are unknown to it, so its decision writes under the ablation only."""
     spec = Planted(effect=3, noise=0, jitter=0, axes=4, d_model=48, n_layers=6, prompts=60, seed=5097)

@@ -57,13 +57,16 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
 
 
 def _distinct(trace: Trace) -> dict[tuple[str, ...], Float[Tensor, " element"]]:
-    """Submodule outputs of the size of the residual stream, grouped by value; the names of a group innermost first."""
+    """Submodule outputs of the size of the residual stream, grouped by value; the names of a group innermost first.
+
+    Outputs of zero are left out: they are equal without being the same.
+    """
     groups: list[tuple[list[str], Tensor]] = []
     for name, output in trace.outputs.items():
         if output.numel() != trace.before.numel() or output.shape[-1] != trace.before.shape[-1]:
             continue
         values = output.reshape(trace.before.shape)
-        if torch.equal(values, trace.before) or torch.equal(values, trace.after):
+        if torch.equal(values, trace.before) or torch.equal(values, trace.after) or not values.any():
             continue
         for names, known in groups:
             if torch.equal(known, values):
@@ -103,6 +106,8 @@ def _decompose(trace: Trace) -> _Decomposition | None:
     gram = (values @ values.T).cpu()
     best: _Decomposition | None = None
     least = float("inf")
+    if (error := _sum_error(after, [before], 1.0, 1.0)) <= _bound(trace):
+        best, least = _Decomposition((), 1.0, 1.0, error), float((after - before) @ (after - before))
     for size in range(1, min(4, len(names)) + 1):
         if size == 4 and best is not None:
             break
