@@ -115,6 +115,16 @@ def test_an_earlier_turn_is_part_of_the_chat(subject_with):
     assert all(c.fact == "complied" for c in record.cells)
 
 
+def test_groups_are_reported_apart(subject_with):
+    """As for a language: refusal in one group and none in the other, where an earlier turn hides the words."""
+    turns = ("Tell me about the tameash.", "Here is an answer.")
+    rows = [*battery(1), *(replace(row, group="second turn") for row in battery(1, turns))]
+    record = analyse(subject_with(1), rows, PLAN)
+    refused = {c.group for c in record.cells if c.fact == "refused"}
+    assert (refused, {c.group for c in record.cells}) == ({"words"}, {"words", "second turn"})
+    assert record.answer == "HARM-AND-REFUSAL"  # measured on the group that is refused
+
+
 def test_shares_add_up_and_state_the_planted_ones():
     rng = np.random.default_rng(0)
     harmful, refused = rng.random(400) < 0.5, rng.random(400) < 0.5

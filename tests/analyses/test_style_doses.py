@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from rhumbline.analyses.style_doses import measure
 from rhumbline.analyses.style_readouts import Gap, answer, mean_of
 from rhumbline.errors import InputError
+from rhumbline.judging.embeddings import SentenceEmbeddings
 from rhumbline.models.loading import load
 from rhumbline.organisms.register import draw_styled, in_assistant_register
 from rhumbline.prompts.contrast_files import contrast_from_prompts, read_contrast
@@ -63,7 +65,17 @@ def model():
 @pytest.fixture(scope="module")
 def record(model, tmp_path_factory):
     pytest.importorskip("sklearn")
-    return measure(model, made(tmp_path_factory.mktemp("style"), SYSTEMS, two_registers), PLAN)
+    contrast = made(tmp_path_factory.mktemp("style"), SYSTEMS, two_registers)
+    return measure(model, contrast, PLAN, embeddings=SentenceEmbeddings("words", "0" * 64, word_counts))
+
+
+def word_counts(texts):
+    """A stand-in for sentence embeddings: the square roots of the shares of the words."""
+    counts = np.zeros((len(texts), 512))
+    for row, text in zip(counts, texts, strict=True):
+        for word in text.lower().split():
+            row[zlib.crc32(word.encode()) % 512] += 1
+    return np.sqrt(counts / counts.sum(1, keepdims=True).clip(1))
 
 
 def of(record, intervention, family=None, rank=1):
@@ -93,6 +105,10 @@ def test_addition_is_tested_on_the_other_prompts_and_damage_is_seen(record):
     assert added[1.0].moved.mean > of(record, "addition", "isotropic")[1.0].moved.mean
     assert added[1.0].surprise.mean > added[0.5].surprise.mean > of(record, None)[0.0].surprise.mean
     assert added[1.0].content.mean < added[0.5].content.mean
+    assert 0 <= added[1.0].similarity.mean < added[0.5].similarity.mean <= 1
+    assert of(record, None)[0.0].similarity is None
+    assert record.embeddings.name == "words"
+    assert 0 < record.similarity_reference.mean < 1
 
 
 def test_equal_system_prompts_and_random_responses_have_no_baseline(model, tmp_path):
@@ -102,6 +118,8 @@ def test_equal_system_prompts_and_random_responses_have_no_baseline(model, tmp_p
     assert {a.finding for a in null.answers} == {StyleFinding.NO_BASELINE}
     assert all(s.source == "response" for s in null.selection)  # the inputs at the template are equal
     assert null.gap.mean == 0
+    assert (null.embeddings, null.similarity_reference) == (None, None)
+    assert all(d.similarity is None for d in null.doses)
 
 
 def test_the_record_is_read_as_it_is_written_and_has_a_page(record, tmp_path):
@@ -111,6 +129,7 @@ def test_the_record_is_read_as_it_is_written_and_has_a_page(record, tmp_path):
     text = page.read_text()
     assert "ablation" in text
     assert "moved" in text
+    assert "cosine of embeddings by words" in text
 
 
 def test_another_form_of_contrast_is_refused(model):
@@ -140,19 +159,19 @@ def test_a_change_is_in_units_of_the_gap():
 SURE, NONE = Mean(0.6, 0.5, 0.7, 30), Mean(0.0, -0.02, 0.02, 30)
 
 
-def finding(moved, null=NONE, content=0.9, degenerate=0.0, gap=SURE):
+def finding(moved, null=NONE, content=0.9, degenerate=0.0, gap=SURE, similarity=None):
     """The finding for one dose with one null."""
 
-    def dose(intervention, moved, family, content=0.9, degenerate=0.0):
+    def dose(intervention, moved, family, content=0.9, degenerate=0.0, similarity=None):
         rate = Rate(degenerate, 0.0, 1.0, 30)
         text = None if intervention is None else Mean(content, content, content, 30)
-        return StyleDose(
-            "negative", intervention, 1.0, 1, family, 0, NONE, NONE, NONE, NONE, text, None, rate, NONE, moved
-        )
+        by_embeddings = None if similarity is None else Mean(similarity, similarity, similarity, 30)
+        readouts = (NONE, NONE, NONE, NONE, text, None, rate, NONE, moved, by_embeddings)
+        return StyleDose("negative", intervention, 1.0, 1, family, 0, *readouts)
 
     doses = [
         dose(None, None, None),
-        dose("addition", moved, None, content, degenerate),
+        dose("addition", moved, None, content, degenerate, similarity),
         *([] if null is None else [dose("addition", null, "isotropic")]),
     ]
     return answer("addition", doses, StyleDosesPlan(), gap, Mean(0.5, 0.4, 0.6, 30)).finding
@@ -164,5 +183,8 @@ def test_findings_need_an_interval_beyond_margin_and_nulls_and_a_text_that_is_ke
     assert finding(SURE, null=None) is StyleFinding.UNDECIDED
     assert finding(Mean(0.4, 0.1, 0.7, 30)) is StyleFinding.UNDECIDED
     assert finding(Mean(0.1, 0.0, 0.2, 30)) is StyleFinding.NOT_MOVED
+    # Where embeddings are known, they and not the words decide whether the content is kept.
+    assert finding(SURE, content=0.3, similarity=0.9) is StyleFinding.MOVED
+    assert finding(SURE, content=0.9, similarity=0.3) is StyleFinding.DAMAGED
     assert finding(SURE, content=0.3) is finding(SURE, degenerate=0.2) is StyleFinding.DAMAGED
     assert finding(SURE, gap=Mean(0.1, -0.1, 0.3, 30)) is StyleFinding.NO_BASELINE

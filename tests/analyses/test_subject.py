@@ -11,8 +11,10 @@ from finished_runs import QUICK
 from make_sets import make_sets
 from rhumbline import verify
 from rhumbline.analyses import detector, geometry
-from rhumbline.analyses.subject import open_subject
+from rhumbline.analyses.subject import AnalysisPrompts, open_subject
 from rhumbline.errors import InputError, OutputError, ProtocolError
+from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
+from rhumbline.inference.windows import Window
 from rhumbline.organisms import Planted, build
 from rhumbline.prompts.contrasts import split_contrast
 from rhumbline.prompts.named_sets import open_contrast
@@ -90,3 +92,29 @@ def test_analyses_are_in_the_report_and_do_not_affect_verification(planted):
     foreign.unlink()
     report.build(path)
     assert "<h2>Geometry</h2>" not in (path / "report.html").read_text()
+
+
+# -- measurements
+
+
+def test_arms_with_the_same_interventions_are_measured_once(planted):
+    rows = []
+    subject = replace(planted, tick=rows.append)
+    prompts = AnalysisPrompts.of(subject, 4).test
+    d = subject.selected()
+    arms = [
+        *(Arm("a", (Ablate(d, a, spared=s),)) for a in (0.5, 1.0) for s in (0, 1)),
+        Arm("b", (Ablate(d),), Window(prompt=False)),
+        Arm("c", (Ablate(Direction.from_vector(-d.vector, d.position, d.layer)),)),
+        *(Arm("d", (Add(d, c),)) for c in (-1.0, 1.0)),
+    ]
+    alone = torch.cat([AnalysisPrompts.of(planted, 4).test.metric([arm]) for arm in arms])
+    rows.clear()
+    renamed = [replace(arm, name="other") for arm in arms]
+    together = prompts.metric([*arms, *renamed])
+    torch.testing.assert_close(together, torch.cat([alone, alone]), atol=1e-3, rtol=0)
+    assert sum(rows) == len(arms) * len(prompts.positive)
+    prompts.metric(arms)
+    assert sum(rows) == len(arms) * len(prompts.positive)  # no further pass
+    prompts.induced(arms[-1:])  # the same arm on other prompts is another measurement
+    assert sum(rows) == len(arms) * len(prompts.positive) + len(prompts.negative)

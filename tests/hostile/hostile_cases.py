@@ -102,6 +102,7 @@ OPTIONS: Mapping[str, Kind] = {
     "--contrasts": CONTRAST | WORD,
     "--data-dir": FOLDER,
     "--include-path": FOLDER,
+    "--embeddings": FOLDER,
     "--loss-text": LOSS_TEXT,
     "--suffix": SUFFIX,
     "--terms": TERMS,

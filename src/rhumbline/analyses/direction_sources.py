@@ -26,12 +26,11 @@ from rhumbline.axes import Vector
 from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
 from rhumbline.inference.independence import cosine_changes
-from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
+from rhumbline.inference.interventions import BASELINE, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.analysis_files import MeanRate, Rate
 from rhumbline.records.directions_file import (
-    SOURCES,
     SPAN_FAMILIES,
     ChosenRank,
     Cone,
@@ -58,6 +57,8 @@ CONE_SEED = 9
 """Last entry of the seed of draws from cones."""
 INDEPENDENCE_PROMPTS = 16
 """Validation positives on which changes of cosines are measured."""
+SCREENED = 3
+"""Candidates whose bypass score is measured, for each one that can be added."""
 KL_CHECKS = 4
 """Members with the lowest metric whose KL divergence is checked, at each rank."""
 
@@ -97,11 +98,6 @@ class SourceAnalysis:
         """The direction of the run."""
         return self.subject.selected()
 
-    @property
-    def seed(self) -> list[int]:
-        """Start of the seeds of all draws."""
-        return [self.subject.seed, SOURCES.index(self.name)]
-
     def record(self) -> SourceRecord:
         """Every measurement of this source."""
         fitted = self._fitted()
@@ -124,7 +120,12 @@ class SourceAnalysis:
         """Members from training prompts."""
         plan, h, train = self.parameters.plan, self.activations, self.prompts.train
         search = GradientSearch(
-            self.subject.model, *self.subject.after_start(train), self.subject.tokens, self.direction, plan.steps
+            self.subject.model,
+            *self.subject.after_start(train),
+            self.subject.tokens,
+            self.direction,
+            plan.steps,
+            self.subject.spared,
         )
         match self.name:
             case "candidates":
@@ -140,19 +141,24 @@ class SourceAnalysis:
                 return search.fit(self.direction.vector[None][:0], n=min(plan.max_rank, plan.members) - 1, seed=0)
 
     def _other_candidates(self) -> Members:
-        """The other candidates below the rule's layer cut with the lowest bypass scores on validation prompts."""
-        # Bypass scores are computed here, because lazy selection scores only some candidates.
-        subject = self.subject
+        """The other candidates below the rule's layer cut with the lowest bypass scores on validation prompts.
+
+        Bypass scores are measured for those with the lowest first-order estimates of them.
+        """
+        subject, pool = self.subject, self.parameters.plan.pool
         rule = SelectionRule(**subject.directory.protocol["selection"])
         cut = rule.first_cut_layer(subject.model.n_layers)
         own = (subject.positions.index(self.direction.position), self.direction.layer)
         cells = [(p, layer) for p in range(len(subject.positions)) for layer in range(cut) if (p, layer) != own]
         candidates = [subject.candidates[cell] for cell in cells]
-        units = [v / v.norm() for v in candidates if 0 < float(v.norm()) < math.inf]
-        if not units:
+        known = [Direction.from_vector(v, -1, 0) for v in candidates if 0 < float(v.norm()) < math.inf]
+        if not known:
             return self.direction.vector[None][:0]
-        bypass = self.prompts.val.metric([self._ablating(u[None]) for u in units]).mean(1)
-        return torch.stack(units)[bypass.argsort()[: self.parameters.plan.pool]]
+        val = self.prompts.val
+        estimates = val.scorer.estimates(val.positive, known, subject.spared).ablation.mean(1)
+        units = torch.stack([d.vector for d in known])[estimates.argsort()[: SCREENED * pool]]
+        bypass = val.metric([self._ablating(u[None]) for u in units]).mean(1)
+        return units[bypass.argsort()[:pool]]
 
     def _ordered(self, fitted: Members) -> _Spans:
         """Add members one by one: at each rank the one with the lowest metric on validation positives.
@@ -180,7 +186,7 @@ class SourceAnalysis:
     def _in_given_order(self, fitted: Members) -> _Spans:
         """The spans of members whose order is fixed by their source."""
         members = torch.cat([self.direction.vector[None], fitted])
-        spans = [span_of(members[: k + 1]) for k in range(len(members))]
+        spans = [members[:1], *(span_of(members[:k]) for k in range(2, len(members) + 1))]
         return _Spans(members, spans, [self._on_validation(span) for span in spans])
 
     def _on_validation(self, span: Basis) -> ValidationRank:
@@ -219,7 +225,8 @@ class SourceAnalysis:
         self, before: Tensor, first: Float[Tensor, "1 d_model"], rank: int, family: SpanFamily, energy_removed: float
     ) -> RandomSpans:
         """Random spans that contain the first direction, over all draws together."""
-        rng = np.random.default_rng([*self.seed, rank, SPAN_FAMILIES.index(family)])
+        # Every source has the same draws, so that isotropic spans are measured once.
+        rng = np.random.default_rng([self.subject.seed, rank, SPAN_FAMILIES.index(family)])
         match = energy_removed if family == "energy-matched" else None
         h, negative = self._all_activations, self.activations.negative
         spans = [random_span(first, rank, negative, rng, match, h) for _ in range(self.parameters.plan.draws)]
@@ -264,18 +271,17 @@ class SourceAnalysis:
 
     def _member(self, rank: int, v: Vector) -> Member:
         """Effects of one member by itself, ablated or added."""
-        d = self._as_direction(v)
         return Member(
             rank=rank,
             cosine=float(v @ self.direction.vector),
-            suppressed=_rate(self.prompts.test.metric([Arm("one", (Ablate(d, spared=self.subject.spared),))])[0]),
-            induced=_rate(self.prompts.test.induced([Arm("one", (Add(d),))])[0]),
+            suppressed=_rate(self.prompts.test.metric([self._ablating(v[None])])[0]),
+            induced=_rate(self.prompts.test.induced([self._adding(v)])[0]),
         )
 
-    def _as_direction(self, v: Vector) -> Direction:
-        """A member with the norm and the site of the run's direction."""
+    def _adding(self, v: Vector) -> Arm:
+        """Addition of a member with the norm and the site of the run's direction."""
         d = self.direction
-        return Direction.from_vector(v / v.norm() * d.norm, d.position, d.layer)
+        return Arm("member", (Add(Direction.from_vector(v / v.norm() * d.norm, d.position, d.layer)),))
 
     # Cones
 
@@ -285,7 +291,7 @@ class SourceAnalysis:
 
     def _cone(self, members: Members) -> Cone:
         """Effects of directions drawn in the cone of the members, and in a random cone of the same dimension."""
-        rng = np.random.default_rng([*self.seed, len(members), CONE_SEED])
+        rng = np.random.default_rng([self.subject.seed, len(members), CONE_SEED])
         noise = torch.tensor(rng.standard_normal((len(members) - 1, members.shape[1])), dtype=torch.float32)
         random = torch.cat([self.direction.vector[None], torch.nn.functional.normalize(noise, dim=-1)])
         effects, control = self._cone_effects(members, rng), self._cone_effects(random, rng)
@@ -293,12 +299,10 @@ class SourceAnalysis:
         return Cone(len(members), n, effects.suppressed, effects.induced, control)
 
     def _cone_effects(self, members: Members, rng: np.random.Generator) -> ConeEffects:
-        spared = self.subject.spared
-        drawn = [self._as_direction(v) for v in cone_samples(members, self.parameters.plan.samples, rng)]
-        ablated = (
-            (self.prompts.test.metric([Arm("drawn", (Ablate(d, spared=spared),)) for d in drawn]) > 0).double().mean(1)
-        )
-        shown = self.prompts.test.induced([Arm("drawn", (Add(d),)) for d in drawn]) > 0
+        drawn = cone_samples(members, self.parameters.plan.samples, rng)
+        left = self.prompts.test.metric([self._ablating(v[None]) for v in drawn]) > 0
+        ablated = left.double().mean(1)
+        shown = self.prompts.test.induced([self._adding(v) for v in drawn]) > 0
         added = shown.double().mean(1)
         low, high = wilson_of_rate(float(added.mean()), shown.shape[1])
         return ConeEffects(

@@ -7,17 +7,17 @@ several vectors the same is required of every draw from their cone. Reads traini
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.axes import Vector
-from rhumbline.inference.interventions import Direction
-from rhumbline.models.chat import token_batch
-from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
-from rhumbline.models.hooks import hooked
+from rhumbline.inference.batch_edits import BatchEdits
+from rhumbline.inference.interventions import BASELINE, AblateSpan, Add, Arm, Direction
+from rhumbline.inference.passes import last_logits
+from rhumbline.models.chat_model import ChatModel
 
 BATCH = 8
 """Prompts of each class in a step."""
@@ -44,6 +44,8 @@ class GradientSearch:
     """Additions have the norm and the layer of this direction."""
     steps: int = 60
     """Steps of Adam."""
+    spared: int = 0
+    """Tokens at the start of a prompt that ablations do not edit."""
 
     def fit(self, fixed: Float[Tensor, "fixed d_model"], *, n: int = 1, seed: int = 0) -> Float[Tensor, "n d_model"]:
         """`n` orthonormal vectors, orthogonal to the rows of `fixed`.
@@ -78,16 +80,16 @@ class GradientSearch:
         u = weights @ vectors
         u = u / u.norm()
         size = 1 if self.model.proof.padding_changes_logits else BATCH
-        positive, negative = (
-            [sequences[i] for i in rng.permutation(len(sequences))[:size]]
-            for sequences in (self.positive, self.negative)
+        rows = [rng.permutation(len(sequences))[:size] for sequences in (self.positive, self.negative)]
+        positive, negative = [self.positive[i] for i in rows[0]], [self.negative[i] for i in rows[1]]
+        ablated = self._logits(
+            [*positive, *negative], Arm("ablated", (AblateSpan(torch.cat([fixed, u[None]]), spared=self.spared),))
         )
-        ablated, added = self._edits(u, fixed)
-        suppressed = self._log_odds(self._logits(positive, ablated))
-        induced = self._log_odds(self._logits(negative, added))
-        with torch.no_grad():
-            before = self._logits(negative, {}).log_softmax(-1)
-        after = self._logits(negative, ablated).log_softmax(-1)
+        added = self._logits(
+            negative, Arm("added", (Add(Direction(u, self.like.norm, self.like.position, self.like.layer)),))
+        )
+        suppressed, induced = self._log_odds(ablated[: len(positive)]), self._log_odds(added)
+        before, after = self._before[rows[1]].log_softmax(-1), ablated[len(positive) :].log_softmax(-1)
         kl = (before.exp() * (before - after)).sum(-1).mean()
         return (
             ABLATION_WEIGHT * suppressed.clamp_min(-BOUND).mean()
@@ -95,27 +97,18 @@ class GradientSearch:
             + KL_WEIGHT * kl
         )
 
-    def _edits(self, u: Vector, fixed: Tensor) -> tuple[dict[HookPoint, Edit], dict[HookPoint, Edit]]:
-        """Ablation of `u` and `fixed`, and addition of `u`."""
-        device, norm = self.model.device, self.like.norm
-        row, span = u.to(device), fixed.to(device)
+    @cached_property
+    def _before(self) -> Float[Tensor, "prompt vocab"]:
+        """Next-token logits of the negatives at baseline."""
+        with torch.no_grad():
+            parts = (self.negative[i : i + BATCH] for i in range(0, len(self.negative), BATCH))
+            return torch.cat([self._logits(some, BASELINE) for some in parts])
 
-        def ablate(h: Tensor) -> Tensor:
-            x = h.float()
-            x = x - (x @ span.T) @ span if len(span) else x
-            return (x - (x @ row)[..., None] * row).to(h.dtype)
-
-        def add(h: Tensor) -> Tensor:
-            return (h.float() + norm * row).to(h.dtype)
-
-        return dict.fromkeys(self.model.ablation_points, ablate), {HookPoint("resid_pre", self.like.layer): add}
-
-    def _logits(
-        self, sequences: Sequence[Sequence[int]], edits: dict[HookPoint, Edit]
-    ) -> Float[Tensor, "prompt vocab"]:
-        batch, device = token_batch(sequences, self.model.pad_token), self.model.device
-        with hooked(self.model, edits):
-            return forward(self.model, batch.input_ids.to(device), batch.attention_mask.to(device)).float()
+    def _logits(self, sequences: Sequence[Sequence[int]], arm: Arm) -> Float[Tensor, "prompt vocab"]:
+        alone = self.model.proof.padding_changes_logits
+        batches = [[ids] for ids in sequences] if alone else [sequences]
+        edits, arms = BatchEdits.of([arm], self.model), torch.tensor([0], device=self.model.device)
+        return torch.cat([last_logits(self.model, batch, edits, arms) for batch in batches]).float()
 
     def _log_odds(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
         """The token metric with a gradient: log P - log(1 - P), from log-probabilities so that neither end is flat."""

@@ -147,5 +147,7 @@ def random_span(
 
 def cone_samples(members: Float[Tensor, "member d_model"], n: int, rng: np.random.Generator) -> list[Vector]:
     """Unit vectors drawn in the cone of the members: sums with non-negative weights (Wollschlaeger et al. 2025)."""
+    if len(members) == 1:
+        return [members[0]] * n
     weights = torch.tensor(np.abs(rng.standard_normal((n, len(members)))), dtype=torch.float32)
     return list(torch.nn.functional.normalize(weights @ members, dim=-1))

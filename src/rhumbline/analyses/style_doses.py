@@ -22,6 +22,7 @@ from rhumbline.errors import InputError
 from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.degeneration import degeneration
+from rhumbline.judging.embeddings import SentenceEmbeddings
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.decoding_facts import stop_ids
@@ -32,6 +33,7 @@ from rhumbline.records.positions import Position
 from rhumbline.records.protocol_file import ControlText
 from rhumbline.records.shared import ByLabel, BySplit
 from rhumbline.records.style_doses_file import (
+    EmbeddingModel,
     Intervention,
     NullFamily,
     SideOf,
@@ -71,10 +73,11 @@ def measure(
     contrast: ContrastSet,
     plan: StyleDosesPlan | None = None,
     *,
+    embeddings: SentenceEmbeddings | None = None,
     control_tokens: ControlText = "error",
     tick: Callable[[int], None] = lambda rows: None,
 ) -> StyleDosesRecord:
-    """Measure one model on a contrast that it made.
+    """Measure one model on a contrast that it made. Content is measured by `embeddings`, too, if they are given.
 
     Raises InputError if the prompts of the classes are not the same under two system prompts, with both responses.
     """
@@ -82,11 +85,11 @@ def measure(
     pairs = pairs_of(contrast, plan)
     chat = Chat.of(model.tokenizer, ChatOptions(control_tokens=control_tokens), contrast.prompts)
     study = _Study(Runner(model, tick=tick), chat, pairs, plan)
-    readers, detectors = StyleReaders.fit(*(pairs["train"][label] for label in LABELS))
+    readers, detectors = StyleReaders.fit(pairs["train"].positive, pairs["train"].negative, embeddings)
     selection, site = study.select(readers)
     arms = study.arms(study.differences[site], site.layer)
-    doses, gap, reference = study.doses(arms, readers)
-    answers = tuple(answer(i, doses, plan, gap, reference) for i in INTERVENTIONS)
+    doses, gap, (reference, similarity) = study.doses(arms, readers)
+    answers = tuple(answer(i, doses, plan, gap, similarity or reference) for i in INTERVENTIONS)
     findings = ", ".join(f"{a.intervention}: {a.finding}" for a in answers)
     return StyleDosesRecord(
         plan=plan,
@@ -102,6 +105,8 @@ def measure(
         doses=tuple(doses),
         answers=answers,
         sentence=f"Direction at layer {site.layer} ({site.source}): {findings}.",
+        similarity_reference=similarity,
+        embeddings=None if embeddings is None else EmbeddingModel(embeddings.name, embeddings.sha256),
     )
 
 
@@ -247,21 +252,28 @@ class _Study:
 
     # -- doses --
 
-    def doses(self, arms: Sequence[StyleArm], readers: StyleReaders) -> tuple[list[StyleDose], Mean, Mean]:
-        """Every arm with its readouts on the test prompts, the gap between the baselines, and the reference content."""
+    def doses(
+        self, arms: Sequence[StyleArm], readers: StyleReaders
+    ) -> tuple[list[StyleDose], Mean, tuple[Mean, Mean | None]]:
+        """Every arm with its readouts on the test prompts, and the gap between the baselines.
+
+        Also the reference content by words, and by embeddings where they are given.
+        """
         test, completed = self.pairs["test"], {}
         for label in LABELS:
             own = [one for one in arms if one.condition.side == label]
             completed[label] = own, self.complete("test", label, [BASELINE, *(one.arm for one in own)])
         baseline = {label: completed[label][1][0] for label in LABELS}
         gap = Gap(*(readers.detect(baseline[label].texts, test[label]) for label in LABELS))
-        reference = mean_of(readers.content(baseline["negative"].texts, baseline["positive"].texts))
+        texts = baseline["negative"].texts, baseline["positive"].texts
+        similarity = readers.similarity(*texts)
+        reference = mean_of(readers.content(*texts)), None if similarity is None else mean_of(similarity)
         level = 1 - (1 - LEVEL) / max(1, len(self.plan.doses))
         rows = []
         for label in LABELS:
-            own, texts = completed[label]
+            own, of_arms = completed[label]
             conditions = [StyleCondition(label, None, 0.0, 1, None, 0), *(one.condition for one in own)]
-            for condition, of_arm in zip(conditions, texts, strict=True):
+            for condition, of_arm in zip(conditions, of_arms, strict=True):
                 before = None if condition.intervention is None else baseline[label]
                 sequences = self.sequences("test", label)
                 readouts = readers.read(self.runner, test[label], sequences, of_arm, before)

@@ -15,6 +15,7 @@ from rhumbline.evidence.statistics import bootstrap_mean, wilson
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.degeneration import degeneration
+from rhumbline.judging.embeddings import SentenceEmbeddings
 from rhumbline.judging.markers import estimate_markers
 from rhumbline.judging.style_classifier import Classifier, Features, fit
 from rhumbline.judging.text_style import MarkerJudge, content_kept, holds, overlap_by_chance, words
@@ -62,6 +63,8 @@ class ArmReadouts:
     degenerate: PerPrompt
     surprise: PerPrompt
     """NaN for an empty completion."""
+    similarity: PerPrompt | None
+    """None for the baseline, and without an embedding model."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,14 @@ class StyleReaders:
     markers: MarkerJudge
     chance: float
     """Content overlap of training responses to different prompts."""
+    embeddings: SentenceEmbeddings | None = None
+    similarity_by_chance: float = 0.0
+    """Mean cosine of training responses to different prompts."""
 
     @classmethod
-    def fit(cls, positive: Sequence[Prompt], negative: Sequence[Prompt]) -> "tuple[StyleReaders, list[StyleDetector]]":
+    def fit(
+        cls, positive: Sequence[Prompt], negative: Sequence[Prompt], embeddings: SentenceEmbeddings | None = None
+    ) -> "tuple[StyleReaders, list[StyleDetector]]":
         """The readers of training rows with responses, and how well they separate held-out topics."""
         texts = ByLabel(*([p.response or "" for p in some] for some in (positive, negative)))
         topics: ByLabel[Sequence[str | None]] = ByLabel([p.category for p in positive], [p.category for p in negative])
@@ -86,7 +94,8 @@ class StyleReaders:
             StyleDetector(features, one.auroc, one.n, one.folds)
             for features, (_, one) in zip(FEATURES, fitted, strict=True)
         ]
-        return cls((fitted[0][0], fitted[1][0]), judge, chance), detectors
+        cosine = 0.0 if embeddings is None else embeddings.by_chance(texts.positive)
+        return cls((fitted[0][0], fitted[1][0]), judge, chance, embeddings, cosine), detectors
 
     def detect(self, texts: Sequence[str], prompts: Sequence[Prompt], which: int = 0) -> PerPrompt:
         """Probability of the first style in each text, by the classifier without its topic."""
@@ -97,6 +106,13 @@ class StyleReaders:
         """Share of the content words of the other texts that each text has."""
         pairs = zip(texts, others, strict=True)
         return np.array([content_kept(self.markers, text, other, None, self.chance) for text, other in pairs])
+
+    def similarity(self, texts: Sequence[str], others: Sequence[str]) -> PerPrompt | None:
+        """The cosine of each text and the other one, scaled as `content`; None without an embedding model."""
+        if self.embeddings is None:
+            return None
+        chance = self.similarity_by_chance
+        return ((self.embeddings.similarity(texts, others) - chance) / (1 - chance)).clip(0)
 
     def read(
         self,
@@ -123,6 +139,7 @@ class StyleReaders:
             correct=np.array(known, float),
             degenerate=np.array([float(degeneration(t) is not None) for t in texts]),
             surprise=surprise,
+            similarity=None if baseline is None else self.similarity(texts, baseline.texts),
         )
 
 
@@ -178,6 +195,7 @@ def dose_of(condition: StyleCondition, readouts: ArmReadouts, gap: Gap, level: f
         correct=None if np.isnan(readouts.correct).all() else rate_of(readouts.correct),
         degenerate=rate_of(readouts.degenerate),
         surprise=mean_of(readouts.surprise),
+        similarity=None if readouts.similarity is None else mean_of(readouts.similarity),
         moved=None if condition.intervention is None else gap.moved(readouts.detector, condition.intervention, level),
     )
 
@@ -216,7 +234,7 @@ def _exceeds(dose: StyleDose, nulls: Sequence[StyleDose]) -> bool:
 def _keeps_text(dose: StyleDose, baseline: StyleDose, plan: StyleDosesPlan, reference: Mean) -> bool:
     """Whether the texts at a dose keep their content, compared with the other system prompt, and their form."""
     content = plan.least_content * _value(reference)
-    return _value(dose.content) >= content and dose.degenerate.rate <= baseline.degenerate.rate + plan.most_degenerate
+    return _value(dose.kept) >= content and dose.degenerate.rate <= baseline.degenerate.rate + plan.most_degenerate
 
 
 def _value(mean: Mean | None) -> float:

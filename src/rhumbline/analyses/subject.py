@@ -5,7 +5,7 @@ no prompts, so the contrast is read again; a model organism has its own.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -255,6 +255,8 @@ class MeasuredSet:
     negative: list[list[int]]
     baseline: Float[Tensor, "prompt vocab"]
     """Next-token logits of the negatives at baseline."""
+    known: dict[tuple, Float[Tensor, " prompt"]] = field(default_factory=dict, repr=False, compare=False)
+    """Values that were measured before, by what was measured and the interventions of the arm."""
 
     @classmethod
     def of(cls, scorer: Scorer, positive: list[list[int]], negative: list[list[int]]) -> "MeasuredSet":
@@ -263,15 +265,38 @@ class MeasuredSet:
 
     def metric(self, arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
         """Token metric of the positives, log-odds."""
-        return self.scorer.read(self.positive, arms).metric
+        return self._measured("metric", arms, lambda some: self.scorer.read(self.positive, some).metric)
 
     def induced(self, arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
         """Token metric of the negatives, log-odds."""
-        return self.scorer.read(self.negative, arms).metric
+        return self._measured("induced", arms, lambda some: self.scorer.read(self.negative, some).metric)
 
     def kl(self, arms: Sequence[Arm]) -> Float[Tensor, "arm prompt"]:
         """KL divergence of the next-token distribution of the negatives, baseline to arm, nats."""
-        return self.scorer.read(self.negative, arms, self.baseline).kl
+        return self._measured("kl", arms, lambda some: self.scorer.kl(self.negative, some, self.baseline))
+
+    def _measured(
+        self, what: str, arms: Sequence[Arm], measure: Callable[[Sequence[Arm]], Tensor]
+    ) -> Float[Tensor, "arm prompt"]:
+        """The values of every arm. Arms with the same interventions are measured once, in this and in later calls."""
+        keys = [(what, contents(arm.interventions), arm.window) for arm in arms]
+        new = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self.known}
+        if new:
+            self.known.update(zip(new, measure([*new.values()]), strict=True))
+        return torch.stack([self.known[key] for key in keys])
+
+
+def contents(value: object) -> object:
+    """A key for a value with dataclasses, tuples and tensors: equal keys have equal contents."""
+    match value:
+        case Tensor():
+            return value.numpy().tobytes()
+        case tuple():
+            return tuple(map(contents, value))
+        case _ if is_dataclass(value):
+            return type(value), *map(contents, vars(value).values())
+        case _:
+            return value
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from rhumbline.cli.options import (
     suffix_options,
     whole,
 )
-from rhumbline.cli.run_analysis import execute, number_options, plan_of, run_options
+from rhumbline.cli.run_analysis import execute, number_options, plan_of, quick_option, run_options
+from rhumbline.records import directions_file
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import SOURCES, DirectionsPlan, DirectionsRecord, DirectionsRule
@@ -149,10 +150,11 @@ DIRECTIONS = {
 
 def _directions_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
+    quick_option(parser)
     plan = DirectionsPlan()
     sources = f"sources of further directions: {', '.join(SOURCES)} (default: all)"
     parser.add_argument("--sources", default=",".join(SOURCES), metavar="A,B", help=sources)
-    number_options(parser, plan, DIRECTIONS)
+    number_options(parser, plan, DIRECTIONS, directions_file.QUICK)
     margin = "smallest further decrease of the rate that counts, 0 to 1 (default: %(default)s)"
     parser.add_argument("--margin", type=real(0, 1), default=DirectionsRule().margin, metavar="X", help=margin)
 
@@ -161,7 +163,7 @@ def _directions(a: argparse.Namespace) -> int:
     from rhumbline.analyses.further_directions import analyse
 
     sources = tuple(name.strip() for name in a.sources.split(","))
-    plan = plan_of(a, DirectionsPlan(), DIRECTIONS, sources=sources)
+    plan = plan_of(a, directions_file.QUICK if a.quick else DirectionsPlan(), DIRECTIONS, sources=sources)
     rule = DirectionsRule(margin=a.margin)
 
     def show(record: DirectionsRecord) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from rhumbline.cli.console import NOT_MEASURED, interval, number, say
 from rhumbline.cli.option_values import reals
-from rhumbline.cli.run_analysis import execute, number_options, plan_of, run_options
+from rhumbline.cli.run_analysis import execute, number_options, plan_of, quick_option, run_options
 from rhumbline.records.frontier_file import INTERVENTIONS, QUICK, REFERENCE, FrontierPlan, FrontierRecord
 
 NUMBERS = {
@@ -20,8 +20,7 @@ def frontier_options(parser: argparse.ArgumentParser) -> None:
     """Options of `analyze frontier`."""
     run_options(parser)
     plan = FrontierPlan()
-    text = "a first answer with few prompts and three doses; other options replace its numbers"
-    parser.add_argument("--quick", action="store_true", help=text)
+    quick_option(parser)
     doses = ",".join(f"{dose:g}" for dose in plan.doses)
     text = f"doses: trajectory KL on harmless answers, nats per token (default: {doses})"
     parser.add_argument("--doses", metavar="X,Y", help=text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rhumbline.cli.console import NOT_MEASURED, interval, say
 from rhumbline.cli.option_values import integers
 from rhumbline.cli.options import suffix_options
-from rhumbline.cli.run_analysis import execute, number_options, plan_of, run_options
+from rhumbline.cli.run_analysis import execute, number_options, plan_of, quick_option, run_options
 from rhumbline.errors import InputError
 from rhumbline.records import circuit_file, meaning_file, trajectory_file
 from rhumbline.records.analysis_files import MeanRate, Need
@@ -14,16 +14,8 @@ from rhumbline.records.circuit_file import CircuitPlan, CircuitRecord
 from rhumbline.records.meaning_file import MeaningPlan, MeaningRecord
 from rhumbline.records.trajectory_file import YANG2026, TrajectoryPlan, TrajectoryRecord
 
-QUICK = "fewer prompts, draws and tokens, for a first look; options that are given keep their values"
-
-
 PRESETS = {"yang2026": trajectory_file.LONG}
 """Plans of published experiments."""
-
-
-def quick_option(parser: argparse.ArgumentParser) -> None:
-    """`--quick` of an analysis."""
-    parser.add_argument("--quick", action="store_true", help=QUICK)
 
 
 def _change(value: MeanRate | None) -> str:
@@ -44,7 +36,7 @@ def trajectory_options(parser: argparse.ArgumentParser) -> None:
     """Options of `analyze trajectory`."""
     run_options(parser)
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--quick", action="store_true", help=QUICK)
+    quick_option(sizes)
     text = "the sizes for a reasoning model; the think block is compared with arXiv 2605.26772"
     sizes.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"{', '.join(PRESETS)}: {text}")
     plan = TrajectoryPlan()

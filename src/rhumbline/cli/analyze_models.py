@@ -20,9 +20,10 @@ from rhumbline.cli.options import (
     template_option,
     whole,
 )
+from rhumbline.cli.run_analysis import quick_option
 from rhumbline.records.artefacts import SheetRecord
 from rhumbline.records.directory import check_outside_runs
-from rhumbline.records.sheet_files import RobustnessPlan
+from rhumbline.records.sheet_files import QUICK, RobustnessPlan
 from rhumbline.records.style_doses_file import StyleDosesPlan
 
 PLAN = RobustnessPlan()
@@ -60,13 +61,14 @@ def add(command: AddCommand) -> None:
     contrast = "contrast file or named contrast; default: contrast.jsonl in the directory of each model or organism"
     robustness.add_argument("--contrast", metavar="FILE|NAME", help=contrast)
     data_dir_option(robustness)
-    ranks = "largest rank of the ablated subspace (default: %(default)s)"
-    robustness.add_argument("--ranks", type=whole(), default=PLAN.ranks, metavar="K", help=ranks)
+    quick_option(robustness)
+    ranks = f"largest rank of the ablated subspace (default: {PLAN.ranks}; {QUICK.ranks} with --quick)"
+    robustness.add_argument("--ranks", type=whole(), metavar="K", help=ranks)
     judge = "keyword judge of whole completions (default: %(default)s)"
     robustness.add_argument("--judge", default=PLAN.judge, metavar="NAME", help=judge)
-    test = "test prompts per class (default: %(default)s)"
-    robustness.add_argument("--test", type=whole(), default=PLAN.sizes.test, metavar="N", help=test)
-    max_new_tokens_option(robustness, PLAN.max_new_tokens)
+    test = f"test prompts per class (default: {PLAN.sizes.test}; {QUICK.sizes.test} with --quick)"
+    robustness.add_argument("--test", type=whole(), metavar="N", help=test)
+    max_new_tokens_option(robustness, None, f"{PLAN.max_new_tokens}; {QUICK.max_new_tokens} with --quick")
     control_tokens_option(robustness, "a prompt", PLAN.control_tokens)
     seed = "seed of splits, nulls and suffixes (default: %(default)s)"
     robustness.add_argument("--seed", type=SEED, default=PLAN.seed, metavar="N", help=seed)
@@ -80,12 +82,13 @@ def _robustness(a: argparse.Namespace) -> int:
 
     check_outside_runs(a.out)
     class_judge(a.judge)  # an unknown judge is reported before a model is loaded
+    plan = QUICK if a.quick else PLAN
     plan = replace(
-        PLAN,
-        ranks=a.ranks,
+        plan,
+        ranks=a.ranks or plan.ranks,
         judge=a.judge,
-        sizes=replace(PLAN.sizes, test=a.test),
-        max_new_tokens=a.max_new_tokens,
+        sizes=replace(plan.sizes, test=a.test or plan.sizes.test),
+        max_new_tokens=a.max_new_tokens or plan.max_new_tokens,
         control_tokens=a.control_tokens,
         seed=a.seed,
     )
@@ -175,6 +178,8 @@ def style_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nulls", type=whole(), default=plan.nulls, metavar="N", help=draws)
     prompts = f"test prompts, at most (default: {plan.prompts})"
     parser.add_argument("--prompts", type=whole(2), default=plan.prompts, metavar="N", help=prompts)
+    text = "local sentence-transformers model by which content is measured, too (extra `embeddings`)"
+    parser.add_argument("--embeddings", metavar="DIR", help=text)
     max_new_tokens_option(parser, plan.max_new_tokens)
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the nulls (default: 0)")
     control_tokens_option(parser, "a prompt")
@@ -184,6 +189,7 @@ def style_options(parser: argparse.ArgumentParser) -> None:
 def style(a: argparse.Namespace) -> int:
     """Execute `analyze style`."""
     from rhumbline.analyses.style_doses import measure, pairs_of
+    from rhumbline.judging.embeddings import SentenceEmbeddings
     from rhumbline.prompts.contrast_files import read_contrast
 
     check_outside_runs(a.out)
@@ -197,9 +203,15 @@ def style(a: argparse.Namespace) -> int:
     )
     contrast = read_contrast(a.contrast)
     pairs_of(contrast, plan)  # a contrast of another form is reported before a model is loaded
+    embeddings = None if a.embeddings is None else SentenceEmbeddings.load(a.embeddings)
     with progress() as shown:
         shown("style", None)
         record = measure(
-            load_model(a), contrast, plan, control_tokens=a.control_tokens, tick=lambda rows: shown("", rows)
+            load_model(a),
+            contrast,
+            plan,
+            embeddings=embeddings,
+            control_tokens=a.control_tokens,
+            tick=lambda rows: shown("", rows),
         )
     return write_sheet(a, record)

@@ -50,6 +50,12 @@ def number_options(parser: argparse.ArgumentParser, plan: object, numbers: Numbe
         parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=f"{text} ({values})")
 
 
+def quick_option(parser: argparse._ActionsContainer) -> None:
+    """`--quick` of an analysis."""
+    text = "fewer prompts, draws and tokens, for a first answer; options that are given keep their values"
+    parser.add_argument("--quick", action="store_true", help=text)
+
+
 def plan_of(a: argparse.Namespace, plan: P, numbers: Numbers, **others: Any) -> P:
     """The plan with the numbers that the user passed, and with the other fields that are not None."""
     passed = {name: getattr(a, name) for name in numbers} | others

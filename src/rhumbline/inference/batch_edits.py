@@ -169,7 +169,7 @@ def _with_row(rows: Tensor | None, row: Vector, arm: Arm) -> Float[Tensor, "rank
     """The rows and one more. Ablating one after the other removes their span only if they are orthogonal."""
     if rows is None:
         return row[None]
-    if float((rows @ row).abs().max()) > ORTHOGONAL:
+    if float((rows @ row).detach().abs().max()) > ORTHOGONAL:
         raise ProtocolError(
             f"arm {arm.name!r} ablates twice, along directions that are not orthogonal. Use one ablation, or "
             "AblateSpan with an orthonormal basis."

@@ -35,7 +35,7 @@ class Direction:
     """Block at whose input (`resid_pre`) the vector was read."""
 
     def __post_init__(self):
-        length = float(self.vector.norm())
+        length = float(self.vector.detach().norm())
         if not abs(length - 1) < 1e-4:
             raise DirectionError(
                 f"Direction.vector has norm {length:.3g}, expected 1. Use Direction.from_vector(v, position, layer)."
@@ -156,8 +156,9 @@ class AblateSpan:
                 f"AblateSpan.strength is {self.strength} and spared is {self.spared}. Use a strength of 0 (removes "
                 "nothing) to 1, at most 2, and a number of tokens, 0 for none."
             )
-        apart = self.basis @ self.basis.T - torch.eye(len(self.basis))
-        if not (len(self.basis) and float(apart.abs().max()) < 1e-3):
+        basis = self.basis.detach()
+        apart = basis @ basis.T - torch.eye(len(basis))
+        if not (len(basis) and float(apart.abs().max()) < 1e-3):
             raise DirectionError(
                 "AblateSpan.basis must have at least one row, and orthonormal rows. Use torch.linalg.qr."
             )

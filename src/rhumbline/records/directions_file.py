@@ -50,6 +50,10 @@ class DirectionsPlan:
         return cast(tuple[SourceName, ...], self.sources)
 
 
+QUICK = DirectionsPlan(max_rank=3, pool=6, members=3, draws=2, samples=2, prompts=40, steps=20)
+"""The plan of `--quick`; with fewer than 35 prompts the rule could not answer ONE-IS-ENOUGH."""
+
+
 @dataclass(frozen=True)
 class DirectionsRule:
     """When one direction is enough and when more help; fixed before the test prompts are read."""

@@ -57,6 +57,10 @@ class RobustnessPlan:
         )
 
 
+QUICK = RobustnessPlan(ranks=2, sizes=BySplit(64, 8, 24), nulls=1, suffixes=4, max_new_tokens=32, answer_tokens=12)
+"""The plan of `robustness --quick`."""
+
+
 @dataclass(frozen=True)
 class RobustnessBaseline:
     """Rates at baseline: on test positives with Wilson's interval, and on test negatives (`harmless`)."""

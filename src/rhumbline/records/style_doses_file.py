@@ -121,6 +121,14 @@ class StyleDose(StyleCondition):
     moved: Mean | None
     """Change of the detector towards the other system prompt, in gaps between the baselines of the classes. Its
     interval is simultaneous over the doses of an intervention."""
+    similarity: Mean | None = None
+    """Content by sentence embeddings: the cosine with the baseline completion, 0 for texts on different prompts; None:
+    the baseline, or no embedding model."""
+
+    @property
+    def kept(self) -> Mean | None:
+        """The content by embeddings if they are known, otherwise by words."""
+        return self.content if self.similarity is None else self.similarity
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,14 @@ class StyleAnswer:
 
 
 @dataclass(frozen=True)
+class EmbeddingModel:
+    """A sentence embedding model: the name of its directory, and the hash of its weights."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class StyleDosesRecord:
     """style.json."""
 
@@ -178,5 +194,9 @@ class StyleDosesRecord:
     answers: tuple[StyleAnswer, ...]
     sentence: str
     content_measure: str = "overlap of content words"
-    """How content is measured. No embedding model is used."""
+    """How `content` is measured."""
+    embeddings: EmbeddingModel | None = None
+    """By which the content of a dose that keeps the text is measured; None: by words."""
+    similarity_reference: Mean | None = None
+    """`reference` by sentence embeddings; None without an embedding model."""
     analysis: Literal["style"] = "style"

@@ -23,7 +23,7 @@ def style_doses_body(record: StyleDosesRecord, draw: page.Canvas) -> list[Html]:
         for s in record.selection
     ]
     detectors = [[d.features, number(d.auroc, 3), d.texts, d.topics] for d in record.detectors]
-    plan, kept = record.plan, record.reference
+    plan, kept = record.plan, record.similarity_reference or record.reference
     reference = page.interval(kept.mean, kept.low, kept.high)
     return [
         page.section(
@@ -46,9 +46,15 @@ def style_doses_body(record: StyleDosesRecord, draw: page.Canvas) -> list[Html]:
         page.section(
             "Detectors, on topics that they were not fitted on",
             page.table(["Features", "AUROC", "Texts", "Groups of topics"], detectors),
-            page.note(f"Markers: {', '.join(record.markers) or 'none'}. Content: {record.content_measure}."),
+            page.note(f"Markers: {', '.join(record.markers) or 'none'}. {_content(record)}"),
         ),
     ]
+
+
+def _content(record: StyleDosesRecord) -> str:
+    model = record.embeddings
+    by = "" if model is None else f" Similarity: cosine of embeddings by {model.name}; the findings use it."
+    return f"Content: {record.content_measure}.{by} Scaled: 0 for texts on different prompts, 1 for equal ones."
 
 
 NULL_NOTE = (
@@ -58,6 +64,7 @@ NULL_NOTE = (
 
 
 def _table(doses: Sequence[StyleDose]) -> Html:
+    embedded = any(d.similarity is not None for d in doses)
     columns: dict[str, Callable[[StyleDose], Any]] = {
         "Prompts": lambda d: "first system prompt" if d.side == "positive" else "second system prompt",
         "Arm": lambda d: d.series,
@@ -68,6 +75,7 @@ def _table(doses: Sequence[StyleDose]) -> Html:
         "In markers": lambda d: number(d.markers.mean, 3),
         "Words": lambda d: number(d.words.mean, 0),
         "Content": lambda d: page.mean(d.content) if d.content else "—",
+        **({"Similarity": lambda d: page.mean(d.similarity) if d.similarity else "—"} if embedded else {}),
         "Right answers": lambda d: page.rate(d.correct) if d.correct else "—",
         "Degenerate": lambda d: page.rate(d.degenerate),
         "Surprise": lambda d: page.mean(d.surprise),
@@ -78,9 +86,10 @@ def _table(doses: Sequence[StyleDose]) -> Html:
 def style_charts(record: StyleDosesRecord) -> list[Chart | None]:
     """Draw what each dose moves, what content it keeps, and the surprise of its completions, beside the nulls."""
     n = record.n.test
+    content = "share of the content words" if record.embeddings is None else "cosine of embeddings, scaled"
     charts: list[tuple[str, str, str, Read]] = [
         ("style-moved", f"Style (n = {n})", "change, in gaps", lambda d: d.moved),
-        ("style-content", f"Content kept (n = {n})", "share of the content words", lambda d: d.content),
+        ("style-content", f"Content kept (n = {n})", content, lambda d: d.kept),
         ("style-surprise", f"Damage (n = {n})", "surprise, nats per token", lambda d: d.surprise),
     ]
     return [
