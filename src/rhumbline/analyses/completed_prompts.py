@@ -5,12 +5,11 @@ A prompt is completed once under the same interventions, whatever the name of th
 
 import random
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from rhumbline.analyses.suffix_texts import with_suffix
 from rhumbline.analyses.trajectory_kl import Trajectories, takes_system, with_system
@@ -69,7 +68,7 @@ class CompletedPrompts:
         """
         prompts = with_suffix(self.splits.get(split, label), suffix)
         prompts = prompts if system is None else [with_system(p, system, self.chat) for p in prompts]
-        keys = [(split, label, suffix, system, _key((arm.interventions, arm.window))) for arm in arms]
+        keys = [(split, label, suffix, system, arm.key) for arm in arms]
         new = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self._known}
         if new:
             self._known.update(zip(new, self._completed(prompts, list(new.values())), strict=True))
@@ -121,14 +120,3 @@ class CompletedPrompts:
         rng = random.Random(self.plan.seed)
         words = sorted({w for p in self.splits.get("train", "negative") for w in p.text.split()})
         return [" ".join(rng.choices(words, k=self.plan.suffix_words)) for _ in range(self.plan.suffixes)]
-
-
-def _key(value: object) -> Hashable:
-    """A key that is equal for interventions with equal tensors."""
-    if isinstance(value, Tensor):
-        return (tuple(value.shape), value.numpy().tobytes())
-    if isinstance(value, tuple):
-        return tuple(map(_key, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return (type(value), *(_key(getattr(value, field.name)) for field in fields(value)))
-    return value

@@ -4,8 +4,8 @@ Model, template and prompts are those of the run, by fingerprint and hash; other
 no prompts, so the contrast is read again; a model organism has its own.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -255,7 +255,7 @@ class MeasuredSet:
     negative: list[list[int]]
     baseline: Float[Tensor, "prompt vocab"]
     """Next-token logits of the negatives at baseline."""
-    known: dict[tuple, Float[Tensor, " prompt"]] = field(default_factory=dict, repr=False, compare=False)
+    known: dict[Hashable, Float[Tensor, " prompt"]] = field(default_factory=dict, repr=False, compare=False)
     """Values that were measured before, by what was measured and the interventions of the arm."""
 
     @classmethod
@@ -279,24 +279,11 @@ class MeasuredSet:
         self, what: str, arms: Sequence[Arm], measure: Callable[[Sequence[Arm]], Tensor]
     ) -> Float[Tensor, "arm prompt"]:
         """The values of every arm. Arms with the same interventions are measured once, in this and in later calls."""
-        keys = [(what, contents(arm.interventions), arm.window) for arm in arms]
+        keys = [(what, arm.key) for arm in arms]
         new = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self.known}
         if new:
             self.known.update(zip(new, measure([*new.values()]), strict=True))
         return torch.stack([self.known[key] for key in keys])
-
-
-def contents(value: object) -> object:
-    """A key for a value with dataclasses, tuples and tensors: equal keys have equal contents."""
-    match value:
-        case Tensor():
-            return value.numpy().tobytes()
-        case tuple():
-            return tuple(map(contents, value))
-        case _ if is_dataclass(value):
-            return type(value), *map(contents, vars(value).values())
-        case _:
-            return value
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rhumbline.cli.console import print_json, progress, say
-from rhumbline.cli.option_values import check_models, load_model, open_contrast, read_template, reals
+from rhumbline.cli.option_values import check_models, load_model, open_contrast, quieten, read_template, reals
 from rhumbline.cli.options import (
     MODEL_HELP,
     SEED,
@@ -203,6 +203,7 @@ def style(a: argparse.Namespace) -> int:
     )
     contrast = read_contrast(a.contrast)
     pairs_of(contrast, plan)  # a contrast of another form is reported before a model is loaded
+    quieten()
     embeddings = None if a.embeddings is None else SentenceEmbeddings.load(a.embeddings)
     with progress() as shown:
         shown("style", None)

@@ -3,7 +3,8 @@
 Independent of hooks and of the way in which a direction was fitted. `batch_edits.py` applies interventions.
 """
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -189,6 +190,21 @@ class Arm:
     interventions: tuple[Intervention, ...] = ()
     window: Window = EVERYWHERE
     """Tokens on which they act."""
+
+    @property
+    def key(self) -> Hashable:
+        """A key that is equal for arms with equal interventions on the same tokens, whatever their names."""
+        return _key((self.interventions, self.window))
+
+
+def _key(value: object) -> Hashable:
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.numpy().tobytes())
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return (type(value), *(_key(getattr(value, field.name)) for field in fields(value)))
+    return value
 
 
 BASELINE = Arm("baseline")
