@@ -284,3 +284,21 @@ def test_a_planted_model_whose_last_mlp_is_silent_in_the_probe_is_proved(tmp_pat
     chat_model = loading.load(str(build(spec, tmp_path)), device="cpu", dtype="float32")
     assert (5, "mlp.down_proj") in {(w.layer, w.module) for w in chat_model.writers}
     assert chat_model.proof.leak < 1e-5
+
+
+@pytest.mark.parametrize(("fails_on", "runs"), [("padding", True), ("every prompt", False)])
+def test_a_pass_that_fails_after_the_first_is_no_traceback(fails_on, runs, monkeypatch):
+    """Prompts are not padded where that fails; a model without any further pass is refused."""
+    model, real = random_model("llama"), proving.forward
+
+    def failing(chat_model, ids, mask, *more):
+        if fails_on == "every prompt" or not mask.all():
+            raise RuntimeError("the size of tensor a must match the size of tensor b")
+        return real(chat_model, ids, mask, *more)
+
+    monkeypatch.setattr(proving, "forward", failing)
+    if runs:
+        assert proving.prove(model, None, "m").proof.padding_changes_logits
+    else:
+        with pytest.raises(ModelError, match=r"that the proof needs fails: .*tensor b"):
+            proving.prove(model, None, "m")

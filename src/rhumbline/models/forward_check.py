@@ -4,14 +4,15 @@ A model whose activations are not finite, or whose prediction is the same for ev
 residual writers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rhumbline.errors import ModelError
+from rhumbline.errors import ModelError, RhumblineError
 from rhumbline.models.hooks import Trace, trace_layers
 from rhumbline.models.weight_files import one_line
 
@@ -24,15 +25,21 @@ def first_pass(
     name: str, model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]
 ) -> tuple[list[Trace], Logits]:
     """Traces of all blocks and logits of the probe text; ModelError if the forward pass fails."""
-    try:
+    with failures(name, model, f"the forward pass of a text of {inputs['input_ids'].shape[1]} tokens"):
         return trace_layers(model, blocks, inputs)
-    except (torch.OutOfMemoryError, MemoryError):
+
+
+@contextmanager
+def failures(name: str, model: Any, what: str) -> Iterator[None]:
+    """A ModelError for any error that a forward pass raises, but for a lack of memory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RhumblineError):
         raise
     except Exception as error:  # The code of a model can raise any error.
-        n = inputs["input_ids"].shape[1]
         raise ModelError(
-            f"{name} ({type(model).__name__}): the forward pass of a text of {n} tokens fails: {one_line(error)}. Is "
-            "config.json the one that the weights were saved with?"
+            f"{name} ({type(model).__name__}): {what} fails: {one_line(error)}. Is config.json the one that the "
+            "weights were saved with?"
         ) from error
 
 

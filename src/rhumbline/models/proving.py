@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
 from rhumbline.models.chat_model import ChatModel, Edit, Proof, Writer, forward, fresh_cache
-from rhumbline.models.forward_check import check_forward, first_pass
+from rhumbline.models.forward_check import check_forward, failures, first_pass
 from rhumbline.models.hooks import Trace, hooked, resumed, run_until
 from rhumbline.models.packing import attention_of, pack, packed_forward
 from rhumbline.models.vocabulary import TEXT, check_vocabulary
@@ -31,7 +31,7 @@ log = logging.getLogger("rhumbline")
 UNSUPPORTED = (
     AttributeError, KeyError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError
 )  # fmt: skip
-"""Errors of models that cannot run packed prompts, or cannot use their cache."""
+"""Errors of models that cannot run padded or packed prompts, or cannot use their cache."""
 Probe = Int[Tensor, "row position"]
 
 
@@ -247,7 +247,8 @@ def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> Cha
     )
     keywords = frozenset(inspect.signature(model.forward).parameters)
     proposal = ChatModel(model, tokenizer, name, tuple(blocks), blocks_name, found.writers, proof, keywords)
-    return _proved(proposal, inputs)
+    with failures(name, model, "a forward pass that the proof needs"):
+        return _proved(proposal, inputs)
 
 
 def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -321,7 +322,7 @@ def _agree(chat_model: ChatModel, a: Tensor, b: Tensor) -> bool:
 
 
 def _padding_changes(chat_model: ChatModel, probe: Probe) -> bool:
-    """Whether a left-padded prompt has other logits than the prompt alone."""
+    """Whether a left-padded prompt has other logits than the prompt alone, or cannot be run."""
     ids = probe[:1]
     pad = torch.full((1, 3), chat_model.pad_token, device=ids.device, dtype=ids.dtype)
     padded = torch.cat([torch.cat([pad, ids[:, :-3]], 1), ids], 0)
@@ -329,7 +330,12 @@ def _padding_changes(chat_model: ChatModel, probe: Probe) -> bool:
     mask[0, :3] = 0
     with torch.no_grad():
         alone = forward(chat_model, ids[:, :-3], torch.ones_like(ids[:, :-3]))
-        return not _agree(chat_model, alone, forward(chat_model, padded, mask)[:1])
+        try:
+            beside = forward(chat_model, padded, mask)[:1]
+        except UNSUPPORTED as error:
+            log.info("%s: prompts are not padded (%s)", chat_model.name, error)
+            return True
+    return not _agree(chat_model, alone, beside)
 
 
 def _cache_is_exact(chat_model: ChatModel, ids: Probe) -> bool:
