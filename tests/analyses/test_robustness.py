@@ -53,7 +53,9 @@ def test_rank_one_removes_one_axis_and_random_subspaces_do_not(rows):
     assert first.rate < 0.1
     assert first.null.mean > 0.8
     assert rows["one"].access == "weights or activations, rank 1"
-    assert rows["one"].fragility.low > 0
+    one = rows["one"].fragility
+    assert one.lost == 1
+    assert 0 < one.low < one.value == one.high  # all is lost on these prompts, and the interval has a width
 
 
 def test_a_single_direction_does_not_remove_three_axes(rows):

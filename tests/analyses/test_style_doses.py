@@ -130,6 +130,7 @@ def test_the_record_is_read_as_it_is_written_and_has_a_page(record, tmp_path):
     assert "ablation" in text
     assert "moved" in text
     assert "cosine of embeddings by words" in text
+    assert "&lt;b&gt;" not in text  # no element is shown as text
 
 
 def test_another_form_of_contrast_is_refused(model):

@@ -28,6 +28,14 @@ def test_the_axis_of_a_chart_reaches_the_ends_of_its_intervals(draw):
     assert '"domain": [-0.6, 1.3]' in repr_of(draw(TEXT, [within, beyond], domain=(0, 1)))
 
 
+def test_an_axis_of_few_whole_numbers_has_one_tick_for_each():
+    few = repr_of(curves(TEXT, [CurvePoint("a", rank, 0.5) for rank in (0, 1, 2)]))
+    assert '"values": [0, 1, 2]' in few
+    many = repr_of(curves(TEXT, [CurvePoint("a", layer, 0.5) for layer in range(30)]))
+    assert ('"tickMinStep": 1' in many, '"values": [0, 1' in many) == (True, False)
+    assert '"format": "d"' not in repr_of(curves(TEXT, [CurvePoint("a", x, 0.5) for x in (0.0, 0.5)]))
+
+
 def repr_of(chart):
     return str(chart.spec).replace("'", '"')
 

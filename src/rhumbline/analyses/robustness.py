@@ -20,6 +20,7 @@ from rhumbline.analyses.completed_prompts import CompletedPrompts, Indicators
 from rhumbline.analyses.least_damage import least_damage
 from rhumbline.analyses.spans import Basis, energy
 from rhumbline.errors import InputError
+from rhumbline.evidence.relative_changes import relative_change
 from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
@@ -53,8 +54,6 @@ from rhumbline.stages.directions import difference_in_means
 
 TOP = 10
 """Principal axes of the activations whose span contains the random subspaces: they remove a large share of energy."""
-DRAWS = 1000
-"""Bootstrap draws of the fragility."""
 KL_PROMPTS = 4
 """Validation negatives on which the KL of the candidates is compared."""
 DEPTH = 0.8
@@ -250,19 +249,14 @@ class _Ablations:
         ]
 
     def fragility(self, direction: Direction, energy: float) -> RobustnessFragility:
-        """Share of the behaviour removed at rank 1, divided by the energy, with a bootstrap interval over prompts."""
+        """Share of the behaviour removed at rank 1, divided by the energy, with the interval of a relative change."""
         start, after = _scored(
             self.baseline, self.prompts.shown("test", "positive", [Arm("own", (Ablate(direction),))])[0]
         )
-        rng = np.random.default_rng(self.plan.seed)
-        rows = rng.integers(len(after), size=(DRAWS, len(after)))
-        before, remaining = start[rows].mean(1), after[rows].mean(1)
-        removed_share = np.where(before > 0, (before - remaining) / np.where(before > 0, before, 1), np.nan)
-        if not start.mean() > 0 or energy <= 0:
+        lost = relative_change(start, after)
+        if not start.any() or energy <= 0:
             return RobustnessFragility(None, None, None, None)
-        low, high = np.nanquantile(removed_share, [0.025, 0.975])
-        share = float((start.mean() - after.mean()) / start.mean())
-        return RobustnessFragility(share / energy, float(low) / energy, float(high) / energy, share)
+        return RobustnessFragility(lost.value / energy, lost.low / energy, lost.high / energy, lost.value)
 
     # A suffix
 

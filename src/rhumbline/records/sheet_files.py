@@ -119,7 +119,7 @@ class RobustnessStrength:
 
 @dataclass(frozen=True)
 class RobustnessFragility:
-    """Share `lost` of the behaviour at rank 1 / removed energy, with a bootstrap interval; None without either."""
+    """Share `lost` of the behaviour at rank 1 / removed energy, with its interval; None without either."""
 
     value: float | None
     low: float | None

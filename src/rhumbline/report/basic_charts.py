@@ -29,6 +29,8 @@ from rhumbline.report.figures import (
 
 LAYER = "layer (resid_pre)"
 """Title of an axis over layers."""
+MOST_TICKS = 8
+"""Whole numbers that all have a tick on an axis."""
 CLASS_COLOURS = {label: LIGHT[label] for label in ("positive", "negative")}
 
 
@@ -118,12 +120,16 @@ def curves(
     names = list(dict.fromkeys(point.series for point in known))
     strokes = {"symbolType": "stroke", "symbolSize": 240, "labelLimit": 180, "symbolOpacity": 1}
     legend = alt.Legend(title=None, orient="bottom", columns=3, **strokes) if len(names) > 1 else None
-    whole = {"tickMinStep": 1, "format": "d"} if all(isinstance(point.x, int) for point in known) else {}
+    ticks: dict[str, Any] = {}
+    if all(isinstance(point.x, int) for point in known):
+        places = sorted({point.x for point in known})
+        # The least step does not hold for a short axis, whose ticks at fractions would repeat whole numbers.
+        ticks = {"format": "d", **({"values": places} if len(places) <= MOST_TICKS else {"tickMinStep": 1})}
     if log:
-        whole = {"format": "~g", "labelOverlap": True, "values": [m * 10.0**e for e in range(-8, 2) for m in (1, 3)]}
+        ticks = {"format": "~g", "labelOverlap": True, "values": [m * 10.0**e for e in range(-8, 2) for m in (1, 3)]}
     across = alt.Scale(type="log", nice=False) if log else alt.Scale(nice=False)
     base = alt.Chart().encode(
-        x=alt.X("x:Q", scale=across, axis=alt.Axis(title=text.x, grid=False, **whole)),
+        x=alt.X("x:Q", scale=across, axis=alt.Axis(title=text.x, grid=False, **ticks)),
         color=alt.Color("series:N", scale=_colours(names, colours), legend=legend),
     )
     scale = extended(domain, _ends(known)) if domain else alt.Scale(zero=False)

@@ -32,9 +32,10 @@ def style_doses_body(record: StyleDosesRecord, draw: page.Canvas) -> list[Html]:
             page.note(
                 f"Moved: a dose that keeps the text changes the style by more than {plan.margin} of the gap between "
                 "the system prompts, with its whole interval, and by more than every null of that dose. A dose keeps "
-                f"the text if its content is at least {plan.least_content} of that kept by the other system prompt "
-                f"({reference}), and if at most {plan.most_degenerate} more completions are degenerate. Not moved: no "
-                "such dose reaches the margin."
+                f"the text if its content is at least {plan.least_content} of that kept by the other system prompt (",
+                reference,
+                f"), and if at most {plan.most_degenerate} more completions are degenerate. Not moved: no such dose "
+                "reaches the margin.",
             ),
         ),
         page.section("Style, content and damage by dose", draw(style_charts(record)), _table(own)),
