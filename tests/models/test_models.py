@@ -2,7 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from families import FAMILIES, random_model
 from rhumbline.errors import ModelError
@@ -302,3 +306,14 @@ def test_a_pass_that_fails_after_the_first_is_no_traceback(fails_on, runs, monke
     else:
         with pytest.raises(ModelError, match=r"that the proof needs fails: .*tensor b"):
             proving.prove(model, None, "m")
+
+
+def test_a_tokenizer_that_knows_no_word_of_the_probe_is_proved_on_its_vocabulary():
+    """At equal tokens all positions have the same logits: the model seemed constant, and no order was tested."""
+    words = Tokenizer(WordLevel({"<unk>": 0} | {f"word{i}": i for i in range(1, 101)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    model = random_model("llama")
+    ids = proving.probe_inputs(model, tokenizer)["input_ids"]
+    assert len(ids.unique()) == proving.PROBE_TOKENS
+    assert proving.prove(model, tokenizer, "m").proof.mode == "exact"

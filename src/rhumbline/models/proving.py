@@ -33,6 +33,8 @@ UNSUPPORTED = (
 )  # fmt: skip
 """Errors of models that cannot run padded or packed prompts, or cannot use their cache."""
 Probe = Int[Tensor, "row position"]
+PROBE_TOKENS = 16
+"""Tokens of the probe, of which at least half are distinct, unless the vocabulary has fewer."""
 
 
 # -- blocks and writers -----------------------------------------------------------------------------------------------
@@ -252,10 +254,16 @@ def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> Cha
 
 
 def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Arguments of the probe forward pass: two rows of token ids, a sentence and the same reversed."""
-    ids = (tokenizer(TEXT, add_special_tokens=False)["input_ids"] if tokenizer is not None else list(range(1, 17)))[:16]
-    device = model.get_input_embeddings().weight.device
-    rows = torch.tensor([ids, ids[::-1]], device="cpu" if device.type == "meta" else device)
+    """Arguments of the probe forward pass: two rows of token ids, a sentence and the same reversed.
+
+    A sentence of which the tokenizer knows few words is replaced by tokens of the whole vocabulary: at equal tokens
+    every position has the same logits.
+    """
+    embedding = model.get_input_embeddings().weight
+    ids = [] if tokenizer is None else tokenizer(TEXT, add_special_tokens=False)["input_ids"][:PROBE_TOKENS]
+    if len(set(ids)) < PROBE_TOKENS // 2:
+        ids = [(2 * i + 1) * len(embedding) // (2 * PROBE_TOKENS) for i in range(PROBE_TOKENS)]
+    rows = torch.tensor([ids, ids[::-1]], device="cpu" if embedding.device.type == "meta" else embedding.device)
     off = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     return {"input_ids": rows, "attention_mask": torch.ones_like(rows), **off}
 
