@@ -2,6 +2,7 @@
 
     RhumblineError                 2
       InputError                   2   the input is wrong; the message lists every fault at once
+        ArgumentError              2   an argument of a function has another type than its annotation
         ContrastError              2   a contrast file or its splits
         DataError                  2   a named data set could not be loaded, or differs from its declaration
         TemplateError              2   a chat template or its tokenizer
@@ -24,6 +25,10 @@ class RhumblineError(Exception):
 
 class InputError(RhumblineError, ValueError):
     """The input is wrong."""
+
+
+class ArgumentError(InputError, TypeError):
+    """An argument or a field does not have its annotated type."""
 
 
 class ContrastError(InputError):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from rhumbline.arguments import checked
 from rhumbline.engines.engine import Pool
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import extract
@@ -75,6 +76,7 @@ class Result:
         return selected_direction(self.path, seed)
 
 
+@checked
 def run(
     model: ChatModel,
     contrast: ContrastSet,
@@ -141,6 +143,7 @@ def environment(model: ChatModel, started: str, engine: str) -> Environment:
     )
 
 
+@checked
 def discover(
     model: ChatModel,
     contrast: ContrastSet,
@@ -188,6 +191,7 @@ def _training_means(plan: RunPlan, seed: int, runner: Runner) -> ClassMeans:
     return ClassMeans.of(positive, negative, positions)
 
 
+@checked
 def selected_direction(path: str | Path, seed: int | None = None) -> Direction | None:
     """The selected direction of a run directory (default: of its first seed); None if no candidate was selected."""
     return open_run(path).direction(seed)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from rhumbline.arguments import check_fields
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.selection_rules import ARDITI2024, SelectionRule
 from rhumbline.evidence.verdict_rules import Rule
@@ -144,6 +145,7 @@ class Protocol:
     the direction always complete in full, because other judges and lengths read them too."""
 
     def __post_init__(self):
+        check_fields(self)
         checks = (_faulty_values(self), self._faulty_samples(), self._faulty_rule(), self._faulty_judge())
         if faults := [fault for check in checks for fault in check]:
             raise ProtocolError("; ".join(faults) + ".")

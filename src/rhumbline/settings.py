@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rhumbline.arguments import check_fields
 from rhumbline.errors import ProtocolError
 from rhumbline.records.positions import Position
 
@@ -30,6 +31,7 @@ class ExtractionSettings:
     """Keep only train and validation prompts whose metric has the sign of their class (positive or negative)."""
 
     def __post_init__(self):
+        check_fields(self)
         known = ("post-instruction", "last-token", "last-instruction", "response-mean", "auto")
         if self.positions not in known and self.response_position is None:
             raise ProtocolError(
@@ -80,6 +82,7 @@ class NullSettings:
     or, if there are fewer than 6, clusters of their activations."""
 
     def __post_init__(self):
+        check_fields(self)
         unknown = [f for f in self.families if f not in NULL_FAMILIES]
         if unknown or len(set(self.families)) != len(self.families):
             raise ProtocolError(
@@ -121,6 +124,7 @@ class AblationSettings:
     """Tokens at the start of a text that are not edited. 0: everywhere, as in the paper."""
 
     def __post_init__(self):
+        check_fields(self)
         if not 0 <= self.spared <= 1000:
             raise ProtocolError(f"ablation.spared is {self.spared}; use a number of tokens from 0 to 1000.")
 
@@ -136,6 +140,7 @@ class AdditionSettings:
     """`all`: at generated tokens too. `prompt`: at prompt tokens only. The other one is a further arm."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.positions not in ("all", "prompt"):
             raise ProtocolError(f"addition.positions is {self.positions!r}; use all or prompt.")
         if isinstance(self.coefficient, str) and self.coefficient != "validation":
@@ -169,6 +174,7 @@ class DoseSettings:
     """Test prompts per class."""
 
     def __post_init__(self):
+        check_fields(self)
         if any(not 0 <= a <= 2 for a in self.strengths):
             raise ProtocolError(f"dose.strengths is {list(self.strengths)}; use strengths from 0 to 2.")
         if self.draws < 0 or self.prompts < 2:
@@ -198,6 +204,7 @@ class StabilitySettings:
     """Validation prompts per class on which a refit selects."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.refits < 0 or self.sites < 1 or self.prompts < 2:
             raise ProtocolError("stability: use 0 refits or more, 1 site or more, and 2 prompts or more.")
 
@@ -213,6 +220,7 @@ class SecondSettings:
     """Test prompts per class."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.screen < 0 or self.prompts < 2:
             raise ProtocolError(
                 f"second.screen is {self.screen} and second.prompts {self.prompts}; use 0 candidates or more, and 2 "
@@ -232,6 +240,7 @@ class SideEffectSettings:
     """Null families whose first draw is evaluated too, if the run draws them."""
 
     def __post_init__(self):
+        check_fields(self)
         unknown = [f for f in self.controls if f not in NULL_FAMILIES]
         if unknown:
             raise ProtocolError(
@@ -255,5 +264,6 @@ class TextScoreSettings:
     """Validation prompts per class on which the content of completions is measured."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.content_prompts < 2:
             raise ProtocolError(f"text_score.content_prompts is {self.content_prompts}; use 2 or more.")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
+from rhumbline.arguments import checked
 from rhumbline.errors import OutputError, RhumblineError
 from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.evidence.level_effects import pooled_level_effects
@@ -211,6 +212,7 @@ class Verification(NamedTuple):
     """What was not compared."""
 
 
+@checked
 def verify(path: str | Path) -> list[str]:
     """The faults of a run directory; empty if it verifies. Raises OutputError if it is not a run directory."""
     return check(path).faults

@@ -1,25 +1,29 @@
-"""The page of `play` in Chromium, where playwright and Chromium are installed."""
+"""The page of `play` in Chromium, on a phone and a wide screen."""
 
-import shutil
 import threading
 
 import pytest
 
+from chromium import PHONE, VIEWS, chromium, found_by_axe
 from rhumbline.play.server import PlayServer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def page(session):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with PlayServer(session, settings=session.settings(max_new_tokens=12)) as server, sync_api.sync_playwright() as p:
+def server(session):
+    with PlayServer(session, settings=session.settings(max_new_tokens=12)) as server:
         thread = threading.Thread(target=server.serve)
         thread.start()
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800})
+        yield server
+        server.calls.stop()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    with chromium() as browser:
+        page = browser.new_page(viewport=PHONE)
         page.faults, page.requests = [], []
         page.on("console", lambda message: page.faults.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.faults.append(str(error)))
@@ -27,9 +31,6 @@ def page(session):
         page.goto(server.url)
         wait_for(page, "ready")
         yield page
-        browser.close()
-        server.calls.stop()
-        thread.join()
 
 
 def wait_for(page, status):
@@ -66,7 +67,27 @@ def test_texts_are_no_markup(page):
 def test_nothing_else_is_requested_and_a_phone_needs_no_scrolling(page):
     assert {url.split("/")[2] for url in page.requests} == {page.url.split("/")[2]}
     assert page.faults == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_a_phone_shows_both_answers_below_each_other(page, prompt):
+    completed(page, prompt)
+    first, second = (page.locator(f"#text-{column}").bounding_box() for column in (0, 1))
+    assert first["y"] + first["height"] <= second["y"]
+    assert min(first["width"], second["width"]) > PHONE["width"] / 2
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_axe_finds_nothing(view, page, server, prompt):
+    scheme, size = VIEWS[view]
+    context = page.context.browser.new_context(viewport=size, color_scheme=scheme, bypass_csp=True)
+    other = context.new_page()
+    other.goto(server.url)
+    wait_for(other, "ready")
+    assert found_by_axe(other) == []
+    completed(other, prompt)
+    assert found_by_axe(other) == []
+    context.close()
 
 
 def test_a_fault_is_shown(page):

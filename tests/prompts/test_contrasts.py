@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline.errors import ContrastError
+from rhumbline.errors import ArgumentError, ContrastError
 from rhumbline.prompts.contrast_files import COLUMNS, contrast_from_prompts, read_contrast
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Prompt, Sizes, split_contrast
+from rhumbline.records.unicode_text import nfkc, visible
 
 TWO = [{"prompt": "Make a kite", "label": "positive"}, {"prompt": "Bake a cake", "label": "negative"}]
 
@@ -82,7 +83,7 @@ rows_of_a_file = st.lists(
     ),
     min_size=2,
     max_size=8,
-    unique_by=lambda row: row["prompt"],
+    unique_by=lambda row: " ".join(nfkc(visible(row["prompt"])).split()),
 ).filter(lambda rows: {row["label"] for row in rows} == set(LABELS))
 
 
@@ -234,7 +235,7 @@ def test_prompts_from_python_are_checked_too():
         contrast_from_prompts(["a"], ["b", " "])
     with pytest.raises(ContrastError, match="no prompt is labelled negative"):
         contrast_from_prompts(["a"], [])
-    with pytest.raises(ContrastError, match="Pass a list"):
+    with pytest.raises(ArgumentError, match="Pass a list"):
         contrast_from_prompts("abc", ["b"])
     for wrong in ({"text": " "}, {"label": "harmful"}, {"split": "dev"}):
         with pytest.raises((ContrastError, TypeError)):  # TypeError: the type hook of the tests may be first

@@ -238,7 +238,7 @@ def _steering_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default=sizes, metavar="X,Y", help=text)
     number_options(parser, plan, STEERING)
     harm = "external judge of harm that classifies the completions, too: a published one or a judge file"
-    parser.add_argument("--harm", metavar="NAME|FILE", help=f"{harm} (see rhumbline judge --list)")
+    parser.add_argument("--harm", metavar="NAME|FILE", help=f"{harm} (see `rhumbline judge --list`)")
 
 
 def _steering(a: argparse.Namespace) -> int:

@@ -85,7 +85,7 @@ def meaning_options(parser: argparse.ArgumentParser) -> None:
     columns = "JSON Lines or CSV with prompt, content (harmful or harmless), group, first_prompt, first_reply"
     group.add_argument("--battery", metavar="FILE", help=columns)
     for content in ("harmful", "harmless"):
-        text = f"declared sets of {content} prompts, such as {SETS[content]} (see rhumbline data list)"
+        text = f"declared sets of {content} prompts, such as {SETS[content]} (see `rhumbline data list`)"
         group.add_argument(f"--{content}", metavar="SET,SET", help=text)
     plan = MeaningPlan()
     number_options(parser, plan, MEANING)

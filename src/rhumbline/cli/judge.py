@@ -18,7 +18,7 @@ def add(command: AddCommand) -> None:
     judge.add_argument("run", metavar="RUN", nargs="?", help=run)
     name = "a published judge (see --list), or a TOML file that defines one"
     judge.add_argument("--judge", default=None, metavar="NAME|FILE", help=name)
-    human = "filled label sheet of the run (rhumbline label); repeat the option for the sheet of another annotator"
+    human = "filled label sheet of the run (`rhumbline label`); repeat the option for the sheet of another annotator"
     judge.add_argument("--human", default=None, action="append", metavar="SHEET", help=human)
     judge.add_argument("--list", action="store_true", help="list the published judges")
     model = "directory of the judge's model; default: its name on the hub"

@@ -156,7 +156,7 @@ def model_options(command: argparse.ArgumentParser) -> None:
 def contrast_options(command: argparse.ArgumentParser) -> None:
     """Which prompts are read."""
     text = (
-        "JSON Lines or CSV with the columns prompt and label, or a named contrast (rhumbline data list); default: "
+        "JSON Lines or CSV with the columns prompt and label, or a named contrast (`rhumbline data list`); default: "
         "contrast.jsonl in the directory of the model or organism"
     )
     command.add_argument("--contrast", metavar="FILE|NAME", help=text)

@@ -94,8 +94,8 @@ def _wrapped(model: Any, edits: tuple[ParameterEdit, ...]) -> _Wrapped:
     faults += [f"{owner}.bias" for owner in sorted(biases - with_bias)]
     if faults:
         raise EditError(
-            f"LoRA cannot represent this edit: it does not support {'; '.join(faults[:3])}. Use rhumbline edit, which "
-            "saves the whole checkpoint."
+            f"LoRA cannot represent this edit: it does not support {'; '.join(faults[:3])}. Use `rhumbline edit`, "
+            "which saves the whole checkpoint."
         )
     if parameters:
         # With fused experts, peft takes some names of plain modules for experts, so their weights are named instead.
@@ -157,4 +157,4 @@ def _fill_experts(layer: Any, a: Tensor, b: Tensor, axis: int) -> None:
             layer.lora_B["default"].weight.copy_(second)
             if torch.allclose(layer.get_delta_weight("default"), change, atol=1e-5, rtol=1e-4):
                 return
-    raise EditError("no adapter can be written for the layout of these experts in peft. Use rhumbline edit.")
+    raise EditError("no adapter can be written for the layout of these experts in peft. Use `rhumbline edit`.")

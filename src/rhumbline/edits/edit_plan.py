@@ -208,7 +208,7 @@ def plan_ablation(chat_model: ChatModel, basis: Basis, inputs: Mapping[str, Tens
     if chat_model.proof.mode != "exact":
         raise EditError(
             f"{chat_model.name}: its residual writers are not proved ({chat_model.proof.note}), so no weight edit can "
-            "be proved. Use interventions at run time (rhumbline run --coarse, rhumbline.applied)."
+            "be proved. Use interventions at run time (`rhumbline run ... --coarse`, rhumbline.applied)."
         )
     probe = BlockProbe(chat_model, inputs)
     points = [(ReadPoint(None, "", "input"), ())]

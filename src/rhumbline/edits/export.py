@@ -84,14 +84,14 @@ def _gguf(imported: ImportedDirections, out: Path, options: ExportOptions) -> li
     gguf = extra("gguf", "gguf")
     if options.ablate:
         raise InputError(
-            "--ablate: a control vector can only be added. For an ablation use rhumbline edit and convert the result."
+            "--ablate: a control vector can only be added. For an ablation use `rhumbline edit` and convert the result."
         )
     direction = imported.direction()
     if direction.layer < 2:
         raise DirectionError(
             f"the direction acts at the input of block {direction.layer}. A control vector of llama.cpp is added to "
             "the output of block 1 or a later block, so the input of block 2 is the first that it reaches. Use "
-            "rhumbline edit --add."
+            "`rhumbline edit --add 1`."
         )
     vector = (1.0 if options.coefficient is None else options.coefficient) * direction.difference
     layer_count = direction.layer if imported.origin.n_layers is None else imported.origin.n_layers

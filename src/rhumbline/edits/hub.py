@@ -82,7 +82,7 @@ def shared_folder(
     if is_run == is_edit:
         raise InputError(
             f"{source} is neither a run directory nor an edited checkpoint. Pass a RUN, or the directory that "
-            "rhumbline edit wrote."
+            "`rhumbline edit` wrote."
         )
     with new_directory(target) as into:
         if is_edit:
@@ -111,7 +111,9 @@ def _put(path: Path, target: Path, link: bool) -> None:
 def _share_run(run: FinishedRun, into: Path, options: PushOptions) -> list[str]:
     results, faults = run.results, verify(run.path)
     if faults:
-        raise VerificationError(f"{run.path} does not verify, so it is not shared: {faults[0]}. Run rhumbline verify.")
+        raise VerificationError(
+            f"{run.path} does not verify, so it is not shared: {faults[0]}. `rhumbline verify RUN` lists all faults."
+        )
     seeds = [seed for seed in run.seeds if run.direction(seed) is not None]
     for seed in seeds[:1]:
         imported = read_directions(run.path, seed=seed)

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.axes import Residual
+from rhumbline.arguments import checked
+from rhumbline.axes import Residual, Vector
 from rhumbline.edits.edit_plan import add_constant, plan_ablation, plan_addition, untie, with_output_biases
 from rhumbline.edits.probe import hidden_states
 from rhumbline.edits.projection import Basis, EditPlan, carry_out, orthonormal, parameters_of
 from rhumbline.errors import EditError
 from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import Add, Arm, Direction
-from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, forward
+from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, TransformersModel, forward
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
 from rhumbline.records.edit_file import EditGap, EditOutcome
@@ -299,7 +301,12 @@ def refuse_quantised(model: Any) -> None:
         )
 
 
-def orthogonalized(model: Any, direction: Direction | Tensor, prompts: Sequence[str] = PROMPTS) -> Any:
+@checked
+def orthogonalized(
+    model: ChatModel | TransformersModel,
+    direction: Direction | Vector | Float[Tensor, "rank d_model"],
+    prompts: Sequence[str] = PROMPTS,
+) -> Any:
     """A copy of a model (a ChatModel, or any transformers model) that cannot write along a direction, proved.
 
     `direction` can be a tensor, [d_model] or [rank, d_model]. Raises EditError if the edit cannot be proved.

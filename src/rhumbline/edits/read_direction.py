@@ -16,6 +16,7 @@ from jaxtyping import Float
 from msgspec import structs
 from torch import Tensor
 
+from rhumbline.arguments import checked
 from rhumbline.errors import DirectionError, InputError
 from rhumbline.inference.direction_files import MOST_NUMBERS, check_numbers, one_tensor, read_safetensors
 from rhumbline.inference.interventions import Direction
@@ -61,6 +62,7 @@ class ImportedDirections:
         return Direction.from_vector(self.vectors[0], -1 if self.position is None else self.position, layer)
 
 
+@checked
 def read_directions(
     source: str | Path,
     *,

@@ -5,14 +5,16 @@ unit direction, in units of the residual stream. It measures where a prompt is a
 classes; it does not predict the completion. Independent of the source of the direction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from rhumbline.arguments import check_fields, checked
 from rhumbline.errors import DirectionError, ProtocolError
+from rhumbline.inference.batch_edits import check_fits
 from rhumbline.inference.interventions import Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.inference.runner import Runner
@@ -35,6 +37,8 @@ class Monitor:
     """Prompts with a larger score are flagged; None if no threshold was selected."""
 
     def __post_init__(self):
+        check_fields(self)
+        check_fits(self.direction, self.model, "Monitor")
         position = Position(int(self.direction.position))
         if position.is_in_response:
             raise DirectionError(
@@ -43,6 +47,7 @@ class Monitor:
             )
 
     @classmethod
+    @checked
     def from_run(
         cls, run: str | Path, model: ChatModel, *, seed: int | None = None, template: str | None = None
     ) -> "Monitor":
@@ -63,12 +68,14 @@ class Monitor:
         finished.check_model(model)
         return cls(model, chat, artefacts.direction, _threshold(artefacts))
 
-    def score(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
+    @checked
+    def score(self, prompts: Iterable[str]) -> Float[np.ndarray, " prompt"]:
         """Projection of every prompt at the site of the direction, float64."""
         named = [Prompt(text, "negative", id=f"number {i}") for i, text in enumerate(prompts)]
         self.chat.check_texts((prompt.id, prompt.text) for prompt in named)
         return self.score_ids([self.chat.encode(prompt) for prompt in named])
 
+    @checked
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, " prompt"]:
         """The same for chats as token ids, up to the start of the response."""
         if not sequences:
@@ -76,7 +83,8 @@ class Monitor:
         h = at_site(Runner(self.model), sequences, self.direction.position, self.direction.layer)
         return (h.double() @ self.direction.vector.double()).numpy()
 
-    def flags(self, prompts: Sequence[str]) -> Bool[np.ndarray, " prompt"]:
+    @checked
+    def flags(self, prompts: Iterable[str]) -> Bool[np.ndarray, " prompt"]:
         """Which prompts score above the threshold. Raises ProtocolError if there is none."""
         if self.threshold is None:
             raise ProtocolError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from rhumbline.arguments import check_fields, checked
 from rhumbline.errors import ProtocolError
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard, NoCandidate
@@ -50,6 +51,7 @@ class SelectionRule:
     """Survivors within this distance of the selected one (in units of the criterion) are tied."""
 
     def __post_init__(self):
+        check_fields(self)
         faults = []
         if self.criterion not in ("lowest-bypass", "largest-swing", "most-moved"):
             faults.append(f"criterion {self.criterion!r} is unknown; use lowest-bypass, largest-swing or most-moved")
@@ -134,6 +136,7 @@ class SelectionResult:
         return NoCandidate.ALL_DISCARDED if self.selected is None else None
 
 
+@checked
 def choose(table: Sequence[Candidate], n_layers: int, rule: SelectionRule) -> SelectionResult:
     """Apply `rule` to a table of scores. Ties go to the earliest position, then to the lowest layer."""
     results = (_choose(table, n_layers, attempt) for attempt in rule.attempts())
@@ -247,6 +250,7 @@ def _missing(row: Candidate, rule: SelectionRule) -> tuple[str, ...]:
 # -- tables that a user passes ----------------------------------------------------------------------------------------
 
 
+@checked
 def read_scores(path: str | Path) -> tuple[list[Candidate], int]:
     """A table of scores and the number of layers, from a JSON file.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET, structs
 
+from rhumbline.arguments import checked
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.claims import NOT_TESTED, REFUTED, SHOWN, UNDECIDED, combined, seed_claims, slack
 from rhumbline.evidence.seed_evidence import SeedEvidence, Verdict
@@ -25,6 +26,7 @@ _NO_BASELINE = {VerdictCode.BASELINE_TOO_LOW, VerdictCode.CLASSES_NOT_SEPARATED}
 _POOLED = {ClaimKind.SUPPRESSES: "suppression", ClaimKind.INDUCES: "induction"}
 
 
+@checked
 def decide(rule: Rule, evidence: SeedEvidence, behaviour: str = "refusal") -> Verdict:
     """Apply the rule to one seed."""
     if rule.version < VERSION:

@@ -13,11 +13,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from rhumbline.arguments import checked
 from rhumbline.axes import Residual
 from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import Arm, Intervention
 from rhumbline.inference.windows import TokenPlaces, index_in_text
-from rhumbline.models.chat_model import ChatModel, Edit, HookPoint
+from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, TransformersModel
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
 
@@ -25,8 +26,9 @@ _PROVED: "WeakKeyDictionary[Any, ChatModel]" = WeakKeyDictionary()
 """The proofs of models, without references to the models, so that a model can be freed."""
 
 
+@checked
 @contextmanager
-def applied(model: Any, arm: Arm | Intervention, *, coarse: bool = False) -> Iterator[Any]:
+def applied(model: ChatModel | TransformersModel, arm: Arm | Intervention, *, coarse: bool = False) -> Iterator[Any]:
     """Run a transformers model (or a ChatModel) under an arm while the context is active.
 
     The arm acts on every row, on generated tokens too. Contexts can be nested; the inner one acts last. All hooks are

@@ -81,15 +81,15 @@ class BatchEdits:
             for intervention in arm.interventions:
                 match intervention:
                     case Ablate(direction, strength):
-                        _check_fits(direction, chat_model, arm)
+                        check_fits(direction, chat_model, f"arm {arm.name!r}")
                         # x - (sqrt(a) r) (sqrt(a) r).x: every strength is the same edit with a shorter vector.
                         ablated[index] = _with_row(ablated[index], direction.vector * strength**0.5, arm)
                     case AblateSpan(basis, strength):
-                        _check_fits(Direction.from_vector(basis[0], -1, 0), chat_model, arm)
+                        check_fits(Direction.from_vector(basis[0], -1, 0), chat_model, f"arm {arm.name!r}")
                         for row in basis:
                             ablated[index] = _with_row(ablated[index], row * strength**0.5, arm)
                     case Add(direction, coefficient, positions):
-                        _check_fits(direction, chat_model, arm)
+                        check_fits(direction, chat_model, f"arm {arm.name!r}")
                         for store, applies in ((added, True), (later, positions == "all")):
                             rows = store.setdefault(direction.layer, torch.zeros(len(arms), d_model))
                             rows[index] += coefficient * direction.difference if applies else 0.0
@@ -190,11 +190,12 @@ def _stacked(
     return (stacked[:, 0] if rank == 1 else stacked).to(device)
 
 
-def _check_fits(direction: Direction, chat_model: ChatModel, arm: Arm) -> None:
+def check_fits(direction: Direction, chat_model: ChatModel, what: str) -> None:
+    """DirectionError if the direction is not one of the residual stream of the model."""
     width, depth = direction.vector.shape[0], chat_model.n_layers
     if width != chat_model.d_model or not 0 <= direction.layer < depth:
         raise DirectionError(
-            f"arm {arm.name!r}: a direction of width {width} at layer {direction.layer} does not fit "
+            f"{what}: a direction of width {width} at layer {direction.layer} does not fit "
             f"{chat_model.name} (width {chat_model.d_model}, layers 0..{depth - 1}). Use a direction of this model."
         )
 

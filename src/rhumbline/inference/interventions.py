@@ -3,6 +3,7 @@
 Independent of hooks and of the way in which a direction was fitted. `batch_edits.py` applies interventions.
 """
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.arguments import check_fields, checked
 from rhumbline.axes import Vector
 from rhumbline.errors import DirectionError, OutputError, ProtocolError
 from rhumbline.inference.direction_files import read_safetensors, write_directions
@@ -36,6 +38,9 @@ class Direction:
     """Block at whose input (`resid_pre`) the vector was read."""
 
     def __post_init__(self):
+        check_fields(self)
+        if self.layer < 0:
+            raise DirectionError(f"Direction.layer is {self.layer}; blocks are numbered from 0. Pass a number.")
         length = float(self.vector.detach().norm())
         if not abs(length - 1) < 1e-4:
             raise DirectionError(
@@ -43,6 +48,7 @@ class Direction:
             )
 
     @classmethod
+    @checked
     def from_vector(cls, vector: Vector, position: Position | int, layer: int) -> "Direction":
         """The direction of `vector`. DirectionError if it is zero or not finite."""
         v = vector.detach().double().cpu()
@@ -54,6 +60,7 @@ class Direction:
         return cls((v / norm).float(), norm, Position.of(position), layer)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Direction":
         """The direction of a file that `save` or `rhumbline export --to direction` wrote. Raises DirectionError.
 
@@ -71,6 +78,7 @@ class Direction:
         return cls.from_vector(saved.tensor, -1 if saved.position is None else saved.position, saved.layer)
 
     @classmethod
+    @checked
     def from_run(cls, run: str | Path, seed: int | None = None) -> "Direction":
         """The selected direction of a run directory (default: of its first seed). Raises DirectionError."""
         directory = RunDirectory.read(run)
@@ -88,6 +96,7 @@ class Direction:
         candidates = directory.load_tensors(directory.seed(number) / "directions.safetensors")["candidates"]
         return cls.from_vector(candidates[row, cell.layer], cell.position, cell.layer)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the direction as .safetensors, with norm, position and layer. An existing file is replaced."""
         if Path(path).suffix != ".safetensors":
@@ -120,6 +129,7 @@ class Ablate:
     """Tokens at the start of a text that are not edited, generated tokens not counted. In many models the first one has
     a massive activation on which attention rests (Sun et al. 2024, arXiv 2402.17762)."""
 
+    @checked
     def __init__(self, direction: Direction | Tensor, strength: float = 1.0, spared: int = 0):
         """A bare vector of any norm is accepted, because an ablation uses neither norm nor layer."""
         if isinstance(direction, Tensor):
@@ -152,6 +162,7 @@ class AblateSpan:
     """As of `Ablate`."""
 
     def __post_init__(self):
+        check_fields(self)
         if not 0 <= self.strength <= 2 or self.spared < 0:
             raise ProtocolError(
                 f"AblateSpan.strength is {self.strength} and spared is {self.spared}. Use a strength of 0 (removes "
@@ -178,6 +189,11 @@ class Add:
     positions: Literal["all", "prompt"] = "all"
     """`prompt`: generated tokens are not changed."""
 
+    def __post_init__(self):
+        check_fields(self)
+        if not math.isfinite(self.coefficient):
+            raise ProtocolError(f"Add.coefficient is {self.coefficient}. Use a finite number.")
+
 
 Intervention = Ablate | AblateSpan | Add | Affine | Rotate | AblateByLayer
 
@@ -190,6 +206,10 @@ class Arm:
     interventions: tuple[Intervention, ...] = ()
     window: Window = EVERYWHERE
     """Tokens on which they act."""
+
+    def __post_init__(self):
+        check_fields(self)
+        object.__setattr__(self, "interventions", tuple(self.interventions))
 
     @property
     def key(self) -> Hashable:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rhumbline.arguments import check_fields, checked
 from rhumbline.axes import Logits, TokenIds
 from rhumbline.errors import ModelError
 from rhumbline.inference.batch_edits import BatchEdits
@@ -114,6 +115,9 @@ class Runner:
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
     """Called with the number of rows that have finished."""
 
+    def __post_init__(self):
+        check_fields(self)
+
     # -- batches --
 
     def batches(self, sequences: Sequence[TokenIds], n_arms: int, n_private: int = 1) -> Iterator[Batch]:
@@ -177,6 +181,7 @@ class Runner:
 
     # -- last-position logits --
 
+    @checked
     def last_logits(
         self, sequences: Sequence[TokenIds], arms: Sequence[Arm] = (BASELINE,)
     ) -> Iterator[tuple[RowIndex, Logits]]:
@@ -225,6 +230,7 @@ class Runner:
 
     # -- residuals --
 
+    @checked
     def residuals(
         self,
         sequences: Sequence[TokenIds],
@@ -271,6 +277,7 @@ class Runner:
 
     # -- completions --
 
+    @checked
     def generate(
         self,
         sequences: Sequence[TokenIds],

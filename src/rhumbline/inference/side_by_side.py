@@ -3,12 +3,13 @@
 Independent of how a direction was fitted. Writes no file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
 from torch import Tensor
 
+from rhumbline.arguments import checked
 from rhumbline.errors import InputError
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
@@ -52,10 +53,11 @@ def _cell(text: str) -> str:
     return f'<td style="{_CELL}"><bdi>{escape(printable(text))}</bdi></td>'
 
 
+@checked
 def compare(
     model: ChatModel,
     direction: Direction | Tensor,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     strength: float = 1.0,
     coefficient: float | None = None,
@@ -67,8 +69,11 @@ def compare(
     `coefficient` is that of the addition (default: 1), in units of the norm of the direction. A bare vector has no
     layer and no norm, so it is ablated only. Raises InputError.
     """
-    if isinstance(prompts, str) or not prompts:
-        raise InputError(f"compare: prompts is {prompts!r}; expected a list with at least one text.")
+    prompts = tuple(prompts)
+    if not prompts or max_new_tokens < 1:
+        raise InputError(
+            f"compare: {len(prompts)} prompts and max_new_tokens {max_new_tokens}; expected at least one of each."
+        )
     arms = [BASELINE, Arm("ablated", (Ablate(direction, strength),))]
     if isinstance(direction, Direction):
         arms.append(Arm("added", (Add(direction, 1.0 if coefficient is None else coefficient),)))
@@ -79,4 +84,4 @@ def compare(
         [chat.encode(prompt) for prompt in prompts], arms, max_new_tokens=max_new_tokens, stop=stop_ids(model, chat)
     )
     texts = {arm.name: tuple(map(chat.text, rows)) for arm, rows in zip(arms, ids, strict=True)}
-    return Comparison(model.name, tuple(prompts), texts)
+    return Comparison(model.name, prompts, texts)

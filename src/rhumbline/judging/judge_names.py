@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Protocol, runtime_checkable
 
+from rhumbline.arguments import checked
 from rhumbline.errors import ProtocolError
 from rhumbline.judging.judge_specs import published
 from rhumbline.judging.keyword_judges import KeywordJudge, LiteralJudge
@@ -57,6 +58,7 @@ def class_judge(name: str, phrases: Mapping[str, Sequence[str]] | None = None) -
     return _judge(name, tuple((language, tuple(some)) for language, some in sorted((phrases or {}).items())))
 
 
+@checked
 def judge(text: str, name: str = "refusal-learned") -> Score:
     """The class of one completion by a judge of `CLASS_JUDGES`, with its evidence. Raises ProtocolError."""
     return class_judge(name)(text)

@@ -6,12 +6,13 @@ template and its tokenizer; independent of the model.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rhumbline.arguments import checked
 from rhumbline.errors import TemplateError
 from rhumbline.models.answers import Answer, AnswerReader
 from rhumbline.models.control_tokens import ControlTokens, check_control_tokens, unused_character
@@ -36,6 +37,14 @@ _MOST_LISTED, _LONGEST_NAME = 20, 40
 _ADVICE = (
     'Remove the text, or encode it as plain text: --control-tokens plain, in a protocol chat.control_tokens = "plain".'
 )
+
+
+@runtime_checkable
+class _HasTemplate(Protocol):
+    def get_chat_template(self, chat_template: str | None = None) -> str: ...
+
+
+Tokenizer = Annotated[Any, _HasTemplate, "a transformers tokenizer"]
 
 
 class Spans(NamedTuple):
@@ -87,7 +96,8 @@ class Chat:
     """Token ids of the prompts of `Chat.of`: every stage encodes the same ones."""
 
     @classmethod
-    def of(cls, tokenizer: Any, options: ChatOptions = DEFAULT_OPTIONS, prompts: Iterable[Prompt] = ()) -> "Chat":
+    @checked
+    def of(cls, tokenizer: Tokenizer, options: ChatOptions = DEFAULT_OPTIONS, prompts: Iterable[Prompt] = ()) -> "Chat":
         """Check the template and determine the prefix and the suffix that the probes and `prompts` share.
 
         Pass the prompts of the run: a token that merges the end of one of them with the template is then not a
@@ -136,6 +146,7 @@ class Chat:
 
     # -- token ids --
 
+    @checked
     def encode(self, prompt: Prompt | str) -> list[int]:
         """Token ids of the chat up to where the completion begins."""
         if isinstance(prompt, str):
@@ -147,6 +158,7 @@ class Chat:
         system = self.options.system if prompt.system is None else prompt.system
         return self.encode_messages(messages_of(system, prompt.text), prompt.id, response)
 
+    @checked
     def encode_messages(self, messages: Sequence[Message], name: str, response: str = "") -> list[int]:
         """Token ids of any chat, with the beginning of its next response. InputError as above, with the name."""
         texts = [*(message["content"] for message in messages), response]
@@ -209,6 +221,7 @@ class Chat:
             raise TemplateError("These ids do not end with the post-instruction tokens; encode them with Chat.encode.")
         return Spans(len(_common_start([self.prefix, ids])), len(ids) - len(self.suffix))
 
+    @checked
     def text(self, ids: Sequence[int]) -> str:
         """The text of a completion, think blocks included."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -7,16 +7,28 @@ edits are in hooks.py, the proof of the writers is in proving.py.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rhumbline.arguments import checked
 from rhumbline.axes import Residual
 from rhumbline.models.chat import Chat
 from rhumbline.records.protocol_file import StopSource
 from rhumbline.records.shared import ModelDescription
+
+
+@runtime_checkable
+class _HasConfig(Protocol):
+    config: Any
+
+    def get_input_embeddings(self) -> Any: ...
+
+
+TransformersModel = Annotated[Any, _HasConfig, "a transformers model"]
+"""The type of a model that is not loaded by rhumbline."""
 
 Edit = Callable[[Residual], Residual]
 """Maps the residual stream, or the output of a residual writer, to a new tensor of the same shape."""
@@ -157,6 +169,7 @@ class ChatModel:
         """The chat template of the tokenizer with its defaults. Raises TemplateError."""
         return Chat.of(self.tokenizer)
 
+    @checked
     def chat(self, text: str, *, max_new_tokens: int = 128, chat: Chat | None = None) -> str:
         """The model's reply to one message, greedy. Under `rhumbline.applied` it is that of the edited model.
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed.tensor import DTensor
 
+from rhumbline.arguments import checked
 from rhumbline.errors import ModelError
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.adapters import apply_adapter
@@ -37,8 +38,9 @@ _NO_ADAPTER = {"subfolder": "rhumbline applies adapters itself"}
 """Where transformers looks for an adapter that it would apply unchecked: a folder that no checkpoint has."""
 
 
+@checked
 def load(
-    source: str,
+    source: str | Path,
     *,
     dtype: str = "auto",
     device: str | None = None,
@@ -57,7 +59,7 @@ def load(
     dequantised (needs gguf). Raises ModelError.
     """
     return load_source(
-        Source(source, dtype, device, coarse, trust_remote_code, revision), tensor_parallel=tensor_parallel
+        Source(str(source), dtype, device, coarse, trust_remote_code, revision), tensor_parallel=tensor_parallel
     )
 
 

@@ -102,7 +102,7 @@ def _with_base(places: Places, stack: ExitStack) -> Places:
     if config is not None and not (Path(found.whole).is_dir() and weight_files(Path(found.whole))):
         raise ModelError(
             f"{places.source.model} is an adapter, and its base model {places.base} is an adapter too. Merge that one "
-            "into its own base first, with rhumbline edit or peft."
+            "into its own base first, with `rhumbline edit` or peft."
         )
     return found
 

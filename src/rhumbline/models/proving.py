@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rhumbline.arguments import checked
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
-from rhumbline.models.chat_model import ChatModel, Edit, Proof, Writer, forward, fresh_cache
+from rhumbline.models.chat_model import ChatModel, Edit, Proof, TransformersModel, Writer, forward, fresh_cache
 from rhumbline.models.forward_check import check_forward, failures, first_pass
 from rhumbline.models.hooks import Trace, hooked, resumed, run_until
 from rhumbline.models.packing import attention_of, pack, packed_forward
@@ -213,7 +214,8 @@ def _post_norm(trace: Trace) -> str:
 # -- the proof --------------------------------------------------------------------------------------------------------
 
 
-def prove(model: Any, tokenizer: Any, name: str, *, coarse: bool = False) -> ChatModel:
+@checked
+def prove(model: TransformersModel, tokenizer: Any, name: str, *, coarse: bool = False) -> ChatModel:
     """Find and prove the residual writers of a loaded model. ModelError lists the layers that could not be proved.
 
     With `coarse=True` such a model is edited at block inputs and outputs instead, and its proof states so.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rhumbline.arguments import checked
 from rhumbline.errors import InputError, ModelError
 from rhumbline.models.weight_files import GGUF, gguf_file
 from rhumbline.organisms import materialise
@@ -84,18 +85,20 @@ def checkpoint(name: str) -> Iterator[str]:
         yield name
 
 
-def own_contrast(model: str) -> ContrastSet:
+@checked
+def own_contrast(model: str | Path) -> ContrastSet:
     """The contrast in the directory of a model (`contrast.jsonl`); InputError where it has none.
 
     The contrast of an organism has the organism's name.
     """
-    with checkpoint(model) as where:
+    name = str(model)
+    with checkpoint(name) as where:
         folder = Path(where).parent if where.endswith(GGUF) else Path(where)
         path = folder / CONTRAST
         if not path.is_file():
-            raise InputError(f"{model} comes without a contrast ({path} does not exist). Give --contrast FILE|NAME.")
+            raise InputError(f"{name} comes without a contrast ({path} does not exist). Give --contrast FILE|NAME.")
         contrast = read_contrast(path)
-    return replace(contrast, name=model) if model.startswith(ORGANISM) else contrast
+    return replace(contrast, name=name) if name.startswith(ORGANISM) else contrast
 
 
 def contrast_for(model: str, contrast: str | None, data_dir: str | Path | None = None) -> ContrastSet:

@@ -147,7 +147,7 @@ def _benchmark(figures: RunFigures, seed: SeedResult, figure: PublishedFigure) -
         return f"the estimate of the harness for {figure.task}; a mean over documents is another number"
     row = _evaluated(figures, seed, figure.task, figure.arm)
     if row is None or row.score is None:
-        return f"rhumbline evaluate RUN --tasks {figure.task} --arms ablation"
+        return f"`rhumbline evaluate RUN --tasks {figure.task} --arms ablation`"
     if figure.baseline is None:
         low, high = (100 * end for end in wilson_of_rate(row.score, row.n))
         tolerance = f"95 % interval contains the published one (n = {row.n})"
@@ -184,11 +184,12 @@ def _harmbench(published: Published, figures: RunFigures, seed: SeedResult, figu
     """Percent unsafe of the ablation, which the weight edit equals; a run without a system prompt is compared only."""
     judged = f"--contrast {HARMBENCH_RECIPE} --sizes 128,32,{N_HARMBENCH} --save-completions"
     if figure.condition is not Condition.NONE:
-        line = f"rhumbline run {published.hub} --preset {published.preset} {judged} --system TEXT"
-        return f"{line}, and rhumbline judge RUN --judge {ATTACK_JUDGE}"
+        line = f"`rhumbline run {published.hub} --preset {published.preset} {judged} --system TEXT --out RUN`"
+        return f"{line}, and `rhumbline judge RUN --judge {ATTACK_JUDGE}`"
     rates = [r for r in figures.judgements(ATTACK_JUDGE, seed.seed) if r.arm == figure.arm and r.rate is not None]
     if figures.recipe != HARMBENCH_RECIPE or figures.system is not None or not rates:
-        return f"rhumbline reproduce {published.name} {judged}, and rhumbline judge RUN --judge {ATTACK_JUDGE}"
+        line = f"`rhumbline reproduce {published.name} {judged} --out RUN`"
+        return f"{line}, and `rhumbline judge RUN --judge {ATTACK_JUDGE}`"
     return _percent(rates[0].rate or 0.0, rates[0].n, figure.value, N_HARMBENCH)
 
 
@@ -213,5 +214,5 @@ def _refusal(figures: RunFigures, seed: SeedResult, figure: PublishedFigure) -> 
             ends = wilson_of_rate(rate, n)
             return Measured(rate, ends.low, ends.high, low <= 0 <= high, f"{tolerance} (n = {n} and {published_n})")
     if figure.score == "safety":
-        return f"rhumbline judge RUN --judge {HARM_JUDGE}"
+        return f"`rhumbline judge RUN --judge {HARM_JUDGE}`"
     return f"a run with the arm {figure.arm}"

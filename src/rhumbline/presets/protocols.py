@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from rhumbline.arguments import checked
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.selection_rules import BLOG2026, RHUMBLINE, STYLE
 from rhumbline.evidence.verdict_rules import rule as named_rule
@@ -85,6 +86,7 @@ PRESETS: Mapping[str, Protocol] = {
 }
 
 
+@checked
 def preset(name: str, **changes: Any) -> Protocol:
     """A preset by name, with fields replaced; ProtocolError lists the known names and fields."""
     if name not in PRESETS:
@@ -95,6 +97,7 @@ def preset(name: str, **changes: Any) -> Protocol:
     return replace(PRESETS[name], **changes)
 
 
+@checked
 def quick(protocol: Protocol) -> Protocol:
     """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
 

@@ -124,5 +124,5 @@ def published_model(name: str) -> Published:
     """The published model of that name. Raises ProtocolError."""
     if name not in published_models():
         known = ", ".join(published_models())
-        raise ProtocolError(f"{name!r} is not a published model. Use one of {known} (rhumbline reproduce --list).")
+        raise ProtocolError(f"{name!r} is not a published model. Use one of {known} (`rhumbline reproduce --list`).")
     return published_models()[name]

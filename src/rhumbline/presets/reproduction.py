@@ -166,7 +166,7 @@ def _of_seed(published: Published, figures: RunFigures, seed: SeedResult) -> Ite
 
 def _needs(name: str) -> str:
     """What a rate takes that was not measured."""
-    return f"rhumbline judge RUN --judge {HARM_JUDGE}" if name.endswith("safety") else "a run with this arm"
+    return f"`rhumbline judge RUN --judge {HARM_JUDGE}`" if name.endswith("safety") else "a run with this arm"
 
 
 def _agreement(measured: Rate | None, published: Rate) -> tuple[bool | None, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, get_args
 
+from rhumbline.arguments import check_fields
 from rhumbline.errors import TemplateError
 from rhumbline.records.protocol_file import ControlText
 from rhumbline.records.user_files import control_character
@@ -39,6 +40,7 @@ class ChatOptions:
     """Jinja text that replaces the chat template of the tokenizer."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.date is not None:
             try:
                 well_formed = date.fromisoformat(self.date).isoformat() == self.date

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import ValidationError
 
+from rhumbline.arguments import checked
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, content_sha256, near_text
 from rhumbline.records.codec import convert
@@ -67,6 +68,7 @@ class Faults:
         raise ContrastError("\n".join([head, *lines, form]))
 
 
+@checked
 def read_contrast(path: str | Path) -> ContrastSet:
     """Read a contrast file: JSON Lines (.jsonl, .json) or CSV with the same columns.
 
@@ -119,14 +121,13 @@ def _made(place: str, row: dict[str, Any], faults: Faults) -> MadeContrast | Non
         return None
 
 
+@checked
 def contrast_from_prompts(positive: Iterable[str], negative: Iterable[str], name: str = "prompts") -> ContrastSet:
     """A contrast of two lists of instructions. Splits are sampled by seed, as for a file without splits."""
     faults = Faults(name)
     texts_of: dict[Label, Iterable[str]] = {"positive": positive, "negative": negative}
     rows = []
     for label, texts in texts_of.items():
-        if isinstance(texts, str):
-            raise ContrastError(f"{name}: {label} is one string. Pass a list of instructions.")
         rows += [(f"{label}[{i}]", {"prompt": text, "label": label}) for i, text in enumerate(texts)]
     return _assembled(name, rows, faults)
 

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
+from rhumbline.arguments import check_fields, checked
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.sampling import Sampling, draw_as_reference, draw_by_hash
 from rhumbline.records.made_contrast import MadeContrast
@@ -45,6 +46,7 @@ class Prompt:
     """A response of the other class to the same prompt, if the label is the class that the prompt induces."""
 
     def __post_init__(self):
+        check_fields(self)
         if not self.text.strip():
             raise ContrastError(f"Prompt {self.id!r} has no text; write an instruction.")
         if self.label not in LABELS:
@@ -77,6 +79,9 @@ class ContrastSet:
     made: MadeContrast | None = None
     """How the contrast was made, if `rhumbline contrast make` wrote it."""
 
+    def __post_init__(self):
+        check_fields(self)
+
     def record(self) -> ContrastFacts:
         """The contrast as protocol.json describes it."""
         return ContrastFacts(
@@ -98,6 +103,7 @@ class Sizes:
     test: int = 100
 
     def __post_init__(self):
+        check_fields(self)
         faults = [f"{split} {size}" for split, size in asdict(self).items() if size < 1]
         if faults:
             raise ContrastError(
@@ -165,6 +171,7 @@ def content_sha256(prompts: tuple[Prompt, ...]) -> str:
 # -- splitting ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sampling = "lots") -> Splits:
     """The disjoint splits of a seed: those that the file decides, and samples of the other prompts, for each class.
 

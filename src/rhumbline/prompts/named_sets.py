@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from rhumbline.arguments import checked
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prompt, Split, near_text, pooled
@@ -29,8 +30,10 @@ DRAW_SEED = 42
 """Seed of the draw from a source with more rows than `at_most`; the paper's own draw was not seeded."""
 
 
-def open_contrast(name: str, data_dir: str | Path | None = None) -> ContrastSet:
+@checked
+def open_contrast(name: str | Path, data_dir: str | Path | None = None) -> ContrastSet:
     """A contrast file, or a named contrast composed of its sources (from `data_dir` if it has their files)."""
+    name = str(name)
     if name in recipes() and not Path(name).exists():
         return compose(recipes()[name], data_dir)
     if not Path(name).suffix and not Path(name).exists():

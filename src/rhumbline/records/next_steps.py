@@ -311,11 +311,12 @@ def _option(step: Step, run: str) -> Line:
         case NextStep.LONGER_ANSWERS:
             return Line(f"--max-new-tokens {step.tokens}", "the behaviour may begin later in the answer")
         case NextStep.OTHER_JUDGE:
-            return Line("--judge NAME", "another judge; rhumbline run --help lists them")
+            return Line("--judge NAME", "another judge; `rhumbline run --help` lists them")
         case NextStep.OTHER_MODEL:
-            return Line("rhumbline run OTHER-MODEL", "this model may not have the behaviour")
+            other = "rhumbline run OTHER-MODEL --contrast FILE --out runs/other"
+            return Line(other, "this model may not have the behaviour")
         case NextStep.OTHER_PROMPTS:
-            return Line("--contrast FILE|NAME", "other prompts; rhumbline data list shows the named ones")
+            return Line("--contrast FILE|NAME", "other prompts; `rhumbline data list` shows the named ones")
         case NextStep.ADVICE:
             return Line("", step.advice)
         case NextStep.SOURCES_OF_DAMAGE:

@@ -6,6 +6,7 @@ from typing import Literal, TypeGuard
 
 import msgspec
 
+from rhumbline.arguments import check_fields
 from rhumbline.errors import ProtocolError
 from rhumbline.records.codec import JsonObject
 
@@ -88,6 +89,7 @@ class Rule:
     None: not tested."""
 
     def __post_init__(self):
+        check_fields(self)
         faults = [
             f"{field} is {value}, expected a number in (0, 1]"
             for field in ("min_baseline", "min_drop", "min_gap")
