@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow real hostile check lint types order format bench families docs clean
+.PHONY: demo test slow real hostile browser check lint types order format bench families docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ real: $(READY)
 # Writes its figures into docs/security.md. Real models are tried where RHUMBLINE_MODELS is set.
 hostile: $(READY)
 	HOSTILE_REPORT=docs/security.md OMP_NUM_THREADS=1 $(BIN)/pytest -q -m hostile tests/hostile
+
+# Needs Chromium, for example Debian's package `chromium`.
+browser: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m browser
 
 check: lint types order
 

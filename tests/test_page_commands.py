@@ -160,6 +160,7 @@ def test_what_is_run_elsewhere_is_on_a_page_and_the_tests_exist():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of peft
 @pytest.mark.parametrize("command", {c.text: c for c in COMMANDS if is_here(c)}.values(), ids=lambda c: c.text)
 def test_a_command_runs_as_it_is_printed(command, words, call, tmp_path, monkeypatch):
     monkeypatch.setattr(PlayServer, "serve", lambda server: None)
