@@ -3,7 +3,7 @@
     python benchmarks/cost_calibration.py run  [--out docs/calibration/cost.jsonl] [--first 200000] [--minutes 60]
     python benchmarks/cost_calibration.py show [--out docs/calibration/cost.jsonl]     tables on standard output
 
-One line of JSON per model and protocol: verdict, selected site, effects, prompt and generated tokens, processor time.
+One line of JSON per model and protocol: verdict, selected site, claims, rows of every stage, processor time.
 An interrupted study resumes. The models are those of docs/calibration-planted.md, with new seeds. One process, one
 thread.
 """
@@ -127,24 +127,13 @@ def _count(counted: Counter[str], stage: str, rows: int | None) -> None:
 
 
 def summary(seed: SeedResult) -> dict[str, Any]:
-    """What a rule reads of a run."""
-    rates = {f"{arm.arm} {arm.side}": arm.rate for arm in seed.arms if not arm.arm.is_null}
+    """Verdict, selected site, own rates and claims of a run."""
     return {
         "verdict": seed.verdict,
         "reason": seed.reason,
         "site": None if seed.selected is None else [int(seed.selected.position), seed.selected.layer],
-        "rates": rates,
-        "groups": seed.groups,
-        "kl": seed.shift.kl,
-        "stability": seed.stability and seed.stability.cosine.low,
-        "effects": {
-            e.name: {
-                "drop": [e.drop, e.low, e.high],
-                "gap": {f: [gap.gap, gap.low, gap.high] for f, gap in e.apart.items()},
-                "p": {f: wide.p_apart for f, wide in e.wide.items()},
-            }
-            for e in seed.effects
-        },
+        "rates": {f"{arm.arm} {arm.side}": arm.rate for arm in seed.arms if not arm.arm.is_null},
+        "claims": {str(c.kind): [str(c.state), c.value, c.low, c.high, c.n] for c in seed.claims},
     }
 
 

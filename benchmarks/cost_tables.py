@@ -1,12 +1,11 @@
 """The tables of the cost calibration: error rates by protocol, and the decisions that the cheaper protocols change.
 
-`cost_calibration.py show` prints them. A decision is one comparison of a rule with its margin: the selected candidate,
-an effect, a gap to a null family, a rank p, the cosine of groups, the damage. Independent of how verdicts combine them.
+`cost_calibration.py show` prints them. A decision is the selected candidate, the verdict, or the state of one claim.
 """
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from rhumbline.evidence.statistics import exact_interval
 
 Row = dict[str, Any]
 PROTOCOLS = ("old", "new", "quick")
-MIN_DROP, MIN_GAP, MAX_P, MIN_GROUPS, ONE_GROUP, MAX_KL = 0.5, 0.25, 0.05, 0.5, 0.85, 0.2
-"""Margins of the rule `rhumbline`."""
-REFUTED = ("NOT-SINGLE-DIRECTION", "DAMAGED", "NO-BASELINE-REFUSAL")
+ANY_VECTOR = "any vector moves it"
+"""The kind of model in which every direction has the effect."""
 
 
 def show(path: Path) -> None:
@@ -28,7 +26,6 @@ def show(path: Path) -> None:
     whole = [m for m in models.values() if all(name in m for name in PROTOCOLS)]
     _errors(whole)
     _decisions(whole)
-    _ranks(whole)
     _costs(whole)
 
 
@@ -49,17 +46,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _errors(models: Sequence[Mapping[str, Row]]) -> None:
     """Wrong confirmations where there is no single direction; wrong refutations and power where there is one."""
-    without = [m for m in models if m["old"]["group"] != "power"]
-    one = [m for m in models if m["old"]["group"] == "power"]
+    nothing, several, one = (
+        [m for m in models if m["old"]["group"] == group] for group in ("null", "several", "power")
+    )
+    any_vector = [m for m in several if m["old"]["kind"] == ANY_VECTOR]
+    axes = [m for m in several if m["old"]["kind"] != ANY_VECTOR]
     kinds: list[tuple[str, list[Mapping[str, Row]], Callable[[Row], bool]]] = [
-        ("nothing to find: confirmed (wrong)", [m for m in without if m["old"]["group"] == "null"], _is_single),
-        ("several directions, or any vector: confirmed (wrong)", [m for m in without if m["old"]["group"] == "several"],
-         _is_single),
-        ("one axis: refuted (wrong)", one, lambda row: row["verdict"] in REFUTED),
+        ("nothing to find: confirmed (wrong)", nothing, _is_single),
+        ("any vector has the effect: confirmed (wrong)", any_vector, _is_single),
+        ("several axes: *unique* shown (wrong)", axes, lambda row: _claim(row, "unique") == "shown"),
+        ("several axes: confirmed, by the other claims", axes, _is_single),
+        ("one axis: refuted (wrong)", one, lambda row: row["verdict"] == "NOT-SINGLE-DIRECTION"),
         ("one axis: undecided", one, lambda row: row["verdict"] == "INCONCLUSIVE"),
         ("one axis: confirmed", one, _is_single),
         ("all: undecided", list(models), lambda row: row["verdict"] == "INCONCLUSIVE"),
-    ]  # fmt: skip
+        ("all: not tested", list(models), lambda row: row["verdict"] == "NOT-TESTED"),
+    ]
     rows = [[name, *(_rate(sum(of(m[p]) for m in some), len(some)) for p in PROTOCOLS)] for name, some, of in kinds]
     _table(["Models", *PROTOCOLS], rows)
 
@@ -68,67 +70,32 @@ def _is_single(row: Row) -> bool:
     return row["verdict"] == "SINGLE-DIRECTION-REPRODUCES"
 
 
-def _state(interval: Sequence[float | None], margin: float) -> str:
-    _, low, high = interval
-    if low is None or high is None:
-        return "unknown"
-    return "met" if low >= margin else "failed" if high < margin else "undecided"
+def _claim(row: Row, name: str) -> str | None:
+    """The state of a claim; None without claims."""
+    return row.get("claims", {}).get(name, [None])[0]
 
 
-def decisions(row: Row) -> Iterator[tuple[str, str, str]]:
-    """Every decision of a run: its kind, which one, and its outcome."""
-    yield "selected candidate", "", str(row.get("site"))
-    yield "verdict of rule version 4", "", row["verdict"]
-    if row.get("site") is None:
-        return
-    groups, kl = row["groups"], row["kl"]
-    band = "unknown" if groups is None else "one" if groups >= ONE_GROUP else "several" if groups < MIN_GROUPS else "-"
-    yield "cosine of groups", "", band
-    yield "KL of the ablation", "", str(kl is not None and kl > MAX_KL)
-    for name, effect in row["effects"].items():
-        yield "effect against its margin", name, _state(effect["drop"], MIN_DROP)
-        for family, gap in effect["gap"].items():
-            yield "gap to a null family", f"{name} {family}", _state(gap, MIN_GAP)
-        for family, p in effect["p"].items():
-            yield "rank p against 0.05", f"{name} {family}", str(p is not None and p <= MAX_P + 1e-9)
+def decisions(row: Row) -> dict[str, str]:
+    """Every decision of a run, and its outcome."""
+    claims = {f"claim *{kind.replace('-', ' ')}*": state for kind, (state, *_) in row.get("claims", {}).items()}
+    return {"selected candidate": str(row.get("site")), "verdict": row["verdict"], **claims}
 
 
 def _decisions(models: Sequence[Mapping[str, Row]]) -> None:
-    """Decisions that are equal, and those that are opposite: met and failed."""
-    tables = []
-    for other in PROTOCOLS[1:]:
-        counts: dict[str, list[int]] = {}
-        for model in models:
-            old, new = ({(kind, which): value for kind, which, value in decisions(model[p])} for p in ("old", other))
-            for key in old.keys() & new.keys():
-                count = counts.setdefault(key[0], [0, 0, 0])
-                count[0] += old[key] == new[key]
-                count[1] += {old[key], new[key]} in ({"met", "failed"}, {"True", "False"}, {"one", "several"})
-                count[2] += 1
-        tables.append(counts)
+    """Decisions that are equal, and claims that are shown by one protocol and refuted by the other."""
+    known = {p: [decisions(m[p]) for m in models] for p in PROTOCOLS}
     rows = []
-    for kind in sorted({kind for counts in tables for kind in counts}):
-        cells = [kind]
-        for counts in tables:
-            equal, opposite, n = counts.get(kind, [0, 0, 0])
-            cells += [_rate(equal, n), str(opposite)]
+    for name in dict.fromkeys(name for some in known.values() for decided in some for name in decided):
+        cells = [name]
+        for other in PROTOCOLS[1:]:
+            pairs = [
+                {a[name], b[name]}
+                for a, b in zip(known["old"], known[other], strict=True)
+                if {name} <= a.keys() & b.keys()
+            ]
+            cells += [_rate(sum(len(pair) == 1 for pair in pairs), len(pairs)), str(pairs.count({"shown", "refuted"}))]
         rows.append(cells)
     _table(["Decision", "new as old", "opposite", "quick as old", "opposite"], rows)
-
-
-def _ranks(models: Sequence[Mapping[str, Row]]) -> None:
-    """Ranks at the level 0.05 by family, both effects together."""
-    families = sorted({f for m in models for e in m["old"].get("effects", {}).values() for f in e["p"]})
-    rows = []
-    for group, title in (("null", "nothing to find"), ("several", "several, or any vector"), ("power", "one axis")):
-        for family in families:
-            cells = [title, family]
-            for protocol in PROTOCOLS:
-                runs = [m[protocol] for m in models if m["old"]["group"] == group]
-                values = [e["p"][family] for r in runs for e in r.get("effects", {}).values() if family in e["p"]]
-                cells.append(_rate(sum(v is not None and v <= MAX_P + 1e-9 for v in values), len(values)))
-            rows.append(cells)
-    _table(["Models", "Rank p at most 0.05", *PROTOCOLS], rows)
 
 
 def _costs(models: Sequence[Mapping[str, Row]]) -> None:
