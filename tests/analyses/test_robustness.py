@@ -19,7 +19,7 @@ from rhumbline.organisms import Planted, build
 from rhumbline.organisms.files import CONTRAST
 from rhumbline.records.shared import BySplit, Site
 from rhumbline.records.sheet_files import RobustnessPlan
-from rhumbline.report.sheets import write
+from rhumbline.report.sheets import least_damage_chart, robustness_charts, write
 
 PLAN = RobustnessPlan(
     ranks=3,
@@ -77,6 +77,29 @@ def test_the_page_is_written(rows, tmp_path):
     page = write(compare(list(rows.values()), PLAN), tmp_path / "out")
     assert "rank 1" in page.read_text()
     assert (tmp_path / "out" / "figures" / "robustness-rank.svg").is_file()
+
+
+def test_a_model_has_one_colour_in_all_charts_and_a_name_in_each(rows):
+    """Also where every access has a mark of one model only."""
+    one, three = (replace(m, model=name) for name, m in rows.items())
+    least = {a.access: a for a in one.least}
+    record = compare([replace(one, least=(least["weights"],)), replace(three, least=(least["activations"],))], PLAN)
+    colours = []
+    for chart in (least_damage_chart(record), *robustness_charts(record)):
+        (colour,) = {str(c): c for c in encodings(chart.spec, "color")}.values()
+        assert colour["legend"] is not None
+        scale = colour["scale"]
+        colours.append({n: c for n, c in zip(scale["domain"], scale["range"], strict=True) if n in ("one", "three")})
+    assert colours[0] == colours[1] == colours[2]
+    assert len(set(colours[0].values())) == 2
+
+
+def encodings(spec, channel):
+    """Every encoding of a channel in a chart with layers."""
+    if isinstance(spec, dict):
+        own = spec.get("encoding", {}).get(channel)
+        return [*([own] if own else []), *(e for value in spec.values() for e in encodings(value, channel))]
+    return [e for value in spec for e in encodings(value, channel)] if isinstance(spec, list) else []
 
 
 def test_the_least_damage_by_access_is_that_of_the_planted_direction(rows):

@@ -178,10 +178,11 @@ def bars(
     colours: Mapping[str, str] | None = None,
     *,
     scale: alt.Scale | None = None,
+    named: bool = False,
 ) -> Chart | None:
     """Draw horizontal points with intervals, in the order of the rows. Every second row has a grey background.
 
-    None if there is no row.
+    A legend names the series if a row has several of them, or if `named`. None if there is no row.
     """
     if not rows:
         return None
@@ -200,7 +201,7 @@ def bars(
     labels = bare_axis(title=None, labelColor=LIGHT["ink"], labelLimit=200)
     y = alt.Y("what:N", scale=alt.Scale(domain=order), axis=labels)
     scale = scale or alt.Scale()
-    legend = legend if len(names) > 1 and not alone else None
+    legend = legend if named or (len(names) > 1 and not alone) else None
     shared: Spec = {"y": y, "color": alt.Color("series:N", scale=_colours(names, colours), legend=legend)}
     if len(rows) > len(order):
         shared["yOffset"] = alt.YOffset("place:N", scale=alt.Scale(domain=places))

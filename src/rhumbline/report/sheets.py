@@ -132,18 +132,24 @@ def least_damage_chart(record: RobustnessRecord) -> Chart | None:
     title = "Damage at which half of the behaviour is lost"
     least = min((mark.low for mark in marks if mark.low), default=1e-4)
     scale = alt.Scale(type="log", domainMin=max(1e-8, least / 2), nice=False)
-    return bars(ChartText("robustness-damage", title, "trajectory KL, nats per token"), marks, scale=scale)
+    text = ChartText("robustness-damage", title, "trajectory KL, nats per token")
+    return bars(text, marks, _model_colours(record), scale=scale, named=len(record.models) > 1)
+
+
+def _model_colours(record: RobustnessRecord) -> dict[str, str]:
+    """The colour of every model, the same in all charts."""
+    return {printable(m.model, 28): SERIES[k % len(SERIES)].colour for k, m in enumerate(record.models)}
 
 
 def robustness_charts(record: RobustnessRecord) -> list[Chart | None]:
     """Draw the rate over the rank and over the strength, one line for each model; random subspaces have their own."""
     ranks: list[CurvePoint] = []
     strengths: list[CurvePoint] = []
-    colours = {}
-    for k, m in enumerate(record.models):
+    colours = _model_colours(record)
+    colours |= {f"{name}, random": colour for name, colour in colours.items()}
+    for m in record.models:
         name, base = printable(m.model, 28), (m.baseline.rate, m.baseline.low, m.baseline.high)
-        null, colour = f"{name}, random", SERIES[k % len(SERIES)].colour
-        colours |= {name: colour, null: colour}
+        null = f"{name}, random"
         ranks += [CurvePoint(name, 0, *base), *(CurvePoint(name, r.rank, r.rate, r.low, r.high) for r in m.ranks)]
         ranks += [CurvePoint(null, 0, *base), *(CurvePoint(null, r.rank, r.null.mean) for r in m.ranks)]
         strengths += [CurvePoint(name, 0.0, *base)]
