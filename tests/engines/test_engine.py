@@ -119,9 +119,10 @@ def test_a_disk_error_keeps_the_stored_results(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dask", {}, "unknown. Use local, ray"),
-        ("local", {"replicas": 2}, "require --engine ray"),
-        ("local", {"gpus_per_replica": 1}, "require --engine ray"),
+        ("dask", {}, "unknown. Use local, processes, ray"),
+        ("local", {"replicas": 2}, "requires --engine processes or ray"),
+        ("local", {"gpus_per_replica": 1}, "requires --engine ray"),
+        ("processes", {"gpus_per_replica": 1}, "requires --engine ray"),
     ],
 )
 def test_wrong_engines_are_refused(name, options, message):

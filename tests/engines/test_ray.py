@@ -72,7 +72,7 @@ def pool_of(cluster, tmp_path):
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     (tmp_path / "count").mkdir()
 
-    def get(make: str = "ray_worker:make"):
+    def get(make: str = "faulty_worker:make"):
         return Ray().pool(Worker(make, {"folder": str(tmp_path / "count")}))
 
     return get
@@ -106,7 +106,7 @@ def test_a_lost_worker_costs_its_own_job(pool_of, tmp_path):
         assert len(list((tmp_path / "broken").iterdir())) == 5
     with (
         pytest.raises(EngineError, match=r"a worker cannot start: .*other weights on this node"),
-        pool_of("ray_worker:refuse") as pool,
+        pool_of("faulty_worker:refuse") as pool,
     ):
         list(pool.map(jobs("x")))
 

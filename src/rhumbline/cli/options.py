@@ -187,11 +187,14 @@ def direction_options(command: argparse.ArgumentParser) -> Parser:
 def engine_options(command: argparse.ArgumentParser) -> None:
     """Where the jobs run."""
     group = command.add_argument_group("engine", "where the jobs run; results do not depend on it")
-    engine = "local (default), ray (a cluster on this machine, or at RAY_ADDRESS), or ray://HOST:PORT"
+    engine = (
+        "local (default), processes (workers on this machine), ray (a cluster on this machine, or at RAY_ADDRESS), "
+    )
+    engine += "or ray://HOST:PORT"
     group.add_argument("--engine", default="local", help=engine)
     gpus = "GPUs of one copy of the model (default: 0)"
     group.add_argument("--gpus-per-replica", type=real(0), default=0, metavar="N", help=gpus)
-    replicas = "copies of the model, at most; default: as many as the cluster has room for"
+    replicas = "copies of the model, at most; default: one for each core, or as many as the cluster has room for"
     group.add_argument("--replicas", type=whole(), metavar="N", help=replicas)
 
 

@@ -1,4 +1,5 @@
-"""Engines run independent jobs: `Local` in this process, `Ray` (ray.py) on the workers of a cluster.
+"""Engines run independent jobs: `Local` in this process, `Processes` (processes.py) on workers of this machine, `Ray`
+(ray.py) on those of a cluster.
 
 A job is identified by everything that its result depends on (`Job.key`) and may run more than once. Guarantees: the
 first result of a job is stored before it is used, so a stopped run resumes and no job has two results; a lost worker
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from rhumbline.errors import InputError, RhumblineError
 from rhumbline.records.files import appending, finite, read_json, sha256, write_json
 
+MAX_LOSSES = 4
+"""Workers that a job can lose before it fails, because it probably terminates them."""
 Shared = Mapping[str, bytes]
 """Files that all jobs of one call read, by name."""
 RunJob = Callable[[str, Any, Shared], Any]
@@ -210,13 +213,19 @@ def log_result(path: Path, job: Job, result: JobResult) -> None:
 
 
 def engine(name: str, *, gpus_per_replica: float = 0, replicas: int | None = None) -> Engine:
-    """An engine by name: `local`, `ray` (the cluster of RAY_ADDRESS, or a new one), or `ray://HOST:PORT`."""
+    """An engine by name: `local`, `processes`, `ray` (the cluster of RAY_ADDRESS, or a new one), `ray://HOST:PORT`."""
+    if gpus_per_replica and not name.startswith("ray"):
+        raise InputError("--gpus-per-replica requires --engine ray.")
     if name == "local":
-        if replicas is not None or gpus_per_replica:
-            raise InputError("--replicas and --gpus-per-replica require --engine ray. The engine local has one worker.")
+        if replicas is not None:
+            raise InputError("--replicas requires --engine processes or ray. The engine local has one worker.")
         return Local()
+    if name == "processes":
+        from rhumbline.engines.processes import Processes
+
+        return Processes(replicas)
     if name == "ray" or re.fullmatch(r"ray://[\w.-]+:[0-9]{1,5}", name):
         from rhumbline.engines.ray import Ray
 
         return Ray(name if "://" in name else None, gpus_per_replica, replicas)
-    raise InputError(f"--engine {name} is unknown. Use local, ray or ray://HOST:PORT.")
+    raise InputError(f"--engine {name} is unknown. Use local, processes, ray or ray://HOST:PORT.")

@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rhumbline.engines.engine import EngineError, Job, JobResult, RunJob, Shared, Worker
+from rhumbline.engines.engine import MAX_LOSSES, EngineError, Job, JobResult, RunJob, Shared, Worker
 from rhumbline.errors import InputError, RhumblineError
 
 log = logging.getLogger("rhumbline")
 
-MAX_LOSSES = 4
-"""Workers that a job can lose before it fails, because it probably terminates them."""
 POLL_SECONDS = 2.0
 """Interval at which the size of the cluster is read while no result arrives."""
 WORKER_SECONDS = 600.0

@@ -1,4 +1,4 @@
-"""A worker for the tests of the Ray engine: it counts the attempts of each job, and some jobs terminate it."""
+"""A worker for the tests of engines: it counts the attempts of each job, and some jobs terminate it."""
 
 import os
 import signal

@@ -1,0 +1,181 @@
+"""The engine `processes`: jobs on worker processes of this machine, each built once and kept.
+
+Each worker has its share of the processor's threads. A lost worker costs the job that it was running, which another
+one runs again; a job that loses several workers fails alone. Independent of the content of a job.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import cast
+
+from rhumbline.engines.engine import MAX_LOSSES, EngineError, Job, JobResult, RunJob, Shared, Worker
+from rhumbline.errors import RhumblineError
+
+log = logging.getLogger("rhumbline")
+
+ENVIRONMENT = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Variables of every worker, besides its number of threads. Progress bars of several processes overwrite each other."""
+STOP_SECONDS = 5.0
+"""Time that a worker has to end before it is terminated."""
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Worker processes of this machine."""
+
+    replicas: int | None = None
+    """None: one for each core."""
+    is_remote: bool = True
+    name: str = "processes"
+
+    @contextmanager
+    def pool(self, worker: Worker | RunJob) -> Iterator["ProcessPool"]:
+        """Workers, started when they are needed; all are stopped at the end."""
+        if not isinstance(worker, Worker):
+            raise TypeError("the workers of other processes are built from a Worker")
+        pool = ProcessPool(worker, self.replicas or cores())
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+
+class Replica:
+    """One worker process, and the connection to it."""
+
+    def __init__(self, worker: Worker, threads: int) -> None:
+        context = get_context("spawn")
+        self.connection, there = context.Pipe()
+        variables = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+        arguments = (there, worker.make, json.dumps(worker.options), variables)
+        self.process: SpawnProcess = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        there.close()
+        self.has: Shared | None = None
+        """The shared files that it has."""
+
+    def send(self, job: Job, shared: Shared) -> None:
+        """Start a job."""
+        files = None if self.has is shared else dict(shared)
+        self.has = shared
+        self.connection.send((job.kind, json.dumps(job.arguments), files))
+
+    def stop(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self.process.join(STOP_SECONDS)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+
+
+class ProcessPool:
+    """The workers."""
+
+    def __init__(self, worker: Worker, size: int) -> None:
+        self.worker, self.size = worker, size
+        self.replicas: list[Replica] = []
+
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
+        """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result."""
+        files: Shared = dict(shared or {})
+        queue, attempts = deque(range(len(jobs))), Counter[int]()
+        running: dict[Connection, tuple[int, Replica]] = {}
+        try:
+            while queue or running:
+                for replica in self._idle(len(queue), [busy for _, busy in running.values()]):
+                    index = queue.popleft()
+                    attempts[index] += 1
+                    running[replica.connection] = (index, replica)
+                    with suppress(OSError):  # that it ended is read below
+                        replica.send(jobs[index], files)
+                for ready in wait(list(running)):
+                    index, replica = running.pop(cast(Connection, ready))
+                    try:
+                        value, error, code, seconds = replica.connection.recv()
+                    except (EOFError, OSError):
+                        self._drop(replica)
+                        if attempts[index] < MAX_LOSSES:
+                            log.warning("a worker process was lost; its job runs again")
+                            queue.append(index)
+                            continue
+                        value, code, seconds = "null", RhumblineError.exit_code, 0.0
+                        error = f"{attempts[index]} worker processes were lost while they ran it"
+                    if value is None:
+                        raise EngineError(f"a worker cannot start: {error}")
+                    name = f"process {replica.process.pid}"
+                    yield JobResult(index, json.loads(value), error, name, seconds, attempts[index], code)
+        finally:
+            for _, replica in running.values():
+                replica.process.terminate()
+                self._drop(replica)
+
+    def _idle(self, needed: int, busy: Sequence[Replica]) -> list[Replica]:
+        """Workers for at most this many jobs; new ones start while there is room."""
+        idle = [replica for replica in self.replicas if replica not in busy]
+        while len(idle) < needed and len(self.replicas) < self.size:
+            self.replicas.append(Replica(self.worker, max(1, cores() // self.size)))
+            idle.append(self.replicas[-1])
+        return idle[:needed]
+
+    def _drop(self, replica: Replica) -> None:
+        self.replicas.remove(replica)
+        replica.stop()
+
+    def close(self) -> None:
+        """Stop all workers."""
+        for replica in [*self.replicas]:
+            self._drop(replica)
+
+
+def _serve(connection: Connection, make: str, options: str, variables: Mapping[str, str]) -> None:
+    """The process of a worker: build it and run jobs until the connection is closed.
+
+    An answer is (value as JSON, error, its exit code, seconds); the value is None if the worker cannot be built.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its workers itself
+    os.environ.update(variables)
+    # Standard output belongs to the command.
+    sys.stdout = sys.stderr
+    run_job: RunJob | None = None
+    files: Shared = {}
+    while True:
+        try:
+            kind, arguments, sent = connection.recv()
+        except (EOFError, OSError):
+            return
+        files = files if sent is None else sent
+        start, value, error, code = time.perf_counter(), "null", None, RhumblineError.exit_code
+        try:
+            if run_job is None:
+                value = None
+                run_job = Worker(make, json.loads(options)).build()
+            value = json.dumps(run_job(kind, json.loads(arguments), files))
+        except RhumblineError as raised:
+            error, code = str(raised), raised.exit_code
+            value = None if run_job is None else "null"
+        except MemoryError:
+            # A new process can have enough memory, so the job is run again.
+            os._exit(1)
+        except Exception as raised:
+            traceback.print_exc()
+            error = f"{type(raised).__name__}: {raised}"
+            value = None if run_job is None else "null"
+        connection.send((value, error, code, time.perf_counter() - start))

@@ -1,0 +1,111 @@
+"""Worker processes of this machine: a lost one costs the job that it was running, and none is left."""
+
+import json
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from rhumbline.engines.engine import EngineError, Job, JobError, Worker, engine, run_jobs
+from rhumbline.engines.processes import Processes, cores
+from rhumbline.errors import InputError
+
+FILES = {"file": b"abc"}
+EXPECTED = [{"square": x * x, "shared": {"file": 3}} for x in range(6)]
+
+
+def jobs(kind: str, n: int = 6) -> list[Job]:
+    return [Job(kind, {"x": x}) for x in range(n)]
+
+
+@pytest.fixture
+def pool_of(tmp_path):
+    (tmp_path / "count").mkdir()
+
+    def get(make: str = "faulty_worker:make", replicas: int = 2):
+        return Processes(replicas).pool(Worker(make, {"folder": str(tmp_path / "count")}))
+
+    return get
+
+
+def test_a_lost_worker_costs_its_own_job(pool_of, tmp_path):
+    """SIGKILL, no memory, a job that always kills its worker, and a job with an error."""
+    with pool_of() as pool:
+        for kind in ("killed", "starved"):
+            assert run_jobs(pool, jobs(kind), tmp_path / kind, FILES) == EXPECTED
+            found = [(tmp_path / "count" / f"attempts-{x}").stat().st_size for x in range(6)]
+            assert found == [1, 1, 2, 1, 1, 1]
+            for path in (tmp_path / "count").iterdir():
+                path.unlink()
+        with pytest.raises(JobError, match="1 of 6 jobs failed; the first, poison: 4 worker processes were lost"):
+            run_jobs(pool, jobs("poison"), tmp_path / "poison", FILES)
+        with pytest.raises(JobError, match="1 of 6 jobs failed; the first, broken: ZeroDivisionError: two"):
+            run_jobs(pool, jobs("broken"), tmp_path / "broken", FILES)
+        assert len(list((tmp_path / "broken").iterdir())) == 5
+        processes = [replica.process for replica in pool.replicas]
+        assert len(processes) == 2
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_workers_get_the_shared_files_of_each_call(pool_of, tmp_path):
+    with pool_of() as pool:
+        for i, files in enumerate(({"a": b"1"}, {"b": b"22", "c": b""}, {})):
+            results = run_jobs(pool, jobs("plain", 4), tmp_path / str(i), files)
+            assert {json.dumps(result["shared"]) for result in results} == {
+                json.dumps({name: len(data) for name, data in files.items()})
+            }
+
+
+def test_a_worker_that_cannot_be_built_ends_the_call(pool_of, tmp_path):
+    with pool_of("faulty_worker:refuse") as pool, pytest.raises(EngineError, match="cannot start: other weights"):
+        run_jobs(pool, jobs("plain"), tmp_path / "results")
+
+
+def test_jobs_that_were_not_awaited_are_stopped(pool_of):
+    with pool_of() as pool:
+        results = pool.map(jobs("slow"))
+        next(results)
+        started = time.monotonic()
+        results.close()
+    assert time.monotonic() - started < 30
+
+
+def test_there_are_as_many_workers_as_jobs_or_replicas(pool_of, tmp_path):
+    with pool_of(replicas=3) as pool:
+        run_jobs(pool, jobs("plain", 1), tmp_path / "one")
+        assert len(pool.replicas) == 1
+        run_jobs(pool, jobs("slow", 4), tmp_path / "four")
+        assert len(pool.replicas) == 3
+
+
+def test_the_engine_by_name():
+    assert engine("processes") == Processes()
+    assert engine("processes", replicas=3) == Processes(3)
+    assert 1 <= cores() <= (os.cpu_count() or 1)
+    with pytest.raises(InputError, match="requires --engine ray"):
+        engine("processes", gpus_per_replica=1)
+    with pytest.raises(TypeError, match="built from a Worker"), Processes().pool(lambda kind, a, shared: None):
+        pass
+
+
+@pytest.mark.slow
+def test_jobs_of_a_run_in_two_processes_give_the_run_of_one(tmp_path):
+    from rhumbline.experiment import run
+    from rhumbline.jobs.replicas import replica_worker
+    from rhumbline.models.loading import fingerprint, load_source
+    from rhumbline.models.sources import Source, own_contrast
+    from rhumbline.presets.protocols import preset
+    from rhumbline.prompts.contrasts import Sizes
+
+    source = Source("organism:planted", device="cpu", dtype="float32")
+    model, contrast = load_source(source), own_contrast(source.model)
+    protocol = replace(preset("rhumbline", seeds=(0,), sizes=Sizes(24, 12, 20), max_new_tokens=12), full_grid=True)
+    with Processes(2).pool(replica_worker(source, contrast, protocol, fingerprint(model))) as pool:
+        there = run(model, contrast, tmp_path / "there", protocol, pool=pool, engine="processes", page=False).results
+    here = run(model, contrast, tmp_path / "here", protocol, page=False).results
+    skip = {"environment", "timings", "sha256", "files"}
+    assert {k: v for k, v in there.items() if k not in skip} == {k: v for k, v in here.items() if k not in skip}
+    assert there["environment"]["engine"] == "processes"
+    for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json"):
+        assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
