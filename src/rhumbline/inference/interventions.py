@@ -219,7 +219,7 @@ class Arm:
 
 def _key(value: object) -> Hashable:
     if isinstance(value, Tensor):
-        return (tuple(value.shape), value.numpy().tobytes())
+        return (tuple(value.shape), value.detach().cpu().numpy().tobytes())
     if isinstance(value, tuple):
         return tuple(map(_key, value))
     if is_dataclass(value) and not isinstance(value, type):
