@@ -25,12 +25,12 @@ def first_pass(
     name: str, model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]
 ) -> tuple[list[Trace], Logits]:
     """Traces of all blocks and logits of the probe text; ModelError if the forward pass fails."""
-    with failures(name, model, f"the forward pass of a text of {inputs['input_ids'].shape[1]} tokens"):
+    with as_model_error(name, model, f"the forward pass of a text of {inputs['input_ids'].shape[1]} tokens"):
         return trace_layers(model, blocks, inputs)
 
 
 @contextmanager
-def failures(name: str, model: Any, what: str) -> Iterator[None]:
+def as_model_error(name: str, model: Any, what: str) -> Iterator[None]:
     """A ModelError for any error that a forward pass raises, but for a lack of memory."""
     try:
         yield

@@ -11,6 +11,7 @@ import inspect
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from rhumbline.arguments import checked
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
 from rhumbline.models.chat_model import ChatModel, Edit, Proof, TransformersModel, Writer, forward, fresh_cache
-from rhumbline.models.forward_check import check_forward, failures, first_pass
+from rhumbline.models.forward_check import as_model_error, check_forward, first_pass
 from rhumbline.models.hooks import Trace, hooked, resumed, run_until
 from rhumbline.models.packing import attention_of, pack, packed_forward
 from rhumbline.models.vocabulary import TEXT, check_vocabulary
@@ -175,11 +176,11 @@ def _find_writers(traces: Sequence[Trace]) -> _Writers:
             writers[layer].append(Writer(layer, (shaped or names)[0], names, sum_of.scale, flat=not shaped))
     known = {w.module: w for some in writers for w in some}
     for layer, sum_of in sums.items():
-        writers[layer] += _silent(layer, traces[layer], sum_of, writers[layer], known)
+        writers[layer] += _negligible(layer, traces[layer], sum_of, writers[layer], known)
     return _Writers(tuple(w for some in writers for w in some), tuple(errors), tuple(carries), tuple(faults))
 
 
-def _silent(
+def _negligible(
     layer: int, trace: Trace, sum_of: _Decomposition, writers: Sequence[Writer], known: Mapping[str, Writer]
 ) -> list[Writer]:
     """The writers of other blocks whose outputs in this block are too small for the probe to find.
@@ -188,15 +189,16 @@ def _silent(
     """
     before, after = trace.before.double().flatten(), trace.after.double().flatten()
     terms = [before, *(trace.outputs[w.module].double().flatten() for w in writers)]
+    aliases = {alias for w in writers for alias in w.aliases}
     found = []
-    for name in known.keys() - {alias for w in writers for alias in w.aliases}:
+    for name, writer in known.items():
         output = trace.outputs.get(name)
-        if output is None or output.numel() != before.numel():
+        if name in aliases or output is None or output.numel() != before.numel():
             continue
         with_it = [*terms, output.double().flatten()]
         if _sum_error(after, with_it, sum_of.carry, sum_of.scale) <= _bound(trace):
             terms = with_it
-            found.append(replace(known[name], layer=layer, scale=sum_of.scale, flat=output.shape != trace.before.shape))
+            found.append(replace(writer, layer=layer, scale=sum_of.scale, flat=output.shape != trace.before.shape))
     return found
 
 
@@ -251,8 +253,7 @@ def prove(model: TransformersModel, tokenizer: Any, name: str, *, coarse: bool =
     )
     keywords = frozenset(inspect.signature(model.forward).parameters)
     proposal = ChatModel(model, tokenizer, name, tuple(blocks), blocks_name, found.writers, proof, keywords)
-    with failures(name, model, "a forward pass that the proof needs"):
-        return _proved(proposal, inputs)
+    return _proved(proposal, inputs)
 
 
 def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -290,6 +291,11 @@ def _proved(proposal: ChatModel, inputs: Mapping[str, Any]) -> ChatModel:
     )
 
 
+def _needed(chat_model: ChatModel) -> AbstractContextManager[None]:
+    """ModelError if a forward pass fails without which the proof cannot be made."""
+    return as_model_error(chat_model.name, chat_model.model, "a forward pass that the proof needs")
+
+
 def _with_proof(chat_model: ChatModel, **changes: float | bool) -> ChatModel:
     return replace(chat_model, proof=replace(chat_model.proof, **changes))
 
@@ -320,7 +326,7 @@ def _leak(chat_model: ChatModel, inputs: Mapping[str, Any]) -> float:
         worst = max(worst, float(share.max()))
 
     edits = dict.fromkeys(chat_model.ablation_points, _ablation(r))
-    with torch.no_grad(), hooked(chat_model, edits, watch):
+    with torch.no_grad(), hooked(chat_model, edits, watch), _needed(chat_model):
         chat_model.model(**inputs)
     return worst
 
@@ -339,7 +345,8 @@ def _padding_changes(chat_model: ChatModel, probe: Probe) -> bool:
     mask = torch.ones_like(padded)
     mask[0, :3] = 0
     with torch.no_grad():
-        alone = forward(chat_model, ids[:, :-3], torch.ones_like(ids[:, :-3]))
+        with _needed(chat_model):
+            alone = forward(chat_model, ids[:, :-3], torch.ones_like(ids[:, :-3]))
         try:
             beside = forward(chat_model, padded, mask)[:1]
         except UNSUPPORTED as error:
