@@ -204,6 +204,22 @@ def test_an_added_file_is_named(name, content, fault, run_copy):
     assert any(found.startswith(f"{name} {fault}") for found in verify(run_copy)), verify(run_copy)
 
 
+def nudged(value, factor):
+    """JSON with every number that has a fraction multiplied by a factor."""
+    if isinstance(value, dict):
+        return {key: nudged(inner, factor) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nudged(inner, factor) for inner in value]
+    return value * factor if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(("factor", "is_same"), [(1 + 1e-14, True), (1 - 1e-14, True), (1 + 1e-6, False)])
+def test_the_rounding_of_another_processor_is_no_fault(factor, is_same, run_copy):
+    edit(run_copy / "results.json", lambda results: results.update(nudged(results, factor)))
+    seal(run_copy)
+    assert (verify(run_copy) == []) == is_same
+
+
 def test_without_a_change_there_is_no_fault(run_copy):
     assert check(run_copy) == ([], [NO_REPORT])
     seal(run_copy)

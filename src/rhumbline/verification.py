@@ -4,6 +4,7 @@ Guarantees: every rate, effect and verdict follows from the rows on disk, and ev
 Runs no model.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -44,6 +45,10 @@ SINCE_VERSION_5 = frozenset(
     | {"open_if_unmeasured"}
 )
 """Fields of results.json, and of the rule in it, that rules up to version 4 do not have."""
+
+ROUNDING = 1e-9
+"""Relative difference up to which a recomputed number is the recorded one. Processors add in other orders, and their
+exponentials and logarithms differ in the last bit."""
 
 
 def assemble(directory: RunDirectory) -> RunSummary:
@@ -324,7 +329,16 @@ def _differences(expected: Any, actual: Any, at: str, skipped: frozenset[str], i
             for i, (value, other) in enumerate(zip(expected, actual, strict=True))
             for difference in _differences(value, other, f"{at}[{_name(value, i)}]", skipped, is_first)
         ]
-    return [] if expected == actual else [f"{at} is {_brief(actual)}; recomputed from the rows: {_brief(expected)}"]
+    if _is_same(expected, actual):
+        return []
+    return [f"{at} is {_brief(actual)}; recomputed from the rows: {_brief(expected)}"]
+
+
+def _is_same(expected: Any, actual: Any) -> bool:
+    """Whether two values of JSON are equal, or two numbers equal within the rounding of another processor."""
+    if isinstance(expected, float) and isinstance(actual, float):
+        return math.isclose(expected, actual, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    return expected == actual
 
 
 def _name(value: Any, index: int) -> str:

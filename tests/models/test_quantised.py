@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from families import random_model
 from finished_runs import TEXTS
@@ -244,9 +244,20 @@ def stored_quantised(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["mxfp4", "fp8"])
+def test_a_quantised_checkpoint_is_loaded_in_every_dtype(kind, stored_quantised):
+    """On a processor without products of bfloat16 the default is float32."""
+    source, wanted = stored_quantised(kind)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        chat_model = load(str(source), device="cpu", dtype=str(dtype).removeprefix("torch."))
+        assert {parameter.dtype for parameter in chat_model.model.parameters()} == {dtype}
+        for name, value in wanted.items():
+            torch.testing.assert_close(chat_model.model.state_dict()[name].float(), value, **tolerance(dtype, terms=1))
+
+
+@pytest.mark.parametrize("kind", ["mxfp4", "fp8"])
 def test_a_checkpoint_of_four_or_eight_bit_floats(kind, stored_quantised, tmp_path):
     source, wanted = stored_quantised(kind)
-    chat_model = load(str(source), device="cpu")
+    chat_model = load(str(source), device="cpu", dtype="bfloat16")
     found = chat_model.model.state_dict()
     assert len(wanted) >= 8
     for name, value in wanted.items():
@@ -261,6 +272,6 @@ def test_a_checkpoint_of_four_or_eight_bit_floats(kind, stored_quantised, tmp_pa
         assert not out.exists()
     record = edit_checkpoint(str(source), imported, out, EditOptions(device="cpu", dequantize=True))
     assert record.outcome == "exact"
-    again = load(str(out), device="cpu").model
-    assert getattr(again.config, "quantization_config", None) is None
-    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert getattr(load(str(out), device="cpu").model.config, "quantization_config", None) is None
+    stored = {name: tensor for file in out.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

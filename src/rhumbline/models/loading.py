@@ -75,6 +75,8 @@ def load_source(source: Source, *, tensor_parallel: bool = False) -> ChatModel:
         model = _load_weights(places, head, placement)
         _adapt(places, model)
         dequantised = _dequantised(places, head, model)
+        if dequantised is not None:
+            _convert(model, dtype_of(source, head.config))
     check_values(source.model, model)
     proved = prove(model, head.tokenizer, source.model, coarse=source.coarse)
     log_unused(source.model, model, head.tokenizer)
@@ -268,6 +270,13 @@ def _dequantised(places: Places, head: Head, model: Any) -> str | None:
     if stored is None or getattr(model, "is_quantized", False):
         return None
     return str(dict(stored).get("quant_method", "an unknown method"))
+
+
+def _convert(model: Any, dtype: torch.dtype) -> None:
+    """Convert all parameters. transformers dequantises some tensors to another dtype than the others have."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _tensor_parallel(source: str, config: Any) -> Any:
