@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from dataclasses import replace
 
 import pytest
@@ -43,9 +42,9 @@ def test_a_lost_worker_costs_its_own_job(pool_of, tmp_path):
         with pytest.raises(JobError, match="1 of 6 jobs failed; the first, broken: ZeroDivisionError: two"):
             run_jobs(pool, jobs("broken"), tmp_path / "broken", FILES)
         assert len(list((tmp_path / "broken").iterdir())) == 5
-        processes = [replica.process for replica in pool.replicas]
-        assert len(processes) == 2
-    assert not any(process.is_alive() for process in processes)
+        children = [process.child for process in pool.processes]
+        assert len(children) == 2
+    assert not any(child.is_alive() for child in children)
 
 
 def test_workers_get_the_shared_files_of_each_call(pool_of, tmp_path):
@@ -62,21 +61,32 @@ def test_a_worker_that_cannot_be_built_ends_the_call(pool_of, tmp_path):
         run_jobs(pool, jobs("plain"), tmp_path / "results")
 
 
-def test_jobs_that_were_not_awaited_are_stopped(pool_of):
+def test_jobs_that_were_not_awaited_are_stopped(pool_of, tmp_path):
     with pool_of() as pool:
         results = pool.map(jobs("slow"))
         next(results)
-        started = time.monotonic()
+        children = [process.child for process in pool.processes]
         results.close()
-    assert time.monotonic() - started < 30
+    assert not any(child.is_alive() for child in children)
+    assert len(list((tmp_path / "count").iterdir())) < len(jobs("slow"))
+
+
+def test_the_threads_of_the_user_are_kept(pool_of, tmp_path, monkeypatch):
+    for asked, expected in ((None, str(max(1, cores() // 2))), ("3", "3")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if asked is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        with pool_of() as pool:
+            (result,) = run_jobs(pool, jobs("threads", 1), tmp_path / f"threads-{asked}")
+        assert result["threads"] == expected
 
 
 def test_there_are_as_many_workers_as_jobs_or_replicas(pool_of, tmp_path):
     with pool_of(replicas=3) as pool:
         run_jobs(pool, jobs("plain", 1), tmp_path / "one")
-        assert len(pool.replicas) == 1
+        assert len(pool.processes) == 1
         run_jobs(pool, jobs("slow", 4), tmp_path / "four")
-        assert len(pool.replicas) == 3
+        assert len(pool.processes) == 3
 
 
 def test_the_engine_by_name():

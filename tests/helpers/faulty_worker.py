@@ -24,6 +24,8 @@ def make(options):
             raise ZeroDivisionError("two")
         if kind == "slow":
             time.sleep(1.0)
+        if kind == "threads":
+            return {"threads": os.environ["OMP_NUM_THREADS"]}
         return {"square": x * x, "shared": {name: len(data) for name, data in shared.items()}}
 
     return run

@@ -1,7 +1,8 @@
 """The engine `processes`: jobs on worker processes of this machine, each built once and kept.
 
-Each worker has its share of the processor's threads. A lost worker costs the job that it was running, which another
-one runs again; a job that loses several workers fails alone. Independent of the content of a job.
+Each worker has its share of the processor's threads, unless OMP_NUM_THREADS is set. A lost worker costs the job that
+it was running, which another one runs again; a job that loses several workers fails alone. Independent of the content
+of a job.
 """
 
 import json
@@ -57,16 +58,16 @@ class Processes:
             pool.close()
 
 
-class Replica:
+class WorkerProcess:
     """One worker process, and the connection to it."""
 
     def __init__(self, worker: Worker, threads: int) -> None:
         context = get_context("spawn")
         self.connection, there = context.Pipe()
-        variables = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+        variables = ENVIRONMENT | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         arguments = (there, worker.make, json.dumps(worker.options), variables)
-        self.process: SpawnProcess = context.Process(target=_serve, args=arguments, daemon=True)
-        self.process.start()
+        self.child: SpawnProcess = context.Process(target=_serve, args=arguments, daemon=True)
+        self.child.start()
         there.close()
         self.has: Shared | None = None
         """The shared files that it has."""
@@ -80,10 +81,10 @@ class Replica:
     def stop(self) -> None:
         """End the process."""
         self.connection.close()
-        self.process.join(STOP_SECONDS)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join()
+        self.child.join(STOP_SECONDS)
+        if self.child.is_alive():
+            self.child.terminate()
+            self.child.join()
 
 
 class ProcessPool:
@@ -91,27 +92,27 @@ class ProcessPool:
 
     def __init__(self, worker: Worker, size: int) -> None:
         self.worker, self.size = worker, size
-        self.replicas: list[Replica] = []
+        self.processes: list[WorkerProcess] = []
 
     def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
         """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result."""
         files: Shared = dict(shared or {})
         queue, attempts = deque(range(len(jobs))), Counter[int]()
-        running: dict[Connection, tuple[int, Replica]] = {}
+        running: dict[Connection, tuple[int, WorkerProcess]] = {}
         try:
             while queue or running:
-                for replica in self._idle(len(queue), [busy for _, busy in running.values()]):
+                for process in self._idle(len(queue), [busy for _, busy in running.values()]):
                     index = queue.popleft()
                     attempts[index] += 1
-                    running[replica.connection] = (index, replica)
+                    running[process.connection] = (index, process)
                     with suppress(OSError):  # that it ended is read below
-                        replica.send(jobs[index], files)
+                        process.send(jobs[index], files)
                 for ready in wait(list(running)):
-                    index, replica = running.pop(cast(Connection, ready))
+                    index, process = running.pop(cast(Connection, ready))
                     try:
-                        value, error, code, seconds = replica.connection.recv()
+                        value, error, code, seconds = process.connection.recv()
                     except (EOFError, OSError):
-                        self._drop(replica)
+                        self._drop(process)
                         if attempts[index] < MAX_LOSSES:
                             log.warning("a worker process was lost; its job runs again")
                             queue.append(index)
@@ -120,29 +121,29 @@ class ProcessPool:
                         error = f"{attempts[index]} worker processes were lost while they ran it"
                     if value is None:
                         raise EngineError(f"a worker cannot start: {error}")
-                    name = f"process {replica.process.pid}"
+                    name = f"process {process.child.pid}"
                     yield JobResult(index, json.loads(value), error, name, seconds, attempts[index], code)
         finally:
-            for _, replica in running.values():
-                replica.process.terminate()
-                self._drop(replica)
+            for _, process in running.values():
+                process.child.terminate()
+                self._drop(process)
 
-    def _idle(self, needed: int, busy: Sequence[Replica]) -> list[Replica]:
+    def _idle(self, needed: int, busy: Sequence[WorkerProcess]) -> list[WorkerProcess]:
         """Workers for at most this many jobs; new ones start while there is room."""
-        idle = [replica for replica in self.replicas if replica not in busy]
-        while len(idle) < needed and len(self.replicas) < self.size:
-            self.replicas.append(Replica(self.worker, max(1, cores() // self.size)))
-            idle.append(self.replicas[-1])
+        idle = [process for process in self.processes if process not in busy]
+        while len(idle) < needed and len(self.processes) < self.size:
+            self.processes.append(WorkerProcess(self.worker, max(1, cores() // self.size)))
+            idle.append(self.processes[-1])
         return idle[:needed]
 
-    def _drop(self, replica: Replica) -> None:
-        self.replicas.remove(replica)
-        replica.stop()
+    def _drop(self, process: WorkerProcess) -> None:
+        self.processes.remove(process)
+        process.stop()
 
     def close(self) -> None:
         """Stop all workers."""
-        for replica in [*self.replicas]:
-            self._drop(replica)
+        for process in [*self.processes]:
+            self._drop(process)
 
 
 def _serve(connection: Connection, make: str, options: str, variables: Mapping[str, str]) -> None:

@@ -30,18 +30,21 @@ from rhumbline.prompts.loss_texts import LossTexts
 from rhumbline.records.outcome_rows import DocumentLoss, Text
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.seed_run import SeedRun
+from rhumbline.stages.stage_jobs import DOCUMENTS_PER_JOB, JobKind, SeedJobs, spans
 
 
-def write_losses(run: SeedRun) -> None:
+def write_losses(run: SeedRun, jobs: SeedJobs) -> None:
     """The losses of every arm, one file for each text."""
     plan = run.protocol.side_effects
-    arms = run.arms.losses(plan.controls)
     for text in get_args(Text) if plan.documents else ():
         path, stage = run.folder / f"losses-{text}.jsonl", f"losses on {text}"
         if not path.is_file():
             with run.timings.stage(stage, run.seed):
-                runner = run.runner(stage)
-                run.directory.write_rows_as(loss_rows(runner, text, _sources(run, text, runner), arms), path)
+                sources = _sources(run, text, run.runner(stage))
+                parts = [tuple(sources[i] for i in span.range) for span in spans(len(sources), DOCUMENTS_PER_JOB)]
+                results = jobs.request(LOSS_JOB, [LossRequest(text, part) for part in parts])
+                run.directory.write_rows_as([row for part in results for row in part.rows], path)
+            jobs.clear()
 
 
 # -- documents --------------------------------------------------------------------------------------------------------
@@ -157,3 +160,34 @@ def loss_rows(runner: Runner, text: Text, sources: Sequence[Source], arms: Arms)
                 kl=tuple(float(f"{k:.4g}") for k in readings[:, 1].tolist()) if with_kl else None,
             )
     return [rows[key] for key in sorted(rows)]
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossRequest:
+    """Some documents of a text."""
+
+    text: Text
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of every arm on them."""
+
+    rows: tuple[DocumentLoss, ...]
+
+
+def _prepare(run: SeedRun) -> Callable[[LossRequest], Losses]:
+    arms = run.arms.losses(run.protocol.side_effects.controls)
+
+    def compute(request: LossRequest) -> Losses:
+        runner = run.runner(f"losses on {request.text}")
+        return Losses(tuple(loss_rows(runner, request.text, request.sources, arms)))
+
+    return compute
+
+
+LOSS_JOB = JobKind("losses", LossRequest, Losses, _prepare)

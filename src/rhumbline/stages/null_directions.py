@@ -25,7 +25,7 @@ from rhumbline.stages.refits import ShuffledSelection, scored_sites, shuffled_di
 from rhumbline.stages.seed_artefacts import Null
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.selection import refit_selection
-from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, JobKind, SeedJobs, Span, spans
+from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, MORE_DRAWS_PER_JOB, JobKind, SeedJobs, Span, spans
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _shuffled_nulls(run: SeedRun, jobs: SeedJobs, material: Material, enough: En
             nulls.append((kept, draw.passed))
 
     add(jobs.request(SHUFFLED_JOB, spans(planned, DRAWS_PER_JOB)))
-    for span in spans(planned * (enough.limit - 1), DRAWS_PER_JOB):
+    for span in spans(planned * (enough.limit - 1), MORE_DRAWS_PER_JOB):
         if enough.reached([null for null, _ in nulls]):
             break
         add(jobs.request(MORE_SHUFFLED_JOB, [Span(planned + span.first, planned + span.end)]))

@@ -29,7 +29,7 @@ from rhumbline.records.shared import ByLabel, BySplit
 from rhumbline.stages.doses import DOSE_JOB, measure_doses
 from rhumbline.stages.extraction import extract_candidates
 from rhumbline.stages.level_texts import measure_levels
-from rhumbline.stages.losses import write_losses
+from rhumbline.stages.losses import LOSS_JOB, write_losses
 from rhumbline.stages.null_directions import MORE_SHUFFLED_JOB, SHUFFLED_JOB, draw_null_directions
 from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
 from rhumbline.stages.refusal_tokens import find_tokens
@@ -45,7 +45,7 @@ from rhumbline.stages.wide_nulls import WIDE_JOB, measure_wide_nulls
 
 JOB_KINDS: Mapping[str, JobKind[Any, Any]] = {
     kind.name: kind
-    for kind in (CANDIDATE_JOB, SHUFFLED_JOB, MORE_SHUFFLED_JOB, OUTCOME_JOB, WIDE_JOB, DOSE_JOB, REFIT_JOB)
+    for kind in (CANDIDATE_JOB, SHUFFLED_JOB, MORE_SHUFFLED_JOB, OUTCOME_JOB, WIDE_JOB, DOSE_JOB, REFIT_JOB, LOSS_JOB)
 }
 """Every kind of job, by name."""
 
@@ -76,7 +76,7 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
             stage(STAGE, SecondDirection, lambda: measure_second_direction(run))
     stage("separation", Separation, lambda: separate(run))
     if run.direction is not None:
-        write_losses(run)
+        write_losses(run, jobs)
     write_conditions(run)
     if run.protocol.is_continuous:
         stage("levels", LevelTexts, lambda: measure_levels(run))
