@@ -17,7 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,13 @@ from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.processor import multiplies_bfloat16
 from rhumbline.models.sources import own_contrast
 from rhumbline.organisms.measured_texts import loss_texts
 from rhumbline.presets.protocols import quick
 from rhumbline.records.positions import Position
-from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
+from rhumbline.records.seed_files import Candidate, Rounding
+from rhumbline.stages.candidate_scores import FLOAT32_ROUNDING, PROBES, SCORES, ScoreGrid, Table, score_candidates
 
 OUT = Path(__file__).parent.parent / "docs"
 POSITIONS = (-5, -4, -3, -2, -1)
@@ -135,6 +137,30 @@ def gemm_seconds_generating(model: ChatModel, prompts: list[list[int]], arms: in
     return total
 
 
+class FirstScores(ScoreGrid):
+    """A grid that computes every score once.
+
+    A selection measures the rounding of a few candidates, and repeats those that it could decide. Neither grows with
+    the number of layers, so a time that contains them cannot be scaled.
+    """
+
+    @property
+    def assumed_rounding(self) -> float:
+        return FLOAT32_ROUNDING
+
+    def rescore(self, table: Table, rounding: Rounding) -> Rounding:
+        del table
+        return rounding
+
+
+def rounding_probes(grid: ScoreGrid, table: Sequence[Candidate]) -> float:
+    """Seconds in which a selection in 16 bits measures the rounding of its scores; 0 in float32."""
+    if grid.scorer.runner.model.dtype == torch.float32:
+        return 0.0
+    sites = [row.site for row in table if row.bypass is not None][:PROBES]
+    return timed(lambda: [grid.rounding_of(name, sites) for name in SCORES], 1)[0]
+
+
 def between(values: list[float], share: float) -> float:
     """A bound with this share of the values below it, in the middle between two of them."""
     ordered = sorted(values)
@@ -185,8 +211,9 @@ def measure(name: str, model: ChatModel, prefix: int, work: Work, generation: bo
     part, factor = sampled(candidates, chosen, n_layers)
     open_rule = replace(ARDITI2024, max_kl=1e9, min_induce=-1e9)
     positions = [Position(p) for p in POSITIONS]
-    grid = ScoreGrid(Scorer(runner, metric), part, positions, positive, negative, open_rule)
+    grid = FirstScores(Scorer(runner, metric), part, positions, positive, negative, open_rule)
     fast, fast_mb, table = timed(lambda: score_candidates(grid).table, 1)
+    probes = rounding_probes(grid, table)
     layer = (chosen or (3,))[-1]
     one, slow_mb, scores = timed(
         lambda: plain.scores(model, candidates[-1:], (-1,), positive, negative, TOKENS, [layer])
@@ -202,11 +229,11 @@ def measure(name: str, model: ChatModel, prefix: int, work: Work, generation: bo
     row(
         "selection, full grid",
         slow,
-        fast * factor,
+        fast * factor + probes,
         slow_mb,
         fast_mb,
         difference=gap,
-        gemm_share=least / (fast * factor),
+        gemm_share=least / (fast * factor + probes),
         limit=slow / least,
     )
 
@@ -220,7 +247,7 @@ def measure(name: str, model: ChatModel, prefix: int, work: Work, generation: bo
     same = choose(lazy, n_layers, rule).selected
     full = choose(table, n_layers, rule).selected
     assert (same and same.site) == (full and full.site)
-    row("selection, lazy", slow, fast * factor, slow_mb, fast_mb)
+    row("selection, lazy", slow, fast * factor + probes, slow_mb, fast_mb)
     if generation:
         _generation(model, prefix, work, row)
     return rows
@@ -263,9 +290,9 @@ def of_shape(name: str, work: Work, *, both: bool) -> list[dict[str, Any]]:
 
 
 def of_real(folder: Path, work: Work) -> list[dict[str, Any]]:
-    """The rows of a real model in both dtypes. The prompts are random tokens."""
+    """The rows of a real model in float32, and in bfloat16 if the processor multiplies it. The prompts are random."""
     rows = []
-    for dtype in DTYPES:
+    for dtype in DTYPES if multiplies_bfloat16() else DTYPES[:1]:
         model = load(str(folder), device="cpu", dtype=dtype)
         rows += measure(f"{folder.name}, {dtype}", model, shapes.SYSTEM, work)
     return rows

@@ -4,6 +4,8 @@ import json
 import shutil
 
 from finished_runs import COMPLETIONS, QUICK, finished_run
+from rhumbline.cli import parser
+from rhumbline.cli.analyze_models import style_plan
 from rhumbline.organisms import Planted
 
 
@@ -35,6 +37,29 @@ def test_the_frontier_is_measured_and_printed(finished, call, tmp_path):
     record = json.loads((path / "analyses" / "frontier.json").read_text())
     assert record["parameters"]["plan"]["doses"] == [0.02, 0.1, 0.5]
     assert "Interventions at equal damage" in (path / "report.html").read_text()
+
+
+def test_a_quick_analysis_reads_less_and_keeps_what_is_passed(finished, call, tmp_path):
+    path = shutil.copytree(finished("planted", QUICK), tmp_path / "run")
+    (tmp_path / "suffixes.txt").write_text("please now\n")
+    for name, options, quick, own in [
+        ("suffix", ["--suffix", tmp_path / "suffixes.txt", "--random", "1", "--heads", "1"], 16, 3),
+        ("steering", ["--draws", "1", "--max-new-tokens", "2"], 12, 3),
+    ]:
+        for more, expected in (([], quick), (["--prompts", own], own)):
+            assert call("analyze", name, path, "--quick", *options, *more)[0] == 0
+            parameters = json.loads((path / "analyses" / f"{name}.json").read_text())["parameters"]
+            assert parameters.get("plan", parameters)["prompts"] == expected
+            assert parameters.get("plan", parameters).get("draws") == 1
+
+
+def test_a_quick_style_reads_less_and_keeps_what_is_passed():
+    arguments = ["analyze", "style", "MODEL", "--contrast", "FILE", "--out", "DIR"]
+    for more, doses, prompts in ([], (0.5, 1.0, 2.0), 32), (["--quick"], (0.5, 1.0), 16), (
+        ["--quick", "--prompts", "5", "--doses", "3"], (3.0,), 5
+    ):  # fmt: skip
+        plan = style_plan(parser().parsed([*arguments, *more]))
+        assert (plan.doses, plan.prompts) == (doses, prompts)
 
 
 def test_a_run_of_a_file_needs_the_file(call, tmp_path):

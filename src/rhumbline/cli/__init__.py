@@ -51,7 +51,7 @@ LONGEST_MESSAGE = 1000
 ADVICE = {"chat": "A direction is passed as --direction RUN|FILE, and a prompt as --prompt TEXT."}
 """What ends the messages on the arguments of a command."""
 SPINS = "1000"
-"""How often a thread of GNU OpenMP looks for work before it sleeps. On a busy machine the default of 300,000 makes two
+"""Spins of a thread of GNU OpenMP before it sleeps. On a busy machine the default of 300,000 makes two
 threads three times slower than one (docs/benchmarks.md)."""
 SHELLS = ("bash", "zsh", "tcsh")
 """Shells with completion."""

@@ -16,8 +16,8 @@ from rhumbline.cli.options import (
     suffix_options,
     whole,
 )
-from rhumbline.cli.run_analysis import execute, number_options, plan_of, quick_option, run_options
-from rhumbline.records import directions_file
+from rhumbline.cli.run_analysis import execute, listed_numbers, number_options, plan_of, quick_option, run_options
+from rhumbline.records import directions_file, steering_file
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
 from rhumbline.records.directions_file import SOURCES, DirectionsPlan, DirectionsRecord, DirectionsRule
@@ -113,9 +113,10 @@ def _base(a: argparse.Namespace) -> int:
 
 def _suffix_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
+    quick_option(parser)
     suffix_options(parser, required=True)
-    prompts = "test prompts per class, at most (default: 50)"
-    parser.add_argument("--prompts", type=whole(2), default=50, metavar="N", help=prompts)
+    prompts = "test prompts per class, at most (default: 50; 16 with --quick)"
+    parser.add_argument("--prompts", type=whole(2), metavar="N", help=prompts)
     heads = "attention heads that are reported in detail (default: 8)"
     parser.add_argument("--heads", type=whole(), default=8, metavar="N", help=heads)
 
@@ -124,7 +125,8 @@ def _suffix(a: argparse.Namespace) -> int:
     from rhumbline.analyses import suffix_effects
 
     def compute(subject: Any) -> SuffixRecord:
-        return suffix_effects.analyse(subject, a.suffix, draws=a.random, prompts=a.prompts, heads=a.heads)
+        prompts = (16 if a.quick else 50) if a.prompts is None else a.prompts
+        return suffix_effects.analyse(subject, a.suffix, draws=a.random, prompts=prompts, heads=a.heads)
 
     def show(record: SuffixRecord) -> None:
         for c in record.conditions:
@@ -232,11 +234,12 @@ STEERING = {
 
 def _steering_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
-    plan = SteeringPlan()
-    sizes = ",".join(f"{size:g}" for size in plan.sizes)
-    text = f"norms of the added vectors, in norms of the residual stream at their layer (default: {sizes})"
-    parser.add_argument("--sizes", default=sizes, metavar="X,Y", help=text)
-    number_options(parser, plan, STEERING)
+    quick_option(parser)
+    plan, fast = SteeringPlan(), steering_file.QUICK
+    sizes = f"default: {listed_numbers(plan.sizes)}; {listed_numbers(fast.sizes)} with --quick"
+    text = f"norms of the added vectors, in norms of the residual stream at their layer ({sizes})"
+    parser.add_argument("--sizes", metavar="X,Y", help=text)
+    number_options(parser, plan, STEERING, fast)
     harm = "external judge of harm that classifies the completions, too: a published one or a judge file"
     parser.add_argument("--harm", metavar="NAME|FILE", help=f"{harm} (see `rhumbline judge --list`)")
 
@@ -246,7 +249,8 @@ def _steering(a: argparse.Namespace) -> int:
     from rhumbline.judging.judge_models import ExternalJudge
     from rhumbline.judging.judge_specs import read_judge
 
-    plan = plan_of(a, SteeringPlan(), STEERING, sizes=reals(a.sizes, "--sizes"))
+    plan = steering_file.QUICK if a.quick else SteeringPlan()
+    plan = plan_of(a, plan, STEERING, sizes=None if a.sizes is None else reals(a.sizes, "--sizes"))
     spec = None if a.harm is None else read_judge(a.harm, "--harm")
     if spec is not None:
         random_steering.check_harm(spec)

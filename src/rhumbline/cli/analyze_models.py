@@ -20,7 +20,8 @@ from rhumbline.cli.options import (
     template_option,
     whole,
 )
-from rhumbline.cli.run_analysis import quick_option
+from rhumbline.cli.run_analysis import listed_numbers, number_options, plan_of, quick_option
+from rhumbline.records import style_doses_file
 from rhumbline.records.artefacts import SheetRecord
 from rhumbline.records.directory import check_outside_runs
 from rhumbline.records.sheet_files import QUICK, RobustnessPlan
@@ -83,15 +84,9 @@ def _robustness(a: argparse.Namespace) -> int:
     check_outside_runs(a.out)
     class_judge(a.judge)  # an unknown judge is reported before a model is loaded
     plan = QUICK if a.quick else PLAN
-    plan = replace(
-        plan,
-        ranks=a.ranks or plan.ranks,
-        judge=a.judge,
-        sizes=replace(plan.sizes, test=a.test or plan.sizes.test),
-        max_new_tokens=a.max_new_tokens or plan.max_new_tokens,
-        control_tokens=a.control_tokens,
-        seed=a.seed,
-    )
+    sizes = None if a.test is None else replace(plan.sizes, test=a.test)
+    numbers = ("ranks", "max_new_tokens", "seed")
+    plan = plan_of(a, plan, numbers, judge=a.judge, sizes=sizes, control_tokens=a.control_tokens)
     contrasts = [open_contrast(a, name) for name in a.models]
     check_models(a, *a.models[1:])
     models = []
@@ -162,28 +157,39 @@ def flinch(a: argparse.Namespace) -> int:
 # -- style ------------------------------------------------------------------------------------------------------------
 
 
+STYLE = {
+    "nulls": ("draws of each null family at every dose", 1),
+    "prompts": ("test prompts, at most", 2),
+    "max_new_tokens": ("tokens of a completion, at most", 1),
+}
+
+
 def style_options(parser: argparse.ArgumentParser) -> None:
     """Options of `analyze style`."""
-    plan = StyleDosesPlan()
+    plan, fast = StyleDosesPlan(), style_doses_file.QUICK
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     contrast = "contrast that `rhumbline contrast make` wrote with this model, with its system prompts"
     parser.add_argument("--contrast", required=True, metavar="FILE", help=contrast)
-    doses = ",".join(f"{dose:g}" for dose in plan.doses)
-    text = f"coefficients of addition and subtraction, in differences in means (default: {doses})"
-    parser.add_argument("--doses", default=doses, metavar="X,Y", help=text)
-    depths = ",".join(f"{depth:g}" for depth in plan.depths)
+    quick_option(parser)
+    doses = f"default: {listed_numbers(plan.doses)}; {listed_numbers(fast.doses)} with --quick"
+    text = f"coefficients of addition and subtraction, in differences in means ({doses})"
+    parser.add_argument("--doses", metavar="X,Y", help=text)
+    depths = listed_numbers(plan.depths)
     text = f"layers that validation prompts compare, as shares of the depth (default: {depths})"
     parser.add_argument("--depths", default=depths, metavar="X,Y", help=text)
-    draws = f"draws of each null family at every dose (default: {plan.nulls})"
-    parser.add_argument("--nulls", type=whole(), default=plan.nulls, metavar="N", help=draws)
-    prompts = f"test prompts, at most (default: {plan.prompts})"
-    parser.add_argument("--prompts", type=whole(2), default=plan.prompts, metavar="N", help=prompts)
+    number_options(parser, plan, STYLE, fast)
     text = "local sentence-transformers model by which content is measured, too (extra `embeddings`)"
     parser.add_argument("--embeddings", metavar="DIR", help=text)
-    max_new_tokens_option(parser, plan.max_new_tokens)
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the nulls (default: 0)")
     control_tokens_option(parser, "a prompt")
     sheet_options(parser)
+
+
+def style_plan(a: argparse.Namespace) -> StyleDosesPlan:
+    """The plan of the options of `analyze style`."""
+    plan = style_doses_file.QUICK if a.quick else StyleDosesPlan()
+    doses = None if a.doses is None else reals(a.doses, "--doses")
+    return plan_of(a, plan, STYLE, doses=doses, depths=reals(a.depths, "--depths"), seed=a.seed)
 
 
 def style(a: argparse.Namespace) -> int:
@@ -193,14 +199,7 @@ def style(a: argparse.Namespace) -> int:
     from rhumbline.prompts.contrast_files import read_contrast
 
     check_outside_runs(a.out)
-    plan = StyleDosesPlan(
-        doses=reals(a.doses, "--doses"),
-        depths=reals(a.depths, "--depths"),
-        nulls=a.nulls,
-        prompts=a.prompts,
-        max_new_tokens=a.max_new_tokens,
-        seed=a.seed,
-    )
+    plan = style_plan(a)
     contrast = read_contrast(a.contrast)
     pairs_of(contrast, plan)  # a contrast of another form is reported before a model is loaded
     quieten()

@@ -1,7 +1,7 @@
 """What every `rhumbline analyze NAME RUN` has in common: its options, the opened run, and what is printed."""
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,13 +50,18 @@ def number_options(parser: argparse.ArgumentParser, plan: object, numbers: Numbe
         parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=f"{text} ({values})")
 
 
+def listed_numbers(values: Iterable[float]) -> str:
+    """Numbers as the value of an option."""
+    return ",".join(f"{value:g}" for value in values)
+
+
 def quick_option(parser: argparse._ActionsContainer) -> None:
     """`--quick` of an analysis."""
     text = "fewer prompts, draws and tokens, for a first answer; options that are given keep their values"
     parser.add_argument("--quick", action="store_true", help=text)
 
 
-def plan_of(a: argparse.Namespace, plan: P, numbers: Numbers, **others: Any) -> P:
+def plan_of(a: argparse.Namespace, plan: P, numbers: Iterable[str], **others: Any) -> P:
     """The plan with the numbers that the user passed, and with the other fields that are not None."""
     passed = {name: getattr(a, name) for name in numbers} | others
     return replace(plan, **{name: value for name, value in passed.items() if value is not None})

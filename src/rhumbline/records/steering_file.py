@@ -33,6 +33,10 @@ class SteeringPlan:
         )
 
 
+QUICK = SteeringPlan(sizes=(0.5, 1.0, 2.0), draws=2, prompts=12, max_new_tokens=24)
+"""A first answer with few prompts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SteeredRates:
     """Rates on positives under the additions of one size, over all draws; `n` of a rate is the number of prompts."""

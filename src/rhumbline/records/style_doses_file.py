@@ -75,6 +75,10 @@ class StyleDosesPlan:
         )
 
 
+QUICK = StyleDosesPlan(doses=(0.5, 1.0), strengths=(1.0,), ranks=(2,), nulls=1, prompts=16, max_new_tokens=32)
+"""A first answer with few prompts and doses."""
+
+
 @dataclass(frozen=True)
 class StyleCondition:
     """One arm on the test prompts of one class, before anything is measured."""
