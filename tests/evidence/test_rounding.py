@@ -67,15 +67,16 @@ def test_a_rule_that_needs_completions_has_the_candidates_at_its_bounds_as_conte
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.02])
-def test_the_bound_covers_the_change_of_other_candidates(scale):
+@pytest.mark.parametrize("prompts", [8, 32])
+def test_the_bound_covers_the_change_of_other_candidates(scale, prompts):
     rng = np.random.default_rng(0)
-    changes = scale * rng.standard_normal((500, 2, 32))
-    bounds = np.array([rounding_bound(some) for some in changes])
+    changes = scale * rng.standard_normal((500, 2, prompts))
+    bounds = np.array([rounding_bound(some, 32) for some in changes])
     others = np.abs(scale * rng.standard_normal((500, 32)).mean(1))
     assert (others <= bounds).all()
     assert np.median(bounds) < scale * 1.5
 
 
 def test_the_bound_ignores_scores_that_are_not_finite():
-    assert rounding_bound(np.full((2, 4), np.nan)) == rounding_bound(np.zeros((2, 4))) == SMALLEST
-    assert rounding_bound(np.array([[0.1, 0.1], [np.nan, 5.0]])) == pytest.approx(0.1 + 4 * 0.1 / 2**0.5)
+    assert rounding_bound(np.full((2, 4), np.nan), 4) == rounding_bound(np.zeros((2, 4)), 4) == SMALLEST
+    assert rounding_bound(np.array([[0.1, 0.1], [np.nan, 5.0]]), 2) == pytest.approx(0.1 + 4 * 0.1 / 2**0.5)

@@ -20,15 +20,16 @@ STANDARD_ERRORS = 4
 """Standard errors of the mean that a rounding bound contains in addition to the largest change measured."""
 
 
-def rounding_bound(changes: Float[np.ndarray, "candidate prompt"]) -> float:
-    """Bound on the change of a mean score with the shape of its batch, from changes of its values.
+def rounding_bound(changes: Float[np.ndarray, "candidate prompt"], n: int) -> float:
+    """Bound on the change of a mean over n prompts with the shape of its batch, from changes of values on some of them.
 
-    The largest mean change of a candidate, plus `STANDARD_ERRORS` standard errors of a mean change.
+    The largest mean change of a candidate, plus `STANDARD_ERRORS` standard errors of a mean change. On fewer than n
+    prompts the first term is larger, because it contains more noise.
     """
     finite = changes[np.isfinite(changes).all(1)]
     if not finite.size:
         return SMALLEST
-    error = math.sqrt(float((finite**2).mean()) / finite.shape[1])
+    error = math.sqrt(float((finite**2).mean()) / n)
     return max(SMALLEST, float(np.abs(finite.mean(1)).max()) + STANDARD_ERRORS * error)
 
 

@@ -17,7 +17,7 @@ from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
 from rhumbline.settings import COEFFICIENTS
-from rhumbline.stages.candidate_scores import PROBES
+from rhumbline.stages.candidate_scores import PROBE_PROMPTS, PROBES
 from rhumbline.stages.losses import Reading
 from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
@@ -163,7 +163,8 @@ def _scores(cells: int, screen: int | None, vp: int, vn: int, *, is_16_bit: bool
         if 0 < screen < cells:
             once, kept = once + ROWS_PER_PROMPT * (vp + vn), screen
         likely = kept * vn + kept * vp // 2 + 3 * vn
-    probes, again = 2 * PROBES * per_candidate, PROBES * per_candidate
+    again = PROBES * per_candidate
+    probes = 2 * PROBES * (min(vp, PROBE_PROMPTS) + 2 * min(vn, PROBE_PROMPTS)) + min(vn, PROBE_PROMPTS)
     most = once + cells * per_candidate + attempts * 2 * probes + cells * per_candidate
     return once + likely + (probes + again if is_16_bit else 0), most
 

@@ -43,8 +43,8 @@ Table = dict[Site, Candidate]
 SCORES: tuple[ScoreName, ...] = ("induce", "bypass", "kl")
 FLOAT32_ROUNDING = 1e-4
 """Bound on the change of a float32 score with the shape of its batch, before it is measured (1.5e-5 was seen)."""
-PROBES = 2
-"""Candidates from which the rounding bound of a score is measured."""
+PROBES, PROBE_PROMPTS = 2, 8
+"""Candidates, and prompts of each class, from which the rounding bound of a score is measured."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,12 @@ class ScoreGrid:
         return self._once(("rounding", name, *sites), lambda: self._rounding_of(name, sites)) if sites else SMALLEST
 
     def _rounding_of(self, name: ScoreName, sites: Sequence[Site]) -> float:
+        few = replace(self, positive=self.positive[:PROBE_PROMPTS], negative=self.negative[:PROBE_PROMPTS])
         runner = self.scorer.runner
         padded = replace(runner.model, proof=replace(runner.model.proof, packing_is_exact=False))
         other = Runner(padded, max(1, runner.tokens_per_forward // 2), runner.tick)
-        changes = self.by_prompt(name, sites) - self.by_prompt(name, sites, replace(self.scorer, runner=other))
-        return rounding_bound(changes.numpy())
+        changes = few.by_prompt(name, sites) - few.by_prompt(name, sites, replace(self.scorer, runner=other))
+        return rounding_bound(changes.numpy(), len(self.sequences(name)))
 
     def sequences(self, name: ScoreName) -> Sequence[TokenIds]:
         """The prompts of a score: positives for bypass, negatives for the others."""
