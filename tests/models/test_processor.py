@@ -44,5 +44,11 @@ def test_the_threads_of_the_user_stay(monkeypatch):
     assert torch.get_num_threads() == 1
 
 
+def test_one_interrupted_measurement_decides_nothing(monkeypatch):
+    measured = {1: iter([10, 10, 10]), 2: iter([3, 19, 19])}
+    monkeypatch.setattr(processor, "_products_per_second", lambda n: next(measured[n]))
+    assert processor.fastest(measured, processor._speed) == 2
+
+
 def test_the_counts_tried():
     assert [processor._thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]

@@ -13,8 +13,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which a user sets the number of threads."""
 GAIN = 1.1
 """Speed relative to fewer threads from which more threads are used."""
-ROWS, WIDTH, SECONDS = 512, 1024, 0.05
-"""Shape of the measured matrix product, and seconds for each number of threads."""
+ROWS, WIDTH, SECONDS, REPEATS = 512, 1024, 0.05, 3
+"""Shape of the measured matrix product, and seconds and number of the measurements for each number of threads."""
 
 
 def multiplies_bfloat16() -> bool:
@@ -35,7 +35,12 @@ def dtype_on_processor(checkpoint: torch.dtype | None) -> str:
 def use_fastest_threads() -> None:
     """Set the number of threads to the fastest measured one, unless an environment variable sets it."""
     if not any(os.environ.get(name) for name in THREAD_VARIABLES):
-        torch.set_num_threads(fastest(_thread_counts(torch.get_num_threads()), _products_per_second))
+        torch.set_num_threads(fastest(_thread_counts(torch.get_num_threads()), _speed))
+
+
+def _speed(threads: int) -> float:
+    """Products per second of the fastest measurement: another process can only slow one down."""
+    return max(_products_per_second(threads) for _ in range(REPEATS))
 
 
 def fastest(counts: Iterable[int], speed: Callable[[int], float]) -> int:
