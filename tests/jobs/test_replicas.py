@@ -17,7 +17,7 @@ from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.files import read_rows
 from rhumbline.settings import DoseSettings, NullSettings, SideEffectSettings, StabilitySettings
-from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, REFITS_PER_JOB
+from rhumbline.stages.stage_jobs import DOCUMENTS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB
 from sampled_contrast import sampled_contrast
 
 SMALL = replace(
@@ -26,7 +26,7 @@ SMALL = replace(
     nulls=replace(EVERY_STAGE.nulls, wide=5, procedure=DRAWS_PER_JOB + 1),
     rule=preset("blog2026").rule,  # it needs no rank, so few draws suffice
     stability=replace(EVERY_STAGE.stability, refits=REFITS_PER_JOB + 1),
-    side_effects=SideEffectSettings(documents=6),
+    side_effects=SideEffectSettings(documents=DOCUMENTS_PER_JOB + 1),
     conditions={"brief": "Be brief."},
 )
 STYLED = preset(
@@ -62,7 +62,7 @@ def test_jobs_on_replicas_give_the_run_of_one_process(organism, tmp_path):
     model, contrast = organism
     here, there = run_both(tmp_path, SOURCE, model, contrast, SMALL, Mock(5, repeats=0.5))
     for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json",
-                 "losses-completions.jsonl", "condition-00.jsonl"):  # fmt: skip
+                 "second.json", "losses-completions.jsonl", "condition-00.jsonl"):  # fmt: skip
         assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
     assert (here["environment"]["engine"], there["environment"]["engine"]) == ("local", "mock")
     assert not list(tmp_path.rglob(".jobs"))

@@ -13,6 +13,7 @@ from rhumbline.settings import AblationSettings
 from rhumbline.stages import second_direction
 from rhumbline.stages.second_direction import measure_second_direction, rescaled_remainders
 from rhumbline.stages.seed_run import SeedRun
+from rhumbline.stages.stage_jobs import SeedJobs
 from tolerances import near
 
 FIRST = Direction.from_vector(3 * torch.tensor([1.0, 0.0, 0.0, 0.0]), Position(-1), 1)
@@ -75,5 +76,6 @@ def test_it_is_scored_with_the_spared_tokens_of_the_run(monkeypatch):
 
     monkeypatch.setattr(second_direction, "score_candidates", score)
     for spared in (0, 2):
+        run = Run(preset("rhumbline", ablation=AblationSettings(spared)))
         with pytest.raises(Scored, match=str(spared)):
-            measure_second_direction(Run(preset("rhumbline", ablation=AblationSettings(spared))))
+            measure_second_direction(run, SeedJobs(run))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import Site
-from rhumbline.stages.selection import ScoreRequest, Scores, _scores
+from rhumbline.stages.selection import ScoreRequest, Scores, scores_in_jobs
 from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, spans
 
 
@@ -33,7 +33,7 @@ def test_scores_are_returned_to_their_sites_and_nan_stays_nan():
             results.append(convert(to_json(values), Scores))
         return results
 
-    scores = _scores(request, "bypass", sites)
+    scores = scores_in_jobs(request, "bypass", sites)
     for site, value in zip(sites, scores, strict=True):
         assert math.isnan(value) if site.layer == 7 else value == 100 * int(site.position) + site.layer
     assert max(sizes) <= CANDIDATES_PER_JOB < sum(sizes) == len(sites)

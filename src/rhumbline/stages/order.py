@@ -33,7 +33,7 @@ from rhumbline.stages.losses import LOSS_JOB, write_losses
 from rhumbline.stages.null_directions import MORE_SHUFFLED_JOB, SHUFFLED_JOB, draw_null_directions
 from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
 from rhumbline.stages.refusal_tokens import find_tokens
-from rhumbline.stages.second_direction import STAGE, measure_second_direction
+from rhumbline.stages.second_direction import REMAINDER_JOB, STAGE, measure_second_direction
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.selection import CANDIDATE_JOB, select
 from rhumbline.stages.separation import separate
@@ -45,7 +45,17 @@ from rhumbline.stages.wide_nulls import WIDE_JOB, measure_wide_nulls
 
 JOB_KINDS: Mapping[str, JobKind[Any, Any]] = {
     kind.name: kind
-    for kind in (CANDIDATE_JOB, SHUFFLED_JOB, MORE_SHUFFLED_JOB, OUTCOME_JOB, WIDE_JOB, DOSE_JOB, REFIT_JOB, LOSS_JOB)
+    for kind in (
+        CANDIDATE_JOB,
+        SHUFFLED_JOB,
+        MORE_SHUFFLED_JOB,
+        OUTCOME_JOB,
+        WIDE_JOB,
+        DOSE_JOB,
+        REFIT_JOB,
+        REMAINDER_JOB,
+        LOSS_JOB,
+    )
 }
 """Every kind of job, by name."""
 
@@ -73,7 +83,7 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
         stage("dose", Doses, lambda: measure_doses(run, jobs))
         stage("stability", Stability, lambda: measure_stability(run, jobs))
         if run.protocol.second.screen:
-            stage(STAGE, SecondDirection, lambda: measure_second_direction(run))
+            stage(STAGE, SecondDirection, lambda: measure_second_direction(run, jobs))
     stage("separation", Separation, lambda: separate(run))
     if run.direction is not None:
         write_losses(run, jobs)

@@ -11,8 +11,9 @@ A remainder is added at its own site, and the null directions among which it is 
 differ, equal norms can be different shares of the residual stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,12 @@ from rhumbline.records.arms import ABLATION, ADDITION
 from rhumbline.records.arms import BASELINE as BASELINE_ID
 from rhumbline.records.seed_files import Candidate, SecondDirection, WideRow
 from rhumbline.records.shared import Label, SecondSource, Survivor
-from rhumbline.stages.candidate_scores import score_candidates
+from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 from rhumbline.stages.metric_samples import Sample, samples, six_digits
 from rhumbline.stages.second_gradient import gradient_candidates
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.selection import score_grid
+from rhumbline.stages.selection import ScoreRequest, Scores, score_grid, scores_in_jobs
+from rhumbline.stages.stage_jobs import JobKind, SeedJobs
 
 STAGE = "second direction"
 ROUNDING = 1e-4
@@ -48,11 +50,11 @@ class _Scored(NamedTuple):
     row: Candidate
 
 
-def measure_second_direction(run: SeedRun) -> SecondDirection:
+def measure_second_direction(run: SeedRun, jobs: SeedJobs) -> SecondDirection:
     """Select the second direction and measure it; without one only the tables of candidates are measured."""
     assert run.direction is not None
     rule = run.applied_rule.metric_only()
-    means, survivors, best = _by_means(run, run.direction, rule)
+    means, survivors, best = _by_means(run, jobs, rule)
     scored = _by_gradient(run, run.direction)
     gradient = choose([one.row for one in scored], run.model.n_layers, rule)
     passing = [one for one in (best, _selected(run, scored, rule)) if one is not None]
@@ -75,18 +77,24 @@ def measure_second_direction(run: SeedRun) -> SecondDirection:
     )
 
 
-def _by_means(
-    run: SeedRun, direction: Direction, rule: SelectionRule
-) -> tuple[tuple[Candidate, ...], int, _Scored | None]:
+def remainder_grid(run: SeedRun) -> ScoreGrid:
+    """The score grid of the remainders."""
+    assert run.direction is not None
+    remainders = rescaled_remainders(run.candidates, run.direction)
+    rule = run.applied_rule.metric_only()
+    return replace(score_grid(run), scorer=run.scorer(STAGE), candidates=remainders, rule=rule)
+
+
+def _by_means(run: SeedRun, jobs: SeedJobs, rule: SelectionRule) -> tuple[tuple[Candidate, ...], int, _Scored | None]:
     """The table of the remainders, the number of survivors, and the selected one."""
-    remainders = rescaled_remainders(run.candidates, direction)
-    grid = replace(score_grid(run), scorer=run.scorer(STAGE), candidates=remainders, rule=rule)
+    elsewhere = partial(scores_in_jobs, partial(jobs.request, REMAINDER_JOB))
+    grid = replace(remainder_grid(run), elsewhere=elsewhere)
     table, _ = score_candidates(grid, full_grid=False, screen=run.protocol.second.screen)
     result = choose(table, run.model.n_layers, rule)
     if result.selected is None:
         return result.candidates, 0, None
     site = result.selected
-    vector = remainders[list(run.positions).index(site.position), site.layer]
+    vector = grid.candidates[list(run.positions).index(site.position), site.layer]
     selected = _Scored("means", Direction.from_vector(vector, site.position, site.layer), site)
     return result.candidates, result.survivors, selected
 
@@ -153,3 +161,14 @@ def _rows_of(run: SeedRun, direction: Direction, label: Label, prompts: Sample) 
         ids, arm = (BASELINE_ID, ADDITION), Arm("addition", (addition,))
     metric = run.scorer(STAGE).read(prompts.sequences, [BASELINE, arm]).metric
     return tuple(WideRow(arm=i, side=label, metric=six_digits(values)) for i, values in zip(ids, metric, strict=True))
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(run: SeedRun) -> Callable[[ScoreRequest], Scores]:
+    grid = remainder_grid(run)
+    return lambda request: Scores(tuple(grid.values(request.name, request.sites)))
+
+
+REMAINDER_JOB = JobKind("remainders", ScoreRequest, Scores, _prepare)

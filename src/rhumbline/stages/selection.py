@@ -50,7 +50,7 @@ def select(run: SeedRun, jobs: SeedJobs) -> Selection:
         is_testable = by_completions.induction_is_testable()
         rule = rule if is_testable else rule.without_induce_and_kl()
     first, *others = rule.attempts()
-    elsewhere = partial(_scores, partial(jobs.request, CANDIDATE_JOB))
+    elsewhere = partial(scores_in_jobs, partial(jobs.request, CANDIDATE_JOB))
     grid = replace(score_grid(run), rule=first, elsewhere=elsewhere)
     selection = _select(run, grid, by_completions, is_testable=is_testable)
     for other in others:
@@ -172,10 +172,10 @@ def _prepare(run: SeedRun) -> Callable[[ScoreRequest], Scores]:
 CANDIDATE_JOB = JobKind("candidates", ScoreRequest, Scores, _prepare)
 
 
-def _scores(
+def scores_in_jobs(
     request: Callable[[Sequence[ScoreRequest]], list[Scores]], name: ScoreName, sites: Sequence[Site]
 ) -> list[float]:
-    """One score of every site, computed in jobs."""
+    """One score of every site, computed in jobs; `request` runs them."""
     # Ordered by layer: a pass of additions continues from one layer to the next.
     order = sorted(range(len(sites)), key=lambda i: (sites[i].layer, sites[i].position))
     parts = [tuple(sites[i] for i in order[span.first : span.end]) for span in spans(len(sites), CANDIDATES_PER_JOB)]
