@@ -260,7 +260,7 @@ def test_another_protocol_in_the_same_directory_is_refused(every_stage, organism
 CONFIG = """
 sizes = {train = 24, val = 12, test = 20}
 max_new_tokens = 12
-nulls = {draws = 2, wide = 19, prompts = 6, procedure_prompts = 4, completed = 0}
+nulls = {draws = 2, wide = 19, prompts = 6, procedure_prompts = 4, completed = 0, interim = 0, screen = 0}
 dose = {strengths = [0, 0.5, 1], coefficients = [-1, 0, 1], draws = 1, prompts = 6}
 stability = {refits = 4, sites = 2, prompts = 6}
 """
@@ -295,7 +295,7 @@ def test_a_killed_run_resumes_to_the_same_results(interrupted, every_stage):
     assert ends["last"]["status"] == 0, ends["last"]["printed"]
     assert "SINGLE-DIRECTION-REPRODUCES" in ends["last"]["printed"]
     ours, expected = comparable(results_of(out)), comparable(results_of(every_stage))
-    for key in ("seeds", "verdict", "rule"):
+    for key in ("protocol_sha256", "seeds", "verdict", "rule"):
         assert ours[key] == expected[key]
     assert verify(out) == []
     assert not list(out.rglob("*.tmp"))
