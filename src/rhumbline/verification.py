@@ -47,8 +47,8 @@ SINCE_VERSION_5 = frozenset(
 """Fields of results.json, and of the rule in it, that rules up to version 4 do not have."""
 
 ROUNDING = 1e-9
-"""Relative difference up to which a recomputed number is the recorded one. Processors add in other orders, and their
-exponentials and logarithms differ in the last bit."""
+"""Difference, relative or near zero absolute, up to which a recomputed number is the recorded one. Processors add in
+other orders, and their exponentials and logarithms differ in the last bit."""
 
 
 def assemble(directory: RunDirectory) -> RunSummary:

@@ -111,11 +111,15 @@ def _base(a: argparse.Namespace) -> int:
 # -- suffix -----------------------------------------------------------------------------------------------------------
 
 
+SUFFIX_PROMPTS, QUICK_SUFFIX_PROMPTS = 50, 16
+"""Test prompts of each class, by default and with `--quick`."""
+
+
 def _suffix_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     quick_option(parser)
     suffix_options(parser, required=True)
-    prompts = "test prompts per class, at most (default: 50; 16 with --quick)"
+    prompts = f"test prompts per class, at most (default: {SUFFIX_PROMPTS}; {QUICK_SUFFIX_PROMPTS} with --quick)"
     parser.add_argument("--prompts", type=whole(2), metavar="N", help=prompts)
     heads = "attention heads that are reported in detail (default: 8)"
     parser.add_argument("--heads", type=whole(), default=8, metavar="N", help=heads)
@@ -125,7 +129,8 @@ def _suffix(a: argparse.Namespace) -> int:
     from rhumbline.analyses import suffix_effects
 
     def compute(subject: Any) -> SuffixRecord:
-        prompts = (16 if a.quick else 50) if a.prompts is None else a.prompts
+        prompts = QUICK_SUFFIX_PROMPTS if a.quick else SUFFIX_PROMPTS
+        prompts = prompts if a.prompts is None else a.prompts
         return suffix_effects.analyse(subject, a.suffix, draws=a.random, prompts=prompts, heads=a.heads)
 
     def show(record: SuffixRecord) -> None:

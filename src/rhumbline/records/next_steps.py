@@ -308,8 +308,6 @@ def _option(step: Step, run: str) -> Line:
             return Line("--save-completions", "rerun with another --out and read the texts: the judge may miss it")
         case NextStep.READ_TEXTS:
             return Line(f"rhumbline label {run}", "write a sheet of the texts: the judge may miss the behaviour")
-        case NextStep.LONGER_ANSWERS:
-            return Line(f"--max-new-tokens {step.tokens}", "the behaviour may begin later in the answer")
         case NextStep.OTHER_JUDGE:
             return Line("--judge NAME", "another judge; `rhumbline run --help` lists them")
         case NextStep.OTHER_MODEL:
@@ -332,12 +330,21 @@ def _option(step: Step, run: str) -> Line:
             return Line("--contrast FILE|NAME", "negatives that do not show the behaviour, so that induction is tested")
         case NextStep.ADD_LESS:
             return Line("--coefficient 0.5 --add-at prompt", "a smaller addition, at prompt positions only")
+        case NextStep.WHOLE_RUN:
+            return Line("", "This was a quick run. Rerun the command without --quick for the whole one.")
+        case _:
+            return _larger(step)
+
+
+def _larger(step: Step) -> Line:
+    """Return a step that increases a number."""
+    match step.what:
+        case NextStep.LONGER_ANSWERS:
+            return Line(f"--max-new-tokens {step.tokens}", "the behaviour may begin later in the answer")
         case NextStep.ADD_MORE:
             coefficient = "C" if step.coefficient is None else f"{step.coefficient:g}"
             why = "a larger addition, if too few candidates induce the behaviour; with another --out"
             return Line(f"--coefficient {coefficient}", why)
-        case NextStep.WHOLE_RUN:
-            return Line("", "This was a quick run. Rerun the command without --quick for the whole one.")
         case NextStep.MORE_PROMPTS if step.prompts is not None:
             n = step.prompts
             why = f"about {n} test prompts per class would decide the undecided effect; with another --out"
