@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from rhumbline.analyses.gradient_search import GradientSearch
+from rhumbline.inference.runner import Runner
 
 
 @pytest.fixture
 def search(planted):
     train = [planted.sequences("train", c)[:12] for c in ("positive", "negative")]
-    return GradientSearch(planted.model, *train, planted.tokens, planted.selected(), steps=3)
+    return GradientSearch(Runner(planted.model), *train, planted.tokens, planted.selected(), steps=3)
 
 
 def test_a_search_does_not_change_the_model_and_stays_orthogonal(planted, search):
@@ -28,7 +29,7 @@ def test_packed_prompts_have_the_gradients_of_padded_ones(planted, search):
     padded = replace(planted.model, proof=replace(planted.model.proof, packing_is_exact=False))
     assert planted.model.proof.packing_is_exact
     fixed = planted.selected().vector[None]
-    torch.testing.assert_close(search.fit(fixed), replace(search, model=padded).fit(fixed), atol=1e-3, rtol=0)
+    torch.testing.assert_close(search.fit(fixed), replace(search, runner=Runner(padded)).fit(fixed), atol=1e-3, rtol=0)
 
 
 def test_the_ablations_of_a_search_spare_tokens(planted, search):

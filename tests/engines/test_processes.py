@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -81,11 +82,13 @@ def test_the_threads_of_the_user_are_kept(pool_of, tmp_path, monkeypatch):
         assert result["threads"] == expected
 
 
-def test_there_are_as_many_workers_as_jobs_or_replicas(pool_of, tmp_path):
-    with pool_of(replicas=3) as pool:
+def test_the_workers_are_built_before_there_is_a_job(pool_of, tmp_path):
+    with pool_of("faulty_worker:announce", replicas=3) as pool:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "count").iterdir())) < 3:
+            assert time.monotonic() < deadline, "the workers were not built"
+            time.sleep(0.05)
         run_jobs(pool, jobs("plain", 1), tmp_path / "one")
-        assert len(pool.processes) == 1
-        run_jobs(pool, jobs("slow", 4), tmp_path / "four")
         assert len(pool.processes) == 3
 
 

@@ -35,3 +35,9 @@ def refuse(options):
     from rhumbline.errors import ModelError
 
     raise ModelError("other weights on this node")
+
+
+def announce(options):
+    """A worker that writes a file when it is built."""
+    Path(options["folder"], f"built-{os.getpid()}").touch()
+    return make(options)

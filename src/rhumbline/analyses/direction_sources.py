@@ -120,7 +120,7 @@ class SourceAnalysis:
         """Members from training prompts."""
         plan, h, train = self.parameters.plan, self.activations, self.prompts.train
         search = GradientSearch(
-            self.subject.model,
+            self.subject.runner,
             *self.subject.after_start(train),
             self.subject.tokens,
             self.direction,

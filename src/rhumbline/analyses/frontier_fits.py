@@ -111,7 +111,7 @@ class Fits:
         if name == "som":
             return prototypes(h.positive, h.negative, "som", plan.members, subject.seed)
         started = subject.after_start(self.train)
-        search = GradientSearch(subject.model, *started, subject.tokens, self.direction, plan.steps)
+        search = GradientSearch(subject.runner, *started, subject.tokens, self.direction, plan.steps)
         return search.fit(self.direction.vector[None][:0], n=max(1, plan.members - 1), seed=0)
 
     def _plane(self) -> Float[Tensor, "2 d_model"]:

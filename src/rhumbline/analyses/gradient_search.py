@@ -17,6 +17,7 @@ from torch import Tensor
 from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import BASELINE, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.passes import last_logits
+from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
 
 BATCH = 8
@@ -33,7 +34,7 @@ ABLATION_WEIGHT, ADDITION_WEIGHT, KL_WEIGHT = 1.0, 0.5, 2.0
 class GradientSearch:
     """A search for directions on one model. The weights of the model do not change."""
 
-    model: ChatModel
+    runner: Runner
     positive: Sequence[Sequence[int]]
     """Token ids of training positives."""
     negative: Sequence[Sequence[int]]
@@ -52,6 +53,18 @@ class GradientSearch:
 
         In every step a draw from the cone of the vectors is ablated together with `fixed`, and the draw is added.
         """
+        texts = tuple(tuple(map(tuple, sequences)) for sequences in (self.positive, self.negative))
+        vectors = [(tuple(d.shape), d.numpy().tobytes()) for d in (self.like.difference, fixed)]
+        inputs = (texts, tuple(self.tokens), *vectors, self.like.layer, self.steps, self.spared, n, seed)
+        rows = self.runner.kept("directions by gradient", inputs, lambda: self._search(fixed, n, seed).tolist())
+        return torch.tensor(rows, dtype=torch.float32).reshape(n, self.model.d_model)
+
+    @property
+    def model(self) -> ChatModel:
+        """The model of the runner."""
+        return self.runner.model
+
+    def _search(self, fixed: Float[Tensor, "fixed d_model"], n: int, seed: int) -> Float[Tensor, "n d_model"]:
         rng = np.random.default_rng([seed, n, len(fixed)])
         start = torch.tensor(rng.standard_normal((n, self.model.d_model)), dtype=torch.float32)
         # A cone can contain the known direction, so it starts near it; an orthogonal vector starts at random.

@@ -10,6 +10,7 @@ read from whole completions, so that late refusals count. Higher ranks add the n
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from torch import Tensor
 from rhumbline.analyses.completed_prompts import CompletedPrompts, Indicators
 from rhumbline.analyses.least_damage import least_damage
 from rhumbline.analyses.spans import Basis, energy
+from rhumbline.analyses.stored_parts import resumable_runner
 from rhumbline.errors import InputError
 from rhumbline.evidence.relative_changes import relative_change
 from rhumbline.evidence.statistics import paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
-from rhumbline.inference.runner import Runner
 from rhumbline.judging.judge_names import class_judge
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
@@ -61,16 +62,21 @@ DEPTH = 0.8
 
 
 def measure(
-    model: ChatModel, contrast: ContrastSet, plan: RobustnessPlan, tick: Callable[[int], None] = lambda rows: None
+    model: ChatModel,
+    contrast: ContrastSet,
+    plan: RobustnessPlan,
+    tick: Callable[[int], None] = lambda rows: None,
+    *,
+    keep: str | Path | None = None,
 ) -> ModelRobustness:
-    """Measure one model on a contrast.
+    """Measure one model on a contrast. Completions are kept in the directory `keep`, from which a stopped call resumes.
 
     Raises InputError if the classes do not differ, if prompts spell control tokens, or if they are too long.
     """
     sizes = Sizes(plan.sizes.train, plan.sizes.val, plan.sizes.test)
     splits = split_contrast(contrast, sizes, plan.seed)
     chat = Chat.of(model.tokenizer, ChatOptions(control_tokens=plan.control_tokens), contrast.prompts)
-    completed = CompletedPrompts(Runner(model, tick=tick), chat, splits, plan, class_judge(plan.judge))
+    completed = CompletedPrompts(resumable_runner(model, tick, keep), chat, splits, plan, class_judge(plan.judge))
     completed.check()
     prompts = _Ablations(completed)
     baseline = prompts.baseline_rates()

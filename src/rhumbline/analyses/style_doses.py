@@ -9,6 +9,7 @@ nulls of the same norm or rank.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.analyses.spans import span_of
+from rhumbline.analyses.stored_parts import resumable_runner
 from rhumbline.analyses.style_readouts import Completions, Gap, StyleReaders, answer, dose_of, mean_of
 from rhumbline.errors import InputError
 from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
@@ -76,15 +78,18 @@ def measure(
     embeddings: SentenceEmbeddings | None = None,
     control_tokens: ControlText = "error",
     tick: Callable[[int], None] = lambda rows: None,
+    keep: str | Path | None = None,
 ) -> StyleDosesRecord:
     """Measure one model on a contrast that it made. Content is measured by `embeddings`, too, if they are given.
+
+    Completions are kept in the directory `keep`, from which a stopped call resumes.
 
     Raises InputError if the prompts of the classes are not the same under two system prompts, with both responses.
     """
     plan = plan or StyleDosesPlan()
     pairs = pairs_of(contrast, plan)
     chat = Chat.of(model.tokenizer, ChatOptions(control_tokens=control_tokens), contrast.prompts)
-    study = _Study(Runner(model, tick=tick), chat, pairs, plan)
+    study = _Study(resumable_runner(model, tick, keep), chat, pairs, plan)
     readers, detectors = StyleReaders.fit(pairs["train"].positive, pairs["train"].negative, embeddings)
     selection, site = study.select(readers)
     arms = study.arms(study.differences[site], site.layer)
@@ -174,7 +179,7 @@ class _Study:
     def complete(self, split: Split, label: Label, arms: Sequence[Arm]) -> list[Completions]:
         """The completions of one class of a split under every arm."""
         sequences, stop = self.sequences(split, label), stop_ids(self.runner.model, self.chat)
-        ids, _ = self.runner.generate(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
+        ids = self.runner.completions(sequences, arms, max_new_tokens=self.plan.max_new_tokens, stop=stop)
         return [Completions(of_arm, [self.chat.answer(i).text or "" for i in of_arm]) for of_arm in ids]
 
     def sequences(self, split: Split, label: Label) -> list[list[int]]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rhumbline.analyses.stored_parts import ResumableRunner, StoredParts
 from rhumbline.axes import Candidates
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.statistics import bootstrap_mean
@@ -60,6 +61,8 @@ class Subject:
     """Ids of the tokens of the metric; empty if there are none."""
     kept: TrainVal[ByLabel[tuple[bool, ...]]]
     """Whether the sign of the metric keeps each prompt."""
+    parts: StoredParts
+    """What is kept of an analysis that is not finished."""
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
     """Called with the number of rows after each batch."""
     page: bool = True
@@ -74,8 +77,8 @@ class Subject:
 
     @property
     def runner(self) -> Runner:
-        """A runner of the model."""
-        return Runner(self.model, tick=self.tick)
+        """A runner of the model, whose completions are kept until a record is written."""
+        return ResumableRunner(self.model, tick=self.tick, parts=self.parts)
 
     @property
     def scorer(self) -> Scorer:
@@ -121,6 +124,7 @@ class Subject:
     def save(self, record: Record) -> Record:
         """Write the record of an analysis, and the report if `page`; returns the record as it will be read."""
         saved = self.directory.write_record(record)
+        self.parts.clear()
         if self.page:
             report.build(self.directory.path)
         return saved
@@ -170,6 +174,7 @@ def open_subject(
         artefacts.direction,
         tuple(token.id for token in metric.tokens),
         artefacts.extraction.kept,
+        StoredParts.of(finished.directory.path, finished.directory.protocol_sha256, str(opened.model.device)),
         tick,
         start=() if metric.start is None else metric.start.tokens,
     )

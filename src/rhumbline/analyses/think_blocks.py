@@ -86,7 +86,7 @@ class _Parts:
         """The think block of every completion, its closing token included; None if it is not closed."""
         sequences = [self.subject.chat.encode(prompt) for prompt in prompts]
         stop = self.stop | {self.token}
-        ids, _ = self.subject.runner.generate(sequences, arms, max_new_tokens=self.length, stop=stop)
+        ids = self.subject.runner.completions(sequences, arms, max_new_tokens=self.length, stop=stop)
         # A completion that stops early ended with the closing token or with another stop token.
         following = [self._next(sequences, of_arm, arm) for of_arm, arm in zip(ids, arms, strict=True)]
         return [
@@ -97,7 +97,7 @@ class _Parts:
     def _next(self, sequences: Sequence[list[int]], blocks: Sequence[list[int]], arm: Arm) -> list[bool]:
         """Whether the closing token is the next one after each block."""
         texts = [ChatWithResponse(ids, block) for ids, block in zip(sequences, blocks, strict=True)]
-        ids, _ = self.subject.runner.generate(texts, [arm], max_new_tokens=1, stop=())
+        ids = self.subject.runner.completions(texts, [arm], max_new_tokens=1, stop=())
         return [tokens == [self.token] for tokens in ids[0]]
 
     def classes(
@@ -106,7 +106,7 @@ class _Parts:
         """The class of the answer that follows the block of every prompt, by arm; unscored without a block."""
         chat, known = self.subject.chat, [i for i, block in enumerate(blocks) if block is not None]
         texts = [ChatWithResponse(chat.encode(prompts[i]), blocks[i] or ()) for i in known]
-        ids, _ = self.subject.runner.generate(texts, arms, max_new_tokens=self.length, stop=self.stop)
+        ids = self.subject.runner.completions(texts, arms, max_new_tokens=self.length, stop=self.stop)
         table: list[Classes] = []
         for of_arm in ids:
             read = {}

@@ -60,8 +60,8 @@ class Trajectories:
     def of(cls, runner: Runner, chat: Chat, prompts: Sequence[Prompt], length: int) -> "Trajectories":
         """Generate the answers, of at most `length` tokens, the stop token not counted. InputError if there is none."""
         before = [chat.encode(prompt) for prompt in prompts]
-        answers, _ = runner.generate(before, max_new_tokens=length, stop=stop_ids(runner.model, chat))
-        kept = [(p, Document([*ids, *a], len(ids))) for p, ids, a in zip(prompts, before, answers[0], strict=True) if a]
+        (answers,) = runner.completions(before, max_new_tokens=length, stop=stop_ids(runner.model, chat))
+        kept = [(p, Document([*ids, *a], len(ids))) for p, ids, a in zip(prompts, before, answers, strict=True) if a]
         if not kept:
             raise InputError(
                 f"{runner.model.name}: none of {len(prompts)} negatives has an answer at baseline, along which a KL "
@@ -81,13 +81,23 @@ class Trajectories:
     def divergence(self, arms: Sequence[Arm]) -> Divergence:
         """KL and agreement of every arm."""
         sums = np.zeros((len(arms), len(self.documents), 2))
+        texts = tuple((tuple(d.ids), d.start) for d in self.documents)
         for first in range(0, len(arms), ARMS_AT_ONCE):
             some = arms[first : first + ARMS_AT_ONCE]
-            for document, own, values in token_readings(self.runner, self.documents, [BASELINE, *some], _divergence):
-                for arm, of_arm in zip(own, values.sum(1).numpy(), strict=True):
-                    if arm > 0:
-                        sums[first + arm - 1, document] = of_arm
+            inputs = (texts, tuple(arm.key for arm in some))
+            # As bytes, because a sum need not be finite.
+            of_some = self.runner.kept("divergence", inputs, lambda some=some: self._sums(some).tobytes().hex())
+            sums[first : first + len(some)] = np.frombuffer(bytes.fromhex(of_some)).reshape(len(some), -1, 2)
         return Divergence(sums[..., 0], sums[..., 1], self.tokens)
+
+    def _sums(self, arms: Sequence[Arm]) -> Float[np.ndarray, "arm answer 2"]:
+        """KL and agreement of every arm, summed over the tokens of each answer."""
+        sums = np.zeros((len(arms), len(self.documents), 2))
+        for document, own, values in token_readings(self.runner, self.documents, [BASELINE, *arms], _divergence):
+            for arm, of_arm in zip(own, values.sum(1).numpy(), strict=True):
+                if arm > 0:
+                    sums[arm - 1, document] = of_arm
+        return sums
 
     def under_system(self, system: str) -> Divergence:
         """KL and agreement of the model with a system prompt, which follows that of a prompt that has its own."""

@@ -1,6 +1,7 @@
 """The analyses of several runs or models: `robustness`, `analyze dissociation`, `analyze flinch`, `analyze style`."""
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from rhumbline.cli.options import (
 )
 from rhumbline.cli.run_analysis import listed_numbers, number_options, plan_of, quick_option
 from rhumbline.records import style_doses_file
-from rhumbline.records.artefacts import SheetRecord
-from rhumbline.records.directory import check_outside_runs
-from rhumbline.records.sheet_files import QUICK, RobustnessPlan
-from rhumbline.records.style_doses_file import StyleDosesPlan
+from rhumbline.records.artefacts import OF_SHEET, SheetRecord
+from rhumbline.records.directory import PARTS, check_sheet
+from rhumbline.records.sheet_files import QUICK, DissociationRecord, FlinchRecord, RobustnessPlan, RobustnessRecord
+from rhumbline.records.style_doses_file import StyleDosesPlan, StyleDosesRecord
 
 PLAN = RobustnessPlan()
 
@@ -39,10 +40,11 @@ def sheet_options(parser: argparse.ArgumentParser) -> None:
 
 
 def write_sheet(a: argparse.Namespace, record: SheetRecord) -> int:
-    """Write the record with its figures and page, and print it."""
+    """Write the record with its figures and page, remove the parts that were kept until then, and print it."""
     from rhumbline.report.sheets import write
 
     page = write(record, Path(a.out))
+    shutil.rmtree(Path(a.out, PARTS), ignore_errors=True)
     if a.json:
         print_json(record)
         return 0
@@ -81,7 +83,7 @@ def _robustness(a: argparse.Namespace) -> int:
     from rhumbline.analyses.robustness import compare, measure
     from rhumbline.judging.judge_names import class_judge
 
-    check_outside_runs(a.out)
+    check_sheet(a.out, OF_SHEET[RobustnessRecord])
     class_judge(a.judge)  # an unknown judge is reported before a model is loaded
     plan = QUICK if a.quick else PLAN
     sizes = None if a.test is None else replace(plan.sizes, test=a.test)
@@ -93,7 +95,8 @@ def _robustness(a: argparse.Namespace) -> int:
     with progress() as shown:
         for name, contrast in zip(a.models, contrasts, strict=True):
             shown(name, None)
-            models.append(measure(load_model(a, name), contrast, plan, lambda rows: shown("", rows)))
+            model = load_model(a, name)
+            models.append(measure(model, contrast, plan, lambda rows: shown("", rows), keep=a.out))
     return write_sheet(a, compare(models, plan))
 
 
@@ -118,7 +121,7 @@ def dissociation(a: argparse.Namespace) -> int:
     from rhumbline.analyses.dissociation import BehaviourRun, dissociate
     from rhumbline.models.sources import contrast_for
 
-    check_outside_runs(a.out)
+    check_sheet(a.out, OF_SHEET[DissociationRecord])
     template = read_template(a.chat_template)
     contrasts = [contrast_for(a.model, name, a.data_dir) for name in a.contrasts]
     sides = [BehaviourRun.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
@@ -144,7 +147,7 @@ def flinch(a: argparse.Namespace) -> int:
     """Execute `analyze flinch`."""
     from rhumbline.analyses.flinch import Terms, flinch
 
-    check_outside_runs(a.out)
+    check_sheet(a.out, OF_SHEET[FlinchRecord])
     terms = Terms.read(a.terms)
     check_models(a, a.base)
     with progress() as shown:
@@ -198,7 +201,7 @@ def style(a: argparse.Namespace) -> int:
     from rhumbline.judging.embeddings import SentenceEmbeddings
     from rhumbline.prompts.contrast_files import read_contrast
 
-    check_outside_runs(a.out)
+    check_sheet(a.out, OF_SHEET[StyleDosesRecord])
     plan = style_plan(a)
     contrast = read_contrast(a.contrast)
     pairs_of(contrast, plan)  # a contrast of another form is reported before a model is loaded
@@ -213,5 +216,6 @@ def style(a: argparse.Namespace) -> int:
             embeddings=embeddings,
             control_tokens=a.control_tokens,
             tick=lambda rows: shown("", rows),
+            keep=a.out,
         )
     return write_sheet(a, record)

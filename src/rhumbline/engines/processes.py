@@ -13,18 +13,20 @@ import sys
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import cast
+from typing import TypeVar, cast
 
 from rhumbline.engines.engine import MAX_LOSSES, EngineError, Job, JobResult, RunJob, Shared, Worker
 from rhumbline.errors import RhumblineError
 
 log = logging.getLogger("rhumbline")
+T = TypeVar("T")
 
 ENVIRONMENT = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Variables of every worker, besides its number of threads. Progress bars of several processes overwrite each other."""
@@ -48,11 +50,12 @@ class Processes:
 
     @contextmanager
     def pool(self, worker: Worker | RunJob) -> Iterator["ProcessPool"]:
-        """Workers, started when they are needed; all are stopped at the end."""
+        """Workers, which are built while the caller goes on; all are stopped at the end."""
         if not isinstance(worker, Worker):
             raise TypeError("the workers of other processes are built from a Worker")
         pool = ProcessPool(worker, self.replicas or cores())
         try:
+            pool.start()
             yield pool
         finally:
             pool.close()
@@ -94,6 +97,11 @@ class ProcessPool:
         self.worker, self.size = worker, size
         self.processes: list[WorkerProcess] = []
 
+    def start(self) -> None:
+        """Start the workers that are missing."""
+        while len(self.processes) < self.size:
+            self.processes.append(WorkerProcess(self.worker, max(1, cores() // self.size)))
+
     def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
         """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result."""
         files: Shared = dict(shared or {})
@@ -101,6 +109,8 @@ class ProcessPool:
         running: dict[Connection, tuple[int, WorkerProcess]] = {}
         try:
             while queue or running:
+                if queue:
+                    self.start()  # in place of those that were lost
                 for process in self._idle(len(queue), [busy for _, busy in running.values()]):
                     index = queue.popleft()
                     attempts[index] += 1
@@ -129,12 +139,8 @@ class ProcessPool:
                 self._drop(process)
 
     def _idle(self, needed: int, busy: Sequence[WorkerProcess]) -> list[WorkerProcess]:
-        """Workers for at most this many jobs; new ones start while there is room."""
-        idle = [process for process in self.processes if process not in busy]
-        while len(idle) < needed and len(self.processes) < self.size:
-            self.processes.append(WorkerProcess(self.worker, max(1, cores() // self.size)))
-            idle.append(self.processes[-1])
-        return idle[:needed]
+        """Workers for at most this many jobs."""
+        return [process for process in self.processes if process not in busy][:needed]
 
     def _drop(self, process: WorkerProcess) -> None:
         self.processes.remove(process)
@@ -155,28 +161,30 @@ def _serve(connection: Connection, make: str, options: str, variables: Mapping[s
     os.environ.update(variables)
     # Standard output belongs to the command.
     sys.stdout = sys.stderr
-    run_job: RunJob | None = None
+    run_job, refused, refused_code = _attempt(Worker(make, json.loads(options)).build)
     files: Shared = {}
     while True:
         try:
             kind, arguments, sent = connection.recv()
         except (EOFError, OSError):
             return
-        files = files if sent is None else sent
-        start, value, error, code = time.perf_counter(), "null", None, RhumblineError.exit_code
-        try:
-            if run_job is None:
-                value = None
-                run_job = Worker(make, json.loads(options)).build()
-            value = json.dumps(run_job(kind, json.loads(arguments), files))
-        except RhumblineError as raised:
-            error, code = str(raised), raised.exit_code
-            value = None if run_job is None else "null"
-        except MemoryError:
-            # A new process can have enough memory, so the job is run again.
-            os._exit(1)
-        except Exception as raised:
-            traceback.print_exc()
-            error = f"{type(raised).__name__}: {raised}"
-            value = None if run_job is None else "null"
-        connection.send((value, error, code, time.perf_counter() - start))
+        files, start = files if sent is None else sent, time.perf_counter()
+        if run_job is None:
+            connection.send((None, refused, refused_code, 0.0))
+            continue
+        value, error, code = _attempt(partial(run_job, kind, json.loads(arguments), files))
+        connection.send((json.dumps(value), error, code, time.perf_counter() - start))
+
+
+def _attempt(call: Callable[[], T]) -> tuple[T | None, str | None, int]:
+    """The result of a call, or its error with the exit code. The process ends if the memory is not sufficient."""
+    try:
+        return call(), None, RhumblineError.exit_code
+    except RhumblineError as raised:
+        return None, str(raised), raised.exit_code
+    except MemoryError:
+        # A new process can have enough memory, so the job is run again.
+        os._exit(1)
+    except Exception as raised:
+        traceback.print_exc()
+        return None, f"{type(raised).__name__}: {raised}", RhumblineError.exit_code

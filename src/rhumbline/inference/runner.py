@@ -5,9 +5,9 @@ again. Independent of what arms are for and of what is done with the results.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -327,6 +327,21 @@ class Runner:
                 if first is not None:
                     readings[rows.arm, rows.prompt] = first.double().cpu()
         return completions, readings
+
+    def completions(
+        self,
+        sequences: Sequence[TokenIds],
+        arms: Sequence[Arm] = (BASELINE,),
+        *,
+        max_new_tokens: int,
+        stop: Collection[int] | None = None,
+    ) -> list[list[list[int]]]:
+        """Greedy completions by arm and prompt; the arguments are those of `generate`."""
+        return self.generate(sequences, arms, max_new_tokens=max_new_tokens, stop=stop)[0]
+
+    def kept(self, kind: str, inputs: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns: a JSON value that depends on `inputs`. A subclass can keep it."""
+        return compute()
 
     def _decoding_plan(
         self, sequences: Sequence[TokenIds], n_arms: int, edits: BatchEdits, max_new_tokens: int

@@ -37,6 +37,8 @@ from rhumbline.records.page_files import FIGURES, MANIFEST
 SCHEMA = 1
 QUICK = "quick"
 """Folder of a quick run in the directory of the whole run: a run directory of its own."""
+PARTS = ".parts"
+"""Folder with the parts of an analysis that is not finished."""
 LONGEST_NAME = 255
 """Bytes of a file name, on common file systems."""
 LOCK = ".lock"
@@ -183,10 +185,13 @@ class RunDirectory:
         return {name: file_sha256(self.path / name) for name in self.files() if _is_artefact(name)}
 
     def files(self) -> list[str]:
-        """Path inside the directory of every entry that is not a folder, without the lock and a quick run."""
+        """Path inside the directory of every entry that is not a folder.
+
+        Without the lock, a quick run and the parts of an unfinished analysis.
+        """
         entries = (p for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir())
         names = (p.relative_to(self.path).as_posix() for p in entries)
-        return sorted(name for name in names if name != LOCK and not name.startswith(f"{QUICK}/"))
+        return sorted(name for name in names if name != LOCK and name.split("/")[0] not in (QUICK, PARTS))
 
     def _check(self, path: Path, found: Any) -> None:
         if found != self.protocol_sha256:
@@ -264,6 +269,17 @@ def check_outside_runs(path: str | Path) -> None:
     check_writable(path)
     if (Path(path) / "protocol.json").exists():
         raise OutputError(f"--out {path} is the directory of a run, whose files would be replaced. Pass another --out.")
+
+
+def check_sheet(path: str | Path, record: str) -> None:
+    """Raise OutputError unless a sheet with this record can be written to `path`.
+
+    That is a new or empty directory, or one with an earlier sheet of the same analysis, which is replaced.
+    """
+    check_outside_runs(path)
+    folder = Path(path)
+    if folder.is_dir() and any(p.name != PARTS for p in folder.iterdir()) and not (folder / record).is_file():
+        raise OutputError(f"--out {folder} is not empty and does not contain {record}. Pass another --out.")
 
 
 def _check_empty(folder: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from rhumbline.errors import OutputError
 from rhumbline.records.artefacts import OF_SHEET, SheetRecord
 from rhumbline.records.codec import convert, to_json
+from rhumbline.records.directory import check_sheet
 from rhumbline.records.files import write_json
 from rhumbline.records.sheet_files import (
     DissociationRecord,
@@ -44,8 +44,7 @@ class Sheet(NamedTuple):
 def write(record: SheetRecord, out: Path) -> Path:
     """Write `<analysis>.json`, the figures and `report.html`; an earlier sheet of the same analysis is replaced."""
     path = out / OF_SHEET[type(record)]
-    if out.is_dir() and any(out.iterdir()) and not path.is_file():
-        raise OutputError(f"{out} is not empty and does not contain {path.name}. Pass another --out.")
+    check_sheet(out, path.name)
     value, draw = to_json(record), page.Canvas()
     write_json(path, value)
     # As it will be read: numbers that are not finite become None.

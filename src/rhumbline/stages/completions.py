@@ -24,6 +24,6 @@ def answers(
     runner: Runner, chat: Chat, sequences: Sequence[TokenIds], arms: Sequence[Arm], length: int, header: str = ""
 ) -> list[list[str | None]]:
     """The same for token ids of any chats."""
-    ids, _ = runner.generate(sequences, arms, max_new_tokens=length, stop=stop_ids(runner.model, chat))
+    ids = runner.completions(sequences, arms, max_new_tokens=length, stop=stop_ids(runner.model, chat))
     texts = [[chat.answer(i).text for i in arm] for arm in ids]
     return [[text and text.removeprefix(header) for text in arm] for arm in texts]

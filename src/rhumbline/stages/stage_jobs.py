@@ -17,7 +17,7 @@ from rhumbline.stages.seed_run import SeedRun
 
 ROWS_PER_JOB = 512
 """Completions of one job. A stopped run loses at most these."""
-CANDIDATES_PER_JOB, NULLS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB, DOCUMENTS_PER_JOB = 8, 16, 1, 2, 8
+CANDIDATES_PER_JOB, NULLS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB, DOCUMENTS_PER_JOB = 8, 16, 1, 2, 4
 """Sizes of the jobs of the other stages (docs/guide/scale.md: a job should take seconds, and a stage have several)."""
 MORE_DRAWS_PER_JOB = 3
 """Of further draws of the whole procedure, each of whose jobs reads the training prompts again."""
