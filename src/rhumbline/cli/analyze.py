@@ -16,7 +16,7 @@ from rhumbline.cli.options import (
     suffix_options,
     whole,
 )
-from rhumbline.cli.run_analysis import execute, listed_numbers, number_options, plan_of, quick_option, run_options
+from rhumbline.cli.run_analysis import defaults, execute, number_options, plan_of, quick_option, run_options
 from rhumbline.records import directions_file, steering_file
 from rhumbline.records.analysis_files import BaseRecord, GeometryRecord, MonitorRecord
 from rhumbline.records.damage_file import DamageRecord
@@ -119,7 +119,7 @@ def _suffix_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     quick_option(parser)
     suffix_options(parser, required=True)
-    prompts = f"test prompts per class, at most (default: {SUFFIX_PROMPTS}; {QUICK_SUFFIX_PROMPTS} with --quick)"
+    prompts = f"test prompts per class, at most ({defaults([SUFFIX_PROMPTS], [QUICK_SUFFIX_PROMPTS])})"
     parser.add_argument("--prompts", type=whole(2), metavar="N", help=prompts)
     heads = "attention heads that are reported in detail (default: 8)"
     parser.add_argument("--heads", type=whole(), default=8, metavar="N", help=heads)
@@ -241,7 +241,7 @@ def _steering_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     quick_option(parser)
     plan, fast = SteeringPlan(), steering_file.QUICK
-    sizes = f"default: {listed_numbers(plan.sizes)}; {listed_numbers(fast.sizes)} with --quick"
+    sizes = defaults(plan.sizes, fast.sizes)
     text = f"norms of the added vectors, in norms of the residual stream at their layer ({sizes})"
     parser.add_argument("--sizes", metavar="X,Y", help=text)
     number_options(parser, plan, STEERING, fast)

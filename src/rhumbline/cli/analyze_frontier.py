@@ -4,7 +4,7 @@ import argparse
 
 from rhumbline.cli.console import NOT_MEASURED, interval, number, say
 from rhumbline.cli.option_values import reals
-from rhumbline.cli.run_analysis import execute, listed_numbers, number_options, plan_of, quick_option, run_options
+from rhumbline.cli.run_analysis import defaults, execute, number_options, plan_of, quick_option, run_options
 from rhumbline.records.frontier_file import INTERVENTIONS, QUICK, REFERENCE, FrontierPlan, FrontierRecord
 
 NUMBERS = {
@@ -21,7 +21,7 @@ def frontier_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     plan = FrontierPlan()
     quick_option(parser)
-    text = f"doses: trajectory KL on harmless answers, nats per token (default: {listed_numbers(plan.doses)})"
+    text = f"doses: trajectory KL on harmless answers, nats per token ({defaults(plan.doses, QUICK.doses)})"
     parser.add_argument("--doses", metavar="X,Y", help=text)
     text = f"interventions, always with {REFERENCE}: {', '.join(INTERVENTIONS)} (default: all)"
     parser.add_argument("--interventions", metavar="A,B", help=text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rhumbline.cli.console import NOT_MEASURED, interval, say
 from rhumbline.cli.option_values import integers
 from rhumbline.cli.options import suffix_options
-from rhumbline.cli.run_analysis import execute, number_options, plan_of, quick_option, run_options
+from rhumbline.cli.run_analysis import defaults, execute, number_options, plan_of, quick_option, run_options
 from rhumbline.errors import InputError
 from rhumbline.records import circuit_file, meaning_file, trajectory_file
 from rhumbline.records.analysis_files import MeanRate, Need
@@ -40,10 +40,10 @@ def trajectory_options(parser: argparse.ArgumentParser) -> None:
     text = "the sizes for a reasoning model; the think block is compared with arXiv 2605.26772"
     sizes.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"{', '.join(PRESETS)}: {text}")
     plan = TrajectoryPlan()
-    sizes = ",".join(map(str, plan.tokens))
-    text = f"numbers of tokens that divide the completion into the first ones and the rest (default: {sizes})"
+    tokens = defaults(plan.tokens, trajectory_file.QUICK.tokens)
+    text = f"numbers of tokens that divide the completion into the first ones and the rest ({tokens})"
     parser.add_argument("--tokens", metavar="K,K", help=text)
-    number_options(parser, plan, TRAJECTORY)
+    number_options(parser, plan, TRAJECTORY, trajectory_file.QUICK)
 
 
 def trajectory(a: argparse.Namespace) -> int:
@@ -88,7 +88,7 @@ def meaning_options(parser: argparse.ArgumentParser) -> None:
         text = f"declared sets of {content} prompts, such as {SETS[content]} (see `rhumbline data list`)"
         group.add_argument(f"--{content}", metavar="SET,SET", help=text)
     plan = MeaningPlan()
-    number_options(parser, plan, MEANING)
+    number_options(parser, plan, MEANING, meaning_file.QUICK)
 
 
 SETS = {"harmful": "xstest-unsafe", "harmless": "xstest-safe"}
@@ -134,11 +134,11 @@ def circuit_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
     quick_option(parser)
     plan = CircuitPlan()
-    sizes = ",".join(map(str, plan.sizes))
-    text = f"numbers of heads and MLPs that are patched together (default: {sizes})"
+    sizes = defaults(plan.sizes, circuit_file.QUICK.sizes)
+    text = f"numbers of heads and MLPs that are patched together ({sizes})"
     parser.add_argument("--sizes", metavar="N,N", help=text)
     suffix_options(parser, required=False)
-    number_options(parser, plan, CIRCUIT)
+    number_options(parser, plan, CIRCUIT, circuit_file.QUICK)
 
 
 def circuit(a: argparse.Namespace) -> int:

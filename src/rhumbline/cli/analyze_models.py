@@ -21,7 +21,7 @@ from rhumbline.cli.options import (
     template_option,
     whole,
 )
-from rhumbline.cli.run_analysis import listed_numbers, number_options, plan_of, quick_option
+from rhumbline.cli.run_analysis import defaults, listed_numbers, number_options, plan_of, quick_option
 from rhumbline.records import style_doses_file
 from rhumbline.records.artefacts import OF_SHEET, SheetRecord
 from rhumbline.records.directory import PARTS, check_sheet
@@ -65,11 +65,11 @@ def add(command: AddCommand) -> None:
     robustness.add_argument("--contrast", metavar="FILE|NAME", help=contrast)
     data_dir_option(robustness)
     quick_option(robustness)
-    ranks = f"largest rank of the ablated subspace (default: {PLAN.ranks}; {QUICK.ranks} with --quick)"
+    ranks = f"largest rank of the ablated subspace ({defaults([PLAN.ranks], [QUICK.ranks])})"
     robustness.add_argument("--ranks", type=whole(), metavar="K", help=ranks)
     judge = "keyword judge of whole completions (default: %(default)s)"
     robustness.add_argument("--judge", default=PLAN.judge, metavar="NAME", help=judge)
-    test = f"test prompts per class (default: {PLAN.sizes.test}; {QUICK.sizes.test} with --quick)"
+    test = f"test prompts per class ({defaults([PLAN.sizes.test], [QUICK.sizes.test])})"
     robustness.add_argument("--test", type=whole(), metavar="N", help=test)
     max_new_tokens_option(robustness, None, f"{PLAN.max_new_tokens}; {QUICK.max_new_tokens} with --quick")
     control_tokens_option(robustness, "a prompt", PLAN.control_tokens)
@@ -174,8 +174,7 @@ def style_options(parser: argparse.ArgumentParser) -> None:
     contrast = "contrast that `rhumbline contrast make` wrote with this model, with its system prompts"
     parser.add_argument("--contrast", required=True, metavar="FILE", help=contrast)
     quick_option(parser)
-    doses = f"default: {listed_numbers(plan.doses)}; {listed_numbers(fast.doses)} with --quick"
-    text = f"coefficients of addition and subtraction, in differences in means ({doses})"
+    text = f"coefficients of addition and subtraction, in differences in means ({defaults(plan.doses, fast.doses)})"
     parser.add_argument("--doses", metavar="X,Y", help=text)
     depths = listed_numbers(plan.depths)
     text = f"layers that validation prompts compare, as shares of the depth (default: {depths})"

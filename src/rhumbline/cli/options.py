@@ -3,7 +3,7 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rhumbline.protocol import LARGEST_SEED, MOST
@@ -209,8 +209,8 @@ def chat_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--template-kwargs", metavar="JSON", help="further variables of the template, as a JSON object")
 
 
-def protocol_options(command: argparse.ArgumentParser) -> None:
-    """What is fixed before a run."""
+def protocol_options(command: argparse.ArgumentParser, others: Mapping[str, Any] | None = None) -> None:
+    """What is fixed before a run; `others` are defaults of the command that are not those of the preset."""
     from rhumbline.judging.judge_names import CLASS_JUDGES, CONTINUOUS_JUDGES
     from rhumbline.presets.protocols import PRESETS
 
@@ -219,6 +219,7 @@ def protocol_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("protocol", about)
 
     def option(name: str, text: str, default: Any = None, **more: Any) -> None:
+        default = (others or {}).get(name, default)
         about = text if default is None else f"{text} (default: {default})"
         group.add_argument(f"--{name}", default=None, help=about, **more)  # None: not set, so the preset decides
 

@@ -32,7 +32,7 @@ from rhumbline.cli.options import (
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import check_output
-from rhumbline.records.next_steps import after_run, lines
+from rhumbline.records.next_steps import after_run, lines, prompt_options
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Figure, FigureComparison, FigureStatus, Reproduction
 
@@ -144,7 +144,8 @@ def _run(a: argparse.Namespace, published: Any) -> int:
     print_results(results)
     _print(published.name, rows)
     say(f"report: {result.path / 'report.html'}")
-    print_next(lines(after_run(results, protocol.facts()), str(folder), results.model.name))
+    again = prompt_options(a.contrast or published.contrast, a.data_dir)
+    print_next(lines(after_run(results, protocol.facts()), str(folder), results.model.name, prompts=again))
     return 0
 
 

@@ -46,8 +46,14 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 def number_options(parser: argparse.ArgumentParser, plan: object, numbers: Numbers, quick: object = None) -> None:
     """An option for each of the `numbers` of a plan; the help states its value in the plan, and with `--quick`."""
     for name, (text, least) in numbers.items():
-        values = f"default: {getattr(plan, name)}" + ("" if quick is None else f"; {getattr(quick, name)} with --quick")
+        values = defaults(*([getattr(some, name)] for some in (plan, quick) if some is not None))
         parser.add_argument(f"--{name.replace('_', '-')}", type=whole(least), metavar="N", help=f"{text} ({values})")
+
+
+def defaults(numbers: Iterable[float], quick: Iterable[float] | None = None) -> str:
+    """The default of an option, and the value with `--quick` if it is another one."""
+    usual, fewer = (None if some is None else listed_numbers(some) for some in (numbers, quick))
+    return f"default: {usual}" if fewer in (None, usual) else f"default: {usual}; {fewer} with --quick"
 
 
 def listed_numbers(values: Iterable[float]) -> str:

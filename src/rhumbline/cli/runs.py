@@ -45,13 +45,13 @@ from rhumbline.cli.options import (
 from rhumbline.errors import InputError
 from rhumbline.records.codec import convert
 from rhumbline.records.directory import QUICK, check_output
-from rhumbline.records.next_steps import after_run, lines
+from rhumbline.records.next_steps import after_run, lines, prompt_options
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.verdict_rule import is_number
 
-DEMO_TOKENS, DEMO_WIDE_NULLS = 40, 39
-"""Fewer than the defaults of a run: no organism generates 40 tokens."""
+DEMO_TOKENS = 40
+"""Tokens of a completion in `demo`: no organism generates as many."""
 BEST_SITES = 8
 """Sites that `discover` prints."""
 
@@ -62,7 +62,7 @@ def add(command: AddCommand) -> None:
     demo.add_argument("--out", default="runs/demo", metavar="RUN", help="run directory (default: %(default)s)")
     organism = "name of the model organism, from `rhumbline organism list` (default: %(default)s)"
     demo.add_argument("--organism", default="refusal", metavar="NAME", help=organism)
-    protocol_options(demo)
+    protocol_options(demo, {"max-new-tokens": DEMO_TOKENS, "save-completions": "yes, without --early-stop"})
 
     run = command("run", _run, "find, select and test a direction, decide, and write the report")
     run.add_argument("model", metavar="MODEL", help=MODEL_HELP)
@@ -102,7 +102,6 @@ def _demo(a: argparse.Namespace) -> int:
         a.behaviour = ORGANISMS[a.organism].behaviour
     if a.config is None and a.preset is None:
         a.max_new_tokens = DEMO_TOKENS if a.max_new_tokens is None else a.max_new_tokens
-        a.wide_nulls = DEMO_WIDE_NULLS if a.wide_nulls is None else a.wide_nulls
         # The texts of organisms are harmless, and the report shows some. Early stops would cut them.
         a.save_completions = not a.early_stop or a.save_completions
     protocol = protocol_of(a)
@@ -194,7 +193,8 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, te
         results = convert(result.results, Results)
         print_results(results)
         say(f"report: {result.path / 'report.html'}")
-        print_next(lines(after_run(results, protocol.facts()), a.out, results.model.name))
+        steps = after_run(results, protocol.facts())
+        print_next(lines(steps, a.out, results.model.name, prompts=prompt_options(a.contrast, a.data_dir)))
     if a.expect is not None and a.expect not in (result.verdict, result.verdict.headline):
         fault(f"expected {a.expect}, the verdict is {result.verdict}.")
         return 1

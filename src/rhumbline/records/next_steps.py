@@ -245,19 +245,32 @@ def _spare(facts: RunFacts) -> tuple[NextStep, ...]:
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
-def lines(steps: Iterable[Step], run: str, model: str, other: str = "DIR") -> list[Line]:
-    """Return steps in words, for a run directory and a model; `other` is what else a command names."""
-    return [_line(step, *(shlex.quote(name) if name else "" for name in (run, model, other))) for step in steps]
+def lines(steps: Iterable[Step], run: str, model: str, other: str = "DIR", prompts: Sequence[str] = ()) -> list[Line]:
+    """Return steps in words, for a run directory and a model; `other` is what else a command names.
+
+    `prompts` are the options with which an analysis reads the prompts of the run (`prompt_options`).
+    """
+    names = [shlex.quote(name) if name else "" for name in (run, model, other)]
+    again = "".join(f" {shlex.quote(word)}" for word in prompts)
+    return [_line(step, *names, again) for step in steps]
 
 
-def _line(step: Step, run: str, model: str, other: str) -> Line:
+def prompt_options(contrast: str | None, data_dir: str | None = None) -> tuple[str, ...]:
+    """Options with which an analysis reads the prompts of a run again; a contrast of None is that of an organism."""
+    passed = {"--contrast": contrast, "--data-dir": data_dir}
+    return tuple(word for option, value in passed.items() if value is not None for word in (option, value))
+
+
+def _line(step: Step, run: str, model: str, other: str, prompts: str) -> Line:
     match step.what:
         case NextStep.VERIFY:
             return Line(f"rhumbline verify {run}", "recompute every number from the rows of the prompts")
         case NextStep.ANALYZE:
-            return Line(f"rhumbline analyze geometry {run}", "how the candidates relate; see analyze --help for others")
+            why = "how the candidates relate; see analyze --help for others"
+            return Line(f"rhumbline analyze geometry {run}{prompts}", why)
         case NextStep.FURTHER_DIRECTIONS:
-            return Line(f"rhumbline analyze directions {run}", "whether several directions have the effect together")
+            why = "whether several directions have the effect together"
+            return Line(f"rhumbline analyze directions {run}{prompts}", why)
         case NextStep.EDIT:
             return Line(f"rhumbline edit {model} --direction {run} --out EDITED", "write a checkpoint with the edit")
         case NextStep.PLAY:
@@ -280,14 +293,14 @@ def _line(step: Step, run: str, model: str, other: str) -> Line:
         case NextStep.RUN_OWN:
             return Line(f"rhumbline run MODEL --contrast {other} --out RUN", "run the procedure on a model of your own")
         case _:
-            return _option(step, run)
+            return _option(step, run, prompts)
 
 
 def _sizes(step: Step) -> str:
     return ",".join(map(str, step.sizes or ("TRAIN", "VALIDATION")))
 
 
-def _option(step: Step, run: str) -> Line:
+def _option(step: Step, run: str, prompts: str) -> Line:
     """Return a step that changes an option of the same command, or an advice."""
     match step.what:
         case NextStep.BASELINE_RATE:
@@ -318,7 +331,8 @@ def _option(step: Step, run: str) -> Line:
         case NextStep.ADVICE:
             return Line("", step.advice)
         case NextStep.SOURCES_OF_DAMAGE:
-            return Line(f"rhumbline analyze damage {run}", "where ablation changes negatives, by position and layer")
+            why = "where ablation changes negatives, by position and layer"
+            return Line(f"rhumbline analyze damage {run}{prompts}", why)
         case NextStep.SPARE_TOKENS:
             return Line(
                 "--spare-tokens 1", "leave the first token unedited, if the damage comes from there; with another --out"

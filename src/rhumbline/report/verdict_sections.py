@@ -12,9 +12,9 @@ from msgspec import UNSET
 from rhumbline.evidence.compared_arms import arms_of
 from rhumbline.records.arms import ABLATION, ADDITION, BASELINE
 from rhumbline.records.effect_results import Effect
-from rhumbline.records.next_steps import after_run, lines
+from rhumbline.records.next_steps import after_run, lines, prompt_options
 from rhumbline.records.results import SeedResult
-from rhumbline.records.shared import ModelFacts
+from rhumbline.records.shared import ORGANISM, ModelFacts
 from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import page
 from rhumbline.report.claims_table import claims_table
@@ -92,11 +92,11 @@ def meaning(run: RunRecord) -> Html:
 
 def next_steps(run: RunRecord) -> Html:
     """Return what to do next, by the verdict and its reasons."""
-    steps = after_run(run.results, run.protocol.facts())
-    items = (
-        page.join([page.tag("code", command), " ", why]) if command else why
-        for command, why in lines(steps, run.directory.name, run.results.model.name)
-    )
+    steps, contrast = after_run(run.results, run.protocol.facts()), run.context.contrast
+    # The path of a file is not recorded.
+    name = None if contrast.name.startswith(ORGANISM) else contrast.name if contrast.pools is not None else "FILE"
+    shown = lines(steps, run.directory.name, run.results.model.name, prompts=prompt_options(name))
+    items = (page.join([page.tag("code", command), " ", why]) if command else why for command, why in shown)
     return page.tag("div", page.tag("h2", "Next"), page.bullets(items), class_="next")
 
 
