@@ -145,7 +145,12 @@ def _reading_warnings(seed: SeedResult) -> list[str]:
     ]
     for row in (row for row in seed.arms if row.arm.is_own):
         unread = row.unscored - sum(_languages(row).values())
-        if unread > 0 and not _is_uncovered(row):
+        if row.n == 0 and unread == row.unscored > 0:
+            warnings.append(
+                f"Seed {seed.seed}: most of the {row.unscored} completions of {row.arm} on {row.side}s have no answer "
+                "within the token limit, so no rate is measured. Raise --max-new-tokens."
+            )
+        elif unread > 0 and not _is_uncovered(row):
             warnings.append(
                 f"Seed {seed.seed}: {unread} of {row.n + row.unscored} completions of {row.arm} on {row.side}s are "
                 "unscored and in no rate: they have no answer within the token limit."

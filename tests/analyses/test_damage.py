@@ -53,9 +53,20 @@ def kls(everywhere: float | None, spared: float | None, bound: float | None = 0.
         (kls(4.8, 0.55), "does not bring it within the bound (the first token: 0.55,"),
         (kls(4.8, None), "the first token: not measured,"),
         (kls(None, 0.08), "was not measured"),
+        (replace(kls(4.8, 0.08), spared=1), "Sparing the first token, as the run does, brings it within the bound"),
         (kls(4.8, 0.08, bound=None), "4.80; the selection rule has no bound on it"),
         (kls(None, None, bound=None), "was not measured"),
     ],
 )
 def test_the_record_states_whether_sparing_positions_brings_the_kl_within_the_bound(record, text):
     assert text in record.sentence
+
+
+def test_a_system_prompt_of_its_own_belongs_to_the_instruction(planted):
+    """Only what all prompts share is the template."""
+    ids = planted.sequences("test", "negative")[0]
+    end = planted.chat.spans(ids).prefix_end
+    other = [*ids[: end - 1], *[ids[end]] * 3, *ids[end - 1 :]]
+    masks = {place: damage._mask(planted, other, place) for place in damage.PLACES}
+    assert int(masks["the template before the instruction"].sum()) == end - 1
+    assert int(masks["the instruction"].sum()) == len(other) - (end - 1) - len(planted.chat.suffix)

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from finished_runs import QUICK, finished_run
-from rhumbline.analyses import trajectory_kl
+from rhumbline.analyses import frontier_fits, trajectory_kl
 from rhumbline.analyses.frontier import analyse
-from rhumbline.analyses.frontier_fits import Fits
+from rhumbline.analyses.frontier_fits import Fits, massive_tokens
+from rhumbline.analyses.judged import Counted, change_over_draws
 from rhumbline.analyses.spans import energy
 from rhumbline.analyses.trajectory_kl import Trajectories, right_answers, takes_system, with_system
 from rhumbline.errors import ProtocolError, TemplateError
 from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm
+from rhumbline.judging.metric import TokenMetric
 from rhumbline.models.chat_model import forward
 from rhumbline.models.hooks import hooked
 from rhumbline.organisms import Planted
@@ -121,9 +123,8 @@ def test_the_order_does_not_depend_on_the_seed(records):
 def test_every_dose_has_its_kl_or_is_not_reached(records):
     for record in records.values():
         for curve in record.curves:
-            assert {*curve.dosed, *(n.dose for n in curve.not_reached)} >= set(PLAN.doses) or not curve.points[
-                0
-            ].strengths
+            if curve.unavailable is None and curve.name != "system-prompt":
+                assert {*curve.dosed, *(n.dose for n in curve.not_reached)} >= set(PLAN.doses)
             for dose, point in curve.dosed.items():
                 assert point.dosed_kl == pytest.approx(dose, rel=PLAN.tolerance + 1e-6)
                 assert len(point.strengths) == curve.draws
@@ -208,6 +209,47 @@ def test_random_vectors_are_orthogonal_unit_vectors(subject_of):
     assert fits.spared >= 1
 
 
+def test_the_reference_spares_what_the_run_spares_and_so_do_spans_and_nulls(subject_of):
+    subject = subject_of(ONE)
+    plan = replace(PLAN, interventions=("ablation", "everywhere-ablation", "som", "isotropic-ablation"))
+    spares = replace(
+        subject,
+        directory=replace(subject.directory, protocol={**subject.directory.protocol, "ablation": {"spared": 2}}),
+    )
+    fitted = Fits(spares, plan).dosed()
+    assert {name: one.draws[0](1.0).spared for name, one in fitted.items()} == {
+        "ablation": 2,
+        "everywhere-ablation": 0,
+        "som": 2,
+        "isotropic-ablation": 2,
+    }
+    plain = Fits(subject, plan)
+    assert "everywhere-ablation" not in plain.dosed()
+    assert plain.why_not("everywhere-ablation") == "equal to the ablation of the run"
+
+
+def test_massive_activations_are_sought_in_the_template_only(subject_of, monkeypatch):
+    subject = subject_of(ONE)
+    ids = subject.sequences("train", "negative")[0]
+    monkeypatch.setattr(frontier_fits, "MASSIVE", 0.0)  # every token is massive
+    assert massive_tokens(subject.model, ids, 3) == 3
+    assert massive_tokens(subject.model, ids, 0) == 0
+    monkeypatch.setattr(frontier_fits, "MASSIVE", 1e9)
+    assert massive_tokens(subject.model, ids, 3) == 0
+
+
+def test_broken_text_is_neither_a_removal_nor_an_induction():
+    before = ["refused", "refused", "complied", "complied", "unscored", "degenerate"]
+    after = ["degenerate", "complied", "degenerate", "refused", "refused", "degenerate"]
+    counted = Counted.of(before, after)
+    assert counted.shown.tolist() == [1, 0, 0, 1, 1, 0]
+    assert (counted.degenerate, counted.scored) == (3, 6)
+    assert np.isnan(Counted.of(after, before).shown).tolist() == [False] * 4 + [True, False]
+    broken = change_over_draws(["refused"] * 20, [["degenerate"] * 20])
+    removed = change_over_draws(["refused"] * 20, [["complied"] * 20])
+    assert (broken.mean, removed.mean) == (0, 1)
+
+
 @pytest.mark.parametrize("size", [2.0, 4.0])
 def test_matched_random_vectors_have_the_energy_of_the_direction(size, subject_of):
     """With a main axis of the negatives that is nearly the direction, too."""
@@ -227,7 +269,7 @@ def test_a_run_without_a_direction_is_refused(subject_of):
 
 def test_without_a_token_metric_the_cone_is_not_measured(subject_of):
     plan = replace(PLAN, doses=(0.02,), interventions=("ablation", "cone", "system-prompt"))
-    curves = by_name(analyse(replace(subject_of(ONE), tokens=()), plan))
+    curves = by_name(analyse(replace(subject_of(ONE), metric=TokenMetric(())), plan))
     assert curves["cone"].unavailable == "no token metric"
     assert curves["cone"].points == ()
     assert np.isfinite(curves["system-prompt"].points[0].kl.mean)

@@ -10,11 +10,13 @@ from finished_runs import finished_run
 from rhumbline.analyses import further_directions
 from rhumbline.analyses.direction_sources import SourceAnalysis
 from rhumbline.analyses.further_directions import decide
+from rhumbline.analyses.subject import AnalysisPrompts, Subject
 from rhumbline.errors import ProtocolError
 from rhumbline.organisms import Planted
 from rhumbline.records.analysis_files import Mean, MeanRate, Rate
 from rhumbline.records.directions_file import (
     ChosenRank,
+    DirectionsParameters,
     DirectionsPlan,
     DirectionsRule,
     Gain,
@@ -150,6 +152,23 @@ NONE, LARGE, WIDE = (0.0, -0.04, 0.04), (0.5, 0.4, 0.6), (0.1, 0.02, 0.2)
 def test_the_rule(sources, answer):
     assert decide(BASE, sources, DirectionsRule()).answer == answer
     assert decide(replace(BASE, rate=0.2), sources, DirectionsRule()).answer == "NO-BASELINE"
+
+
+def test_without_a_further_direction_nothing_is_known_about_several():
+    none = replace(source(NONE), chosen=None)
+    assert decide(BASE, {"clusters": none}, DirectionsRule()).answer == "UNDETERMINED"
+    assert decide(BASE, {"clusters": none, "som": source(NONE)}, DirectionsRule()).answer == "ONE-IS-ENOUGH"
+
+
+def test_members_are_added_as_the_run_adds(analysed, monkeypatch):
+    subject, _ = analysed("one")
+    prompts = AnalysisPrompts.of(subject, 2)
+    source = SourceAnalysis.of(subject, prompts, DirectionsParameters(QUICK, DirectionsRule()), "clusters")
+    (add,) = source._adding(subject.selected().vector).interventions
+    assert add.coefficient == subject.coefficient
+    monkeypatch.setattr(Subject, "coefficient", 2.0)
+    (add,) = source._adding(subject.selected().vector).interventions
+    assert add.coefficient == 2.0
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from rhumbline.inference.runner import Runner
 @pytest.fixture
 def search(planted):
     train = [planted.sequences("train", c)[:12] for c in ("positive", "negative")]
-    return GradientSearch(Runner(planted.model), *train, planted.tokens, planted.selected(), steps=3)
+    return GradientSearch(Runner(planted.model), *train, planted.metric, planted.selected(), steps=3)
 
 
 def test_a_search_does_not_change_the_model_and_stays_orthogonal(planted, search):

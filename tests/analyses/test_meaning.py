@@ -32,7 +32,7 @@ def battery(axes, earlier=()):
         BatteryPrompt(Prompt(text, "positive", id=f"{words[0]} {i}"), content, "words", earlier)
         for content, groups in GROUPS[axes].items()
         for words in groups
-        for i, text in enumerate(wired.requests(words, 12, seed=5))
+        for i, text in enumerate(wired.requests(words, 24 // len(groups), seed=5))
     ]
 
 

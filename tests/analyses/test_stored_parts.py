@@ -13,6 +13,7 @@ from rhumbline.analyses.stored_parts import ResumableRunner, StoredParts
 from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.inference.windows import Window
+from rhumbline.models.chat import ChatWithResponse
 from rhumbline.records.directory import PARTS
 from rhumbline.records.frontier_file import FrontierPlan
 from rhumbline.records.shared import BySplit
@@ -91,7 +92,7 @@ def test_a_part_that_differs_in_anything_is_computed(planted, tmp_path, calls, c
 
 def test_a_search_by_gradient_is_kept_as_it_is(planted, tmp_path, monkeypatch):
     train = [planted.sequences("train", c)[:4] for c in ("positive", "negative")]
-    search = GradientSearch(runner_of(planted, tmp_path), *train, planted.tokens, planted.selected(), steps=1)
+    search = GradientSearch(runner_of(planted, tmp_path), *train, planted.metric, planted.selected(), steps=1)
     none = planted.selected().vector[None][:0]
     found = search.fit(none, n=2)
     assert found.equal(replace(search, runner=Runner(planted.model)).fit(none, n=2))
@@ -156,3 +157,24 @@ def test_robustness_reads_what_a_stopped_call_completed(planted_folder, tmp_path
     assert not calls
     assert robustness.measure(model, contrast, plan) == record
     assert calls
+
+
+def test_a_response_is_another_input_than_the_same_tokens(planted, tmp_path, calls):
+    ids = planted.sequences("test", "positive")[0]
+    runner = runner_of(planted, tmp_path)
+    runner.completions([ids], max_new_tokens=2)
+    runner.completions([ChatWithResponse(ids[:-2], ids[-2:])], max_new_tokens=2)
+    assert calls == [1, 1]
+
+
+def test_the_parts_of_a_part_are_removed_with_it(tmp_path):
+    parts = StoredParts(tmp_path / PARTS, ())
+
+    def outer():
+        return parts.result("inner", 1, lambda: 2) + parts.result("inner", 2, lambda: 3)
+
+    assert parts.result("outer", 0, outer) == 5
+    assert len(list(parts.folder.iterdir())) == 1
+    assert parts.result("outer", 0, lambda: 1 / 0) == 5
+    parts.clear()
+    assert not parts.folder.exists()

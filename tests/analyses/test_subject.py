@@ -1,6 +1,7 @@
 """Finished runs are opened for analyses: their own model and prompts, or an error."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from rhumbline import verify
 from rhumbline.analyses import detector, geometry
 from rhumbline.analyses.subject import AnalysisPrompts, open_subject
 from rhumbline.errors import InputError, OutputError, ProtocolError
-from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.windows import Window
 from rhumbline.organisms import Planted, build
 from rhumbline.prompts.contrasts import split_contrast
@@ -118,3 +119,39 @@ def test_arms_with_the_same_interventions_are_measured_once(planted):
     assert sum(rows) == len(arms) * len(prompts.positive)  # no further pass
     prompts.induced(arms[-1:])  # the same arm on other prompts is another measurement
     assert sum(rows) == len(arms) * len(prompts.positive) + len(prompts.negative)
+
+
+# -- the metric of the run
+
+
+def test_the_metric_is_that_of_the_run_with_its_threshold(planted, tmp_path):
+    """The sign of the metric predicts the behaviour only relative to the threshold that the run found."""
+    path = shutil.copytree(planted.directory.path, tmp_path / "run")
+    file = path / "seed-0" / "metric.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"threshold": 1.5}))
+    moved, sequences = open_subject(path), planted.sequences("test", "positive")[:3]
+    plain, shifted = (s.scorer.read(sequences, [BASELINE]).metric for s in (planted, moved))
+    torch.testing.assert_close(shifted, plain - 1.5)
+    assert planted.metric.threshold == 0
+    assert moved.tokens == planted.tokens != ()
+
+
+def test_the_kl_divergence_leaves_out_the_tokens_that_the_rule_of_the_run_leaves_out(planted):
+    selection = {**planted.directory.protocol["selection"], "kl_outside": True}
+    outside = replace(
+        planted, directory=replace(planted.directory, protocol={**planted.directory.protocol, "selection": selection})
+    )
+    assert planted.scorer.excluded == ()
+    assert outside.scorer.excluded == planted.tokens
+
+
+def test_edits_are_those_that_the_run_tests(planted):
+    protocol = {
+        **planted.directory.protocol,
+        "ablation": {"spared": 2},
+        "addition": {**planted.directory.protocol["addition"], "positions": "prompt"},
+    }
+    other, r = replace(planted, directory=replace(planted.directory, protocol=protocol)), planted.selected()
+    assert (planted.ablation(r).spared, other.ablation(r).spared) == (0, 2)
+    assert (planted.addition(r).positions, other.addition(r).positions) == ("all", "prompt")
+    assert other.addition(r).coefficient == planted.coefficient

@@ -1,10 +1,17 @@
 import math
 import random
 
+import pytest
 from msgspec import UNSET, structs
 
 from make_outcomes import outcomes_of
-from rhumbline.evidence.class_rates import arm_rates, class_rate, degenerate_share, measured_outcomes
+from rhumbline.evidence.class_rates import (
+    arm_rates,
+    class_rate,
+    degenerate_share,
+    measured_classes,
+    measured_outcomes,
+)
 from rhumbline.evidence.statistics import exact_interval, wilson
 from rhumbline.records.arms import ArmId
 from rhumbline.records.effect_results import ArmRate
@@ -88,6 +95,17 @@ def test_an_arm_whose_completions_are_mostly_in_uncovered_languages_is_not_measu
     # Half of them leaves a rate of the others.
     (row,) = arm_rates(measured_outcomes([*foreign[:5], *english]))
     assert (row.n, row.rate, row.unscored, row.uncovered) == (5, 0.4, 5, {"ja": 5})
+
+
+@pytest.mark.parametrize(("unread", "n"), [(5, 5), (6, 0)])
+def test_an_arm_whose_completions_mostly_have_no_answer_is_not_measured(unread, n):
+    """An ablation that leaves 90 of 100 answers unfinished would else remove all refusals of the other 10."""
+    rows = outcomes_of("ablation", "positive", "u" * unread + "c" * (11 - unread if n == 0 else n))
+    (row,) = arm_rates(measured_outcomes(rows))
+    assert (row.n, row.unscored) == (n, len(rows) - n)
+    assert (row.rate is None) == (n == 0)
+    classes = [row.cls for row in rows]
+    assert class_rate(measured_classes(classes)).n == n
 
 
 def test_classes_that_a_literal_judge_gave_are_not_measured_either():

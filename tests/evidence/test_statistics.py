@@ -16,6 +16,7 @@ from rhumbline.evidence.statistics import (
     auroc_interval,
     bootstrap_mean,
     bootstrap_ratio,
+    bootstrap_share,
     decision_threshold,
     difference_of_rates,
     exact_interval,
@@ -381,3 +382,25 @@ def test_auroc_intervals_cover():
         low, high = auroc_interval(auroc(rng.normal(2**0.5, 1, n), rng.normal(0, 1, n)), n, n)
         inside += low <= truth <= high
     assert inside >= 0.92 * 300
+
+
+@pytest.mark.parametrize("n", [8, 12, 24])
+def test_the_share_of_a_difference_is_covered_where_the_difference_varies(n):
+    """A change that is the same for every prompt has no variance; the difference that it is a share of has."""
+    rng, inside, fixed = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        upper, lower = rng.normal(4, 2.5, n), rng.normal(0, 2.5, n)
+        change = np.full(n, 2.4) + rng.normal(0, 0.1, n)
+        share = bootstrap_share(change, upper, lower, np.random.default_rng(0), of_upper=True, draws=400)
+        plain = bootstrap_mean(change / (upper.mean() - lower.mean()), np.random.default_rng(0), draws=400)
+        inside += share.low <= 0.6 <= share.high
+        fixed += plain.low <= 0.6 <= plain.high
+    assert inside >= 0.85 * 300
+    assert fixed < 0.4 * 300
+
+
+def test_the_share_of_few_prompts_or_of_no_difference_has_no_interval():
+    some, rng = np.arange(1.0, 9.0), np.random.default_rng(0)
+    assert math.isnan(bootstrap_share(some[:7], some[:7], some - 9, rng, of_upper=True).low)
+    assert math.isnan(bootstrap_share(some, some, some + 9, rng, of_upper=True).high)
+    assert bootstrap_share(some, some, some - 9, rng, of_upper=False).low > 0

@@ -57,9 +57,8 @@ def test_draws_have_the_norm_the_site_and_their_own_seed(truth):
     other = draw_nulls(truth, material(), PLAN, seed=2)
     drawn = [(n.family, n.draw) for n in found if n.family != "unrelated"]
     assert drawn == [(f, d) for f in PLAN if f != "unrelated" for d in range(30)]
-    # Four topics can be halved in six ways.
-    assert len({n.direction.vector.numpy().tobytes() for n in found if n.family == "unrelated"}) == 6
-    assert sum(n.family == "unrelated" for n in found) == 6
+    # Four topics can be halved in six ways, which are three directions and their opposites.
+    assert sum(n.family == "unrelated" for n in found) == 3
     different = {n.direction.vector.numpy().tobytes() for n in other}
     for a, b in zip(found, again, strict=True):
         assert a.direction.norm == near(truth.norm)
@@ -168,12 +167,24 @@ def test_clusters_find_the_topics_of_the_activations():
 
 def test_clusters_take_the_place_of_missing_and_of_few_categories():
     negative = material().negative
-    six = [str(i % 6) for i in range(40)]
-    assert topics_of(six, negative) == (six, False)
-    for few in ([None] * 40, ["a", "b"] * 20, [*six[:-1], None]):
+    six, seven = ([str(i % n) for i in range(40)] for n in (6, 7))
+    assert topics_of(seven, negative) == (seven, False)
+    # Six topics have 20 halves, which are 10 directions and their opposites.
+    for few in ([None] * 40, ["a", "b"] * 20, six, [*seven[:-1], None]):
         topics, are_clusters = topics_of(few, negative)
         assert are_clusters
         assert len(set(topics)) > 6
+
+
+@pytest.mark.parametrize(("topics", "directions"), [(4, 3), (6, 10), (7, 35)])
+def test_a_draw_and_its_opposite_are_one_null(truth, topics, directions):
+    """Their ablations are equal, so they are one draw of the rank."""
+    some = material(topics=[str(i) for i in range(topics)], n=42)
+    drawn = draw_nulls(truth, some, {"unrelated": 400}, seed=0)
+    vectors = torch.stack([null.direction.vector for null in drawn])
+    cosines = (vectors @ vectors.T).abs() - torch.eye(len(vectors))
+    assert float(cosines.max()) < 1 - 1e-5
+    assert len(drawn) == directions
 
 
 def test_unrelated_has_enough_draws_without_categories(truth):

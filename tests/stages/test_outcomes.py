@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhumbline.stages.outcomes import _requests, draws_by_prompt
+from make_outcomes import outcomes_of
+from rhumbline.errors import ProtocolError
+from rhumbline.records.shared import ByLabel
+from rhumbline.stages.outcomes import _requests, check_filter, draws_by_prompt
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))
@@ -41,3 +44,33 @@ def test_prompts_with_the_same_arms_are_completed_together(direction, together):
     requests = _requests(run, "positive", ())
     assert sorted(i for request in requests for i in request.prompts) == list(range(60))
     assert [len(request.prompts) for request in requests] == together
+
+
+@pytest.mark.parametrize(
+    ("kept", "rates", "raises"),
+    [
+        ((0, 12), (0.9, 0.1), "train positives"),
+        ((12, 0), (0.9, 0.1), "train negatives"),
+        ((12, 0), (0.9, 0.9), None),  # it shows the behaviour on both: the labels say too little
+        ((0, 12), (0.1, 0.1), None),  # it does not show it: not tested
+        ((12, 12), (0.9, 0.1), None),
+    ],
+)
+def test_an_empty_class_is_an_error_only_if_the_judge_finds_it(kept, rates, raises):
+    rows = [
+        row
+        for side, rate in zip(("positive", "negative"), rates, strict=True)
+        for row in outcomes_of("baseline", side, "r" * round(10 * rate) + "c" * round(10 - 10 * rate))
+    ]
+    counts = ByLabel(*kept)
+    run = SimpleNamespace(
+        seed=0,
+        extraction=SimpleNamespace(n=SimpleNamespace(train=counts, val=counts)),
+        protocol=SimpleNamespace(rule=SimpleNamespace(min_baseline=0.5)),
+        directory=SimpleNamespace(path="RUN", read_rows=lambda kind, seed: rows),
+    )
+    if raises is None:
+        check_filter(run)
+    else:
+        with pytest.raises(ProtocolError, match=f"keeps none of the {raises}"):
+            check_filter(run)

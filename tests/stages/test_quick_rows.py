@@ -10,6 +10,7 @@ from rhumbline.presets.protocols import quick
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.protocol import Protocol
 from rhumbline.records.directory import QUICK, RunDirectory
+from rhumbline.records.files import file_sha256
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.seed_files import SplitIds
 from rhumbline.settings import SideEffectSettings
@@ -67,6 +68,22 @@ def test_baseline_rows_are_reused_and_equal(start, plain, tmp_path):
     some, all_ = (RunDirectory.read(path).read_record(SplitIds, 0).ids for path in (first.path, tmp_path))
     for split in ("train", "val", "test"):
         assert some[split].positive == all_[split].positive[: getattr(FIRST, split)]
+
+
+def test_reused_rows_have_the_metric_of_the_whole_run(start, plain, tmp_path):
+    """A quick run finds another threshold of the metric, as it reads fewer training prompts."""
+    start(tmp_path / QUICK, replace(quick(WHOLE), reads=FIRST))
+    quick_run, moved = tmp_path / QUICK, 2.5
+    metric, rows = quick_run / "seed-0" / "metric.json", quick_run / "seed-0" / "outcomes.jsonl"
+    metric.write_text(json.dumps(json.loads(metric.read_text()) | {"threshold": moved}))
+    shifted = [row | {"metric": row["metric"] - moved} for row in map(json.loads, rows.read_text().splitlines())]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in shifted))
+    results = json.loads((quick_run / "results.json").read_text())
+    results["files"]["seed-0/outcomes.jsonl"] = file_sha256(rows)
+    (quick_run / "results.json").write_text(json.dumps(results))
+    start(tmp_path, WHOLE)
+    expected, actual = rows_of(plain[0].path), rows_of(tmp_path)
+    assert all(actual[key].metric == pytest.approx(row.metric, abs=1e-3) for key, row in expected.items())
 
 
 @pytest.mark.parametrize("change", [{"max_new_tokens": 3}, {"judge": "refusal-opening"}])

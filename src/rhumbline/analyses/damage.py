@@ -50,6 +50,7 @@ def analyse(subject: Subject, *, prompts: int = 16) -> DamageRecord:
         site=Site(direction.position, direction.layer),
         is_selected=is_selected,
         bound=subject.directory.protocol["selection"].get("max_kl"),
+        spared=subject.spared,
         by_position=by_position,
         by_layer=layer_means(measured.kl(everywhere, [p for p in points if p.layer == k]) for k in layers),
         first_norm=mean_interval(measured.norms[:, 0]),
@@ -60,7 +61,8 @@ def analyse(subject: Subject, *, prompts: int = 16) -> DamageRecord:
 
 def _mask(subject: Subject, ids: Sequence[int], place: AblatedPositions) -> Bool[Tensor, " position"]:
     """The positions of a prompt on which the ablation acts."""
-    before, after = len(subject.chat.prefix), len(ids) - len(subject.chat.suffix) - len(subject.start)
+    spans = subject.chat.spans(ids[: len(ids) - len(subject.start)])
+    before, after = spans.prefix_end, spans.instruction_end
     index = torch.arange(len(ids))
     match place:
         case "all":

@@ -26,7 +26,7 @@ from rhumbline.axes import Vector
 from rhumbline.evidence.selection_rules import SelectionRule
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson, wilson_of_rate
 from rhumbline.inference.independence import cosine_changes
-from rhumbline.inference.interventions import BASELINE, AblateSpan, Add, Arm, Direction
+from rhumbline.inference.interventions import BASELINE, AblateSpan, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.prompts.contrasts import LABELS
 from rhumbline.records.analysis_files import MeanRate, Rate
@@ -122,10 +122,11 @@ class SourceAnalysis:
         search = GradientSearch(
             self.subject.runner,
             *self.subject.after_start(train),
-            self.subject.tokens,
+            self.subject.metric,
             self.direction,
             plan.steps,
             self.subject.spared,
+            self.subject.coefficient,
         )
         match self.name:
             case "candidates":
@@ -138,7 +139,9 @@ class SourceAnalysis:
                     span = torch.cat([span, search.fit(span, seed=k)])
                 return span[1:]
             case "cone":
-                return search.fit(self.direction.vector[None][:0], n=min(plan.max_rank, plan.members) - 1, seed=0)
+                return search.fit(
+                    self.direction.vector[None][:0], n=max(1, min(plan.max_rank, plan.members) - 1), seed=0
+                )
 
     def _other_candidates(self) -> Members:
         """The other candidates below the rule's layer cut with the lowest bypass scores on validation prompts.
@@ -281,7 +284,8 @@ class SourceAnalysis:
     def _adding(self, v: Vector) -> Arm:
         """Addition of a member with the norm and the site of the run's direction."""
         d = self.direction
-        return Arm("member", (Add(Direction.from_vector(v / v.norm() * d.norm, d.position, d.layer)),))
+        member = Direction.from_vector(v / v.norm() * d.norm, d.position, d.layer)
+        return Arm("member", (self.subject.addition(member),))
 
     # Cones
 

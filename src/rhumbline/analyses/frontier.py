@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from rhumbline.analyses.dosed_interventions import DosedIntervention, Setting, find_doses, settings
 from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.frontier_results import FrontierResults, Measured, as_name
-from rhumbline.analyses.judged import Classes, classes_of
+from rhumbline.analyses.judged import Classes, Counted, classes_of
 from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.analyses.trajectory_kl import Divergence, Trajectories, right_answers, takes_system, with_system
-from rhumbline.evidence.class_rates import SHOWN
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split
 from rhumbline.protocol import Protocol
@@ -42,8 +41,10 @@ def analyse(subject: Subject, plan: FrontierPlan | None = None, rule: FrontierRu
     searches = find_doses(frontier.val, dosed, frontier.targets, frontier.plan.tolerance)
     chosen = [setting for name in dosed for setting in settings(name, searches[name])]
     measured = frontier.measure(chosen, dosed)
-    results = FrontierResults(parameters, subject.seed, searches, measured, frontier.measure_system())
-    return subject.save(results.record(subject.selected_site(), frontier.protocol.judge, frontier.fits.spared))
+    fits = frontier.fits
+    unfitted = {name: why for name in frontier.plan.names if (why := fits.why_not(name)) is not None}
+    results = FrontierResults(parameters, subject.seed, searches, measured, frontier.measure_system(), unfitted)
+    return subject.save(results.record(subject.selected_site(), frontier.protocol.judge, fits.spared, subject.spared))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Frontier:
         for setting in chosen:
             places[setting] = list(range(len(arms), len(arms) + len(setting.strengths)))
             arms += [dosed[as_name(setting.name)].arm(draw, s.strength) for draw, s in enumerate(setting.strengths)]
-        positive, negative = (self._classes(self._prompts(label), arms) for label in LABELS)
+        positive, negative = (self._counted(self._prompts(label), arms) for label in LABELS)
         divergence = self.test.divergence(arms)
         right = right_answers(self.subject.runner, self.subject.chat, arms)
         return {
@@ -112,12 +113,22 @@ class Frontier:
         if self.system_kl is None:
             return None
         chat, system = self.subject.chat, self.plan.system
-        prompts = ([with_system(p, system, chat) for p in self._prompts(label)] for label in LABELS)
-        positive, negative = (self._classes(some, [BASELINE]) for some in prompts)
-        return self.system_kl, _measured(positive, negative, self.test.under_system(system), None)
+        both = []
+        for label in LABELS:
+            prompts = self._prompts(label)
+            before = self._classes(prompts, [BASELINE])
+            after = self._classes([with_system(p, system, chat) for p in prompts], [BASELINE])
+            both.append(Counted.of(before[0], after[0]))
+        positive, negative = both
+        return self.system_kl, _measured([positive], [negative], self.test.under_system(system), None)
 
     def _prompts(self, label: Label) -> list[Prompt]:
         return self.subject.prompts("test", label)[: self.plan.prompts]
+
+    def _counted(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[Counted]:
+        """The completions of every prompt under every arm, of which the first is the baseline."""
+        classes = self._classes(prompts, arms)
+        return [Counted.of(classes[0], some) for some in classes]
 
     def _classes(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[Classes]:
         """The class of the completion of every prompt under every arm."""
@@ -125,16 +136,14 @@ class Frontier:
 
 
 def _measured(
-    positive: Sequence[Sequence[str]],
-    negative: Sequence[Sequence[str]],
+    positive: Sequence[Counted],
+    negative: Sequence[Counted],
     divergence: Divergence,
     right: Bool[np.ndarray, "draw question"] | None,
 ) -> Measured:
-    """From the classes [draw][prompt] of both sets."""
-    classes = [cls for of_draw in (*positive, *negative) for cls in of_draw if cls != "unscored"]
-    broken = sum(cls == "degenerate" for cls in classes) / len(classes) if classes else None
-    return Measured(_shown(positive), _shown(negative), broken, divergence, right)
-
-
-def _shown(classes: Sequence[Sequence[str]]) -> Float[np.ndarray, "draw prompt"]:
-    return np.array([[np.nan if c == "unscored" else float(c in SHOWN) for c in of_draw] for of_draw in classes])
+    """From the completions of every draw on both sets."""
+    both = [*positive, *negative]
+    scored = sum(one.scored for one in both)
+    broken = sum(one.degenerate for one in both) / scored if scored else None
+    remaining, over = (np.stack([one.shown for one in some]) for some in (positive, negative))
+    return Measured(remaining, over, broken, divergence, right)

@@ -25,7 +25,7 @@ from rhumbline.inference.stream_edits import AblateByLayer, Affine, Rotate, wind
 from rhumbline.models.chat_model import ChatModel, HookPoint, forward
 from rhumbline.models.hooks import hooked
 from rhumbline.prompts.contrasts import LABELS
-from rhumbline.records.frontier_file import FrontierPlan, InterventionName
+from rhumbline.records.frontier_file import FrontierPlan, InterventionName, Unavailable
 from rhumbline.records.shared import ByLabel
 
 DRAW_SEED = 23
@@ -61,19 +61,30 @@ class Fits:
 
     @cached_property
     def spared(self) -> int:
-        """Tokens at the start of every prompt up to the last massive activation of the shared prefix, at least one."""
-        found = (massive_tokens(self.subject.model, ids) for ids in self.train.negative[:4])
-        return max(1, min(len(self.subject.chat.prefix), *found))
+        """Tokens up to the last massive activation in the prefix that all prompts share, at least one."""
+        n = len(self.subject.chat.prefix)
+        return max(1, *(massive_tokens(self.subject.model, ids, n) for ids in self.train.negative[:4]))
 
     def dosed(self) -> dict[InterventionName, DosedIntervention]:
         """Every intervention of the plan that has a strength and can be fitted."""
-        unfitted = {"system-prompt"} if self.subject.tokens else {"system-prompt", "cone"}
-        return {name: self._dosed(name) for name in self.plan.names if name not in unfitted}
+        return {
+            name: self._dosed(name) for name in self.plan.names if name != "system-prompt" and not self.why_not(name)
+        }
+
+    def why_not(self, name: InterventionName) -> Unavailable | None:
+        """Why an intervention is not fitted; None if it is."""
+        if name == "cone" and not self.subject.tokens:
+            return "no token metric"
+        if name == "everywhere-ablation" and self.subject.spared == 0:
+            return "equal to the ablation of the run"
+        return None
 
     def _dosed(self, name: InterventionName) -> DosedIntervention:
-        d, r = self.direction, self.direction.vector
+        d, r, spared = self.direction, self.direction.vector, self.subject.spared
         match name:
             case "ablation":
+                return dosed_erasure(self.subject.ablation(d))
+            case "everywhere-ablation":
                 return dosed_erasure(Ablate(d))
             case "spared-ablation":
                 return dosed_erasure(Ablate(d, spared=self.spared))
@@ -96,9 +107,9 @@ class Fits:
                 by_layer = [lambda a: AblateByLayer(r, window(n, d.layer, width, a))]
                 return DosedIntervention(by_layer, 0.25, HERETIC_LARGEST)
             case "cone" | "som":
-                return dosed_erasure(AblateSpan(span_of(torch.cat([r[None], self._further(name)]))))
+                return dosed_erasure(AblateSpan(span_of(torch.cat([r[None], self._further(name)])), spared=spared))
             case "isotropic-ablation" | "matched-ablation":
-                return dosed_erasure(*map(Ablate, self._random(name.startswith("matched"))))
+                return dosed_erasure(*(Ablate(v, spared=spared) for v in self._random(name.startswith("matched"))))
             case "isotropic-addition" | "matched-addition":
                 random = (v * d.norm for v in self._random(name.startswith("matched")))
                 return dosed_addition(*(Direction.from_vector(v, d.position, d.layer) for v in random))
@@ -111,7 +122,9 @@ class Fits:
         if name == "som":
             return prototypes(h.positive, h.negative, "som", plan.members, subject.seed)
         started = subject.after_start(self.train)
-        search = GradientSearch(subject.runner, *started, subject.tokens, self.direction, plan.steps)
+        search = GradientSearch(
+            subject.runner, *started, subject.metric, self.direction, plan.steps, subject.spared, subject.coefficient
+        )
         return search.fit(self.direction.vector[None][:0], n=max(1, plan.members - 1), seed=0)
 
     def _plane(self) -> Float[Tensor, "2 d_model"]:
@@ -137,8 +150,8 @@ class Fits:
 
 
 @torch.no_grad()
-def massive_tokens(model: ChatModel, ids: Sequence[int]) -> int:
-    """Tokens at the start of a text up to the last one with a massive activation at the middle layer."""
+def massive_tokens(model: ChatModel, ids: Sequence[int], within: int) -> int:
+    """Tokens up to the last of the first `within` ones that has a massive activation at the middle layer."""
     lengths: list[Tensor] = []
 
     def read(h: Residual) -> Residual:
@@ -148,5 +161,5 @@ def massive_tokens(model: ChatModel, ids: Sequence[int]) -> int:
     tokens = torch.tensor([list(ids)], device=model.device)
     with hooked(model, {HookPoint("resid_pre", model.n_layers // 2): read}):
         forward(model, tokens, torch.ones_like(tokens))
-    massive = (lengths[0] > MASSIVE * lengths[0].median()).nonzero()
+    massive = (lengths[0][:within] > MASSIVE * lengths[0].median()).nonzero()
     return int(massive.max()) + 1 if len(massive) else 0

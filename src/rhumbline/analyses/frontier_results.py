@@ -28,6 +28,7 @@ from rhumbline.records.frontier_file import (
     HalfDamage,
     InterventionName,
     NotReached,
+    Unavailable,
 )
 from rhumbline.records.shared import Site
 
@@ -41,7 +42,8 @@ class Measured(NamedTuple):
     """What is measured for one setting, the draws of a null together."""
 
     positive: Float[np.ndarray, "draw prompt"]
-    """1 if the completion shows the behaviour, otherwise 0; NaN without a class."""
+    """1 if the completion shows the behaviour, otherwise 0; NaN without a class. A degenerate one counts as that of the
+    baseline: text that is broken is no removal, and no induction."""
     negative: Float[np.ndarray, "draw prompt"]
     degenerate: float | None
     divergence: Divergence
@@ -59,8 +61,10 @@ class FrontierResults:
     """By setting; None is the baseline."""
     system: tuple[float, Measured] | None
     """The cost of the system prompt on validation negatives, and what was measured; None without one."""
+    unfitted: Mapping[InterventionName, Unavailable]
+    """Interventions that were not measured, apart from the system prompt."""
 
-    def record(self, site: Site, judge: str, spared: int) -> FrontierRecord:
+    def record(self, site: Site, judge: str, spared: int, spared_by_run: int) -> FrontierRecord:
         """The record with the answers of the rule."""
         comparisons = tuple(self.comparisons())
         baseline = self._point(None, self.baseline)
@@ -76,6 +80,7 @@ class FrontierResults:
             parameters=self.parameters,
             judge=judge,
             spared=spared,
+            spared_by_run=spared_by_run,
             baseline=baseline,
             curves=tuple(self.curve(name) for name in self.parameters.plan.names),
             comparisons=comparisons,
@@ -135,7 +140,7 @@ class FrontierResults:
             draws=max(1, len(searches)),
             points=tuple(self._point(setting, self.measured[setting]) for setting in settings),
             not_reached=unreached,
-            unavailable=None if searches else "no token metric",
+            unavailable=self.unfitted.get(name),
             half=self._half([self.measured[setting] for setting in settings]),
         )
 

@@ -7,18 +7,16 @@ before it is applied.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from rhumbline.analyses.direction_sources import SourceAnalysis
 from rhumbline.analyses.subject import AnalysisPrompts, Subject
 from rhumbline.evidence.statistics import wilson
 from rhumbline.inference.interventions import BASELINE
 from rhumbline.records.analysis_files import Mean, MeanRate, Rate
-from rhumbline.records.codec import to_json
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directions_file import (
     ChosenRank,
     DirectionsParameters,
-    DirectionsPart,
     DirectionsPlan,
     DirectionsRecord,
     DirectionsRule,
@@ -27,7 +25,7 @@ from rhumbline.records.directions_file import (
     SourceName,
     SourceRecord,
 )
-from rhumbline.records.files import sha256
+from rhumbline.records.files import canonical
 
 
 def analyse(
@@ -39,17 +37,13 @@ def analyse(
     """
     parameters = DirectionsParameters(plan or DirectionsPlan(), rule or DirectionsRule())
     prompts = AnalysisPrompts.of(subject, parameters.plan.prompts)
-    key = sha256({**to_json(parameters), "seed": subject.seed, "protocol": subject.directory.protocol_sha256})
-    folder = subject.directory.path / "analyses" / "parts"
-    parts: dict[SourceName, Path] = {
-        name: folder / f"directions-{name}-{key[:12]}.json" for name in parameters.plan.source_names
-    }
-    sources: dict[SourceName, SourceRecord] = {}
-    for name, part in parts.items():
-        if not part.is_file():
-            source = SourceAnalysis.of(subject, prompts, parameters, name).record()
-            subject.directory.write_as(DirectionsPart(source), part)
-        sources[name] = subject.directory.read_as(DirectionsPart, part).source
+
+    def source(name: SourceName) -> SourceRecord:
+        inputs = (name, subject.seed, canonical(to_json(parameters)))
+        value = subject.parts.result("source", inputs, lambda: to_json(_source(subject, prompts, parameters, name)))
+        return convert(value, SourceRecord)
+
+    sources: dict[SourceName, SourceRecord] = {name: source(name) for name in parameters.plan.source_names}
     baseline = _baseline(prompts)
     record = DirectionsRecord(
         seed=subject.seed,
@@ -59,12 +53,13 @@ def analyse(
         sources=sources,
         verdict=decide(baseline, sources, parameters.rule),
     )
-    saved = subject.save(record)
-    for part in parts.values():
-        part.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
-    return saved
+    return subject.save(record)
+
+
+def _source(
+    subject: Subject, prompts: AnalysisPrompts, parameters: DirectionsParameters, name: SourceName
+) -> SourceRecord:
+    return SourceAnalysis.of(subject, prompts, parameters, name).record()
 
 
 def _baseline(prompts: AnalysisPrompts) -> Rate:
@@ -94,6 +89,8 @@ def decide(baseline: Rate, sources: Mapping[SourceName, SourceRecord], rule: Dir
             reason = f"further directions decrease the rate by {gain}, more than matched random spans"
             return DirectionsVerdict("MORE-HELPS", reason, best)
     first = next(iter(sources.values())).ranks[0].suppression.drop
+    if not chosen:
+        return DirectionsVerdict("UNDETERMINED", f"no source ({', '.join(sources)}) has a direction to add")
     none_helps = all(c.gain.high < rule.margin for c in chosen.values())
     if first.low >= rule.min_drop and none_helps:
         reason = (

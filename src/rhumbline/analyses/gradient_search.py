@@ -18,6 +18,7 @@ from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import BASELINE, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.passes import last_logits
 from rhumbline.inference.runner import Runner
+from rhumbline.judging.metric import TokenMetric
 from rhumbline.models.chat_model import ChatModel
 
 BATCH = 8
@@ -39,14 +40,15 @@ class GradientSearch:
     """Token ids of training positives."""
     negative: Sequence[Sequence[int]]
     """Token ids of training negatives."""
-    tokens: Sequence[int]
-    """Ids of the token metric."""
+    metric: TokenMetric
     like: Direction
     """Additions have the norm and the layer of this direction."""
     steps: int = 60
     """Steps of Adam."""
     spared: int = 0
     """Tokens at the start of a prompt that ablations do not edit."""
+    coefficient: float = 1.0
+    """Of the additions, in norms of `like`."""
 
     def fit(self, fixed: Float[Tensor, "fixed d_model"], *, n: int = 1, seed: int = 0) -> Float[Tensor, "n d_model"]:
         """`n` orthonormal vectors, orthogonal to the rows of `fixed`.
@@ -55,7 +57,7 @@ class GradientSearch:
         """
         texts = tuple(tuple(map(tuple, sequences)) for sequences in (self.positive, self.negative))
         vectors = [(tuple(d.shape), d.numpy().tobytes()) for d in (self.like.difference, fixed)]
-        inputs = (texts, tuple(self.tokens), *vectors, self.like.layer, self.steps, self.spared, n, seed)
+        inputs = (texts, self.metric, *vectors, self.like.layer, self.steps, self.spared, self.coefficient, n, seed)
         rows = self.runner.kept("directions by gradient", inputs, lambda: self._search(fixed, n, seed).tolist())
         return torch.tensor(rows, dtype=torch.float32).reshape(n, self.model.d_model)
 
@@ -99,7 +101,8 @@ class GradientSearch:
             [*positive, *negative], Arm("ablated", (AblateSpan(torch.cat([fixed, u[None]]), spared=self.spared),))
         )
         added = self._logits(
-            negative, Arm("added", (Add(Direction(u, self.like.norm, self.like.position, self.like.layer)),))
+            negative,
+            Arm("added", (Add(Direction(u, self.like.norm, self.like.position, self.like.layer), self.coefficient),)),
         )
         suppressed, induced = self._log_odds(ablated[: len(positive)]), self._log_odds(added)
         before, after = self._before[rows[1]].log_softmax(-1), ablated[len(positive) :].log_softmax(-1)
@@ -124,10 +127,13 @@ class GradientSearch:
         return torch.cat([last_logits(self.model, batch, edits, arms) for batch in batches]).float()
 
     def _log_odds(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
-        """The token metric with a gradient: log P - log(1 - P), from log-probabilities so that neither end is flat."""
+        """The token metric with a gradient: log P - log(1 - P) - threshold.
+
+        It is computed from log-probabilities, so that neither end is flat.
+        """
         mask = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        mask[list(self.tokens)] = True
-        return logits[:, mask].logsumexp(-1) - logits[:, ~mask].logsumexp(-1)
+        mask[list(self.metric.tokens)] = True
+        return logits[:, mask].logsumexp(-1) - logits[:, ~mask].logsumexp(-1) - self.metric.threshold
 
 
 def _orthonormal(

@@ -4,13 +4,14 @@ Shared by the analyses that complete texts. The judge and the header are those o
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.axes import TokenIds
-from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share
+from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share, measured_classes
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson_of_rate
 from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.judging.score import score_of
@@ -41,10 +42,26 @@ def classes_of(subject: Subject, prompts: Sequence[Prompt], arms: Sequence[Arm],
 
 
 def answer_classes(subject: Subject, sequences: Sequence[TokenIds], arms: Sequence[Arm], length: int) -> list[Classes]:
-    """The same for token ids of any chats."""
+    """The same for token ids of any chats. If most completions of an arm are unscored, all are, as in a run."""
     judge = protocol_with_classes(subject.directory).class_judge()
     texts = answers(subject.runner, subject.chat, sequences, arms, length, header_of(subject))
-    return [[score_of(judge, text).cls for text in of_arm] for of_arm in texts]
+    return [measured_classes([score_of(judge, text).cls for text in of_arm]) for of_arm in texts]
+
+
+class Counted(NamedTuple):
+    """The completions of one arm as they are counted beside those of the baseline."""
+
+    shown: Float[np.ndarray, " prompt"]
+    """1 if the completion shows the behaviour, otherwise 0; NaN if it is unscored."""
+    degenerate: int
+    scored: int
+
+    @classmethod
+    def of(cls, before: Classes, after: Classes) -> "Counted":
+        """A degenerate completion counts as that of the baseline: broken text is no change of the behaviour."""
+        counted = [b if a == "degenerate" else a for b, a in zip(before, after, strict=True)]
+        shown = [np.nan if c == "unscored" else float(c in SHOWN) for c in counted]
+        return cls(np.array(shown), after.count("degenerate"), len(after) - after.count("unscored"))
 
 
 # -- rates and changes ------------------------------------------------------------------------------------------------
@@ -73,17 +90,15 @@ def change_of(before: Classes, after: Classes, *, rises: bool = False) -> Change
 
 def change_over_draws(before: Classes, draws: Sequence[Classes], *, rises: bool = False) -> MeanRate | None:
     """The paired change to the mean of several draws, on the prompts that are scored in both; None without any."""
-    first, second = _shares([before]), _shares(draws)
-    scored = np.isfinite(first) & np.isfinite(second)
-    first, second = (second, first) if rises else (first, second)
-    return MeanRate(*paired_difference(first[scored], second[scored])) if scored.any() else None
-
-
-def _shares(draws: Sequence[Classes]) -> Float[np.ndarray, " prompt"]:
-    """Share of the scored draws of every prompt that shows the behaviour; NaN without any."""
-    scored = np.array([[cls != "unscored" for cls in classes] for classes in draws])
-    shown = np.array([[cls in SHOWN for cls in classes] for classes in draws])
-    return np.where(scored.any(0), (shown & scored).sum(0) / np.maximum(scored.sum(0), 1), np.nan)
+    first = Counted.of(before, before).shown
+    each = np.stack([Counted.of(before, after).shown for after in draws])
+    known = np.isfinite(each)
+    scored = np.isfinite(first) & known.any(0)
+    if not scored.any():
+        return None
+    second = np.where(known, each, 0).sum(0)[scored] / known.sum(0)[scored]
+    pair = (second, first[scored]) if rises else (first[scored], second)
+    return MeanRate(*paired_difference(*pair))
 
 
 def null_change(changes: Sequence[Change]) -> NullChange:

@@ -20,9 +20,10 @@ from rhumbline.analyses.harm_judgement import Judgements, ask
 from rhumbline.analyses.judged import null_directions
 from rhumbline.analyses.subject import Subject, mean_interval, protocol_with_classes, residuals_at
 from rhumbline.errors import InputError
-from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
+from rhumbline.evidence.statistics import LEAST_RESAMPLED, bootstrap_share
+from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.prompts.batteries import CONTENTS, BatteryPrompt, of_contrast
-from rhumbline.records.analysis_files import LayerCosine
+from rhumbline.records.analysis_files import LayerCosine, Mean
 from rhumbline.records.meaning_file import (
     APART,
     TOGETHER,
@@ -39,12 +40,13 @@ from rhumbline.records.meaning_file import (
     Quantity,
 )
 from rhumbline.records.shared import Site
+from rhumbline.records.verdict_rule import is_number
 
 EDITED: tuple[Edited, ...] = get_args(Edited)
 ACTS: tuple[Act, ...] = get_args(Act)
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 LEAST = 2
-"""Smallest number of prompts whose difference is measured."""
+"""Smallest number of prompts of either content whose difference is measured. Effects need `LEAST_RESAMPLED`."""
 
 
 def analyse(subject: Subject, battery: Sequence[BatteryPrompt] = (), plan: MeaningPlan | None = None) -> MeaningRecord:
@@ -147,6 +149,7 @@ class _Edit:
 def _edits(subject: Subject, direction: Direction, harm: Direction, plan: MeaningPlan) -> list[_Edit]:
     """Ablation and addition of both directions, and of null directions with the norm of each."""
     edits: list[_Edit] = []
+    positions = subject.addition(direction).positions
     strengths: dict[Edited, tuple[Direction, float]] = {
         "refusal": (direction, subject.coefficient),
         "harm": (harm, 1.0),
@@ -157,7 +160,7 @@ def _edits(subject: Subject, direction: Direction, harm: Direction, plan: Meanin
         for act in ACTS:
             for family, d in vectors:
                 scaled = Direction.from_vector(d.vector * own.norm, own.position, own.layer)
-                change = Ablate(d, spared=subject.spared) if act == "ablation" else Add(scaled, c)
+                change = subject.ablation(d) if act == "ablation" else Add(scaled, c, positions)
                 edits.append(_Edit(Arm(f"{edited} {act} {len(edits)}", (change,)), edited, act, family))
     return edits
 
@@ -201,22 +204,27 @@ class _Readings:
         """The effects of both directions on every quantity whose gap is above 0."""
         for quantity in QUANTITIES:
             gap, (upper, lower) = self.gap(quantity), self.sides(quantity)
-            if gap.gap.mean is None or gap.gap.low is None or gap.gap.low <= 0 or min(gap.upper, gap.lower) < LEAST:
+            whole = gap.gap.mean
+            if whole is None or not (gap.gap.low or 0.0) > 0 or min(gap.upper, gap.lower) < LEAST_RESAMPLED:
                 continue
             values = self.values(quantity)
+            at_baseline = self.values("judgement" if quantity == "reply" else quantity)[0]
             for edited in EDITED:
                 for act in ACTS:
                     side, sign = (upper, -1) if act == "ablation" else (lower, 1)
-                    change = sign * (values[1:, side] - values[0, side]) / gap.gap.mean
+                    change = sign * (values[1:, side] - values[0, side])
                     rows = [i for i, e in enumerate(self.edits) if (e.edited, e.act) == (edited, act)]
                     families = dict.fromkeys(f for i in rows if (f := self.edits[i].family) is not None)
+                    own = next(change[i] for i in rows if self.edits[i].family is None)
+                    groups = at_baseline[upper], at_baseline[lower]
+                    share = bootstrap_share(own, *groups, np.random.default_rng(0), of_upper=act == "ablation")
                     nulls = {f: [change[i].mean() for i in rows if self.edits[i].family == f] for f in families}
                     yield MeaningEffect(
                         edited=edited,
                         act=act,
                         quantity=quantity,
-                        effect=mean_interval(next(change[i] for i in rows if self.edits[i].family is None)),
-                        nulls={family: float(np.mean(some)) for family, some in nulls.items()},
+                        effect=Mean(*share),
+                        nulls={family: float(np.mean(some)) / whole for family, some in nulls.items()},
                     )
 
     def cells(self) -> Iterator[MeaningCell]:
@@ -269,10 +277,10 @@ def _answer(effects: Sequence[MeaningEffect]) -> MeaningAnswer:
         return "NOT-MEASURED"
     refusal, judgement = at["refusal"], at["judgement"]
     largest = max((abs(v) for e in (refusal, judgement) for v in e.nulls.values() if v is not None), default=0.0)
-    if (refusal.effect.low or 0.0) < TOGETHER or largest > APART:
+    removed, low, high = refusal.effect.low, judgement.effect.low, judgement.effect.high
+    if not (is_number(removed) and is_number(low) and is_number(high)):
         return "UNDETERMINED"
-    low, high = judgement.effect.low, judgement.effect.high
-    if low is None or high is None:
+    if removed < TOGETHER or largest > APART:
         return "UNDETERMINED"
     if low >= -APART and high <= APART:
         return "REFUSAL-ONLY"

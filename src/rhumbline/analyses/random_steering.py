@@ -15,7 +15,7 @@ import torch
 from rhumbline.analyses.judged import Classes, change_over_draws, header_of, rate_over_draws
 from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.errors import InputError
-from rhumbline.evidence.class_rates import SHOWN
+from rhumbline.evidence.class_rates import SHOWN, measured_classes
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.residuals import at_site
 from rhumbline.judging.judge_specs import JudgeSpec
@@ -63,7 +63,7 @@ def analyse(subject: Subject, plan: SteeringPlan | None = None, harm: HarmJudge 
     texts = complete(subject.runner, subject.chat, prompts, [BASELINE, *arms], plan.max_new_tokens, header)
     asked = [prompt.text for prompt in prompts]
     judge = protocol.class_judge()
-    classes: list[Classes] = [[score_of(judge, text).cls for text in of_arm] for of_arm in texts]
+    classes: list[Classes] = [measured_classes([score_of(judge, text).cls for text in of_arm]) for of_arm in texts]
     rows = [_rates(0.0, texts[:1], classes[:1], asked, harm, None)]
     for k, size in enumerate(plan.sizes):
         own = slice(1 + k * plan.draws, 1 + (k + 1) * plan.draws)

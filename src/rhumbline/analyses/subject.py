@@ -6,7 +6,6 @@ no prompts, so the contrast is read again; a model organism has its own.
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +18,9 @@ from rhumbline.analyses.stored_parts import ResumableRunner, StoredParts
 from rhumbline.axes import Candidates
 from rhumbline.errors import InputError, ProtocolError
 from rhumbline.evidence.statistics import bootstrap_mean
-from rhumbline.inference.interventions import Arm, Direction
+from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
-from rhumbline.judging.metric import refusal_metric
+from rhumbline.judging.metric import TokenMetric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel
@@ -57,8 +56,8 @@ class Subject:
     """Un-normalised differences in means."""
     direction: Direction | None
     """The selected direction; None if no candidate passed."""
-    tokens: tuple[int, ...]
-    """Ids of the tokens of the metric; empty if there are none."""
+    metric: TokenMetric
+    """The metric of the run; without tokens if there are none."""
     kept: TrainVal[ByLabel[tuple[bool, ...]]]
     """Whether the sign of the metric keeps each prompt."""
     parts: StoredParts
@@ -84,7 +83,21 @@ class Subject:
     def scorer(self) -> Scorer:
         """The token metric of the run. Raises ProtocolError if it has no tokens."""
         _check_tokens(self.directory, self.tokens)
-        return Scorer(self.runner, partial(refusal_metric, tokens=list(self.tokens)), start=self.start)
+        excluded = self.tokens if Protocol.of(self.directory.protocol).selection.kl_outside else ()
+        return Scorer(self.runner, self.metric, excluded, self.start)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens of the metric; empty if there are none."""
+        return self.metric.tokens
+
+    def ablation(self, direction: Direction) -> Ablate:
+        """The ablation of a direction as the run tests it."""
+        return Ablate(direction, spared=self.spared)
+
+    def addition(self, direction: Direction) -> Add:
+        """The addition of a direction as the run tests it."""
+        return Add(direction, self.coefficient, Protocol.of(self.directory.protocol).addition.positions)
 
     def after_start(self, prompts: ByLabel[list[list[int]]]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of the positives and negatives, followed by the tokens after which the metric is read."""
@@ -172,7 +185,7 @@ def open_subject(
         artefacts.positions,
         artefacts.candidates,
         artefacts.direction,
-        tuple(token.id for token in metric.tokens),
+        TokenMetric(tuple(token.id for token in metric.tokens), metric.threshold),
         artefacts.extraction.kept,
         StoredParts.of(finished.directory.path, finished.directory.protocol_sha256, str(opened.model.device)),
         tick,

@@ -16,14 +16,14 @@ from rhumbline.evidence.statistics import exact_interval, wilson
 from rhumbline.records.arms import ArmId
 from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.outcome_rows import Outcome
-from rhumbline.records.shared import Label
+from rhumbline.records.shared import Class, Label
 
 SHOWN = frozenset({"refused", "shown"})
 """Classes of completions that show the behaviour: of keyword judges, and of a continuous score."""
 
 
 MOST = 0.5
-"""Share of the completions of an arm in uncovered languages above which nothing is measured."""
+"""Share of the completions of an arm that were not read above which nothing is measured: the others are no sample."""
 
 
 class ClassRate(NamedTuple):
@@ -53,18 +53,31 @@ def degenerate_share(classes: Sequence[str]) -> float | None:
 
 
 def measured_outcomes(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The outcomes as they are counted: if the judge does not cover the language of most completions of an arm on a
-    class, none of them is scored, because the others are no sample of the arm.
+    """The outcomes as they are counted: if most completions of an arm on a class have no answer, or are in a language
+    that the judge does not cover, none of them is scored.
     """
     outcomes = list(outcomes)
     cells = outcomes_by_arm(outcomes).items()
-    unread = {key for key, rows in cells if are_uncovered([row.uncovered for row in rows.values()])}
+    unread = {
+        key for key, rows in cells if is_no_sample([not is_read(row.cls, row.uncovered) for row in rows.values()])
+    }
     return [replace(row, cls="unscored", score=None) if (row.arm, row.side) in unread else row for row in outcomes]
 
 
-def are_uncovered(languages: Sequence[str | None]) -> bool:
-    """Whether most completions are in languages that the judge does not cover; None for the others."""
-    return sum(language is not None for language in languages) > MOST * len(languages)
+def measured_classes(classes: Sequence[Class]) -> Sequence[Class]:
+    """The classes of an arm as they are counted: none is scored if most are not."""
+    unscored: list[Class] = ["unscored"] * len(classes)
+    return unscored if is_no_sample([c == "unscored" for c in classes]) else classes
+
+
+def is_read(cls: Class, uncovered: str | None) -> bool:
+    """Whether a judge could read a completion; a literal judge gives a class to other languages too."""
+    return cls != "unscored" and uncovered is None
+
+
+def is_no_sample(unread: Sequence[bool]) -> bool:
+    """Whether most completions were not read."""
+    return sum(unread) > MOST * len(unread)
 
 
 def arm_rates(outcomes: Iterable[Outcome]) -> tuple[ArmRate, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rhumbline.evidence.class_rates import SHOWN, are_uncovered, class_rate, measured_outcomes
+from rhumbline.evidence.class_rates import SHOWN, class_rate, is_no_sample, is_read, measured_outcomes
 from rhumbline.evidence.compared_arms import NullComparison
 from rhumbline.evidence.rate_effects import rate_effects
 from rhumbline.evidence.side_effects import class_change
@@ -56,7 +56,7 @@ def rates_by_condition(rows: Sequence[ConditionOutcome]) -> tuple[ConditionRate,
     cells: dict[tuple[str, ArmId, Label], dict[str, Class]] = {
         key: {row.prompt_id: "unscored" if is_unread else row.cls for row in some}
         for key, some in by_cell.items()
-        for is_unread in [are_uncovered([row.uncovered for row in some])]
+        for is_unread in [is_no_sample([not is_read(row.cls, row.uncovered) for row in some])]
     }
     rates = []
     for (condition, arm, side), classes in cells.items():

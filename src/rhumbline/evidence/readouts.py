@@ -6,7 +6,7 @@ Shows how much a rate depends on the judge and on the number of tokens read. Ind
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from rhumbline.evidence.class_rates import MOST, class_rate, degenerate_share
+from rhumbline.evidence.class_rates import class_rate, degenerate_share, measured_classes
 from rhumbline.evidence.statistics import finite_or_none, kappa
 from rhumbline.records.arms import ArmId
 from rhumbline.records.effect_results import JudgeRate, LengthRate, Readouts
@@ -25,21 +25,16 @@ def readouts(outcomes: Sequence[Outcome]) -> Readouts:
         JudgeRate(judge=name, arm=arm, side=side, **class_rate(some)._asdict(), degenerate=degenerate_share(some))
         for (arm, side), members in cells.items()
         for name, classes in by_judge.items()
-        for some in [_measured([classes[i] for i in members])]
+        for some in [measured_classes([classes[i] for i in members])]
     ]
     lengths = [
         LengthRate(length=name, arm=arm, side=side, **class_rate(some)._asdict(), degenerate=degenerate_share(some))
         for (arm, side), members in cells.items()
         for name, classes in by_length.items()
-        for some in [_measured([classes[i] for i in members])]
+        for some in [measured_classes([classes[i] for i in members])]
     ]
     pairs = [agreement_of((a, b), by_judge[a], by_judge[b]) for a, b in combinations(by_judge, 2)]
     return Readouts(tuple(judges), tuple(pairs), tuple(lengths))
-
-
-def _measured(classes: list[Class]) -> list[Class]:
-    """The classes by one judge, or none of them if most are unscored: the others are no sample of the arm."""
-    return classes if classes.count("unscored") <= MOST * len(classes) else ["unscored"] * len(classes)
 
 
 def _columns(rows: Sequence[Mapping[str, Class] | None]) -> dict[str, list[Class]]:

@@ -170,6 +170,33 @@ def bootstrap_mean(
     return Mean(float(values.mean()), float(low), float(high), n)
 
 
+def bootstrap_share(
+    change: Float[np.ndarray, " changed"],
+    upper: Float[np.ndarray, " upper"],
+    lower: Float[np.ndarray, " lower"],
+    rng: np.random.Generator,
+    *,
+    of_upper: bool,
+    draws: int = 1000,
+) -> Mean:
+    """mean(change) / (mean(upper) - mean(lower)) with its 95 % percentile bootstrap interval.
+
+    `change` belongs to the prompts of `upper`, or of `lower`; both groups are resampled, so that the interval counts
+    the variance of the difference; resamples without a positive difference are left out. The interval is NaN with
+    fewer than `LEAST_RESAMPLED` prompts in a group, or if half of the resamples have no positive difference.
+    """
+    value, n = float(change.mean() / (upper.mean() - lower.mean())), len(change)
+    if min(len(upper), len(lower)) < LEAST_RESAMPLED:
+        return Mean(value, math.nan, math.nan, n)
+    i, j = (rng.integers(len(group), size=(draws, len(group))) for group in (upper, lower))
+    differences, changes = upper[i].mean(1) - lower[j].mean(1), change[i if of_upper else j].mean(1)
+    known = differences > 0
+    if known.mean() <= 0.5:
+        return Mean(value, math.nan, math.nan, n)
+    low, high = np.quantile(changes[known] / differences[known], [0.025, 0.975])
+    return Mean(value, float(low), float(high), n)
+
+
 def bootstrap_ratio(
     sums: Float[np.ndarray, " document"],
     sizes: Float[np.ndarray, " document"],

@@ -39,6 +39,8 @@ class DamageRecord:
     """Whether the direction was selected; otherwise it is the best candidate that the rule discarded."""
     bound: float | None
     """Largest KL score of the selection rule; None: no bound."""
+    spared: int = 0
+    """Tokens at the start of a text that the ablation of the run does not edit."""
     by_position: tuple[PositionDamage, ...]
     by_layer: tuple[LayerMean, ...]
     """The ablation at the hook points of one layer only, at all positions."""
@@ -71,6 +73,8 @@ class DamageRecord:
             return f"{start} Sparing positions at the start does not bring it within the bound ({values})."
         spared = _SPARED[below[0]]
         tokens = round(next(row.tokens for row in self.by_position if row.positions == spared))
+        if tokens <= self.spared:
+            return f"{start} Sparing {spared}, as the run does, brings it within the bound ({values})."
         return (
             f"{start} Sparing {spared} brings it within the bound ({values}). Rerun with --spare-tokens {tokens} to "
             "select and test such an ablation."

@@ -258,10 +258,3 @@ class DirectionsRecord:
     sources: dict[SourceName, SourceRecord]
     """Results by source, in the order of the plan."""
     verdict: DirectionsVerdict
-
-
-@dataclass(frozen=True)
-class DirectionsPart:
-    """analyses/parts/directions-<source>-<key>.json: one finished source of an unfinished analysis."""
-
-    source: SourceRecord

@@ -14,7 +14,6 @@ import msgspec
 from rhumbline.errors import OutputError, RhumblineError
 from rhumbline.records.artefacts import OF_RUN
 from rhumbline.records.codec import convert
-from rhumbline.records.directions_file import DirectionsPart
 from rhumbline.records.directory import LOCK, RunDirectory, is_written_later
 from rhumbline.records.evaluation_files import Comparison, EvaluationSettings, TaskResult
 from rhumbline.records.files import read_json, unique_names
@@ -29,7 +28,6 @@ SIGNATURES = tuple(f"{name}.{ending}" for name in (RESULTS, MANIFEST) for ending
 """Signatures of a run, which no command reads."""
 LATER_RECORDS: Mapping[str, type] = {
     **{name: kind for kind, name in OF_RUN.items() if kind is not Results and is_written_later(name)},
-    "analyses/parts/directions-*.json": DirectionsPart,
     "evaluations/*/settings.json": EvaluationSettings,
     "evaluations/*/comparison.json": Comparison,
     "evaluations/*/*/*.json": TaskResult,

@@ -15,6 +15,7 @@ from rhumbline.records.shared import Site
 
 InterventionName = Literal[
     "ablation",
+    "everywhere-ablation",
     "spared-ablation",
     "subtraction",
     "affine",
@@ -34,15 +35,16 @@ InterventionName = Literal[
 INTERVENTIONS: tuple[InterventionName, ...] = get_args(InterventionName)
 Group = Literal["one direction", "several directions", "prompt", "induction", "null"]
 GROUPS: dict[InterventionName, Group] = {
-    **dict.fromkeys(INTERVENTIONS[:7], "one direction"),
-    **dict.fromkeys(INTERVENTIONS[7:9], "several directions"),
+    **dict.fromkeys(INTERVENTIONS[:8], "one direction"),
+    **dict.fromkeys(INTERVENTIONS[8:10], "several directions"),
     "system-prompt": "prompt",
     "addition": "induction",
-    **dict.fromkeys(INTERVENTIONS[11:], "null"),
+    **dict.fromkeys(INTERVENTIONS[12:], "null"),
 }
 """What each intervention uses; `induction` adds the behaviour, a null has random vectors."""
+Unavailable = Literal["no token metric", "no system prompt in the template", "equal to the ablation of the run"]
 REFERENCE: InterventionName = "ablation"
-"""The intervention that the others are compared with."""
+"""The intervention that the others are compared with: the ablation as the run tests it."""
 LEAST_DOSE, LARGEST_DOSE = 1e-3, 5.0
 DOSES = f"numbers from {LEAST_DOSE:g} to {LARGEST_DOSE:g}"
 """Permitted doses: trajectory KL, nats per token."""
@@ -201,7 +203,7 @@ class FrontierCurve:
     points: tuple[FrontierPoint, ...]
     """The doses that were reached, then the largest strength if it costs less than a dose."""
     not_reached: tuple[NotReached, ...]
-    unavailable: Literal["no token metric", "no system prompt in the template"] | None = None
+    unavailable: Unavailable | None = None
     """Why the intervention was not measured."""
     half: HalfDamage | None
     """None if no measured strength loses half of the behaviour."""
@@ -251,6 +253,8 @@ class FrontierRecord:
     judge: str
     spared: int
     """Tokens at the start of a text that `spared-ablation`, `affine` and `leace` do not edit."""
+    spared_by_run: int = 0
+    """Those that the ablation of the run, the spans and the ablations of random vectors do not edit."""
     baseline: FrontierPoint
     curves: tuple[FrontierCurve, ...]
     comparisons: tuple[Comparison, ...]

@@ -250,9 +250,9 @@ def lines(steps: Iterable[Step], run: str, model: str, other: str = "DIR", promp
 
     `prompts` are the options with which an analysis reads the prompts of the run (`prompt_options`).
     """
-    names = [shlex.quote(name) if name else "" for name in (run, model, other)]
+    run, model, other = (shlex.quote(name) if name else "" for name in (run, model, other))
     again = "".join(f" {shlex.quote(word)}" for word in prompts)
-    return [_line(step, *names, again) for step in steps]
+    return [_line(step, run, model, other, again) for step in steps]
 
 
 def prompt_options(contrast: str | None, data_dir: str | None = None) -> tuple[str, ...]:

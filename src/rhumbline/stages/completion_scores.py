@@ -125,11 +125,12 @@ class CompletionScores:
         return complete(runner, self.run.chat, prompts, [BASELINE, *arms], length, header)
 
     def _content(self, texts: Sequence[str | None], baseline: Sequence[str | None], prompts: Sequence[Prompt]) -> float:
+        # A completion without an answer has lost its content.
         rows = zip(texts, baseline, prompts, strict=True)
         values = [
-            self.run.style.content(text, before, prompt)
+            0.0 if text is None else self.run.style.content(text, before, prompt)
             for text, before, prompt in rows
-            if text is not None and before is not None
+            if before is not None
         ]
         return sum(values) / max(1, len(values))
 

@@ -123,8 +123,8 @@ def split_topics(topics: Sequence[str | None], rng: np.random.Generator) -> Bool
     return torch.tensor([t in chosen for t in topics])
 
 
-LEAST_TOPICS = 6
-"""Smallest number of categories whose halves give 19 draws; fewer are replaced by clusters."""
+LEAST_TOPICS = 7
+"""Smallest number of categories whose halves give 19 directions up to sign (35); fewer are replaced by clusters."""
 CLUSTERS = 8
 """Clusters of the negatives that take the place of topics."""
 
@@ -192,17 +192,20 @@ class Enough:
         return sum(is_comparable(n.cosine, self.same_cosine) for n in nulls) >= self.comparable
 
 
+REPEATED = 1e-5
+"""Distance of two unit vectors that differ by rounding only, in float32."""
+
+
 def draw_nulls(
     direction: Direction, material: Material, plan: Mapping[str, int], *, seed: int, enough: Enough = Enough()
 ) -> list[Null]:
     """Draws of each family at the site of the direction; `plan` is the number of draws by family, without `shuffled`.
 
     A family that the material does not allow (no topics, no spread, a class of one prompt) has no draws. Few topics can
-    be halved in few ways only. A draw that repeats an earlier one is excluded, so that the floor of the rank stays
-    correct. Draws are added until there are enough, or the limit is reached.
+    be halved in few ways only. A draw that repeats an earlier one up to sign has the same ablation; it is excluded, so
+    that the floor of the rank stays correct. Draws are added until there are enough, or the limit is reached.
     """
     nulls: list[Null] = []
-    seen: set[bytes] = set()
     axes = components(material.negative, material.top)
     for family, draws in plan.items():
         of_family: list[Null] = []
@@ -212,11 +215,16 @@ def draw_nulls(
             v = _draw(family, direction, material, axes, generator(seed, family, draw))
             if v is None or not 0 < float(v.norm()) < float("inf"):
                 continue
-            if (key := v.numpy().tobytes()) not in seen:
-                seen.add(key)
-                of_family.append(as_null(family, draw, v, direction, material))
+            null = as_null(family, draw, v, direction, material)
+            if not any(is_repeated(null.direction.vector, other.direction.vector) for other in of_family):
+                of_family.append(null)
         nulls += of_family
     return nulls
+
+
+def is_repeated(v: Vector, other: Vector) -> bool:
+    """Whether two unit vectors are equal up to sign and rounding."""
+    return min(float((v - other).norm()), float((v + other).norm())) < REPEATED
 
 
 def _draw(

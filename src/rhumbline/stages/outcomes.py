@@ -216,15 +216,20 @@ def _has_answer(prompt: Prompt, text: str | None) -> bool | None:
 
 
 def check_filter(run: SeedRun) -> None:
-    """Raise ProtocolError if the model shows the behaviour but the sign of the metric keeps no prompt of a class."""
-    n = {"train": run.extraction.n.train, "val": run.extraction.n.val}
-    empty = [f"{split} {label}s" for split, counts in n.items() for label in LABELS if counts[label] == 0]
+    """Raise ProtocolError if the sign of the metric keeps no prompt of a class, though the judge finds the class in the
+    completions at baseline. A model that shows the behaviour on both classes, or on none, is not tested instead.
+    """
+    n, bound = {"train": run.extraction.n.train, "val": run.extraction.n.val}, run.protocol.rule.min_baseline
     rows = measured_outcomes(run.directory.read_rows(Outcome, run.seed))
-    baseline = next(a for a in arm_rates(rows) if a.arm.is_baseline and a.side == "positive")
-    if empty and (baseline.rate or 0.0) >= run.protocol.rule.min_baseline:
+    rates = {row.side: row.rate for row in arm_rates(rows) if row.arm.is_baseline and row.rate is not None}
+    if rates.get("positive", 0.0) < bound:
+        return
+    found = {"positive": True, "negative": rates.get("negative", 1.0) < bound}
+    empty = [f"{split} {c}s" for split, counts in n.items() for c in LABELS if counts[c] == 0 and found[c]]
+    if empty:
         raise ProtocolError(
-            f"seed {run.seed}: the model shows the behaviour (rate {baseline.rate:.2f}, n = {baseline.n}), "
-            f"but the sign of the metric keeps none of the {' and '.join(empty)}. The metric reads the wrong tokens. "
+            f"seed {run.seed}: the completions show the behaviour on positives (rate {rates['positive']:.2f}), but the "
+            f"sign of the metric keeps none of the {' and '.join(empty)}. The metric reads the wrong tokens. "
             "Pass others with --refusal-tokens, or set extraction.filter = false in an experiment file. "
             f"Everything computed so far stays in {run.directory.path}."
         )

@@ -50,6 +50,8 @@ def _is_comparable(run: SeedRun, quick: RunDirectory) -> bool:
 
 def _rows(run: SeedRun, quick: RunDirectory, label: Label, lengths: tuple[int, ...]) -> dict[str, Outcome]:
     longest, allowed = quick.protocol["max_new_tokens"], run.protocol.max_new_tokens
+    # A metric is relative to the threshold of its run, which more training prompts change.
+    before, now = (directory.read_record(MetricTokens, run.seed).threshold for directory in (quick, run.directory))
     ids = {prompt.id for prompt in run.splits.get("test", label)}
 
     def is_whole(row: Outcome) -> bool:
@@ -57,7 +59,9 @@ def _rows(run: SeedRun, quick: RunDirectory, label: Label, lengths: tuple[int, .
         return row.new_tokens < min(longest, allowed) or longest == allowed
 
     return {
-        row.prompt_id: replace(row, by_length=_by_length(row, lengths))
+        row.prompt_id: replace(
+            row, metric=None if row.metric is None else row.metric + before - now, by_length=_by_length(row, lengths)
+        )
         for row in quick.read_rows(Outcome, run.seed)
         if row.arm.is_baseline and row.side == label and row.prompt_id in ids and is_whole(row)
     }
