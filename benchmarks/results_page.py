@@ -40,6 +40,13 @@ CONTROLS = (
     "degenerate: ablation", "degenerate: addition", "KL", "processor time",
 )  # fmt: skip
 CLAIMS = ("model", "contrast", "spared", "seed", *(kind.text for kind in ClaimKind))
+SETTINGS_TEXT = """
+## Settings
+
+Models and contrasts are local directories and files. `python benchmarks/taught_models.py merge --model DIR --kind one
+--out taught-one` writes the taught model, and `python benchmarks/taught_models.py contrast --out taught.jsonl` its
+prompts; `advbench` is 300 prompts each of AdvBench and Alpaca, sampled from the authors' repository with seed 0.
+"""
 SETTINGS = (
     "model",
     "preset",
@@ -93,7 +100,7 @@ def page(summaries: Sequence[RunFiles], notes: str) -> str:
             *table(CLAIMS, (claims(summary, seed) for summary, seed in seeds)),
             CONTROLS_TEXT,
             *table(CONTROLS, (controls(summary, seed) for summary, seed in seeds)),
-            "\n## Settings\n",
+            SETTINGS_TEXT,
             *table(SETTINGS, (setting(summary) for summary in summaries)),
             "",
             notes.strip(),

@@ -32,6 +32,14 @@ from rhumbline.inference.interventions import Ablate, Arm, Direction  # noqa: E4
 from rhumbline.inference.runner import Runner  # noqa: E402
 from rhumbline.jobs.sizing import DECODED_ROWS, PROMPT_TOKENS, Device, work  # noqa: E402
 from rhumbline.presets.protocols import preset  # noqa: E402
+from rhumbline.stages.stage_jobs import (  # noqa: E402
+    CANDIDATES_PER_JOB,
+    DOCUMENTS_PER_JOB,
+    DRAWS_PER_JOB,
+    NULLS_PER_JOB,
+    REFITS_PER_JOB,
+    ROWS_PER_JOB,
+)
 
 OUT = HERE.parent / "docs"
 
@@ -268,8 +276,8 @@ def written(results: dict[str, Any]) -> str:
             paragraph(
                 "**Size of a job.** It is a constant, so that every engine runs the same passes. A job should last a "
                 "second or more, so that its cost is small in comparison, and a stage should have more jobs than a run "
-                "has replicas: 32 candidates, 128 null draws, 3 draws of the whole procedure, 4 refits, 512 "
-                "completions."
+                f"has replicas: {CANDIDATES_PER_JOB} candidates, {NULLS_PER_JOB} null draws, {DRAWS_PER_JOB} of the "
+                f"whole procedure, {REFITS_PER_JOB} refits, {DOCUMENTS_PER_JOB} documents, {ROWS_PER_JOB} completions."
             ),
             f"## Projection for 8 to 512 GPUs: {a.models} models of {a.parameters / 1e9:.0f}B, {a.seeds} seeds",
             paragraph(

@@ -166,8 +166,8 @@ def contrast_options(command: argparse.ArgumentParser) -> None:
 def texts_option(command: argparse.ArgumentParser) -> None:
     """Texts on which cross-entropy is measured."""
     text = (
-        "texts on which the cross-entropy of every arm is measured: JSON Lines or .txt; default: only the model's own "
-        "completions"
+        "texts on which the cross-entropy of every arm is measured: JSON Lines or .txt; default: the model's own "
+        "completions, and the responses of negatives if the contrast has them"
     )
     command.add_argument("--loss-text", metavar="FILE", help=text)
 
