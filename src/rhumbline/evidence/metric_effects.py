@@ -238,8 +238,8 @@ def skewed_mean(values: Float[np.ndarray, " prompt"], level: float = 0.95) -> Me
 
         m exp(-+ t s / (m sqrt(n))),   with the mean m, the standard deviation s, and t with n - 1 degrees of freedom
 
-    Its upper end is below the true mean 0.4 to 0.75 times as often as that of a percentile bootstrap (lognormal and gamma
-    samples, n from 8 to 32), and is at most m exp(t).
+    Its upper end is below the true mean 0.4 to 0.75 times as often as that of a percentile bootstrap (lognormal and
+    gamma samples, n from 8 to 32), and is at most m exp(t).
     Values below 0 come from rounding and count as 0.
     """
     values = np.maximum(values, 0.0)
