@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from make_evidence import known, ranked, with_effects, with_family
-from rhumbline.evidence.claims import combined, seed_claims
+from rhumbline.evidence.claims import combined, seed_claims, slack
 from rhumbline.evidence.seed_evidence import labels_fault
 from rhumbline.evidence.verdict import decide
 from rhumbline.evidence.verdict_rules import ARDITI2024, RHUMBLINE, STYLE
@@ -160,6 +161,18 @@ def test_the_reason_of_an_undecided_effect_has_its_numbers():
     assert "prompts per class would decide it" in reason.text
 
 
+def test_an_interval_over_categories_or_of_unpaired_prompts_gives_no_number_of_prompts():
+    """From the same change of independent prompts far fewer would do; more of the same categories need not."""
+    change = RelativeChange(value=0.8, low=0.24, high=1.36, n=100)
+    for unable in (structs.replace(change, units=5), change):
+        reason = claim(SUPPRESSES, with_effects(known(), relative=unable)).reasons[0]
+        assert (reason.state, reason.prompts) == (UNDECIDED, None)
+    few = RelativeChange(value=0.8, low=0.24, high=1.0, n=8)
+    assert claim(SUPPRESSES, with_effects(known(), relative=few)).reasons[0].prompts > 8
+    by_category = structs.replace(few, units=5)
+    assert claim(SUPPRESSES, with_effects(known(), relative=by_category)).reasons[0].prompts is None
+
+
 def test_a_point_estimate_decides_by_a_rule_that_reads_estimates():
     assert claim(SUPPRESSES, known(ablated=50), ARDITI2024).state is SHOWN
     assert claim(SUPPRESSES, known(ablated=51), ARDITI2024).state is REFUTED
@@ -192,6 +205,23 @@ def test_every_family_of_the_rule_must_be_exceeded():
     )
     beats = claim(BEATS_NULLS, lacking)
     assert (beats.state, beats.reasons[0].code) == (UNDECIDED, VerdictCode.NULL_NOT_MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "state"),
+    [((0.45, 0.26), UNDECIDED), ((0.1, -0.3), REFUTED), ((0.9, 0.6), SHOWN), ((-0.1, 0.45), UNDECIDED)],
+)
+def test_the_number_of_a_claim_is_the_smallest_gap_in_its_state(gaps, state):
+    """In either order of the families. Gaps in other states do not give the number."""
+    half = {UNDECIDED: 0.4, REFUTED: 0.05, SHOWN: 0.2}[state]
+    for families in (("isotropic", "shuffled"), ("shuffled", "isotropic")):
+        evidence = known()
+        for family, gap in zip(families, gaps, strict=True):
+            change = RelativeChange(value=gap, low=gap - half, high=gap + half, n=100)
+            evidence = with_family(evidence, "relative_gap", family, change)
+        beats = claim(BEATS_NULLS, evidence)
+        assert (beats.state, beats.value) == (state, min(gaps))
+        assert f"{min(gaps):.2f}" in beats.reason
 
 
 @pytest.mark.parametrize(
@@ -248,6 +278,26 @@ def test_the_rest_stays_intact(counts, state, code):
     intact = claim(INTACT, known(**counts))
     assert (intact.state, intact.reasons[0].code) == (state, code)
     assert claim(INTACT, known(**counts), ARDITI2024).reasons[0].code is VerdictCode.NOT_IN_RULE
+
+
+def test_the_number_of_damage_is_that_of_the_bound_with_the_least_room():
+    """Shown: the nearest. Refuted, or open: the one that is exceeded by most, or else the nearest."""
+    within = replace(known(), shift=Shift(0.01, 0.0, 0.02, 16))
+    degenerate = max(row.change / 0.3 for row in within.damage if row.quantity == "degenerate")
+    assert degenerate == 0
+    assert claim(INTACT, within).value == 0.01
+    for shift, value in ((Shift(0.21, 0.205, 0.3, 16), 0.6), (Shift(0.9, 0.8, 1.0, 16), 0.9)):
+        damaged = replace(known(ablated=(0, 60)), shift=shift)
+        assert (claim(INTACT, damaged).state, claim(INTACT, damaged).value) == (REFUTED, pytest.approx(value))
+    still_open = replace(known(added=(70, 30)), shift=Shift(0.1, 0.0, 0.3, 16))
+    assert (claim(INTACT, still_open).state, claim(INTACT, still_open).value) == (UNDECIDED, pytest.approx(0.3))
+
+
+def test_a_claim_without_a_number_is_no_nearest_one():
+    suppresses = claim(SUPPRESSES, known())
+    assert slack(suppresses) == pytest.approx(1.0)
+    assert slack(structs.replace(suppresses, value=None)) == math.inf
+    assert slack(structs.replace(suppresses, value=0.4)) == pytest.approx(0.2)
 
 
 def test_damage_on_a_few_prompts_decides_nothing():

@@ -7,14 +7,18 @@ from msgspec import structs
 from make_evidence import ranked, with_effects
 from make_outcomes import outcome
 from rhumbline.evidence import level_effects
+from rhumbline.evidence.claims import seed_claims
 from rhumbline.evidence.compared_arms import EFFECTS, NullComparison
 from rhumbline.evidence.damage import damage_changes
 from rhumbline.evidence.level_effects import Levels, neutral_level, pooled_level_effects
+from rhumbline.evidence.statistics import auroc_interval
 from rhumbline.evidence.verdict import SeedEvidence, decide
 from rhumbline.evidence.verdict_rules import STYLE
+from rhumbline.records.claims import ClaimKind, claim_of
 from rhumbline.records.effect_results import Shift
 from rhumbline.records.outcome_rows import NeutralOutcome
 from rhumbline.records.shared import ByLabel
+from rhumbline.records.verdict_reasons import ClaimState
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +79,58 @@ def test_scores_without_any_gap_have_no_baseline():
     assert verdict_of(rows) == "NO-BASELINE"
     neutral = [NeutralOutcome(prompt_id=str(i), cls="shown", score=0.25, projection=None) for i in range(3)]
     assert neutral_level(Levels.of(rows).unit, neutral).level == 0.0
+
+
+def scored_only(rows, n, *arms):
+    """The same, with only the first n completions of some arms scored."""
+    return [
+        structs.replace(r, cls="unscored", score=None) if str(r.arm) in arms and int(r.prompt_id) >= n else r
+        for r in rows
+    ]
+
+
+@pytest.mark.parametrize(("n", "is_known"), [(1, False), (7, False), (8, True)])
+def test_few_scored_completions_show_and_refute_nothing(n, is_known):
+    for mean, state in ((0.0, ClaimState.SHOWN), (0.39, ClaimState.REFUTED)):
+        rows = scored_only(outcomes(0.4, 0.0, mean, 0.36), n, "ablation")
+        levels = Levels.of(rows)
+        (effect,) = levels.effects(effects=EFFECTS[:1])
+        arm = next(row for row in levels.arms() if str(row.arm) == "ablation" and row.side == "positive")
+        gap = effect.relative_gap["isotropic"]
+        assert (arm.n, effect.n, effect.relative.n, gap.n) == (n,) * 4
+        assert effect.relative.value == pytest.approx(1 - mean / 0.4, abs=0.2)
+        for known in (arm, effect, effect.relative, gap):
+            assert (known.low is not None, known.high is not None) == (is_known, is_known)
+        evidence = SeedEvidence(levels.arms(), [effect], unit=levels.unit)
+        claim = claim_of(ClaimKind.SUPPRESSES, seed_claims(STYLE, evidence))
+        assert claim.state is (state if is_known else ClaimState.UNDECIDED)
+
+
+def test_few_scored_completions_of_several_categories_show_nothing():
+    rows = [structs.replace(r, category=str(int(r.prompt_id) % 5)) for r in outcomes(0.4, 0.0, 0.0, 0.36)]
+    few, enough = (Levels.of(scored_only(rows, n, "ablation")).effects()[0].relative for n in (7, 20))
+    assert (few.low, few.high, few.units) == (None, None, 5)
+    assert enough.low < enough.value < enough.high
+
+
+@pytest.mark.parametrize(("n", "is_separated"), [(1, False), (3, False), (8, True)])
+def test_few_scored_baselines_do_not_separate_the_classes(n, is_separated):
+    """Every score of a positive exceeds those of the negatives, so a bootstrap of the AUROC has no width."""
+    levels = Levels.of(scored_only(outcomes(0.4, 0.0, 0.0, 0.36), n, "baseline"))
+    unit = levels.unit
+    assert unit.auroc == 1.0
+    assert unit.auroc_low == auroc_interval(1.0, n, n).low
+    assert (unit.auroc_low >= STYLE.min_separation) == (unit.low is not None) == is_separated
+    old = Levels.of(scored_only(outcomes(0.4, 0.0, 0.0, 0.36), n, "baseline"), is_version_4=True).unit
+    assert old.auroc_low == 1.0
+    assert old.low is not None
+
+
+def test_a_few_negatives_that_define_the_unit_give_no_interval():
+    texts = ByLabel(positive=(0.4,) * 20, negative=(0.0,))
+    suppression, induction = Levels.of(outcomes(0.4, 0.0, 0.0, 0.36), texts).effects()
+    assert (suppression.low, induction.low, suppression.relative.low) == (None, None, None)
+    assert induction.relative.low is not None  # its reference is the positives
 
 
 def test_lost_content_is_damage():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET, structs
+from scipy import stats
 
 from rhumbline.evidence.metric_effects import (
     families_below_bound,
@@ -70,6 +71,14 @@ def test_an_aligned_draw_in_which_nothing_was_selected_is_counted():
     assert (effect.families["top-pc"].comparable, effect.families["top-pc"].beaten) == (2, 0)
 
 
+@pytest.mark.parametrize(("own", "p"), [(5.5, 1.0), (5.0, 1.0), (4.9, 0.05)])
+def test_a_draw_that_counts_as_no_change_reaches_a_direction_that_changes_nothing(own, p):
+    """The direction moves the metric the wrong way, not at all, or the right way; no draw found a direction."""
+    none = [NullDirection("top-pc", d, 0.0, 0.2, Position(-1), 4, passed=False) for d in range(19)]
+    (effect,) = wide_effects(wide(own=own, nulls=(-9.0,) * 19), none, least_draws=19)
+    assert effect.families["top-pc"].p == p
+
+
 def with_kl(evidence, *kl):
     """The same with the KL divergence of the draws, by draw."""
     of = {ArmId.null("top-pc", d, ArmKind.ABLATION): value for d, value in enumerate(kl)}
@@ -90,6 +99,15 @@ def test_a_draw_that_damages_the_model_reaches_nothing_and_is_counted():
     worse = replace(with_kl(reached, UNSET, 0.5, 0.1, 3.0), kl=(0.6, 0.6))  # the direction damages the model itself
     (effect,) = wide_effects(worse, NULLS, max_kl=0.2)
     assert effect.families["top-pc"].beaten == 2
+
+
+def test_the_damage_of_a_draw_is_compared_with_that_of_the_direction_on_the_same_prompts():
+    """That of a draw is measured on the first 8 negatives of the direction, or on as many as the metric reads."""
+    reached = with_kl(wide(nulls=(-6.0,) * 4), 0.5, 0.5, 0.5, 0.5)
+    for first, others, n, damaging in ((0.6, 0.1, 2, 0), (0.3, 0.9, 2, 4), (0.3, 0.9, 16, 0)):
+        ids = {**reached.prompts, "negative": tuple(map(str, range(n)))}
+        compared = replace(reached, prompts=ids, kl=(first,) * 8 + (others,) * 8)
+        assert len(ineffective_arms(compared, NULLS, 0.2)) == damaging
 
 
 def test_an_ablation_whose_logits_are_not_finite_damages_the_model():
@@ -161,6 +179,25 @@ def test_a_few_negatives_give_a_kl_without_an_interval():
     few, enough = (mean_kl(WideNulls({}, (), kl=(0.1, 0.3) * n)) for n in (3, 4))
     assert (few.kl, few.low, few.high, few.n) == (pytest.approx(0.2), None, None, 6)
     assert enough.low < enough.kl < enough.high
+
+
+def test_the_upper_end_of_the_kl_covers_skewed_divergences_more_often_than_a_bootstrap():
+    rng = np.random.default_rng(0)
+    samples = rng.lognormal(0, 1, (400, 16))
+    ends = [mean_kl(WideNulls({}, (), kl=tuple(values.tolist()))) for values in samples]
+    older = [mean_kl(WideNulls({}, (), kl=tuple(values.tolist())), least=1) for values in samples]
+    missed, missed_before = (np.mean([shift.high < np.exp(0.5) for shift in some]) for some in (ends, older))
+    assert missed < 0.75 * missed_before
+    assert np.mean([shift.low > np.exp(0.5) for shift in ends]) < 0.04
+    assert np.median([shift.high for shift in ends]) < 1.25 * np.median([shift.high for shift in older])
+
+
+def test_the_interval_of_the_kl_is_finite_and_has_no_negative_end():
+    largest = np.exp(stats.t.ppf(0.975, 7))
+    for values in ((0.0,) * 8, (-1e-9, 1e-9) * 4, (0.0,) * 7 + (0.4,), (0.1,) * 8):
+        shift = mean_kl(WideNulls({}, (), kl=values))
+        assert 0 <= shift.low <= shift.kl <= shift.high <= shift.kl * largest + 1e-12
+    assert mean_kl(WideNulls({}, (), kl=(0.1,) * 8)).high == pytest.approx(0.1)
 
 
 def many(reached, draws=20, effect=10.0):

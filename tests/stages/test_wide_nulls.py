@@ -8,12 +8,13 @@ import torch
 from msgspec import UNSET
 
 from rhumbline.evidence.verdict_rules import BLOG2026, RHUMBLINE
+from rhumbline.judging.metric import TokenMetric
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId, ArmKind
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import WideNulls, WideRow
 from rhumbline.records.shared import NOT_FINITE, NullDirection
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.wide_nulls import RARELY_SHOWN, _kl, _mean, _with_damage
+from rhumbline.stages.wide_nulls import RARELY_SHOWN, _kl, _mean, _with_damage, damage_prompts, own_kl_prompts
 
 NULLS = [NullDirection("top-pc", d, cosine=0.0, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
 
@@ -66,17 +67,28 @@ def test_the_damage_of_draws_that_reach_the_suppression_is_measured_once():
         assert none.asked == []
 
 
+class FirstLogit(TokenMetric):
+    """The first logit stands for the log-odds of the tokens."""
+
+    def __call__(self, logits):
+        return logits[:, 0] - self.threshold
+
+
 @dataclass
 class Scorer:
-    """The logits of a prompt are its metric; every arm has the divergence of 100 times its prompt."""
+    """The first logit of two prompts of three is `shown`; every arm has the divergence of 100 times its prompt."""
 
     shown: float
+    threshold: float = 0.0
+    looked_at: int = 0
+
+    @property
+    def metric(self):
+        return FirstLogit((), self.threshold)
 
     def baseline(self, sequences):
-        return torch.tensor([[self.shown if s[0] % 3 else -5.0] for s in sequences])
-
-    def metric(self, logits):
-        return logits[:, 0]
+        self.looked_at += len(sequences)
+        return torch.tensor([[self.shown if s[0] % 3 else -5.0] for s in sequences]).reshape(-1, 1)
 
     def kl(self, sequences, arms, baseline):
         assert len(sequences) == len(baseline)
@@ -95,6 +107,7 @@ class Run(SeedRun):
             "splits": SimpleNamespace(get=lambda split, label: prompts),
             "chat": SimpleNamespace(encode=lambda prompt: [prompt.number]),
             "scorer": lambda stage: scorer,
+            "protocol": SimpleNamespace(nulls=SimpleNamespace(prompts=8)),
         }
         for name, part in parts.items():
             object.__setattr__(self, name, part)
@@ -110,6 +123,45 @@ def test_the_kl_is_measured_on_negatives_that_rarely_show_the_behaviour(shown, n
     assert len(first) == n
     if shown > RARELY_SHOWN:
         assert all(value / 100 % 3 == 0 for value in first)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "shown", "n"),
+    [
+        (2.0, -1.0, 3),  # below the threshold by more than 2.2, but the tokens have a probability of 0.27
+        (2.0, -2.5, 9),
+        (-2.0, -2.5, 9),  # below the threshold by less than 2.2
+        (-4.0, -3.0, 3),  # the metric predicts that the judge sees the behaviour
+    ],
+)
+def test_the_cut_is_at_a_probability_of_the_tokens_wherever_the_metric_is_zero(threshold, shown, n):
+    (kl,) = _kl(Run(Scorer(shown, threshold), 9), [ABLATION], 16)
+    assert len(kl) == n
+
+
+@pytest.mark.parametrize("negatives", [200, 40, 7])
+def test_the_kl_of_null_draws_is_measured_on_the_first_prompts_of_the_direction(negatives):
+    run = Run(scorer := Scorer(3.0), negatives)
+    (own,) = _kl(run, [ABLATION], own_kl_prompts(run.protocol))
+    scorer.looked_at = 0
+    (null,) = _kl(run, [of_draw(0)], damage_prompts(run.protocol))
+    assert len(null) == min(8, len(own))
+    assert null == own[:8]
+    assert scorer.looked_at == min(32, negatives)  # half of the prompts among which those of the direction are sought
+
+
+def test_the_first_prompts_of_the_direction_are_sought_until_there_are_enough():
+    class Late(Scorer):
+        """Only every tenth prompt rarely shows the behaviour."""
+
+        def baseline(self, sequences):
+            self.looked_at += len(sequences)
+            return torch.tensor([[3.0 if s[0] % 10 else -5.0] for s in sequences])
+
+    run = Run(Late(3.0), 64)
+    ((own,), (null,)) = (_kl(run, [ABLATION], n) for n in (16, 8))
+    assert (len(own), len(null)) == (7, 7)
+    assert null == own
 
 
 @dataclass

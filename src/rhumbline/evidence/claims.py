@@ -4,6 +4,7 @@ Every condition of a claim is shown, refuted, undecided or not tested; a quantit
 negative. Independent of rows, models and files.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 
@@ -29,6 +30,16 @@ from rhumbline.records.verdict_rule import Rule, is_number
 
 SHOWN, REFUTED, UNDECIDED, NOT_TESTED = ClaimState
 """The states, short."""
+DAMAGE = frozenset(
+    {
+        VerdictCode.DEGENERATE,
+        VerdictCode.KL_TOO_LARGE,
+        VerdictCode.ANSWERS_LOST,
+        VerdictCode.CONTENT_LOST,
+        VerdictCode.OVER_REFUSAL,
+    }
+)
+"""Conditions that are met below their bound."""
 UNIQUE_PROMPTS = 24
 """Test prompts per class with which the power of the search was measured (docs/calibration-directions.md)."""
 
@@ -81,7 +92,7 @@ def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
     if second.selected is None or not second.effects:
         return _claim(ClaimKind.UNIQUE, [VerdictReason(code=VerdictCode.SECOND_DIRECTION, state=UNDECIDED)])
     passes = len(second.effects) == len(EFFECTS) and all(_second_passes(rule, effect) for effect in second.effects)
-    # The effect that is farthest from its margin, and with it the number of the claim, comes first.
+    # The smallest effect comes first, and is the number of the claim.
     effects = sorted(second.effects, key=lambda effect: effect.relative.value or 0.0)
     failing = [effect for effect in effects if second.source is not UNSET and _second_fails(rule, effect)]
     if failing and not passes:
@@ -131,29 +142,29 @@ def _claim(kind: ClaimKind, conditions: Sequence[VerdictReason]) -> Claim:
     """The claim that all conditions are met.
 
     Its reasons are the conditions in its state (all that are not met, if it is undecided). A claim that is shown has
-    those nearest to their margins, one of each kind. Its number is that of the first one with a number.
+    those nearest to their margins, one of each kind. Its number is that of the reason with the least slack.
     """
     state = combined(condition.state for condition in conditions)
     if state is SHOWN:
         by_code: dict[VerdictCode, list[VerdictReason]] = {}
         for condition in conditions:
             by_code.setdefault(condition.code, []).append(condition)
-        reasons = [min(some, key=slack) for some in by_code.values()]
+        reasons = [min(some, key=_slack) for some in by_code.values()]
         if kind is ClaimKind.LEAVES_INTACT:
-            reasons = [min(reasons, key=slack)]
+            reasons = [min(reasons, key=_slack)]
     elif state is UNDECIDED:
         reasons = [condition for condition in conditions if condition.state is not SHOWN]
     else:
         reasons = [condition for condition in conditions if condition.state is state]
-    first = next((r for r in reasons if r.value is not None), reasons[0])
+    weakest = min((r for r in reasons if r.value is not None), key=_slack, default=reasons[0])
     return Claim(
         kind=kind,
         state=state,
-        value=first.value,
-        low=first.low,
-        high=first.high,
-        bound=first.bound,
-        n=first.n,
+        value=weakest.value,
+        low=weakest.low,
+        high=weakest.high,
+        bound=weakest.bound,
+        n=weakest.n,
         reason=reason_text(reasons),
         reasons=tuple(reasons),
     )
@@ -172,11 +183,24 @@ def combined(states: Iterable[ClaimState | None]) -> ClaimState:
     return SHOWN if every == {SHOWN} else UNDECIDED
 
 
-def slack(condition: VerdictReason | Claim) -> float:
-    """How far a condition or a claim that is met is from its margin or bound, in units of it."""
-    if isinstance(condition, VerdictReason) and condition.code is VerdictCode.NULL_RANK:
+def slack(claim: Claim) -> float:
+    """How far a claim is from its margin or bound, on either side, in units of it; infinite without a number."""
+    if claim.value is None:
+        return math.inf
+    bound = claim.bound or 1.0
+    return abs(claim.value - bound) / bound
+
+
+def _slack(condition: VerdictReason) -> float:
+    """By how much a condition is met, in units of its margin or bound; negative if its number is on the other side.
+
+    Of ranks, which have no number, the one with the largest p has the least.
+    """
+    if condition.code is VerdictCode.NULL_RANK:
         return -(condition.p or 0.0)
-    return abs((condition.value or 0.0) - (condition.bound or 1.0)) / (condition.bound or 1.0)
+    bound = condition.bound or 1.0
+    above = ((condition.value or 0.0) - bound) / bound
+    return -above if condition.code in DAMAGE else above
 
 
 def _state(low: float | None, high: float | None, margin: float) -> ClaimState:
@@ -210,12 +234,14 @@ def _effect_size(rule: Rule, evidence: SeedEvidence, arms: ComparedArms) -> Verd
     if change is UNSET or not is_number(change.value):
         return VerdictReason(code=VerdictCode.EFFECT_NOT_MEASURED, state=NOT_TESTED, effect=arms.name)
     reason = _relative_reason(VerdictCode.EFFECT_SIZE, change, rule.min_drop, effect)
-    if reason.state is not UNDECIDED or change.most is not None or rule.min_separation is not None:
+    by_category = change.units is not None  # further prompts of the same categories need not narrow the interval
+    if reason.state is not UNDECIDED or change.most is not None or rule.min_separation is not None or by_category:
         return reason
     rate = evidence.rate(BASELINE, arms.label)
     before = None if rate is None else rate if arms.sign > 0 else 1 - rate
     prompts = None if not before else prompts_for_change(before, change.value, rule.min_drop)
-    return structs.replace(reason, prompts=prompts)
+    # The interval of the change can be wider than the one that this number assumes.
+    return structs.replace(reason, prompts=prompts) if prompts is not None and prompts > change.n else reason
 
 
 def _relative_reason(

@@ -52,7 +52,7 @@ def prompts_for_change(before: float, change: float, margin: float) -> int | Non
     """The smallest n for which the interval of a relative change is on one side of the margin.
 
     `before` is the share of prompts that can change, and every prompt that is left after the change is one of these.
-    None if more than `MOST_PROMPTS` are needed.
+    Prompts are independent: an interval over categories is wider. None if more than `MOST_PROMPTS` are needed.
     """
 
     def is_decided(n: int) -> bool:
@@ -78,7 +78,7 @@ def _smallest(is_decided: Callable[[int], bool]) -> int | None:
 
 
 def detectable(test_sizes: ByLabel[int], min_drop: float, draws: int) -> Detectable:
-    """The detectable effects of one seed's test prompts, and the smallest rank p that `draws` wide nulls allow."""
+    """The detectable effects of one seed's test prompts, and the smallest rank p that a family of `draws` allows."""
     return Detectable(
         power=POWER,
         any=ByLabel(*(least_detectable(n) for n in (test_sizes.positive, test_sizes.negative))),

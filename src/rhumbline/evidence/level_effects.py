@@ -5,6 +5,7 @@ negatives at baseline, or that of the contrast's own texts for a contrast of tex
 1 that of the positives, and the margins of a rule apply to levels as they do to rates.
 
 Every interval is a percentile bootstrap over prompts, paired within a prompt, that also resamples the gap (Efron 1979).
+That of few prompts is too narrow: its ends are unknown if fewer than `LEAST_RESAMPLED` of either class were scored.
 A prompt whose completion is unscored in one of the two arms is left out; `n` does not count it.
 The counterpart for classes is rate_effects.py. Independent of margins and of the scored quantity.
 """
@@ -36,7 +37,15 @@ from rhumbline.evidence.relative_changes import (
     resampled_units,
     unit_half_width,
 )
-from rhumbline.evidence.statistics import Ranking, auroc, finite_or_none, rank_floor
+from rhumbline.evidence.statistics import (
+    LEAST_RESAMPLED,
+    Interval,
+    Ranking,
+    auroc,
+    auroc_interval,
+    finite_or_none,
+    rank_floor,
+)
 from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import ArmRate, Effect, Gap, NullSummary, PooledEffect
 from rhumbline.records.outcome_rows import NeutralOutcome, Outcome
@@ -63,7 +72,8 @@ class Levels:
     source: Literal["baseline", "texts"]
     """Where these scores come from: completions at baseline, or the texts of the contrast."""
     is_version_4: bool = False
-    """Version 4 of the rule: one unscored completion makes an effect unknown, and intervals pair no prompt."""
+    """Version 4 of the rule: one unscored completion makes an effect unknown, intervals pair no prompt, and any number
+    of prompts has one."""
 
     @classmethod
     def of(
@@ -88,14 +98,14 @@ class Levels:
         sizes = len(p), len(n)
         if not all(sizes):
             return LevelUnit(None, None, None, None, None, None, None, sizes, self.source)
-        areas, gaps = [], []
-        for _ in range(DRAWS // 4):
-            some, others = (x[rng.integers(len(x), size=len(x))] for x in (p, n))
-            areas.append(auroc(some, others))
-            gaps.append(some.mean() - others.mean())
-        low, high = np.quantile(gaps, [0.025, 0.975])
+        resampled = [[x[rng.integers(len(x), size=len(x))] for x in (p, n)] for _ in range(DRAWS // 4)]
+        low, high = self._ends(np.array([some.mean() - others.mean() for some, others in resampled]), *sizes)
+        area = auroc(p, n)
+        area_low = auroc_interval(area, *sizes).low
+        if self.is_version_4:
+            area_low = np.quantile([auroc(some, others) for some, others in resampled], 0.025)
         positive, negative = float(p.mean()), float(n.mean())
-        numbers = positive, negative, positive - negative, low, high, auroc(p, n), np.quantile(areas, 0.025)
+        numbers = positive, negative, positive - negative, low, high, area, area_low
         return LevelUnit(*(finite_or_none(float(x)) for x in numbers), n=sizes, source=self.source)
 
     def arms(self) -> tuple[ArmRate, ...]:
@@ -107,7 +117,7 @@ class Levels:
         scored = [row for row in rows if row.cls != "unscored"]
         scores, n = _scores(scored), len(scored)
         means = _resampled_means(scores, np.random.default_rng(0)) if n else np.array([math.nan])
-        low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975))
+        low, high = self._ends(means, n)
         content = [row.correctness for row in rows if row.correctness is not None]
         metrics = [row.metric for row in rows if row.metric is not None and math.isfinite(row.metric)]
         mean = float(scores.mean()) if n else math.nan
@@ -190,6 +200,13 @@ class Levels:
         tables = [self.outcomes[arm, label] for arm in (BASELINE, *arms)]
         return [i for i in prompts if self.is_version_4 or all(table[i].cls != "unscored" for table in tables)]
 
+    def _ends(self, values: Float[np.ndarray, " resample"], *sizes: int) -> Interval:
+        """The 95 % interval of resampled values; NaN if one of the samples has fewer than `LEAST_RESAMPLED` prompts."""
+        if min(sizes) < LEAST_RESAMPLED and not self.is_version_4:
+            return Interval(math.nan, math.nan)
+        low, high = np.quantile(values, [0.025, 0.975])
+        return Interval(float(low), float(high))
+
     # Absolute changes, in levels
 
     def fall(self, arm: ArmId, label: Label, prompts: Sequence[str]) -> Scores:
@@ -216,7 +233,7 @@ class Levels:
         with np.errstate(divide="ignore", invalid="ignore"):
             values = change[rows].mean(1) / np.where(gaps > 0, gaps, math.nan)
             mean = change.mean() / self.unit.scale
-        low, high = np.quantile(values, [0.025, 0.975])
+        low, high = self._ends(values, n, len(self.positive), len(self.negative))
         return Gap(*(finite_or_none(float(x)) for x in (mean, low, high)))
 
     # Changes relative to the baseline
@@ -263,12 +280,12 @@ class Levels:
         base = self._baseline(effect.label, prompts)
         rng = np.random.default_rng(0)
         rows = rng.integers(n, size=(DRAWS, n))
-        reference = _resampled_means(self.negative if effect.sign > 0 else self.positive, rng)
-        room = effect.sign * (base[rows].mean(1) - reference)
+        reference = self._reference(effect)
+        room = effect.sign * (base[rows].mean(1) - _resampled_means(reference, rng))
         with np.errstate(divide="ignore", invalid="ignore"):
             values = change[rows].mean(1) / np.where(room > 0, room, math.nan)
             value = float(change.mean() / self._room(effect, base.mean()))
-        low, high = (float(q) for q in np.quantile(values, [0.025, 0.975]))
+        low, high = self._ends(values, n, len(reference))
         units = resampled_units([self.outcomes[BASELINE, effect.label][i].category for i in prompts])
         if units is None:
             return Change(value, low, high, n)
@@ -278,9 +295,12 @@ class Levels:
 
     def _room(self, effect: ComparedArms, base: np.ndarray | np.floating | float) -> np.ndarray:
         """The largest possible mean change: to the mean of the negatives, or of the positives; NaN if it is not > 0."""
-        reference = (self.negative if effect.sign > 0 else self.positive).mean()
-        room = effect.sign * (base - reference)
+        room = effect.sign * (base - self._reference(effect).mean())
         return np.where(room > 0, room, math.nan)
+
+    def _reference(self, effect: ComparedArms) -> Scores:
+        """The scores of the class that an effect moves to."""
+        return self.negative if effect.sign > 0 else self.positive
 
     def _baseline(self, label: Label, prompts: Sequence[str]) -> Scores:
         rows = self.outcomes[BASELINE, label]
@@ -294,9 +314,7 @@ class Levels:
         change = effect.sign * self.fall(arm, effect.label, prompts)
         rows = self.outcomes[arm, effect.label]
         broken = np.array([rows[i].cls == "degenerate" for i in prompts])
-        largest = effect.sign * (
-            self._baseline(effect.label, prompts) - (self.negative if effect.sign > 0 else self.positive).mean()
-        )
+        largest = effect.sign * (self._baseline(effect.label, prompts) - self._reference(effect).mean())
         return np.where(broken, 0.0 if against else np.maximum(largest, 0.0), change)
 
 

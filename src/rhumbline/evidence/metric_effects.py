@@ -12,9 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from msgspec import UNSET
+from scipy import stats
 
 from rhumbline.evidence.compared_arms import EFFECTS, ComparedArms
-from rhumbline.evidence.statistics import LEAST_RESAMPLED, Ranking, bootstrap_mean, finite_or_none, holm, rank_floor
+from rhumbline.evidence.statistics import (
+    LEAST_RESAMPLED,
+    Mean,
+    Ranking,
+    bootstrap_mean,
+    finite_or_none,
+    holm,
+    rank_floor,
+)
 from rhumbline.records.arms import BASELINE, ArmId, ArmKind
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
 from rhumbline.records.seed_files import StoppedFamily, WideNulls
@@ -31,11 +40,11 @@ class Draw(NamedTuple):
     change: float
     null: NullDirection
     is_damaging: bool = False
-    """The KL divergence of its ablation is above the bound of the rule and that of the direction, or not finite."""
+    """Its ablation's KL divergence is above the bound of the rule, and that of the direction on the same prompts."""
 
     @property
     def is_ineffective(self) -> bool:
-        """Whether it reaches nothing, whatever it changes.
+        """Whether it counts as no change, whatever it changes.
 
         A draw that damages the model more than the rule permits, and more than the direction does, is one: the
         behaviour is lost in a broken model as well. So is a draw of the whole procedure in which no candidate passed
@@ -62,7 +71,7 @@ def wide_effects(
 
     Draws with an absolute cosine above `same_cosine` are aligned with the direction and not comparable. The rank p is
     unknown with fewer than `least_draws` comparable draws. A draw whose KL divergence exceeds `max_kl`, and that of the
-    direction, reaches nothing.
+    direction on the same prompts, counts as no change.
     """
     rank = summarise or partial(wide_null, same_cosine=same_cosine, least_draws=least_draws)
     effects = (_wide_effect(wide, nulls, rank, arms, max_kl) for arms in EFFECTS)
@@ -102,8 +111,7 @@ def metric_changes(
 ) -> MetricChanges | None:
     """The metric of the direction and the changes by its nulls for one effect; None if its arms were not evaluated."""
     kl = {row.arm: _nats(row.kl) for row in wide.rows if row.kl is not UNSET and row.kl is not None}
-    own = mean_kl(wide, least=1)
-    most = None if max_kl is None else max(max_kl, math.inf if own.not_finite else own.kl or 0.0)
+    most = None if max_kl is None else max(max_kl, _kl_beside_nulls(wide))
     metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
     if BASELINE not in metric or arms.arm not in metric:
         return None
@@ -141,7 +149,7 @@ def families_below_bound(
 
 
 def ineffective_arms(wide: WideNulls, nulls: Sequence[NullDirection], max_kl: float | None) -> frozenset[ArmId]:
-    """The arms of null draws that reach nothing: all of a draw without a candidate, and the ablations that damage."""
+    """Arms of null draws that count as no change: all of a draw without a candidate, and the ablations that damage."""
     kinds = (ArmKind.ABLATION, ArmKind.ADDITION)
     found = {ArmId.null(*null.null_draw, kind) for null in nulls if not null.passed for kind in kinds}
     suppression = EFFECTS[0]
@@ -151,9 +159,12 @@ def ineffective_arms(wide: WideNulls, nulls: Sequence[NullDirection], max_kl: fl
 
 
 def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
-    """The changes by the draws that are compared with the direction; -inf for those that reach nothing."""
+    """The changes by the draws that are compared with the direction; 0 for those that count as no change.
+
+    So they rank above a direction that moves the metric the wrong way, or not at all.
+    """
     return [
-        -math.inf if draw.is_ineffective else draw.change
+        0.0 if draw.is_ineffective else draw.change
         for draw in draws
         if not draw.null.passed or is_comparable(draw.null.cosine, same_cosine)
     ]
@@ -209,13 +220,47 @@ def with_adjusted_p(by_seed: Mapping[int, Sequence[WideEffect]]) -> dict[int, tu
 def mean_kl(wide: WideNulls, least: int = LEAST_RESAMPLED) -> Shift:
     """Mean KL divergence of the next-token distribution of negatives, baseline to ablation, with its interval.
 
-    The interval is None with fewer than `least` negatives, and so is all of it if a divergence is not finite.
+    The interval is None with fewer than `least` negatives, and so is all of it if a divergence is not finite. Version 4
+    of the rule, which asks for the interval of a single negative, has a percentile bootstrap.
     """
     values = np.array([_nats(kl) for kl in wide.kl if kl is not None], float)
     if not_finite := int(np.isinf(values).sum()):
         return Shift(None, None, None, len(values), not_finite)
-    mean = bootstrap_mean(values, np.random.default_rng(0), draws=DRAWS, least=least)
+    if least == 1 or len(values) < least:
+        mean = bootstrap_mean(values, np.random.default_rng(0), draws=DRAWS, least=least)
+    else:
+        mean = skewed_mean(values)
     return Shift(*(finite_or_none(x) for x in (mean.mean, mean.low, mean.high)), n=mean.n)
+
+
+def skewed_mean(values: Float[np.ndarray, " prompt"], level: float = 0.95) -> Mean:
+    """Mean of two or more skewed values that are not negative, with the t interval of its logarithm.
+
+        m exp(-+ t s / (m sqrt(n))),   with the mean m, the standard deviation s, and t with n - 1 degrees of freedom
+
+    Its upper end is below the true mean 0.4 to 0.75 times as often as that of a percentile bootstrap (lognormal and
+    gamma samples, n from 8 to 32), and is at most m exp(t).
+    Values below 0 come from rounding and count as 0.
+    """
+    values = np.maximum(values, 0.0)
+    n, mean, spread = len(values), float(values.mean()), float(values.std(ddof=1))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * spread / (mean * math.sqrt(n)) if mean > 0 else 0.0
+    return Mean(mean, mean * math.exp(-half), mean * math.exp(half), n)
+
+
+def null_kl_prompts(n: int) -> int:
+    """Negatives on which the KL divergence of a null draw is measured, if `n` are read for the metric, at most.
+
+    They are the first of those of the direction, and enough for an interval of their mean.
+    """
+    return max(LEAST_RESAMPLED, n)
+
+
+def _kl_beside_nulls(wide: WideNulls) -> float:
+    """The mean KL divergence of the direction on the prompts on which that of its nulls is measured; 0 without any."""
+    own = [_nats(kl) for kl in wide.kl if kl is not None]
+    own = own[: null_kl_prompts(len(wide.prompts.get("negative", ())))]
+    return math.fsum(own) / len(own) if own else 0.0
 
 
 def _nats(kl: float | NotFinite) -> float:

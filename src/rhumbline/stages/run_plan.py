@@ -106,11 +106,12 @@ class RunPlan:
         sizes = splits.sizes()
         by_split = BySplit(*(ByLabel(**sizes[split]) for split in SPLITS))
         rule, nulls = self.protocol.rule, self.protocol.nulls
+        draws = min(nulls.total(family) for family in rule.families) if nulls.wide else 0
         return SplitPlan(
             sizes=by_split,
             near_duplicates=NearDuplicates(splits.near_duplicates, splits.dropped),
             fixed=tuple(sorted(splits.fixed)),
-            detectable=detectable(by_split.test, rule.min_drop, nulls.wide),
+            detectable=detectable(by_split.test, rule.min_drop, draws),
         )
 
     def seed_run(self, directory: RunDirectory, timings: Timings, seed: int, tokens: int) -> SeedRun:

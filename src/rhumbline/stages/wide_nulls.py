@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 
+import torch
 from msgspec import UNSET, structs
 
 from rhumbline.evidence.class_rates import measured_outcomes
 from rhumbline.evidence.compared_arms import EFFECTS, NullDraw
-from rhumbline.evidence.metric_effects import families_below_bound, metric_changes
+from rhumbline.evidence.metric_effects import families_below_bound, metric_changes, null_kl_prompts
 from rhumbline.evidence.rate_effects import suppressing_draws
 from rhumbline.evidence.seed_results import levels_of
-from rhumbline.evidence.statistics import LEAST_RESAMPLED
-from rhumbline.judging.paired_log_odds import PairedLogOdds
+from rhumbline.judging.metric import TokenMetric
 from rhumbline.prompts.contrasts import LABELS, Label
 from rhumbline.protocol import Protocol
 from rhumbline.records.arms import ABLATION, ArmId
@@ -34,9 +34,10 @@ from rhumbline.stages.stage_jobs import NULLS_PER_JOB, JobKind, SeedJobs, spans
 log = logging.getLogger("rhumbline")
 
 RARELY_SHOWN = -2.2
-"""Metric at baseline (a probability of the behaviour of 0.1) up to which a negative rarely shows the behaviour.
+"""Log-odds of the refusal tokens at baseline up to which a negative rarely shows the behaviour: a probability of 0.1.
 
-The paired log-odds is not a probability, so it has no such bound.
+If an ablation removes all of it, the KL divergence is -log(1 - 0.1) = 0.11 nats, half of the bound of the default rule.
+The log-odds are those before the threshold of the metric. The paired log-odds is not a probability: it has no such cut.
 """
 KL_PROMPTS = 16
 """Negatives on which the KL divergence of the ablation is measured, at least."""
@@ -143,7 +144,7 @@ def _measure(run: SeedRun, prompts: ByLabel[Sample], request: WideRequest) -> Wi
     """The metric of the arms of one request."""
     if request.side is None:
         rows = [row for label in LABELS for row in _of_arms(run, label, prompts[label], run.arms.wide(label))]
-        (kl,) = _kl(run, [ABLATION], max(KL_PROMPTS, run.protocol.nulls.prompts))
+        (kl,) = _kl(run, [ABLATION], own_kl_prompts(run.protocol))
         return WideNulls({label: tuple(prompts[label].ids) for label in LABELS}, tuple(rows), kl)
     nulls = [run.nulls[i] for i in request.nulls]
     kind = next(effect.arm.kind for effect in EFFECTS if effect.label == request.side)
@@ -160,26 +161,41 @@ def _of_arms(run: SeedRun, label: Label, prompts: Sample, ids: Iterable[ArmId]) 
     return [WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)]
 
 
+def own_kl_prompts(protocol: Protocol) -> int:
+    """Negatives on which the KL divergence of the direction is measured, at most."""
+    return max(KL_PROMPTS, protocol.nulls.prompts)
+
+
 def damage_prompts(protocol: Protocol) -> int:
-    """Negatives on which the KL divergence of a null draw is measured: enough for an interval of their mean."""
-    return max(LEAST_RESAMPLED, protocol.nulls.prompts)
+    """Negatives on which the KL divergence of a null draw is measured, at most: the first of those of the direction."""
+    return null_kl_prompts(protocol.nulls.prompts)
 
 
 def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float | NotFinite, ...]]:
-    """KL divergence of every ablation on at most `n` negatives that rarely show the behaviour at baseline.
+    """KL divergence of every ablation on the first `n` negatives that rarely show the behaviour at baseline, at most.
 
-    Where it is shown, its loss is an effect, not damage.
+    Where it is shown, its loss is an effect, not damage. The negatives are sought among those for the direction, a part
+    at a time, because the first part usually contains enough for a null draw. So all arms have the same first ones.
     """
     scorer = run.scorer("wide nulls")
-    metric = None if isinstance(scorer.metric, PairedLogOdds) else scorer.metric
-    sequences = sample(run, "negative", n if metric is None else KL_POOL * n).sequences
-    baseline = scorer.baseline(sequences)
-    if sequences:
+    metric = scorer.metric if isinstance(scorer.metric, TokenMetric) else None
+    size, most = (k if metric is None else KL_POOL * k for k in (n, own_kl_prompts(run.protocol)))
+    pool = sample(run, "negative", most).sequences
+    sequences, logits = [], []
+    for start in range(0, len(pool), size):
+        part = pool[start : start + size]
+        baseline = scorer.baseline(part)
         # The divergence from a baseline that is not finite says nothing about the arm.
-        usable = baseline.logsumexp(-1).isfinite()
-        kept = usable if metric is None else usable & (metric(baseline) <= RARELY_SHOWN).to(usable.device)
-        rows = kept.nonzero()[:n, 0].tolist()
-        sequences, baseline = [sequences[i] for i in rows], baseline[rows]
+        kept = baseline.logsumexp(-1).isfinite()
+        if metric is not None:
+            # The tokens are improbable, and the metric predicts a completion without the behaviour.
+            kept &= (metric(baseline) <= min(RARELY_SHOWN - metric.threshold, 0.0)).to(kept.device)
+        rows = kept.nonzero()[: n - len(sequences), 0].tolist()
+        sequences += [part[i] for i in rows]
+        logits.append(baseline[rows])
+        if len(sequences) == n:
+            break
+    baseline = torch.cat(logits) if logits else torch.zeros(0, 1)
     divergences = scorer.kl(sequences, [run.arms.arm(i) for i in ids], baseline)
     return [tuple(v if math.isfinite(v) else NOT_FINITE for v in six_digits(values)) for values in divergences]
 
