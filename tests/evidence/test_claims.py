@@ -297,7 +297,7 @@ def test_a_claim_without_a_number_is_no_nearest_one():
     suppresses = claim(SUPPRESSES, known())
     assert slack(suppresses) == pytest.approx(1.0)
     assert slack(structs.replace(suppresses, value=None)) == math.inf
-    assert slack(structs.replace(suppresses, value=0.4)) == pytest.approx(0.2)
+    assert slack(structs.replace(suppresses, value=0.4)) == pytest.approx(-0.2)
 
 
 def test_damage_on_a_few_prompts_decides_nothing():

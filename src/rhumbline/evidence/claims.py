@@ -184,11 +184,12 @@ def combined(states: Iterable[ClaimState | None]) -> ClaimState:
 
 
 def slack(claim: Claim) -> float:
-    """How far a claim is from its margin or bound, on either side, in units of it; infinite without a number."""
+    """By how much a claim is met, in units of its margin or bound, as for a condition; infinite without a number."""
     if claim.value is None:
         return math.inf
     bound = claim.bound or 1.0
-    return abs(claim.value - bound) / bound
+    above = (claim.value - bound) / bound
+    return -above if claim.kind is ClaimKind.LEAVES_INTACT else above
 
 
 def _slack(condition: VerdictReason) -> float:
@@ -261,6 +262,7 @@ def _relative_reason(
         bound=margin,
         n=change.n,
         draws=change.draws,
+        units=change.units,
     )
 
 

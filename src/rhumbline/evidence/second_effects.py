@@ -31,7 +31,7 @@ def second_summary(
     """Suppression and induction by the second direction, relative to the baseline, with their ranks.
 
     The ranks are among the null draws of the first direction that are comparable with it. A draw whose measured KL
-    divergence exceeds `max_kl`, and that of the first direction, reaches nothing.
+    divergence exceeds `max_kl`, and that of the first direction on the same prompts, counts as no change.
     """
     effects = (
         _effect(

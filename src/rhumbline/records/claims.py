@@ -52,8 +52,9 @@ DECISIVE_CLAIMS = (*EFFECT_CLAIMS, ClaimKind.LEAVES_INTACT)
 class Claim(Struct, frozen=True, kw_only=True):
     """One claim, decided by the rule.
 
-    The number is that of the condition nearest to its margin: a relative change of the behaviour for the effects, the
-    smallest relative gap to a null family, the damage nearest to its bound, the mean cosine with the refits.
+    The number is that of the weakest condition, which is nearest to its margin if the claim is shown, and misses it by
+    most otherwise: a relative change of the behaviour for the effects, the smallest relative gap to a null family, the
+    largest damage in units of its bound, the mean cosine with the refits.
     """
 
     kind: ClaimKind = field(name="claim")

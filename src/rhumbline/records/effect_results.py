@@ -131,8 +131,8 @@ class WideNull:
     comparable: int | UnsetType = UNSET
     """Draws that do not align with the direction, or in which nothing was selected. Absent in version 4."""
     beaten: int | UnsetType = UNSET
-    """Comparable draws that change the metric by at least as much as the direction and do not damage the model more
-    than the rule permits. Absent in version 4."""
+    """Comparable draws that change the metric by at least as much as the direction. A draw that damages the model more
+    than the rule permits counts as no change. Absent in version 4."""
     damaging: int | UnsetType = UNSET
     """Draws that change the metric as much and damage the model more; UNSET if none does."""
     p_apart: float | UnsetType = UNSET

@@ -52,10 +52,12 @@ class LevelUnit:
     gap: float | None
     """positive - negative, in scores."""
     low: float | None
+    """Lower end of its interval; None with fewer than 8 scores in a class, as below."""
     high: float | None
     auroc: float | None
     """Probability that a positive has the larger score."""
     auroc_low: float | None
+    """Lower end of Newcombe's interval."""
     n: tuple[int, int]
     source: Literal["baseline", "texts"]
     """Completions at baseline, or the responses that the contrast carries."""

@@ -226,8 +226,8 @@ class WideRow(Struct, frozen=True, kw_only=True):
     metric: tuple[float | None, ...]
     """Log-odds, six digits, in the order of `WideNulls.prompts`; None: not finite."""
     kl: float | NotFinite | UnsetType | None = UNSET
-    """Mean KL divergence of a null draw's ablation on negatives, nats; None: unknown. Measured if the draw changes the
-    metric by at least as much as the direction."""
+    """Mean KL divergence of a null draw's ablation on the first negatives of `WideNulls.kl`, nats; None: unknown.
+    Measured if the draw changes the metric by at least as much as the direction."""
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class Change:
     rate: Rate | None
     """Share of the scored completions that shows the behaviour; None without any."""
     change: MeanRate | None
-    """Decrease (suppression) or increase (induction) on the same prompts, from the baseline. A degenerate completion counts
-    as that of the baseline: broken text is no change of the behaviour."""
+    """Decrease (suppression) or increase (induction) on the same prompts, from the baseline. A degenerate completion
+    counts as that of the baseline: broken text is no change of the behaviour."""
     degenerate: float | None
     """Share of broken completions."""
 

@@ -161,6 +161,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     p: float | None = None
     prompts: int | None = None
     """Prompts per class that would decide an undecided effect."""
+    units: int | None = None
+    """Categories of prompts that widen the interval."""
     no_candidate: NoCandidate | None = None
     lacking: TokensLacking | None = None
     """Why the token metric has no tokens; for NO_TOKENS."""
@@ -226,7 +228,10 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
                     f" (up to {self.most:.2f} if degenerate completions count)" if self.most is not None else ""
                 )
                 text = f"{self.effect} {self._reached(state)}{if_counted}"
-                return f"{text}; about {self.prompts} prompts per class would decide it" if self.prompts else text
+                if self.prompts:
+                    return f"{text}; about {self.prompts} prompts per class would decide it"
+                few = state is ClaimState.UNDECIDED and self.units is not None
+                return f"{text}; the interval is over {self.units} categories of prompts" if few else text
             case VerdictCode.NULL_GAP:
                 return f"gap to {nulls} {self._reached(state)}"
             case VerdictCode.NULL_RANK:

@@ -106,7 +106,7 @@ class RunPlan:
         sizes = splits.sizes()
         by_split = BySplit(*(ByLabel(**sizes[split]) for split in SPLITS))
         rule, nulls = self.protocol.rule, self.protocol.nulls
-        draws = min(nulls.total(family) for family in rule.families) if nulls.wide else 0
+        draws = min((nulls.total(f) for f in rule.families), default=nulls.wide) if nulls.wide else 0
         return SplitPlan(
             sizes=by_split,
             near_duplicates=NearDuplicates(splits.near_duplicates, splits.dropped),
