@@ -332,7 +332,7 @@ class FlinchDirection:
     p: float
     nulls: tuple[float | None, ...]
     contexts: int
-    """Contexts on which the direction is tested."""
+    """Contexts on which the direction is tested. FLINCH-ONE-DIRECTION needs at least 8, and `before` below 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
