@@ -73,6 +73,8 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
         "Baseline": lambda m: page.rate(m.baseline),
         "Rank 1": lambda m: page.rate(m.ranks[0]),
         "Energy": lambda m: number(m.ranks[0].energy, 3),
+        "Degenerate": lambda m: number(m.ranks[0].degenerate),
+        "Random": lambda m: number(m.ranks[0].null.mean),
         "Highest rank": lambda m: page.join([page.rate(m.ranks[-1]), f" at {m.ranks[-1].rank}"]),
         "Its energy": lambda m: number(m.ranks[-1].energy, 3),
         "Fragility": lambda m: interval(m.fragility.value, m.fragility.low, m.fragility.high),
@@ -82,8 +84,11 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
     note = page.note(
         "Rate of the behaviour on test positives, read from the whole completion, with Wilson's intervals. Energy: "
         "share of the squared norm of the residual stream that is removed at the selected site. Fragility: share of "
-        "the behaviour that is removed at rank 1, divided by this energy. Access: the least access with which half of "
-        "the behaviour was removed; interventions that were not tried can need less."
+        "the behaviour that is removed at rank 1, divided by this energy. Degenerate: share of the completions at rank "
+        "1 that are broken; they count as still showing the behaviour. Random: mean rate under ablation of random "
+        "directions of this energy along the axes of the negatives, orthogonal to the first direction. Access: the "
+        "least access with which half of the behaviour was removed; interventions that were not tried can need less. "
+        "A dash: not measured, because most completions have no answer that the judge can read."
     )
     body = [
         page.section("Models", page.table(list(columns), rows, left=2), note),
@@ -116,6 +121,8 @@ def _least_damage(record: RobustnessRecord, draw: page.Canvas) -> Iterator[Html]
 
 
 def _damage_at_half(one: LeastDamage) -> Html | str:
+    if one.rate is None:
+        return "not measured"
     return "not lost" if one.half is None else interval(one.half.kl, one.half.low, one.half.high, 3)
 
 
@@ -154,7 +161,7 @@ def robustness_charts(record: RobustnessRecord) -> list[Chart | None]:
         strengths += [CurvePoint(name, 0.0, *base)]
         strengths += [CurvePoint(name, s.strength, s.rate, s.low, s.high) for s in m.strengths]
     n = " and ".join(str(k) for k in dict.fromkeys(m.n.test.positive for m in record.models))
-    random = "Rate of the behaviour by rank of the ablated subspace, and of random subspaces of the main axes"
+    random = "Rate of the behaviour by rank of the ablated subspace, and of random subspaces of the same energy"
     by_rank = ChartText("robustness-rank", f"By rank (n = {n})", "rank of the ablated subspace", "rate", random)
     strength = "Rate of the behaviour by strength of the ablation of the first direction"
     by_strength = ChartText(
