@@ -6,7 +6,7 @@ ablation of the first direction, under ablation of matched random subspaces, and
 suffix stands for an attacker who can only write prompts; it is selected on validation prompts, not optimised. Rates are
 read from whole completions, so that late refusals count. Broken text is no removal, and an arm whose completions are
 mostly unscored is not measured. Higher ranks add the next candidates by Gram-Schmidt. The random subspaces are
-orthogonal to the ablated one and have its energy.
+orthogonal to the ablated one, and their energy is as near to its energy as the axes of the negatives allow.
 """
 
 from collections.abc import Callable, Sequence

@@ -236,22 +236,31 @@ class DissociationMargins:
     taken: float
     """Removed: the interval of the drop lies above this bound."""
     left: float
-    """Unaffected: the interval of the drop lies below this bound."""
+    """Unaffected: the interval of the drop lies below this bound, also if degenerate completions count as removal."""
 
 
 @dataclass(frozen=True)
 class DissociationCell:
-    """One behaviour under one ablation, on test positives; `drop` is the level at baseline minus this level."""
+    """One behaviour under one ablation, on test positives; `drop` is the level at baseline minus this level.
+
+    A degenerate completion counts as showing the behaviour; of a continuous score, as the level at baseline.
+    """
 
     behaviour: str
     ablated: str
     """`baseline`, the behaviour whose direction is ablated, or `null of <behaviour>`; not the name of an arm."""
-    level: float
-    """Mean level; for a behaviour with classes the rate."""
+    level: float | None
+    """Mean level; for a behaviour with classes the rate. None: not measured, because most completions are unscored."""
     n: int
-    drop: float
-    low: float
-    high: float
+    """Prompts that are scored at baseline and under the ablation."""
+    drop: float | None
+    low: float | None
+    """None, and `high` too, for levels of fewer than 8 prompts."""
+    high: float | None
+    most: float | None = None
+    """Upper end of the interval if degenerate completions count as removal; None if it is `high`."""
+    degenerate: float | None = None
+    """Share of degenerate completions."""
 
 
 @dataclass(frozen=True)
