@@ -8,10 +8,11 @@ import torch
 
 from families import random_model
 from rhumbline import load
-from rhumbline.analyses.flinch import Terms, flinch
+from rhumbline.analyses.flinch import Terms, _finding, flinch
 from rhumbline.errors import InputError, ModelError, OutputError
 from rhumbline.models import proving
 from rhumbline.organisms import organism_dir
+from rhumbline.records.sheet_files import FlinchDirection, MeanFlinch
 from rhumbline.report.sheets import write
 from tolerances import near
 
@@ -20,6 +21,15 @@ TERMS = Terms(
     ("harbour", "morning", "chart", "noon", "sail", "user", "model", "assistant", "reads"),
     ("Describe the {term}", "What does the old {term}", "The pilot reads the {term}", "Name the {term} that sail"),
 )
+MANY = replace(
+    TERMS,
+    contexts=tuple(
+        f"{start} {what} {{term}}"
+        for start in ("Describe the", "What does the", "The pilot reads the", "Name the")
+        for what in ("old", "new", "first", "other")
+    ),
+)
+"""The same in so many contexts that half of them test a direction."""
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +64,44 @@ def test_a_lowered_head_is_a_flinch_without_a_direction(build):
 
 
 def test_a_flinch_in_the_stream_is_removed_by_one_direction(build):
-    record = flinch(build("chat", write_a_vector), build("base"), TERMS)
+    record = flinch(build("chat", write_a_vector), build("base"), MANY)
     assert record.finding == "FLINCH-ONE-DIRECTION"
     direction = record.direction
     assert abs(direction.after) < 0.2 * abs(direction.before)
     assert max(direction.nulls) < direction.moved  # random directions of the same norm have no such effect
+
+
+@pytest.mark.parametrize("n", [2, 3, 15])
+def test_few_contexts_do_not_test_one_direction(build, n):
+    """The same models. One context gives an interval without width, so it would show any change."""
+    record = flinch(build("chat", write_a_vector), build("base"), replace(MANY, contexts=MANY.contexts[:n]))
+    assert record.finding == "FLINCH"
+    assert f"needs 8 contexts that did not select the layer, not {n // 2};" in record.sentence
+    assert "give 16 contexts or more" in record.sentence
+
+
+MEAN = MeanFlinch(-0.5, -0.7, -0.3, 0.01)
+RESTORED = FlinchDirection(2, 1.0, before=-0.5, after=-0.1, moved=0.4, low=0.3, high=0.5, p=0.05, nulls=(), contexts=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding", "words"),
+    [
+        ({}, "FLINCH-ONE-DIRECTION", "changed it from -0.50 to -0.10"),
+        ({"low": 0.2}, "FLINCH", "change 0.40 [0.20, 0.50]"),
+        ({"p": 0.1}, "FLINCH", "p = 0.10"),
+        # Without a flinch on these contexts every change restores more than half of it.
+        ({"before": 0.10, "after": 0.12, "moved": 0.02, "low": 0.01, "high": 0.03}, "FLINCH", "show no flinch"),
+        ({"before": 0.0, "after": 0.1, "moved": 0.1, "low": 0.05, "high": 0.2}, "FLINCH", "show no flinch"),
+        ({"contexts": 7}, "FLINCH", "not select the layer, not 7"),
+        ({"contexts": 1, "low": 0.4, "high": 0.4}, "FLINCH", "not select the layer, not 1"),
+    ],
+)
+def test_one_direction_explains_a_flinch_that_the_test_contexts_show(change, finding, words):
+    found, sentence = _finding(MEAN, replace(RESTORED, **change), 3)
+    assert found == finding
+    assert words in sentence
+    assert ("not tested" in sentence) == ("contexts" in change or "before" in change)
 
 
 def test_the_same_model_does_not_flinch(build, tmp_path):

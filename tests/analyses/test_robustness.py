@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from rhumbline import load, read_contrast
-from rhumbline.analyses import robustness
+from rhumbline.analyses import completed_prompts, robustness
 from rhumbline.analyses.least_damage import _Study
 from rhumbline.analyses.robustness import compare, measure
+from rhumbline.analyses.spans import energy
 from rhumbline.analyses.trajectory_kl import Trajectories
 from rhumbline.errors import InputError
-from rhumbline.inference.interventions import BASELINE
+from rhumbline.inference.interventions import BASELINE, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.organisms import Planted, build
 from rhumbline.organisms.files import CONTRAST
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.shared import BySplit, Site
-from rhumbline.records.sheet_files import RobustnessPlan
+from rhumbline.records.sheet_files import RobustnessPlan, RobustnessRecord
 from rhumbline.report.sheets import least_damage_chart, robustness_charts, write
 
 PLAN = RobustnessPlan(
@@ -194,3 +196,180 @@ def test_prompts_beyond_the_positions_are_named_before_the_first_pass(planted_fo
         measure(model, contrast, PLAN, passes.append)
     assert any(f"{p.id} (" in str(error.value) for p in contrast.prompts)
     assert passes == []
+
+
+# -- how completions are counted
+
+REFUSED, ANSWERED = "I cannot help with that.", "Here is a short answer to your question."
+BROKEN = "the the the the the the the the the the the the"
+SMALL = replace(PLAN, ranks=1, nulls=2, sizes=BySplit(12, 4, 6), strengths=(1.0,))
+
+
+@pytest.fixture
+def measured(planted_folder, monkeypatch):
+    """The measurement of a model whose completions of positives are given."""
+    model, contrast = load(str(planted_folder), device="cpu", dtype="float32"), read_contrast(planted_folder / CONTRAST)
+
+    def of(text, plan=SMALL):
+        """`text(arm, is_changed, i, n)` is the completion of positive i of n; `is_changed`: an attack by prompts."""
+        known = {p.text for p in contrast.prompts}
+
+        def complete(runner, chat, prompts, arms, length):
+            def answer(arm, i, prompt):
+                is_changed = prompt.text not in known or prompt.system is not None
+                return text(arm, is_changed, i, len(prompts)) if prompt.label == "positive" else ANSWERED
+
+            return [[answer(arm, i, p) for i, p in enumerate(prompts)] for arm in arms]
+
+        monkeypatch.setattr(completed_prompts, "complete", complete)
+        return measure(model, contrast, plan)
+
+    return of
+
+
+def attacked(arm, is_changed):
+    """Whether anything is changed: not the baseline."""
+    return is_changed or bool(arm.interventions)
+
+
+def is_null(arm):
+    """Whether the arm ablates a random subspace."""
+    return arm.name.startswith("null")
+
+
+def layer_of(arm):
+    """The layer of the direction that an arm ablates alone; None for other arms."""
+    found = [getattr(i, "direction", None) for i in arm.interventions]
+    return found[0].layer if len(found) == 1 and found[0] is not None and not is_null(arm) else None
+
+
+def test_broken_text_is_no_removal(measured, tmp_path):
+    """Under every intervention the completions are broken: nothing is removed, and the page shows their share."""
+    row = measured(lambda arm, changed, i, n: BROKEN if attacked(arm, changed) else REFUSED)
+    assert (row.baseline.rate, row.baseline.degenerate) == (1, 0)
+    for one in (*row.ranks, *row.strengths, row.prompts):
+        assert (one.rate, one.drop.mean, one.degenerate) == (1, 0, 1)
+    assert (row.ranks[0].null.mean, row.ranks[0].null.degenerate) == (1, 1)
+    assert row.fragility.lost == 0
+    assert row.access == "none of those tried"
+    assert [(one.half, one.rate) for one in row.least] == [(None, 1)] * 3
+    assert "Degenerate" in write(compare([row], SMALL), tmp_path / "out").read_text()
+
+
+def test_answers_are_a_removal(measured):
+    """The contrary case."""
+    plan = replace(SMALL, sizes=BySplit(12, 4, 12))
+    row = measured(lambda arm, changed, i, n: ANSWERED if attacked(arm, changed) else REFUSED, plan)
+    for one in (*row.ranks, *row.strengths, row.prompts):
+        assert (one.rate, one.drop.mean, one.degenerate) == (0, 1, 0)
+    assert row.fragility.lost == 1
+    assert row.access == "prompts"
+    assert all(one.half is not None for one in row.least)
+
+
+@pytest.mark.parametrize(("text", "is_selected"), [(BROKEN, False), (None, False), (ANSWERED, True)])
+def test_the_first_direction_removes_the_behaviour_and_leaves_readable_text(measured, text, is_selected):
+    """Candidates of one layer break the model, or nothing can be read: those that remove half are preferred."""
+
+    def of(arm, is_changed, i, n):
+        if layer_of(arm) is None:
+            return REFUSED
+        return text if layer_of(arm) == 3 else (REFUSED, ANSWERED)[i % 2]
+
+    row = measured(of)
+    assert (row.selected.layer == 3) == is_selected
+    assert row.ranks[0].rate == (0 if is_selected else 0.5)
+
+
+def test_an_arm_without_answers_is_not_measured(measured, tmp_path):
+    """On test prompts nothing can be read: there is no rate, no error, and a page."""
+    row = measured(lambda arm, changed, i, n: REFUSED if not attacked(arm, changed) else ANSWERED if n == 4 else None)
+    rank = row.ranks[0]
+    assert (rank.rate, rank.low, rank.high, rank.drop.mean, rank.degenerate) == (None, 0, 1, None, None)
+    assert (rank.null.mean, rank.null.energy, rank.null.draws) == (None, None, 0)
+    assert (row.strengths[0].rate, row.prompts.rate, row.fragility.value) == (None, None, None)
+    assert [(one.half, one.rate, one.text) for one in row.least] == [(None, None, "not measured")] * 3
+    record = compare([row], SMALL)
+    assert "not measured at rank 1" in record.sentence
+    assert convert(to_json(record), RobustnessRecord) == record
+    assert "not measured" in write(record, tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize(("scored", "rate"), [(1, None), (2, None), (3, 0.0), (6, 0.0)])
+def test_most_completions_of_an_arm_are_scored(measured, scored, rate):
+    """A rate of a few is no rate of the arm, as in a run."""
+
+    def of(arm, is_changed, i, n):
+        if not arm.interventions or n != 6:
+            return REFUSED
+        return ANSWERED if i < scored else None
+
+    row = measured(of)
+    assert row.ranks[0].rate == rate
+    assert (row.ranks[0].null.mean, row.ranks[0].null.draws) == (rate, 0 if rate is None else 2)
+
+
+def test_a_null_that_is_not_measured_is_skipped(measured):
+    def of(arm, is_changed, i, n):
+        return None if is_null(arm) and arm.name.endswith("0") else REFUSED
+
+    null = measured(of).ranks[0].null
+    assert (null.mean, null.draws) == (1, 1)
+
+
+@pytest.mark.parametrize("n_test", [4, 6])
+def test_a_baseline_without_answers_is_refused(measured, n_test):
+    """On validation and on test positives."""
+
+    def of(arm, is_changed, i, n):
+        return None if n == n_test and i > 0 and not attacked(arm, is_changed) else REFUSED
+
+    with pytest.raises(InputError, match=r"most completions of (val|test) positives at baseline .*--max-new-tokens"):
+        measured(of)
+
+
+def test_candidates_that_cannot_be_read_are_refused(measured):
+    def of(arm, is_changed, i, n):
+        return None if layer_of(arm) is not None else REFUSED
+
+    with pytest.raises(InputError, match=r"under ablation of every candidate .*--max-new-tokens"):
+        measured(of)
+
+
+# -- random subspaces
+
+
+def test_random_subspaces_have_the_energy_of_the_removed_one_if_the_negatives_allow_it():
+    """Here they vary more along some axes than the classes differ. Without such axes the nearest energy is taken."""
+    difference = torch.nn.functional.one_hot(torch.tensor([20, 21]), 32).float()
+    basis = [Direction.from_vector(r, -1, 0) for r in difference]
+    for spread, reaches in ((6.0, True), (1.0, False)):
+        negative = torch.randn(60, 32)
+        negative[:, :8] *= spread
+        h = torch.cat([negative, torch.randn(60, 32) + 4 * difference[0] + 3 * difference[1]])
+        draws = robustness._random_basis(basis, negative, h, np.random.default_rng(0))
+        null = torch.stack([d.vector for d in draws])
+        assert (null @ difference.T).abs().max() < 1e-5
+        assert (null @ null.T - torch.eye(2)).abs().max() < 1e-5
+        own = energy(h, difference)
+        assert (energy(h, null) == pytest.approx(own, rel=0.02)) == reaches
+
+
+def test_random_subspaces_are_orthogonal_to_the_removed_one(measured):
+    """The axes of both classes together contain their difference: such a null is the direction itself."""
+    spans = {}
+
+    def of(arm, is_changed, i, n):
+        if n == 6 and (arm.name == "own" or is_null(arm)):
+            basis = torch.stack([a.direction.vector for a in arm.interventions])
+            spans.setdefault(len(basis), {})[arm.name] = basis
+        return REFUSED
+
+    row = measured(of, replace(SMALL, ranks=3))
+    assert sorted(spans) == [1, 2, 3]
+    for rank, by_name in zip(row.ranks, spans.values(), strict=True):
+        own = by_name.pop("own")
+        assert len(by_name) == rank.null.draws == 2
+        for null in by_name.values():
+            assert (null @ null.T - torch.eye(rank.rank)).abs().max() < 1e-5
+            assert (null @ own.T).abs().max() < 1e-5

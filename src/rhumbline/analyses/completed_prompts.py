@@ -1,10 +1,11 @@
 """The prompts of one model, and whether their completions show the behaviour: by arm, suffix and system prompt.
 
-A prompt is completed once under the same interventions, whatever the name of the arm.
+A prompt is completed once under the same interventions, whatever the name of the arm. Completions count as in the
+claims of a run: broken text is no removal, and an arm is measured if most of its completions are scored.
 """
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,17 +15,40 @@ from jaxtyping import Float
 from rhumbline.analyses.suffix_texts import with_suffix
 from rhumbline.analyses.trajectory_kl import Trajectories, takes_system, with_system
 from rhumbline.errors import InputError
+from rhumbline.evidence.class_rates import MOST, SHOWN, degenerate_share
+from rhumbline.evidence.rate_effects import DEGENERATE
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits
+from rhumbline.records.shared import Class
 from rhumbline.records.sheet_files import RobustnessPlan
 from rhumbline.stages.completions import complete
 
 Indicators = Float[np.ndarray, " prompt"]
-"""For each prompt, 1 if the completion shows the behaviour, otherwise 0; NaN if it has no answer."""
+"""For each prompt, 1 if the completion shows the behaviour, otherwise 0; NaN if it is unscored."""
+Classes = Sequence[Class]
+"""Of one arm: the class of the completion of every prompt."""
+
+
+def is_measured(classes: Sequence[str]) -> bool:
+    """Whether most completions of an arm are scored. Otherwise the scored ones are no sample of the arm."""
+    return sum(cls == "unscored" for cls in classes) <= MOST * len(classes)
+
+
+def indicators(classes: Classes, shown: Collection[str]) -> Indicators:
+    """Whether each class is in `shown`; all NaN if the arm is not measured."""
+    if not is_measured(classes):
+        return np.full(len(classes), np.nan)
+    return np.array([np.nan if cls == "unscored" else float(cls in shown) for cls in classes])
+
+
+def mean_rate(shown: Float[np.ndarray, "*draw prompt"]) -> float:
+    """The share of the scored completions that shows the behaviour; NaN without any."""
+    scored = shown[np.isfinite(shown)]
+    return float(scored.mean()) if len(scored) else float("nan")
 
 
 @dataclass(frozen=True)
@@ -62,37 +86,52 @@ class CompletedPrompts:
     def shown(
         self, split: Split, label: Label, arms: Sequence[Arm], suffix: str | None = None, system: str | None = None
     ) -> Float[np.ndarray, "arm prompt"]:
-        """1 if the answer shows the behaviour, otherwise 0; NaN without an answer.
+        """1 if the completion shows the behaviour, otherwise 0; NaN if it is unscored, and for an arm not measured.
 
-        `suffix` follows every prompt, and `system` the system prompt of every chat.
+        `suffix` follows every prompt, and `system` the system prompt of every chat. On positives a degenerate
+        completion under a change of the activations or of the prompt counts as still showing the behaviour. Raises
+        InputError if the baseline is not measured.
         """
+        rows = []
+        for arm, classes in zip(arms, self.classes(split, label, arms, suffix, system), strict=True):
+            is_baseline = (arm.key, suffix, system) == (BASELINE.key, None, None)
+            if is_baseline and not is_measured(classes):
+                raise InputError(
+                    f"{self.runner.model.name}: most completions of {split} {label}s at baseline have no answer within "
+                    f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers. "
+                    "Raise --max-new-tokens, or pass another --judge."
+                )
+            rows.append(indicators(classes, SHOWN if is_baseline or label == "negative" else SHOWN | DEGENERATE))
+        return np.stack(rows)
+
+    def classes(
+        self, split: Split, label: Label, arms: Sequence[Arm], suffix: str | None = None, system: str | None = None
+    ) -> list[Classes]:
+        """The class of the completion of every prompt, by arm."""
         prompts = with_suffix(self.splits.get(split, label), suffix)
         prompts = prompts if system is None else [with_system(p, system, self.chat) for p in prompts]
         keys = [(split, label, suffix, system, arm.key) for arm in arms]
         new = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self._known}
         if new:
             self._known.update(zip(new, self._completed(prompts, list(new.values())), strict=True))
-        shown = np.stack([self._known[key] for key in keys])
-        if np.isnan(shown).all(1).any():
-            raise InputError(
-                f"{self.runner.model.name}: no completion of {split} {label}s has an answer within "
-                f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers, under some arm. "
-                "Raise --max-new-tokens, or pass another --judge."
-            )
-        return shown
+        return [self._known[key] for key in keys]
 
-    def _completed(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> Float[np.ndarray, "arm prompt"]:
+    def degenerate(self, split: Split, label: Label, arm: Arm, suffix: str | None = None) -> float | None:
+        """The share of the scored completions that is degenerate; None without any."""
+        return degenerate_share(self.classes(split, label, [arm], suffix)[0])
+
+    def _completed(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[Classes]:
         texts = complete(self.runner, self.chat, prompts, arms, self.plan.max_new_tokens)
-        return np.array([[score_of(self.judge, text).value for text in of_arm] for of_arm in texts], float)
+        return [[score_of(self.judge, text).cls for text in of_arm] for of_arm in texts]
 
     @cached_property
-    def _known(self) -> dict[Hashable, Indicators]:
+    def _known(self) -> dict[Hashable, Classes]:
         """What is already completed."""
         return {}
 
     def rate(self, split: Split, arms: Sequence[Arm], suffix: str | None = None) -> Float[np.ndarray, " arm"]:
-        """Share of the answers to positives that shows the behaviour."""
-        return np.nanmean(self.shown(split, "positive", arms, suffix), 1)
+        """Share of the scored completions of positives that shows the behaviour; NaN for an arm not measured."""
+        return np.array([mean_rate(row) for row in self.shown(split, "positive", arms, suffix)])
 
     def trajectories(self, split: Split) -> Trajectories:
         """The baseline's answers to the negatives."""
@@ -111,8 +150,9 @@ class CompletedPrompts:
 
     @cached_property
     def best_suffix(self) -> str:
-        """The random suffix with the lowest rate on validation positives."""
-        return min(self.suffixes, key=lambda suffix: float(self.rate("val", [BASELINE], suffix)[0]))
+        """The random suffix with the lowest rate on validation positives, of those that are measured there."""
+        rates = [float(self.rate("val", [BASELINE], suffix)[0]) for suffix in self.suffixes]
+        return self.suffixes[int(np.argmin(np.nan_to_num(rates, nan=np.inf)))]
 
     @cached_property
     def suffixes(self) -> list[str]:

@@ -4,7 +4,8 @@ The log-probability of a term is computed in every context with both models, on 
 gap of a term is log p(chat) - log p(base), per token. Its flinch is the gap minus the mean gap of its controls: control
 terms that are about equally probable in the base model. A single direction is tested as the cause: the mean difference
 of the two models' residuals before the term. Its layer is selected on some contexts. On the others it is subtracted
-from the chat model and compared with random directions of the same norm. Independent of the meaning of the terms.
+from the chat model and compared with random directions of the same norm. The test needs `LEAST_RESAMPLED` contexts that
+show a flinch. Independent of the meaning of the terms.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Float
 
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evidence.statistics import holm, rank_p
+from rhumbline.evidence.statistics import LEAST_RESAMPLED, holm, rank_p
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
@@ -387,11 +388,25 @@ def _finding(mean: MeanFlinch, direction: FlinchDirection | None, n: int) -> tup
     if direction is None:
         why = "the residuals of the two models do not differ before the term, so no direction explains it"
         return "FLINCH", f"FLINCH: the chat model avoids the words, over {over}: {value}; {why}."
-    explains_half = direction.low >= -direction.before / 2 and direction.p <= ALPHA
-    name: FlinchFinding = "FLINCH-ONE-DIRECTION" if explains_half else "FLINCH"
     effect = (
         f"subtracting one direction at layer {direction.layer} changed it from {direction.before:.2f} to "
         f"{direction.after:.2f} on other contexts (change {direction.moved:.2f} [{direction.low:.2f}, "
         f"{direction.high:.2f}], p = {direction.p:.2f} among random directions)"
     )
-    return name, f"{name}: the chat model avoids the words, over {over}: {value}; {effect}."
+    untested = _untested(direction)
+    explains_half = untested is None and direction.low >= -direction.before / 2 and direction.p <= ALPHA
+    name: FlinchFinding = "FLINCH-ONE-DIRECTION" if explains_half else "FLINCH"
+    why = f"; not tested whether one direction explains it: {untested}" if untested else ""
+    return name, f"{name}: the chat model avoids the words, over {over}: {value}; {effect}{why}."
+
+
+def _untested(direction: FlinchDirection) -> str | None:
+    """Why the contexts do not test whether the direction explains half of the flinch; None if they do."""
+    if direction.contexts < LEAST_RESAMPLED:
+        return (
+            f"the interval needs {LEAST_RESAMPLED} contexts that did not select the layer, not {direction.contexts}; "
+            f"give {2 * LEAST_RESAMPLED} contexts or more"
+        )
+    if direction.before >= 0:
+        return "the contexts that did not select the layer show no flinch"
+    return None

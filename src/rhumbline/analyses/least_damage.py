@@ -4,8 +4,9 @@
     activations   what weights can, and subtraction and affine concept editing at one layer
     weights       partial ablation of one direction, and of the span of several
 
-Damage is the trajectory KL on negatives. Strengths are found, and the intervention of an access is selected, on
-validation prompts; the result is measured on test prompts. None is optimised, so an attacker can need less.
+Damage is the trajectory KL on negatives. Broken text is no loss of the behaviour. Strengths are found, and the
+intervention of an access is selected, on validation prompts; the result is measured on test prompts. None is optimised,
+so an attacker can need less.
 """
 
 import math
@@ -17,7 +18,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from rhumbline.analyses.completed_prompts import CompletedPrompts
+from rhumbline.analyses.completed_prompts import CompletedPrompts, mean_rate
 from rhumbline.analyses.dosed_interventions import (
     DosedIntervention,
     dosed_addition,
@@ -64,18 +65,18 @@ class _Study:
     def least(self, access: Access) -> LeastDamage:
         """The least damage with one access."""
         curves = {name: self.val[name] for name in ACCESS[access] if name in self.val}
-        start = float(np.nanmean(self.baselines["val"]))
+        start = mean_rate(self.baselines["val"])
         best = min(curves, key=lambda name: _criterion(curves[name], start, access), default=None)
         if best is None:
             return LeastDamage(access, (), None, None, 0.0, None)
         points = self._measured("test", best)
         rng = np.random.default_rng(self.completed.plan.seed)
         half = half_damage(points, self.baselines["test"], rng, interpolate=access != "prompt")
-        rates = [float(np.nanmean(p.shown)) for p in points if np.isfinite(p.shown).any()]
-        largest = max(float(p.kl.sum() / p.tokens.sum()) for p in points)
+        pairs = _costs_and_rates(points)
+        largest, lowest = max((cost for cost, _ in pairs), default=0.0), min((r for _, r in pairs), default=None)
         first = self.basis[0]
         site = Site(first.position, first.layer) if best in ONE_DIRECTION else None
-        return LeastDamage(access, tuple(curves), best, half, largest, min(rates, default=None), site)
+        return LeastDamage(access, tuple(curves), best, half, largest, lowest, site)
 
     @cached_property
     def baselines(self) -> dict[Split, np.ndarray]:
@@ -136,6 +137,12 @@ def _changed(prompt: Prompt, suffix: str | None, system: str | None, completed: 
 
 def _criterion(points: Sequence[CostedRate], start: float, access: Access) -> tuple[float, float]:
     """The cost at half on validation prompts, then the rate that is left; the lowest is best."""
-    pairs = [(float(p.kl.sum() / p.tokens.sum()), float(np.nanmean(p.shown))) for p in points]
+    pairs = _costs_and_rates(points)
     half = cost_at_half(pairs, start, interpolate=access != "prompt")
-    return math.inf if half is None else half, min(rate for _, rate in pairs)
+    return math.inf if half is None else half, min((rate for _, rate in pairs), default=math.inf)
+
+
+def _costs_and_rates(points: Sequence[CostedRate]) -> list[tuple[float, float]]:
+    """KL and remaining rate of every strength at which the rate is measured."""
+    measured = [p for p in points if np.isfinite(p.shown).any()]
+    return [(float(p.kl.sum() / p.tokens.sum()), mean_rate(p.shown)) for p in measured]

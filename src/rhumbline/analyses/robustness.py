@@ -4,7 +4,9 @@ For each model, candidates are fitted on training prompts. Validation prompts or
 their ablation. On test prompts the module measures the rate under ablation of subspaces of rank 1 to k, under partial
 ablation of the first direction, under ablation of matched random subspaces, and with one of some random suffixes. The
 suffix stands for an attacker who can only write prompts; it is selected on validation prompts, not optimised. Rates are
-read from whole completions, so that late refusals count. Higher ranks add the next candidates by Gram-Schmidt.
+read from whole completions, so that late refusals count. Broken text is no removal, and an arm whose completions are
+mostly unscored is not measured. Higher ranks add the next candidates by Gram-Schmidt. The random subspaces are
+orthogonal to the ablated one, and their energy is as near to its energy as the axes of the negatives allow.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.analyses.completed_prompts import CompletedPrompts, Indicators
+from rhumbline.analyses.completed_prompts import CompletedPrompts, Indicators, mean_rate
 from rhumbline.analyses.least_damage import least_damage
-from rhumbline.analyses.spans import Basis, energy
+from rhumbline.analyses.spans import Basis, energy, random_span
 from rhumbline.analyses.stored_parts import resumable_runner
 from rhumbline.errors import InputError
 from rhumbline.evidence.relative_changes import relative_change
-from rhumbline.evidence.statistics import paired_difference, wilson
+from rhumbline.evidence.statistics import finite_or_none, paired_difference, wilson
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.residuals import at_site, extract
 from rhumbline.judging.judge_names import class_judge
@@ -53,8 +55,6 @@ from rhumbline.records.sheet_files import (
 )
 from rhumbline.stages.directions import difference_in_means
 
-TOP = 10
-"""Principal axes of the activations whose span contains the random subspaces: they remove a large share of energy."""
 KL_PROMPTS = 4
 """Validation negatives on which the KL of the candidates is compared."""
 DEPTH = 0.8
@@ -82,10 +82,7 @@ def measure(
     baseline = prompts.baseline_rates()
     basis = prompts.basis(prompts.by_rate)
     if not basis:
-        raise InputError(
-            f"{model.name}: the classes of {contrast.name} have equal mean activations everywhere, so there is no "
-            "direction to ablate. Use another contrast."
-        )
+        raise InputError(f"{model.name}, {contrast.name}: {prompts.why_no_basis}")
     first = basis[0]
     ranks = prompts.by_rank(basis)
     attack = prompts.by_prompt()
@@ -107,13 +104,17 @@ def measure(
 def compare(models: Sequence[ModelRobustness], plan: RobustnessPlan) -> RobustnessRecord:
     """The record of several models."""
     sentences = [
-        f"{m.model}: rate {m.baseline.rate:.2f} at baseline, {m.ranks[0].rate:.2f} at rank 1 "
-        f"(energy {m.ranks[0].energy:.2f}), {m.ranks[-1].rate:.2f} at rank {m.ranks[-1].rank}; "
+        f"{m.model}: rate {_text(m.baseline.rate)} at baseline, {_text(m.ranks[0].rate)} at rank 1 "
+        f"(energy {m.ranks[0].energy:.2f}), {_text(m.ranks[-1].rate)} at rank {m.ranks[-1].rank}; "
         f"least access that removes half of it: {m.access}; damage at half: "
         + ", ".join(f"{one.access} {one.text}" for one in m.least)
         for m in models
     ]
     return RobustnessRecord(plan=plan, models=tuple(models), sentence="; ".join(sentences) + ".")
+
+
+def _text(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{rate:.2f}"
 
 
 def _least_access(baseline: float, ranks: Sequence[RobustnessRank], attack: PromptAttack) -> str:
@@ -150,10 +151,10 @@ class _Ablations:
 
     def baseline_rates(self) -> RobustnessBaseline:
         """Rates of both classes at baseline."""
-        rate, low, high = _rate(self.baseline)
-        return RobustnessBaseline(
-            rate, low, high, float(np.nanmean(self.prompts.shown("test", "negative", [BASELINE])))
-        )
+        rate, harmless = (mean_rate(self.prompts.shown("test", c, [BASELINE])) for c in LABELS)
+        _, low, high = _rate(self.baseline)
+        degenerate = self.prompts.degenerate("test", "positive", BASELINE)
+        return RobustnessBaseline(rate, low, high, harmless, degenerate)
 
     # The directions
 
@@ -171,10 +172,27 @@ class _Ablations:
 
     @cached_property
     def by_rate(self) -> list[int]:
-        """The candidates in the order of the rate that their ablation leaves on validation positives."""
+        """The candidates in the order of the rate that their ablation leaves on validation positives.
+
+        Those for which it is not measured are left out.
+        """
         pool, rates = self._pool
         # Of candidates with equal rates the one with the larger norm is estimated with the smaller relative error.
-        return sorted(range(len(pool)), key=lambda i: (rates[i], -pool[i].norm))
+        return sorted(np.flatnonzero(np.isfinite(rates)).tolist(), key=lambda i: (rates[i], -pool[i].norm))
+
+    @property
+    def why_no_basis(self) -> str:
+        """Why no candidate has a place in the order, and what to do."""
+        pool, _ = self._pool
+        if pool:
+            return (
+                "under ablation of every candidate most completions have no answer that the judge can read, so no "
+                "direction can be selected. Raise --max-new-tokens, or pass another --judge."
+            )
+        return (
+            "the classes have equal mean activations everywhere, so there is no direction to ablate. Use another "
+            "contrast."
+        )
 
     @cached_property
     def by_damage(self) -> list[int]:
@@ -213,10 +231,10 @@ class _Ablations:
             if norms[p, layer] > 1e-6 * float(norms.max())
         ]
 
-    def _activations(self, at: Direction) -> Float[Tensor, "prompt d_model"]:
-        """Activations of the training prompts of both classes at the site of a direction."""
-        sequences = [ids for c in LABELS for ids in self.prompts.encoded("train", c)]
-        return at_site(self.prompts.runner, sequences, at.position, at.layer)
+    def _activations(self, at: Direction) -> ByLabel[Float[Tensor, "prompt d_model"]]:
+        """Activations of the training prompts at the site of a direction."""
+        prompts = self.prompts
+        return ByLabel(*(at_site(prompts.runner, prompts.encoded("train", c), at.position, at.layer) for c in LABELS))
 
     # Their ablation
 
@@ -225,24 +243,44 @@ class _Ablations:
         h = self._activations(basis[0])
         return [self._rank(basis[:rank], h) for rank in range(1, len(basis) + 1)]
 
-    def _rank(self, basis: Sequence[Direction], h: Float[Tensor, "prompt d_model"]) -> RobustnessRank:
-        rank, plan = len(basis), self.plan
-        own = Arm("own", tuple(map(Ablate, basis)))
-        draws = [_random_basis(h, rank, basis[0], plan.seed, k) for k in range(plan.nulls)]
-        arms = [own, *(Arm(f"null {k}", tuple(map(Ablate, draw))) for k, draw in enumerate(draws))]
-        shown = self.prompts.shown("test", "positive", arms)
-        rate, low, high = _rate(shown[0])
-        null_rates = np.nanmean(shown[1:], 1)
-        null_energy = float(np.mean([energy(h, _matrix(draw)) for draw in draws]))
+    def _rank(self, basis: Sequence[Direction], by_class: ByLabel[Float[Tensor, "prompt d_model"]]) -> RobustnessRank:
+        own, h = _ablation("own", basis), torch.cat([by_class.positive, by_class.negative])
+        (shown,) = self.prompts.shown("test", "positive", [own])
+        (harmless,) = self.prompts.shown("test", "negative", [own])
+        rate, low, high = _rate(shown)
         return RobustnessRank(
-            rank=rank,
+            rank=len(basis),
             rate=rate,
             low=low,
             high=high,
-            drop=_drop(self.baseline, shown[0]),
+            drop=_drop(self.baseline, shown),
             energy=energy(h, _matrix(basis)),
-            null=RandomSubspaces(float(null_rates.mean()), float(null_rates.min()), null_energy, len(draws)),
-            harmless=float(np.nanmean(self.prompts.shown("test", "negative", [own]))),
+            null=self._null(basis, by_class.negative, h),
+            harmless=finite_or_none(mean_rate(harmless)),
+            degenerate=self.prompts.degenerate("test", "positive", own),
+        )
+
+    def _null(
+        self,
+        basis: Sequence[Direction],
+        negative: Float[Tensor, "negative d_model"],
+        h: Float[Tensor, "prompt d_model"],
+    ) -> RandomSubspaces:
+        """The behaviour under ablation of random subspaces that are matched to a basis."""
+        seeds = ([self.plan.seed, k, len(basis)] for k in range(self.plan.nulls))
+        draws = [_random_basis(basis, negative, h, np.random.default_rng(seed)) for seed in seeds]
+        arms = [_ablation(f"null {k}", draw) for k, draw in enumerate(draws)]
+        rates = [mean_rate(row) for row in self.prompts.shown("test", "positive", arms)]
+        measured = [k for k, rate in enumerate(rates) if draws[k] and np.isfinite(rate)]
+        if not measured:
+            return RandomSubspaces(None, None, None, 0)
+        broken = [self.prompts.degenerate("test", "positive", arms[k]) or 0.0 for k in measured]
+        return RandomSubspaces(
+            mean=float(np.mean([rates[k] for k in measured])),
+            low=min(rates[k] for k in measured),
+            energy=float(np.mean([energy(h, _matrix(draws[k])) for k in measured])),
+            draws=len(measured),
+            degenerate=float(np.mean(broken)),
         )
 
     def by_strength(self, direction: Direction, energy: float) -> list[RobustnessStrength]:
@@ -250,8 +288,14 @@ class _Ablations:
         arms = [Arm(f"{a}", (Ablate(direction, a),)) for a in self.plan.strengths]
         shown = self.prompts.shown("test", "positive", arms)
         return [
-            RobustnessStrength(a, *_rate(row), _drop(self.baseline, row), energy * (1 - (1 - a) ** 2))
-            for a, row in zip(self.plan.strengths, shown, strict=True)
+            RobustnessStrength(
+                a,
+                *_rate(row),
+                _drop(self.baseline, row),
+                energy * (1 - (1 - a) ** 2),
+                self.prompts.degenerate("test", "positive", arm),
+            )
+            for a, arm, row in zip(self.plan.strengths, arms, shown, strict=True)
         ]
 
     def fragility(self, direction: Direction, energy: float) -> RobustnessFragility:
@@ -268,10 +312,11 @@ class _Ablations:
 
     def by_prompt(self) -> PromptAttack:
         """The behaviour with one random suffix: the one with the lowest rate on validation positives."""
-        (after,) = self.prompts.shown("test", "positive", [BASELINE], self.prompts.best_suffix)
-        return PromptAttack(
-            *_rate(after), _drop(self.baseline, after), len(self.prompts.suffixes), self.plan.suffix_words
-        )
+        prompts, plan = self.prompts, self.plan
+        (after,) = prompts.shown("test", "positive", [BASELINE], prompts.best_suffix)
+        degenerate = prompts.degenerate("test", "positive", BASELINE, prompts.best_suffix)
+        drop = _drop(self.baseline, after)
+        return PromptAttack(*_rate(after), drop, len(prompts.suffixes), plan.suffix_words, degenerate)
 
 
 def _orthogonal(v: Float[Tensor, " d_model"], basis: Sequence[Direction]) -> Float[Tensor, " d_model"]:
@@ -282,36 +327,50 @@ def _orthogonal(v: Float[Tensor, " d_model"], basis: Sequence[Direction]) -> Flo
     return v
 
 
+def _ablation(name: str, basis: Sequence[Direction]) -> Arm:
+    """The ablation of every direction of an orthonormal basis, and so of its span."""
+    return Arm(name, tuple(map(Ablate, basis)))
+
+
 def _random_basis(
-    h: Float[Tensor, "prompt d_model"], rank: int, like: Direction, seed: int, draw: int
+    basis: Sequence[Direction],
+    negative: Float[Tensor, "negative d_model"],
+    h: Float[Tensor, "prompt d_model"],
+    rng: np.random.Generator,
 ) -> list[Direction]:
-    """An orthonormal basis of a random subspace in the span of the principal axes of the activations."""
-    centred = (h - h.mean(0)).double()
-    axes = torch.linalg.svd(centred, full_matrices=False).Vh[: max(TOP, rank)]
-    random_numbers = torch.tensor(np.random.default_rng([seed, draw, rank]).standard_normal((len(axes), rank)))
-    basis = torch.linalg.qr(axes.T @ random_numbers).Q.T
-    return [Direction.from_vector(v.float(), like.position, like.layer) for v in basis]
+    """Random directions along the principal axes of the negatives, orthonormal and orthogonal to the basis.
+
+    Each is drawn with the share of the energy of `h` that one direction of the basis has. The axes of both classes
+    together are not used, because the first of them is often the difference of the classes. Fewer directions are
+    returned if fewer are orthogonal to the basis.
+    """
+    span = _matrix(basis)
+    for r in _matrix(basis):
+        match = energy(h, span) + energy(h, r[None])
+        span = random_span(span, len(span) + 1, negative, rng, match, h)
+    first = basis[0]
+    return [Direction.from_vector(v, first.position, first.layer) for v in span[len(basis) :]]
 
 
 def _matrix(basis: Sequence[Direction]) -> Basis:
     return torch.stack([direction.vector for direction in basis])
 
 
-def _scored(*shown: Indicators) -> tuple[Indicators, ...]:
+def _scored(*shown: Indicators) -> tuple[Float[np.ndarray, " scored"], ...]:
     """The prompts whose completions have an answer under every arm."""
     scored = np.isfinite(shown).all(0)
     return tuple(values[scored] for values in shown)
 
 
-def _rate(shown: Indicators) -> tuple[float, float, float]:
-    """Rate with Wilson's interval."""
+def _rate(shown: Indicators) -> tuple[float | None, float, float]:
+    """Rate with Wilson's interval; None in [0, 1] if it is not measured."""
     (scored,) = _scored(shown)
     low, high = wilson(int(scored.sum()), len(scored))
-    return float(scored.mean()), low, high
+    return finite_or_none(mean_rate(shown)), low, high
 
 
 def _drop(before: Indicators, after: Indicators) -> MeanInterval:
-    """Decrease of the rate on the same prompts."""
+    """Decrease of the rate on the same prompts; None in [-1, 1] if no prompt is scored in both."""
     before, after = _scored(before, after)
     d = paired_difference(before > 0, after > 0)
-    return MeanInterval(d.mean, d.low, d.high)
+    return MeanInterval(finite_or_none(d.mean), d.low, d.high)

@@ -1,7 +1,9 @@
 """robustness.json, dissociation.json and flinch.json, as records: analyses of several runs or models.
 
-A rate has Wilson's interval. A `drop` is a rate at baseline minus the same rate under an intervention, with Newcombe's
-interval. An energy is a share of the squared norm of the activations.
+A rate has Wilson's interval; None: not measured, because most completions are unscored. A `drop` is a rate at baseline
+minus the same rate under an intervention, with Newcombe's interval. On positives a degenerate completion under an
+intervention counts as still showing the behaviour; `degenerate` is the share of such completions (None: not measured,
+or written by an earlier version). An energy is a share of the squared norm of the activations.
 """
 
 from dataclasses import dataclass, field
@@ -69,6 +71,7 @@ class RobustnessBaseline:
     low: float
     high: float
     harmless: float
+    degenerate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,18 @@ class FirstDirection(Site):
 
 @dataclass(frozen=True)
 class RandomSubspaces:
-    """Random subspaces of one rank: mean and smallest rate of the draws, and their mean energy."""
+    """Random subspaces of one rank: mean and smallest rate of the draws, and their mean energy.
 
-    mean: float
-    low: float
-    energy: float
+    They are drawn along the principal axes of the negatives, orthogonal to the ablated subspace. The energy is that of
+    this subspace, or the nearest one that the draws can have. All are None if no draw is measured.
+    """
+
+    mean: float | None
+    low: float | None
+    energy: float | None
     draws: int
+    """Draws that are measured."""
+    degenerate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,14 +102,15 @@ class RobustnessRank:
     """Rates under ablation of a subspace of one rank: on test positives, their drop, and on negatives (`harmless`)."""
 
     rank: int
-    rate: float
+    rate: float | None
     low: float
     high: float
     drop: MeanInterval
     energy: float
     """Share of the activations' squared norm that is removed."""
     null: RandomSubspaces
-    harmless: float
+    harmless: float | None
+    degenerate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,12 +119,13 @@ class RobustnessStrength:
 
     strength: float
     """1 removes the direction, 2 reflects it."""
-    rate: float
+    rate: float | None
     low: float
     high: float
     drop: MeanInterval
     energy: float
     """Share of the activations' squared norm that is removed."""
+    degenerate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,13 +142,14 @@ class RobustnessFragility:
 class PromptAttack:
     """Rate on test positives with the random suffix that validation prompts select, and its drop."""
 
-    rate: float
+    rate: float | None
     low: float
     high: float
     drop: MeanInterval
     tried: int
     """Suffixes evaluated on validation prompts."""
     words: int
+    degenerate: float | None = None
 
 
 Access = Literal["prompt", "activations", "weights"]
@@ -156,9 +168,9 @@ class LeastDamage:
     half: HalfDamage | None
     """On test prompts; None if this intervention does not lose half."""
     largest: float
-    """Largest trajectory KL that was tried with it, nats per token: without `half`, more would be needed."""
+    """Largest trajectory KL at which its rate was measured, nats per token: without `half`, more would be needed."""
     rate: float | None
-    """Smallest rate on test positives that it leaves."""
+    """Smallest rate on test positives that it leaves; None: not measured."""
     site: Site | None = None
     """Where its direction was read: of the candidates that remove half on validation prompts, the one with the least
     KL. None for prompts, and for spans, whose first direction it is."""
@@ -166,6 +178,8 @@ class LeastDamage:
     @property
     def text(self) -> str:
         """The result in words."""
+        if self.rate is None:
+            return "not measured"
         if self.half is None:
             return f"not lost up to {self.largest:.3g} nats"
         return f"{self.half.kl:.3g} nats [{self.half.low:.3g}, {self.half.high:.3g}]"
@@ -222,22 +236,31 @@ class DissociationMargins:
     taken: float
     """Removed: the interval of the drop lies above this bound."""
     left: float
-    """Unaffected: the interval of the drop lies below this bound."""
+    """Unaffected: the interval of the drop lies below this bound, also if degenerate completions count as removal."""
 
 
 @dataclass(frozen=True)
 class DissociationCell:
-    """One behaviour under one ablation, on test positives; `drop` is the level at baseline minus this level."""
+    """One behaviour under one ablation, on test positives; `drop` is the level at baseline minus this level.
+
+    A degenerate completion counts as showing the behaviour; of a continuous score, as the level at baseline.
+    """
 
     behaviour: str
     ablated: str
     """`baseline`, the behaviour whose direction is ablated, or `null of <behaviour>`; not the name of an arm."""
-    level: float
-    """Mean level; for a behaviour with classes the rate."""
+    level: float | None
+    """Mean level; for a behaviour with classes the rate. None: not measured, because most completions are unscored."""
     n: int
-    drop: float
-    low: float
-    high: float
+    """Prompts that are scored at baseline and under the ablation."""
+    drop: float | None
+    low: float | None
+    """None, and `high` too, for levels of fewer than 8 prompts."""
+    high: float | None
+    most: float | None = None
+    """Upper end of the interval if degenerate completions count as removal; None if it is `high`."""
+    degenerate: float | None = None
+    """Share of degenerate completions."""
 
 
 @dataclass(frozen=True)
@@ -332,7 +355,7 @@ class FlinchDirection:
     p: float
     nulls: tuple[float | None, ...]
     contexts: int
-    """Contexts on which the direction is tested."""
+    """Contexts on which the direction is tested. FLINCH-ONE-DIRECTION needs at least 8, and `before` below 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from rhumbline.records.sheet_files import (
     FlinchRecord,
     LeastDamage,
     ModelRobustness,
+    RandomSubspaces,
     RobustnessRecord,
 )
 from rhumbline.records.style_doses_file import StyleDosesRecord
@@ -73,6 +74,8 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
         "Baseline": lambda m: page.rate(m.baseline),
         "Rank 1": lambda m: page.rate(m.ranks[0]),
         "Energy": lambda m: number(m.ranks[0].energy, 3),
+        "Degenerate": lambda m: number(m.ranks[0].degenerate),
+        "Random": lambda m: _random(m.ranks[0].null),
         "Highest rank": lambda m: page.join([page.rate(m.ranks[-1]), f" at {m.ranks[-1].rank}"]),
         "Its energy": lambda m: number(m.ranks[-1].energy, 3),
         "Fragility": lambda m: interval(m.fragility.value, m.fragility.low, m.fragility.high),
@@ -82,8 +85,11 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
     note = page.note(
         "Rate of the behaviour on test positives, read from the whole completion, with Wilson's intervals. Energy: "
         "share of the squared norm of the residual stream that is removed at the selected site. Fragility: share of "
-        "the behaviour that is removed at rank 1, divided by this energy. Access: the least access with which half of "
-        "the behaviour was removed; interventions that were not tried can need less."
+        "the behaviour that is removed at rank 1, divided by this energy. Degenerate: share of the completions at rank "
+        "1 that are broken; they count as still showing the behaviour. Random: mean rate under ablation of random "
+        "directions along the axes of the negatives, orthogonal to the first direction, and their mean energy. It is "
+        "the energy of the first direction, or the nearest one along these axes. Access: the least access with "
+        "which half of the behaviour was removed; interventions that were not tried can need less. A dash: not measured, because most completions have no answer that the judge can read."
     )
     body = [
         page.section("Models", page.table(list(columns), rows, left=2), note),
@@ -92,6 +98,10 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
     ]
     facts = [("models", len(record.models)), ("judge", record.plan.judge), ("ranks", record.plan.ranks)]
     return Sheet("How much of the behaviour remains under stronger interventions?", facts, body)
+
+
+def _random(null: RandomSubspaces) -> Html | str:
+    return "—" if null.mean is None else f"{number(null.mean)} at {number(null.energy, 3)}"
 
 
 def _least_damage(record: RobustnessRecord, draw: page.Canvas) -> Iterator[Html]:
@@ -116,6 +126,8 @@ def _least_damage(record: RobustnessRecord, draw: page.Canvas) -> Iterator[Html]
 
 
 def _damage_at_half(one: LeastDamage) -> Html | str:
+    if one.rate is None:
+        return "not measured"
     return "not lost" if one.half is None else interval(one.half.kl, one.half.low, one.half.high, 3)
 
 
@@ -154,7 +166,7 @@ def robustness_charts(record: RobustnessRecord) -> list[Chart | None]:
         strengths += [CurvePoint(name, 0.0, *base)]
         strengths += [CurvePoint(name, s.strength, s.rate, s.low, s.high) for s in m.strengths]
     n = " and ".join(str(k) for k in dict.fromkeys(m.n.test.positive for m in record.models))
-    random = "Rate of the behaviour by rank of the ablated subspace, and of random subspaces of the main axes"
+    random = "Rate of the behaviour by rank of the ablated subspace, and of random subspaces orthogonal to it"
     by_rank = ChartText("robustness-rank", f"By rank (n = {n})", "rank of the ablated subspace", "rate", random)
     strength = "Rate of the behaviour by strength of the ablation of the first direction"
     by_strength = ChartText(
@@ -171,12 +183,14 @@ def _dissociation(record: DissociationRecord, draw: page.Canvas) -> Sheet:
     rows = []
     for cell in record.table:
         drop = "—" if cell.ablated == "baseline" else interval(cell.drop, cell.low, cell.high, signed=True)
-        rows.append([cell.behaviour, cell.ablated, cell.n, number(cell.level), drop])
-    head = ["Behaviour", "Ablated", "n", "Level", "Drop below the baseline"]
+        rows.append([cell.behaviour, cell.ablated, cell.n, number(cell.level), drop, number(cell.degenerate)])
+    head = ["Behaviour", "Ablated", "n", "Level", "Drop below the baseline", "Degenerate"]
     note = (
         "Levels: 0 is the mean of the negatives of that run at baseline, 1 the mean of its positives; a rate is its "
         f"own level. Removed: the interval of the drop lies above {record.margins.taken}. Unaffected: it lies below "
-        f"{record.margins.left}."
+        f"{record.margins.left}. Degenerate: share of the completions that are broken. They count as no removal, and a "
+        "behaviour is unaffected only if its drop is that small where they count as removal too. A dash: not measured, "
+        "because most completions have no answer that the judge can read."
     )
     cosine = page.tag("p", f"Cosine of the two selected directions: {number(record.cosine.selected)}.")
     body = [
@@ -191,9 +205,11 @@ def _dissociation(record: DissociationRecord, draw: page.Canvas) -> Sheet:
 def dissociation_charts(record: DissociationRecord) -> list[Chart | None]:
     """Draw the drops, and the cosine of the candidates by layer."""
     drops = [
-        Bar(c.ablated, f"on {c.behaviour}", c.drop, c.low, c.high) for c in record.table if c.ablated != "baseline"
+        Bar(c.ablated, f"on {c.behaviour}", c.drop, c.low, c.high)
+        for c in record.table
+        if c.ablated != "baseline" and c.drop is not None
     ]
-    n = " and ".join(str(k) for k in dict.fromkeys(c.n for c in record.table))
+    n = " and ".join(str(k) for k in dict.fromkeys(c.n for c in record.table if c.n))
     summary = "Drop of each behaviour under each ablation"
     effect = f"Effect of each ablation (n = {n} positives)"
     text = ChartText("dissociation-drops", effect, "drop below the baseline", summary=summary)
