@@ -15,7 +15,7 @@ from jaxtyping import Float
 from rhumbline.analyses.suffix_texts import with_suffix
 from rhumbline.analyses.trajectory_kl import Trajectories, takes_system, with_system
 from rhumbline.errors import InputError
-from rhumbline.evidence.class_rates import MOST, SHOWN, degenerate_share
+from rhumbline.evidence.class_rates import SHOWN, degenerate_share, is_no_sample, measured_classes
 from rhumbline.evidence.rate_effects import DEGENERATE
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.runner import Runner
@@ -33,16 +33,14 @@ Classes = Sequence[Class]
 """Of one arm: the class of the completion of every prompt."""
 
 
-def is_measured(classes: Sequence[str]) -> bool:
+def is_measured(classes: Classes) -> bool:
     """Whether most completions of an arm are scored. Otherwise the scored ones are no sample of the arm."""
-    return sum(cls == "unscored" for cls in classes) <= MOST * len(classes)
+    return not is_no_sample([cls == "unscored" for cls in classes])
 
 
 def indicators(classes: Classes, shown: Collection[str]) -> Indicators:
     """Whether each class is in `shown`; all NaN if the arm is not measured."""
-    if not is_measured(classes):
-        return np.full(len(classes), np.nan)
-    return np.array([np.nan if cls == "unscored" else float(cls in shown) for cls in classes])
+    return np.array([np.nan if cls == "unscored" else float(cls in shown) for cls in measured_classes(classes)])
 
 
 def mean_rate(shown: Float[np.ndarray, "*draw prompt"]) -> float:
