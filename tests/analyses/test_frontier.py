@@ -225,7 +225,8 @@ def test_the_reference_spares_what_the_run_spares_and_so_do_spans_and_nulls(subj
     }
     plain = Fits(subject, plan)
     assert "everywhere-ablation" not in plain.dosed()
-    assert plain.why_not("everywhere-ablation") == "equal to the ablation of the run"
+    assert plain.unfitted == {"everywhere-ablation": "equal to the ablation of the run"}
+    assert Fits(spares, plan).unfitted == {}
 
 
 def test_massive_activations_are_sought_in_the_template_only(subject_of, monkeypatch):

@@ -33,7 +33,7 @@ Classes = Sequence[Class]
 """Of one arm: the class of the completion of every prompt."""
 
 
-def is_measured(classes: Classes) -> bool:
+def is_measured(classes: Sequence[str]) -> bool:
     """Whether most completions of an arm are scored. Otherwise the scored ones are no sample of the arm."""
     return not is_no_sample([cls == "unscored" for cls in classes])
 

@@ -42,8 +42,8 @@ def analyse(subject: Subject, plan: FrontierPlan | None = None, rule: FrontierRu
     chosen = [setting for name in dosed for setting in settings(name, searches[name])]
     measured = frontier.measure(chosen, dosed)
     fits = frontier.fits
-    unfitted = {name: why for name in frontier.plan.names if (why := fits.why_not(name)) is not None}
-    results = FrontierResults(parameters, subject.seed, searches, measured, frontier.measure_system(), unfitted)
+    system, unfitted = frontier.measure_system(), fits.unfitted
+    results = FrontierResults(parameters, subject.seed, searches, measured, system, unfitted)
     return subject.save(results.record(subject.selected_site(), frontier.protocol.judge, fits.spared, subject.spared))
 
 

@@ -67,17 +67,18 @@ class Fits:
 
     def dosed(self) -> dict[InterventionName, DosedIntervention]:
         """Every intervention of the plan that has a strength and can be fitted."""
-        return {
-            name: self._dosed(name) for name in self.plan.names if name != "system-prompt" and not self.why_not(name)
-        }
+        fitted = [name for name in self.plan.names if name not in self.unfitted and name != "system-prompt"]
+        return {name: self._dosed(name) for name in fitted}
 
-    def why_not(self, name: InterventionName) -> Unavailable | None:
-        """Why an intervention is not fitted; None if it is."""
-        if name == "cone" and not self.subject.tokens:
-            return "no token metric"
-        if name == "everywhere-ablation" and self.subject.spared == 0:
-            return "equal to the ablation of the run"
-        return None
+    @property
+    def unfitted(self) -> dict[InterventionName, Unavailable]:
+        """The interventions that are not fitted, and why."""
+        reasons: dict[InterventionName, Unavailable] = {}
+        if not self.subject.tokens:
+            reasons["cone"] = "no token metric"
+        if self.subject.spared == 0:
+            reasons["everywhere-ablation"] = "equal to the ablation of the run"
+        return reasons
 
     def _dosed(self, name: InterventionName) -> DosedIntervention:
         d, r, spared = self.direction, self.direction.vector, self.subject.spared

@@ -89,7 +89,8 @@ def _robustness(record: RobustnessRecord, draw: page.Canvas) -> Sheet:
         "1 that are broken; they count as still showing the behaviour. Random: mean rate under ablation of random "
         "directions along the axes of the negatives, orthogonal to the first direction, and their mean energy. It is "
         "the energy of the first direction, or the nearest one along these axes. Access: the least access with "
-        "which half of the behaviour was removed; interventions that were not tried can need less. A dash: not measured, because most completions have no answer that the judge can read."
+        "which half of the behaviour was removed; interventions that were not tried can need less. A dash: not "
+        "measured, because most completions have no answer that the judge can read."
     )
     body = [
         page.section("Models", page.table(list(columns), rows, left=2), note),
