@@ -120,7 +120,7 @@ def test_completions_without_an_answer_are_unscored_and_no_result_about_the_mode
         assert warnings == []
         return
     assert (results["verdict"], results["reason"]) == ("NOT-TESTED", "baseline not measured")
-    assert "6 of 6 completions of baseline on positives are unscored" in warnings[0]
+    assert "most of the 6 completions of baseline on positives are unscored" in warnings[0]
     assert "evidence neither for nor against a single direction" in (tmp_path / "run" / "report.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "run" / "seed-0" / "outcomes.jsonl").read_text().splitlines()]
     assert {(row["class"], row["score"], row["evidence"]) for row in rows} == {("unscored", None, "no answer")}

@@ -147,8 +147,8 @@ def _reading_warnings(seed: SeedResult) -> list[str]:
         unread = row.unscored - sum(_languages(row).values())
         if row.n == 0 and unread == row.unscored > 0:
             warnings.append(
-                f"Seed {seed.seed}: most of the {row.unscored} completions of {row.arm} on {row.side}s have no answer "
-                "within the token limit, so no rate is measured. Raise --max-new-tokens."
+                f"Seed {seed.seed}: most of the {row.unscored} completions of {row.arm} on {row.side}s are unscored, "
+                "because they have no answer within the token limit, so no rate is measured. Raise --max-new-tokens."
             )
         elif unread > 0 and not _is_uncovered(row):
             warnings.append(

@@ -67,8 +67,9 @@ class Fits:
 
     def dosed(self) -> dict[InterventionName, DosedIntervention]:
         """Every intervention of the plan that has a strength and can be fitted."""
-        fitted = [name for name in self.plan.names if name not in self.unfitted and name != "system-prompt"]
-        return {name: self._dosed(name) for name in fitted}
+        return {
+            name: self._dosed(name) for name in self.plan.names if name not in self.unfitted and name != "system-prompt"
+        }
 
     @property
     def unfitted(self) -> dict[InterventionName, Unavailable]:
