@@ -9,9 +9,12 @@ import torch
 
 import rhumbline
 from finished_runs import COMPLETIONS
+from rhumbline import experiment
+from rhumbline.cli import main, runs
 from rhumbline.models.loading import fingerprint
 from rhumbline.models.processor import multiplies_bfloat16
 from rhumbline.organisms.planted import TRUTH
+from rhumbline.records.next_steps import NextStep, Step
 from tiny_tasks import write_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of peft and lm_eval, when they are imported
@@ -105,3 +108,16 @@ def test_unknown_names_say_what_to_give(call, tmp_path):
     code, _, messages = call("discover", bare, "--out", tmp_path / "d")
     assert code == 2
     assert "--contrast" in messages
+
+
+@pytest.mark.parametrize("command", ["demo --organism refusal", "run MODEL", "run MODEL --contrast FILE"])
+def test_the_next_steps_of_a_run_can_be_copied(command, demo, planted_folder, tmp_path, monkeypatch, capsys):
+    """An analysis needs the contrast of the run again, unless it is that of an organism."""
+    results, contrast = json.loads((demo / "results.json").read_text()), str(planted_folder / "contrast.jsonl")
+    monkeypatch.setattr(experiment, "run", lambda *a, **k: experiment.Result(demo, results))
+    monkeypatch.setattr(runs, "after_run", lambda results, facts: (Step(what=NextStep.ANALYZE),))
+    names = {"MODEL": "organism:planted", "FILE": contrast}
+    assert main([*(names.get(word, word) for word in command.split()), "--out", str(tmp_path / "new")]) == 0
+    options = f" --contrast {contrast}" if "FILE" in command else ""
+    printed = "".join(capsys.readouterr().err.split())
+    assert printed.endswith("".join(f"rhumbline analyze geometry {tmp_path / 'new'}{options}".split()))

@@ -50,7 +50,7 @@ def frontier(a: argparse.Namespace) -> int:
                 f"{d:g}: {NOT_MEASURED if (r := p.remaining) is None else number(r.rate)}"
                 for d, p in curve.dosed.items()
             )
-            say(f"  {curve.name:18s}  {curve.unavailable or half}  {'  '.join(left)}")
+            say(f"  {curve.name:20s}  {curve.unavailable or half}  {'  '.join(left)}")
         answers = record.answers
         say(f"one direction: {answers.one_direction}: {answers.one_direction_reason}")
         say(f"at equal cost: {answers.at_equal_cost}: {answers.at_equal_cost_reason}")

@@ -193,8 +193,9 @@ def _execute(a: argparse.Namespace, model: Any, contrast: Any, protocol: Any, te
         results = convert(result.results, Results)
         print_results(results)
         say(f"report: {result.path / 'report.html'}")
-        steps = after_run(results, protocol.facts())
-        print_next(lines(steps, a.out, results.model.name, prompts=prompt_options(a.contrast, a.data_dir)))
+        # `demo` has no options of a contrast: an organism includes its prompts.
+        again = prompt_options(*(vars(a).get(name) for name in ("contrast", "data_dir")))
+        print_next(lines(after_run(results, protocol.facts()), a.out, results.model.name, prompts=again))
     if a.expect is not None and a.expect not in (result.verdict, result.verdict.headline):
         fault(f"expected {a.expect}, the verdict is {result.verdict}.")
         return 1
