@@ -135,7 +135,10 @@ def flinch_options(parser: argparse.ArgumentParser) -> None:
     """Options of `analyze flinch`."""
     parser.add_argument("model", metavar="MODEL", help=f"the chat model: {MODEL_HELP}")
     parser.add_argument("--base", required=True, metavar="MODEL", help=f"its base model: {MODEL_HELP}")
-    terms = 'JSON file {"terms": [...], "controls": [...], "contexts": ["... {term}", ...]}'
+    terms = (
+        'JSON file {"terms": [...], "controls": [...], "contexts": ["... {term}", ...]}; one direction is tested with '
+        "16 contexts or more"
+    )
     parser.add_argument("--terms", required=True, metavar="FILE", help=terms)
     seed = "seed of intervals and random directions (default: 0)"
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help=seed)
