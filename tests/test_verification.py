@@ -220,6 +220,14 @@ def test_the_rounding_of_another_processor_is_no_fault(factor, is_same, run_copy
     assert (verify(run_copy) == []) == is_same
 
 
+def test_the_log_of_jobs_of_other_processes_is_no_fault(run_copy):
+    """`--engine processes` and `ray` write it; that a run was made in jobs changes no number."""
+    (run_copy / "jobs.log").write_text('{"job": "outcomes 0", "worker": "process 7"}\n')
+    assert verify(run_copy) == []
+    (run_copy / "other.log").write_text("")
+    assert verify(run_copy) == ["other.log was added after the run ended"]
+
+
 def test_without_a_change_there_is_no_fault(run_copy):
     assert check(run_copy) == ([], [NO_REPORT])
     seal(run_copy)

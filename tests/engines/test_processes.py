@@ -110,6 +110,7 @@ def test_jobs_of_a_run_in_two_processes_give_the_run_of_one(tmp_path):
     from rhumbline.models.sources import Source, own_contrast
     from rhumbline.presets.protocols import preset
     from rhumbline.prompts.contrasts import Sizes
+    from rhumbline.verification import verify
 
     source = Source("organism:planted", device="cpu", dtype="float32")
     model, contrast = load_source(source), own_contrast(source.model)
@@ -120,5 +121,7 @@ def test_jobs_of_a_run_in_two_processes_give_the_run_of_one(tmp_path):
     skip = {"environment", "timings", "sha256", "files"}
     assert {k: v for k, v in there.items() if k not in skip} == {k: v for k, v in here.items() if k not in skip}
     assert there["environment"]["engine"] == "processes"
+    assert (tmp_path / "there" / "jobs.log").is_file()
+    assert verify(tmp_path / "there") == []
     for name in ("outcomes.jsonl", "selection.json", "wide.json", "dose.json", "stability.json", "nulls.json"):
         assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()

@@ -31,7 +31,7 @@ from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert, to_json
-from rhumbline.records.directory import InUseError, RunDirectory, locked
+from rhumbline.records.directory import JOB_LOG, InUseError, RunDirectory, locked
 from rhumbline.records.files import appending, finite, inside, write_json
 from rhumbline.records.source_hash import code_sha256
 from rhumbline.records.user_files import read_toml
@@ -309,7 +309,7 @@ def _run_cells(
             if result.job in done:
                 continue
             done[result.job] = result
-            log_result(out / "jobs.log", jobs[result.job], result)
+            log_result(out / JOB_LOG, jobs[result.job], result)
             number = n_all - len(todo) + len(done)
             outcome = result.error or result.value
             progress(f"[{number}/{n_all}] {todo[result.job].name}: {outcome} ({result.seconds:.0f} s)")

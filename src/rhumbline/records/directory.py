@@ -42,9 +42,11 @@ PARTS = ".parts"
 LONGEST_NAME = 255
 """Bytes of a file name, on common file systems."""
 LOCK = ".lock"
+JOB_LOG = "jobs.log"
+"""One line for each job that another process or machine ran."""
 _ARTEFACTS = (".json", ".jsonl", ".safetensors")
 _WRITTEN_LATER = (
-    "results.json", "results.json.sig", "results.json.minisig", "timings.json", MANIFEST, f"{MANIFEST}.sig",
+    "results.json", "results.json.sig", "results.json.minisig", "timings.json", JOB_LOG, MANIFEST, f"{MANIFEST}.sig",
     f"{MANIFEST}.minisig", "reproduction.json",
     "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "judgements/labels-*.csv", "evaluations/*.json",
 )  # fmt: skip

@@ -14,7 +14,7 @@ import msgspec
 from rhumbline.errors import OutputError, RhumblineError
 from rhumbline.records.artefacts import OF_RUN
 from rhumbline.records.codec import convert
-from rhumbline.records.directory import LOCK, RunDirectory, is_written_later
+from rhumbline.records.directory import JOB_LOG, LOCK, RunDirectory, is_written_later
 from rhumbline.records.evaluation_files import Comparison, EvaluationSettings, TaskResult
 from rhumbline.records.files import read_json, unique_names
 from rhumbline.records.human_files import HumanLabels
@@ -88,7 +88,7 @@ def _is_readable(directory: RunDirectory, name: str, *, is_old: bool) -> bool:
     Of the records of version 0.1, only the protocol is compared.
     """
     path = directory.path / name
-    if name in (RESULTS, MANIFEST, *SIGNATURES):
+    if name in (RESULTS, MANIFEST, JOB_LOG, *SIGNATURES):
         return True
     if name == TIMINGS:
         read_timings(path)

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from rhumbline.engines.engine import Job, LocalPool, Pool, run_jobs
 from rhumbline.records.codec import convert, to_json
+from rhumbline.records.directory import JOB_LOG
 from rhumbline.records.files import file_sha256
 from rhumbline.stages.seed_run import SeedRun
 
@@ -112,7 +113,7 @@ class SeedJobs:
             jobs,
             run.folder / FOLDER,
             {name: path.read_bytes() for name, path in inputs.items()},
-            log=run.directory.path / "jobs.log",
+            log=run.directory.path / JOB_LOG,
             report=lambda job, result: run.timings.tick(job.kind, _n_items(result.value)),
         )
         return self._converted(kind, results)
