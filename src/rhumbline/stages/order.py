@@ -1,7 +1,7 @@
 """The stages of one seed, in order. Each reads the files of earlier stages and writes its own.
 
     splits -> style -> refusal tokens -> extraction -> selection -> nulls -> outcomes
-           -> wide nulls -> dose -> stability -> second direction -> separation -> losses -> conditions -> levels
+           -> levels -> wide nulls -> dose -> stability -> second direction -> separation -> losses -> conditions
 
 A stage whose file exists is skipped, so a stopped run resumes at the first missing file. Test prompts are read after
 selection, from *outcomes* on. If no candidate was selected, the stages that need a direction are skipped.
@@ -78,6 +78,8 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
         stage("nulls", NullDirections, lambda: draw_null_directions(run, jobs))
     write_outcomes(run, jobs)
     check_filter(run)
+    if run.protocol.is_continuous:
+        stage("levels", LevelTexts, lambda: measure_levels(run))  # the wide nulls read them
     if run.direction is not None:
         stage("wide nulls", WideNulls, lambda: measure_wide_nulls(run, jobs))
         stage("dose", Doses, lambda: measure_doses(run, jobs))
@@ -88,8 +90,6 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
     if run.direction is not None:
         write_losses(run, jobs)
     write_conditions(run)
-    if run.protocol.is_continuous:
-        stage("levels", LevelTexts, lambda: measure_levels(run))
 
 
 def _stage(run: SeedRun, jobs: SeedJobs, name: str, kind: type, compute: Callable[[], Any]) -> None:
