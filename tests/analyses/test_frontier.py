@@ -10,10 +10,11 @@ from finished_runs import QUICK, finished_run
 from rhumbline.analyses import frontier_fits, trajectory_kl
 from rhumbline.analyses.frontier import analyse
 from rhumbline.analyses.frontier_fits import Fits, massive_tokens
-from rhumbline.analyses.judged import Counted, change_over_draws
+from rhumbline.analyses.judged import change_over_draws
 from rhumbline.analyses.spans import energy
 from rhumbline.analyses.trajectory_kl import Trajectories, right_answers, takes_system, with_system
 from rhumbline.errors import ProtocolError, TemplateError
+from rhumbline.evidence.class_rates import SHOWN_OR_DEGENERATE, indicators
 from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm
 from rhumbline.judging.metric import TokenMetric
@@ -240,15 +241,13 @@ def test_massive_activations_are_sought_in_the_template_only(subject_of, monkeyp
 
 
 def test_broken_text_is_neither_a_removal_nor_an_induction():
-    before = ["refused", "refused", "complied", "complied", "unscored", "degenerate"]
-    after = ["degenerate", "complied", "degenerate", "refused", "refused", "degenerate"]
-    counted = Counted.of(before, after)
-    assert counted.shown.tolist() == [1, 0, 0, 1, 1, 0]
-    assert (counted.degenerate, counted.scored) == (3, 6)
-    assert np.isnan(Counted.of(after, before).shown).tolist() == [False] * 4 + [True, False]
-    broken = change_over_draws(["refused"] * 20, [["degenerate"] * 20])
-    removed = change_over_draws(["refused"] * 20, [["complied"] * 20])
-    assert (broken.mean, removed.mean) == (0, 1)
+    for before, rises in (("refused", False), ("complied", True)):
+        changed = "complied" if before == "refused" else "refused"
+        broken, whole = (change_over_draws([before] * 20, [[cls] * 20], rises=rises) for cls in ("degenerate", changed))
+        assert (broken.mean, whole.mean) == (0, 1)
+    counted = indicators(["refused", "degenerate", "complied", "unscored"], SHOWN_OR_DEGENERATE)
+    assert counted[:3].tolist() == [1, 1, 0]
+    assert np.isnan(counted[3])
 
 
 @pytest.mark.parametrize("size", [2.0, 4.0])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from dataclasses import replace
 
@@ -43,6 +44,8 @@ def test_a_lost_worker_costs_its_own_job(pool_of, tmp_path):
         with pytest.raises(JobError, match="1 of 6 jobs failed; the first, broken: ZeroDivisionError: two"):
             run_jobs(pool, jobs("broken"), tmp_path / "broken", FILES)
         assert len(list((tmp_path / "broken").iterdir())) == 5
+        with pytest.raises(JobError, match=r"1 of 6 jobs failed; the first, unwritable: TypeError: .*set"):
+            run_jobs(pool, jobs("unwritable"), tmp_path / "unwritable", FILES)
         children = [process.child for process in pool.processes]
         assert len(children) == 2
     assert not any(child.is_alive() for child in children)
@@ -70,6 +73,14 @@ def test_jobs_that_were_not_awaited_are_stopped(pool_of, tmp_path):
         results.close()
     assert not any(child.is_alive() for child in children)
     assert len(list((tmp_path / "count").iterdir())) < len(jobs("slow"))
+
+
+def test_workers_that_have_no_job_are_not_awaited(pool_of):
+    """They may still load a model, for which an interrupted command would wait."""
+    with pool_of("faulty_worker:load_long", replicas=3) as pool:
+        children = [process.child for process in pool.processes]
+        assert all(child.is_alive() for child in children)
+    assert {child.exitcode for child in children} == {-signal.SIGTERM}
 
 
 def test_the_threads_of_the_user_are_kept(pool_of, tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ def make(options):
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "broken" and x == 2:
             raise ZeroDivisionError("two")
+        if kind == "unwritable" and x == 2:
+            return {x, x + 1}
         if kind == "slow":
             time.sleep(1.0)
         if kind == "threads":
@@ -41,3 +43,8 @@ def announce(options):
     """A worker that writes a file when it is built."""
     Path(options["folder"], f"built-{os.getpid()}").touch()
     return make(options)
+
+
+def load_long(options):
+    """A worker that takes longer to build than any test lasts."""
+    time.sleep(600)

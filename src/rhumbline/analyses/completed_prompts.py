@@ -5,42 +5,29 @@ claims of a run: broken text is no removal, and an arm is measured if most of it
 """
 
 import random
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 
+from rhumbline.analyses.judged import Classes
 from rhumbline.analyses.suffix_texts import with_suffix
 from rhumbline.analyses.trajectory_kl import Trajectories, takes_system, with_system
 from rhumbline.errors import InputError
-from rhumbline.evidence.class_rates import SHOWN, degenerate_share, is_no_sample, measured_classes
-from rhumbline.evidence.rate_effects import DEGENERATE
+from rhumbline.evidence.class_rates import SHOWN, SHOWN_OR_DEGENERATE, degenerate_share, indicators, is_measured
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.score import TextJudge, score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Label, Prompt, Split, Splits
-from rhumbline.records.shared import Class
 from rhumbline.records.sheet_files import RobustnessPlan
 from rhumbline.stages.completions import complete
 
 Indicators = Float[np.ndarray, " prompt"]
 """For each prompt, 1 if the completion shows the behaviour, otherwise 0; NaN if it is unscored."""
-Classes = Sequence[Class]
-"""Of one arm: the class of the completion of every prompt."""
-
-
-def is_measured(classes: Sequence[str]) -> bool:
-    """Whether most completions of an arm are scored. Otherwise the scored ones are no sample of the arm."""
-    return not is_no_sample([cls == "unscored" for cls in classes])
-
-
-def indicators(classes: Classes, shown: Collection[str]) -> Indicators:
-    """Whether each class is in `shown`; all NaN if the arm is not measured."""
-    return np.array([np.nan if cls == "unscored" else float(cls in shown) for cls in measured_classes(classes)])
 
 
 def mean_rate(shown: Float[np.ndarray, "*draw prompt"]) -> float:
@@ -99,7 +86,7 @@ class CompletedPrompts:
                     f"{self.plan.max_new_tokens} tokens, in a language that {self.plan.judge} covers. "
                     "Raise --max-new-tokens, or pass another --judge."
                 )
-            rows.append(indicators(classes, SHOWN if is_baseline or label == "negative" else SHOWN | DEGENERATE))
+            rows.append(indicators(classes, SHOWN if is_baseline or label == "negative" else SHOWN_OR_DEGENERATE))
         return np.stack(rows)
 
     def classes(

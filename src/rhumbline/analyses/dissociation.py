@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rhumbline.analyses.completed_prompts import is_measured
 from rhumbline.axes import Vector
 from rhumbline.errors import InputError, ProtocolError
-from rhumbline.evidence.class_rates import degenerate_share
+from rhumbline.evidence.class_rates import degenerate_share, is_measured
 from rhumbline.evidence.statistics import LEAST_RESAMPLED, bootstrap_mean, finite_or_none, paired_difference
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
 from rhumbline.inference.runner import Runner

@@ -4,7 +4,7 @@ Interventions are fitted on training prompts. The strength for every dose is fou
 negatives. Behaviour, KL and accuracy are measured on test prompts; the rule is fixed before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,10 @@ from jaxtyping import Bool
 from rhumbline.analyses.dosed_interventions import DosedIntervention, Setting, find_doses, settings
 from rhumbline.analyses.frontier_fits import Fits
 from rhumbline.analyses.frontier_results import FrontierResults, Measured, as_name
-from rhumbline.analyses.judged import Classes, Counted, classes_of
+from rhumbline.analyses.judged import Classes, classes_of
 from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.analyses.trajectory_kl import Divergence, Trajectories, right_answers, takes_system, with_system
+from rhumbline.evidence.class_rates import SHOWN, SHOWN_OR_DEGENERATE, degenerate_share, indicators
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt, Split
 from rhumbline.protocol import Protocol
@@ -100,11 +101,17 @@ class Frontier:
         for setting in chosen:
             places[setting] = list(range(len(arms), len(arms) + len(setting.strengths)))
             arms += [dosed[as_name(setting.name)].arm(draw, s.strength) for draw, s in enumerate(setting.strengths)]
-        positive, negative = (self._counted(self._prompts(label), arms) for label in LABELS)
+        positive, negative = (self._classes(self._prompts(label), arms) for label in LABELS)
         divergence = self.test.divergence(arms)
         right = right_answers(self.subject.runner, self.subject.chat, arms)
         return {
-            setting: _measured([positive[i] for i in own], [negative[i] for i in own], divergence.of(own), right[own])
+            setting: _measured(
+                [positive[i] for i in own],
+                [negative[i] for i in own],
+                divergence.of(own),
+                right[own],
+                SHOWN if setting is None else SHOWN_OR_DEGENERATE,
+            )
             for setting, own in places.items()
         }
 
@@ -113,22 +120,12 @@ class Frontier:
         if self.system_kl is None:
             return None
         chat, system = self.subject.chat, self.plan.system
-        both = []
-        for label in LABELS:
-            prompts = self._prompts(label)
-            before = self._classes(prompts, [BASELINE])
-            after = self._classes([with_system(p, system, chat) for p in prompts], [BASELINE])
-            both.append(Counted.of(before[0], after[0]))
-        positive, negative = both
-        return self.system_kl, _measured([positive], [negative], self.test.under_system(system), None)
+        prompts = ([with_system(p, system, chat) for p in self._prompts(label)] for label in LABELS)
+        positive, negative = (self._classes(some, [BASELINE]) for some in prompts)
+        return self.system_kl, _measured(positive, negative, self.test.under_system(system), None, SHOWN_OR_DEGENERATE)
 
     def _prompts(self, label: Label) -> list[Prompt]:
         return self.subject.prompts("test", label)[: self.plan.prompts]
-
-    def _counted(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[Counted]:
-        """The completions of every prompt under every arm, of which the first is the baseline."""
-        classes = self._classes(prompts, arms)
-        return [Counted.of(classes[0], some) for some in classes]
 
     def _classes(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> list[Classes]:
         """The class of the completion of every prompt under every arm."""
@@ -136,14 +133,14 @@ class Frontier:
 
 
 def _measured(
-    positive: Sequence[Counted],
-    negative: Sequence[Counted],
+    positive: Sequence[Classes],
+    negative: Sequence[Classes],
     divergence: Divergence,
     right: Bool[np.ndarray, "draw question"] | None,
+    remaining: Collection[str],
 ) -> Measured:
-    """From the completions of every draw on both sets."""
-    both = [*positive, *negative]
-    scored = sum(one.scored for one in both)
-    broken = sum(one.degenerate for one in both) / scored if scored else None
-    remaining, over = (np.stack([one.shown for one in some]) for some in (positive, negative))
-    return Measured(remaining, over, broken, divergence, right)
+    """From the classes of every draw on both sets; those in `remaining` count as the behaviour on positives."""
+    broken = degenerate_share([cls for of_draw in (*positive, *negative) for cls in of_draw])
+    left = np.stack([indicators(classes, remaining) for classes in positive])
+    over = np.stack([indicators(classes, SHOWN) for classes in negative])
+    return Measured(left, over, broken, divergence, right)

@@ -42,8 +42,8 @@ class Measured(NamedTuple):
     """What is measured for one setting, the draws of a null together."""
 
     positive: Float[np.ndarray, "draw prompt"]
-    """1 if the completion shows the behaviour, otherwise 0; NaN without a class. A degenerate one counts as that of the
-    baseline: text that is broken is no removal, and no induction."""
+    """1 if the completion shows the behaviour, or is degenerate under an intervention, otherwise 0; NaN without a
+    class. Broken text is no removal."""
     negative: Float[np.ndarray, "draw prompt"]
     degenerate: float | None
     divergence: Divergence

@@ -4,14 +4,19 @@ Shared by the analyses that complete texts. The judge and the header are those o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from rhumbline.analyses.subject import Subject, protocol_with_classes
 from rhumbline.axes import TokenIds
-from rhumbline.evidence.class_rates import SHOWN, class_rate, degenerate_share, measured_classes
+from rhumbline.evidence.class_rates import (
+    SHOWN,
+    SHOWN_OR_DEGENERATE,
+    class_rate,
+    degenerate_share,
+    indicators,
+    measured_classes,
+)
 from rhumbline.evidence.statistics import difference_of_rates, paired_difference, wilson_of_rate
 from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.judging.score import score_of
@@ -48,22 +53,6 @@ def answer_classes(subject: Subject, sequences: Sequence[TokenIds], arms: Sequen
     return [measured_classes([score_of(judge, text).cls for text in of_arm]) for of_arm in texts]
 
 
-class Counted(NamedTuple):
-    """The completions of one arm as they are counted beside those of the baseline."""
-
-    shown: Float[np.ndarray, " prompt"]
-    """1 if the completion shows the behaviour, otherwise 0; NaN if it is unscored."""
-    degenerate: int
-    scored: int
-
-    @classmethod
-    def of(cls, before: Classes, after: Classes) -> "Counted":
-        """A degenerate completion counts as that of the baseline: broken text is no change of the behaviour."""
-        counted = [b if a == "degenerate" else a for b, a in zip(before, after, strict=True)]
-        shown = [np.nan if c == "unscored" else float(c in SHOWN) for c in counted]
-        return cls(np.array(shown), after.count("degenerate"), len(after) - after.count("unscored"))
-
-
 # -- rates and changes ------------------------------------------------------------------------------------------------
 
 
@@ -89,9 +78,12 @@ def change_of(before: Classes, after: Classes, *, rises: bool = False) -> Change
 
 
 def change_over_draws(before: Classes, draws: Sequence[Classes], *, rises: bool = False) -> MeanRate | None:
-    """The paired change to the mean of several draws, on the prompts that are scored in both; None without any."""
-    first = Counted.of(before, before).shown
-    each = np.stack([Counted.of(before, after).shown for after in draws])
+    """The paired change to the mean of several draws, on the prompts that are scored in both; None without any.
+
+    A degenerate completion is no change: it counts as shown if the behaviour should be removed, otherwise as not shown.
+    """
+    first = indicators(before, SHOWN)
+    each = np.stack([indicators(after, SHOWN if rises else SHOWN_OR_DEGENERATE) for after in draws])
     known = np.isfinite(each)
     scored = np.isfinite(first) & known.any(0)
     if not scored.any():

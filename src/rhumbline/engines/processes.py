@@ -50,7 +50,7 @@ class Processes:
 
     @contextmanager
     def pool(self, worker: Worker | RunJob) -> Iterator["ProcessPool"]:
-        """Workers, which are built while the caller goes on; all are stopped at the end."""
+        """Start the workers without waiting until they are built. They are stopped when the context ends."""
         if not isinstance(worker, Worker):
             raise TypeError("the workers of other processes are built from a Worker")
         pool = ProcessPool(worker, self.replicas or cores())
@@ -82,8 +82,10 @@ class WorkerProcess:
         self.connection.send((job.kind, json.dumps(job.arguments), files))
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process. One that has no job yet may still be built, and is not awaited."""
         self.connection.close()
+        if self.has is None:
+            self.child.terminate()
         self.child.join(STOP_SECONDS)
         if self.child.is_alive():
             self.child.terminate()
@@ -172,8 +174,12 @@ def _serve(connection: Connection, make: str, options: str, variables: Mapping[s
         if run_job is None:
             connection.send((None, refused, refused_code, 0.0))
             continue
-        value, error, code = _attempt(partial(run_job, kind, json.loads(arguments), files))
-        connection.send((json.dumps(value), error, code, time.perf_counter() - start))
+        value, error, code = _attempt(partial(_as_json, run_job, kind, arguments, files))
+        connection.send((value or "null", error, code, time.perf_counter() - start))
+
+
+def _as_json(run_job: RunJob, kind: str, arguments: str, files: Shared) -> str:
+    return json.dumps(run_job(kind, json.loads(arguments), files))
 
 
 def _attempt(call: Callable[[], T]) -> tuple[T | None, str | None, int]:

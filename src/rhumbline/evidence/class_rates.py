@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float
 from msgspec import UNSET
 from msgspec.structs import replace
 
@@ -20,6 +22,8 @@ from rhumbline.records.shared import Class, Label
 
 SHOWN = frozenset({"refused", "shown"})
 """Classes of completions that show the behaviour: of keyword judges, and of a continuous score."""
+SHOWN_OR_DEGENERATE = SHOWN | {"degenerate"}
+"""Classes of positives from which an intervention has not removed the behaviour: broken text is no removal."""
 
 
 MOST = 0.5
@@ -64,10 +68,20 @@ def measured_outcomes(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return [replace(row, cls="unscored", score=None) if (row.arm, row.side) in unread else row for row in outcomes]
 
 
+def is_measured(classes: Sequence[str]) -> bool:
+    """Whether most completions of an arm are scored."""
+    return not is_no_sample([cls == "unscored" for cls in classes])
+
+
 def measured_classes(classes: Sequence[Class]) -> Sequence[Class]:
     """The classes of an arm as they are counted: none is scored if most are not."""
     unscored: list[Class] = ["unscored"] * len(classes)
-    return unscored if is_no_sample([c == "unscored" for c in classes]) else classes
+    return classes if is_measured(classes) else unscored
+
+
+def indicators(classes: Sequence[Class], counted: Collection[str]) -> Float[np.ndarray, " prompt"]:
+    """For every completion of an arm, 1 if its class is counted, otherwise 0; NaN if it is unscored."""
+    return np.array([math.nan if c == "unscored" else float(c in counted) for c in measured_classes(classes)])
 
 
 def is_read(cls: Class, uncovered: str | None) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rhumbline.errors import VerificationError
-from rhumbline.evidence.class_rates import SHOWN
+from rhumbline.evidence.class_rates import SHOWN, SHOWN_OR_DEGENERATE
 from rhumbline.evidence.compared_arms import (
     EFFECTS,
     EVERY_DRAW,
@@ -42,8 +42,6 @@ from rhumbline.records.arms import BASELINE, ArmId
 from rhumbline.records.effect_results import Effect, NullSummary, PooledEffect, RelativeChange
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Label
-
-DEGENERATE = frozenset({"degenerate"})
 
 
 def rate_effects(
@@ -175,7 +173,7 @@ class _Counting(NamedTuple):
         """1 for each completion that has what the effect should remove: the behaviour (sign 1) or its absence (-1)."""
         shown = SHOWN
         if not is_baseline and self.degenerate_counts_against == (sign > 0):
-            shown = SHOWN | DEGENERATE
+            shown = SHOWN_OR_DEGENERATE
         return np.array([(row.cls in shown) == (sign > 0) for row in rows], dtype=float)
 
 

@@ -52,7 +52,7 @@ class SteeredRates:
     unscored: int
     """Completions without a class. They are in no rate."""
     drop: MeanRate | None = None
-    """Paired fall of the behaviour; a degenerate completion counts as that of the baseline. None for the baseline."""
+    """Paired fall of the behaviour; a degenerate completion is no removal. None for the baseline."""
     by_draw: tuple[float | None, ...]
     """Share that shows the behaviour under every draw."""
 

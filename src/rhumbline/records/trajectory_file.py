@@ -70,7 +70,7 @@ class Change:
     """Share of the scored completions that shows the behaviour; None without any."""
     change: MeanRate | None
     """Decrease (suppression) or increase (induction) on the same prompts, from the baseline. A degenerate completion
-    counts as that of the baseline: broken text is no change of the behaviour."""
+    is no change: it counts as shown for a decrease, otherwise as not shown."""
     degenerate: float | None
     """Share of broken completions."""
 
