@@ -12,6 +12,8 @@ from rhumbline.records.positions import Position
 
 NULL_FAMILIES = ("isotropic", "covariance", "top-pc", "unrelated", "shuffled-site", "shuffled")
 """Null families, weakest first. The index in this tuple seeds the draws."""
+SUBTRACTED_DRAWS = 2
+"""Draws of each family that complete positives under subtraction: the fewest whose spread is known."""
 MOST_DRAWS = 1000
 """Draws of a family that complete test prompts."""
 MOST_COEFFICIENT = 1000

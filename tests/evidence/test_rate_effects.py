@@ -69,7 +69,7 @@ def test_aligned_draws_are_not_compared():
     assert plain.relative_gap["isotropic"].draws == 2
     one, _ = rate_effects(RUN, NullComparison(aligned=frozenset({("isotropic", 1)})))
     assert one.relative_gap["isotropic"].value == pytest.approx(7 / 9)  # draw 0 changes nothing
-    assert one.relative_gap["isotropic"].low < -1  # two draws of all families, far apart
+    assert one.relative_gap["isotropic"].low is None  # one draw of every family: the spread is unknown
     assert one.gap == plain.gap
     assert (plain.p["isotropic"], one.p["isotropic"]) == (1 / 3, 1 / 2)
     every, _ = rate_effects(RUN, NullComparison(aligned=frozenset({("isotropic", 0), ("isotropic", 1)})))

@@ -21,10 +21,10 @@ def paired(before: np.ndarray, after: np.ndarray, first: int = 0) -> Paired:
     return Paired([str(first + i) for i in range(len(before))], before, after, [None] * len(before))
 
 
-def change_and_gap(before, own, nulls, every=()):
-    """The gap of an arm to draws on the same prompts."""
-    draws = ([paired(before, null) for null in some] for some in (nulls, every))
-    return gap_to_nulls(relative_change(before, own), *draws)
+def change_and_gap(before, own, nulls, *others):
+    """The gap of an arm to draws on the same prompts; `others` are the draws of other families."""
+    families = [[paired(before, null) for null in some] for some in (nulls, *others)]
+    return gap_to_nulls(relative_change(before, own), families[0], families)
 
 
 def counts(present: int, n: int = 100) -> np.ndarray:
@@ -101,6 +101,25 @@ def test_the_interval_of_a_gap_contains_the_variance_between_draws():
     assert apart.low < many.low < alike.low
 
 
+def test_the_variance_between_draws_contains_the_sampling_of_their_prompts():
+    before, own = counts(100), counts(0)
+    nothing = change_and_gap(before, own, [counts(90)] * 6)
+    direct, mean = relative_change(before, own), relative_change(before, counts(90))
+    assert nothing.low == pytest.approx(nothing.value - math.hypot(direct.value - direct.low, mean.high - mean.value))
+    apart = [counts(100), counts(70)] * 6
+    half = draws_half_width([0.15, -0.15] * 6)
+    assert change_and_gap(before, own, apart).low == pytest.approx(0.85 - math.hypot(direct.value - direct.low, half))
+
+
+def test_categories_add_to_the_interval_of_a_gap():
+    names = [str(i // 10) for i in range(100)]
+    before, own, kept = counts(100), counts(0), np.repeat([1.0] * 7 + [0.0] * 3, 10)
+    draws = [Paired([str(i) for i in range(100)], before, kept, some) for some in ([None] * 100, names)]
+    alone, together = (gap_to_nulls(relative_change(before, own), [draw] * 6) for draw in draws)
+    assert together.value == alone.value
+    assert together.low < alone.low - 0.1
+
+
 def test_draws_on_different_prompts_are_means_over_their_own():
     before, own = counts(60, 60), counts(0, 60)
     apart = [paired(np.ones(20), np.ones(20), first=20 * draw) for draw in range(3)]
@@ -112,43 +131,74 @@ def test_draws_on_different_prompts_are_means_over_their_own():
     assert few.low < gaps[0].low
 
 
-def test_two_draws_are_decided_with_the_draws_of_all_families():
+def test_a_family_of_few_draws_has_the_variance_within_all_families():
     before, own, draws = counts(100), counts(0), [counts(100), counts(64)]
-    others = [counts(100)] * 10
-    two = change_and_gap(before, own, draws, every=[*draws, *others])
-    assert two.low > 0.25  # t with one degree of freedom would reach below -1
-    assert change_and_gap(before, own, [counts(100)] * 2, every=[*draws, *others]).low < 1 - 0.1
-    # Three draws have their own variance.
-    three = [*draws, counts(82)]
-    assert change_and_gap(before, own, three, every=others).low == change_and_gap(before, own, three).low
+    others = [[counts(100)] * 2, [counts(50)] * 2, [counts(90)] * 2, [counts(100)] * 2, [counts(30)] * 2]
+    two = change_and_gap(before, own, draws, *others)
+    assert two.low > 0.1
+    assert change_and_gap(before, own, draws).low < -1  # t with one degree of freedom
+    # A family whose own draws are alike is not more certain than the others; their means do not count.
+    alike = change_and_gap(before, own, [counts(100)] * 2, draws, *others[1:])
+    assert alike.low < change_and_gap(before, own, [counts(100)] * 2, *others).low - 0.05
 
 
-def test_one_draw_has_the_variance_of_all_families_and_no_draw_no_gap():
+def test_one_draw_has_the_variance_within_other_families_and_no_draw_no_gap():
     before, own, draw = counts(100), counts(0), counts(90)
     alone = change_and_gap(before, own, [draw])
     assert alone.value == pytest.approx(0.9)
     assert math.isnan(alone.low)
-    alike = change_and_gap(before, own, [draw], every=[draw] * 6)
-    apart = change_and_gap(before, own, [draw], every=[draw, counts(50), counts(100)])
-    assert apart.value == alike.value == alone.value
-    assert alike.low > 0.75
-    assert apart.low < 0.3
-    assert math.isnan(change_and_gap(before, own, [], every=[draw]).value)
+    # One draw of every family: their differences are no variance within a family.
+    assert math.isnan(change_and_gap(before, own, [draw], [counts(50)], [counts(100)]).low)
+    assert change_and_gap(before, own, [draw], [counts(50)] * 5).low > 0.75
+    assert change_and_gap(before, own, [draw], [counts(50), counts(100)] * 5).low < 0.5
+    assert math.isnan(gap_to_nulls(relative_change(before, own), []).value)
     unscored = gap_to_nulls(relative_change(before, own), [paired(before[:0], own[:0])])
     assert math.isnan(unscored.value)
 
 
 @pytest.mark.parametrize(
-    ("values", "every", "is_known"),
+    ("values", "families", "is_known"),
     [
-        ([], [0.1, 0.2], False),
-        ([math.nan], [0.1, 0.2], False),
-        ([0.1], [0.1], False),
-        ([0.1, math.nan], [0.1, 0.2], True),
+        ([], [[0.1, 0.2]], False),
+        ([math.nan], [[0.1, 0.2]], False),
+        ([0.1], [[0.1]], False),
+        ([0.1], [[0.1], [0.2]], False),
+        ([0.1, math.nan], [[0.1, math.nan], [0.1, 0.2]], True),
+        ([0.1, 0.3], (), True),
     ],
 )
-def test_draws_without_a_known_change_have_no_interval(values, every, is_known):
-    assert math.isfinite(draws_half_width(values, every)) == is_known
+def test_draws_without_a_known_change_have_no_interval(values, families, is_known):
+    assert math.isfinite(draws_half_width(values, families)) == is_known
+
+
+def test_a_draw_on_whose_prompts_nothing_was_present_counts_in_the_variance():
+    draws = [paired(np.array(before), np.array(after), 2 * i) for i, (before, after) in enumerate(
+        [([1.0, 1.0], [1.0, 1.0]), ([0.0, 0.0], [0.0, 0.0]), ([1.0, 0.0], [0.0, 0.0]), ([1.0, 1.0], [1.0, 0.0])]
+    )]  # fmt: skip
+    direct = relative_change(counts(20, 20), counts(0, 20))
+    gap = gap_to_nulls(direct, draws)
+    assert gap.value == pytest.approx(1 - 2 / 5)
+    assert -1 < gap.low < gap.value
+
+
+@pytest.mark.parametrize(("draws", "prompts", "most"), [(6, 2, 0.06), (9, 6, 0.04), (1, 12, 0.0)])
+@pytest.mark.parametrize("base", [1.0, 0.6])
+def test_a_family_that_removes_most_of_the_behaviour_in_most_draws_is_rarely_beaten(draws, prompts, most, base):
+    # Three of four draws remove everything: their mean is 0.75, and a gap above 0.25 would be an error.
+    rng, n, wrong, repeats = np.random.default_rng(0), 100, 0, 150
+
+    def family(probability: float) -> list[Paired]:
+        return [
+            paired(before[i * prompts : (i + 1) * prompts],
+                   before[i * prompts : (i + 1) * prompts] * (rng.random() > probability), i * prompts)
+            for i in range(draws)
+        ]  # fmt: skip
+
+    for _ in range(repeats):
+        before = (rng.random(n) < base).astype(float)
+        families = [family(0.75), *(family(0.0) for _ in range(5))]
+        wrong += gap_to_nulls(relative_change(before, 0 * before), families[0], families).low > 0.25
+    assert wrong <= most * repeats
 
 
 def test_a_record_without_most_has_its_upper_end_in_high():

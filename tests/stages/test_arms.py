@@ -64,13 +64,13 @@ def test_additions_use_the_positions_of_the_run():
 
 
 def test_some_draws_of_every_family_complete_test_prompts():
-    ablations = [null(f, d, ArmKind.ABLATION) for f in FAMILIES for d in range(2)]
-    additions = [null(f, d, ArmKind.ADDITION) for f in FAMILIES for d in range(2)]
-    firsts = [null(f, 0, ArmKind.ADDITION) for f in FAMILIES]
-    assert list(ARMS.outcomes("positive", (0, 1))) == [BASELINE, ABLATION, SUBTRACTION, *ablations, *firsts]
-    # Only the first draw of a family is a null of the subtraction.
-    assert {a.kind for a in ARMS.outcomes("positive", (1,)) if a.is_null} == {ArmKind.ABLATION}
-    assert list(ARMS.outcomes("negative", (0, 1)))[4:] == additions
+    ablations = [null(f, d, ArmKind.ABLATION) for f in FAMILIES for d in range(3)]
+    additions = [null(f, d, ArmKind.ADDITION) for f in FAMILIES for d in range(3)]
+    subtracted = [arm for arm in additions if arm.draw < 2]
+    assert list(ARMS.outcomes("positive", (0, 1, 2))) == [BASELINE, ABLATION, SUBTRACTION, *ablations, *subtracted]
+    # Only the first two draws of a family are nulls of the subtraction.
+    assert {a.kind for a in ARMS.outcomes("positive", (2,)) if a.is_null} == {ArmKind.ABLATION}
+    assert list(ARMS.outcomes("negative", (0, 1, 2)))[4:] == additions
     assert {a.draw for a in ARMS.outcomes("negative", (2,)) if a.is_null} == {2}
 
 
@@ -89,7 +89,7 @@ def test_aligned_draws_complete_nothing():
     arms = SeedArms(OWN, nulls, AdditionParameters(1.5, "all"), same_cosine=0.5)
     drawn = [arm for arm in arms.outcomes("positive", (0, 1)) if arm.is_null]
     ablations = [null("isotropic", draw, ArmKind.ABLATION) for draw in (1, 2)]
-    assert drawn == [*ablations, null("isotropic", 1, ArmKind.ADDITION)]
+    assert drawn == [*ablations, *(null("isotropic", draw, ArmKind.ADDITION) for draw in (1, 2))]
     assert next(arm for arm in arms.losses(FAMILIES) if arm.is_null) == null("isotropic", 1, ArmKind.ABLATION)
 
 

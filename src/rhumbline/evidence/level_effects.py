@@ -250,11 +250,11 @@ class Levels:
         scored = {i for null in nulls[family] for i in self._scored(prompts, effect.label, null)}
         prompts = [i for i in prompts if i in scored]
         gap = self._relative(effect, prompts, nulls[family], against)
-        every = [null for some in nulls.values() for null in some]
-        own, of_all = (
-            [self._relative_value(effect, prompts, null, against) for null in some] for some in (nulls[family], every)
-        )
-        half = draws_half_width(own, of_all)
+        values = {
+            name: [self._relative_value(effect, prompts, null, against) for null in some]
+            for name, some in nulls.items()
+        }
+        half = draws_half_width(values[family], list(values.values()))
         low = gap.value - math.hypot(gap.value - gap.low, half)
         return gap._replace(low=low, high=gap.value + math.hypot(gap.high - gap.value, half))
 

@@ -200,14 +200,10 @@ def _relative_gap(
     table: OutcomeTable, effect: ComparedArms, family: str, nulls: Mapping[str, Sequence[ArmId]]
 ) -> RelativeChange:
     """The gap to one family; `nulls` holds the comparable draws of every family."""
-    every = [null for some in nulls.values() for null in some]
-    gaps = [
-        gap_to_nulls(
-            _relative(table, effect, how),
-            *([_presence(table, effect, null, how) for null in some] for some in (nulls[family], every)),
-        )
-        for how in (AGAINST, IN_FAVOUR)
-    ]
+    gaps = []
+    for how in (AGAINST, IN_FAVOUR):
+        draws = {name: [_presence(table, effect, null, how) for null in some] for name, some in nulls.items()}
+        gaps.append(gap_to_nulls(_relative(table, effect, how), draws[family], list(draws.values())))
     return record(*gaps, draws=len(nulls[family]))
 
 

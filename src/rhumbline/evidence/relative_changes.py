@@ -17,8 +17,6 @@ from rhumbline.records.effect_results import RelativeChange
 
 LEAST_UNITS = 5
 """Smallest number of categories that are resampled; fewer are treated as fixed."""
-LEAST_DRAWS = 3
-"""Smallest number of null draws of a family whose own variance is used: with 2 draws t is 12.7."""
 RESAMPLES = 2000
 """Bootstrap draws of the categories."""
 
@@ -102,36 +100,58 @@ class Paired(NamedTuple):
         return cls(list(rows), means[:, 0], means[:, 1], list(category.values()))
 
 
-def gap_to_nulls(direct: Change, nulls: Sequence[Paired], every: Sequence[Paired] = ()) -> Change:
+def gap_to_nulls(direct: Change, nulls: Sequence[Paired], families: Sequence[Sequence[Paired]] = ()) -> Change:
     """The relative change by the direction minus the mean one by the draws of a null family, with its interval.
 
-    The half-widths of the two changes and of the mean over the draws (`draws_half_width`) are added in quadrature.
-    `every` holds the draws of all families. Without draws of the family the gap is not known.
+    The half-widths of the two are added in quadrature. That of the mean over the draws is the larger one of
+    `draws_half_width` and of the interval for independent prompts, since the spread between draws contains the sampling
+    of their prompts. What categories add to the second is added. `families` holds the draws of every family. Without
+    draws of the family the gap is not known.
     """
     if not nulls or math.isnan(direct.value):
         return direct._replace(value=math.nan, low=math.nan, high=math.nan)
-    together = Paired.mean(nulls)
-    mean = relative_change(together.before, together.after, together.categories)
+    pooled = Paired.mean(nulls)
+    mean, alone = (relative_change(pooled.before, pooled.after, some) for some in (pooled.categories, ()))
+    draws = draws_half_width(_residuals(nulls), [_residuals(some) for some in families])
+
+    def half_width(with_categories: float, independent: float) -> float:
+        added = math.sqrt(max(0.0, with_categories**2 - independent**2))
+        return math.hypot(float(np.maximum(independent, draws)), added)
+
     gap = direct.value - mean.value
-    draws = draws_half_width([draw.change for draw in nulls], [draw.change for draw in every])
-    below = math.hypot(direct.value - direct.low, mean.high - mean.value, draws)
-    above = math.hypot(direct.high - direct.value, mean.value - mean.low, draws)
+    below = math.hypot(direct.value - direct.low, half_width(mean.high - mean.value, alone.high - alone.value))
+    above = math.hypot(direct.high - direct.value, half_width(mean.value - mean.low, alone.value - alone.low))
     return direct._replace(value=gap, low=gap - below, high=gap + above)
 
 
-def draws_half_width(values: Sequence[float], every: Sequence[float], level: float = 0.95) -> float:
-    """Half-width of the t interval of the mean over the draws of a family, from those with a known change.
+def _residuals(draws: Sequence[Paired]) -> list[float]:
+    """(after - R before) / mean(before) of every draw, for the ratio R of all; their mean is 0.
 
-    With fewer than `LEAST_DRAWS` of these, `every` (the draws of all families) gives the degrees of freedom, and the
-    standard deviation if it is larger than that of the family. NaN without a draw of the family, or without a second
-    draw of any family.
+    The standard deviation of a ratio of means over draws is theirs (Cochran, Sampling Techniques, 6.4). Unlike a change
+    of each draw it also exists for a draw on whose few prompts nothing was present. Empty without anything present.
     """
-    own, of_all = ([x for x in some if not math.isnan(x)] for some in (values, every))
-    spread = of_all if len(own) < LEAST_DRAWS else own
-    if not own or len(spread) < 2:
+    before, after = (
+        np.array([getattr(draw, side).mean() for draw in draws if len(draw.prompts)]) for side in ("before", "after")
+    )
+    if not before.sum() > 0:
+        return []
+    return ((after - after.sum() / before.sum() * before) / before.mean()).tolist()
+
+
+def draws_half_width(family: Sequence[float], families: Sequence[Sequence[float]] = (), level: float = 0.95) -> float:
+    """Half-width of the t interval of the mean over the draws of a family.
+
+    The standard deviation is that of the family, or the one within all families (analysis of variance) if that is
+    larger, whose degrees of freedom are used. NaN if no family has a second draw.
+    """
+    own = [x for x in family if not math.isnan(x)]
+    groups = [[x for x in some if not math.isnan(x)] for some in (families or [own])]
+    freedom = sum(len(some) - 1 for some in groups if some)
+    if not own or freedom < 1:
         return math.nan
-    deviations = [float(np.std(x, ddof=1)) for x in (own, spread) if len(x) > 1]
-    return float(stats.t.ppf((1 + level) / 2, len(spread) - 1)) * max(deviations) / math.sqrt(len(own))
+    squares = math.fsum(float(np.var(some)) * len(some) for some in groups if some)
+    deviations = [math.sqrt(squares / freedom), *([float(np.std(own, ddof=1))] if len(own) > 1 else [])]
+    return float(stats.t.ppf((1 + level) / 2, freedom)) * max(deviations) / math.sqrt(len(own))
 
 
 def record(*countings: Change, draws: int | None = None) -> RelativeChange:

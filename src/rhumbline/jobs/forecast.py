@@ -16,7 +16,7 @@ from rhumbline.models.packing import shared_length
 from rhumbline.prompts.contrasts import LABELS, SPLITS, Splits
 from rhumbline.prompts.loss_texts import NO_TEXTS, LossTexts
 from rhumbline.protocol import Protocol
-from rhumbline.settings import COEFFICIENTS
+from rhumbline.settings import COEFFICIENTS, SUBTRACTED_DRAWS
 from rhumbline.stages.candidate_scores import PROBE_PROMPTS, PROBES
 from rhumbline.stages.losses import Reading
 from rhumbline.stages.outcomes import draws_by_prompt
@@ -88,8 +88,9 @@ def forecast(
         len(nulls.families) * sum(map(len, draws_by_prompt(m, nulls.draws, protocol.completed, seed=0)))
         for m in (ep, en)
     )
-    # Baseline, ablation and subtraction; one draw of each family is the null of the subtraction.
-    positives = 3 * ep + p_nulls + len(nulls.families) * min(ep, protocol.completed or ep)
+    # Baseline, ablation and subtraction; few draws of each family are the nulls of the subtraction.
+    subtracted = min(SUBTRACTED_DRAWS, nulls.draws) * min(ep, protocol.completed or ep)
+    positives = 3 * ep + p_nulls + len(nulls.families) * subtracted
     stages = [
         _refusal_tokens(protocol, tp, tn, stage),
         stage("extraction", train + vp + vn, texts=train),

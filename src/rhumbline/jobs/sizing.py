@@ -11,6 +11,7 @@ from rhumbline.errors import ModelError
 from rhumbline.models.weight_files import gguf_config, stored_tensors
 from rhumbline.protocol import Protocol
 from rhumbline.records.user_files import read_json
+from rhumbline.settings import SUBTRACTED_DRAWS
 
 LOADED = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a parameter, by dtype."""
@@ -136,7 +137,7 @@ def work(protocol: Protocol, layers: int) -> tuple[dict[str, float], float]:
     draws = nulls.wide * (families - (procedure > 0)) + procedure
     strengths = (len(dose.strengths) + len(dose.coefficients)) / 2
     by_null = min(nulls.completed or sizes.test, sizes.test)
-    completions = 7 * sizes.test + families * (2 * nulls.draws + 1) * by_null
+    completions = 7 * sizes.test + families * (2 * nulls.draws + min(SUBTRACTED_DRAWS, nulls.draws)) * by_null
     completions += len(protocol.conditions) * (5 * sizes.test + families * 2 * nulls.draws * by_null)
     screen = 0 if protocol.full_grid else protocol.screen
     exact, of_draw = (min(cells, n or cells) for n in (screen, nulls.screen))

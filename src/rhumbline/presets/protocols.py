@@ -27,8 +27,9 @@ from rhumbline.settings import (
 )
 
 PRESETS: Mapping[str, Protocol] = {
-    # Draws and prompts of the ranks by measurement: docs/calibration-planted.md, "The cost of a run". Six draws with
-    # nine prompts: t has five degrees of freedom, and a run generates fewer than 100,000 tokens per seed (docs/log.md).
+    # Draws and prompts of the ranks by measurement: docs/calibration-planted.md, "The cost of a run". Nine draws
+    # with six prompts: the spread between draws decides a gap, and a run generates fewer than 100,000 tokens per seed
+    # (docs/log.md).
     "rhumbline": Protocol(
         "rhumbline",
         metric_threshold="judged",
@@ -36,7 +37,7 @@ PRESETS: Mapping[str, Protocol] = {
         # The stream of the first token is the same in every text. Where attention rests on it, an edit there breaks
         # the model for any direction, null directions included (docs/log.md).
         ablation=AblationSettings(spared=1),
-        nulls=NullSettings(draws=6, wide=39, prompts=8, completed=9, interim=20, screen=12),
+        nulls=NullSettings(draws=9, wide=39, prompts=8, completed=6, interim=20, screen=12),
         screen=24,
         dose=DoseSettings(draws=1, prompts=8),
         stability=StabilitySettings(prompts=8),
@@ -101,7 +102,8 @@ def preset(name: str, **changes: Any) -> Protocol:
 def quick(protocol: Protocol) -> Protocol:
     """A protocol for a first answer: the same rule with one seed, fewer prompts and the fewest draws that it permits.
 
-    More results are undecided. No bound of the rule changes. The prompts are the first ones of the whole sample.
+    More results are undecided. No bound of the rule changes. The prompts are the first ones of the whole sample. Six
+    null draws complete two prompts each: one draw would leave the spread between draws unknown.
     """
     reads, nulls = protocol.reads or Sizes(32, 8, 24), protocol.nulls
     least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
@@ -115,12 +117,13 @@ def quick(protocol: Protocol) -> Protocol:
         nulls=replace(
             nulls,
             families=protocol.rule.families,
-            draws=1,
+            # A continuous score always reads all prompts, so there two draws are the fewest whose spread is known.
+            draws=2 if protocol.is_continuous else 6,
             wide=draws,
             procedure=min(nulls.procedure, max(1, draws)),
             prompts=min(nulls.prompts, 3),
             procedure_prompts=min(nulls.procedure_prompts, 2),
-            completed=12,
+            completed=2,
             interim=0,
             screen=4,
         ),

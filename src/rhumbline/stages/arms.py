@@ -26,6 +26,7 @@ from rhumbline.records.arms import (
 )
 from rhumbline.records.shared import DoseKind
 from rhumbline.records.verdict_rule import is_comparable
+from rhumbline.settings import SUBTRACTED_DRAWS
 from rhumbline.stages.seed_artefacts import Null
 
 Arms = dict[ArmId, Arm]
@@ -113,8 +114,8 @@ class SeedArms:
         if self.direction is None:
             return self.arms([BASELINE])
         if label == "positive":
-            # A null has no sign: its addition is also the null of the subtraction. One draw of each family is enough.
-            subtracted = self._of_nulls(ArmKind.ADDITION, {0} & set(draws))
+            # A null has no sign: its addition is also the null of the subtraction.
+            subtracted = self._of_nulls(ArmKind.ADDITION, set(range(SUBTRACTED_DRAWS)) & set(draws))
             nulls = [*self._of_nulls(ArmKind.ABLATION, draws), *subtracted]
             return self.arms([BASELINE, ABLATION, SUBTRACTION, *nulls])
         other = ADDITION_PROMPT if self.addition.positions == "all" else ADDITION_ALL
