@@ -1,12 +1,16 @@
-"""Numbers that were not measured, and the progress."""
+"""Numbers that were not measured, the progress, and what a plan can show."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from rhumbline.cli.console import NOT_MEASURED, Progress, Work, ends, interval, number
+from rhumbline.cli.console import NOT_MEASURED, Progress, Work, ends, interval, number, print_plan
 from rhumbline.cli.runs import _print_sites
 from rhumbline.evidence.statistics import auroc_interval
+from rhumbline.organisms import organism_dir
+from rhumbline.presets.protocols import preset
+from rhumbline.prompts.contrast_files import read_contrast
 from rhumbline.records.positions import Position
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.seed_files import SiteSeparation
@@ -70,3 +74,15 @@ def test_one_bar_shows_the_share_of_the_whole_run(capsys):
     printed = capsys.readouterr().err
     assert "nulls: ended early, 20 of 100 expected rows were needed" in " ".join(printed.split())
     assert printed.count("ended early") == 1
+
+
+@pytest.mark.parametrize(("protocol", "is_noted"), [
+    (preset("rhumbline", nulls=replace(preset("rhumbline").nulls, draws=1)), True),
+    (preset("rhumbline"), False),
+    (preset("blog2026"), False),  # one draw too, but its rule reads estimates
+])  # fmt: skip
+def test_the_plan_says_that_one_null_draw_shows_no_gap(protocol, is_noted, capsys):
+    print_plan(read_contrast(organism_dir("refusal") / "contrast.jsonl"), protocol)
+    assert (
+        "no gap to a null family can be shown; use --nulls 2" in " ".join(capsys.readouterr().err.split())
+    ) == is_noted

@@ -208,7 +208,7 @@ def print_entries(title: str, entries: Iterable[tuple[str, Sequence[str]]]) -> N
 
 
 def print_plan(contrast: Any, protocol: Any) -> None:
-    """Print the effects that the planned sample can detect."""
+    """Print the effects that the planned sample can detect, and whether its null draws can show a gap."""
     from rhumbline.evidence.compared_arms import EFFECTS
     from rhumbline.evidence.detectable_effects import detectable
     from rhumbline.stages.run_plan import splits_of
@@ -226,6 +226,11 @@ def print_plan(contrast: Any, protocol: Any) -> None:
         )
         n, power = sizes["test"][label], round(100 * effects.power)
         note(f"{effect.name}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
+    if protocol.rule.reads == "interval" and protocol.rule.families and protocol.nulls.draws == 1:
+        note(
+            "one draw of each null family completes prompts, so the spread between draws is unknown and no gap to a "
+            "null family can be shown; use --nulls 2 or more"
+        )
 
 
 def print_results(results: Results) -> None:

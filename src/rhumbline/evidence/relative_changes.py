@@ -142,7 +142,7 @@ def draws_half_width(family: Sequence[float], families: Sequence[Sequence[float]
     """Half-width of the t interval of the mean over the draws of a family.
 
     The standard deviation is that of the family, or the one within all families (analysis of variance) if that is
-    larger, whose degrees of freedom are used. NaN if no family has a second draw.
+    larger. The degrees of freedom are those within all families. NaN if no family has a second draw.
     """
     own = [x for x in family if not math.isnan(x)]
     groups = [[x for x in some if not math.isnan(x)] for some in (families or [own])]
