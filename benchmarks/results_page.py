@@ -148,6 +148,8 @@ def claim_cell(claim: Claim | None) -> str:
         return NOT_MEASURED
     if claim.value is None:
         return str(claim.state)
+    if claim.kind is ClaimKind.LEAVES_INTACT:  # its number has the unit of the condition
+        return f"{claim.state}: {claim.reason}"
     interval = "" if claim.low is None or claim.high is None else f" [{claim.low:.2f}, {claim.high:.2f}]"
     return f"{claim.state}: {claim.value:.2f}{interval}"
 
