@@ -101,13 +101,14 @@ def test_a_draw_that_damages_the_model_reaches_nothing_and_is_counted():
     assert effect.families["top-pc"].beaten == 2
 
 
-def test_the_damage_of_a_draw_is_compared_with_that_of_the_direction_on_the_same_prompts():
-    """That of a draw is measured on the first 8 negatives of the direction, or on as many as the metric reads."""
+@pytest.mark.parametrize(("low", "own", "damaging"), [
+    (0.3, 0.1, 4), (0.15, 0.1, 0), (None, 0.1, 0), (NOT_FINITE, 0.1, 4), (0.3, 0.4, 0), (UNSET, 0.1, 4)
+])  # fmt: skip
+def test_a_draw_damages_if_the_interval_of_its_kl_is_above_the_bound_and_the_direction(low, own, damaging):
+    """All four draws have a mean of 0.5 nats. Runs before the interval was measured have the mean only."""
     reached = with_kl(wide(nulls=(-6.0,) * 4), 0.5, 0.5, 0.5, 0.5)
-    for first, others, n, damaging in ((0.6, 0.1, 2, 0), (0.3, 0.9, 2, 4), (0.3, 0.9, 16, 0)):
-        ids = {**reached.prompts, "negative": tuple(map(str, range(n)))}
-        compared = replace(reached, prompts=ids, kl=(first,) * 8 + (others,) * 8)
-        assert len(ineffective_arms(compared, NULLS, 0.2)) == damaging
+    rows = tuple(structs.replace(row, kl_low=low) if row.arm.is_null else row for row in reached.rows)
+    assert len(ineffective_arms(replace(reached, rows=rows, kl=(own,) * 16), NULLS, 0.2)) == damaging
 
 
 def test_an_ablation_whose_logits_are_not_finite_damages_the_model():

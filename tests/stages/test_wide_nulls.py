@@ -14,7 +14,7 @@ from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import WideNulls, WideRow
 from rhumbline.records.shared import NOT_FINITE, NullDirection
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.wide_nulls import RARELY_SHOWN, _kl, _mean, _with_damage, damage_prompts, own_kl_prompts
+from rhumbline.stages.wide_nulls import RARELY_SHOWN, _damage, _kl, _with_damage
 
 NULLS = [NullDirection("top-pc", d, cosine=0.0, energy=0.2, position=Position(-1), layer=4) for d in range(4)]
 
@@ -118,7 +118,7 @@ class Run(SeedRun):
 )
 def test_the_kl_is_measured_on_negatives_that_rarely_show_the_behaviour(shown, negatives, n):
     """A third of the negatives have a metric of -5; the others count if their metric is at the bound."""
-    first, second = _kl(Run(Scorer(shown), negatives), [ABLATION, BASELINE], 16)
+    first, second = _kl(Run(Scorer(shown), negatives), [ABLATION, BASELINE])
     assert first == second
     assert len(first) == n
     if shown > RARELY_SHOWN:
@@ -135,33 +135,16 @@ def test_the_kl_is_measured_on_negatives_that_rarely_show_the_behaviour(shown, n
     ],
 )
 def test_the_cut_is_at_a_probability_of_the_tokens_wherever_the_metric_is_zero(threshold, shown, n):
-    (kl,) = _kl(Run(Scorer(shown, threshold), 9), [ABLATION], 16)
+    (kl,) = _kl(Run(Scorer(shown, threshold), 9), [ABLATION])
     assert len(kl) == n
 
 
-@pytest.mark.parametrize("negatives", [200, 40, 7])
-def test_the_kl_of_null_draws_is_measured_on_the_first_prompts_of_the_direction(negatives):
+@pytest.mark.parametrize(("negatives", "looked_at"), [(200, 64), (40, 40), (7, 7)])
+def test_negatives_are_sought_until_there_are_enough(negatives, looked_at):
     run = Run(scorer := Scorer(3.0), negatives)
-    (own,) = _kl(run, [ABLATION], own_kl_prompts(run.protocol))
-    scorer.looked_at = 0
-    (null,) = _kl(run, [of_draw(0)], damage_prompts(run.protocol))
-    assert len(null) == min(8, len(own))
-    assert null == own[:8]
-    assert scorer.looked_at == min(32, negatives)  # half of the prompts among which those of the direction are sought
-
-
-def test_the_first_prompts_of_the_direction_are_sought_until_there_are_enough():
-    class Late(Scorer):
-        """Only every tenth prompt rarely shows the behaviour."""
-
-        def baseline(self, sequences):
-            self.looked_at += len(sequences)
-            return torch.tensor([[3.0 if s[0] % 10 else -5.0] for s in sequences])
-
-    run = Run(Late(3.0), 64)
-    ((own,), (null,)) = (_kl(run, [ABLATION], n) for n in (16, 8))
-    assert (len(own), len(null)) == (7, 7)
-    assert null == own
+    (kl,) = _kl(run, [ABLATION])
+    assert len(kl) == min(16, -(-negatives // 3))
+    assert scorer.looked_at == looked_at  # of at most 64, a third of which rarely show the behaviour
 
 
 @dataclass
@@ -181,8 +164,12 @@ class BreakingScorer(Scorer):
 
 def test_a_divergence_from_infinite_logits_is_not_finite():
     """Prompts on which the baseline is not finite say nothing, so they are not read."""
-    first, second = _kl(Run(BreakingScorer(3.0), 12), [ABLATION, of_draw(0)], 16)
+    first, second = _kl(Run(BreakingScorer(3.0), 12), [ABLATION, of_draw(0)])
     assert first == (0.0, 600.0, 900.0)
     assert second == (NOT_FINITE,) * 3
-    assert (_mean(first), _mean(second), _mean(())) == (500.0, NOT_FINITE, None)
-    assert _mean((0.5, NOT_FINITE)) == NOT_FINITE
+    rows = [_damage(of_draw(0), "positive", values) for values in (first, second, (), (0.5, NOT_FINITE))]
+    assert [row.kl for row in rows] == [500.0, NOT_FINITE, None, NOT_FINITE]
+    assert [row.kl_low for row in rows] == [None, NOT_FINITE, None, NOT_FINITE]  # three values have no interval
+    (wide, narrow) = (_damage(of_draw(0), "positive", values) for values in ((0.1, 0.5) * 4, (0.3,) * 8))
+    assert wide.kl == narrow.kl == narrow.kl_low == 0.3
+    assert 0.1 < wide.kl_low < 0.2

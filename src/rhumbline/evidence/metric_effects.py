@@ -26,7 +26,7 @@ from rhumbline.evidence.statistics import (
 )
 from rhumbline.records.arms import BASELINE, ArmId, ArmKind
 from rhumbline.records.effect_results import Shift, WideEffect, WideNull
-from rhumbline.records.seed_files import StoppedFamily, WideNulls
+from rhumbline.records.seed_files import StoppedFamily, WideNulls, WideRow
 from rhumbline.records.shared import NOT_FINITE, NotFinite, NullDirection
 from rhumbline.records.verdict_rule import Rule, is_comparable
 
@@ -110,8 +110,8 @@ def metric_changes(
     wide: WideNulls, nulls: Sequence[NullDirection], arms: ComparedArms, max_kl: float | None = None
 ) -> MetricChanges | None:
     """The metric of the direction and the changes by its nulls for one effect; None if its arms were not evaluated."""
-    kl = {row.arm: _nats(row.kl) for row in wide.rows if row.kl is not UNSET and row.kl is not None}
-    most = None if max_kl is None else max(max_kl, _kl_beside_nulls(wide))
+    most = None if max_kl is None else max(max_kl, _own_kl(wide))
+    kl = {row.arm: _least_kl(row) for row in wide.rows}
     metric = {row.arm: np.array(row.metric, float) for row in wide.rows if row.side == arms.label}
     if BASELINE not in metric or arms.arm not in metric:
         return None
@@ -120,7 +120,7 @@ def metric_changes(
     for arm, values in metric.items():
         if arms.has_null(arm) and arm.null_draw is not None:
             moved = float((arms.sign * (base - values)).mean())
-            is_damaging = most is not None and kl.get(arm, 0.0) > most
+            is_damaging = most is not None and kl[arm] > most
             families.setdefault(arm.null_draw[0], []).append(Draw(moved, drawn[arm.null_draw], is_damaging))
     return MetricChanges(base, metric[arms.arm], families)
 
@@ -248,18 +248,15 @@ def skewed_mean(values: Float[np.ndarray, " prompt"], level: float = 0.95) -> Me
     return Mean(mean, mean * math.exp(-half), mean * math.exp(half), n)
 
 
-def null_kl_prompts(n: int) -> int:
-    """Negatives on which the KL divergence of a null draw is measured, if `n` are read for the metric, at most.
-
-    They are the first of those of the direction, and enough for an interval of their mean.
-    """
-    return max(LEAST_RESAMPLED, n)
+def _least_kl(row: WideRow) -> float:
+    """The lower end of the mean KL divergence of a null draw, or the mean in runs without it; 0 if not measured."""
+    kl = row.kl if row.kl_low is UNSET else row.kl_low
+    return 0.0 if kl is UNSET or kl is None else _nats(kl)
 
 
-def _kl_beside_nulls(wide: WideNulls) -> float:
-    """The mean KL divergence of the direction on the prompts on which that of its nulls is measured; 0 without any."""
+def _own_kl(wide: WideNulls) -> float:
+    """The mean KL divergence of the direction; 0 if not measured."""
     own = [_nats(kl) for kl in wide.kl if kl is not None]
-    own = own[: null_kl_prompts(len(wide.prompts.get("negative", ())))]
     return math.fsum(own) / len(own) if own else 0.0
 
 

@@ -26,7 +26,7 @@ from rhumbline.stages.second_gradient import CANDIDATES as GRADIENT_CANDIDATES
 from rhumbline.stages.second_gradient import FIT_PROMPTS
 from rhumbline.stages.seed_run import read_positions
 from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, NULLS_PER_JOB
-from rhumbline.stages.wide_nulls import KL_POOL, damage_prompts, own_kl_prompts
+from rhumbline.stages.wide_nulls import KL_POOL, kl_prompts
 
 
 class StageForecast(NamedTuple):
@@ -225,17 +225,17 @@ def _wide(protocol: Protocol, ep: int, en: int, stage: Callable[..., StageForeca
     p, q = min(nulls.prompts, ep), min(nulls.prompts, en)
     most, rule = draws * _draw_limit(protocol), protocol.rule
 
-    def damage(arms: int, prompts: int, sought: int) -> int:
-        """Prompts of the KL divergences of some ablations; each job seeks them among the baselines of others."""
-        return -(-arms // NULLS_PER_JOB) * min(KL_POOL * sought, en) + arms * min(prompts, en)
+    def damage(arms: int, sought: int) -> int:
+        """Prompts of the KL divergences of some ablations; each job seeks them among `sought` baselines."""
+        return -(-arms // NULLS_PER_JOB) * min(sought, en) + arms * min(kl_prompts(protocol), en)
 
-    of_own, of_draw = own_kl_prompts(protocol), damage_prompts(protocol)
-    own = 2 * p + 3 * q + damage(1, of_own, of_own)
+    least_sought, most_sought = kl_prompts(protocol), KL_POOL * kl_prompts(protocol)
+    own = 2 * p + 3 * q + damage(1, most_sought)
     # Expected to suppress: as many draws as p permits, and one draw of each family in its completions.
     suppressing = math.ceil(draws * (rule.max_p or 1)) + len(nulls.families)
     reaching, all_reach = (0, 0) if rule.max_kl is None else (min(suppressing, draws), most)
-    likely = (p + q) * draws + damage(reaching, of_draw, of_draw)
-    at_most = (p + q) * most + damage(all_reach, of_draw, of_own)
+    likely = (p + q) * draws + damage(reaching, least_sought)
+    at_most = (p + q) * most + damage(all_reach, most_sought)
     return stage("wide nulls", own + likely, own + at_most)
 
 

@@ -226,8 +226,10 @@ class WideRow(Struct, frozen=True, kw_only=True):
     metric: tuple[float | None, ...]
     """Log-odds, six digits, in the order of `WideNulls.prompts`; None: not finite."""
     kl: float | NotFinite | UnsetType | None = UNSET
-    """Mean KL divergence of a null draw's ablation on the first negatives of `WideNulls.kl`, nats; None: unknown.
-    Measured if the draw changes the metric by at least as much as the direction."""
+    """Mean KL divergence of a null draw's ablation on the negatives of `WideNulls.kl`, nats; None: unknown. Measured if
+    the draw suppresses: in completions, or on the metric by at least as much as the direction."""
+    kl_low: float | NotFinite | UnsetType | None = UNSET
+    """Lower end of its 95 % interval; None: too few negatives. Absent in runs before it was measured."""
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 
 import torch
 from msgspec import UNSET, structs
 
 from rhumbline.evidence.class_rates import measured_outcomes
 from rhumbline.evidence.compared_arms import EFFECTS, NullDraw
-from rhumbline.evidence.metric_effects import families_below_bound, metric_changes, null_kl_prompts
+from rhumbline.evidence.metric_effects import families_below_bound, mean_kl, metric_changes
 from rhumbline.evidence.rate_effects import suppressing_draws
 from rhumbline.evidence.seed_results import levels_of
 from rhumbline.judging.metric import TokenMetric
@@ -129,8 +128,10 @@ def _with_damage(
         WideRequest(suppression.label, tuple(wanted[span.first : span.end]), damage=True)
         for span in spans(len(wanted), NULLS_PER_JOB)
     ]
-    kl = {row.arm: row.kl for part in jobs.request(WIDE_JOB, requests) for row in part.rows} if requests else {}
-    return replace(wide, rows=tuple(structs.replace(row, kl=kl.get(row.arm, row.kl)) for row in wide.rows))
+    found = {row.arm: row for part in jobs.request(WIDE_JOB, requests) for row in part.rows} if requests else {}
+    rows = (structs.replace(row, kl=found[row.arm].kl, kl_low=found[row.arm].kl_low) if row.arm in found else row
+            for row in wide.rows)  # fmt: skip
+    return replace(wide, rows=tuple(rows))
 
 
 # -- one job ----------------------------------------------------------------------------------------------------------
@@ -144,14 +145,15 @@ def _measure(run: SeedRun, prompts: ByLabel[Sample], request: WideRequest) -> Wi
     """The metric of the arms of one request."""
     if request.side is None:
         rows = [row for label in LABELS for row in _of_arms(run, label, prompts[label], run.arms.wide(label))]
-        (kl,) = _kl(run, [ABLATION], own_kl_prompts(run.protocol))
+        (kl,) = _kl(run, [ABLATION])
         return WideNulls({label: tuple(prompts[label].ids) for label in LABELS}, tuple(rows), kl)
     nulls = [run.nulls[i] for i in request.nulls]
     kind = next(effect.arm.kind for effect in EFFECTS if effect.label == request.side)
     arms = [ArmId.null(null.family, null.draw, kind) for null in nulls]
     if request.damage:
-        rows = zip(arms, _kl(run, arms, damage_prompts(run.protocol)), strict=True)
-        return WideNulls({}, tuple(WideRow(arm=arm, side=request.side, metric=(), kl=_mean(kl)) for arm, kl in rows))
+        return WideNulls(
+            {}, tuple(_damage(arm, request.side, kl) for arm, kl in zip(arms, _kl(run, arms), strict=True))
+        )
     return WideNulls({}, tuple(_of_arms(run, request.side, prompts[request.side], arms)))
 
 
@@ -161,29 +163,23 @@ def _of_arms(run: SeedRun, label: Label, prompts: Sample, ids: Iterable[ArmId]) 
     return [WideRow(arm=arm, side=label, metric=six_digits(values)) for arm, values in zip(arms, metric, strict=True)]
 
 
-def own_kl_prompts(protocol: Protocol) -> int:
-    """Negatives on which the KL divergence of the direction is measured, at most."""
+def kl_prompts(protocol: Protocol) -> int:
+    """Negatives on which the KL divergence of an ablation is measured, at most."""
     return max(KL_PROMPTS, protocol.nulls.prompts)
 
 
-def damage_prompts(protocol: Protocol) -> int:
-    """Negatives on which the KL divergence of a null draw is measured, at most: the first of those of the direction."""
-    return null_kl_prompts(protocol.nulls.prompts)
+def _kl(run: SeedRun, ids: Sequence[ArmId]) -> list[tuple[float | NotFinite, ...]]:
+    """KL divergence of every ablation on negatives that rarely show the behaviour at baseline.
 
-
-def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float | NotFinite, ...]]:
-    """KL divergence of every ablation on the first `n` negatives that rarely show the behaviour at baseline, at most.
-
-    Where it is shown, its loss is an effect, not damage. The negatives are sought among those for the direction, a part
-    at a time, because the first part usually contains enough for a null draw. So all arms have the same first ones.
+    Where it is shown, its loss is an effect, not damage. The negatives are sought a part at a time, because the first
+    part usually contains enough. All arms have the same ones.
     """
-    scorer = run.scorer("wide nulls")
+    scorer, n = run.scorer("wide nulls"), kl_prompts(run.protocol)
     metric = scorer.metric if isinstance(scorer.metric, TokenMetric) else None
-    size, most = (k if metric is None else KL_POOL * k for k in (n, own_kl_prompts(run.protocol)))
-    pool = sample(run, "negative", most).sequences
+    pool = sample(run, "negative", n if metric is None else KL_POOL * n).sequences
     sequences, logits = [], []
-    for start in range(0, len(pool), size):
-        part = pool[start : start + size]
+    for start in range(0, len(pool), n):
+        part = pool[start : start + n]
         baseline = scorer.baseline(part)
         # The divergence from a baseline that is not finite says nothing about the arm.
         kept = baseline.logsumexp(-1).isfinite()
@@ -200,12 +196,16 @@ def _kl(run: SeedRun, ids: Sequence[ArmId], n: int) -> list[tuple[float | NotFin
     return [tuple(v if math.isfinite(v) else NOT_FINITE for v in six_digits(values)) for values in divergences]
 
 
-def _mean(values: Sequence[float | NotFinite]) -> float | NotFinite | None:
-    """The mean; not finite if one value is, and None without values."""
-    known = [value for value in values if value != NOT_FINITE]
-    if len(known) < len(values):
-        return NOT_FINITE
-    return float(f"{fmean(known):.6g}") if known else None
+def _damage(arm: ArmId, side: Label, values: Sequence[float | NotFinite]) -> WideRow:
+    """The row of a null draw with the mean of its KL divergences and the lower end of the interval, six digits.
+
+    Both are not finite if one value is, and None without values (the lower end: with too few).
+    """
+    shift = mean_kl(WideNulls({}, (), tuple(values)))
+    if shift.not_finite:
+        return WideRow(arm=arm, side=side, metric=(), kl=NOT_FINITE, kl_low=NOT_FINITE)
+    kl, low = (None if x is None else float(f"{x:.6g}") for x in (shift.kl, shift.low))
+    return WideRow(arm=arm, side=side, metric=(), kl=kl, kl_low=low)
 
 
 WIDE_JOB = JobKind("wide", WideRequest, WideNulls, _prepare)
