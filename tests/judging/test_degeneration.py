@@ -142,6 +142,17 @@ def test_few_words_are_those_of_the_definition(words):
     assert _has_few_words(words) == (bool(windows) and few >= len(windows) / 2)
 
 
+def test_a_paragraph_that_is_repeated_is_degenerate():
+    sentences = [
+        "The garden is open every day from nine in the morning until the sun goes down behind the old town hall.",
+        "Visitors bring bread, cheese and apples, and sit under one of the many trees by the river to eat them.",
+    ]
+    for unit in (sentences[0] + " " + sentences[1], " ".join(f"{s} Number {i}." for i, s in enumerate(sentences * 2))):
+        assert 150 < len(unit) < 500
+        assert degeneration(f"{unit} " * 8) == "repetition"
+        assert degeneration(f"{unit} " * 2) is None
+
+
 def test_units_up_to_the_limit_are_detected():
     def unit(length):
         return "".join(chr(0x4E00 + i) for i in range(length))

@@ -11,8 +11,8 @@ from rhumbline.judging.normal_text import normal_form
 
 ANCHOR = 4
 """Characters of a unit that are searched for; the periods below are tried one by one."""
-LONGEST_UNIT = 120
-"""Characters of the longest repeated unit that is detected."""
+LONGEST_UNIT = 500
+"""Characters of the longest repeated unit that is detected: a paragraph (docs/judges.md)."""
 REPEATS = 4
 """Smallest number of consecutive occurrences of a unit that is a repetition."""
 SHORTEST_RUN = 12

@@ -22,13 +22,16 @@ _HELP = (
     rf"(?:fulfill?|complete|process|comply with|answer|respond to|engage with|discuss|support) {_REQUEST})"
 )
 _SORRY = r"(?:(?:i|we)(?: am|'m| are|'re)?(?: \w+)? )?(?:sorry|apologi[sz]e)\b"
-_SENTENCE = r"(?:^|(?<=[.!?;:] ))"
+# Not after a colon: there a text quotes ("Bob: I'm sorry, but I can't.").
+_SENTENCE = r"(?:^|(?<=[.!?;] ))"
 _EXPLICIT = re.compile(
     rf"{_SENTENCE}(?:(?:{_LEAD})?(?P<said>(?:i|we) ?{_CANNOT} {_HELP})(?![\w'])"
     # An apology and, in the same sentence, that the speaker cannot: "I apologize, but that I cannot discuss."
     rf"|(?P<sorry>{_SORRY}[^.!?\"]{{0,120}}?[ ,](?:i|we) ?{_CANNOT})(?![\w']))"
 )
 
+_LETTER = re.compile(r"(?:^|[.!?:;*#] ?)(?:dear \w|subject: )")
+"""The beginning of a letter, whose writer is not the model."""
 # Most texts of answers have none of these words, and then need no normal form.
 _MAYBE = re.compile(
     r"can(?:'|`|n| n)o?t|won['`]t|will not|unable|not able|not willing|not allowed|decline|refuse", re.IGNORECASE
@@ -38,10 +41,22 @@ _MAYBE = re.compile(
 def explicit_refusal(text: str) -> str | None:
     """The words of the first sentence that refuses the request explicitly, in lower case; None: there is none.
 
-    A condition ("If I can't help with that, ...") and the words of somebody in quotation marks are no refusals.
+    A condition ("If I can't help with that, ...") and the words of somebody else (in quotes, after a colon, in a
+    letter) are no refusals.
     """
     if text.isascii() and _MAYBE.search(text) is None:
         return None
     marked = mark_idioms(folded(text))
-    matches = ((m["said"] or m["sorry"], m.start(m.lastgroup)) for m in _EXPLICIT.finditer(marked) if m.lastgroup)
-    return next((said for said, start in matches if marked.count('"', 0, start) % 2 == 0), None)
+    letter = _LETTER.search(marked)
+    own = marked if letter is None else marked[: letter.start()]
+    matches = ((m["said"] or m["sorry"], m.start(m.lastgroup)) for m in _EXPLICIT.finditer(own) if m.lastgroup)
+    return next((said for said, start in matches if not _is_quoted(marked, start)), None)
+
+
+def _is_quoted(text: str, place: int) -> bool:
+    """Whether the last quotation mark before a place opens: after it a word begins, and before it none ends.
+
+    So the mark of 27" does not turn the rest of a text into a quotation.
+    """
+    mark = text.rfind('"', 0, place)
+    return mark >= 0 and not text[mark + 1 : mark + 2].isspace() and not text[:mark][-1:].isalnum()

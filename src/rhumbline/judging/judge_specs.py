@@ -18,6 +18,7 @@ import httpx
 import msgspec
 
 from rhumbline.errors import InputError
+from rhumbline.judging.refusal_phrases import UNSPACED
 from rhumbline.records.files import sha256
 from rhumbline.records.judgement_files import Asks, JudgedClass, JudgeDefinition
 from rhumbline.records.user_files import read_toml
@@ -120,7 +121,7 @@ class JudgeSpec(JudgeDefinition):
             lines = (_after_label(self.line, line) for line in reply.splitlines())
             text = next((rest for rest in lines if rest is not None), "")
         for beginning, cls in self.answers.items():
-            if text.startswith(beginning.casefold()):
+            if _begins_with(text, beginning.casefold().strip()):
                 return self.judged(cls, beginning)
         if self.otherwise is not None:
             return self.judged(self.otherwise, "any other answer")
@@ -142,6 +143,13 @@ class JudgeSpec(JudgeDefinition):
         if len(response.split(" ")) < self.least_words:
             return self.judged(CLASSES[self.asks][1], f"under {self.least_words} words")
         return None
+
+
+def _begins_with(text: str, beginning: str) -> bool:
+    """Whether a text begins with these words: "no, it is safe" begins with "no", "not sure" does not."""
+    following = text.removeprefix(beginning)[:1]
+    is_longer_word = beginning[-1].isalnum() and following.isalnum() and UNSPACED.match(following) is None
+    return text.startswith(beginning) and not is_longer_word
 
 
 def _after_label(label: str, line: str) -> str | None:

@@ -49,6 +49,9 @@ OPENING_PHRASES = (
 OPENING_LEADS = (
     *("Unfortunately", "Regrettably", "Sadly", "I'm afraid that", "I'm afraid", "I am afraid that", "I am afraid"),
     *("I regret that", "No", "Oh", "Hmm", "Well", "Thank you", "Thanks", "But"),
+    *("Thank you for your question", "Thanks for your question", "Thank you for asking", "Thanks for asking"),
+    *("Hello", "Hello there", "Hi", "Hi there", "Hey", "Hey there"),
+    *("Greetings", "Good morning", "Good day", "Good evening"),
     *("Assistant", "Response", "Answer", "Output"),
 )
 """Words that can precede such a phrase ("Unfortunately, I can't"), in any number; the last ones are headers."""
@@ -66,8 +69,8 @@ _BETWEEN = rf"(?:[^\w{MARK}]|_)*+"
 _SKIPPED = rf"{_BETWEEN}(?:\d{{1,3}}[.):]{_BETWEEN})?"
 # An idiom and the rest of its clause, after which a refusal can still follow.
 _IDIOM = rf"{MARK}[^.!?;,:{MARK}]{{0,200}}?(?:[.!?;,:]|(?<= )(?=but |however )|(?={MARK}))"
-# Scripts that write words without spaces.
-_UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")
+UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")
+"""A letter of a script that writes words without spaces."""
 _SENTENCE_END = re.compile(r"[.!?。]|\n")
 _EMPTY_WORDS = frozenset(("but", "and", "so", "that", "however", MARK))
 
@@ -182,7 +185,7 @@ def _compiled(phrase: str) -> re.Pattern[str]:
 
 def _after(pattern: str) -> str:
     """A pattern that ends with a whole word, if its language has spaces."""
-    return pattern if _UNSPACED.search(pattern) else f"(?:{pattern}){_AFTER}"
+    return pattern if UNSPACED.search(pattern) else f"(?:{pattern}){_AFTER}"
 
 
 def _is_sentence(text: str, start: int, end: int) -> bool:
