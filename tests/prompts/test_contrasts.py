@@ -2,7 +2,7 @@ import csv
 import io
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rhumbline.errors import ArgumentError, ContrastError
 from rhumbline.prompts.contrast_files import COLUMNS, contrast_from_prompts, read_contrast
-from rhumbline.prompts.contrasts import LABELS, SPLITS, Prompt, Sizes, split_contrast
+from rhumbline.prompts.contrasts import LABELS, SPLITS, Prompt, Sizes, near_text, split_contrast
 from rhumbline.records.unicode_text import nfkc, visible
 
 TWO = [{"prompt": "Make a kite", "label": "positive"}, {"prompt": "Bake a cake", "label": "negative"}]
@@ -418,3 +418,62 @@ def test_one_prompt_in_two_spellings_has_one_label(other, tmp_path):
 def test_other_differences_are_no_fault(other, tmp_path):
     rows = [{"prompt": other, "label": "negative"}, *TWO]
     assert len(read_contrast(write(tmp_path, as_json(rows))).prompts) == 3
+
+
+def _rows_of_one_instruction(form: str) -> list[dict]:
+    """40 instructions, each in two rows of different labels, or of different systems within a label."""
+    rows = []
+    for i in range(40):
+        text = f"Describe the town number {i} in two sentences."
+        for k, label in enumerate(LABELS):
+            row = {"prompt": text, "label": label}
+            if form in ("system", "system and response"):
+                row["system"] = ("You are kind.", "You are rude.")[k]
+            if form in ("system and response", "response", "spelling"):
+                row["response"] = f"A {label} answer about the town {i}."
+            if form == "spelling":
+                row["prompt"] = text + ("?" if k else "!")
+            if form == "two systems":
+                row |= {"prompt": f"{label} {text}", "system": "You are kind."}
+                rows.append(row | {"system": "You are brief."})
+            rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("form", ["system", "system and response", "two systems", "response", "spelling"])
+@pytest.mark.parametrize("sizes", [Sizes(20, 5, 15), Sizes(60, 20, 40), Sizes(3, 3, 3)], ids=str)
+def test_an_instruction_is_in_one_split(form, sizes, tmp_path):
+    splits = split_contrast(contrast(_rows_of_one_instruction(form), tmp_path), sizes, seed=1)
+    texts = {split: {near_text(p.text) for label in LABELS for p in splits.get(split, label)} for split in SPLITS}
+    assert not texts["train"] & texts["test"]
+    assert not texts["train"] & texts["val"]
+    assert not texts["val"] & texts["test"]
+    n = {split: [len(splits.get(split, label)) for label in LABELS] for split in SPLITS}
+    if form != "two systems":  # the classes are the same instructions
+        assert all(
+            len({near_text(p.text) for label in LABELS for p in splits.get(s, label)}) == n[s][0] for s in SPLITS
+        )
+    available = 80 if form == "two systems" else 40
+    expected = min(available, sum(astuple(sizes)))
+    assert all(abs(sum(n[s][k] for s in SPLITS) - expected) <= 2 for k in (0, 1))
+
+
+def test_system_prompts_that_are_more_numerous_than_instructions_are_divided(tmp_path):
+    rows = [
+        {"prompt": text, "label": label, "system": f"You are the {label} person number {i}."}
+        for text in ("Who are you?", "What do you like?") for label in LABELS for i in range(20)
+    ]  # fmt: skip
+    splits = split_contrast(contrast(rows, tmp_path), Sizes(16, 8, 16), seed=1)
+    assert [len(splits.get(split, "positive")) for split in SPLITS] == [16, 8, 16]
+    assert splits.dropped == 0
+
+
+def test_too_few_instructions_for_three_splits_are_an_error(tmp_path):
+    rows = [
+        {"prompt": text, "label": label, "system": system}
+        for text in ("Who are you?", "What do you like?")
+        for label, systems in (("positive", ("Be kind.",)), ("negative", ("Be rude.",)))
+        for system in systems
+    ]
+    with pytest.raises(ContrastError, match="cannot be split"):
+        split_contrast(contrast(rows, tmp_path), Sizes(16, 8, 16), seed=1)

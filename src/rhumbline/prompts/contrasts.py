@@ -6,7 +6,7 @@ Independent of the source of the rows (contrast_files.py, named_sets.py), of tok
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rhumbline.arguments import check_fields, checked
@@ -21,6 +21,10 @@ LABELS: tuple[Label, Label] = ("positive", "negative")
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
 
 _APOSTROPHES = "'’‘"
+
+
+Group = tuple[str, ...]
+"""Rows that must be in one split: those with one instruction, or with one instruction and system prompt."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,8 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
 
     The sample depends on the seed and the texts, and not on their order in the file. It is nested: test is drawn first,
     then validation, then train, so that a larger train size adds prompts and changes no other split, while there are
-    enough prompts. In a contrast of texts, all responses to one prompt are in one split.
+    enough prompts. All rows with one instruction are in one split: its responses, and the same instruction under other
+    system prompts (unless the contrast has more of these than instructions). Rows that would be in two are excluded.
     """
     if contrast.pools is not None:
         return _split_pools(contrast, sizes, seed, sampling)
@@ -192,23 +197,18 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
     }
     pool = [prompt for prompt in contrast.prompts if prompt.split is None and wanted[prompt.label]]
 
-    groups = {_near_key(prompt) for prompt in fixed}
-    repeats = len(fixed) - len(groups)
-    # If one response to a prompt is in a fixed split, the prompt is in no sample, in neither class.
-    groups |= {_near_key(replace(prompt, label=label)) for prompt in fixed for label in LABELS}
-    distinct: list[Prompt] = []
-    pairs = _paired(pool)
-    for prompt in sorted(pool, key=lambda prompt: (_prompt_key(prompt) not in pairs, _order(prompt, seed))):
-        if (key := _near_key(prompt)) not in groups:
-            groups.add(key)
-            distinct.append(prompt)
-    dropped = len(pool) - len(distinct)
+    groups = _groups(contrast.prompts)
+    pairs = set.intersection(*({groups[p.id] for p in pool if p.label == label} for label in LABELS))
+    distinct = _distinct(_in_order(pool, groups, pairs, seed), fixed, groups)
+    dropped, repeats = len(pool) - len(distinct), len(fixed) - len(set(map(_near_key, fixed)))
+    has_pairs = any(prompt.response is not None and groups[prompt.id] in pairs for prompt in distinct)
 
     parts: dict[Split, dict[Label, tuple[Prompt, ...]]] = {
         split: {label: tuple(p for p in fixed if (p.split, p.label) == (split, label)) for label in LABELS}
         for split in SPLITS
     }
-    faults = []
+    faults: list[str] = []
+    split_of: dict[Group, Split] = {}
     for label in LABELS:
         available = [prompt for prompt in distinct if prompt.label == label]
         need = len(wanted[label])
@@ -219,9 +219,13 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
             )
             continue
         # Pairs are first in both classes and in the same order, so equal shares contain the same pairs.
-        n = min(sum(p.label == c for p in distinct) for c in LABELS) if pairs else len(available)
-        for split, share in _divided(available[:n], wanted[label], sizes).items():
-            parts[split][label] = share
+        n = min(sum(p.label == c for p in distinct) for c in LABELS) if has_pairs else len(available)
+        shares, n_excluded = _divided(available[:n], wanted[label], sizes, groups, split_of)
+        dropped += n_excluded
+        if empty := [split for split, share in shares.items() if not share]:
+            faults.append(f"{' and '.join(empty)} of the {label} class have only instructions of other splits")
+        for split, share in shares.items():
+            parts[split][label] = tuple(share)
     if faults:
         excluded = f" ({dropped} near duplicates excluded)" if dropped else ""
         raise ContrastError(
@@ -244,16 +248,31 @@ def _split_pools(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sampl
     return Splits(parts, near_duplicates=near_duplicates, dropped=dropped, fixed=frozenset(whole))
 
 
-def _divided(prompts: list[Prompt], wanted: list[Split], sizes: Sizes) -> dict[Split, tuple[Prompt, ...]]:
-    """The prompts of one class divided among the splits: test first, train last."""
+def _divided(
+    prompts: list[Prompt],
+    wanted: list[Split],
+    sizes: Sizes,
+    groups: Mapping[str, Group],
+    split_of: dict[Group, Split],
+) -> tuple[dict[Split, list[Prompt]], int]:
+    """The prompts of one class divided among the splits, test first, and how many had to be excluded.
+
+    `split_of` holds the split of every group of rows, and is extended.
+    """
     requested: dict[Split, int] = {"train": sizes.train, "val": sizes.val, "test": sizes.test}
     shares = shares_of(len(prompts), {split: requested[split] for split in wanted})
-    parts: dict[Split, tuple[Prompt, ...]] = {}
-    start = 0
-    for split in reversed(wanted):
-        parts[split] = tuple(prompts[start : start + shares[split]])
-        start += shares[split]
-    return parts
+    parts: dict[Split, list[Prompt]] = {split: [] for split in reversed(wanted)}
+    excluded = 0
+    for prompt in sorted(prompts, key=lambda p: groups[p.id] not in split_of):
+        incomplete: list[Split] = [split for split, share in parts.items() if len(share) < shares[split]]
+        if not incomplete:
+            break
+        split = split_of.setdefault(groups[prompt.id], incomplete[0])
+        if split in incomplete:
+            parts[split].append(prompt)
+        else:
+            excluded += 1
+    return parts, excluded
 
 
 def shares_of(available: int, sizes: Mapping[Split, int]) -> dict[Split, int]:
@@ -272,10 +291,32 @@ def shares_of(available: int, sizes: Mapping[Split, int]) -> dict[Split, int]:
     return shares
 
 
-def _paired(pool: list[Prompt]) -> set[tuple[str, str]]:
-    """The prompts that have responses of both classes."""
-    sides = ({_prompt_key(p) for p in pool if p.label == c and p.response is not None} for c in LABELS)
-    return set.intersection(*sides)
+def _groups(prompts: Sequence[Prompt]) -> dict[str, Group]:
+    """The group of every prompt by its id. Near duplicates are in one group."""
+    keys = {prompt.id: (near_text(prompt.text), near_text(prompt.system or "")) for prompt in prompts}
+    texts, systems = (len(set(some)) for some in zip(*keys.values(), strict=True)) if keys else (0, 0)
+    return {id_: key if systems > texts else key[:1] for id_, key in keys.items()}
+
+
+def _distinct(pool: Iterable[Prompt], fixed: Sequence[Prompt], groups: Mapping[str, Group]) -> list[Prompt]:
+    """The first prompt of all near duplicates. An instruction of a fixed split is in no sample, in neither class."""
+    keys, taken = {_near_key(prompt) for prompt in fixed}, {groups[prompt.id] for prompt in fixed}
+    distinct: list[Prompt] = []
+    for prompt in pool:
+        if groups[prompt.id] not in taken and (key := _near_key(prompt)) not in keys:
+            keys.add(key)
+            distinct.append(prompt)
+    return distinct
+
+
+def _in_order(pool: Sequence[Prompt], groups: Mapping[str, Group], pairs: Collection[Group], seed: int) -> list[Prompt]:
+    """The prompts in their random order, groups together, and those with rows of both classes first."""
+    orders = {prompt.id: _order(prompt, seed) for prompt in pool}
+    first: dict[Group, str] = {}
+    for prompt in pool:
+        group, order = groups[prompt.id], orders[prompt.id]
+        first[group] = min(order, first.get(group, order))
+    return sorted(pool, key=lambda p: (groups[p.id] not in pairs, first[groups[p.id]], orders[p.id]))
 
 
 def _prompt_key(prompt: Prompt) -> tuple[str, str]:
