@@ -103,7 +103,10 @@ def test_a_model_that_does_not_judge_is_not_measured(planted):
     rows = [BatteryPrompt(p, "harmful" if i % 2 else "harmless", "any") for i, p in enumerate(prompts)]
     record = analyse(planted, rows, PLAN)
     assert record.answer == "NOT-MEASURED"
-    assert "is not above 0" in record.sentence
+    assert record.sentence.startswith("6 refused and 6 complied prompts were measured")
+    assert "--prompts" in record.sentence
+    more = replace(record, gaps=tuple(replace(gap, upper=8, lower=8) for gap in record.gaps))
+    assert "is not above 0" in more.sentence
 
 
 def test_an_earlier_turn_is_part_of_the_chat(subject_with):

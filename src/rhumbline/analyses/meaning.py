@@ -20,12 +20,13 @@ from rhumbline.analyses.harm_judgement import Judgements, ask
 from rhumbline.analyses.judged import null_directions
 from rhumbline.analyses.subject import Subject, mean_interval, protocol_with_classes, residuals_at
 from rhumbline.errors import InputError
-from rhumbline.evidence.statistics import LEAST_RESAMPLED, bootstrap_share
+from rhumbline.evidence.statistics import bootstrap_share
 from rhumbline.inference.interventions import BASELINE, Add, Arm, Direction
 from rhumbline.prompts.batteries import CONTENTS, BatteryPrompt, of_contrast
 from rhumbline.records.analysis_files import LayerCosine, Mean
 from rhumbline.records.meaning_file import (
     APART,
+    LEAST_SIDE,
     TOGETHER,
     Act,
     Crossing,
@@ -46,7 +47,7 @@ EDITED: tuple[Edited, ...] = get_args(Edited)
 ACTS: tuple[Act, ...] = get_args(Act)
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 LEAST = 2
-"""Smallest number of prompts of either content whose difference is measured. Effects need `LEAST_RESAMPLED`."""
+"""Smallest number of prompts of either content whose difference is measured. Effects need `LEAST_SIDE`."""
 
 
 def analyse(subject: Subject, battery: Sequence[BatteryPrompt] = (), plan: MeaningPlan | None = None) -> MeaningRecord:
@@ -205,7 +206,7 @@ class _Readings:
         for quantity in QUANTITIES:
             gap, (upper, lower) = self.gap(quantity), self.sides(quantity)
             whole = gap.gap.mean
-            if whole is None or not (gap.gap.low or 0.0) > 0 or min(gap.upper, gap.lower) < LEAST_RESAMPLED:
+            if whole is None or not (gap.gap.low or 0.0) > 0 or min(gap.upper, gap.lower) < LEAST_SIDE:
                 continue
             values = self.values(quantity)
             at_baseline = self.values("judgement" if quantity == "reply" else quantity)[0]

@@ -22,6 +22,8 @@ APART, TOGETHER = 0.25, 0.5
 """An effect is absent if its interval lies within the first share of a gap, and present if it lies above the second."""
 LEAST_CELL = 4
 """Smallest number of prompts of a cell for a crossed estimate."""
+LEAST_SIDE = 8
+"""Smallest number of prompts on either side of a difference for an interval of shares of it."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,18 @@ class MeaningRecord:
         """The numbers that the answer follows from."""
         refusal, judgement = (self.of("refusal", "ablation", q) for q in ("refusal", "judgement"))
         if refusal is None or judgement is None:
-            missing = "refused and complied" if refusal is None else "harmful and harmless"
-            return f"The difference between {missing} prompts is not above 0 at baseline, so it has no shares."
+            return self._not_measured("refusal" if refusal is None else "judgement")
         shares = (f"{e.effect.mean:.2f} [{e.effect.low:.2f}, {e.effect.high:.2f}]" for e in (refusal, judgement))
         first, second = shares
         return f"Ablation removes {first} of the difference in refusal, and {second} of that in the judgement of harm."
+
+    def _not_measured(self, quantity: Quantity) -> str:
+        """Why effects on a quantity have no shares."""
+        more, less = ("refused", "complied") if quantity == "refusal" else ("harmful", "harmless")
+        gap = next(gap for gap in self.gaps if gap.quantity == quantity)
+        if min(gap.upper, gap.lower) < LEAST_SIDE:
+            return (
+                f"{gap.upper} {more} and {gap.lower} {less} prompts were measured; shares of their difference need "
+                f"{LEAST_SIDE} of each. Measure more with --prompts N."
+            )
+        return f"The difference between {more} and {less} prompts is not above 0 at baseline, so it has no shares."
