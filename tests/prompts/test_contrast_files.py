@@ -60,6 +60,50 @@ def test_neutral_rows_are_separate(tmp_path):
         read_contrast(path)
 
 
+CLASSES = [{"prompt": "a b", "label": "positive", "id": "p"}, {"prompt": "c d", "label": "negative", "id": "n"}]
+
+
+def with_neutral(path, *rows):
+    neutral = [{"label": "neutral", **row} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*CLASSES, *neutral]))
+    return read_contrast(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"prompt": "a b"}, r"line 3: repeats the prompt of line 1 with the label neutral"),
+        ({"prompt": "c\u00a0 d"}, r"line 3: repeats the prompt of line 2 with the label neutral"),
+        ({"prompt": "e f", "id": "n"}, r"line 3: id 'n' is also the id of line 2"),
+        ({"prompt": "e f", "id": "g"}, r"line 4: id 'g' is also the id of line 3"),
+        ({"prompt": "e f", "split": "train"}, r"line 3: a neutral row is in the split train"),
+        ({"prompt": "e f", "response": "x"}, r"line 3: a neutral row has a response"),
+    ],
+)
+def test_neutral_rows_have_the_checks_of_the_classes(tmp_path, row, fault):
+    with pytest.raises(ContrastError, match=fault):
+        with_neutral(tmp_path / "c.jsonl", row, {"prompt": "g h", "id": "g"})
+
+
+def test_a_neutral_prompt_of_a_contrast_of_texts_is_no_prompt_of_its_classes(tmp_path):
+    path = tmp_path / "c.jsonl"
+    rows = [{**row, "prompt": "a b", "response": row["label"]} for row in CLASSES]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "a b", "label": "neutral"}]))
+    with pytest.raises(ContrastError, match="repeats the prompt of line"):
+        read_contrast(path)
+
+
+def test_repeated_neutral_prompts_are_read_once_and_every_one_has_an_id(tmp_path):
+    """The empty id of a CSV file is a missing one, and a number that is an id in the file is not given again."""
+    rows = [{"prompt": "e f"}, {"prompt": "e f"}, {"prompt": "g h", "id": "neutral-0000", "split": "test"}]
+    contrast = with_neutral(tmp_path / "c.jsonl", *rows)
+    assert {p.text: p.id for p in contrast.neutral} == {"e f": "neutral-0001", "g h": "neutral-0000"}
+    assert contrast.duplicates == 1
+    csv = tmp_path / "c.csv"
+    csv.write_text("prompt,label,id\na b,positive,\nc d,negative,\ne f,neutral,\ng h,neutral,\n")
+    assert [p.id for p in read_contrast(csv).neutral] == ["neutral-0000", "neutral-0001"]
+
+
 MADE = {
     "model": "m", "fingerprint": "f", "revision": None, "template_sha256": "t", "prompts": "p", "prompts_sha256": "p",
     "systems": {"positive": "a", "negative": "b"}, "n_prompts": 2, "max_new_tokens": 8, "temperature": 0.7, "seed": 1,
