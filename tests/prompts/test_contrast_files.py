@@ -1,5 +1,6 @@
 """Contrast files of texts: both responses, splits of pairs, and neutral rows."""
 
+import csv
 import json
 import random
 
@@ -99,9 +100,9 @@ def test_repeated_neutral_prompts_are_read_once_and_every_one_has_an_id(tmp_path
     contrast = with_neutral(tmp_path / "c.jsonl", *rows)
     assert {p.text: p.id for p in contrast.neutral} == {"e f": "neutral-0001", "g h": "neutral-0000"}
     assert contrast.duplicates == 1
-    csv = tmp_path / "c.csv"
-    csv.write_text("prompt,label,id\na b,positive,\nc d,negative,\ne f,neutral,\ng h,neutral,\n")
-    assert [p.id for p in read_contrast(csv).neutral] == ["neutral-0000", "neutral-0001"]
+    table = tmp_path / "c.csv"
+    table.write_text("prompt,label,id\na b,positive,\nc d,negative,\ne f,neutral,\ng h,neutral,\n")
+    assert [p.id for p in read_contrast(table).neutral] == ["neutral-0000", "neutral-0001"]
 
 
 MADE = {
@@ -140,6 +141,24 @@ def test_prompts_without_classes_are_read_from_every_form(tmp_path):
         (tmp_path / name).write_text(text)
         assert [p.text for p in read_prompts(tmp_path / name)] == ["Why is tea brown?", "Open it."]
     assert [p.category for p in read_prompts(tmp_path / "a.csv")] == ["tea", None]
+
+
+def test_a_prompt_is_not_divided_at_a_page_break_or_a_unicode_line_separator(tmp_path):
+    prompts = ["Why is\u2028tea brown?", "Open\fit."]
+    for name, end in (("a.txt", "\n"), ("b.txt", "\r\n"), ("c.txt", "\r")):
+        (tmp_path / name).write_bytes(end.join([*prompts, ""]).encode())
+        assert [p.text for p in read_prompts(tmp_path / name)] == prompts
+
+
+def test_a_cell_of_a_csv_file_is_as_long_as_a_text_of_json_lines(tmp_path):
+    """The limit of the module `csv` is that of the process, and stays as it was."""
+    path, long, limit = tmp_path / "c.csv", "a" * 200_000, csv.field_size_limit()
+    path.write_text(f"prompt,label\n{long},positive\nc d,negative\n")
+    assert read_contrast(path).prompts[0].text == long
+    path.write_text(f"prompt,label\n{long * 6},positive\nc d,negative\n")
+    with pytest.raises(ContrastError, match="prompt has 1,200,000 characters; at most 1,000,000 are read"):
+        read_contrast(path)
+    assert csv.field_size_limit() == limit
 
 
 def test_prompts_without_classes_have_unique_ids(tmp_path):

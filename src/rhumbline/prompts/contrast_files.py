@@ -20,7 +20,7 @@ from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prom
 from rhumbline.records.codec import convert
 from rhumbline.records.made_contrast import MadeContrast
 from rhumbline.records.unicode_text import nfkc, visible
-from rhumbline.records.user_files import control_character, is_unicode, read_text
+from rhumbline.records.user_files import control_character, is_unicode, long_cells, read_text, text_lines
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 LONGEST = 1_000_000
@@ -161,7 +161,7 @@ def _json_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]
 
 def _text_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     del faults  # any text is a prompt
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text_lines(text), start=1):
         if line.strip():
             yield f"line {number}", {"prompt": line.strip()}
 
@@ -179,19 +179,20 @@ def _csv_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]
     header: list[str] | None = None
     place = "line 1"
     try:
-        for cells in reader:
-            line, place = place, f"line {reader.line_num + 1}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                if len(set(header)) < len(header):
-                    faults.add(line, "a column occurs twice")
-                    return
-            elif len(cells) != len(header):
-                faults.add(line, f"{len(cells)} cells under a header of {len(header)} columns")
-            else:
-                yield line, dict(zip(header, cells, strict=True))
+        with long_cells():
+            for cells in reader:
+                line, place = place, f"line {reader.line_num + 1}"
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if header is None:
+                    header = [cell.strip() for cell in cells]
+                    if len(set(header)) < len(header):
+                        faults.add(line, "a column occurs twice")
+                        return
+                elif len(cells) != len(header):
+                    faults.add(line, f"{len(cells)} cells under a header of {len(header)} columns")
+                else:
+                    yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         faults.add(place, f"not CSV: {error}")
 
