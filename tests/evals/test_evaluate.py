@@ -209,6 +209,26 @@ def test_the_command_prints_a_table_and_the_report_has_it(refusal_run, tasks, ca
     assert [r["n"] for r in json.loads(capsys.readouterr().out)["rows"]] == [3, 3]
 
 
+def test_a_plan_is_printed_as_text_or_json(refusal_run, tasks, capsys):
+    command = [
+        "evaluate",
+        str(refusal_run),
+        "--tasks",
+        "answers",
+        "--limit",
+        "3",
+        "--include-path",
+        str(tasks),
+        "--plan",
+    ]
+    assert main(command) == 0
+    assert "answers: 3 documents, 6 requests x 3 arms" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["arms"] == 3
+    assert [(t["task"], t["documents"], t["requests"]) for t in plan["tasks"]] == [("answers", 3, 6)]
+
+
 def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):
     """The same weights as a further arm change nothing."""
     comparison = evaluate(refusal_run, refusal, Evaluation(("answers",), tasks, limit=4), [], edited=refusal)
