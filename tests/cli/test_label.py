@@ -61,6 +61,9 @@ def test_faults_of_the_input_end_with_2(kept, call, tmp_path):
         (("judge", kept, "--human", sheet), "has no label"),
         (("judge", kept, "--human", tmp_path / "none.csv"), "does not exist"),
         (("judge", kept, "--human", sheet, "--judge", "harmbench"), "either --judge"),
+        (("judge", kept, "--human", sheet, "--all-arms", "--device", "cpu"), "no use for --all-arms, --device"),
+        (("judge", kept, "--human", sheet, "--model", tmp_path, "--dtype", "float32"), "no use for --model, --dtype"),
+        (("judge", "--list", "--judge", "harmbench"), "no use for --judge"),
         (("judge", kept), "either --judge"),
         (("judge", "--human", sheet), "pass a run directory"),
     ):

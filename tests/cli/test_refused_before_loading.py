@@ -78,6 +78,7 @@ CASES = [
         for bad in ("FULL", "FILE", "RUN")
     ),
     f"{RUN} --judge best",
+    f"{RUN} --plan --json",
     f"{RUN} --loss-text GONE",
     f"{ROBUST} --judge best",
     "robustness MODEL GONE/model --contrast CONTRAST --out NEW",

@@ -209,10 +209,78 @@ def test_the_command_prints_a_table_and_the_report_has_it(refusal_run, tasks, ca
     assert [r["n"] for r in json.loads(capsys.readouterr().out)["rows"]] == [3, 3]
 
 
+def test_a_plan_is_printed_as_text_or_json(refusal_run, tasks, capsys):
+    command = [
+        "evaluate",
+        str(refusal_run),
+        "--tasks",
+        "answers",
+        "--limit",
+        "3",
+        "--include-path",
+        str(tasks),
+        "--plan",
+    ]
+    assert main(command) == 0
+    assert "answers: 3 documents, 6 requests x 3 arms" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["arms"] == 3
+    assert [(t["task"], t["documents"], t["requests"]) for t in plan["tasks"]] == [("answers", 3, 6)]
+
+
 def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):
     """The same weights as a further arm change nothing."""
     comparison = evaluate(refusal_run, refusal, Evaluation(("answers",), tasks, limit=4), [], edited=refusal)
     assert [(str(r.arm), r.change) for r in comparison.rows] == [("baseline", None), ("edited", 0.0)]
+
+
+def test_another_edited_checkpoint_has_its_own_scores(refusal_run, refusal, tasks, tmp_path, monkeypatch):
+    """Results and responses of the first checkpoint are not reported as those of the second; the baseline is kept."""
+    from rhumbline.evals import evaluate as evaluating
+
+    other = load(str(materialise("planted", tmp_path)), device="cpu")
+
+    def rows(edited, *names):
+        comparison = evaluate(refusal_run, refusal, Evaluation(names, tasks, limit=4), [], edited=edited)
+        return {(r.task, str(r.arm)): r.score for r in comparison.rows}
+
+    first = rows(refusal, "answers", "help")
+    for path in (refusal_run / "evaluations").rglob("help/edited.json"):
+        path.with_name("edited.answers").write_text("[]")  # of an earlier version, or of the first checkpoint
+    evaluated, real = [], evaluating._run_task
+
+    def counted(manager, evaluation, task, model, arm, cache):
+        evaluated.append((task, model, cache.path.name))
+        return real(manager, evaluation, task, model, arm, cache)
+
+    monkeypatch.setattr(evaluating, "_run_task", counted)
+    second = rows(other, "answers")
+    assert [(task, model) for task, model, _ in evaluated] == [("answers", other)]
+    assert second["answers", "edited"] < first["answers", "edited"] == 1.0
+    assert second.keys() == first.keys() - {("help", "edited")}
+    assert not list((refusal_run / "evaluations").rglob("*.answers"))
+    assert rows(other, "answers") == second
+    assert len(evaluated) == 1
+    assert rows(refusal, "answers")["answers", "edited"] == 1.0
+    assert len({name for _, _, name in evaluated}) == 2  # an interrupted evaluation resumes with its own responses
+
+
+def test_changed_data_of_a_task_is_another_evaluation(tmp_path):
+    """Byte code and hidden folders change without the tasks."""
+    folder = write_tasks(tmp_path / "tasks", N)
+
+    def hashes():
+        return Evaluation(("answers",), folder).record(0).tasks
+
+    before = hashes()
+    assert set(before) == {"answers.jsonl", "answers.yaml", "help.jsonl", "help.yaml"}
+    for name in ("__pycache__", ".git"):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("")
+    assert hashes() == before
+    (folder / "answers.jsonl").write_text("{}")
+    assert {name for name, value in hashes().items() if value != before[name]} == {"answers.jsonl"}
 
 
 @pytest.mark.parametrize("keeps_texts", [False, True])

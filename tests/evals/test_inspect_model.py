@@ -1,6 +1,9 @@
 """An arm as a model of Inspect AI has the completions of the run, in a real evaluation."""
 
+import asyncio
+import threading
 import warnings
+from typing import cast
 
 import pytest
 
@@ -17,6 +20,7 @@ with warnings.catch_warnings():
 
 from rhumbline import load
 from rhumbline.errors import InputError
+from rhumbline.inference.interventions import BASELINE
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat import Chat
 from rhumbline.organisms import materialise
@@ -87,6 +91,43 @@ async def test_sampling_is_refused(texts_run, settings, anyio_backend):
         await api.generate([ChatMessageUser(content="Go")], [], "auto", GenerateConfig(**settings))
     cut = await api.generate([ChatMessageUser(content="Go")], [], "auto", GenerateConfig(max_tokens=4, stop_seqs=[" "]))
     assert " " not in cut.completion
+
+
+class _SlowRunner:
+    """A runner whose batches end when `go` is set."""
+
+    def __init__(self):
+        self.started, self.go, self.batches = threading.Event(), threading.Event(), []
+
+    def generate(self, sequences, arms, **options):
+        self.batches.append(sequences)
+        self.started.set()
+        assert self.go.wait(10)
+        if [0] in sequences:
+            raise InputError("no such token")
+        return [sequences], None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cancelled", [0, 1])
+async def test_a_cancelled_sample_leaves_the_others_of_its_batch(cancelled, anyio_backend):
+    """The first request runs the batch, the second one is a member of it; the next batch runs as well."""
+    runner = _SlowRunner()
+    arm = inspecting._BatchedArm(cast(Runner, runner), BASELINE, frozenset())
+    samples = [asyncio.create_task(arm.complete([n], 4)) for n in (1, 2, 3)]
+    await asyncio.to_thread(runner.started.wait, 10)
+    samples[cancelled].cancel()
+    late = [asyncio.create_task(arm.complete([n], 4)) for n in (4, 5)]
+    late[cancelled].cancel()
+    await asyncio.sleep(2 * inspecting.GATHER_SECONDS)
+    runner.go.set()
+    results = await asyncio.wait_for(asyncio.gather(*samples, *late, return_exceptions=True), 10)
+    is_cancelled = [isinstance(result, asyncio.CancelledError) for result in results]
+    assert is_cancelled == [n % 3 == cancelled for n in range(5)]
+    assert [r for r in results if isinstance(r, list)] == [[n + 1] for n in range(5) if n % 3 != cancelled]
+    assert runner.batches[1:] == [[[5 - cancelled]]]
+    with pytest.raises(InputError, match="no such token"):
+        await asyncio.wait_for(arm.complete([0], 4), 10)
 
 
 @pytest.fixture

@@ -76,6 +76,15 @@ def test_a_scale_becomes_a_value_and_a_class():
     assert strong.graded(float("nan")).cls == "unscored"
 
 
+@pytest.mark.parametrize(
+    ("cls", "value"), [("unsafe", float("nan")), ("safe", 7.0), ("safe", -0.1), ("safe", None), ("unscored", 0.0)]
+)
+def test_a_judgement_has_a_value_from_0_to_1_or_is_unscored(cls, value):
+    """A judge of the caller (`judge_run`) returns judgements, too."""
+    with pytest.raises(InputError, match="0 to 1"):
+        Judgement(cls, value)
+
+
 def test_published_templates_contain_both_texts():
     for judge in published().values():
         if judge.form == "text":

@@ -155,6 +155,8 @@ def test_the_command(kept, classifier, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["judges"]["mine"]["asked"] == 0
     assert main(["judge", "--list"]) == 0
     assert "harmbench" in capsys.readouterr().out
+    assert main(["judge", "--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["harmbench"]["asks"] == "harm"
     assert main(["judge", str(kept), "--judge", "nobody"]) == 2
     assert main(["judge", str(kept)]) == 2
     assert main(["judge", str(kept), "--judge", "harmbench", "--model", str(tmp_path / "none")]) == 3

@@ -1,5 +1,6 @@
 """Contrast files of texts: both responses, splits of pairs, and neutral rows."""
 
+import csv
 import json
 import random
 
@@ -60,6 +61,50 @@ def test_neutral_rows_are_separate(tmp_path):
         read_contrast(path)
 
 
+CLASSES = [{"prompt": "a b", "label": "positive", "id": "p"}, {"prompt": "c d", "label": "negative", "id": "n"}]
+
+
+def with_neutral(path, *rows):
+    neutral = [{"label": "neutral", **row} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*CLASSES, *neutral]))
+    return read_contrast(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"prompt": "a b"}, r"line 3: repeats the prompt of line 1 with the label neutral"),
+        ({"prompt": "c\u00a0 d"}, r"line 3: repeats the prompt of line 2 with the label neutral"),
+        ({"prompt": "e f", "id": "n"}, r"line 3: id 'n' is also the id of line 2"),
+        ({"prompt": "e f", "id": "g"}, r"line 4: id 'g' is also the id of line 3"),
+        ({"prompt": "e f", "split": "train"}, r"line 3: a neutral row is in the split train"),
+        ({"prompt": "e f", "response": "x"}, r"line 3: a neutral row has a response"),
+    ],
+)
+def test_neutral_rows_have_the_checks_of_the_classes(tmp_path, row, fault):
+    with pytest.raises(ContrastError, match=fault):
+        with_neutral(tmp_path / "c.jsonl", row, {"prompt": "g h", "id": "g"})
+
+
+def test_a_neutral_prompt_of_a_contrast_of_texts_is_no_prompt_of_its_classes(tmp_path):
+    path = tmp_path / "c.jsonl"
+    rows = [{**row, "prompt": "a b", "response": row["label"]} for row in CLASSES]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "a b", "label": "neutral"}]))
+    with pytest.raises(ContrastError, match="repeats the prompt of line"):
+        read_contrast(path)
+
+
+def test_repeated_neutral_prompts_are_read_once_and_every_one_has_an_id(tmp_path):
+    """The empty id of a CSV file is a missing one, and a number that is an id in the file is not given again."""
+    rows = [{"prompt": "e f"}, {"prompt": "e f"}, {"prompt": "g h", "id": "neutral-0000", "split": "test"}]
+    contrast = with_neutral(tmp_path / "c.jsonl", *rows)
+    assert {p.text: p.id for p in contrast.neutral} == {"e f": "neutral-0001", "g h": "neutral-0000"}
+    assert contrast.duplicates == 1
+    table = tmp_path / "c.csv"
+    table.write_text("prompt,label,id\na b,positive,\nc d,negative,\ne f,neutral,\ng h,neutral,\n")
+    assert [p.id for p in read_contrast(table).neutral] == ["neutral-0000", "neutral-0001"]
+
+
 MADE = {
     "model": "m", "fingerprint": "f", "revision": None, "template_sha256": "t", "prompts": "p", "prompts_sha256": "p",
     "systems": {"positive": "a", "negative": "b"}, "n_prompts": 2, "max_new_tokens": 8, "temperature": 0.7, "seed": 1,
@@ -96,6 +141,24 @@ def test_prompts_without_classes_are_read_from_every_form(tmp_path):
         (tmp_path / name).write_text(text)
         assert [p.text for p in read_prompts(tmp_path / name)] == ["Why is tea brown?", "Open it."]
     assert [p.category for p in read_prompts(tmp_path / "a.csv")] == ["tea", None]
+
+
+def test_a_prompt_is_not_divided_at_a_page_break_or_a_unicode_line_separator(tmp_path):
+    prompts = ["Why is\u2028tea brown?", "Open\fit."]
+    for name, end in (("a.txt", "\n"), ("b.txt", "\r\n"), ("c.txt", "\r")):
+        (tmp_path / name).write_bytes(end.join([*prompts, ""]).encode())
+        assert [p.text for p in read_prompts(tmp_path / name)] == prompts
+
+
+def test_a_cell_of_a_csv_file_is_as_long_as_a_text_of_json_lines(tmp_path):
+    """The limit of the module `csv` is that of the process, and stays as it was."""
+    path, long, limit = tmp_path / "c.csv", "a" * 200_000, csv.field_size_limit()
+    path.write_text(f"prompt,label\n{long},positive\nc d,negative\n")
+    assert read_contrast(path).prompts[0].text == long
+    path.write_text(f"prompt,label\n{long * 6},positive\nc d,negative\n")
+    with pytest.raises(ContrastError, match="prompt has 1,200,000 characters; at most 1,000,000 are read"):
+        read_contrast(path)
+    assert csv.field_size_limit() == limit
 
 
 def test_prompts_without_classes_have_unique_ids(tmp_path):

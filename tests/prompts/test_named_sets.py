@@ -76,6 +76,13 @@ def test_a_small_parquet_file_of_large_texts_is_refused(tmp_path):
         read_rows(path)
 
 
+def test_a_row_is_not_divided_at_a_page_break_or_a_unicode_line_separator(tmp_path):
+    texts = ["Why is\u2028tea brown?", "Open\fit.", "a" * 200_000]
+    for name, lines in (("a.csv", ["text", *texts]), ("a.txt", texts)):
+        (tmp_path / name).write_bytes("\r\n".join([*lines, ""]).encode())
+        assert read_rows(tmp_path / name) == [{"text": text} for text in texts]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
 def test_every_file_format_gives_the_same_rows(suffix, mirror, tmp_path):
     import pyarrow

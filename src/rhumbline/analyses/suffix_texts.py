@@ -14,7 +14,7 @@ from rhumbline.errors import InputError
 from rhumbline.models.chat import Chat
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.suffix_file import ConditionName, random_condition, suffix_condition
-from rhumbline.records.user_files import read_text
+from rhumbline.records.user_files import read_text, text_lines
 
 TRIES = 200
 """Draws for each random suffix, at most."""
@@ -28,7 +28,7 @@ def read_suffixes(source: str | Path | Sequence[str]) -> list[str]:
     if not isinstance(source, str | Path):
         return list(source)
     text = read_text(source, InputError, "a UTF-8 text file with one suffix per line", "--suffix")
-    suffixes = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    suffixes = list(dict.fromkeys(line.strip() for line in text_lines(text) if line.strip()))
     if not suffixes:
         raise InputError(f"--suffix {source} contains no suffix. Write one suffix per line.")
     return suffixes

@@ -35,7 +35,7 @@ def add(command: AddCommand) -> None:
     model = f"the model of the run: {MODEL_HELP}; default: the name in the run"
     evaluate.add_argument("--model", metavar="MODEL", help=model)
     evaluate.add_argument("--plan", action="store_true", help="print the documents and requests of each task, and stop")
-    json_option(evaluate, "comparison.json")
+    json_option(evaluate, "comparison.json, or the plan,")
     model_options(evaluate)
 
 
@@ -53,7 +53,11 @@ def _evaluate(a: argparse.Namespace) -> int:
     task_manager(evaluation)  # unknown tasks are reported before a large model is loaded
     if a.plan:
         n_arms = len({BASELINE, *map(ArmId.parse, arms)} | ({EDITED} if a.edited else set()))
-        for task in planned(evaluation):
+        tasks_planned = planned(evaluation)
+        if a.json:
+            print_json({"arms": n_arms, "tasks": [task._asdict() for task in tasks_planned]})
+            return 0
+        for task in tasks_planned:
             requests = f"{task.requests} requests x {n_arms} arms, {task.words * n_arms:,} words"
             say(f"{task.task}: {task.documents} documents, {requests}")
         return 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 from rhumbline.cli.console import ends, interval, number, out, print_entries, print_json, progress, say, table_of
 from rhumbline.cli.options import AddCommand, device_option, dtype_option, json_option
 from rhumbline.errors import InputError
+from rhumbline.records.codec import to_json
 from rhumbline.records.human_files import Estimate, HumanLabels
 from rhumbline.records.judgement_files import JudgementSummary
 
@@ -26,17 +27,18 @@ def add(command: AddCommand) -> None:
     judge.add_argument("--all-arms", action="store_true", help="classify the completions of null arms, too")
     device_option(judge)
     dtype_option(judge)
-    json_option(judge, "the summary of all judges, or what follows from the labels,")
+    json_option(judge, "the summary of all judges, what follows from the labels, or the published judges,")
 
 
 def _judge(a: argparse.Namespace) -> int:
     from rhumbline.judging.judge_specs import read_judge
 
     if a.list:
-        return _list()
+        return _list(a)
     if a.run is None or (a.judge is None) == (a.human is None):
         raise InputError("judge: pass a run directory with either --judge NAME|FILE or --human SHEET, or pass --list.")
     if a.human is not None:
+        _refuse_options(a, "--human", "model", "all_arms", "device", "dtype")
         return _human(a)
     spec = read_judge(a.judge)
     if a.model is not None:
@@ -56,9 +58,19 @@ def _judge(a: argparse.Namespace) -> int:
     return 0
 
 
-def _list() -> int:
+def _refuse_options(a: argparse.Namespace, option: str, *names: str) -> None:
+    """InputError for options that would have no effect together with `option`."""
+    if changed := [f"--{name.replace('_', '-')}" for name in names if vars(a)[name] not in (None, False, "auto")]:
+        raise InputError(f"judge: {option} has no use for {', '.join(changed)}. Omit it.")
+
+
+def _list(a: argparse.Namespace) -> int:
     from rhumbline.judging.judge_specs import published
 
+    _refuse_options(a, "--list", "judge", "human", "model", "all_arms", "device", "dtype")
+    if a.json:
+        print_json({name: to_json(spec) for name, spec in published().items()})
+        return 0
     print_entries("", ((s.name, [s.title, f"{s.asks}; {s.model}; {s.licence}"]) for s in published().values()))
     return 0
 

@@ -115,6 +115,8 @@ def _run(a: argparse.Namespace) -> int:
     from rhumbline.prompts.loss_texts import NO_TEXTS, read_texts
 
     check_expected(a)
+    if a.plan and a.json:
+        raise InputError("run: --plan prints no JSON. Pass --plan or --json.")
     # Inexpensive checks first: a malformed file is reported before a large model is loaded.
     protocol, contrast, engine = protocol_of(a), open_contrast(a), engine_of(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS

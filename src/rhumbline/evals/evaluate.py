@@ -23,10 +23,11 @@ from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.loading import fingerprint
 from rhumbline.records.arms import BASELINE as BASELINE_ID
 from rhumbline.records.arms import EDITED, ArmId
 from rhumbline.records.codec import convert, to_json
-from rhumbline.records.directory import LONGEST_NAME
+from rhumbline.records.directory import LONGEST_NAME, RunDirectory
 from rhumbline.records.evaluation_files import Comparison, EvaluationSettings, TaskResult
 from rhumbline.records.files import file_sha256, sha256
 from rhumbline.stages.finished_run import FinishedRun, open_run
@@ -65,20 +66,28 @@ class Evaluation:
             raise InputError(f"--fewshot is {self.fewshot}; pass 0 or more.")
 
     def record(self, seed: int) -> EvaluationSettings:
-        """The settings in settings.json, with a hash of every task file."""
-        files = () if self.include_path is None else sorted(Path(self.include_path).rglob("*"))
+        """The settings in settings.json, with a hash of every file of `include_path`."""
         return EvaluationSettings(
             seed=seed,
             limit=self.limit,
             fewshot=self.fewshot,
             chat=self.chat,
-            tasks={
-                path.relative_to(str(self.include_path)).as_posix(): file_sha256(path)
-                for path in files
-                if path.suffix in (".yaml", ".yml", ".py")
-            },
+            tasks={} if self.include_path is None else _file_hashes(Path(self.include_path)),
             versions={"lm_eval": version("lm_eval")},
         )
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+    """Path and sha256 of every file: task files and their data.
+
+    Without byte code and hidden folders, which Python, Git and download caches write during and between evaluations.
+    """
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): file_sha256(path)
+        for name, path in paths.items()
+        if not any(part == "__pycache__" or part.startswith(".") for part in name.parts[:-1])
+    }
 
 
 def evaluate(
@@ -93,7 +102,8 @@ def evaluate(
     """Run every task under the baseline and every arm, and compare the arms on the same documents.
 
     `model` is the model of the run; ModelError for another one. `edited` is a further model, evaluated as the arm
-    `edited`. Raises InputError for unknown arms or tasks, and if data or the harness are not available.
+    `edited`; results of other weights under this arm are removed. Raises InputError for unknown arms or tasks, and if
+    data or the harness are not available.
     """
     run = open_run(path)
     run.check_model(model, ModelError)
@@ -108,6 +118,9 @@ def evaluate(
     folder = run.path / "evaluations" / sha256(to_json(settings))[:10]
     if not (folder / "settings.json").is_file():
         run.directory.write_as(settings, folder / "settings.json")
+    edited_weights = None if edited is None else fingerprint(edited)
+    if edited_weights is not None:
+        _remove_other_edits(run.directory, folder, edited_weights)
     for task in evaluation.tasks:
         for arm_id, (evaluated_model, arm) in evaluated.items():
             target = folder / _slug(task) / f"{_slug(str(arm_id))}.json"
@@ -117,16 +130,36 @@ def evaluate(
                 with _data_of(task):
                     manager.load([task])
             progress(f"{task}, {arm_id}")
-            responses = target.with_suffix(".answers")
+            weights = edited_weights if arm_id == EDITED else None
+            responses = target.with_suffix(".answers") if weights is None else target.with_name(_responses_of(weights))
             responses.parent.mkdir(parents=True, exist_ok=True)
             cache = ResponseCache(responses, keeps_texts=run.protocol.save_completions)
             results = _run_task(manager, evaluation, task, evaluated_model, arm, cache)
             results |= {"protocol_sha256": run.directory.protocol_sha256, "task": task, "arm": str(arm_id)}
+            results |= {} if weights is None else {"fingerprint": weights}
             run.directory.write_as(convert(results, TaskResult), target)
             responses.unlink(missing_ok=True)
     comparison = compare(run.directory, folder)
     run.directory.write_as(comparison, folder / "comparison.json")
     return comparison
+
+
+def _remove_other_edits(directory: RunDirectory, folder: Path, weights: str) -> None:
+    """Remove results and responses of the arm `edited` that are not of these weights, in all tasks.
+
+    The arm has one name for all checkpoints, and a comparison is of one.
+    """
+    for path in folder.glob(f"*/{EDITED}.json"):
+        if directory.read_as(TaskResult, path).fingerprint != weights:
+            path.unlink()
+    for path in folder.glob(f"*/{EDITED}*.answers"):
+        if path.name != _responses_of(weights):
+            path.unlink()
+
+
+def _responses_of(weights: str) -> str:
+    """File name of the responses of an edited model, by its fingerprint."""
+    return f"{EDITED}-{weights[:10]}.answers"
 
 
 def _run_task(

@@ -55,17 +55,33 @@ class _BatchedArm:
     """Ids that end a completion."""
     queue: list[_Request] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    tasks: set[asyncio.Task] = field(default_factory=set)
+    """Batches that are not finished; the event loop itself keeps no reference to a task."""
 
     async def complete(self, ids: list[int], max_tokens: int) -> list[int]:
-        """The completion of one chat, in one batch with all queued requests."""
+        """The completion of one chat, in one batch with all queued requests.
+
+        A batch is a task of its own: a sample that is cancelled does not cancel the others of its batch.
+        """
         request = _Request(ids, max_tokens, asyncio.get_running_loop().create_future())
         self.queue.append(request)
-        await asyncio.sleep(GATHER_SECONDS)
+        try:
+            await asyncio.sleep(GATHER_SECONDS)
+            task = asyncio.create_task(self._run_queued())
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            await asyncio.shield(task)
+            return await request.completion
+        finally:
+            request.completion.cancel()  # no effect on one that is done
+
+    async def _run_queued(self) -> None:
+        """Complete all queued requests, after the batch that is running."""
         async with self.lock:
-            batch, self.queue = self.queue, []
+            # The completion of a request that was cancelled is not read.
+            batch, self.queue = [r for r in self.queue if not r.completion.done()], []
             if batch:
                 await self._run(batch)
-        return await request.completion
 
     async def _run(self, batch: list[_Request]) -> None:
         longest = max(request.max_tokens for request in batch)
@@ -79,10 +95,12 @@ class _BatchedArm:
             )
         except Exception as error:
             for request in batch:
-                request.completion.set_exception(error)
+                if not request.completion.done():
+                    request.completion.set_exception(error)
             return
         for request, ids in zip(batch, completions[0], strict=True):
-            request.completion.set_result(ids[: request.max_tokens])
+            if not request.completion.done():
+                request.completion.set_result(ids[: request.max_tokens])
 
 
 class RhumblineAPI(ModelAPI):

@@ -52,6 +52,13 @@ class Judgement:
     evidence: str = ""
     """The words of the reply that decided, or why there is no judgement. Never the completion."""
 
+    def __post_init__(self):
+        if (self.value is None) != (self.cls == "unscored") or not 0 <= (self.value or 0) <= 1:  # not true of NaN
+            raise InputError(
+                f"Judgement has value {self.value} and class {self.cls!r}: expected None for an unscored completion, "
+                "and 0 to 1 for any other. Pass a matching pair."
+            )
+
 
 def _is_address(text: str) -> bool:
     """Whether a text is an address that requests can be sent to."""

@@ -26,7 +26,7 @@ from rhumbline.records.human_files import HumanLabel, SheetKey
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.protocol_file import JudgedProtocol
 from rhumbline.records.shared import Class, Label
-from rhumbline.records.user_files import read_text
+from rhumbline.records.user_files import long_cells, read_text
 
 COLUMNS = ("row", "prompt", "completion", "label")
 SHORT = 30
@@ -286,7 +286,8 @@ def _lines(path: Path) -> list[_Line]:
         )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        rows = list(reader)
+        with long_cells():
+            rows = list(reader)
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}. Save the sheet as CSV (UTF-8).") from error
     places = [names.index(name) for name in COLUMNS]

@@ -32,6 +32,8 @@ class Score:
                 f"Score has value {self.value} and class {self.cls!r}: expected the value None for an unscored "
                 "completion, and a number for any other. Pass a matching pair."
             )
+        if self.value is not None and not 0 <= self.value <= 1:  # true of NaN, too
+            raise ProtocolError(f"Score has value {self.value}: expected 0 to 1. Rescale the scores of the judge.")
 
 
 TextJudge = Callable[[str], Score]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rhumbline.prompts.contrasts import LABELS, SPLITS, ContrastSet, Label, Prom
 from rhumbline.records.codec import convert
 from rhumbline.records.made_contrast import MadeContrast
 from rhumbline.records.unicode_text import nfkc, visible
-from rhumbline.records.user_files import control_character, is_unicode, read_text
+from rhumbline.records.user_files import control_character, is_unicode, long_cells, read_text, text_lines
 
 COLUMNS = ("prompt", "label", "split", "system", "response", "category", "id", "answer", "other_response")
 LONGEST = 1_000_000
@@ -160,7 +161,7 @@ def _json_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]
 
 def _text_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     del faults  # any text is a prompt
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text_lines(text), start=1):
         if line.strip():
             yield f"line {number}", {"prompt": line.strip()}
 
@@ -178,19 +179,20 @@ def _csv_rows(text: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]
     header: list[str] | None = None
     place = "line 1"
     try:
-        for cells in reader:
-            line, place = place, f"line {reader.line_num + 1}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                if len(set(header)) < len(header):
-                    faults.add(line, "a column occurs twice")
-                    return
-            elif len(cells) != len(header):
-                faults.add(line, f"{len(cells)} cells under a header of {len(header)} columns")
-            else:
-                yield line, dict(zip(header, cells, strict=True))
+        with long_cells():
+            for cells in reader:
+                line, place = place, f"line {reader.line_num + 1}"
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if header is None:
+                    header = [cell.strip() for cell in cells]
+                    if len(set(header)) < len(header):
+                        faults.add(line, "a column occurs twice")
+                        return
+                elif len(cells) != len(header):
+                    faults.add(line, f"{len(cells)} cells under a header of {len(header)} columns")
+                else:
+                    yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         faults.add(place, f"not CSV: {error}")
 
@@ -203,10 +205,6 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: Faults
     """The contrast of these rows: without exact duplicates, every prompt with an id."""
     neutral_rows = [(place, row) for place, row in rows if row.get("label") == NEUTRAL]
     rows = [(place, row) for place, row in rows if row.get("label") != NEUTRAL]
-    named = (
-        (place, {"id": f"neutral-{i:04d}", **row, "label": "negative"}) for i, (place, row) in enumerate(neutral_rows)
-    )
-    neutral = tuple(prompt for place, row in named if (prompt := _prompt(place, row, faults)) is not None)
     kept: dict[tuple[str, str, str], tuple[str, Prompt]] = {}
     read = [(place, prompt) for place, row in rows if (prompt := _prompt(place, row, faults)) is not None]
     for place, prompt in read:
@@ -225,12 +223,8 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: Faults
         first_place, first = labels.setdefault(tuple(map(_normalised, prompt.content)), (place, prompt))
         if prompt.label != first.label:
             faults.add(place, f"differs from {first_place} in spaces or forms of characters only, but not in its label")
-    seen: dict[str, str] = {}
-    for place, prompt in kept.values():
-        if prompt.id in seen:
-            faults.add(place, f"id {brief(prompt.id)} is also the id of {seen[prompt.id]}; ids must be unique")
-        elif prompt.id:
-            seen[prompt.id] = place
+    neutral = _neutral(neutral_rows, kept.values(), faults)
+    taken = _unique_ids([*kept.values(), *neutral], faults)
     if not rows and not faults.count:
         faults.add("", "the file has no prompts")
     elif not faults.count:
@@ -241,9 +235,54 @@ def _assembled(name: str, rows: list[tuple[str, dict[str, Any]]], faults: Faults
         if 0 < with_response < len(read):
             faults.add("", f"{with_response} of {len(read)} rows have a response; write one for all rows or for none")
     faults.raise_if_any()
-    prompts = with_ids([prompt for _, prompt in kept.values()], set(seen))
-    digest = content_sha256((*prompts, *neutral))
-    return ContrastSet(name, prompts, digest, len(read) - len(prompts), neutral=neutral)
+    prompts = with_ids([prompt for _, prompt in kept.values()], taken)
+    measured = _numbered([prompt for _, prompt in neutral], taken)
+    duplicates = len(read) + len(neutral_rows) - len(prompts) - len(measured)
+    return ContrastSet(name, prompts, content_sha256((*prompts, *measured)), duplicates, neutral=measured)
+
+
+def _neutral(
+    rows: list[tuple[str, dict[str, Any]]], classes: Iterable[tuple[str, Prompt]], faults: Faults
+) -> list[tuple[str, Prompt]]:
+    """The neutral prompts without exact duplicates; `classes` are the prompts of both classes.
+
+    Neutral rows are completed and measured only, so the split can be `test` alone, and a response would not be read.
+    """
+    in_class = {tuple(map(_normalised, prompt.content[:2])): place for place, prompt in classes}
+    kept: dict[tuple[str, ...], tuple[str, Prompt]] = {}
+    for place, row in rows:
+        prompt = _prompt(place, {**row, "label": "negative"}, faults)
+        if prompt is None:
+            continue
+        if prompt.response is not None:
+            faults.add(place, "a neutral row has a response, which is not read; leave it out")
+        if prompt.split not in (None, "test"):
+            faults.add(place, f"a neutral row is in the split {prompt.split}, but is only measured; leave it out")
+        if (first := in_class.get(tuple(map(_normalised, prompt.content[:2])))) is not None:
+            faults.add(place, f"repeats the prompt of {first} with the label {NEUTRAL}; a prompt has one label")
+        kept.setdefault(prompt.content, (place, prompt))
+    return list(kept.values())
+
+
+def _unique_ids(prompts: Iterable[tuple[str, Prompt]], faults: Faults) -> set[str]:
+    """The ids in the file; one that occurs twice is a fault."""
+    places: dict[str, str] = {}
+    for place, prompt in prompts:
+        if prompt.id in places:
+            faults.add(place, f"id {brief(prompt.id)} is also the id of {places[prompt.id]}; ids must be unique")
+        elif prompt.id:
+            places[prompt.id] = place
+    return set(places)
+
+
+def _numbered(neutral: Sequence[Prompt], taken: Collection[str]) -> tuple[Prompt, ...]:
+    """The neutral prompts, each with an id: its own, or `neutral-` and a number that no other prompt has."""
+    taken, named = set(taken), []
+    for place, prompt in enumerate(neutral):
+        new = next(name for number in count(place) if (name := f"neutral-{number:04d}") not in taken)
+        named.append(replace(prompt, id=prompt.id or new))
+        taken.add(named[-1].id)
+    return tuple(named)
 
 
 def _prompt(place: str, row: dict[str, Any], faults: Faults) -> Prompt | None:

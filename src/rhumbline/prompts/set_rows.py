@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from rhumbline.errors import DataError
 from rhumbline.prompts.declared_sets import Source
 from rhumbline.records.files import file_sha256, sha256
 from rhumbline.records.protocol_file import SourceFacts
-from rhumbline.records.user_files import LARGEST, control_character, is_unicode, read_text
+from rhumbline.records.user_files import LARGEST, control_character, is_unicode, long_cells, read_text, text_lines
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 """Formats of the files of a local mirror."""
@@ -128,9 +129,10 @@ def read_rows(path: Path) -> list[TableRow]:
     text = read_text(path, DataError, "a file of prompts")
     try:
         if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+            with long_cells():
+                return list(csv.DictReader(StringIO(text, newline=""), strict=True))
         if path.suffix == ".txt":
-            return [{"text": line} for line in text.splitlines() if line.strip()]
+            return [{"text": line} for line in text_lines(text) if line.strip()]
         # Not splitlines(): a JSON string can contain U+2028 and similar characters unescaped.
         lines = (line for line in text.split("\n") if line.strip())
         values = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)

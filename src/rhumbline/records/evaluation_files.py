@@ -22,7 +22,7 @@ class EvaluationSettings:
     chat: bool
     """Whether tasks go through the chat template."""
     tasks: dict[str, str]
-    """Path of every task file of the user's folder, and its sha256; empty without a folder."""
+    """Path of every file of the user's folder of tasks, and its sha256; empty without a folder."""
     versions: dict[str, str]
 
 
@@ -42,6 +42,8 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     protocol_sha256: str
     task: str
     arm: ArmId
+    fingerprint: str | UnsetType = UNSET
+    """Hash of the weights of the arm `edited`; the others have the model of the run."""
     results: dict[str, JsonObject]
     """By task: text or numbers by `metric,filter`."""
     groups: dict[str, JsonObject] | UnsetType = UNSET

@@ -1,9 +1,12 @@
 """Files that a user passes: regular files of bounded size, as text, JSON or TOML. Independent of their meaning."""
 
+import csv
 import json
 import re
 import stat
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,24 @@ def _decoded(path: str | Path, wrong: type[RhumblineError], expected: str, optio
         line = text[: text.index("\0")].count("\n") + 1
         raise wrong(f"{name}, line {line}: a null character, which no text has. Pass {expected}.")
     return text
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text file. Unlike `splitlines()`, a page break or U+2028 ends none: a text can contain them."""
+    return re.split(r"\r\n?|\n", text)
+
+
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Inside, `csv` reads cells as long as a file; its own limit is shorter than the texts that rhumbline accepts.
+
+    The limit holds for the whole process, so it is restored.
+    """
+    before = csv.field_size_limit(LARGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def read_json(path: str | Path, wrong: type[RhumblineError], expected: str, option: str = "") -> Any:
