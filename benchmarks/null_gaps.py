@@ -23,7 +23,7 @@ MEANS = {
 }
 """Mean and standard deviation, over the draws, of the share that a draw of each family removes."""
 ERRORS = {"draws differ": (0.75, 0.43), "draws are alike": (0.75, 0.0)}
-PLANS = ((24, 1, 12), (24, 2, 6), (24, 3, 4), (24, 6, 2), (100, 6, 9), (100, 9, 6), (100, 18, 3))
+PLANS = ((24, 1, 12), (24, 2, 6), (24, 3, 4), (24, 6, 2), (100, 6, 9), (100, 10, 5), (100, 18, 3))
 """Test prompts, draws of a family, prompts of a draw."""
 
 

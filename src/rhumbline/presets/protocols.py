@@ -27,8 +27,8 @@ from rhumbline.settings import (
 )
 
 PRESETS: Mapping[str, Protocol] = {
-    # Draws and prompts of the ranks by measurement: docs/calibration-planted.md, "The cost of a run". Nine draws
-    # with six prompts: the spread between draws decides a gap, and a run generates fewer than 100,000 tokens per seed
+    # Draws and prompts of the ranks by measurement: docs/calibration-planted.md, "The cost of a run". Ten draws
+    # with five prompts: the spread between draws decides a gap, and a run generates fewer than 100,000 tokens per seed
     # (docs/log.md).
     "rhumbline": Protocol(
         "rhumbline",
@@ -37,7 +37,7 @@ PRESETS: Mapping[str, Protocol] = {
         # The stream of the first token is the same in every text. Where attention rests on it, an edit there breaks
         # the model for any direction, null directions included (docs/log.md).
         ablation=AblationSettings(spared=1),
-        nulls=NullSettings(draws=9, wide=39, prompts=8, completed=6, interim=20, screen=12),
+        nulls=NullSettings(draws=10, wide=39, prompts=8, completed=5, interim=20, screen=12),
         screen=24,
         dose=DoseSettings(draws=1, prompts=8),
         stability=StabilitySettings(prompts=8),
