@@ -82,6 +82,13 @@ def test_only_listed_files_of_a_checkpoint_are_shared(edited, tmp_path):
         shared_folder(edited, tmp_path / "again")
 
 
+@pytest.mark.parametrize("options", [PushOptions("mit"), PushOptions(report=False)])
+def test_options_of_runs_are_refused_for_a_checkpoint(options, edited, tmp_path):
+    with pytest.raises(InputError, match="--license and --without-report are of runs"):
+        shared_folder(edited, tmp_path / "up", options)
+    assert not (tmp_path / "up").exists()
+
+
 def test_other_directories_and_full_targets_are_refused(tmp_path, edited):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="neither"):

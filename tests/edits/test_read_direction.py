@@ -60,6 +60,20 @@ def test_a_table_of_directions_needs_a_position_and_a_layer_in_it(layer, positio
         read_directions(tmp_path / "mean_diffs.pt", layer=layer, position=position)
 
 
+def test_the_rows_of_a_run_are_found_by_their_positions(tmp_path):
+    path, rows = tmp_path / "directions.safetensors", torch.arange(1.0, 25.0).reshape(3, 2, 4)
+    save_file({"candidates": rows}, path, {"positions": "[-7, 1, 2]"})
+    for row, position in enumerate((-7, 1, 2)):
+        assert torch.equal(read_directions(path, layer=1, position=position).vectors[0], rows[row, 1])
+    for unknown in (-1, -3, 0, None):
+        with pytest.raises(DirectionError, match=r"Pass --position \(-7, 1, 2\)"):
+            read_directions(path, layer=1, position=unknown)
+    for malformed in ("[-7, 1]", "[1, 1, 2]", "last", "[99999999999, 1, 2]"):
+        save_file({"candidates": rows}, path, {"positions": malformed})
+        with pytest.raises(DirectionError, match=r"positions is .* in the metadata"):
+            read_directions(path, layer=1, position=1)
+
+
 def test_malformed_metadata_is_refused(tmp_path):
     save_file({"direction": torch.ones(4)}, tmp_path / "d.safetensors", {"format": FORMAT, "layer": "two"})
     with pytest.raises(DirectionError, match="layer is 'two' in the metadata"):

@@ -183,6 +183,14 @@ def test_bad_directions_write_nothing(tensor, words, sharded_checkpoint, call, t
     assert not list(tmp_path.glob("*edited*"))
 
 
+@pytest.mark.parametrize("option", ["--device cuda", "--dtype float32", "--add 2", "--dequantize"])
+def test_options_that_files_are_not_edited_with_are_refused(option, direction_file, call, tmp_path):
+    command = ("edit", "nowhere", "--direction", direction_file, "--out", tmp_path / "edited", "--sharded")
+    code, _, messages = call(*command, *option.split())
+    assert code == 3
+    assert "Omit them, or edit without --sharded" in messages
+
+
 def test_a_target_that_is_not_empty_is_left_alone(sharded_checkpoint, call, tmp_path):
     source, direction = sharded_checkpoint("llama")
     (tmp_path / "mine").mkdir()

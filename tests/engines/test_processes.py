@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 
+from paths import HELPERS, ROOT
 from rhumbline.engines.engine import EngineError, Job, JobError, Worker, engine, run_jobs
 from rhumbline.engines.processes import Processes, cores
-from rhumbline.errors import InputError
+from rhumbline.errors import InputError, ModelError
 
 FILES = {"file": b"abc"}
 EXPECTED = [{"square": x * x, "shared": {"file": 3}} for x in range(6)]
@@ -61,8 +64,13 @@ def test_workers_get_the_shared_files_of_each_call(pool_of, tmp_path):
 
 
 def test_a_worker_that_cannot_be_built_ends_the_call(pool_of, tmp_path):
-    with pool_of("faulty_worker:refuse") as pool, pytest.raises(EngineError, match="cannot start: other weights"):
+    """The exit code is that of the worker, for which the model cannot be handled."""
+    with (
+        pool_of("faulty_worker:refuse") as pool,
+        pytest.raises(EngineError, match="cannot start: other weights") as caught,
+    ):
         run_jobs(pool, jobs("plain"), tmp_path / "results")
+    assert caught.value.exit_code == ModelError.exit_code
 
 
 def test_jobs_that_were_not_awaited_are_stopped(pool_of, tmp_path):
@@ -91,6 +99,35 @@ def test_the_threads_of_the_user_are_kept(pool_of, tmp_path, monkeypatch):
         with pool_of() as pool:
             (result,) = run_jobs(pool, jobs("threads", 1), tmp_path / f"threads-{asked}")
         assert result["threads"] == expected
+
+
+SCRIPT = """
+import sys
+import torch
+from rhumbline.engines.engine import Job, Worker
+from rhumbline.engines.processes import Processes
+
+if __name__ == "__main__":
+    with Processes(2).pool(Worker("faulty_worker:make", {"folder": sys.argv[1]})) as pool:
+        print(next(pool.map([Job("threads", {"x": 0})])).value["of torch"])
+"""
+TORCH = """
+threads = ["all cores"]
+get_num_threads = threads.pop
+set_num_threads = threads.append
+"""
+"""The part of torch that a worker uses: torch itself takes seconds to import."""
+
+
+def test_a_script_that_imports_torch_does_not_give_each_worker_all_cores(tmp_path):
+    """A new process imports the script of the user before it is a worker."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "torch.py").write_text(TORCH)
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(HELPERS)])
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == str(max(1, cores() // 2))
 
 
 def test_the_workers_are_built_before_there_is_a_job(pool_of, tmp_path):

@@ -105,10 +105,11 @@ def test_a_lost_worker_costs_its_own_job(pool_of, tmp_path):
             run_jobs(pool, jobs("broken"), tmp_path / "broken")
         assert len(list((tmp_path / "broken").iterdir())) == 5
     with (
-        pytest.raises(EngineError, match=r"a worker cannot start: .*other weights on this node"),
+        pytest.raises(EngineError, match=r"a worker cannot start: .*other weights on this node") as caught,
         pool_of("faulty_worker:refuse") as pool,
     ):
         list(pool.map(jobs("x")))
+    assert caught.value.exit_code == 3
 
 
 def test_a_lost_node_costs_its_jobs(cluster, pool_of, tmp_path):

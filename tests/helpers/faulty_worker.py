@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def make(options):
         if kind == "slow":
             time.sleep(1.0)
         if kind == "threads":
-            return {"threads": os.environ["OMP_NUM_THREADS"]}
+            torch = sys.modules.get("torch")
+            return {"threads": os.environ["OMP_NUM_THREADS"], "of torch": torch and torch.get_num_threads()}
         return {"square": x * x, "shared": {name: len(data) for name, data in shared.items()}}
 
     return run

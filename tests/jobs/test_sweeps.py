@@ -13,8 +13,9 @@ from make_seed import HOSTILE
 from mock_engine import Mock
 from rhumbline.cli import main
 from rhumbline.errors import InputError, OutputError
+from rhumbline.jobs import sweeps
 from rhumbline.jobs.sweeps import Sweep, read_sweep, run_sweep
-from rhumbline.models.sources import Source
+from rhumbline.models.sources import Source, own_contrast
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory, locked
 from rhumbline.records.files import read_json
@@ -119,6 +120,21 @@ def test_another_protocol_in_a_finished_sweep_is_listed(swept):
     found = run_sweep(other, out)
     assert found.rows == []
     assert "holds a run of another protocol (it differs in: max_new_tokens)" in found.failures[0].reason
+
+
+@pytest.mark.parametrize("changed", ["dtype", "contrast"])
+def test_other_options_or_another_contrast_in_a_finished_sweep_are_listed(changed, swept, monkeypatch):
+    sweep, out, _ = swept
+    loading = replace(sweep.model, dtype="bfloat16") if changed == "dtype" else sweep.model
+    if changed == "contrast":
+        monkeypatch.setattr(
+            sweeps, "contrast_for", lambda *_: replace(own_contrast("organism:planted"), sha256="0" * 64)
+        )
+    for _ in range(2):  # the second attempt does not take the first for finished
+        again = run_sweep(Sweep(sweep.models[1:], seeds=(0,), model=loading, protocol=sweep.protocol), out)
+        assert again.rows == []
+        assert "holds a run of another protocol" in again.failures[0].reason
+        assert {"dtype": "model.dtype", "contrast": "contrast.sha256"}[changed] in again.failures[0].reason
 
 
 def test_every_fault_of_a_sweep_file_is_listed_at_once(tmp_path):

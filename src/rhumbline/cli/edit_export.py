@@ -46,7 +46,7 @@ def add(command: AddCommand) -> None:
     export.add_argument("--out", required=True, metavar="FILE", help="new file (lora: new directory)")
     model = f"model for lora and lm-eval: {MODEL_HELP}; default: the model of the run"
     export.add_argument("--model", metavar="MODEL", help=model)
-    coefficient = "coefficient of an addition, in units of the difference in means (default: 1)"
+    coefficient = "gguf and lm-eval: coefficient of an addition, in units of the difference in means (default: 1)"
     export.add_argument("--coefficient", type=real(), metavar="C", help=coefficient)
     export.add_argument("--ablate", action="store_true", help="lm-eval: ablate the direction instead of adding it")
     device_option(export, default="cpu")

@@ -15,10 +15,10 @@ def add(command: AddCommand) -> None:
     push.add_argument("repository", metavar="REPO", help="owner/name on the hub")
     dry = "write the files that would be uploaded to this new directory, without a network"
     push.add_argument("--dry-run", metavar="DIR", help=dry)
-    license = "licence of the upload, as an identifier of the hub (default: other)"
+    license = "licence of the upload of a run, as an identifier of the hub (default: other)"
     push.add_argument("--license", default="other", metavar="NAME", help=license)
     push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
-    push.add_argument("--without-report", action="store_true", help="leave out report.html")
+    push.add_argument("--without-report", action="store_true", help="leave out report.html of a run")
 
 
 def _push(a: argparse.Namespace) -> int:

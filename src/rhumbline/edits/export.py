@@ -12,9 +12,9 @@ source of the direction.
 import io
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from rhumbline.errors import DirectionError, EditError, InputError, OutputError
 from rhumbline.inference.direction_files import write_directions
 from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
+from rhumbline.models.places import places_of
 from rhumbline.models.sources import Source
 from rhumbline.models.weight_files import extra
 from rhumbline.records.files import write_bytes
@@ -53,6 +54,17 @@ class ExportOptions:
         check_coefficient(self.coefficient, "--coefficient")
 
 
+OF_MODEL = ("model", "device", "force", "trust_remote_code")
+"""Options of the formats that need the model."""
+READS: Mapping[str, tuple[str, ...]] = {
+    "direction": (),
+    "gguf": ("coefficient", "ablate"),  # an ablation is refused with advice
+    "lm-eval": ("coefficient", "ablate", *OF_MODEL),
+    "lora": OF_MODEL,
+}
+"""The options that each format reads."""
+
+
 def export(imported: ImportedDirections, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
     """Write directions in the format `to`; returns lines for the user."""
     writers: Mapping[str, Callable[[ImportedDirections, Path, ExportOptions], list[str]]] = {
@@ -60,12 +72,27 @@ def export(imported: ImportedDirections, to: str, out: Path, options: ExportOpti
     }  # fmt: skip
     if to not in writers:
         raise InputError(f"unknown format {to!r}. Use {', '.join(writers)}.")
+    _check_options(to, options)
     if to == "lora":
         check_target(out)
     elif out.exists():
         raise OutputError(f"{out} exists. Nothing was changed; pass another --out.")
     caveats = imported.origin.caveats if to == "lora" or options.ablate else []
     return [*writers[to](imported, out, options), *caveats, f"{to}: {out}"]
+
+
+def _check_options(to: str, options: ExportOptions) -> None:
+    """InputError if an option is given that the format does not read."""
+    given = [f.name for f in fields(options) if getattr(options, f.name) != f.default]
+    if unread := [_flag(name) for name in given if name not in READS[to]]:
+        read = ", ".join(map(_flag, READS[to])) or "none of the options"
+        raise InputError(f"{', '.join(unread)}: the format {to} reads {read}. Omit {', '.join(unread)}.")
+    if options.ablate and options.coefficient is not None:
+        raise InputError("--coefficient is that of an addition, and --ablate does not add. Omit one of them.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 # -- direction.safetensors --------------------------------------------------------------------------------------------
@@ -123,12 +150,16 @@ def _gguf(imported: ImportedDirections, out: Path, options: ExportOptions) -> li
 # -- formats that need the model --------------------------------------------------------------------------------------
 
 
-def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
-    """The model of the export, checked against the origin and the sizes of the direction."""
+def _source(imported: ImportedDirections, options: ExportOptions) -> Source:
     name = options.model or imported.origin.model
     if not name:
         raise InputError("this format needs the model. Pass --model MODEL.")
-    source = Source(name, device=options.device, trust_remote_code=options.trust_remote_code)
+    return Source(name, device=options.device, trust_remote_code=options.trust_remote_code)
+
+
+def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
+    """The model of the export, checked against the origin and the sizes of the direction."""
+    source = _source(imported, options)
     check_fits(imported, source)
     chat_model = load_source(source)
     if not options.force:
@@ -138,21 +169,34 @@ def _model(imported: ImportedDirections, options: ExportOptions) -> ChatModel:
 
 def _lora(imported: ImportedDirections, out: Path, options: ExportOptions) -> list[str]:
     extra("peft", "peft")
+    with places_of(_source(imported, options)) as places:
+        if places.base is not None:
+            raise EditError(
+                f"{places.source.model} is an adapter, and --to lora writes an adapter of a whole checkpoint. Merge it "
+                "into its base with peft first, or use `rhumbline edit`, which merges it and writes a checkpoint."
+            )
     chat_model = _model(imported, options)
     with new_directory(out) as folder:
         return lora(chat_model, imported, folder)
 
 
-def entry_module(chat_model: ChatModel) -> str:
-    """The module before the blocks whose output is the input of the first block, up to a constant factor."""
+class Entry(NamedTuple):
+    """The module before the blocks whose output, times a factor, is the input of the first block."""
+
+    name: str
+    factor: float
+
+
+def entry(chat_model: ChatModel) -> Entry:
+    """The entry of a model, measured on the tokens of a proof. Raises EditError."""
     probe = BlockProbe(chat_model, probe_rows(proof_tokens(chat_model), chat_model.device))
-    entry = probe.read(ReadPoint(None, "", "input"))
+    first = probe.read(ReadPoint(None, "", "input"))
     for name, (_, after) in reversed(probe.outputs(None).items()):
         output = after.reshape(-1, probe.d_model).float()
-        if output.shape == entry.shape:
-            scale = float((output * entry).sum() / output.square().sum().clamp_min(1e-30))
-            if scale and bool((entry - scale * output).abs().max() <= 1e-3 * entry.abs().max()):
-                return name
+        if output.shape == first.shape:
+            factor = float((output * first).sum() / output.square().sum().clamp_min(1e-30))
+            if factor and bool((first - factor * output).abs().max() <= 1e-3 * first.abs().max()):
+                return Entry(name, factor)
     raise EditError(
         f"{chat_model.name}: no submodule returns the input of the first block, so a steering file cannot name it. Use "
         "rhumbline.applied."
@@ -177,11 +221,12 @@ def steering(imported: ImportedDirections, chat_model: ChatModel, options: Expor
     blocks = chat_model.blocks_name
     if options.ablate:
         step = _step("clamp", 0.0, imported.direction(0).vector)
-        modules = [entry_module(chat_model), *(f"{blocks}.{w.layer}.{w.module}" for w in chat_model.writers)]
+        modules = [entry(chat_model).name, *(f"{blocks}.{w.layer}.{w.module}" for w in chat_model.writers)]
     else:
         direction = imported.direction()
-        step = _step("add", 1.0 if options.coefficient is None else options.coefficient, direction.difference)
-        modules = [entry_module(chat_model) if direction.layer == 0 else f"{blocks}.{direction.layer - 1}"]
+        place = entry(chat_model) if direction.layer == 0 else Entry(f"{blocks}.{direction.layer - 1}", 1.0)
+        coefficient = 1.0 if options.coefficient is None else options.coefficient
+        step, modules = _step("add", coefficient / place.factor, direction.difference), [place.name]
     names = {id(m): n for n, m in chat_model.model.base_model.named_modules()}
     return {names[id(chat_model.model.get_submodule(name))]: dict(step) for name in modules}
 

@@ -84,6 +84,11 @@ def shared_folder(
             f"{source} is neither a run directory nor an edited checkpoint. Pass a RUN, or the directory that "
             "`rhumbline edit` wrote."
         )
+    if is_edit and options != PushOptions():
+        raise InputError(
+            f"{source} is an edited checkpoint, and --license and --without-report are of runs. Omit them, and write "
+            "the licence into its README.md."
+        )
     with new_directory(target) as into:
         if is_edit:
             _share_checkpoint(folder, into, link)

@@ -149,10 +149,12 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
     origin = DirectionOrigin(sha256=file_sha256(path))
     at_layer: int | None = None
     at_position: Position | None = None
+    positions: tuple[Position, ...] | None = None
     match path.suffix:
         case ".safetensors":
             saved = read_safetensors(path)
             tensor, at_layer, at_position, origin = saved.tensor, saved.layer, saved.position, saved.origin
+            positions = saved.positions
         case ".gguf":
             tensor, at_layer = _gguf(path, layer)
         case ".npy":
@@ -161,7 +163,7 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
             tensor = _pickled(path)
     check_numbers(path, tensor)
     if tensor.ndim == 3:
-        tensor = _cell(path, tensor, layer, position)
+        tensor = _cell(path, tensor, positions, layer, position)
         at_layer, at_position = layer, position
     elif position is not None and position != at_position:
         raise DirectionError(f"--position {int(position)}: {path} has no table of positions. Omit --position.")
@@ -174,15 +176,23 @@ def _from_file(path: Path, layer: int | None, position: Position | None) -> Impo
     return ImportedDirections(vectors, at_layer, at_position, str(path), origin)
 
 
-def _cell(path: Path, tensor: Tensor, layer: int | None, position: Position | None) -> Tensor:
-    """One vector of a [position, layer, d_model] table, such as mean_diffs.pt of the paper or candidates of a run."""
+def _cell(
+    path: Path, tensor: Tensor, positions: tuple[Position, ...] | None, layer: int | None, position: Position | None
+) -> Tensor:
+    """One vector of a [position, layer, d_model] table: the candidates of a run, or mean_diffs.pt of the paper.
+
+    The rows of a file that does not state their positions end at position -1.
+    """
     n_positions, n_layers, _ = tensor.shape
-    if position is None or layer is None or not (-n_positions <= int(position) < 0 and 0 <= layer < n_layers):
+    known = f"{-n_positions} .. -1" if positions is None else ", ".join(str(int(p)) for p in positions)
+    if positions is None:
+        positions = tuple(map(Position, range(-n_positions, 0)))
+    if position not in positions or layer is None or not 0 <= layer < n_layers:
         raise DirectionError(
             f"{path} has one vector for each of {n_positions} positions and {n_layers} layers. Pass --position "
-            f"(-{n_positions} .. -1) and --layer (0 .. {n_layers - 1}); given: {position and int(position)}, {layer}."
+            f"({known}) and --layer (0 .. {n_layers - 1}); given: {position and int(position)}, {layer}."
         )
-    return tensor[int(position), layer]
+    return tensor[positions.index(position), layer]
 
 
 def _numpy(path: Path) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,10 +89,12 @@ def edit_sharded(
     """Orthogonalise a checkpoint file by file; returns the record. Calling it again resumes an interrupted edit."""
     target = Path(out)
     check_target(target)
-    if options.coefficient is not None or options.dtype != "auto" or options.dequantize:
+    read = EditOptions(force=options.force, trust_remote_code=options.trust_remote_code)
+    if replace(options, device=None if options.device == "cpu" else options.device) != read:
         raise EditError(
-            "--sharded orthogonalises in the dtype of the checkpoint, and --add, --dtype and --dequantize need the "
-            "model in memory. Omit them, or edit without --sharded."
+            "--sharded orthogonalises on the processor in the dtype of the checkpoint, and --add, --dtype, --device, "
+            "--dequantize and other prompts of the proof need the model in memory. Omit them, or edit without "
+            "--sharded."
         )
     with places_of(Source(source, trust_remote_code=options.trust_remote_code)) as places:
         if places.base is not None:

@@ -28,7 +28,14 @@ RunJob = Callable[[str, Any, Shared], Any]
 
 
 class EngineError(RhumblineError):
-    """The engine cannot continue: no worker is left, or jobs were lost. Rerun the same command to resume."""
+    """The engine cannot continue: no worker is left, or jobs were lost. Rerun the same command to resume.
+
+    The exit code is that of the error of a worker that cannot start.
+    """
+
+    def __init__(self, message: str, exit_code: int = RhumblineError.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class JobError(RhumblineError):

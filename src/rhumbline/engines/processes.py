@@ -132,7 +132,7 @@ class ProcessPool:
                         value, code, seconds = "null", RhumblineError.exit_code, 0.0
                         error = f"{attempts[index]} worker processes were lost while they ran it"
                     if value is None:
-                        raise EngineError(f"a worker cannot start: {error}")
+                        raise EngineError(f"a worker cannot start: {error}", code)
                     name = f"process {process.child.pid}"
                     yield JobResult(index, json.loads(value), error, name, seconds, attempts[index], code)
         finally:
@@ -160,7 +160,7 @@ def _serve(connection: Connection, make: str, options: str, variables: Mapping[s
     An answer is (value as JSON, error, its exit code, seconds); the value is None if the worker cannot be built.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its workers itself
-    os.environ.update(variables)
+    _set_up(variables)
     # Standard output belongs to the command.
     sys.stdout = sys.stderr
     run_job, refused, refused_code = _attempt(Worker(make, json.loads(options)).build)
@@ -176,6 +176,14 @@ def _serve(connection: Connection, make: str, options: str, variables: Mapping[s
             continue
         value, error, code = _attempt(partial(_as_json, run_job, kind, arguments, files))
         connection.send((value or "null", error, code, time.perf_counter() - start))
+
+
+def _set_up(variables: Mapping[str, str]) -> None:
+    """Set the variables of a worker. A script of the user may have imported torch, which then has read its threads."""
+    is_given, torch = "OMP_NUM_THREADS" in os.environ, sys.modules.get("torch")
+    os.environ.update(variables)
+    if torch is not None and not is_given:
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
 
 
 def _as_json(run_job: RunJob, kind: str, arguments: str, files: Shared) -> str:

@@ -36,13 +36,13 @@ terminates the process without a message; so no call is made to Ray meanwhile.""
 class Actor:
     """The process of a worker."""
 
-    def start(self, make: str, options: str) -> str:
-        """Build the worker; the error if it cannot be built, otherwise an empty text."""
+    def start(self, make: str, options: str) -> tuple[str, int]:
+        """Build the worker; its error (otherwise an empty text) and the exit code."""
         try:
             self.run_job: RunJob = Worker(make, json.loads(options)).build()
         except RhumblineError as error:
-            return f"{socket.gethostname()}: {error}"
-        return ""
+            return f"{socket.gethostname()}: {error}", error.exit_code
+        return "", RhumblineError.exit_code
 
     def receive(self, shared: Shared) -> None:
         """Store the shared files of the following jobs."""
@@ -298,7 +298,7 @@ class RayPool:
     def _started(self, reference: Any) -> None:
         actor = self.starting.pop(reference)
         try:
-            reason = self.ray.get(reference)
+            reason, code = self.ray.get(reference)
         except self.losses as lost:
             log.warning("a worker was lost while it started (%s)", type(lost).__name__)
             self._lose(actor)
@@ -306,7 +306,7 @@ class RayPool:
         except self.ray.exceptions.RayTaskError as error:
             raise EngineError(f"a worker cannot start: {_brief(error)}") from error
         if reason:
-            raise EngineError(f"a worker cannot start: {reason}")
+            raise EngineError(f"a worker cannot start: {reason}", code)
         self.idle.append(actor)
 
     def _check_workers(self, is_busy: bool) -> None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from jaxtyping import Float
 from msgspec import structs
 from torch import Tensor
 
-from rhumbline.errors import DirectionError
+from rhumbline.errors import DirectionError, InputError
 from rhumbline.records.codec import to_json
 from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import file_sha256, tensors_bytes, tensors_metadata, write_bytes
@@ -43,6 +44,8 @@ class SavedDirections:
     layer: int | None = None
     """None: the file does not state it, as for the position."""
     position: Position | None = None
+    positions: tuple[Position, ...] | None = None
+    """Those of the rows of a table of candidates of a run; None for other files."""
     origin: DirectionOrigin = DirectionOrigin()  # noqa: RUF009 - frozen
 
 
@@ -79,7 +82,7 @@ def read_safetensors(path: Path) -> SavedDirections:
                 f"{path} has the format {given[:60]!r}; this version of rhumbline reads {FORMAT!r}. Use the version "
                 "that wrote it, or export it again."
             )
-        return SavedDirections(tensor, origin=origin)
+        return SavedDirections(tensor, positions=_positions(path, metadata, tensor), origin=origin)
     position = _number(path, metadata, "position")
     numbers = {name: _number(path, metadata, name) for name in ("n_layers", "seed")}
     texts = {name: metadata.get(name) for name in TEXTS}
@@ -87,7 +90,7 @@ def read_safetensors(path: Path) -> SavedDirections:
         tensor,
         _number(path, metadata, "layer"),
         None if position is None else Position(position),
-        structs.replace(origin, **numbers, **texts),
+        origin=structs.replace(origin, **numbers, **texts),
     )
 
 
@@ -116,6 +119,22 @@ def one_tensor(path: Path, values: Mapping[Any, object]) -> Tensor:
             "`direction`."
         )
     return next(iter(tensors.values()))
+
+
+def _positions(path: Path, metadata: Mapping[str, str], tensor: Tensor) -> tuple[Position, ...] | None:
+    """The position of each row of a table, as a run writes them; None if the file does not state them."""
+    if tensor.ndim != 3 or "positions" not in metadata:
+        return None
+    try:
+        found = tuple(map(Position, msgspec.json.decode(metadata["positions"], type=list[int])))
+    except (msgspec.MsgspecError, InputError):
+        found = ()
+    if len(found) != len(tensor) or len(set(found)) != len(found):
+        raise DirectionError(
+            f"{path}: positions is {metadata['positions'][:40]!r} in the metadata, expected one whole number for each "
+            f"of {len(tensor)} rows. Use the file as the run wrote it."
+        )
+    return found
 
 
 def _number(path: Path, metadata: Mapping[str, str], name: str) -> int | None:

@@ -32,13 +32,13 @@ from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.protocol import Protocol
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import JOB_LOG, InUseError, RunDirectory, locked
-from rhumbline.records.files import appending, finite, inside, write_json
+from rhumbline.records.files import appending, finite, inside, read_json, write_json
 from rhumbline.records.source_hash import code_sha256
 from rhumbline.records.user_files import read_toml
 from rhumbline.report import comparison as comparing
 from rhumbline.report import comparison_page
 from rhumbline.report.comparison import Failure
-from rhumbline.stages.run_plan import resolved
+from rhumbline.stages.run_plan import known_without_model, resolved
 
 OWN = "own"
 """Name of the contrast that comes with a model organism."""
@@ -290,7 +290,7 @@ def run_sweep(
         if any((out / name).exists() for name in ("protocol.json", "results.json")):
             raise OutputError(f"{out} is the directory of a run. Pass another --out to a sweep.")
         write_json(out / "sweep.json", {"runs": to_json(cells)})
-        todo = [cell for cell in cells if not _is_done(out / "runs" / cell.name, cell)]
+        todo = [cell for cell in cells if not _is_done(out, cell)]
         progress(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished")
         failed = _run_cells(todo, len(cells), out, engine, progress) if todo else {}
         return _compare(cells, out, failed)
@@ -310,20 +310,32 @@ def _run_cells(
                 continue
             done[result.job] = result
             log_result(out / JOB_LOG, jobs[result.job], result)
+            if result.error is None:
+                write_json(_cell_file(out, todo[result.job]), to_json(todo[result.job]))
             number = n_all - len(todo) + len(done)
             outcome = result.error or result.value
             progress(f"[{number}/{n_all}] {todo[result.job].name}: {outcome} ({result.seconds:.0f} s)")
     return {todo[i].name: result.error for i, result in done.items() if result.error is not None}
 
 
-def _is_done(path: Path, cell: Cell) -> bool:
-    """Whether a run has results of this protocol. Differences in model or contrast are found by the run itself."""
-    if not (path / "results.json").is_file() or not (path / "report.html").is_file():
+def _cell_file(out: Path, cell: Cell) -> Path:
+    """The file that records with what a run was finished: its protocol.json does not have the options of loading."""
+    return out / "cells" / f"{cell.name}.json"
+
+
+def _is_done(out: Path, cell: Cell) -> bool:
+    """Whether a run was finished with this cell, code and contrast. Other weights are found only by the run itself."""
+    path, recorded = out / "runs" / cell.name, _cell_file(out, cell)
+    if not all(file.is_file() for file in (path / "results.json", path / "report.html", recorded)):
         return False
     stored = RunDirectory.read(path).protocol
-    return stored["versions"]["code"] == code_sha256() and all(
-        stored.get(name) == value for name, value in finite(cell.protocol.record()).items() if name != "chat"
-    )
+    if stored["versions"]["code"] != code_sha256() or read_json(recorded) != finite(to_json(cell)):
+        return False
+    try:
+        wanted = known_without_model(cell.open_contrast(), cell.protocol)
+    except RhumblineError:
+        return False  # the run says why
+    return all(stored.get(name) == value for name, value in finite(wanted).items())
 
 
 def _compare(cells: list[Cell], out: Path, failed: Mapping[str, str]) -> Swept:
