@@ -14,7 +14,7 @@ from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models import chat_model as models
-from rhumbline.models import loading, proving
+from rhumbline.models import loading, pass_checks, proving
 from rhumbline.models.architecture import architecture
 from rhumbline.models.hooks import Trace, hooked
 from rhumbline.organisms.planted import Planted, build
@@ -64,6 +64,15 @@ def test_writers_are_proved(family, family_model):
     assert bool(normed) == (family in POST_NORM)
     assert chat_model.proof.cache_is_exact
     assert not chat_model.proof.padding_changes_logits
+
+
+def test_a_block_that_calls_attention_twice_is_not_packed():
+    """The second call of the attention of DiffLlama wrote over the keys and values of the first."""
+    model, prompt = random_model("diffllama"), [5, 9, 70, 11, 33, 8, 101, 17]
+    chat_model = proving.prove(model, None, "diffllama")
+    generated = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None)
+    assert Runner(chat_model).completions([prompt], max_new_tokens=10, stop=[])[0][0] == generated[0, 8:].tolist()
+    assert not chat_model.proof.packing_is_exact
 
 
 def test_the_residual_multiplier_is_found(family_model):
@@ -294,14 +303,14 @@ def test_a_planted_model_whose_last_mlp_is_silent_in_the_probe_is_proved(tmp_pat
 @pytest.mark.parametrize(("fails_on", "runs"), [("padding", True), ("every prompt", False)])
 def test_a_pass_that_fails_after_the_first_is_no_traceback(fails_on, runs, monkeypatch):
     """Prompts are not padded where that fails; a model without any further pass is refused."""
-    model, real = random_model("llama"), proving.forward
+    model, real = random_model("llama"), pass_checks.forward
 
     def failing(chat_model, ids, mask, *more):
         if fails_on == "every prompt" or not mask.all():
             raise RuntimeError("the size of tensor a must match the size of tensor b")
         return real(chat_model, ids, mask, *more)
 
-    monkeypatch.setattr(proving, "forward", failing)
+    monkeypatch.setattr(pass_checks, "forward", failing)
     if runs:
         assert proving.prove(model, None, "m").proof.padding_changes_logits
     else:

@@ -342,6 +342,16 @@ def packed_forward(
         ).logits
 
 
+def slot_forward(
+    chat_model: ChatModel, slots: KeyValueSlots, tokens: Int[Tensor, " slot"]
+) -> Float[Tensor, "slot vocab"]:
+    """Next-token logits after one more token in each slot. `slots.advance` counts the tokens."""
+    with packed(chat_model, SlotAttention(slots, own_implementation(chat_model))):
+        return chat_model.model(
+            input_ids=tokens[:, None], position_ids=slots.length[:, None], use_cache=False, logits_to_keep=1
+        ).logits[:, -1]
+
+
 def packed_states(chat_model: ChatModel, pack: Pack, n_arms: int, attention: PackedAttention) -> FinalStates:
     """The final states of every token of a pack under each arm (a row of the batch)."""
 
