@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,8 +22,16 @@ from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, Transformers
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
 
-_PROVED: "WeakKeyDictionary[Any, ChatModel]" = WeakKeyDictionary()
-"""The proofs of models, without references to the models, so that a model can be freed."""
+
+class _KnownProof(NamedTuple):
+    """A proof, without a reference to the model, so that the model can be freed."""
+
+    chat_model: ChatModel
+    structure: int
+    """`_structure` of the model when it was proved."""
+
+
+_PROVED: "WeakKeyDictionary[Any, _KnownProof]" = WeakKeyDictionary()
 
 
 @checked
@@ -48,13 +56,22 @@ def applied(model: ChatModel | TransformersModel, arm: Arm | Intervention, *, co
 
 
 def _proved(model: Any, coarse: bool) -> ChatModel:
-    known = _PROVED.get(model)
-    if known is None or (known.proof.mode == "coarse" and not coarse):
+    known, structure = _PROVED.get(model), _structure(model)
+    if known is None or known.structure != structure or (known.chat_model.proof.mode == "coarse" and not coarse):
         training = model.training
         proved = prove(model, None, type(model).__name__, coarse=coarse)
         model.train(training)
-        known = _PROVED[model] = replace(proved, model=None, blocks=())
-    return replace(known, model=model, blocks=tuple(model.get_submodule(known.blocks_name)))
+        known = _PROVED[model] = _KnownProof(replace(proved, model=None, blocks=()), structure)
+    found = known.chat_model
+    return replace(found, model=model, blocks=tuple(model.get_submodule(found.blocks_name)))
+
+
+def _structure(model: Any) -> int:
+    """Hash of the names and types of all modules, and of the adapters (peft) that are active in each."""
+    adapters = ("_active_adapter", "_disable_adapters")
+    return hash(
+        tuple((name, type(m).__name__, *(str(vars(m).get(a)) for a in adapters)) for name, m in model.named_modules())
+    )
 
 
 class _PassEdits:

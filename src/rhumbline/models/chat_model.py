@@ -53,7 +53,8 @@ class Writer:
 
     layer: int
     module: str
-    """Name inside the block of the innermost submodule with this output; the hook is registered on it."""
+    """Name inside the block of the innermost submodule with this output, or of the adapter around it; the hook is
+    registered on it."""
     aliases: tuple[str, ...]
     """Every submodule of the block that returned the same values, innermost first."""
     scale: float

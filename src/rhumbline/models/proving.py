@@ -171,11 +171,21 @@ def _find_writers(traces: Sequence[Trace]) -> _Writers:
         for names in sum_of.names:
             # A hook needs separate rows: prefer the innermost alias that returns [row, position, d_model].
             shaped = [n for n in names if trace.outputs[n].shape == trace.before.shape]
-            writers[layer].append(Writer(layer, (shaped or names)[0], names, sum_of.scale, flat=not shaped))
+            hooked_name = _outermost_wrapper((shaped or names)[0], shaped or names, trace)
+            writers[layer].append(Writer(layer, hooked_name, names, sum_of.scale, flat=not shaped))
     known = {w.module: w for some in writers for w in some}
     for layer, sum_of in sums.items():
         writers[layer] += _negligible(layer, traces[layer], sum_of, writers[layer], known)
     return _Writers(tuple(w for some in writers for w in some), tuple(errors), tuple(carries), tuple(faults))
+
+
+def _outermost_wrapper(name: str, aliases: Sequence[str], trace: Trace) -> str:
+    """The outermost submodule that passes its input to the submodule `name` and returns the same output, or `name`.
+
+    An adapter that adds nothing in the probe is such a wrapper; once it adds, its output is what is written.
+    """
+    around = [a for a in aliases if name.startswith(f"{a}.") and trace.inputs.get(a, 0) == trace.inputs.get(name)]
+    return min(around, key=len, default=name)
 
 
 def _negligible(
