@@ -65,6 +65,24 @@ def test_generate_equals_the_runner(intervention, use_cache, model):
     assert inside[0] != plain[0]
 
 
+@pytest.mark.parametrize("family", ["mamba2", "falcon_mamba"])
+def test_generate_of_recurrent_models_equals_the_runner(family):
+    """Their cache does not count its tokens, and has a name of its own."""
+    model = random_model(family)
+    chat_model = proving.prove(model, None, family)
+    for intervention in (Add(direction(), 3.0, "prompt"), Ablate(direction(), spared=2)):
+        (ours,) = Runner(chat_model).completions([PROMPT], [Arm("arm", (intervention,))], max_new_tokens=8, stop=[])
+        with applied(model, intervention):
+            assert generated(model) == generated(model) == ours
+        mask = torch.tensor([[0, 0, *[1] * len(PROMPT)]])
+        with applied(model, intervention):
+            padded = model.generate(
+                torch.tensor([[0, 0, *PROMPT]]), attention_mask=mask, max_new_tokens=8, do_sample=False,
+                pad_token_id=0, eos_token_id=None,
+            )  # fmt: skip
+        assert padded[:, 2 + len(PROMPT) :].tolist() == ours
+
+
 def test_contexts_nest_and_leave_no_trace(model):
     a, b = direction(1, seed=1), direction(3, seed=2)
     both = Arm("both", (Add(a, 2.0), Add(b, -1.0)))
