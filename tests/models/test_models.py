@@ -87,6 +87,37 @@ def test_writers_are_proved_at_16_bits(family, dtype, family_model):
     assert [(w.layer, w.module) for w in half.writers] == [(w.layer, w.module) for w in whole.writers]
 
 
+def test_writers_are_proved_at_64_bits():
+    chat_model = proving.prove(random_model("llama", dtype=torch.float64), None, "llama")
+    assert chat_model.proof.mode == "exact"
+    assert chat_model.proof.packing_is_exact
+    assert chat_model.proof.cache_is_exact
+
+
+class _Echo(nn.Module):
+    """Writes the output of a layer, whose submodules are not found; a submodule returns the same values."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.copy = layer.forward, nn.Identity()
+
+    def forward(self, x):
+        written = self.layer(x)
+        self.copy(written.clone())
+        return written
+
+
+def test_a_leak_is_refused_or_coarse():
+    model = random_model("llama")
+    model.model.layers[1].mlp = _Echo(model.model.layers[1].mlp)
+    with pytest.raises(ModelError, match="Another submodule writes into the stream"):
+        proving.prove(model, None, "m")
+    proof = proving.prove(model, None, "m", coarse=True).proof
+    assert proof.mode == "coarse"
+    assert "Another submodule writes" in proof.note
+    assert proof.leak < proof.leak_bound
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ablation_leaves_nothing_along_the_direction(family, family_model):
     chat_model = family_model(family)

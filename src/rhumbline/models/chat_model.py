@@ -85,7 +85,7 @@ class Proof:
     cache_is_exact: bool
     """Whether decoding with the model's cache gives the logits of a whole forward pass. If not, no cache is used."""
     note: str = ""
-    """In coarse mode: the layers whose writers could not be proved."""
+    """In coarse mode: the layers whose writers could not be proved, or what remained of an ablated direction."""
 
 
 @dataclass(frozen=True)

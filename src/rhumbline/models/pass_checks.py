@@ -57,7 +57,7 @@ def ablation(r: Float[Tensor, " d_model"]) -> Edit:
 
 def agree(chat_model: ChatModel, a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of logits are equal at the precision of the model."""
-    tolerance = 1e-4 if chat_model.dtype == torch.float32 else 16 * torch.finfo(chat_model.dtype).eps
+    tolerance = max(1e-4, 16 * torch.finfo(chat_model.dtype).eps)
     return bool((a.float() - b.float()).abs().max() <= tolerance * a.float().abs().max().clamp_min(1.0))
 
 

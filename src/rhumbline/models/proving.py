@@ -261,7 +261,7 @@ def prove(model: TransformersModel, tokenizer: Any, name: str, *, coarse: bool =
     )
     keywords = frozenset(inspect.signature(model.forward).parameters)
     proposal = ChatModel(model, tokenizer, name, tuple(blocks), blocks_name, found.writers, proof, keywords)
-    return _proved(proposal, inputs)
+    return _proved(proposal, inputs, coarse)
 
 
 def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -279,17 +279,20 @@ def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
     return {"input_ids": rows, "attention_mask": torch.ones_like(rows), **off}
 
 
-def _proved(proposal: ChatModel, inputs: Mapping[str, Any]) -> ChatModel:
+def _proved(proposal: ChatModel, inputs: Mapping[str, Any], coarse: bool) -> ChatModel:
     """The functional part of the proof: ablation, padding, packing, pruning of the last block, and the cache."""
-    leak, bound, probe = _leak(proposal, inputs), 1e-5, inputs["input_ids"]
-    if proposal.dtype != torch.float32:
-        # Each write is rounded again, so the leak is of the order of the dtype's rounding error.
-        bound = 4 * torch.finfo(proposal.dtype).eps
+    leak, probe = _leak(proposal, inputs), inputs["input_ids"]
+    # Each write is rounded again, so the leak is of the order of the dtype's rounding error; it is read in float32.
+    bound = max(1e-5, 4 * torch.finfo(proposal.dtype).eps)
     if leak > bound and proposal.proof.mode == "exact":
-        raise ModelError(
-            f"{proposal.name}: with a random direction ablated at every residual writer, |r.x|/|x| is still "
-            f"{leak:.2e} (allowed {bound:.0e}). Another submodule writes into the stream. Use --coarse to run it."
+        fault = (
+            f"with a random direction ablated at every residual writer, |r.x|/|x| is still {leak:.2e} (allowed "
+            f"{bound:.0e}). Another submodule writes into the stream"
         )
+        if not coarse:
+            raise ModelError(f"{proposal.name}: {fault}. Use --coarse to run it.")
+        proposal = _with_proof(proposal, mode="coarse", note=fault)
+        leak = _leak(proposal, inputs)
     known = _with_proof(proposal, leak=leak, leak_bound=bound, padding_changes_logits=padding_changes(proposal, probe))
     # Packing can be exact without pruning: gpt2 reshapes to the length of its input, which pruning changes.
     options = (_with_proof(known, last_block_can_be_pruned=True), known)
@@ -299,7 +302,7 @@ def _proved(proposal: ChatModel, inputs: Mapping[str, Any]) -> ChatModel:
     )
 
 
-def _with_proof(chat_model: ChatModel, **changes: float | bool) -> ChatModel:
+def _with_proof(chat_model: ChatModel, **changes: Any) -> ChatModel:
     return replace(chat_model, proof=replace(chat_model.proof, **changes))
 
 
