@@ -6,8 +6,8 @@ attention, transformers calls a function of this module, which unfolds the pack 
 model's own attention function with an explicit mask, and folds the result back. For decoding, keys and values of each
 row are stored in a slot of the full length, so that a step copies nothing.
 
-The logits are those of the plain forward pass up to rounding. proving.py tests for each model whether this is true; it
-is not for recurrent layers and for attention outside the interface.
+The logits are those of the plain forward pass up to rounding. pass_checks.py tests for each model whether this is true;
+it is not for recurrent layers and for attention outside the interface.
 """
 
 import sys

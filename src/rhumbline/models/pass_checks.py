@@ -5,6 +5,7 @@ Each is compared with whole forward passes over single prompts. Independent of m
 
 import logging
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -100,7 +101,15 @@ def cache_is_exact(chat_model: ChatModel, ids: Probe) -> bool:
     return all(agree(chat_model, a, b) for a, b in zip(whole, steps, strict=True))
 
 
-def packing_is_exact(chat_model: ChatModel, probe: Probe) -> bool:
+class PackingTest(NamedTuple):
+    """The result of `check_packing`."""
+
+    is_exact: bool
+    window_is_read: bool = False
+    """Whether attention receives a sliding window."""
+
+
+def check_packing(chat_model: ChatModel, probe: Probe) -> PackingTest:
     """Whether packed prompts have the logits of each prompt alone, also if the pass resumes at a middle layer.
 
     The first tokens that are decoded after the pack are tested too: a layer can call attention twice.
@@ -129,14 +138,15 @@ def packing_is_exact(chat_model: ChatModel, probe: Probe) -> bool:
                 slots.advance(torch.ones_like(slots.length, dtype=torch.bool))
     except UNSUPPORTED as error:
         log.info("%s: prompts are padded, not packed (%s)", chat_model.name, error)
-        return False
+        return PackingTest(False)
     first, *after = alone.unbind(1)
     wanted = [first, first, *after]
-    return all(
+    is_exact = all(
         agree(chat_model, a, logits[arm])
         for a, logits in zip(wanted, [together, later, *steps], strict=True)
         for arm in range(2)
     )
+    return PackingTest(is_exact, any(window is not None for _, window in attention.masks))
 
 
 def _whole_passes(

@@ -21,13 +21,14 @@ from rhumbline.arguments import checked
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
 from rhumbline.models.chat_model import ChatModel, Proof, TransformersModel, Writer
+from rhumbline.models.exact_lengths import longest_pack, longest_proved
 from rhumbline.models.forward_check import check_forward, first_pass
 from rhumbline.models.hooks import Trace, hooked
 from rhumbline.models.pass_checks import (
     ablation,
     cache_is_exact,
+    check_packing,
     needed,
-    packing_is_exact,
     padding_changes,
     random_direction,
 )
@@ -296,9 +297,15 @@ def _proved(proposal: ChatModel, inputs: Mapping[str, Any], coarse: bool) -> Cha
     known = _with_proof(proposal, leak=leak, leak_bound=bound, padding_changes_logits=padding_changes(proposal, probe))
     # Packing can be exact without pruning: gpt2 reshapes to the length of its input, which pruning changes.
     options = (_with_proof(known, last_block_can_be_pruned=True), known)
-    packable = next((m for m in options if packing_is_exact(m, probe)), None)
+    tests = ((m, check_packing(m, probe)) for m in options)
+    best, packing = next(((m, test) for m, test in tests if test.is_exact), (known, None))
+    config = proposal.model.config.get_text_config(decoder=True)
     return _with_proof(
-        packable or known, packing_is_exact=packable is not None, cache_is_exact=cache_is_exact(known, probe)
+        best,
+        packing_is_exact=packing is not None,
+        cache_is_exact=cache_is_exact(known, probe),
+        longest_proved=longest_proved(config, window_is_read=packing is None or packing.window_is_read),
+        longest_pack=longest_pack(config),
     )
 
 
