@@ -57,6 +57,13 @@ def test_a_window_falls_linearly_on_both_sides():
     assert window(7, 3, 2.0, 0.8) == pytest.approx((0, 0, 0.4, 0.8, 0.4, 0, 0))
 
 
+def test_edits_act_on_the_device_of_the_stream():
+    """Blocks can be on several devices; the meta device stands for a second one."""
+    h, plane = torch.randn(1, 5, 16, device="meta"), plane_of()
+    assert affine(h, plane, plane, plane[0], 1.0).device == h.device
+    assert rotate(h, plane, 1.0).device == h.device
+
+
 ARMS = [BASELINE, *(Arm(name) for name in ("affine", "rotated", "by layer", "both", "ablated"))]
 
 

@@ -14,7 +14,7 @@ from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models import chat_model as models
-from rhumbline.models import loading, proving
+from rhumbline.models import loading, pass_checks, proving
 from rhumbline.models.architecture import architecture
 from rhumbline.models.hooks import Trace, hooked
 from rhumbline.organisms.planted import Planted, build
@@ -66,6 +66,15 @@ def test_writers_are_proved(family, family_model):
     assert not chat_model.proof.padding_changes_logits
 
 
+def test_a_block_that_calls_attention_twice_is_not_packed():
+    """The second call of the attention of DiffLlama wrote over the keys and values of the first."""
+    model, prompt = random_model("diffllama"), [5, 9, 70, 11, 33, 8, 101, 17]
+    chat_model = proving.prove(model, None, "diffllama")
+    generated = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None)
+    assert Runner(chat_model).completions([prompt], max_new_tokens=10, stop=[])[0][0] == generated[0, 8:].tolist()
+    assert not chat_model.proof.packing_is_exact
+
+
 def test_the_residual_multiplier_is_found(family_model):
     assert {round(w.scale, 4) for w in family_model("granite").writers} == {0.22}
     assert {w.scale for w in family_model("llama").writers} == {1.0}
@@ -76,6 +85,37 @@ def test_the_residual_multiplier_is_found(family_model):
 def test_writers_are_proved_at_16_bits(family, dtype, family_model):
     whole, half = family_model(family), family_model(family, dtype)
     assert [(w.layer, w.module) for w in half.writers] == [(w.layer, w.module) for w in whole.writers]
+
+
+def test_writers_are_proved_at_64_bits():
+    chat_model = proving.prove(random_model("llama", dtype=torch.float64), None, "llama")
+    assert chat_model.proof.mode == "exact"
+    assert chat_model.proof.packing_is_exact
+    assert chat_model.proof.cache_is_exact
+
+
+class _Echo(nn.Module):
+    """Writes the output of a layer, whose submodules are not found; a submodule returns the same values."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.copy = layer.forward, nn.Identity()
+
+    def forward(self, x):
+        written = self.layer(x)
+        self.copy(written.clone())
+        return written
+
+
+def test_a_leak_is_refused_or_coarse():
+    model = random_model("llama")
+    model.model.layers[1].mlp = _Echo(model.model.layers[1].mlp)
+    with pytest.raises(ModelError, match="Another submodule writes into the stream"):
+        proving.prove(model, None, "m")
+    proof = proving.prove(model, None, "m", coarse=True).proof
+    assert proof.mode == "coarse"
+    assert "Another submodule writes" in proof.note
+    assert proof.leak < proof.leak_bound
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -294,14 +334,14 @@ def test_a_planted_model_whose_last_mlp_is_silent_in_the_probe_is_proved(tmp_pat
 @pytest.mark.parametrize(("fails_on", "runs"), [("padding", True), ("every prompt", False)])
 def test_a_pass_that_fails_after_the_first_is_no_traceback(fails_on, runs, monkeypatch):
     """Prompts are not padded where that fails; a model without any further pass is refused."""
-    model, real = random_model("llama"), proving.forward
+    model, real = random_model("llama"), pass_checks.forward
 
     def failing(chat_model, ids, mask, *more):
         if fails_on == "every prompt" or not mask.all():
             raise RuntimeError("the size of tensor a must match the size of tensor b")
         return real(chat_model, ids, mask, *more)
 
-    monkeypatch.setattr(proving, "forward", failing)
+    monkeypatch.setattr(pass_checks, "forward", failing)
     if runs:
         assert proving.prove(model, None, "m").proof.padding_changes_logits
     else:

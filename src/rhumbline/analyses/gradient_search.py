@@ -20,6 +20,7 @@ from rhumbline.inference.passes import last_logits
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.metric import TokenMetric
 from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.exact_lengths import at_lengths
 
 BATCH = 8
 """Prompts of each class in a step."""
@@ -94,7 +95,7 @@ class GradientSearch:
         weights = torch.tensor(np.abs(rng.standard_normal(len(vectors))), dtype=torch.float32)
         u = weights @ vectors
         u = u / u.norm()
-        size = 1 if self.model.proof.padding_changes_logits else BATCH
+        size = 1 if self._alone else BATCH
         rows = [rng.permutation(len(sequences))[:size] for sequences in (self.positive, self.negative)]
         positive, negative = [self.positive[i] for i in rows[0]], [self.negative[i] for i in rows[1]]
         ablated = self._logits(
@@ -120,9 +121,14 @@ class GradientSearch:
             parts = (self.negative[i : i + BATCH] for i in range(0, len(self.negative), BATCH))
             return torch.cat([self._logits(some, BASELINE) for some in parts])
 
+    @cached_property
+    def _alone(self) -> bool:
+        """Whether prompts of different lengths run alone."""
+        lengths = map(len, [*self.positive, *self.negative])
+        return at_lengths(self.model, lengths).proof.padding_changes_logits
+
     def _logits(self, sequences: Sequence[Sequence[int]], arm: Arm) -> Float[Tensor, "prompt vocab"]:
-        alone = self.model.proof.padding_changes_logits
-        batches = [[ids] for ids in sequences] if alone else [sequences]
+        batches = [[ids] for ids in sequences] if self._alone else [sequences]
         edits, arms = BatchEdits.of([arm], self.model), torch.tensor([0], device=self.model.device)
         return torch.cat([last_logits(self.model, batch, edits, arms) for batch in batches]).float()
 

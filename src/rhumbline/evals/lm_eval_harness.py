@@ -66,12 +66,13 @@ class ArmModel(HFLM):
 
     def __init__(self, chat_model: ChatModel, arm: Arm, cache: ResponseCache, *, batch_size: int = 16):
         self.chat_model, self.arm, self.responses = chat_model, arm, cache
+        proof = chat_model.proof
         init: Any = super().__init__  # a decorator hides its signature
         init(
             pretrained=chat_model.model,
             tokenizer=chat_model.tokenizer,
             backend="causal",
-            batch_size=1 if chat_model.proof.padding_changes_logits else batch_size,
+            batch_size=1 if proof.padding_changes_logits or proof.longest_proved else batch_size,
             device=str(chat_model.device),
         )
         self.cache_hook: Any = cache

@@ -3,14 +3,15 @@
 Determines which tokens of each forward pass are prompt tokens. The arithmetic is in interventions.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from rhumbline.arguments import checked
@@ -22,8 +23,19 @@ from rhumbline.models.chat_model import ChatModel, Edit, HookPoint, Transformers
 from rhumbline.models.hooks import Observer, hooked, observed
 from rhumbline.models.proving import prove
 
-_PROVED: "WeakKeyDictionary[Any, ChatModel]" = WeakKeyDictionary()
-"""The proofs of models, without references to the models, so that a model can be freed."""
+_CACHES = ("past_key_values", "cache_params")
+"""Arguments of forward methods that can be the cache; the second one is that of recurrent models."""
+
+
+class _KnownProof(NamedTuple):
+    """A proof, without a reference to the model, so that the model can be freed."""
+
+    chat_model: ChatModel
+    structure: int
+    """`_structure` of the model when it was proved."""
+
+
+_PROVED: "WeakKeyDictionary[Any, _KnownProof]" = WeakKeyDictionary()
 
 
 @checked
@@ -48,13 +60,22 @@ def applied(model: ChatModel | TransformersModel, arm: Arm | Intervention, *, co
 
 
 def _proved(model: Any, coarse: bool) -> ChatModel:
-    known = _PROVED.get(model)
-    if known is None or (known.proof.mode == "coarse" and not coarse):
+    known, structure = _PROVED.get(model), _structure(model)
+    if known is None or known.structure != structure or (known.chat_model.proof.mode == "coarse" and not coarse):
         training = model.training
         proved = prove(model, None, type(model).__name__, coarse=coarse)
         model.train(training)
-        known = _PROVED[model] = replace(proved, model=None, blocks=())
-    return replace(known, model=model, blocks=tuple(model.get_submodule(known.blocks_name)))
+        known = _PROVED[model] = _KnownProof(replace(proved, model=None, blocks=()), structure)
+    found = known.chat_model
+    return replace(found, model=model, blocks=tuple(model.get_submodule(found.blocks_name)))
+
+
+def _structure(model: Any) -> int:
+    """Hash of the names and types of all modules, and of the adapters (peft) that are active in each."""
+    adapters = ("_active_adapter", "_disable_adapters")
+    return hash(
+        tuple((name, type(m).__name__, *(str(vars(m).get(a)) for a in adapters)) for name, m in model.named_modules())
+    )
 
 
 class _PassEdits:
@@ -68,21 +89,23 @@ class _PassEdits:
         """Number of prompt tokens; None: all of them."""
         self.places: TokenPlaces | None = None
         self.last: Tensor | None = None
+        self._cache: Callable[[], Any] = lambda: None
+        """The cache of the previous pass, if it exists."""
 
     def update(self, args: tuple, kwargs: dict, output: Any) -> None:
         """Read the inputs of a forward pass before it runs."""
         del output
         self._at = None
         ids = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
-        cached = int(cache.get_seq_length()) if cache is not None else 0
+        cache = next((c for name in _CACHES if (c := kwargs.get(name)) is not None), None)
         n_new = ids.shape[1] if ids is not None else kwargs["inputs_embeds"].shape[1]
+        before = self._before(cache)
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             self.places = TokenPlaces(index_in_text(mask)[:, -n_new:])
         else:
-            self.places = TokenPlaces(torch.arange(cached, cached + n_new)[None])
-        if cached:
+            self.places = TokenPlaces(before + torch.arange(n_new, device=before.device))
+        if before.any():
             self.n_prompt, self.last = (0 if n_new == 1 else None), None
             return
         extends_last = (
@@ -95,6 +118,16 @@ class _PassEdits:
         if not extends_last:
             self.n_prompt = None if ids is None else ids.shape[1]
         self.last = ids
+
+    def _before(self, cache: Any) -> Int[Tensor, "row 1"]:
+        """Tokens of each text (or of all) in a cache, which is that of the previous pass afterwards."""
+        previous, self._cache = self._cache(), (lambda: None) if cache is None else ref(cache)
+        try:
+            return torch.tensor([[0 if cache is None else int(cache.get_seq_length())]])
+        except ValueError:  # A cache of recurrent layers only does not count its tokens.
+            if cache is not previous or self.places is None:
+                return torch.tensor([[0]])
+            return self.places.in_text[:, -1:] + 1
 
     def edit(self, point: HookPoint, h: Residual) -> Residual:
         """Edit the output of a hook point."""

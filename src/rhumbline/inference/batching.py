@@ -3,7 +3,7 @@
 Depends on the lengths of prompts only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,45 +60,66 @@ def rectangles(
     extra: int = 0,
     rows: int | None = None,
     same_length: bool = False,
+    longest: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of all arms on all prompts, longest prompts first, whose rows have one length: padded or decoded ones.
 
     A row has the length of the longest prompt of its batch plus `extra`. A batch has at most `tokens` tokens (or one
-    row) and at most `rows` rows. With `same_length` its prompts have one length.
+    row) and at most `rows` rows. With `same_length` its prompts have one length. Rows of more than `longest` tokens
+    have the only prompt of their batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
-        longest = lengths[order[start]]
-        most_rows = max(1, min(tokens // (longest + extra), rows or len(lengths) * n_arms))
+        width = lengths[order[start]]
+        most_rows = max(1, min(tokens // (width + extra), rows or len(lengths) * n_arms))
         arms_together = min(n_arms, most_rows)
         # The smallest possible number of batches, with the remaining prompts spread over them evenly.
         remaining = len(order) - start
         prompts = order[start : start + len(evenly(remaining, most_rows // arms_together)[0])]
         if same_length:
-            prompts = [p for p in prompts if lengths[p] == longest]
+            prompts = [p for p in prompts if lengths[p] == width]
+        if longest is not None and width + extra > longest:
+            prompts = prompts[:1]
         start += len(prompts)
         yield from (Batch(arms, prompts) for arms in evenly(n_arms, arms_together))
 
 
-def packs(lengths: Sequence[int], n_shared: int, n_arms: int, tokens: int) -> Iterator[Batch]:
+def packs(
+    lengths: Sequence[int],
+    n_shared: int,
+    n_arms: int,
+    tokens: int,
+    *,
+    longest: int | None = None,
+    longest_pack: int | None = None,
+) -> Iterator[Batch]:
     """Batches of all arms on all prompts, longest prompts first, for prompts packed behind `n_shared` shared tokens.
 
     A batch has at most `tokens` tokens (or one row). Prompts are added before arms, since every further pack repeats
-    the shared tokens.
+    the shared tokens. Prompts of more than `longest` tokens are alone; a pack of others has at most `longest_pack`.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    n_alone = sum(longest is not None and n > longest for n in lengths)
+    yield from alone({i: lengths[i] for i in order[:n_alone]}, n_arms, tokens)
+    order, room = order[n_alone:], min(tokens, longest_pack or tokens)
     own = [lengths[i] - n_shared for i in order]
-    n_packs = -(-sum(own) // max(1, tokens - n_shared))
+    n_packs = -(-sum(own) // max(1, room - n_shared))
     even_share = sum(own) / max(1, n_packs)
     start = 0
     while start < len(order):
         end, n_own = start + 1, own[start]
-        while end < len(order) and n_shared + n_own + own[end] <= tokens and n_own + own[end] / 2 <= even_share:
+        while end < len(order) and n_shared + n_own + own[end] <= room and n_own + own[end] / 2 <= even_share:
             n_own += own[end]
             end += 1
         yield from (Batch(arms, order[start:end]) for arms in evenly(n_arms, max(1, tokens // (n_shared + n_own))))
         start = end
+
+
+def alone(lengths: Mapping[int, int], n_arms: int, tokens: int) -> Iterator[Batch]:
+    """All arms on each of some prompts, with the length of their rows, in batches of at most `tokens` or one row."""
+    for prompt, length in lengths.items():
+        yield from (Batch(arms, [prompt]) for arms in evenly(n_arms, max(1, tokens // length)))
 
 
 def evenly(n: int, most: int) -> list[list[int]]:

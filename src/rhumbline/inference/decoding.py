@@ -23,10 +23,9 @@ from rhumbline.models.packing import (
     KeyValueSlots,
     Pack,
     PackedAttention,
-    SlotAttention,
     own_implementation,
-    packed,
     packed_forward,
+    slot_forward,
 )
 
 DECIDED_EVERY = 8
@@ -134,10 +133,8 @@ class PackedDecoder:
         length = self.slots.length[:, None]
         where = TokenPlaces(length, None, length - self.n_prompt[:, None], token[:, None], self.passed)
         edits = self.edits.within(self.hooks, self.arm, where)
-        with hooked(self.model, edits), packed(self.model, SlotAttention(self.slots, self.implementation)):
-            logits = self.model.model(
-                input_ids=token[:, None], position_ids=length, use_cache=False, logits_to_keep=1
-            ).logits[:, -1]
+        with hooked(self.model, edits):
+            logits = slot_forward(self.model, self.slots, token)
         if (boundary := _boundary(self.edits)) is not None:
             self.passed = self.passed | (token == boundary)
         self.slots.advance(alive)

@@ -18,6 +18,7 @@ from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.passes import padded, places, places_in
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel, forward
+from rhumbline.models.exact_lengths import at_lengths
 from rhumbline.models.hooks import FinalStates, final_states, hooked
 from rhumbline.models.packing import Pack, attention_of, pack, packed_states
 
@@ -110,7 +111,7 @@ def _predictions(
 ) -> _Predictions:
     """The final states of some documents under some arms."""
     sequences, n_predicted = [d.ids for d in documents], [len(d.ids) - d.start for d in documents]
-    if model.proof.packing_is_exact:
+    if at_lengths(model, map(len, sequences)).proof.packing_is_exact:
         packed = pack(sequences, min(map(len, sequences)) - min(d.start for d in documents), model.device)
         tokens, is_prompt = _in_pack(packed, documents)
         with hooked(model, edits.on(arms, is_prompt, places_in(packed, n_predicted))):

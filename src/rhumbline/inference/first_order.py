@@ -68,7 +68,8 @@ def first_order(
         return ablation, addition
 
     lengths, same_length = [len(s) for s in sequences], model.proof.padding_changes_logits
-    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length):
+    longest = model.proof.longest_proved
+    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length, longest=longest):
         for done, parts in runner.within_memory(batch, run, gradients=True):
             runner.tick(ROWS_PER_PROMPT * len(done.prompts))
             for table, values in zip(estimates, parts, strict=True):
@@ -112,7 +113,8 @@ def _tangents(runner: Runner, sequences: Sequence[TokenIds], target: _Target, sp
         return (form + form.T) / 2
 
     lengths, same_length = [len(s) for s in sequences], model.proof.padding_changes_logits
-    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length):
+    longest = model.proof.longest_proved
+    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length, longest=longest):
         for done, form in runner.within_memory(batch, run, gradients=True):
             runner.tick(ROWS_PER_PROMPT * len(done.prompts))
             total += form

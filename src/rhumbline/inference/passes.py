@@ -17,6 +17,7 @@ from rhumbline.inference.interventions import Arm
 from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
+from rhumbline.models.exact_lengths import at_lengths
 from rhumbline.models.hooks import hooked, resumed, run_until
 from rhumbline.models.packing import Pack, PackedAttention, attention_of, pack, packed_forward
 
@@ -92,8 +93,9 @@ def _is_prompt(packed: Pack, n: int) -> Bool[Tensor, "1 token"] | None:
 def last_logits(model: ChatModel, texts: Sequence[TokenIds], edits: BatchEdits, arms: Int[Tensor, " arm"]) -> Logits:
     """Next-token logits after each prompt under each of some arms of `edits`."""
     n = n_generated(texts)
-    if model.proof.packing_is_exact:
-        packed = pack(texts, max(1, n), model.device)
+    is_packed = at_lengths(model, map(len, texts)).proof.packing_is_exact
+    packed = pack(texts, max(1, n), model.device) if is_packed else None
+    if packed is not None and len(packed.ids) <= (model.proof.longest_pack or len(packed.ids)):
         with hooked(model, edits.on(arms, _is_prompt(packed, n), places_in(packed, [n] * len(texts)))):
             return packed_forward(model, packed, len(arms), attention_of(model, packed)).flatten(0, 1)
     batch = padded(model, texts, len(arms))

@@ -19,6 +19,7 @@ from rhumbline.inference.passes import ReadLogits, Side, padded, places, places_
 from rhumbline.inference.windows import TokenPlaces, index_in_text
 from rhumbline.models.chat import ChatWithResponse, token_batch
 from rhumbline.models.chat_model import ChatModel, forward
+from rhumbline.models.exact_lengths import at_lengths
 from rhumbline.models.hooks import hooked, run_until
 from rhumbline.models.packing import attention_of, pack, packed_forward
 from rhumbline.records.positions import Position
@@ -89,7 +90,7 @@ def _prompt_pass(
     model: ChatModel, texts: Sequence[TokenIds], positions: Int[Tensor, " position"], side: Side | None
 ) -> _PromptPass:
     """The pass of some prompts under one arm; `positions` are negative."""
-    if side is None and model.proof.packing_is_exact:
+    if side is None and at_lengths(model, map(len, texts)).proof.packing_is_exact:
         packed = pack(texts, max(1, -int(positions.min())), model.device)
         row = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         attention = attention_of(model, packed)
@@ -121,9 +122,16 @@ def with_responses(sequences: Sequence[TokenIds]) -> list[ChatWithResponse]:
     return texts
 
 
-def response_batches(texts: Sequence[ChatWithResponse], tokens: int, *, same_length: bool) -> Iterator[Batch]:
-    """All texts in batches of at most `tokens` padded tokens; with `same_length`, of prompts of one length."""
-    for batch in rectangles([len(t) for t in texts], 1, tokens):
+def response_batches(
+    texts: Sequence[ChatWithResponse], tokens: int, *, same_length: bool, longest: int | None = None
+) -> Iterator[Batch]:
+    """All texts in batches of at most `tokens` padded tokens; with `same_length`, of prompts of one length.
+
+    Texts are alone if they can have more than `longest` tokens, padding included.
+    """
+    width = max((t.n_prompt for t in texts), default=0) + max((t.n_response for t in texts), default=0)
+    most = 0 if longest is not None and width > longest else None
+    for batch in rectangles([len(t) for t in texts], 1, tokens, longest=most):
         lengths = {i: texts[i].n_prompt for i in batch.prompts}
         for length in sorted(set(lengths.values())) if same_length else [None]:
             yield Batch(batch.arms, [i for i in batch.prompts if length in (None, lengths[i])])

@@ -4,6 +4,7 @@ The result of a row depends on its batch by rounding only. When memory runs out,
 again. Independent of what arms are for and of what is done with the results.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from rhumbline.inference.batching import (
     MOST_TOKENS,
     Batch,
     RowIndex,
+    alone,
     evenly,
     is_out_of_memory,
     packs,
@@ -56,6 +58,7 @@ from rhumbline.inference.token_sampling import TokenSampling
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.chat import ChatWithResponse
 from rhumbline.models.chat_model import ChatModel, new_cache
+from rhumbline.models.exact_lengths import at_lengths
 from rhumbline.models.packing import Pack, pack, shared_length
 from rhumbline.models.sequence_limits import check_sequences
 from rhumbline.records.positions import Position
@@ -129,8 +132,10 @@ class Runner:
         lengths, proof = [len(s) for s in sequences], self.model.proof
         if proof.packing_is_exact and lengths:
             n_shared = max(0, min(shared_length(sequences), min(lengths) - n_private))
-            return packs(lengths, n_shared, n_arms, self.tokens_per_forward)
-        return rectangles(lengths, n_arms, self.tokens_per_forward, same_length=proof.padding_changes_logits)
+            limits = {"longest": proof.longest_proved, "longest_pack": proof.longest_pack}
+            return packs(lengths, n_shared, n_arms, self.tokens_per_forward, **limits)
+        same_length, longest = proof.padding_changes_logits, proof.longest_proved
+        return rectangles(lengths, n_arms, self.tokens_per_forward, same_length=same_length, longest=longest)
 
     def within_memory(
         self, batch: Batch, run: Callable[[Batch], T], *, gradients: bool = False
@@ -209,7 +214,7 @@ class Runner:
             layer: torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
             for layer, arms in arms_at.items()
         }
-        if not self.model.proof.packing_is_exact:
+        if not at_lengths(self.model, map(len, sequences)).proof.packing_is_exact:
             for layer, arms in arms_at.items():
                 for rows, logits in self.last_logits(sequences, arms):
                     readings[layer][rows.arm, rows.prompt] = read(logits).double().cpu()
@@ -265,12 +270,13 @@ class Runner:
                 yield Residuals(torch.tensor(done.prompts), h, readings)
 
     def _response_residuals(self, sequences: Sequence[TokenIds], what: ResidualRead) -> Iterator[Residuals]:
-        texts, same_length = with_responses(sequences), self.model.proof.padding_changes_logits
+        texts, proof = with_responses(sequences), self.model.proof
+        limits = {"same_length": proof.padding_changes_logits, "longest": proof.longest_proved}
 
         def run(batch: Batch) -> Tensor:
             return response_residuals(self.model, [texts[i] for i in batch.prompts], what)
 
-        for batch in response_batches(texts, self.tokens_per_forward, same_length=same_length):
+        for batch in response_batches(texts, self.tokens_per_forward, **limits):
             for done, h in self.within_memory(batch, run):
                 self.tick(len(done.prompts))
                 yield Residuals(torch.tensor(done.prompts), h, None)
@@ -354,7 +360,10 @@ class Runner:
         if not sequences:
             return _DecodingPlan(0, iter(()))
         device, proof, lengths = self.model.device, self.model.proof, [len(s) for s in sequences]
-        longest = max(range(len(sequences)), key=lambda i: lengths[i])
+        limit = proof.longest_proved
+        beyond = {i: n for i, n in enumerate(lengths) if limit is not None and n + max_new_tokens > limit}
+        together = [i for i in range(len(sequences)) if i not in beyond]
+        longest = max(together or beyond, key=lambda i: lengths[i])
 
         def measure(batch: Batch) -> float:
             probe = self._decoder(sequences, batch, edits, max_new_tokens, 1)
@@ -372,21 +381,22 @@ class Runner:
             # Padded prompts are prefilled at once.
             rows = max(1, self.tokens_per_forward // lengths[longest])
         if not proof.packing_is_exact:
-            same_length = proof.padding_changes_logits
-            return _DecodingPlan(
-                rows, rectangles(lengths, n_arms, tokens, extra=max_new_tokens, rows=rows, same_length=same_length)
-            )
+            options: dict[str, Any] = {"same_length": proof.padding_changes_logits, "longest": limit, "rows": rows}
+            return _DecodingPlan(rows, rectangles(lengths, n_arms, tokens, extra=max_new_tokens, **options))
         n_slots = max(1, min(rows, tokens // width))
-        return _DecodingPlan(n_slots, (Batch(arms, list(range(len(sequences)))) for arms in evenly(n_arms, n_slots)))
+        packed = (Batch(arms, together) for arms in evenly(n_arms, n_slots) if together)
+        widths = {i: n + max_new_tokens for i, n in beyond.items()}
+        return _DecodingPlan(n_slots, itertools.chain(packed, alone(widths, n_arms, self.tokens_per_forward)))
 
     def _decoder(
         self, sequences: Sequence[TokenIds], batch: Batch, edits: BatchEdits, max_new_tokens: int, n_slots: int
     ) -> PackedDecoder | PaddedDecoder:
         texts, arms = _of(sequences, batch), self._arms(batch)
-        if self.model.proof.packing_is_exact:
+        at = at_lengths(self.model, [len(text) + max_new_tokens for text in texts])
+        if at.proof.packing_is_exact:
             return PackedDecoder(self.model, edits, arms, texts, n_slots, max_new_tokens, self._packs)
         ids, mask = padded(self.model, texts, len(arms))
-        rows, cache = arms.repeat_interleave(len(texts)), new_cache(self.model)
+        rows, cache = arms.repeat_interleave(len(texts)), new_cache(at)
         return PaddedDecoder(self.model, edits, rows, ids, mask, cache, response_lengths(texts))
 
     def _packs(self, texts: Sequence[TokenIds], n_arms: int) -> Iterator[tuple[Pack, Batch]]:

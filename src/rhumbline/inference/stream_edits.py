@@ -97,12 +97,13 @@ def window(n_layers: int, centre: float, width: float, strength: float) -> tuple
 def affine(h: Residual, write: Rows, read: Rows, centre: Vector, strength: float) -> Residual:
     """x - a W^T V (x - c), computed in float32; a new tensor of the dtype of h."""
     x = h.float()
+    write, read, centre = (part.to(h.device) for part in (write, read, centre))
     return (x - strength * ((x - centre) @ read.T) @ write).to(h.dtype)
 
 
 def rotate(h: Residual, plane: Float[Tensor, "2 d_model"], angle: float) -> Residual:
     """Rotate the component in the plane away from its first axis, to `angle` if it is nearer; in float32."""
-    x = h.float()
+    x, plane = h.float(), plane.to(h.device)
     part = x @ plane.T
     now = torch.atan2(part[..., 1], part[..., 0])
     # The sign of the angle is kept; a component on the first axis itself goes to the positive side.

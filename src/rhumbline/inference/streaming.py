@@ -15,6 +15,7 @@ from rhumbline.inference.decoding import PaddedDecoder
 from rhumbline.inference.interventions import Arm, Direction
 from rhumbline.inference.passes import padded
 from rhumbline.models.chat_model import ChatModel, new_cache
+from rhumbline.models.exact_lengths import at_lengths
 
 
 class PromptRead(NamedTuple):
@@ -61,9 +62,8 @@ def stream(
 
     rows = torch.arange(len(arms), device=model.device)
     batch = padded(model, [ids], len(arms))
-    decoder = PaddedDecoder(
-        model, BatchEdits.of(arms, model), rows, batch.ids, batch.mask, new_cache(model), watch=watch
-    )
+    cache = new_cache(at_lengths(model, [len(ids) + max_new_tokens]))
+    decoder = PaddedDecoder(model, BatchEdits.of(arms, model), rows, batch.ids, batch.mask, cache, watch=watch)
     # Not around a yield: the mode would be that of the caller too.
     with torch.inference_mode():
         logits = decoder.prefill().logits

@@ -74,6 +74,11 @@ def _sentences(proof: Proof) -> tuple[str, ...]:
         + ("yes" if proof.packing_is_exact else "no, prompts are padded"),
         "decoding with the cache equals whole forward passes: "
         + ("yes" if proof.cache_is_exact else "no, no cache is used"),
+        *(
+            (f"texts of more than {proof.longest_proved} tokens run alone, without a cache",)
+            if proof.longest_proved
+            else ()
+        ),
         *((f"coarse: {proof.note}",) if proof.mode == "coarse" else ()),
     )
 

@@ -53,7 +53,8 @@ class Writer:
 
     layer: int
     module: str
-    """Name inside the block of the innermost submodule with this output; the hook is registered on it."""
+    """Name inside the block of the innermost submodule with this output, or of the adapter around it; the hook is
+    registered on it."""
     aliases: tuple[str, ...]
     """Every submodule of the block that returned the same values, innermost first."""
     scale: float
@@ -83,8 +84,13 @@ class Proof:
     """Whether the last block of a pack can run for the last token of each prompt only."""
     cache_is_exact: bool
     """Whether decoding with the model's cache gives the logits of a whole forward pass. If not, no cache is used."""
+    longest_proved: int | None = None
+    """Tokens of the longest text for which padding, packing and the cache are proved; longer ones run alone, without a
+    cache. None: any."""
+    longest_pack: int | None = None
+    """Tokens of the longest pack that is proved; None: any."""
     note: str = ""
-    """In coarse mode: the layers whose writers could not be proved."""
+    """In coarse mode: the layers whose writers could not be proved, or what remained of an ablated direction."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Independent of what an edit means.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -252,6 +253,8 @@ class Trace(NamedTuple):
     after: Tensor
     outputs: dict[str, Tensor]
     """By name of the submodule, in the order in which they returned."""
+    inputs: Mapping[str, int] = MappingProxyType({})
+    """By name of the submodule: the identity of the first argument, equal if a submodule passes its input on."""
 
 
 def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> tuple[list[Trace], Tensor]:
@@ -259,6 +262,7 @@ def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, A
     before: dict[int, Tensor] = {}
     after: dict[int, Tensor] = {}
     outputs: list[dict[str, Tensor]] = [{} for _ in blocks]
+    arguments: list[dict[str, int]] = [{} for _ in blocks]
 
     def keep(layer: int, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
@@ -267,6 +271,8 @@ def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, A
                 # Cloned, because some models (llama4) add into the tensor later. Of a shared module the first call
                 # counts.
                 outputs[layer].setdefault(name, first.detach().clone())
+                if args:
+                    arguments[layer].setdefault(name, id(args[0]))
 
         return hook
 
@@ -284,4 +290,4 @@ def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, A
                 if name:
                     stack.callback(module.register_forward_hook(keep(layer, name)).remove)
         logits = model(**inputs).logits
-    return [Trace(before[i], after[i], outputs[i]) for i in range(len(blocks))], logits
+    return [Trace(before[i], after[i], outputs[i], arguments[i]) for i in range(len(blocks))], logits

@@ -6,8 +6,8 @@ attention, transformers calls a function of this module, which unfolds the pack 
 model's own attention function with an explicit mask, and folds the result back. For decoding, keys and values of each
 row are stored in a slot of the full length, so that a step copies nothing.
 
-The logits are those of the plain forward pass up to rounding. proving.py tests for each model whether this is true; it
-is not for recurrent layers and for attention outside the interface.
+The logits are those of the plain forward pass up to rounding. pass_checks.py tests for each model whether this is true;
+it is not for recurrent layers and for attention outside the interface.
 """
 
 import sys
@@ -340,6 +340,16 @@ def packed_forward(
             use_cache=False,
             logits_to_keep=0 if prune else pack.last,
         ).logits
+
+
+def slot_forward(
+    chat_model: ChatModel, slots: KeyValueSlots, tokens: Int[Tensor, " slot"]
+) -> Float[Tensor, "slot vocab"]:
+    """Next-token logits after one more token in each slot. `slots.advance` counts the tokens."""
+    with packed(chat_model, SlotAttention(slots, own_implementation(chat_model))):
+        return chat_model.model(
+            input_ids=tokens[:, None], position_ids=slots.length[:, None], use_cache=False, logits_to_keep=1
+        ).logits[:, -1]
 
 
 def packed_states(chat_model: ChatModel, pack: Pack, n_arms: int, attention: PackedAttention) -> FinalStates:

@@ -9,32 +9,31 @@ Independent of model families: no name of a family or of a module occurs here.
 
 import inspect
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rhumbline.arguments import checked
 from rhumbline.axes import Residual
 from rhumbline.errors import ModelError
-from rhumbline.models.chat_model import ChatModel, Edit, Proof, TransformersModel, Writer, forward, fresh_cache
-from rhumbline.models.forward_check import as_model_error, check_forward, first_pass
-from rhumbline.models.hooks import Trace, hooked, resumed, run_until
-from rhumbline.models.packing import attention_of, pack, packed_forward
+from rhumbline.models.chat_model import ChatModel, Proof, TransformersModel, Writer
+from rhumbline.models.exact_lengths import longest_pack, longest_proved
+from rhumbline.models.forward_check import check_forward, first_pass
+from rhumbline.models.hooks import Trace, hooked
+from rhumbline.models.pass_checks import (
+    ablation,
+    cache_is_exact,
+    check_packing,
+    needed,
+    padding_changes,
+    random_direction,
+)
 from rhumbline.models.vocabulary import TEXT, check_vocabulary
 
-log = logging.getLogger("rhumbline")
-
-UNSUPPORTED = (
-    AttributeError, KeyError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError
-)  # fmt: skip
-"""Errors of models that cannot run padded or packed prompts, or cannot use their cache."""
-Probe = Int[Tensor, "row position"]
 PROBE_TOKENS = 16
 """Tokens of the probe, of which at least half are distinct, unless the vocabulary has fewer."""
 
@@ -173,11 +172,21 @@ def _find_writers(traces: Sequence[Trace]) -> _Writers:
         for names in sum_of.names:
             # A hook needs separate rows: prefer the innermost alias that returns [row, position, d_model].
             shaped = [n for n in names if trace.outputs[n].shape == trace.before.shape]
-            writers[layer].append(Writer(layer, (shaped or names)[0], names, sum_of.scale, flat=not shaped))
+            hooked_name = _outermost_wrapper((shaped or names)[0], shaped or names, trace)
+            writers[layer].append(Writer(layer, hooked_name, names, sum_of.scale, flat=not shaped))
     known = {w.module: w for some in writers for w in some}
     for layer, sum_of in sums.items():
         writers[layer] += _negligible(layer, traces[layer], sum_of, writers[layer], known)
     return _Writers(tuple(w for some in writers for w in some), tuple(errors), tuple(carries), tuple(faults))
+
+
+def _outermost_wrapper(name: str, aliases: Sequence[str], trace: Trace) -> str:
+    """The outermost submodule that passes its input to the submodule `name` and returns the same output, or `name`.
+
+    An adapter that adds nothing in the probe is such a wrapper; once it adds, its output is what is written.
+    """
+    around = [a for a in aliases if name.startswith(f"{a}.") and trace.inputs.get(a, 0) == trace.inputs.get(name)]
+    return min(around, key=len, default=name)
 
 
 def _negligible(
@@ -253,7 +262,7 @@ def prove(model: TransformersModel, tokenizer: Any, name: str, *, coarse: bool =
     )
     keywords = frozenset(inspect.signature(model.forward).parameters)
     proposal = ChatModel(model, tokenizer, name, tuple(blocks), blocks_name, found.writers, proof, keywords)
-    return _proved(proposal, inputs)
+    return _proved(proposal, inputs, coarse)
 
 
 def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -271,51 +280,42 @@ def probe_inputs(model: Any, tokenizer: Any) -> dict[str, Any]:
     return {"input_ids": rows, "attention_mask": torch.ones_like(rows), **off}
 
 
-def _proved(proposal: ChatModel, inputs: Mapping[str, Any]) -> ChatModel:
+def _proved(proposal: ChatModel, inputs: Mapping[str, Any], coarse: bool) -> ChatModel:
     """The functional part of the proof: ablation, padding, packing, pruning of the last block, and the cache."""
-    leak, bound, probe = _leak(proposal, inputs), 1e-5, inputs["input_ids"]
-    if proposal.dtype != torch.float32:
-        # Each write is rounded again, so the leak is of the order of the dtype's rounding error.
-        bound = 4 * torch.finfo(proposal.dtype).eps
+    leak, probe = _leak(proposal, inputs), inputs["input_ids"]
+    # Each write is rounded again, so the leak is of the order of the dtype's rounding error; it is read in float32.
+    bound = max(1e-5, 4 * torch.finfo(proposal.dtype).eps)
     if leak > bound and proposal.proof.mode == "exact":
-        raise ModelError(
-            f"{proposal.name}: with a random direction ablated at every residual writer, |r.x|/|x| is still "
-            f"{leak:.2e} (allowed {bound:.0e}). Another submodule writes into the stream. Use --coarse to run it."
+        fault = (
+            f"with a random direction ablated at every residual writer, |r.x|/|x| is still {leak:.2e} (allowed "
+            f"{bound:.0e}). Another submodule writes into the stream"
         )
-    known = _with_proof(proposal, leak=leak, leak_bound=bound, padding_changes_logits=_padding_changes(proposal, probe))
+        if not coarse:
+            raise ModelError(f"{proposal.name}: {fault}. Use --coarse to run it.")
+        proposal = _with_proof(proposal, mode="coarse", note=fault)
+        leak = _leak(proposal, inputs)
+    known = _with_proof(proposal, leak=leak, leak_bound=bound, padding_changes_logits=padding_changes(proposal, probe))
     # Packing can be exact without pruning: gpt2 reshapes to the length of its input, which pruning changes.
     options = (_with_proof(known, last_block_can_be_pruned=True), known)
-    packable = next((m for m in options if _packing_is_exact(m, probe)), None)
+    tests = ((m, check_packing(m, probe)) for m in options)
+    best, packing = next(((m, test) for m, test in tests if test.is_exact), (known, None))
+    config = proposal.model.config.get_text_config(decoder=True)
     return _with_proof(
-        packable or known, packing_is_exact=packable is not None, cache_is_exact=_cache_is_exact(known, probe)
+        best,
+        packing_is_exact=packing is not None,
+        cache_is_exact=cache_is_exact(known, probe),
+        longest_proved=longest_proved(config, window_is_read=packing is None or packing.window_is_read),
+        longest_pack=longest_pack(config),
     )
 
 
-def _needed(chat_model: ChatModel) -> AbstractContextManager[None]:
-    """ModelError if a forward pass fails without which the proof cannot be made."""
-    return as_model_error(chat_model.name, chat_model.model, "a forward pass that the proof needs")
-
-
-def _with_proof(chat_model: ChatModel, **changes: float | bool) -> ChatModel:
+def _with_proof(chat_model: ChatModel, **changes: Any) -> ChatModel:
     return replace(chat_model, proof=replace(chat_model.proof, **changes))
-
-
-def _random_direction(chat_model: ChatModel) -> Float[Tensor, " d_model"]:
-    r = torch.randn(chat_model.d_model, generator=torch.Generator().manual_seed(0))
-    return r / r.norm()
-
-
-def _ablation(r: Float[Tensor, " d_model"]) -> Edit:
-    def ablate(h: Residual) -> Residual:
-        unit = r.to(h.device)
-        return (h.float() - (h.float() @ unit)[..., None] * unit).to(h.dtype)
-
-    return ablate
 
 
 def _leak(chat_model: ChatModel, inputs: Mapping[str, Any]) -> float:
     """Largest |r.x| / |x| over all block inputs and the final state while a random direction r is ablated."""
-    r = _random_direction(chat_model)
+    r = random_direction(chat_model)
     worst = 0.0
 
     def watch(layer: int, h: Residual) -> None:
@@ -325,75 +325,7 @@ def _leak(chat_model: ChatModel, inputs: Mapping[str, Any]) -> float:
         share = (x @ r.to(h.device)).abs() / x.norm(dim=-1).clamp_min(1e-30)
         worst = max(worst, float(share.max()))
 
-    edits = dict.fromkeys(chat_model.ablation_points, _ablation(r))
-    with torch.no_grad(), hooked(chat_model, edits, watch), _needed(chat_model):
+    edits = dict.fromkeys(chat_model.ablation_points, ablation(r))
+    with torch.no_grad(), hooked(chat_model, edits, watch), needed(chat_model):
         chat_model.model(**inputs)
     return worst
-
-
-def _agree(chat_model: ChatModel, a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of logits are equal at the precision of the model."""
-    tolerance = 1e-4 if chat_model.dtype == torch.float32 else 16 * torch.finfo(chat_model.dtype).eps
-    return bool((a.float() - b.float()).abs().max() <= tolerance * a.float().abs().max().clamp_min(1.0))
-
-
-def _padding_changes(chat_model: ChatModel, probe: Probe) -> bool:
-    """Whether a left-padded prompt has other logits than the prompt alone, or cannot be run."""
-    ids = probe[:1]
-    pad = torch.full((1, 3), chat_model.pad_token, device=ids.device, dtype=ids.dtype)
-    padded = torch.cat([torch.cat([pad, ids[:, :-3]], 1), ids], 0)
-    mask = torch.ones_like(padded)
-    mask[0, :3] = 0
-    with torch.no_grad():
-        with _needed(chat_model):
-            alone = forward(chat_model, ids[:, :-3], torch.ones_like(ids[:, :-3]))
-        try:
-            beside = forward(chat_model, padded, mask)[:1]
-        except UNSUPPORTED as error:
-            log.info("%s: prompts are not padded (%s)", chat_model.name, error)
-            return True
-    return not _agree(chat_model, alone, beside)
-
-
-def _cache_is_exact(chat_model: ChatModel, ids: Probe) -> bool:
-    """Whether token-by-token decoding with the cache gives the logits of whole forward passes."""
-    mask = torch.ones_like(ids)
-    n = ids.shape[1] - 3
-    if not chat_model.proof.padding_changes_logits:
-        mask[0, :2] = 0
-    cache = fresh_cache(chat_model)
-    if cache is None:
-        return False
-    try:
-        with torch.no_grad():
-            steps = [forward(chat_model, ids[:, :n], mask[:, :n], cache)]
-            for i in range(n, n + 3):
-                steps.append(forward(chat_model, ids[:, i : i + 1], mask[:, : i + 1], cache))
-            whole = [forward(chat_model, ids[:, :i], mask[:, :i]) for i in range(n, n + 4)]
-    except UNSUPPORTED as error:
-        log.info("%s: its cache is not used (%s)", chat_model.name, error)
-        return False
-    return all(_agree(chat_model, a, b) for a, b in zip(whole, steps, strict=True))
-
-
-def _packing_is_exact(chat_model: ChatModel, probe: Probe) -> bool:
-    """Whether packed prompts have the logits of each prompt alone, also if the pass resumes at a middle layer."""
-    ids = probe[0].tolist()
-    prompts = [[*ids[:4], *ids[6:9]], [*ids[:4], *ids[8:14]], [*ids[:4], *ids[5:7]]]
-    packed = pack(prompts, 1, chat_model.device)
-    attention = attention_of(chat_model, packed)
-    middle = chat_model.n_layers // 2
-    # Under an ablation, because packing must be exact with hooks too.
-    ablated = dict.fromkeys(chat_model.ablation_points, _ablation(_random_direction(chat_model)))
-    try:
-        with torch.no_grad(), hooked(chat_model, ablated):
-            rows = [packed.ids.new_tensor([p]) for p in prompts]
-            alone = torch.cat([forward(chat_model, row, torch.ones_like(row)) for row in rows])
-            together = packed_forward(chat_model, packed, 2, attention)
-            stream = run_until(chat_model, middle, lambda: packed_forward(chat_model, packed, 2, attention))
-            with resumed(chat_model, middle, stream):
-                later = packed_forward(chat_model, packed, 2, attention)
-    except UNSUPPORTED as error:
-        log.info("%s: prompts are padded, not packed (%s)", chat_model.name, error)
-        return False
-    return all(_agree(chat_model, alone, logits[arm]) for logits in (together, later) for arm in range(2))

@@ -11,6 +11,7 @@ from rhumbline.errors import InputError
 from rhumbline.models.chat import Chat
 from rhumbline.models.chat_model import ChatModel, forward, new_cache
 from rhumbline.models.decoding_facts import stop_ids
+from rhumbline.models.exact_lengths import at_lengths
 from rhumbline.models.sequence_limits import check_sequences
 
 
@@ -26,7 +27,7 @@ def reply(model: ChatModel, chat: Chat, text: str, max_new_tokens: int) -> str:
 @torch.inference_mode()
 def _greedy(model: ChatModel, ids: Sequence[int], stop: Collection[int], max_new_tokens: int) -> list[int]:
     """New tokens up to a stop token, without it."""
-    cache, tokens = new_cache(model), []
+    cache, tokens = new_cache(at_lengths(model, [len(ids) + max_new_tokens])), []
     every = torch.tensor([list(ids)], device=model.device)
     new = every
     while len(tokens) < max_new_tokens:
