@@ -137,7 +137,7 @@ def in_miniature(command: str, organism: Path, mirror: Path, runs: Path) -> list
         case ["run", _, *rest]:
             short = ["--preset", "blog2026", "--nulls", "1", "--seeds", "0"]
             words = ["run", str(organism), *rest, "--data-dir", str(mirror), *short, *MINIATURE]
-        case ["judge", run, *_] if not run.startswith("-"):
+        case ["judge", run, *_] if not run.startswith("-") and "--human" not in words:
             words += ["--model", str(organism), "--device", "cpu"]
     return words
 
