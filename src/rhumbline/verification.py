@@ -27,7 +27,7 @@ from rhumbline.judging.markers import is_confounded
 from rhumbline.protocol import Protocol
 from rhumbline.records.claims import was_tested
 from rhumbline.records.codec import JsonObject, to_json
-from rhumbline.records.directory import QUICK, SCHEMA, RunDirectory
+from rhumbline.records.directory import QUICK, SCHEMA, RunDirectory, quick_run_in
 from rhumbline.records.effect_results import ArmRate, PooledEffect
 from rhumbline.records.file_faults import file_faults
 from rhumbline.records.files import read_json, sha256
@@ -232,7 +232,8 @@ def check(path: str | Path) -> Verification:
     """The faults of a run directory, and what was not compared. Raises OutputError if it is not a run directory."""
     folder = Path(path)
     if not all((folder / name).exists() for name in ("protocol.json", "results.json")):
-        raise OutputError(f"{folder} is not the directory of a finished run: it needs protocol.json and results.json.")
+        missing = "it needs protocol.json and results.json."
+        raise OutputError(f"{folder} is not the directory of a finished run: {missing}{quick_run_in(folder)}")
     try:
         directory, results = RunDirectory.read(folder), read_json(folder / "results.json")
     except OutputError as error:

@@ -52,6 +52,10 @@ def test_a_quick_run_has_a_directory_inside_that_of_the_whole_run(call, planted_
     assert json.loads(text) == json.loads((out / "quick" / "results.json").read_text())
     assert not (out / "protocol.json").exists()
     assert call("verify", out / "quick")[0] == 0
+    for words in (("verify", out), ("report", out)):
+        code, _, messages = call(*words)
+        assert code == 2
+        assert f"A quick run lies in {out / 'quick'}" in " ".join(messages.split())
     code, text, _ = call(*command, "--json")  # the same directory
     assert code == 0
     assert json.loads(text) == json.loads((out / "results.json").read_text())

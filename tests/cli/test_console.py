@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from rhumbline.cli.console import NOT_MEASURED, Progress, Work, ends, interval, number, print_plan
+from rhumbline.cli.console import NOT_MEASURED, Progress, Work, _null_rows, ends, interval, number, print_plan
 from rhumbline.cli.runs import _print_sites
 from rhumbline.evidence.statistics import auroc_interval
 from rhumbline.organisms import organism_dir
 from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrast_files import read_contrast
+from rhumbline.prompts.contrasts import LABELS
+from rhumbline.records.arms import ArmId, ArmKind
+from rhumbline.records.effect_results import ArmRate
 from rhumbline.records.positions import Position
 from rhumbline.records.run_files import Discovery
 from rhumbline.records.seed_files import SiteSeparation
@@ -74,6 +77,18 @@ def test_one_bar_shows_the_share_of_the_whole_run(capsys):
     printed = capsys.readouterr().err
     assert "nulls: ended early, 20 of 100 expected rows were needed" in " ".join(printed.split())
     assert printed.count("ended early") == 1
+
+
+def test_the_addition_of_a_null_on_positives_is_shown_as_the_null_of_the_subtraction():
+    rows = [
+        ArmRate(arm=ArmId.null("isotropic", draw, ArmKind.ADDITION), side=side, n=5, rate=0.2, low=0.0, high=0.6,
+                degenerate=0.0, unscored=0, correct=None, metric=None, metric_n=0)
+        for side in LABELS for draw in range(2)
+    ]  # fmt: skip
+    assert [cells[:3] for cells in _null_rows(rows)] == [
+        ("isotropic nulls, subtraction", "positive", "2 draws of 5"),
+        ("isotropic nulls, addition", "negative", "2 draws of 5"),
+    ]
 
 
 @pytest.mark.parametrize(("protocol", "is_noted"), [

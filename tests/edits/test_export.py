@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from families import random_model
 from make_directions import make_directions
-from rhumbline.edits.export import ExportOptions, export, steering
+from rhumbline.edits.export import SUFFIXES, ExportOptions, export, steering
 from rhumbline.edits.proved_edit import orthogonalized
 from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
@@ -154,6 +154,13 @@ def test_an_option_that_a_format_does_not_read_is_refused(to, given, named, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("to", "name"), [("direction", "d.pt"), ("direction", "d"), ("gguf", "d.safetensors")])
+def test_a_name_by_which_a_format_cannot_be_read_again_is_refused(to, name, tmp_path):
+    with pytest.raises(InputError, match="read again by the end of its name"):
+        export(make_directions(), to, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_adapter_of_an_adapter_is_refused(checkpoint, tmp_path):
     pytest.importorskip("peft")
     folder = checkpoint("llama", torch.float32)
@@ -177,7 +184,8 @@ def test_a_full_disk_leaves_no_part_of_an_export(to, checkpoint, tmp_path, monke
         case "lora":
             monkeypatch.setattr(pytest.importorskip("peft").PeftModel, "save_pretrained", full)
     with pytest.raises(OutputError, match="No space left"):
-        export(make_directions(), to, tmp_path / "out", ExportOptions(model=str(folder) if to == "lora" else None))
+        out = tmp_path / f"out{SUFFIXES.get(to, '')}"
+        export(make_directions(), to, out, ExportOptions(model=str(folder) if to == "lora" else None))
     assert [p.name for p in tmp_path.iterdir()] == ["llama-base"]
 
 

@@ -240,7 +240,7 @@ def test_a_deleted_row_is_missed_in_a_sheet_of_any_size(run, sheet, tmp_path):
         (b'row,prompt,completion,label\nr1,"a"b,c,\n', "line 2: not CSV"),
         ("row,prompt,completion,label\nr1,é,c,\n".encode("latin-1"), "not UTF-8"),
         ("row\tprompt\tcompletion\tlabel\n".encode("utf-16"), "not UTF-8"),
-        (b"row,prompt,completion,label\n", "the sheet of another run"),
+        (b"row,prompt,completion,label\n", "has no rows below its header"),
     ],
 )
 def test_a_file_that_is_no_sheet_is_refused(run, sheet, tmp_path, data, match):

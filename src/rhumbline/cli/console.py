@@ -300,7 +300,9 @@ def _null_rows(arms: Sequence[ArmRate]) -> Iterator[tuple[str, ...]]:
         broken = [m.degenerate for m in members if m.degenerate is not None]
         span = f"range {min(rates):.2f} .. {max(rates):.2f}" if rates else NOT_MEASURED
         draws = f"{len(members)} draw{'s' if len(members) > 1 else ''} of {members[0].n}"
-        yield f"{family} nulls, {kind}", side, draws, _mean(rates), span, _mean(broken)
+        # A null has no sign: on positives its addition is the null of the subtraction.
+        act = ArmKind.SUBTRACTION if (kind, side) == (ArmKind.ADDITION, "positive") else kind
+        yield f"{family} nulls, {act}", side, draws, _mean(rates), span, _mean(broken)
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -63,6 +63,8 @@ READS: Mapping[str, tuple[str, ...]] = {
     "lora": OF_MODEL,
 }
 """The options that each format reads."""
+SUFFIXES: Mapping[str, str] = {"direction": ".safetensors", "gguf": ".gguf"}
+"""Ends of the file names by which the formats are read again."""
 
 
 def export(imported: ImportedDirections, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
@@ -73,6 +75,10 @@ def export(imported: ImportedDirections, to: str, out: Path, options: ExportOpti
     if to not in writers:
         raise InputError(f"unknown format {to!r}. Use {', '.join(writers)}.")
     _check_options(to, options)
+    if to in SUFFIXES and out.suffix != SUFFIXES[to]:
+        raise InputError(
+            f"--out {out}: the format {to} is read again by the end of its name. Use a name with {SUFFIXES[to]}."
+        )
     if to == "lora":
         check_target(out)
     elif out.exists():

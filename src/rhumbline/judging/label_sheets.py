@@ -215,6 +215,10 @@ def read_sheet(path: Path, frame: Frame, key: SheetKey, allowed: Iterable[HumanL
     lines = _lines(path)
     count = Counter(line.row for line in lines)
     known = {row for row in count if row in frame.texts}
+    if not lines:
+        raise InputError(
+            f"{path} has no rows below its header. Pass the sheet that `rhumbline label` wrote, with labels."
+        )
     if not known:
         raise InputError(
             f"{path}: none of its rows belongs to this run, so it is the sheet of another run. Pass the sheet that "

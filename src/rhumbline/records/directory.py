@@ -52,6 +52,11 @@ _WRITTEN_LATER = (
 )  # fmt: skip
 
 
+def quick_run_in(folder: Path) -> str:
+    """A sentence that names the finished quick run in a folder; empty without one."""
+    return f" A quick run lies in {folder / QUICK}." if (folder / QUICK / "results.json").exists() else ""
+
+
 class InUseError(OutputError):
     """Another process holds the directory."""
 
@@ -69,7 +74,7 @@ class RunDirectory:
         """Open an existing run directory for reading; OutputError when it is none."""
         folder = Path(path)
         if not (folder / "protocol.json").exists():
-            raise OutputError(f"{folder} is not a run directory: it has no protocol.json.")
+            raise OutputError(f"{folder} is not a run directory: it has no protocol.json.{quick_run_in(folder)}")
         check_entries(folder)
         protocol = read_json(folder / "protocol.json")
         if not isinstance(protocol, dict):
