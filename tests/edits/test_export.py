@@ -183,8 +183,8 @@ def test_a_full_disk_leaves_no_part_of_an_export(to, checkpoint, tmp_path, monke
             monkeypatch.setattr(os, "replace", full)
         case "lora":
             monkeypatch.setattr(pytest.importorskip("peft").PeftModel, "save_pretrained", full)
+    out = tmp_path / f"out{SUFFIXES.get(to, '')}"
     with pytest.raises(OutputError, match="No space left"):
-        out = tmp_path / f"out{SUFFIXES.get(to, '')}"
         export(make_directions(), to, out, ExportOptions(model=str(folder) if to == "lora" else None))
     assert [p.name for p in tmp_path.iterdir()] == ["llama-base"]
 
