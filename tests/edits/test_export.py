@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from families import random_model
 from make_directions import make_directions
-from rhumbline.edits.export import SUFFIXES, ExportOptions, export, steering
+from rhumbline.edits.export import FORMATS, ExportOptions, export, steering
 from rhumbline.edits.proved_edit import orthogonalized
 from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError, EditError, InputError, OutputError
@@ -154,9 +154,11 @@ def test_an_option_that_a_format_does_not_read_is_refused(to, given, named, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("to", "name"), [("direction", "d.pt"), ("direction", "d"), ("gguf", "d.safetensors")])
+@pytest.mark.parametrize(
+    ("to", "name"), [("direction", "d.pt"), ("direction", "d"), ("gguf", "d.safetensors"), ("lm-eval", "d.safetensors")]
+)
 def test_a_name_by_which_a_format_cannot_be_read_again_is_refused(to, name, tmp_path):
-    with pytest.raises(InputError, match="read again by the end of its name"):
+    with pytest.raises(InputError, match="is read by the end of its name"):
         export(make_directions(), to, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -183,7 +185,7 @@ def test_a_full_disk_leaves_no_part_of_an_export(to, checkpoint, tmp_path, monke
             monkeypatch.setattr(os, "replace", full)
         case "lora":
             monkeypatch.setattr(pytest.importorskip("peft").PeftModel, "save_pretrained", full)
-    out = tmp_path / f"out{SUFFIXES.get(to, '')}"
+    out = tmp_path / f"out{FORMATS[to].suffix or ''}"
     with pytest.raises(OutputError, match="No space left"):
         export(make_directions(), to, out, ExportOptions(model=str(folder) if to == "lora" else None))
     assert [p.name for p in tmp_path.iterdir()] == ["llama-base"]

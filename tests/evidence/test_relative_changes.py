@@ -111,6 +111,17 @@ def test_the_variance_between_draws_contains_the_sampling_of_their_prompts():
     assert change_and_gap(before, own, apart).low == pytest.approx(0.85 - math.hypot(direct.value - direct.low, half))
 
 
+@pytest.mark.parametrize(("n", "draws"), [(24, 6), (50, 10)])
+def test_a_gap_to_draws_on_the_same_prompts_is_rarely_above_the_true_one(n, draws):
+    """Half of the draws remove the behaviour, all of them from the same half of the prompts: 0.25 on average."""
+    rng, repeats, wrong = np.random.default_rng(0), 200, 0
+    for _ in range(repeats):
+        before, is_easy = np.ones(n), rng.random(n) < 0.5
+        nulls = [paired(before, (~(is_easy & (rng.random() < 0.5))).astype(float)) for _ in range(draws)]
+        wrong += gap_to_nulls(relative_change(before, 0 * before), nulls, [nulls]).low > 0.75
+    assert wrong <= 0.05 * repeats
+
+
 def test_categories_add_to_the_interval_of_a_gap():
     names = [str(i // 10) for i in range(100)]
     before, own, kept = counts(100), counts(0), np.repeat([1.0] * 7 + [0.0] * 3, 10)

@@ -245,7 +245,7 @@ def protocol_options(command: argparse.ArgumentParser, others: Mapping[str, Any]
         "family of the model, or else auto"
     )
     option("refusal-tokens", tokens, own.refusal_tokens, metavar="auto|published|I,As")
-    nulls = "draws of each null family that complete the test prompts"
+    nulls = "draws of each null family that complete test prompts"
     option("nulls", nulls, own.nulls.draws, type=COUNT, metavar="N")
     wide = "draws of each null family that the metric alone evaluates"
     option("wide-nulls", wide, own.nulls.wide, type=COUNT, metavar="N")

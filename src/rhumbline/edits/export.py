@@ -54,44 +54,29 @@ class ExportOptions:
         check_coefficient(self.coefficient, "--coefficient")
 
 
-OF_MODEL = ("model", "device", "force", "trust_remote_code")
-"""Options of the formats that need the model."""
-READS: Mapping[str, tuple[str, ...]] = {
-    "direction": (),
-    "gguf": ("coefficient", "ablate"),  # an ablation is refused with advice
-    "lm-eval": ("coefficient", "ablate", *OF_MODEL),
-    "lora": OF_MODEL,
-}
-"""The options that each format reads."""
-SUFFIXES: Mapping[str, str] = {"direction": ".safetensors", "gguf": ".gguf"}
-"""Ends of the file names by which the formats are read again."""
-
-
 def export(imported: ImportedDirections, to: str, out: Path, options: ExportOptions = ExportOptions()) -> list[str]:
     """Write directions in the format `to`; returns lines for the user."""
-    writers: Mapping[str, Callable[[ImportedDirections, Path, ExportOptions], list[str]]] = {
-        "direction": _direction, "gguf": _gguf, "lm-eval": _lm_eval, "lora": _lora,
-    }  # fmt: skip
-    if to not in writers:
-        raise InputError(f"unknown format {to!r}. Use {', '.join(writers)}.")
-    _check_options(to, options)
-    if to in SUFFIXES and out.suffix != SUFFIXES[to]:
+    if to not in FORMATS:
+        raise InputError(f"unknown format {to!r}. Use {', '.join(FORMATS)}.")
+    form = FORMATS[to]
+    _check_options(to, form, options)
+    if form.suffix and out.suffix != form.suffix:
         raise InputError(
-            f"--out {out}: the format {to} is read again by the end of its name. Use a name with {SUFFIXES[to]}."
+            f"--out {out}: a file of the format {to} is read by the end of its name, {form.suffix}. Use it."
         )
-    if to == "lora":
+    if form.suffix is None:
         check_target(out)
     elif out.exists():
         raise OutputError(f"{out} exists. Nothing was changed; pass another --out.")
     caveats = imported.origin.caveats if to == "lora" or options.ablate else []
-    return [*writers[to](imported, out, options), *caveats, f"{to}: {out}"]
+    return [*form.write(imported, out, options), *caveats, f"{to}: {out}"]
 
 
-def _check_options(to: str, options: ExportOptions) -> None:
+def _check_options(to: str, form: "Format", options: ExportOptions) -> None:
     """InputError if an option is given that the format does not read."""
     given = [f.name for f in fields(options) if getattr(options, f.name) != f.default]
-    if unread := [_flag(name) for name in given if name not in READS[to]]:
-        read = ", ".join(map(_flag, READS[to])) or "none of the options"
+    if unread := [_flag(name) for name in given if name not in form.reads]:
+        read = ", ".join(map(_flag, form.reads)) or "none of the options"
         raise InputError(f"{', '.join(unread)}: the format {to} reads {read}. Omit {', '.join(unread)}.")
     if options.ablate and options.coefficient is not None:
         raise InputError("--coefficient is that of an addition, and --ablate does not add. Omit one of them.")
@@ -247,3 +232,25 @@ def _lm_eval(imported: ImportedDirections, out: Path, options: ExportOptions) ->
         f"--model_args pretrained=MODEL,steer_path={out.name}",
         "lm-eval opens this file with a loader that can execute code: open only files that you made yourself",
     ]
+
+
+# -- the formats ------------------------------------------------------------------------------------------------------
+
+
+class Format(NamedTuple):
+    """How directions are written in one format."""
+
+    write: Callable[[ImportedDirections, Path, ExportOptions], list[str]]
+    reads: tuple[str, ...]
+    """The options that it reads."""
+    suffix: str | None
+    """End of the file name, by which rhumbline or lm-eval reads the file; None: a directory is written."""
+
+
+_OF_MODEL = ("model", "device", "force", "trust_remote_code")
+FORMATS: Mapping[str, Format] = {
+    "direction": Format(_direction, (), ".safetensors"),
+    "gguf": Format(_gguf, ("coefficient", "ablate"), ".gguf"),  # an ablation is refused with advice
+    "lm-eval": Format(_lm_eval, ("coefficient", "ablate", *_OF_MODEL), ".pt"),
+    "lora": Format(_lora, _OF_MODEL, None),
+}

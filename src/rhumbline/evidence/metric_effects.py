@@ -223,7 +223,12 @@ def mean_kl(wide: WideNulls, least: int = LEAST_RESAMPLED) -> Shift:
     The interval is None with fewer than `least` negatives, and so is all of it if a divergence is not finite. Version 4
     of the rule, which asks for the interval of a single negative, has a percentile bootstrap.
     """
-    values = np.array([_nats(kl) for kl in wide.kl if kl is not None], float)
+    return shift_of([kl for kl in wide.kl if kl is not None], least)
+
+
+def shift_of(kl: Sequence[float | NotFinite], least: int = LEAST_RESAMPLED) -> Shift:
+    """Mean of the KL divergences of some prompts, with its interval as in `mean_kl`."""
+    values = np.array([_nats(x) for x in kl], float)
     if not_finite := int(np.isinf(values).sum()):
         return Shift(None, None, None, len(values), not_finite)
     if least == 1 or len(values) < least:

@@ -105,14 +105,14 @@ def gap_to_nulls(direct: Change, nulls: Sequence[Paired], families: Sequence[Seq
 
     The half-widths of the two are added in quadrature. That of the mean over the draws is the larger one of
     `draws_half_width` and of the interval for independent prompts, since the spread between draws contains the sampling
-    of their prompts. What categories add to the second is added. `families` holds the draws of every family. Without
-    draws of the family the gap is not known.
+    of their prompts (draws on the same prompts: docs/log.md, 2026-11-30). What categories add to the second is added.
+    `families` holds the draws of every family. Without draws of the family the gap is not known.
     """
     if not nulls or math.isnan(direct.value):
         return direct._replace(value=math.nan, low=math.nan, high=math.nan)
     pooled = Paired.mean(nulls)
     mean, alone = (relative_change(pooled.before, pooled.after, some) for some in (pooled.categories, ()))
-    draws = draws_half_width(_residuals(nulls), [_residuals(some) for some in families])
+    draws = draws_half_width(_deviations(nulls), [_deviations(some) for some in families])
 
     def half_width(with_categories: float, independent: float) -> float:
         added = math.sqrt(max(0.0, with_categories**2 - independent**2))
@@ -124,7 +124,7 @@ def gap_to_nulls(direct: Change, nulls: Sequence[Paired], families: Sequence[Seq
     return direct._replace(value=gap, low=gap - below, high=gap + above)
 
 
-def _residuals(draws: Sequence[Paired]) -> list[float]:
+def _deviations(draws: Sequence[Paired]) -> list[float]:
     """(after - R before) / mean(before) of every draw, for the ratio R of all; their mean is 0.
 
     The standard deviation of a ratio of means over draws is theirs (Cochran, Sampling Techniques, 6.4). Unlike a change

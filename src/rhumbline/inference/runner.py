@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -381,8 +382,8 @@ class Runner:
             # Padded prompts are prefilled at once.
             rows = max(1, self.tokens_per_forward // lengths[longest])
         if not proof.packing_is_exact:
-            options: dict[str, Any] = {"same_length": proof.padding_changes_logits, "longest": limit, "rows": rows}
-            return _DecodingPlan(rows, rectangles(lengths, n_arms, tokens, extra=max_new_tokens, **options))
+            padded_batches = partial(rectangles, same_length=proof.padding_changes_logits, longest=limit)
+            return _DecodingPlan(rows, padded_batches(lengths, n_arms, tokens, extra=max_new_tokens, rows=rows))
         n_slots = max(1, min(rows, tokens // width))
         packed = (Batch(arms, together) for arms in evenly(n_arms, n_slots) if together)
         widths = {i: n + max_new_tokens for i, n in beyond.items()}

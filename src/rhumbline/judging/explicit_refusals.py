@@ -31,7 +31,7 @@ _EXPLICIT = re.compile(
 )
 
 _LETTER = re.compile(r"(?:^|[.!?:;*#] ?)(?:dear \w|subject: )")
-"""The beginning of a letter, whose writer is not the model."""
+"""The beginning of a letter or an e-mail, whose writer is not the model."""
 # Most texts of answers have none of these words, and then need no normal form.
 _MAYBE = re.compile(
     r"can(?:'|`|n| n)o?t|won['`]t|will not|unable|not able|not willing|not allowed|decline|refuse", re.IGNORECASE

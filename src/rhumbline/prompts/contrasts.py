@@ -200,7 +200,7 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
     groups = _groups(contrast.prompts)
     pairs = set.intersection(*({groups[p.id] for p in pool if p.label == label} for label in LABELS))
     distinct = _distinct(_in_order(pool, groups, pairs, seed), fixed, groups)
-    dropped, repeats = len(pool) - len(distinct), len(fixed) - len(set(map(_near_key, fixed)))
+    dropped, repeats = len(pool) - len(distinct), _repeats(fixed, groups)
     has_pairs = any(prompt.response is not None and groups[prompt.id] in pairs for prompt in distinct)
 
     parts: dict[Split, dict[Label, tuple[Prompt, ...]]] = {
@@ -296,6 +296,18 @@ def _groups(prompts: Sequence[Prompt]) -> dict[str, Group]:
     keys = {prompt.id: (near_text(prompt.text), near_text(prompt.system or "")) for prompt in prompts}
     texts, systems = (len(set(some)) for some in zip(*keys.values(), strict=True)) if keys else (0, 0)
     return {id_: key if systems > texts else key[:1] for id_, key in keys.items()}
+
+
+def _repeats(fixed: Iterable[Prompt], groups: Mapping[str, Group]) -> int:
+    """Rows with a split in the file that repeat an earlier one: near duplicates, or its instruction in another split."""
+    keys: set[tuple[str, ...]] = set()
+    splits: dict[Group, Split | None] = {}
+    n = 0
+    for prompt in fixed:
+        is_elsewhere = splits.setdefault(groups[prompt.id], prompt.split) != prompt.split
+        n += is_elsewhere or _near_key(prompt) in keys
+        keys.add(_near_key(prompt))
+    return n
 
 
 def _distinct(pool: Iterable[Prompt], fixed: Sequence[Prompt], groups: Mapping[str, Group]) -> list[Prompt]:

@@ -15,7 +15,7 @@ from msgspec import UNSET, structs
 
 from rhumbline.evidence.class_rates import measured_outcomes
 from rhumbline.evidence.compared_arms import EFFECTS, NullDraw
-from rhumbline.evidence.metric_effects import families_below_bound, mean_kl, metric_changes
+from rhumbline.evidence.metric_effects import families_below_bound, metric_changes, shift_of
 from rhumbline.evidence.rate_effects import suppressing_draws
 from rhumbline.evidence.seed_results import levels_of
 from rhumbline.judging.metric import TokenMetric
@@ -201,7 +201,7 @@ def _damage(arm: ArmId, side: Label, values: Sequence[float | NotFinite]) -> Wid
 
     Both are not finite if one value is, and None without values (the lower end: with too few).
     """
-    shift = mean_kl(WideNulls({}, (), tuple(values)))
+    shift = shift_of(values)
     if shift.not_finite:
         return WideRow(arm=arm, side=side, metric=(), kl=NOT_FINITE, kl_low=NOT_FINITE)
     kl, low = (None if x is None else float(f"{x:.6g}") for x in (shift.kl, shift.low))
