@@ -189,10 +189,11 @@ class Protocol:
             )
         elif self.rule.max_p is not None:
             draws = min(self.nulls.total(f) if self.nulls.wide else 0 for f in self.rule.families)
-            if 1 / (draws + 1) > self.rule.max_p + 1e-9 or draws < (self.rule.min_draws or 0):
+            if draws < (least := max(self.rule.needed_draws, self.rule.min_draws or 0)):
                 yield (
-                    f"rule {self.rule.name} requires p <= {self.rule.max_p:g}, which {draws} wide null draws cannot "
-                    "reach; raise nulls.wide and nulls.procedure (option --wide-nulls N)"
+                    f"rule {self.rule.name} requires p <= {self.rule.max_p:g}, which needs {least} wide null draws of "
+                    f"each family and cannot be reached with {draws}; set nulls.wide and nulls.procedure to {least} or "
+                    f"more (option --wide-nulls {least})"
                 )
 
     def _faulty_judge(self) -> Iterator[str]:

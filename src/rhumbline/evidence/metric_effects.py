@@ -135,7 +135,7 @@ def families_below_bound(
     """
     if rule.max_p is None:
         return ()
-    stopped, least = [], math.ceil(1 / rule.max_p - 1e-9) - 1
+    stopped = []
     for arms in EFFECTS:
         if (changes := metric_changes(wide, nulls, arms, rule.max_kl)) is None:
             continue
@@ -143,7 +143,7 @@ def families_below_bound(
             change = float((arms.sign * (changes.base - changes.own)).mean())
             ranking = Ranking.of(change, comparable_changes(draws, rule.same_cosine))
             smallest_p = (1 + ranking.beaten) / (1 + planned[family])
-            if least <= ranking.draws and len(draws) < planned[family] and smallest_p > rule.max_p + 1e-9:
+            if rule.needed_draws <= ranking.draws and len(draws) < planned[family] and smallest_p > rule.max_p + 1e-9:
                 stopped.append(StoppedFamily(family, arms.name, len(draws)))
     return tuple(stopped)
 

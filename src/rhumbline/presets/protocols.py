@@ -4,7 +4,6 @@ Every difference between presets is a named field. Independent of models and of 
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -106,8 +105,7 @@ def quick(protocol: Protocol) -> Protocol:
     null draws complete two prompts each: one draw would leave the spread between draws unknown.
     """
     reads, nulls = protocol.reads or Sizes(32, 8, 24), protocol.nulls
-    least = math.ceil(1 / protocol.rule.max_p - 1e-9) - 1 if protocol.rule.max_p is not None else 0
-    draws = min(nulls.wide, least)
+    draws = min(nulls.wide, protocol.rule.needed_draws)
     return replace(
         protocol,
         quick=True,

@@ -299,7 +299,7 @@ def _groups(prompts: Sequence[Prompt]) -> dict[str, Group]:
 
 
 def _repeats(fixed: Iterable[Prompt], groups: Mapping[str, Group]) -> int:
-    """Rows with a split in the file that repeat an earlier one: near duplicates, or its instruction in another split."""
+    """Rows with a split in the file that repeat an earlier one: near duplicates, or its instruction in another one."""
     keys: set[tuple[str, ...]] = set()
     splits: dict[Group, Split | None] = {}
     n = 0

@@ -118,6 +118,11 @@ class Rule:
         if faults:
             raise ProtocolError(f"Rule {self.name!r}: {'; '.join(faults)}. Correct these fields of the rule.")
 
+    @property
+    def needed_draws(self) -> int:
+        """Comparable draws of a family that a p of `max_p` needs: p is at least 1 / (draws + 1). 0 without a bound."""
+        return 0 if self.max_p is None else math.ceil(1 / self.max_p - 1e-9) - 1
+
     def is_weaker_than(self, other: "Rule") -> bool:
         """Whether some condition of `other` is missing or less strict in this rule."""
 
