@@ -111,10 +111,9 @@ def test_the_variance_between_draws_contains_the_sampling_of_their_prompts():
     assert change_and_gap(before, own, apart).low == pytest.approx(0.85 - math.hypot(direct.value - direct.low, half))
 
 
-@pytest.mark.parametrize(("n", "draws"), [(24, 6), (50, 10)])
-def test_a_gap_to_draws_on_the_same_prompts_is_rarely_above_the_true_one(n, draws):
+def test_a_gap_to_draws_on_the_same_prompts_is_rarely_above_the_true_one():
     """Half of the draws remove the behaviour, all of them from the same half of the prompts: 0.25 on average."""
-    rng, repeats, wrong = np.random.default_rng(0), 200, 0
+    rng, n, draws, repeats, wrong = np.random.default_rng(0), 50, 10, 200, 0
     for _ in range(repeats):
         before, is_easy = np.ones(n), rng.random(n) < 0.5
         nulls = [paired(before, (~(is_easy & (rng.random() < 0.5))).astype(float)) for _ in range(draws)]
