@@ -245,6 +245,26 @@ def test_the_rank_among_comparable_draws(beaten, comparable, state):
     assert open_state is (UNDECIDED if state is SHOWN else state)
 
 
+@pytest.mark.parametrize(("not_finite", "state"), [(0, REFUTED), (15, REFUTED), (30, UNDECIDED)])
+def test_draws_whose_metric_is_not_finite_refute_nothing(not_finite, state):
+    """Of 39 draws 30 reach the effect, and the metric of some of these is not finite: it was not measured."""
+    values = (None,) * not_finite + (9.0,) * (39 - not_finite)
+    evidence = with_family(known(), "wide", "top-pc", replace(ranked(30, 39), values=values))
+    open_gap = RelativeChange(value=0.3, low=0.1, high=0.5, n=100)
+    assert claim(BEATS_NULLS, with_family(evidence, "relative_gap", "top-pc", open_gap)).state is state
+
+
+def test_a_rank_that_was_not_measured_is_not_a_lack_of_draws():
+    evidence = with_family(known(), "wide", "top-pc", replace(ranked(0, 39), p=None))
+    beats = claim(BEATS_NULLS, evidence)
+    assert (beats.state, beats.reason) == (
+        UNDECIDED,
+        "top-pc nulls (suppression) not measured; top-pc nulls (induction) not measured",
+    )
+    few = claim(BEATS_NULLS, with_family(known(), "wide", "top-pc", ranked(0, 18)))
+    assert "18 comparable draws, 19 needed" in few.reason
+
+
 def test_a_null_that_breaks_the_text_is_no_competitor_and_no_support():
     broken = claim(BEATS_NULLS, known(ablated_nulls=[(0, 100)] * 3))
     assert broken.state is SHOWN
@@ -331,6 +351,15 @@ def test_refits_decide_stability():
     assert claim(STABLE, known(cosine=0.5)).state is REFUTED
     wide = replace(known().stability, cosine=MeanInterval(0.8, 0.6, 0.95))
     assert claim(STABLE, replace(known(), stability=wide)).state is UNDECIDED
+
+
+@pytest.mark.parametrize(("refits", "decides"), [(1, False), (7, False), (8, True)])
+@pytest.mark.parametrize(("cosine", "state"), [(0.95, SHOWN), (0.5, REFUTED)])
+def test_few_refits_have_no_interval(refits, decides, cosine, state):
+    few = replace(known().stability, refits=refits, cosine=MeanInterval(cosine, cosine, cosine))
+    stable = claim(STABLE, replace(known(), stability=few))
+    assert (stable.state, stable.value, stable.n) == (state if decides else UNDECIDED, cosine, refits)
+    assert stable.low == (cosine if decides else None)
 
 
 # -- nothing to test --------------------------------------------------------------------------------------------------

@@ -126,6 +126,17 @@ def test_an_ablation_whose_logits_are_not_finite_damages_the_model():
     assert effect.families["top-pc"].beaten == 3
 
 
+@pytest.mark.parametrize("place", [BASELINE, ABLATION])
+def test_a_metric_that_is_not_finite_has_no_rank(place):
+    """One prompt of the baseline or of the direction; before, every draw reached its unknown change."""
+    evidence = wide(nulls=(4.0,) * 4)
+    rows = (structs.replace(row, metric=(5.0, None)) if row.arm == place else row for row in evidence.rows)
+    (effect,) = wide_effects(replace(evidence, rows=tuple(rows)), NULLS)
+    assert (effect.change, effect.families["top-pc"].p, effect.families["top-pc"].comparable) == (None, None, 4)
+    (known,) = wide_effects(evidence, NULLS)
+    assert known.families["top-pc"].p == 1 / 5
+
+
 def test_a_divergence_that_is_not_finite_is_written_and_read():
     evidence = replace(with_kl(wide(), NOT_FINITE, 0.5, None), kl=(NOT_FINITE, 0.5, None))
     assert convert(to_json(evidence), WideNulls) == evidence

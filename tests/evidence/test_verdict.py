@@ -208,6 +208,7 @@ def test_an_effect_that_some_seeds_refute_has_their_number_and_reasons():
         ([(0.95, True)], SHOWN),
         ([(0.95, False), (0.6, True)], REFUTED),
         ([(0.6, False)], UNDECIDED),  # different sites
+        ([(0.1, False), (0.6, True)], REFUTED),  # the smallest cosine is between different sites
         ([], UNDECIDED),
     ],
 )

@@ -21,6 +21,7 @@ from rhumbline.evidence.seed_evidence import (
     metric_fault,
     reaches,
 )
+from rhumbline.evidence.statistics import LEAST_RESAMPLED
 from rhumbline.records.arms import ABLATION, BASELINE, ArmId
 from rhumbline.records.claims import Claim, ClaimKind
 from rhumbline.records.effect_results import DamageChange, Effect, Quantity, RelativeChange, SecondEffect
@@ -310,11 +311,16 @@ def _rank(rule: Rule, max_p: float, effect: Effect, family: str, *, is_contradic
 
     Refuted if the exact interval of the share of such draws is above the bound: the family reaches the effect too
     often. A larger p that does not show this decides nothing. Nor does it if completions contradict it: the metric also
-    falls where a draw breaks the model, and a judge that reads texts does not call this suppression.
+    falls where a draw breaks the model, and a judge that reads texts does not call this suppression. Nor do draws whose
+    metric is not finite, though they count as reaching the effect in p.
     """
     wide = effect.wide.get(family)
     comparable = 0 if wide is None or wide.comparable is UNSET else wide.comparable
     if wide is None or wide.p is None or wide.beaten is UNSET:
+        if comparable >= max(1, rule.min_draws or 0):
+            return VerdictReason(
+                code=VerdictCode.NULL_NOT_MEASURED, state=NOT_TESTED, effect=effect.name, family=family
+            )
         return VerdictReason(
             code=VerdictCode.TOO_FEW_DRAWS,
             state=NOT_TESTED,
@@ -323,7 +329,8 @@ def _rank(rule: Rule, max_p: float, effect: Effect, family: str, *, is_contradic
             draws=comparable,
             bound=rule.min_draws or 1,
         )
-    often = binomtest(wide.beaten, comparable).proportion_ci(0.95, "exact").low > max_p
+    measured = max(0, wide.beaten - sum(value is None for value in wide.values))
+    often = binomtest(measured, comparable).proportion_ci(0.95, "exact").low > max_p
     return VerdictReason(
         code=VerdictCode.NULL_RANK,
         state=SHOWN if wide.p <= max_p + 1e-9 else REFUTED if often and not is_contradicted else UNDECIDED,
@@ -417,12 +424,14 @@ def _refit_cosine(rule: Rule, evidence: SeedEvidence) -> VerdictReason:
     refits = evidence.stability
     if refits is None or not is_number(refits.cosine.mean):
         return VerdictReason(code=VerdictCode.NOT_MEASURED, state=NOT_TESTED)
+    # The range of few refits is no interval: that of one has no width.
+    low, high = (refits.cosine.low, refits.cosine.high) if refits.refits >= LEAST_RESAMPLED else (None, None)
     return VerdictReason(
         code=VerdictCode.REFIT_COSINE,
-        state=_state(refits.cosine.low, refits.cosine.high, rule.min_cosine),
+        state=_state(low, high, rule.min_cosine),
         value=refits.cosine.mean,
-        low=refits.cosine.low,
-        high=refits.cosine.high,
+        low=low,
+        high=high,
         bound=rule.min_cosine,
         n=refits.refits,
     )

@@ -171,7 +171,10 @@ def comparable_changes(draws: Draws, same_cosine: float | None) -> list[float]:
 
 
 def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draws: int) -> WideNull:
-    """The rank of the direction's change among the changes of one family's draws."""
+    """The rank of the direction's change among the changes of one family's draws.
+
+    A change that is not finite has no rank: it was not measured. A draw with such a change reaches the direction's.
+    """
     changes = [draw.change for draw in draws]
     reaching = [draw for draw in draws if draw.null.passed and not draw.change < change]
     damaging = sum(draw.is_damaging for draw in reaching)
@@ -180,7 +183,7 @@ def wide_null(change: float, draws: Draws, same_cosine: float | None, least_draw
         draws=len(draws),
         mean=finite_or_none(math.fsum(changes) / len(draws)),
         max=finite_or_none(max(changes)),
-        p=ranking.p(least_draws),
+        p=ranking.p(least_draws) if math.isfinite(change) else None,
         floor=rank_floor(ranking.draws),
         comparable=ranking.draws,
         beaten=ranking.beaten,

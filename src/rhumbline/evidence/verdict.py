@@ -160,11 +160,13 @@ def _with_seed_cosine(rule: Rule, claim: Claim, pairs: Sequence[SeedPair]) -> Cl
     """The claim *stable* with the smallest cosine between the directions of two tested seeds.
 
     If this cosine decides the state, it is the number of the claim, and n the number of pairs. Seeds that select
-    different sites can have different directions there, so a small cosine between them refutes nothing.
+    different sites can have different directions there, so a small cosine between them refutes nothing; that of two
+    seeds with one site does, whatever the other pairs have.
     """
     if rule.min_cosine is None:
         return claim
-    nearest = min(pairs, key=lambda pair: pair.cosine, default=None)
+    refuting = [pair for pair in pairs if pair.same_site and pair.cosine < rule.min_cosine]
+    nearest = min(refuting or pairs, key=lambda pair: pair.cosine, default=None)
     if nearest is None:
         condition = VerdictReason(code=VerdictCode.SEED_COSINE, state=NOT_TESTED)
     else:

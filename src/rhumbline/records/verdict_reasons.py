@@ -53,7 +53,7 @@ class VerdictCode(StrEnum):
     REFIT_COSINE = "refit-cosine"
     """Cosine of the refitted directions with the direction; the interval contains 95 % of the refits."""
     SEED_COSINE = "seed-cosine"
-    """Smallest cosine between the directions of two seeds."""
+    """Smallest cosine between the directions of two seeds; if it is refuted, of those with one site."""
     NOT_IN_RULE = "not-in-rule"
     """The rule has no bound for this claim."""
     NOT_MEASURED = "not-measured"
@@ -260,7 +260,8 @@ class VerdictReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
             case VerdictCode.SEED_COSINE if state is ClaimState.NOT_TESTED:
                 return "only one seed has a direction"
             case VerdictCode.SEED_COSINE:
-                return f"smallest cosine between seeds {self._reached(state)}"
+                site = " with one site" if state is ClaimState.REFUTED else ""
+                return f"smallest cosine between seeds{site} {self._reached(state)}"
             case VerdictCode.NO_ROOM:
                 return self.negatives
             case VerdictCode.NOT_IN_RULE:
