@@ -119,6 +119,11 @@ class Rule:
             raise ProtocolError(f"Rule {self.name!r}: {'; '.join(faults)}. Correct these fields of the rule.")
 
     @property
+    def is_relative(self) -> bool:
+        """Whether margins are relative to the baseline: shares of the behaviour, or of its absence."""
+        return self.reads == "interval" and self.version > 4
+
+    @property
     def needed_draws(self) -> int:
         """Comparable draws of a family that a p of `max_p` needs: p is at least 1 / (draws + 1). 0 without a bound."""
         return 0 if self.max_p is None else math.ceil(1 / self.max_p - 1e-9) - 1

@@ -46,10 +46,11 @@ def arms_figure(run: RunRecord, draw: page.Canvas) -> Html:
             "one null draw each; ❙ the mean of their family in a seed. The numbers are those of the seeds, in order. "
         )
         if run.has_baseline:
+            unit = " of the behaviour, or of its absence, at baseline" if rule.is_relative else ""
             lines = (
-                f"Dashed line: the baseline moved by the margin of the rule ({number(rule.min_drop)}). Brackets: the "
-                f"mean of a null family moved by its margin ({number(rule.min_gap)}). Shaded: the values that the rule "
-                "requires of the direction. "
+                f"Dashed line: the baseline moved by the margin of the rule ({number(rule.min_drop)}{unit}). Brackets: "
+                f"the mean of a null family moved by its margin ({number(rule.min_gap)}{unit}). Shaded: the values "
+                "that the rule requires of the direction. "
             )
     note = page.how_to_read(marks, lines, "Point at a mark to see its numbers.")
     return page.section("Arms", draw(charts), *_subtractions(run), note)
@@ -169,20 +170,25 @@ def _swarm(values: Sequence[float], bin_width: float = 0.02) -> list[float]:
 
 
 def _margin_rows(rows: Sequence[ChartRow], sign: int, rule: Rule, reach: tuple[float, float]) -> list[ChartRow]:
-    """Return the marks of the rule: margins from the baseline and from each family, and the region beyond them all."""
+    """Return the marks of the rule: margins from the baseline and from each family, and the region beyond them all.
+
+    Relative margins are those of a change of the rate: multiplied by the behaviour, or by its absence, at baseline.
+    """
     rate: ChartRow = {row["kind"]: row["rate"] for row in rows if row["kind"] in ("baseline", "direction")}
     marks: list[ChartRow] = []
     if sign < 0 and rate.get("baseline", 1) < rule.min_baseline:
         marks.append({"kind": "margin", "rate": rule.min_baseline, "arm": "lowest baseline that the rule accepts"})
     if "direction" not in rate or "baseline" not in rate:
         return marks
-    limits = [rate["baseline"] + sign * rule.min_drop]
-    marks.append({"kind": "margin", "rate": limits[0], "arm": f"baseline {sign * rule.min_drop:+.2f}"})
+    room = (rate["baseline"] if sign < 0 else 1 - rate["baseline"]) if rule.is_relative else 1.0
+    drop, gap = sign * room * rule.min_drop, sign * room * rule.min_gap
+    limits = [rate["baseline"] + drop]
+    marks.append({"kind": "margin", "rate": limits[0], "arm": f"baseline {drop:+.2f}"})
     families = [printable(family, 16) for family in rule.families]
     for row in rows:
         if row["kind"] == "mean" and row["row"] in families:
-            limits.append(row["rate"] + sign * rule.min_gap)
-            note = f"mean of the draws {sign * rule.min_gap:+.2f}"
+            limits.append(row["rate"] + gap)
+            note = f"mean of the draws {gap:+.2f}"
             marks.append({"kind": "gap", "row": row["row"], "rate": row["rate"], "to": limits[-1], "arm": note})
     # A margin that no rate can reach is outside the axis and is not drawn.
     lowest, highest = reach

@@ -6,7 +6,7 @@ from typing import Any
 from rhumbline.records.results import SeedResult, StyleSummary
 from rhumbline.report import page
 from rhumbline.report.page import Html, interval, number
-from rhumbline.report.run_record import RunRecord
+from rhumbline.report.run_record import RunRecord, level_unit
 
 _MOST_MARKERS = 12
 """Markers of a seed that are listed."""
@@ -43,9 +43,8 @@ def continuous_score(run: RunRecord) -> Html:
 def _introduction(run: RunRecord) -> str:
     return (
         f"The {run.protocol.behaviour} of a completion is a continuous score by the judge {run.protocol.judge}. A "
-        "level is this score in units of the gap between the classes at baseline: 0 is the mean of the negatives, 1 "
-        "that of the positives. Content is the share of the baseline completion, or of the known answer, that remains. "
-        "Without it, a degenerate text could reach a high score."
+        f"level is this score in units of {level_unit(run.seeds)}. Content is the share of the baseline completion, or "
+        "of the known answer, that remains. Without it, a degenerate text could reach a high score."
     )
 
 

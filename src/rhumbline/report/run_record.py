@@ -76,6 +76,13 @@ def measure(seeds: Iterable[SeedResult]) -> Literal["rate", "level"]:
     return "level" if any(seed.style is not UNSET for seed in seeds) else "rate"
 
 
+def level_unit(seeds: Iterable[SeedResult]) -> str:
+    """Return what a level is a share of, in words: the gap between completions at baseline, or between texts."""
+    of_texts = any(seed.style is not UNSET and seed.style.unit.source == "texts" for seed in seeds)
+    what = "texts of the contrast" if of_texts else "completions at baseline"
+    return f"the gap between the classes in {what}: 0 is the mean of the negatives there, 1 that of the positives"
+
+
 def measured_arm(seed: SeedResult, arm: ArmId, side: Label) -> ArmRate | None:
     """Return the rate of one arm on one set; None if it was not measured."""
     return next((row for row in seed.arms if (row.arm, row.side) == (arm, side) and row.rate is not None), None)

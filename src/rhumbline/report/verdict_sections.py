@@ -19,7 +19,7 @@ from rhumbline.records.verdict_names import VerdictName
 from rhumbline.report import page
 from rhumbline.report.claims_table import claims_table
 from rhumbline.report.page import Html, interval, number
-from rhumbline.report.run_record import RunRecord, measured_arm, site_text
+from rhumbline.report.run_record import RunRecord, level_unit, measured_arm, site_text
 
 _BADGES = {
     VerdictName.REPRODUCES: ("yes", "●"),
@@ -126,9 +126,10 @@ def _shown(run: RunRecord) -> list[str]:
         case VerdictName.NOT_TESTED:
             return ["No direction was tested. The run is evidence neither for nor against a single direction."]
         case VerdictName.NOT_SINGLE:
+            missing = "the estimate" if run.protocol.rule.reads == "estimate" else "the whole interval"
             return [
-                "For the direction that this procedure selected, a claim about its effects is refuted: the whole "
-                "interval misses the margin of the rule.",
+                f"For the direction that this procedure selected, a claim about its effects is refuted: {missing} "
+                "misses the margin of the rule.",
                 "Another position, layer, extraction, coefficient or judge can give a direction that does. Not finding "
                 "a direction does not prove that none exists.",
                 *qualification,
@@ -194,10 +195,10 @@ def _limits(run: RunRecord) -> list[str]:
     own = [row for seed in run.seeds for row in seed.arms if row.arm in (ABLATION, ADDITION)]
     degenerate = max((row.degenerate or 0 for row in own), default=0)
     if degenerate > 0:
-        limits.append(
-            f"Up to {degenerate:.0%} of the completions under an intervention were degenerate. They count against "
-            "both effects."
-        )
+        counted = "They count against both effects."
+        if not run.protocol.rule.is_relative:
+            counted = "The rule counts them as not showing the behaviour, so under ablation in favour of the direction."
+        limits.append(f"Up to {degenerate:.0%} of the completions under an intervention were degenerate. {counted}")
     return limits
 
 
@@ -223,10 +224,7 @@ def key_numbers(run: RunRecord) -> Html:
             "rank p on the metric over the families of the rule, among comparable draws. The sections below list every "
             "family."
         )
-    level = page.note(
-        "A level is a continuous score in units of the gap between the classes at baseline: 0 is the mean of the "
-        "negatives, 1 that of the positives."
-    )
+    level = page.note(f"A level is a continuous score in units of {level_unit(run.seeds)}.")
     table, unit = page.table(head, rows, left=3, key=True), level if run.measure == "level" else ""
     return page.section("Key numbers", table, page.how_to_read(site, columns), _without_effect(run), unit)
 
