@@ -189,3 +189,12 @@ def test_findings_need_an_interval_beyond_margin_and_nulls_and_a_text_that_is_ke
     assert finding(SURE, content=0.9, similarity=0.3) is StyleFinding.DAMAGED
     assert finding(SURE, content=0.3) is finding(SURE, degenerate=0.2) is StyleFinding.DAMAGED
     assert finding(SURE, gap=Mean(0.1, -0.1, 0.3, 30)) is StyleFinding.NO_BASELINE
+    # The interval of two prompts that agree has no width.
+    for n in (2, 7):
+        assert finding(SURE, gap=Mean(0.5, 0.5, 0.5, n)) is StyleFinding.UNDECIDED
+    assert finding(SURE, gap=Mean(0.5, 0.4, 0.6, 8)) is StyleFinding.MOVED
+
+
+def test_the_intervals_of_all_doses_of_an_intervention_hold_together():
+    assert StyleDosesPlan(doses=(0.5, 1.0, 2.0), strengths=(0.5, 1.0), ranks=(2, 4)).comparisons == 4
+    assert StyleDosesPlan(doses=(0.5, 1.0, 2.0), strengths=(1.0,), ranks=()).comparisons == 3

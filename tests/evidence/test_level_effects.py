@@ -215,6 +215,19 @@ def test_a_class_without_scores_has_no_unit_and_no_levels():
     assert {row.rate for row in levels.arms()} == {None}
 
 
+def test_effects_without_a_unit_are_unknown():
+    """A warning of NumPy about means of nothing fails this test."""
+    rows = [
+        structs.replace(row, cls="unscored", score=None)
+        if (str(row.arm), row.side) == ("baseline", "negative")
+        else row
+        for row in outcomes(0.4, 0.0, 0.1, 0.36, n=10)
+    ]
+    suppression, induction = Levels.of(rows).effects()
+    assert (suppression.relative.value, suppression.low, induction.n) == (None, None, 0)
+    assert Levels.of(rows).suppressing_draws(0.25) == set()
+
+
 def test_pooled_effects_are_the_mean_and_the_range_of_the_seeds():
     seeds = [Levels.of(outcomes(0.4, 0.0, ablated, 0.36, n=20)) for ablated in (0.0, 0.2)]
     drops = [levels.effects()[0].drop for levels in seeds]

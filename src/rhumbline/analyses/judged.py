@@ -3,7 +3,7 @@
 Shared by the analyses that complete texts. The judge and the header are those of the run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from rhumbline.records.verdict_rule import is_comparable
 from rhumbline.stages.common_start import header_text
 from rhumbline.stages.completions import answers
 from rhumbline.stages.null_families import generator, isotropic
-from rhumbline.stages.seed_artefacts import SeedArtefacts
+from rhumbline.stages.seed_artefacts import Null, SeedArtefacts
 
 Classes = Sequence[Class]
 """Of one arm: the class of the completion of every prompt."""
@@ -119,7 +119,8 @@ def beyond(own: Change, nulls: Mapping[str, Sequence[Change]], *, rises: bool = 
 def null_directions(subject: Subject, like: Direction, draws: int) -> dict[str, list[Direction]]:
     """`draws` isotropic directions of the norm and site of `like`, and one draw of every other family of the run.
 
-    It is the first draw that the rule of the run compares with the direction: its |cosine| is not too large.
+    It is the first draw that the rule of the run would compare with `like` and with the direction of the run: its
+    |cosine| with either is not too large.
     """
     nulls: dict[str, list[Direction]] = {"isotropic": []}
     for draw in range(draws):
@@ -127,7 +128,19 @@ def null_directions(subject: Subject, like: Direction, draws: int) -> dict[str, 
         nulls["isotropic"].append(Direction.from_vector(vector / vector.norm() * like.norm, like.position, like.layer))
     if subject.directory.has(NullDirections, subject.seed):
         limit = Protocol.of(subject.directory.protocol).rule.same_cosine
-        for null in SeedArtefacts(subject.directory, subject.seed).nulls:
-            if null.family not in nulls and is_comparable(null.cosine, limit):
-                nulls[null.family] = [null.direction]
+        compared = [like] if subject.direction is None else [like, subject.direction]
+        drawn = (n for n in SeedArtefacts(subject.directory, subject.seed).nulls if n.family not in nulls)
+        nulls |= {family: [one] for family, one in first_comparable(drawn, compared, limit).items()}
     return nulls
+
+
+def first_comparable(
+    nulls: Iterable[Null], directions: Sequence[Direction], same_cosine: float | None
+) -> dict[str, Direction]:
+    """The first draw of each family that is aligned with none of the directions."""
+    found: dict[str, Direction] = {}
+    for null in nulls:
+        cosines = (float(null.direction.vector @ d.vector) for d in directions)
+        if null.family not in found and all(is_comparable(cosine, same_cosine) for cosine in cosines):
+            found[null.family] = null.direction
+    return found

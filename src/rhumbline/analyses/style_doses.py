@@ -21,6 +21,7 @@ from rhumbline.analyses.spans import span_of
 from rhumbline.analyses.stored_parts import resumable_runner
 from rhumbline.analyses.style_readouts import Completions, Gap, StyleReaders, answer, dose_of, mean_of
 from rhumbline.errors import InputError
+from rhumbline.evidence.frontier_answers import simultaneous
 from rhumbline.inference.interventions import BASELINE, Ablate, AblateSpan, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.degeneration import degeneration
@@ -273,7 +274,7 @@ class _Study:
         texts = baseline["negative"].texts, baseline["positive"].texts
         similarity = readers.similarity(*texts)
         reference = mean_of(readers.content(*texts)), None if similarity is None else mean_of(similarity)
-        level = 1 - (1 - LEVEL) / max(1, len(self.plan.doses))
+        level = simultaneous(LEVEL, self.plan.comparisons)
         rows = []
         for label in LABELS:
             own, of_arms = completed[label]

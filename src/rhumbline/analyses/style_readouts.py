@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from rhumbline.evidence.statistics import bootstrap_mean, wilson
+from rhumbline.evidence.statistics import LEAST_RESAMPLED, bootstrap_mean, wilson
 from rhumbline.inference.documents import log_likelihoods
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.degeneration import degeneration
@@ -206,9 +206,14 @@ def dose_of(condition: StyleCondition, readouts: ArmReadouts, gap: Gap, level: f
 def answer(
     intervention: Intervention, doses: Sequence[StyleDose], plan: StyleDosesPlan, gap: Mean, reference: Mean
 ) -> StyleAnswer:
-    """The finding for one intervention, from its doses, its nulls and the baseline of its side."""
+    """The finding for one intervention, from its doses, its nulls and the baseline of its side.
+
+    Undecided with fewer than `LEAST_RESAMPLED` prompts, whose intervals are too narrow.
+    """
     if not (gap.low or 0.0) > 0:
         return StyleAnswer(intervention, StyleFinding.NO_BASELINE, None)
+    if gap.n < LEAST_RESAMPLED:
+        return StyleAnswer(intervention, StyleFinding.UNDECIDED, None)
     own = [d for d in doses if d.intervention == intervention and d.family is None]
     (baseline,) = (d for d in doses if d.intervention is None and d.side == own[0].side)
     kept = [d for d in own if _keeps_text(d, baseline, plan, reference)]

@@ -295,7 +295,7 @@ class Levels:
 
     def _room(self, effect: ComparedArms, base: np.ndarray | np.floating | float) -> np.ndarray:
         """The largest possible mean change: to the mean of the negatives, or of the positives; NaN if it is not > 0."""
-        room = effect.sign * (base - self._reference(effect).mean())
+        room = effect.sign * (base - _mean(self._reference(effect)))
         return np.where(room > 0, room, math.nan)
 
     def _reference(self, effect: ComparedArms) -> Scores:
@@ -314,7 +314,7 @@ class Levels:
         change = effect.sign * self.fall(arm, effect.label, prompts)
         rows = self.outcomes[arm, effect.label]
         broken = np.array([rows[i].cls == "degenerate" for i in prompts])
-        largest = effect.sign * (self._baseline(effect.label, prompts) - self._reference(effect).mean())
+        largest = effect.sign * (self._baseline(effect.label, prompts) - _mean(self._reference(effect)))
         return np.where(broken, 0.0 if against else np.maximum(largest, 0.0), change)
 
 
@@ -361,4 +361,7 @@ def _mean(values: Scores) -> float:
 
 
 def _resampled_means(values: Scores, rng: np.random.Generator) -> Float[np.ndarray, " draw"]:
+    """The means of resamples; NaN without values."""
+    if not len(values):
+        return np.full(DRAWS, math.nan)
     return values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)

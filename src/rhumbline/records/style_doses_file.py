@@ -74,6 +74,11 @@ class StyleDosesPlan:
             not_a_share("most_degenerate", self.most_degenerate),
         )
 
+    @property
+    def comparisons(self) -> int:
+        """The largest number of doses of one intervention: a finding is that of the best one."""
+        return max(len(self.doses), len(self.strengths) + len(self.ranks))
+
 
 QUICK = StyleDosesPlan(doses=(0.5, 1.0), strengths=(1.0,), ranks=(2,), nulls=1, prompts=16, max_new_tokens=32)
 """A first answer with few prompts and doses."""
