@@ -86,6 +86,20 @@ def test_a_random_vector_orthogonal_to_the_direction_has_its_energy(seed, axis, 
         assert energy(h, other[None]) == pytest.approx(energy(h, r), rel=0.05)
 
 
+@pytest.mark.parametrize("rank", [2, 3, 5])
+def test_a_span_that_cannot_have_the_energy_has_the_most_of_its_rank(rank):
+    """The random rows all approach the first axis; a span of fewer dimensions would be a weaker null."""
+    torch.manual_seed(0)
+    h = torch.randn(60, 64) * torch.tensor([10.0, 2.0, 1.0] + [0.3] * 61)
+    fixed = torch.eye(64)[-1:]
+    most = torch.linalg.svd(h - h.mean(0)).Vh[: rank - 1]
+    span = random_span(fixed, rank, h, np.random.default_rng(0), 0.999)
+    assert len(span) == rank
+    assert energy(h, span) == pytest.approx(energy(h, most) + energy(h, fixed), abs=0.01)
+    within = random_span(fixed, rank, h, np.random.default_rng(0), 0.5)
+    assert (len(within), energy(h, within)) == (rank, pytest.approx(0.5, abs=0.01))
+
+
 def test_negatives_without_variance_have_isotropic_vectors():
     span = random_span(torch.eye(8)[:1], 2, torch.ones(4, 8), np.random.default_rng(0), 0.5)
     assert torch.isfinite(span).all()

@@ -14,6 +14,7 @@ from rhumbline.judging.metric import TokenMetric, kl_divergence, refusal_metric
 from rhumbline.judging.scorer import Scorer
 from rhumbline.records.positions import Position
 from rhumbline.records.reasons import Discard
+from rhumbline.records.seed_files import Candidate
 from rhumbline.records.shared import Site
 from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 from rhumbline.stages.selection import swing_low
@@ -119,6 +120,10 @@ def test_the_interval_of_a_swing(family_model):
     # More copies of the same prompts: the same swing with less noise.
     more = replace(scores, positive=POSITIVE * 20, negative=NEGATIVE * 20)
     assert low < swing_low(more, site) < float(swing)
+    # One prompt has no spread, so that its swing is not above its noise.
+    assert swing_low(replace(scores, negative=NEGATIVE[:1]), site) == 0
+    (discarded,) = choose([Candidate(Position(-1), 2, -1.0, 1.0, 0.0, swing_low=0.0)], 4, BLOG2026).candidates
+    assert discarded.discarded is Discard.WITHIN_NOISE
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe", "gpt_oss"])

@@ -134,9 +134,16 @@ def random_span(
     share = (values / values[0].clamp_min(1e-30)).clamp_min(1e-3) ** 2
     along = plain.double() @ axes.T
     rest = plain.double() - along @ axes
+    # A large t leaves all rows along the first axis. A basis of their span in which row k begins at axis k keeps them
+    # apart, because each row has its own scale.
+    first = torch.ones(len(plain), 1, dtype=torch.float64)
+    if len(plain) <= len(axes):
+        mix = torch.linalg.inv(along[:, : len(plain)])
+        along, rest, first = (mix @ along).triu(), mix @ rest, share[: len(plain), None]
 
     def drawn(t: float) -> Basis:
-        return span_of(torch.cat([fixed, (rest * float(share[-1]) ** t + (along * share**t) @ axes).float()]))
+        weighted = (along * (share / first) ** t) @ axes + rest * (share[-1] / first) ** t
+        return span_of(torch.cat([fixed, weighted.float()]))
 
     low, high = 0.0, 4.0
     for _ in range(20):

@@ -99,12 +99,17 @@ def _cell(row: Candidate) -> Survivor:
 
 
 def swing_low(grid: ScoreGrid, site: Site) -> float:
-    """Lower end of the 95 % interval of a candidate's swing over the validation prompts; NaN if it is not finite."""
+    """Lower end of the 95 % interval of a candidate's swing over the validation prompts.
+
+    0, which is within noise, if it is not known: for one prompt of a class, and if a score is not finite.
+    """
+    if min(len(grid.positive), len(grid.negative)) < 2:
+        return 0.0
     before = [grid.scorer.read(sequences, [BASELINE]).metric[0] for sequences in (grid.positive, grid.negative)]
     falls, rises = before[0] - grid.by_prompt("bypass", [site])[0], grid.by_prompt("induce", [site])[0] - before[1]
     error = math.sqrt(sum(float(x.double().var()) / len(x) for x in (falls, rises)))
     low = float(falls.double().mean() + rises.double().mean()) - Z_95 * error
-    return low if math.isfinite(low) else math.nan
+    return low if math.isfinite(low) else 0.0
 
 
 def _mean(values: Sequence[float | None], kept: Sequence[bool]) -> float | None:
