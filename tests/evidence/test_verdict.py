@@ -193,6 +193,19 @@ def test_the_number_of_an_effect_is_that_over_all_seeds():
     assert (claim.value, claim.low, claim.bound) == (0.7, 0.8, BLOG2026.min_drop)
 
 
+def test_an_undecided_effect_has_no_number_beyond_the_margin():
+    """Two seeds of 100 prompts are undecided, and the interval over both is above the margin of one half."""
+    change = RelativeChange(value=0.58, low=0.51, high=0.64, n=200)
+    pooled = [PooledEffect("suppression", 0.58, 0.5, 0.65, n=200, spread=0.0, shared=0, relative=change)]
+    verdicts = {seed: decide(RHUMBLINE, known(ablated=42)) for seed in (0, 1)}
+    claim = claim_of(ClaimKind.SUPPRESSES, overall(RHUMBLINE, verdicts, pooled=pooled).claims)
+    assert (claim.state, claim.n) == (UNDECIDED, 100)
+    assert claim.low < RHUMBLINE.min_drop < claim.high
+    around = [replace(pooled[0], relative=structs.replace(change, low=0.45))]
+    claim = claim_of(ClaimKind.SUPPRESSES, overall(RHUMBLINE, verdicts, pooled=around).claims)
+    assert (claim.state, claim.low, claim.n) == (UNDECIDED, 0.45, 200)
+
+
 def test_an_effect_that_some_seeds_refute_has_their_number_and_reasons():
     change = RelativeChange(value=0.9, low=0.85, high=0.95, n=150)
     pooled = [PooledEffect("suppression", 0.9, 0.8, 1.0, n=150, spread=0.1, shared=50, relative=change)]

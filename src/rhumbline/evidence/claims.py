@@ -98,7 +98,7 @@ def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
     failing = [effect for effect in effects if second.source is not UNSET and _second_fails(rule, effect)]
     if failing and not passes:
         first = [effect.relative for arms in EFFECTS if (effect := evidence.effect(arms.name)) is not None]
-        reaches_margin = [c is not UNSET and _state(c.low, c.high, rule.min_drop) is SHOWN for c in first]
+        reaches_margin = [c is not UNSET and state_of(c.low, c.high, rule.min_drop) is SHOWN for c in first]
         if len(first) < len(EFFECTS) or not all(reaches_margin):
             return _claim(ClaimKind.UNIQUE, [VerdictReason(code=VerdictCode.FIRST_NOT_SHOWN, state=UNDECIDED)])
         return _claim(ClaimKind.UNIQUE, [_second_effect(rule, effect, SHOWN) for effect in failing])
@@ -108,12 +108,12 @@ def uniqueness(rule: Rule, evidence: SeedEvidence) -> Claim:
 
 def _second_fails(rule: Rule, effect: SecondEffect) -> bool:
     change = effect.relative
-    return change.n >= UNIQUE_PROMPTS and _state(change.low, change.high, rule.min_drop) is REFUTED
+    return change.n >= UNIQUE_PROMPTS and state_of(change.low, change.high, rule.min_drop) is REFUTED
 
 
 def _second_passes(rule: Rule, effect: SecondEffect) -> bool:
     ranks = [effect.p.get(family) for family in rule.families] if rule.max_p is not None else []
-    is_large = _state(effect.relative.low, effect.relative.high, rule.min_drop) is SHOWN
+    is_large = state_of(effect.relative.low, effect.relative.high, rule.min_drop) is SHOWN
     return is_large and all(p is not None and p <= (rule.max_p or 1.0) + 1e-9 for p in ranks)
 
 
@@ -205,7 +205,7 @@ def _slack(condition: VerdictReason) -> float:
     return -above if condition.code in DAMAGE else above
 
 
-def _state(low: float | None, high: float | None, margin: float) -> ClaimState:
+def state_of(low: float | None, high: float | None, margin: float) -> ClaimState:
     """Whether a quantity with this interval reaches a margin; an unknown end decides nothing."""
     if is_number(low) and reaches(low, margin):
         return SHOWN
@@ -253,7 +253,7 @@ def _relative_reason(
     most = change.high if change.most is None else change.most
     return VerdictReason(
         code=code,
-        state=_state(change.low, most, margin),
+        state=state_of(change.low, most, margin),
         effect=effect.name,
         family=family,
         value=change.value,
@@ -428,7 +428,7 @@ def _refit_cosine(rule: Rule, evidence: SeedEvidence) -> VerdictReason:
     low, high = (refits.cosine.low, refits.cosine.high) if refits.refits >= LEAST_RESAMPLED else (None, None)
     return VerdictReason(
         code=VerdictCode.REFIT_COSINE,
-        state=_state(low, high, rule.min_cosine),
+        state=state_of(low, high, rule.min_cosine),
         value=refits.cosine.mean,
         low=low,
         high=high,

@@ -9,7 +9,7 @@ from msgspec import UNSET, structs
 
 from rhumbline.arguments import checked
 from rhumbline.errors import ProtocolError
-from rhumbline.evidence.claims import NOT_TESTED, REFUTED, SHOWN, UNDECIDED, combined, seed_claims, slack
+from rhumbline.evidence.claims import NOT_TESTED, REFUTED, SHOWN, UNDECIDED, combined, seed_claims, slack, state_of
 from rhumbline.evidence.seed_evidence import SeedEvidence, Verdict
 from rhumbline.evidence.verdict_rules import criteria
 from rhumbline.evidence.version_4_verdict import version_4_decide, version_4_overall
@@ -44,9 +44,10 @@ def overall(
     """The verdict of a run from those of its seeds, by the same claims.
 
     Seeds in which nothing could be tested are left out. An effect is refuted if one seed refutes it, and shown if every
-    tested seed shows it. If every seed was tested, its number is the effect over all seeds, `pooled`; but if only some
-    seeds refute it, it is that of the one among them which is nearest to the margin. Damage depends on the direction
-    that a seed selects: it is refuted that the rest stays intact only if every tested seed refutes it.
+    tested seed shows it. If every seed was tested, its number is the effect over all seeds, `pooled`; but if that has
+    another state than the claim, or only some seeds refute it, it is that of the seed in its state which is nearest to
+    the margin. Damage depends on the direction that a seed selects: it is refuted that the rest stays intact only if
+    every tested seed refutes it.
     """
     if not verdicts:
         raise ProtocolError("The verdict of a run needs at least one seed: got none. Pass the verdict of every seed.")
@@ -146,13 +147,18 @@ def _disagreement(by_seed: Mapping[int, Claim]) -> VerdictReason:
 
 
 def _with_pooled(rule: Rule, claim: Claim, pooled: Sequence[PooledEffect]) -> Claim:
-    """The claim with the number of the effect over all seeds: the change of the rate that the rule reads."""
+    """The claim with the number of the effect over all seeds: the change of the rate that the rule reads.
+
+    Not if its interval has another state: the seeds decide, and that of more prompts is narrower.
+    """
     effect = next((e for e in pooled if e.name == _POOLED.get(claim.kind)), None)
     if effect is None or claim.value is None or effect.relative is UNSET:
         return claim
     if rule.reads == "estimate":
         return structs.replace(claim, value=effect.drop, low=effect.low, high=effect.high, n=effect.n)
     change = effect.relative
+    if state_of(change.low, change.high if change.most is None else change.most, rule.min_drop) is not claim.state:
+        return claim
     return structs.replace(claim, value=change.value, low=change.low, high=change.high, n=change.n)
 
 
