@@ -3,6 +3,7 @@
 Shared by the analyses that complete texts. The judge and the header are those of the run.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -101,16 +102,25 @@ def null_change(changes: Sequence[Change]) -> NullChange:
     return NullChange(len(changes), mean, max(known, default=None), share)
 
 
-def beyond(own: Change, nulls: Mapping[str, Sequence[Change]], *, rises: bool = False) -> MeanRate | None:
-    """The difference of the direction's rate and the mean rate of the family with the largest mean change."""
-    means = {family: [c for c in some if c.change is not None and c.rate is not None] for family, some in nulls.items()}
-    means = {family: some for family, some in means.items() if some}
-    if own.rate is None or not means:
+def beyond(own: Classes, nulls: Mapping[str, Sequence[Classes]], *, rises: bool = False) -> MeanRate | None:
+    """The effect of the direction minus the mean one of the null family with the largest; None if one is unknown.
+
+    A degenerate completion is no effect, as in `change_over_draws`. The rates are treated as independent.
+    """
+    counted = SHOWN if rises else SHOWN_OR_DEGENERATE
+
+    def rate(classes: Classes) -> float:
+        """The rate after the effect; NaN without a scored completion."""
+        shown = indicators(classes, counted)
+        return float(shown[np.isfinite(shown)].mean()) if np.isfinite(shown).any() else math.nan
+
+    known = ([r for r in map(rate, some) if math.isfinite(r)] for some in nulls.values())
+    means = [sum(some) / len(some) for some in known if some]
+    own_rate, n = rate(own), int(np.isfinite(indicators(own, counted)).sum())
+    if n == 0 or not means:
         return None
-    strongest = max(means.values(), key=lambda some: np.mean([c.change.mean for c in some if c.change]))
-    other = float(np.mean([c.rate.rate for c in strongest if c.rate]))
-    first, second = (own.rate.rate, other) if rises else (other, own.rate.rate)
-    return MeanRate(*difference_of_rates(first, second, own.rate.n))
+    first, second = (own_rate, max(means)) if rises else (min(means), own_rate)
+    return MeanRate(*difference_of_rates(first, second, n))
 
 
 # -- null directions --------------------------------------------------------------------------------------------------

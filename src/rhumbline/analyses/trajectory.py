@@ -112,10 +112,9 @@ def _effect(
     def changes() -> Iterator[WindowChange]:
         whole = None
         for i, (kind, tokens, _) in enumerate(windows):
-            own, *others = (
-                change_of(before, classes, rises=rises) for classes in after[i * len(vectors) :][: len(vectors)]
-            )
-            of_family = {f: [c for (g, _), c in zip(drawn, others, strict=True) if g == f] for f in nulls}
+            classes, *of_draws = after[i * len(vectors) :][: len(vectors)]
+            own = change_of(before, classes, rises=rises)
+            of_family = {f: [some for (g, _), some in zip(drawn, of_draws, strict=True) if g == f] for f in nulls}
             value = None if own.change is None else own.change.mean
             whole = value if kind == "all" else whole
             yield WindowChange(
@@ -124,8 +123,11 @@ def _effect(
                 tokens=tokens,
                 own=own,
                 share=value / whole if whole and value is not None else None,
-                nulls={family: null_change(some) for family, some in of_family.items()},
-                beyond=beyond(own, of_family, rises=rises),
+                nulls={
+                    family: null_change([change_of(before, one, rises=rises) for one in some])
+                    for family, some in of_family.items()
+                },
+                beyond=beyond(classes, of_family, rises=rises),
             )
 
     return before, changes()
