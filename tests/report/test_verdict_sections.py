@@ -43,6 +43,14 @@ def test_how_degenerate_completions_count_is_that_of_the_rule(run):
     assert "against both" not in absolute
 
 
+def test_a_family_can_have_fewer_draws_than_the_others(run):
+    """`shuffled` has 19 of 39."""
+    results = replace(run.results, verdict=VerdictName.REPRODUCES)
+    protocol = replace(run.protocol, nulls=replace(run.protocol.nulls, wide=39, procedure=19))
+    limits = " ".join(verdict_sections._limits(replace(run, results=results, protocol=protocol)))
+    assert "at most 39 draws of a null family, so it cannot be below 0.025" in limits
+
+
 @pytest.mark.parametrize(
     ("source", "where"), [("baseline", "completions at baseline"), ("texts", "texts of the contrast")]
 )

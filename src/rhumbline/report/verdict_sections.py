@@ -184,8 +184,8 @@ def _limits(run: RunRecord) -> list[str]:
     draws = max(protocol.nulls.draws, protocol.nulls.wide)
     if draws and run.results.verdict.headline is VerdictName.REPRODUCES:
         limits.append(
-            f"A rank p compares the direction with {page.count(draws, 'draw')} per null family, so it cannot be below "
-            f"{1 / (draws + 1):.3g}."
+            f"A rank p compares the direction with at most {page.count(draws, 'draw')} of a null family, so it cannot "
+            f"be below {1 / (draws + 1):.3g}."
         )
     if run.results.model.mode == "coarse":
         limits.append(
