@@ -41,6 +41,11 @@ def test_the_effects_of_the_second_direction_are_relative_and_ranked():
     assert (smaller.relative.value, smaller.p) == (0.0, {"top-pc": 1.0})
 
 
+def test_a_metric_that_is_not_finite_has_no_rank():
+    suppression, _ = summary(positive=(3.0, float("nan"))).effects
+    assert suppression.p == {"top-pc": None}
+
+
 def test_without_a_survivor_nothing_is_measured():
     nothing = SecondDirection(selected=None, survivors=0, candidates=())
     assert second_summary(nothing, WideNulls({}, ()), []).effects == ()

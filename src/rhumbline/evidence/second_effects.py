@@ -3,6 +3,7 @@
 A prompt shows the behaviour if its metric is positive, as in the dose curves. Independent of margins.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,8 +31,9 @@ def second_summary(
 ) -> SecondSummary:
     """Suppression and induction by the second direction, relative to the baseline, with their ranks.
 
-    The ranks are among the null draws of the first direction that are comparable with it. A draw whose measured KL
-    divergence exceeds `max_kl`, and that of the first direction on the same prompts, counts as no change.
+    The ranks are among the null draws of the first direction that are comparable with it; a change of the metric that
+    is not finite has none. A draw whose measured KL divergence exceeds `max_kl`, and that of the first direction on the
+    same prompts, counts as no change.
     """
     effects = (
         _effect(
@@ -62,7 +64,8 @@ def _effect(
     if families is not None and ranked is not None:
         own = float((arms.sign * (ranked[0] - ranked[1])).mean())
         for family, draws in families.items():
-            p[family] = Ranking.of(own, comparable_changes(draws, same_cosine)).p(least_draws)
+            ranking = Ranking.of(own, comparable_changes(draws, same_cosine))
+            p[family] = ranking.p(least_draws) if math.isfinite(own) else None
     change = _relative(*tested, arms.sign)
     return SecondEffect(arms.name, record(change, change), p)
 
