@@ -10,6 +10,7 @@
         DirectionError             2   a direction is invalid or does not fit the model
         OutputError                2   a run directory or a file cannot be read or written
       ModelError                   3   the model could not be loaded, or its residual writers cannot be proved
+        SourceError                2   there is no such model, device or dtype: the input is wrong, not the model
         EditError                  3   a weight edit cannot be proved; no file was saved
       VerificationError            1   a run directory is not reproduced by its rows
 
@@ -59,6 +60,12 @@ class ModelError(RhumblineError):
     """The model could not be loaded, or its residual writers cannot be proved."""
 
     exit_code = 3
+
+
+class SourceError(ModelError):
+    """There is no such model, device or dtype: the input is wrong, not the model."""
+
+    exit_code = RhumblineError.exit_code
 
 
 class EditError(ModelError):

@@ -198,7 +198,7 @@ def test_models_that_cannot_be_used(call, planted_folder, tmp_path, tokenizer):
         return call("run", model, "--contrast", contrast, "--out", tmp_path / "r", *SMALL, *options)
 
     code, _, messages = attempt(tmp_path / "nowhere")
-    assert code == 3
+    assert code == 2
     assert "no such directory" in messages
     truncated = shutil.copytree(planted_folder, tmp_path / "truncated")
     weights = truncated / "model.safetensors"

@@ -29,6 +29,8 @@ class Fault:
     """Words of the error."""
     in_values: bool = False
     """Whether only the values of the weights show it, which a plan does not read."""
+    code: int = 3
+    """Exit code of a command: 2 if there is no model at all."""
 
 
 # -- changes ----------------------------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ FAULTS: dict[str, Fault] = {
         both(config(model_type="mine", auto_map=CODE), file("own.py", "raise RuntimeError")),
         ("own.Model", "--trust-remote-code"),
     ),
-    "no config.json": Fault(file("config.json", None), ("no config.json",)),
+    "no config.json": Fault(file("config.json", None), ("no config.json",), code=2),
     "config.json is not JSON": Fault(file("config.json", "{"), ("config.json is not a JSON object",)),
     "config.json is a list": Fault(file("config.json", "[]"), ("config.json is not a JSON object",)),
     "config.json is not text": Fault(file("config.json", b"\xff\xfe\x00"), ("config.json is not a JSON object",)),
@@ -303,7 +305,7 @@ FAULTS: dict[str, Fault] = {
     "tokenizer.json is not JSON": Fault(file("tokenizer.json", "{"), ("tokenizer.json is not a JSON object",)),
     "tokens of texts have no embedding": Fault(fewer_embeddings(lambda n: n // 8), ("rows", "beyond")),
     # files
-    "an empty directory": Fault(emptied, ("no config.json (files: none)",)),
+    "an empty directory": Fault(emptied, ("no config.json (files: none)",), code=2),
     "no weights": Fault(file(WEIGHTS, None), ("no weights", "model.safetensors")),
     "an empty file": Fault(file(WEIGHTS, b""), (WEIGHTS, "not a complete safetensors file")),
     "half a file": Fault(cut(WEIGHTS, 0.5), (WEIGHTS, "bytes by its header")),

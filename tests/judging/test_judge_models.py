@@ -5,7 +5,7 @@ import torch
 
 from make_judge import spec
 from rhumbline import load
-from rhumbline.errors import InputError, ModelError
+from rhumbline.errors import InputError, ModelError, SourceError
 from rhumbline.judging.judge_models import ExternalJudge
 from rhumbline.judging.judge_specs import Judgement
 from tolerances import near, tolerance
@@ -148,10 +148,18 @@ def test_a_classifier_has_the_requested_dtype(classifier, dtype):
 
 @pytest.mark.parametrize(("device", "dtype"), [("nowhere", "auto"), ("cpu", "float33")])
 def test_an_unknown_device_or_dtype_is_refused(classifier, device, dtype):
-    with pytest.raises(ModelError):
+    with pytest.raises(SourceError):
         ExternalJudge(spec(form="classifier", model=str(classifier), answers=COPY), device=device, dtype=dtype)(
             ["a"], ["b"]
         )
+
+
+@pytest.mark.parametrize("form", ["classifier", "text"])
+def test_the_model_of_a_judge_that_is_not_here_is_wrong_input(form, tmp_path):
+    judge = spec(form=form, model=str(tmp_path / "gone"), answers=COPY)
+    with pytest.raises(SourceError, match=rf"judge {judge.name}: .*--model DIR") as error:
+        ExternalJudge(judge, device="cpu")(["Name a river"], ["Yes."])
+    assert error.value.exit_code == 2
 
 
 def test_a_model_without_a_classifiers_head_is_refused(planted_folder):

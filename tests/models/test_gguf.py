@@ -110,7 +110,7 @@ def test_faulty_files_are_refused_by_name(written, call, tmp_path):
         assert (code, out) == (3, ""), messages
         assert "tiny.gguf" in messages
     code, _, messages = call("model", tmp_path / "gone.gguf")
-    assert code == 3
+    assert code == 2
     assert "gone.gguf: no such file" in messages
 
 

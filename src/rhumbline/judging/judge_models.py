@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rhumbline.errors import InputError, ModelError
+from rhumbline.errors import InputError, ModelError, SourceError
 from rhumbline.inference.batching import is_out_of_memory
 from rhumbline.inference.runner import Runner, measured_tokens
 from rhumbline.judging.judge_endpoint import query
@@ -20,6 +20,7 @@ from rhumbline.judging.judge_specs import Judgement, JudgeSpec
 from rhumbline.models.answers import AnswerReader
 from rhumbline.models.control_tokens import ControlTokens, unused_character
 from rhumbline.models.loading import check_device, load
+from rhumbline.models.places import is_absent
 from rhumbline.models.sequence_limits import most_positions
 from rhumbline.models.sources import Source, checkpoint
 from rhumbline.models.templates import own_template
@@ -89,7 +90,11 @@ class ExternalJudge:
     def _runner(self) -> Runner:
         # Coarse mode if the writers are not proved: a judge is not edited.
         spec = self.spec
-        return Runner(load(spec.model, dtype=self.dtype, device=self.device, coarse=True, revision=spec.revision))
+        try:
+            model = load(spec.model, dtype=self.dtype, device=self.device, coarse=True, revision=spec.revision)
+        except SourceError as error:
+            raise SourceError(f"judge {spec.name}: {error} For a model in a directory, pass --model DIR.") from error
+        return Runner(model)
 
     @cached_property
     def _controls(self) -> ControlTokens:
@@ -189,7 +194,7 @@ class _Classifier(NamedTuple):
                 )
         except Exception as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(
+            raise (SourceError if is_absent(spec.model, spec.revision) else ModelError)(
                 f"judge {spec.name}: {spec.model} could not be loaded: {first}. Check its name, or pass --model DIR."
             ) from error
         if random := sorted(map(str, {*(info.get("missing_keys") or ()), *(info.get("mismatched_keys") or ())})):

@@ -16,7 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from rhumbline.arguments import checked
-from rhumbline.errors import ModelError
+from rhumbline.errors import ModelError, SourceError
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.adapters import apply_adapter
 from rhumbline.models.chat_model import ChatModel
@@ -56,7 +56,7 @@ def load(
     map over all devices) or None for the first accelerator. Remote code is off by default. `revision` is a commit,
     branch or tag of a hub name. With `tensor_parallel` every rank that torchrun started holds a part of each
     matrix, by transformers' own plan. A LoRA adapter is loaded on its base model (needs peft), and a GGUF file is
-    dequantised (needs gguf). Raises ModelError.
+    dequantised (needs gguf). Raises ModelError, and of these SourceError where there is no such model, device or dtype.
     """
     return load_source(
         Source(str(source), dtype, device, coarse, trust_remote_code, revision), tensor_parallel=tensor_parallel
@@ -229,12 +229,14 @@ def dtype_of(source: Source, config: Any) -> torch.dtype:
 
 
 def check_device(name: str | None) -> None:
-    """ModelError where a device is not on this machine."""
+    """SourceError where a device is not on this machine."""
     kind, _, index = (name or "cpu").partition(":")
     present = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count(), "cpu": 1, "auto": 1}
     present["mps"] = int(torch.backends.mps.is_available())
     if int(index or 0) >= present[kind]:
-        raise ModelError(f"--device {name}: this machine has {present[kind]} such devices. Use cpu, or another device.")
+        raise SourceError(
+            f"--device {name}: this machine has {present[kind]} such devices. Use cpu, or another device."
+        )
 
 
 def _check_files(places: Places, config: Any) -> None:

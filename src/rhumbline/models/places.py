@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rhumbline.errors import ModelError, RhumblineError
+from rhumbline.errors import ModelError, RhumblineError, SourceError
 from rhumbline.models import adapters
 from rhumbline.models.sources import Source, checkpoint
 from rhumbline.models.weight_files import GGUF, extra, listed, one_line, weight_files
@@ -71,7 +71,7 @@ class Places:
 
 @contextmanager
 def places_of(source: Source) -> Iterator[Places]:
-    """The places of a model while the context is active; ModelError where there is no such model."""
+    """The places of a model while the context is active; SourceError where there is no such model."""
     with ExitStack() as stack:
         own = stack.enter_context(checkpoint(source.model))
         _check_entries(source.model, own)
@@ -149,10 +149,20 @@ def readable(places: Places, where: str | None = None) -> Iterator[None]:
                 "--trust-remote-code (in Python: trust_remote_code=True)."
             ) from error
         why = _faulty_files(where, is_whole=where == places.whole) or one_line(error)
-        raise ModelError(
+        is_source = where == places.own == places.whole  # not the base of an adapter
+        wrong = SourceError if is_source and is_absent(where, places.revision) else ModelError
+        raise wrong(
             f"{subject} is not a loadable Hugging Face model: {why}. Give a hub name or a directory with config, "
             "tokenizer and weights."
         ) from error
+
+
+def is_absent(where: str, revision: str | None) -> bool:
+    """Whether a directory or a hub name has no config: there is no model on this machine, or on the hub."""
+    try:
+        return not where.endswith(GGUF) and file_of(where, "config.json", revision) is None
+    except (OSError, ValueError):  # of transformers, for a name that the hub does not have, or offline
+        return True
 
 
 def _own_code(where: str, revision: str | None) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rhumbline.arguments import checked
-from rhumbline.errors import InputError, ModelError
+from rhumbline.errors import InputError, SourceError
 from rhumbline.models.weight_files import GGUF, gguf_file
 from rhumbline.organisms import materialise
 from rhumbline.organisms.files import CONTRAST
@@ -44,9 +44,9 @@ class Source:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ModelError(f"dtype {self.dtype[:40]!r} is not a torch dtype of models; use {', '.join(DTYPES)}.")
+            raise SourceError(f"dtype {self.dtype[:40]!r} is not a torch dtype of models; use {', '.join(DTYPES)}.")
         if self.device is not None and not _DEVICE.fullmatch(self.device):
-            raise ModelError(f"device {self.device[:40]!r} is unknown; use cpu, cuda, cuda:N or auto.")
+            raise SourceError(f"device {self.device[:40]!r} is unknown; use cpu, cuda, cuda:N or auto.")
 
     @property
     def organism(self) -> str | None:
@@ -62,7 +62,7 @@ class Source:
 
 @contextmanager
 def checkpoint(name: str) -> Iterator[str]:
-    """The directory, GGUF file or hub name of a model; ModelError where a directory or a file does not exist.
+    """The directory, GGUF file or hub name of a model; SourceError where a directory or a file does not exist.
 
     A directory with a GGUF file and no other weights is that file. An organism that is not embedded is built in a
     scratch directory, which is removed at the end.
@@ -77,10 +77,10 @@ def checkpoint(name: str) -> Iterator[str]:
     elif path.suffix == GGUF and path.is_file():
         yield str(path)
     elif path.suffix == GGUF:
-        raise ModelError(f"{name}: no such file. Give a GGUF file, a directory with a model, or a hub name.")
+        raise SourceError(f"{name}: no such file. Give a GGUF file, a directory with a model, or a hub name.")
     elif Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         fault = "a file, and not a .gguf file" if path.is_file() else "no such directory"
-        raise ModelError(f"{name}: {fault}. Give a directory with a Hugging Face model, or a hub name.")
+        raise SourceError(f"{name}: {fault}. Give a directory with a Hugging Face model, or a hub name.")
     else:
         yield name
 
