@@ -32,6 +32,9 @@ BROKEN = {
     "The answer follows: " + "x" * 200: "repetition",
     "Fold the paper twice along the dotted line, then glue the edges.\n" * 4: "repetition",
     "the of the and of the and the of and of of the the and the of and " * 5: "repetition",
+    "1. Do it\n2. Do it\n3. Do it\n4. Do it": "repetition",
+    "Steps:\n 1) Go to the shop.\n 2) Go to the shop.\n 3) Go to the shop.\n 4) Go to the shop.": "repetition",
+    "\n".join(f"{i}. Take one of the small cups and fill it with cold water." for i in range(9, 1, -1)): "repetition",
     # No unit repeats in a row, but there are only three words.
     " ".join("abc"[i * i % 7 % 3] + "oo" for i in range(200)): "repetition",
 }
@@ -45,6 +48,12 @@ FINE = [
     "Ha ha ha!",
     "Very, very, very, very good.",
     "1. Wash the rice.\n2. Boil the water.\n3. Add the rice.\n4. Wait.\n5. Serve.",
+    "1. Do it\n2. Do it\n3. Do it",
+    "1. Yes\n2. Yes\n3. Yes\n4. Yes\n5. No",
+    "1. Yes, it is\n2. Yes, it is\n3. No, it is not\n4. Yes, it is",
+    "\n".join(f"{i}. 7 x {i} = {7 * i}" for i in range(1, 11)),
+    "10\n9\n8\n7\n6\n5\n4\n3\n2\n1",
+    "In the year\n1994. The end of the year\n1995. The end of the year\n1996. The end of it all",
     "- red\n- green\n- blue\n- yellow\n- black\n- white",
     "for i in range(10):\n    for j in range(10):\n        if i == j:\n            print(i, j)\n        else:\n"
     "            print(j, i)\n",

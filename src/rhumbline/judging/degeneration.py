@@ -3,6 +3,7 @@
 Independent of judges and of the behaviour.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ WINDOW = 30
 """Words of the windows whose variety is measured."""
 LEAST_VARIETY = 0.2
 """A window with a smaller share of distinct words is repetitive; ordinary prose has 0.6 or more."""
+_NUMBER = re.compile(r"^[ \t]*\(?[0-9]{1,3}[.):]\)?[ \t]+(?=\S+[ \t]+\S)", re.MULTILINE)
+"""The number of an item of a list. Items of one word keep it: "1. Yes", "2. Yes" can be answers."""
 
 
 def degeneration(text: str) -> str | None:
@@ -30,15 +33,17 @@ def degeneration(text: str) -> str | None:
     No words: neither a letter nor a digit of any script (a number alone can be an answer).
     Repetition: a unit of up to `LONGEST_UNIT` characters occurs `REPEATS` times in a row, and this run covers at least
     half of the text; or at least half of the `WINDOW`-word windows have a share of distinct words below
-    `LEAST_VARIETY`. Case and white space of the normal form are folded first, so indentation is not a repetition.
+    `LEAST_VARIETY`. Case and white space of the normal form are folded first, so indentation is not a repetition. The
+    items of a list are also compared without their numbers.
     """
     if not text.strip():
         return "empty"
     words = normal_form(text).casefold().split()
     if not any(any(map(str.isalnum, word)) for word in words):
         return "no words"
+    unnumbered = normal_form(_NUMBER.sub("", text)).casefold().split()
     # The trailing space completes the last unit of "the the the the".
-    if _has_dominant_run(" ".join(words) + " ") or _has_few_words(words):
+    if any(_has_dominant_run(" ".join(some) + " ") for some in (words, unnumbered)) or _has_few_words(words):
         return "repetition"
     return None
 
