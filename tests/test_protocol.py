@@ -94,6 +94,19 @@ def test_what_cannot_be_tested_is_refused(changes, words):
         amend(preset("rhumbline"), changes)
 
 
+@pytest.mark.parametrize(
+    ("nulls", "advice"),
+    [({"wide": 5}, "--wide-nulls 19"), ({"procedure": 6, "draws": 1}, "set both to 19 or more in an experiment file")],
+)
+def test_too_few_draws_are_answered_with_the_smallest_number_that_works(nulls, advice):
+    with pytest.raises(ProtocolError, match=advice) as error:
+        amend(preset("rhumbline"), {"nulls": nulls}, "options")
+    assert all(f"nulls.{name} is {n}" in str(error.value) for name, n in nulls.items() if name != "draws")
+    assert amend(preset("rhumbline"), {"nulls": {**nulls, "wide": 19, "procedure": 19}}, "options").nulls.wide == 19
+    with pytest.raises(ProtocolError):
+        amend(preset("rhumbline"), {"nulls": {**nulls, "wide": 18, "procedure": 18}}, "options")
+
+
 def test_the_name_of_a_condition_is_text():
     protocol = preset("rhumbline")
     object.__setattr__(protocol, "conditions", {1: "You are a clerk."})  # the tests' type checks refuse it earlier

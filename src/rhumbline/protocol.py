@@ -188,12 +188,13 @@ class Protocol:
                 "nulls.families"
             )
         elif self.rule.max_p is not None:
-            draws = min(self.nulls.total(f) if self.nulls.wide else 0 for f in self.rule.families)
-            if draws < (least := max(self.rule.needed_draws, self.rule.min_draws or 0)):
+            nulls, least = self.nulls, max(self.rule.needed_draws, self.rule.min_draws or 0)
+            if (min(nulls.total(f) for f in self.rule.families) if nulls.wide else 0) < least:
+                both = f"set both to {least} or more in an experiment file"
                 yield (
-                    f"rule {self.rule.name} requires p <= {self.rule.max_p:g}, which needs {least} wide null draws of "
-                    f"each family and cannot be reached with {draws}; set nulls.wide and nulls.procedure to {least} or "
-                    f"more (option --wide-nulls {least})"
+                    f"nulls.wide is {nulls.wide} and nulls.procedure is {nulls.procedure}; rule {self.rule.name} "
+                    f"requires p <= {self.rule.max_p:g}, which needs {least} draws of each null family; "
+                    + (f"pass --wide-nulls {least} or more" if nulls.procedure >= least else both)
                 )
 
     def _faulty_judge(self) -> Iterator[str]:
