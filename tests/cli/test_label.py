@@ -41,6 +41,11 @@ def test_the_next_step_is_printed(kept, call, tmp_path):
     assert "refused, complied, degenerate, unclear" in text
 
 
+def test_a_small_sheet_says_that_one_label_of_a_stratum_says_little(kept, call, tmp_path):
+    assert "one row each, which says little" in call("label", kept, "--n", 8, "--out", tmp_path / "few.csv")[1]
+    assert "one row each" not in call("label", kept, "--n", 1000, "--out", tmp_path / "all.csv")[1]
+
+
 def test_a_sheet_with_few_labels_names_the_rows_that_are_needed(kept, call, tmp_path):
     out = tmp_path / "sheet.csv"
     call("label", kept, "--n", 20, "--out", out)

@@ -23,6 +23,11 @@ def _label(a: argparse.Namespace) -> int:
 
     sheet = write_sheet(a.run, a.n, a.out)
     say(f"{sheet.path}: {sheet.rows} of {sheet.available} different completions, drawn from every arm and class")
+    if sheet.thin:
+        say(
+            f"{sheet.thin} of {sheet.strata} strata (arm, set and class of the judge) have one row each, which says "
+            "little about the others: intervals will be wide. Write a sheet with a larger --n for narrower ones."
+        )
     say(f"Next: fill the column label with {', '.join(sheet.labels)}, save the file as CSV,")
     say(f"then run `rhumbline judge {a.run} --human {sheet.path}`.")
     return 0

@@ -123,6 +123,9 @@ class WrittenSheet(NamedTuple):
     available: int
     """Rows of the largest possible sheet."""
     labels: tuple[HumanLabel, ...]
+    strata: int
+    thin: int
+    """Strata with one row in the sheet and more in the run."""
 
 
 def write_sheet(path: str | Path, n: int, out: str | Path | None = None) -> WrittenSheet:
@@ -143,7 +146,7 @@ def write_sheet(path: str | Path, n: int, out: str | Path | None = None) -> Writ
         raise InputError(f"{sheet} exists and may contain labels. Pass another --out, or remove it.")
     key = _key(directory)
     frame = Frame.of(directory, key.salt)
-    rows = frame.rows(n)
+    rows, drawn = frame.rows(n), frame.drawn(n)
     if len(rows) > n:
         raise InputError(
             f"--n {n}: every stratum (arm, set and class of the judge) needs a row, which takes {len(rows)} rows. Pass "
@@ -156,7 +159,9 @@ def write_sheet(path: str | Path, n: int, out: str | Path | None = None) -> Writ
     directory.write_record(replace(key, sizes=tuple(sorted({*key.sizes, len(rows)}))))
     # Spreadsheet programs recognise UTF-8 by the byte order mark.
     write_bytes(sheet, text.getvalue().encode("utf-8-sig"))
-    return WrittenSheet(sheet, len(rows), len(frame.texts), labels_for(directory.read_protocol(JudgedProtocol).judge))
+    thin = sum(len(some) == 1 < len(frame.strata[stratum]) for stratum, some in drawn.items())
+    labels = labels_for(directory.read_protocol(JudgedProtocol).judge)
+    return WrittenSheet(sheet, len(rows), len(frame.texts), labels, len(drawn), thin)
 
 
 def default_sheet(run: Path) -> Path:
