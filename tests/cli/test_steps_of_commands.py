@@ -70,3 +70,22 @@ def test_a_run_after_discover_has_the_contrast_of_the_command(capsys):
     assert "rhumbline run dir --contrast my.jsonl --out RUN" in capsys.readouterr().err
     print_after(arguments(name, leaf, model="organism:refusal", contrast=None))
     assert "rhumbline run organism:refusal --out RUN" in capsys.readouterr().err
+
+
+def test_after_an_export_a_step_names_the_file_that_was_written(capsys):
+    name, leaf = COMMANDS["export"]
+    for to, step in {
+        "direction": "rhumbline play MODEL --direction new",
+        "lora": "rhumbline play new",
+        "gguf": "",
+        "lm-eval": "",
+    }.items():
+        print_after(arguments(name, leaf, to=to, out="new", run="no-run"))
+        printed = capsys.readouterr().err
+        assert (f"        {step}\n" in printed) if step else (printed == "")
+
+
+def test_after_the_list_of_judges_one_is_used(capsys):
+    name, leaf = COMMANDS["judge"]
+    print_after(arguments(name, leaf, run=None, list=True))
+    assert "rhumbline judge RUN --judge NAME" in capsys.readouterr().err

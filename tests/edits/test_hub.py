@@ -226,5 +226,8 @@ def test_a_dry_run_lists_the_files(call, every_stage, tmp_path):
     assert code == 0
     assert {line.partition(":")[0] for line in shown.splitlines()} == RUN_FILES
     assert "nothing was uploaded" in messages
+    assert "upload to me/direction, private if it is new" in " ".join(messages.split())
+    messages = call("push", every_stage, "me/direction", "--dry-run", tmp_path / "open", "--public")[2]
+    assert "upload to me/direction, public if it is new" in " ".join(messages.split())
     assert call("push", every_stage, "direction", "--dry-run", tmp_path / "again")[0] == 2
     assert call("push", tmp_path, "me/direction", "--dry-run", tmp_path / "again")[0] == 2

@@ -41,8 +41,10 @@ def _after_edit(a: argparse.Namespace) -> list[Named]:
 
 
 def _after_export(a: argparse.Namespace) -> list[Named]:
-    source = a.out if a.to == "direction" else a.run
-    return [(NextStep.PLAY, (source, a.model or _model_of(a.run), "DIR"))]
+    """What rhumbline reads: a direction, or an adapter as a model. The command itself says how other programs do."""
+    if a.to == "lora":
+        return [(NextStep.PLAY_EDITED, ("", "", a.out))]
+    return [(NextStep.PLAY, (a.out, _model_of(a.run), "DIR"))] if a.to == "direction" else []
 
 
 def _after_push(a: argparse.Namespace) -> list[Named]:
@@ -63,7 +65,7 @@ AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
     "report": lambda a: _of_run(a, NextStep.VERIFY),
     "evaluate": lambda a: _of_run(a, NextStep.VERIFY, NextStep.SHARE),
     "analyze": lambda a: _of_run(a, NextStep.REPORT) if hasattr(a, "run") else _run_on(a, a.model),
-    "judge": lambda a: _of_run(a, NextStep.REPORT) if a.run else [(NextStep.READ_TEXTS, ("RUN", "MODEL", "DIR"))],
+    "judge": lambda a: _of_run(a, NextStep.REPORT) if a.run else [(NextStep.JUDGE, ("RUN", "MODEL", "NAME"))],
     "edit": _after_edit,
     "export": _after_export,
     "push": _after_push,

@@ -35,5 +35,6 @@ def _push(a: argparse.Namespace) -> int:
         note(line)
     for path in sorted(folder.iterdir()):
         say(f"{path.name}: {path.stat().st_size:,} bytes")
-    note(f"nothing was uploaded; rerun without --dry-run to upload to {a.repository}")
+    visible = "public" if a.public else "private"
+    note(f"nothing was uploaded; rerun without --dry-run to upload to {a.repository}, {visible} if it is new")
     return 0

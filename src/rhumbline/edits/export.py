@@ -32,6 +32,7 @@ from rhumbline.models.loading import load_source
 from rhumbline.models.places import places_of
 from rhumbline.models.sources import Source
 from rhumbline.models.weight_files import extra
+from rhumbline.records.directory import check_writable
 from rhumbline.records.files import write_bytes
 
 
@@ -68,6 +69,8 @@ def export(imported: ImportedDirections, to: str, out: Path, options: ExportOpti
         check_target(out)
     elif out.exists():
         raise OutputError(f"{out} exists. Nothing was changed; pass another --out.")
+    else:
+        check_writable(out.parent)
     caveats = imported.origin.caveats if to == "lora" or options.ablate else []
     return [*form.write(imported, out, options), *caveats, f"{to}: {out}"]
 

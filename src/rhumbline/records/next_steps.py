@@ -41,6 +41,7 @@ class NextStep(StrEnum):
     """`advice`: a claim that is not decided, with its number."""
     SAVE_TEXTS = "save-texts"
     READ_TEXTS = "read-texts"
+    JUDGE = "judge"
     LONGER_ANSWERS = "longer-answers"
     """`tokens` per completion."""
     OTHER_JUDGE = "other-judge"
@@ -293,14 +294,14 @@ def _line(step: Step, run: str, model: str, other: str, prompts: str) -> Line:
         case NextStep.RUN_OWN:
             return Line(f"rhumbline run MODEL --contrast {other} --out RUN", "run the procedure on a model of your own")
         case _:
-            return _option(step, run, prompts)
+            return _option(step, run, other, prompts)
 
 
 def _sizes(step: Step) -> str:
     return ",".join(map(str, step.sizes or ("TRAIN", "VALIDATION")))
 
 
-def _option(step: Step, run: str, prompts: str) -> Line:
+def _option(step: Step, run: str, other: str, prompts: str) -> Line:
     """Return a step that changes an option of the same command, or an advice."""
     match step.what:
         case NextStep.BASELINE_RATE:
@@ -321,6 +322,11 @@ def _option(step: Step, run: str, prompts: str) -> Line:
             return Line("--save-completions", "rerun with another --out and read the texts: the judge may miss it")
         case NextStep.READ_TEXTS:
             return Line(f"rhumbline label {run}", "write a sheet of the texts: the judge may miss the behaviour")
+        case NextStep.JUDGE:
+            return Line(
+                f"rhumbline judge {run} --judge {other}",
+                "classify the texts of a run with --save-completions",
+            )
         case NextStep.OTHER_JUDGE:
             return Line("--judge NAME", "another judge; `rhumbline run --help` lists them")
         case NextStep.OTHER_MODEL:
