@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 from rhumbline.cli.console import NOT_MEASURED, Progress, Work, _null_rows, ends, interval, number, print_plan
 from rhumbline.cli.runs import _print_sites
@@ -101,3 +102,19 @@ def test_the_plan_says_that_one_null_draw_shows_no_gap(protocol, is_noted, capsy
     assert (
         "no gap to a null family can be shown; use --nulls 2" in " ".join(capsys.readouterr().err.split())
     ) == is_noted
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "lora"])
+def test_nothing_of_transformers_is_printed(command, call, every_stage, tmp_path):
+    if command == "lora":
+        pytest.importorskip("peft")
+    transformers_logging.enable_progress_bar()  # an earlier command may have turned it off
+    arguments = {
+        "train": ("organism", "train", "planted", "--out", tmp_path / "a" / "b"),
+        "plan": ("run", "organism:planted", "--plan", "--quick"),
+        "lora": ("export", every_stage, "--to", "lora", "--out", tmp_path / "a" / "b"),
+    }
+    code, _, messages = call(*arguments[command])
+    assert code == 0, messages
+    assert "it/s" not in messages
+    assert "UserWarning" not in messages

@@ -123,6 +123,7 @@ def dissociation(a: argparse.Namespace) -> int:
 
     check_sheet(a.out, OF_SHEET[DissociationRecord])
     template = read_template(a.chat_template)
+    quieten()  # organisms are written first
     contrasts = [contrast_for(a.model, name, a.data_dir) for name in a.contrasts]
     sides = [BehaviourRun.open(run, c, template=template) for run, c in zip((a.run, a.other), contrasts, strict=True)]
     return write_sheet(a, dissociate(load_model(a), *sides, max_new_tokens=a.max_new_tokens))

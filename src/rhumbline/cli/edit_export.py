@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rhumbline.cli.console import note, print_json, say
-from rhumbline.cli.option_values import prepare
+from rhumbline.cli.option_values import prepare, quieten
 from rhumbline.cli.options import (
     MODEL_HELP,
     AddCommand,
@@ -96,6 +96,7 @@ def _edit(a: argparse.Namespace) -> int:
 def _export(a: argparse.Namespace) -> int:
     from rhumbline.edits.export import ExportOptions, export
 
+    quieten()
     options = ExportOptions(a.model, a.coefficient, a.ablate, a.device, a.force, a.trust_remote_code)
     for line in export(_directions(a, a.run), a.to, Path(a.out), options):
         say(line)

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 
 from rhumbline.cli.console import ends, interval, number, out, print_entries, print_json, progress, say, table_of
+from rhumbline.cli.option_values import quieten
 from rhumbline.cli.options import AddCommand, device_option, dtype_option, json_option
 from rhumbline.errors import InputError
 from rhumbline.records.codec import to_json
@@ -46,6 +47,7 @@ def _judge(a: argparse.Namespace) -> int:
     from rhumbline.judging.judge_models import ExternalJudge
     from rhumbline.judging.judgements import judge_run
 
+    quieten()
     stage = f"judge {spec.name}"
     with progress() as shown:
         shown(stage, None)

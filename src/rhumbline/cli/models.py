@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rhumbline.cli.console import err, print_entries, print_json, print_lines, say
-from rhumbline.cli.option_values import load_model
+from rhumbline.cli.option_values import load_model, quieten
 from rhumbline.cli.options import MODEL_HELP, SEED, AddCommand, json_option, model_options
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import check_outside_runs
@@ -57,6 +57,7 @@ def _train(a: argparse.Namespace) -> int:
     from rhumbline.organisms import train
 
     check_outside_runs(a.out)
+    quieten()
     with err.status("") as status:
 
         def progress(stage: str, step: int, steps: int, loss: float) -> None:

@@ -34,6 +34,7 @@ def open_contrast(a: argparse.Namespace, model: str | None = None) -> Any:
 
     if a.data_dir is not None and not Path(a.data_dir).is_dir():
         raise InputError(f"--data-dir {a.data_dir} is not a directory. Pass one with the files of named data sets.")
+    quieten()  # organisms are written first
     return contrast_for(model or a.model, a.contrast, a.data_dir)
 
 
@@ -62,7 +63,7 @@ def load_model(a: argparse.Namespace, model: str | None = None, *, tensor_parall
 
 
 def check_models(a: argparse.Namespace, *models: str) -> None:
-    """Raise ModelError for a directory or a file that does not exist, before other models are loaded."""
+    """Raise SourceError for a directory or a file that does not exist, before other models are loaded."""
     from rhumbline.models.sources import checkpoint
 
     for source in (source_of(a, model) for model in models):

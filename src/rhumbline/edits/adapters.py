@@ -54,7 +54,9 @@ def lora(chat_model: ChatModel, imported: ImportedDirections, folder: Path) -> l
     refuse_large(f"{source} with its adapter", gap)
     for active in adapted.peft_config.values():
         active.base_model_name_or_path = source
-    adapted.save_pretrained(str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns that it saves an embedding that the adapter changes
+        adapted.save_pretrained(str(folder))
     n_matrices = len(wrapped.modules) + len(wrapped.parameters)
     lines = [
         f"rank {rank}, {n_matrices} matrices, {plan.outcome}: mean KL to the hooked model {gap.kl:.2g} "
