@@ -49,10 +49,59 @@ def test_the_plan_gives_the_errors_of_the_run(kind, planted_folder, call, tmp_pa
     contrast = planted_folder / "contrast.jsonl"
     command = ["run", model, "--contrast", contrast, "--out", tmp_path / "run", *options]
     ran, planned = call(*command), call(*command, "--plan")
-    assert ran[0] == planned[0] == 3
+    assert ran[0] == planned[0] == (2 if kind in ("empty", "unknown dtype") else 3)
     assert str(model) in planned[2] or "float31" in planned[2]
     assert "this code was run" not in ran[2] + planned[2]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--device", "cuda:999"], "this machine has"),
+        (["--out", "FILE"], "is not a directory"),
+        (["--tensor-parallel", "--device", "cpu"], "cannot be combined with --engine or --device"),
+    ],
+)
+def test_the_plan_refuses_what_the_run_refuses(options, reason, planned_out, call):
+    out, file = planned_out
+    options = [str(file) if option == "FILE" else option for option in options]
+    command = ["run", "organism:refusal", "--out", out, *options]
+    ran, planned = call(*command), call(*command, "--plan")
+    assert ran[0] == planned[0] == 2
+    assert reason in planned[2]
+    assert reason in ran[2]
+
+
+def test_neutral_prompts_that_are_not_used_are_mentioned_once(planted_folder, call, tmp_path):
+    rows = (planted_folder / "contrast.jsonl").read_text()
+    neutral = tmp_path / "neutral.jsonl"
+    neutral.write_text(rows + json.dumps({"prompt": "Name a colour of the sea.", "label": "neutral"}) + "\n")
+    words = "1 neutral prompts of the contrast are not used"
+    for contrast, times in ((neutral, 1), (planted_folder / "contrast.jsonl", 0)):
+        command = ["run", planted_folder, "--contrast", contrast, "--device", "cpu"]
+        assert " ".join(call(*command, "--plan")[2].split()).count(words) == times
+        command[0] = "discover"
+        assert " ".join(call(*command, "--out", tmp_path / f"d{times}")[2].split()).count(words) == times
+    planned = call("run", "organism:style", "--behaviour", "style", "--plan")
+    assert planned[0] == 0
+    assert "neutral" not in planned[2]
+
+
+@pytest.fixture
+def planned_out(tmp_path):
+    """A directory for a run, and a file where a directory is expected."""
+    (tmp_path / "file").write_text("mine")
+    return tmp_path / "run", tmp_path / "file"
+
+
+def test_the_time_of_a_plan_includes_start_and_report(capsys, monkeypatch):
+    monkeypatch.setattr("rhumbline.cli.forecast.time.process_time", lambda: 1000.0)
+    assert main(["run", "organism:refusal", "--plan", "--quick"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "time: about 3" in shown  # minutes: twice 1000 s, and passes of some seconds
+    assert "17 min to start" in shown
+    assert "17 min for statistics and report" in shown
 
 
 def test_the_plan_states_whether_the_model_fits_and_stops(tmp_path, capsys, monkeypatch):

@@ -207,6 +207,15 @@ def print_entries(title: str, entries: Iterable[tuple[str, Sequence[str]]]) -> N
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
+def note_neutral(contrast: Any, protocol: Any = None) -> None:
+    """Print that the neutral prompts of a contrast are not used, unless the protocol has a judge that reads them."""
+    if contrast.neutral and (protocol is None or not protocol.is_continuous):
+        note(
+            f"{len(contrast.neutral)} neutral prompts of the contrast are not used: only `run` with a continuous "
+            "score measures them, such as --behaviour style"
+        )
+
+
 def print_plan(contrast: Any, protocol: Any) -> None:
     """Print the effects that the planned sample can detect, and whether its null draws can show a gap."""
     from rhumbline.evidence.compared_arms import EFFECTS
@@ -226,6 +235,7 @@ def print_plan(contrast: Any, protocol: Any) -> None:
         )
         n, power = sizes["test"][label], round(100 * effects.power)
         note(f"{effect.name}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
+    note_neutral(contrast, protocol)
     if protocol.rule.reads == "interval" and protocol.rule.families and protocol.nulls.draws == 1:
         note(
             "one draw of each null family completes prompts, so the spread between draws is unknown and no gap to a "

@@ -1,26 +1,31 @@
 """The output of `run --plan`: estimated rows, tokens, memory and time of a run; and the expected rows of its stages."""
 
 import argparse
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from rich.markup import escape
 
-from rhumbline.cli.console import WRITTEN_COST, Work, out, say, table_of
+from rhumbline.cli.console import WRITTEN_COST, Work, note_neutral, out, say, table_of
 from rhumbline.cli.option_values import quieten, source_of
 
 GIB = 2**30
+AFTER = 1.0
+"""Assumed time of statistics, hashes and report, in times of the start. Measured on the organism `refusal`."""
 
 
 def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any) -> int:
     """Print the forecast of a run. The model is not loaded; products in its shapes are timed on the device."""
     from rhumbline.jobs.forecast import total
     from rhumbline.jobs.sizing import read_checkpoint
-    from rhumbline.models.loading import check_checkpoint, dtype_of, read_head
+    from rhumbline.models.loading import check_checkpoint, check_device, dtype_of, read_head
     from rhumbline.models.places import places_of
 
     quieten()
+    note_neutral(contrast, protocol)
     source = source_of(a)
+    check_device(source.device)
     with places_of(source) as places:
         head = read_head(places)
         n_layers = head.config.get_text_config().num_hidden_layers
@@ -37,7 +42,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
     )
     _print_memory(source, size)
     if size is not None:
-        _print_time(whole, size, source.device, dtype)
+        _print_time(whole, size, source.device, dtype, start=time.process_time())
     return 0
 
 
@@ -111,8 +116,10 @@ def _free_memory(device: str | None) -> tuple[float, str]:
     return float(free_memory(torch.device("cpu"))), "this machine"
 
 
-def _print_time(whole: Any, size: Any, name: str | None, dtype: Any) -> None:
-    """The time of the run on the device that it would use, from products timed in the shapes of the weights."""
+def _print_time(whole: Any, size: Any, name: str | None, dtype: Any, start: float) -> None:
+    """The time of the run on the device that it would use: of its passes, from products timed in the shapes of the
+    weights, of its `start`, and of statistics and report, which is assumed to be as long as the start.
+    """
     import torch
 
     from rhumbline.jobs.device_speed import WeightShapes, measure
@@ -123,9 +130,11 @@ def _print_time(whole: Any, size: Any, name: str | None, dtype: Any) -> None:
         use_fastest_threads()
     speed = measure(WeightShapes(size.matrices, size.embedding, size.layers or 0), dtype, device)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    seconds = speed.seconds(whole.computed, whole.written, whole.scored)
+    passes = speed.seconds(whole.computed, whole.written, whole.scored)
     say(
-        f"time: about {_duration(seconds)} on this machine ({place}, "
+        f"time: about {_duration(passes + (1 + AFTER) * start)} on this machine: {_duration(start)} to start, "
+        f"{_duration(passes)} in the model, {_duration(AFTER * start)} for statistics and report (assumed); large "
+        f"weights take further time to read ({place}, "
         f"{str(dtype).removeprefix('torch.')}; measured: {1 / speed.prompt_token:,.0f} prompt tokens/s, "
         f"{speed.rows / speed.step:,.0f} generated tokens/s at {speed.rows} rows together)"
     )

@@ -9,6 +9,7 @@ from rhumbline.cli.console import (
     fault,
     interval,
     note,
+    note_neutral,
     number,
     out,
     print_json,
@@ -28,6 +29,7 @@ from rhumbline.cli.option_values import (
     load_model,
     open_contrast,
     protocol_of,
+    quieten,
     sizes_of,
     source_of,
 )
@@ -106,6 +108,7 @@ def _demo(a: argparse.Namespace) -> int:
         a.save_completions = not a.early_stop or a.save_completions
     protocol = protocol_of(a)
     name = f"{ORGANISM}{a.organism}"
+    quieten()  # the organism is written first
     contrast = own_contrast(name)
     _check_resumed(a.out, contrast, protocol)
     return _execute(a, load_model(a, name), contrast, protocol, loss_texts(a.organism))
@@ -120,15 +123,21 @@ def _run(a: argparse.Namespace) -> int:
     # Inexpensive checks first: a malformed file is reported before a large model is loaded.
     protocol, contrast, engine = protocol_of(a), open_contrast(a), engine_of(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS
+    if a.out is not None:
+        check_output(a.out)
+        _check_resumed(a.out, contrast, protocol)
+    elif not a.plan:
+        raise InputError("run: --out is missing. Pass --out RUN, or --plan to run nothing.")
+    check_splits(contrast, protocol)
+    if a.tensor_parallel and (engine.is_remote or a.device is not None):
+        raise InputError(
+            "--tensor-parallel splits one model over the processes of torchrun and cannot be combined with --engine "
+            "or --device. Omit them."
+        )
     if a.plan:
         return print_forecast(a, contrast, protocol, texts)
-    if a.out is None:
-        raise InputError("run: --out is missing. Pass --out RUN, or --plan to run nothing.")
-    check_output(a.out)
-    check_splits(contrast, protocol)
-    _check_resumed(a.out, contrast, protocol)
     if a.tensor_parallel:
-        return _run_tensor_parallel(a, contrast, protocol, texts, engine)
+        return _run_tensor_parallel(a, contrast, protocol, texts)
     model = load_model(a)
     if not engine.is_remote:
         return _execute(a, model, contrast, protocol, texts)
@@ -156,15 +165,10 @@ def check_splits(contrast: Any, protocol: Any) -> None:
     split_contrast(contrast, protocol.sizes, protocol.seeds[0], protocol.sampling)
 
 
-def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any, engine: Any) -> int:
+def _run_tensor_parallel(a: argparse.Namespace, contrast: Any, protocol: Any, texts: Any) -> int:
     from rhumbline.cli.console import err
     from rhumbline.models import tensor_parallel as ranks
 
-    if engine.is_remote or a.device is not None:
-        raise InputError(
-            "--tensor-parallel splits one model over the processes of torchrun and cannot be combined with --engine "
-            "or --device. Omit them."
-        )
     ranks.join()
     is_first = ranks.rank() == 0
     out.quiet = err.quiet = not is_first
@@ -220,6 +224,7 @@ def _discover(a: argparse.Namespace) -> int:
     check_output(folder)
     check_splits(contrast, protocol)
     _check_resumed(folder, contrast, protocol, "discover")
+    note_neutral(contrast)
     with progress() as shown:
         record = convert(discover(load_model(a), contrast, folder, protocol, progress=shown), Discovery)
     if a.json:
