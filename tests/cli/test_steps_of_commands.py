@@ -89,3 +89,12 @@ def test_after_the_list_of_judges_one_is_used(capsys):
     name, leaf = COMMANDS["judge"]
     print_after(arguments(name, leaf, run=None, list=True))
     assert "rhumbline judge RUN --judge NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "evaluate"])
+def test_after_a_plan_the_command_itself_is_next(command, capsys):
+    name, leaf = COMMANDS[command]
+    print_after(arguments(name, leaf, plan=True))
+    printed = capsys.readouterr().err
+    assert "Rerun the command without --plan" in printed
+    assert "rhumbline " not in printed

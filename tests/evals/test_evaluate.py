@@ -227,6 +227,8 @@ def test_a_plan_is_printed_as_text_or_json(refusal_run, tasks, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["arms"] == 3
     assert [(t["task"], t["documents"], t["requests"]) for t in plan["tasks"]] == [("answers", 3, 6)]
+    for refused in (["--edited", "./gone"], ["--device", "cuda:999"], ["--dtype", "int8"]):
+        assert main([*command, *refused]) == 2  # as without --plan
 
 
 def test_an_edited_checkpoint_is_an_arm(refusal_run, refusal, tasks):

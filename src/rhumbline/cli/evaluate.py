@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from rhumbline.cli.console import NOT_MEASURED, note, number, out, print_json, say, table_of
-from rhumbline.cli.option_values import check_models, load_model
+from rhumbline.cli.option_values import check_models, load_model, source_of
 from rhumbline.cli.options import COUNT, MODEL_HELP, AddCommand, json_option, model_options, seed_of_run_option, whole
 from rhumbline.records.arms import BASELINE, EDITED, ArmId
 from rhumbline.records.evaluation_files import ComparedScore
@@ -43,6 +43,7 @@ def _evaluate(a: argparse.Namespace) -> int:
     # The notes of the harness on models in memory and on defaults of task files do not concern a user of this command.
     logging.getLogger("lm_eval").setLevel("ERROR")
     from rhumbline.evals.evaluate import Evaluation, arm_ids, evaluate, planned, task_manager
+    from rhumbline.models.loading import check_device
     from rhumbline.report import build as report
     from rhumbline.stages.finished_run import open_run
 
@@ -51,6 +52,9 @@ def _evaluate(a: argparse.Namespace) -> int:
     arm_ids(run, arms, a.seed)  # an unknown seed or arm is reported before a large model is loaded
     evaluation = Evaluation(tasks, a.include_path, a.seed, a.limit, a.fewshot, a.chat, a.batch_size)
     task_manager(evaluation)  # unknown tasks are reported before a large model is loaded
+    if a.edited:
+        check_models(a, a.edited)
+    check_device(source_of(a, a.model or run.context.model.name).device)
     if a.plan:
         n_arms = len({BASELINE, *map(ArmId.parse, arms)} | ({EDITED} if a.edited else set()))
         tasks_planned = planned(evaluation)
@@ -61,8 +65,6 @@ def _evaluate(a: argparse.Namespace) -> int:
             requests = f"{task.requests} requests x {n_arms} arms, {task.words * n_arms:,} words"
             say(f"{task.task}: {task.documents} documents, {requests}")
         return 0
-    if a.edited:
-        check_models(a, a.edited)
     recorded = run.context.model
     if a.dtype == "auto":
         a.dtype = recorded.dtype

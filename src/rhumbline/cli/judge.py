@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from rhumbline.cli.console import ends, interval, number, out, print_entries, print_json, progress, say, table_of
-from rhumbline.cli.option_values import quieten
+from rhumbline.cli.option_values import quieten, refuse_options
 from rhumbline.cli.options import AddCommand, device_option, dtype_option, json_option
 from rhumbline.errors import InputError
 from rhumbline.records.codec import to_json
@@ -39,9 +39,11 @@ def _judge(a: argparse.Namespace) -> int:
     if a.run is None or (a.judge is None) == (a.human is None):
         raise InputError("judge: pass a run directory with either --judge NAME|FILE or --human SHEET, or pass --list.")
     if a.human is not None:
-        _refuse_options(a, "--human", "model", "all_arms", "device", "dtype")
+        refuse_options(a, "--human", "model", "all_arms", "device", "dtype")
         return _human(a)
     spec = read_judge(a.judge)
+    if spec.form == "endpoint":
+        refuse_options(a, "a judge at an endpoint", "device", "dtype")
     if a.model is not None:
         spec = replace(spec, model=a.model, revision=None)
     from rhumbline.judging.judge_models import ExternalJudge
@@ -60,16 +62,10 @@ def _judge(a: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_options(a: argparse.Namespace, option: str, *names: str) -> None:
-    """InputError for options that would have no effect together with `option`."""
-    if changed := [f"--{name.replace('_', '-')}" for name in names if vars(a)[name] not in (None, False, "auto")]:
-        raise InputError(f"judge: {option} has no use for {', '.join(changed)}. Omit it.")
-
-
 def _list(a: argparse.Namespace) -> int:
     from rhumbline.judging.judge_specs import published
 
-    _refuse_options(a, "--list", "judge", "human", "model", "all_arms", "device", "dtype")
+    refuse_options(a, "--list", "judge", "human", "model", "all_arms", "device", "dtype")
     if a.json:
         print_json({name: to_json(spec) for name, spec in published().items()})
         return 0

@@ -36,6 +36,11 @@ def _run_on(a: argparse.Namespace, model: str) -> list[Named]:
     return [(NextStep.RUN, (contrast, model, "RUN"))]
 
 
+def _after_plan(a: argparse.Namespace) -> list[Named]:
+    del a
+    return [(NextStep.WITHOUT_PLAN, ("", "MODEL", "DIR"))]
+
+
 def _after_edit(a: argparse.Namespace) -> list[Named]:
     return [(NextStep.PLAY_EDITED, (a.direction, a.model, a.out)), (NextStep.SHARE, (a.out, a.model, "DIR"))]
 
@@ -84,6 +89,8 @@ AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
 def print_after(a: argparse.Namespace) -> None:
     """Print what to do after a command that has ended well, unless it prints JSON."""
     after = AFTER.get(getattr(a, "name_of_command", ""))
+    if getattr(a, "plan", False):
+        after = _after_plan
     named = [] if after is None or getattr(a, "json", False) else after(a)
     print_next(line for step, names in named for line in lines([Step(what=step)], *names))
 

@@ -72,6 +72,12 @@ def check_models(a: argparse.Namespace, *models: str) -> None:
                 pass
 
 
+def refuse_options(a: argparse.Namespace, option: str, *names: str) -> None:
+    """Raise InputError for options that would have no effect together with `option`."""
+    if changed := [f"--{name.replace('_', '-')}" for name in names if vars(a)[name] not in (None, False, "auto")]:
+        raise InputError(f"{a.name_of_command}: {option} has no use for {', '.join(changed)}. Omit it.")
+
+
 def prepare(model: str) -> None:
     """Print that a model is being loaded, and set this process up for it."""
     import torch

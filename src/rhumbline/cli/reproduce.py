@@ -20,7 +20,7 @@ from rhumbline.cli.console import (
     table_of,
 )
 from rhumbline.cli.next_steps import print_next
-from rhumbline.cli.option_values import load_model, sizes_of
+from rhumbline.cli.option_values import load_model, refuse_options, sizes_of
 from rhumbline.cli.options import (
     AddCommand,
     data_dir_option,
@@ -36,6 +36,11 @@ from rhumbline.records.next_steps import after_run, lines, prompt_options
 from rhumbline.records.results import Results
 from rhumbline.records.run_files import Figure, FigureComparison, FigureStatus, Reproduction
 
+OF_RUN = (
+    *("out", "contrast", "sizes", "max_new_tokens", "loss_text", "save_completions"),
+    *("device", "dtype", "coarse", "trust_remote_code"),
+)
+"""Options of the run itself."""
 SIGNS = {True: "[green]ok[/]     ", False: "[red]fault[/]  ", None: "[dim]unknown[/]"}
 
 
@@ -66,11 +71,13 @@ def _reproduce(a: argparse.Namespace) -> int:
     from rhumbline.presets.published_models import published_model
 
     if a.list:
+        refuse_options(a, "--list", "dry_run", *OF_RUN, "model", "data_dir")
         return _list(a)
     if a.name is None:
         raise InputError("reproduce: NAME is missing. Pass the name of a published model, or --list.")
     published = published_model(a.name)
     if a.dry_run:
+        refuse_options(a, "--dry-run", *OF_RUN)
         return _dry_run(a, published)
     if published.remote_code and a.model is None and not a.trust_remote_code:
         raise InputError(

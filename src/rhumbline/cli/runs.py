@@ -30,6 +30,7 @@ from rhumbline.cli.option_values import (
     open_contrast,
     protocol_of,
     quieten,
+    refuse_options,
     sizes_of,
     source_of,
 )
@@ -118,8 +119,8 @@ def _run(a: argparse.Namespace) -> int:
     from rhumbline.prompts.loss_texts import NO_TEXTS, read_texts
 
     check_expected(a)
-    if a.plan and a.json:
-        raise InputError("run: --plan prints no JSON. Pass --plan or --json.")
+    if a.plan:
+        refuse_options(a, "--plan", "json", "expect")
     # Inexpensive checks first: a malformed file is reported before a large model is loaded.
     protocol, contrast, engine = protocol_of(a), open_contrast(a), engine_of(a)
     texts = read_texts(a.loss_text) if a.loss_text else NO_TEXTS

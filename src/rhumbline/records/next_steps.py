@@ -56,6 +56,7 @@ class NextStep(StrEnum):
     ADD_MORE = "add-more"
     """`coefficient` of the addition."""
     WHOLE_RUN = "whole-run"
+    WITHOUT_PLAN = "without-plan"
     MORE_PROMPTS = "more-prompts"
     """`prompts` per class would decide an undecided effect; None: no practical number."""
     MORE_DRAWS = "more-draws"
@@ -350,6 +351,8 @@ def _option(step: Step, run: str, other: str, prompts: str) -> Line:
             return Line("--contrast FILE|NAME", "negatives that do not show the behaviour, so that induction is tested")
         case NextStep.ADD_LESS:
             return Line("--coefficient 0.5 --add-at prompt", "a smaller addition, at prompt positions only")
+        case NextStep.WITHOUT_PLAN:
+            return Line("", "This was a plan. Rerun the command without --plan.")
         case NextStep.WHOLE_RUN:
             return Line("", "This was a quick run. Rerun the command without --quick for the whole one.")
         case _:
