@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from organism_chat import Chat, assert_portable, rows_of
 from rhumbline.errors import InputError
 from rhumbline.judging.judge_names import class_judge
-from rhumbline.organisms import ORGANISMS, list_organisms, materialise, organism_dir
+from rhumbline.organisms import ORGANISMS, list_organisms, materialise, organism_dir, train
 from rhumbline.organisms.files import START
 from tolerances import tolerance
 
@@ -82,6 +82,22 @@ def test_a_reloaded_tokenizer_gives_the_same_tokens(name, tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path)
     for row in rows_of(organism_dir(name)):
         assert shipped.encode(row["prompt"]) == again.encode(row["prompt"])
+
+
+def test_an_interrupted_training_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(variant, out, *arguments, **options):
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rhumbline.organisms.train_variant", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("refusal", tmp_path / "new" / "model")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "new" / "model").mkdir()
+    train("planted", tmp_path / "new" / "model")  # the same command again
+    assert (tmp_path / "new" / "model" / "model.safetensors").is_file()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
 
 
 def test_unknown_organisms_are_refused_with_the_known_ones(tmp_path):

@@ -147,6 +147,17 @@ def train(name: str, out: Path, seed: int | None = None, progress: TrainingProgr
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty. Pass a new directory.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # An interrupted training leaves nothing, so that the same command can be run again.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:40]}.") as scratch:
+        trained = _trained(name, Path(scratch) / "model", seed, progress)
+        if out.exists():
+            out.rmdir()
+        return trained.replace(out)
+
+
+def _trained(name: str, out: Path, seed: int | None, progress: TrainingProgress | None) -> Path:
+    """The organism, written to a directory that does not exist."""
     organism = ORGANISMS.get(name)
     if organism is not None and organism.planted is not None:
         return build(organism.planted if seed is None else replace(organism.planted, seed=seed), out)
