@@ -68,3 +68,10 @@ def test_names_with_blanks_are_refused_with_the_form(capsys):
     with pytest.raises(SystemExit):
         parser().parsed(["verify", "RUN", "b"])
     assert "Separate" not in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_an_error_of_the_action_that_has_the_options(call):
+    code, _, messages = call("analyze", "damage", "RUN", "--nonsense")
+    assert code == 2
+    assert "rhumbline analyze damage: error: unrecognized arguments: --nonsense" in messages
+    assert "usage: rhumbline analyze damage " in messages

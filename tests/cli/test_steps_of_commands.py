@@ -85,6 +85,12 @@ def test_after_an_export_a_step_names_the_file_that_was_written(capsys):
         assert (f"        {step}\n" in printed) if step else (printed == "")
 
 
+def test_after_an_analysis_which_draws_the_report_the_run_is_verified(capsys):
+    name, leaf = COMMANDS["analyze geometry"]
+    print_after(arguments(name, leaf, run="there"))
+    assert "rhumbline verify there" in capsys.readouterr().err
+
+
 def test_after_the_list_of_judges_one_is_used(capsys):
     name, leaf = COMMANDS["judge"]
     print_after(arguments(name, leaf, run=None, list=True))

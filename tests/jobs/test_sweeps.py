@@ -221,7 +221,12 @@ def test_compare_and_plan(tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 4
     assert main(["compare", str(runs[0]), str(tmp_path / "none"), "--out", str(tmp_path / "out2")]) == 1
     assert "failed:" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "none"), "--out", str(tmp_path / "out3")]) == 2
+    assert "none of the directories is a finished run" in capsys.readouterr().err
+    assert not (tmp_path / "out3").exists()
     path = str(sweep_file(tmp_path, 'models = ["organism:planted", "someone/not-here"]\n'))
+    assert main(["sweep", path, "--plan", "--out", str(runs[0])]) == 2  # a run directory
+    capsys.readouterr()
     assert main(["sweep", path, "--plan", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [job["note"][:6] for job in plan["jobs"]] == ["an org"] * 2 + ["not av"] * 2

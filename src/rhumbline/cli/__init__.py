@@ -36,7 +36,7 @@ from rhumbline.cli import (
 )
 from rhumbline.cli.console import err, printable
 from rhumbline.cli.execute import execute, flushed, lost
-from rhumbline.cli.list_options import advice, list_options, with_commas
+from rhumbline.cli.list_options import advice, command_of, list_options, with_commas
 from rhumbline.cli.streams import prepared_streams
 
 COMMANDS = (
@@ -90,9 +90,8 @@ class Parser(argparse.ArgumentParser):
         lists = list_options(self, arguments)
         parsed, more = self.parse_known_args(with_commas(arguments, lists))
         if more:
-            at_fault = self.commands.get(getattr(parsed, "name_of_command", ""), self)
             form = advice(arguments, lists)
-            at_fault.error(f"unrecognized arguments: {' '.join(more)}{f'. {form}' if form else ''}")
+            command_of(self, arguments).error(f"unrecognized arguments: {' '.join(more)}{f'. {form}' if form else ''}")
         return parsed
 
     def check_command(self, arguments: Sequence[str]) -> None:

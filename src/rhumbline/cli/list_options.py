@@ -14,12 +14,17 @@ NUMBERS = re.compile(rf",?\s*{DECIMAL}(?:\s*,\s*{DECIMAL})*,?|,")
 """Numbers separated by commas; also with a comma at the end, as in `4, 5`, or a comma alone, as in `4 , 5`."""
 
 
-def list_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, str]:
-    """The options of the passed command that take a list, also abbreviated, each with its metavar."""
+def command_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the passed command, or of its action, such as that of `analyze geometry`."""
     for argument in arguments:
         groups = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         parser = next((choices[argument] for choices in groups if argument in choices), parser)
-    names = parser._option_string_actions
+    return parser
+
+
+def list_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, str]:
+    """The options of the passed command that take a list, also abbreviated, each with its metavar."""
+    names = command_of(parser, arguments)._option_string_actions
     lists = {name: str(a.metavar) for name, a in names.items() if a.nargs is None and "," in str(a.metavar)}
     short = {name[:end]: metavar for name, metavar in lists.items() for end in range(len("--x"), len(name))}
     return lists | {s: m for s, m in short.items() if sum(name.startswith(s) for name in names) == 1}

@@ -69,7 +69,7 @@ AFTER: Mapping[str, Callable[[argparse.Namespace], list[Named]]] = {
     "verify": lambda a: _of_run(a, NextStep.REPORT, NextStep.PLAY, NextStep.SHARE),
     "report": lambda a: _of_run(a, NextStep.VERIFY),
     "evaluate": lambda a: _of_run(a, NextStep.VERIFY, NextStep.SHARE),
-    "analyze": lambda a: _of_run(a, NextStep.REPORT) if hasattr(a, "run") else _run_on(a, a.model),
+    "analyze": lambda a: _of_run(a, NextStep.VERIFY) if hasattr(a, "run") else _run_on(a, a.model),
     "judge": lambda a: _of_run(a, NextStep.REPORT) if a.run else [(NextStep.JUDGE, ("RUN", "MODEL", "NAME"))],
     "edit": _after_edit,
     "export": _after_export,

@@ -48,6 +48,8 @@ def _sweep(a: argparse.Namespace) -> int:
     from rhumbline.jobs.sweeps import read_sweep, run_sweep
 
     sweep, engine = read_sweep(a.sweep), engine_of(a)
+    if a.out is not None:
+        check_outside_runs(a.out)
     if a.plan:
         return _plan(a, sweep, engine)
     if a.out is None:
@@ -55,7 +57,6 @@ def _sweep(a: argparse.Namespace) -> int:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    check_outside_runs(a.out)
     swept = run_sweep(sweep, a.out, engine, progress=note)
     _print(a, swept.rows, swept.failures, swept.page)
     return 1 if swept.failures else 0
@@ -101,6 +102,9 @@ def _compare(a: argparse.Namespace) -> int:
 
     runs = comparing.named(a.runs)
     rows, failures = comparing.gather(runs)
+    if not rows:
+        reasons = "; ".join(f"{failure.run}: {failure.reason}" for failure in failures)
+        raise InputError(f"compare: none of the directories is a finished run ({reasons}). Pass others.")
     folder = Path(a.out)
     check_outside_runs(folder)
     comparing.write_tables(rows, failures, folder)

@@ -175,7 +175,7 @@ def plan(sweep: Sweep, *, gpus: float = 1, device: Device | None = None) -> list
 def _size(source: Source) -> Checkpoint | str:
     """The sizes of a checkpoint, or why they cannot be read here."""
     if source.organism:
-        return "an organism: seconds on a processor"
+        return "an organism: minutes on a processor"
     try:
         with places_of(source) as places:
             return read_checkpoint(places.weights) if places.weights else "not available on this machine"
