@@ -212,6 +212,61 @@ def test_rows_that_wait_take_the_places_of_finished_ones(family, family_model, m
     assert sum(seen) == sum(ticks) == 2 * len(prompts)
 
 
+def grouped(chat_model):
+    """Groups of prompts with one to three arms, an empty one among them."""
+    prompts = [[5 + i, 9, 70 + 3 * i, 11, *range(20, 20 + 2 * i)] for i in range(9)]
+    axes = [torch.arange(1.0, chat_model.d_model + 1).roll(i) for i in range(3)]
+    one, two, three = (Arm(f"{i}", (Ablate(Direction.from_vector(v, -1, 1)),)) for i, v in enumerate(axes))
+    return [(prompts[:4], [BASELINE, one, two]), (prompts[4:6], [three]), ([], [one]), (prompts[6:], [two, BASELINE])]
+
+
+@pytest.mark.parametrize("rows", [3, 7, 192])
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "falcon_h1"])
+def test_groups_that_are_decoded_together_are_those_decoded_apart(family, rows, family_model, monkeypatch):
+    """Packed and padded; with as many slots as one prompt has arms, with waiting rows, and with all rows together."""
+    chat_model = family_model(family)
+    groups = grouped(chat_model)
+    options = dict(max_new_tokens=10, read=lambda logits: logits[:, 7])
+    apart = [Runner(chat_model).generate(prompts, arms, **options) for prompts, arms in groups]
+    monkeypatch.setattr(running, "CPU_ROWS", rows)
+    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
+    decided = []
+    together = Runner(chat_model).generate_groups(
+        groups, decided=lambda arm, tokens: decided.append(arm) or False, **options
+    )
+    assert [some.tokens for some in together] == [some.tokens for some in apart]
+    for some, alone in zip(together, apart, strict=True):
+        torch.testing.assert_close(some.readings, alone.readings, **tolerance())
+    assert set(decided) == {0, 1, 2, 3, 5, 6}  # arms are numbered through all groups; the fifth has no prompt
+    assert apart[0].tokens[0] != apart[0].tokens[1] != apart[0].tokens[2]
+
+
+def test_groups_are_divided_when_memory_runs_out(family_model, monkeypatch):
+    chat_model = family_model("qwen2")
+    groups = grouped(chat_model)
+    expected = [some.tokens for some in Runner(chat_model).generate_groups(groups, max_new_tokens=6)]
+    real = decoding.slot_forward
+
+    def small_memory(model, slots, tokens):
+        if len(tokens) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return real(model, slots, tokens)
+
+    monkeypatch.setattr(decoding, "slot_forward", small_memory)
+    ticks = []
+    found = Runner(chat_model, tick=ticks.append).generate_groups(groups, max_new_tokens=6)
+    assert [some.tokens for some in found] == expected
+    assert sum(ticks) == sum(len(prompts) * len(arms) for prompts, arms in groups)
+
+
+def test_groups_share_the_steps_of_decoding(family_model, monkeypatch):
+    chat_model = family_model("qwen2")
+    groups = [(PROMPTS[:2], [BASELINE]), (PROMPTS[2:], [BASELINE] * 3)]
+    with watched(monkeypatch) as seen:
+        Runner(chat_model).generate_groups(groups, max_new_tokens=4)
+    assert seen == [8]
+
+
 def test_more_arms_than_rows_are_cut(family_model, monkeypatch):
     chat_model = family_model("qwen2")
     monkeypatch.setattr(running, "SPARE_SHARE", 0.0)

@@ -11,6 +11,7 @@ from make_outcomes import outcomes_of
 from rhumbline.errors import ProtocolError
 from rhumbline.records.shared import ByLabel
 from rhumbline.stages.outcomes import _requests, check_filter, draws_by_prompt
+from rhumbline.stages.stage_jobs import ROWS_PER_JOB
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))
@@ -30,10 +31,32 @@ def test_all_prompts(completed):
     assert draws_by_prompt(10, 2, completed, 0) == [(0, 1)] * 10
 
 
-@pytest.mark.parametrize(("direction", "together"), [(None, [60]), ("selected", [20, 20, 20])])
-def test_prompts_with_the_same_arms_are_completed_together(direction, together):
+@pytest.mark.parametrize(("direction", "groups"), [(None, [60]), ("selected", [20, 20, 20])])
+def test_prompts_with_the_same_arms_are_a_group(direction, groups):
     """Without a direction there are no null arms, so the draws that a prompt would have do not divide the prompts."""
-    arms = SimpleNamespace(direction=direction, outcomes=lambda label, draws: {"baseline": None})
+    (request,) = requests(direction, 1)
+    assert sorted(i for group in request.groups for i in group.prompts) == list(range(60))
+    sizes = Counter()
+    for group in request.groups:
+        sizes[group.draws] += len(group.prompts)
+    assert list(sizes.values()) == groups
+
+
+def test_jobs_have_nearly_the_same_number_of_completions():
+    """60 prompts under 20 arms each are more than one job; a group with more completions than a job is divided."""
+    jobs = requests("selected", 20)
+    sizes = [20 * sum(len(group.prompts) for group in job.groups) for job in jobs]
+    assert sorted(i for job in jobs for group in job.groups for i in group.prompts) == list(range(60))
+    assert len(jobs) == -(-60 * 20 // ROWS_PER_JOB) > 1
+    assert max(sizes) - min(sizes) <= ROWS_PER_JOB // 2
+    assert any(len({group.draws for group in job.groups}) > 1 for job in jobs)
+
+
+def requests(direction, n_arms):
+    """The jobs of 60 prompts with three null draws, each on 20 of them."""
+    arms = SimpleNamespace(
+        direction=direction, outcomes=lambda label, draws: dict.fromkeys([f"arm {i}" for i in range(n_arms)])
+    )
     prompts = [SimpleNamespace(id=str(i)) for i in range(60)]
     run = SimpleNamespace(
         arms=arms,
@@ -41,9 +64,7 @@ def test_prompts_with_the_same_arms_are_completed_together(direction, together):
         protocol=SimpleNamespace(nulls=SimpleNamespace(draws=3), completed=20),
         seed=0,
     )
-    requests = _requests(run, "positive", ())
-    assert sorted(i for request in requests for i in request.prompts) == list(range(60))
-    assert [len(request.prompts) for request in requests] == together
+    return _requests(run, "positive", ())
 
 
 @pytest.mark.parametrize(

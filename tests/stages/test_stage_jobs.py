@@ -9,7 +9,7 @@ from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import Site
 from rhumbline.stages.selection import ScoreRequest, Scores, scores_in_jobs
-from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, spans
+from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, shares, spans
 
 
 @given(st.integers(0, 300), st.integers(1, 50))
@@ -17,6 +17,22 @@ def test_spans_cover_everything_once_and_in_order(n, size):
     parts = spans(n, size)
     assert [i for part in parts for i in part.range] == list(range(n))
     assert all(0 < part.end - part.first <= size for part in parts)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 200))
+def test_shares_cover_everything_once_and_in_order_in_parts_of_nearly_equal_size(sizes, most):
+    parts = shares(sizes, most)
+    assert [i for part in parts for i in part] == list(range(len(sizes)))
+    assert all(parts)
+    n_parts = math.ceil(sum(sizes) / most)
+    assert len(parts) <= n_parts
+    # Within one item of an equal share, above and (but for parts that a large item leaves empty) below.
+    for part in parts:
+        assert sum(sizes[i] for i in part) <= sum(sizes) / n_parts + max(sizes)
+
+
+def test_shares_of_equal_items_are_equal():
+    assert shares([45] * 12, 192) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_scores_are_returned_to_their_sites_and_nan_stays_nan():

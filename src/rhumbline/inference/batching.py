@@ -4,7 +4,7 @@ Depends on the lengths of prompts only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -27,6 +27,15 @@ class RowIndex(NamedTuple):
     prompt: Int[Tensor, " row"]
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """A batch that can be divided when memory runs out."""
+
+    def halves(self) -> Sequence[Self]:
+        """Two smaller batches; empty for a single row."""
+        ...
+
+
 class Batch(NamedTuple):
     """Some arms on some prompts, by index: every prompt runs under every arm, in rows ordered by (arm, prompt)."""
 
@@ -43,6 +52,10 @@ class Batch(NamedTuple):
         arms, prompts = torch.tensor(self.arms), torch.tensor(self.prompts)
         return RowIndex(arms.repeat_interleave(len(prompts)), prompts.repeat(len(arms)))
 
+    def part(self, inner: "Batch") -> "Batch":
+        """The arms and prompts of this batch at the places that `inner` names."""
+        return Batch([self.arms[a] for a in inner.arms], [self.prompts[p] for p in inner.prompts])
+
     def halves(self) -> "list[Batch]":
         """Two smaller batches, divided by prompts, or by arms if there is one prompt; empty for a single row."""
         if len(self.prompts) > 1:
@@ -50,6 +63,34 @@ class Batch(NamedTuple):
             return [Batch(self.arms, self.prompts[:half]), Batch(self.arms, self.prompts[half:])]
         half = len(self.arms) // 2
         return [Batch(self.arms[:half], self.prompts), Batch(self.arms[half:], self.prompts)] if half else []
+
+
+class DecodingBatch(NamedTuple):
+    """Rows that are decoded together: some batches, each with its own arms, in rows ordered by (batch, arm, prompt)."""
+
+    parts: list[Batch]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return sum(part.n_rows for part in self.parts)
+
+    @property
+    def most_arms(self) -> int:
+        """The most arms of one prompt."""
+        return max(len(part.arms) for part in self.parts)
+
+    def rows(self) -> RowIndex:
+        """Arm and prompt of every row."""
+        arms, prompts = zip(*(part.rows() for part in self.parts), strict=True)
+        return RowIndex(torch.cat(arms), torch.cat(prompts))
+
+    def halves(self) -> "list[DecodingBatch]":
+        """Two smaller batches, divided between the parts, or the halves of the only part."""
+        if len(self.parts) == 1:
+            return [DecodingBatch([half]) for half in self.parts[0].halves()]
+        half = len(self.parts) // 2
+        return [DecodingBatch(self.parts[:half]), DecodingBatch(self.parts[half:])]
 
 
 def rectangles(

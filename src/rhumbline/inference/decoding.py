@@ -4,7 +4,8 @@
 transformers' own cache, or none if it is not exact. Both give the same tokens. Independent of what arms mean.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.batch_edits import BatchEdits
-from rhumbline.inference.batching import Batch
+from rhumbline.inference.batching import Batch, DecodingBatch
 from rhumbline.inference.passes import Padded, ReadLogits, places, places_in, response_lengths
 from rhumbline.inference.windows import TokenPlaces
 from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward
@@ -53,6 +54,14 @@ class Prefilled(NamedTuple):
     logits: Logits
 
 
+class _QueuedPrompt(NamedTuple):
+    """A prompt of a decoding batch."""
+
+    part: int
+    place: int
+    """Its place among the prompts of the part."""
+
+
 @dataclass
 class PackedDecoder:
     """Prefills packs of prompts, then appends one token per slot; keys and values are in slots of the full length.
@@ -62,15 +71,15 @@ class PackedDecoder:
 
     model: ChatModel
     edits: BatchEdits
-    arms: Int[Tensor, " arm"]
-    texts: Sequence[TokenIds]
-    """The prompts of the batch."""
+    sequences: Sequence[TokenIds]
+    batch: DecodingBatch
+    """The rows, by index of `sequences` and of the arms of `edits`."""
     n_slots: int
-    """Rows that are decoded together, at least one for each arm."""
+    """Rows that are decoded together, at least one for each arm of a prompt."""
     max_new_tokens: int
     packs: Callable[[Sequence[TokenIds], int], Iterator[tuple[Pack, Batch]]]
     """Divides prompts under a number of arms into packs within the budget of a forward pass."""
-    queue: list[int] = field(init=False)
+    queue: list[_QueuedPrompt] = field(init=False)
     """Prompts that are not prefilled yet, longest first, so that later rows fit into the slots."""
     arm: Int[Tensor, " slot"] = field(init=False)
     """The arm of the row in each slot."""
@@ -82,51 +91,85 @@ class PackedDecoder:
     can_drop = True
 
     def __post_init__(self):
-        self.queue = sorted(range(len(self.texts)), key=lambda i: -len(self.texts[i]))
-        self.n_rows = len(self.arms) * len(self.texts)
+        places = ((part, place) for part, some in enumerate(self.batch.parts) for place in range(len(some.prompts)))
+        self.queue = sorted((_QueuedPrompt(*place) for place in places), key=lambda queued: -len(self._text(queued)))
+        self.n_rows = self.batch.n_rows
+        self.first_row = list(itertools.accumulate((part.n_rows for part in self.batch.parts), initial=0))
         self.implementation = own_implementation(self.model)
 
     def prefill(self) -> Prefilled:
         """Prefill as many rows as there are slots."""
-        longest = len(self.texts[self.queue[0]])
-        n = min(self.n_slots, self.n_rows) // len(self.arms) * len(self.arms)
+        longest = len(self._text(self.queue[0]))
+        places = self._dequeued(self.n_slots)
+        n = sum(len(self.batch.parts[part].arms) * len(some) for part, some in places.items())
+        device = self.model.device
         self.slots = KeyValueSlots(
-            torch.zeros(n, dtype=torch.long, device=self.arms.device), longest, longest + self.max_new_tokens
+            torch.zeros(n, dtype=torch.long, device=device), longest, longest + self.max_new_tokens
         )
-        self.arm = torch.zeros(n, dtype=torch.long, device=self.arms.device)
+        self.arm = torch.zeros(n, dtype=torch.long, device=device)
         self.n_prompt, self.passed = torch.zeros_like(self.arm), self.arm > 0
-        return self._prefill(torch.arange(n, device=self.arms.device))
+        return self._prefill(places, torch.arange(n, device=device))
 
     def refill(self, free: Int[Tensor, " free"]) -> Prefilled | None:
         """Prefill queued rows in free slots; None if the slots are too few for all arms of a prompt."""
-        return self._prefill(free) if len(free) >= len(self.arms) else None
+        places = self._dequeued(len(free))
+        return self._prefill(places, free) if places else None
 
-    def _prefill(self, free: Int[Tensor, " free"]) -> Prefilled:
-        n_arms = len(self.arms)
-        prompts, self.queue = self.queue[: len(free) // n_arms], self.queue[len(free) // n_arms :]
-        slots = free[: n_arms * len(prompts)].view(n_arms, len(prompts))
-        texts = [self.texts[i] for i in prompts]
-        length, n_response = torch.tensor([len(t) for t in texts], device=free.device), response_lengths(texts)
-        self.slots.assign(slots.flatten(), length.repeat(n_arms))
-        self.arm[slots] = self.arms[:, None].expand_as(slots)
-        self.n_prompt[slots] = length - torch.tensor(n_response, device=free.device)
-        responses = (list(text)[len(text) - n :] for text, n in zip(texts, n_response, strict=True))
-        self.passed[slots] = torch.tensor([_boundary(self.edits) in some for some in responses], device=free.device)
-        all_logits: Tensor | None = None
-        for pack, batch in self.packs(texts, n_arms):
-            attention = PackedAttention(pack, self.implementation, self.slots, slots[batch.arms][:, batch.prompts])
-            where = places_in(pack, [n_response[i] for i in batch.prompts])
-            is_prompt = where.is_prompt if any(n_response) else None
-            with hooked(self.model, self.edits.on(self.arms[batch.arms], is_prompt, where)):
-                logits = packed_forward(self.model, pack, len(batch.arms), attention)
-            if all_logits is None:
-                all_logits = logits.new_zeros(*slots.shape, logits.shape[-1])
-            all_logits[torch.tensor(batch.arms)[:, None], torch.tensor(batch.prompts)] = logits
+    def _text(self, queued: _QueuedPrompt) -> TokenIds:
+        return self.sequences[self.batch.parts[queued.part].prompts[queued.place]]
+
+    def _dequeued(self, room: int) -> dict[int, list[int]]:
+        """The next prompts whose rows fit into `room` slots: by part, their places in it."""
+        places: dict[int, list[int]] = {}
+        waiting = []
+        for queued in self.queue:
+            n_arms = len(self.batch.parts[queued.part].arms)
+            if n_arms <= room:
+                places.setdefault(queued.part, []).append(queued.place)
+                room -= n_arms
+            else:
+                waiting.append(queued)
+        self.queue = waiting
+        return places
+
+    def _prefill(self, places: Mapping[int, list[int]], free: Int[Tensor, " free"]) -> Prefilled:
+        """Prefill the prompts at some places of the parts, in the first free slots."""
+        device = free.device
+        parts = {part: (self.batch.parts[part], some) for part, some in places.items()}
+        free = free[: sum(len(part.arms) * len(some) for part, some in parts.values())]
+        row, all_logits, start = torch.zeros_like(free), None, 0
+        for number, (part, some) in parts.items():
+            texts, n_arms = [self.sequences[part.prompts[place]] for place in some], len(part.arms)
+            # The places of these rows among all that are prefilled here.
+            index = start + torch.arange(n_arms * len(some), device=device).view(n_arms, len(some))
+            start, slots = start + index.numel(), free[index]
+            first = self.first_row[number] + torch.arange(n_arms, device=device)[:, None] * len(part.prompts)
+            row[index] = first + torch.tensor(some, device=device)
+            self._assign(slots, torch.tensor(part.arms, device=device), texts)
+            n_response = response_lengths(texts)
+            for pack, batch in self.packs(texts, n_arms):
+                attention = PackedAttention(pack, self.implementation, self.slots, slots[batch.arms][:, batch.prompts])
+                where = places_in(pack, [n_response[i] for i in batch.prompts])
+                is_prompt = where.is_prompt if any(n_response) else None
+                arms = torch.tensor([part.arms[a] for a in batch.arms], device=device)
+                with hooked(self.model, self.edits.on(arms, is_prompt, where)):
+                    logits = packed_forward(self.model, pack, len(batch.arms), attention)
+                if all_logits is None:
+                    all_logits = logits.new_zeros(len(free), logits.shape[-1])
+                all_logits[index[batch.arms][:, batch.prompts]] = logits
         assert all_logits is not None
         self.hooks = self.edits.at_all_tokens(self.arm, n_prompt=0)
-        first = torch.arange(n_arms, device=free.device)[:, None] * len(self.texts)
-        rows = (first + torch.tensor(prompts, device=free.device)).flatten()
-        return Prefilled(slots.flatten(), rows, all_logits.flatten(0, 1))
+        return Prefilled(free, row, all_logits)
+
+    def _assign(self, slots: Int[Tensor, "arm prompt"], arms: Int[Tensor, " arm"], texts: Sequence[TokenIds]) -> None:
+        """Give slots to the rows of some prompts under some arms."""
+        device, n_response = slots.device, response_lengths(texts)
+        length = torch.tensor([len(t) for t in texts], device=device)
+        self.slots.assign(slots.flatten(), length.repeat(len(arms)))
+        self.arm[slots] = arms[:, None].expand_as(slots)
+        self.n_prompt[slots] = length - torch.tensor(n_response, device=device)
+        responses = (list(text)[len(text) - n :] for text, n in zip(texts, n_response, strict=True))
+        self.passed[slots] = torch.tensor([_boundary(self.edits) in some for some in responses], device=device)
 
     def next(self, token: Int[Tensor, " slot"], alive: Bool[Tensor, " slot"]) -> Logits:
         """Logits after one more token in each slot; slots of finished rows do not advance."""

@@ -26,6 +26,8 @@ from rhumbline.inference.batching import (
     MOST_CPU_ROWS,
     MOST_TOKENS,
     Batch,
+    DecodingBatch,
+    Divisible,
     RowIndex,
     alone,
     evenly,
@@ -70,6 +72,7 @@ CACHE_SHARE, SPARE_SHARE = 0.5, 1 / 16
 """Share of free memory for the cache while decoding, and share used for extra rows on a processor."""
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Divisible)
 
 
 def measured_tokens(model: ChatModel, sequence: TokenIds) -> int:
@@ -102,11 +105,20 @@ class Residuals(NamedTuple):
     """What `read` returned for the last logits; None without `read`."""
 
 
+class Completed(NamedTuple):
+    """Completions of some prompts under some arms."""
+
+    tokens: list[list[list[int]]]
+    """By arm and prompt: token ids, without the stop token."""
+    readings: Float[Tensor, "arm prompt"]
+    """What `read` returned for their first logits; NaN without `read`."""
+
+
 class _DecodingPlan(NamedTuple):
     """How many rows are decoded together, and in which batches."""
 
     n_slots: int
-    batches: Iterator[Batch]
+    batches: Iterator[DecodingBatch]
 
 
 @dataclass
@@ -138,9 +150,7 @@ class Runner:
         same_length, longest = proof.padding_changes_logits, proof.longest_proved
         return rectangles(lengths, n_arms, self.tokens_per_forward, same_length=same_length, longest=longest)
 
-    def within_memory(
-        self, batch: Batch, run: Callable[[Batch], T], *, gradients: bool = False
-    ) -> Iterator[tuple[Batch, T]]:
+    def within_memory(self, batch: B, run: Callable[[B], T], *, gradients: bool = False) -> Iterator[tuple[B, T]]:
         """`run` of the batch, or of its parts if memory runs out, each with its result.
 
         With `gradients`, `run` can differentiate.
@@ -154,14 +164,14 @@ class Runner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                queue += self._halves(part, error)[::-1]
+                queue += reversed(self._halves(part, error))
             else:
                 yield part, result
                 continue
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _halves(self, batch: Batch, error: BaseException) -> list[Batch]:
+    def _halves(self, batch: B, error: BaseException) -> Sequence[B]:
         """The halves of a batch for which memory did not suffice; the budget is halved too. Raises ModelError."""
         if ranks.world_size() > 1:
             raise ModelError(
@@ -295,23 +305,52 @@ class Runner:
         read: ReadLogits | None = None,
         decided: IsDecided | None = None,
         sampling: TokenSampling | None = None,
-    ) -> tuple[list[list[list[int]]], Float[Tensor, "arm prompt"]]:
-        """Completions by arm and prompt (token ids, without the stop token), and `read` of their first logits.
+    ) -> Completed:
+        """Completions by arm and prompt, and `read` of their first logits.
 
         Decoding is greedy without `sampling`, which has one seed for each sequence.
         `stop` are the ids that end a completion (of a chat: `stop_ids`); None: those of a text without a chat. A row
         ends early if `decided(arm, tokens)` is true, since its tokens determine everything that is read from it.
         """
+        (completed,) = self.generate_groups(
+            [(sequences, arms)],
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            read=read,
+            decided=decided,
+            sampling=sampling,
+        )
+        return completed
+
+    @checked
+    def generate_groups(
+        self,
+        groups: Sequence[tuple[Sequence[TokenIds], Sequence[Arm]]],
+        *,
+        max_new_tokens: int,
+        stop: Collection[int] | None = None,
+        read: ReadLogits | None = None,
+        decided: IsDecided | None = None,
+        sampling: TokenSampling | None = None,
+    ) -> list[Completed]:
+        """`generate` of several groups of prompts, each with its own arms: their rows are decoded together.
+
+        A step of decoding takes about as long for few rows as for many, so this is faster than one group after another.
+        `decided` and `sampling` number the arms and the sequences of all groups consecutively.
+        """
+        sequences = [ids for some, _ in groups for ids in some]
+        arms = [arm for _, some in groups for arm in some]
         self.check(sequences, max_new_tokens)
         edits = BatchEdits.of(arms, self.model)
-        completions: list[list[list[int]]] = [[[] for _ in sequences] for _ in arms]
+        parts = _numbered(groups)
+        written: dict[tuple[int, int], list[int]] = {}
         readings = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
-        n_slots, batches = self._decoding_plan(sequences, len(arms), edits, max_new_tokens)
+        n_slots, batches = self._decoding_plan(sequences, parts, edits, max_new_tokens)
         budget, ends = self.tokens_per_forward, self.model.stop_tokens() if stop is None else stop
 
-        def run(batch: Batch) -> tuple[list[list[int]], Tensor | None]:
+        def run(batch: DecodingBatch) -> tuple[list[list[int]], Tensor | None]:
             # Fewer slots after memory has run out.
-            n = max(len(batch.arms), n_slots * self.tokens_per_forward // budget)
+            n = max(batch.most_arms, n_slots * self.tokens_per_forward // budget)
             decoder = self._decoder(sequences, batch, edits, max_new_tokens, n)
             ended: list[int] = []
 
@@ -329,11 +368,16 @@ class Runner:
         for batch in batches:
             for done, (texts, first) in self.within_memory(batch, run):
                 rows = done.rows()
-                for arm, prompt, text in zip(rows.arm.tolist(), rows.prompt.tolist(), texts, strict=True):
-                    completions[arm][prompt] = text
+                written |= zip(zip(rows.arm.tolist(), rows.prompt.tolist(), strict=True), texts, strict=True)
                 if first is not None:
                     readings[rows.arm, rows.prompt] = first.double().cpu()
-        return completions, readings
+        return [
+            Completed(
+                [[written[arm, prompt] for prompt in part.prompts] for arm in part.arms],
+                readings[part.arms][:, part.prompts],
+            )
+            for part in parts
+        ]
 
     def completions(
         self,
@@ -351,51 +395,76 @@ class Runner:
         return compute()
 
     def _decoding_plan(
-        self, sequences: Sequence[TokenIds], n_arms: int, edits: BatchEdits, max_new_tokens: int
+        self, sequences: Sequence[TokenIds], parts: Sequence[Batch], edits: BatchEdits, max_new_tokens: int
     ) -> _DecodingPlan:
         """As many rows together as a share of the free memory can cache, measured by prefilling one prompt.
 
         Without a cache every step is a forward pass over all tokens, and its budget applies. A packed batch has all
         prompts: queued rows fill the slots of finished ones.
         """
-        if not sequences:
+        parts = [part for part in parts if part.n_rows]
+        if not parts:
             return _DecodingPlan(0, iter(()))
         device, proof, lengths = self.model.device, self.model.proof, [len(s) for s in sequences]
         limit = proof.longest_proved
-        beyond = {i: n for i, n in enumerate(lengths) if limit is not None and n + max_new_tokens > limit}
-        together = [i for i in range(len(sequences)) if i not in beyond]
-        longest = max(together or beyond, key=lambda i: lengths[i])
+        beyond = {i for i, n in enumerate(lengths) if limit is not None and n + max_new_tokens > limit}
+        longest = max(range(len(lengths)), key=lambda i: (i not in beyond, lengths[i]))
 
-        def measure(batch: Batch) -> float:
+        def measure(batch: DecodingBatch) -> float:
             probe = self._decoder(sequences, batch, edits, max_new_tokens, 1)
             probe.prefill()
             return probe.bytes_per_token
 
-        ((_, per_token),) = self.within_memory(Batch([0], [longest]), measure)
+        ((_, per_token),) = self.within_memory(DecodingBatch([Batch([0], [longest])]), measure)
         fitting = free_memory(device) / per_token if per_token else self.tokens_per_forward / CACHE_SHARE
         capacity = ranks.minimum(int(fitting))
         tokens, width = int(capacity * CACHE_SHARE), lengths[longest] + max_new_tokens
-        rows = n_arms * len(sequences)
+        rows = sum(part.n_rows for part in parts)
         if is_processor(device):
             rows = min(MOST_CPU_ROWS, max(CPU_ROWS, int(capacity * SPARE_SHARE) // width))
         elif not proof.packing_is_exact:
             # Padded prompts are prefilled at once.
             rows = max(1, self.tokens_per_forward // lengths[longest])
         if not proof.packing_is_exact:
-            padded_batches = partial(rectangles, same_length=proof.padding_changes_logits, longest=limit)
-            return _DecodingPlan(rows, padded_batches(lengths, n_arms, tokens, extra=max_new_tokens, rows=rows))
+            padded = partial(rectangles, same_length=proof.padding_changes_logits, longest=limit)
+            return _DecodingPlan(
+                rows,
+                (
+                    DecodingBatch([part.part(inner)])
+                    for part in parts
+                    for inner in padded(
+                        [lengths[i] for i in part.prompts], len(part.arms), tokens, extra=max_new_tokens, rows=rows
+                    )
+                ),
+            )
         n_slots = max(1, min(rows, tokens // width))
-        packed = (Batch(arms, together) for arms in evenly(n_arms, n_slots) if together)
-        widths = {i: n + max_new_tokens for i, n in beyond.items()}
-        return _DecodingPlan(n_slots, itertools.chain(packed, alone(widths, n_arms, self.tokens_per_forward)))
+        together = [
+            Batch([part.arms[a] for a in arms], prompts)
+            for part in parts
+            if (prompts := [i for i in part.prompts if i not in beyond])
+            for arms in evenly(len(part.arms), n_slots)
+        ]
+        apart = (
+            DecodingBatch([part.part(inner)])
+            for part in parts
+            for inner in alone(
+                {place: lengths[i] + max_new_tokens for place, i in enumerate(part.prompts) if i in beyond},
+                len(part.arms),
+                self.tokens_per_forward,
+            )
+        )
+        return _DecodingPlan(n_slots, itertools.chain([DecodingBatch(together)] if together else [], apart))
 
     def _decoder(
-        self, sequences: Sequence[TokenIds], batch: Batch, edits: BatchEdits, max_new_tokens: int, n_slots: int
+        self, sequences: Sequence[TokenIds], batch: DecodingBatch, edits: BatchEdits, max_new_tokens: int, n_slots: int
     ) -> PackedDecoder | PaddedDecoder:
-        texts, arms = _of(sequences, batch), self._arms(batch)
-        at = at_lengths(self.model, [len(text) + max_new_tokens for text in texts])
+        lengths = [len(sequences[i]) for part in batch.parts for i in part.prompts]
+        at = at_lengths(self.model, [n + max_new_tokens for n in lengths])
         if at.proof.packing_is_exact:
-            return PackedDecoder(self.model, edits, arms, texts, n_slots, max_new_tokens, self._packs)
+            return PackedDecoder(self.model, edits, sequences, batch, n_slots, max_new_tokens, self._packs)
+        # Padded batches have one part.
+        (part,) = batch.parts
+        texts, arms = _of(sequences, part), self._arms(part)
         ids, mask = padded(self.model, texts, len(arms))
         rows, cache = arms.repeat_interleave(len(texts)), new_cache(at)
         return PaddedDecoder(self.model, edits, rows, ids, mask, cache, response_lengths(texts))
@@ -408,3 +477,13 @@ class Runner:
 
 def _of(sequences: Sequence[TokenIds], batch: Batch) -> list[TokenIds]:
     return [sequences[i] for i in batch.prompts]
+
+
+def _numbered(groups: Sequence[tuple[Sequence[TokenIds], Sequence[Arm]]]) -> list[Batch]:
+    """The arms and prompts of each group, numbered consecutively."""
+    parts, first_arm, first_prompt = [], 0, 0
+    for sequences, arms in groups:
+        end = (first_arm + len(arms), first_prompt + len(sequences))
+        parts.append(Batch(list(range(first_arm, end[0])), list(range(first_prompt, end[1]))))
+        first_arm, first_prompt = end
+    return parts

@@ -13,6 +13,7 @@ from msgspec import structs
 
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
+from rhumbline.inference.batching import evenly
 from rhumbline.judging.judge_names import CLASS_JUDGES
 from rhumbline.judging.normal_text import folded
 from rhumbline.judging.paired_log_odds import PairedLogOdds
@@ -25,7 +26,7 @@ from rhumbline.records.shared import Class
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.quick_rows import baseline_rows
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.stage_jobs import ROWS_PER_JOB, JobKind, SeedJobs, spans
+from rhumbline.stages.stage_jobs import ROWS_PER_JOB, JobKind, SeedJobs, shares
 
 log = logging.getLogger("rhumbline")
 
@@ -34,16 +35,23 @@ LENGTHS_READ = (16, 32, 64)
 
 
 @dataclass(frozen=True)
-class OutcomeRequest:
-    """Test prompts of one class, and the null draws that complete them."""
+class OutcomeGroup:
+    """Test prompts of one class with the same arms."""
 
-    label: Label
     prompts: tuple[int, ...]
     """Indices of the prompts."""
     draws: tuple[int, ...]
-    """Numbers of the draws."""
+    """Numbers of the null draws that complete them."""
     baseline: bool = True
     """Whether the baseline is run; its rows of a quick run are reused."""
+
+
+@dataclass(frozen=True)
+class OutcomeRequest:
+    """Groups of test prompts of one class, which are completed together."""
+
+    label: Label
+    groups: tuple[OutcomeGroup, ...]
 
 
 @dataclass(frozen=True)
@@ -92,25 +100,30 @@ def by_draws(run: SeedRun, n: int) -> dict[tuple[int, ...], list[int]]:
 
 
 def _requests(run: SeedRun, label: Label, known: Collection[str]) -> list[OutcomeRequest]:
-    """The jobs of one class: prompts with the same arms together. `known`: prompts whose baseline row exists."""
+    """The jobs of one class, of nearly equal size. `known`: prompts whose baseline row exists."""
     prompts = run.splits.get("test", label)
-    together: dict[OutcomeRequest, list[int]] = {}
-    # Without null arms (nothing was selected) all prompts have the same arms, and one large batch is faster.
+    together: dict[OutcomeGroup, list[int]] = {}
+    # Without null arms (nothing was selected) all prompts have the same arms.
     parts = {(): range(len(prompts))} if run.arms.direction is None else by_draws(run, len(prompts))
     for draws, places in parts.items():
         for i in places:
-            together.setdefault(OutcomeRequest(label, (), draws, prompts[i].id not in known), []).append(i)
+            together.setdefault(OutcomeGroup((), draws, prompts[i].id not in known), []).append(i)
+    # In small parts, so that jobs have nearly the same number of completions.
+    groups = [
+        (replace(group, prompts=tuple(some[i] for i in part)), len(part) * n_arms)
+        for group, some in together.items()
+        if (n_arms := len(_arms(run, label, group)))
+        for part in evenly(len(some), max(1, ROWS_PER_JOB // 4 // n_arms))
+    ]
     return [
-        replace(request, prompts=tuple(some[span.first : span.end]))
-        for request, some in together.items()
-        if (arms := _arms(run, request))
-        for span in spans(len(some), max(1, ROWS_PER_JOB // len(arms)))
+        OutcomeRequest(label, tuple(groups[i][0] for i in some))
+        for some in shares([rows for _, rows in groups], ROWS_PER_JOB)
     ]
 
 
-def _arms(run: SeedRun, request: OutcomeRequest) -> Arms:
-    arms = run.arms.outcomes(request.label, request.draws)
-    return arms if request.baseline else {id_: arm for id_, arm in arms.items() if not id_.is_baseline}
+def _arms(run: SeedRun, label: Label, group: OutcomeGroup) -> Arms:
+    arms = run.arms.outcomes(label, group.draws)
+    return arms if group.baseline else {id_: arm for id_, arm in arms.items() if not id_.is_baseline}
 
 
 def _prepare(run: SeedRun) -> Callable[[OutcomeRequest], Outcomes]:
@@ -122,10 +135,13 @@ OUTCOME_JOB = JobKind("outcomes", OutcomeRequest, Outcomes, _prepare)
 
 def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     """The outcomes of some test prompts under every arm."""
-    label = request.label
-    arms, prompts = _arms(run, request), [run.splits.get("test", label)[i] for i in request.prompts]
-    ids = list(arms)
-    runner, sequences = run.runner(f"arms on {label}s"), [run.chat.encode(p) for p in prompts]
+    stage, test = f"arms on {request.label}s", run.splits.get("test", request.label)
+    of_group = [_arms(run, request.label, group) for group in request.groups]
+    prompts = [[test[i] for i in group.prompts] for group in request.groups]
+    inputs = [
+        ([run.chat.encode(p) for p in some], list(arms.values())) for some, arms in zip(prompts, of_group, strict=True)
+    ]
+    ids = [id_ for arms in of_group for id_ in arms]
     # The first logits of a completion are those of the metric, unless it reads responses or later tokens.
     read = None if isinstance(run.metric, PairedLogOdds) or run.start_tokens else run.metric
 
@@ -133,22 +149,23 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
         text = run.answer(tokens)
         return text is not None and not ids[arm].is_own and run.protocol.class_judge().is_decided_by(text)
 
-    completions, metric = runner.generate(
-        sequences,
-        list(arms.values()),
+    completed = run.runner(stage).generate_groups(
+        inputs,
         max_new_tokens=run.protocol.max_new_tokens,
         stop=stop_ids(run.model, run.chat),
         read=read,
         decided=is_decided if run.protocol.early_stop else None,
     )
-    if run.metric is not None and read is None:
-        metric = run.scorer(f"arms on {label}s").read(sequences, list(arms.values())).metric
-    baseline = [run.answer(tokens) for tokens in completions[0]]
-    rows = (
-        _outcome(run, arm, prompt, completions[a][p], float(metric[a, p]), baseline[p])
-        for a, arm in enumerate(arms)
-        for p, prompt in enumerate(prompts)
-    )
+    rows: list[Outcome] = []
+    for some, arms, (sequences, edits), (tokens, metric) in zip(prompts, of_group, inputs, completed, strict=True):
+        if run.metric is not None and read is None:
+            metric = run.scorer(stage).read(sequences, edits).metric
+        baseline = [run.answer(of_prompt) for of_prompt in tokens[0]]
+        rows += [
+            _outcome(run, arm, prompt, tokens[a][p], float(metric[a, p]), baseline[p])
+            for a, arm in enumerate(arms)
+            for p, prompt in enumerate(some)
+        ]
     return Outcomes(tuple(rows))
 
 

@@ -8,6 +8,7 @@ Arguments and results are records; they are JSON values between processes. Indep
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 from rhumbline.engines.engine import Job, LocalPool, Pool, run_jobs
@@ -16,8 +17,8 @@ from rhumbline.records.directory import JOB_LOG
 from rhumbline.records.files import file_sha256
 from rhumbline.stages.seed_run import SeedRun
 
-ROWS_PER_JOB = 512
-"""Completions of one job. A stopped run loses at most these."""
+ROWS_PER_JOB = 192
+"""Completions of one job, about. A processor decodes at most as many together, and a stopped run loses these."""
 CANDIDATES_PER_JOB, NULLS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB, DOCUMENTS_PER_JOB = 8, 16, 1, 2, 4
 """Sizes of the jobs of the other stages (docs/guide/scale.md: a job should take seconds, and a stage have several)."""
 MORE_DRAWS_PER_JOB = 3
@@ -72,6 +73,17 @@ class Span:
 def spans(n: int, size: int) -> list[Span]:
     """0..n in spans of `size`."""
     return [Span(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def shares(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """The indices of consecutive items in parts of nearly equal size: as few as have `most` or less on average."""
+    total = sum(sizes)
+    n_parts = -(-total // most)
+    parts: list[list[int]] = [[] for _ in range(n_parts)]
+    for i, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
+        # An item belongs to the part in which its middle is.
+        parts[int((end - size / 2) * n_parts / total)].append(i)
+    return [part for part in parts if part]
 
 
 @dataclass(frozen=True)

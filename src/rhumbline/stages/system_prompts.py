@@ -14,7 +14,6 @@ from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.outcome_rows import ConditionOutcome
-from rhumbline.stages.arms import Arms
 from rhumbline.stages.outcomes import by_draws
 from rhumbline.stages.seed_run import SeedRun
 
@@ -45,22 +44,14 @@ def write_conditions(run: SeedRun) -> None:
 
 def _outcomes(run: SeedRun, name: str, label: Label, stage: str) -> list[ConditionOutcome]:
     """One row for each arm and test prompt of a class; a null draw completes the same prompts as in the run."""
-    prompts = run.splits.get("test", label)
+    prompts, chat, judge = run.splits.get("test", label), run.chats[name], run.protocol.class_judge()
     groups = by_draws(run, len(prompts)) if run.direction is not None else {(): list(range(len(prompts)))}
-    return [
-        row
-        for draws, places in groups.items()
-        for row in _completed(run, name, [prompts[i] for i in places], run.arms.conditions(label, draws), stage)
-    ]
-
-
-def _completed(run: SeedRun, name: str, prompts: Sequence[Prompt], arms: Arms, stage: str) -> list[ConditionOutcome]:
-    """One row for each of these arms and prompts."""
-    chat, judge = run.chats[name], run.protocol.class_judge()
-    sequences = [chat.encode(p) for p in prompts]
-    length, stop = run.protocol.max_new_tokens, stop_ids(run.model, chat)
-    completions, _ = run.runner(stage).generate(sequences, list(arms.values()), max_new_tokens=length, stop=stop)
-    scores = [[score_of(judge, run.answer(ids, chat)) for ids in some] for some in completions]
+    of_group = [([prompts[i] for i in places], run.arms.conditions(label, draws)) for draws, places in groups.items()]
+    completed = run.runner(stage).generate_groups(
+        [([chat.encode(p) for p in some], list(arms.values())) for some, arms in of_group],
+        max_new_tokens=run.protocol.max_new_tokens,
+        stop=stop_ids(run.model, chat),
+    )
     return [
         ConditionOutcome(
             condition=name,
@@ -72,6 +63,8 @@ def _completed(run: SeedRun, name: str, prompts: Sequence[Prompt], arms: Arms, s
             category=prompt.category,
             uncovered=score.uncovered,
         )
-        for arm, some, of_arm in zip(arms, completions, scores, strict=True)
-        for prompt, ids, score in zip(prompts, some, of_arm, strict=True)
+        for (some, arms), (tokens, _) in zip(of_group, completed, strict=True)
+        for arm, of_arm in zip(arms, tokens, strict=True)
+        for prompt, ids in zip(some, of_arm, strict=True)
+        for score in [score_of(judge, run.answer(ids, chat))]
     ]
