@@ -41,9 +41,11 @@ def degeneration(text: str) -> str | None:
     words = normal_form(text).casefold().split()
     if not any(any(map(str.isalnum, word)) for word in words):
         return "no words"
-    unnumbered = normal_form(_NUMBER.sub("", text)).casefold().split()
     # The trailing space completes the last unit of "the the the the".
-    if any(_has_dominant_run(" ".join(some) + " ") for some in (words, unnumbered)) or _has_few_words(words):
+    if _has_dominant_run(" ".join(words) + " ") or _has_few_words(words):
+        return "repetition"
+    items, n_numbers = _NUMBER.subn("", text)
+    if n_numbers >= REPEATS and _has_dominant_run(" ".join(normal_form(items).casefold().split()) + " "):
         return "repetition"
     return None
 
