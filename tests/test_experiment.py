@@ -225,9 +225,9 @@ def test_early_stop_is_refused_where_it_would_change_what_is_read(changes):
 
 
 def test_a_rank_that_the_draws_cannot_reach_is_refused():
-    with pytest.raises(ProtocolError, match="needs 19 wide null draws"):
+    with pytest.raises(ProtocolError, match="needs 19 draws of each null family"):
         replace(EVERY_STAGE, nulls=NullSettings(wide=9))
-    with pytest.raises(ProtocolError, match="needs 19 wide null draws"):
+    with pytest.raises(ProtocolError, match="needs 19 draws of each null family"):
         replace(EVERY_STAGE, nulls=NullSettings(wide=0))
     assert preset("blog2026").nulls.wide == 0
 

@@ -22,7 +22,7 @@ def test_analyze_prints_a_record_or_an_error(finished, call, tmp_path):
         (2, "unknown sources best", ["directions", path, "--sources", "best"]),
         (2, "doses must ascend", ["frontier", path, "--doses", "0.2,0.1"]),
         (2, "lacks ablation", ["frontier", path, "--interventions", "leace"]),
-        (3, "nowhere", ["base", path, "--base", "./nowhere"]),
+        (2, "nowhere", ["base", path, "--base", "./nowhere"]),
     ]:
         actual, _, message = call("analyze", *options)
         assert (actual, words in message) == (code, True), message

@@ -222,7 +222,7 @@ def test_compare_and_plan(tmp_path, capsys):
     assert main(["compare", str(runs[0]), str(tmp_path / "none"), "--out", str(tmp_path / "out2")]) == 1
     assert "failed:" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "none"), "--out", str(tmp_path / "out3")]) == 2
-    assert "none of the directories is a finished run" in capsys.readouterr().err
+    assert "is a finished run" in capsys.readouterr().err
     assert not (tmp_path / "out3").exists()
     path = str(sweep_file(tmp_path, 'models = ["organism:planted", "someone/not-here"]\n'))
     assert main(["sweep", path, "--plan", "--out", str(runs[0])]) == 2  # a run directory

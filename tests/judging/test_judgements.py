@@ -159,7 +159,7 @@ def test_the_command(kept, classifier, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["harmbench"]["asks"] == "harm"
     assert main(["judge", str(kept), "--judge", "nobody"]) == 2
     assert main(["judge", str(kept)]) == 2
-    assert main(["judge", str(kept), "--judge", "harmbench", "--model", str(tmp_path / "none")]) == 3
+    assert main(["judge", str(kept), "--judge", "harmbench", "--model", str(tmp_path / "none")]) == 2
 
 
 def test_the_report_has_a_section_on_external_judges_only_if_there_are_any(kept):

@@ -104,7 +104,7 @@ def _compare(a: argparse.Namespace) -> int:
     rows, failures = comparing.gather(runs)
     if not rows:
         reasons = "; ".join(f"{failure.run}: {failure.reason}" for failure in failures)
-        raise InputError(f"compare: none of the directories is a finished run ({reasons}). Pass others.")
+        raise InputError(f"compare: none of {', '.join(a.runs)} is a finished run ({reasons}). Pass others.")
     folder = Path(a.out)
     check_outside_runs(folder)
     comparing.write_tables(rows, failures, folder)

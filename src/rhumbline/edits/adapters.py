@@ -55,7 +55,8 @@ def lora(chat_model: ChatModel, imported: ImportedDirections, folder: Path) -> l
     for active in adapted.peft_config.values():
         active.base_model_name_or_path = source
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns that it saves an embedding that the adapter changes
+        # It warns that it saves an embedding that the adapter changes.
+        warnings.filterwarnings("ignore", module="peft")
         adapted.save_pretrained(str(folder))
     n_matrices = len(wrapped.modules) + len(wrapped.parameters)
     lines = [
