@@ -1,5 +1,6 @@
 """Replicas compute the results of a run in one process, from the artefacts that are sent; other weights are refused."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -49,10 +50,16 @@ def organism():
 
 
 def run_both(tmp_path, source, model, contrast, protocol, engine):
-    """The results in this process and over the engine's replicas, which must be equal."""
-    here = run(model, contrast, tmp_path / "here", protocol, page=False).results
+    """The results in this process and over the engine's replicas, which must be equal, as must the rows reported."""
+    counts = Counter(), Counter()
+    own, other = (lambda stage, rows, c=c: c.update({stage: rows or 0}) for c in counts)
+    here = run(model, contrast, tmp_path / "here", protocol, page=False, progress=own).results
     with engine.pool(replica_worker(source, contrast, protocol, fingerprint(model))) as pool:
-        there = run(model, contrast, tmp_path / "there", protocol, pool=pool, engine=engine.name, page=False).results
+        options = dict(pool=pool, engine=engine.name, page=False, progress=other)
+        there = run(model, contrast, tmp_path / "there", protocol, **options).results
+    assert counts[0]["arms on positives"] == counts[1]["arms on positives"] > 0
+    # What the jobs of a worker share is computed on each.
+    assert {stage: rows for stage, rows in counts[0].items() if rows > counts[1][stage]} == {}
     for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):
         assert there[name] == here[name]
     return here, there

@@ -1,7 +1,10 @@
 """Jobs of a stage: spans cover every item once, and results are returned in order, NaN included."""
 
 import math
+from types import SimpleNamespace
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +12,8 @@ from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
 from rhumbline.records.shared import Site
 from rhumbline.stages.selection import ScoreRequest, Scores, scores_in_jobs
-from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, shares, spans
+from rhumbline.stages.stage_jobs import CANDIDATES_PER_JOB, JobKind, SeedJobs, Span, shares, spans
+from rhumbline.stages.timings import Timings
 
 
 @given(st.integers(0, 300), st.integers(1, 50))
@@ -53,3 +57,32 @@ def test_scores_are_returned_to_their_sites_and_nan_stays_nan():
     for site, value in zip(sites, scores, strict=True):
         assert math.isnan(value) if site.layer == 7 else value == 100 * int(site.position) + site.layer
     assert max(sizes) <= CANDIDATES_PER_JOB < sum(sizes) == len(sites)
+
+
+def test_the_rows_of_stored_jobs_are_reported_when_a_run_resumes(tmp_path):
+    calls = []
+
+    def jobs_of_a_command():
+        timings = Timings(tmp_path / "timings.json", torch.device("cpu"), lambda *call: calls.append(call))
+        directory = SimpleNamespace(path=tmp_path, protocol_sha256="")
+        return SeedJobs(SimpleNamespace(folder=tmp_path, seed=0, tokens=1, directory=directory, timings=timings))
+
+    def prepare(run):
+        def compute(span):
+            if span.end > 5:
+                raise KeyboardInterrupt
+            run.timings.tick("selection", len(span.range))
+            return Scores(tuple(map(float, span.range)))
+
+        return compute
+
+    kind = JobKind("scores", Span, Scores, prepare)
+    with pytest.raises(KeyboardInterrupt):
+        jobs_of_a_command().request(kind, [Span(0, 3), Span(3, 5), Span(5, 9)])
+    assert calls == [("selection", 3), ("selection", 2)]
+    calls.clear()
+    assert [scores.values for scores in jobs_of_a_command().request(kind, [Span(0, 3), Span(3, 5)])] == [
+        (0.0, 1.0, 2.0),
+        (3.0, 4.0),
+    ]
+    assert calls == [("selection", 3), ("selection", 2)]

@@ -91,7 +91,7 @@ class Replica:
         self.jobs: SeedJobs | None = None
 
     def __call__(self, kind: str, arguments: Any, shared: Shared) -> Any:
-        """The result of a job. What a stage keeps between its jobs is kept until the artefacts change."""
+        """The output of a job. What a stage keeps between its jobs is kept until the artefacts change."""
         job = convert(arguments, RemoteArguments)
         state = (job.seed, job.tokens, sha256({n: hashlib.sha256(d).hexdigest() for n, d in shared.items()}))
         if self.jobs is None or self.state != state:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
-from rhumbline.engines.engine import Job, LocalPool, Pool, run_jobs
+from rhumbline.engines.engine import Job, JobResult, LocalPool, Pool, run_jobs
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import JOB_LOG
 from rhumbline.records.files import file_sha256
@@ -58,6 +58,16 @@ class RemoteArguments:
 
 
 @dataclass(frozen=True)
+class JobOutput:
+    """What a job returns, here or on another worker, and what is stored of it."""
+
+    value: Any
+    """JSON value of the result of the kind."""
+    rows: dict[str, int]
+    """Rows that the job computed, by the stage under which the runner reported them."""
+
+
+@dataclass(frozen=True)
 class Span:
     """Consecutive items, first <= i < end."""
 
@@ -96,14 +106,16 @@ class SeedJobs:
     prepared: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def compute(self, kind: JobKind[A, Result], arguments: Any) -> Any:
-        """The result of one job, computed here from the artefacts on disk; arguments and result are JSON values."""
+        """The output of one job, computed here from the artefacts on disk; arguments and output are JSON values."""
+        before = self.run.timings.counted.copy()
         if kind.name not in self.prepared:
             self.prepared[kind.name] = kind.prepare(self.run)
-        return to_json(self.prepared[kind.name](convert(arguments, kind.arguments)))
+        value = to_json(self.prepared[kind.name](convert(arguments, kind.arguments)))
+        return to_json(JobOutput(value, dict(self.run.timings.counted - before)))
 
     def request(self, kind: JobKind[A, Result], arguments: Sequence[A]) -> list[Result]:
         """The results of several jobs, in order. Stored results are not computed again."""
-        run = self.run
+        run, pool = self.run, self.pool
         artefacts = {f"{run.folder.name}/{name}": run.folder / name for name in INPUTS}
         inputs = {name: path for name, path in artefacts.items() if path.is_file()}
         depends = {
@@ -113,31 +125,35 @@ class SeedJobs:
             "inputs": {name: file_sha256(path) for name, path in inputs.items()},
         }
         values = [to_json(a) for a in arguments]
-        if self.pool is None:
+        computed: set[str] = set()
+        if pool is None:
             jobs = [Job(kind.name, value, depends) for value in values]
             here = LocalPool(lambda name, value, shared: self.compute(kind, value))
-            return self._converted(kind, run_jobs(here, jobs, run.folder / FOLDER))
-        remote = [to_json(RemoteArguments(run.seed, run.tokens, value)) for value in values]
-        jobs = [Job(kind.name, value, depends, name=f"{kind.name} {i}") for i, value in enumerate(remote)]
-        inputs["protocol.json"] = run.directory.path / "protocol.json"
-        results = run_jobs(
-            self.pool,
-            jobs,
-            run.folder / FOLDER,
-            {name: path.read_bytes() for name, path in inputs.items()},
-            log=run.directory.path / JOB_LOG,
-            report=lambda job, result: run.timings.tick(job.kind, _n_items(result.value)),
-        )
-        return self._converted(kind, results)
+            # The runner of this process has reported the rows.
+            results = run_jobs(here, jobs, run.folder / FOLDER, report=lambda job, result: computed.add(job.key))
+        else:
+            remote = [to_json(RemoteArguments(run.seed, run.tokens, value)) for value in values]
+            jobs = [Job(kind.name, value, depends, name=f"{kind.name} {i}") for i, value in enumerate(remote)]
+            inputs["protocol.json"] = run.directory.path / "protocol.json"
 
-    def _converted(self, kind: JobKind[A, Result], results: Sequence[Any]) -> list[Result]:
-        return [convert(result, kind.result) for result in results]
+            def report(job: Job, result: JobResult) -> None:
+                computed.add(job.key)
+                self._report(convert(result.value, JobOutput))
+
+            shared = {name: path.read_bytes() for name, path in inputs.items()}
+            log = run.directory.path / JOB_LOG
+            results = run_jobs(pool, jobs, run.folder / FOLDER, shared, log=log, report=report)
+        outputs = [convert(result, JobOutput) for result in results]
+        for job, output in zip(jobs, outputs, strict=True):
+            if job.key not in computed:
+                self._report(output)
+        return [convert(output.value, kind.result) for output in outputs]
+
+    def _report(self, output: JobOutput) -> None:
+        """Report the rows of a job that another worker, or an earlier command, has computed."""
+        for stage, rows in output.rows.items():
+            self.run.timings.tick(stage, rows)
 
     def clear(self) -> None:
         """Remove the stored results, once the artefact of the stage is written."""
         shutil.rmtree(self.run.folder / FOLDER, ignore_errors=True)
-
-
-def _n_items(result: dict[str, Any]) -> int:
-    """Number of items in the result of a job, for progress: the length of its longest list."""
-    return max((len(part) for part in result.values() if isinstance(part, list)), default=1)

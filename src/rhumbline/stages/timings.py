@@ -1,9 +1,10 @@
 """Wall time, processor time and peak memory of each stage, kept across interruptions (timings.json)."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ class Timings:
     path: Path
     device: torch.device
     progress: Progress | None = None
+    counted: Counter[str] = field(default_factory=Counter)
+    """Rows that were reported so far, by stage."""
 
     def read(self) -> TimingSummary:
         """The timing of every stage. A stage that ran in parts is one entry: the sum of its times, its peak memory."""
@@ -44,7 +47,8 @@ class Timings:
         return read_timings(self.path).stages if self.path.exists() else ()
 
     def tick(self, stage: str, rows: int) -> None:
-        """Report the progress of a stage."""
+        """Report that rows of a stage are done; a negative number takes back rows that are computed again."""
+        self.counted[stage] += rows
         if self.progress is not None:
             self.progress(stage, rows)
 
