@@ -30,15 +30,15 @@ from rhumbline.engines.engine import Job, Local, Pool, Worker, run_jobs  # noqa:
 from rhumbline.engines.ray import Ray  # noqa: E402
 from rhumbline.inference.interventions import Ablate, Arm, Direction  # noqa: E402
 from rhumbline.inference.runner import Runner  # noqa: E402
-from rhumbline.jobs.sizing import DECODED_ROWS, PROMPT_TOKENS, Device, work  # noqa: E402
+from rhumbline.jobs.sizing import PROMPT_TOKENS, Device, work  # noqa: E402
 from rhumbline.presets.protocols import preset  # noqa: E402
+from rhumbline.settings import ROWS_PER_JOB  # noqa: E402
 from rhumbline.stages.stage_jobs import (  # noqa: E402
     CANDIDATES_PER_JOB,
     DOCUMENTS_PER_JOB,
     DRAWS_PER_JOB,
     NULLS_PER_JOB,
     REFITS_PER_JOB,
-    ROWS_PER_JOB,
 )
 
 OUT = HERE.parent / "docs"
@@ -316,7 +316,7 @@ def _by_tokens(a: Assumed, device: Device) -> list[str]:
     """The cost of one seed and of the sweep by protocol, on one GPU-equivalent."""
 
     def minutes(parameters: float, tokens: tuple[int, int]) -> float:
-        steps, weights = tokens[1] / DECODED_ROWS, parameters * a.bytes_per_parameter
+        steps, weights = tokens[1] / ROWS_PER_JOB, parameters * a.bytes_per_parameter
         return (2 * parameters * tokens[0] / device.flops + steps * weights / device.bandwidth) / 60
 
     rows = []

@@ -116,6 +116,8 @@ class NullSettings:
 
 COEFFICIENTS = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Coefficients that `validation` selects from."""
+ROWS_PER_JOB = 192
+"""Completions of one job, about. A processor decodes at most as many together, and a stopped run loses these."""
 
 
 @dataclass(frozen=True)

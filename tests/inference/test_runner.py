@@ -259,6 +259,26 @@ def test_groups_are_divided_when_memory_runs_out(family_model, monkeypatch):
     assert sum(ticks) == sum(len(prompts) * len(arms) for prompts, arms in groups)
 
 
+@pytest.mark.parametrize("slots", [3, 4])
+def test_a_group_with_more_arms_than_the_first_rows_gets_its_slots(slots, family_model, monkeypatch):
+    """The longest prompt is prefilled first and has two arms; three slots for the others are not left beside it."""
+    chat_model = family_model("qwen2")
+    groups = [([PROMPTS[1]], [BASELINE] * 2), ([PROMPTS[2], PROMPTS[3]], [BASELINE] * 3)]
+    expected = [Runner(chat_model).generate(prompts, arms, max_new_tokens=4).tokens for prompts, arms in groups]
+    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
+    monkeypatch.setattr(running, "CPU_ROWS", slots)
+    real, steps = decoding.PackedDecoder.next, []
+
+    def limited(self, token, alive):
+        steps.append(bool(alive.any()))
+        assert len(steps) < 50  # without its slots the last prompt waits for ever
+        return real(self, token, alive)
+
+    monkeypatch.setattr(decoding.PackedDecoder, "next", limited)
+    assert [some.tokens for some in Runner(chat_model).generate_groups(groups, max_new_tokens=4)] == expected
+    assert all(steps)
+
+
 def test_groups_share_the_steps_of_decoding(family_model, monkeypatch):
     chat_model = family_model("qwen2")
     groups = [(PROMPTS[:2], [BASELINE]), (PROMPTS[2:], [BASELINE] * 3)]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from make_outcomes import outcomes_of
 from rhumbline.errors import ProtocolError
 from rhumbline.records.shared import ByLabel
+from rhumbline.settings import ROWS_PER_JOB
 from rhumbline.stages.outcomes import _requests, check_filter, draws_by_prompt
-from rhumbline.stages.stage_jobs import ROWS_PER_JOB
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))

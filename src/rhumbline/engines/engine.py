@@ -174,7 +174,7 @@ def run_jobs(
 
     Raises JobError for the first failed job, after the results of the others are stored.
     """
-    paths = [folder / f"{job.key}.json" for job in jobs]
+    paths = [stored_result(folder, job) for job in jobs]
     values: dict[int, Any] = {i: read_json(path)["value"] for i, path in enumerate(paths) if path.is_file()}
     missing = [i for i in range(len(jobs)) if i not in values]
     failed: dict[int, JobResult] = {}
@@ -203,6 +203,11 @@ def run_jobs(
             f"{len(jobs) - len(values)} of {len(jobs)} jobs have no result. Rerun the same command to resume."
         )
     return [values[i] for i in range(len(jobs))]
+
+
+def stored_result(folder: Path, job: Job) -> Path:
+    """The file of the result of a job."""
+    return folder / f"{job.key}.json"
 
 
 def log_result(path: Path, job: Job, result: JobResult) -> None:

@@ -75,7 +75,7 @@ class PackedDecoder:
     batch: DecodingBatch
     """The rows, by index of `sequences` and of the arms of `edits`."""
     n_slots: int
-    """Rows that are decoded together, at least one for each arm of a prompt."""
+    """Rows that are decoded together, at least as many as any prompt has arms."""
     max_new_tokens: int
     packs: Callable[[Sequence[TokenIds], int], Iterator[tuple[Pack, Batch]]]
     """Divides prompts under a number of arms into packs within the budget of a forward pass."""
@@ -102,7 +102,8 @@ class PackedDecoder:
         longest = len(self._text(self.queue[0]))
         places = self._dequeued(self.n_slots)
         n = sum(len(self.batch.parts[part].arms) * len(some) for part, some in places.items())
-        device = self.model.device
+        # The prompt with the most arms needs as many slots, when all other rows have ended.
+        n, device = max(n, self.batch.most_arms), self.model.device
         self.slots = KeyValueSlots(
             torch.zeros(n, dtype=torch.long, device=device), longest, longest + self.max_new_tokens
         )
@@ -111,7 +112,7 @@ class PackedDecoder:
         return self._prefill(places, torch.arange(n, device=device))
 
     def refill(self, free: Int[Tensor, " free"]) -> Prefilled | None:
-        """Prefill queued rows in free slots; None if the slots are too few for all arms of a prompt."""
+        """Prefill queued rows in free slots; None if every queued prompt has more arms than there are free slots."""
         places = self._dequeued(len(free))
         return self._prefill(places, free) if places else None
 
@@ -134,19 +135,19 @@ class PackedDecoder:
 
     def _prefill(self, places: Mapping[int, list[int]], free: Int[Tensor, " free"]) -> Prefilled:
         """Prefill the prompts at some places of the parts, in the first free slots."""
-        device = free.device
-        parts = {part: (self.batch.parts[part], some) for part, some in places.items()}
-        free = free[: sum(len(part.arms) * len(some) for part, some in parts.values())]
+        device, parts = free.device, self.batch.parts
+        free = free[: sum(len(parts[number].arms) * len(some) for number, some in places.items())]
         row, all_logits, start = torch.zeros_like(free), None, 0
-        for number, (part, some) in parts.items():
-            texts, n_arms = [self.sequences[part.prompts[place]] for place in some], len(part.arms)
+        for number, some in places.items():
+            part, n_arms = parts[number], len(parts[number].arms)
+            texts = [self.sequences[part.prompts[place]] for place in some]
+            n_response = response_lengths(texts)
             # The places of these rows among all that are prefilled here.
             index = start + torch.arange(n_arms * len(some), device=device).view(n_arms, len(some))
             start, slots = start + index.numel(), free[index]
             first = self.first_row[number] + torch.arange(n_arms, device=device)[:, None] * len(part.prompts)
             row[index] = first + torch.tensor(some, device=device)
-            self._assign(slots, torch.tensor(part.arms, device=device), texts)
-            n_response = response_lengths(texts)
+            self._assign(slots, torch.tensor(part.arms, device=device), texts, n_response)
             for pack, batch in self.packs(texts, n_arms):
                 attention = PackedAttention(pack, self.implementation, self.slots, slots[batch.arms][:, batch.prompts])
                 where = places_in(pack, [n_response[i] for i in batch.prompts])
@@ -161,9 +162,15 @@ class PackedDecoder:
         self.hooks = self.edits.at_all_tokens(self.arm, n_prompt=0)
         return Prefilled(free, row, all_logits)
 
-    def _assign(self, slots: Int[Tensor, "arm prompt"], arms: Int[Tensor, " arm"], texts: Sequence[TokenIds]) -> None:
+    def _assign(
+        self,
+        slots: Int[Tensor, "arm prompt"],
+        arms: Int[Tensor, " arm"],
+        texts: Sequence[TokenIds],
+        n_response: Sequence[int],
+    ) -> None:
         """Give slots to the rows of some prompts under some arms."""
-        device, n_response = slots.device, response_lengths(texts)
+        device = slots.device
         length = torch.tensor([len(t) for t in texts], device=device)
         self.slots.assign(slots.flatten(), length.repeat(len(arms)))
         self.arm[slots] = arms[:, None].expand_as(slots)
@@ -324,7 +331,7 @@ def decode(
     """
     prefilled: Prefilled | None = decoder.prefill()
     stop_ids = torch.tensor(sorted(stop), device=prefilled.logits.device, dtype=torch.long)
-    slots = Slots(len(prefilled.slot), decoder.n_rows, max_new_tokens, stop_ids, pick)
+    slots = Slots(len(decoder.arm), decoder.n_rows, max_new_tokens, stop_ids, pick)
     readings: Tensor | None = None
     while True:
         if prefilled is not None:

@@ -336,7 +336,8 @@ class Runner:
         """`generate` of several groups of prompts, each with its own arms: their rows are decoded together.
 
         A step of decoding takes about as long for few rows as for many, so this is faster than one group after another.
-        `decided` and `sampling` number the arms and the sequences of all groups consecutively.
+        `decided` and `sampling` number the arms and the sequences of all groups consecutively. Windows of all groups
+        divide completions at one token.
         """
         sequences = [ids for some, _ in groups for ids in some]
         arms = [arm for _, some in groups for arm in some]
@@ -399,8 +400,8 @@ class Runner:
     ) -> _DecodingPlan:
         """As many rows together as a share of the free memory can cache, measured by prefilling one prompt.
 
-        Without a cache every step is a forward pass over all tokens, and its budget applies. A packed batch has all
-        prompts: queued rows fill the slots of finished ones.
+        Without a cache every step is a forward pass over all tokens, and its budget applies. A packed batch has the
+        prompts of all groups: queued rows fill the slots of finished ones.
         """
         parts = [part for part in parts if part.n_rows]
         if not parts:

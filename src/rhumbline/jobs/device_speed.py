@@ -11,6 +11,7 @@ import torch
 
 from rhumbline.inference.batching import CPU_TOKENS, MOST_CPU_ROWS
 from rhumbline.inference.memory import is_processor
+from rhumbline.settings import ROWS_PER_JOB
 
 SECONDS = 0.4
 """Seconds for which each shape is timed, at least one product each."""
@@ -23,8 +24,8 @@ LAYER_OPERATIONS = 1800
 hooks, and operations on few elements. Measured on the organisms and on SmolLM2-135M (docs/benchmarks.md)."""
 SCORING = 2.0
 """Time of reading all logits of a token (products of the head, softmax in float32), in products of the head."""
-TOKENS, ROWS = 16 * CPU_TOKENS, 512
-"""Tokens of a pass, and rows that are decoded together, on an accelerator: there all rows that fit into its memory."""
+TOKENS = 16 * CPU_TOKENS
+"""Tokens of a pass on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class DeviceSpeed:
 
 def measure(shapes: WeightShapes, dtype: torch.dtype, device: torch.device) -> DeviceSpeed:
     """Time every distinct shape at the rows of a prompt pass, and at those of a decoding step."""
-    tokens, rows = (CPU_TOKENS, MOST_CPU_ROWS) if is_processor(device) else (TOKENS, ROWS)
+    tokens, rows = (CPU_TOKENS, MOST_CPU_ROWS) if is_processor(device) else (TOKENS, ROWS_PER_JOB)
     distinct = set(shapes.blocks)
     per_shape = {shape: _seconds(shape, tokens, dtype, device, SECONDS / len(distinct)) for shape in distinct}
     in_step = {shape: _seconds(shape, rows, dtype, device, SECONDS / len(distinct)) for shape in distinct}

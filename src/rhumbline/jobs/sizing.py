@@ -11,7 +11,7 @@ from rhumbline.errors import ModelError
 from rhumbline.models.weight_files import gguf_config, stored_tensors
 from rhumbline.protocol import Protocol
 from rhumbline.records.user_files import read_json
-from rhumbline.settings import SUBTRACTED_DRAWS
+from rhumbline.settings import ROWS_PER_JOB, SUBTRACTED_DRAWS
 
 LOADED = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a parameter, by dtype."""
@@ -19,8 +19,6 @@ PROMPT_TOKENS = 60
 """Assumed tokens of a prompt with its template."""
 POSITIONS = 5
 """Assumed tokens of a chat template after the instruction."""
-DECODED_ROWS = 512
-"""Rows that are assumed to be decoded together."""
 
 
 class Checkpoint(NamedTuple):
@@ -112,7 +110,7 @@ def estimate(
     spread = max(1.0, gpus)
     weights = size.bytes if dtype == "auto" else size.parameters * LOADED.get(dtype, 4)
     length = PROMPT_TOKENS + protocol.max_new_tokens
-    cache = DECODED_ROWS * length * (size.kv_bytes_per_token or 0)
+    cache = ROWS_PER_JOB * length * (size.kv_bytes_per_token or 0)
     memory = (1.1 * (weights + cache) + 2 * size.largest) / spread + 1e9
     if not size.layers:
         return Estimate(memory, None, memory <= device.memory)
@@ -153,5 +151,5 @@ def work(protocol: Protocol, layers: int) -> tuple[dict[str, float], float]:
         "dose": strengths * (1 + dose.draws * families) * dose.prompts,
         "refits": 2 * sizes.train + stability.refits * (stability.sites + 4) * stability.prompts,
     }
-    steps = seeds * completions / DECODED_ROWS * protocol.max_new_tokens
+    steps = seeds * completions / ROWS_PER_JOB * protocol.max_new_tokens
     return {kind: seeds * n for kind, n in passes.items()}, steps

@@ -4,7 +4,7 @@ Test prompts are first read here, after selection.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,6 @@ from msgspec import structs
 
 from rhumbline.errors import ProtocolError
 from rhumbline.evidence.class_rates import arm_rates, measured_outcomes
-from rhumbline.inference.batching import evenly
 from rhumbline.judging.judge_names import CLASS_JUDGES
 from rhumbline.judging.normal_text import folded
 from rhumbline.judging.paired_log_odds import PairedLogOdds
@@ -23,10 +22,11 @@ from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.arms import ArmId
 from rhumbline.records.outcome_rows import Outcome
 from rhumbline.records.shared import Class
+from rhumbline.settings import ROWS_PER_JOB
 from rhumbline.stages.arms import Arms
 from rhumbline.stages.quick_rows import baseline_rows
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.stage_jobs import ROWS_PER_JOB, JobKind, SeedJobs, shares
+from rhumbline.stages.stage_jobs import JobKind, SeedJobs, shares
 
 log = logging.getLogger("rhumbline")
 
@@ -108,17 +108,24 @@ def _requests(run: SeedRun, label: Label, known: Collection[str]) -> list[Outcom
     for draws, places in parts.items():
         for i in places:
             together.setdefault(OutcomeGroup((), draws, prompts[i].id not in known), []).append(i)
-    # In small parts, so that jobs have nearly the same number of completions.
-    groups = [
-        (replace(group, prompts=tuple(some[i] for i in part)), len(part) * n_arms)
+    items = [
+        (group, i, n_arms)
         for group, some in together.items()
         if (n_arms := len(_arms(run, label, group)))
-        for part in evenly(len(some), max(1, ROWS_PER_JOB // 4 // n_arms))
+        for i in some
     ]
     return [
-        OutcomeRequest(label, tuple(groups[i][0] for i in some))
-        for some in shares([rows for _, rows in groups], ROWS_PER_JOB)
+        OutcomeRequest(label, _groups(items[i][:2] for i in some))
+        for some in shares([n_arms for *_, n_arms in items], ROWS_PER_JOB)
     ]
+
+
+def _groups(items: Iterable[tuple[OutcomeGroup, int]]) -> tuple[OutcomeGroup, ...]:
+    """The groups of some prompts, each given with a group without prompts."""
+    together: dict[OutcomeGroup, list[int]] = {}
+    for group, prompt in items:
+        together.setdefault(group, []).append(prompt)
+    return tuple(replace(group, prompts=tuple(some)) for group, some in together.items())
 
 
 def _arms(run: SeedRun, label: Label, group: OutcomeGroup) -> Arms:

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
-from rhumbline.engines.engine import Job, JobResult, LocalPool, Pool, run_jobs
+from rhumbline.engines.engine import Job, LocalPool, Pool, run_jobs, stored_result
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import JOB_LOG
-from rhumbline.records.files import file_sha256
+from rhumbline.records.files import file_sha256, read_json
 from rhumbline.stages.seed_run import SeedRun
 
-ROWS_PER_JOB = 192
-"""Completions of one job, about. A processor decodes at most as many together, and a stopped run loses these."""
 CANDIDATES_PER_JOB, NULLS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB, DOCUMENTS_PER_JOB = 8, 16, 1, 2, 4
 """Sizes of the jobs of the other stages (docs/guide/scale.md: a job should take seconds, and a stage have several)."""
 MORE_DRAWS_PER_JOB = 3
@@ -64,7 +62,8 @@ class JobOutput:
     value: Any
     """JSON value of the result of the kind."""
     rows: dict[str, int]
-    """Rows that the job computed, by the stage under which the runner reported them."""
+    """Rows that were computed, by the stage under which the runner reported them. The first job of a kind on a worker
+    counts those of `prepare` too."""
 
 
 @dataclass(frozen=True)
@@ -125,33 +124,36 @@ class SeedJobs:
             "inputs": {name: file_sha256(path) for name, path in inputs.items()},
         }
         values = [to_json(a) for a in arguments]
-        computed: set[str] = set()
         if pool is None:
             jobs = [Job(kind.name, value, depends) for value in values]
+            self._report_stored(jobs)
+            # The runner of this process reports the rows.
             here = LocalPool(lambda name, value, shared: self.compute(kind, value))
-            # The runner of this process has reported the rows.
-            results = run_jobs(here, jobs, run.folder / FOLDER, report=lambda job, result: computed.add(job.key))
+            results = run_jobs(here, jobs, run.folder / FOLDER)
         else:
             remote = [to_json(RemoteArguments(run.seed, run.tokens, value)) for value in values]
             jobs = [Job(kind.name, value, depends, name=f"{kind.name} {i}") for i, value in enumerate(remote)]
+            self._report_stored(jobs)
             inputs["protocol.json"] = run.directory.path / "protocol.json"
+            results = run_jobs(
+                pool,
+                jobs,
+                run.folder / FOLDER,
+                {name: path.read_bytes() for name, path in inputs.items()},
+                log=run.directory.path / JOB_LOG,
+                report=lambda job, result: self._report(result.value),
+            )
+        return [convert(convert(result, JobOutput).value, kind.result) for result in results]
 
-            def report(job: Job, result: JobResult) -> None:
-                computed.add(job.key)
-                self._report(convert(result.value, JobOutput))
+    def _report_stored(self, jobs: Sequence[Job]) -> None:
+        """Report the rows of the jobs that an earlier command has computed."""
+        for path in dict.fromkeys(stored_result(self.run.folder / FOLDER, job) for job in jobs):
+            if path.is_file():
+                self._report(read_json(path)["value"])
 
-            shared = {name: path.read_bytes() for name, path in inputs.items()}
-            log = run.directory.path / JOB_LOG
-            results = run_jobs(pool, jobs, run.folder / FOLDER, shared, log=log, report=report)
-        outputs = [convert(result, JobOutput) for result in results]
-        for job, output in zip(jobs, outputs, strict=True):
-            if job.key not in computed:
-                self._report(output)
-        return [convert(output.value, kind.result) for output in outputs]
-
-    def _report(self, output: JobOutput) -> None:
-        """Report the rows of a job that another worker, or an earlier command, has computed."""
-        for stage, rows in output.rows.items():
+    def _report(self, output: Any) -> None:
+        """Report the rows of a job that another process has computed; its output is a JSON value."""
+        for stage, rows in convert(output, JobOutput).rows.items():
             self.run.timings.tick(stage, rows)
 
     def clear(self) -> None:
