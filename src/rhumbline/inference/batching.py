@@ -163,6 +163,53 @@ def alone(lengths: Mapping[int, int], n_arms: int, tokens: int) -> Iterator[Batc
         yield from (Batch(arms, [prompt]) for arms in evenly(n_arms, max(1, tokens // length)))
 
 
+def numbered(sizes: Sequence[tuple[int, int]]) -> list[Batch]:
+    """The arms and prompts of groups with these numbers of both, numbered consecutively."""
+    parts, arm, prompt = [], 0, 0
+    for n_arms, n_prompts in sizes:
+        parts.append(Batch(list(range(arm, arm + n_arms)), list(range(prompt, prompt + n_prompts))))
+        arm, prompt = arm + n_arms, prompt + n_prompts
+    return parts
+
+
+def padded_batches(
+    parts: Sequence[Batch],
+    lengths: Sequence[int],
+    tokens: int,
+    *,
+    extra: int,
+    rows: int,
+    same_length: bool,
+    longest: int | None,
+) -> Iterator[DecodingBatch]:
+    """The `rectangles` of each part, one after another, for padded decoding; `lengths` are those of all prompts."""
+    for part in parts:
+        own = [lengths[i] for i in part.prompts]
+        limits = {"extra": extra, "rows": rows, "same_length": same_length, "longest": longest}
+        for inner in rectangles(own, len(part.arms), tokens, **limits):
+            yield DecodingBatch([part.part(inner)])
+
+
+def packed_batches(
+    parts: Sequence[Batch], n_slots: int, widths: Mapping[int, int], tokens: int
+) -> Iterator[DecodingBatch]:
+    """One batch of all prompts, for packed decoding in `n_slots`; then each prompt of `widths` alone, which gives the
+    length of its rows.
+    """
+    together = [
+        Batch([part.arms[a] for a in arms], prompts)
+        for part in parts
+        if (prompts := [i for i in part.prompts if i not in widths])
+        for arms in evenly(len(part.arms), n_slots)
+    ]
+    if together:
+        yield DecodingBatch(together)
+    for part in parts:
+        own = {place: widths[i] for place, i in enumerate(part.prompts) if i in widths}
+        for inner in alone(own, len(part.arms), tokens):
+            yield DecodingBatch([part.part(inner)])
+
+
 def evenly(n: int, most: int) -> list[list[int]]:
     """0 .. n - 1 in the smallest number of parts of at most `most`, of nearly equal size."""
     size = -(-n // -(-n // most))

@@ -4,11 +4,9 @@ The result of a row depends on its batch by rounding only. When memory runs out,
 again. Independent of what arms are for and of what is done with the results.
 """
 
-import itertools
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -29,10 +27,11 @@ from rhumbline.inference.batching import (
     DecodingBatch,
     Divisible,
     RowIndex,
-    alone,
-    evenly,
     is_out_of_memory,
+    numbered,
+    packed_batches,
     packs,
+    padded_batches,
     rectangles,
 )
 from rhumbline.inference.decoding import IsDecided, PackedDecoder, PaddedDecoder, decode, most_probable
@@ -343,7 +342,7 @@ class Runner:
         arms = [arm for _, some in groups for arm in some]
         self.check(sequences, max_new_tokens)
         edits = BatchEdits.of(arms, self.model)
-        parts = _numbered(groups)
+        parts = numbered([(len(some), len(ids)) for ids, some in groups])
         written: dict[tuple[int, int], list[int]] = {}
         readings = torch.full((len(arms), len(sequences)), float("nan"), dtype=torch.float64)
         n_slots, batches = self._decoding_plan(sequences, parts, edits, max_new_tokens)
@@ -427,34 +426,19 @@ class Runner:
             # Padded prompts are prefilled at once.
             rows = max(1, self.tokens_per_forward // lengths[longest])
         if not proof.packing_is_exact:
-            padded = partial(rectangles, same_length=proof.padding_changes_logits, longest=limit)
-            return _DecodingPlan(
-                rows,
-                (
-                    DecodingBatch([part.part(inner)])
-                    for part in parts
-                    for inner in padded(
-                        [lengths[i] for i in part.prompts], len(part.arms), tokens, extra=max_new_tokens, rows=rows
-                    )
-                ),
+            batches = padded_batches(
+                parts,
+                lengths,
+                tokens,
+                extra=max_new_tokens,
+                rows=rows,
+                same_length=proof.padding_changes_logits,
+                longest=limit,
             )
+            return _DecodingPlan(rows, batches)
         n_slots = max(1, min(rows, tokens // width))
-        together = [
-            Batch([part.arms[a] for a in arms], prompts)
-            for part in parts
-            if (prompts := [i for i in part.prompts if i not in beyond])
-            for arms in evenly(len(part.arms), n_slots)
-        ]
-        apart = (
-            DecodingBatch([part.part(inner)])
-            for part in parts
-            for inner in alone(
-                {place: lengths[i] + max_new_tokens for place, i in enumerate(part.prompts) if i in beyond},
-                len(part.arms),
-                self.tokens_per_forward,
-            )
-        )
-        return _DecodingPlan(n_slots, itertools.chain([DecodingBatch(together)] if together else [], apart))
+        widths = {i: lengths[i] + max_new_tokens for i in beyond}
+        return _DecodingPlan(n_slots, packed_batches(parts, n_slots, widths, self.tokens_per_forward))
 
     def _decoder(
         self, sequences: Sequence[TokenIds], batch: DecodingBatch, edits: BatchEdits, max_new_tokens: int, n_slots: int
@@ -478,13 +462,3 @@ class Runner:
 
 def _of(sequences: Sequence[TokenIds], batch: Batch) -> list[TokenIds]:
     return [sequences[i] for i in batch.prompts]
-
-
-def _numbered(groups: Sequence[tuple[Sequence[TokenIds], Sequence[Arm]]]) -> list[Batch]:
-    """The arms and prompts of each group, numbered consecutively."""
-    parts, first_arm, first_prompt = [], 0, 0
-    for sequences, arms in groups:
-        end = (first_arm + len(arms), first_prompt + len(sequences))
-        parts.append(Batch(list(range(first_arm, end[0])), list(range(first_prompt, end[1]))))
-        first_arm, first_prompt = end
-    return parts
