@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import shapes
-from rhumbline.inference import runner as running
+from rhumbline.inference import generation
 from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.models.chat_model import ChatModel
@@ -35,8 +35,8 @@ def generated(model: ChatModel, prompts: list[list[int]], new: int) -> list[list
 
 def with_rows(rows: int, run: Callable[[], Any]) -> tuple[float, float, Any]:
     """Seconds, MiB and the result with this number of rows decoded together."""
-    running.CPU_ROWS, running.SPARE_SHARE = rows, 0.0
-    running.MOST_CPU_ROWS = max(rows, running.MOST_CPU_ROWS)
+    generation.CPU_ROWS, generation.SPARE_SHARE = rows, 0.0
+    generation.MOST_CPU_ROWS = max(rows, generation.MOST_CPU_ROWS)
     return timed(run, 1)
 
 

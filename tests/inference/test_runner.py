@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhumbline.errors import ModelError
-from rhumbline.inference import decoding, passes
+from rhumbline.inference import decoding, generation, passes
 from rhumbline.inference import runner as running
 from rhumbline.inference.batching import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS, packs, rectangles
 from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
@@ -152,7 +152,7 @@ def test_as_many_rows_are_decoded_as_half_of_the_memory_caches(family_model, mon
     row = 2 * 4 * chat_model.n_layers * heads * channels * (max(map(len, PROMPTS)) + 7)
 
     def rows(runner, free):
-        monkeypatch.setattr(running, "free_memory", lambda device: free)
+        monkeypatch.setattr(generation, "free_memory", lambda device: free)
         with watched(monkeypatch) as seen:
             found = runner.generate(PROMPTS, [BASELINE, BASELINE], max_new_tokens=7)[0]
         assert found[0] == found[1]
@@ -198,8 +198,8 @@ def test_rows_that_wait_take_the_places_of_finished_ones(family, family_model, m
     arms = [BASELINE, Arm("ablation", (Ablate(direction),))]
     metric = dict(max_new_tokens=12, read=lambda logits: logits[:, 7])
     alone = [Runner(chat_model).generate([p], arms, **metric) for p in prompts]
-    monkeypatch.setattr(running, "CPU_ROWS", 6)
-    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
+    monkeypatch.setattr(generation, "CPU_ROWS", 6)
+    monkeypatch.setattr(generation, "SPARE_SHARE", 0.0)
     ticks = []
     with watched(monkeypatch) as seen:
         texts, first = Runner(chat_model, tick=ticks.append).generate(prompts, arms, **metric)
@@ -228,8 +228,8 @@ def test_groups_that_are_decoded_together_are_those_decoded_apart(family, rows, 
     groups = grouped(chat_model)
     options = dict(max_new_tokens=10, read=lambda logits: logits[:, 7])
     apart = [Runner(chat_model).generate(prompts, arms, **options) for prompts, arms in groups]
-    monkeypatch.setattr(running, "CPU_ROWS", rows)
-    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
+    monkeypatch.setattr(generation, "CPU_ROWS", rows)
+    monkeypatch.setattr(generation, "SPARE_SHARE", 0.0)
     decided = []
     together = Runner(chat_model).generate_groups(
         groups, decided=lambda arm, tokens: decided.append(arm) or False, **options
@@ -265,8 +265,8 @@ def test_a_group_with_more_arms_than_the_first_rows_gets_its_slots(slots, family
     chat_model = family_model("qwen2")
     groups = [([PROMPTS[1]], [BASELINE] * 2), ([PROMPTS[2], PROMPTS[3]], [BASELINE] * 3)]
     expected = [Runner(chat_model).generate(prompts, arms, max_new_tokens=4).tokens for prompts, arms in groups]
-    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
-    monkeypatch.setattr(running, "CPU_ROWS", slots)
+    monkeypatch.setattr(generation, "SPARE_SHARE", 0.0)
+    monkeypatch.setattr(generation, "CPU_ROWS", slots)
     real, steps = decoding.PackedDecoder.next, []
 
     def limited(self, token, alive):
@@ -289,10 +289,10 @@ def test_groups_share_the_steps_of_decoding(family_model, monkeypatch):
 
 def test_more_arms_than_rows_are_cut(family_model, monkeypatch):
     chat_model = family_model("qwen2")
-    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
+    monkeypatch.setattr(generation, "SPARE_SHARE", 0.0)
     arms = [BASELINE] * 5
     whole = Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=4)[0]
-    monkeypatch.setattr(running, "CPU_ROWS", 2)
+    monkeypatch.setattr(generation, "CPU_ROWS", 2)
     with watched(monkeypatch) as seen:
         assert Runner(chat_model).generate(PROMPTS, arms, max_new_tokens=4)[0] == whole
     assert max(seen) == 2
@@ -303,8 +303,8 @@ def test_memory_that_runs_out_while_decoding_loses_nothing(family_model, monkeyp
     chat_model = family_model("qwen2")
     prompts = ends_early(monkeypatch, chat_model)
     expected = Runner(chat_model).generate(prompts, max_new_tokens=12)[0]
-    monkeypatch.setattr(running, "SPARE_SHARE", 0.0)
-    monkeypatch.setattr(running, "CPU_ROWS", 6)
+    monkeypatch.setattr(generation, "SPARE_SHARE", 0.0)
+    monkeypatch.setattr(generation, "CPU_ROWS", 6)
     real, ticks = decoding.PackedDecoder.refill, []
 
     def small_memory(self, free):
@@ -325,7 +325,7 @@ def test_a_processor_decodes_more_rows_where_memory_is_plentiful(family_model, m
     config = chat_model.model.config
     channels = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     row = 2 * 4 * chat_model.n_layers * channels * (5 + 1)
-    monkeypatch.setattr(running, "free_memory", lambda device: fitting * row)
+    monkeypatch.setattr(generation, "free_memory", lambda device: fitting * row)
     with watched(monkeypatch) as seen:
         Runner(chat_model).generate([[5, 9, 70, 11, i] for i in range(2 * rows - 2)], max_new_tokens=1)
     assert seen == [rows, rows - 2]

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rhumbline.axes import TokenIds
+
 CPU_TOKENS = 1024
 """Tokens of a forward pass on a processor. Matrix products reach full speed at a few hundred tokens, and activations of
 this size still fit into the caches (docs/benchmarks.md)."""
@@ -51,6 +53,10 @@ class Batch(NamedTuple):
         """Arm and prompt of every row."""
         arms, prompts = torch.tensor(self.arms), torch.tensor(self.prompts)
         return RowIndex(arms.repeat_interleave(len(prompts)), prompts.repeat(len(arms)))
+
+    def texts(self, sequences: Sequence[TokenIds]) -> list[TokenIds]:
+        """The sequences of the prompts."""
+        return [sequences[i] for i in self.prompts]
 
     def part(self, inner: "Batch") -> "Batch":
         """The arms and prompts of this batch at the places that `inner` names."""
