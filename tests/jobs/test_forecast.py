@@ -56,7 +56,7 @@ SCREENED = replace(
     nulls=replace(LAZY.nulls, screen=4, completed=3, draws=2, wide=8, interim=4),
     dose=DoseSettings((0.0, 1.0), (-1.0, 0.5, 1.0), draws=1, prompts=6),
 )
-EXACT = {"extraction", "arms on positives", "arms on negatives", "separation", "losses on text", "losses on responses",
+EXACT = {"extraction", "arms", "separation", "losses on text", "losses on responses",
          "losses on completions", "condition clerk"}  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def run_both(tmp_path, source, model, contrast, protocol, engine):
     with engine.pool(replica_worker(source, contrast, protocol, fingerprint(model))) as pool:
         options = dict(pool=pool, engine=engine.name, page=False, progress=other)
         there = run(model, contrast, tmp_path / "there", protocol, **options).results
-    assert counts[0]["arms on positives"] == counts[1]["arms on positives"] > 0
+    assert counts[0]["arms"] == counts[1]["arms"] > 0
     # What the jobs of a worker share is computed on each.
     assert {stage: rows for stage, rows in counts[0].items() if rows > counts[1][stage]} == {}
     for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):

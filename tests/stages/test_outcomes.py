@@ -31,40 +31,54 @@ def test_all_prompts(completed):
     assert draws_by_prompt(10, 2, completed, 0) == [(0, 1)] * 10
 
 
-@pytest.mark.parametrize(("direction", "groups"), [(None, [60]), ("selected", [20, 20, 20])])
-def test_prompts_with_the_same_arms_are_a_group(direction, groups):
+EVERY = {("positive", i) for i in range(60)} | {("negative", i) for i in range(30)}
+
+
+@pytest.mark.parametrize(
+    ("direction", "positives", "negatives"), [(None, [60], [30]), ("selected", [20, 20, 20], [10, 10, 10])]
+)
+def test_prompts_with_the_same_arms_are_a_group(direction, positives, negatives):
     """Without a direction there are no null arms, so the draws that a prompt would have do not divide the prompts."""
     (request,) = requests(direction, 1)
-    assert sorted(i for group in request.groups for i in group.prompts) == list(range(60))
-    sizes = Counter()
-    for group in request.groups:
-        sizes[group.draws] += len(group.prompts)
-    assert list(sizes.values()) == groups
+    assert prompts_of(request) == EVERY
+    for label, groups in (("positive", positives), ("negative", negatives)):
+        sizes = Counter()
+        for group in request.groups:
+            if group.label == label:
+                sizes[group.draws] += len(group.prompts)
+        assert list(sizes.values()) == groups
 
 
-def test_jobs_have_nearly_the_same_number_of_completions():
-    """60 prompts under 20 arms each are more than one job; a group with more completions than a job is divided."""
+def test_jobs_have_nearly_the_same_number_of_completions_whatever_the_classes():
+    """90 prompts under 20 arms each are more than one job; a group with more completions than a job is divided."""
     jobs = requests("selected", 20)
     sizes = [20 * sum(len(group.prompts) for group in job.groups) for job in jobs]
-    assert sorted(i for job in jobs for group in job.groups for i in group.prompts) == list(range(60))
-    assert len(jobs) == -(-60 * 20 // ROWS_PER_JOB) > 1
+    assert set.union(*map(prompts_of, jobs)) == EVERY
+    assert sum(map(len, map(prompts_of, jobs))) == len(EVERY)
+    assert len(jobs) == -(-90 * 20 // ROWS_PER_JOB) > 1
     assert max(sizes) - min(sizes) <= ROWS_PER_JOB // 2
     assert any(len({group.draws for group in job.groups}) > 1 for job in jobs)
+    assert any(len({group.label for group in job.groups}) > 1 for job in jobs)
+
+
+def prompts_of(request):
+    """The class and the number of every prompt of a job."""
+    return {(group.label, i) for group in request.groups for i in group.prompts}
 
 
 def requests(direction, n_arms):
-    """The jobs of 60 prompts with three null draws, each on 20 of them."""
+    """The jobs of 60 positives and 30 negatives with three null draws, each on 20 of a class."""
+    sizes = {"positive": 60, "negative": 30}
     arms = SimpleNamespace(
         direction=direction, outcomes=lambda label, draws: dict.fromkeys([f"arm {i}" for i in range(n_arms)])
     )
-    prompts = [SimpleNamespace(id=str(i)) for i in range(60)]
     run = SimpleNamespace(
         arms=arms,
-        splits=SimpleNamespace(get=lambda split, label: prompts),
+        splits=SimpleNamespace(get=lambda split, label: [SimpleNamespace(id=str(i)) for i in range(sizes[label])]),
         protocol=SimpleNamespace(nulls=SimpleNamespace(draws=3), completed=20),
         seed=0,
     )
-    return _requests(run, "positive", ())
+    return _requests(run, {"positive": (), "negative": ()})
 
 
 @pytest.mark.parametrize(

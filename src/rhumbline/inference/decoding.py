@@ -16,6 +16,7 @@ from torch import Tensor
 from rhumbline.axes import Logits, Residual, TokenIds
 from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batching import Batch, DecodingBatch
+from rhumbline.inference.largest import index_of_largest
 from rhumbline.inference.passes import Padded, ReadLogits, places, places_in, response_lengths
 from rhumbline.inference.windows import TokenPlaces
 from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward
@@ -41,7 +42,7 @@ PickTokens = Callable[[Logits, Int[Tensor, " row"], Int[Tensor, " row"]], Int[Te
 def most_probable(logits: Logits, row: Int[Tensor, " row"], step: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
     """The most probable token of each row: greedy decoding."""
     del row, step
-    return logits.argmax(-1)
+    return index_of_largest(logits)
 
 
 class Prefilled(NamedTuple):

@@ -10,7 +10,7 @@ values. As a function of the direction, the estimate of an ablation is a quadrat
 what a metric measures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -56,15 +56,13 @@ def first_order(
         padded_texts = padded(model, texts)
         streams, values = _with_gradients(runner, *padded_texts, lambda logits, _: read(logits))
         edited = (places(padded_texts).in_text >= spared)[..., None]
-        ablation, addition = (values.expand(len(directions), -1).clone() for _ in range(2))
-        for point, (h, g) in streams.items():
-            along = g @ unit.to(g.device).T
-            if point in model.ablation_points:
-                change = ((h @ unit.to(h.device).T) * along * edited.to(h.device)).sum(1)
-                ablation -= change.double().T.cpu()
-            if point.kind == "resid_pre":
-                here = at[point.layer]
-                addition[here] += norms[here, None] * along.sum(1).double().T.cpu()[here]
+        ablated = (streams[point] for point in model.ablation_points)
+        ablation = values - _changes((_Stream(h * edited.to(h.device), g) for h, g in ablated), unit)
+        addition = values.expand(len(directions), -1).clone()
+        for layer, here in enumerate(at):
+            gradient = streams[HookPoint("resid_pre", layer)].g.sum(1)
+            along = unit[here.to(unit.device)].to(gradient.device) @ gradient.T
+            addition[here] += norms[here, None] * along.double().cpu()
         return ablation, addition
 
     lengths, same_length = [len(s) for s in sequences], model.proof.padding_changes_logits
@@ -75,6 +73,23 @@ def first_order(
             for table, values in zip(estimates, parts, strict=True):
                 table[:, done.prompts] = values
     return estimates
+
+
+def _changes(
+    streams: Iterable["_Stream"], unit: Float[Tensor, "direction d_model"]
+) -> Float[Tensor, "direction prompt"]:
+    """Sum of (r . h) (r . g) over the tokens of some hook points: what an ablation removes from each prompt's metric.
+
+    For more directions than the stream has dimensions, as r^T A r with A = sum of h g^T: one product for each prompt
+    instead of two for each token.
+    """
+    n, d_model = unit.shape
+    if n <= d_model:
+        parts = (((h @ unit.to(h.device).T) * (g @ unit.to(g.device).T)).sum(1).T.double().cpu() for h, g in streams)
+        return torch.stack(list(parts)).sum(0)
+    forms = sum(torch.einsum("rpd,rpe->rde", h, g).to(unit.device) for h, g in streams)
+    assert isinstance(forms, Tensor)
+    return torch.stack([((unit @ form) * unit).sum(1) for form in forms], 1).double().cpu()
 
 
 Form = Float[Tensor, "d_model d_model"]

@@ -90,14 +90,13 @@ def forecast(
     )
     # Baseline, ablation and subtraction; few draws of each family are the nulls of the subtraction.
     subtracted = min(SUBTRACTED_DRAWS, nulls.draws) * min(ep, protocol.completed or ep)
-    positives = 3 * ep + p_nulls + len(nulls.families) * subtracted
+    arms = 3 * ep + p_nulls + len(nulls.families) * subtracted + 4 * en + n_nulls
     stages = [
         _refusal_tokens(protocol, tp, tn, stage),
         stage("extraction", train + vp + vn, texts=train),
         _selection(protocol, cells, vp, vn, stage, is_16_bit=is_16_bit),
         _nulls(protocol, cells, train, vp + vn, stage),
-        stage("arms on positives", positives, writing=positives),
-        stage("arms on negatives", 4 * en + n_nulls, writing=4 * en + n_nulls),
+        stage("arms", arms, writing=arms),
     ]
     if nulls.wide:
         stages.append(_wide(protocol, ep, en, stage))

@@ -84,6 +84,11 @@ class Group:
     keys: Int[Tensor, "prompt key"]
     """Index in the pack of every token that a prompt can attend to: the shared tokens, then its own."""
 
+    @cached_property
+    def places(self) -> Int[Tensor, " token"]:
+        """Index of every token among the elements of all rows."""
+        return self.is_token.flatten().nonzero()[:, 0]
+
     def mask(self, window: int | None) -> Bool[Tensor, "prompt width key"]:
         """Causal mask: earlier tokens of the same prompt, within the sliding window if there is one."""
         n_keys, (n_prompts, width), device = self.keys.shape[1], self.is_token.shape, self.is_token.device
@@ -226,7 +231,8 @@ class PackedAttention:
             first = self._store(module, first, len(group.is_token), k, v)
             mask = self._mask(i, kwargs.get("sliding_window"), n_arms, query.dtype)
             output = attend(module, q, k, v, mask, **kwargs)[0]
-            parts.append(output.view(n_arms, *group.is_token.shape, *output.shape[2:])[:, group.is_token])
+            rows = output.view(n_arms, group.is_token.numel(), *output.shape[2:])
+            parts.append(rows.index_select(1, group.places.to(rows.device)))
         return torch.cat(parts, 1)
 
     def _attend_last(self, attend: Callable, module: Any, query: Tensor, kwargs: dict) -> Tensor:
@@ -283,8 +289,9 @@ def unfold(
     """One row per (arm, prompt), with the elements at the indices `tokens`."""
     arms, heads, _, channels = packed.shape
     prompts, width = tokens.shape
-    rows = packed.transpose(1, 2)[:, tokens.flatten()].view(arms * prompts, width, heads, channels)
-    return rows.transpose(1, 2)
+    # Takes a quarter of the time of an index in brackets.
+    elements = packed.transpose(1, 2).index_select(1, tokens.flatten().to(packed.device))
+    return elements.view(arms * prompts, width, heads, channels).transpose(1, 2)
 
 
 def own_attention(module: Any, name: str) -> Callable:

@@ -1,10 +1,10 @@
-"""Stage *outcomes*: every arm completes every test prompt, and a judge scores the completions (outcomes.jsonl).
+"""Stage *arms*: every arm completes every test prompt, and a judge scores the completions (outcomes.jsonl).
 
 Test prompts are first read here, after selection.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -30,6 +30,7 @@ from rhumbline.stages.stage_jobs import JobKind, SeedJobs, shares
 
 log = logging.getLogger("rhumbline")
 
+STAGE = "arms"
 LENGTHS_READ = (16, 32, 64)
 """Numbers of new tokens after which a completion is judged too, besides the whole completion."""
 
@@ -38,8 +39,9 @@ LENGTHS_READ = (16, 32, 64)
 class OutcomeGroup:
     """Test prompts of one class with the same arms."""
 
+    label: Label
     prompts: tuple[int, ...]
-    """Indices of the prompts."""
+    """Indices of the prompts in their class."""
     draws: tuple[int, ...]
     """Numbers of the null draws that complete them."""
     baseline: bool = True
@@ -48,9 +50,8 @@ class OutcomeGroup:
 
 @dataclass(frozen=True)
 class OutcomeRequest:
-    """Groups of test prompts of one class, which are completed together."""
+    """Groups of test prompts that are completed together."""
 
-    label: Label
     groups: tuple[OutcomeGroup, ...]
 
 
@@ -66,15 +67,14 @@ def write_outcomes(run: SeedRun, jobs: SeedJobs) -> None:
     path = run.directory.file_of(Outcome, run.seed)
     if path.is_file():
         return
-    rows: list[Outcome] = []
-    for label in LABELS:
-        with run.timings.stage(f"arms on {label}s", run.seed):
-            known = baseline_rows(run, label, _lengths(run))
-            if known:
-                log.info("%d baseline rows of %ss are those of the quick run", len(known), label)
-            rows += known.values()
-            requests = _requests(run, label, known)
-            rows += [row for part in jobs.request(OUTCOME_JOB, requests) for row in part.rows]
+    with run.timings.stage(STAGE, run.seed):
+        known: dict[Label, dict[str, Outcome]] = {c: baseline_rows(run, c, _lengths(run)) for c in LABELS}
+        for label, some in known.items():
+            if some:
+                log.info("%d baseline rows of %ss are those of the quick run", len(some), label)
+        requests = _requests(run, known)
+        found = [row for part in jobs.request(OUTCOME_JOB, requests) for row in part.rows]
+        rows = [row for label, some in known.items() for row in (*some.values(), *found) if row.side == label]
     run.directory.write_rows_as(rows, path)
     jobs.clear()
 
@@ -99,25 +99,31 @@ def by_draws(run: SeedRun, n: int) -> dict[tuple[int, ...], list[int]]:
     return together
 
 
-def _requests(run: SeedRun, label: Label, known: Collection[str]) -> list[OutcomeRequest]:
-    """The jobs of one class, of nearly equal size. `known`: prompts whose baseline row exists."""
+def _requests(run: SeedRun, known: Mapping[Label, Collection[str]]) -> list[OutcomeRequest]:
+    """The jobs of both classes, of nearly equal size. `known`: prompts whose baseline row exists."""
+    items = [
+        (group, i, n_arms)
+        for label in LABELS
+        for group, some in _together(run, label, known[label]).items()
+        if (n_arms := len(_arms(run, group)))
+        for i in some
+    ]
+    return [
+        OutcomeRequest(_groups(items[i][:2] for i in some))
+        for some in shares([n_arms for *_, n_arms in items], ROWS_PER_JOB)
+    ]
+
+
+def _together(run: SeedRun, label: Label, known: Collection[str]) -> dict[OutcomeGroup, list[int]]:
+    """The prompts of one class that have the same arms, by a group without prompts."""
     prompts = run.splits.get("test", label)
     together: dict[OutcomeGroup, list[int]] = {}
     # Without null arms (nothing was selected) all prompts have the same arms.
     parts = {(): range(len(prompts))} if run.arms.direction is None else by_draws(run, len(prompts))
     for draws, places in parts.items():
         for i in places:
-            together.setdefault(OutcomeGroup((), draws, prompts[i].id not in known), []).append(i)
-    items = [
-        (group, i, n_arms)
-        for group, some in together.items()
-        if (n_arms := len(_arms(run, label, group)))
-        for i in some
-    ]
-    return [
-        OutcomeRequest(label, _groups(items[i][:2] for i in some))
-        for some in shares([n_arms for *_, n_arms in items], ROWS_PER_JOB)
-    ]
+            together.setdefault(OutcomeGroup(label, (), draws, prompts[i].id not in known), []).append(i)
+    return together
 
 
 def _groups(items: Iterable[tuple[OutcomeGroup, int]]) -> tuple[OutcomeGroup, ...]:
@@ -128,8 +134,8 @@ def _groups(items: Iterable[tuple[OutcomeGroup, int]]) -> tuple[OutcomeGroup, ..
     return tuple(replace(group, prompts=tuple(some)) for group, some in together.items())
 
 
-def _arms(run: SeedRun, label: Label, group: OutcomeGroup) -> Arms:
-    arms = run.arms.outcomes(label, group.draws)
+def _arms(run: SeedRun, group: OutcomeGroup) -> Arms:
+    arms = run.arms.outcomes(group.label, group.draws)
     return arms if group.baseline else {id_: arm for id_, arm in arms.items() if not id_.is_baseline}
 
 
@@ -142,9 +148,9 @@ OUTCOME_JOB = JobKind("outcomes", OutcomeRequest, Outcomes, _prepare)
 
 def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     """The outcomes of some test prompts under every arm."""
-    stage, test = f"arms on {request.label}s", run.splits.get("test", request.label)
-    of_group = [_arms(run, request.label, group) for group in request.groups]
-    prompts = [[test[i] for i in group.prompts] for group in request.groups]
+    of_group = [_arms(run, group) for group in request.groups]
+    tests = [run.splits.get("test", group.label) for group in request.groups]
+    prompts = [[test[i] for i in group.prompts] for test, group in zip(tests, request.groups, strict=True)]
     inputs = [
         ([run.chat.encode(p) for p in some], list(arms.values())) for some, arms in zip(prompts, of_group, strict=True)
     ]
@@ -156,7 +162,7 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
         text = run.answer(tokens)
         return text is not None and not ids[arm].is_own and run.protocol.class_judge().is_decided_by(text)
 
-    completed = run.runner(stage).generate_groups(
+    completed = run.runner(STAGE).generate_groups(
         inputs,
         max_new_tokens=run.protocol.max_new_tokens,
         stop=stop_ids(run.model, run.chat),
@@ -166,7 +172,7 @@ def _complete(run: SeedRun, request: OutcomeRequest) -> Outcomes:
     rows: list[Outcome] = []
     for some, arms, (sequences, edits), (tokens, metric) in zip(prompts, of_group, inputs, completed, strict=True):
         if run.metric is not None and read is None:
-            metric = run.scorer(stage).read(sequences, edits).metric
+            metric = run.scorer(STAGE).read(sequences, edits).metric
         baseline = [run.answer(of_prompt) for of_prompt in tokens[0]]
         rows += [
             _outcome(run, arm, prompt, tokens[a][p], float(metric[a, p]), baseline[p])
