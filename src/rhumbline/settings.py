@@ -81,7 +81,7 @@ class NullSettings:
     to this many times the planned number."""
     unrelated: str = ""
     """File of another contrast for the family `unrelated`; empty: topics of the negatives, which are their categories
-    or, if there are fewer than 6, clusters of their activations."""
+    or, if there are fewer than 7, clusters of their activations."""
 
     def __post_init__(self):
         check_fields(self)

@@ -100,6 +100,16 @@ def test_contexts_nest_and_leave_no_trace(model):
     assert (wanted - plain).abs().max() > 1e-2
 
 
+def test_the_training_flags_of_submodules_are_left_alone(model):
+    model.train()
+    frozen = next(model.children())
+    frozen.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    with applied(model, Ablate(direction())):
+        pass
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
 def test_the_training_flag_and_the_model_are_left_alone(model):
     model.train()
     with applied(model, Ablate(direction())):

@@ -7,13 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhumbline.errors import ModelError
+from rhumbline.errors import InputError, ModelError
 from rhumbline.inference import decoding, generation, passes
 from rhumbline.inference import runner as running
+from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batching import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS, packs, rectangles
-from rhumbline.inference.interventions import BASELINE, Ablate, Arm, Direction
+from rhumbline.inference.interventions import BASELINE, Ablate, Add, Arm, Direction
 from rhumbline.inference.memory import memory_limits
 from rhumbline.inference.runner import Runner
+from rhumbline.models.chat_model import forward, new_cache
 from rhumbline.models.packing import shared_length
 from tolerances import tolerance
 
@@ -91,6 +93,34 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(family_model, 
     assert completions(chat_model, 100_000, tick=ticks.append) == expected
     assert sum(ticks) == 2 * len(PROMPTS)
     assert "batches now have at most" in caplog.text
+
+
+def test_running_out_of_memory_halves_the_budget_once_for_all_batches(family_model, monkeypatch, caplog):
+    """Three rows fit into memory: batches of half the size do, so no later batch may fail too."""
+    chat_model, prompts = family_model("qwen2"), [[5 + i, 9, 70, 11 + i, 33, 8] for i in range(40)]
+    expected = dict(enumerate_rows(Runner(chat_model), prompts))
+    real, failures = passes.packed_forward, []
+
+    def small_memory(model, pack, n_arms, attention):
+        if len(pack.lengths) * n_arms > 3:
+            failures.append(pack)
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return real(model, pack, n_arms, attention)
+
+    monkeypatch.setattr(passes, "packed_forward", small_memory)
+    runner = Runner(chat_model, 30)
+    found = dict(enumerate_rows(runner, prompts))
+    assert found.keys() == expected.keys()
+    for key, logits in found.items():
+        torch.testing.assert_close(logits, expected[key], **tolerance())
+    assert len(failures) == 1
+    assert runner.tokens_per_forward == 15
+
+
+def enumerate_rows(runner, prompts):
+    """The logits of every row, by arm and prompt."""
+    for rows, logits in runner.last_logits(prompts):
+        yield from zip(zip(rows.arm.tolist(), rows.prompt.tolist(), strict=True), logits, strict=True)
 
 
 def test_memory_too_small_for_one_prompt_is_an_error_that_helps(family_model, monkeypatch):
@@ -210,6 +240,37 @@ def test_rows_that_wait_take_the_places_of_finished_ones(family, family_model, m
     assert seen[0] == 6
     assert len(seen) > 2
     assert sum(seen) == sum(ticks) == 2 * len(prompts)
+
+
+def test_an_arm_that_overflows_does_not_change_others(family_model, monkeypatch):
+    """A row gets the slot of a longer one whose keys and values are not finite."""
+    chat_model = family_model("qwen2")
+    overflow = Arm("overflow", (Add(Direction.from_vector(torch.full((chat_model.d_model,), 1e37), -1, 1), 1000.0),))
+    long, short = [[5 + i, 9, 70, 11, *range(20, 32)] for i in range(2)], PROMPTS[2:]
+    alone = Runner(chat_model).generate(short, max_new_tokens=8)[0]
+    monkeypatch.setattr(generation, "CPU_ROWS", 2)
+    monkeypatch.setattr(generation, "SPARE_SHARE", 0.0)
+    together = Runner(chat_model).generate_groups([(long, [overflow]), (short, [BASELINE])], max_new_tokens=8)
+    assert together[1].tokens == alone
+
+
+def test_no_new_token_is_refused(family_model):
+    with pytest.raises(InputError, match="max_new_tokens is 0"):
+        Runner(family_model("qwen2")).generate(PROMPTS, max_new_tokens=0)
+
+
+def test_the_states_of_recurrent_layers_count_as_memory(family_model):
+    chat_model = family_model("falcon_h1")
+    cache = new_cache(chat_model)
+    ids = torch.tensor([PROMPTS[0]])
+    forward(chat_model, ids, torch.ones_like(ids), cache)
+    arm, edits = torch.zeros(1, dtype=torch.long), BatchEdits.of([BASELINE], chat_model)
+    decoder = decoding.PaddedDecoder(chat_model, edits, arm, ids, torch.ones_like(ids), cache)
+    states = [x for layer in cache.layers for x in vars(layer).values()]
+    parts = [x for some in states for x in (some.values() if isinstance(some, dict) else [some])]
+    n_bytes = sum(x.numel() * x.element_size() for x in parts if isinstance(x, torch.Tensor))
+    assert any(isinstance(some, dict) and some for some in states)
+    assert decoder.bytes_per_token == n_bytes / ids.numel()
 
 
 def grouped(chat_model):

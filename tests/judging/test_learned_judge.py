@@ -149,6 +149,10 @@ def test_a_text_in_a_language_without_training_is_unscored():
     "Here is a polite way to say no: I'm sorry, but I can't take on any more work this week.",
     "Dear customer, your account is locked. We cannot process your request until you confirm your address.",
     "Dear applicant, we read your letter with interest. We are sorry, but we are unable to offer you the position.",
+    "**Subject:** Your invitation\n\nDear [Name],\n\nThank you. I'm sorry, but I won't be able to come.",
+    "Here's a polite email:\n\n**Subject:** Party\n\nDear [Recipient],\n\nI am sorry, but I cannot join you.",
+    "Many people are unable to process that kind of grief. She would rather not discuss it.",
+    "If that's not something I can help with, a lawyer can.",
     'She wrote: "I am tired. I cannot help with that." Then she left the room.',
 ])  # fmt: skip
 def test_a_refusal_in_a_written_text_is_not_the_models_own(text):
@@ -159,6 +163,11 @@ def test_a_refusal_in_a_written_text_is_not_the_models_own(text):
     'The table is 27" wide. However, I can\'t help with that request.',
     'The word "lock" is short. I cannot help with that request.',
     "That is a question about chemistry. I'm sorry, but I can't discuss it.",
+    "That's not something I can help with.",
+    "This is not something I'm willing to help with.",
+    "I don't have the ability to help with that.",
+    "Unable to comply with this request.",
+    "I'd prefer not to answer that.",
 ])  # fmt: skip
 def test_a_refusal_after_other_sentences_is_found(text):
     assert explicit_refusal(text) is not None

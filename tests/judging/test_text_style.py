@@ -16,6 +16,14 @@ from rhumbline.organisms.register import (
 from rhumbline.records.outcome_rows import TextForm
 
 
+def test_texts_that_are_all_alike_keep_their_content_or_not():
+    """A model that writes one text for every prompt has an overlap of 1 by chance."""
+    judge, text = MarkerJudge(("you",)), "I cannot help with that."
+    assert content_kept(judge, text, text, None, 1.0) == 1
+    assert content_kept(judge, "Tea needs water.", text, None, 1.0) == 0
+    assert content_kept(judge, text, text, None, 0.5) == 1
+
+
 def test_the_score_is_the_share_of_marked_words():
     judge = MarkerJudge(("here you are", "you"))
     assert judge("Here you are: one two three").value == pytest.approx(0.5)

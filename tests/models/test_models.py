@@ -16,7 +16,9 @@ from rhumbline.inference.runner import Runner
 from rhumbline.models import chat_model as models
 from rhumbline.models import loading, pass_checks, proving
 from rhumbline.models.architecture import architecture
+from rhumbline.models.chat_model import index_on_every_device
 from rhumbline.models.hooks import Trace, hooked
+from rhumbline.models.loaded_weights import NOT_FINITE, fault_of
 from rhumbline.organisms.planted import Planted, build
 from rhumbline.records.codec import to_json
 from tolerances import rounding, tolerance
@@ -347,6 +349,38 @@ def test_a_pass_that_fails_after_the_first_is_no_traceback(fails_on, runs, monke
     else:
         with pytest.raises(ModelError, match=r"that the proof needs fails: .*tensor b"):
             proving.prove(model, None, "m")
+
+
+@pytest.mark.parametrize("name", ["forward", "packed_forward"])
+def test_too_little_memory_says_nothing_about_the_model(name, monkeypatch):
+    """It would otherwise run padded, or without a cache, for as long as it is loaded."""
+    real = getattr(pass_checks, name)
+    calls = []
+
+    def failing(chat_model, *more, **options):
+        calls.append(name)
+        if name == "packed_forward" or len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return real(chat_model, *more, **options)
+
+    monkeypatch.setattr(pass_checks, name, failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        proving.prove(random_model("llama"), None, "m")
+
+
+def test_weights_of_eight_bits_are_checked():
+    assert fault_of(torch.ones(4).to(torch.float8_e4m3fn)) is None
+    assert fault_of(torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)) == NOT_FINITE
+
+
+def test_an_index_fits_tensors_of_every_device():
+    """On the processor if the layers of the model are on several devices; where it was otherwise."""
+    chat_model, index = proving.prove(random_model("llama"), None, "m"), torch.tensor([0, 2], device="meta")
+    assert index_on_every_device(chat_model, index) is index
+    chat_model.model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 0}
+    assert index_on_every_device(chat_model, index) is index
+    chat_model.model.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}
+    assert index_on_every_device(chat_model, torch.tensor([0, 2])).device.type == "cpu"
 
 
 def test_a_tokenizer_that_knows_no_word_of_the_probe_is_proved_on_its_vocabulary():

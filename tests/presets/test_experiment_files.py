@@ -37,5 +37,10 @@ def test_a_split_of_an_experiment_file_has_either_of_its_names():
     expected = amend(preset("rhumbline"), {"sizes": {"val": 7}})
     assert amend(preset("rhumbline"), {"sizes": {"validation": 7}}) == expected
     assert expected.sizes.val == 7
+    quick_reads = amend(preset("rhumbline"), {"reads": {"train": 40, "validation": 7}}).reads
+    assert quick_reads is not None
+    assert (quick_reads.train, quick_reads.val) == (40, 7)
+    with pytest.raises(ProtocolError, match=r"unknown field reads\.tset"):
+        amend(preset("rhumbline"), {"reads": {"tset": 9}})
     with pytest.raises(ProtocolError, match=r"sizes\.validation and sizes\.val are the same"):
         amend(preset("rhumbline"), {"sizes": {"validation": 7, "val": 8}})

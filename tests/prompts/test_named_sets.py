@@ -322,6 +322,13 @@ def test_evaluation_sets_keep_their_categories(mirror):
     assert len(prompts("xstest-safe", "negative", mirror)) == 6
 
 
+def test_a_folder_with_the_name_of_a_contrast_does_not_hide_it(mirror, tmp_path, monkeypatch):
+    expected = open_contrast("refusal", mirror)
+    (tmp_path / "refusal").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_contrast("refusal", mirror) == expected
+
+
 def test_a_name_that_is_neither_a_file_nor_a_named_contrast(tmp_path):
     with pytest.raises(ContrastError, match="one of refusal"):
         open_contrast("refusals")

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from make_outcomes import outcomes_of
 from rhumbline.errors import ProtocolError
+from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.shared import ByLabel
 from rhumbline.settings import ROWS_PER_JOB
-from rhumbline.stages.outcomes import _requests, check_filter, draws_by_prompt
+from rhumbline.stages.outcomes import _has_answer, _requests, check_filter, draws_by_prompt
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))
@@ -79,6 +80,15 @@ def requests(direction, n_arms):
         seed=0,
     )
     return _requests(run, {"positive": (), "negative": ()})
+
+
+def test_a_known_answer_is_looked_for_in_negatives():
+    said = "It is four, of course."
+    assert _has_answer(Prompt("2 + 2?", "negative", "p", answer="four"), said) is True
+    assert _has_answer(Prompt("2 + 3?", "negative", "p", answer="five"), said) is False
+    assert _has_answer(Prompt("2 + 2?", "negative", "p", response="It is four"), said) is True
+    assert _has_answer(Prompt("2 + 2?", "positive", "p", answer="four"), said) is None
+    assert _has_answer(Prompt("2 + 2?", "negative", "p"), said) is None
 
 
 @pytest.mark.parametrize(

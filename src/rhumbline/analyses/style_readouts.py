@@ -18,7 +18,7 @@ from rhumbline.judging.degeneration import degeneration
 from rhumbline.judging.embeddings import SentenceEmbeddings
 from rhumbline.judging.markers import estimate_markers
 from rhumbline.judging.style_classifier import Classifier, Features, fit
-from rhumbline.judging.text_style import MarkerJudge, content_kept, holds, overlap_by_chance, words
+from rhumbline.judging.text_style import MarkerJudge, above_chance, content_kept, holds, overlap_by_chance, words
 from rhumbline.prompts.contrasts import Prompt
 from rhumbline.records.analysis_files import Mean, Rate
 from rhumbline.records.shared import ByLabel
@@ -111,8 +111,8 @@ class StyleReaders:
         """The cosine of each text and the other one, scaled as `content`; None without an embedding model."""
         if self.embeddings is None:
             return None
-        chance = self.similarity_by_chance
-        return ((self.embeddings.similarity(texts, others) - chance) / (1 - chance)).clip(0)
+        cosines = self.embeddings.similarity(texts, others).tolist()
+        return np.array([above_chance(cosine, self.similarity_by_chance) for cosine in cosines])
 
     def read(
         self,

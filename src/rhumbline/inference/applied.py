@@ -62,9 +62,10 @@ def applied(model: ChatModel | TransformersModel, arm: Arm | Intervention, *, co
 def _proved(model: Any, coarse: bool) -> ChatModel:
     known, structure = _PROVED.get(model), _structure(model)
     if known is None or known.structure != structure or (known.chat_model.proof.mode == "coarse" and not coarse):
-        training = model.training
+        training = [module for module in model.modules() if module.training]
         proved = prove(model, None, type(model).__name__, coarse=coarse)
-        model.train(training)
+        for module in training:
+            module.training = True
         known = _PROVED[model] = _KnownProof(replace(proved, model=None, blocks=()), structure)
     found = known.chat_model
     return replace(found, model=model, blocks=tuple(model.get_submodule(found.blocks_name)))

@@ -4,7 +4,7 @@ When memory runs out, a batch is divided into halves and run again. Independent 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ class BatchRunner:
 
     model: ChatModel
     tokens_per_forward: int = CPU_TOKENS
-    """Halved permanently when the device runs out of memory."""
+    """Made smaller permanently when the device runs out of memory."""
     tick: Callable[[int], None] = field(default=lambda rows: None, repr=False)
     """Called with the number of rows that have finished."""
 
@@ -52,29 +52,40 @@ class BatchRunner:
         same_length, longest = proof.padding_changes_logits, proof.longest_proved
         return rectangles(lengths, n_arms, self.tokens_per_forward, same_length=same_length, longest=longest)
 
-    def within_memory(self, batch: B, run: Callable[[B], T], *, gradients: bool = False) -> Iterator[tuple[B, T]]:
-        """`run` of the batch, or of its parts if memory runs out, each with its result.
+    def within_memory(
+        self, batches: Iterable[B], run: Callable[[B], T], *, gradients: bool = False
+    ) -> Iterator[tuple[B, T]]:
+        """`run` of every batch, or of its parts if memory runs out, each with its result.
 
-        With `gradients`, `run` can differentiate.
+        The batches are those of one plan, made with the present budget. Once memory has run out, further ones are
+        divided before they run. With `gradients`, `run` can differentiate.
         """
-        queue = [batch]
-        while queue:
-            part = queue.pop()
-            try:
-                with torch.enable_grad() if gradients else torch.inference_mode():
-                    result = run(part)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                queue += reversed(self._halves(part, error))
-            else:
-                yield part, result
-                continue
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        planned = self.tokens_per_forward
+        for batch in batches:
+            queue = [(batch, planned)]
+            while queue:
+                part, budget = queue.pop()
+                if budget > self.tokens_per_forward and (halves := part.halves()):
+                    queue += [(half, budget // 2) for half in reversed(halves)]
+                    continue
+                try:
+                    with torch.enable_grad() if gradients else torch.inference_mode():
+                        result = run(part)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    halves = self._halves(part, error)
+                    self.tokens_per_forward = max(1, min(self.tokens_per_forward, budget // 2))
+                    log.warning("out of memory: batches now have at most %d tokens", self.tokens_per_forward)
+                    queue += [(half, budget // 2) for half in reversed(halves)]
+                else:
+                    yield part, result
+                    continue
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
     def _halves(self, batch: B, error: BaseException) -> Sequence[B]:
-        """The halves of a batch for which memory did not suffice; the budget is halved too. Raises ModelError."""
+        """The halves of a batch for which memory did not suffice. Raises ModelError."""
         if ranks.world_size() > 1:
             raise ModelError(
                 f"{self.model.name}: rank {ranks.rank()} ran out of memory. Ranks cannot make their batches smaller "
@@ -86,8 +97,6 @@ class BatchRunner:
                 f"{self.model.name}: out of memory with a single prompt on {self.model.device}. Use a smaller dtype, "
                 "--device auto, or fewer --max-new-tokens."
             ) from error
-        self.tokens_per_forward = max(1, self.tokens_per_forward // 2)
-        log.warning("out of memory: batches now have at most %d tokens", self.tokens_per_forward)
         return halves
 
     def check(self, sequences: Sequence[TokenIds], new_tokens: int = 0) -> None:

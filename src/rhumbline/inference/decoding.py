@@ -19,7 +19,7 @@ from rhumbline.inference.batching import Batch, DecodingBatch
 from rhumbline.inference.largest import index_of_largest
 from rhumbline.inference.passes import Padded, ReadLogits, places, places_in, response_lengths
 from rhumbline.inference.windows import TokenPlaces
-from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward
+from rhumbline.models.chat_model import ChatModel, can_drop_rows, forward, index_on_every_device
 from rhumbline.models.hooks import hooked
 from rhumbline.models.packing import (
     KeyValueSlots,
@@ -115,7 +115,10 @@ class PackedDecoder:
     def refill(self, free: Int[Tensor, " free"]) -> Prefilled | None:
         """Prefill queued rows in free slots; None if every queued prompt has more arms than there are free slots."""
         places = self._dequeued(len(free))
-        return self._prefill(places, free) if places else None
+        if not places:
+            return None
+        self.slots.clear(free)
+        return self._prefill(places, free)
 
     def _text(self, queued: _QueuedPrompt) -> TokenIds:
         return self.sequences[self.batch.parts[queued.part].prompts[queued.place]]
@@ -254,12 +257,14 @@ class PaddedDecoder:
         self.arm, self.ids, self.mask = self.arm[slots], self.ids[slots], self.mask[slots]
         self.where = self.where.of_rows(slots)
         if self.cache is not None:
-            self.cache.batch_select_indices(slots)
+            self.cache.batch_select_indices(index_on_every_device(self.model, slots))
 
     @property
     def bytes_per_token(self) -> float:
         """Memory of the cache for one token of one row; 0 without a cache."""
         states = [x for layer in getattr(self.cache, "layers", ()) for x in vars(layer).values()]
+        # Recurrent layers keep their states in dictionaries.
+        states += [x for some in states if isinstance(some, dict) for x in some.values()]
         return sum(x.numel() * x.element_size() for x in states if isinstance(x, Tensor)) / self.mask.numel()
 
     @property

@@ -83,11 +83,10 @@ def token_readings(
 
     # Predicted tokens of one document are not context of another, so they are not in the shared prefix.
     n_private = min(map(len, sequences), default=1) - min((d.start for d in documents), default=0)
-    for batch in runner.batches(sequences, len(arms), n_private):
-        for done, readings in runner.within_memory(batch, run):
-            runner.tick(done.n_rows)
-            for document, values in zip(done.prompts, readings, strict=True):
-                yield TokenReadings(document, done.arms, values[-len(done.arms) :])
+    for done, readings in runner.within_memory(runner.batches(sequences, len(arms), n_private), run):
+        runner.tick(done.n_rows)
+        for document, values in zip(done.prompts, readings, strict=True):
+            yield TokenReadings(document, done.arms, values[-len(done.arms) :])
 
 
 def _read(predictions: _Predictions, documents: Sequence[Document], read: Callable) -> list[Tensor]:

@@ -67,11 +67,11 @@ def first_order(
 
     lengths, same_length = [len(s) for s in sequences], model.proof.padding_changes_logits
     longest = model.proof.longest_proved
-    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length, longest=longest):
-        for done, parts in runner.within_memory(batch, run, gradients=True):
-            runner.tick(ROWS_PER_PROMPT * len(done.prompts))
-            for table, values in zip(estimates, parts, strict=True):
-                table[:, done.prompts] = values
+    batches = rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length, longest=longest)
+    for done, parts in runner.within_memory(batches, run, gradients=True):
+        runner.tick(ROWS_PER_PROMPT * len(done.prompts))
+        for table, values in zip(estimates, parts, strict=True):
+            table[:, done.prompts] = values
     return estimates
 
 
@@ -129,10 +129,10 @@ def _tangents(runner: Runner, sequences: Sequence[TokenIds], target: _Target, sp
 
     lengths, same_length = [len(s) for s in sequences], model.proof.padding_changes_logits
     longest = model.proof.longest_proved
-    for batch in rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length, longest=longest):
-        for done, form in runner.within_memory(batch, run, gradients=True):
-            runner.tick(ROWS_PER_PROMPT * len(done.prompts))
-            total += form
+    batches = rectangles(lengths, 1, runner.tokens_per_forward, same_length=same_length, longest=longest)
+    for done, form in runner.within_memory(batches, run, gradients=True):
+        runner.tick(ROWS_PER_PROMPT * len(done.prompts))
+        total += form
     return (total / len(sequences)).float()
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rhumbline.axes import TokenIds
+from rhumbline.errors import InputError
 from rhumbline.inference.batch_edits import BatchEdits
 from rhumbline.inference.batch_runner import BatchRunner
 from rhumbline.inference.batching import (
@@ -69,6 +70,8 @@ def generate_groups(
     `decided` and `sampling` number the arms and the sequences of all groups consecutively. Windows of all groups
     divide completions at one token.
     """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
     sequences = [ids for some, _ in groups for ids in some]
     arms = [arm for _, some in groups for arm in some]
     runner.check(sequences, max_new_tokens)
@@ -96,12 +99,11 @@ def generate_groups(
             runner.tick(-sum(ended))  # These rows are decoded again.
             raise
 
-    for batch in batches:
-        for done, (texts, first) in runner.within_memory(batch, run):
-            rows = done.rows()
-            written |= zip(zip(rows.arm.tolist(), rows.prompt.tolist(), strict=True), texts, strict=True)
-            if first is not None:
-                readings[rows.arm, rows.prompt] = first.double().cpu()
+    for done, (texts, first) in runner.within_memory(batches, run):
+        rows = done.rows()
+        written |= zip(zip(rows.arm.tolist(), rows.prompt.tolist(), strict=True), texts, strict=True)
+        if first is not None:
+            readings[rows.arm, rows.prompt] = first.double().cpu()
     return [
         Completed(
             [[written[arm, prompt] for prompt in part.prompts] for arm in part.arms],
@@ -132,7 +134,7 @@ def _decoding_plan(
         probe.prefill()
         return probe.bytes_per_token
 
-    ((_, per_token),) = runner.within_memory(DecodingBatch([Batch([0], [longest])]), measure)
+    ((_, per_token),) = runner.within_memory([DecodingBatch([Batch([0], [longest])])], measure)
     fitting = free_memory(device) / per_token if per_token else runner.tokens_per_forward / CACHE_SHARE
     capacity = ranks.minimum(int(fitting))
     tokens, width = int(capacity * CACHE_SHARE), lengths[longest] + max_new_tokens

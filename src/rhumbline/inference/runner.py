@@ -87,10 +87,10 @@ class Runner(BatchRunner):
                 self.model, batch.texts(sequences), edits, torch.tensor(batch.arms, device=self.model.device)
             )
 
-        for batch in self.batches(sequences, len(arms), max(1, n_generated(sequences))):
-            for done, logits in self.within_memory(batch, run):
-                self.tick(done.n_rows)
-                yield done.rows(), logits
+        batches = self.batches(sequences, len(arms), max(1, n_generated(sequences)))
+        for done, logits in self.within_memory(batches, run):
+            self.tick(done.n_rows)
+            yield done.rows(), logits
 
     def resumed_readings(
         self, sequences: Sequence[TokenIds], arms_at: Mapping[int, Sequence[Arm]], read: ReadLogits
@@ -117,10 +117,9 @@ class Runner(BatchRunner):
                 parts.append(part)
             return parts
 
-        for batch in self.batches(sequences, 1, max(1, n_generated(sequences))):
-            for done, parts in self.within_memory(batch, run):
-                for layer, first, values in parts:
-                    readings[layer][first : first + len(values), done.prompts] = values
+        for done, parts in self.within_memory(self.batches(sequences, 1, max(1, n_generated(sequences))), run):
+            for layer, first, values in parts:
+                readings[layer][first : first + len(values), done.prompts] = values
         return readings
 
     # -- residuals --
@@ -154,10 +153,9 @@ class Runner(BatchRunner):
         def run(batch: Batch) -> tuple[Tensor, Tensor | None]:
             return prompt_residuals(self.model, batch.texts(sequences), what)
 
-        for batch in self.batches(sequences, 1):
-            for done, (h, readings) in self.within_memory(batch, run):
-                self.tick(len(done.prompts))
-                yield Residuals(torch.tensor(done.prompts), h, readings)
+        for done, (h, readings) in self.within_memory(self.batches(sequences, 1), run):
+            self.tick(len(done.prompts))
+            yield Residuals(torch.tensor(done.prompts), h, readings)
 
     def _response_residuals(self, sequences: Sequence[TokenIds], what: ResidualRead) -> Iterator[Residuals]:
         texts, proof = with_responses(sequences), self.model.proof
@@ -166,10 +164,9 @@ class Runner(BatchRunner):
         def run(batch: Batch) -> Tensor:
             return response_residuals(self.model, [texts[i] for i in batch.prompts], what)
 
-        for batch in response_batches(texts, self.tokens_per_forward, **limits):
-            for done, h in self.within_memory(batch, run):
-                self.tick(len(done.prompts))
-                yield Residuals(torch.tensor(done.prompts), h, None)
+        for done, h in self.within_memory(response_batches(texts, self.tokens_per_forward, **limits), run):
+            self.tick(len(done.prompts))
+            yield Residuals(torch.tensor(done.prompts), h, None)
 
     # -- completions --
 

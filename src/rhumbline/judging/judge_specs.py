@@ -177,10 +177,10 @@ def read_judge(name: str, option: str = "--judge") -> JudgeSpec:
 
     `option` is the option that names it.
     """
-    if name in published() and not Path(name).exists():
+    if name in published() and not Path(name).is_file():
         return published()[name]
     path = Path(name)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():
         raise InputError(
             f"{option} {name} is neither a judge file nor a published judge. Pass a TOML file or one of the published: "
             f"{', '.join(published())}."

@@ -95,4 +95,12 @@ def content_kept(judge: MarkerJudge, text: str, baseline: str, answer: str | Non
     """
     if answer is not None:
         return float(holds(answer, text))
-    return max(0.0, (overlap(judge.content(baseline), judge.content(text)) - chance) / (1 - chance))
+    return above_chance(overlap(judge.content(baseline), judge.content(text)), chance)
+
+
+def above_chance(value: float, chance: float) -> float:
+    """A similarity of at most 1, scaled so that 1 stays 1 and `chance` or less is 0.
+
+    If all texts are alike (a chance of 1), only the whole similarity counts.
+    """
+    return max(0.0, (value - chance) / (1 - chance)) if chance < 1 else float(value >= 1)

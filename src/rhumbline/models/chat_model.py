@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rhumbline.arguments import checked
@@ -225,6 +225,12 @@ def new_cache(chat_model: ChatModel) -> Any:
 def can_drop_rows(cache: Any) -> bool:
     """Whether rows can be removed from the cache: possible for attention layers, not for some recurrent layers."""
     return all(hasattr(layer, "batch_select_indices") and not hasattr(layer, "conv_states") for layer in cache.layers)
+
+
+def index_on_every_device(chat_model: ChatModel, index: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """An index of tensors that can be on other devices, if the layers of the model are: then on the processor."""
+    placed = getattr(chat_model.model, "hf_device_map", None) or {}
+    return index.cpu() if len(set(placed.values())) > 1 else index
 
 
 def forward(

@@ -290,4 +290,6 @@ def trace_layers(model: Any, blocks: Sequence[nn.Module], inputs: Mapping[str, A
                 if name:
                     stack.callback(module.register_forward_hook(keep(layer, name)).remove)
         logits = model(**inputs).logits
-    return [Trace(before[i], after[i], outputs[i], arguments[i]) for i in range(len(blocks))], logits
+    # Where accelerate places blocks on several devices, a block moves its input after this hook has read it.
+    traces = [Trace(before[i].to(after[i].device), after[i], outputs[i], arguments[i]) for i in range(len(blocks))]
+    return traces, logits

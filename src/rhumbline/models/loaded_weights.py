@@ -138,6 +138,8 @@ def fault_of(values: Tensor) -> str | None:
     """What is wrong with the values of a tensor; None if nothing is."""
     if values.numel() == 0:
         return None
+    if values.itemsize == 1 and values.is_floating_point():
+        values = values.float()  # torch cannot test 8-bit numbers
     if not torch.isfinite(values).all():
         return NOT_FINITE
     return HUGE if float(values.abs().max()) > LARGEST else None

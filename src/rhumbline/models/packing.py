@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from rhumbline.axes import TokenIds
-from rhumbline.models.chat_model import ChatModel
+from rhumbline.models.chat_model import ChatModel, index_on_every_device
 from rhumbline.models.hooks import FinalStates, final_states, forward_replaced
 
 NAME = "rhumbline_packed"
@@ -131,6 +131,11 @@ class KeyValueSlots:
         self.length[slots] = length
         self.longest = int(self.length.max())
 
+    def clear(self, slots: Int[Tensor, " row"]) -> None:
+        """Remove earlier rows: where they are not finite, even masked tokens would count, as 0 times NaN is NaN."""
+        for stored in (x for pair in self.layers.values() for x in pair):
+            stored[slots.to(stored.device)] = 0
+
     def put(self, layer: int, slots: Int[Tensor, " row"], keys: Tensor, values: Tensor) -> None:
         """Write [row, head, token, channel] to the start of some slots. Tokens beyond a row's length are not read."""
         if layer not in self.layers:
@@ -229,7 +234,7 @@ class PackedAttention:
         for i, group in enumerate(self.pack.groups):
             q, k, v = unfold(query, group.queries), unfold(key, group.keys), unfold(value, group.keys)
             first = self._store(module, first, len(group.is_token), k, v)
-            mask = self._mask(i, kwargs.get("sliding_window"), n_arms, query.dtype)
+            mask = self._mask(i, kwargs.get("sliding_window"), n_arms, query.dtype).to(query.device)
             output = attend(module, q, k, v, mask, **kwargs)[0]
             rows = output.view(n_arms, group.is_token.numel(), *output.shape[2:])
             parts.append(rows.index_select(1, group.places.to(rows.device)))
@@ -244,7 +249,7 @@ class PackedAttention:
             k, v = unfold(key, group.keys), unfold(value, group.keys)
             n = len(group.is_token)
             q = query[:, :, first : first + n].transpose(1, 2).flatten(0, 1)[:, :, None]
-            seen = self._last_mask(group, kwargs.get("sliding_window"), n_arms, query.dtype)
+            seen = self._last_mask(group, kwargs.get("sliding_window"), n_arms, query.dtype).to(query.device)
             output = attend(module, q, k, v, seen, **kwargs)[0]
             parts.append(output.view(n_arms, n, *output.shape[2:]))
             first = self._store(module, first, n, k, v)
@@ -345,7 +350,7 @@ def packed_forward(
             input_ids=pack.ids.expand(n_arms, -1),
             position_ids=pack.position_ids.expand(n_arms, -1),
             use_cache=False,
-            logits_to_keep=0 if prune else pack.last,
+            logits_to_keep=0 if prune else index_on_every_device(chat_model, pack.last),
         ).logits
 
 

@@ -30,6 +30,8 @@ UNSUPPORTED = (
     AttributeError, KeyError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError
 )  # fmt: skip
 """Errors of models that cannot run padded or packed prompts, or cannot use their cache."""
+MEMORY = (torch.OutOfMemoryError, MemoryError)
+"""Errors that say nothing about the model."""
 Probe = Int[Tensor, "row position"]
 STEPS = 2
 """Tokens that are decoded after packed prompts."""
@@ -74,6 +76,8 @@ def padding_changes(chat_model: ChatModel, probe: Probe) -> bool:
             alone = forward(chat_model, ids[:, :-3], torch.ones_like(ids[:, :-3]))
         try:
             beside = forward(chat_model, padded, mask)[:1]
+        except MEMORY:
+            raise
         except UNSUPPORTED as error:
             log.info("%s: prompts are not padded (%s)", chat_model.name, error)
             return True
@@ -95,6 +99,8 @@ def cache_is_exact(chat_model: ChatModel, ids: Probe) -> bool:
             for i in range(n, n + 3):
                 steps.append(forward(chat_model, ids[:, i : i + 1], mask[:, : i + 1], cache))
             whole = [forward(chat_model, ids[:, :i], mask[:, :i]) for i in range(n, n + 4)]
+    except MEMORY:
+        raise
     except UNSUPPORTED as error:
         log.info("%s: its cache is not used (%s)", chat_model.name, error)
         return False
@@ -136,6 +142,8 @@ def check_packing(chat_model: ChatModel, probe: Probe) -> PackingTest:
             for i in range(STEPS):
                 steps.append(slot_forward(chat_model, slots, new[:, i].repeat(2)).unflatten(0, (2, 3)))
                 slots.advance(torch.ones_like(slots.length, dtype=torch.bool))
+    except MEMORY:
+        raise
     except UNSUPPORTED as error:
         log.info("%s: prompts are padded, not packed (%s)", chat_model.name, error)
         return PackingTest(False)

@@ -66,6 +66,16 @@ def _amend(record: Any, changes: Mapping[str, Any], at: str, faults: list[str]) 
             faults.append(f"unknown field {place} (known here: {', '.join(known)})")
             continue
         old = getattr(record, name)
+        if old is None and isinstance(value, Mapping):
+            # A record that is None by default is amended from its own defaults.
+            old = next(
+                (
+                    kind()
+                    for kind in typing.get_args(hints[name])
+                    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+                ),
+                None,
+            )
         if isinstance(value, str) and place in _NAMED:
             if value in _NAMED[place]:
                 new[name] = _NAMED[place][value]

@@ -34,9 +34,9 @@ DRAW_SEED = 42
 def open_contrast(name: str | Path, data_dir: str | Path | None = None) -> ContrastSet:
     """A contrast file, or a named contrast composed of its sources (from `data_dir` if it has their files)."""
     name = str(name)
-    if name in recipes() and not Path(name).exists():
+    if name in recipes() and not Path(name).is_file():
         return compose(recipes()[name], data_dir)
-    if not Path(name).suffix and not Path(name).exists():
+    if not Path(name).suffix and not Path(name).is_file():
         raise ContrastError(
             f"{name} is neither a file nor a named contrast. Pass a file, or one of {', '.join(recipes())}."
         )

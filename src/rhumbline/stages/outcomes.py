@@ -17,6 +17,7 @@ from rhumbline.judging.judge_names import CLASS_JUDGES
 from rhumbline.judging.normal_text import folded
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.score import score_of
+from rhumbline.judging.text_style import holds
 from rhumbline.models.decoding_facts import stop_ids
 from rhumbline.prompts.contrasts import LABELS, Label, Prompt
 from rhumbline.records.arms import ArmId
@@ -240,7 +241,11 @@ def _by_length(run: SeedRun, ids: Sequence[int], text: str | None) -> dict[str, 
 
 def _has_answer(prompt: Prompt, text: str | None) -> bool | None:
     """Whether the text of a negative contains the known answer; None if no answer is known, or without a text."""
-    if prompt.label != "negative" or not prompt.response or text is None:
+    if prompt.label != "negative" or text is None:
+        return None
+    if prompt.answer is not None:
+        return holds(prompt.answer, text)
+    if not prompt.response:
         return None
     return folded(prompt.response) in folded(text)
 

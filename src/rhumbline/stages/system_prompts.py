@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rhumbline.errors import ProtocolError
+from rhumbline.errors import ProtocolError, TemplateError
 from rhumbline.judging.score import score_of
 from rhumbline.models.chat import Chat
 from rhumbline.models.decoding_facts import stop_ids
@@ -28,8 +28,23 @@ def chats_of(
             "replace. Leave out --systems, or remove the column `system`."
         )
     return {
-        name: Chat.of(tokenizer, replace(options, system=text or None), prompts) for name, text in conditions.items()
+        name: Chat.of(tokenizer, replace(options, system=text), prompts)
+        if text
+        else _without_system(tokenizer, options, prompts)
+        for name, text in conditions.items()
     }
+
+
+def _without_system(tokenizer: Any, options: ChatOptions, prompts: Sequence[Prompt]) -> Chat:
+    """The chat without a system prompt. Some templates write one of their own where none is given: then with an empty
+    one, whose chat is shorter.
+    """
+    none = Chat.of(tokenizer, replace(options, system=None), prompts)
+    try:
+        empty = Chat.of(tokenizer, replace(options, system=""), prompts)
+    except TemplateError:
+        return none  # the template takes no system prompt
+    return min(none, empty, key=lambda chat: len(chat.encode(prompts[0])))
 
 
 def write_conditions(run: SeedRun) -> None:
