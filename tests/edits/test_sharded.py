@@ -254,8 +254,8 @@ def test_a_checkpoint_that_lacks_a_shard_is_not_reported_as_done(sharded_checkpo
     source, direction = sharded_checkpoint("llama")
     real = sharded._finish
 
-    def losing(shards, made, work):
-        real(shards, made, work)
+    def losing(shards, made, copies, work):
+        real(shards, made, copies, work)
         next(work.glob("*.safetensors")).unlink()
 
     monkeypatch.setattr(sharded, "_finish", losing)
@@ -276,3 +276,44 @@ def test_a_finished_file_that_was_removed_is_written_again(sharded_checkpoint, c
     monkeypatch.setattr(sharded, "_finish", real)
     assert call(*command)[0] == 0
     assert stored(tmp_path / "edited").keys() >= stored(source).keys()
+
+
+def flagged_as_tied(source):
+    """Set the flag of tied embeddings in the config of a checkpoint that stores a head."""
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+
+@pytest.mark.parametrize("shard_size", ["40KB", "1GB"])
+def test_a_stored_head_that_differs_from_the_embedding_is_refused(
+    shard_size, checkpoint, direction_file, call, tmp_path
+):
+    """transformers uses this head, so the embedding must not replace it."""
+    source = checkpoint("llama", torch.bfloat16, shard_size, tie_word_embeddings=False)
+    flagged_as_tied(source)
+    command = ("edit", source, "--direction", direction_file, "--out", tmp_path / "edited")
+    in_memory, by_file = call(*command, "--device", "cpu"), call(*command, "--sharded")
+    assert in_memory[0] == by_file[0] == 3
+    for _, _, messages in (in_memory, by_file):
+        assert "stores different values for them" in " ".join(messages.split())
+    assert not list(tmp_path.glob("*edited*"))
+
+
+@pytest.mark.parametrize("shard_size", ["40KB", "1GB"])
+def test_a_stored_head_that_equals_the_embedding_stays_in_its_file(
+    shard_size, checkpoint, direction_file, call, tmp_path
+):
+    source = checkpoint("llama", torch.bfloat16, shard_size, tie_word_embeddings=False)
+    flagged_as_tied(source)
+    embedding = stored(source)["model.embed_tokens.weight"]
+    for path in source.glob("*.safetensors"):
+        content = load_file(path)
+        if "lm_head.weight" in content:
+            save_file(content | {"lm_head.weight": embedding.clone()}, path, {"format": "pt"})
+    command = ("edit", source, "--direction", direction_file, "--out", tmp_path / "edited", "--sharded")
+    assert call(*command)[0] == 0
+    for path in source.glob("*.safetensors"):
+        assert load_file(path).keys() == load_file(tmp_path / "edited" / path.name).keys()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    assert torch.equal(model.lm_head.weight, embedding)
+    assert not torch.equal(model.model.embed_tokens.weight, embedding)

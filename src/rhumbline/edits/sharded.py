@@ -26,7 +26,7 @@ from rhumbline.edits.proved_edit import refuse_large
 from rhumbline.edits.read_direction import ImportedDirections, check_origin, check_sizes
 from rhumbline.edits.save import EditOptions, edited_direction, versions
 from rhumbline.edits.shard_recipes import IN_MEMORY, ShardRecipe, recipe
-from rhumbline.edits.tensor_file import TensorFile, write_edited
+from rhumbline.edits.tensor_file import TensorFile, same_content, write_edited
 from rhumbline.errors import EditError, ModelError, OutputError
 from rhumbline.models.loaded_weights import fault_of
 from rhumbline.models.loading import check_checkpoint, read_head
@@ -114,6 +114,7 @@ def edit_sharded(
             refuse_large(f"a small model of the config of {source}", made.gap)
         left_alone = _check_names(source, shards, made)
         check_checkpoint(places, head)
+        copies = _copies(source, shards, made)
         vectors = {"": (basis, basis)}
         for norm in sorted({edit.norm for edit in made.edits.values()} - {""}):
             vectors[norm] = _vectors(config, shards, norm, basis, made)
@@ -123,9 +124,9 @@ def edit_sharded(
             for number, (name, file) in enumerate(shards.files.items(), 1):
                 if name not in state.done or not (work / name).is_file():
                     progress(f"file {number} of {len(shards.files)}: {name}")
-                    state.done[name] = _edit_file(file, work / name, made, vectors)
+                    state.done[name] = _edit_file(file, work / name, made, vectors, copies)
                     write_json(work / STATE, to_json(state))
-            _finish(shards, made, work)
+            _finish(shards, made, copies, work)
             leaks = {name: leak for of_file in state.done.values() for name, leak in of_file.items()}
             record = ShardedEditRecord(
                 outcome=made.plan.outcome,
@@ -174,6 +175,27 @@ def _check_names(source: str, shards: Shards, made: ShardRecipe) -> list[str]:
             f"{IN_MEMORY}"
         )
     return sorted(shards.names - made.names)
+
+
+def _copies(source: str, shards: Shards, made: ShardRecipe) -> dict[str, str]:
+    """{head: embedding} if the head has to be stored as a copy; ModelError if the stored head has other values."""
+    if made.untied is None:
+        return {}
+    head, embedding = made.untied
+    if head not in shards.names:
+        return {head: embedding}
+    # An earlier edit can have untied the head of a config that has to keep its ties; such a head differs rightly.
+    record = shards.folder / RECORD
+    if record.is_file() and read_json(record).get("untied"):
+        return {}
+    of = {name: next(file for file in shards.files.values() if name in file.entries) for name in made.untied}
+    if not same_content(of[head], head, of[embedding], embedding):
+        # transformers would use the stored head, and the small model has a tied one.
+        raise ModelError(
+            f"{source}: its config ties {head} and {embedding}, and the checkpoint stores different values for them. "
+            "Set tie_word_embeddings to false in config.json if both belong to the model."
+        )
+    return {}
 
 
 def _check_complete(shards: Shards, made: ShardRecipe, work: Path) -> None:
@@ -232,7 +254,11 @@ def _vectors(config: Any, shards: Shards, norm: str, basis: Basis, made: ShardRe
 
 
 def _edit_file(
-    source: TensorFile, target: Path, made: ShardRecipe, vectors: Mapping[str, tuple[Basis, Basis]]
+    source: TensorFile,
+    target: Path,
+    made: ShardRecipe,
+    vectors: Mapping[str, tuple[Basis, Basis]],
+    copies: Mapping[str, str],
 ) -> dict[str, float]:
     """Edit and write one file, with one tensor in memory; the share of every edited tensor along the subspace."""
     leaks: dict[str, float] = {}
@@ -252,8 +278,8 @@ def _edit_file(
         return tensor
 
     edits = {name: partial(edit, name) for name in source.entries if name in made.edits}
-    copies = dict([made.untied]) if made.untied is not None and made.untied[1] in source.entries else {}
-    write_edited(source._replace(metadata=source.metadata or {"format": "pt"}), target, edits, copies)
+    own = {copy: name for copy, name in copies.items() if name in source.entries}
+    write_edited(source._replace(metadata=source.metadata or {"format": "pt"}), target, edits, own)
     return leaks
 
 
@@ -267,14 +293,13 @@ def _leak(tensor: Tensor, axis: int, read: Basis) -> float:
     return (along / max(size, 1e-30)) ** 0.5
 
 
-def _finish(shards: Shards, made: ShardRecipe, work: Path) -> None:
+def _finish(shards: Shards, made: ShardRecipe, copies: Mapping[str, str], work: Path) -> None:
     """Write the index and the config, and copy the files that are not weights."""
     index = shards.folder / INDEX
     if list(shards.files) != ["model.safetensors"]:
         content = read_json(index)
-        if made.untied is not None:
-            head, embedding = made.untied
-            content["weight_map"][head] = content["weight_map"][embedding]
+        for copy, name in copies.items():
+            content["weight_map"][copy] = content["weight_map"][name]
         files = [TensorFile.read(work / file) for file in dict.fromkeys(content["weight_map"].values())]
         total = sum(entry.size for file in files for entry in file.entries.values())
         content.setdefault("metadata", {})["total_size"] = total

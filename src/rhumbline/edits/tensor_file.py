@@ -75,6 +75,18 @@ class TensorFile(NamedTuple):
         return torch.frombuffer(content, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
 
+def same_content(file: TensorFile, name: str, other_file: TensorFile, other: str) -> bool:
+    """Whether two stored tensors have the same format, shape and bytes; compared in parts of CHUNK bytes."""
+    a, b = file.entries[name], other_file.entries[other]
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with file.path.open("rb") as first, other_file.path.open("rb") as second:
+        first.seek(a.start)
+        second.seek(b.start)
+        parts = (min(CHUNK, a.size - at) for at in range(0, a.size, CHUNK))
+        return all(first.read(size) == second.read(size) for size in parts)
+
+
 def write_edited(
     source: TensorFile, target: Path, edits: Mapping[str, Callable[[Tensor], Tensor]], copies: Mapping[str, str]
 ) -> None:
