@@ -94,6 +94,14 @@ def test_the_export_of_a_tied_model_warns_of_merging(loaded, tmp_path):
     torch.testing.assert_close(logits(adapted), logits(orthogonalized(model, directions.vectors)), **tolerance())
 
 
+def test_an_ablation_of_a_file_says_which_tokens_its_run_spared(loaded, tmp_path):
+    folder, _ = loaded("llama")
+    export(make_directions(spared=1), "direction", tmp_path / "r.safetensors")
+    directions = read_directions(tmp_path / "r.safetensors")
+    lines = export(directions, "lora", tmp_path / "adapter", ExportOptions(model=str(folder)))
+    assert any("spare the first token of a text" in line for line in lines)
+
+
 def test_an_edit_that_lora_cannot_represent_is_refused(checkpoint, tmp_path):
     pytest.importorskip("peft")
     folder = checkpoint("gpt_oss", torch.float32)

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rhumbline.edits import sharded, tensor_file
+from rhumbline.inference.direction_files import write_directions
+from rhumbline.records.edit_file import DirectionOrigin
 
 
 @pytest.fixture
@@ -77,11 +79,17 @@ def test_an_interrupted_edit_resumes(sharded_checkpoint, call, tmp_path, monkeyp
     assert not (tmp_path / "edited").exists()
     before = written[:2]
     written.clear()
+    # A killed process leaves a temporary file, and perhaps a part of a copied one.
+    (tmp_path / ".edited.sharded" / ".x.safetensors.1").write_bytes(b"half")
+    (tmp_path / ".edited.sharded" / "tokenizer_config.json").write_bytes(b"half")
     monkeypatch.setattr(sharded, "_edit_file", lambda file, *rest: written.append(file.path.name) or real(file, *rest))
     assert call(*command)[0] == 0
     assert not set(before) & set(written)
     fresh = tmp_path / "fresh"
     assert call(*command[:-2], fresh, "--sharded")[0] == 0
+    assert {p.name for p in (tmp_path / "edited").iterdir()} == {p.name for p in fresh.iterdir()}
+    copied = "tokenizer_config.json"
+    assert (tmp_path / "edited" / copied).read_bytes() == (fresh / copied).read_bytes()
     resumed, whole = stored(tmp_path / "edited"), stored(fresh)
     assert all(torch.equal(resumed[n], whole[n]) for n in whole)
 
@@ -317,3 +325,15 @@ def test_a_stored_head_that_equals_the_embedding_stays_in_its_file(
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
     assert torch.equal(model.lm_head.weight, embedding)
     assert not torch.equal(model.model.embed_tokens.weight, embedding)
+
+
+def test_the_card_states_the_result_and_the_spared_tokens_of_the_run(sharded_checkpoint, call, tmp_path):
+    source, _ = sharded_checkpoint("llama")
+    path = tmp_path / "of-a-run.safetensors"
+    write_directions(path, torch.ones(1, 32), 1, None, DirectionOrigin(sentence="One direction does it.", spared=1))
+    code, text, messages = call("edit", source, "--direction", path, "--out", tmp_path / "edited", "--sharded")
+    assert code == 0, messages
+    card = (tmp_path / "edited" / "README.md").read_text()
+    assert "Result of the run: One direction does it." in card
+    for shown in (" ".join(text.split()), card):
+        assert "spare the first token of a text; this one acts at every token" in shown

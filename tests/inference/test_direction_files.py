@@ -8,8 +8,9 @@ from finished_runs import EVERY_STAGE
 from rhumbline.edits.export import export
 from rhumbline.edits.read_direction import read_directions
 from rhumbline.errors import DirectionError, OutputError
-from rhumbline.inference.direction_files import FORMAT
+from rhumbline.inference.direction_files import FORMAT, NUMBERS, TEXTS, read_safetensors, write_directions
 from rhumbline.inference.interventions import Direction
+from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.positions import FURTHEST, Position
 from rhumbline.stages.finished_run import open_run
 
@@ -93,3 +94,13 @@ def test_another_version_of_the_format_is_refused_and_another_tool_is_not(tmp_pa
         read_directions(path, layer=1)
     save_file({"direction": torch.ones(8)}, path, {"format": "pt", "layer": "x"})
     assert read_directions(path, layer=1).direction().layer == 1
+
+
+def test_every_field_of_the_origin_is_read_again(tmp_path):
+    path = tmp_path / "r.safetensors"
+    fields = {name: f"a {name}" for name in TEXTS} | {name: 2 for name in NUMBERS}
+    assert {*fields, "sha256"} == {*DirectionOrigin.__struct_fields__}
+    write_directions(path, torch.ones(1, 8), 1, None, DirectionOrigin(**fields))
+    found = read_safetensors(path).origin
+    assert {name: getattr(found, name) for name in fields} == fields
+    assert "spare the first 2 tokens" in found.caveats[0]

@@ -223,10 +223,14 @@ def _key(shards: Shards, imported: ImportedDirections) -> str:
 
 
 def _state(work: Path, key: str) -> FinishedFiles:
-    """The finished files of an interrupted edit with this key; those of any other edit are removed."""
+    """The finished files of an interrupted edit with this key; all other files in `work` are removed."""
     try:
         state = convert(read_json(work / STATE), FinishedFiles)
         if state.key == key:
+            # What a killed process left half written would become part of the result, so it is written again.
+            for path in work.iterdir():
+                if path.is_file() and path.name not in {STATE, *state.done}:
+                    path.unlink()
             return state
     except (OutputError, msgspec.ValidationError):
         pass

@@ -25,7 +25,7 @@ FAMILY = "rhumbline"
 FORMAT = f"{FAMILY}-direction-1"
 """Value of `format` in the metadata. Files of other tools have other values, which do not begin with `FAMILY`."""
 LARGEST_NUMBER = 2**32
-"""Of a layer, a number of layers and a seed in the metadata, at most."""
+"""Of a layer, and of every number of the origin, in the metadata, at most."""
 MOST_NUMBERS = 2**28
 """Numbers of a table of directions, at most."""
 TEXTS = (
@@ -33,6 +33,8 @@ TEXTS = (
     *("hub", "revision"),
 )
 """Fields of the origin that are texts in the metadata."""
+NUMBERS = ("n_layers", "seed", "spared")
+"""Fields of the origin that are whole numbers in the metadata."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def read_safetensors(path: Path) -> SavedDirections:
             )
         return SavedDirections(tensor, positions=_positions(path, metadata, tensor), origin=origin)
     position = _number(path, metadata, "position")
-    numbers = {name: _number(path, metadata, name) for name in ("n_layers", "seed")}
+    numbers = {name: _number(path, metadata, name) for name in NUMBERS}
     texts = {name: metadata.get(name) for name in TEXTS}
     return SavedDirections(
         tensor,
