@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finished_runs import COMPLETIONS
+from make_directions import make_directions
 from rhumbline import read_contrast
+from rhumbline.edits import save
+from rhumbline.errors import DirectionError
 from rhumbline.judging.judge_names import class_judge
 from rhumbline.models.chat import Chat
-from rhumbline.models.loading import load
+from rhumbline.models.loading import fingerprint, load
 from rhumbline.organisms import organism_dir
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.records.directory import RunDirectory
@@ -211,3 +215,23 @@ def test_export_from_the_command_line(organism_run, call, tmp_path):
     code, _, messages = call("export", organism_run, "--to", "direction", "--out", out)
     assert code == 2
     assert "exists" in messages
+
+
+def test_dequantising_accepts_a_direction_of_the_quantised_model(checkpoint, tmp_path, monkeypatch):
+    """A run has the fingerprint of the packed weights, and plain matrices have another one."""
+    source = str(checkpoint("llama"))
+    packed = load(source, device="cpu", dtype="bfloat16")
+    real = save.load_source
+
+    def plain(chat_model):
+        chat_model.model.get_input_embeddings().weight.data.mul_(2)
+        return replace(chat_model, dequantised=None)
+
+    monkeypatch.setattr(save, "load_source", lambda how: replace(real(how), dequantised="packed"))
+    monkeypatch.setattr(save, "dequantized", plain)
+    options = save.EditOptions(device="cpu", dequantize=True)
+    own = make_directions(fingerprint=fingerprint(packed), dtype="bfloat16", model=source)
+    other = make_directions(fingerprint="0" * 64, dtype="bfloat16", model="org/other")
+    with pytest.raises(DirectionError, match="it was made for the model org/other"):
+        save.edit_checkpoint(source, other, tmp_path / "edited", options)
+    assert save.edit_checkpoint(source, own, tmp_path / "edited", options).outcome == "exact"

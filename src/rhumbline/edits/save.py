@@ -119,19 +119,22 @@ def _loaded(source: str, imported: ImportedDirections, options: EditOptions) -> 
     check_fits(imported, how)
     chat_model = load_source(how)
     stored = chat_model.dequantised
-    if options.dequantize and (stored or getattr(chat_model.model, "is_quantized", False)):
-        chat_model = dequantized(chat_model)
-    elif stored:
+    if stored and not options.dequantize:
         raise EditError(
             f"{source} is stored quantised ({stored}), and transformers dequantised it while loading. Pass "
             f"--dequantize to save matrices in {chat_model.dtype}, or edit the original checkpoint and quantise the "
             "result. Runs work with quantised weights."
         )
-    refuse_quantised(chat_model.model)
+    if not options.dequantize:
+        refuse_quantised(chat_model.model)
     if not options.force:
+        # Before the model is dequantised: the fingerprint of a run is that of the weights as they were loaded.
         template = own_template(chat_model.tokenizer)
         prints = fingerprints(chat_model, imported, how)
         check_origin(imported, prints, None if template is None else template_sha256(template))
+    if options.dequantize and (stored or getattr(chat_model.model, "is_quantized", False)):
+        chat_model = dequantized(chat_model)
+    refuse_quantised(chat_model.model)
     return chat_model
 
 
