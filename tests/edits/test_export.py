@@ -102,6 +102,23 @@ def test_an_ablation_of_a_file_says_which_tokens_its_run_spared(loaded, tmp_path
     assert any("spare the first token of a text" in line for line in lines)
 
 
+def test_an_addition_says_how_it_differs_from_those_of_the_run(loaded, tmp_path):
+    pytest.importorskip("gguf")
+    folder, _ = loaded("llama")
+    at_prompt = make_directions(added_at="prompt", coefficient=1.5)
+    where, strength = "at the tokens of the prompt only", "have the coefficient 1.5; this one has 1."
+    text = " ".join(export(at_prompt, "gguf", tmp_path / "a.gguf"))
+    assert where in text
+    assert strength in text
+    text = " ".join(export(at_prompt, "lm-eval", tmp_path / "a.pt", ExportOptions(str(folder), -1.5)))
+    assert where in text
+    assert strength not in text
+    text = " ".join(export(at_prompt, "lm-eval", tmp_path / "b.pt", ExportOptions(str(folder), ablate=True)))
+    assert where not in text
+    as_tested = make_directions(added_at="all", coefficient=1.0)
+    assert len(export(as_tested, "gguf", tmp_path / "b.gguf")) == 2
+
+
 def test_an_edit_that_lora_cannot_represent_is_refused(checkpoint, tmp_path):
     pytest.importorskip("peft")
     folder = checkpoint("gpt_oss", torch.float32)

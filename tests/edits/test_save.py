@@ -15,12 +15,14 @@ from make_directions import make_directions
 from rhumbline import read_contrast
 from rhumbline.edits import save
 from rhumbline.errors import DirectionError
+from rhumbline.inference.direction_files import write_directions
 from rhumbline.judging.judge_names import class_judge
 from rhumbline.models.chat import Chat
 from rhumbline.models.loading import fingerprint, load
 from rhumbline.organisms import organism_dir
 from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.records.directory import RunDirectory
+from rhumbline.records.edit_file import DirectionOrigin
 from rhumbline.records.files import read_rows
 
 
@@ -94,6 +96,18 @@ def test_a_saved_addition(checkpoint, direction_file, call, tmp_path):
     assert code == 0, messages
     assert AutoModelForCausalLM.from_pretrained(out).config.mlp_bias  # the entry that enables the bias
     assert "before block 2" in (out / "README.md").read_text()
+
+
+def test_an_added_direction_says_how_it_differs_from_the_additions_of_the_run(checkpoint, call, tmp_path):
+    path, out = tmp_path / "of-a-run.safetensors", tmp_path / "edited"
+    origin = DirectionOrigin(added_at="prompt", coefficient=2.0)
+    write_directions(path, torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), 2, None, origin)
+    command = ("edit", checkpoint("llama", mlp_bias=False), "--direction", path, "--out", out, "--dtype", "float32")
+    code, text, messages = call(*command, "--add", "0.5")
+    assert code == 0, messages
+    for shown in (" ".join(text.split()), (out / "README.md").read_text()):
+        assert "at the tokens of the prompt only" in shown
+        assert "have the coefficient 2; this one has 0.5." in shown
 
 
 def test_bad_directions_exit_2_and_write_nothing(checkpoint, call, tmp_path):

@@ -99,8 +99,17 @@ def test_another_version_of_the_format_is_refused_and_another_tool_is_not(tmp_pa
 def test_every_field_of_the_origin_is_read_again(tmp_path):
     path = tmp_path / "r.safetensors"
     fields = {name: f"a {name}" for name in TEXTS} | {name: 2 for name in NUMBERS}
+    fields |= {"added_at": "prompt", "coefficient": 1.3}
     assert {*fields, "sha256"} == {*DirectionOrigin.__struct_fields__}
     write_directions(path, torch.ones(1, 8), 1, None, DirectionOrigin(**fields))
     found = read_safetensors(path).origin
     assert {name: getattr(found, name) for name in fields} == fields
     assert "spare the first 2 tokens" in found.caveats[0]
+
+
+@pytest.mark.parametrize(("name", "text"), [("added_at", "end"), ("coefficient", "nan"), ("coefficient", "much")])
+def test_an_addition_that_no_run_makes_is_refused(name, text, tmp_path):
+    path = tmp_path / "r.safetensors"
+    save_file({"direction": torch.ones(8)}, path, {"format": FORMAT, "layer": "1", name: text})
+    with pytest.raises(DirectionError, match=f"{name} is '{text}' in the metadata"):
+        Direction.load(path)

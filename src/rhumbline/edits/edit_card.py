@@ -53,7 +53,10 @@ def card(record: EditRecord | ShardedEditRecord) -> str:
 
 def caveats(record: EditRecord | ShardedEditRecord) -> list[str]:
     """How the edit differs from the intervention of the run."""
-    return [] if record.edit == "activation addition" else record.direction.origin.caveats
+    direction = record.direction
+    if direction.coefficient is None:
+        return direction.origin.caveats
+    return direction.origin.addition_caveats(direction.coefficient)
 
 
 def summary(record: EditRecord | ShardedEditRecord, out: Path) -> list[str]:

@@ -71,8 +71,20 @@ def export(imported: ImportedDirections, to: str, out: Path, options: ExportOpti
         raise OutputError(f"{out} exists. Nothing was changed; pass another --out.")
     else:
         check_writable(out.parent)
-    caveats = imported.origin.caveats if to == "lora" or options.ablate else []
-    return [*form.write(imported, out, options), *caveats, f"{to}: {out}"]
+    return [*form.write(imported, out, options), *_caveats(imported, to, options), f"{to}: {out}"]
+
+
+def _caveats(imported: ImportedDirections, to: str, options: ExportOptions) -> list[str]:
+    """How the exported intervention differs from that of the run; none if the format has a direction alone."""
+    if to == "direction":
+        return []
+    if to == "lora" or options.ablate:
+        return imported.origin.caveats
+    return imported.origin.addition_caveats(_coefficient(options))
+
+
+def _coefficient(options: ExportOptions) -> float:
+    return 1.0 if options.coefficient is None else options.coefficient
 
 
 def _check_options(to: str, form: "Format", options: ExportOptions) -> None:
@@ -114,7 +126,7 @@ def _gguf(imported: ImportedDirections, out: Path, options: ExportOptions) -> li
             "the output of block 1 or a later block, so the input of block 2 is the first that it reaches. Use "
             "`rhumbline edit --add 1`."
         )
-    vector = (1.0 if options.coefficient is None else options.coefficient) * direction.difference
+    vector = _coefficient(options) * direction.difference
     layer_count = direction.layer if imported.origin.n_layers is None else imported.origin.n_layers
     temporary = out.with_name(f".{out.name}.partial")
     try:
@@ -219,8 +231,7 @@ def steering(imported: ImportedDirections, chat_model: ChatModel, options: Expor
     else:
         direction = imported.direction()
         place = entry(chat_model) if direction.layer == 0 else Entry(f"{blocks}.{direction.layer - 1}", 1.0)
-        coefficient = 1.0 if options.coefficient is None else options.coefficient
-        step, modules = _step("add", coefficient / place.factor, direction.difference), [place.name]
+        step, modules = _step("add", _coefficient(options) / place.factor, direction.difference), [place.name]
     names = {id(m): n for n, m in chat_model.model.base_model.named_modules()}
     return {names[id(chat_model.model.get_submodule(name))]: dict(step) for name in modules}
 

@@ -128,6 +128,8 @@ def _from_run(path: Path, seed: int | None) -> ImportedDirections:
         protocol_sha256=run.directory.protocol_sha256,
         seed=artefacts.seed,
         spared=run.protocol.ablation.spared or None,
+        added_at=run.protocol.addition.positions,
+        coefficient=artefacts.coefficient,
     )
     return ImportedDirections(direction.difference[None], direction.layer, direction.position, str(path), origin)
 

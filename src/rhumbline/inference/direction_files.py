@@ -3,6 +3,7 @@
 Reads tensors and plain values only. Independent of the source of a direction and of its use.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def read_safetensors(path: Path) -> SavedDirections:
         tensor,
         _number(path, metadata, "layer"),
         None if position is None else Position(position),
-        origin=structs.replace(origin, **numbers, **texts),
+        origin=structs.replace(origin, **numbers, **texts, **_addition(path, metadata)),
     )
 
 
@@ -137,6 +138,24 @@ def _positions(path: Path, metadata: Mapping[str, str], tensor: Tensor) -> tuple
             f"of {len(tensor)} rows. Use the file as the run wrote it."
         )
     return found
+
+
+def _addition(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Where the additions of the run act, and their coefficient, as fields of the origin."""
+    at, text = metadata.get("added_at"), metadata.get("coefficient")
+    if at not in (None, "all", "prompt"):
+        raise DirectionError(
+            f"{path}: added_at is {at[:40]!r} in the metadata, expected all or prompt. Export it again."
+        )
+    try:
+        coefficient = None if text is None else float(text)
+    except ValueError:
+        coefficient = math.nan
+    if coefficient is not None and not math.isfinite(coefficient):
+        raise DirectionError(
+            f"{path}: coefficient is {text and text[:40]!r} in the metadata, expected a finite number. Export it again."
+        )
+    return {"added_at": at, "coefficient": coefficient}
 
 
 def _number(path: Path, metadata: Mapping[str, str], name: str) -> int | None:

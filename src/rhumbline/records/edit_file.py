@@ -56,6 +56,10 @@ class DirectionOrigin(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int | None = None
     spared: int | None = None
     """Tokens at the start of a text that the ablations of the run spare; weights act at every token."""
+    added_at: Literal["all", "prompt"] | None = None
+    """Tokens at which the additions of the run act: prompt and generated ones, or those of the prompt only."""
+    coefficient: float | None = None
+    """Of the additions of the run, in units of the norm of the direction."""
     sha256: str | None = None
     """Hash of the file."""
     hub: str | None = None
@@ -70,6 +74,20 @@ class DirectionOrigin(Struct, frozen=True, kw_only=True, omit_defaults=True):
             return []
         tokens = "token" if self.spared == 1 else f"{self.spared} tokens"
         return [f"The ablations of the run spare the first {tokens} of a text; this one acts at every token."]
+
+    def addition_caveats(self, coefficient: float) -> list[str]:
+        """How an addition outside of rhumbline, at every token, differs from the additions of the run."""
+        found = []
+        if self.added_at == "prompt":
+            found.append(
+                "The additions of the run act at the tokens of the prompt only; this one acts at generated tokens too."
+            )
+        # The run subtracts with the same coefficient, so the sign makes no difference here.
+        if self.coefficient is not None and abs(coefficient) != abs(self.coefficient):
+            found.append(
+                f"The additions of the run have the coefficient {self.coefficient:g}; this one has {coefficient:g}."
+            )
+        return found
 
 
 class EditedDirection(Struct, frozen=True, kw_only=True, omit_defaults=True):
