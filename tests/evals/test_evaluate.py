@@ -3,10 +3,13 @@
 import builtins
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from families import random_model
 from finished_runs import COMPLETIONS
 from rhumbline import load, verify
 from rhumbline.cli import main
@@ -296,3 +299,31 @@ def test_generated_texts_are_on_disk_only_where_the_run_keeps_texts(keeps_texts,
     assert ("a generated text" in written) == keeps_texts
     again = ResponseCache(tmp_path / "baseline.answers", keeps_texts=keeps_texts)
     assert len(again.responses) == 1 + keeps_texts  # an interrupted evaluation computes the others again
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, {"target_modules": ["lm_head"]}],
+    ids=["trained embedding", "adapter on the head"],
+)
+def test_an_adapter_on_a_tied_model_is_not_changed(options, tmp_path):
+    """The constructor of the harness ties the weights of its model, which replaces those of such an adapter."""
+    peft = pytest.importorskip("peft")
+    from rhumbline.evals.lm_eval_harness import ArmModel, ResponseCache
+
+    base = load(str(materialise("planted", tmp_path)), device="cpu")
+    model = random_model("llama", tie_word_embeddings=True, vocab_size=len(base.tokenizer))
+    config = peft.LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", **options)
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    adapted.eval()
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = adapted(input_ids=ids).logits
+        ArmModel(replace(base, model=adapted), BASELINE, ResponseCache(tmp_path / "answers"))
+        after = adapted(input_ids=ids).logits
+    assert torch.equal(before, after)
+    assert "tie_weights" not in vars(adapted)

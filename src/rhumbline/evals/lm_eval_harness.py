@@ -6,7 +6,8 @@ tasks, runs and scores.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,23 @@ def _key(kind: str, request: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps([kind, *request], default=str).encode()).hexdigest()
 
 
+@contextmanager
+def _weights_not_tied(model: Any) -> Iterator[None]:
+    """Within this context, `tie_weights` of the model does nothing.
+
+    The constructor of the harness calls it. In a model with an adapter on the embedding or the head, the two are no
+    longer the same weights: tying them changes the logits, or fails.
+    """
+    own = vars(model).get("tie_weights")
+    model.tie_weights = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+        if own is not None:
+            model.tie_weights = own
+
+
 class ArmModel(HFLM):
     """The Hugging Face model of the harness under an arm."""
 
@@ -68,13 +86,14 @@ class ArmModel(HFLM):
         self.chat_model, self.arm, self.responses = chat_model, arm, cache
         proof = chat_model.proof
         init: Any = super().__init__  # a decorator hides its signature
-        init(
-            pretrained=chat_model.model,
-            tokenizer=chat_model.tokenizer,
-            backend="causal",
-            batch_size=1 if proof.padding_changes_logits or proof.longest_proved else batch_size,
-            device=str(chat_model.device),
-        )
+        with _weights_not_tied(chat_model.model):
+            init(
+                pretrained=chat_model.model,
+                tokenizer=chat_model.tokenizer,
+                backend="causal",
+                batch_size=1 if proof.padding_changes_logits or proof.longest_proved else batch_size,
+                device=str(chat_model.device),
+            )
         self.cache_hook: Any = cache
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
