@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -327,3 +328,37 @@ def test_an_adapter_on_a_tied_model_is_not_changed(options, tmp_path):
         after = adapted(input_ids=ids).logits
     assert torch.equal(before, after)
     assert "tie_weights" not in vars(adapted)
+
+
+def test_a_metric_of_the_whole_corpus_leaves_no_texts(refusal_run, refusal, tasks, tmp_path):
+    """The score of a document in such a metric is its reference and its completion."""
+    folder = Path(shutil.copytree(tasks, tmp_path / "tasks"))
+    task = (folder / "help.yaml").read_text()
+    (folder / "help.yaml").write_text(task.partition("metric_list")[0] + "metric_list: [{metric: bleu}]\n")
+    evaluate(refusal_run, refusal, Evaluation(("help",), folder, limit=2), [])
+    (path,) = (refusal_run / "evaluations").rglob("help/baseline.json")
+    stored = read_json(path)
+    assert [document["scores"] for document in stored["samples"]["help"]] == [{"bleu": None}] * 2
+    assert isinstance(stored["results"]["help"]["bleu,none"], float)
+    assert verify(refusal_run) == []
+
+
+@pytest.mark.parametrize(
+    ("score", "stored"),
+    [
+        (["reference", "completion"], None),
+        (("reference", 1), None),
+        ({"text": "completion"}, None),
+        ("completion", None),
+        (np.str_("completion"), None),
+        (1, 1),
+        (True, True),
+        (np.bool_(True), np.bool_(True)),
+        (np.float32(0.5), np.float32(0.5)),
+        ((-1.5, 3), (-1.5, 3)),
+    ],
+)
+def test_scores_with_text_are_not_stored(score, stored):
+    from rhumbline.evals.evaluate import _without_text
+
+    assert _without_text(score) == stored

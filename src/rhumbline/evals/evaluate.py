@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from numbers import Number
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from rhumbline.errors import InputError, ModelError
 from rhumbline.evidence.benchmark_comparison import compare
@@ -186,7 +188,10 @@ def _run_task(
     )
     samples = {
         name: [
-            {**{k: s[k] for k in ("doc_id", "doc_hash", "filter")}, "scores": {m: s[m] for m in s["metrics"]}}
+            {
+                **{k: s[k] for k in ("doc_id", "doc_hash", "filter")},
+                "scores": {m: _without_text(s[m]) for m in s["metrics"]},
+            }
             for s in documents
         ]
         for name, documents in results["samples"].items()
@@ -194,6 +199,15 @@ def _run_task(
     kept = {name: results[name] for name in KEPT if name in results} | {"samples": samples}
     # Numbers of NumPy are not JSON values.
     return msgspec.to_builtins(kept, str_keys=True, enc_hook=lambda v: v.item() if hasattr(v, "item") else str(v))
+
+
+def _without_text(score: Any) -> Any:
+    """A score of a document if it is a number, or numbers; None otherwise.
+
+    Metrics of whole corpora, such as bleu, have the reference and the completion as the score of a document.
+    """
+    values = score if isinstance(score, list | tuple) else [score]
+    return score if all(isinstance(value, Number | np.bool_) for value in values) else None
 
 
 def arm_ids(run: FinishedRun, names: Sequence[str], seed: int | None) -> list[ArmId]:
