@@ -49,6 +49,7 @@ _WRITTEN_LATER = (
     "results.json", "results.json.sig", "results.json.minisig", "timings.json", JOB_LOG, MANIFEST, f"{MANIFEST}.sig",
     f"{MANIFEST}.minisig", "reproduction.json",
     "analyses/*.json", "judgements/*.json", "judgements/*.jsonl", "judgements/labels-*.csv", "evaluations/*.json",
+    "evaluations/*.answers",
 )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ LATER_RECORDS: Mapping[str, type] = {
     "evaluations/*/comparison.json": Comparison,
     "evaluations/*/*/*.json": TaskResult,
 }
+UNFINISHED = "evaluations/*/*/*.answers"
+"""Responses of an interrupted evaluation, for its next start. Their last line can be torn; no number rests on them."""
 LATER_ROWS: Mapping[str, type] = {"judgements/*.index.jsonl": JudgedPlace, "judgements/*.jsonl": JudgementRow}
 
 
@@ -88,7 +90,7 @@ def _is_readable(directory: RunDirectory, name: str, *, is_old: bool) -> bool:
     Of the records of version 0.1, only the protocol is compared.
     """
     path = directory.path / name
-    if name in (RESULTS, MANIFEST, JOB_LOG, *SIGNATURES):
+    if name in (RESULTS, MANIFEST, JOB_LOG, *SIGNATURES) or _matches(name, UNFINISHED):
         return True
     if name == TIMINGS:
         read_timings(path)
@@ -108,12 +110,12 @@ def _is_readable(directory: RunDirectory, name: str, *, is_old: bool) -> bool:
 
 def _kind_of(name: str, patterns: Mapping[str, type]) -> type | None:
     """The record of the first pattern that the name of a file matches, folder by folder."""
-    parts = name.split("/")
-    for pattern, kind in patterns.items():
-        expected = pattern.split("/")
-        if len(parts) == len(expected) and all(map(fnmatchcase, parts, expected)):
-            return kind
-    return None
+    return next((kind for pattern, kind in patterns.items() if _matches(name, pattern)), None)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, expected = name.split("/"), pattern.split("/")
+    return len(parts) == len(expected) and all(map(fnmatchcase, parts, expected))
 
 
 def _page_faults(
