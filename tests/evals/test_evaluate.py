@@ -15,7 +15,7 @@ from finished_runs import COMPLETIONS
 from rhumbline import load, verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evals.evaluate import Evaluation, evaluate, task_manager
+from rhumbline.evals.evaluate import Evaluation, evaluate, planned, task_manager
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.organisms import materialise, organism_dir
 from rhumbline.records.arms import ABLATION
@@ -145,6 +145,11 @@ def test_an_interrupted_evaluation_resumes_after_its_last_document(refusal_run, 
     assert len(left.read_text().splitlines()) == 3
     with open(left, "a") as file:
         file.write('["torn')
+    assert verify(refusal_run) == []
+    stray = left.parents[1] / "stray.answers"
+    stray.write_text("")
+    assert [fault for fault in verify(refusal_run) if stray.name in fault and "was added" in fault]
+    stray.unlink()
     computed = []
 
     def counted(self, kind, request, response):
@@ -362,3 +367,30 @@ def test_scores_with_text_are_not_stored(score, stored):
     from rhumbline.evals.evaluate import _without_text
 
     assert _without_text(score) == stored
+
+
+TASK_ERRORS = {
+    "unsafe code": ("unsafe_code: true\n", "executes code"),
+    "an error of the task": ("process_docs: !function broken.docs\n", "Dataset scripts are no longer supported"),
+    "an invalid value": ("process_docs: !function broken.value\n", "could not be loaded: bad value. Tasks"),
+    "an error without text": ("process_docs: !function broken.silent\n", "could not be loaded: RuntimeError. Tasks"),
+    "a missing package": ("process_docs: !function broken.package\n", "needs a package.*no_such_package.*Install"),
+}
+
+
+@pytest.mark.parametrize("fault", TASK_ERRORS)
+def test_a_task_that_cannot_be_loaded_is_named(fault, refusal_run, refusal, tasks, tmp_path):
+    line, message = TASK_ERRORS[fault]
+    folder = Path(shutil.copytree(tasks, tmp_path / "tasks"))
+    (folder / "broken.py").write_text(
+        "def docs(data):\n    raise RuntimeError('Dataset scripts are no longer supported')\n\n\n"
+        "def value(data):\n    raise ValueError('bad value.')\n\n\n"
+        "def silent(data):\n    raise RuntimeError\n\n\n"
+        "def package(data):\n    import no_such_package\n"
+    )
+    with open(folder / "help.yaml", "a") as file:
+        file.write(line)
+    evaluation = Evaluation(("help",), folder, limit=2)
+    for refused in (lambda: evaluate(refusal_run, refusal, evaluation, []), lambda: planned(evaluation)):
+        with pytest.raises(InputError, match=f"task help .*{message}"):
+            refused()

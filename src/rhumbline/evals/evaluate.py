@@ -129,8 +129,7 @@ def evaluate(
             if target.is_file():
                 continue
             if arm_id == BASELINE_ID:
-                with _data_of(task):
-                    manager.load([task])
+                _loaded(manager, evaluation, task, limit=1)  # a task that cannot be used is reported before its run
             progress(f"{task}, {arm_id}")
             weights = edited_weights if arm_id == EDITED else None
             responses = target.with_suffix(".answers") if weights is None else target.with_name(_responses_of(weights))
@@ -246,28 +245,58 @@ def planned(evaluation: Evaluation) -> list[Planned]:
     """The requests of every task, built by the harness; no model is needed."""
     manager, plans = task_manager(evaluation), []
     for name in evaluation.tasks:
-        with _data_of(name):
-            loaded = manager.load([name])["tasks"]
-        for part, task in loaded.items():
-            if evaluation.fewshot is not None:
-                task.set_config(key="num_fewshot", value=evaluation.fewshot)
-            task.build_all_requests(limit=evaluation.limit, rank=0, world_size=1)
+        for part, task in _loaded(manager, evaluation, name, limit=evaluation.limit).items():
             words = sum(len(str(a).split()) for i in task.instances for a in i.args if isinstance(a, str))
             documents = len({i.doc_id for i in task.instances})
             plans.append(Planned(part, documents, len(task.instances), words))
     return plans
 
 
+def _loaded(manager: Any, evaluation: Evaluation, name: str, limit: int | None) -> dict[str, Any]:
+    """The task, or the parts of a group, with the requests of the first `limit` documents.
+
+    Raises InputError that names the task if the harness cannot load it, and if it executes generated code.
+    """
+    with _can_load(name):
+        parts = manager.load([name])["tasks"]
+        for part, task in parts.items():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise InputError(
+                    f"task {part} executes code that the model generates, which rhumbline does not do. Pass other "
+                    "--tasks."
+                )
+            if evaluation.fewshot is not None:
+                task.set_config(key="num_fewshot", value=evaluation.fewshot)
+            task.build_all_requests(limit=limit, rank=0, world_size=1)
+    return parts
+
+
 @contextmanager
-def _data_of(task: str) -> Iterator[None]:
-    """InputError if the data of a task cannot be loaded."""
+def _can_load(task: str) -> Iterator[None]:
+    """InputError if a task or its data cannot be loaded; tasks and data sets are programs of others."""
     try:
         yield
-    except (OSError, ConnectionError) as error:
+    except InputError:
+        raise
+    except OSError as error:
         raise InputError(
-            f"the data of task {task} could not be loaded: {str(error).splitlines()[0]}. Offline, the data of a task "
+            f"the data of task {task} could not be loaded: {_first_line(error)}. Offline, the data of a task "
             "must be in the cache (HF_HOME) or in local files. Run once with access, or pass --include-path DIR."
         ) from error
+    except ImportError as error:
+        raise InputError(
+            f"task {task} needs a package that cannot be imported: {_first_line(error)}. Install it, or pass other "
+            "--tasks."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"task {task} could not be loaded: {_first_line(error)}. Tasks that execute generated code, and data sets "
+            "with a script, are not supported. Pass other --tasks, or a corrected task file with --include-path DIR."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def task_manager(evaluation: Evaluation) -> Any:
