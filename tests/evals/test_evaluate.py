@@ -394,3 +394,15 @@ def test_a_task_that_cannot_be_loaded_is_named(fault, refusal_run, refusal, task
     for refused in (lambda: evaluate(refusal_run, refusal, evaluation, []), lambda: planned(evaluation)):
         with pytest.raises(InputError, match=f"task help .*{message}"):
             refused()
+
+
+def test_a_later_start_reports_missing_data_too(refusal_run, refusal, tmp_path):
+    """The baseline is finished, so the first pass would be that of another arm."""
+    data, folder = write_tasks(tmp_path / "data", N), tmp_path / "tasks"
+    folder.mkdir()
+    shutil.copy(data / "answers.yaml", folder)
+    evaluation = Evaluation(("answers",), folder, limit=2)
+    evaluate(refusal_run, refusal, evaluation, [])
+    (data / "answers.jsonl").unlink()
+    with pytest.raises(InputError, match="data of task answers could not be loaded"):
+        evaluate(refusal_run, refusal, evaluation, ["ablation"])

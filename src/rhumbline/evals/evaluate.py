@@ -123,13 +123,15 @@ def evaluate(
     edited_weights = None if edited is None else fingerprint(edited)
     if edited_weights is not None:
         _remove_other_edits(run.directory, folder, edited_weights)
+    loadable: set[str] = set()
     for task in evaluation.tasks:
         for arm_id, (evaluated_model, arm) in evaluated.items():
             target = folder / _slug(task) / f"{_slug(str(arm_id))}.json"
             if target.is_file():
                 continue
-            if arm_id == BASELINE_ID:
-                _loaded(manager, evaluation, task, limit=1)  # a task that cannot be used is reported before its run
+            if task not in loadable:  # reported before a pass of the model, also if an earlier start began the task
+                _loaded(manager, evaluation, task, limit=1)
+                loadable.add(task)
             progress(f"{task}, {arm_id}")
             weights = edited_weights if arm_id == EDITED else None
             responses = target.with_suffix(".answers") if weights is None else target.with_name(_responses_of(weights))
