@@ -28,7 +28,7 @@ from rhumbline.edits.save import EditOptions, edited_direction, versions
 from rhumbline.edits.shard_recipes import IN_MEMORY, ShardRecipe, recipe
 from rhumbline.edits.tensor_file import TensorFile, same_content, write_edited
 from rhumbline.errors import EditError, ModelError, OutputError
-from rhumbline.models.loaded_weights import fault_of
+from rhumbline.models.loaded_weights import fault_of, stored_apart, untied_by_edit
 from rhumbline.models.loading import check_checkpoint, read_head
 from rhumbline.models.places import places_of
 from rhumbline.models.sources import Source
@@ -186,15 +186,12 @@ def _copies(source: str, shards: Shards, made: ShardRecipe) -> dict[str, str]:
         return {head: embedding}
     # An earlier edit can have untied the head of a config that has to keep its ties; such a head differs rightly.
     record = shards.folder / RECORD
-    if record.is_file() and read_json(record).get("untied"):
+    if untied_by_edit(record if record.is_file() else None):
         return {}
     of = {name: next(file for file in shards.files.values() if name in file.entries) for name in made.untied}
     if not same_content(of[head], head, of[embedding], embedding):
         # transformers would use the stored head, and the small model has a tied one.
-        raise ModelError(
-            f"{source}: its config ties {head} and {embedding}, and the checkpoint stores different values for them. "
-            "Set tie_word_embeddings to false in config.json if both belong to the model."
-        )
+        raise stored_apart(source, [f"{head} and {embedding}"])
     return {}
 
 

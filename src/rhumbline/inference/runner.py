@@ -4,7 +4,7 @@ The result of a row depends on its batch by rounding only. Independent of what a
 results.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +15,8 @@ from torch import Tensor
 from rhumbline.arguments import checked
 from rhumbline.axes import Logits, TokenIds
 from rhumbline.inference.batch_edits import BatchEdits
-from rhumbline.inference.batch_runner import BatchRunner
 from rhumbline.inference.batching import CPU_TOKENS, LEAST_TOKENS, MOST_TOKENS, Batch, RowIndex
-from rhumbline.inference.decoding import IsDecided
-from rhumbline.inference.generation import Completed, generate_groups
+from rhumbline.inference.generation import GenerationRunner
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.inference.memory import allocated_memory, free_memory, is_processor, peak_memory, reset_peak_memory
 from rhumbline.inference.passes import LayerReadings, ReadLogits, Side, last_logits, n_generated, resumed_readings
@@ -30,7 +28,6 @@ from rhumbline.inference.residual_passes import (
     response_residuals,
     with_responses,
 )
-from rhumbline.inference.token_sampling import TokenSampling
 from rhumbline.models import tensor_parallel as ranks
 from rhumbline.models.chat import ChatWithResponse
 from rhumbline.models.chat_model import ChatModel
@@ -69,7 +66,7 @@ class Residuals(NamedTuple):
 
 
 @dataclass
-class Runner(BatchRunner):
+class Runner(GenerationRunner):
     """Runs a model over arms and prompts in batches of at most `tokens_per_forward` tokens."""
 
     # -- last-position logits --
@@ -167,74 +164,6 @@ class Runner(BatchRunner):
         for done, h in self.within_memory(response_batches(texts, self.tokens_per_forward, **limits), run):
             self.tick(len(done.prompts))
             yield Residuals(torch.tensor(done.prompts), h, None)
-
-    # -- completions --
-
-    @checked
-    def generate(
-        self,
-        sequences: Sequence[TokenIds],
-        arms: Sequence[Arm] = (BASELINE,),
-        *,
-        max_new_tokens: int,
-        stop: Collection[int] | None = None,
-        read: ReadLogits | None = None,
-        decided: IsDecided | None = None,
-        sampling: TokenSampling | None = None,
-    ) -> Completed:
-        """Completions by arm and prompt, and `read` of their first logits.
-
-        Decoding is greedy without `sampling`, which has one seed for each sequence.
-        `stop` are the ids that end a completion (of a chat: `stop_ids`); None: those of a text without a chat. A row
-        ends early if `decided(arm, tokens)` is true, since its tokens determine everything that is read from it.
-        """
-        (completed,) = self.generate_groups(
-            [(sequences, arms)],
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            read=read,
-            decided=decided,
-            sampling=sampling,
-        )
-        return completed
-
-    @checked
-    def generate_groups(
-        self,
-        groups: Sequence[tuple[Sequence[TokenIds], Sequence[Arm]]],
-        *,
-        max_new_tokens: int,
-        stop: Collection[int] | None = None,
-        read: ReadLogits | None = None,
-        decided: IsDecided | None = None,
-        sampling: TokenSampling | None = None,
-    ) -> list[Completed]:
-        """`generate` of several groups of prompts, each with its own arms: their rows are decoded together.
-
-        A step of decoding takes about as long for few rows as for many, so this is faster than one group after another.
-        `decided` and `sampling` number the arms and the sequences of all groups consecutively. Windows of all groups
-        divide completions at one token.
-        """
-        return generate_groups(
-            self,
-            groups,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            read=read,
-            decided=decided,
-            sampling=sampling,
-        )
-
-    def completions(
-        self,
-        sequences: Sequence[TokenIds],
-        arms: Sequence[Arm] = (BASELINE,),
-        *,
-        max_new_tokens: int,
-        stop: Collection[int] | None = None,
-    ) -> list[list[list[int]]]:
-        """Greedy completions by arm and prompt; the arguments are those of `generate`."""
-        return self.generate(sequences, arms, max_new_tokens=max_new_tokens, stop=stop)[0]
 
     def kept(self, kind: str, inputs: Hashable, compute: Callable[[], Any]) -> Any:
         """What `compute` returns: a JSON value that depends on `inputs`. A subclass can keep it."""

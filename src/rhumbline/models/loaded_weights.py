@@ -7,6 +7,7 @@ Independent of files and of the forward pass.
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,20 +97,29 @@ def _unread(places: Places, model: Any) -> list[str]:
 
 def check_tied(places: Places, model: Any) -> None:
     """ModelError where the config ties two weights, and the checkpoint stores different values for them."""
-    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False) or _untied_by_edit(places):
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False) or untied_by_edit(
+        file_of(places.whole, EDIT_RECORD, places.revision)
+    ):
         return
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     apart = [f"{a} and {b}" for a, b in sorted(tied.items()) if model.get_parameter(a) is not model.get_parameter(b)]
     if apart and next(model.parameters()).device.type != "meta":
-        raise ModelError(
-            f"{places.source.model}: its config ties {listed(apart)}, and the checkpoint stores different values for "
-            "them. Set tie_word_embeddings to false in config.json if both belong to the model."
-        )
+        raise stored_apart(places.source.model, apart)
 
 
-def _untied_by_edit(places: Places) -> bool:
-    """Whether rhumbline untied the head of a checkpoint whose config ties other weights by the same entry."""
-    path = file_of(places.whole, EDIT_RECORD, places.revision)
+def stored_apart(name: str, pairs: list[str]) -> ModelError:
+    """The error for weights that a config ties, and whose stored values differ."""
+    return ModelError(
+        f"{name}: its config ties {listed(pairs)}, and the checkpoint stores different values for them. Set "
+        "tie_word_embeddings to false in config.json if both belong to the model."
+    )
+
+
+def untied_by_edit(path: Path | None) -> bool:
+    """Whether rhumbline untied the head of a checkpoint whose config ties other weights by the same entry.
+
+    `path` is the record of the edit, if there is one.
+    """
     return path is not None and bool(read_json(path, ModelError, "the record of an edit").get("untied"))
 
 
