@@ -18,7 +18,7 @@ class MockPool:
     repeats: float
     """Share of jobs with two results."""
 
-    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False) -> Iterator[JobResult]:
         """Every job at least once, in an order that the seed draws; arguments and values are converted to JSON."""
         rng = random.Random(self.seed)
         order = [i for i in range(len(jobs)) for _ in range(1 + (rng.random() < self.repeats))]

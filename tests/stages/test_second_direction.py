@@ -1,5 +1,7 @@
 """The second direction: remainders are orthogonal to the first one and have its norm, and are scored as it was."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,12 +10,19 @@ from rhumbline.inference.interventions import Direction
 from rhumbline.inference.runner import Runner
 from rhumbline.judging.paired_log_odds import PairedLogOdds
 from rhumbline.judging.scorer import Scorer
+from rhumbline.records.codec import convert, to_json
 from rhumbline.records.positions import Position
+from rhumbline.records.seed_files import Candidate
 from rhumbline.settings import AblationSettings
 from rhumbline.stages import second_direction
-from rhumbline.stages.second_direction import measure_second_direction, rescaled_remainders
+from rhumbline.stages.second_direction import (
+    GradientCandidate,
+    GradientCandidates,
+    measure_second_direction,
+    rescaled_remainders,
+)
 from rhumbline.stages.seed_run import SeedRun
-from rhumbline.stages.stage_jobs import SeedJobs
+from rhumbline.stages.stage_jobs import SeedJobs, Span
 from tolerances import near
 
 FIRST = Direction.from_vector(3 * torch.tensor([1.0, 0.0, 0.0, 0.0]), Position(-1), 1)
@@ -67,7 +76,21 @@ def test_a_paired_metric_has_no_candidates_by_gradient():
         def scorer(self, stage):
             return Scorer(object.__new__(Runner), object.__new__(PairedLogOdds))
 
-    assert second_direction._by_gradient(Paired(preset("rhumbline")), FIRST) == []
+    assert second_direction._by_gradient(Paired(preset("rhumbline")), Span(0, 1)) == []
+
+
+def test_a_candidate_by_gradient_comes_back_from_a_job_as_it_was_computed():
+    """Its direction to the last bit, and a score that is not finite as NaN, which fails every bound."""
+    direction = Direction.from_vector(torch.randn(64, generator=torch.Generator().manual_seed(1)), Position(-1), 1)
+    row = Candidate(Position(-1), 1, 0.5, float("nan"), 0.1, norm=direction.norm)
+    found = GradientCandidates((GradientCandidate(tuple(direction.vector.tolist()), row),))
+    sent = json.loads(json.dumps(to_json(found)))
+    (back,) = (one.scored() for one in convert(sent, GradientCandidates).candidates)
+    assert torch.equal(back.direction.vector, direction.vector)
+    assert back.direction.norm == direction.norm
+    assert back.direction.layer == 1
+    assert (back.row.bypass, back.row.kl) == (0.5, 0.1)
+    assert back.row.induce != back.row.induce
 
 
 def test_it_is_scored_with_the_spared_tokens_of_the_run(monkeypatch):
@@ -75,6 +98,7 @@ def test_it_is_scored_with_the_spared_tokens_of_the_run(monkeypatch):
         raise Scored(grid.spared)
 
     monkeypatch.setattr(second_direction, "score_candidates", score)
+    monkeypatch.setattr(SeedJobs, "begin", lambda *_: list)  # the search by gradient
     for spared in (0, 2):
         run = Run(preset("rhumbline", ablation=AblationSettings(spared)))
         with pytest.raises(Scored, match=str(spared)):

@@ -100,8 +100,12 @@ class Worker:
 class Pool(Protocol):
     """Running workers."""
 
-    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
-        """Results in order of completion; a job can have several."""
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False) -> Iterator[JobResult]:
+        """Results in order of completion; a job can have several.
+
+        Several calls can be in progress. The jobs start when the first result is read, or earlier; those of a call
+        `when_idle` start earlier only on workers for which no other call has a job.
+        """
         ...
 
 
@@ -133,8 +137,11 @@ class LocalPool:
 
     run: RunJob
 
-    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
-        """Results in the order of the jobs. A RhumblineError is the result of its job; any other error is raised."""
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False) -> Iterator[JobResult]:
+        """Results in the order of the jobs, each computed when it is read.
+
+        A RhumblineError is the result of its job; any other error is raised.
+        """
         for index, job in enumerate(jobs):
             start = time.perf_counter()
             value, error, code = None, None, RhumblineError.exit_code
@@ -174,35 +181,54 @@ def run_jobs(
 
     Raises JobError for the first failed job, after the results of the others are stored.
     """
+    return begin_jobs(pool, jobs, folder, shared, log=log, report=report)()
+
+
+def begin_jobs(
+    pool: Pool,
+    jobs: Sequence[Job],
+    folder: Path,
+    shared: Shared | None = None,
+    *,
+    when_idle: bool = False,
+    log: Path | None = None,
+    report: Callable[[Job, JobResult], None] = lambda job, result: None,
+) -> Callable[[], list[Any]]:
+    """Start the jobs of `run_jobs`; the returned function waits for their values."""
     paths = [stored_result(folder, job) for job in jobs]
     values: dict[int, Any] = {i: read_json(path)["value"] for i, path in enumerate(paths) if path.is_file()}
     missing = [i for i in range(len(jobs)) if i not in values]
-    failed: dict[int, JobResult] = {}
-    for result in pool.map([jobs[i] for i in missing], shared) if missing else ():
-        index = missing[result.job]
-        if index in values:
-            continue
-        if log is not None:
-            log_result(log, jobs[index], result)
-        if result.error is not None:
-            failed[index] = result
-            continue
-        write_json(paths[index], {"key": jobs[index].key, "value": result.value})
-        values[index] = read_json(paths[index])["value"]
-        failed.pop(index, None)
-        report(jobs[index], result)
-    if failed:
-        index, result = min(failed.items())
-        raise JobError(
-            f"{len(failed)} of {len(jobs)} jobs failed; the first, {jobs[index].name or jobs[index].kind}: "
-            f"{result.error}. Completed jobs are stored. Rerun the same command to resume.",
-            result.exit_code,
-        )
-    if len(values) < len(jobs):
-        raise EngineError(
-            f"{len(jobs) - len(values)} of {len(jobs)} jobs have no result. Rerun the same command to resume."
-        )
-    return [values[i] for i in range(len(jobs))]
+    results = pool.map([jobs[i] for i in missing], shared, when_idle) if missing else iter(())
+
+    def finish() -> list[Any]:
+        failed: dict[int, JobResult] = {}
+        for result in results:
+            index = missing[result.job]
+            if index in values:
+                continue
+            if log is not None:
+                log_result(log, jobs[index], result)
+            if result.error is not None:
+                failed[index] = result
+                continue
+            write_json(paths[index], {"key": jobs[index].key, "value": result.value})
+            values[index] = read_json(paths[index])["value"]
+            failed.pop(index, None)
+            report(jobs[index], result)
+        if failed:
+            index, result = min(failed.items())
+            raise JobError(
+                f"{len(failed)} of {len(jobs)} jobs failed; the first, {jobs[index].name or jobs[index].kind}: "
+                f"{result.error}. Completed jobs are stored. Rerun the same command to resume.",
+                result.exit_code,
+            )
+        if len(values) < len(jobs):
+            raise EngineError(
+                f"{len(jobs) - len(values)} of {len(jobs)} jobs have no result. Rerun the same command to resume."
+            )
+        return [values[i] for i in range(len(jobs))]
+
+    return finish
 
 
 def stored_result(folder: Path, job: Job) -> Path:

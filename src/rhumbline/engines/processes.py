@@ -15,12 +15,12 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from rhumbline.engines.engine import MAX_LOSSES, EngineError, Job, JobResult, RunJob, Shared, Worker
 from rhumbline.errors import RhumblineError
@@ -92,64 +92,117 @@ class WorkerProcess:
             self.child.join()
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The jobs of one call of `map`."""
+
+    jobs: Sequence[Job]
+    files: Shared
+    when_idle: bool
+    attempts: Counter[int] = field(default_factory=Counter[int])
+    results: deque[JobResult] = field(default_factory=deque[JobResult])
+    """Those that were not read yet."""
+
+
+class Task(NamedTuple):
+    """One job of a call."""
+
+    call: Call
+    job: int
+    """Index among the jobs of the call."""
+
+
 class ProcessPool:
-    """The workers."""
+    """The workers, and the jobs of all calls of `map` that are in progress."""
 
     def __init__(self, worker: Worker, size: int) -> None:
         self.worker, self.size = worker, size
         self.processes: list[WorkerProcess] = []
+        self.queue: deque[Task] = deque()
+        self.running: dict[Connection, tuple[Task, WorkerProcess]] = {}
 
     def start(self) -> None:
         """Start the workers that are missing."""
         while len(self.processes) < self.size:
             self.processes.append(WorkerProcess(self.worker, max(1, cores() // self.size)))
 
-    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
-        """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result."""
-        files: Shared = dict(shared or {})
-        queue, attempts = deque(range(len(jobs))), Counter[int]()
-        running: dict[Connection, tuple[int, WorkerProcess]] = {}
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False) -> Iterator[JobResult]:
+        """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result.
+
+        The jobs start at once, behind those of earlier calls, and go on while results of another call are read. Those
+        of a call `when_idle` are behind those of all other calls.
+        """
+        call = Call(jobs, dict(shared or {}), when_idle)
+        self.queue.extend(Task(call, job) for job in range(len(jobs)))
+        self._send()
+        return self._results(call)
+
+    def _results(self, call: Call) -> Iterator[JobResult]:
         try:
-            while queue or running:
-                if queue:
-                    self.start()  # in place of those that were lost
-                for process in self._idle(len(queue), [busy for _, busy in running.values()]):
-                    index = queue.popleft()
-                    attempts[index] += 1
-                    running[process.connection] = (index, process)
-                    with suppress(OSError):  # that it ended is read below
-                        process.send(jobs[index], files)
-                for ready in wait(list(running)):
-                    index, process = running.pop(cast(Connection, ready))
-                    try:
-                        value, error, code, seconds = process.connection.recv()
-                    except (EOFError, OSError):
-                        self._drop(process)
-                        if attempts[index] < MAX_LOSSES:
-                            log.warning("a worker process was lost; its job runs again")
-                            queue.append(index)
-                            continue
-                        value, code, seconds = "null", RhumblineError.exit_code, 0.0
-                        error = f"{attempts[index]} worker processes were lost while they ran it"
-                    if value is None:
-                        raise EngineError(f"a worker cannot start: {error}", code)
-                    name = f"process {process.child.pid}"
-                    yield JobResult(index, json.loads(value), error, name, seconds, attempts[index], code)
+            while call.results or self._tasks(call):
+                if not call.results:
+                    self._send()
+                    self._receive()
+                while call.results:
+                    yield call.results.popleft()
         finally:
-            for _, process in running.values():
+            self._stop(call)
+
+    def _tasks(self, call: Call) -> list[Task]:
+        """The unfinished jobs of a call."""
+        running = [task for task, _ in self.running.values()]
+        return [task for task in [*self.queue, *running] if task.call is call]
+
+    def _send(self) -> None:
+        """Start as many jobs as there are idle workers."""
+        if self.queue:
+            self.start()  # in place of those that were lost
+        busy = [process for _, process in self.running.values()]
+        for process in [process for process in self.processes if process not in busy][: len(self.queue)]:
+            task = next((task for task in self.queue if not task.call.when_idle), self.queue[0])
+            self.queue.remove(task)
+            task.call.attempts[task.job] += 1
+            self.running[process.connection] = (task, process)
+            with suppress(OSError):  # that it ended is read below
+                process.send(task.call.jobs[task.job], task.call.files)
+
+    def _receive(self) -> None:
+        """Wait for a worker, and store its result with the call that it belongs to."""
+        for ready in wait(list(self.running)):
+            task, process = self.running.pop(cast(Connection, ready))
+            attempts = task.call.attempts[task.job]
+            try:
+                value, error, code, seconds = process.connection.recv()
+            except (EOFError, OSError):
+                self._drop(process)
+                if attempts < MAX_LOSSES:
+                    log.warning("a worker process was lost; its job runs again")
+                    self.queue.append(task)
+                    continue
+                value, code, seconds = "null", RhumblineError.exit_code, 0.0
+                error = f"{attempts} worker processes were lost while they ran it"
+            if value is None:
+                raise EngineError(f"a worker cannot start: {error}", code)
+            name = f"process {process.child.pid}"
+            task.call.results.append(JobResult(task.job, json.loads(value), error, name, seconds, attempts, code))
+
+    def _stop(self, call: Call) -> None:
+        """Stop the unfinished jobs of a call, with the workers that run them."""
+        self.queue = deque(task for task in self.queue if task.call is not call)
+        for connection, (task, process) in [*self.running.items()]:
+            if task.call is call:
+                del self.running[connection]
                 process.child.terminate()
                 self._drop(process)
-
-    def _idle(self, needed: int, busy: Sequence[WorkerProcess]) -> list[WorkerProcess]:
-        """Workers for at most this many jobs."""
-        return [process for process in self.processes if process not in busy][:needed]
 
     def _drop(self, process: WorkerProcess) -> None:
         self.processes.remove(process)
         process.stop()
 
     def close(self) -> None:
-        """Stop all workers."""
+        """Stop all workers, also those that run jobs of calls whose results were not read."""
+        for _, process in self.running.values():
+            process.child.terminate()
         for process in [*self.processes]:
             self._drop(process)
 

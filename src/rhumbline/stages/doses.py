@@ -21,10 +21,15 @@ class DoseRequest:
     label: Label
 
 
-def measure_doses(run: SeedRun, jobs: SeedJobs) -> Doses:
-    """The curves of the direction and of some null draws."""
-    parts = jobs.request(DOSE_JOB, [DoseRequest(label) for label in LABELS])
-    return Doses(parts[0].prompts, tuple(row for part in parts for row in part.rows))
+def begin_doses(run: SeedRun, jobs: SeedJobs) -> Callable[[], Doses]:
+    """The curves of the direction and of some null draws. Workers compute them whenever they have no other job."""
+    results = jobs.begin(DOSE_JOB, [DoseRequest(label) for label in LABELS], when_idle=True)
+
+    def finish() -> Doses:
+        parts = results()
+        return Doses(parts[0].prompts, tuple(row for part in parts for row in part.rows))
+
+    return finish
 
 
 def _prepare(run: SeedRun) -> Callable[[DoseRequest], Doses]:

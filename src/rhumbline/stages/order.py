@@ -26,18 +26,18 @@ from rhumbline.records.seed_files import (
     WideNulls,
 )
 from rhumbline.records.shared import ByLabel, BySplit
-from rhumbline.stages.doses import DOSE_JOB, measure_doses
+from rhumbline.stages.doses import DOSE_JOB, begin_doses
 from rhumbline.stages.extraction import extract_candidates
 from rhumbline.stages.level_texts import measure_levels
 from rhumbline.stages.losses import LOSS_JOB, write_losses
 from rhumbline.stages.null_directions import MORE_SHUFFLED_JOB, SHUFFLED_JOB, draw_null_directions
 from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
 from rhumbline.stages.refusal_tokens import find_tokens
-from rhumbline.stages.second_direction import REMAINDER_JOB, STAGE, measure_second_direction
+from rhumbline.stages.second_direction import GRADIENT_JOB, REMAINDER_JOB, STAGE, measure_second_direction
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.selection import CANDIDATE_JOB, select
 from rhumbline.stages.separation import separate
-from rhumbline.stages.stability import REFIT_JOB, measure_stability
+from rhumbline.stages.stability import REFIT_JOB, begin_stability
 from rhumbline.stages.stage_jobs import JobKind, SeedJobs
 from rhumbline.stages.style_judges import check_responses, fit_judges
 from rhumbline.stages.system_prompts import write_conditions
@@ -54,6 +54,7 @@ JOB_KINDS: Mapping[str, JobKind[Any, Any]] = {
         DOSE_JOB,
         REFIT_JOB,
         REMAINDER_JOB,
+        GRADIENT_JOB,
         LOSS_JOB,
     )
 }
@@ -76,20 +77,36 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
     stage("selection", Selection, lambda: select(run, jobs))
     if run.direction is not None:
         stage("nulls", NullDirections, lambda: draw_null_directions(run, jobs))
+    begun = _begin_early(run, jobs) if run.direction is not None else []
     write_outcomes(run, jobs)
     check_filter(run)
     if run.protocol.is_continuous:
         stage("levels", LevelTexts, lambda: measure_levels(run))  # the wide nulls read them
     if run.direction is not None:
         stage("wide nulls", WideNulls, lambda: measure_wide_nulls(run, jobs))
-        stage("dose", Doses, lambda: measure_doses(run, jobs))
-        stage("stability", Stability, lambda: measure_stability(run, jobs))
+        for name, kind, finish in begun:
+            stage(name, kind, finish)
         if run.protocol.second.screen:
             stage(STAGE, SecondDirection, lambda: measure_second_direction(run, jobs))
     stage("separation", Separation, lambda: separate(run))
     if run.direction is not None:
         write_losses(run, jobs)
     write_conditions(run)
+
+
+def _begin_early(run: SeedRun, jobs: SeedJobs) -> list[tuple[str, type, Callable[[], Any]]]:
+    """Start the jobs of stages that read no outcomes: workers compute them whenever they have no other job.
+
+    Returns name, record and end of every such stage; the end is not called if the file of the stage exists.
+    """
+    early: list[tuple[str, type, Callable[[SeedRun, SeedJobs], Callable[[], Any]]]] = [
+        ("dose", Doses, begin_doses),
+        ("stability", Stability, begin_stability),
+    ]
+    return [
+        (name, kind, (lambda: None) if run.directory.has(kind, run.seed) else begin(run, jobs))
+        for name, kind, begin in early
+    ]
 
 
 def _stage(run: SeedRun, jobs: SeedJobs, name: str, kind: type, compute: Callable[[], Any]) -> None:

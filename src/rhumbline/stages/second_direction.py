@@ -11,8 +11,9 @@ A remainder is added at its own site, and the null directions among which it is 
 differ, equal norms can be different shares of the residual stream.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -30,10 +31,10 @@ from rhumbline.records.seed_files import Candidate, SecondDirection, WideRow
 from rhumbline.records.shared import Label, SecondSource, Survivor
 from rhumbline.stages.candidate_scores import ScoreGrid, score_candidates
 from rhumbline.stages.metric_samples import Sample, samples, six_digits
-from rhumbline.stages.second_gradient import gradient_candidates
+from rhumbline.stages.second_gradient import FIT_PROMPTS, gradient_candidates
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.selection import ScoreRequest, Scores, score_grid, scores_in_jobs
-from rhumbline.stages.stage_jobs import JobKind, SeedJobs
+from rhumbline.stages.stage_jobs import JobKind, SeedJobs, Span
 
 STAGE = "second direction"
 ROUNDING = 1e-4
@@ -54,8 +55,10 @@ def measure_second_direction(run: SeedRun, jobs: SeedJobs) -> SecondDirection:
     """Select the second direction and measure it; without one only the tables of candidates are measured."""
     assert run.direction is not None
     rule = run.applied_rule.metric_only()
+    # One long job, beside which the shorter ones of the remainders run.
+    by_gradient = jobs.begin(GRADIENT_JOB, [Span(0, FIT_PROMPTS)])
     means, survivors, best = _by_means(run, jobs, rule)
-    scored = _by_gradient(run, run.direction)
+    scored = [one.scored() for found in by_gradient() for one in found.candidates]
     gradient = choose([one.row for one in scored], run.model.n_layers, rule)
     passing = [one for one in (best, _selected(run, scored, rule)) if one is not None]
     if not passing:
@@ -99,14 +102,17 @@ def _by_means(run: SeedRun, jobs: SeedJobs, rule: SelectionRule) -> tuple[tuple[
     return result.candidates, result.survivors, selected
 
 
-def _by_gradient(run: SeedRun, direction: Direction) -> list[_Scored]:
+def _by_gradient(run: SeedRun, fitted_on: Span) -> list[_Scored]:
     """The candidates by gradient with their scores, each with the sign that has the larger induce score."""
+    assert run.direction is not None
+    direction = run.direction
     scorer, spared, (positive, negative) = run.scorer(STAGE), run.protocol.ablation.spared, run.kept_sequences("val")
     if isinstance(scorer.metric, PairedLogOdds):  # without tangents, as in the screen of the selection
         return []
     # Rows of a contrast of texts are kept by the sign of a metric that is read after their prompts.
     kept = None if any(p.is_in_response for p in run.positions) else run.extraction.kept.train["positive"]
     train = run.sequences("train", "positive", kept)
+    train = train[fitted_on.first : fitted_on.end]
     vectors = gradient_candidates(scorer, train, direction, spared) * direction.norm
     if not len(vectors):
         return []
@@ -172,3 +178,39 @@ def _prepare(run: SeedRun) -> Callable[[ScoreRequest], Scores]:
 
 
 REMAINDER_JOB = JobKind("remainders", ScoreRequest, Scores, _prepare)
+
+
+@dataclass(frozen=True)
+class GradientCandidate:
+    """A direction by gradient, and its scores."""
+
+    vector: tuple[float, ...]
+    """A unit vector."""
+    row: Candidate
+
+    def scored(self) -> _Scored:
+        """The candidate as it was computed. JSON has no NaN: null is a score that is not finite."""
+        row, scores = self.row, ("bypass", "induce", "kl")
+        assert row.norm is not None
+        direction = Direction(torch.tensor(self.vector), row.norm, row.position, row.layer)
+        missing = {name: math.nan for name in scores if getattr(row, name) is None}
+        return _Scored("gradient", direction, replace(row, **missing))
+
+
+@dataclass(frozen=True)
+class GradientCandidates:
+    """The candidates by gradient that are fitted on some training positives."""
+
+    candidates: tuple[GradientCandidate, ...]
+
+
+def _prepare_gradient(run: SeedRun) -> Callable[[Span], GradientCandidates]:
+    def compute(fitted_on: Span) -> GradientCandidates:
+        scored = _by_gradient(run, fitted_on)
+        found = (GradientCandidate(tuple(one.direction.vector.tolist()), one.row) for one in scored)
+        return GradientCandidates(tuple(found))
+
+    return compute
+
+
+GRADIENT_JOB = JobKind("directions by gradient", Span, GradientCandidates, _prepare_gradient)

@@ -35,7 +35,6 @@ def gradient_candidates(
     scorer: Scorer, positive: Sequence[TokenIds], direction: Direction, spared: int = 0
 ) -> Float[Tensor, "candidate d_model"]:
     """Unit vectors, by falling eigenvalue; fewer than `CANDIDATES` if fewer lower the metric."""
-    positive = positive[:FIT_PROMPTS]
     r = direction.vector
     read_from = scorer.projection_tangents(positive, r, spared)
     written = _changes(scorer.runner, [[*ids, *scorer.start] for ids in positive], Ablate(direction, spared=spared))

@@ -23,11 +23,16 @@ class BootstrapRefits:
     """Mean cosine between two of all refits at the site of the direction; None for fewer than two."""
 
 
-def measure_stability(run: SeedRun, jobs: SeedJobs) -> Stability:
-    """Bootstrap refits of extraction and selection."""
-    parts = jobs.request(REFIT_JOB, spans(run.protocol.stability.refits, REFITS_PER_JOB))
-    refits = tuple(refit for part in parts for refit in part.refits)
-    return Stability(tuple(_sites(run)), refits, parts[0].between if parts else None)
+def begin_stability(run: SeedRun, jobs: SeedJobs) -> Callable[[], Stability]:
+    """Bootstrap refits of extraction and selection. Workers compute them whenever they have no other job."""
+    results = jobs.begin(REFIT_JOB, spans(run.protocol.stability.refits, REFITS_PER_JOB), when_idle=True)
+
+    def finish() -> Stability:
+        parts = results()
+        refits = tuple(refit for part in parts for refit in part.refits)
+        return Stability(tuple(_sites(run)), refits, parts[0].between if parts else None)
+
+    return finish
 
 
 def _sites(run: SeedRun) -> list[Site]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
-from rhumbline.engines.engine import Job, LocalPool, Pool, run_jobs, stored_result
+from rhumbline.engines.engine import Job, LocalPool, Pool, begin_jobs, stored_result
 from rhumbline.records.codec import convert, to_json
 from rhumbline.records.directory import JOB_LOG
 from rhumbline.records.files import file_sha256, read_json
@@ -114,6 +114,16 @@ class SeedJobs:
 
     def request(self, kind: JobKind[A, Result], arguments: Sequence[A]) -> list[Result]:
         """The results of several jobs, in order. Stored results are not computed again."""
+        return self.begin(kind, arguments)()
+
+    def begin(
+        self, kind: JobKind[A, Result], arguments: Sequence[A], *, when_idle: bool = False
+    ) -> Callable[[], list[Result]]:
+        """The same for jobs that workers compute meanwhile; the returned function waits for the results.
+
+        `when_idle`: only workers that have no other job compute them. Without workers, the jobs are computed when the
+        function is called.
+        """
         run, pool = self.run, self.pool
         artefacts = {f"{run.folder.name}/{name}": run.folder / name for name in INPUTS}
         inputs = {name: path for name, path in artefacts.items() if path.is_file()}
@@ -129,21 +139,22 @@ class SeedJobs:
             self._report_stored(jobs)
             # The runner of this process reports the rows.
             here = LocalPool(lambda name, value, shared: self.compute(kind, value))
-            results = run_jobs(here, jobs, run.folder / FOLDER)
+            finish = begin_jobs(here, jobs, run.folder / FOLDER)
         else:
             remote = [to_json(RemoteArguments(run.seed, run.tokens, value)) for value in values]
             jobs = [Job(kind.name, value, depends, name=f"{kind.name} {i}") for i, value in enumerate(remote)]
             self._report_stored(jobs)
             inputs["protocol.json"] = run.directory.path / "protocol.json"
-            results = run_jobs(
+            finish = begin_jobs(
                 pool,
                 jobs,
                 run.folder / FOLDER,
                 {name: path.read_bytes() for name, path in inputs.items()},
+                when_idle=when_idle,
                 log=run.directory.path / JOB_LOG,
                 report=lambda job, result: self._report(result.value),
             )
-        return [convert(convert(result, JobOutput).value, kind.result) for result in results]
+        return lambda: [convert(convert(result, JobOutput).value, kind.result) for result in finish()]
 
     def _report_stored(self, jobs: Sequence[Job]) -> None:
         """Report the rows of the jobs that an earlier command has computed."""
