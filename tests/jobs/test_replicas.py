@@ -18,13 +18,13 @@ from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrasts import Sizes
 from rhumbline.records.files import read_rows
 from rhumbline.settings import DoseSettings, NullSettings, SideEffectSettings, StabilitySettings
-from rhumbline.stages.stage_jobs import DOCUMENTS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB
+from rhumbline.stages.stage_jobs import DOCUMENTS_PER_JOB, REFITS_PER_JOB
 from sampled_contrast import sampled_contrast
 
 SMALL = replace(
     EVERY_STAGE,
     seeds=(0,),
-    nulls=replace(EVERY_STAGE.nulls, wide=5, procedure=DRAWS_PER_JOB + 1),
+    nulls=replace(EVERY_STAGE.nulls, wide=5, procedure=2),
     rule=preset("blog2026").rule,  # it needs no rank, so few draws suffice
     stability=replace(EVERY_STAGE.stability, refits=REFITS_PER_JOB + 1),
     side_effects=SideEffectSettings(documents=DOCUMENTS_PER_JOB + 1),

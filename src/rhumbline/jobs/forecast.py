@@ -19,13 +19,14 @@ from rhumbline.protocol import Protocol
 from rhumbline.settings import COEFFICIENTS, SUBTRACTED_DRAWS
 from rhumbline.stages.candidate_scores import PROBE_PROMPTS, PROBES
 from rhumbline.stages.losses import Reading
+from rhumbline.stages.null_directions import MORE_DRAWS
 from rhumbline.stages.outcomes import draws_by_prompt
 from rhumbline.stages.refits import CANDIDATES_AT_ONCE
 from rhumbline.stages.second_direction import INDEPENDENCE_PROMPTS
 from rhumbline.stages.second_gradient import CANDIDATES as GRADIENT_CANDIDATES
 from rhumbline.stages.second_gradient import FIT_PROMPTS
 from rhumbline.stages.seed_run import read_positions
-from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, NULLS_PER_JOB
+from rhumbline.stages.stage_jobs import NULLS_PER_JOB
 from rhumbline.stages.wide_nulls import KL_POOL, kl_prompts
 
 
@@ -203,8 +204,8 @@ def _nulls(protocol: Protocol, cells: int, train: int, val: int, stage: Callable
     if nulls.screen and cells > nulls.screen:
         once, cells = once + ROWS_PER_PROMPT * val, nulls.screen
     likely, most = _refit(protocol, cells, q, q)
-    further = draws * (_draw_limit(protocol) - 1)  # each job of these is a pass over the training prompts, and a screen
-    again = -(-further // DRAWS_PER_JOB) * once
+    further = draws * (_draw_limit(protocol) - 1)  # a pass over the training prompts, and a screen, for a few of these
+    again = -(-further // MORE_DRAWS) * once
     largest = once + again + (draws + further) * (most + q)
     return stage("nulls", once + draws * (likely + q), largest, texts=2 * train, shares=False)
 

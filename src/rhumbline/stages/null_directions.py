@@ -18,14 +18,17 @@ from rhumbline.prompts.contrasts import LABELS
 from rhumbline.protocol import Protocol
 from rhumbline.records.positions import Position
 from rhumbline.records.seed_files import NullDirections, UnrelatedSource
-from rhumbline.records.shared import NullDirection
+from rhumbline.records.shared import NullDirection, Site
 from rhumbline.stages.directions import group_cosine, group_cosines
 from rhumbline.stages.null_families import Enough, Material, as_null, draw_nulls, topics_of
-from rhumbline.stages.refits import ShuffledSelection, scored_sites, shuffled_differences
+from rhumbline.stages.refits import ShuffledSelection, at_sites, scored_sites, shuffled_differences
 from rhumbline.stages.seed_artefacts import Null
 from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.selection import refit_selection
-from rhumbline.stages.stage_jobs import DRAWS_PER_JOB, MORE_DRAWS_PER_JOB, JobKind, SeedJobs, Span, spans
+from rhumbline.stages.stage_jobs import JobKind, SeedJobs, spans
+
+MORE_DRAWS = 3
+"""Draws of the whole procedure that are added at a time; each time reads the training prompts again."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,19 @@ class ShuffledDraw:
 
 
 @dataclass(frozen=True)
-class ShuffledDraws:
-    """Some draws of the family `shuffled`."""
+class ShuffledRequest:
+    """One draw of the family `shuffled`: the candidates on pseudo-classes that are scored."""
 
-    draws: tuple[ShuffledDraw, ...]
+    draw: int
+    sites: tuple[Site, ...]
+    vectors: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class ShuffledResult:
+    """The draw; None if nothing can be selected."""
+
+    draw: ShuffledDraw | None
 
 
 def draw_null_directions(run: SeedRun, jobs: SeedJobs) -> NullDirections:
@@ -83,26 +95,26 @@ def _enough(protocol: Protocol) -> Enough:
 def _shuffled_nulls(run: SeedRun, jobs: SeedJobs, material: Material, enough: Enough) -> list[tuple[Null, bool]]:
     """The draws of the whole procedure, and whether a candidate passed the rule in each.
 
-    The planned draws are independent jobs. Further ones are computed job by job until there are enough.
+    Further draws than the planned ones are computed, a few at a time, until there are enough.
     """
     assert run.direction is not None
     direction = run.direction
     planned = run.protocol.nulls.total("shuffled")
     nulls: list[tuple[Null, bool]] = []
 
-    def add(parts: Sequence[ShuffledDraws]) -> None:
-        for draw in (draw for part in parts for draw in part.draws):
+    def add(draws: range) -> None:
+        for draw in _shuffled_draws(run, jobs, draws):
             vector = torch.tensor(draw.vector)
             null = as_null("shuffled", len(nulls), vector, direction, material)
             # It keeps its own site, and the norm with which it was selected: that of the true difference there.
             kept = replace(null, direction=Direction.from_vector(vector, draw.position, draw.layer))
             nulls.append((kept, draw.passed))
 
-    add(jobs.request(SHUFFLED_JOB, spans(planned, DRAWS_PER_JOB)))
-    for span in spans(planned * (enough.limit - 1), MORE_DRAWS_PER_JOB):
+    add(range(planned))
+    for span in spans(planned * (enough.limit - 1), MORE_DRAWS):
         if enough.reached([null for null, _ in nulls]):
             break
-        add(jobs.request(MORE_SHUFFLED_JOB, [Span(planned + span.first, planned + span.end)]))
+        add(range(planned + span.first, planned + span.end))
     return nulls
 
 
@@ -130,41 +142,38 @@ def _material(run: SeedRun, direction: Direction) -> tuple[Material, UnrelatedSo
     return Material(positive, negative, topics, contrast, plan.top), source if is_drawn else None
 
 
-def _prepare_shuffled(run: SeedRun) -> Callable[[Span], ShuffledDraws]:
-    """One pass over the training prompts gives the differences of all planned draws."""
-    return _shuffled(run, range(run.protocol.nulls.total("shuffled")))
-
-
-def _prepare_more_shuffled(run: SeedRun) -> Callable[[Span], ShuffledDraws]:
-    """The same for further draws; a pass for each job, because few jobs are needed."""
-    return lambda span: _shuffled(run, span.range)(span)
-
-
-def _shuffled(run: SeedRun, draws: range) -> Callable[[Span], ShuffledDraws]:
+def _shuffled_draws(run: SeedRun, jobs: SeedJobs, draws: range) -> list[ShuffledDraw]:
+    """Some draws, each selected in a job; one pass over the training prompts gives the candidates of all."""
     differences = shuffled_differences(
         run.runner("nulls"), run.kept_sequences("train"), run.candidates, run.positions, draws=draws, seed=run.seed
     )
-
     if differences is None:
-        return lambda span: ShuffledDraws(())
-    plan, sites = run.protocol.nulls, scored_sites(run.selection.candidates)
-    shuffled = ShuffledSelection(
-        refit_selection(run, "nulls", sites),
-        draws,
-        differences,
-        run.kept_sequences("val"),
-        plan.procedure_prompts,
-        run.seed,
-        plan.screen,
-    )
+        return []
+    sites = scored_sites(run.selection.candidates)
+    of_draw = {draw: at_sites(some, sites, run.positions) for draw, some in zip(draws, differences, strict=True)}
+    requests = [
+        ShuffledRequest(draw, tuple(kept), tuple(tuple(v.tolist()) for v in kept.values()))
+        for draw, kept in _shuffled_selection(run).screened(of_draw, run.protocol.nulls.screen).items()
+    ]
+    return [result.draw for result in jobs.request(SHUFFLED_JOB, requests) if result.draw is not None]
 
-    def compute(span: Span) -> ShuffledDraws:
-        refits = shuffled.refits(span.range)
-        found = (ShuffledDraw(r.position, r.layer, tuple(r.vector.tolist()), r.passed) for r in refits)
-        return ShuffledDraws(tuple(found))
+
+def _shuffled_selection(run: SeedRun) -> ShuffledSelection:
+    plan = run.protocol.nulls
+    return ShuffledSelection(refit_selection(run, "nulls"), run.kept_sequences("val"), plan.procedure_prompts, run.seed)
+
+
+def _prepare(run: SeedRun) -> Callable[[ShuffledRequest], ShuffledResult]:
+    shuffled = _shuffled_selection(run)
+
+    def compute(request: ShuffledRequest) -> ShuffledResult:
+        vectors = map(torch.tensor, request.vectors)
+        refit = shuffled.refit(request.draw, dict(zip(request.sites, vectors, strict=True)))
+        if refit is None:
+            return ShuffledResult(None)
+        return ShuffledResult(ShuffledDraw(refit.position, refit.layer, tuple(refit.vector.tolist()), refit.passed))
 
     return compute
 
 
-SHUFFLED_JOB = JobKind("shuffled", Span, ShuffledDraws, _prepare_shuffled)
-MORE_SHUFFLED_JOB = JobKind("more shuffled", Span, ShuffledDraws, _prepare_more_shuffled)
+SHUFFLED_JOB = JobKind("shuffled", ShuffledRequest, ShuffledResult, _prepare)

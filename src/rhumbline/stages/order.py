@@ -30,7 +30,7 @@ from rhumbline.stages.doses import DOSE_JOB, begin_doses
 from rhumbline.stages.extraction import extract_candidates
 from rhumbline.stages.level_texts import measure_levels
 from rhumbline.stages.losses import LOSS_JOB, write_losses
-from rhumbline.stages.null_directions import MORE_SHUFFLED_JOB, SHUFFLED_JOB, draw_null_directions
+from rhumbline.stages.null_directions import SHUFFLED_JOB, draw_null_directions
 from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
 from rhumbline.stages.refusal_tokens import find_tokens
 from rhumbline.stages.second_direction import GRADIENT_JOB, REMAINDER_JOB, STAGE, measure_second_direction
@@ -48,7 +48,6 @@ JOB_KINDS: Mapping[str, JobKind[Any, Any]] = {
     for kind in (
         CANDIDATE_JOB,
         SHUFFLED_JOB,
-        MORE_SHUFFLED_JOB,
         OUTCOME_JOB,
         WIDE_JOB,
         DOSE_JOB,

@@ -6,9 +6,8 @@ the best bypass scores first. Refusal tokens and the filter by the sign of the m
 and validation prompts only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rhumbline.axes import Candidates, TokenIds
+from rhumbline.axes import Candidates, TokenIds, Vector
 from rhumbline.evidence.selection_rules import SelectionRule, choose, screened
 from rhumbline.inference.interventions import Ablate, Add, Arm, Direction
 from rhumbline.inference.runner import Runner
@@ -32,11 +31,19 @@ CANDIDATES_AT_ONCE = 2
 """Candidates whose induce and KL scores are computed together, in the order of their bypass scores."""
 
 Sequences = Sequence[TokenIds]
+Differences = Mapping[Site, Vector]
+"""Differences in means of the candidates of a refit: neither zero nor infinite."""
 
 
 def scored_sites(table: Sequence[Candidate]) -> list[Site]:
     """The sites that were scored or screened: those that a refit of the whole procedure can select."""
     return [row.site for row in table if row.induce is not None or row.estimates is not None]
+
+
+def at_sites(candidates: Candidates, sites: Sequence[Site], positions: Sequence[Position]) -> Differences:
+    """The candidates of some sites that have a direction; `positions` are those of the first axis."""
+    vectors = ((site, candidates[list(positions).index(site.position), site.layer]) for site in sites)
+    return {site: vector for site, vector in vectors if 0 < float(vector.norm()) < float("inf")}
 
 
 def best_sites(table: Sequence[Candidate], rule: SelectionRule, n: int) -> list[Site]:
@@ -84,31 +91,29 @@ class Refit(NamedTuple):
 
 @dataclass(frozen=True)
 class RefitSelection:
-    """What all refits of a stage share: the sites that can be selected, and how."""
+    """How all refits of a stage select."""
 
     scorer: Scorer
-    sites: Sequence[Site]
-    positions: Sequence[Position]
     rule: SelectionRule
     spared: int
     """Tokens at the start of a prompt that ablations do not edit."""
     coefficient: float
     """Of the additions, in differences in means."""
 
-    def directions(self, candidates: Candidates) -> dict[Site, Direction]:
-        """The candidate of every site that has one: neither zero nor infinite."""
-        return {site: d for site in self.sites if (d := self._direction(candidates, site)) is not None}
+    def directions(self, candidates: Differences) -> list[Direction]:
+        """The directions of candidates, with the length of their additions."""
+        return [Direction.from_vector(self.coefficient * v, s.position, s.layer) for s, v in candidates.items()]
 
-    def select(self, candidates: Candidates, validation: Validation) -> Refit | None:
-        """Select among the sites by the rule; None if no candidate has a direction."""
-        directions = self.directions(candidates)
-        if not directions:
+    def select(self, candidates: Differences, validation: Validation) -> Refit | None:
+        """Select among candidates by the rule; None if there are none."""
+        if not candidates:
             return None
-        ablations = [Arm("ablation", (Ablate(d, spared=self.spared),)) for d in directions.values()]
-        additions = [Arm("addition", (Add(d),)) for d in directions.values()]
+        directions = self.directions(candidates)
+        ablations = [Arm("ablation", (Ablate(d, spared=self.spared),)) for d in directions]
+        additions = [Arm("addition", (Add(d),)) for d in directions]
         weight = validation.positive_weight.double()
         bypass = (self.scorer.read(validation.positive, ablations).metric @ weight).tolist()
-        rows = [Candidate(s.position, s.layer, b, None, None) for s, b in zip(directions, bypass, strict=True)]
+        rows = [Candidate(s.position, s.layer, b, None, None) for s, b in zip(candidates, bypass, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: (bypass[i], rows[i].position, rows[i].layer))
         first, *others = self.rule.attempts()
         n_layers = self.scorer.runner.model.n_layers
@@ -125,24 +130,16 @@ class RefitSelection:
             table = [rows[i] for i in order[: start + step]]
             selected = choose(table, n_layers, first).selected
             if selected is not None:
-                return self._refit(selected, candidates, True)
+                return _refit(selected, candidates, True)
         for other in others:
             selected = choose(rows, n_layers, other).selected
             if selected is not None:
-                return self._refit(selected, candidates, True)
-        return self._refit(rows[order[0]], candidates, False)
+                return _refit(selected, candidates, True)
+        return _refit(rows[order[0]], candidates, False)
 
-    def _vector(self, candidates: Candidates, position: Position, layer: int) -> Float[Tensor, " d_model"]:
-        return candidates[list(self.positions).index(position), layer]
 
-    def _direction(self, candidates: Candidates, site: Site) -> Direction | None:
-        """The candidate of a site; None if it is zero or not finite."""
-        vector = self._vector(candidates, site.position, site.layer)
-        is_direction = 0 < float(vector.norm()) < float("inf")
-        return Direction.from_vector(self.coefficient * vector, site.position, site.layer) if is_direction else None
-
-    def _refit(self, row: Candidate, candidates: Candidates, passed: bool) -> Refit:
-        return Refit(row.position, row.layer, self._vector(candidates, row.position, row.layer), passed)
+def _refit(row: Candidate, candidates: Differences, passed: bool) -> Refit:
+    return Refit(row.position, row.layer, candidates[row.site], passed)
 
 
 # -- pseudo-classes: the null of the whole procedure ------------------------------------------------------------------
@@ -188,55 +185,40 @@ class ShuffledSelection:
     """Selection on pseudo-classes."""
 
     selection: RefitSelection
-    draws: Sequence[int]
-    """Numbers of the draws."""
-    differences: Float[Tensor, "draw position layer d_model"]
     val: tuple[Sequences, Sequences]
     prompts: int
     """Validation prompts of either true class in a draw."""
     seed: int
-    screen: int = 0
-    """Sites that are scored exactly, chosen by first-order estimates; 0: every site."""
 
-    def refits(self, draws: Sequence[int]) -> list[Refit]:
-        """The refits of some draws. A draw without validation prompts or without a direction has none."""
-        sequences = [*self.val[0], *self.val[1]]
-        refits = []
-        for draw in draws:
-            classes = self._classes(draw)
-            if not (classes.positive and classes.negative):
-                continue
-            positive, negative = ([sequences[i] for i in some] for some in classes)
-            place = self.draws.index(draw)
-            selection = self._screened[place]
-            weighted = _equally_weighted(selection.scorer, positive, negative)
-            refit = selection.select(self.differences[place], weighted)
-            if refit is not None:
-                refits.append(refit)
-        return refits
+    def screened(self, of_draw: Mapping[int, Differences], n: int) -> dict[int, Differences]:
+        """The n candidates of every draw with the best first-order estimates; one backward pass for all draws.
+
+        All candidates if n is 0 or not smaller than their number, or for the paired log-odds of responses.
+        """
+        scorer, most = self.selection.scorer, max(map(len, of_draw.values()), default=0)
+        if not n or most <= n or isinstance(scorer.metric, PairedLogOdds):
+            return dict(of_draw)
+        every = [d for candidates in of_draw.values() for d in self.selection.directions(candidates)]
+        ablation, addition = scorer.estimates([*self.val[0], *self.val[1]], every, self.selection.spared)
+        kept, start = {}, 0
+        for draw, candidates in of_draw.items():
+            classes, here, sites = self._classes(draw), slice(start, start + len(candidates)), list(candidates)
+            bypass, induce = ablation[here, classes.positive].mean(1), addition[here, classes.negative].mean(1)
+            estimates = [Estimates(*pair) for pair in zip(bypass.tolist(), induce.tolist(), strict=True)]
+            kept[draw] = {sites[i]: candidates[sites[i]] for i in screened(estimates, n)}
+            start += len(candidates)
+        return kept
+
+    def refit(self, draw: int, candidates: Differences) -> Refit | None:
+        """The refit of a draw; None without validation prompts or candidates."""
+        sequences, classes = [*self.val[0], *self.val[1]], self._classes(draw)
+        if not (classes.positive and classes.negative):
+            return None
+        positive, negative = ([sequences[i] for i in some] for some in classes)
+        return self.selection.select(candidates, _equally_weighted(self.selection.scorer, positive, negative))
 
     def _classes(self, draw: int) -> PseudoClasses:
         return PseudoClasses.of((len(self.val[0]), len(self.val[1])), draw, self.prompts, self.seed)
-
-    @cached_property
-    def _screened(self) -> list[RefitSelection]:
-        """The selection of every draw, among the sites that its screen leaves; one backward pass for all draws."""
-        selection, scorer = self.selection, self.selection.scorer
-        n = len(self.differences)
-        if not self.screen or len(selection.sites) <= self.screen or isinstance(scorer.metric, PairedLogOdds):
-            return [selection] * n
-        of_draw = [selection.directions(some) for some in self.differences]
-        every = [d for some in of_draw for d in some.values()]
-        ablation, addition = scorer.estimates([*self.val[0], *self.val[1]], every, selection.spared)
-        screened_selections, start = [], 0
-        for draw, directions in zip(self.draws, of_draw, strict=True):
-            classes, here, sites = self._classes(draw), slice(start, start + len(directions)), list(directions)
-            bypass, induce = ablation[here, classes.positive].mean(1), addition[here, classes.negative].mean(1)
-            estimates = [Estimates(*pair) for pair in zip(bypass.tolist(), induce.tolist(), strict=True)]
-            kept = [sites[i] for i in screened(estimates, self.screen)]
-            screened_selections.append(replace(selection, sites=kept))
-            start += len(directions)
-        return screened_selections
 
 
 def _equally_weighted(scorer: Scorer, positive: Sequences, negative: Sequences) -> Validation:
@@ -284,15 +266,24 @@ def resample(
 
 
 def bootstrap_refits(
-    selection: RefitSelection, resampled: Resampled, direction: Direction, *, refits: Sequence[int]
+    selection: RefitSelection,
+    sites: Sequence[Site],
+    positions: Sequence[Position],
+    resampled: Resampled,
+    direction: Direction,
+    *,
+    refits: Sequence[int],
 ) -> tuple[list[BootstrapRefit], float | None]:
-    """Some of the refits, and the mean cosine between two of all refits at the site of the direction."""
-    at = resampled.differences[:, list(selection.positions).index(direction.position), direction.layer]
+    """Some of the refits, each selected among `sites`.
+
+    Also the mean cosine between two of all refits at the site of the direction.
+    """
+    at = resampled.differences[:, list(positions).index(direction.position), direction.layer]
     here = torch.nn.functional.normalize(at)
     rows = []
     for refit in refits:
         validation = Validation(*resampled.val, resampled.baseline, *resampled.weights[refit])
-        selected = selection.select(resampled.differences[refit], validation)
+        selected = selection.select(at_sites(resampled.differences[refit], sites, positions), validation)
         cosine = float(here[refit] @ direction.vector)
         if selected is not None and selected.passed:
             rows.append(BootstrapRefit(selected.position, selected.layer, cosine))

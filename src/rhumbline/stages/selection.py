@@ -163,10 +163,10 @@ def score_grid(run: SeedRun) -> ScoreGrid:
     return ScoreGrid(scorer, run.candidates, run.positions, positive, negative, protocol.selection, spared, coefficient)
 
 
-def refit_selection(run: SeedRun, stage: str, sites: Sequence[Site]) -> RefitSelection:
-    """The selection among some sites as refits repeat it."""
+def refit_selection(run: SeedRun, stage: str) -> RefitSelection:
+    """The selection as refits repeat it."""
     spared, coefficient = run.protocol.ablation.spared, run.protocol.addition.selection_coefficient
-    return RefitSelection(run.scorer(stage), sites, run.positions, run.rule.metric_only(), spared, coefficient)
+    return RefitSelection(run.scorer(stage), run.rule.metric_only(), spared, coefficient)
 
 
 def _prepare(run: SeedRun) -> Callable[[ScoreRequest], Scores]:

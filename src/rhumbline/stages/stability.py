@@ -47,8 +47,10 @@ def _prepare(run: SeedRun) -> Callable[[Span], BootstrapRefits]:
     resampled = resample(scorer, *sets, run.positions, refits=plan.refits, prompts=plan.prompts, seed=run.seed)
 
     def compute(span: Span) -> BootstrapRefits:
-        selection = refit_selection(run, "stability", _sites(run))
-        refits, between = bootstrap_refits(selection, resampled, direction, refits=span.range)
+        selection = refit_selection(run, "stability")
+        refits, between = bootstrap_refits(
+            selection, _sites(run), run.positions, resampled, direction, refits=span.range
+        )
         return BootstrapRefits(tuple(refits), between)
 
     return compute

@@ -17,10 +17,8 @@ from rhumbline.records.directory import JOB_LOG
 from rhumbline.records.files import file_sha256, read_json
 from rhumbline.stages.seed_run import SeedRun
 
-CANDIDATES_PER_JOB, NULLS_PER_JOB, DRAWS_PER_JOB, REFITS_PER_JOB, DOCUMENTS_PER_JOB = 8, 16, 1, 2, 4
+CANDIDATES_PER_JOB, NULLS_PER_JOB, REFITS_PER_JOB, DOCUMENTS_PER_JOB = 8, 16, 2, 4
 """Sizes of the jobs of the other stages (docs/guide/scale.md: a job should take seconds, and a stage have several)."""
-MORE_DRAWS_PER_JOB = 3
-"""Of further draws of the whole procedure, each of whose jobs reads the training prompts again."""
 FOLDER = ".jobs"
 """Folder of the results of jobs, next to the artefacts of a seed."""
 INPUTS = ("style.json", "classifier.safetensors", "metric.json", "extraction.json", "selection.json", "nulls.json",
