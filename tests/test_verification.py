@@ -2,15 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from changed_runs import edit, edit_row, seal
+from make_run import make_run
 from rhumbline import verify
 from rhumbline.errors import OutputError
-from rhumbline.verification import check
+from rhumbline.records.directory import RunDirectory
+from rhumbline.records.shared import NearDuplicates
+from rhumbline.report.run_record import read_summary
+from rhumbline.verification import _warnings, check
 
 NO_REPORT = "there is no report"
 
@@ -379,3 +384,11 @@ def test_reasons_are_missing_everywhere_or_nowhere(of_seed, run_copy):
     faults, notes = check(run_copy)
     assert any("reasons" in fault for fault in faults)
     assert notes == [NO_REPORT]
+
+
+def test_responses_that_are_not_read_are_a_warning_once(tmp_path):
+    run = read_summary(RunDirectory.read(make_run(tmp_path / "run", seeds=(0, 1))))
+    seeds = [replace(seed, near_duplicates=NearDuplicates(5, 5, 3)) for seed in run.results.seeds]
+    words = "3 responses of the contrast are not read"
+    assert sum(text.startswith(words) for text in _warnings(run.context, seeds)) == 1
+    assert not any("responses of the contrast" in text for text in _warnings(run.context, run.results.seeds))

@@ -99,6 +99,7 @@ def _warnings(context: ProtocolContext, seeds: Sequence[SeedResult]) -> list[str
         warnings += context.decoding.warnings
     if len(seeds) > 1 and any(len(set(split.fixed)) == 3 for split in context.splits.values()):
         warnings.append("The contrast file fixes every split: the seeds share their prompts and differ in nulls only.")
+    warnings += dict.fromkeys(text for seed in seeds if (text := seed.near_duplicates.warning) is not None)
     for seed in seeds:
         if seed.style and not seed.style.markers:
             warnings.append(

@@ -88,6 +88,22 @@ def test_neutral_prompts_that_are_not_used_are_mentioned_once(planted_folder, ca
     assert "neutral" not in planned[2]
 
 
+def test_responses_that_are_not_read_are_counted(planted_folder, call, tmp_path):
+    rows = [
+        {"prompt": f"Question {i}?", "label": label, "response": f"{label} answer {k}"}
+        for i in range(6)
+        for label in ("positive", "negative")
+        for k in range(2)
+    ]
+    for kept, times in ((rows, 1), (rows[::2], 0)):
+        (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        command = ["run", planted_folder, "--contrast", tmp_path / "texts.jsonl", "--device", "cpu"]
+        for options in (["--plan"], ["--plan", "--behaviour", "style"]):
+            code, _, messages = call(*command, *options)
+            assert code == 0
+            assert " ".join(messages.split()).count("12 responses of the contrast are not read") == times
+
+
 @pytest.fixture
 def planned_out(tmp_path):
     """A directory for a run, and a file where a directory is expected."""

@@ -158,6 +158,42 @@ def test_near_duplicates_of_the_other_class_count_too(seed):
     assert sum("kite" in p.text for p in everything(splits)) == 1
 
 
+SIGNS = [
+    ["What is 6*3?", "what is 6 * 3", "What is 6 *3 ?"],
+    ["What is 6/3?", "What is 6 / 3?"],
+    ["What is 6-3?", "What is 6 – 3?"],
+    ["What is 6 + 3?", "What is 6+3"],
+    ["What is 6 * -3?", "what is 6*-3"],
+    ["What is 6 3?"],
+    ["Simplify a*b", "simplify a * b."],
+    ["Simplify a/b", "Simplify: a / b"],
+    ["Sort a list in C", "Sort a list in C."],
+    ["Sort a list in C#", 'Sort a list in "C#"!'],
+    ["Sort a list in C++", "Sort a list in C++."],
+    ["Is 5 large?", "Is '5' large", "Is #5 large?"],
+    ["Is -5 large?", "is (-5) large"],
+    ["Is 5% large?", "Is 5 % large"],
+    [
+        "Well-known and/or *e-mail*:\n- one\n* 2",
+        "well known and or e mail one 2",
+        "Well—known, **and or** e mail – one, 2",
+    ],
+]
+"""Groups of near duplicates; prompts of different groups differ in a sign that has a meaning of its own."""
+
+
+def test_signs_with_a_meaning_of_their_own_make_prompts_distinct():
+    keys = [{near_text(text) for text in group} for group in SIGNS]
+    assert [len(one) for one in keys] == [1] * len(SIGNS)
+    assert len(set.union(*keys)) == len(SIGNS)
+
+
+def test_prompts_that_differ_in_a_sign_are_all_sampled():
+    source = contrast_from_prompts([group[0] for group in SIGNS], [f"n {i}" for i in range(len(SIGNS))])
+    splits = split_contrast(source, Sizes(5, 5, 5), seed=0)
+    assert (splits.dropped, sum(len(splits.get(split, "positive")) for split in SPLITS)) == (0, len(SIGNS))
+
+
 def test_rows_with_a_split_are_kept_and_their_near_duplicates_are_not_sampled(tmp_path):
     rows = [
         *numbered(4),
@@ -245,6 +281,29 @@ def test_too_few_instructions_for_three_splits_are_an_error(tmp_path):
     ]
     with pytest.raises(ContrastError, match="cannot be split"):
         split_contrast(contrast(rows, tmp_path), Sizes(16, 8, 16), seed=1)
+
+
+def test_further_responses_to_a_prompt_are_counted_and_read_with_a_split(tmp_path):
+    texts = [
+        {"prompt": f"Question {i}?", "label": label, "response": f"{label} answer {k} to {i}"}
+        for i in range(6)
+        for label in LABELS
+        for k in range(3)
+    ]
+    spelled = {**texts[0], "response": texts[0]["response"].upper()}  # no further response
+    splits = split_contrast(contrast([*texts, spelled], tmp_path), Sizes(2, 2, 2), seed=0)
+    assert (splits.further_responses, splits.dropped) == (24, 25)
+    warning = splits.record().warning
+    assert warning is not None
+    assert warning.startswith("24 responses of the contrast are not read")
+    assert {p.response for p in everything(splits)} == {
+        row["response"] for row in texts if "answer 0" in row["response"]
+    }
+    for row in texts:
+        row["split"] = SPLITS[int(row["prompt"][9]) % 3]
+    fixed = split_contrast(contrast(texts, tmp_path), Sizes(2, 2, 2), seed=0)
+    assert len(everything(fixed)) == len(texts)
+    assert fixed.record().warning is None
 
 
 def test_an_instruction_in_two_splits_of_the_file_is_reported(tmp_path):

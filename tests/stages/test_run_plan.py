@@ -7,6 +7,7 @@ import pytest
 
 from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrasts import LABELS, SPLITS
+from rhumbline.records.shared import NearDuplicates
 from rhumbline.stages.run_plan import RunPlan
 
 
@@ -24,5 +25,5 @@ def test_the_smallest_rank_p_is_that_of_the_family_with_the_fewest_draws(name, w
     protocol = preset(name)
     protocol = replace(protocol, nulls=replace(protocol.nulls, wide=wide, procedure=procedure))
     sizes = {split: dict.fromkeys(LABELS, 10) for split in SPLITS}
-    splits = SimpleNamespace(sizes=lambda: sizes, near_duplicates=0, dropped=0, fixed=())
+    splits = SimpleNamespace(sizes=lambda: sizes, record=lambda: NearDuplicates(0, 0), fixed=())
     assert RunPlan._split_plan(SimpleNamespace(protocol=protocol), splits).detectable.rank_floor == floor

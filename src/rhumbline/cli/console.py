@@ -216,6 +216,14 @@ def note_neutral(contrast: Any, protocol: Any = None) -> None:
         )
 
 
+def note_responses(contrast: Any, protocol: Any) -> None:
+    """Print how many responses of a contrast are not read, and what to do."""
+    from rhumbline.stages.run_plan import splits_of
+
+    if (text := splits_of(contrast, protocol, protocol.seeds[0]).record().warning) is not None:
+        note(text)
+
+
 def print_plan(contrast: Any, protocol: Any) -> None:
     """Print the effects that the planned sample can detect, and whether its null draws can show a gap."""
     from rhumbline.evidence.compared_arms import EFFECTS
@@ -236,6 +244,7 @@ def print_plan(contrast: Any, protocol: Any) -> None:
         n, power = sizes["test"][label], round(100 * effects.power)
         note(f"{effect.name}: with {n} test {label}s the run {detects} with {power} % power; {passes}")
     note_neutral(contrast, protocol)
+    note_responses(contrast, protocol)
     if protocol.rule.reads == "interval" and protocol.rule.families and protocol.nulls.draws == 1:
         note(
             "one draw of each null family completes prompts, so the spread between draws is unknown and no gap to a "

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from rhumbline.cli.console import WRITTEN_COST, Work, note_neutral, out, say, table_of
+from rhumbline.cli.console import WRITTEN_COST, Work, note_neutral, note_responses, out, say, table_of
 from rhumbline.cli.option_values import quieten, source_of
 
 GIB = 2**30
@@ -24,6 +24,7 @@ def print_forecast(a: argparse.Namespace, contrast: Any, protocol: Any, texts: A
 
     quieten()
     note_neutral(contrast, protocol)
+    note_responses(contrast, protocol)
     source = source_of(a)
     check_device(source.device)
     with places_of(source) as places:

@@ -10,6 +10,7 @@ from rhumbline.cli.console import (
     interval,
     note,
     note_neutral,
+    note_responses,
     number,
     out,
     print_json,
@@ -226,6 +227,7 @@ def _discover(a: argparse.Namespace) -> int:
     check_splits(contrast, protocol)
     _check_resumed(folder, contrast, protocol, "discover")
     note_neutral(contrast)
+    note_responses(contrast, protocol)
     with progress() as shown:
         record = convert(discover(load_model(a), contrast, folder, protocol, progress=shown), Discovery)
     if a.json:

@@ -5,22 +5,33 @@ Independent of the source of the rows (contrast_files.py, named_sets.py), of tok
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+
+from msgspec import UNSET
 
 from rhumbline.arguments import check_fields, checked
 from rhumbline.errors import ContrastError
 from rhumbline.prompts.sampling import Sampling, draw_as_reference, draw_by_hash
 from rhumbline.records.made_contrast import MadeContrast
 from rhumbline.records.protocol_file import ContrastFacts, PoolFacts
-from rhumbline.records.shared import Label, Split
+from rhumbline.records.shared import Label, NearDuplicates, Split
 from rhumbline.records.unicode_text import nfkc
 
 LABELS: tuple[Label, Label] = ("positive", "negative")
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
 
 _APOSTROPHES = "'’‘"
+_DASHES = re.compile("[-\u2010-\u2013\u2212]")
+_SIGN, _LETTER = r"[-*/%+\u2010-\u2013\u2212]", r"[^\W\d_]"
+_SIGNS = re.compile(
+    rf"(?:(?<=[\d)])|(?<=[\d)] )|(?<!\w.)(?<={_LETTER})|(?<!\w. )(?<={_LETTER} )){_SIGN}+"
+    rf"(?= ?{_SIGN}?(?:[\d(]|{_LETTER}(?!\w)))"  # between two operands
+    rf"|(?<![\w)]){_DASHES.pattern}(?=\d)|(?<=\d)%|(?<=\d )%|(?<!\w.)(?<={_LETTER})#"
+)
+"""Signs that `near_text` keeps, in a text with single spaces."""
 
 
 Group = tuple[str, ...]
@@ -126,6 +137,12 @@ class Splits:
     """Near duplicates that are not in the sample; the others are in splits that the file decides."""
     fixed: frozenset[Split]
     """Splits that the file decides for both classes; they are the same for every seed."""
+    further_responses: int = 0
+    """Dropped rows with a further response to a prompt of their class, of which the first response is read."""
+
+    def record(self) -> NearDuplicates:
+        """The near duplicates as protocol.json describes them."""
+        return NearDuplicates(self.near_duplicates, self.dropped, self.further_responses or UNSET)
 
     def get(self, split: Split, label: Label) -> tuple[Prompt, ...]:
         """The prompts of one class in one split."""
@@ -201,6 +218,7 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
     pairs = set.intersection(*({groups[p.id] for p in pool if p.label == label} for label in LABELS))
     distinct = _distinct(_in_order(pool, groups, pairs, seed), fixed, groups)
     dropped, repeats = len(pool) - len(distinct), _repeats(fixed, groups)
+    further = _further_responses(pool, distinct)
     has_pairs = any(prompt.response is not None and groups[prompt.id] in pairs for prompt in distinct)
 
     parts: dict[Split, dict[Label, tuple[Prompt, ...]]] = {
@@ -232,7 +250,7 @@ def split_contrast(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sam
             f"{contrast.name} cannot be split: {'; '.join(faults)}{excluded}. Add prompts, or rows with these splits."
         )
     decided: set[Split] = {split for split in SPLITS if all((split, label) in named for label in LABELS)}
-    return Splits(parts, near_duplicates=repeats + dropped, dropped=dropped, fixed=frozenset(decided))
+    return Splits(parts, repeats + dropped, dropped, frozenset(decided), further)
 
 
 def _split_pools(contrast: ContrastSet, sizes: Sizes, seed: int, sampling: Sampling) -> Splits:
@@ -321,6 +339,15 @@ def _distinct(pool: Iterable[Prompt], fixed: Sequence[Prompt], groups: Mapping[s
     return distinct
 
 
+def _further_responses(pool: Iterable[Prompt], distinct: Iterable[Prompt]) -> int:
+    """The number of responses, without near duplicates, to the prompts of `distinct` that are not in it."""
+    read = {_near_key(p): {near_text(p.response)} for p in distinct if p.response is not None}
+    for prompt in pool:
+        if prompt.response is not None and (responses := read.get(_near_key(prompt))) is not None:
+            responses.add(near_text(prompt.response))
+    return sum(len(responses) - 1 for responses in read.values())
+
+
 def _in_order(pool: Sequence[Prompt], groups: Mapping[str, Group], pairs: Collection[Group], seed: int) -> list[Prompt]:
     """The prompts in their random order, groups together, and those with rows of both classes first."""
     orders = {prompt.id: _order(prompt, seed) for prompt in pool}
@@ -352,10 +379,16 @@ def _near_key(prompt: Prompt) -> tuple[str, ...]:
 def near_text(text: str) -> str:
     """The text without case, punctuation, spacing and compatibility forms; equal for near duplicates.
 
-    A text that consists of punctuation only is returned unchanged but for case.
+    Signs with a meaning of their own are kept: `* / + - %` between numbers or single letters ("6*3", "a / b"), `-`
+    before and `%` after a number, and `#` after a single letter ("C#"). A text that consists of punctuation only is
+    returned unchanged but for case.
     """
     folded = nfkc(nfkc(text).casefold())
-    # Other punctuation becomes a space, so that "3-2" and "32" remain different.
-    joined = "".join(character for character in folded if character not in _APOSTROPHES)
-    words = "".join(" " if unicodedata.category(c).startswith("P") else c for c in joined).split()
-    return " ".join(words) or folded
+    joined = " ".join("".join(character for character in folded if character not in _APOSTROPHES).split())
+    kept = {place for found in _SIGNS.finditer(joined) for place in range(*found.span())}
+    # Other punctuation becomes a space, so that "3.2" and "32" remain different.
+    plain = (
+        f" {_DASHES.sub('-', c)} " if place in kept else " " if unicodedata.category(c).startswith("P") else c
+        for place, c in enumerate(joined)
+    )
+    return " ".join("".join(plain).split()) or folded

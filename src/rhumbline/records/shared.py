@@ -6,7 +6,7 @@ A number that JSON cannot hold (NaN, an infinity) is written as null, so a measu
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 from rhumbline.records.positions import Position
 
@@ -155,6 +155,18 @@ class NearDuplicates:
 
     found: int
     dropped: int
+    further_responses: int | UnsetType = UNSET
+    """Dropped rows with a further response to a prompt of their class; UNSET if there are none."""
+
+    @property
+    def warning(self) -> str | None:
+        """The responses that are not read, and what to do; None if all are."""
+        if self.further_responses is UNSET:
+            return None
+        return (
+            f"{self.further_responses} responses of the contrast are not read: of several responses of one class to "
+            "one prompt, only the first is. Set the column split of these rows to read all of them."
+        )
 
 
 SecondSource = Literal["means", "gradient"]
@@ -202,7 +214,8 @@ class StageTiming:
     seconds: float
     peak_memory_mb: float
     """Largest memory in MiB: of the accelerator, or else of the process."""
-    cpu_seconds: float = 0.0
+    cpu_seconds: float | None = None
+    """Of this process and its threads. None if workers took part, whose time is not measured, and in the first runs."""
 
 
 @dataclass(frozen=True)

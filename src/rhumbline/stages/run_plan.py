@@ -22,7 +22,7 @@ from rhumbline.protocol import Protocol
 from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import SCHEMA, RunDirectory
 from rhumbline.records.protocol_file import ProtocolContext, PublishedTokens, SplitPlan, Versions
-from rhumbline.records.shared import ByLabel, BySplit, ModelFacts, NearDuplicates
+from rhumbline.records.shared import ByLabel, BySplit, ModelFacts
 from rhumbline.records.source_hash import code_sha256
 from rhumbline.records.verdict_rule import VERSION
 from rhumbline.stages.seed_run import SeedRun
@@ -109,7 +109,7 @@ class RunPlan:
         draws = min((nulls.total(f) for f in rule.families), default=nulls.wide) if nulls.wide else 0
         return SplitPlan(
             sizes=by_split,
-            near_duplicates=NearDuplicates(splits.near_duplicates, splits.dropped),
+            near_duplicates=splits.record(),
             fixed=tuple(sorted(splits.fixed)),
             detectable=detectable(by_split.test, rule.min_drop, draws),
         )
