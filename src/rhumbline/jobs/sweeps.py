@@ -26,11 +26,12 @@ from rhumbline.models.chat_model import ChatModel
 from rhumbline.models.loading import load_source
 from rhumbline.models.places import places_of
 from rhumbline.models.sources import ORGANISM, Source, contrast_for
+from rhumbline.models.stored_weights import stored_weights
 from rhumbline.presets.experiment_files import amend
 from rhumbline.presets.protocols import preset
 from rhumbline.prompts.contrasts import ContrastSet
 from rhumbline.protocol import Protocol
-from rhumbline.records.codec import convert, to_json
+from rhumbline.records.codec import JsonObject, convert, to_json
 from rhumbline.records.directory import JOB_LOG, InUseError, RunDirectory, locked
 from rhumbline.records.files import appending, finite, inside, read_json, write_json
 from rhumbline.records.source_hash import code_sha256
@@ -290,16 +291,32 @@ def run_sweep(
         if any((out / name).exists() for name in ("protocol.json", "results.json")):
             raise OutputError(f"{out} is the directory of a run. Pass another --out to a sweep.")
         write_json(out / "sweep.json", {"runs": to_json(cells)})
-        todo = [cell for cell in cells if not _is_done(out, cell)]
+        weights = {source: _weights(source) for source in dict.fromkeys(cell.source for cell in cells)}
+        todo = [cell for cell in cells if not _is_done(out, cell, weights[cell.source])]
         progress(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished")
-        failed = _run_cells(todo, len(cells), out, engine, progress) if todo else {}
+        if unseen := sum(weights[cell.source] is None for cell in cells if cell not in todo):
+            progress(f"{unseen} finished runs have models that are not on this machine: their weights are not compared")
+        failed = _run_cells(todo, weights, len(cells), out, engine, progress) if todo else {}
         return _compare(cells, out, failed)
 
 
+def _weights(source: Source) -> list[str] | None:
+    """The stored weights of a model; no lines for a faulty one, whose run says what is wrong."""
+    try:
+        return stored_weights(source)
+    except (RhumblineError, OSError):
+        return []
+
+
 def _run_cells(
-    todo: list[Cell], n_all: int, out: Path, engine: Engine, progress: Callable[[str], None]
+    todo: list[Cell],
+    weights: Mapping[Source, list[str] | None],
+    n_all: int,
+    out: Path,
+    engine: Engine,
+    progress: Callable[[str], None],
 ) -> dict[str, str]:
-    """The errors of the runs that failed, by name."""
+    """The errors of the runs that failed, by name. `weights` are the stored weights before the first one."""
     jobs = [Job("run", to_json(cell), group=cell.source.model, name=cell.name) for cell in todo]
     options = RunWorkerOptions(str(out), engine.name, code_sha256())
     worker = Worker("rhumbline.jobs.sweeps:RunWorker", asdict(options))
@@ -310,11 +327,13 @@ def _run_cells(
                 continue
             done[result.job] = result
             log_result(out / JOB_LOG, jobs[result.job], result)
-            if result.error is None:
-                write_json(_cell_file(out, todo[result.job]), to_json(todo[result.job]))
+            cell = todo[result.job]
+            # Weights that were replaced meanwhile could be those of this run or not: the next command runs it again.
+            if result.error is None and (stored := weights[cell.source]) == _weights(cell.source):
+                write_json(_cell_file(out, cell), _finished(cell, stored))
             number = n_all - len(todo) + len(done)
             outcome = result.error or result.value
-            progress(f"[{number}/{n_all}] {todo[result.job].name}: {outcome} ({result.seconds:.0f} s)")
+            progress(f"[{number}/{n_all}] {cell.name}: {outcome} ({result.seconds:.0f} s)")
     return {todo[i].name: result.error for i, result in done.items() if result.error is not None}
 
 
@@ -323,13 +342,23 @@ def _cell_file(out: Path, cell: Cell) -> Path:
     return out / "cells" / f"{cell.name}.json"
 
 
-def _is_done(out: Path, cell: Cell) -> bool:
-    """Whether a run was finished with this cell, code and contrast. Other weights are found only by the run itself."""
+def _finished(cell: Cell, weights: list[str] | None) -> JsonObject:
+    """The content of this file; `weights` are the lines of `stored_weights`."""
+    return finite({**to_json(cell), "weights": weights})
+
+
+def _is_done(out: Path, cell: Cell, weights: list[str] | None) -> bool:
+    """Whether a run was finished with this cell, code, contrast and stored weights.
+
+    Where this is not known, the run itself is started: it compares the fingerprint of the loaded weights. Weights that
+    are not on this machine (None) are taken as those of the run.
+    """
     path, recorded = out / "runs" / cell.name, _cell_file(out, cell)
     if not all(file.is_file() for file in (path / "results.json", path / "report.html", recorded)):
         return False
-    stored = RunDirectory.read(path).protocol
-    if stored["versions"]["code"] != code_sha256() or read_json(recorded) != finite(to_json(cell)):
+    stored, known = RunDirectory.read(path).protocol, read_json(recorded)
+    compared = known["weights"] if weights is None and isinstance(known, dict) and "weights" in known else weights
+    if stored["versions"]["code"] != code_sha256() or known != _finished(cell, compared):
         return False
     try:
         wanted = known_without_model(cell.open_contrast(), cell.protocol)

@@ -246,11 +246,18 @@ def check_output(path: str | Path, known: JsonObject | None = None) -> None:
 
 
 def _check_same(folder: Path, found: JsonObject, wanted: JsonObject) -> None:
-    if found != wanted:
+    if found == wanted:
+        return
+    differing = _differing(found, wanted)
+    if differing == ["model.fingerprint"]:
         raise ProtocolError(
-            f"{folder} holds a run of another protocol (it differs in: {', '.join(_differing(found, wanted))}). Give "
-            "another --out, or the same options to resume."
+            f"{folder} holds a run of other weights of this model (it differs in: model.fingerprint): they have been "
+            "replaced since. Give another --out, remove this directory, or restore the weights to resume."
         )
+    raise ProtocolError(
+        f"{folder} holds a run of another protocol (it differs in: {', '.join(differing)}). Give another --out, or the "
+        "same options to resume."
+    )
 
 
 def check_writable(path: str | Path) -> None:
