@@ -164,7 +164,7 @@ def controls(summary: RunFiles, seed: SeedResult) -> tuple[str, ...]:
         degenerate(seed, ABLATION, "positive"),
         degenerate(seed, ADDITION, "negative"),
         NOT_MEASURED if seed.shift.kl is None else f"{seed.shift.kl:.3f} (n = {seed.shift.n})",
-        f"{sum(stage.cpu_seconds for stage in stages) / 60:.1f} min",
+        f"{sum(stage.cpu_seconds or 0.0 for stage in stages) / 60:.1f} min",  # these runs have no workers
     )
 
 

@@ -100,7 +100,7 @@ def run(
     plan = RunPlan.of(model, contrast, protocol, texts)
     plan.check(protocol.max_new_tokens)
     with RunDirectory.open(out, plan.record()) as directory:
-        timings = Timings(directory.path / "timings.json", model.device, progress)
+        timings = Timings(directory.path / "timings.json", model.device, progress, has_workers=pool is not None)
         tokens = measured_tokens(model, plan.chat.encode(contrast.prompts[0]))
         for seed in plan.protocol.seeds:
             run_stages(plan.seed_run(directory, timings, seed, tokens), pool)

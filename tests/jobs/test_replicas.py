@@ -73,6 +73,8 @@ def test_jobs_on_replicas_give_the_run_of_one_process(organism, tmp_path):
         assert (tmp_path / "there" / "seed-0" / name).read_bytes() == (tmp_path / "here" / "seed-0" / name).read_bytes()
     assert (here["environment"]["engine"], there["environment"]["engine"]) == ("local", "mock")
     assert not list(tmp_path.rglob(".jobs"))
+    known = [{stage["cpu_seconds"] is None for stage in r["timings"]["stages"]} for r in (here, there)]
+    assert known == [{False}, {True}]  # the time of the command's process is not that of the run
 
 
 @pytest.mark.slow

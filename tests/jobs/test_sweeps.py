@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from make_run import make_run
 from make_seed import HOSTILE
@@ -16,6 +18,7 @@ from rhumbline.errors import InputError, OutputError
 from rhumbline.jobs import sweeps
 from rhumbline.jobs.sweeps import Sweep, read_sweep, run_sweep
 from rhumbline.models.sources import Source, own_contrast
+from rhumbline.organisms import materialise
 from rhumbline.records.codec import to_json
 from rhumbline.records.directory import RunDirectory, locked
 from rhumbline.records.files import read_json
@@ -137,6 +140,64 @@ def test_other_options_or_another_contrast_in_a_finished_sweep_are_listed(change
         assert {"dtype": "model.dtype", "contrast": "contrast.sha256"}[changed] in again.failures[0].reason
 
 
+def test_replaced_weights_of_a_local_model_are_listed(tmp_path, monkeypatch):
+    """Also with the size and the time of the old file; a touched file is loaded, compared and then taken as known."""
+    materialise("planted", tmp_path)
+    sweep = read_sweep(sweep_file(tmp_path, 'models = ["planted"]\nseeds = [0]\n'))
+    weights, loaded = tmp_path / "planted" / "model.safetensors", []
+    load_source = sweeps.load_source
+    monkeypatch.setattr(sweeps, "load_source", lambda source: loaded.append(source) or load_source(source))
+    (first,) = run_sweep(sweep, tmp_path / "out").rows
+    assert (run_sweep(sweep, tmp_path / "out").rows, len(loaded)) == ([first], 1)
+    weights.touch()
+    (again,) = run_sweep(sweep, tmp_path / "out").rows
+    assert without_cost(again) == without_cost(first)
+    assert run_sweep(sweep, tmp_path / "out").failures == []
+    assert len(loaded) == 2
+    replace_weights(weights)
+    for _ in range(2):  # the second attempt does not take the first for finished
+        swept = run_sweep(sweep, tmp_path / "out")
+        assert swept.rows == []
+        assert "holds a run of other weights of this model" in swept.failures[0].reason
+        assert "remove this directory" in swept.failures[0].reason
+
+
+def test_weights_that_are_replaced_during_a_sweep_are_compared_by_the_next_one(tmp_path, monkeypatch):
+    materialise("planted", tmp_path)
+    sweep = read_sweep(sweep_file(tmp_path, 'models = ["planted"]\nseeds = [0]\n'))
+
+    def load_and_replace(source):
+        model = load_source(source)
+        replace_weights(tmp_path / "planted" / "model.safetensors")
+        return model
+
+    load_source = sweeps.load_source
+    monkeypatch.setattr(sweeps, "load_source", load_and_replace)
+    assert len(run_sweep(sweep, tmp_path / "out").rows) == 1
+    assert "other weights" in run_sweep(sweep, tmp_path / "out").failures[0].reason
+
+
+def replace_weights(path: Path) -> None:
+    """Other weights in a new file with the size and the modification time of the old one."""
+    tensors, facts = load_file(path), path.stat()
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.01
+    save_file(tensors, path.with_suffix(".new"), metadata={"format": "pt"})
+    assert path.with_suffix(".new").stat().st_size == facts.st_size
+    os.utime(path.with_suffix(".new"), ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    path.with_suffix(".new").replace(path)
+
+
+def test_finished_runs_of_a_model_that_is_gone_are_kept_and_named(tmp_path):
+    materialise("planted", tmp_path)
+    sweep = replace(
+        read_sweep(sweep_file(tmp_path, 'models = ["planted"]\nseeds = [0]\n')), contrasts=("organism:planted",)
+    )
+    found, said = run_sweep(sweep, tmp_path / "out"), []
+    shutil.rmtree(tmp_path / "planted")
+    assert run_sweep(sweep, tmp_path / "out", progress=said.append).rows == found.rows
+    assert any("not on this machine: their weights are not compared" in text for text in said)
+
+
 def test_every_fault_of_a_sweep_file_is_listed_at_once(tmp_path):
     text = 'modles = ["x"]\nseeds = [0, 0]\npresets = "rhumbline"\n[model]\nprecision = 1\n[protocol]\nseeds = [1]\n'
     with pytest.raises(InputError) as caught:
@@ -176,6 +237,25 @@ def test_the_table_has_the_numbers_of_the_runs(tmp_path):
         assert row.kl == seed.shift.kl
     with pytest.raises(OutputError, match=r"no protocol\.json"):
         rows_of(tmp_path)
+
+
+def test_the_processor_time_of_a_run_with_workers_is_not_shown(tmp_path):
+    """The log of jobs is in the directory of every run that had workers, of older versions too."""
+    alone, shared = make_run(tmp_path / "alone", seeds=(0,)), make_run(tmp_path / "shared", seeds=(0,))
+    (shared / "jobs.log").write_text("")
+    rows, _ = gather(named([alone, shared]))
+    assert [row.cpu_seconds for row in rows] == [rows[0].seconds, None]
+    assert "their processor time and memory were not measured" in build(rows, [], tmp_path / "both").read_text()
+    assert "not measured" not in build(rows[:1], [], tmp_path / "one").read_text()
+
+
+def test_different_weights_under_one_name_are_noted(tmp_path):
+    rows, _ = gather(named([make_run(tmp_path / "a", seeds=(0,)), make_run(tmp_path / "b", seeds=(1,))]))
+    assert "loaded different weights" not in build(rows, [], tmp_path / "same").read_text()
+    rows[1] = replace(rows[1], fingerprint="0" * 64)
+    text = build(rows, [], tmp_path / "other").read_text()
+    assert "loaded different weights" in text
+    assert f"{'9f' * 6} in a; {'0' * 12} in b" in text
 
 
 def test_tables_are_one_table_in_three_forms(tmp_path):

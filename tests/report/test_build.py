@@ -23,7 +23,7 @@ from rhumbline.records.results import (
 )
 from rhumbline.records.seed_files import Selection
 from rhumbline.report import build as report
-from rhumbline.report import candidate_sections, figures, verdict_sections
+from rhumbline.report import candidate_sections, figures, protocol_sections, verdict_sections
 from rhumbline.report.example_section import examples
 from rhumbline.report.protocol_sections import ablation_sentence
 from rhumbline.report.run_record import read_run
@@ -289,3 +289,10 @@ def test_draws_that_count_as_no_change_are_named_beside_the_gaps(tmp_path):
     for family in nulls:
         assert f"1 of {nulls[family].draws} of {family} (suppression, seed 0)" in shown
     assert "(induction, seed 0)" not in shown
+
+
+def test_the_memory_of_workers_is_not_claimed(tmp_path):
+    run, words = make_run(tmp_path / "run", seeds=(0,)), "their memory is not included"
+    assert words not in protocol_sections.protocol(read_run(run))
+    (run / "jobs.log").write_text("")
+    assert words in protocol_sections.protocol(read_run(run))

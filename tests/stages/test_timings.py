@@ -22,6 +22,19 @@ def test_parts_of_a_stage_are_one_entry(tmp_path):
     assert summary.stages == (StageTiming("selection", 0, 3.75, 100.0, 3.0), parts[1])
 
 
+def test_the_processor_time_is_not_known_where_workers_took_part(tmp_path):
+    path, cpu = tmp_path / "timings.json", torch.device("cpu")
+    for has_workers in (False, True):
+        with Timings(path, cpu, has_workers=has_workers).stage("selection", 0):
+            pass
+    with Timings(path, cpu).stage("extraction", 0):
+        pass
+    selection, extraction = Timings(path, cpu).read().stages
+    assert selection.cpu_seconds is None
+    assert extraction.cpu_seconds is not None
+    assert StageTimings((selection, extraction)).stages[0].seconds >= 0
+
+
 def test_progress_is_reported_and_every_finished_stage_is_written(tmp_path):
     calls = []
     timings = Timings(tmp_path / "timings.json", torch.device("cpu"), lambda stage, rows: calls.append((stage, rows)))

@@ -38,7 +38,7 @@ class StageTimings:
 
     def __post_init__(self):
         for stage in self.stages:
-            if min(stage.seconds, stage.cpu_seconds, stage.peak_memory_mb) < 0:
+            if min(stage.seconds, stage.cpu_seconds or 0.0, stage.peak_memory_mb) < 0:
                 raise ValueError(f"stage {stage.stage[:40]!r} has a negative number")
 
 

@@ -17,10 +17,10 @@ from msgspec import UNSET
 from rhumbline.errors import InputError
 from rhumbline.records.arms import BASELINE
 from rhumbline.records.codec import JsonObject, to_json
-from rhumbline.records.directory import RunDirectory
+from rhumbline.records.directory import JOB_LOG, RunDirectory
 from rhumbline.records.files import write_bytes, write_json
 from rhumbline.records.results import SeedResult
-from rhumbline.records.shared import EffectName
+from rhumbline.records.shared import EffectName, StageTiming
 from rhumbline.report.run_record import RunFiles, measured_arm, read_summary
 
 TABLE = "comparison"
@@ -40,6 +40,8 @@ class ComparisonRow:
 
     run: str
     model: str
+    fingerprint: str
+    """Hash of the weights as loaded."""
     model_type: str
     layers: int
     contrast: str
@@ -74,7 +76,8 @@ class ComparisonRow:
     """Share of the bootstrap refits that select the same site."""
     refit_cosine: float | None
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: float | None
+    """None if workers computed a part of the run."""
     peak_memory_mb: float | None
     """Of the run."""
     engine: str
@@ -111,6 +114,7 @@ def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:
     return ComparisonRow(
         run=name,
         model=model.name,
+        fingerprint=model.fingerprint,
         model_type=model.model_type,
         layers=model.n_layers,
         contrast=run.context.contrast.name,
@@ -132,11 +136,18 @@ def _row(name: str, run: RunFiles, seed: SeedResult) -> ComparisonRow:
         same_site=_same_site(seed),
         refit_cosine=seed.stability and seed.stability.cosine.mean,
         seconds=round(sum(stage.seconds for stage in stages), 3),
-        cpu_seconds=round(sum(stage.cpu_seconds for stage in stages), 3),
+        cpu_seconds=_processor_seconds(run, stages),
         peak_memory_mb=max((stage.peak_memory_mb for stage in results.timings.stages), default=None),
         engine="local" if engine is UNSET else engine,
         device=results.environment.device,
     )
+
+
+def _processor_seconds(run: RunFiles, stages: Sequence[StageTiming]) -> float | None:
+    """Return the processor time of the stages; None if it excludes that of workers, which then wrote a log."""
+    spent = [stage.cpu_seconds for stage in stages if stage.cpu_seconds is not None]
+    has_workers = (run.directory.path / JOB_LOG).exists()
+    return round(sum(spent), 3) if len(spent) == len(stages) and not has_workers else None
 
 
 def _effect(seed: SeedResult, name: EffectName) -> dict[str, float | None]:

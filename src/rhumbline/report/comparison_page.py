@@ -83,7 +83,23 @@ def _verdicts(rows: Sequence[ComparisonRow], links: Mapping[str, str]) -> Html:
         "distribution under ablation on negative prompts, nats."
     )
     table = page.table([*head, "Fragility", "KL"], cells, left=3, sortable=True)
-    return page.section("Verdicts", table, note)
+    return page.section("Verdicts", table, note, *_several_weights(rows))
+
+
+def _several_weights(rows: Sequence[ComparisonRow]) -> list[Html]:
+    """Return a note for each model name whose runs loaded different weights."""
+    runs: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        runs.setdefault(row.model, {}).setdefault(row.fingerprint, []).append(row.run)
+    return [
+        page.note(
+            f"The runs of {printable(model, 80)} loaded different weights, or the same in different dtypes: "
+            + "; ".join(f"{print_[:12]} in {', '.join(dict.fromkeys(names))}" for print_, names in of_print.items())
+            + "."
+        )
+        for model, of_print in runs.items()
+        if len(of_print) > 1
+    ]
 
 
 # -- charts -----------------------------------------------------------------------------------------------------------
@@ -156,5 +172,7 @@ def _cost(rows: Sequence[ComparisonRow]) -> Html:
         costs = number(row.seconds, 1), number(row.cpu_seconds, 1), number(row.peak_memory_mb, 0)
         cells.append([name, row.seed, row.engine, row.device, *costs])
     total = sum(row.seconds for row in rows)
-    note = page.note(f"All stages together take {total:.0f} s; stages on several workers overlap in time.")
-    return page.section("Cost", page.table(head, cells, left=4, sortable=True), note)
+    notes = [f"All stages together take {total:.0f} s; stages on several workers overlap in time."]
+    if any(row.cpu_seconds is None for row in rows):
+        notes.append("Where workers computed jobs of a run, their processor time and memory were not measured.")
+    return page.section("Cost", page.table(head, cells, left=4, sortable=True), page.note(" ".join(notes)))

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from msgspec import UNSET
 
 from rhumbline.evidence.verdict_rules import Rule
+from rhumbline.records.directory import JOB_LOG
 from rhumbline.records.verdict_rule import VERSION
 from rhumbline.report import page
 from rhumbline.report.figures import printable
@@ -155,7 +156,10 @@ def _timings(run: RunRecord) -> Html:
     timings = run.results.timings
     rows = [[s.stage, s.seed, number(s.seconds, 1), number(s.peak_memory_mb, 0)] for s in timings.stages]
     total = ["total", "", number(timings.total_seconds, 1), ""]
-    return page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], [*rows, total])
+    table = page.table(["Stage", "Seed", "Seconds", "Peak memory, MB"], [*rows, total])
+    if not (run.directory.path / JOB_LOG).exists():
+        return table
+    return page.join([table, page.note("Workers computed jobs of this run; their memory is not included.")])
 
 
 # -- verify and cite --------------------------------------------------------------------------------------------------

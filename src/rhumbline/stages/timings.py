@@ -27,6 +27,8 @@ class Timings:
     path: Path
     device: torch.device
     progress: Progress | None = None
+    has_workers: bool = False
+    """Whether workers compute a part of the stages, so that the time of this process is not the processor time."""
     counted: Counter[str] = field(default_factory=Counter)
     """Rows that were reported so far, by stage."""
 
@@ -35,10 +37,11 @@ class Timings:
         stages: dict[tuple[str, int | None], StageTiming] = {}
         for part in self._parts():
             known = stages.get((part.stage, part.seed), replace(part, seconds=0.0, cpu_seconds=0.0))
+            one, other = known.cpu_seconds, part.cpu_seconds
             stages[part.stage, part.seed] = replace(
                 known,
                 seconds=round(known.seconds + part.seconds, 3),
-                cpu_seconds=round(known.cpu_seconds + part.cpu_seconds, 3),
+                cpu_seconds=None if one is None or other is None else round(one + other, 3),
                 peak_memory_mb=max(known.peak_memory_mb, part.peak_memory_mb),
             )
         return TimingSummary(round(sum(s.seconds for s in stages.values()), 3), tuple(stages.values()))
@@ -65,6 +68,6 @@ class Timings:
             seed=seed,
             seconds=round(time.perf_counter() - wall, 3),
             peak_memory_mb=round(peak_memory(self.device) / 2**20, 1),
-            cpu_seconds=round(time.process_time() - cpu, 3),
+            cpu_seconds=None if self.has_workers else round(time.process_time() - cpu, 3),
         )
         write_json(self.path, to_json(StageTimings((*self._parts(), part))))
