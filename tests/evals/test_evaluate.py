@@ -6,20 +6,30 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from msgspec import UNSET
 
 from families import random_model
 from finished_runs import COMPLETIONS
+from make_tokenizer import CHATML_MARKS, make_tokenizer
 from rhumbline import load, verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError
 from rhumbline.evals.evaluate import Evaluation, evaluate, planned, task_manager
+from rhumbline.evals.task_chats import TaskChat
 from rhumbline.inference.interventions import BASELINE, Arm
+from rhumbline.models.chat import Chat
+from rhumbline.models.templates import messages_of
 from rhumbline.organisms import materialise, organism_dir
+from rhumbline.organisms.files import CHATML
+from rhumbline.prompts.chat_options import ChatOptions
 from rhumbline.records.arms import ABLATION
-from rhumbline.records.files import read_json
+from rhumbline.records.codec import to_json
+from rhumbline.records.files import read_json, sha256
+from rhumbline.report import build as report
 from rhumbline.stages.finished_run import open_run
 from tiny_tasks import write_tasks
 
@@ -122,6 +132,126 @@ def test_only_an_arm_with_interventions_changes_responses(refusal_run, refusal, 
     assert under["ablation"] != under["baseline"]
 
 
+def test_prompts_are_chats_of_the_run(finished, refusal, tasks, tmp_path, monkeypatch):
+    """With its system prompt before the description of a task; examples are turns, gen_prefix begins a completion."""
+    from rhumbline.evals import lm_eval_harness as harness
+
+    protocol = replace(COMPLETIONS, chat=ChatOptions(system="Be brief."))
+    run = Path(shutil.copytree(finished("refusal", protocol), tmp_path / "run"))
+    folder = Path(shutil.copytree(tasks, tmp_path / "tasks"))
+    with open(folder / "help.yaml", "a") as file:
+        file.write("description: Answer.\ngen_prefix: 'Well:'\nfewshot_split: test\n")
+    prompts, real = [], harness.ResponseCache.add_partial
+
+    def seen(self, kind, request, response):
+        prompts.append(request[0])
+        real(self, kind, request, response)
+
+    monkeypatch.setattr(harness.ResponseCache, "add_partial", seen)
+    evaluate(run, refusal, Evaluation(("help",), folder, limit=1, fewshot=1, chat=True), [])
+    rows = {row["q"]: row["a"] for row in map(json.loads, (folder / "help.jsonl").read_text().splitlines())}
+    question, *others = rows
+    (example,) = (q for q in others if f"user\n{q}<" in prompts[0])
+    chat = open_run(run).chat(refusal)
+    expected = messages_of("Be brief.\n\nAnswer.", example, f"Well: {rows[example]}", question)
+    assert chat.controls.ids_of(prompts[0]) == chat.encode_messages(expected, "n", "Well:")
+
+
+def test_the_tokenizer_adds_no_token_before_a_chat(refusal, tmp_path):
+    """The run encodes chats without it; text without a chat has it, as in the harness."""
+    from rhumbline.evals.lm_eval_harness import ArmModel, ResponseCache
+
+    tokenizer = make_tokenizer(CHATML, CHATML_MARKS, adds_bos=True)  # the template has no BOS
+    model = replace(refusal, tokenizer=tokenizer)
+    chat = Chat.of(tokenizer)
+    harness_model = ArmModel(model, BASELINE, ResponseCache(tmp_path / "answers"), chat=TaskChat(chat))
+    text = harness_model.apply_chat_template([{"role": "user", "content": "What is salt?"}])
+    expected = chat.encode("What is salt?")
+    assert harness_model.tok_encode(text) == harness_model.tok_batch_encode([text])[0][0].tolist() == expected
+    plain = ArmModel(model, BASELINE, ResponseCache(tmp_path / "plain"))
+    assert plain.tok_encode("salt")[0] == tokenizer.bos_token_id
+
+
+def test_chats_of_an_earlier_version_are_another_evaluation(refusal_run, refusal, tasks):
+    """They have the template of the tokenizer with its defaults. They are kept and named, and stay verifiable."""
+    evaluation, notes = Evaluation(("answers",), tasks, limit=4, chat=True), []
+    evaluate(refusal_run, refusal, evaluation, [], progress=notes.append)
+    assert notes == ["answers, baseline"]
+    (new,) = (refusal_run / "evaluations").iterdir()
+    old = new.with_name(sha256(to_json(replace(evaluation.record(0), chat_of=UNSET)))[:10])
+    shutil.move(new, old)
+    for path in (old / "settings.json", old / "comparison.json"):
+        record = read_json(path)
+        del record.get("settings", record)["chat_of"]
+        path.write_text(json.dumps(record))
+    before = {path: path.read_bytes() for path in old.rglob("*.json")}
+    notes.clear()
+    evaluate(refusal_run, refusal, evaluation, [], progress=notes.append)
+    assert f"{old.name} was written by an earlier version" in notes[0]
+    assert new.name in notes[0]
+    assert notes[1:] == ["answers, baseline"]  # not taken from the old evaluation
+    assert {path: path.read_bytes() for path in old.rglob("*.json")} == before
+    assert verify(refusal_run) == []
+    page = report.build(refusal_run).read_text()
+    assert "with the chat of the run" in page
+    assert "with the template of the tokenizer" in page
+
+
+def test_evaluations_without_chats_keep_their_key(tasks):
+    assert b"chat_of" not in msgspec.json.encode(to_json(Evaluation(("answers",), tasks).record(0)))
+
+
+def test_a_template_is_that_of_the_run_and_needs_chats(refusal_run, refusal, tasks, tmp_path, call):
+    chats = Evaluation(("answers",), tasks, limit=2, chat=True)
+    evaluate(refusal_run, refusal, replace(chats, template=refusal.tokenizer.chat_template), [])
+    with pytest.raises(InputError, match="the chat template is not that of"):
+        evaluate(refusal_run, refusal, replace(chats, template="{{- messages[0].content + 'x' }}"), [])
+    file = tmp_path / "template.jinja"
+    file.write_text(refusal.tokenizer.chat_template)
+    code, _, messages = call("evaluate", refusal_run, "--tasks", "answers", "--chat-template", file)
+    assert code == 2
+    assert "read with --chat only" in " ".join(messages.split())
+
+
+FIXED = "num_fewshot: 0\nfewshot_split: test\n"
+ROLLING = "output_type: loglikelihood_rolling\nmetric_list: [{metric: word_perplexity}]\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "message"),
+    [
+        (FIXED, {"fewshot": 2}, "--fewshot 2: the harness adds no examples to help, whose .* fixed to 0"),
+        (ROLLING, {"fewshot": 2}, "--fewshot: help scores whole texts.* without --fewshot"),
+        (ROLLING, {"chat": True}, "--chat: help scores whole texts.* without --chat"),
+        (ROLLING, {"fewshot": 2, "chat": True}, "--fewshot and --chat: help scores"),
+    ],
+    ids=["examples of a fixed number", "examples of whole texts", "chats of whole texts", "both of whole texts"],
+)
+def test_an_option_that_the_harness_would_ignore_is_refused(
+    line, options, message, refusal_run, refusal, tasks, tmp_path
+):
+    folder = Path(shutil.copytree(tasks, tmp_path / "tasks"))
+    task = (folder / "help.yaml").read_text()
+    if line == ROLLING:
+        task = task.partition("metric_list")[0].replace("output_type: generate_until\n", "")
+    (folder / "help.yaml").write_text(task + line)
+    evaluation = Evaluation(("answers", "help"), folder, limit=2, **options)
+    for refused in (lambda: evaluate(refusal_run, refusal, evaluation, []), lambda: planned(evaluation)):
+        with pytest.raises(InputError, match=message):
+            refused()
+    assert not (refusal_run / "evaluations").exists()  # nor is the first task evaluated
+
+
+@pytest.mark.parametrize("own", ["", "num_fewshot: 1\n"], ids=["no number", "another number"])
+def test_examples_are_added_to_other_tasks(own, refusal_run, refusal, tasks, tmp_path):
+    folder = Path(shutil.copytree(tasks, tmp_path / "tasks"))
+    with open(folder / "help.yaml", "a") as file:
+        file.write(f"{own}fewshot_split: test\n")
+    evaluate(refusal_run, refusal, Evaluation(("help",), folder, limit=2, fewshot=2), [])
+    (path,) = (refusal_run / "evaluations").rglob("help/baseline.json")
+    assert read_json(path)["n-shot"] == {"help": 2}
+
+
 def test_an_interrupted_evaluation_resumes_after_its_last_document(refusal_run, refusal, tasks, monkeypatch):
     """Stopped after three responses: they are kept and not computed again, and the result is the same."""
     from rhumbline.evals import lm_eval_harness as harness
@@ -213,7 +343,7 @@ def test_the_command_prints_a_table_and_the_report_has_it(refusal_run, tasks, ca
     assert "answers" in capsys.readouterr().out
     page = (refusal_run / "report.html").read_text()
     assert "Benchmarks" in page
-    assert "the first 3 documents, with the chat template" in page
+    assert "the first 3 documents, with the chat of the run" in page
     assert main([*command, "--include-path", str(tasks), "--json"]) == 0
     assert [r["n"] for r in json.loads(capsys.readouterr().out)["rows"]] == [3, 3]
 
@@ -261,9 +391,9 @@ def test_another_edited_checkpoint_has_its_own_scores(refusal_run, refusal, task
         path.with_name("edited.answers").write_text("[]")  # of an earlier version, or of the first checkpoint
     evaluated, real = [], evaluating._run_task
 
-    def counted(manager, evaluation, task, model, arm, cache):
+    def counted(manager, evaluation, task, model, arm, cache, chat):
         evaluated.append((task, model, cache.path.name))
-        return real(manager, evaluation, task, model, arm, cache)
+        return real(manager, evaluation, task, model, arm, cache, chat)
 
     monkeypatch.setattr(evaluating, "_run_task", counted)
     second = rows(other, "answers")

@@ -242,7 +242,7 @@ def test_the_numbers_of_the_evidence_are_on_the_page(results, page):
     assert f"Fragility {dose.fragility.fragility:.3g}" in page.text
     assert f"at strength {dose.fragility.half:.2f}" in page.text
     assert "a true suppression of 0.08 or more is detected with 80% power" in page.text
-    assert "Seed 0; the first 20 documents, 3 examples in the prompt, with the chat template" in page.text
+    assert "Seed 0; the first 20 documents, 3 examples in the prompt, with the template of the tokenizer" in page.text
     assert "Seeds 0 and 1: cosine 0.91, the same site." in page.text
     for null in wide.families.values():
         assert f"{null.mean:.2f}" in page.text

@@ -5,8 +5,17 @@ import logging
 from collections.abc import Sequence
 
 from rhumbline.cli.console import NOT_MEASURED, note, number, out, print_json, say, table_of
-from rhumbline.cli.option_values import check_models, load_model, source_of
-from rhumbline.cli.options import COUNT, MODEL_HELP, AddCommand, json_option, model_options, seed_of_run_option, whole
+from rhumbline.cli.option_values import check_models, load_model, read_template, source_of
+from rhumbline.cli.options import (
+    COUNT,
+    MODEL_HELP,
+    AddCommand,
+    json_option,
+    model_options,
+    seed_of_run_option,
+    template_option,
+    whole,
+)
 from rhumbline.records.arms import BASELINE, EDITED, ArmId
 from rhumbline.records.evaluation_files import ComparedScore
 
@@ -27,7 +36,8 @@ def add(command: AddCommand) -> None:
     )
     fewshot = "examples in each prompt; default: the number of the task"
     evaluate.add_argument("--fewshot", type=COUNT, metavar="N", help=fewshot)
-    evaluate.add_argument("--chat", action="store_true", help="render the documents with the chat template")
+    evaluate.add_argument("--chat", action="store_true", help="render the documents with the chat of the run")
+    template_option(evaluate, "with --chat: Jinja template of the run, if it is not the tokenizer's")
     evaluate.add_argument("--include-path", metavar="DIR", help="directory with task files (YAML)")
     seed_of_run_option(evaluate)
     batch = "rows of a forward pass (default: %(default)s)"
@@ -50,8 +60,9 @@ def _evaluate(a: argparse.Namespace) -> int:
     run = open_run(a.run)
     tasks, arms = (tuple(filter(None, map(str.strip, text.split(",")))) for text in (a.tasks, a.arms))
     arm_ids(run, arms, a.seed)  # an unknown seed or arm is reported before a large model is loaded
-    evaluation = Evaluation(tasks, a.include_path, a.seed, a.limit, a.fewshot, a.chat, a.batch_size)
-    task_manager(evaluation)  # unknown tasks are reported before a large model is loaded
+    template = read_template(a.chat_template)
+    evaluation = Evaluation(tasks, a.include_path, a.seed, a.limit, a.fewshot, a.chat, a.batch_size, template)
+    task_manager(evaluation)  # unknown tasks and options that they do not read, before a large model is loaded
     if a.edited:
         check_models(a, a.edited)
     check_device(source_of(a, a.model or run.context.model.name).device)

@@ -11,7 +11,7 @@ and completions are not kept. Independent of statistics and of the content of th
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from numbers import Number
@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from rhumbline.errors import InputError, ModelError
+from rhumbline.evals.task_chats import TaskChat
 from rhumbline.evidence.benchmark_comparison import compare
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.models.chat_model import ChatModel
@@ -53,9 +55,11 @@ class Evaluation:
     fewshot: int | None = None
     """Examples in each prompt; None: the number of the task."""
     chat: bool = False
-    """Render the prompts with the chat template."""
+    """Render the prompts with the chat of the run."""
     batch_size: int = 16
     """Requests of one forward pass."""
+    template: str | None = None
+    """Jinja text of the chat template of the run, unless it is that of the tokenizer or of a preset."""
 
     def __post_init__(self):
         if not self.tasks:
@@ -66,6 +70,8 @@ class Evaluation:
             raise InputError(f"--limit is {self.limit}; pass 1 or more.")
         if self.fewshot is not None and self.fewshot < 0:
             raise InputError(f"--fewshot is {self.fewshot}; pass 0 or more.")
+        if self.template is not None and not self.chat:
+            raise InputError("--chat-template is read with --chat only. Pass --chat, or omit --chat-template.")
 
     def record(self, seed: int) -> EvaluationSettings:
         """The settings in settings.json, with a hash of every file of `include_path`."""
@@ -74,6 +80,7 @@ class Evaluation:
             limit=self.limit,
             fewshot=self.fewshot,
             chat=self.chat,
+            chat_of="run" if self.chat else UNSET,
             tasks={} if self.include_path is None else _file_hashes(Path(self.include_path)),
             versions={"lm_eval": version("lm_eval")},
         )
@@ -110,14 +117,21 @@ def evaluate(
     run = open_run(path)
     run.check_model(model, ModelError)
     seed_arms = run.arms(evaluation.seed)
-    evaluated = {arm: (model, seed_arms.arm(arm)) for arm in arm_ids(run, arms, evaluation.seed)}
+    chat = _chat(run, model, evaluation)
+    evaluated = {arm: (model, seed_arms.arm(arm), chat) for arm in arm_ids(run, arms, evaluation.seed)}
     if edited is not None:
-        evaluated[EDITED] = (edited, BASELINE)
+        evaluated[EDITED] = (edited, BASELINE, _chat(run, edited, evaluation))
     manager = task_manager(evaluation)
     from rhumbline.evals.lm_eval_harness import ResponseCache  # needs the extra that task_manager reports
 
     settings = evaluation.record(run.artefacts(evaluation.seed).seed)
-    folder = run.path / "evaluations" / sha256(to_json(settings))[:10]
+    folder = _folder(run, settings)
+    if evaluation.chat and (earlier := _folder(run, replace(settings, chat_of=UNSET))).is_dir():
+        progress(
+            f"{earlier.relative_to(run.path)} was written by an earlier version, with the tokenizer's template and its "
+            f"defaults. It is kept as another evaluation; the chat of the run is used in "
+            f"{folder.relative_to(run.path)}."
+        )
     if not (folder / "settings.json").is_file():
         run.directory.write_as(settings, folder / "settings.json")
     edited_weights = None if edited is None else fingerprint(edited)
@@ -125,7 +139,7 @@ def evaluate(
         _remove_other_edits(run.directory, folder, edited_weights)
     loadable: set[str] = set()
     for task in evaluation.tasks:
-        for arm_id, (evaluated_model, arm) in evaluated.items():
+        for arm_id, (evaluated_model, arm, chat) in evaluated.items():
             target = folder / _slug(task) / f"{_slug(str(arm_id))}.json"
             if target.is_file():
                 continue
@@ -137,7 +151,7 @@ def evaluate(
             responses = target.with_suffix(".answers") if weights is None else target.with_name(_responses_of(weights))
             responses.parent.mkdir(parents=True, exist_ok=True)
             cache = ResponseCache(responses, keeps_texts=run.protocol.save_completions)
-            results = _run_task(manager, evaluation, task, evaluated_model, arm, cache)
+            results = _run_task(manager, evaluation, task, evaluated_model, arm, cache, chat)
             results |= {"protocol_sha256": run.directory.protocol_sha256, "task": task, "arm": str(arm_id)}
             results |= {} if weights is None else {"fingerprint": weights}
             run.directory.write_as(convert(results, TaskResult), target)
@@ -145,6 +159,15 @@ def evaluate(
     comparison = compare(run.directory, folder)
     run.directory.write_as(comparison, folder / "comparison.json")
     return comparison
+
+
+def _chat(run: FinishedRun, model: ChatModel, evaluation: Evaluation) -> TaskChat | None:
+    """The chat of the run with the tokenizer of a model; None if the prompts are no chats."""
+    return TaskChat(run.chat(model, evaluation.template)) if evaluation.chat else None
+
+
+def _folder(run: FinishedRun, settings: EvaluationSettings) -> Path:
+    return run.path / "evaluations" / sha256(to_json(settings))[:10]
 
 
 def _remove_other_edits(directory: RunDirectory, folder: Path, weights: str) -> None:
@@ -166,7 +189,13 @@ def _responses_of(weights: str) -> str:
 
 
 def _run_task(
-    manager: Any, evaluation: Evaluation, task: str, model: ChatModel, arm: Arm, cache: Any
+    manager: Any,
+    evaluation: Evaluation,
+    task: str,
+    model: ChatModel,
+    arm: Arm,
+    cache: Any,
+    chat: TaskChat | None,
 ) -> dict[str, Any]:
     """The results of the harness for one task under one arm, as JSON values without documents and completions.
 
@@ -178,7 +207,7 @@ def _run_task(
 
     simple: Any = simple_evaluate  # a decorator hides its signature
     results = simple(
-        model=ArmModel(model, arm, cache, batch_size=evaluation.batch_size),
+        model=ArmModel(model, arm, cache, chat=chat, batch_size=evaluation.batch_size),
         tasks=[task],
         task_manager=manager,
         num_fewshot=evaluation.fewshot,
@@ -260,17 +289,47 @@ def _loaded(manager: Any, evaluation: Evaluation, name: str, limit: int | None) 
     Raises InputError that names the task if the harness cannot load it, and if it executes generated code.
     """
     with _can_load(name):
-        parts = manager.load([name])["tasks"]
-        for part, task in parts.items():
-            if getattr(task, "UNSAFE_CODE", False):
-                raise InputError(
-                    f"task {part} executes code that the model generates, which rhumbline does not do. Pass other "
-                    "--tasks."
-                )
+        parts = _parts(manager, name)
+        for task in parts.values():
             if evaluation.fewshot is not None:
                 task.set_config(key="num_fewshot", value=evaluation.fewshot)
             task.build_all_requests(limit=limit, rank=0, world_size=1)
     return parts
+
+
+def _parts(manager: Any, name: str) -> dict[str, Any]:
+    """The task, or the parts of a group; InputError if one executes generated code."""
+    parts = manager.load([name])["tasks"]
+    if unsafe := [part for part, task in parts.items() if getattr(task, "UNSAFE_CODE", False)]:
+        raise InputError(
+            f"task {unsafe[0]} executes code that the model generates, which rhumbline does not do. Pass other --tasks."
+        )
+    return parts
+
+
+def _check_applies(manager: Any, evaluation: Evaluation) -> None:
+    """Raise InputError if a task does not read --fewshot or --chat; the harness ignores an option without an error.
+
+    It adds no examples to a task whose file says `num_fewshot: 0`, and scores the texts of a rolling task as they are.
+    """
+    parts: dict[str, Any] = {}
+    for name in evaluation.tasks:
+        with _can_load(name):
+            parts |= _parts(manager, name)
+    rolling = [part for part, task in parts.items() if task.get_config("output_type") == "loglikelihood_rolling"]
+    fixed = [part for part, task in parts.items() if task.get_config("num_fewshot") == 0]
+    if rolling:
+        given = {"--fewshot": evaluation.fewshot, "--chat": evaluation.chat}
+        options = " and ".join(option for option, value in given.items() if value)
+        raise InputError(
+            f"{options}: {', '.join(rolling)} scores whole texts, without examples and chats. Evaluate such tasks in "
+            f"a command of their own, without {options}."
+        )
+    if fixed and evaluation.fewshot:
+        raise InputError(
+            f"--fewshot {evaluation.fewshot}: the harness adds no examples to {', '.join(fixed)}, whose own number is "
+            "fixed to 0. Evaluate such tasks in a command of their own, without --fewshot."
+        )
 
 
 @contextmanager
@@ -302,7 +361,10 @@ def _first_line(error: Exception) -> str:
 
 
 def task_manager(evaluation: Evaluation) -> Any:
-    """The task index of the harness; its own tasks are indexed only if a name is not in the folder of the user."""
+    """The task index of the harness; its own tasks are indexed only if a name is not in the folder of the user.
+
+    InputError for unknown tasks, and for options that a task does not read.
+    """
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -323,6 +385,8 @@ def task_manager(evaluation: Evaluation) -> Any:
             f"unknown tasks {', '.join(unknown)}. Use names of lm-evaluation-harness (`lm_eval ls tasks`) or of the "
             "YAML files in --include-path DIR."
         )
+    if evaluation.fewshot or evaluation.chat:
+        _check_applies(manager, evaluation)
     return manager
 
 

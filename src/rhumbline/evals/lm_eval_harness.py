@@ -1,7 +1,7 @@
 """The model class of lm-evaluation-harness, with the interventions of an arm. Needs the extra `eval`.
 
-Without interventions every response is that of the class of the harness. No request is computed twice. Independent of
-tasks, runs and scores.
+Without interventions and without a chat every response is that of the class of the harness. No request is computed
+twice. Independent of tasks, runs and scores.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from rhumbline.evals.task_chats import TaskChat
 from rhumbline.inference.applied import applied
 from rhumbline.inference.interventions import Arm
 from rhumbline.models.chat_model import ChatModel
@@ -80,10 +81,18 @@ def _weights_not_tied(model: Any) -> Iterator[None]:
 
 
 class ArmModel(HFLM):
-    """The Hugging Face model of the harness under an arm."""
+    """The Hugging Face model of the harness under an arm. `chat` renders the messages of tasks."""
 
-    def __init__(self, chat_model: ChatModel, arm: Arm, cache: ResponseCache, *, batch_size: int = 16):
-        self.chat_model, self.arm, self.responses = chat_model, arm, cache
+    def __init__(
+        self,
+        chat_model: ChatModel,
+        arm: Arm,
+        cache: ResponseCache,
+        *,
+        chat: TaskChat | None = None,
+        batch_size: int = 16,
+    ):
+        self.chat_model, self.arm, self.responses, self.chat = chat_model, arm, cache, chat
         proof = chat_model.proof
         init: Any = super().__init__  # a decorator hides its signature
         with _weights_not_tied(chat_model.model):
@@ -93,8 +102,16 @@ class ArmModel(HFLM):
                 backend="causal",
                 batch_size=1 if proof.padding_changes_logits or proof.longest_proved else batch_size,
                 device=str(chat_model.device),
+                # A chat template contains the special tokens; the tokenizer would add the first one again.
+                add_bos_token=None if chat is None else False,
             )
         self.cache_hook: Any = cache
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages of a task as text; without a generation prompt the last one begins the completion."""
+        if self.chat is None:
+            raise TypeError("ArmModel(chat=...) renders the messages of tasks, and it is None.")
+        return self.chat.render(chat_history, is_continued=not add_generation_prompt)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation under the arm."""

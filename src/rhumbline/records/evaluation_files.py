@@ -20,7 +20,10 @@ class EvaluationSettings:
     fewshot: int | None
     """Examples in each prompt; null: the task's own number."""
     chat: bool
-    """Whether tasks go through the chat template."""
+    """Whether tasks are rendered as chats."""
+    chat_of: Literal["run"] | UnsetType = UNSET
+    """`run`: chats are those of the run. Absent without chats, and in evaluations of earlier versions, whose chats have
+    the tokenizer's template with its defaults."""
     tasks: dict[str, str]
     """Path of every file of the user's folder of tasks, and its sha256; empty without a folder."""
     versions: dict[str, str]

@@ -272,7 +272,10 @@ def _settings_text(evaluation: Comparison) -> str:
     settings = evaluation.settings
     limit = "all documents" if settings.limit is None else f"the first {settings.limit} documents"
     shots = "" if settings.fewshot is None else f", {settings.fewshot} examples in the prompt"
-    return f"Seed {settings.seed}; {limit}{shots}{', with the chat template' if settings.chat else ''}"
+    chat = ""
+    if settings.chat:
+        chat = ", with the chat of the run" if settings.chat_of == "run" else ", with the template of the tokenizer"
+    return f"Seed {settings.seed}; {limit}{shots}{chat}"
 
 
 def _evaluation(k: int, evaluation: Comparison, draw: page.Canvas) -> Html:
