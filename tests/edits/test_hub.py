@@ -16,6 +16,7 @@ from rhumbline.edits.read_direction import LARGEST, read_directions
 from rhumbline.errors import DirectionError, InputError, OutputError, VerificationError
 from rhumbline.inference.interventions import Direction
 from rhumbline.organisms.planted import TRUTH
+from rhumbline.records.directory import RunDirectory
 from rhumbline.records.edit_file import FILE
 from rhumbline.report import build as report
 
@@ -58,6 +59,21 @@ def test_completions_that_a_run_saved_are_not_shared(texts_run, tmp_path):
     assert [text for text in texts if text in shared or escape(text) in shared] == []
     shared_folder(run, tmp_path / "without", PushOptions(report=False))
     assert not (tmp_path / "without" / "report.html").exists()
+
+
+def test_evaluations_of_a_run_are_not_shared(every_stage, tmp_path):
+    """Also what an interrupted one leaves, and results of earlier versions, whose scores of documents can be texts."""
+    run = shutil.copytree(every_stage, tmp_path / "run")
+    folder = run / "evaluations/0123456789/help"
+    folder.mkdir(parents=True)
+    (folder / "baseline.answers").write_text('["key", "a private text"]\n')
+    scores = {"doc_id": 0, "doc_hash": "h", "filter": "none", "scores": {"bleu": ["a private text", "another"]}}
+    result = {"protocol_sha256": RunDirectory.read(run).protocol_sha256, "task": "help", "arm": "baseline"}
+    result |= {"results": {"help": {"bleu,none": 1.0}}, "samples": {"help": [scores]}}
+    (folder / "baseline.json").write_text(json.dumps(result))
+    shared_folder(run, tmp_path / "up")
+    assert {path.name for path in (tmp_path / "up").iterdir()} == RUN_FILES
+    assert not [path for path in (tmp_path / "up").iterdir() if b"private text" in path.read_bytes()]
 
 
 @pytest.fixture

@@ -52,11 +52,17 @@ def card(record: EditRecord | ShardedEditRecord) -> str:
 
 
 def caveats(record: EditRecord | ShardedEditRecord) -> list[str]:
-    """How the edit differs from the intervention of the run."""
-    direction = record.direction
+    """How the edit differs from the intervention of the run, and which files it may lack."""
+    direction, files = record.direction, []
+    if not isinstance(record, ShardedEditRecord) and record.not_cached:
+        names = record.not_cached
+        files = [
+            f"Not in the cache of the hub, so not copied: {', '.join(names)}. If the original model has them, run "
+            f"`hf download {record.base_model} {' '.join(names)}` and edit again, or copy them into the directory."
+        ]
     if direction.coefficient is None:
-        return direction.origin.caveats
-    return direction.origin.addition_caveats(direction.coefficient)
+        return [*direction.origin.caveats, *files]
+    return [*direction.origin.addition_caveats(direction.coefficient), *files]
 
 
 def summary(record: EditRecord | ShardedEditRecord, out: Path) -> list[str]:

@@ -10,12 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rhumbline.errors import ModelError, OutputError
-from rhumbline.models.adapters import CONFIG as ADAPTER
-from rhumbline.organisms.files import CARD, CONTRAST
 from rhumbline.records.directory import check_writable
-from rhumbline.records.edit_file import FILE as RECORD
-
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
 def check_target(target: Path) -> None:
@@ -54,12 +49,3 @@ def new_directory(target: Path, unfinished: Path | None = None) -> Iterator[Path
     finally:
         if unfinished is None:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the files of a local checkpoint that are not weights (processors, templates), unless `folder` has them."""
-    for path in sorted(source.iterdir()) if source.is_dir() else []:
-        is_weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
-        is_own = path.name in {RECORD, CARD, CONTRAST, ADAPTER}
-        if path.is_file() and not is_weights and not is_own and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)

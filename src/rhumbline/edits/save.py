@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from msgspec import structs
 
+from rhumbline.edits.companions import copy_companions_of, files_not_cached
 from rhumbline.edits.edit_card import card
-from rhumbline.edits.new_directory import RECORD, check_target, copy_companions, new_directory
+from rhumbline.edits.new_directory import check_target, new_directory
 from rhumbline.edits.projection import leak_allowed, orthonormal
 from rhumbline.edits.proved_edit import (
     PROMPTS,
@@ -40,6 +41,7 @@ from rhumbline.models.sources import Source, checkpoint
 from rhumbline.models.templates import own_template, template_sha256
 from rhumbline.organisms.files import CARD
 from rhumbline.records.codec import to_json
+from rhumbline.records.edit_file import FILE as RECORD
 from rhumbline.records.edit_file import EditedDirection, EditProof, EditRecord, SavedGap
 from rhumbline.records.files import write_bytes, write_json
 
@@ -101,6 +103,7 @@ def edit_checkpoint(
                 decided_by_siblings=edited.inferred,
                 untied=edited.untied,
                 proof=proof,
+                not_cached=files_not_cached(where, edited.chat_model.model.config, folder),
                 versions=versions(),
             )
             write_json(folder / RECORD, to_json(record))
@@ -205,7 +208,7 @@ def _write(chat_model: ChatModel, folder: Path, source: str) -> None:
     chat_model.model.save_pretrained(folder)
     if chat_model.tokenizer is not None:
         chat_model.tokenizer.save_pretrained(folder)
-    copy_companions(Path(source).expanduser(), folder)
+    copy_companions_of(source, chat_model.model.config, folder)
 
 
 def _measure_saved(

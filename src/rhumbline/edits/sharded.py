@@ -19,8 +19,9 @@ import msgspec
 import torch
 from torch import Tensor
 
+from rhumbline.edits.companions import copy_companions
 from rhumbline.edits.edit_card import card
-from rhumbline.edits.new_directory import RECORD, check_target, copy_companions, new_directory
+from rhumbline.edits.new_directory import check_target, new_directory
 from rhumbline.edits.projection import Basis, inner_vectors, leak_allowed, matrices, orthonormal, project
 from rhumbline.edits.proved_edit import refuse_large
 from rhumbline.edits.read_direction import ImportedDirections, check_origin, check_sizes
@@ -35,6 +36,7 @@ from rhumbline.models.sources import Source
 from rhumbline.models.weight_files import INDEX, stored_tensors, weight_files
 from rhumbline.organisms.files import CARD
 from rhumbline.records.codec import convert, to_json
+from rhumbline.records.edit_file import FILE as RECORD
 from rhumbline.records.edit_file import ShardedEditRecord, ShardedProof
 from rhumbline.records.files import canonical, read_json, write_bytes, write_json
 

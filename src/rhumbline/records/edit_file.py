@@ -138,6 +138,8 @@ class EditRecord(Struct, frozen=True, kw_only=True):
     untied: bool
     """Whether the head was separated from the embedding."""
     proof: EditProof
+    not_cached: tuple[str, ...] = ()
+    """Files of the processor of a multimodal model of the hub that were not in the cache, so they were not copied."""
     versions: dict[str, str]
 
 
