@@ -18,7 +18,8 @@ from make_tokenizer import CHATML_MARKS, make_tokenizer
 from rhumbline import load, verify
 from rhumbline.cli import main
 from rhumbline.errors import InputError, ModelError
-from rhumbline.evals.evaluate import Evaluation, evaluate, planned, task_manager
+from rhumbline.evals.evaluate import evaluate
+from rhumbline.evals.evaluation import Evaluation, planned, task_manager
 from rhumbline.evals.task_chats import TaskChat
 from rhumbline.inference.interventions import BASELINE, Arm
 from rhumbline.models.chat import Chat

@@ -52,7 +52,8 @@ def add(command: AddCommand) -> None:
 def _evaluate(a: argparse.Namespace) -> int:
     # The notes of the harness on models in memory and on defaults of task files do not concern a user of this command.
     logging.getLogger("lm_eval").setLevel("ERROR")
-    from rhumbline.evals.evaluate import Evaluation, arm_ids, evaluate, planned, task_manager
+    from rhumbline.evals.evaluate import arm_ids, evaluate
+    from rhumbline.evals.evaluation import Evaluation, planned, task_manager
     from rhumbline.models.loading import check_device
     from rhumbline.report import build as report
     from rhumbline.stages.finished_run import open_run

@@ -34,17 +34,26 @@ from rhumbline.stages.stage_jobs import DOCUMENTS_PER_JOB, JobKind, SeedJobs, sp
 
 
 def write_losses(run: SeedRun, jobs: SeedJobs) -> None:
-    """The losses of every arm, one file for each text."""
-    plan = run.protocol.side_effects
-    for text in get_args(Text) if plan.documents else ():
-        path, stage = run.folder / f"losses-{text}.jsonl", f"losses on {text}"
-        if not path.is_file():
-            with run.timings.stage(stage, run.seed):
-                sources = _sources(run, text, run.runner(stage))
-                parts = [tuple(sources[i] for i in span.range) for span in spans(len(sources), DOCUMENTS_PER_JOB)]
-                results = jobs.request(LOSS_JOB, [LossRequest(text, part) for part in parts])
-                run.directory.write_rows_as([row for part in results for row in part.rows], path)
-            jobs.clear()
+    """The losses of every arm, one file for each text. Workers read the first texts while completions are generated."""
+    texts: Sequence[Text] = get_args(Text) if run.protocol.side_effects.documents else ()
+    paths = {text: run.folder / f"losses-{text}.jsonl" for text in texts}
+    begun = {text: _begin(run, jobs, text) for text, path in paths.items() if not path.is_file()}
+    for text, results in begun.items():
+        with run.timings.stage(_stage(text), run.seed):
+            run.directory.write_rows_as([row for part in results() for row in part.rows], paths[text])
+    jobs.clear()
+
+
+def _stage(text: Text) -> str:
+    return f"losses on {text}"
+
+
+def _begin(run: SeedRun, jobs: SeedJobs, text: Text) -> Callable[[], list["Losses"]]:
+    """Start the jobs of one text."""
+    with run.timings.stage(_stage(text), run.seed):
+        sources = _sources(run, text, run.runner(_stage(text)))
+        parts = [tuple(sources[i] for i in span.range) for span in spans(len(sources), DOCUMENTS_PER_JOB)]
+        return jobs.begin(LOSS_JOB, [LossRequest(text, part) for part in parts])
 
 
 # -- documents --------------------------------------------------------------------------------------------------------
@@ -184,7 +193,7 @@ def _prepare(run: SeedRun) -> Callable[[LossRequest], Losses]:
     arms = run.arms.losses(run.protocol.side_effects.controls)
 
     def compute(request: LossRequest) -> Losses:
-        runner = run.runner(f"losses on {request.text}")
+        runner = run.runner(_stage(request.text))
         return Losses(tuple(loss_rows(runner, request.text, request.sources, arms)))
 
     return compute
