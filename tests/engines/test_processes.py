@@ -11,7 +11,16 @@ from dataclasses import replace
 import pytest
 
 from paths import HELPERS, ROOT
-from rhumbline.engines.engine import EngineError, Job, JobError, Worker, engine, run_jobs
+from rhumbline.engines.engine import (
+    EngineError,
+    Job,
+    JobError,
+    Worker,
+    begin_jobs,
+    engine,
+    run_jobs,
+    stored_result,
+)
 from rhumbline.engines.processes import Processes, cores
 from rhumbline.errors import InputError, ModelError
 
@@ -84,11 +93,27 @@ def test_jobs_that_were_not_awaited_are_stopped(pool_of, tmp_path):
 
 
 def test_jobs_of_one_call_run_while_results_of_another_are_read(pool_of, tmp_path):
-    with pool_of() as pool:
+    with pool_of(replicas=1) as pool:
         long = pool.map([Job("slow", {"x": 20})])
         assert sorted(result.value["square"] for result in pool.map(jobs("plain"))) == [x * x for x in range(6)]
         assert (tmp_path / "count" / "attempts-20").is_file()
         assert [result.value["square"] for result in long] == [400]
+
+
+def test_results_that_are_not_awaited_yet_are_stored(pool_of, tmp_path):
+    """A command that is interrupted then has them; each is reported once, when it is awaited."""
+    reported: list[int] = []
+    with pool_of(replicas=1) as pool:
+        early = jobs("plain", 2)
+        report = lambda job, result: reported.append(job.arguments["x"])  # noqa: E731
+        finish = begin_jobs(pool, early, tmp_path / "results", FILES, log=tmp_path / "log", report=report)
+        other = [Job("plain", {"x": x}) for x in range(10, 14)]
+        list(pool.map(other))
+        assert all(stored_result(tmp_path / "results", job).is_file() for job in early)
+        assert reported == []
+        assert finish() == EXPECTED[:2]
+    assert sorted(reported) == [0, 1]
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
 
 
 def test_jobs_for_idle_workers_are_behind_those_of_other_calls(pool_of, tmp_path):
@@ -104,8 +129,7 @@ def test_jobs_whose_results_are_never_read_are_stopped_with_the_pool(pool_of):
     with pool_of() as pool:
         pool.map(jobs("slow"))
         children = [process.child for process in pool.processes]
-        assert len(list(pool.map(jobs("plain", 1)))) == 1
-    assert -signal.SIGTERM in {child.exitcode for child in children}
+    assert {child.exitcode for child in children} == {-signal.SIGTERM}
 
 
 def test_workers_that_have_no_job_are_not_awaited(pool_of):

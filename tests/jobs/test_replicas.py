@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -51,13 +52,21 @@ def organism():
 
 def run_both(tmp_path, source, model, contrast, protocol, engine):
     """The results in this process and over the engine's replicas, which must be equal, as must the rows reported."""
-    counts = Counter(), Counter()
-    own, other = (lambda stage, rows, c=c: c.update({stage: rows or 0}) for c in counts)
+    counts, begun = (Counter(), Counter()), ([], [])
+
+    def counted(k: int, stage: str, rows: int | None) -> None:
+        counts[k].update({stage: rows or 0})
+        if rows is None:
+            begun[k].append(stage)
+
+    own, other = (partial(counted, k) for k in range(2))
     here = run(model, contrast, tmp_path / "here", protocol, page=False, progress=own).results
     with engine.pool(replica_worker(source, contrast, protocol, fingerprint(model))) as pool:
         options = dict(pool=pool, engine=engine.name, page=False, progress=other)
         there = run(model, contrast, tmp_path / "there", protocol, **options).results
     assert counts[0]["arms"] == counts[1]["arms"] > 0
+    # A stage whose jobs start early begins when its results are read.
+    assert begun[0] == begun[1] == list(dict.fromkeys(begun[0]))
     # What the jobs of a worker share is computed on each.
     assert {stage: rows for stage, rows in counts[0].items() if rows > counts[1][stage]} == {}
     for name in ("verdict", "sentence", "seeds", "pooled", "protocol_sha256"):

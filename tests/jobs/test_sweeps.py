@@ -158,7 +158,7 @@ def test_replaced_weights_of_a_local_model_are_listed(tmp_path, monkeypatch):
     for _ in range(2):  # the second attempt does not take the first for finished
         swept = run_sweep(sweep, tmp_path / "out")
         assert swept.rows == []
-        assert "holds a run of other weights of this model" in swept.failures[0].reason
+        assert "holds a run of other weights under this name" in swept.failures[0].reason
         assert "remove this directory" in swept.failures[0].reason
 
 

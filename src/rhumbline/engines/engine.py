@@ -96,15 +96,26 @@ class Worker:
         return getattr(import_module(module), name)(self.options)
 
 
+Arrived = Callable[[JobResult], None]
+"""Receives a result before it is read."""
+
+
 @runtime_checkable
 class Pool(Protocol):
     """Running workers."""
 
-    def map(self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False) -> Iterator[JobResult]:
+    def map(
+        self,
+        jobs: Sequence[Job],
+        shared: Shared | None = None,
+        when_idle: bool = False,
+        arrived: Arrived | None = None,
+    ) -> Iterator[JobResult]:
         """Results in order of completion; a job can have several.
 
         Several calls can be in progress. The jobs start when the first result is read, or earlier; those of a call
-        `when_idle` start earlier only on workers for which no other call has a job.
+        `when_idle` start earlier only on workers for which no other call has a job. `arrived` is called with results
+        without an error that arrive while nobody reads those of this call.
         """
         ...
 
@@ -137,7 +148,13 @@ class LocalPool:
 
     run: RunJob
 
-    def map(self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False) -> Iterator[JobResult]:
+    def map(
+        self,
+        jobs: Sequence[Job],
+        shared: Shared | None = None,
+        when_idle: bool = False,
+        arrived: Arrived | None = None,
+    ) -> Iterator[JobResult]:
         """Results in the order of the jobs, each computed when it is read.
 
         A RhumblineError is the result of its job; any other error is raised.
@@ -194,27 +211,40 @@ def begin_jobs(
     log: Path | None = None,
     report: Callable[[Job, JobResult], None] = lambda job, result: None,
 ) -> Callable[[], list[Any]]:
-    """Start the jobs of `run_jobs`; the returned function waits for their values."""
+    """Start the jobs of `run_jobs`; the returned function waits for their values, and reports all of them."""
     paths = [stored_result(folder, job) for job in jobs]
     values: dict[int, Any] = {i: read_json(path)["value"] for i, path in enumerate(paths) if path.is_file()}
     missing = [i for i in range(len(jobs)) if i not in values]
-    results = pool.map([jobs[i] for i in missing], shared, when_idle) if missing else iter(())
+    failed: dict[int, JobResult] = {}
+    unreported: list[tuple[Job, JobResult]] | None = []
+    """Results that arrived before they are awaited; None from then on."""
+
+    def keep(result: JobResult) -> None:
+        index = missing[result.job]
+        if index in values:
+            return
+        if log is not None:
+            log_result(log, jobs[index], result)
+        if result.error is not None:
+            failed[index] = result
+            return
+        write_json(paths[index], {"key": jobs[index].key, "value": result.value})
+        values[index] = read_json(paths[index])["value"]
+        failed.pop(index, None)
+        if unreported is None:
+            report(jobs[index], result)
+        else:
+            unreported.append((jobs[index], result))
+
+    results = pool.map([jobs[i] for i in missing], shared, when_idle, keep) if missing else iter(())
 
     def finish() -> list[Any]:
-        failed: dict[int, JobResult] = {}
+        nonlocal unreported
+        early, unreported = unreported or [], None
+        for job, result in early:
+            report(job, result)
         for result in results:
-            index = missing[result.job]
-            if index in values:
-                continue
-            if log is not None:
-                log_result(log, jobs[index], result)
-            if result.error is not None:
-                failed[index] = result
-                continue
-            write_json(paths[index], {"key": jobs[index].key, "value": result.value})
-            values[index] = read_json(paths[index])["value"]
-            failed.pop(index, None)
-            report(jobs[index], result)
+            keep(result)
         if failed:
             index, result = min(failed.items())
             raise JobError(

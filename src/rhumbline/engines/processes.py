@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, TypeVar, cast
 
-from rhumbline.engines.engine import MAX_LOSSES, EngineError, Job, JobResult, RunJob, Shared, Worker
+from rhumbline.engines.engine import MAX_LOSSES, Arrived, EngineError, Job, JobResult, RunJob, Shared, Worker
 from rhumbline.errors import RhumblineError
 
 log = logging.getLogger("rhumbline")
@@ -99,6 +99,7 @@ class Call:
     jobs: Sequence[Job]
     files: Shared
     when_idle: bool
+    arrived: Arrived | None
     attempts: Counter[int] = field(default_factory=Counter[int])
     results: deque[JobResult] = field(default_factory=deque[JobResult])
     """Those that were not read yet."""
@@ -126,13 +127,19 @@ class ProcessPool:
         while len(self.processes) < self.size:
             self.processes.append(WorkerProcess(self.worker, max(1, cores() // self.size)))
 
-    def map(self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False) -> Iterator[JobResult]:
+    def map(
+        self,
+        jobs: Sequence[Job],
+        shared: Shared | None = None,
+        when_idle: bool = False,
+        arrived: Arrived | None = None,
+    ) -> Iterator[JobResult]:
         """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result.
 
         The jobs start at once, behind those of earlier calls, and go on while results of another call are read. Those
         of a call `when_idle` are behind those of all other calls.
         """
-        call = Call(jobs, dict(shared or {}), when_idle)
+        call = Call(jobs, dict(shared or {}), when_idle, arrived)
         self.queue.extend(Task(call, job) for job in range(len(jobs)))
         self._send()
         return self._results(call)
@@ -184,7 +191,10 @@ class ProcessPool:
             if value is None:
                 raise EngineError(f"a worker cannot start: {error}", code)
             name = f"process {process.child.pid}"
-            task.call.results.append(JobResult(task.job, json.loads(value), error, name, seconds, attempts, code))
+            result = JobResult(task.job, json.loads(value), error, name, seconds, attempts, code)
+            task.call.results.append(result)
+            if task.call.arrived is not None and error is None:
+                task.call.arrived(result)
 
     def _stop(self, call: Call) -> None:
         """Stop the unfinished jobs of a call, with the workers that run them."""

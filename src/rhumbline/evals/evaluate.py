@@ -59,7 +59,9 @@ def evaluate(
     chat = _chat(run, model, evaluation)
     evaluated = {arm: (model, seed_arms.arm(arm), chat) for arm in arm_ids(run, arms, evaluation.seed)}
     if edited is not None:
-        evaluated[EDITED] = (edited, BASELINE, _chat(run, edited, evaluation))
+        # The tokenizer of an edited model can have another template.
+        known = evaluation if chat is None else replace(evaluation, template=chat.chat.options.template)
+        evaluated[EDITED] = (edited, BASELINE, _chat(run, edited, known))
     manager = task_manager(evaluation)
     from rhumbline.evals.lm_eval_harness import ResponseCache  # needs the extra that task_manager reports
 

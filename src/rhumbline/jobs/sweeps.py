@@ -329,8 +329,9 @@ def _run_cells(
             log_result(out / JOB_LOG, jobs[result.job], result)
             cell = todo[result.job]
             # Weights that were replaced meanwhile could be those of this run or not: the next command runs it again.
-            if result.error is None and (stored := weights[cell.source]) == _weights(cell.source):
-                write_json(_cell_file(out, cell), _finished(cell, stored))
+            before, after = weights[cell.source], _weights(cell.source)
+            if result.error is None and before in (None, after):  # None: the run has downloaded them
+                write_json(_cell_file(out, cell), _finished(cell, after))
             number = n_all - len(todo) + len(done)
             outcome = result.error or result.value
             progress(f"[{number}/{n_all}] {cell.name}: {outcome} ({result.seconds:.0f} s)")

@@ -117,13 +117,18 @@ def _check_entries(name: str, where: str) -> None:
             raise ModelError(f"{name}: {path.name} is {kind}. Restore the file, or remove the entry.")
 
 
-def file_of(where: str, name: str, revision: str | None) -> Path | None:
-    """One file of a checkpoint, on this machine; None where the checkpoint has none of this name."""
+def file_of(where: str, name: str, revision: str | None, *, offline: bool = False) -> Path | None:
+    """One file of a checkpoint, on this machine; None where the checkpoint has none of this name.
+
+    `offline`: the hub is not asked, and OSError is raised if its cache does not have the file.
+    """
     from transformers.utils.hub import cached_file
 
     if where.endswith(GGUF):
         return None
-    found = cached_file(where, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    found = cached_file(
+        where, name, revision=revision, local_files_only=offline, _raise_exceptions_for_missing_entries=False
+    )
     return None if found is None else Path(found)
 
 

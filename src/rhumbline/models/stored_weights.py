@@ -45,6 +45,6 @@ def _config(name: str, file: str, revision: str | None) -> Path | None:
     if name.startswith(ORGANISM) or Path(name).is_file():
         return None
     try:
-        return file_of(str(Path(name).expanduser()), file, revision)
+        return file_of(str(Path(name).expanduser()), file, revision, offline=True)
     except (OSError, ValueError):  # of transformers, for a name that is not in the cache, or not on the hub
         return None

@@ -251,8 +251,9 @@ def _check_same(folder: Path, found: JsonObject, wanted: JsonObject) -> None:
     differing = _differing(found, wanted)
     if differing == ["model.fingerprint"]:
         raise ProtocolError(
-            f"{folder} holds a run of other weights of this model (it differs in: model.fingerprint): they have been "
-            "replaced since. Give another --out, remove this directory, or restore the weights to resume."
+            f"{folder} holds a run of other weights under this name (it differs in: model.fingerprint): of another "
+            "revision or directory, or they were replaced since. Give another --out, remove this directory, or pass "
+            "the weights of that run to resume."
         )
     raise ProtocolError(
         f"{folder} holds a run of another protocol (it differs in: {', '.join(differing)}). Give another --out, or the "

@@ -133,7 +133,8 @@ class FinishedRun:
         if to_json(artefacts.read(SplitIds).ids) != splits.ids():
             raise InputError(
                 f"{self.path}: this contrast gives other splits than those of seed {artefacts.seed}. Pass the "
-                "unchanged file of the run."
+                "unchanged file of the run; if it is unchanged, another version of rhumbline has split it, and the "
+                "run must be repeated with this one."
             )
         model = self.model(inputs)
         return OpenedSeed(self, artefacts, model, self.chat(model, inputs.template, contrast.prompts), splits)

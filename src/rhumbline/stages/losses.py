@@ -33,27 +33,33 @@ from rhumbline.stages.seed_run import SeedRun
 from rhumbline.stages.stage_jobs import DOCUMENTS_PER_JOB, JobKind, SeedJobs, spans
 
 
-def write_losses(run: SeedRun, jobs: SeedJobs) -> None:
-    """The losses of every arm, one file for each text. Workers read the first texts while completions are generated."""
+def begin_losses(run: SeedRun, jobs: SeedJobs) -> Callable[[], None]:
+    """The losses of every arm, one file for each text; the returned function writes the files.
+
+    Workers read texts and responses whenever they have no other job; completions are generated first.
+    """
     texts: Sequence[Text] = get_args(Text) if run.protocol.side_effects.documents else ()
-    paths = {text: run.folder / f"losses-{text}.jsonl" for text in texts}
-    begun = {text: _begin(run, jobs, text) for text, path in paths.items() if not path.is_file()}
-    for text, results in begun.items():
-        with run.timings.stage(_stage(text), run.seed):
-            run.directory.write_rows_as([row for part in results() for row in part.rows], paths[text])
-    jobs.clear()
+    paths = {text: path for text in texts if not (path := run.folder / f"losses-{text}.jsonl").is_file()}
+    begun = {text: _begin(run, jobs, text, when_idle=True) for text in paths if text != "completions"}
+
+    def finish() -> None:
+        for text, path in paths.items():
+            with run.timings.stage(_stage(text), run.seed):
+                results = begun[text] if text in begun else _begin(run, jobs, text)
+                run.directory.write_rows_as([row for part in results() for row in part.rows], path)
+
+    return finish
 
 
 def _stage(text: Text) -> str:
     return f"losses on {text}"
 
 
-def _begin(run: SeedRun, jobs: SeedJobs, text: Text) -> Callable[[], list["Losses"]]:
+def _begin(run: SeedRun, jobs: SeedJobs, text: Text, *, when_idle: bool = False) -> Callable[[], list["Losses"]]:
     """Start the jobs of one text."""
-    with run.timings.stage(_stage(text), run.seed):
-        sources = _sources(run, text, run.runner(_stage(text)))
-        parts = [tuple(sources[i] for i in span.range) for span in spans(len(sources), DOCUMENTS_PER_JOB)]
-        return jobs.begin(LOSS_JOB, [LossRequest(text, part) for part in parts])
+    sources = _sources(run, text, run.runner(_stage(text)))
+    parts = [tuple(sources[i] for i in span.range) for span in spans(len(sources), DOCUMENTS_PER_JOB)]
+    return jobs.begin(LOSS_JOB, [LossRequest(text, part) for part in parts], when_idle=when_idle)
 
 
 # -- documents --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ procedure (refits.py). Training and validation prompts only.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,8 @@ class ShuffledRequest:
 
     draw: int
     sites: tuple[Site, ...]
-    vectors: tuple[tuple[float, ...], ...]
+    vectors: bytes
+    """Their differences in means, float32, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _shuffled_draws(run: SeedRun, jobs: SeedJobs, draws: range) -> list[Shuffled
     sites = scored_sites(run.selection.candidates)
     of_draw = {draw: at_sites(some, sites, run.positions) for draw, some in zip(draws, differences, strict=True)}
     requests = [
-        ShuffledRequest(draw, tuple(kept), tuple(tuple(v.tolist()) for v in kept.values()))
+        ShuffledRequest(draw, tuple(kept), b"".join(v.numpy().astype("<f4").tobytes() for v in kept.values()))
         for draw, kept in _shuffled_selection(run).screened(of_draw, run.protocol.nulls.screen).items()
     ]
     return [result.draw for result in jobs.request(SHUFFLED_JOB, requests) if result.draw is not None]
@@ -167,8 +169,8 @@ def _prepare(run: SeedRun) -> Callable[[ShuffledRequest], ShuffledResult]:
     shuffled = _shuffled_selection(run)
 
     def compute(request: ShuffledRequest) -> ShuffledResult:
-        vectors = map(torch.tensor, request.vectors)
-        refit = shuffled.refit(request.draw, dict(zip(request.sites, vectors, strict=True)))
+        vectors = np.frombuffer(request.vectors, "<f4").reshape(len(request.sites), run.model.d_model)
+        refit = shuffled.refit(request.draw, dict(zip(request.sites, torch.tensor(vectors), strict=True)))
         if refit is None:
             return ShuffledResult(None)
         return ShuffledResult(ShuffledDraw(refit.position, refit.layer, tuple(refit.vector.tolist()), refit.passed))

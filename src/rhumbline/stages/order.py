@@ -29,7 +29,7 @@ from rhumbline.records.shared import ByLabel, BySplit
 from rhumbline.stages.doses import DOSE_JOB, begin_doses
 from rhumbline.stages.extraction import extract_candidates
 from rhumbline.stages.level_texts import measure_levels
-from rhumbline.stages.losses import LOSS_JOB, write_losses
+from rhumbline.stages.losses import LOSS_JOB, begin_losses
 from rhumbline.stages.null_directions import SHUFFLED_JOB, draw_null_directions
 from rhumbline.stages.outcomes import OUTCOME_JOB, check_filter, write_outcomes
 from rhumbline.stages.refusal_tokens import find_tokens
@@ -65,7 +65,15 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
     jobs = SeedJobs(run, pool)
 
     def stage(name: str, kind: type, compute: Callable[[], Any]) -> None:
-        _stage(run, jobs, name, kind, compute)
+        """Write the record that a stage computes, unless its file exists."""
+        if run.directory.has(kind, run.seed):
+            run.directory.read_record(kind, run.seed)
+            return
+        with run.timings.stage(name, run.seed):
+            run.directory.write_record(compute(), run.seed)
+
+    def begin(kind: type, begin_stage: Callable[[SeedRun, SeedJobs], Callable[[], Any]]) -> Callable[[], Any]:
+        return _nothing if run.directory.has(kind, run.seed) else begin_stage(run, jobs)
 
     _write_splits(run)
     check_responses(run.protocol, run.splits)
@@ -76,46 +84,29 @@ def run_stages(run: SeedRun, pool: Pool | None = None) -> None:
     stage("selection", Selection, lambda: select(run, jobs))
     if run.direction is not None:
         stage("nulls", NullDirections, lambda: draw_null_directions(run, jobs))
-    begun = _begin_early(run, jobs) if run.direction is not None else []
+        # These read no outcomes: workers compute their jobs whenever they have no other.
+        doses, stability = begin(Doses, begin_doses), begin(Stability, begin_stability)
+        losses = begin_losses(run, jobs)
+    else:
+        doses = stability = losses = _nothing
     write_outcomes(run, jobs)
     check_filter(run)
     if run.protocol.is_continuous:
         stage("levels", LevelTexts, lambda: measure_levels(run))  # the wide nulls read them
     if run.direction is not None:
         stage("wide nulls", WideNulls, lambda: measure_wide_nulls(run, jobs))
-        for name, kind, finish in begun:
-            stage(name, kind, finish)
+        stage("dose", Doses, doses)
+        stage("stability", Stability, stability)
         if run.protocol.second.screen:
             stage(STAGE, SecondDirection, lambda: measure_second_direction(run, jobs))
     stage("separation", Separation, lambda: separate(run))
-    if run.direction is not None:
-        write_losses(run, jobs)
+    losses()
     write_conditions(run)
-
-
-def _begin_early(run: SeedRun, jobs: SeedJobs) -> list[tuple[str, type, Callable[[], Any]]]:
-    """Start the jobs of stages that read no outcomes: workers compute them whenever they have no other job.
-
-    Returns name, record and end of every such stage; the end is not called if the file of the stage exists.
-    """
-    early: list[tuple[str, type, Callable[[SeedRun, SeedJobs], Callable[[], Any]]]] = [
-        ("dose", Doses, begin_doses),
-        ("stability", Stability, begin_stability),
-    ]
-    return [
-        (name, kind, (lambda: None) if run.directory.has(kind, run.seed) else begin(run, jobs))
-        for name, kind, begin in early
-    ]
-
-
-def _stage(run: SeedRun, jobs: SeedJobs, name: str, kind: type, compute: Callable[[], Any]) -> None:
-    """Write the record that a stage computes, unless its file exists."""
-    if run.directory.has(kind, run.seed):
-        run.directory.read_record(kind, run.seed)
-        return
-    with run.timings.stage(name, run.seed):
-        run.directory.write_record(compute(), run.seed)
     jobs.clear()
+
+
+def _nothing() -> None:
+    """The end of a stage that is not run."""
 
 
 def _write_splits(run: SeedRun) -> None:

@@ -77,7 +77,6 @@ def write_outcomes(run: SeedRun, jobs: SeedJobs) -> None:
         found = [row for part in jobs.request(OUTCOME_JOB, requests) for row in part.rows]
         rows = [row for label, some in known.items() for row in (*some.values(), *found) if row.side == label]
     run.directory.write_rows_as(rows, path)
-    jobs.clear()
 
 
 def draws_by_prompt(n: int, draws: int, completed: int, seed: int) -> list[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Jobs of a stage: the expensive parts of a stage, cut into jobs that depend on artefacts only.
 
 The size of a job is a constant, so every engine runs the same forward passes. Jobs run in this process or on the
-workers of a pool (jobs/replicas.py). Their results are stored in `.jobs` until the artefact of the stage is written.
+workers of a pool (jobs/replicas.py). Their results are stored in `.jobs` until the seed is finished.
 Arguments and results are records; they are JSON values between processes. Independent of what a job computes.
 """
 
@@ -134,14 +134,14 @@ class SeedJobs:
         values = [to_json(a) for a in arguments]
         if pool is None:
             jobs = [Job(kind.name, value, depends) for value in values]
-            self._report_stored(jobs)
+            stored = self._stored(jobs)
             # The runner of this process reports the rows.
             here = LocalPool(lambda name, value, shared: self.compute(kind, value))
             finish = begin_jobs(here, jobs, run.folder / FOLDER)
         else:
             remote = [to_json(RemoteArguments(run.seed, run.tokens, value)) for value in values]
             jobs = [Job(kind.name, value, depends, name=f"{kind.name} {i}") for i, value in enumerate(remote)]
-            self._report_stored(jobs)
+            stored = self._stored(jobs)
             inputs["protocol.json"] = run.directory.path / "protocol.json"
             finish = begin_jobs(
                 pool,
@@ -152,19 +152,24 @@ class SeedJobs:
                 log=run.directory.path / JOB_LOG,
                 report=lambda job, result: self._report(result.value),
             )
-        return lambda: [convert(convert(result, JobOutput).value, kind.result) for result in finish()]
 
-    def _report_stored(self, jobs: Sequence[Job]) -> None:
-        """Report the rows of the jobs that an earlier command has computed."""
-        for path in dict.fromkeys(stored_result(self.run.folder / FOLDER, job) for job in jobs):
-            if path.is_file():
-                self._report(read_json(path)["value"])
+        def results() -> list[Result]:
+            for output in stored:
+                self._report(output)
+            return [convert(convert(result, JobOutput).value, kind.result) for result in finish()]
+
+        return results
+
+    def _stored(self, jobs: Sequence[Job]) -> list[Any]:
+        """The outputs of the jobs that an earlier command has computed, as JSON values."""
+        paths = dict.fromkeys(stored_result(self.run.folder / FOLDER, job) for job in jobs)
+        return [read_json(path)["value"] for path in paths if path.is_file()]
 
     def _report(self, output: Any) -> None:
-        """Report the rows of a job that another process has computed; its output is a JSON value."""
+        """Report the rows of a job that another process or command has computed; its output is a JSON value."""
         for stage, rows in convert(output, JobOutput).rows.items():
             self.run.timings.tick(stage, rows)
 
     def clear(self) -> None:
-        """Remove the stored results, once the artefact of the stage is written."""
+        """Remove the stored results, once all artefacts are written."""
         shutil.rmtree(self.run.folder / FOLDER, ignore_errors=True)
