@@ -68,7 +68,7 @@ def test_stored_results_are_not_computed_again(tmp_path):
 class Twice:
     """Two different results for the job."""
 
-    def map(self, jobs, shared=None, when_idle=False, arrived=None):
+    def map(self, jobs, shared=None):
         for value in ("first", "second"):
             yield JobResult(0, value)
 
@@ -79,7 +79,7 @@ def test_the_first_result_is_kept(tmp_path):
 
 
 class Nothing:
-    def map(self, jobs, shared=None, when_idle=False, arrived=None):
+    def map(self, jobs, shared=None):
         return iter(())
 
 

@@ -94,7 +94,7 @@ def test_jobs_that_were_not_awaited_are_stopped(pool_of, tmp_path):
 
 def test_jobs_of_one_call_run_while_results_of_another_are_read(pool_of, tmp_path):
     with pool_of(replicas=1) as pool:
-        long = pool.map([Job("slow", {"x": 20})])
+        long = pool.begin([Job("slow", {"x": 20})])
         assert sorted(result.value["square"] for result in pool.map(jobs("plain"))) == [x * x for x in range(6)]
         assert (tmp_path / "count" / "attempts-20").is_file()
         assert [result.value["square"] for result in long] == [400]
@@ -118,8 +118,8 @@ def test_results_that_are_not_awaited_yet_are_stored(pool_of, tmp_path):
 
 def test_jobs_for_idle_workers_are_behind_those_of_other_calls(pool_of, tmp_path):
     with pool_of(replicas=1) as pool:
-        first = pool.map([Job("slow", {"x": 20})])
-        idle = pool.map([Job("plain", {"x": 10})], when_idle=True)
+        first = pool.begin([Job("slow", {"x": 20})])
+        idle = pool.begin([Job("plain", {"x": 10})], when_idle=True)
         assert len(list(pool.map(jobs("plain")))) == 6
         assert not (tmp_path / "count" / "attempts-10").is_file()
         assert [result.value["square"] for some in (idle, first) for result in some] == [100, 400]
@@ -127,7 +127,7 @@ def test_jobs_for_idle_workers_are_behind_those_of_other_calls(pool_of, tmp_path
 
 def test_jobs_whose_results_are_never_read_are_stopped_with_the_pool(pool_of):
     with pool_of() as pool:
-        pool.map(jobs("slow"))
+        pool.begin(jobs("slow"))
         children = [process.child for process in pool.processes]
     assert {child.exitcode for child in children} == {-signal.SIGTERM}
 

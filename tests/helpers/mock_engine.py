@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from rhumbline.engines.engine import Arrived, Job, JobResult, LocalPool, RunJob, Shared, Worker
+from rhumbline.engines.engine import Job, JobResult, LocalPool, RunJob, Shared, Worker
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,7 @@ class MockPool:
     repeats: float
     """Share of jobs with two results."""
 
-    def map(
-        self, jobs: Sequence[Job], shared: Shared | None = None, when_idle: bool = False, arrived: Arrived | None = None
-    ) -> Iterator[JobResult]:
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
         """Every job at least once, in an order that the seed draws; arguments and values are converted to JSON."""
         rng = random.Random(self.seed)
         order = [i for i in range(len(jobs)) for _ in range(1 + (rng.random() < self.repeats))]

@@ -96,26 +96,26 @@ class Worker:
         return getattr(import_module(module), name)(self.options)
 
 
-Arrived = Callable[[JobResult], None]
-"""Receives a result before it is read."""
-
-
 @runtime_checkable
 class Pool(Protocol):
     """Running workers."""
 
-    def map(
-        self,
-        jobs: Sequence[Job],
-        shared: Shared | None = None,
-        when_idle: bool = False,
-        arrived: Arrived | None = None,
-    ) -> Iterator[JobResult]:
-        """Results in order of completion; a job can have several.
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
+        """Results in order of completion; a job can have several."""
+        ...
 
-        Several calls can be in progress. The jobs start when the first result is read, or earlier; those of a call
-        `when_idle` start earlier only on workers for which no other call has a job. `arrived` is called with results
-        without an error that arrive while nobody reads those of this call.
+
+@runtime_checkable
+class OverlappingPool(Pool, Protocol):
+    """Workers that compute the jobs of several calls at the same time."""
+
+    def begin(
+        self, jobs: Sequence[Job], shared: Shared | None, *, when_idle: bool, arrived: Callable[[JobResult], None]
+    ) -> Iterator[JobResult]:
+        """Start jobs; their results as those of `map`.
+
+        `when_idle`: only workers for which no other call has a job compute them. `arrived` is called with every result
+        without an error when it arrives, also while results of another call are read.
         """
         ...
 
@@ -148,13 +148,7 @@ class LocalPool:
 
     run: RunJob
 
-    def map(
-        self,
-        jobs: Sequence[Job],
-        shared: Shared | None = None,
-        when_idle: bool = False,
-        arrived: Arrived | None = None,
-    ) -> Iterator[JobResult]:
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
         """Results in the order of the jobs, each computed when it is read.
 
         A RhumblineError is the result of its job; any other error is raised.
@@ -211,7 +205,10 @@ def begin_jobs(
     log: Path | None = None,
     report: Callable[[Job, JobResult], None] = lambda job, result: None,
 ) -> Callable[[], list[Any]]:
-    """Start the jobs of `run_jobs`; the returned function waits for their values, and reports all of them."""
+    """Start the jobs of `run_jobs`; the returned function waits for their values, and reports all of them.
+
+    A pool whose calls do not overlap computes the jobs when the function is called.
+    """
     paths = [stored_result(folder, job) for job in jobs]
     values: dict[int, Any] = {i: read_json(path)["value"] for i, path in enumerate(paths) if path.is_file()}
     missing = [i for i in range(len(jobs)) if i not in values]
@@ -236,7 +233,11 @@ def begin_jobs(
         else:
             unreported.append((jobs[index], result))
 
-    results = pool.map([jobs[i] for i in missing], shared, when_idle, keep) if missing else iter(())
+    todo = [jobs[i] for i in missing]
+    if isinstance(pool, OverlappingPool) and todo:
+        results = pool.begin(todo, shared, when_idle=when_idle, arrived=keep)
+    else:
+        results = pool.map(todo, shared) if todo else iter(())
 
     def finish() -> list[Any]:
         nonlocal unreported

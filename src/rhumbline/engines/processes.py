@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, TypeVar, cast
 
-from rhumbline.engines.engine import MAX_LOSSES, Arrived, EngineError, Job, JobResult, RunJob, Shared, Worker
+from rhumbline.engines.engine import MAX_LOSSES, EngineError, Job, JobResult, RunJob, Shared, Worker
 from rhumbline.errors import RhumblineError
 
 log = logging.getLogger("rhumbline")
@@ -94,12 +94,12 @@ class WorkerProcess:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The jobs of one call of `map`."""
+    """The jobs of one call of `begin`."""
 
     jobs: Sequence[Job]
     files: Shared
     when_idle: bool
-    arrived: Arrived | None
+    arrived: Callable[[JobResult], None] | None
     attempts: Counter[int] = field(default_factory=Counter[int])
     results: deque[JobResult] = field(default_factory=deque[JobResult])
     """Those that were not read yet."""
@@ -114,7 +114,7 @@ class Task(NamedTuple):
 
 
 class ProcessPool:
-    """The workers, and the jobs of all calls of `map` that are in progress."""
+    """The workers, and the jobs of all calls that are in progress."""
 
     def __init__(self, worker: Worker, size: int) -> None:
         self.worker, self.size = worker, size
@@ -127,17 +127,21 @@ class ProcessPool:
         while len(self.processes) < self.size:
             self.processes.append(WorkerProcess(self.worker, max(1, cores() // self.size)))
 
-    def map(
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
+        """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result."""
+        return self.begin(jobs, shared)
+
+    def begin(
         self,
         jobs: Sequence[Job],
         shared: Shared | None = None,
+        *,
         when_idle: bool = False,
-        arrived: Arrived | None = None,
+        arrived: Callable[[JobResult], None] | None = None,
     ) -> Iterator[JobResult]:
-        """Results in order of completion. A job whose worker is lost is run again; an error of the job is a result.
+        """Start jobs behind those of earlier calls, or behind all others (`when_idle`); their results as of `map`.
 
-        The jobs start at once, behind those of earlier calls, and go on while results of another call are read. Those
-        of a call `when_idle` are behind those of all other calls.
+        `arrived` is called with every result without an error when it arrives.
         """
         call = Call(jobs, dict(shared or {}), when_idle, arrived)
         self.queue.extend(Task(call, job) for job in range(len(jobs)))

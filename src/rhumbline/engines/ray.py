@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rhumbline.engines.engine import MAX_LOSSES, Arrived, EngineError, Job, JobResult, RunJob, Shared, Worker
+from rhumbline.engines.engine import MAX_LOSSES, EngineError, Job, JobResult, RunJob, Shared, Worker
 from rhumbline.errors import InputError, RhumblineError
 
 log = logging.getLogger("rhumbline")
@@ -221,17 +221,8 @@ class RayPool:
         room = sum(min(pair) for pair in zip(cpu, gpu, strict=True))
         return room if self.replicas is None else min(room, self.replicas)
 
-    def map(
-        self,
-        jobs: Sequence[Job],
-        shared: Shared | None = None,
-        when_idle: bool = False,
-        arrived: Arrived | None = None,
-    ) -> Iterator[JobResult]:
-        """Results in order of completion. A job whose worker is lost is sent again; an error of the job is a result.
-
-        The jobs start when the first result is read, and results of one call at a time can be read.
-        """
+    def map(self, jobs: Sequence[Job], shared: Shared | None = None) -> Iterator[JobResult]:
+        """Results in order of completion. A job whose worker is lost is sent again; an error of the job is a result."""
         files, holders = dict(shared or {}), set[Any]()
         queue, running = deque(range(len(jobs))), {}
         attempts: Counter[int] = Counter()
